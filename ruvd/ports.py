@@ -1,0 +1,269 @@
+"""What the core needs from outside, and the contracts, written once.
+
+`Store` keeps sessions, `Engine` generates, `Clock` tells the time, an `Observer` is told what
+happened. Adapters live in `ruvd.stores` and `ruvd.engines`, and know nothing of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from ruvd.model import (
+    CompletionOptions,
+    Exchange,
+    FinishReason,
+    Message,
+    Receipt,
+    Session,
+    Timings,
+    Usage,
+)
+
+
+class Clock(Protocol):
+    """The time. Expiry is by the wall clock, so that it holds over a restart."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back, for durations."""
+
+
+# --- store ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One atomic change of one session: the row as it is afterwards, and what is added to it.
+
+    `appended` holds (exchange number, message) pairs in order; the first takes the position
+    that was `message_count` before. `create` says that the session is new. `now` decides what
+    has expired.
+    """
+
+    session: Session
+    appended: Sequence[tuple[int, Message]] = ()
+    receipt: Receipt | None = None
+    create: bool = False
+    max_sessions: int | None = None
+    protected: Collection[str] = ()
+    now: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCounts:
+    """What the store holds: all sessions, those not expired, and their messages."""
+
+    sessions: int
+    active: int
+    messages: int
+
+
+class Store(Protocol):
+    """Where sessions live.
+
+    Every method is atomic and safe to call from many tasks of one event loop. A write that has
+    returned is durable and seen by every later read; one that raised had no effect. Writes of
+    one session are serialised by the caller. Every method but `close` raises StoreUnavailable
+    when the store cannot be read or written now, and works again when the cause is gone.
+    A read never looks at expiry: that is the caller's rule. No call blocks the event loop.
+    """
+
+    async def open(self) -> None:
+        """Open or make the store. Raises StoreLocked if another process has it open."""
+
+    async def close(self) -> None:
+        """Finish the writes that were begun, then let go. Idempotent."""
+
+    async def get(self, session_id: str) -> Session | None:
+        """The session without its messages. O(log n) in sessions, O(1) in its messages."""
+
+    async def exchanges(self, session_id: str, first: int) -> Sequence[Exchange]:
+        """The messages from exchange `first` on, an exchange a tuple, in order.
+
+        Costs what it returns, however long the history before it. Empty for an unknown session.
+        """
+
+    async def commit(self, commit: Commit) -> Sequence[str]:
+        """Apply one change and return the ids of the sessions that it evicted.
+
+        With `create`, a session of that id that has expired at `commit.now` is replaced; one
+        that has not raises SessionExists. Then, while there are more than `max_sessions`, the
+        least recently used session that is neither this one nor `protected` goes (expired ones
+        first, as they are the oldest); if none can go, the store keeps more than
+        `max_sessions`. Without `create`, an unknown session raises SessionNotFound.
+        The receipt, if any, belongs to the session and goes with it.
+        """
+
+    async def fork(self, commit: Commit, parent_id: str) -> Sequence[str]:
+        """As `commit` with `create`, but the first `session.message_count` messages are those
+        of the parent, shared and not copied. Parent and child are independent afterwards.
+        Raises SessionNotFound for an unknown parent.
+        """
+
+    async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
+        """(messages, bytes of their content) in the first `exchange_count` exchanges. O(log n)."""
+
+    async def touch(self, session_id: str, now: float) -> None:
+        """Set `last_used_time`. Does nothing for an unknown session."""
+
+    async def end(self, session_id: str) -> bool:
+        """Delete the session; False if there was none. O(log n): messages may go later."""
+
+    async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
+        """Delete up to 1,000 sessions that have expired and are not protected; their ids."""
+
+    async def list(
+        self, *, after: int, limit: int, labels: Mapping[str, str], now: float
+    ) -> tuple[Sequence[Session], int]:
+        """Up to `limit` sessions not expired at `now`, in the order of creation, that have all
+        `labels`; with the cursor for the next page (0 on the last). `after` 0 is the start.
+        """
+
+    async def receipt(self, session_id: str, request_id: str) -> Receipt | None:
+        """What was committed in the session under this request id."""
+
+    async def completion(self, completion_id: str) -> tuple[str, Receipt] | None:
+        """The session id and the receipt of a committed completion."""
+
+    async def created_by(self, request_id: str) -> tuple[str, Receipt] | None:
+        """The session id and the receipt of the commit with `create` under this request id.
+
+        Only receipts without a `completion_id` count: those of CreateSession and ForkSession,
+        whose request ids are unique over all sessions.
+        """
+
+    async def counts(self, now: float) -> StoreCounts:
+        """How much there is."""
+
+
+class StoreLocked(Exception):
+    """Another process has the store open. A start-up failure, not a caller's error."""
+
+
+# --- engine --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One generation. `session_key` is stable per session, empty if stateless."""
+
+    messages: Sequence[Message]
+    options: CompletionOptions = CompletionOptions()
+    session_key: str = ""
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineText:
+    """More text. Never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDone:
+    """The last chunk: figures as the engine reported them; None is unknown.
+
+    `prefill_seconds` is what the `prompt_tokens - cached_tokens` evaluated tokens took.
+    """
+
+    finish_reason: FinishReason
+    usage: Usage | None = None
+    prefill_seconds: float | None = None
+
+
+EngineChunk: TypeAlias = EngineText | EngineDone
+
+
+class Engine(Protocol):
+    """What generates."""
+
+    @property
+    def model(self) -> str:
+        """The name of the default model."""
+
+    @property
+    def slots(self) -> int | None:
+        """How many completions it runs side by side; None if it sets no bound."""
+
+    @property
+    def window_tokens(self) -> int | None:
+        """The default of a context window's `max_tokens`: what one completion's context holds
+        less room for the answer; None if unknown."""
+
+    async def start(self) -> None:
+        """Begin to come up, and return at once. The observer is told when it is up."""
+
+    async def ready(self) -> None:
+        """Return when the engine is up. Raises EngineUnavailable when it is not within its
+        start time-out, or has given up. Cancelling the wait is safe."""
+
+    def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        """Generate: any number of EngineText, then one EngineDone.
+
+        Closing the generator or cancelling its task stops the generation in the engine, in
+        every phase. Raises EngineUnavailable, EngineRejected, EngineRateLimited, EngineTimeout,
+        or ContextTooLong, the last only before the first text.
+        """
+
+    async def close(self) -> None:
+        """Stop, and leave no process behind. Idempotent."""
+
+
+# --- observer ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStateChanged:
+    """The engine came up or went down."""
+
+    up: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStateChanged:
+    """The store could, or could not, be read and written."""
+
+    up: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionEnded:
+    """A completion ended: `reason` is a finish reason's name or, if it `failed`, the error's."""
+
+    completion_id: str
+    session_id: str
+    model: str
+    reason: str
+    failed: bool
+    usage: Usage
+    timings: Timings
+    context_messages: int
+    context_trimmed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SessionCreated:
+    """A session was committed for the first time."""
+
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionGone:
+    """A session is no longer: reason is `idle`, `capacity` or `client`."""
+
+    session_id: str
+    reason: str
+
+
+Event: TypeAlias = (
+    EngineStateChanged | StoreStateChanged | CompletionEnded | SessionCreated | SessionGone
+)
+Observer: TypeAlias = Callable[[Event], None]
