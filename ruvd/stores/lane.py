@@ -1,0 +1,224 @@
+"""A thread with a database connection of its own, and a queue of operations for it.
+
+It takes everything that is queued, up to a bound, runs it in one transaction and answers all
+callers after one commit: under load, many writes cost one. An operation that is refused is undone
+alone; a fault of the database undoes the batch and drops the connection, and the next operation
+connects anew, which is how a store recovers. What there is to do beside is done when idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ruvd.errors import RuvdError, StoreUnavailable
+from ruvd.ports import StoreLocked
+from ruvd.stores.database import DatabaseFile
+
+_T = TypeVar("_T")
+
+# Bounds how long the first caller of a batch waits for the last.
+_BATCH = 128
+
+# What an operation may raise that says nothing about the database: it is its caller's alone.
+_REFUSALS = (
+    RuvdError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    MemoryError,
+    RuntimeError,
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+)
+_FAULTS = (StoreLocked, StoreUnavailable, sqlite3.Error, OSError)
+
+
+@dataclass(slots=True)
+class _Job:
+    operation: Callable[[sqlite3.Connection], Any]
+    future: asyncio.Future[Any]
+    result: Any = None
+    error: Exception | None = None
+
+
+class Lane:
+    """Runs operations one after the other on a thread. Its methods are for the event loop.
+
+    `report` is called on the loop after every batch, with the fault that undid it or None.
+    `idle` does a bounded piece of work and returns whether there is more; `at_end` is called
+    on the thread when it is done.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        file: DatabaseFile,
+        connect: Callable[[], sqlite3.Connection],
+        report: Callable[[str | None], None],
+        *,
+        begin: str,
+        idle: Callable[[sqlite3.Connection], bool] = lambda _: False,
+        at_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._file = file
+        self._connect = connect
+        self._report = report
+        self._begin = begin
+        self._idle = idle
+        self._at_end = at_end
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closing = False
+        self._closed = asyncio.Event()
+        # The rest belongs to the thread.
+        self._db: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
+        self._jobs: list[_Job] = []
+        self._last = False
+        # A daemon thread: a loop that died without closing must not keep the process.
+        self._thread = threading.Thread(target=self._main, name=f"ruvd-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    async def run(self, operation: Callable[[sqlite3.Connection], _T]) -> _T:
+        """The operation's result, once its transaction is committed.
+
+        Raises what the operation raised, StoreUnavailable for a fault, and StoreLocked. A
+        cancelled caller's operation is skipped or done, never half done.
+        """
+        if self._closing:
+            raise StoreUnavailable("the store is closed")
+        future: asyncio.Future[_T] = self._loop.create_future()
+        self._queue.put(_Job(operation, future))
+        return await future
+
+    async def close(self) -> None:
+        """Finish what is queued, disconnect and end the thread. Idempotent."""
+        if not self._closing:
+            self._closing = True
+            self._queue.put(None)
+        await self._closed.wait()
+
+    def _main(self) -> None:
+        busy = False
+        try:
+            while not self._last:
+                self._take(wait=not busy)
+                if self._jobs:
+                    busy = self._run_batch()
+                elif not self._last:
+                    busy = self._run_idle()
+        finally:
+            self._disconnect()
+            self._at_end()
+            self._post(self._finish, self._jobs, not self._last)
+
+    def _take(self, *, wait: bool) -> None:
+        self._jobs = []
+        try:
+            job = self._queue.get(block=wait)
+            while job is not None:
+                self._jobs.append(job)
+                if len(self._jobs) == _BATCH:
+                    return
+                job = self._queue.get_nowait()
+            self._last = True
+        except queue.Empty:
+            return
+
+    def _run_batch(self) -> bool:
+        fault: Exception | None = None
+        try:
+            db = self._connected()
+            db.execute(self._begin)
+            for job in self._jobs:
+                if not job.future.cancelled():
+                    _run(db, job)
+            db.execute("COMMIT")
+        except _FAULTS as error:
+            fault = self._drop(error)
+            for job in self._jobs:
+                job.error = type(fault)(str(fault))
+                job.error.__cause__ = error
+        jobs, self._jobs = self._jobs, []
+        self._post(self._answer, jobs, str(fault) if fault else None)
+        return fault is None
+
+    def _run_idle(self) -> bool:
+        try:
+            return self._db is not None and self._idle(self._db)
+        except _FAULTS as error:
+            self._post(self._answer, [], str(self._drop(error)))
+            return False
+
+    def _connected(self) -> sqlite3.Connection:
+        # SQLite goes on with a file that was moved away or replaced, and loses what it writes.
+        if self._db is not None and self._file.identity() != self._identity:
+            self._disconnect()
+        if self._db is None:
+            self._db = self._connect()
+            self._identity = self._file.identity()
+        return self._db
+
+    def _drop(self, error: Exception) -> Exception:
+        self._disconnect()
+        if isinstance(error, (sqlite3.Error, OSError)):
+            return StoreUnavailable(self._file.explain(error))
+        return error
+
+    def _disconnect(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def _post(self, callback: Callable[..., None], *args: Any) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback, *args)
+
+    def _answer(self, jobs: list[_Job], fault: str | None) -> None:
+        self._report(fault)
+        for job in jobs:
+            if job.future.done():
+                continue
+            if job.error is not None:
+                job.future.set_exception(job.error)
+            else:
+                job.future.set_result(job.result)
+
+    def _finish(self, jobs: list[_Job], failed: bool) -> None:  # noqa: FBT001 - called by the loop
+        detail = "the store is closed"
+        if failed:
+            # Only a bug ends the thread; its traceback is in the log.
+            detail = "the store's thread has failed: restart ruvd"
+            self._report(detail)
+        self._closing = True
+        while not self._queue.empty():
+            job = self._queue.get_nowait()
+            if job is not None:
+                jobs.append(job)
+        for job in jobs:
+            if not job.future.done():
+                job.future.set_exception(StoreUnavailable(detail))
+        self._closed.set()
+
+
+def _run(db: sqlite3.Connection, job: _Job) -> None:
+    db.execute("SAVEPOINT job")
+    try:
+        job.result = job.operation(db)
+    except _REFUSALS as refusal:
+        job.error = refusal
+        db.execute("ROLLBACK TO job")
+    db.execute("RELEASE job")

@@ -1,0 +1,33 @@
+"""Every store under the same tests: `store` is each of them in turn, open and empty."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from ruvd.ports import Event, Store
+from ruvd.stores.memory import MemoryStore
+from ruvd.stores.sqlite import SqliteStore
+
+
+def _ignore(event: Event) -> None:
+    """Observe nothing."""
+
+
+def _memory(path: Path) -> Store:
+    return MemoryStore()
+
+
+def _sqlite(path: Path) -> Store:
+    return SqliteStore(path, observer=_ignore)
+
+
+@pytest.fixture(params=[_memory, _sqlite], ids=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    make: Callable[[Path], Store] = request.param
+    made = make(tmp_path / "ruvd.db")
+    await made.open()
+    yield made
+    await made.close()

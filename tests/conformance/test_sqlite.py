@@ -1,0 +1,494 @@
+"""What only the SQLite store promises: its file, its lock, its faults and its cost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from conversations import completed, create, fork, ids, session, talk, texts, turn
+
+from ruvd.errors import StoreUnavailable
+from ruvd.model import Message, Role
+from ruvd.ports import Commit, Event, StoreCounts, StoreLocked, StoreStateChanged
+from ruvd.stores.schema import MIGRATIONS
+from ruvd.stores.sqlite import SqliteStore
+
+_T = TypeVar("_T")
+
+_KILOBYTE = "k" * 1024
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "ruvd" / "ruvd.db"
+
+
+@asynccontextmanager
+async def opened(path: Path, seen: list[Event] | None = None) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(path, observer=ignore if seen is None else seen.append)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def on_writer(store: SqliteStore, work: Callable[[sqlite3.Connection], _T]) -> _T:
+    """Run `work` on the writer's connection."""
+    assert store._writer is not None
+    return await store._writer.run(work)
+
+
+async def until(
+    condition: Callable[[], Awaitable[bool]], *, deadline_seconds: float = 30.0
+) -> None:
+    end = time.monotonic() + deadline_seconds
+    while not await condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        await asyncio.sleep(0.005)
+
+
+def ignore(event: Event) -> None:
+    """Observe nothing."""
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def take_away(path: Path, away: Path) -> None:
+    path.rename(away)
+    path.mkdir()
+
+
+def put_back(path: Path, away: Path) -> None:
+    path.rmdir()
+    away.rename(path)
+
+
+def file_bytes(path: Path) -> int:
+    return path.stat().st_size
+
+
+def disk_bytes(path: Path) -> int:
+    return sum(each.stat().st_size for each in path.parent.iterdir())
+
+
+def states(seen: list[Event]) -> list[bool]:
+    return [event.up for event in seen if isinstance(event, StoreStateChanged)]
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+async def test_everything_survives_a_close(path: Path) -> None:
+    async with opened(path) as store:
+        made = await create(store, "a", "0", "1", idle=50, labels={"x": "1"})
+        await create(store, "b", now=1)
+        await create(store, "c", now=2)
+        await store.touch("a", 3)
+        commit = completed(turn(await fork(store, made, "f", 1, now=9), "own"), "r", "c-1")
+        await store.commit(commit)
+    async with opened(path) as store:
+        assert await texts(store, "f") == ["0", "own"]
+        assert await store.completion("c-1") == ("f", commit.receipt)
+        assert [s.id for s in (await store.list(after=0, limit=9, labels={"x": "1"}, now=0))[0]]
+        newcomer = Commit(session("d", now=4), create=True, max_sessions=4, now=4)
+        assert list(await store.commit(newcomer)) == ["b"]
+        assert list(await store.expire(53, ())) == ["a"]
+        assert await ids(store) == ["c", "f", "d"]
+
+
+async def test_only_the_owner_can_read_the_files(path: Path) -> None:
+    def modes() -> dict[str, str]:
+        return {each.name: oct(each.stat().st_mode & 0o777) for each in path.parent.iterdir()}
+
+    before = os.umask(0)
+    try:
+        async with opened(path) as store:
+            await create(store)
+            assert await asyncio.to_thread(modes) == {
+                "ruvd.db": "0o600",
+                "ruvd.db-wal": "0o600",
+                "ruvd.db-shm": "0o600",
+                "ruvd.db.lock": "0o600",
+            }
+    finally:
+        os.umask(before)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert path.parent.parent.stat().st_mode & 0o777 == 0o700
+
+
+async def test_closing_finishes_what_was_begun_and_may_be_repeated(path: Path) -> None:
+    store = SqliteStore(path, observer=ignore)
+    await store.open()
+    writes = [asyncio.ensure_future(create(store, f"s{number}")) for number in range(10)]
+    await asyncio.sleep(0)
+    await store.close()
+    await asyncio.gather(*writes)
+    await store.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.get("s0")
+    async with opened(path) as store:
+        assert len(await ids(store)) == 10
+
+
+async def test_a_store_that_is_not_open_is_unavailable(path: Path) -> None:
+    store = SqliteStore(path, observer=ignore)
+    with pytest.raises(StoreUnavailable, match="not open"):
+        await store.get("s")
+    await store.close()
+
+
+async def test_a_database_of_a_newer_ruvd_is_refused_and_left_alone(path: Path) -> None:
+    async with opened(path) as store:
+        await create(store)
+        await on_writer(store, lambda db: db.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}"))
+    before = content(path)
+    with pytest.raises(StoreUnavailable, match=r"ruvd\.db was written by a newer ruvd"):
+        async with opened(path):
+            pass
+    assert content(path) == before
+
+
+async def test_a_database_of_another_program_is_refused(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    foreign = sqlite3.connect(path)
+    foreign.execute("CREATE TABLE theirs (x)")
+    foreign.close()
+    before = content(path)
+    with pytest.raises(StoreUnavailable, match="another program"):
+        async with opened(path):
+            pass
+    assert content(path) == before
+
+
+# --- the lock -----------------------------------------------------------------------------------
+
+_HOLDER = """
+import asyncio, sys
+from pathlib import Path
+from dataclasses import replace
+from ruvd.model import Message, Role, Session
+from ruvd.ports import Commit
+from ruvd.stores.sqlite import SqliteStore
+
+async def main():
+    store = SqliteStore(Path(sys.argv[1]), observer=lambda event: None)
+    await store.open()
+    print("open", flush=True)
+
+    async def talk(name):
+        session = Session(name, 0.0, 0.0, 1e9)
+        await store.commit(Commit(session, create=True))
+        for number in range(int(sys.argv[2])):
+            session = replace(session, message_count=number + 1, exchange_count=number + 1)
+            message = Message(Role.USER, str(number))
+            await store.commit(Commit(session, [(number, message)]))
+            print(name, number, flush=True)
+
+    await asyncio.gather(*(talk(f"s{number}") for number in range(4)))
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def hold(path: Path, turns: int) -> subprocess.Popen[str]:
+    """A process that has the store open, and says so."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, str(path), str(turns)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "open\n"
+    return holder
+
+
+def kill(holder: subprocess.Popen[str]) -> str:
+    """SIGKILL; what it had still said."""
+    holder.send_signal(signal.SIGKILL)
+    said, _ = holder.communicate()
+    return said
+
+
+async def test_a_second_store_in_the_same_process_is_refused(path: Path) -> None:
+    async with opened(path) as store:
+        with pytest.raises(StoreLocked, match=rf"process {os.getpid()}, by .*ruvd\.db\.lock"):
+            async with opened(path):
+                pass
+        await create(store)
+    async with opened(path) as store:
+        assert await ids(store) == ["s"]
+
+
+async def test_the_lock_holds_between_processes_and_goes_with_its_holder(path: Path) -> None:
+    holder = await asyncio.to_thread(hold, path, 0)
+    try:
+        with pytest.raises(StoreLocked, match=f"process {holder.pid}"):
+            async with opened(path):
+                pass
+    finally:
+        await asyncio.to_thread(kill, holder)
+    async with opened(path) as store:
+        assert len(await ids(store)) <= 4
+
+
+async def test_kill_9_loses_no_commit_that_had_returned(path: Path) -> None:
+    holder = await asyncio.to_thread(hold, path, 1_000_000)
+
+    def listen_then_kill() -> list[str]:
+        assert holder.stdout is not None
+        heard = [holder.stdout.readline() for _ in range(400)]
+        # Its last line may have been cut, but is then a commit that had returned all the same.
+        return heard + kill(holder).splitlines()[:-1]
+
+    returned = [line.split() for line in await asyncio.to_thread(listen_then_kill)]
+    async with opened(path) as store:
+        for name in ("s0", "s1", "s2", "s3"):
+            told = [number for said, number in returned if said == name]
+            assert told
+            kept = await texts(store, name)
+            assert kept[: len(told)] == told
+            found = await store.get(name)
+            assert found is not None
+            assert found.message_count == len(kept)
+
+
+# --- faults -------------------------------------------------------------------------------------
+
+
+async def test_a_full_disk_fails_the_batch_and_is_recovered_from(path: Path) -> None:
+    seen: list[Event] = []
+    async with opened(path, seen) as store:
+        made = await create(store, "s", "kept")
+
+        def fill(db: sqlite3.Connection) -> None:
+            (pages,) = db.execute("PRAGMA page_count").fetchone()
+            db.execute(f"PRAGMA max_page_count = {pages}").fetchone()
+
+        await on_writer(store, fill)
+        outcomes = await asyncio.gather(
+            create(store, "other"),
+            store.commit(turn(made, _KILOBYTE * 100)),
+            return_exceptions=True,
+        )
+        assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 2
+        assert "disk is full: free some space" in str(outcomes[1])
+        assert states(seen) == [True, False]
+        assert await texts(store, "s") == ["kept"]
+        assert await store.get("other") is None
+        await talk(store, made, "more")
+        assert await texts(store, "s") == ["kept", "more"]
+        assert states(seen) == [True, False, True]
+
+
+async def test_a_file_that_is_taken_away_is_missed_and_found_again(path: Path) -> None:
+    seen: list[Event] = []
+    async with opened(path, seen) as store:
+        made = await create(store, "s", "kept")
+        away = path.with_name("away.db")
+        take_away(path, away)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="check that it is a file"):
+                await store.commit(turn(made, "lost"))
+            with pytest.raises(StoreUnavailable, match="check that it is a file"):
+                await store.get("s")
+        assert states(seen) == [True, False]
+        put_back(path, away)
+        assert await texts(store, "s") == ["kept"]
+        await talk(store, made, "more")
+        assert states(seen) == [True, False, True]
+
+
+async def test_a_damaged_file_is_never_touched_and_may_be_restored(path: Path) -> None:
+    async with opened(path) as store:
+        await create(store, "s", "kept")
+    good = content(path)
+    damaged = b"not a database at all" * 500
+    overwrite(path, damaged)
+    seen: list[Event] = []
+    store = SqliteStore(path, observer=seen.append)
+    try:
+        with pytest.raises(StoreUnavailable, match="restore it from a backup"):
+            await store.open()
+        with pytest.raises(StoreUnavailable, match="restore it from a backup"):
+            await store.get("s")
+        with pytest.raises(StoreUnavailable, match="restore it from a backup"):
+            await create(store, "t")
+        assert content(path) == damaged
+        assert states(seen) == [False]
+        overwrite(path, good)
+        assert await texts(store, "s") == ["kept"]
+        assert states(seen) == [False, True]
+    finally:
+        await store.close()
+
+
+async def test_damage_inside_the_file_is_told_and_not_repaired(path: Path) -> None:
+    async with opened(path) as store:
+        await create(store, "s", *(_KILOBYTE for _ in range(100)))
+    good = content(path)
+    # The header and the schema are whole; every later page is noise.
+    overwrite(path, good[:4096] + b"\xff" * (len(good) - 4096))
+    store = SqliteStore(path, observer=ignore)
+    try:
+        with pytest.raises(StoreUnavailable, match="damaged"):
+            await store.open()
+        overwrite(path, good)
+        assert len(await texts(store, "s")) == 100
+    finally:
+        await store.close()
+
+
+async def test_a_foreign_lock_makes_the_store_unavailable_until_it_goes(path: Path) -> None:
+    seen: list[Event] = []
+    async with opened(path, seen) as store:
+        made = await create(store, "s", "kept")
+        foreign = sqlite3.connect(path, isolation_level=None)
+        foreign.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable, match="another program holds a lock"):
+            await store.commit(turn(made, "lost"))
+        foreign.close()
+        await talk(store, made, "more")
+        assert await texts(store, "s") == ["kept", "more"]
+        assert states(seen) == [True, False, True]
+
+
+async def test_a_directory_that_cannot_be_made_is_retried(tmp_path: Path) -> None:
+    blocker = tmp_path / "state"
+    blocker.write_text("")
+    store = SqliteStore(blocker / "ruvd.db", observer=ignore)
+    try:
+        with pytest.raises(StoreUnavailable, match="ruvd needs to write there"):
+            await store.open()
+        blocker.unlink()
+        await create(store)
+        assert await ids(store) == ["s"]
+    finally:
+        await store.close()
+
+
+async def test_a_callers_mistake_is_its_own(path: Path) -> None:
+    seen: list[Event] = []
+    async with opened(path, seen) as store:
+        await create(store, "s", "0")
+        wrong = replace(session("wrong"), message_count=99)
+        outcomes = await asyncio.gather(
+            store.fork(Commit(wrong, create=True), "s"),
+            store.touch("s", object()),  # type: ignore[arg-type]
+            create(store, "right"),
+            return_exceptions=True,
+        )
+        assert isinstance(outcomes[0], ValueError)
+        assert isinstance(outcomes[1], sqlite3.Error)
+        assert await ids(store) == ["s", "right"]
+        assert states(seen) == [True]
+
+
+# --- cost ---------------------------------------------------------------------------------------
+
+
+async def test_concurrent_writes_share_transactions(path: Path) -> None:
+    async with opened(path) as store:
+        statements: list[str] = []
+        await on_writer(store, lambda db: db.set_trace_callback(statements.append))
+        await asyncio.gather(*(create(store, f"s{number}") for number in range(256)))
+        assert statements.count("COMMIT") < 30
+        assert len(await ids(store)) == 256
+
+
+async def test_a_thousand_forks_of_a_megabyte_write_little(path: Path) -> None:
+    async with opened(path) as store:
+        parent = await create(store, "p", *(_KILOBYTE for _ in range(512)))
+        before = await asyncio.to_thread(disk_bytes, path)
+        assert before > 1024 * 1024
+        await asyncio.gather(*(fork(store, parent, f"f{n}", 512 - n % 2) for n in range(1_000)))
+        assert len(await store.exchanges("f999", 0)) == 511
+    assert file_bytes(path) < before + 1024 * 1024
+
+
+async def test_a_window_costs_the_same_however_long_the_history(path: Path) -> None:
+    async with opened(path) as store:
+        steps = {}
+        for name, turns in (("short", 20), ("long", 2_000)):
+            made = session(name)
+            said = [(number, Message(Role.USER, "x")) for number in range(turns)]
+            made = replace(made, message_count=turns, exchange_count=turns)
+            await store.commit(Commit(made, said, create=True))
+            await fork(store, made, f"{name}-fork", turns)
+            assert store._reader is not None
+            counted: list[int] = []
+
+            def count(db: sqlite3.Connection, counted: list[int] = counted) -> None:
+                def step() -> None:
+                    counted.append(1)
+
+                db.set_progress_handler(step, 1)
+
+            await store._reader.run(count)
+            assert len(await store.exchanges(f"{name}-fork", turns - 3)) == 3
+            assert await store.size_at(f"{name}-fork", turns - 3) == (turns - 3, turns - 3)
+            steps[name] = len(counted)
+        assert steps["long"] < steps["short"] * 1.2
+
+
+async def test_the_file_shrinks_when_sessions_end(path: Path) -> None:
+    async with opened(path) as store:
+        parent = await create(store, "p", *(_KILOBYTE for _ in range(1_000)))
+        await asyncio.gather(
+            *(create(store, f"s{n}", *(_KILOBYTE for _ in range(100))) for n in range(40))
+        )
+        await fork(store, parent, "f", 10)
+        full = await asyncio.to_thread(disk_bytes, path)
+        assert full > 8 * 1024 * 1024
+        for n in range(40):
+            await store.end(f"s{n}")
+        await store.end("p")
+
+        async def shrunk() -> bool:
+            return await asyncio.to_thread(file_bytes, path) < 2 * 1024 * 1024
+
+        await until(shrunk)
+        assert await texts(store, "f") == [_KILOBYTE] * 10
+        await store.end("f")
+
+        async def empty() -> bool:
+            (left,) = await on_writer(
+                store,
+                lambda db: db.execute(
+                    "SELECT (SELECT COUNT(*) FROM messages) + (SELECT COUNT(*) FROM receipts)"
+                    " + (SELECT COUNT(*) FROM forks) + (SELECT COUNT(*) FROM garbage)"
+                ).fetchone(),
+            )
+            return bool(left == 0)
+
+        await until(empty)
+        assert await store.counts(0) == StoreCounts(0, 0, 0)
+    # The log is gone with the last connection.
+    assert file_bytes(path) == disk_bytes(path) - file_bytes(path.with_name("ruvd.db.lock"))
+    assert file_bytes(path) < 2 * 1024 * 1024
+
+
+async def test_the_log_stays_bounded_under_load(path: Path) -> None:
+    async with opened(path) as store:
+        made = await create(store)
+        for _ in range(20):
+            made = await talk(store, made, _KILOBYTE * 512)
+            await store.exchanges("s", made.exchange_count - 1)
+        wal = path.with_name("ruvd.db-wal")
+        assert await asyncio.to_thread(lambda: wal.stat().st_size) < 12 * 1024 * 1024

@@ -1,0 +1,455 @@
+"""What every store promises, whatever it is made of."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from conversations import (
+    completed,
+    create,
+    finished,
+    fork,
+    full_session,
+    ids,
+    session,
+    talk,
+    texts,
+    turn,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ruvd.errors import RuvdError, SessionExists, SessionNotFound
+from ruvd.model import Message, Receipt, Role
+from ruvd.ports import Commit, Store, StoreCounts
+from ruvd.stores.memory import MemoryStore
+from ruvd.stores.sqlite import SqliteStore
+
+
+async def test_every_field_of_a_session_comes_back(store: Store) -> None:
+    made = full_session()
+    await store.commit(Commit(made, create=True))
+    assert await store.get("full") == made
+    assert await store.get("other") is None
+
+
+async def test_a_commit_replaces_the_whole_row(store: Store) -> None:
+    await create(store, "full", labels={"tenant": "b", "old": "x"})
+    await store.commit(Commit(full_session()))
+    assert await store.get("full") == full_session()
+    by_label, _ = await store.list(after=0, limit=9, labels={"old": "x"}, now=0)
+    assert not by_label
+    by_label, _ = await store.list(after=0, limit=9, labels={"tenant": "a"}, now=0)
+    assert list(by_label) == [full_session()]
+
+
+async def test_messages_come_back_in_order_grouped_by_exchange(store: Store) -> None:
+    made = await create(store, "s", "one", "two")
+    exchanges = await store.exchanges("s", 0)
+    assert list(exchanges) == [
+        (Message(Role.USER, "one"), Message(Role.ASSISTANT, "re: one")),
+        (Message(Role.USER, "two"), Message(Role.ASSISTANT, "re: two")),
+    ]
+    # A message may join the last exchange in a later commit.
+    more = Message(Role.TOOL, "\N{SNOWMAN}")
+    await store.commit(Commit(replace(made, message_count=5), [(1, more)]))
+    assert list(await store.exchanges("s", 1)) == [(*exchanges[1], more)]
+    assert not await store.exchanges("s", 2)
+    assert not await store.exchanges("unknown", 0)
+
+
+async def test_a_commit_to_an_unknown_session_is_refused(store: Store) -> None:
+    with pytest.raises(SessionNotFound):
+        await store.commit(turn(session("s"), "lost"))
+    assert await store.get("s") is None
+
+
+async def test_a_live_session_is_not_created_again(store: Store) -> None:
+    made = await create(store, "s", "kept", idle=100)
+    with pytest.raises(SessionExists):
+        await create(store, "s", now=99.9)
+    assert await store.get("s") == made
+    assert await texts(store, "s") == ["kept"]
+
+
+async def test_a_session_that_has_expired_is_replaced_with_nothing_left_of_it(
+    store: Store,
+) -> None:
+    made = await create(store, "s", idle=100, labels={"a": "1"})
+    await store.commit(completed(turn(made, "old"), "r", "c"))
+    await create(store, "s", "new", now=100)
+    assert await texts(store, "s") == ["new"]
+    assert await store.receipt("s", "r") is None
+    assert await store.completion("c") is None
+    assert not (await store.list(after=0, limit=9, labels={"a": "1"}, now=0))[0]
+
+
+async def test_at_capacity_the_least_recently_used_goes_with_the_newcomers_commit(
+    store: Store,
+) -> None:
+    for number in range(3):
+        await create(store, f"s{number}", now=number)
+    await store.touch("s0", 5)
+    newcomer = Commit(session("s3", now=3), create=True, max_sessions=3, now=3)
+    assert list(await store.commit(newcomer)) == ["s1"]
+    assert await ids(store) == ["s0", "s2", "s3"]
+
+
+async def test_expired_sessions_are_evicted_before_older_ones(store: Store) -> None:
+    await create(store, "old", now=0, idle=1_000)
+    await create(store, "expired", now=5, idle=1)
+    newcomer = Commit(session("new", now=10), create=True, max_sessions=2, now=10)
+    assert list(await store.commit(newcomer)) == ["expired"]
+    newcomer = Commit(session("newer", now=10), create=True, max_sessions=1, now=10)
+    assert list(await store.commit(newcomer)) == ["old", "new"]
+
+
+async def test_neither_the_protected_nor_the_newcomer_is_evicted(store: Store) -> None:
+    await create(store, "a", now=5)
+    await create(store, "b", now=6)
+    newcomer = Commit(
+        session("c", now=1), create=True, max_sessions=1, protected={"a", "b"}, now=200
+    )
+    assert not await store.commit(newcomer)
+    assert await ids(store, now=0) == ["a", "b", "c"]
+    newcomer = Commit(session("d", now=0), create=True, max_sessions=3, protected={"a"}, now=9)
+    assert list(await store.commit(newcomer)) == ["c"]
+
+
+async def test_a_refused_newcomer_evicts_nothing(store: Store) -> None:
+    await create(store, "a")
+    await create(store, "b")
+    with pytest.raises(SessionExists):
+        await create(store, "a", max_sessions=1)
+    assert await ids(store) == ["a", "b"]
+
+
+async def test_touching_an_unknown_session_does_nothing(store: Store) -> None:
+    await store.touch("s", 1)
+    assert await store.get("s") is None
+
+
+async def test_a_session_expires_at_its_expire_time_and_not_before(store: Store) -> None:
+    await create(store, "short", idle=10)
+    await create(store, "long", idle=20)
+    await create(store, "used", idle=30)
+    assert not await store.expire(9.999, ())
+    assert not await store.expire(10, {"short"})
+    assert list(await store.expire(10, ())) == ["short"]
+    assert await store.get("short") is None
+    await store.touch("long", 15)
+    assert list(await store.expire(34, ())) == ["used"]
+    touched = await store.get("long")
+    assert touched is not None
+    assert touched.expire_time == 35
+
+
+async def test_a_read_does_not_look_at_expiry(store: Store) -> None:
+    await create(store, "s", "said", idle=0)
+    assert await store.get("s") is not None
+    assert await texts(store, "s") == ["said"]
+
+
+async def test_pages_stay_in_step_while_sessions_come_and_go(store: Store) -> None:
+    for number in range(6):
+        await create(store, f"s{number}")
+    first, cursor = await store.list(after=0, limit=2, labels={}, now=0)
+    await store.end("s1")
+    await store.end("s3")
+    await create(store, "late")
+    second, cursor = await store.list(after=cursor, limit=2, labels={}, now=0)
+    third, cursor = await store.list(after=cursor, limit=2, labels={}, now=0)
+    pages = [[found.id for found in page] for page in (first, second, third)]
+    assert pages == [["s0", "s1"], ["s2", "s4"], ["s5", "late"]]
+    assert cursor == 0
+
+
+async def test_a_list_has_only_live_sessions_with_all_the_labels(store: Store) -> None:
+    await create(store, "a", labels={"x": "1", "y": "1"})
+    await create(store, "b", labels={"x": "1", "y": "2"})
+    await create(store, "c", labels={"x": "1", "y": "1"}, idle=5)
+    await create(store, "d", labels={"x": "1", "y": "1"})
+    found, cursor = await store.list(after=0, limit=1, labels={"x": "1", "y": "1"}, now=5)
+    assert [each.id for each in found] == ["a"]
+    found, cursor = await store.list(after=cursor, limit=1, labels={"x": "1", "y": "1"}, now=5)
+    assert [each.id for each in found] == ["d"]
+    assert cursor == 0
+    assert await ids(store, now=5) == ["a", "b", "d"]
+
+
+async def test_a_fork_has_the_first_exchanges_and_then_its_own(store: Store) -> None:
+    parent = await create(store, "p", "0", "1", "2")
+    for count in range(4):
+        child = await fork(store, parent, f"f{count}", count)
+        assert await store.get(f"f{count}") == child
+        child = await talk(store, child, "own", "more")
+        expected = [*"012"[:count], "own", "more"]
+        for first in range(count + 2):
+            assert await texts(store, child.id, first) == expected[first:]
+    await talk(store, parent, "3")
+    assert await texts(store, "p") == ["0", "1", "2", "3"]
+    assert await texts(store, "f3") == ["0", "1", "2", "own", "more"]
+
+
+async def test_a_fork_of_a_fork_may_begin_anywhere_in_its_ancestors(store: Store) -> None:
+    history = ["0", "1"]
+    last = await create(store, "d0", *history)
+    for depth in range(1, 4):
+        last = await fork(store, last, f"d{depth}", len(history))
+        last = await talk(store, last, str(depth * 2), str(depth * 2 + 1))
+        history += [str(depth * 2), str(depth * 2 + 1)]
+    for count in range(len(history) + 1):
+        child = await fork(store, last, f"c{count}", count)
+        await talk(store, child, "own")
+        assert await texts(store, child.id) == [*history[:count], "own"]
+        assert await texts(store, child.id, count) == ["own"]
+
+
+async def test_forks_outlive_their_parents(store: Store) -> None:
+    parent = await create(store, "p", "0", "1", "2")
+    child = await fork(store, parent, "c", 2)
+    child = await talk(store, child, "c2")
+    grandchild = await fork(store, child, "g", 3)
+    await store.end("p")
+    await talk(store, child, "c3")
+    await store.end("c")
+    again = await fork(store, grandchild, "a", 1)
+    assert await texts(store, "g") == ["0", "1", "c2"]
+    assert await texts(store, "a") == ["0"]
+    await store.end("g")
+    await talk(store, again, "a1")
+    assert await texts(store, "a") == ["0", "a1"]
+    assert await store.end("a")
+    assert await store.counts(0) == StoreCounts(0, 0, 0)
+
+
+async def test_a_fork_may_continue_the_last_exchange(store: Store) -> None:
+    parent = await create(store, "p", "0", "1")
+    child = await fork(store, parent, "c", 2)
+    more = Message(Role.ASSISTANT, "and")
+    await store.commit(Commit(replace(child, message_count=5), [(1, more)]))
+    assert [len(exchange) for exchange in await store.exchanges("c", 1)] == [3]
+    assert [len(exchange) for exchange in await store.exchanges("p", 1)] == [2]
+    assert await store.size_at("c", 2) == (5, 15)
+
+
+async def test_a_fork_needs_its_parent_and_a_free_id(store: Store) -> None:
+    with pytest.raises(SessionNotFound):
+        await store.fork(Commit(session("c"), create=True), "unknown")
+    parent = await create(store, "p", "0")
+    with pytest.raises(SessionExists):
+        await store.fork(Commit(replace(parent, id="p"), create=True), "p")
+    assert await texts(store, "p") == ["0"]
+
+
+async def test_a_fork_may_evict_its_parent(store: Store) -> None:
+    parent = await create(store, "p", "0", now=0)
+    child = replace(parent, id="c", last_used_time=1.0)
+    gone = await store.fork(Commit(child, create=True, max_sessions=1, now=1), "p")
+    assert list(gone) == ["p"]
+    assert await texts(store, "c") == ["0"]
+
+
+async def test_size_at_counts_the_first_exchanges(store: Store) -> None:
+    made = await create(store, "s", "\N{SNOWMAN}", "22")
+    sizes = [await store.size_at("s", count) for count in range(4)]
+    assert sizes == [(0, 0), (2, 10), (4, 18), (4, 18)]
+    await fork(store, made, "f", 1)
+    assert await store.size_at("f", 5) == (2, 10)
+    assert await store.size_at("unknown", 1) == (0, 0)
+
+
+async def test_a_receipt_brings_the_finished_back(store: Store) -> None:
+    commit = completed(turn(await create(store), "hi"), "r1", "c1")
+    await store.commit(commit)
+    assert await store.receipt("s", "r1") == commit.receipt
+    assert await store.completion("c1") == ("s", commit.receipt)
+    assert await store.receipt("s", "r2") is None
+    assert await store.receipt("t", "r1") is None
+    assert await store.completion("") is None
+
+
+async def test_an_answer_that_is_not_in_the_history_is_kept_in_the_receipt(store: Store) -> None:
+    made = await create(store)
+    answer = finished(Message(Role.ASSISTANT, "elsewhere"))
+    receipt = Receipt("r", b"d", "c", 3, answer)
+    await store.commit(Commit(made, receipt=receipt))
+    assert await store.completion("c") == ("s", receipt)
+
+
+async def test_completions_without_a_request_id_are_all_kept(store: Store) -> None:
+    made = await create(store)
+    first = completed(turn(made, "1"), "", "c1")
+    second = completed(turn(first.session, "2"), "", "c2")
+    await store.commit(first)
+    await store.commit(second)
+    assert await store.completion("c1") == ("s", first.receipt)
+    assert await store.completion("c2") == ("s", second.receipt)
+    assert await store.receipt("s", "") is None
+
+
+async def test_created_by_knows_only_creations(store: Store) -> None:
+    receipt = Receipt("new", b"d")
+    await store.commit(Commit(session("s"), create=True, receipt=receipt))
+    made = session("s")
+    await store.commit(Commit(made, receipt=Receipt("append", b"e")))
+    first_turn = completed(turn(session("t"), "hi"), "turn", "c")
+    await store.commit(replace(first_turn, create=True))
+    child = Receipt("fork", b"f")
+    await store.fork(Commit(session("f"), create=True, receipt=child), "s")
+    assert await store.created_by("new") == ("s", receipt)
+    assert await store.created_by("fork") == ("f", child)
+    assert await store.created_by("append") is None
+    assert await store.created_by("turn") is None
+    assert await store.created_by("") is None
+
+
+async def test_receipts_end_with_their_session(store: Store) -> None:
+    receipt = Receipt("new", b"d")
+    await store.commit(Commit(session("s"), create=True, receipt=receipt))
+    await store.commit(completed(turn(session("s"), "hi"), "r", "c"))
+    await fork(store, session("s"), "child", 0)
+    assert await store.end("s")
+    assert not await store.end("s")
+    assert await store.receipt("s", "r") is None
+    assert await store.completion("c") is None
+    assert await store.created_by("new") is None
+    # The ids are free again.
+    await store.commit(Commit(session("s"), create=True, receipt=receipt))
+    assert await store.created_by("new") == ("s", receipt)
+    assert await store.receipt("s", "r") is None
+
+
+async def test_counts_tell_sessions_live_ones_and_messages(store: Store) -> None:
+    await create(store, "a", "1", "2", idle=10)
+    made = await create(store, "b", "1")
+    await fork(store, made, "c", 1)
+    assert await store.counts(9) == StoreCounts(3, 3, 8)
+    assert await store.counts(10) == StoreCounts(3, 2, 8)
+    await store.end("a")
+    assert await store.counts(10) == StoreCounts(2, 2, 4)
+
+
+async def test_concurrent_commits_all_arrive(store: Store) -> None:
+    made = await asyncio.gather(*(create(store, f"s{number}") for number in range(50)))
+    await asyncio.gather(*(talk(store, each, "1", "2", "3") for each in made))
+    for each in made:
+        assert await texts(store, each.id) == ["1", "2", "3"]
+    assert await store.counts(0) == StoreCounts(50, 50, 300)
+
+
+async def test_a_refused_commit_does_not_touch_those_beside_it(store: Store) -> None:
+    await create(store, "taken")
+    outcomes = await asyncio.gather(
+        *(create(store, each, "hi") for each in ("a", "taken", "b")), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes][1] is SessionExists
+    assert await texts(store, "a") == await texts(store, "b") == ["hi"]
+
+
+async def test_a_cancelled_caller_does_not_touch_those_beside_it(store: Store) -> None:
+    tasks = [asyncio.ensure_future(create(store, f"s{number}")) for number in range(20)]
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert {f"s{number}" for number in range(1, 20, 2)} <= set(await ids(store))
+
+
+# --- both stores, the same random life ----------------------------------------------------------
+
+_IDS = st.sampled_from(["a", "b", "c", "d"])
+_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("create"), _IDS, st.integers(1, 9), st.integers(1, 4)),
+        st.tuples(st.just("turn"), _IDS, st.booleans(), st.just(0)),
+        st.tuples(st.just("fork"), _IDS, _IDS, st.integers(0, 5)),
+        st.tuples(st.just("touch"), _IDS, st.integers(-3, 3), st.just(0)),
+        st.tuples(st.just("end"), _IDS, st.just(0), st.just(0)),
+        st.tuples(st.just("expire"), _IDS, st.just(0), st.just(0)),
+    ),
+    max_size=30,
+)
+
+
+@dataclass(slots=True)
+class _Life:
+    """Runs steps on a store, and writes down everything that can be seen of it."""
+
+    store: Store
+    now: float = 0.0
+    seen: list[object] = field(default_factory=list)
+
+    async def run(self, steps: list[tuple[str, str, int | str, int]]) -> list[object]:
+        for number, (verb, session_id, one, two) in enumerate(steps):
+            self.now += 1
+            try:
+                self.seen.append(await self._step(number, verb, session_id, one, two))
+            except RuvdError as refusal:
+                self.seen.append((type(refusal), str(refusal)))
+            await self._look()
+        return self.seen
+
+    async def _step(
+        self, number: int, verb: str, session_id: str, one: int | str, two: int
+    ) -> object:
+        store, found = self.store, await self.store.get(session_id)
+        if verb == "create":
+            made = session(session_id, now=self.now, idle=int(one), labels={"n": str(two)})
+            receipt = Receipt(f"create-{number}", b"x")
+            change = Commit(made, (), receipt, True, two, ("b",), self.now)  # noqa: FBT003
+            return list(await store.commit(change))
+        if verb == "turn":
+            change = turn(found or session(session_id), f"said {number}", now=self.now)
+            if one:
+                change = completed(change, f"r{number}", f"c{number}")
+            return list(await store.commit(change))
+        if verb == "fork":
+            count = min(two, found.exchange_count if found else 0)
+            return await fork(store, found or session(session_id), str(one), count, now=self.now)
+        if verb == "touch":
+            await store.touch(session_id, self.now + int(one))
+            return None
+        if verb == "end":
+            return await store.end(session_id)
+        return list(await store.expire(self.now, (session_id,)))
+
+    async def _look(self) -> None:
+        store = self.store
+        for session_id in "abcd":
+            found = await store.get(session_id)
+            self.seen.append(found)
+            for first in range((found.exchange_count if found else 0) + 2):
+                self.seen.append(list(await store.exchanges(session_id, first)))
+                self.seen.append(await store.size_at(session_id, first))
+        for number in range(0, 30, 3):
+            self.seen.append(await store.completion(f"c{number}"))
+            self.seen.append(await store.created_by(f"create-{number}"))
+            self.seen.append(await store.receipt("a", f"r{number}"))
+        page, cursor = await store.list(after=0, limit=2, labels={}, now=self.now)
+        rest, end = await store.list(after=cursor, limit=9, labels={"n": "2"}, now=self.now)
+        self.seen.append((list(page), list(rest), bool(cursor), end))
+        self.seen.append(await store.counts(self.now))
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+@given(_STEPS)
+def test_both_stores_live_the_same_life(
+    steps: list[tuple[str, str, int | str, int]],
+) -> None:
+    async def compare(path: Path) -> None:
+        sqlite = SqliteStore(path, observer=lambda _: None)
+        await sqlite.open()
+        try:
+            assert await _Life(sqlite).run(steps) == await _Life(MemoryStore()).run(steps)
+        finally:
+            await sqlite.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(compare(Path(folder) / "ruvd.db"))

@@ -1,0 +1,132 @@
+"""Builds the commits that the store tests make, as the core would."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from ruvd.model import (
+    ContextWindow,
+    Finished,
+    FinishReason,
+    Message,
+    Receipt,
+    Rendering,
+    Role,
+    Session,
+    Timings,
+    Usage,
+)
+from ruvd.ports import Commit, Store
+
+
+def session(
+    session_id: str = "s", *, now: float = 0.0, idle: float = 100.0, **fields: object
+) -> Session:
+    return Session(
+        id=session_id,
+        create_time=now,
+        last_used_time=now,
+        idle_timeout_seconds=idle,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def full_session() -> Session:
+    return session(
+        "full",
+        now=12.25,
+        system_prompt="Be brief. \N{SNOWMAN}",
+        model="tiny",
+        labels={"tenant": "a", "quote": "'; DROP TABLE sessions; --"},
+        context_window=ContextWindow(2, 5, 700, Rendering.TRANSCRIPT),
+        parent_id="before",
+        usage=Usage(10, None, 3),
+        window_start=4,
+        context_tokens=99,
+        context_bytes=400,
+    )
+
+
+def turn(before: Session, text: str, *, now: float | None = None) -> Commit:
+    """The commit of one more exchange: the user says `text` and is answered."""
+    said = (Message(Role.USER, text), Message(Role.ASSISTANT, f"re: {text}"))
+    return Commit(
+        replace(
+            before,
+            last_used_time=before.last_used_time if now is None else now,
+            message_count=before.message_count + 2,
+            exchange_count=before.exchange_count + 1,
+            size_bytes=before.size_bytes + sum(m.size_bytes for m in said),
+        ),
+        tuple((before.exchange_count, message) for message in said),
+    )
+
+
+async def talk(store: Store, before: Session, *texts: str, now: float | None = None) -> Session:
+    for text in texts:
+        commit = turn(before, text, now=now)
+        await store.commit(commit)
+        before = commit.session
+    return before
+
+
+async def create(
+    store: Store,
+    session_id: str = "s",
+    *texts: str,
+    now: float = 0.0,
+    idle: float = 100.0,
+    labels: Mapping[str, str] | None = None,
+    max_sessions: int | None = None,
+    protected: Collection[str] = (),
+) -> Session:
+    made = session(session_id, now=now, idle=idle, labels=labels or {})
+    await store.commit(
+        Commit(made, create=True, now=now, max_sessions=max_sessions, protected=protected)
+    )
+    return await talk(store, made, *texts)
+
+
+async def fork(
+    store: Store, parent: Session, session_id: str, exchange_count: int, *, now: float = 0.0
+) -> Session:
+    messages, size_bytes = await store.size_at(parent.id, exchange_count)
+    child = replace(
+        parent,
+        id=session_id,
+        create_time=now,
+        last_used_time=now,
+        parent_id=parent.id,
+        message_count=messages,
+        exchange_count=exchange_count,
+        size_bytes=size_bytes,
+    )
+    await store.fork(Commit(child, create=True, now=now), parent.id)
+    return child
+
+
+def finished(message: Message, exchange_count: int = 1) -> Finished:
+    return Finished(
+        FinishReason.STOP,
+        message,
+        Usage(20, 15, 5),
+        Timings(0.01, 0.2, 1.5, None),
+        exchange_count,
+    )
+
+
+def completed(commit: Commit, request_id: str, completion_id: str) -> Commit:
+    """The same commit with the receipt of a completion."""
+    answer = finished(commit.appended[-1][1], commit.session.exchange_count)
+    return replace(commit, receipt=Receipt(request_id, b"\x00\xff", completion_id, 7, answer))
+
+
+async def texts(store: Store, session_id: str, first: int = 0) -> list[str]:
+    """What the users said, from exchange `first` on."""
+    return [exchange[0].content for exchange in await store.exchanges(session_id, first)]
+
+
+async def ids(store: Store, now: float = 0.0) -> list[str]:
+    sessions, _ = await store.list(after=0, limit=1_000, labels={}, now=now)
+    return [found.id for found in sessions]
