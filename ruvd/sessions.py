@@ -1,0 +1,241 @@
+"""The lifecycle of sessions: create, get, list, end, expire, evict; and who has the turn.
+
+A session in use (its lane has someone running or waiting) is never expired or evicted. A session
+that a completion creates is written with its first commit; until then its lane holds its place
+and shows it. Expiry is strict at every access, whatever the sweeper has done.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ruvd import context
+from ruvd.errors import (
+    SessionBusy,
+    SessionEnded,
+    SessionExists,
+    SessionNotFound,
+    SessionsDisabled,
+    SessionTooLarge,
+)
+from ruvd.lanes import Holder, Lanes
+from ruvd.model import ContextWindow, IfBusy, Message, Session
+from ruvd.ports import Clock, Commit, Observer, SessionCreated, SessionGone, Store, StoreCounts
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPolicy:
+    """What a deployment decides about sessions."""
+
+    enabled: bool = True
+    idle_timeout_seconds: float = 1800.0
+    max_sessions: int = 100
+    max_session_bytes: int = 16 << 20
+    context_window: ContextWindow = ContextWindow()
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """What a client says of a session that is to be made; None is the daemon's default."""
+
+    session_id: str = ""
+    system_prompt: str = ""
+    messages: Sequence[Message] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    context_window: ContextWindow | None = None
+    idle_timeout_seconds: float | None = None
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionState:
+    """A session as a reader sees it; `messages` only if asked for."""
+
+    session: Session
+    running_completion_id: str = ""
+    in_use: bool = False
+    messages: Sequence[Message] | None = None
+
+
+class Sessions:
+    """All sessions of one store."""
+
+    def __init__(
+        self, store: Store, clock: Clock, observer: Observer, policy: SessionPolicy
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._observer = observer
+        self._policy = policy
+        self.lanes = Lanes(policy.max_sessions)
+
+    # --- reading ----------------------------------------------------------------------------
+
+    async def get(self, session_id: str, *, with_messages: bool = False) -> SessionState:
+        """The session, unless it has expired. A session that is being made has no messages."""
+        self._check_enabled()
+        holder = self.lanes.holder(session_id)
+        messages: Sequence[Message] = ()
+        session = holder.newcomer if holder else None
+        if session is None:
+            session = await self._store.get(session_id)
+            if session is None or not (holder or self._alive(session)):
+                raise _missing(session_id)
+        if with_messages and session.message_count:
+            exchanges = await self._store.exchanges(session_id, 0)
+            messages = [message for exchange in exchanges for message in exchange]
+        return self._state(session, messages if with_messages else None)
+
+    async def list(
+        self, *, after: int, limit: int, labels: Mapping[str, str]
+    ) -> tuple[Sequence[SessionState], int]:
+        """A page of the stored sessions, in the order of their creation; and the next cursor."""
+        self._check_enabled()
+        page, cursor = await self._store.list(
+            after=after, limit=limit, labels=labels, now=self._clock.now()
+        )
+        return [self._state(session) for session in page], cursor
+
+    async def counts(self) -> StoreCounts:
+        """How much there is in the store."""
+        return await self._store.counts(self._clock.now())
+
+    def _state(self, session: Session, messages: Sequence[Message] | None = None) -> SessionState:
+        holder = self.lanes.holder(session.id)
+        running = holder.completion_id if holder else ""
+        return SessionState(session, running, holder is not None, messages)
+
+    def _alive(self, session: Session | None) -> bool:
+        return session is not None and session.expire_time > self._clock.now()
+
+    # --- creating and ending ----------------------------------------------------------------
+
+    async def create(self, new: NewSession) -> SessionState:
+        """Make a session, with the history it comes with."""
+        self._check_enabled()
+        session = self.prepare(new)
+        numbered = context.number(0, new.messages)
+        size = sum(message.size_bytes for message in new.messages)
+        self._check_size(size)
+        session = replace(
+            session,
+            message_count=len(numbered),
+            exchange_count=numbered[-1][0] + 1 if numbered else 0,
+            size_bytes=size,
+        )
+        try:
+            async with self.lanes.turn(session.id, Holder(newcomer=session), IfBusy.REJECT):
+                await self.commit(Commit(session, numbered, create=True))
+        except SessionBusy:
+            raise SessionExists(f"session {session.id!r} is being created or used") from None
+        return self._state(session)
+
+    def prepare(self, new: NewSession) -> Session:
+        """The session that `new` asks for, not stored yet; an id of ours is unguessable."""
+        now = self._clock.now()
+        idle = new.idle_timeout_seconds
+        return Session(
+            id=new.session_id or secrets.token_urlsafe(18),
+            create_time=now,
+            last_used_time=now,
+            idle_timeout_seconds=self._policy.idle_timeout_seconds if idle is None else idle,
+            system_prompt=new.system_prompt,
+            model=new.model,
+            labels=new.labels,
+            context_window=new.context_window or self._policy.context_window,
+        )
+
+    async def end(self, session_id: str, *, allow_missing: bool = False) -> None:
+        """Delete the session. Everyone who has or waits for its turn fails with SessionEnded."""
+        self._check_enabled()
+        holder = self.lanes.holder(session_id)
+        being_made = holder is not None and holder.newcomer is not None
+        self.lanes.cancel(session_id, SessionEnded(f"session {session_id!r} was ended"))
+        async with self.lanes.turn(session_id, Holder()):
+            alive = self._alive(await self._store.get(session_id)) or being_made
+            if await self._store.end(session_id):
+                self._observer(SessionGone(session_id, "client"))
+            if not alive and not allow_missing:
+                raise _missing(session_id)
+
+    async def sweep(self) -> int:
+        """Delete the sessions that have expired; how many."""
+        gone = 0
+        while ids := await self._store.expire(self._clock.now(), self.lanes.in_use()):
+            gone += len(ids)
+            for session_id in ids:
+                self._observer(SessionGone(session_id, "idle"))
+        return gone
+
+    # --- for completions --------------------------------------------------------------------
+
+    async def begin(
+        self, session_id: str, holder: Holder, system_prompt: str, *, require_existing: bool
+    ) -> Session:
+        """The session at the start of a turn; a new one is put into `holder.newcomer`.
+
+        The caller has the turn. Raises SessionNotFound with `require_existing`.
+        """
+        self._check_enabled()
+        session = await self._store.get(session_id)
+        now = self._clock.now()
+        if session and self._alive(session):
+            await self._store.touch(session_id, now)
+            return replace(session, last_used_time=now)
+        if require_existing:
+            raise _missing(session_id)
+        holder.newcomer = self.prepare(NewSession(session_id, system_prompt))
+        return holder.newcomer
+
+    def check_room(self, session: Session, messages: Sequence[Message]) -> None:
+        """Raises SessionTooLarge if the messages do not fit into the session any more."""
+        self._check_size(session.size_bytes + sum(message.size_bytes for message in messages))
+
+    async def window(self, session: Session) -> Sequence[tuple[Message, ...]]:
+        """The exchanges from the start of the session's context window on."""
+        if not session.message_count:
+            return ()
+        return await self._store.exchanges(session.id, session.window_start)
+
+    async def commit(self, commit: Commit) -> None:
+        """Write one change, evicting whom a newcomer displaces."""
+        evicted = await self._store.commit(
+            replace(
+                commit,
+                max_sessions=self._policy.max_sessions,
+                protected=self.lanes.in_use(),
+                now=self._clock.now(),
+            )
+        )
+        for session_id in evicted:
+            self._observer(SessionGone(session_id, "capacity"))
+        if commit.create:
+            self._observer(SessionCreated(commit.session.id))
+
+    async def touch(self, session_id: str) -> None:
+        """Note that a turn ended in the session without a commit."""
+        await self._store.touch(session_id, self._clock.now())
+
+    def now(self) -> float:
+        """The wall clock of the sessions."""
+        return self._clock.now()
+
+    def _check_enabled(self) -> None:
+        if not self._policy.enabled:
+            raise SessionsDisabled(
+                "this daemon keeps no sessions (sessions_enabled is false); "
+                "send the whole conversation without a session_id"
+            )
+
+    def _check_size(self, size: int) -> None:
+        if size > self._policy.max_session_bytes:
+            raise SessionTooLarge(
+                f"the history would have {size} bytes, the limit is "
+                f"{self._policy.max_session_bytes} (max_session_bytes); start a new session"
+            )
+
+
+def _missing(session_id: str) -> SessionNotFound:
+    return SessionNotFound(f"there is no session {session_id!r}, or it has expired")

@@ -1,0 +1,83 @@
+"""Fakes for what cannot be provoked: the clock, and an engine that does as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from ruvd.model import FinishReason, Usage
+from ruvd.ports import EngineChunk, EngineDone, EngineRequest, EngineText
+
+
+@dataclass
+class FrozenClock:
+    """A clock that moves when told to."""
+
+    time: float = 1_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+    def advance(self, seconds: float) -> None:
+        self.time += seconds
+
+
+def done(prompt: int = 10, cached: int | None = 0, completion: int = 1) -> EngineDone:
+    """The end of an answer, with these figures."""
+    return EngineDone(FinishReason.STOP, Usage(prompt, cached, completion), 0.1)
+
+
+Step = EngineChunk | Exception | asyncio.Event
+
+
+@dataclass
+class ScriptedEngine:
+    """Plays scripts, one a generation: chunks are sent, errors raised, events waited for.
+
+    Without a script left it answers `answer N` for its Nth generation. `requests` has what it
+    was asked, `stopped` how many generations were closed before their end.
+    """
+
+    scripts: list[Sequence[Step]] = field(default_factory=list)
+    model: str = "scripted"
+    slots: int | None = None
+    window_tokens: int | None = None
+    requests: list[EngineRequest] = field(default_factory=list)
+    stopped: int = 0
+    running: int = 0
+    most_running: int = 0
+    on_generate: Callable[[], None] | None = None
+
+    async def start(self) -> None:
+        pass
+
+    async def ready(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        self.requests.append(request)
+        default: list[Step] = [EngineText(f"answer {len(self.requests)}"), done()]
+        script = self.scripts.pop(0) if self.scripts else default
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        ended = False
+        try:
+            for step in script:
+                if isinstance(step, asyncio.Event):
+                    await step.wait()
+                elif isinstance(step, Exception):
+                    ended = True
+                    raise step
+                else:
+                    yield step
+            ended = True
+        finally:
+            self.running -= 1
+            self.stopped += not ended

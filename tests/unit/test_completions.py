@@ -1,0 +1,489 @@
+"""Turns: order, commit, cancellation. The store is the memory store, the engine is scripted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import pytest
+from fakes import FrozenClock, ScriptedEngine, done
+
+from ruvd.completions import Completion, CompletionRequest, Completions
+from ruvd.errors import (
+    CompletionCancelled,
+    CompletionInterrupted,
+    ContextTooLong,
+    EngineUnavailable,
+    InvalidRequest,
+    RuvdError,
+    SessionBusy,
+    SessionEnded,
+    SessionLimit,
+    SessionNotFound,
+    SessionTooLarge,
+    ShuttingDown,
+)
+from ruvd.model import (
+    CompletionEvent,
+    Delta,
+    Finished,
+    IfBusy,
+    Message,
+    Role,
+    Started,
+)
+from ruvd.ports import CompletionEnded, EngineText, Event, SessionGone
+from ruvd.sessions import NewSession, SessionPolicy, Sessions
+from ruvd.stores.memory import MemoryStore
+
+
+@dataclass
+class Core:
+    """The core, put together as the daemon does."""
+
+    engine: ScriptedEngine = field(default_factory=ScriptedEngine)
+    clock: FrozenClock = field(default_factory=FrozenClock)
+    policy: SessionPolicy = SessionPolicy()  # frozen
+    events: list[Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.store = MemoryStore()
+        self.sessions = Sessions(self.store, self.clock, self.events.append, self.policy)
+        self.completions = Completions(self.sessions, self.engine, self.clock, self.events.append)
+
+    def start(self, text: str = "hi", session_id: str = "s", **fields: object) -> Completion:
+        messages = fields.pop("messages", (Message(Role.USER, text),))
+        return self.completions.start(
+            CompletionRequest(messages, session_id, **fields)  # type: ignore[arg-type]
+        )
+
+    async def say(self, text: str = "hi", session_id: str = "s", **fields: object) -> Finished:
+        """One turn to its end."""
+        events = await collect(self.start(text, session_id, **fields))
+        finished = events[-1].event
+        assert isinstance(finished, Finished)
+        return finished
+
+    async def history(self, session_id: str = "s") -> list[str]:
+        state = await self.sessions.get(session_id, with_messages=True)
+        return [message.content for message in state.messages or ()]
+
+
+async def collect(completion: Completion, after: int = 0) -> list[CompletionEvent]:
+    async with aclosing(completion.events(after)) as events:
+        return [event async for event in events]
+
+
+async def settle() -> None:
+    """Let every task go as far as it can."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def failed(completion: Completion, error: type[RuvdError]) -> list[CompletionEvent]:
+    """The events of a completion that ends with `error`."""
+    events: list[CompletionEvent] = []
+    with pytest.raises(error):
+        async with aclosing(completion.events()) as stream:
+            async for event in stream:
+                events.append(event)  # noqa: PERF401  # what came before the error counts
+    return events
+
+
+@pytest.fixture
+async def core() -> AsyncIterator[Core]:
+    core = Core()
+    yield core
+    await core.completions.drain(0)
+
+
+def prompts(engine: ScriptedEngine) -> list[Sequence[str]]:
+    return [[message.content for message in request.messages] for request in engine.requests]
+
+
+# --- rule 1: get or create -------------------------------------------------------------------
+
+
+async def test_an_unknown_session_is_created_with_its_first_commit(core: Core) -> None:
+    events = await collect(core.start("one", system_prompt="Be brief."))
+    assert [type(event.event) for event in events] == [Started, Delta, Finished]
+    started = events[0].event
+    assert isinstance(started, Started)
+    assert started.session_created
+    assert started.context_messages == 2
+    assert prompts(core.engine) == [["Be brief.", "one"]]
+    assert await core.history() == ["one", "answer 1"]
+    second = (await collect(core.start("two")))[0].event
+    assert isinstance(second, Started)
+    assert not second.session_created
+
+
+async def test_require_existing_refuses_an_unknown_session(core: Core) -> None:
+    await failed(core.start(require_existing=True), SessionNotFound)
+    assert not core.engine.requests
+
+
+async def test_a_session_that_is_being_created_shows_as_running_without_messages(
+    core: Core,
+) -> None:
+    gate = asyncio.Event()
+    core.engine.scripts = [[EngineText("a"), gate, done()]]
+    completion = core.start()
+    await settle()
+    state = await core.sessions.get("s", with_messages=True)
+    assert (state.running_completion_id, state.messages) == (completion.id, ())
+    gate.set()
+    await collect(completion)
+    assert (await core.sessions.get("s")).running_completion_id == ""
+
+
+async def test_another_system_prompt_for_an_existing_session_is_refused(core: Core) -> None:
+    await core.say("one", system_prompt="Be brief.")
+    await core.say("two", system_prompt="Be brief.")
+    await failed(core.start("three", system_prompt="Be long."), InvalidRequest)
+    system = (Message(Role.SYSTEM, "Be long."), Message(Role.USER, "x"))
+    await failed(core.start(messages=system), InvalidRequest)
+    assert await core.history() == ["one", "answer 1", "two", "answer 2"]
+
+
+async def test_a_leading_system_message_is_the_new_sessions_system_prompt(core: Core) -> None:
+    await core.say(messages=(Message(Role.SYSTEM, "Be kind."), Message(Role.USER, "one")))
+    assert (await core.sessions.get("s")).session.system_prompt == "Be kind."
+    assert await core.history() == ["one", "answer 1"]
+
+
+# --- rule 2: one turn at a time --------------------------------------------------------------
+
+
+async def test_queued_callers_go_in_order_and_each_sees_the_turn_before(core: Core) -> None:
+    completions = [core.start(f"question {index}") for index in range(10)]
+    await asyncio.gather(*(collect(completion) for completion in completions))
+    assert core.engine.most_running == 1
+    for index, prompt in enumerate(prompts(core.engine)):
+        assert prompt[-1] == f"question {index}"
+        assert index == 0 or prompt[-2] == f"answer {index}"
+
+
+async def test_sessions_do_not_wait_for_each_other_but_for_the_engines_slots() -> None:
+    core = Core(ScriptedEngine(slots=2))
+    gate = asyncio.Event()
+    core.engine.scripts = [[gate, EngineText("a"), done()] for _ in range(5)]
+    completions = [core.start("q", f"s{index}") for index in range(5)]
+    await settle()
+    assert core.engine.running == 2
+    gate.set()
+    await asyncio.gather(*(collect(completion) for completion in completions))
+    assert core.engine.most_running == 2
+
+
+async def test_reject_fails_at_once_when_the_session_is_busy(core: Core) -> None:
+    gate = asyncio.Event()
+    core.engine.scripts = [[gate, EngineText("a"), done()]]
+    running = core.start("one")
+    await settle()
+    await failed(core.start("two", if_busy=IfBusy.REJECT), SessionBusy)
+    gate.set()
+    await collect(running)
+    assert await core.history() == ["one", "a"]
+
+
+async def test_interrupt_cancels_only_the_running_turn_and_goes_next(core: Core) -> None:
+    core.engine.scripts = [[EngineText("part"), asyncio.Event()]]
+    running, waiting = core.start("one"), core.start("two")
+    await settle()
+    interrupter = core.start("three", if_busy=IfBusy.INTERRUPT)
+    events = await failed(running, CompletionInterrupted)
+    assert [type(event.event) for event in events] == [Started, Delta]
+    await asyncio.gather(collect(waiting), collect(interrupter))
+    assert await core.history() == ["three", "answer 2", "two", "answer 3"]
+
+
+async def test_ending_a_session_fails_who_runs_and_who_waits_and_nobody_makes_it_anew(
+    core: Core,
+) -> None:
+    await core.say("zero")
+    core.engine.scripts = [[asyncio.Event()]]
+    completions = [core.start("one"), core.start("two"), core.start("three")]
+    await settle()
+    await core.sessions.end("s")
+    for completion in completions:
+        await failed(completion, SessionEnded)
+    with pytest.raises(SessionNotFound):
+        await core.sessions.get("s")
+    assert core.engine.running == 0
+
+
+async def test_a_session_that_is_being_created_can_be_ended(core: Core) -> None:
+    core.engine.scripts = [[asyncio.Event()]]
+    completion = core.start()
+    await settle()
+    await core.sessions.end("s")
+    await failed(completion, SessionEnded)
+    with pytest.raises(SessionNotFound):
+        await core.sessions.end("s")
+    await core.sessions.end("s", allow_missing=True)
+
+
+async def test_who_calls_after_the_end_gets_a_new_session(core: Core) -> None:
+    await core.say("old")
+    core.engine.scripts = [[asyncio.Event()]]
+    running = core.start("lost")
+    await settle()
+    end = asyncio.create_task(core.sessions.end("s"))
+    await asyncio.sleep(0)
+    newcomer = core.start("new")
+    await asyncio.gather(end, failed(running, SessionEnded), collect(newcomer))
+    assert await core.history() == ["new", "answer 3"]
+
+
+async def test_a_waiter_who_leaves_is_passed_over(core: Core) -> None:
+    gate = asyncio.Event()
+    core.engine.scripts = [[gate, EngineText("a"), done()]]
+    first, second, third = (core.start(text) for text in ("one", "two", "three"))
+    await settle()
+    second.cancel(CompletionCancelled("left"))
+    gate.set()
+    await asyncio.gather(collect(first), failed(second, CompletionCancelled), collect(third))
+    assert await core.history() == ["one", "a", "three", "answer 2"]
+
+
+# --- rule 3: commit ---------------------------------------------------------------------------
+
+
+async def test_a_turn_is_committed_before_finished_is_sent(core: Core) -> None:
+    async with aclosing(core.start("one").events()) as events:
+        async for event in events:
+            if isinstance(event.event, Finished):
+                assert await core.history() == ["one", "answer 1"]
+
+
+@pytest.mark.parametrize("after", ["nothing", "text"])
+async def test_a_failed_completion_leaves_the_session_as_it_was(core: Core, after: str) -> None:
+    await core.say("one")
+    before = (await core.sessions.get("s")).session
+    text = [EngineText("half")] if after == "text" else []
+    core.engine.scripts = [[*text, EngineUnavailable("gone")]]
+    events = await failed(core.start("two"), EngineUnavailable)
+    assert not any(isinstance(event.event, Finished) for event in events)
+    assert (await core.sessions.get("s")).session == before
+    await core.say("three")
+    assert prompts(core.engine)[-1] == ["one", "answer 1", "three"]
+
+
+async def test_a_first_turn_that_fails_leaves_no_session(core: Core) -> None:
+    core.engine.scripts = [[EngineUnavailable("gone")]]
+    await failed(core.start(), EngineUnavailable)
+    with pytest.raises(SessionNotFound):
+        await core.sessions.get("s")
+
+
+async def test_an_answer_that_just_stops_is_a_failure(core: Core) -> None:
+    core.engine.scripts = [[EngineText("half")]]
+    await failed(core.start(), EngineUnavailable)
+
+
+async def test_a_cancel_during_the_commit_comes_too_late(core: Core) -> None:
+    completion = core.start("one")
+    async with aclosing(completion.events()) as events:
+        async for event in events:
+            if isinstance(event.event, Finished):
+                completion.cancel(CompletionCancelled("late"))
+    assert await core.history() == ["one", "answer 1"]
+
+
+# --- rule 6: the client is gone ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["prefill", "text"])
+async def test_the_engine_stops_when_the_last_reader_leaves(core: Core, phase: str) -> None:
+    text = [EngineText("part")] if phase == "text" else []
+    core.engine.scripts = [[*text, asyncio.Event()]]
+    completion = core.start()
+    first, second = completion.events(), completion.events()
+    await anext(first)
+    await anext(second)
+    await first.aclose()
+    await settle()
+    assert core.engine.running == 1
+    await second.aclose()
+    await settle()
+    assert (core.engine.running, core.engine.stopped) == (0, 1)
+    assert core.completions.running == 0
+
+
+async def test_a_queued_caller_who_leaves_never_reaches_the_engine(core: Core) -> None:
+    core.engine.scripts = [[asyncio.Event()]]
+    core.start("one")
+    waiter = core.start("two").events()
+    waiting = asyncio.ensure_future(anext(waiter))
+    await settle()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await waiter.aclose()
+    await settle()
+    assert core.completions.running == 1
+    assert len(core.engine.requests) == 1
+
+
+# --- rules 7 and 9, and limits -----------------------------------------------------------------
+
+
+async def test_a_session_expires_exactly_at_its_idle_timeout_and_is_then_made_anew(
+    core: Core,
+) -> None:
+    await core.sessions.create(NewSession("s", "Be brief.", idle_timeout_seconds=10))
+    core.clock.advance(9.999)
+    await core.say("one")
+    core.clock.advance(9.999)
+    assert await core.history() == ["one", "answer 1"]
+    core.clock.advance(0.001)
+    with pytest.raises(SessionNotFound):
+        await core.sessions.get("s")
+    started = (await collect(core.start("two")))[0].event
+    assert isinstance(started, Started)
+    assert started.session_created
+    assert await core.history() == ["two", "answer 2"]
+
+
+async def test_a_session_in_use_does_not_expire(core: Core) -> None:
+    gate = asyncio.Event()
+    core.engine.scripts = [[EngineText("a"), gate, done()]]
+    await core.sessions.create(NewSession("s"))
+    completion = core.start("one")
+    await settle()
+    core.clock.advance(1_000_000)
+    assert await core.sessions.sweep() == 0
+    await core.sessions.get("s")
+    gate.set()
+    await collect(completion)
+    assert await core.history() == ["one", "a"]
+
+
+async def test_the_least_recently_used_session_goes_and_one_in_use_never() -> None:
+    core = Core(policy=SessionPolicy(max_sessions=3))
+    for name in ("a", "b", "c"):
+        await core.say("q", name)
+        core.clock.advance(1)
+    gate = asyncio.Event()
+    core.engine.scripts = [[gate, EngineText("x"), done()]]
+    running = core.start("q", "a")
+    await settle()
+    core.clock.advance(1)
+    await core.say("q", "d")
+    assert SessionGone("b", "capacity") in core.events
+    gate.set()
+    await collect(running)
+    page, _ = await core.sessions.list(after=0, limit=10, labels={})
+    assert [state.session.id for state in page] == ["a", "c", "d"]
+
+
+async def test_when_every_place_is_in_use_a_newcomer_is_refused() -> None:
+    core = Core(policy=SessionPolicy(max_sessions=2))
+    gate = asyncio.Event()
+    core.engine.scripts = [[gate, EngineText("x"), done()] for _ in range(2)]
+    running = [core.start("q", name) for name in ("a", "b")]
+    await settle()
+    await failed(core.start("q", "c"), SessionLimit)
+    with pytest.raises(SessionLimit):
+        await core.sessions.create(NewSession("d"))
+    gate.set()
+    for completion in running:
+        await collect(completion)
+    await core.say("q", "c")
+
+
+async def test_a_history_that_is_full_refuses_the_next_turn_and_keeps_what_it_has() -> None:
+    core = Core(policy=SessionPolicy(max_session_bytes=20))
+    await core.say("12345")
+    await failed(core.start("12345678"), SessionTooLarge)
+    assert await core.history() == ["12345", "answer 1"]
+
+
+async def test_draining_refuses_new_turns_and_lets_running_and_queued_ones_end(
+    core: Core,
+) -> None:
+    gate = asyncio.Event()
+    core.engine.scripts = [[gate, EngineText("a"), done()]]
+    turns = [core.start("one"), core.start("two")]
+    await settle()
+    drain = asyncio.create_task(core.completions.drain(60))
+    await settle()
+    with pytest.raises(ShuttingDown):
+        core.start("three")
+    gate.set()
+    await drain
+    for turn in turns:
+        await collect(turn)
+    assert await core.history() == ["one", "a", "two", "answer 2"]
+
+
+async def test_what_still_runs_after_the_drain_is_cancelled(core: Core) -> None:
+    core.engine.scripts = [[EngineText("a"), asyncio.Event()]]
+    turn = core.start("one")
+    await settle()
+    await core.completions.drain(0.01)
+    await failed(turn, ShuttingDown)
+
+
+# --- the window, and figures -------------------------------------------------------------------
+
+
+async def test_the_window_is_kept_with_the_session(core: Core) -> None:
+    for index in range(12):
+        await core.say(f"question {index}")
+    sizes = [len(prompt) // 2 for prompt in prompts(core.engine)]
+    assert sizes == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 3]
+    assert (await core.sessions.get("s")).session.window_start == 8
+    assert len(await core.history()) == 24
+
+
+async def test_an_overflow_is_trimmed_once_and_tried_again(core: Core) -> None:
+    for index in range(6):
+        await core.say(f"question {index}")
+    core.engine.scripts = [[ContextTooLong("too long")]]
+    await core.say("next")
+    assert len(prompts(core.engine)[-2]) == 13
+    assert len(prompts(core.engine)[-1]) == 7
+    assert (await core.sessions.get("s")).session.window_start == 3
+    ended = core.events[-1]
+    assert isinstance(ended, CompletionEnded)
+    assert ended.context_trimmed
+
+
+async def test_a_second_overflow_is_the_callers(core: Core) -> None:
+    for index in range(3):
+        await core.say(f"question {index}")
+    core.engine.scripts = [[ContextTooLong("too long")], [ContextTooLong("too long")]]
+    await failed(core.start("next"), ContextTooLong)
+
+
+async def test_tokens_past_the_engines_window_trim_the_next_turn(core: Core) -> None:
+    core.engine.window_tokens = 100
+    for index in range(5):
+        await core.say(f"question {index}")
+    core.engine.scripts = [[EngineText("long"), done(prompt=90, completion=11)]]
+    await core.say("six")
+    started = (await collect(core.start("seven")))[0].event
+    assert isinstance(started, Started)
+    assert started.context_trimmed
+
+
+async def test_usage_adds_up_and_unknown_cached_tokens_stay_unknown(core: Core) -> None:
+    core.engine.scripts = [
+        [EngineText("a"), done(10, None, 2)],
+        [EngineText("b"), done(20, 15, 3)],
+    ]
+    assert (await core.say("one")).usage.cached_tokens is None
+    assert (await core.sessions.get("s")).session.usage.cached_tokens is None
+    await core.say("two")
+    usage = (await core.sessions.get("s")).session.usage
+    assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (30, 15, 5)
+
+
+async def test_a_stateless_completion_keeps_nothing(core: Core) -> None:
+    finished = await core.say("one", "", system_prompt="Be brief.")
+    assert prompts(core.engine) == [["Be brief.", "one"]]
+    assert finished.exchange_count == 0
+    assert await core.sessions.list(after=0, limit=10, labels={}) == ([], 0)

@@ -1,0 +1,102 @@
+"""Settings: precedence, sources, and errors that help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ruvd.config import SettingsInvalid, load, shown
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("ruvd.toml").write_text("max_sessions = 1\nllama_slots = 1\ndrain_seconds = 1\n")
+    monkeypatch.setenv("RUVD_MAX_SESSIONS", "2")
+    monkeypatch.setenv("RUVD_LLAMA_SLOTS", "2")
+    settings, sources = load({"max_sessions": 3})
+    assert (settings.max_sessions, sources["max_sessions"]) == (3, "--max-sessions")
+    assert (settings.llama_slots, sources["llama_slots"]) == (2, "RUVD_LLAMA_SLOTS")
+    assert (settings.drain_seconds, sources["drain_seconds"]) == (1.0, "ruvd.toml")
+    assert (settings.max_exchanges, sources["max_exchanges"]) == (10, "default")
+
+
+def test_a_variable_holds_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUVD_LISTEN", "unix:/run/r.sock, 127.0.0.1:1")
+    settings, _ = load({})
+    assert shown(settings)["listen"] == "unix:/run/r.sock, 127.0.0.1:1"
+
+
+def test_everything_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("ruvd.toml").write_text("max_session = 5\n")
+    monkeypatch.setenv("RUVD_DRAIN_SECNDS", "1")
+    monkeypatch.setenv("RUVD_LLAMA_SLOTS", "many")
+    with pytest.raises(SettingsInvalid) as caught:
+        load({"drain_seconds": -1.0})
+    text = str(caught.value)
+    assert "did you mean max_sessions?" in text
+    assert "RUVD_DRAIN_SECNDS is no setting; did you mean drain_seconds?" in text
+    assert "llama_slots (from RUVD_LLAMA_SLOTS)" in text
+    assert "drain_seconds (from --drain-seconds)" in text
+
+
+def test_what_kubernetes_sets_for_a_service_named_ruvd_is_no_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RUVD_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("RUVD_SERVICE_PORT_GRPC", "50051")
+    monkeypatch.setenv("RUVD_PORT", "tcp://10.0.0.1:50051")
+    monkeypatch.setenv("RUVD_PORT_50051_TCP_ADDR", "10.0.0.1")
+    monkeypatch.setenv("RUVD_ADDRESS", "unix:/run/r.sock")
+    load({})
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "example.org:1", "10.1.2.3:1"])
+def test_an_address_that_is_not_loopback_needs_allow_remote(address: str) -> None:
+    with pytest.raises(SettingsInvalid, match="not loopback"):
+        load({"listen": [address]})
+    load({"listen": [address], "allow_remote": True})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:1", "localhost:1", "unix:r.sock"])
+def test_loopback_needs_no_leave(address: str) -> None:
+    load({"listen": [address]})
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"listen": ["50051"]},
+        {"listen": ["unix:"]},
+        {"listen": []},
+        {"listen": ["localhost:99999"]},
+        {"store": "redis"},
+        {"keep_exchanges": 11},
+        {"llama_answer_tokens": 4096},
+    ],
+)
+def test_settings_that_cannot_work_are_refused(flags: dict[str, object]) -> None:
+    with pytest.raises(SettingsInvalid):
+        load(flags)
+
+
+def test_a_settings_file_that_is_named_must_exist_and_parse() -> None:
+    with pytest.raises(SettingsInvalid, match=r"no settings file elsewhere\.toml"):
+        load({}, file=Path("elsewhere.toml"))
+    Path("bad.toml").write_text("listen = [")
+    with pytest.raises(SettingsInvalid, match=r"bad\.toml"):
+        load({}, file=Path("bad.toml"))
+
+
+@pytest.mark.parametrize(
+    ("store", "path"), [("memory", None), ("sqlite:/x/y.db", "/x/y.db"), ("sqlite:r.db", "r.db")]
+)
+def test_the_store_names_its_file(store: str, path: str | None) -> None:
+    settings, _ = load({"store": store})
+    assert settings.sqlite_path == (Path(path) if path else None)
