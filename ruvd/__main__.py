@@ -1,0 +1,16 @@
+"""Arguments in, exit code out: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+
+from __future__ import annotations
+
+import sys
+
+from ruvd.cli import run
+
+
+def main() -> int:
+    """Run the command of `sys.argv`; its exit code."""
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

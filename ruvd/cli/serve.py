@@ -1,0 +1,126 @@
+"""`ruvd serve` and `ruvd config`: their flags are the settings, one each."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+from cyclopts import Group, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from ruvd.config import ENV_PREFIX, Settings, SettingsInvalid, load, shown
+
+_USAGE = 2
+_CANNOT_LISTEN = 3
+_STORE_LOCKED = 4
+
+
+def _with_settings(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command one flag for each setting, with its description, default and variable."""
+    parameters = [
+        inspect.Parameter(
+            "config",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                Path | None, Parameter(help="The settings file; RUVD_CONFIG, or ./ruvd.toml.")
+            ],
+        )
+    ]
+    order = list(dict.fromkeys(_group(name) for name in Settings.model_fields))
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        optional: Any = Optional[field.annotation]  # noqa: UP045  # made at run time
+        flag = Parameter(
+            help=f"{field.description} [{ENV_PREFIX}{name.upper()}]",
+            group=Group(_group(name), sort_key=order.index(_group(name))),
+            show_default=_constant(default),
+            negative=None if default is True else "",
+        )
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[optional, flag],
+            )
+        )
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
+
+
+def _constant(default: Any) -> Callable[[Any], str] | bool:
+    """How `--help` shows a default: the setting's, where the flag's own is always None."""
+    if default in (None, []):
+        return False
+    text = ", ".join(default) if isinstance(default, list) else str(default)
+    return lambda _: text
+
+
+def _group(name: str) -> str:
+    extra = Settings.model_fields[name].json_schema_extra
+    return str(extra["group"]) if isinstance(extra, dict) else ""
+
+
+def _load(flags: dict[str, Any]) -> tuple[Settings, dict[str, str]]:
+    file = flags.pop("config", None)
+    return load({key: value for key, value in flags.items() if value is not None}, file=file)
+
+
+@_with_settings
+def serve(**flags: Any) -> int:
+    """Run the daemon.
+
+    Every setting is a flag, a RUVD_* variable and a key of ruvd.toml; the first of them that is
+    given holds. SIGTERM and SIGINT drain (a second one stops at once), SIGUSR1 turns readiness
+    off. Exit codes: 0 stopped, 2 wrong settings, 3 cannot listen, 4 the store is in use.
+    """
+    try:
+        settings, _ = _load(flags)
+    except SettingsInvalid as error:
+        return _failed(str(error), _USAGE)
+
+    # Only now: settings that are wrong should say so at once.
+    import uvloop
+
+    from ruvd import logs
+    from ruvd.daemon import Daemon
+    from ruvd.ports import StoreLocked
+    from ruvd.sockets import AddressTaken
+
+    logs.configure(settings.log_level, settings.log_format)
+
+    async def run() -> int:
+        return await Daemon(settings).run()
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(run())
+    except AddressTaken as error:
+        return _failed(str(error), _CANNOT_LISTEN)
+    except StoreLocked as error:
+        return _failed(str(error), _STORE_LOCKED)
+
+
+@_with_settings
+def config(**flags: Any) -> int:
+    """Print the settings that `serve` would use with the same flags, and where each comes from."""
+    try:
+        settings, sources = _load(flags)
+    except SettingsInvalid as error:
+        return _failed(str(error), _USAGE)
+    table = Table("setting", "value", "from")
+    for name, text in shown(settings).items():
+        table.add_row(name, text, sources[name], style="" if sources[name] != "default" else "dim")
+    Console().print(table)
+    return 0
+
+
+def _failed(message: str, code: int) -> int:
+    Console(stderr=True).print(f"ruvd: {message}", style="red", markup=False, highlight=False)
+    return code

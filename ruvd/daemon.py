@@ -1,0 +1,272 @@
+"""The composition root and the daemon's life: build, listen, health, signals, drain, close.
+
+Order on the way up: store, sockets, engine (in the background). On the way down: refuse new turns,
+let running ones end within `drain_seconds`, cancel the rest, stop the server, engine, store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from ruvd import logs
+from ruvd.completions import Completions
+from ruvd.config import Settings
+from ruvd.convert import RequestLimits
+from ruvd.errors import StoreUnavailable
+from ruvd.interceptors import Errors
+from ruvd.model import ContextWindow, Rendering
+from ruvd.ports import Engine, EngineStateChanged, Event, Observer, Store, StoreStateChanged
+from ruvd.service import SessionService
+from ruvd.sessions import SessionPolicy, Sessions
+from ruvd.sockets import AddressTaken, SocketClaim, owner_and_group
+from ruvd.telemetry import Statistics
+from ruvd.v1 import session_service_pb2, session_service_pb2_grpc
+
+_log = logging.getLogger("ruvd.daemon")
+SERVICE = session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+# How long the streams of ended completions get to flush, and idle watchers to notice.
+_FLUSH_SECONDS = 1.0
+_INTERRUPTED = 130
+_TERMINATED = 143
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        return time.monotonic()
+
+
+class Readiness:
+    """Keeps the health service true. An Observer of the engine's and the store's state."""
+
+    def __init__(self, servicer: health.aio.HealthServicer) -> None:
+        self._servicer = servicer
+        self._engine = False
+        self._store = False
+        self._draining = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self, event: Event) -> None:
+        """Follow what goes up and down."""
+        match event:
+            case EngineStateChanged(up):
+                self._engine = up
+            case StoreStateChanged(up):
+                self._store = up
+            case _:
+                return
+        self._publish()
+
+    def drain(self) -> None:
+        """Readiness off: somebody else should get the next calls."""
+        self._draining = True
+        self._publish()
+
+    async def serve(self) -> None:
+        """The daemon listens."""
+        for name in ("", SERVICE, "liveness"):
+            await self._servicer.set(name, SERVING)
+        await self._servicer.set("readiness", self._state())
+
+    async def stop(self) -> None:
+        """The daemon takes no new turns; it is alive until it has ended."""
+        for name in ("", SERVICE, "readiness"):
+            await self._servicer.set(name, NOT_SERVING)
+
+    def _state(self) -> int:
+        up = self._engine and self._store and not self._draining
+        return SERVING if up else NOT_SERVING
+
+    def _publish(self) -> None:
+        task = asyncio.ensure_future(self._servicer.set("readiness", self._state()))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class Daemon:
+    """One ruvd. `run` returns the exit code; `stop` ends it from within the loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stop = asyncio.Event()
+        self.addresses: list[str] = []
+        self.started = asyncio.Event()
+
+    async def run(self) -> int:
+        """Serve until a signal. Raises StoreLocked and AddressTaken when it cannot begin."""
+        settings = self._settings
+        servicer = health.aio.HealthServicer()
+        readiness = Readiness(servicer)
+        statistics = Statistics()
+
+        def observer(event: Event) -> None:
+            logs.observe(event)
+            statistics(event)
+            readiness(event)
+
+        async with AsyncExitStack() as stack:
+            store = build_store(settings, observer)
+            stack.push_async_callback(store.close)
+            with contextlib.suppress(StoreUnavailable):  # observed; it recovers by itself
+                await store.open()
+                readiness(StoreStateChanged(up=True, detail=settings.store))
+            engine = build_engine(settings, observer)
+            stack.push_async_callback(engine.close)
+            clock = SystemClock()
+            window = ContextWindow(
+                settings.keep_exchanges,
+                settings.max_exchanges,
+                settings.max_context_tokens,
+                Rendering(settings.rendering),
+            )
+            policy = SessionPolicy(
+                settings.sessions_enabled,
+                settings.idle_timeout_seconds,
+                settings.max_sessions,
+                settings.max_session_bytes,
+                window,
+            )
+            limits = RequestLimits(
+                settings.max_request_bytes, settings.max_message_bytes, settings.max_messages
+            )
+            sessions = Sessions(store, clock, observer, policy)
+            completions = Completions(sessions, engine, clock, observer)
+            server = _server(settings)
+            service = SessionService(sessions, completions, statistics, limits, window)
+            session_service_pb2_grpc.add_SessionServiceServicer_to_server(service, server)
+            health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+            self._listen(server, stack)
+            await server.start()
+            await engine.start()
+            await readiness.serve()
+            self._handle_signals(readiness)
+            sweeper = asyncio.create_task(_sweep(sessions, settings.sweep_interval_seconds))
+            stack.callback(sweeper.cancel)
+            for address in self.addresses:
+                _log.info("listening", extra={"address": address})
+            self.started.set()
+            await self._stop.wait()
+            _log.info("draining", extra={"running": completions.running})
+            await readiness.stop()
+            await completions.drain(settings.drain_seconds)
+            await server.stop(_FLUSH_SECONDS)
+        _log.info("stopped")
+        return 0
+
+    def stop(self) -> None:
+        """Begin to drain, then end."""
+        self._stop.set()
+
+    def _listen(self, server: grpc.aio.Server, stack: AsyncExitStack) -> None:
+        for address in self._settings.listen:
+            try:
+                if address.startswith("unix:"):
+                    claim = SocketClaim(Path(address.removeprefix("unix:")).absolute())
+                    stack.callback(claim.release)
+                    with owner_and_group():
+                        server.add_insecure_port(f"unix:{claim.path}")
+                    self.addresses.append(address)
+                else:
+                    port = server.add_insecure_port(address)
+                    self.addresses.append(f"{address.rpartition(':')[0]}:{port}")
+            except (RuntimeError, OSError) as error:
+                raise AddressTaken(f"cannot listen at {address}: {error}") from None
+
+    def _handle_signals(self, readiness: Readiness) -> None:
+        loop = asyncio.get_running_loop()
+
+        def end(code: int) -> None:
+            if self._stop.is_set():
+                _log.warning("second signal: stopping at once")
+                os._exit(code)  # the engine's child and the store's lock end with us
+            self.stop()
+
+        handlers: dict[signal.Signals, Callable[[], None]] = {
+            signal.SIGTERM: lambda: end(_TERMINATED),
+            signal.SIGINT: lambda: end(_INTERRUPTED),
+            signal.SIGUSR1: readiness.drain,
+        }
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+
+
+def build_store(settings: Settings, observer: Observer) -> Store:
+    """The store that the settings name."""
+    path = settings.sqlite_path
+    if path is None:
+        from ruvd.stores.memory import MemoryStore
+
+        return MemoryStore()
+    from ruvd.stores.sqlite import SqliteStore
+
+    return SqliteStore(path, durability=settings.durability, observer=observer)
+
+
+def build_engine(settings: Settings, observer: Observer) -> Engine:
+    """The engine that the settings name."""
+    if settings.engine == "echo":
+        from ruvd.engines.echo import EchoEngine
+
+        return EchoEngine(
+            delay_seconds=settings.echo_delay_seconds,
+            nonce=settings.echo_nonce,
+            observer=observer,
+        )
+    from ruvd.engines.llama import LlamaEngine
+
+    return LlamaEngine(
+        observer=observer,
+        model_path=settings.llama_model,
+        server_path=settings.llama_server,
+        server_args=settings.llama_server_args,
+        context_tokens=settings.llama_context_tokens,
+        answer_tokens=settings.llama_answer_tokens,
+        slots=settings.llama_slots,
+        threads=settings.llama_threads,
+        batch_tokens=settings.llama_batch_tokens,
+        start_seconds=settings.engine_start_seconds,
+    )
+
+
+def _server(settings: Settings) -> grpc.aio.Server:
+    # Above our own limits, so that a refusal is ours and says why; not unbounded, so that one
+    # request cannot take the pod's memory.
+    receive = max(64 << 20, 4 * settings.max_request_bytes)
+    send = 4 * (settings.max_session_bytes + settings.max_request_bytes)
+    return grpc.aio.server(
+        interceptors=(Errors(),),
+        options=(
+            ("grpc.max_receive_message_length", receive),
+            ("grpc.max_send_message_length", send),
+            ("grpc.so_reuseport", 0),  # a second daemon must not share the port silently
+        ),
+    )
+
+
+async def _sweep(sessions: Sessions, interval_seconds: float) -> None:
+    while True:
+        await asyncio.sleep(interval_seconds)
+        with contextlib.suppress(StoreUnavailable):  # observed; the next round tries again
+            await sessions.sweep()

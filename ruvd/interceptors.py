@@ -1,0 +1,80 @@
+"""What every RPC of `ruvd.v1` passes: errors leave by this one door.
+
+Health and reflection are left alone: wrapping their handlers would break `Watch` (a stream that
+outlives us) and tell nothing. A streaming handler is driven from here, so that its generator is
+closed at once when the client leaves, and not when the garbage collector finds it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc
+from grpc.aio import ServicerContext
+
+from ruvd import status
+from ruvd.errors import RuvdError
+
+_log = logging.getLogger("ruvd.rpc")
+
+Context: TypeAlias = "ServicerContext[Any, Any]"
+Unary: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+Streaming: TypeAlias = Callable[[Any, Context], AsyncGenerator[Any, None]]
+
+
+class Errors(grpc.aio.ServerInterceptor):
+    """Turns what a handler raises into a status with details."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handlers of `ruvd.v1`, pass every other on."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith("/ruvd.v1."):
+            return handler
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _streaming(method, handler.unary_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            _unary(method, handler.unary_unary),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+
+def _unary(method: str, handle: Unary) -> Unary:
+    async def wrapped(request: Any, call: Context) -> Any:
+        try:
+            return await handle(request, call)
+        except Exception as error:  # noqa: BLE001  # the one door
+            return await _abort(method, call, error)
+
+    return wrapped
+
+
+def _streaming(method: str, handle: Streaming) -> Callable[[Any, Context], Awaitable[None]]:
+    async def wrapped(request: Any, call: Context) -> None:
+        try:
+            async with aclosing(handle(request, call)) as responses:
+                async for response in responses:
+                    await call.write(response)
+        except Exception as error:  # noqa: BLE001  # the one door
+            await _abort(method, call, error)
+
+    return wrapped
+
+
+async def _abort(method: str, call: Context, error: Exception) -> None:
+    if not isinstance(error, RuvdError):
+        _log.error("%s failed", method, exc_info=error)
+    code, rich = status.of(error)
+    await call.abort(code, rich.message, (("grpc-status-details-bin", rich.SerializeToString()),))

@@ -1,0 +1,94 @@
+"""Logging: one line an event, human on a terminal and JSON otherwise; no message content.
+
+Modules log through the standard library; structlog gives the lines their form.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+
+from ruvd.ports import (
+    CompletionEnded,
+    EngineStateChanged,
+    Event,
+    SessionCreated,
+    SessionGone,
+    StoreStateChanged,
+)
+
+_log = logging.getLogger("ruvd")
+
+
+def configure(level: str, form: Literal["auto", "human", "json"]) -> None:
+    """Send all logging to stderr, from `level` on."""
+    human = form == "human" or (form == "auto" and sys.stderr.isatty())
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if human
+        else structlog.processors.JSONRenderer()
+    )
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    final: list[structlog.typing.Processor] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    ]
+    if not human:
+        final.append(structlog.processors.format_exc_info)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*final, renderer])
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    _log.setLevel(level.upper())
+
+
+def observe(event: Event) -> None:
+    """Log what happened. An Observer."""
+    match event:
+        case CompletionEnded():
+            usage, timings = event.usage, event.timings
+            first = timings.time_to_first_token_seconds
+            fields = {
+                "completion_id": event.completion_id,
+                "session_id": event.session_id,
+                "model": event.model,
+                "reason": event.reason,
+                "prompt_tokens": usage.prompt_tokens,
+                "cached_tokens": usage.cached_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "queue_ms": _ms(timings.queue_seconds),
+                "first_token_ms": None if first is None else _ms(first),
+                "total_ms": _ms(timings.total_seconds),
+                "context_trimmed": event.context_trimmed,
+            }
+            _log.info("completion failed" if event.failed else "completion", extra=fields)
+        case EngineStateChanged(up, detail):
+            _log.log(
+                logging.INFO if up else logging.WARNING,
+                "engine up" if up else "engine down",
+                extra={"detail": detail},
+            )
+        case StoreStateChanged(up, detail):
+            _log.log(
+                logging.INFO if up else logging.ERROR,
+                "store up" if up else "store down",
+                extra={"detail": detail},
+            )
+        case SessionCreated(session_id):
+            _log.debug("session created", extra={"session_id": session_id})
+        case SessionGone(session_id, reason):
+            _log.debug("session gone", extra={"session_id": session_id, "reason": reason})
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)

@@ -1,0 +1,79 @@
+"""THE table: which gRPC status an error of the core becomes, and its rich details.
+
+Every detail follows google.rpc's error model: an ErrorInfo with our domain and the reason, a
+BadRequest that names every wrong field, a RetryInfo where waiting helps.
+"""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message as ProtoMessage
+from google.rpc import error_details_pb2, status_pb2
+
+from ruvd import errors
+from ruvd.errors import InvalidRequest, RuvdError
+
+DOMAIN = "ruvd"
+INTERNAL_TEXT = "internal error; the daemon's log has the details"
+
+CODES: dict[type[RuvdError], grpc.StatusCode] = {
+    errors.SessionNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.CompletionNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.CompletionCancelled: grpc.StatusCode.CANCELLED,
+    errors.SessionBusy: grpc.StatusCode.ABORTED,
+    errors.SessionEnded: grpc.StatusCode.ABORTED,
+    errors.CompletionInterrupted: grpc.StatusCode.ABORTED,
+    errors.SessionLimit: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.EngineRateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.EngineRejected: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.RequestIdReused: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ContextTooLong: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SessionTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SessionsDisabled: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SessionExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.EngineUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
+    errors.EngineTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+def of(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]:
+    """The gRPC code and the rich status of an error; INTERNAL with a fixed text for a bug."""
+    if not isinstance(error, RuvdError):
+        return _status(grpc.StatusCode.INTERNAL, INTERNAL_TEXT, [_info("INTERNAL")])
+    details: list[ProtoMessage] = [_info(error.reason())]
+    if isinstance(error, InvalidRequest):
+        details.append(
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(
+                        field=violation.field, description=violation.description
+                    )
+                    for violation in error.violations
+                ]
+            )
+        )
+    if error.retry_after_seconds is not None:
+        delay = duration_pb2.Duration(nanos=0)
+        delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return _status(CODES[type(error)], str(error), details)
+
+
+def _info(reason: str) -> error_details_pb2.ErrorInfo:
+    return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
+
+
+def _status(
+    code: grpc.StatusCode, message: str, details: list[ProtoMessage]
+) -> tuple[grpc.StatusCode, status_pb2.Status]:
+    packed = []
+    for detail in details:
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    number: int = code.value[0]
+    return code, status_pb2.Status(code=number, message=message, details=packed)

@@ -1,0 +1,57 @@
+"""Fixtures that every kind of test may use: above all `daemon`, a real ruvd process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from running import RunningDaemon, StartDaemon
+
+
+@pytest.fixture
+async def daemon() -> AsyncGenerator[StartDaemon, None]:
+    """Start daemons: `async with daemon("--engine", "echo") as d`.
+
+    The store is in memory unless `--store` is given; `folder` puts a second daemon where the first
+    one was. It listens at `d.socket` and at `d.address`, a loopback port.
+    """
+    folders: list[Path] = []
+
+    @asynccontextmanager
+    async def start(*flags: str, folder: Path | None = None) -> AsyncIterator[RunningDaemon]:
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="ruvd-"))  # short: a socket's path is
+            folders.append(folder)
+        if "--store" not in flags:
+            flags = (*flags, "--store", "memory")
+        if "--listen" not in flags:
+            flags = (*flags, "--listen", f"unix:{folder}/r.sock", "--listen", "127.0.0.1:0")
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RUVD_")}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "ruvd", "serve", "--log-format", "json", *flags,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment,
+            cwd=folder,
+            limit=1 << 20,
+        )  # fmt: skip
+        running = RunningDaemon(process, folder)
+        try:
+            await running.listening(flags.count("--listen"))
+            yield running
+        finally:
+            try:
+                await running.stop()
+            except TimeoutError:
+                process.kill()
+                raise
+
+    yield start
+    for each in folders:
+        shutil.rmtree(each, ignore_errors=True)

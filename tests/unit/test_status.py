@@ -1,0 +1,60 @@
+"""The error table is complete, and says the same as the proto."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+
+from ruvd import errors, status
+from ruvd.errors import FieldViolation, InvalidRequest, RuvdError
+from ruvd.v1 import session_service_pb2 as pb
+
+LEAVES = [
+    leaf
+    for leaf in vars(errors).values()
+    if isinstance(leaf, type) and issubclass(leaf, RuvdError) and leaf is not RuvdError
+]
+
+
+def test_every_error_has_a_code_and_no_code_is_left_over() -> None:
+    assert set(status.CODES) == set(LEAVES)
+
+
+def test_every_reason_is_in_the_proto_and_no_more() -> None:
+    names = {name.removeprefix("ERROR_REASON_") for name in pb.ErrorReason.keys()}  # noqa: SIM118
+    assert names == {leaf.reason() for leaf in LEAVES} | {"UNSPECIFIED", "INTERNAL"}
+
+
+@pytest.mark.parametrize("leaf", [leaf for leaf in LEAVES if leaf is not InvalidRequest])
+def test_an_error_carries_its_reason_and_our_domain(leaf: type[RuvdError]) -> None:
+    code, rich = status.of(leaf("what happened"))
+    info = error_details_pb2.ErrorInfo()
+    assert rich.details[0].Unpack(info)
+    assert (info.domain, info.reason, rich.message) == ("ruvd", leaf.reason(), "what happened")
+    assert rich.code == code.value[0]
+
+
+def test_an_error_that_is_worth_a_retry_says_when() -> None:
+    waits = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
+    for leaf, code in status.CODES.items():
+        if code in waits:
+            assert leaf.retry_after_seconds, leaf
+    _, rich = status.of(errors.Overloaded("full", retry_after_seconds=2.5))
+    retry = error_details_pb2.RetryInfo()
+    assert rich.details[-1].Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() == 2500
+
+
+def test_every_wrong_field_is_named() -> None:
+    error = InvalidRequest([FieldViolation("a", "is wrong"), FieldViolation("b", "too")])
+    _, rich = status.of(error)
+    bad = error_details_pb2.BadRequest()
+    assert rich.details[1].Unpack(bad)
+    assert [violation.field for violation in bad.field_violations] == ["a", "b"]
+
+
+def test_a_bug_tells_nothing_of_itself() -> None:
+    code, rich = status.of(KeyError("secret"))
+    assert code is grpc.StatusCode.INTERNAL
+    assert "secret" not in str(rich)
