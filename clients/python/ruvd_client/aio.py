@@ -1,0 +1,186 @@
+"""The client for asyncio: the same verbs, awaited; an answer is an async iterator.
+
+grpc.aio reports a call that was cancelled here as CancelledError, which would look as if the
+task had been cancelled. `AsyncCompletion` tells the two apart: its own `cancel` ends the
+iteration with RuvdError, as in the blocking client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar, Unpack
+
+import grpc
+import grpc.aio
+
+from ruvd_client.protocol import (
+    CHANNEL_OPTIONS,
+    CompleteArguments,
+    CreateSessionArguments,
+    Messages,
+    RuvdError,
+    complete_request,
+    create_session_request,
+    error_from,
+    resolve_address,
+)
+from ruvd_client.v1 import session_service_pb2 as pb
+from ruvd_client.v1 import session_service_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    from ruvd_client.v1.session_service_pb2_grpc import SessionServiceAsyncStub
+
+Response = TypeVar("Response")
+
+
+class _ResponseStream(Protocol):
+    def __aiter__(self) -> AsyncIterator[pb.CompleteResponse]: ...
+    def cancel(self) -> object: ...
+
+
+class AsyncCompletion(AsyncIterator[str]):
+    """One answer on its way: iterate for its text, leave the `async with` block to cancel it.
+
+    `started` and `finished` are set when their events have come, `finished` only if the answer
+    was committed. Iterating raises RuvdError when the completion fails or is cancelled.
+    """
+
+    def __init__(self, request: pb.CompleteRequest, responses: _ResponseStream) -> None:
+        self.request = request
+        self.started: pb.Started | None = None
+        self.finished: pb.Finished | None = None
+        self._responses = responses
+        self._cancelled = False
+        self._events = self._read()
+
+    def events(self) -> AsyncIterator[pb.CompletionEvent]:
+        """The events that have not been read yet, instead of their text."""
+        return self._events
+
+    async def text(self) -> str:
+        """Wait for the end; the whole answer."""
+        async for _ in self._events:
+            pass
+        return self.finished.message.content if self.finished else ""
+
+    def cancel(self) -> None:
+        """Stop generating. Does nothing after the end."""
+        self._cancelled = True
+        self._responses.cancel()
+
+    async def __anext__(self) -> str:
+        async for event in self._events:
+            if event.HasField("delta"):
+                return event.delta.text
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    async def _read(self) -> AsyncGenerator[pb.CompletionEvent, None]:
+        try:
+            async for response in self._responses:
+                event = response.event
+                if event.HasField("started"):
+                    self.started = event.started
+                elif event.HasField("finished"):
+                    self.finished = event.finished
+                yield event
+        except grpc.RpcError as error:
+            raise error_from(error) from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if not self._cancelled or (task is not None and task.cancelling()):
+                raise
+            raise RuvdError(grpc.StatusCode.CANCELLED, "", "cancelled by this client") from error
+
+
+class AsyncClient:
+    """A connection to ruvd, made when the first call needs it. Create it in its event loop.
+
+    `address` is `host:port` or `unix:PATH`, by default RUVD_ADDRESS, else 127.0.0.1:50051.
+    `timeout`, in seconds, holds for every call but `complete`. Every method raises RuvdError.
+    """
+
+    def __init__(self, address: str | None = None, *, timeout: float | None = None) -> None:
+        self.address = resolve_address(address)
+        self._timeout = timeout
+        self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        self._stub: SessionServiceAsyncStub = pb_grpc.SessionServiceStub(self._channel)
+
+    async def create_session(self, **arguments: Unpack[CreateSessionArguments]) -> pb.Session:
+        """Make a session before its first turn."""
+        request = create_session_request(arguments)
+        return (await self._call(self._stub.CreateSession, request)).session
+
+    async def get_session(
+        self, session_id: str, view: pb.SessionView.ValueType = pb.SESSION_VIEW_BASIC
+    ) -> pb.Session:
+        """Read one session; with its messages in SESSION_VIEW_FULL."""
+        request = pb.GetSessionRequest(session_id=session_id, view=view)
+        return (await self._call(self._stub.GetSession, request)).session
+
+    async def list_sessions(
+        self, label_filter: Mapping[str, str] | None = None, *, page_size: int = 0
+    ) -> AsyncGenerator[pb.Session, None]:
+        """All sessions that have these labels, page by page, in the order of creation."""
+        request = pb.ListSessionsRequest(page_size=page_size, label_filter=label_filter or {})
+        while True:
+            page = await self._call(self._stub.ListSessions, request)
+            for session in page.sessions:
+                yield session
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def end_session(self, session_id: str, *, allow_missing: bool = False) -> None:
+        """Delete a session with its messages."""
+        request = pb.EndSessionRequest(session_id=session_id, allow_missing=allow_missing)
+        await self._call(self._stub.EndSession, request)
+
+    async def get_session_metrics(self) -> pb.SessionMetrics:
+        """What the daemon has measured since it started."""
+        request = pb.GetSessionMetricsRequest()
+        return (await self._call(self._stub.GetSessionMetrics, request)).metrics
+
+    def complete(
+        self,
+        messages: Messages,
+        *,
+        timeout: float | None = None,
+        **arguments: Unpack[CompleteArguments],
+    ) -> AsyncCompletion:
+        """Answer the new messages, in a session or, without `session_id`, stateless."""
+        request = complete_request(messages, arguments)
+        return AsyncCompletion(request, self._stub.Complete(request, timeout=timeout))
+
+    async def close(self) -> None:
+        """Close the connection; what runs on it is cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _call(self, method: Callable[..., Awaitable[Response]], request: object) -> Response:
+        try:
+            return await method(request, timeout=self._timeout)
+        except grpc.RpcError as error:
+            raise error_from(error) from error

@@ -1,0 +1,37 @@
+"""The command line. Each command is imported when it is called, so that `ruvd health` is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import cyclopts
+
+app = cyclopts.App(
+    name="ruvd",
+    help="Owns the conversation between a service and its LLM engine.",
+    version=lambda: version("ruvd"),
+    suppress_keyboard_interrupt=False,
+)
+sessions = cyclopts.App(name="sessions", help="List, show and end sessions.")
+
+app.command("ruvd.cli.serve:serve", name="serve", help="Run the daemon.")
+app.command("ruvd.cli.serve:config", name="config", help="Show the settings in force.")
+app.command("ruvd.cli.chat:chat", name="chat", help="Talk to the daemon's engine in a session.")
+app.command("ruvd.cli.health:health", name="health", help="Exit 0 if the daemon is serving.")
+app.command("ruvd.cli.demo:demo", name="demo", help="Measure what a session saves, here and now.")
+sessions.command("ruvd.cli.sessions:list_sessions", name="list", help="List the sessions.")
+sessions.command("ruvd.cli.sessions:show", name="show", help="Show one session with its messages.")
+sessions.command("ruvd.cli.sessions:end", name="end", help="Delete a session with its messages.")
+app.command(sessions)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code. Raises SystemExit where a command fails."""
+    try:
+        result = app(list(arguments), exit_on_error=False, result_action="return_value")
+    except cyclopts.CycloptsError:  # printed already
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,143 @@
+"""`ruvd chat`: a session at the prompt, or one message a line from a pipe.
+
+A turn that is interrupted is cancelled, which leaves the session as it was; leaving the chat
+keeps the session, so the way back is told. A session that got no turn is not left behind.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from contextlib import suppress
+from typing import Annotated
+
+import grpc
+from cyclopts import Parameter
+from ruvd_client import Client, RuvdError
+from ruvd_client.protocol import CompleteArguments, to_seconds
+from ruvd_client.v1.session_service_pb2 import Finished
+
+from ruvd.cli.terminal import (
+    Address,
+    complain,
+    connected,
+    default_address,
+    err,
+    explain,
+    out,
+    seconds,
+    write,
+)
+
+
+def chat(
+    *,
+    session: Annotated[str, Parameter(help="Continue this session, or begin it.")] = "",
+    system: Annotated[str, Parameter(help="The system prompt of a new session.")] = "",
+    max_tokens: Annotated[int | None, Parameter(help="The most tokens of an answer.")] = None,
+    temperature: Annotated[float | None, Parameter(help="0 for the likeliest text.")] = None,
+    address: Address = default_address,
+) -> None:
+    """Talk to the daemon's engine. Ctrl-C cancels an answer, Ctrl-D leaves."""
+    arguments: CompleteArguments = {"system_prompt": system}
+    if max_tokens is not None:
+        arguments["max_tokens"] = max_tokens
+    if temperature is not None:
+        arguments["temperature"] = temperature
+    interactive = sys.stdin.isatty()
+    with connected(address) as client:
+        arguments["session_id"], exchanges = _open(client, session, system, show=interactive)
+        arguments["require_existing"] = exchanges is not None
+        if interactive:
+            _converse(client, address, arguments)
+        else:
+            for line in sys.stdin:
+                if message := line.strip():
+                    _turn(client, message, arguments)
+                    out.line()
+
+
+def _open(client: Client, session_id: str, system: str, *, show: bool) -> tuple[str, int | None]:
+    """The session's id, and its exchanges if it exists already."""
+    if not session_id:
+        return client.create_session(system_prompt=system).id, 0
+    try:
+        session = client.get_session(session_id)
+    except RuvdError as error:
+        if error.reason != "SESSION_NOT_FOUND":
+            raise
+        return session_id, None
+    if show:
+        out.print(
+            f"continuing {session_id}: {session.exchange_count} exchanges, "
+            f"{session.message_count} messages",
+            style="dim",
+            markup=False,
+        )
+    return session_id, session.exchange_count
+
+
+def _converse(client: Client, address: str, arguments: CompleteArguments) -> None:
+    with suppress(ImportError):  # only the comfort of a line editor, and not on every platform
+        importlib.import_module("readline")
+    while (message := _prompt()) is not None:
+        if not message:
+            continue
+        try:
+            finished = _turn(client, message, arguments)
+        except RuvdError as error:
+            out.line()
+            if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+                raise
+            complain(explain(error, address))
+        except KeyboardInterrupt:
+            err.print("\ncancelled; the session is as it was before", style="dim")
+        else:
+            out.line()
+            if finished:
+                out.print(_figures(finished), style="dim", markup=False)
+    _leave(client, arguments["session_id"])
+
+
+def _prompt() -> str | None:
+    """The next message, None to leave."""
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        out.line()
+        return None
+
+
+def _turn(client: Client, message: str, arguments: CompleteArguments) -> Finished | None:
+    with client.complete(message, **arguments) as answer:
+        for piece in answer:
+            write(piece)
+    # From here on the session exists; if it expires, that is told and not papered over.
+    arguments["require_existing"] = True
+    return answer.finished
+
+
+def _leave(client: Client, session_id: str) -> None:
+    try:
+        if client.get_session(session_id).message_count:
+            out.print(f"come back with: ruvd chat --session {session_id}", markup=False)
+        else:
+            client.end_session(session_id, allow_missing=True)
+    except RuvdError as error:
+        if error.reason != "SESSION_NOT_FOUND":
+            raise
+
+
+def _figures(finished: Finished) -> str:
+    timings, usage = finished.timings, finished.usage
+    known = timings.HasField("time_to_first_token")
+    first = to_seconds(timings.time_to_first_token) if known else None
+    parts = [
+        f"first token {seconds(first)}",
+        f"total {seconds(to_seconds(timings.total))}",
+        f"{usage.prompt_tokens} prompt tokens",
+    ]
+    if usage.HasField("cached_tokens"):
+        percent = 100 * usage.cached_tokens / max(usage.prompt_tokens, 1)
+        parts.append(f"{usage.cached_tokens} cached ({percent:.0f} %)")
+    return " · ".join(parts)

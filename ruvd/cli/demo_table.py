@@ -1,0 +1,175 @@
+"""The demo's figures as one table. All of them are the daemon's own, from `Finished`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+from rich.table import Table
+from ruvd_client.protocol import to_seconds
+from ruvd_client.v1.session_service_pb2 import Finished
+
+UNKNOWN = "-"
+
+_LEGEND = (
+    "cached: prompt tokens from the engine's cache; first: time to first token; total: time to "
+    "the last; both in milliseconds, measured in the daemon."
+)
+_WHAT_A_SESSION_IS_FOR = (
+    "is what a warm engine gives its only client, which resends everything: expect the times of "
+    "the session. What the session has over it is elsewhere: it is still there after a restart, "
+    "many sessions share an engine without losing their prefixes, long histories are trimmed "
+    "in a way that keeps the prefix, and only the new message is sent."
+)
+_SAME_PROMPTS = (
+    "Each turn had the same history in all three; the answers may differ in some words, and the "
+    "totals with them."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one turn cost; None is what the engine does not tell."""
+
+    prompt_tokens: int
+    cached_tokens: int | None
+    first_token_ms: float | None
+    total_ms: float
+
+    @classmethod
+    def of(cls, finished: Finished) -> Turn:
+        """The figures of one completion."""
+        usage, timings = finished.usage, finished.timings
+        known = timings.HasField("time_to_first_token")
+        return cls(
+            usage.prompt_tokens,
+            usage.cached_tokens if usage.HasField("cached_tokens") else None,
+            to_seconds(timings.time_to_first_token) * 1000 if known else None,
+            to_seconds(timings.total) * 1000,
+        )
+
+
+@dataclass(slots=True)
+class Way:
+    """One way to hold the conversation: its turns, and the bytes that the client sent for them."""
+
+    name: str
+    turns: list[Turn] = field(default_factory=list)
+    sent_bytes: int = 0
+    missing: str = ""
+
+
+def build(session: Way, uncached: Way, cached: Way) -> Table:
+    """Turn by turn, and the medians once the conversation has some length."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("\nturn", justify="right")
+    table.add_column("prompt\ntokens", justify="right")
+    for way in (session, uncached, cached):
+        table.add_column(f"{way.name}\n{_cell('cached', 'first', 'total')}", justify="right")
+    table.add_column("first token earlier\nthan no cache", justify="right")
+    table.add_column("than with\nengine cache", justify="right")
+    for index, turn in enumerate(session.turns):
+        table.add_row(
+            str(index + 1),
+            str(turn.prompt_tokens),
+            *(_turn_cell(way, index) for way in (session, uncached, cached)),
+            *(_percent(reduction(turn, other, index)) for other in (uncached, cached)),
+        )
+    first = first_counted(session)
+    table.add_section()
+    table.add_row(
+        f"{first + 1}-{len(session.turns)}",
+        "median",
+        *(_median_cell(way, first) for way in (session, uncached, cached)),
+        *(_percent(median_reduction(session, other)) for other in (uncached, cached)),
+        style="bold",
+    )
+    return table
+
+
+def caption(model: str, engine: str, session: Way, uncached: Way, cached: Way) -> str:
+    """What the table is of, and what it does not show."""
+    ways = (session, uncached, cached)
+    sent = ", ".join(f"{way.name} {way.sent_bytes:,}" for way in ways if way.turns)
+    lines = [
+        f"Model {model or '(unnamed)'}, engine {engine}, {_cores()} cores. {_LEGEND}",
+        f"Bytes sent by the client: {sent}.",
+        f'"{cached.name}" {_WHAT_A_SESSION_IS_FOR}',
+        _SAME_PROMPTS,
+    ]
+    lines += [f'No figures for "{way.name}": {way.missing}' for way in ways if way.missing]
+    if any(differs(session, way) for way in ways):
+        lines.append("Prompt tokens are the session's; in the other ways some were not the same.")
+    return "\n".join(lines)
+
+
+def first_counted(way: Way) -> int:
+    """The index of the first turn in the medians: the third, if there are so many."""
+    return 2 if len(way.turns) > 2 else 0
+
+
+def reduction(turn: Turn, other: Way, index: int) -> float | None:
+    """How much sooner the first token came than in the other way, in percent; negative if later."""
+    if index >= len(other.turns):
+        return None
+    there = other.turns[index].first_token_ms
+    if there is None or turn.first_token_ms is None or there <= 0:
+        return None
+    return (there - turn.first_token_ms) / there * 100
+
+
+def median_reduction(session: Way, other: Way) -> float | None:
+    """The median of the reductions of the turns that count."""
+    first = first_counted(session)
+    found = [reduction(turn, other, i) for i, turn in enumerate(session.turns) if i >= first]
+    known = [value for value in found if value is not None]
+    return median(known) if known else None
+
+
+def differs(session: Way, other: Way) -> bool:
+    """Whether a prompt had another length in the other way."""
+    return any(
+        a.prompt_tokens != b.prompt_tokens for a, b in zip(session.turns, other.turns, strict=False)
+    )
+
+
+def _turn_cell(way: Way, index: int) -> str:
+    if index >= len(way.turns):
+        return UNKNOWN
+    turn = way.turns[index]
+    return _cell(_number(turn.cached_tokens), _number(turn.first_token_ms), _number(turn.total_ms))
+
+
+def _median_cell(way: Way, first: int) -> str:
+    def middle(of: Callable[[Turn], float | None]) -> str:
+        known = [value for value in map(of, way.turns[first:]) if value is not None]
+        return _number(median(known) if known else None)
+
+    if not way.turns:
+        return UNKNOWN
+    return _cell(
+        middle(lambda turn: turn.cached_tokens),
+        middle(lambda turn: turn.first_token_ms),
+        middle(lambda turn: turn.total_ms),
+    )
+
+
+def _cell(*figures: str) -> str:
+    return " ".join(f"{figure:>6}" for figure in figures)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return UNKNOWN
+    return f"{value:.1f}" if 0 < value < 10 else f"{value:.0f}"
+
+
+def _percent(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.0f} %"
+
+
+def _cores() -> int:
+    # The cores that this process may use, where the system tells.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

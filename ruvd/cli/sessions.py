@@ -1,0 +1,130 @@
+"""`ruvd sessions`: what the daemon keeps. `--json` gives the API's own field names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.table import Table
+from ruvd_client import Role, Session, SessionView
+
+from ruvd.cli.terminal import Address, connected, default_address, out, printable
+
+
+def _labels(_: type, labels: Sequence[str] | None) -> None:
+    for label in labels or ():
+        if "=" not in label or label.startswith("="):
+            raise ValueError(f"{label!r} is not KEY=VALUE")
+
+
+def list_sessions(
+    *,
+    label: Annotated[
+        list[str] | None,
+        Parameter(validator=_labels, negative=(), help="Only sessions with this KEY=VALUE."),
+    ] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="As JSON.")] = False,
+    address: Address = default_address,
+) -> None:
+    """List the sessions in the order of their creation."""
+    wanted = dict(item.split("=", 1) for item in label or ())
+    with connected(address) as client:
+        found = list(client.list_sessions(wanted))
+    if as_json:
+        _print_json([_as_dict(session, messages=False) for session in found])
+    elif not found:
+        out.print("no sessions")
+    else:
+        _print_table(found)
+
+
+def show(
+    session_id: str,
+    /,
+    *,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="As JSON.")] = False,
+    address: Address = default_address,
+) -> None:
+    """Show one session with its messages."""
+    with connected(address) as client:
+        session = client.get_session(session_id, SessionView.SESSION_VIEW_FULL)
+    if as_json:
+        _print_json(_as_dict(session, messages=True))
+        return
+    facts = {
+        "session": session.id,
+        "created": _time(session.create_time),
+        "last used": _time(session.last_used_time),
+        "expires": _time(session.expire_time) if session.HasField("expire_time") else "in use",
+        "history": f"{session.exchange_count} exchanges, {session.message_count} messages",
+        "labels": _label_text(session),
+        "forked from": session.parent_id,
+        "running": session.running_completion_id,
+        "tokens": f"{session.usage.prompt_tokens} prompt, {_cached(session)} cached, "
+        f"{session.usage.completion_tokens} generated",
+        "system": session.system_prompt,
+    }
+    for name, value in facts.items():
+        if value:
+            _print_entry(name, value, "bold")
+    for message in session.messages:
+        _print_entry(Role.Name(message.role).removeprefix("ROLE_").lower(), message.content, "cyan")
+
+
+def end(session_id: str, /, *, address: Address = default_address) -> None:
+    """Delete a session with its messages."""
+    with connected(address) as client:
+        client.end_session(session_id)
+    out.print(f"ended {session_id}", markup=False)
+
+
+def _print_table(found: Sequence[Session]) -> None:
+    table = Table("id", "created", "last used", box=None, pad_edge=False)
+    table.add_column("exchanges", justify="right")
+    table.add_column("messages", justify="right")
+    table.add_column("labels")
+    for session in found:
+        table.add_row(
+            session.id,
+            _time(session.create_time),
+            _time(session.last_used_time),
+            str(session.exchange_count) + ("+" if session.running_completion_id else ""),
+            str(session.message_count),
+            printable(_label_text(session)),
+        )
+    out.print(table, markup=False)
+
+
+def _print_entry(name: str, value: str, style: str) -> None:
+    out.print(f"{name:>12}  ", style=style, end="", markup=False)
+    out.out(printable(value))
+
+
+def _print_json(value: Any) -> None:
+    out.out(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _as_dict(session: Session, *, messages: bool) -> dict[str, Any]:
+    fields = MessageToDict(
+        session, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    if not messages:
+        # An empty list would say that there are none.
+        fields.pop("messages", None)
+    return fields
+
+
+def _label_text(session: Session) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(session.labels.items()))
+
+
+def _cached(session: Session) -> str:
+    return str(session.usage.cached_tokens) if session.usage.HasField("cached_tokens") else "-"
+
+
+def _time(timestamp: Timestamp) -> str:
+    return timestamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%S") + "Z"

@@ -1,0 +1,96 @@
+"""The commands without a daemon: exit codes, messages, and the demo's arithmetic."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from ruvd_client import RuvdError
+from ruvd_client.v1 import session_service_pb2 as pb
+
+from ruvd.cli import demo_table, run
+from ruvd.cli.demo_conversation import SYSTEM_PROMPT, USER_TURNS
+from ruvd.cli.demo_table import Turn, Way
+from ruvd.cli.terminal import explain, printable
+
+NOWHERE = "127.0.0.1:1"
+
+
+def way(name: str, *first_token_ms: float | None) -> Way:
+    return Way(name, [Turn(100, 50, first, 500.0) for first in first_token_ms])
+
+
+def test_without_a_daemon_a_command_says_how_to_start_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["sessions", "list", "--address", NOWHERE])
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"ruvd: no daemon at {NOWHERE}: start one with `ruvd serve`\n"
+
+
+def test_health_exits_1_when_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["health", "--address", NOWHERE]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["health", "--no-such-flag"],
+        ["sessions", "show"],
+        ["sessions", "list", "--label", "no-equals-sign"],
+        ["demo", "--turns", "11"],
+        ["demo", "--turns", "0"],
+        ["no-such-command"],
+    ],
+)
+def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    assert capsys.readouterr().err
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for command in ("serve", "config", "chat", "sessions", "health", "demo"):
+        assert command in printed
+
+
+def test_an_error_with_a_reason_is_told_in_one_line() -> None:
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    error = RuvdError(code, "OVERLOADED", "too many\ncompletions", (), 1.5)
+    assert explain(error, NOWHERE) == "OVERLOADED: too many completions (try again in 1.5 s)"
+
+
+def test_an_answer_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\r\x07c\n\td é 日本") == "a[2Jbc\n\td é 日本"
+
+
+def test_the_demos_turns_are_of_real_length() -> None:
+    assert len(USER_TURNS) == 10
+    assert all(15 <= len(turn.split()) <= 60 for turn in USER_TURNS)
+    assert 120 <= len(SYSTEM_PROMPT.split()) <= 180
+
+
+def test_the_median_reduction_leaves_out_the_first_two_turns() -> None:
+    session = way("session", 1000.0, 1000.0, 10.0, 20.0, 30.0)
+    other = way("other", 1.0, 1.0, 100.0, 100.0, 100.0)
+    assert demo_table.median_reduction(session, other) == 80.0
+    assert demo_table.reduction(session.turns[0], other, 0) == -99900.0
+
+
+def test_a_reduction_that_is_unknown_is_no_number() -> None:
+    session = way("session", 10.0, None)
+    assert demo_table.reduction(session.turns[0], way("other"), 0) is None
+    assert demo_table.reduction(session.turns[0], way("other", None), 0) is None
+    assert demo_table.reduction(session.turns[1], way("other", 1.0, 1.0), 1) is None
+    assert demo_table.median_reduction(session, way("other")) is None
+
+
+def test_what_the_engine_does_not_tell_stays_unknown() -> None:
+    timings = pb.Timings(total=Duration(seconds=1, nanos=500_000_000))
+    turn = Turn.of(pb.Finished(usage=pb.Usage(prompt_tokens=7), timings=timings))
+    assert turn == Turn(7, None, None, 1500.0)
