@@ -127,6 +127,18 @@ class Settings(BaseSettings):
     max_messages: int = _setting("Limits", 1000, "Messages in a request.", ge=1)
     max_session_bytes: int = _setting("Limits", 16 << 20, "Size of a session's history.", ge=1)
 
+    max_inflight: int = _setting(
+        "Limits", 1000, "Completions that run or wait at the same time.", ge=1
+    )
+    max_queue: int = _setting("Limits", 100, "Callers that wait for one session.", ge=0)
+    completion_retention_seconds: float = _setting(
+        "Limits", 600.0, "How long a completion can be resumed after its end.", ge=0
+    )
+    max_log_bytes: int = _setting("Limits", 1 << 20, "Events kept of one completion.", ge=4096)
+    max_logs_bytes: int = _setting(
+        "Limits", 16 << 20, "Events kept of all completions that have ended.", ge=4096
+    )
+
     drain_seconds: float = _setting(
         "Lifecycle", 25.0, "How long running turns may go on after SIGTERM.", ge=0
     )

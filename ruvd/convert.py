@@ -18,17 +18,18 @@ from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ruvd import model
-from ruvd.completions import CompletionRequest
+from ruvd.completions import CompletionRef, CompletionRequest
 from ruvd.errors import FieldViolation, InvalidRequest
 from ruvd.model import ContextWindow, Message, Role, Session
 from ruvd.ports import StoreCounts
-from ruvd.sessions import NewSession, SessionState
+from ruvd.sessions import NewFork, NewSession, SessionChanges, SessionPolicy, SessionState
 from ruvd.telemetry import Statistics
 from ruvd.v1 import session_service_pb2 as pb
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ID_RULE = "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"
 _NOT_BUILT = "is not supported by this version of ruvd"
+_MAX_ID_BYTES = 128
 _MAX_STOPS = 16
 _MAX_LABELS = 64
 _MAX_KEY_BYTES = 63
@@ -45,6 +46,7 @@ class RequestLimits:
     max_request_bytes: int = 4 << 20
     max_message_bytes: int = 1 << 20
     max_messages: int = 1000
+    max_grace_seconds: float = 600.0
 
 
 class Checker:
@@ -81,9 +83,9 @@ class Checker:
 
 
 def create_session(
-    request: pb.CreateSessionRequest, limits: RequestLimits, default: ContextWindow
+    request: pb.CreateSessionRequest, limits: RequestLimits, policy: SessionPolicy
 ) -> NewSession:
-    """What CreateSession asks for; `default` fills what its context window leaves out."""
+    """What CreateSession asks for; the policy fills what its context window leaves out."""
     check = Checker(request, limits)
     if request.session_id:
         check.check(_is_id(request.session_id), "session_id", _ID_RULE)
@@ -94,12 +96,9 @@ def create_session(
     _labels(check, "labels", request.labels)
     window = None
     if request.HasField("context_window"):
-        window = _window(check, request.context_window, default)
-    idle = None
-    if request.HasField("idle_timeout"):
-        idle = request.idle_timeout.ToNanoseconds() / 1e9
-        check.check(idle > 0, "idle_timeout", "must be more than 0")
-    check.check(not request.request_id, "request_id", _NOT_BUILT)
+        window = _window(check, request.context_window, policy.context_window)
+    idle = _idle_timeout(check, request)
+    _request_id(check, request.request_id)
     check.raise_if_wrong()
     system_prompt = request.system_prompt
     if messages and messages[0].role is Role.SYSTEM:
@@ -112,6 +111,7 @@ def create_session(
         context_window=window,
         idle_timeout_seconds=idle,
         model=request.model,
+        request_id=request.request_id,
     )
 
 
@@ -122,30 +122,103 @@ def complete(request: pb.CompleteRequest, limits: RequestLimits) -> CompletionRe
     if session_id:
         check.check(_is_id(session_id), "session_id", _ID_RULE)
     messages = _messages(check, request.messages, history=False)
+    # A session's history may end with what is to be answered; the turn will see.
+    check.check(bool(messages or session_id), "messages", "must not be empty")
     _text(check, "system_prompt", request.system_prompt)
     if messages and messages[0].role is Role.SYSTEM:
         check.check(not request.system_prompt, "system_prompt", "messages[0] is one already")
     if request.require_existing:
         check.check(bool(session_id), "require_existing", "needs a session_id")
     options = _options(check, request.options)
-    check.check(not request.request_id, "request_id", _NOT_BUILT)
-    check.check(
-        request.on_disconnect in (pb.ON_DISCONNECT_UNSPECIFIED, pb.ON_DISCONNECT_CANCEL),
-        "on_disconnect",
-        _NOT_BUILT,
-    )
-    check.check(not request.HasField("disconnect_grace"), "disconnect_grace", _NOT_BUILT)
-    check.check(
-        request.if_busy in (pb.IF_BUSY_UNSPECIFIED, pb.IF_BUSY_QUEUE), "if_busy", _NOT_BUILT
-    )
+    _request_id(check, request.request_id)
+    if_busy = _IF_BUSY.get(request.if_busy)
+    check.check(if_busy is not None, "if_busy", "is no known choice")
+    on_disconnect = _ON_DISCONNECT.get(request.on_disconnect)
+    check.check(on_disconnect is not None, "on_disconnect", "is no known choice")
+    grace = request.disconnect_grace.ToNanoseconds() / 1e9
+    most = limits.max_grace_seconds
+    check.check(0 <= grace <= most, "disconnect_grace", f"must be 0 to {most:g} s")
     check.raise_if_wrong()
     return CompletionRequest(
         messages=messages,
         session_id=session_id,
         options=options,
+        request_id=request.request_id,
         system_prompt=request.system_prompt,
         require_existing=request.require_existing,
+        if_busy=if_busy or model.IfBusy.QUEUE,
+        on_disconnect=on_disconnect or model.OnDisconnect.CANCEL,
+        grace_seconds=grace,
     )
+
+
+def update_session(
+    request: pb.UpdateSessionRequest, limits: RequestLimits, policy: SessionPolicy
+) -> tuple[str, SessionChanges]:
+    """What UpdateSession asks for; the policy fills what is in the mask and unset."""
+    check = Checker(request, limits)
+    check.check(_is_id(request.session_id), "session_id", _ID_RULE)
+    mask = set(request.update_mask.paths)
+    for path in sorted(mask - _UPDATABLE):
+        check.refuse(
+            "update_mask", f"{path!r} cannot be updated; {', '.join(sorted(_UPDATABLE))} can"
+        )
+    if not mask:
+        mask = {field.name for field, _ in request.ListFields()} & _UPDATABLE
+        check.check(bool(mask), "update_mask", "names nothing to update")
+    _labels(check, "labels", request.labels)
+    idle = _idle_timeout(check, request)
+    window = _window(check, request.context_window, policy.context_window)
+    check.raise_if_wrong()
+    return request.session_id, SessionChanges(
+        labels=dict(request.labels) if "labels" in mask else None,
+        idle_timeout_seconds=(idle or policy.idle_timeout_seconds)
+        if "idle_timeout" in mask
+        else None,
+        context_window=window if "context_window" in mask else None,
+    )
+
+
+def append_messages(request: pb.AppendMessagesRequest, limits: RequestLimits) -> Sequence[Message]:
+    """What AppendMessages appends."""
+    check = Checker(request, limits)
+    check.check(_is_id(request.session_id), "session_id", _ID_RULE)
+    messages = _messages(check, request.messages, history=True)
+    check.check(bool(messages), "messages", "must not be empty")
+    if messages and messages[0].role is Role.SYSTEM:
+        check.refuse("messages[0].role", "a session's system prompt is set when it is created")
+    _request_id(check, request.request_id)
+    check.raise_if_wrong()
+    return messages
+
+
+def fork_session(request: pb.ForkSessionRequest, limits: RequestLimits) -> NewFork:
+    """What ForkSession asks for."""
+    check = Checker(request, limits)
+    check.check(_is_id(request.session_id), "session_id", _ID_RULE)
+    if request.new_session_id:
+        check.check(_is_id(request.new_session_id), "new_session_id", _ID_RULE)
+    count = request.exchange_count if request.HasField("exchange_count") else None
+    check.check(count is None or count >= 0, "exchange_count", "must not be negative")
+    _request_id(check, request.request_id)
+    check.raise_if_wrong()
+    return NewFork(request.session_id, count, request.new_session_id, request.request_id)
+
+
+def completion_ref(
+    request: pb.ResumeCompletionRequest | pb.CancelCompletionRequest, limits: RequestLimits
+) -> CompletionRef:
+    """The completion that a request names."""
+    check = Checker(request, limits)
+    if request.completion_id:
+        for field in ("session_id", "request_id"):
+            check.check(not getattr(request, field), field, "is not used with a completion_id")
+    elif not request.request_id:
+        check.refuse("completion_id", "name the completion, or its session_id and request_id")
+    if isinstance(request, pb.ResumeCompletionRequest):
+        check.check(request.after_sequence >= 0, "after_sequence", "must not be negative")
+    check.raise_if_wrong()
+    return CompletionRef(request.completion_id, request.session_id, request.request_id)
 
 
 def session_id(request: pb.GetSessionRequest | pb.EndSessionRequest, limits: RequestLimits) -> str:
@@ -179,6 +252,21 @@ def list_sessions(request: pb.ListSessionsRequest, limits: RequestLimits) -> Pag
     return Page(after or 0, size or _DEFAULT_PAGE, dict(request.label_filter))
 
 
+def _request_id(check: Checker, request_id: str) -> None:
+    size = len(request_id.encode())
+    check.check(size <= _MAX_ID_BYTES, "request_id", f"may have {_MAX_ID_BYTES} bytes")
+
+
+def _idle_timeout(
+    check: Checker, request: pb.CreateSessionRequest | pb.UpdateSessionRequest
+) -> float | None:
+    if not request.HasField("idle_timeout"):
+        return None
+    seconds = request.idle_timeout.ToNanoseconds() / 1e9
+    check.check(seconds > 0, "idle_timeout", "must be more than 0")
+    return seconds
+
+
 def _messages(check: Checker, protos: Sequence[pb.Message], *, history: bool) -> Sequence[Message]:
     """The messages of a request: a whole history, or a turn, which ends with what to answer."""
     limits = check.limits
@@ -187,8 +275,6 @@ def _messages(check: Checker, protos: Sequence[pb.Message], *, history: bool) ->
         "messages",
         f"more than {limits.max_messages} (max_messages)",
     )
-    if not history:
-        check.check(len(protos) > 0, "messages", "must not be empty")
     messages = []
     for index, proto in enumerate(protos):
         field = f"messages[{index}]"
@@ -196,7 +282,7 @@ def _messages(check: Checker, protos: Sequence[pb.Message], *, history: bool) ->
         if role is None:
             check.refuse(f"{field}.role", "must be set to a known role")
         elif role is Role.TOOL:
-            check.refuse(f"{field}.role", _NOT_BUILT)
+            check.refuse(f"{field}.role", "a tool message must follow a tool call")
         elif role is Role.SYSTEM:
             check.check(
                 index == 0, f"{field}.role", "only the first message may be a system message"
@@ -348,7 +434,7 @@ def session(state: SessionState) -> pb.Session:
     )
 
 
-def event(of: model.CompletionEvent) -> pb.CompleteResponse:
+def event(of: model.CompletionEvent) -> pb.CompletionEvent:
     """A completion's event for the wire."""
     match of.event:
         case model.Delta(text):
@@ -367,7 +453,7 @@ def event(of: model.CompletionEvent) -> pb.CompleteResponse:
             )
         case model.Finished() as finished:
             body = pb.CompletionEvent(sequence=of.sequence, finished=_finished(finished))
-    return pb.CompleteResponse(event=body)
+    return body
 
 
 def _finished(of: model.Finished) -> pb.Finished:
@@ -375,7 +461,7 @@ def _finished(of: model.Finished) -> pb.Finished:
     return pb.Finished(
         finish_reason=_FINISH_REASONS[of.finish_reason],
         message=message(of.message),
-        usage=usage(of.usage),
+        usage=None if of.usage is None else usage(of.usage),
         timings=pb.Timings(
             queue=duration(timings.queue_seconds),
             time_to_first_token=duration(timings.time_to_first_token_seconds),
@@ -432,6 +518,18 @@ def _timestamp(seconds: float) -> Timestamp:
     return proto
 
 
+_UPDATABLE = {"labels", "idle_timeout", "context_window"}
+_IF_BUSY = {
+    pb.IF_BUSY_UNSPECIFIED: model.IfBusy.QUEUE,
+    pb.IF_BUSY_QUEUE: model.IfBusy.QUEUE,
+    pb.IF_BUSY_REJECT: model.IfBusy.REJECT,
+    pb.IF_BUSY_INTERRUPT: model.IfBusy.INTERRUPT,
+}
+_ON_DISCONNECT = {
+    pb.ON_DISCONNECT_UNSPECIFIED: model.OnDisconnect.CANCEL,
+    pb.ON_DISCONNECT_CANCEL: model.OnDisconnect.CANCEL,
+    pb.ON_DISCONNECT_CONTINUE: model.OnDisconnect.CONTINUE,
+}
 _ROLES = {
     pb.ROLE_SYSTEM: Role.SYSTEM,
     pb.ROLE_USER: Role.USER,

@@ -21,7 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ruvd import logs
-from ruvd.completions import Completions
+from ruvd.completions import CompletionPolicy, Completions
 from ruvd.config import Settings
 from ruvd.convert import RequestLimits
 from ruvd.errors import StoreUnavailable
@@ -140,19 +140,29 @@ class Daemon:
                 Rendering(settings.rendering),
             )
             policy = SessionPolicy(
-                settings.sessions_enabled,
-                settings.idle_timeout_seconds,
-                settings.max_sessions,
-                settings.max_session_bytes,
-                window,
+                enabled=settings.sessions_enabled,
+                idle_timeout_seconds=settings.idle_timeout_seconds,
+                max_sessions=settings.max_sessions,
+                max_queue=settings.max_queue,
+                max_session_bytes=settings.max_session_bytes,
+                context_window=window,
             )
             limits = RequestLimits(
-                settings.max_request_bytes, settings.max_message_bytes, settings.max_messages
+                max_request_bytes=settings.max_request_bytes,
+                max_message_bytes=settings.max_message_bytes,
+                max_messages=settings.max_messages,
+                max_grace_seconds=settings.completion_retention_seconds,
+            )
+            completion_policy = CompletionPolicy(
+                max_inflight=settings.max_inflight,
+                retention_seconds=settings.completion_retention_seconds,
+                max_log_bytes=settings.max_log_bytes,
+                max_logs_bytes=settings.max_logs_bytes,
             )
             sessions = Sessions(store, clock, observer, policy)
-            completions = Completions(sessions, engine, clock, observer)
+            completions = Completions(sessions, engine, clock, observer, completion_policy)
             server = _server(settings)
-            service = SessionService(sessions, completions, statistics, limits, window)
+            service = SessionService(sessions, completions, statistics, limits, policy)
             session_service_pb2_grpc.add_SessionServiceServicer_to_server(service, server)
             health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -2,55 +2,79 @@
 
 Gathering happens here: the last Delta grows until a reader takes it and is then sealed. So a
 reader whose write is pending finds the text of many tokens in its next event, without a timer,
-and every reader sees the same events under the same numbers.
+and every reader sees the same events under the same numbers. What is kept is bounded in bytes:
+the oldest events fall off first.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator
 
+from ruvd.errors import CompletionNotFound
 from ruvd.model import CompletionEvent, Delta, Finished, Started
+
+# What an event costs beside its text: the objects that hold it, measured with tracemalloc.
+_EVENT_BYTES = 300
 
 
 class EventLog:
     """Append on one side, read on the other, within one event loop."""
 
-    def __init__(self) -> None:
-        self._events: list[CompletionEvent] = []
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._events: deque[CompletionEvent] = deque()
+        self._dropped = 0
         self._growing: list[str] = []
         self._waiters: list[asyncio.Future[None]] = []
         self._closed = False
         self._error: BaseException | None = None
+        self.size_bytes = 0
 
     @property
-    def next_sequence(self) -> int:
-        """The number that an event appended now would get."""
-        return len(self._events) + bool(self._growing) + 1
+    def last_sequence(self) -> int:
+        """The number of the last event."""
+        return self._dropped + len(self._events) + bool(self._growing)
 
-    def append(self, event: Started | Finished) -> None:
-        """Add an event that is complete as it is."""
+    def append(self, event: Started | Finished, sequence: int | None = None) -> None:
+        """Add an event that is complete as it is; `sequence` is given where events before it
+        are known to be gone."""
         self._seal()
-        self._events.append(CompletionEvent(len(self._events) + 1, event))
-        self._wake()
+        if sequence is not None:
+            self._dropped = sequence - 1
+        text = event.message.content if isinstance(event, Finished) else ""
+        self._keep(event, len(text))
 
     def append_text(self, text: str) -> None:
         """Add text to the last Delta, or begin one."""
         self._growing.append(text)
         self._wake()
 
+    def adopt(self, other: EventLog) -> None:
+        """Have the events of another log, which has ended."""
+        self._events, self._dropped = other._events, other._dropped
+        self._wake()
+
     def close(self, error: BaseException | None = None) -> None:
         """End the log: readers get what there is, then `error`, if any, is raised in them."""
+        self._seal()
         self._closed = True
         self._error = error
         self._wake()
 
     async def read(self, after: int = 0) -> AsyncGenerator[CompletionEvent, None]:
-        """The events numbered above `after`, as they come, until the log is closed."""
+        """The events numbered above `after`, as they come, until the log is closed.
+
+        Where they have fallen off, a reader gets Finished if the completion has it, and
+        CompletionNotFound otherwise.
+        """
         position = after
         while True:
-            if position < len(self._events):
-                event = self._events[position]
+            if position < self._dropped:
+                position = self._first_left(position)
+            if position < self._dropped + len(self._events):
+                event = self._events[position - self._dropped]
                 position += 1
                 yield event
             elif self._growing:
@@ -64,11 +88,28 @@ class EventLog:
                 self._waiters.append(waiter)
                 await waiter
 
+    def _first_left(self, position: int) -> int:
+        """Where a reader goes on whose next events have fallen off."""
+        if self._events and isinstance(self._events[-1].event, Finished):
+            return self._events[-1].sequence - 1
+        raise CompletionNotFound(
+            f"the events after {position} are no longer kept, and the answer is not committed"
+        )
+
+    def _keep(self, event: Started | Delta | Finished, text_bytes: int) -> None:
+        self._events.append(CompletionEvent(self._dropped + len(self._events) + 1, event))
+        self.size_bytes += _EVENT_BYTES + text_bytes
+        while self.size_bytes > self._max_bytes and len(self._events) > 1:
+            gone = self._events.popleft().event
+            self._dropped += 1
+            self.size_bytes -= _EVENT_BYTES + (len(gone.text) if isinstance(gone, Delta) else 0)
+        self._wake()
+
     def _seal(self) -> None:
         if self._growing:
             text = "".join(self._growing)
             self._growing.clear()
-            self._events.append(CompletionEvent(len(self._events) + 1, Delta(text)))
+            self._keep(Delta(text), len(text))
 
     def _wake(self) -> None:
         for waiter in self._waiters:

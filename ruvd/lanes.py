@@ -12,7 +12,13 @@ from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from ruvd.errors import CompletionInterrupted, RuvdError, SessionBusy, SessionLimit
+from ruvd.errors import (
+    CompletionInterrupted,
+    Overloaded,
+    RuvdError,
+    SessionBusy,
+    SessionLimit,
+)
 from ruvd.model import IfBusy, Session
 
 
@@ -36,10 +42,11 @@ class _Lane:
 
 
 class Lanes:
-    """The lanes of all sessions in use, `max_in_use` at most."""
+    """The lanes of all sessions in use, `max_in_use` at most, each with `max_waiting` at most."""
 
-    def __init__(self, max_in_use: int) -> None:
+    def __init__(self, max_in_use: int, max_waiting: int) -> None:
         self._max_in_use = max_in_use
+        self._max_waiting = max_waiting
         self._lanes: dict[str, _Lane] = {}
 
     def in_use(self) -> Collection[str]:
@@ -64,7 +71,8 @@ class Lanes:
     ) -> AsyncGenerator[None, None]:
         """Have the session to oneself: first in, first out; see IfBusy for the other ways.
 
-        Raises SessionBusy, and SessionLimit when every place is in use.
+        Raises SessionBusy, SessionLimit when every place is in use, and Overloaded when the lane
+        is full.
         """
         await self._enter(session_id, holder, if_busy)
         try:
@@ -85,6 +93,10 @@ class Lanes:
             return
         if if_busy is IfBusy.REJECT:
             raise SessionBusy(f"session {session_id!r} has a completion running")
+        if holder.completion_id and len(lane.waiting) >= self._max_waiting:
+            raise Overloaded(
+                f"{self._max_waiting} callers wait for session {session_id!r} (max_queue)"
+            )
         holder.turn = asyncio.get_running_loop().create_future()
         if if_busy is IfBusy.INTERRUPT:
             lane.waiting.appendleft(holder)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import structlog
 
+from ruvd.model import Usage
 from ruvd.ports import (
     CompletionEnded,
     EngineStateChanged,
@@ -56,7 +57,7 @@ def observe(event: Event) -> None:
     """Log what happened. An Observer."""
     match event:
         case CompletionEnded():
-            usage, timings = event.usage, event.timings
+            usage, timings = event.usage or Usage(), event.timings
             first = timings.time_to_first_token_seconds
             fields = {
                 "completion_id": event.completion_id,

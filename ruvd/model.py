@@ -171,11 +171,11 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The answer is complete and, in a session, durably committed."""
+    """The answer is complete and, in a session, durably committed; `usage` None is unknown."""
 
     finish_reason: FinishReason
     message: Message
-    usage: Usage
+    usage: Usage | None
     timings: Timings
     exchange_count: int
 

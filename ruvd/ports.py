@@ -242,7 +242,7 @@ class CompletionEnded:
     model: str
     reason: str
     failed: bool
-    usage: Usage
+    usage: Usage | None
     timings: Timings
     context_messages: int
     context_trimmed: bool

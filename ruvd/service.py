@@ -11,8 +11,7 @@ from grpc.aio import ServicerContext
 from ruvd import convert
 from ruvd.completions import Completions
 from ruvd.convert import RequestLimits
-from ruvd.model import ContextWindow
-from ruvd.sessions import Sessions
+from ruvd.sessions import SessionPolicy, Sessions
 from ruvd.telemetry import Statistics
 from ruvd.v1 import session_service_pb2 as pb
 from ruvd.v1 import session_service_pb2_grpc as pb_grpc
@@ -27,18 +26,18 @@ class SessionService(pb_grpc.SessionServiceServicer):
         completions: Completions,
         statistics: Statistics,
         limits: RequestLimits,
-        default_window: ContextWindow,
+        policy: SessionPolicy,
     ) -> None:
         self._sessions = sessions
         self._completions = completions
         self._statistics = statistics
         self._limits = limits
-        self._default_window = default_window
+        self._policy = policy
 
     async def CreateSession(  # noqa: D102, N802  # the proto documents and names it, as all below
         self, request: pb.CreateSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.CreateSessionResponse:
-        new = convert.create_session(request, self._limits, self._default_window)
+        new = convert.create_session(request, self._limits, self._policy)
         state = await self._sessions.create(new)
         return pb.CreateSessionResponse(session=convert.session(state))
 
@@ -62,6 +61,26 @@ class SessionService(pb_grpc.SessionServiceServicer):
             next_page_token=convert.page_token(cursor),
         )
 
+    async def UpdateSession(  # noqa: D102, N802
+        self, request: pb.UpdateSessionRequest, context: ServicerContext[Any, Any]
+    ) -> pb.UpdateSessionResponse:
+        session_id, changes = convert.update_session(request, self._limits, self._policy)
+        state = await self._sessions.update(session_id, changes)
+        return pb.UpdateSessionResponse(session=convert.session(state))
+
+    async def AppendMessages(  # noqa: D102, N802
+        self, request: pb.AppendMessagesRequest, context: ServicerContext[Any, Any]
+    ) -> pb.AppendMessagesResponse:
+        messages = convert.append_messages(request, self._limits)
+        state = await self._sessions.append(request.session_id, messages, request.request_id)
+        return pb.AppendMessagesResponse(session=convert.session(state))
+
+    async def ForkSession(  # noqa: D102, N802
+        self, request: pb.ForkSessionRequest, context: ServicerContext[Any, Any]
+    ) -> pb.ForkSessionResponse:
+        state = await self._sessions.fork(convert.fork_session(request, self._limits))
+        return pb.ForkSessionResponse(session=convert.session(state))
+
     async def EndSession(  # noqa: D102, N802
         self, request: pb.EndSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.EndSessionResponse:
@@ -81,4 +100,19 @@ class SessionService(pb_grpc.SessionServiceServicer):
         completion = self._completions.start(convert.complete(request, self._limits))
         async with aclosing(completion.events()) as events:
             async for event in events:
-                yield convert.event(event)
+                yield pb.CompleteResponse(event=convert.event(event))
+
+    async def ResumeCompletion(  # noqa: D102, N802
+        self, request: pb.ResumeCompletionRequest, context: ServicerContext[Any, Any]
+    ) -> AsyncGenerator[pb.ResumeCompletionResponse, None]:
+        ref = convert.completion_ref(request, self._limits)
+        async with aclosing(self._completions.resume(ref, request.after_sequence)) as events:
+            async for event in events:
+                yield pb.ResumeCompletionResponse(event=convert.event(event))
+
+    async def CancelCompletion(  # noqa: D102, N802
+        self, request: pb.CancelCompletionRequest, context: ServicerContext[Any, Any]
+    ) -> pb.CancelCompletionResponse:
+        ref = convert.completion_ref(request, self._limits)
+        await self._completions.cancel(ref, keep_partial=request.keep_partial)
+        return pb.CancelCompletionResponse()

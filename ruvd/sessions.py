@@ -8,11 +8,13 @@ and shows it. Expiry is strict at every access, whatever the sweeper has done.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ruvd import context
+from ruvd import context, receipts
 from ruvd.errors import (
+    FieldViolation,
+    InvalidRequest,
     SessionBusy,
     SessionEnded,
     SessionExists,
@@ -21,7 +23,7 @@ from ruvd.errors import (
     SessionTooLarge,
 )
 from ruvd.lanes import Holder, Lanes
-from ruvd.model import ContextWindow, IfBusy, Message, Session
+from ruvd.model import ContextWindow, IfBusy, Message, Receipt, Session, Usage
 from ruvd.ports import Clock, Commit, Observer, SessionCreated, SessionGone, Store, StoreCounts
 
 
@@ -32,6 +34,7 @@ class SessionPolicy:
     enabled: bool = True
     idle_timeout_seconds: float = 1800.0
     max_sessions: int = 100
+    max_queue: int = 100
     max_session_bytes: int = 16 << 20
     context_window: ContextWindow = ContextWindow()
 
@@ -47,6 +50,26 @@ class NewSession:
     context_window: ContextWindow | None = None
     idle_timeout_seconds: float | None = None
     model: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChanges:
+    """What a client changes of a session; None stays as it is."""
+
+    labels: Mapping[str, str] | None = None
+    idle_timeout_seconds: float | None = None
+    context_window: ContextWindow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewFork:
+    """A fork that a client asks for; `exchange_count` None keeps all exchanges."""
+
+    parent_id: str
+    exchange_count: int | None = None
+    session_id: str = ""
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +92,8 @@ class Sessions:
         self._clock = clock
         self._observer = observer
         self._policy = policy
-        self.lanes = Lanes(policy.max_sessions)
+        self._creating = Lanes(policy.max_sessions, policy.max_queue)
+        self.lanes = Lanes(policy.max_sessions, policy.max_queue)
 
     # --- reading ----------------------------------------------------------------------------
 
@@ -107,29 +131,112 @@ class Sessions:
         running = holder.completion_id if holder else ""
         return SessionState(session, running, holder is not None, messages)
 
+    async def _existing(self, session_id: str) -> Session:
+        session = await self._store.get(session_id)
+        if session is None or not self._alive(session):
+            raise _missing(session_id)
+        return session
+
     def _alive(self, session: Session | None) -> bool:
         return session is not None and session.expire_time > self._clock.now()
 
     # --- creating and ending ----------------------------------------------------------------
 
     async def create(self, new: NewSession) -> SessionState:
-        """Make a session, with the history it comes with."""
+        """Make a session, with the history it comes with; once per request id."""
         self._check_enabled()
-        session = self.prepare(new)
-        numbered = context.number(0, new.messages)
-        size = sum(message.size_bytes for message in new.messages)
-        self._check_size(size)
-        session = replace(
-            session,
-            message_count=len(numbered),
-            exchange_count=numbered[-1][0] + 1 if numbered else 0,
-            size_bytes=size,
-        )
+        self._check_size(sum(message.size_bytes for message in new.messages))
+        asked = (new.session_id, new.system_prompt, new.messages, new.labels, new.context_window)
+        digest = receipts.digest("create", *asked, new.idle_timeout_seconds, new.model)
+
+        async def make(receipt: Receipt | None) -> Session:
+            session = grown(self.prepare(new), numbered := context.number(0, new.messages))
+            await self._make(Commit(session, numbered, receipt, create=True))
+            return session
+
+        return await self._once(new.request_id, digest, make)
+
+    async def fork(self, new: NewFork) -> SessionState:
+        """Make a session that shares the beginning of another's history, as it is committed."""
+        self._check_enabled()
+        digest = receipts.digest("fork", new.parent_id, new.exchange_count, new.session_id)
+
+        async def make(receipt: Receipt | None) -> Session:
+            parent = await self._existing(new.parent_id)
+            keep = parent.exchange_count if new.exchange_count is None else new.exchange_count
+            if keep > parent.exchange_count:
+                text = f"the session has {parent.exchange_count} exchanges"
+                raise InvalidRequest([FieldViolation("exchange_count", text)])
+            messages, size = await self._store.size_at(parent.id, keep)
+            now = self._clock.now()
+            whole = keep == parent.exchange_count
+            session = replace(
+                parent,
+                id=new.session_id or _new_id(),
+                create_time=now,
+                last_used_time=now,
+                parent_id=parent.id,
+                message_count=messages,
+                exchange_count=keep,
+                size_bytes=size,
+                usage=Usage(),
+                window_start=context.start_at(parent, keep),
+                context_tokens=parent.context_tokens if whole else None,
+            )
+            await self._make(Commit(session, (), receipt, create=True), parent.id)
+            return session
+
+        return await self._once(new.request_id, digest, make)
+
+    async def _once(
+        self, request_id: str, digest: bytes, make: Callable[[Receipt | None], Awaitable[Session]]
+    ) -> SessionState:
+        """Make a session, or find the one that this request id has made."""
+        if not request_id:
+            return self._state(await make(None))
+        async with self._creating.turn(request_id, Holder()):
+            made = await self._store.created_by(request_id)
+            session = await self._store.get(made[0]) if made else None
+            if made and session and (self._alive(session) or self.lanes.holder(session.id)):
+                receipts.check(made[1].digest, digest, request_id)
+                return self._state(session)
+            return self._state(await make(Receipt(request_id, digest)))
+
+    async def _make(self, commit: Commit, parent_id: str = "") -> None:
+        session = commit.session
         try:
             async with self.lanes.turn(session.id, Holder(newcomer=session), IfBusy.REJECT):
-                await self.commit(Commit(session, numbered, create=True))
+                await self.commit(commit, parent_id)
         except SessionBusy:
             raise SessionExists(f"session {session.id!r} is being created or used") from None
+
+    async def update(self, session_id: str, changes: SessionChanges) -> SessionState:
+        """Change what may be changed, after the turns before."""
+        self._check_enabled()
+        async with self.lanes.turn(session_id, Holder()):
+            session = await self._existing(session_id)
+            given = {name: getattr(changes, name) for name in SessionChanges.__slots__}
+            session = replace(session, **{k: v for k, v in given.items() if v is not None})
+            await self.commit(Commit(session))
+        return self._state(session)
+
+    async def append(
+        self, session_id: str, messages: Sequence[Message], request_id: str = ""
+    ) -> SessionState:
+        """Commit messages without generating, after the turns before; once per request id."""
+        self._check_enabled()
+        digest = receipts.digest("append", messages)
+        async with self.lanes.turn(session_id, Holder()):
+            session = await self._existing(session_id)
+            known = await self._store.receipt(session_id, request_id) if request_id else None
+            if known:
+                receipts.check(known.digest, digest, request_id)
+                return self._state(session)
+            self.check_room(session, messages)
+            numbered = context.number(session.exchange_count, messages)
+            session = replace(grown(session, numbered), last_used_time=self._clock.now())
+            receipt = Receipt(request_id, digest) if request_id else None
+            await self.commit(Commit(session, numbered, receipt))
         return self._state(session)
 
     def prepare(self, new: NewSession) -> Session:
@@ -137,7 +244,7 @@ class Sessions:
         now = self._clock.now()
         idle = new.idle_timeout_seconds
         return Session(
-            id=new.session_id or secrets.token_urlsafe(18),
+            id=new.session_id or _new_id(),
             create_time=now,
             last_used_time=now,
             idle_timeout_seconds=self._policy.idle_timeout_seconds if idle is None else idle,
@@ -199,16 +306,32 @@ class Sessions:
             return ()
         return await self._store.exchanges(session.id, session.window_start)
 
-    async def commit(self, commit: Commit) -> None:
-        """Write one change, evicting whom a newcomer displaces."""
-        evicted = await self._store.commit(
-            replace(
-                commit,
-                max_sessions=self._policy.max_sessions,
-                protected=self.lanes.in_use(),
-                now=self._clock.now(),
-            )
+    async def receipt(self, session_id: str, request_id: str) -> Receipt | None:
+        """What the session has committed under a request id; None if it has expired."""
+        receipt = await self._store.receipt(session_id, request_id)
+        if receipt is None or self.lanes.holder(session_id):
+            return receipt
+        return receipt if self._alive(await self._store.get(session_id)) else None
+
+    async def completion(self, completion_id: str) -> Receipt | None:
+        """What a completion has committed; None if its session has expired."""
+        found = await self._store.completion(completion_id)
+        if found is None or self.lanes.holder(found[0]):
+            return found and found[1]
+        return found[1] if self._alive(await self._store.get(found[0])) else None
+
+    async def commit(self, commit: Commit, parent_id: str = "") -> None:
+        """Write one change, evicting whom a newcomer displaces; with a parent it is a fork."""
+        commit = replace(
+            commit,
+            max_sessions=self._policy.max_sessions if commit.create else None,
+            protected=(*self.lanes.in_use(), parent_id),
+            now=self._clock.now(),
         )
+        if parent_id:
+            evicted = await self._store.fork(commit, parent_id)
+        else:
+            evicted = await self._store.commit(commit)
         for session_id in evicted:
             self._observer(SessionGone(session_id, "capacity"))
         if commit.create:
@@ -235,6 +358,20 @@ class Sessions:
                 f"the history would have {size} bytes, the limit is "
                 f"{self._policy.max_session_bytes} (max_session_bytes); start a new session"
             )
+
+
+def _new_id() -> str:
+    return secrets.token_urlsafe(18)
+
+
+def grown(session: Session, numbered: Sequence[tuple[int, Message]]) -> Session:
+    """The session with these messages at its end."""
+    return replace(
+        session,
+        message_count=session.message_count + len(numbered),
+        exchange_count=numbered[-1][0] + 1 if numbered else session.exchange_count,
+        size_bytes=session.size_bytes + sum(message.size_bytes for _, message in numbered),
+    )
 
 
 def _missing(session_id: str) -> SessionNotFound:

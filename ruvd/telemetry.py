@@ -42,7 +42,7 @@ class Statistics:
         latency.count += 1
         latency.seconds += event.timings.total_seconds
         usage = event.usage
-        if usage.cached_tokens is None:
+        if usage is None or usage.cached_tokens is None:
             return
         if event.session_id:
             self._prompt_tokens += usage.prompt_tokens

@@ -82,7 +82,7 @@ def figures_of(finished: Finished, *, with_message: bool) -> str:
     usage, timings = finished.usage, finished.timings
     figures: dict[str, Any] = {
         "finish_reason": finished.finish_reason.value,
-        "usage": [usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens],
+        "usage": usage and [usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens],
         "timings": [
             timings.queue_seconds,
             timings.time_to_first_token_seconds,
@@ -106,7 +106,7 @@ def receipt_of(row: Row) -> Receipt:
         finished = Finished(
             finish_reason=FinishReason(told["finish_reason"]),
             message=Message(Role(role), content),
-            usage=Usage(*told["usage"]),
+            usage=Usage(*told["usage"]) if told["usage"] else None,
             timings=Timings(*told["timings"]),
             exchange_count=told["exchange_count"],
         )

@@ -15,6 +15,7 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.duration_pb2
+import google.protobuf.field_mask_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
@@ -796,6 +797,283 @@ class ListSessionsResponse(google.protobuf.message.Message):
 Global___ListSessionsResponse: typing_extensions.TypeAlias = ListSessionsResponse
 
 @typing.final
+class UpdateSessionRequest(google.protobuf.message.Message):
+    """The request of UpdateSession."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class LabelsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    IDLE_TIMEOUT_FIELD_NUMBER: builtins.int
+    CONTEXT_WINDOW_FIELD_NUMBER: builtins.int
+    UPDATE_MASK_FIELD_NUMBER: builtins.int
+    session_id: builtins.str
+    """Which session."""
+    @property
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """The new labels, all of them."""
+
+    @property
+    def idle_timeout(self) -> google.protobuf.duration_pb2.Duration:
+        """The new idle time-out; the daemon's default if it is in the mask and unset."""
+
+    @property
+    def context_window(self) -> Global___ContextWindow:
+        """The new context window; the daemon's default if it is in the mask and unset."""
+
+    @property
+    def update_mask(self) -> google.protobuf.field_mask_pb2.FieldMask:
+        """What to change: labels, idle_timeout, context_window. Empty is every field that is set."""
+
+    def __init__(
+        self,
+        *,
+        session_id: builtins.str = ...,
+        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        idle_timeout: google.protobuf.duration_pb2.Duration | None = ...,
+        context_window: Global___ContextWindow | None = ...,
+        update_mask: google.protobuf.field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["context_window", b"context_window", "idle_timeout", b"idle_timeout", "update_mask", b"update_mask"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["context_window", b"context_window", "idle_timeout", b"idle_timeout", "labels", b"labels", "session_id", b"session_id", "update_mask", b"update_mask"]) -> None: ...
+
+Global___UpdateSessionRequest: typing_extensions.TypeAlias = UpdateSessionRequest
+
+@typing.final
+class UpdateSessionResponse(google.protobuf.message.Message):
+    """The response of UpdateSession."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    @property
+    def session(self) -> Global___Session:
+        """The session as it is now."""
+
+    def __init__(
+        self,
+        *,
+        session: Global___Session | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["session", b"session"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["session", b"session"]) -> None: ...
+
+Global___UpdateSessionResponse: typing_extensions.TypeAlias = UpdateSessionResponse
+
+@typing.final
+class AppendMessagesRequest(google.protobuf.message.Message):
+    """The request of AppendMessages."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    MESSAGES_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    session_id: builtins.str
+    """Which session."""
+    request_id: builtins.str
+    """Makes a retry safe: the same id is never appended twice."""
+    @property
+    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Message]:
+        """What to append."""
+
+    def __init__(
+        self,
+        *,
+        session_id: builtins.str = ...,
+        messages: collections.abc.Iterable[Global___Message] | None = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["messages", b"messages", "request_id", b"request_id", "session_id", b"session_id"]) -> None: ...
+
+Global___AppendMessagesRequest: typing_extensions.TypeAlias = AppendMessagesRequest
+
+@typing.final
+class AppendMessagesResponse(google.protobuf.message.Message):
+    """The response of AppendMessages."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    @property
+    def session(self) -> Global___Session:
+        """The session as it is now."""
+
+    def __init__(
+        self,
+        *,
+        session: Global___Session | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["session", b"session"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["session", b"session"]) -> None: ...
+
+Global___AppendMessagesResponse: typing_extensions.TypeAlias = AppendMessagesResponse
+
+@typing.final
+class ForkSessionRequest(google.protobuf.message.Message):
+    """The request of ForkSession."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    EXCHANGE_COUNT_FIELD_NUMBER: builtins.int
+    NEW_SESSION_ID_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    session_id: builtins.str
+    """The session to fork."""
+    exchange_count: builtins.int
+    """How many exchanges to keep; unset is all."""
+    new_session_id: builtins.str
+    """The id of the fork; empty for an unguessable one."""
+    request_id: builtins.str
+    """Makes a retry safe: the same id gives the same fork."""
+    def __init__(
+        self,
+        *,
+        session_id: builtins.str = ...,
+        exchange_count: builtins.int | None = ...,
+        new_session_id: builtins.str = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_exchange_count", b"_exchange_count", "exchange_count", b"exchange_count"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_exchange_count", b"_exchange_count", "exchange_count", b"exchange_count", "new_session_id", b"new_session_id", "request_id", b"request_id", "session_id", b"session_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_exchange_count", b"_exchange_count"]) -> typing.Literal["exchange_count"] | None: ...
+
+Global___ForkSessionRequest: typing_extensions.TypeAlias = ForkSessionRequest
+
+@typing.final
+class ForkSessionResponse(google.protobuf.message.Message):
+    """The response of ForkSession."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    @property
+    def session(self) -> Global___Session:
+        """The fork."""
+
+    def __init__(
+        self,
+        *,
+        session: Global___Session | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["session", b"session"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["session", b"session"]) -> None: ...
+
+Global___ForkSessionResponse: typing_extensions.TypeAlias = ForkSessionResponse
+
+@typing.final
+class ResumeCompletionRequest(google.protobuf.message.Message):
+    """The request of ResumeCompletion."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMPLETION_ID_FIELD_NUMBER: builtins.int
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    AFTER_SEQUENCE_FIELD_NUMBER: builtins.int
+    completion_id: builtins.str
+    """Which completion; or name it by session_id and request_id."""
+    session_id: builtins.str
+    """The session of the completion; empty for a stateless one."""
+    request_id: builtins.str
+    """The request id that the completion began with."""
+    after_sequence: builtins.int
+    """The last sequence that the client has; 0 for all."""
+    def __init__(
+        self,
+        *,
+        completion_id: builtins.str = ...,
+        session_id: builtins.str = ...,
+        request_id: builtins.str = ...,
+        after_sequence: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after_sequence", b"after_sequence", "completion_id", b"completion_id", "request_id", b"request_id", "session_id", b"session_id"]) -> None: ...
+
+Global___ResumeCompletionRequest: typing_extensions.TypeAlias = ResumeCompletionRequest
+
+@typing.final
+class ResumeCompletionResponse(google.protobuf.message.Message):
+    """The response of ResumeCompletion."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: builtins.int
+    @property
+    def event(self) -> Global___CompletionEvent:
+        """The next event."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___CompletionEvent | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event"]) -> None: ...
+
+Global___ResumeCompletionResponse: typing_extensions.TypeAlias = ResumeCompletionResponse
+
+@typing.final
+class CancelCompletionRequest(google.protobuf.message.Message):
+    """The request of CancelCompletion."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMPLETION_ID_FIELD_NUMBER: builtins.int
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    KEEP_PARTIAL_FIELD_NUMBER: builtins.int
+    completion_id: builtins.str
+    """Which completion; or name it by session_id and request_id."""
+    session_id: builtins.str
+    """The session of the completion; empty for a stateless one."""
+    request_id: builtins.str
+    """The request id that the completion began with."""
+    keep_partial: builtins.bool
+    """Commit what there is of the answer: the stream then ends with Finished and CANCELLED. Without
+    any text yet, or without a session, there is nothing to keep.
+    """
+    def __init__(
+        self,
+        *,
+        completion_id: builtins.str = ...,
+        session_id: builtins.str = ...,
+        request_id: builtins.str = ...,
+        keep_partial: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["completion_id", b"completion_id", "keep_partial", b"keep_partial", "request_id", b"request_id", "session_id", b"session_id"]) -> None: ...
+
+Global___CancelCompletionRequest: typing_extensions.TypeAlias = CancelCompletionRequest
+
+@typing.final
+class CancelCompletionResponse(google.protobuf.message.Message):
+    """The response of CancelCompletion."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___CancelCompletionResponse: typing_extensions.TypeAlias = CancelCompletionResponse
+
+@typing.final
 class EndSessionRequest(google.protobuf.message.Message):
     """The request of EndSession."""
 
@@ -964,7 +1242,9 @@ class CompleteRequest(google.protobuf.message.Message):
     """
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """What is new since the last turn; for a stateless completion, the whole conversation."""
+        """What is new since the last turn; for a stateless completion, the whole conversation. May be
+        empty when the session's history ends with a message of the user.
+        """
 
     @property
     def options(self) -> Global___CompletionOptions:
@@ -972,7 +1252,7 @@ class CompleteRequest(google.protobuf.message.Message):
 
     @property
     def disconnect_grace(self) -> google.protobuf.duration_pb2.Duration:
-        """How long CANCEL waits for a reader to come back."""
+        """How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset."""
 
     def __init__(
         self,
@@ -1128,7 +1408,7 @@ class Finished(google.protobuf.message.Message):
 
     @property
     def usage(self) -> Global___Usage:
-        """Tokens as the engine counted them."""
+        """Tokens as the engine counted them; unset where it did not say."""
 
     @property
     def timings(self) -> Global___Timings:

@@ -50,6 +50,21 @@ class SessionServiceStub(object):
                 request_serializer=ruvd_dot_v1_dot_session__service__pb2.ListSessionsRequest.SerializeToString,
                 response_deserializer=ruvd_dot_v1_dot_session__service__pb2.ListSessionsResponse.FromString,
                 _registered_method=True)
+        self.UpdateSession = channel.unary_unary(
+                '/ruvd.v1.SessionService/UpdateSession',
+                request_serializer=ruvd_dot_v1_dot_session__service__pb2.UpdateSessionRequest.SerializeToString,
+                response_deserializer=ruvd_dot_v1_dot_session__service__pb2.UpdateSessionResponse.FromString,
+                _registered_method=True)
+        self.AppendMessages = channel.unary_unary(
+                '/ruvd.v1.SessionService/AppendMessages',
+                request_serializer=ruvd_dot_v1_dot_session__service__pb2.AppendMessagesRequest.SerializeToString,
+                response_deserializer=ruvd_dot_v1_dot_session__service__pb2.AppendMessagesResponse.FromString,
+                _registered_method=True)
+        self.ForkSession = channel.unary_unary(
+                '/ruvd.v1.SessionService/ForkSession',
+                request_serializer=ruvd_dot_v1_dot_session__service__pb2.ForkSessionRequest.SerializeToString,
+                response_deserializer=ruvd_dot_v1_dot_session__service__pb2.ForkSessionResponse.FromString,
+                _registered_method=True)
         self.EndSession = channel.unary_unary(
                 '/ruvd.v1.SessionService/EndSession',
                 request_serializer=ruvd_dot_v1_dot_session__service__pb2.EndSessionRequest.SerializeToString,
@@ -64,6 +79,16 @@ class SessionServiceStub(object):
                 '/ruvd.v1.SessionService/Complete',
                 request_serializer=ruvd_dot_v1_dot_session__service__pb2.CompleteRequest.SerializeToString,
                 response_deserializer=ruvd_dot_v1_dot_session__service__pb2.CompleteResponse.FromString,
+                _registered_method=True)
+        self.ResumeCompletion = channel.unary_stream(
+                '/ruvd.v1.SessionService/ResumeCompletion',
+                request_serializer=ruvd_dot_v1_dot_session__service__pb2.ResumeCompletionRequest.SerializeToString,
+                response_deserializer=ruvd_dot_v1_dot_session__service__pb2.ResumeCompletionResponse.FromString,
+                _registered_method=True)
+        self.CancelCompletion = channel.unary_unary(
+                '/ruvd.v1.SessionService/CancelCompletion',
+                request_serializer=ruvd_dot_v1_dot_session__service__pb2.CancelCompletionRequest.SerializeToString,
+                response_deserializer=ruvd_dot_v1_dot_session__service__pb2.CancelCompletionResponse.FromString,
                 _registered_method=True)
 
 
@@ -92,6 +117,32 @@ class SessionServiceServicer(object):
     def ListSessions(self, request, context):
         """ListSessions pages through the sessions in the order of their creation.
         Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSession(self, request, context):
+        """UpdateSession changes what a client may change of a session, once the turns before it are
+        done. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AppendMessages(self, request, context):
+        """AppendMessages commits messages without generating, once the turns before it are done.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_ENDED, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+        REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkSession(self, request, context):
+        """ForkSession makes a session that shares the beginning of another one's history; both go on
+        independently. It sees what is committed. Errors: INVALID_REQUEST, SESSION_NOT_FOUND,
+        SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +180,25 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeCompletion(self, request, context):
+        """ResumeCompletion sends the events after after_sequence and goes on live: the way back for a
+        stream that was cut. A completion that failed replays its events, then its status. Where its
+        events are no longer kept but its answer is committed, as after a restart, Finished comes
+        under its own number. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and
+        those of Complete.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelCompletion(self, request, context):
+        """CancelCompletion stops a completion and returns when it has ended; one that ended before is
+        left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +217,21 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     request_deserializer=ruvd_dot_v1_dot_session__service__pb2.ListSessionsRequest.FromString,
                     response_serializer=ruvd_dot_v1_dot_session__service__pb2.ListSessionsResponse.SerializeToString,
             ),
+            'UpdateSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSession,
+                    request_deserializer=ruvd_dot_v1_dot_session__service__pb2.UpdateSessionRequest.FromString,
+                    response_serializer=ruvd_dot_v1_dot_session__service__pb2.UpdateSessionResponse.SerializeToString,
+            ),
+            'AppendMessages': grpc.unary_unary_rpc_method_handler(
+                    servicer.AppendMessages,
+                    request_deserializer=ruvd_dot_v1_dot_session__service__pb2.AppendMessagesRequest.FromString,
+                    response_serializer=ruvd_dot_v1_dot_session__service__pb2.AppendMessagesResponse.SerializeToString,
+            ),
+            'ForkSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkSession,
+                    request_deserializer=ruvd_dot_v1_dot_session__service__pb2.ForkSessionRequest.FromString,
+                    response_serializer=ruvd_dot_v1_dot_session__service__pb2.ForkSessionResponse.SerializeToString,
+            ),
             'EndSession': grpc.unary_unary_rpc_method_handler(
                     servicer.EndSession,
                     request_deserializer=ruvd_dot_v1_dot_session__service__pb2.EndSessionRequest.FromString,
@@ -161,6 +246,16 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.Complete,
                     request_deserializer=ruvd_dot_v1_dot_session__service__pb2.CompleteRequest.FromString,
                     response_serializer=ruvd_dot_v1_dot_session__service__pb2.CompleteResponse.SerializeToString,
+            ),
+            'ResumeCompletion': grpc.unary_stream_rpc_method_handler(
+                    servicer.ResumeCompletion,
+                    request_deserializer=ruvd_dot_v1_dot_session__service__pb2.ResumeCompletionRequest.FromString,
+                    response_serializer=ruvd_dot_v1_dot_session__service__pb2.ResumeCompletionResponse.SerializeToString,
+            ),
+            'CancelCompletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelCompletion,
+                    request_deserializer=ruvd_dot_v1_dot_session__service__pb2.CancelCompletionRequest.FromString,
+                    response_serializer=ruvd_dot_v1_dot_session__service__pb2.CancelCompletionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -256,6 +351,87 @@ class SessionService(object):
             _registered_method=True)
 
     @staticmethod
+    def UpdateSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ruvd.v1.SessionService/UpdateSession',
+            ruvd_dot_v1_dot_session__service__pb2.UpdateSessionRequest.SerializeToString,
+            ruvd_dot_v1_dot_session__service__pb2.UpdateSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendMessages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ruvd.v1.SessionService/AppendMessages',
+            ruvd_dot_v1_dot_session__service__pb2.AppendMessagesRequest.SerializeToString,
+            ruvd_dot_v1_dot_session__service__pb2.AppendMessagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ruvd.v1.SessionService/ForkSession',
+            ruvd_dot_v1_dot_session__service__pb2.ForkSessionRequest.SerializeToString,
+            ruvd_dot_v1_dot_session__service__pb2.ForkSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def EndSession(request,
             target,
             options=(),
@@ -326,6 +502,60 @@ class SessionService(object):
             '/ruvd.v1.SessionService/Complete',
             ruvd_dot_v1_dot_session__service__pb2.CompleteRequest.SerializeToString,
             ruvd_dot_v1_dot_session__service__pb2.CompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeCompletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ruvd.v1.SessionService/ResumeCompletion',
+            ruvd_dot_v1_dot_session__service__pb2.ResumeCompletionRequest.SerializeToString,
+            ruvd_dot_v1_dot_session__service__pb2.ResumeCompletionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelCompletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ruvd.v1.SessionService/CancelCompletion',
+            ruvd_dot_v1_dot_session__service__pb2.CancelCompletionRequest.SerializeToString,
+            ruvd_dot_v1_dot_session__service__pb2.CancelCompletionResponse.FromString,
             options,
             channel_credentials,
             insecure,

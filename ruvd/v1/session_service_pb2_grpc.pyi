@@ -81,6 +81,54 @@ _SessionServiceListSessionsType = typing_extensions.TypeVar(
     ],
 )
 
+_SessionServiceUpdateSessionType = typing_extensions.TypeVar(
+    '_SessionServiceUpdateSessionType',
+    grpc.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.UpdateSessionRequest,
+        ruvd.v1.session_service_pb2.UpdateSessionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.UpdateSessionRequest,
+        ruvd.v1.session_service_pb2.UpdateSessionResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.UpdateSessionRequest,
+        ruvd.v1.session_service_pb2.UpdateSessionResponse,
+    ],
+)
+
+_SessionServiceAppendMessagesType = typing_extensions.TypeVar(
+    '_SessionServiceAppendMessagesType',
+    grpc.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.AppendMessagesRequest,
+        ruvd.v1.session_service_pb2.AppendMessagesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.AppendMessagesRequest,
+        ruvd.v1.session_service_pb2.AppendMessagesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.AppendMessagesRequest,
+        ruvd.v1.session_service_pb2.AppendMessagesResponse,
+    ],
+)
+
+_SessionServiceForkSessionType = typing_extensions.TypeVar(
+    '_SessionServiceForkSessionType',
+    grpc.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.ForkSessionRequest,
+        ruvd.v1.session_service_pb2.ForkSessionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.ForkSessionRequest,
+        ruvd.v1.session_service_pb2.ForkSessionResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.ForkSessionRequest,
+        ruvd.v1.session_service_pb2.ForkSessionResponse,
+    ],
+)
+
 _SessionServiceEndSessionType = typing_extensions.TypeVar(
     '_SessionServiceEndSessionType',
     grpc.UnaryUnaryMultiCallable[
@@ -129,7 +177,39 @@ _SessionServiceCompleteType = typing_extensions.TypeVar(
     ],
 )
 
-class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _SessionServiceGetSessionType, _SessionServiceListSessionsType, _SessionServiceEndSessionType, _SessionServiceGetSessionMetricsType, _SessionServiceCompleteType]):
+_SessionServiceResumeCompletionType = typing_extensions.TypeVar(
+    '_SessionServiceResumeCompletionType',
+    grpc.UnaryStreamMultiCallable[
+        ruvd.v1.session_service_pb2.ResumeCompletionRequest,
+        ruvd.v1.session_service_pb2.ResumeCompletionResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        ruvd.v1.session_service_pb2.ResumeCompletionRequest,
+        ruvd.v1.session_service_pb2.ResumeCompletionResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        ruvd.v1.session_service_pb2.ResumeCompletionRequest,
+        ruvd.v1.session_service_pb2.ResumeCompletionResponse,
+    ],
+)
+
+_SessionServiceCancelCompletionType = typing_extensions.TypeVar(
+    '_SessionServiceCancelCompletionType',
+    grpc.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.CancelCompletionRequest,
+        ruvd.v1.session_service_pb2.CancelCompletionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.CancelCompletionRequest,
+        ruvd.v1.session_service_pb2.CancelCompletionResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.CancelCompletionRequest,
+        ruvd.v1.session_service_pb2.CancelCompletionResponse,
+    ],
+)
+
+class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _SessionServiceGetSessionType, _SessionServiceListSessionsType, _SessionServiceUpdateSessionType, _SessionServiceAppendMessagesType, _SessionServiceForkSessionType, _SessionServiceEndSessionType, _SessionServiceGetSessionMetricsType, _SessionServiceCompleteType, _SessionServiceResumeCompletionType, _SessionServiceCancelCompletionType]):
     """Holds conversations and completes them."""
 
     @typing.overload
@@ -147,6 +227,18 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
             ruvd.v1.session_service_pb2.ListSessionsResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
+            ruvd.v1.session_service_pb2.UpdateSessionRequest,
+            ruvd.v1.session_service_pb2.UpdateSessionResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ruvd.v1.session_service_pb2.AppendMessagesRequest,
+            ruvd.v1.session_service_pb2.AppendMessagesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ruvd.v1.session_service_pb2.ForkSessionRequest,
+            ruvd.v1.session_service_pb2.ForkSessionResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.EndSessionRequest,
             ruvd.v1.session_service_pb2.EndSessionResponse,
         ],
@@ -157,6 +249,14 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
         grpc.UnaryStreamMultiCallable[
             ruvd.v1.session_service_pb2.CompleteRequest,
             ruvd.v1.session_service_pb2.CompleteResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            ruvd.v1.session_service_pb2.ResumeCompletionRequest,
+            ruvd.v1.session_service_pb2.ResumeCompletionResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ruvd.v1.session_service_pb2.CancelCompletionRequest,
+            ruvd.v1.session_service_pb2.CancelCompletionResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -175,6 +275,18 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
             ruvd.v1.session_service_pb2.ListSessionsResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            ruvd.v1.session_service_pb2.UpdateSessionRequest,
+            ruvd.v1.session_service_pb2.UpdateSessionResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ruvd.v1.session_service_pb2.AppendMessagesRequest,
+            ruvd.v1.session_service_pb2.AppendMessagesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ruvd.v1.session_service_pb2.ForkSessionRequest,
+            ruvd.v1.session_service_pb2.ForkSessionResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.EndSessionRequest,
             ruvd.v1.session_service_pb2.EndSessionResponse,
         ],
@@ -185,6 +297,14 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
         grpc.aio.UnaryStreamMultiCallable[
             ruvd.v1.session_service_pb2.CompleteRequest,
             ruvd.v1.session_service_pb2.CompleteResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            ruvd.v1.session_service_pb2.ResumeCompletionRequest,
+            ruvd.v1.session_service_pb2.ResumeCompletionResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ruvd.v1.session_service_pb2.CancelCompletionRequest,
+            ruvd.v1.session_service_pb2.CancelCompletionResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -203,6 +323,23 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     ListSessions: _SessionServiceListSessionsType
     """ListSessions pages through the sessions in the order of their creation.
     Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+    """
+
+    UpdateSession: _SessionServiceUpdateSessionType
+    """UpdateSession changes what a client may change of a session, once the turns before it are
+    done. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+    """
+
+    AppendMessages: _SessionServiceAppendMessagesType
+    """AppendMessages commits messages without generating, once the turns before it are done.
+    Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_ENDED, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+    REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+    """
+
+    ForkSession: _SessionServiceForkSessionType
+    """ForkSession makes a session that shares the beginning of another one's history; both go on
+    independently. It sees what is committed. Errors: INVALID_REQUEST, SESSION_NOT_FOUND,
+    SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE.
     """
 
     EndSession: _SessionServiceEndSessionType
@@ -228,6 +365,19 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
     """
 
+    ResumeCompletion: _SessionServiceResumeCompletionType
+    """ResumeCompletion sends the events after after_sequence and goes on live: the way back for a
+    stream that was cut. A completion that failed replays its events, then its status. Where its
+    events are no longer kept but its answer is committed, as after a restart, Finished comes
+    under its own number. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and
+    those of Complete.
+    """
+
+    CancelCompletion: _SessionServiceCancelCompletionType
+    """CancelCompletion stops a completion and returns when it has ended; one that ended before is
+    left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
+    """
+
 SessionServiceAsyncStub: typing_extensions.TypeAlias = SessionServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         ruvd.v1.session_service_pb2.CreateSessionRequest,
@@ -242,6 +392,18 @@ SessionServiceAsyncStub: typing_extensions.TypeAlias = SessionServiceStub[
         ruvd.v1.session_service_pb2.ListSessionsResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.UpdateSessionRequest,
+        ruvd.v1.session_service_pb2.UpdateSessionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.AppendMessagesRequest,
+        ruvd.v1.session_service_pb2.AppendMessagesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.ForkSessionRequest,
+        ruvd.v1.session_service_pb2.ForkSessionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         ruvd.v1.session_service_pb2.EndSessionRequest,
         ruvd.v1.session_service_pb2.EndSessionResponse,
     ],
@@ -252,6 +414,14 @@ SessionServiceAsyncStub: typing_extensions.TypeAlias = SessionServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         ruvd.v1.session_service_pb2.CompleteRequest,
         ruvd.v1.session_service_pb2.CompleteResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        ruvd.v1.session_service_pb2.ResumeCompletionRequest,
+        ruvd.v1.session_service_pb2.ResumeCompletionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.CancelCompletionRequest,
+        ruvd.v1.session_service_pb2.CancelCompletionResponse,
     ],
 ]
 
@@ -291,6 +461,38 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         """
 
     @abc.abstractmethod
+    def UpdateSession(
+        self,
+        request: ruvd.v1.session_service_pb2.UpdateSessionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ruvd.v1.session_service_pb2.UpdateSessionResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.UpdateSessionResponse]]:
+        """UpdateSession changes what a client may change of a session, once the turns before it are
+        done. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        """
+
+    @abc.abstractmethod
+    def AppendMessages(
+        self,
+        request: ruvd.v1.session_service_pb2.AppendMessagesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ruvd.v1.session_service_pb2.AppendMessagesResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.AppendMessagesResponse]]:
+        """AppendMessages commits messages without generating, once the turns before it are done.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_ENDED, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+        REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+        """
+
+    @abc.abstractmethod
+    def ForkSession(
+        self,
+        request: ruvd.v1.session_service_pb2.ForkSessionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ruvd.v1.session_service_pb2.ForkSessionResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.ForkSessionResponse]]:
+        """ForkSession makes a session that shares the beginning of another one's history; both go on
+        independently. It sees what is committed. Errors: INVALID_REQUEST, SESSION_NOT_FOUND,
+        SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+        """
+
+    @abc.abstractmethod
     def EndSession(
         self,
         request: ruvd.v1.session_service_pb2.EndSessionRequest,
@@ -326,6 +528,29 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG,
         ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
         REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+        """
+
+    @abc.abstractmethod
+    def ResumeCompletion(
+        self,
+        request: ruvd.v1.session_service_pb2.ResumeCompletionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[ruvd.v1.session_service_pb2.ResumeCompletionResponse], collections.abc.AsyncIterator[ruvd.v1.session_service_pb2.ResumeCompletionResponse]]:
+        """ResumeCompletion sends the events after after_sequence and goes on live: the way back for a
+        stream that was cut. A completion that failed replays its events, then its status. Where its
+        events are no longer kept but its answer is committed, as after a restart, Finished comes
+        under its own number. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and
+        those of Complete.
+        """
+
+    @abc.abstractmethod
+    def CancelCompletion(
+        self,
+        request: ruvd.v1.session_service_pb2.CancelCompletionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ruvd.v1.session_service_pb2.CancelCompletionResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.CancelCompletionResponse]]:
+        """CancelCompletion stops a completion and returns when it has ended; one that ended before is
+        left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
         """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -24,7 +24,7 @@ async def collect(log: EventLog, after: int = 0) -> list[CompletionEvent]:
 
 
 async def test_text_gathers_until_a_reader_takes_it() -> None:
-    log = EventLog()
+    log = EventLog(1 << 20)
     log.append(STARTED)
     log.append_text("one ")
     log.append_text("two")
@@ -37,7 +37,7 @@ async def test_text_gathers_until_a_reader_takes_it() -> None:
 
 
 async def test_a_reader_who_waits_gets_the_text_at_once() -> None:
-    log = EventLog()
+    log = EventLog(1 << 20)
     reader = log.read()
     first = asyncio.ensure_future(anext(reader))
     await asyncio.sleep(0)
@@ -47,7 +47,7 @@ async def test_a_reader_who_waits_gets_the_text_at_once() -> None:
 
 
 async def test_an_error_comes_after_the_events_and_to_every_reader() -> None:
-    log = EventLog()
+    log = EventLog(1 << 20)
     log.append_text("part")
     log.close(EngineUnavailable("gone"))
     for _ in range(2):
@@ -63,7 +63,7 @@ async def test_an_error_comes_after_the_events_and_to_every_reader() -> None:
 )
 def test_every_reader_sees_the_same_numbered_events(parts: list[str], readers: list[int]) -> None:
     async def play() -> None:
-        log = EventLog()
+        log = EventLog(1 << 20)
         log.append(STARTED)
         tasks = []
         for index, part in enumerate(parts):

@@ -1,0 +1,135 @@
+"""One answer from the engine: a slot, the stream, one retry after an overflow, the figures.
+
+Nothing here knows of turns or commits; a cancelled task leaves `Answer` as far as it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field, replace
+
+from ruvd import context
+from ruvd.errors import ContextTooLong, EngineUnavailable
+from ruvd.eventlog import EventLog
+from ruvd.model import (
+    CompletionOptions,
+    Exchange,
+    Finished,
+    Message,
+    Role,
+    Session,
+    Started,
+    Timings,
+)
+from ruvd.ports import Clock, Engine, EngineDone, EngineRequest, EngineText
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is to be answered: `history` is the session's from its window's start on."""
+
+    completion_id: str
+    session: Session
+    history: Sequence[Exchange]
+    messages: Sequence[Message]
+    options: CompletionOptions
+    creates: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Answer:
+    """What is known of an answer while it comes; times are the clock's monotonic ones."""
+
+    arrived: float
+    plan: context.Plan | None = None
+    queue_seconds: float | None = None
+    text: list[str] = field(default_factory=list)
+    first_text: float | None = None
+    done: EngineDone | None = None
+
+    @property
+    def message(self) -> Message:
+        """The answer as it is by now."""
+        return Message(Role.ASSISTANT, "".join(self.text))
+
+    def timings(self, now: float) -> Timings:
+        """How long it has taken until `now`."""
+        first = self.first_text
+        total = now - self.arrived
+        return Timings(
+            queue_seconds=total if self.queue_seconds is None else self.queue_seconds,
+            time_to_first_token_seconds=None if first is None else first - self.arrived,
+            total_seconds=total,
+            prefill_seconds=self.done.prefill_seconds if self.done else None,
+        )
+
+    def finished(self, done: EngineDone, now: float, *, exchange_count: int) -> Finished:
+        """The event that ends the completion."""
+        return Finished(
+            done.finish_reason, self.message, done.usage, self.timings(now), exchange_count
+        )
+
+
+class Generator:
+    """Generates answers, as many side by side as the engine has slots."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._slots = asyncio.Semaphore(engine.slots) if engine.slots else None
+
+    def model(self, options: CompletionOptions, session: Session | None = None) -> str:
+        """The model that answers."""
+        return options.model or (session.model if session else "") or self._engine.model
+
+    async def generate(self, prompt: Prompt, log: EventLog, answer: Answer) -> EngineDone:
+        """Fill `log` and `answer`, once the engine has a slot and is up."""
+        session = prompt.session
+        limit = self._engine.window_tokens if session.id else None
+        plan = context.plan(session, prompt.history, prompt.messages, default_max_tokens=limit)
+        async with AsyncExitStack() as stack:
+            if self._slots:
+                await stack.enter_async_context(self._slots)
+            await self._engine.ready()
+            answer.plan = plan
+            answer.queue_seconds = self._clock.monotonic() - answer.arrived
+            started = Started(
+                completion_id=prompt.completion_id,
+                session_id=session.id,
+                session_created=prompt.creates,
+                model=self.model(prompt.options, session),
+                context_messages=len(plan.messages),
+                context_trimmed=plan.trimmed,
+            )
+            log.append(started)
+            try:
+                return await self._stream(prompt, plan, log, answer)
+            except ContextTooLong as overflow:
+                shorter = context.shorten(
+                    session, prompt.history, prompt.messages, refused=plan, overflow=overflow
+                )
+                if shorter is None or answer.text:
+                    raise
+                answer.plan = shorter
+                return await self._stream(prompt, shorter, log, answer)
+
+    async def _stream(
+        self, prompt: Prompt, plan: context.Plan, log: EventLog, answer: Answer
+    ) -> EngineDone:
+        options = replace(prompt.options, model=prompt.options.model or prompt.session.model)
+        request = EngineRequest(plan.messages, options, session_key=prompt.session.id)
+        async with aclosing(self._engine.generate(request)) as chunks:
+            async for chunk in chunks:
+                match chunk:
+                    case EngineText(text):
+                        if answer.first_text is None:
+                            answer.first_text = self._clock.monotonic()
+                        answer.text.append(text)
+                        log.append_text(text)
+                    case EngineDone():
+                        answer.done = chunk
+        if answer.done is None:
+            raise EngineUnavailable("the engine's answer ended before it was complete")
+        return answer.done
