@@ -1,0 +1,162 @@
+"""The main job on the embedded engine: the real daemon, the real model, small prompts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from running import RunningDaemon, StartDaemon
+from wire import contents, details, events, say, turn
+
+from ruvd.v1 import session_service_pb2 as pb
+
+LLAMA = ("--engine", "llama", "--llama-threads", "1")
+SHORT = pb.CompletionOptions(max_tokens=8, temperature=0.0, seed=1)
+LONG = pb.CompletionOptions(max_tokens=600, temperature=0.0, seed=1)
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "conversations.jsonl"
+OWN = [
+    ["What is the capital of France?", "And of Italy?", "Which of the two is older?"],
+    ["I have three apples.", "I eat one.", "How many are left?"],
+    ["Name a colour.", "Another one.", "Mix the two."],
+    ["My dog is called Rex.", "He likes the park.", "What is my dog called?"],
+]
+
+
+def conversations(count: int, turns: int) -> list[list[str]]:
+    """Real conversations where the machine has them, our own otherwise."""
+    if not SHARED.exists():
+        return [OWN[index % len(OWN)][:turns] for index in range(count)]
+    lines = SHARED.read_text().splitlines()[:count]
+    return [json.loads(line)["turns"][:turns] for line in lines]
+
+
+async def test_cached_tokens_grow_with_the_conversation_and_the_window_sees_every_turn(
+    daemon: StartDaemon,
+) -> None:
+    async with daemon(*LLAMA) as running, running.stub() as stub:
+        cached = []
+        for index in range(4):
+            finished = await say(stub, f"Tell me fact number {index}.", "s", options=SHORT)
+            assert finished.usage.HasField("cached_tokens")
+            assert finished.timings.HasField("prefill")
+            assert 0 < finished.usage.cached_tokens + 1 <= finished.usage.prompt_tokens
+            cached.append(finished.usage.cached_tokens)
+        assert cached == sorted(cached)
+        assert cached[-1] > cached[1] > 0
+        metrics = (await stub.GetSessionMetrics(pb.GetSessionMetricsRequest())).metrics
+        assert 0 < metrics.cache_hit_rate < 100
+        assert 0 < metrics.avg_prefill_reduction < 100
+
+
+async def test_eight_concurrent_sessions_of_real_conversations_run_to_their_end(
+    daemon: StartDaemon,
+) -> None:
+    async with daemon(*LLAMA) as running, running.stub() as stub:
+
+        async def hold(number: int, turns: list[str]) -> None:
+            for index, text in enumerate(turns):
+                finished = await say(stub, text, f"s{number}", options=SHORT)
+                assert finished.exchange_count == index + 1
+            assert (await contents(stub, f"s{number}"))[::2] == turns
+
+        talks = conversations(8, 3)
+        await asyncio.gather(*(hold(number, turns) for number, turns in enumerate(talks)))
+
+
+@pytest.mark.parametrize("phase", ["answer", "prefill"])
+async def test_a_client_that_leaves_frees_the_engines_only_slot(
+    daemon: StartDaemon, phase: str
+) -> None:
+    flags = ("--llama-slots", "1", "--llama-batch-tokens", "64")
+    async with daemon(*LLAMA, *flags) as running, running.stub() as stub:
+        await say(stub, "hi", options=SHORT)
+        text = "Tell a long story." if phase == "answer" else "word " * 3000
+        call = stub.Complete(turn(text, options=LONG))
+        stream = aiter(call)
+        await anext(stream)  # Started: the prompt is evaluated next
+        if phase == "answer":
+            await anext(stream)
+        call.cancel()
+        left = time.monotonic()
+        await say(stub, "hi", options=SHORT)
+        # 2 s and one batch are the promise; the rest is for a busy machine.
+        assert time.monotonic() - left < 10
+        await running.logged("completion failed", reason="COMPLETION_CANCELLED")
+
+
+async def test_an_engine_that_is_killed_fails_its_streams_and_comes_back(
+    daemon: StartDaemon,
+) -> None:
+    async with daemon(*LLAMA) as running, running.stub() as stub:
+        await say(stub, "hi", "s", options=SHORT)
+        call = stub.Complete(turn("Tell a long story.", "s", options=LONG))
+        stream = aiter(call)
+        await anext(stream)
+        await anext(stream)
+        child = engine_of(running)
+        child.kill()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in stream:
+                pass
+        reason, _, retry = details(caught.value)
+        assert (caught.value.code(), reason) == (
+            grpc.StatusCode.UNAVAILABLE,
+            "ENGINE_UNAVAILABLE",
+        )
+        assert retry is not None
+        assert (await say(stub, "and now?", "s", options=SHORT)).exchange_count == 2
+        assert engine_of(running).pid != child.pid
+
+
+async def test_no_engine_is_left_behind_when_the_daemon_is_killed(daemon: StartDaemon) -> None:
+    async with daemon(*LLAMA) as running, running.stub() as stub:
+        await say(stub, "hi", options=SHORT)
+        child = engine_of(running)
+        running.kill()
+        await running.ended()
+        async with asyncio.timeout(10):
+            while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+                await asyncio.sleep(0.05)  # the kernel tells nobody but the parent
+
+
+async def test_a_completion_waits_for_an_engine_that_is_coming_up(daemon: StartDaemon) -> None:
+    async with daemon(*LLAMA) as running, running.stub() as stub:
+        # At once after the sockets are bound, before "engine up".
+        started = (await events(stub, turn("hi", options=SHORT)))[0].started
+        assert started.model == "SmolLM2-135M-Instruct.Q4_1"
+        await running.logged("engine up")
+
+
+async def test_an_overlong_prompt_is_refused_with_a_reason_and_harms_nobody(
+    daemon: StartDaemon,
+) -> None:
+    flags = ("--llama-context-tokens", "512", "--llama-answer-tokens", "64")
+    async with daemon(*LLAMA, *flags) as running, running.stub() as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await say(stub, "word " * 2000, "s", options=SHORT)
+        assert details(caught.value)[0] == "CONTEXT_TOO_LONG"
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        for index in range(8):  # more than fits: the window is trimmed by tokens
+            finished = await say(stub, f"{index} " + "word " * 80, "s", options=SHORT)
+            assert finished.exchange_count == index + 1
+        assert len(await contents(stub, "s")) == 16
+
+
+async def test_bypass_cache_leaves_nothing_for_the_next_caller(daemon: StartDaemon) -> None:
+    private = pb.CompletionOptions(max_tokens=4, temperature=0.0, bypass_cache=True)
+    async with daemon(*LLAMA) as running, running.stub() as stub:
+        text = "The secret word of today is marmalade, and nobody else may know of it."
+        for _ in range(2):
+            finished = await say(stub, text, options=private)
+            assert finished.usage.cached_tokens < 5
+
+
+def engine_of(running: RunningDaemon) -> psutil.Process:
+    """The daemon's one child."""
+    (child,) = psutil.Process(running.pid).children()
+    return child
