@@ -40,6 +40,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # How long the streams of ended completions get to flush, and idle watchers to notice.
 _FLUSH_SECONDS = 1.0
+_PROBE_SECONDS = 2.0
 _INTERRUPTED = 130
 _TERMINATED = 143
 
@@ -62,7 +63,7 @@ class Readiness:
     def __init__(self, servicer: health.aio.HealthServicer) -> None:
         self._servicer = servicer
         self._engine = False
-        self._store = False
+        self.store_up = False
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -72,7 +73,7 @@ class Readiness:
             case EngineStateChanged(up):
                 self._engine = up
             case StoreStateChanged(up):
-                self._store = up
+                self.store_up = up
             case _:
                 return
         self._publish()
@@ -94,7 +95,7 @@ class Readiness:
             await self._servicer.set(name, NOT_SERVING)
 
     def _state(self) -> int:
-        up = self._engine and self._store and not self._draining
+        up = self._engine and self.store_up and not self._draining
         return SERVING if up else NOT_SERVING
 
     def _publish(self) -> None:
@@ -174,6 +175,8 @@ class Daemon:
             self._handle_signals(readiness)
             sweeper = asyncio.create_task(_sweep(sessions, settings.sweep_interval_seconds))
             stack.callback(sweeper.cancel)
+            probe = asyncio.create_task(_probe(sessions, readiness))
+            stack.callback(probe.cancel)
             for address in self.addresses:
                 _log.info("listening", extra={"address": address})
             self.started.set()
@@ -273,6 +276,16 @@ def _server(settings: Settings) -> grpc.aio.Server:
             ("grpc.so_reuseport", 0),  # a second daemon must not share the port silently
         ),
     )
+
+
+async def _probe(sessions: Sessions, readiness: Readiness) -> None:
+    """Touch a store that is down now and then: it recovers with a call, and nobody may call a
+    daemon that is not ready."""
+    while True:
+        await asyncio.sleep(_PROBE_SECONDS)
+        if not readiness.store_up:
+            with contextlib.suppress(StoreUnavailable):  # observed
+                await sessions.counts()
 
 
 async def _sweep(sessions: Sessions, interval_seconds: float) -> None:
