@@ -126,12 +126,13 @@ class Daemon:
             readiness(event)
 
         async with AsyncExitStack() as stack:
-            store = build_store(settings, observer)
+            # In a thread, because importing an adapter reads files.
+            store = await asyncio.to_thread(build_store, settings, observer)
             stack.push_async_callback(store.close)
             with contextlib.suppress(StoreUnavailable):  # observed; it recovers by itself
                 await store.open()
                 readiness(StoreStateChanged(up=True, detail=settings.store))
-            engine = build_engine(settings, observer)
+            engine = await asyncio.to_thread(build_engine, settings, observer)
             stack.push_async_callback(engine.close)
             clock = SystemClock()
             window = ContextWindow(
@@ -168,7 +169,7 @@ class Daemon:
             health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-            self._listen(server, stack)
+            await self._listen(server, stack)
             await server.start()
             await engine.start()
             await readiness.serve()
@@ -192,12 +193,13 @@ class Daemon:
         """Begin to drain, then end."""
         self._stop.set()
 
-    def _listen(self, server: grpc.aio.Server, stack: AsyncExitStack) -> None:
+    async def _listen(self, server: grpc.aio.Server, stack: AsyncExitStack) -> None:
         for address in self._settings.listen:
             try:
                 if address.startswith("unix:"):
-                    claim = SocketClaim(Path(address.removeprefix("unix:")).absolute())
-                    stack.callback(claim.release)
+                    path = Path(address.removeprefix("unix:"))
+                    claim = await asyncio.to_thread(SocketClaim, path)
+                    stack.push_async_callback(asyncio.to_thread, claim.release)
                     with owner_and_group():
                         server.add_insecure_port(f"unix:{claim.path}")
                     self.addresses.append(address)

@@ -26,7 +26,7 @@ class SocketClaim:
 
     def __init__(self, path: Path) -> None:
         """Claim the path and remove a dead socket. Raises AddressTaken."""
-        self.path = path
+        self.path = path = path.absolute()
         if len(os.fsencode(path)) > _MAX_PATH_BYTES:
             raise AddressTaken(f"unix:{path}: a socket's path may have {_MAX_PATH_BYTES} bytes")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,20 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from blockbuster import blockbuster_ctx
 from running import RunningDaemon, StartDaemon
+
+
+@pytest.fixture(autouse=True)
+def _nothing_blocks_the_event_loop() -> Iterator[None]:
+    """A blocking call of ours on the event loop is an error, in every test in this process."""
+    with blockbuster_ctx("ruvd"):
+        yield
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ from ruvd.v1 import session_service_pb2 as pb
 
 ECHO = ("--engine", "echo")
 SLOW = (*ECHO, "--echo-delay-seconds", "0.05")
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 LONG = " ".join(["word"] * 2000)
 
 
@@ -186,20 +188,16 @@ async def test_a_second_signal_stops_at_once(daemon: StartDaemon) -> None:
 
 
 async def test_sigusr1_turns_readiness_off_and_refuses_nothing(daemon: StartDaemon) -> None:
-    serving, not_serving = (
-        health_pb2.HealthCheckResponse.SERVING,
-        health_pb2.HealthCheckResponse.NOT_SERVING,
-    )
     async with daemon(*ECHO) as running, running.stub() as stub:
         async with grpc.aio.insecure_channel(running.socket) as channel:
             request = health_pb2.HealthCheckRequest(service="readiness")
             stub_of_health: Any = health_pb2_grpc.HealthStub(channel)
             watch = aiter(stub_of_health.Watch(request))
-            assert (await anext(watch)).status == serving
+            assert (await anext(watch)).status == SERVING
             running.process.send_signal(signal.SIGUSR1)
-            assert (await anext(watch)).status == not_serving
+            assert (await anext(watch)).status == NOT_SERVING
         for service in ("", "ruvd.v1.SessionService", "liveness"):
-            assert await healthy(running.socket, service) == serving
+            assert await healthy(running.socket, service) == SERVING
         await say(stub, "goes on", "s")
 
 
@@ -342,3 +340,27 @@ async def test_grpcurl_lists_the_service_and_completes(daemon: StartDaemon) -> N
         assert '"finish_reason": "FINISH_REASON_STOP"' in out.replace(
             "finishReason", "finish_reason"
         )
+
+
+async def test_a_store_that_breaks_is_told_and_recovers_when_the_cause_is_gone(
+    daemon: StartDaemon, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.db"
+    store = ("--store", f"sqlite:{path}")
+    async with daemon(*ECHO, *store) as first, first.stub() as stub:
+        await say(stub, "kept", "s")
+    good = path.read_bytes()
+    path.write_bytes(b"this is no database, and it is long enough to be read as one" * 100)
+    async with daemon(*ECHO, *store) as second, second.stub() as stub:
+        error = await refused(events(stub, turn("lost", "s")))
+        assert (error.code(), details(error)[0]) == (
+            grpc.StatusCode.UNAVAILABLE,
+            "STORE_UNAVAILABLE",
+        )
+        assert await healthy(second.socket, "readiness") == NOT_SERVING
+        assert await healthy(second.socket, "liveness") == SERVING
+        assert (await say(stub, "stateless goes on")).message.content == "stateless goes on"
+        path.write_bytes(good)
+        await second.logged("store up")
+        assert await healthy(second.socket, "readiness") == SERVING
+        assert (await say(stub, "next", "s")).exchange_count == 2

@@ -119,9 +119,8 @@ async def test_no_engine_is_left_behind_when_the_daemon_is_killed(daemon: StartD
         child = engine_of(running)
         running.kill()
         await running.ended()
-        async with asyncio.timeout(10):
-            while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
-                await asyncio.sleep(0.05)  # the kernel tells nobody but the parent
+        await asyncio.to_thread(psutil.wait_procs, [child], timeout=10)
+        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 async def test_a_completion_waits_for_an_engine_that_is_coming_up(daemon: StartDaemon) -> None:
