@@ -119,6 +119,11 @@ class Completion:
             self.keep_partial = keep_partial
             self._task.cancel()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it was cancelled, though it may not have ended yet."""
+        return self._reason is not None
+
     async def ended(self) -> None:
         """Return when the completion has ended, however."""
         if self._task:
@@ -202,7 +207,7 @@ class Completions:
         self._expire()
         key = (request.session_id, request.request_id)
         known = self._by_request.get(key) if request.request_id else None
-        if known:
+        if known and not known.stopping:
             receipts.check(known.digest, request.digest(), request.request_id)
             return known
         if self._draining:
@@ -215,7 +220,8 @@ class Completions:
         self._running[completion.id] = completion
         if request.request_id:
             self._by_request[key] = completion
-        task = asyncio.create_task(self._run(completion, request), name=completion.id)
+        running = self._run(completion, request, known)
+        task = asyncio.create_task(running, name=completion.id)
         completion.run(task)
         task.add_done_callback(lambda _: self._retire(completion, request.options))
         return completion
@@ -258,7 +264,11 @@ class Completions:
 
     # --- one completion ---------------------------------------------------------------------
 
-    async def _run(self, completion: Completion, request: CompletionRequest) -> None:
+    async def _run(
+        self, completion: Completion, request: CompletionRequest, before: Completion | None
+    ) -> None:
+        if before:  # of the same request id and being cancelled: it may yet commit a part
+            await before.ended()
         if not request.session_id:
             session = Session("", 0.0, 0.0, 0.0, system_prompt=request.system_prompt)
             session, messages = _adopt_system(session, request.messages)
@@ -272,6 +282,9 @@ class Completions:
             return
         holder = Holder(completion.id, completion.cancel)
         async with self._sessions.lanes.turn(request.session_id, holder, request.if_busy):
+            # An AppendMessages that this waited for may have used the request id.
+            if request.request_id and holder.turn and await self._replay(completion, request):
+                return
             session = await self._sessions.begin(
                 request.session_id,
                 holder,
@@ -358,10 +371,9 @@ class Completions:
     def _retire(self, completion: Completion, options: CompletionOptions) -> None:
         """Report a completion that ended, and keep its events for a while."""
         del self._running[completion.id]
-        key = (completion.session_id, completion.request_id)
         # In a session the store answers from now on; a failed request id is free again.
-        if completion.request_id and (completion.session_id or completion.error):
-            del self._by_request[key]
+        if completion.session_id or completion.error:
+            self._release(completion)
         if completion.replayed:
             return
         self._report(completion, options)
@@ -380,7 +392,13 @@ class Completions:
                 return
             del self._ended[oldest.id]
             self._logs_bytes -= _COMPLETION_BYTES + oldest.log.size_bytes
-            self._by_request.pop((oldest.session_id, oldest.request_id), None)
+            self._release(oldest)
+
+    def _release(self, completion: Completion) -> None:
+        """Free its request id, unless a later completion has it by now."""
+        key = (completion.session_id, completion.request_id)
+        if self._by_request.get(key) is completion:
+            del self._by_request[key]
 
     def _report(self, completion: Completion, options: CompletionOptions) -> None:
         error, answer = completion.error, completion.answer

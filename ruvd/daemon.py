@@ -21,9 +21,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ruvd import logs
+from ruvd.checks import RequestLimits
 from ruvd.completions import CompletionPolicy, Completions
 from ruvd.config import Settings
-from ruvd.convert import RequestLimits
 from ruvd.errors import StoreUnavailable
 from ruvd.interceptors import Errors
 from ruvd.model import ContextWindow, Rendering

@@ -27,11 +27,13 @@ class Holder:
     """Someone who has, or waits for, a session's turn. `cancel` is told why it must go.
 
     `newcomer` is the session that the holder is about to create, while it is not yet stored.
+    `ends` says that it deletes the session: nobody goes before it who came after it.
     """
 
     completion_id: str = ""
     cancel: Callable[[RuvdError], None] | None = None
     newcomer: Session | None = None
+    ends: bool = False
     turn: asyncio.Future[None] | None = None
 
 
@@ -99,7 +101,8 @@ class Lanes:
             )
         holder.turn = asyncio.get_running_loop().create_future()
         if if_busy is IfBusy.INTERRUPT:
-            lane.waiting.appendleft(holder)
+            ends = (at for at, each in enumerate(lane.waiting, start=1) if each.ends)
+            lane.waiting.insert(max(ends, default=0), holder)
             if lane.running.cancel:
                 error = CompletionInterrupted(f"another caller took session {session_id!r} over")
                 lane.running.cancel(error)

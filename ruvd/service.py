@@ -8,9 +8,9 @@ from typing import Any
 
 from grpc.aio import ServicerContext
 
-from ruvd import convert
+from ruvd import convert, requests
+from ruvd.checks import RequestLimits
 from ruvd.completions import Completions
-from ruvd.convert import RequestLimits
 from ruvd.sessions import SessionPolicy, Sessions
 from ruvd.telemetry import Statistics
 from ruvd.v1 import session_service_pb2 as pb
@@ -37,14 +37,14 @@ class SessionService(pb_grpc.SessionServiceServicer):
     async def CreateSession(  # noqa: D102, N802  # the proto documents and names it, as all below
         self, request: pb.CreateSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.CreateSessionResponse:
-        new = convert.create_session(request, self._limits, self._policy)
+        new = requests.create_session(request, self._limits, self._policy)
         state = await self._sessions.create(new)
         return pb.CreateSessionResponse(session=convert.session(state))
 
     async def GetSession(  # noqa: D102, N802
         self, request: pb.GetSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.GetSessionResponse:
-        session_id = convert.session_id(request, self._limits)
+        session_id = requests.session_id(request, self._limits)
         full = request.view == pb.SESSION_VIEW_FULL
         state = await self._sessions.get(session_id, with_messages=full)
         return pb.GetSessionResponse(session=convert.session(state))
@@ -52,7 +52,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
     async def ListSessions(  # noqa: D102, N802
         self, request: pb.ListSessionsRequest, context: ServicerContext[Any, Any]
     ) -> pb.ListSessionsResponse:
-        page = convert.list_sessions(request, self._limits)
+        page = requests.list_sessions(request, self._limits)
         states, cursor = await self._sessions.list(
             after=page.after, limit=page.limit, labels=page.labels
         )
@@ -64,27 +64,27 @@ class SessionService(pb_grpc.SessionServiceServicer):
     async def UpdateSession(  # noqa: D102, N802
         self, request: pb.UpdateSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.UpdateSessionResponse:
-        session_id, changes = convert.update_session(request, self._limits, self._policy)
+        session_id, changes = requests.update_session(request, self._limits, self._policy)
         state = await self._sessions.update(session_id, changes)
         return pb.UpdateSessionResponse(session=convert.session(state))
 
     async def AppendMessages(  # noqa: D102, N802
         self, request: pb.AppendMessagesRequest, context: ServicerContext[Any, Any]
     ) -> pb.AppendMessagesResponse:
-        messages = convert.append_messages(request, self._limits)
+        messages = requests.append_messages(request, self._limits)
         state = await self._sessions.append(request.session_id, messages, request.request_id)
         return pb.AppendMessagesResponse(session=convert.session(state))
 
     async def ForkSession(  # noqa: D102, N802
         self, request: pb.ForkSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.ForkSessionResponse:
-        state = await self._sessions.fork(convert.fork_session(request, self._limits))
+        state = await self._sessions.fork(requests.fork_session(request, self._limits))
         return pb.ForkSessionResponse(session=convert.session(state))
 
     async def EndSession(  # noqa: D102, N802
         self, request: pb.EndSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.EndSessionResponse:
-        session_id = convert.session_id(request, self._limits)
+        session_id = requests.session_id(request, self._limits)
         await self._sessions.end(session_id, allow_missing=request.allow_missing)
         return pb.EndSessionResponse()
 
@@ -97,7 +97,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
     async def Complete(  # noqa: D102, N802
         self, request: pb.CompleteRequest, context: ServicerContext[Any, Any]
     ) -> AsyncGenerator[pb.CompleteResponse, None]:
-        completion = self._completions.start(convert.complete(request, self._limits))
+        completion = self._completions.start(requests.complete(request, self._limits))
         async with aclosing(completion.events()) as events:
             async for event in events:
                 yield pb.CompleteResponse(event=convert.event(event))
@@ -105,7 +105,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
     async def ResumeCompletion(  # noqa: D102, N802
         self, request: pb.ResumeCompletionRequest, context: ServicerContext[Any, Any]
     ) -> AsyncGenerator[pb.ResumeCompletionResponse, None]:
-        ref = convert.completion_ref(request, self._limits)
+        ref = requests.completion_ref(request, self._limits)
         async with aclosing(self._completions.resume(ref, request.after_sequence)) as events:
             async for event in events:
                 yield pb.ResumeCompletionResponse(event=convert.event(event))
@@ -113,6 +113,6 @@ class SessionService(pb_grpc.SessionServiceServicer):
     async def CancelCompletion(  # noqa: D102, N802
         self, request: pb.CancelCompletionRequest, context: ServicerContext[Any, Any]
     ) -> pb.CancelCompletionResponse:
-        ref = convert.completion_ref(request, self._limits)
+        ref = requests.completion_ref(request, self._limits)
         await self._completions.cancel(ref, keep_partial=request.keep_partial)
         return pb.CancelCompletionResponse()

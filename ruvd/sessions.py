@@ -260,7 +260,7 @@ class Sessions:
         holder = self.lanes.holder(session_id)
         being_made = holder is not None and holder.newcomer is not None
         self.lanes.cancel(session_id, SessionEnded(f"session {session_id!r} was ended"))
-        async with self.lanes.turn(session_id, Holder()):
+        async with self.lanes.turn(session_id, Holder(ends=True)):
             alive = self._alive(await self._store.get(session_id)) or being_made
             if await self._store.end(session_id):
                 self._observer(SessionGone(session_id, "client"))
