@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ruvd import checks, convert, model
 from ruvd.checks import ID_RULE, Checker, RequestLimits
-from ruvd.completions import CompletionRef, CompletionRequest
+from ruvd.completion import CompletionRef, CompletionRequest
 from ruvd.model import Message, Role
 from ruvd.sessions import NewFork, NewSession, SessionChanges, SessionPolicy
 from ruvd.v1 import session_service_pb2 as pb

@@ -1,0 +1,135 @@
+"""One completion: what was asked, its events, its readers, its end.
+
+It is a task of its own, so that it outlives the call that began it; the call is one reader of its
+event log. Every way to end it early is `Completion.cancel`, which says why, and which comes too
+late once the commit has begun: then the turn is as good as finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from ruvd import receipts
+from ruvd.errors import CompletionCancelled, RuvdError
+from ruvd.eventlog import EventLog
+from ruvd.generation import Answer
+from ruvd.model import CompletionEvent, CompletionOptions, IfBusy, Message, OnDisconnect
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """What a caller asks for. An empty `session_id` is a stateless completion."""
+
+    messages: Sequence[Message]
+    session_id: str = ""
+    options: CompletionOptions = CompletionOptions()
+    request_id: str = ""
+    system_prompt: str = ""
+    require_existing: bool = False
+    if_busy: IfBusy = IfBusy.QUEUE
+    on_disconnect: OnDisconnect = OnDisconnect.CANCEL
+    grace_seconds: float = 0.0
+
+    def digest(self) -> bytes:
+        """What must be the same when the request id comes again."""
+        return receipts.digest("complete", self.messages, self.options, self.system_prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRef:
+    """Which completion: its id, or the request id it began with, within its session."""
+
+    completion_id: str = ""
+    session_id: str = ""
+    request_id: str = ""
+
+
+class Completion:
+    """One generation, running or ended. Made by `Completions.start`."""
+
+    def __init__(self, request: CompletionRequest, arrived: float, max_log_bytes: int) -> None:
+        self.id = f"cmpl-{secrets.token_urlsafe(18)}"
+        self.session_id = request.session_id
+        self.request_id = request.request_id
+        self.digest = request.digest() if request.request_id else b""
+        self.log = EventLog(max_log_bytes)
+        self.answer = Answer(arrived)
+        self.replayed = False
+        self.committing = False
+        self.keep_partial = False
+        self.ended_at: float | None = None
+        self.error: BaseException | None = None
+        self._on_disconnect = request.on_disconnect
+        self._grace_seconds = request.grace_seconds
+        self._grace: asyncio.TimerHandle | None = None
+        self._reason: RuvdError | None = None
+        self._readers = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def run(self, task: asyncio.Task[None]) -> None:
+        """Take the task that generates; the log closes with it."""
+        self._task = task
+        task.add_done_callback(self._ended)
+
+    def cancel(self, reason: RuvdError, *, keep_partial: bool = False) -> None:
+        """Stop, with `reason` for the readers; too late once the commit has begun."""
+        if self._task and not self.committing and not self._reason:
+            self._reason = reason
+            self.keep_partial = keep_partial
+            self._task.cancel()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was cancelled, though it may not have ended yet."""
+        return self._reason is not None
+
+    async def ended(self) -> None:
+        """Return when the completion has ended, however."""
+        if self._task:
+            await asyncio.wait([self._task])
+
+    async def events(self, after: int = 0) -> AsyncGenerator[CompletionEvent, None]:
+        """The events above `after`; raises what the completion failed with.
+
+        Close it (`aclosing`) when the reader leaves: with the last reader the completion is
+        cancelled, after its grace, unless it is to continue.
+        """
+        self._readers += 1
+        if self._grace:
+            self._grace.cancel()
+        try:
+            async with aclosing(self.log.read(after)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._readers -= 1
+            if not self._readers and self._task:
+                self._abandoned()
+
+    def _abandoned(self) -> None:
+        """The last reader has gone."""
+        if self._on_disconnect is OnDisconnect.CONTINUE:
+            return
+        if self._grace_seconds and self.log.last_sequence:
+            loop = asyncio.get_running_loop()
+            self._grace = loop.call_later(self._grace_seconds, self._grace_over)
+        else:
+            self.cancel(CompletionCancelled("the caller has gone"))
+
+    def _grace_over(self) -> None:
+        if not self._readers:
+            self.cancel(CompletionCancelled("the caller has gone and did not come back"))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if self._grace:
+            self._grace.cancel()
+        if task.cancelled():
+            self.error = self._reason or CompletionCancelled("the daemon stopped")
+        elif failure := task.exception():
+            self.error = self._reason or failure
+        self.log.close(self.error)

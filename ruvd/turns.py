@@ -1,0 +1,173 @@
+"""A turn: begin in order, generate, commit. What a completion's task does.
+
+The new messages and the answer are committed together, once, before `Finished` is in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ruvd import context, receipts
+from ruvd.completion import Completion, CompletionRequest
+from ruvd.errors import FieldViolation, InvalidRequest
+from ruvd.eventlog import EventLog
+from ruvd.generation import Answer, Generator, Prompt
+from ruvd.lanes import Holder
+from ruvd.model import Exchange, FinishReason, Message, Receipt, Role, Session, Usage
+from ruvd.ports import Clock, Commit, EngineDone
+from ruvd.sessions import Sessions, grown
+
+
+class Turns:
+    """Runs completions. `kept` finds the event log of one that has ended, if it is kept."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        generator: Generator,
+        clock: Clock,
+        kept: Callable[[str], EventLog | None],
+    ) -> None:
+        self._sessions = sessions
+        self._generator = generator
+        self._clock = clock
+        self._kept = kept
+
+    async def run(
+        self, completion: Completion, request: CompletionRequest, before: Completion | None
+    ) -> None:
+        """Generate and commit; what goes wrong is raised. `before` is to end first."""
+        if before:  # of the same request id and being cancelled: it may yet commit a part
+            await before.ended()
+        if not request.session_id:
+            session = Session("", 0.0, 0.0, 0.0, system_prompt=request.system_prompt)
+            session, messages = _adopt_system(session, request.messages)
+            prompt = Prompt(completion.id, session, (), messages, request.options)
+            answer = completion.answer
+            done = await self._generator.generate(prompt, completion.log, answer)
+            now = self._clock.monotonic()
+            completion.log.append(answer.finished(done, now, exchange_count=0))
+            return
+        if request.request_id and await self._replay(completion, request):
+            return
+        holder = Holder(completion.id, completion.cancel)
+        async with self._sessions.lanes.turn(request.session_id, holder, request.if_busy):
+            # An AppendMessages that this waited for may have used the request id.
+            if request.request_id and holder.turn and await self._replay(completion, request):
+                return
+            session = await self._sessions.begin(
+                request.session_id,
+                holder,
+                request.system_prompt,
+                require_existing=request.require_existing,
+            )
+            try:
+                await self._turn(completion, request, session, creates=holder.newcomer is not None)
+            finally:
+                if not completion.committing and holder.newcomer is None:
+                    await self._sessions.touch(session.id)
+
+    async def _replay(self, completion: Completion, request: CompletionRequest) -> bool:
+        """Give a committed request its events again, or its Finished; False if there is none."""
+        receipt = await self._sessions.receipt(request.session_id, request.request_id)
+        if receipt is None:
+            return False
+        receipts.check(receipt.digest, completion.digest, request.request_id)
+        completion.replayed = True
+        kept = self._kept(receipt.completion_id)
+        if kept:
+            completion.log.adopt(kept)
+        elif receipt.finished:
+            completion.log.append(receipt.finished, receipt.last_sequence)
+        return True
+
+    async def _turn(
+        self, completion: Completion, request: CompletionRequest, session: Session, *, creates: bool
+    ) -> None:
+        messages = request.messages
+        if creates:
+            session, messages = _adopt_system(session, messages)
+        _check_continues(session, request)
+        self._sessions.check_room(session, messages)
+        history = await self._sessions.window(session)
+        if messages:
+            prompt = Prompt(completion.id, session, history, messages, request.options, creates)
+        else:
+            history, open_turn = _open_turn(history)
+            prompt = Prompt(completion.id, session, history, open_turn, request.options)
+        answer = completion.answer
+        try:
+            done = await self._generator.generate(prompt, completion.log, answer)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not (completion.keep_partial and answer.text and task):
+                raise
+            task.uncancel()
+            done = EngineDone(FinishReason.CANCELLED)
+        completion.committing = True
+        numbered = context.number(session.exchange_count, [*messages, answer.message])
+        after = _after(session, numbered, answer, done.usage, now=self._sessions.now())
+        now = self._clock.monotonic()
+        finished = answer.finished(done, now, exchange_count=after.exchange_count)
+        receipt = Receipt(
+            request_id=request.request_id,
+            digest=completion.digest,
+            completion_id=completion.id,
+            last_sequence=completion.log.last_sequence + 1,
+            finished=finished,
+        )
+        await self._sessions.commit(Commit(after, numbered, receipt, create=creates))
+        completion.log.append(finished)
+
+
+def _adopt_system(
+    session: Session, messages: Sequence[Message]
+) -> tuple[Session, Sequence[Message]]:
+    """A leading system message is the system prompt of the session that begins with it."""
+    if messages and messages[0].role is Role.SYSTEM:
+        return replace(session, system_prompt=messages[0].content), messages[1:]
+    return session, messages
+
+
+def _check_continues(session: Session, request: CompletionRequest) -> None:
+    """Raises InvalidRequest for a system message or prompt that is not the session's own."""
+    wrong = []
+    first = request.messages[0] if request.messages else None
+    if first and first.role is Role.SYSTEM and first.content != session.system_prompt:
+        text = "the session exists and has its system prompt"
+        wrong.append(FieldViolation("messages[0].role", text))
+    if request.system_prompt and request.system_prompt != session.system_prompt:
+        text = "differs from the session's; leave it out or end the session"
+        wrong.append(FieldViolation("system_prompt", text))
+    if wrong:
+        raise InvalidRequest(wrong)
+
+
+def _open_turn(history: Sequence[Exchange]) -> tuple[Sequence[Exchange], Exchange]:
+    """The history and the exchange at its end that waits for an answer."""
+    if not history or history[-1][-1].role not in (Role.USER, Role.TOOL):
+        text = "must not be empty: the session's history has nothing to answer"
+        raise InvalidRequest([FieldViolation("messages", text)])
+    return history[:-1], history[-1]
+
+
+def _after(
+    session: Session,
+    numbered: Sequence[tuple[int, Message]],
+    answer: Answer,
+    usage: Usage | None,
+    *,
+    now: float,
+) -> Session:
+    """The session as it is once the turn is committed."""
+    plan = answer.plan
+    return replace(
+        grown(session, numbered),
+        last_used_time=now,
+        usage=session.usage + (usage or Usage()),
+        window_start=plan.start if plan else session.window_start,
+        context_tokens=usage.prompt_tokens + usage.completion_tokens if usage else None,
+        context_bytes=(plan.size_bytes if plan else 0) + numbered[-1][1].size_bytes,
+    )
