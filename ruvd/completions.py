@@ -13,7 +13,15 @@ from dataclasses import dataclass
 
 from ruvd import receipts
 from ruvd.completion import Completion, CompletionRef, CompletionRequest
-from ruvd.errors import CompletionCancelled, CompletionNotFound, Overloaded, RuvdError, ShuttingDown
+from ruvd.errors import (
+    CompletionCancelled,
+    CompletionNotFound,
+    FieldViolation,
+    InvalidRequest,
+    Overloaded,
+    RuvdError,
+    ShuttingDown,
+)
 from ruvd.eventlog import EventLog
 from ruvd.generation import Answer, Generator
 from ruvd.model import CompletionEvent, CompletionOptions, FinishReason, Receipt
@@ -100,6 +108,9 @@ class Completions:
                 if receipt.finished and after < receipt.last_sequence:
                     yield CompletionEvent(receipt.last_sequence, receipt.finished)
                 return
+        if after > completion.log.last_sequence:
+            text = f"the completion has {completion.log.last_sequence} events"
+            raise InvalidRequest([FieldViolation("after_sequence", text)])
         async with aclosing(completion.events(after)) as events:
             async for event in events:
                 yield event

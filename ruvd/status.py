@@ -15,6 +15,9 @@ from ruvd import errors
 from ruvd.errors import InvalidRequest, RuvdError
 
 DOMAIN = "ruvd"
+# A status travels in trailing metadata, of which a peer takes 8 KiB by default, base64 included.
+_MAX_DETAIL_BYTES = 2048
+_MAX_MESSAGE = 1000
 INTERNAL_TEXT = "internal error; the daemon's log has the details"
 
 CODES: dict[type[RuvdError], grpc.StatusCode] = {
@@ -47,21 +50,25 @@ def of(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]:
         return _status(grpc.StatusCode.INTERNAL, INTERNAL_TEXT, [_info("INTERNAL")])
     details: list[ProtoMessage] = [_info(error.reason())]
     if isinstance(error, InvalidRequest):
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(
-                        field=violation.field, description=violation.description
-                    )
-                    for violation in error.violations
-                ]
-            )
-        )
+        details.append(_bad_request(error))
     if error.retry_after_seconds is not None:
         delay = duration_pb2.Duration(nanos=0)
         delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return _status(CODES[type(error)], str(error), details)
+
+
+def _bad_request(error: InvalidRequest) -> error_details_pb2.BadRequest:
+    """Every violation, or as many as fit with a last one that says how many are left out."""
+    bad = error_details_pb2.BadRequest()
+    for number, violation in enumerate(error.violations):
+        if bad.ByteSize() > _MAX_DETAIL_BYTES:
+            bad.field_violations.add(
+                field="request", description=f"{len(error.violations) - number} more are wrong"
+            )
+            break
+        bad.field_violations.add(field=violation.field, description=violation.description)
+    return bad
 
 
 def _info(reason: str) -> error_details_pb2.ErrorInfo:
@@ -75,5 +82,7 @@ def _status(
     for detail in details:
         packed.append(any_pb2.Any())
         packed[-1].Pack(detail)
+    if len(message) > _MAX_MESSAGE:
+        message = message[:_MAX_MESSAGE] + " ..."
     number: int = code.value[0]
     return code, status_pb2.Status(code=number, message=message, details=packed)

@@ -54,6 +54,17 @@ def test_every_wrong_field_is_named() -> None:
     assert [violation.field for violation in bad.field_violations] == ["a", "b"]
 
 
+def test_a_status_always_fits_the_metadata_that_a_peer_takes() -> None:
+    wrong = [FieldViolation(f"messages[{index}].role", "must be set") for index in range(1000)]
+    _, rich = status.of(InvalidRequest(wrong))
+    bad = error_details_pb2.BadRequest()
+    assert rich.details[1].Unpack(bad)
+    assert len(rich.SerializeToString()) * 4 / 3 + len(rich.message) < 8192
+    assert len(bad.field_violations) > 30
+    left_out = 1000 - (len(bad.field_violations) - 1)
+    assert bad.field_violations[-1].description == f"{left_out} more are wrong"
+
+
 def test_a_bug_tells_nothing_of_itself() -> None:
     code, rich = status.of(KeyError("secret"))
     assert code is grpc.StatusCode.INTERNAL
