@@ -107,8 +107,8 @@ class Store(Protocol):
     async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
         """(messages, bytes of their content) in the first `exchange_count` exchanges. O(log n)."""
 
-    async def touch(self, session_id: str, now: float) -> None:
-        """Set `last_used_time`. Does nothing for an unknown session."""
+    async def touch(self, session_id: str, now: float) -> bool:
+        """Set `last_used_time`; False for an unknown session. After the writes before it."""
 
     async def end(self, session_id: str) -> bool:
         """Delete the session; False if there was none. O(log n): messages may go later."""

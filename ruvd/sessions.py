@@ -288,8 +288,9 @@ class Sessions:
         self._check_enabled()
         session = await self._store.get(session_id)
         now = self._clock.now()
-        if session and self._alive(session):
-            await self._store.touch(session_id, now)
+        # What evicts it may be on its way to the store since before this lane was taken; a touch
+        # comes after that, and tells.
+        if session and self._alive(session) and await self._store.touch(session_id, now):
             return replace(session, last_used_time=now)
         if require_existing:
             raise _missing(session_id)

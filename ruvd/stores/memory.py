@@ -147,11 +147,13 @@ class MemoryStore:
         messages = bisect_left(entry.numbers, exchange_count)
         return (messages, entry.end_bytes[messages - 1] if messages else 0)
 
-    async def touch(self, session_id: str, now: float) -> None:
+    async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`."""
         entry = self._entries.get(session_id)
-        if entry is not None:
-            self._put(entry, replace(entry.session, last_used_time=now))
+        if entry is None:
+            return False
+        self._put(entry, replace(entry.session, last_used_time=now))
+        return True
 
     async def end(self, session_id: str) -> bool:
         """See `Store.end`."""

@@ -102,9 +102,9 @@ class SqliteStore:
         """See `Store.size_at`."""
         return await self._read(lambda db: reads.size_at(db, session_id, exchange_count))
 
-    async def touch(self, session_id: str, now: float) -> None:
+    async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`."""
-        await self._write(lambda db: writes.touch(db, session_id, now))
+        return await self._write(lambda db: writes.touch(db, session_id, now))
 
     async def end(self, session_id: str) -> bool:
         """See `Store.end`."""

@@ -44,13 +44,14 @@ def fork(db: sqlite3.Connection, change: Commit, parent_id: str) -> list[str]:
     return _evict(db, change)
 
 
-def touch(db: sqlite3.Connection, session_id: str, now: float) -> None:
+def touch(db: sqlite3.Connection, session_id: str, now: float) -> bool:
     """See `Store.touch`."""
-    db.execute(
+    cursor = db.execute(
         "UPDATE sessions SET last_used_time = ?1, expire_time = ?1 + idle_timeout_seconds"
         " WHERE id = ?2",
         (now, session_id),
     )
+    return cursor.rowcount > 0
 
 
 def end(db: sqlite3.Connection, session_id: str) -> bool:

@@ -129,7 +129,7 @@ async def test_a_refused_newcomer_evicts_nothing(store: Store) -> None:
 
 
 async def test_touching_an_unknown_session_does_nothing(store: Store) -> None:
-    await store.touch("s", 1)
+    assert not await store.touch("s", 1)
     assert await store.get("s") is None
 
 

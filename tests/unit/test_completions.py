@@ -34,7 +34,7 @@ from ruvd.model import (
     Role,
     Started,
 )
-from ruvd.ports import CompletionEnded, EngineText, Event, SessionGone
+from ruvd.ports import Commit, CompletionEnded, EngineText, Event, SessionGone
 from ruvd.sessions import NewSession, SessionPolicy, Sessions
 from ruvd.stores.memory import MemoryStore
 
@@ -377,6 +377,35 @@ async def test_the_least_recently_used_session_goes_and_one_in_use_never() -> No
     await collect(running)
     page, _ = await core.sessions.list(after=0, limit=10, labels={})
     assert [state.session.id for state in page] == ["a", "c", "d"]
+
+
+async def test_a_turn_in_a_session_that_is_just_being_evicted_begins_a_new_one() -> None:
+    """The eviction is on its way to the store when the turn takes its lane."""
+    core = Core(policy=SessionPolicy(max_sessions=2))
+    await core.say("old", "a")
+    core.clock.advance(1)
+    await core.say("old", "c")
+    commit, evicting, go_on = core.store.commit, asyncio.Event(), asyncio.Event()
+
+    async def slow_commit(change: Commit) -> Sequence[str]:
+        evicting.set()
+        await go_on.wait()
+        return await commit(change)
+
+    touch = core.store.touch
+
+    async def touch_after_the_commit(session_id: str, now: float) -> bool:
+        go_on.set()
+        await settle()
+        return await touch(session_id, now)
+
+    core.store.commit = slow_commit  # type: ignore[method-assign]  # a slow disk
+    core.store.touch = touch_after_the_commit  # type: ignore[method-assign]
+    newcomer = asyncio.create_task(core.say("new", "b"))
+    await evicting.wait()
+    finished = await core.say("again", "a")
+    await newcomer
+    assert finished.exchange_count == 1
 
 
 async def test_when_every_place_is_in_use_a_newcomer_is_refused() -> None:
