@@ -13,16 +13,28 @@ app = cyclopts.App(
     version=lambda: version("ruvd"),
     suppress_keyboard_interrupt=False,
 )
-sessions = cyclopts.App(name="sessions", help="List, show and end sessions.")
+sessions = cyclopts.App(name="sessions", help="List, show, end, export and import sessions.")
 
 app.command("ruvd.cli.serve:serve", name="serve", help="Run the daemon.")
 app.command("ruvd.cli.serve:config", name="config", help="Show the settings in force.")
 app.command("ruvd.cli.chat:chat", name="chat", help="Talk to the daemon's engine in a session.")
 app.command("ruvd.cli.health:health", name="health", help="Exit 0 if the daemon is serving.")
 app.command("ruvd.cli.demo:demo", name="demo", help="Measure what a session saves, here and now.")
+app.command("ruvd.cli.metrics:metrics", name="metrics", help="Show what the daemon measured.")
+app.command("ruvd.cli.backup:backup", name="backup", help="Copy the sessions' store to a file.")
 sessions.command("ruvd.cli.sessions:list_sessions", name="list", help="List the sessions.")
 sessions.command("ruvd.cli.sessions:show", name="show", help="Show one session with its messages.")
 sessions.command("ruvd.cli.sessions:end", name="end", help="Delete a session with its messages.")
+sessions.command(
+    "ruvd.cli.transfer:export_sessions",
+    name="export",
+    help="Write sessions as JSON lines, in OpenAI's message format.",
+)
+sessions.command(
+    "ruvd.cli.transfer:import_sessions",
+    name="import",
+    help="Make sessions of JSON lines in OpenAI's message format.",
+)
 app.command(sessions)
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import grpc
 from cyclopts import Parameter
-from ruvd_client import Client, RuvdError
+from ruvd_client import Client, RuvdError, Session
 from ruvd_client.protocol import CompleteArguments, to_seconds
 from ruvd_client.v1.session_service_pb2 import Finished
 
@@ -33,6 +33,7 @@ from ruvd.cli.terminal import (
 def chat(
     *,
     session: Annotated[str, Parameter(help="Continue this session, or begin it.")] = "",
+    fork: Annotated[str, Parameter(help="Begin from a fork of this session.")] = "",
     system: Annotated[str, Parameter(help="The system prompt of a new session.")] = "",
     max_tokens: Annotated[int | None, Parameter(help="The most tokens of an answer.")] = None,
     temperature: Annotated[float | None, Parameter(help="0 for the likeliest text.")] = None,
@@ -46,10 +47,19 @@ def chat(
         arguments["temperature"] = temperature
     interactive = sys.stdin.isatty()
     with connected(address) as client:
-        arguments["session_id"], exchanges = _open(client, session, system, show=interactive)
-        arguments["require_existing"] = exchanges is not None
+        if fork:
+            begun = client.fork_session(fork, new_session_id=session)
+        elif session:
+            begun = _find(client, session)
+        else:
+            begun = client.create_session(system_prompt=system)
+        arguments["session_id"] = begun.id or session
+        # An id that is unknown is created with its first turn.
+        arguments["require_existing"] = bool(begun.id)
         if interactive:
+            _greet(begun, fork)
             _converse(client, address, arguments)
+            _leave(client, arguments["session_id"], begun, made=bool(fork) or not session)
         else:
             for line in sys.stdin:
                 if message := line.strip():
@@ -57,24 +67,25 @@ def chat(
                     out.line()
 
 
-def _open(client: Client, session_id: str, system: str, *, show: bool) -> tuple[str, int | None]:
-    """The session's id, and its exchanges if it exists already."""
-    if not session_id:
-        return client.create_session(system_prompt=system).id, 0
+def _find(client: Client, session_id: str) -> Session:
+    """The session; an empty one without an id if there is none."""
     try:
-        session = client.get_session(session_id)
+        return client.get_session(session_id)
     except RuvdError as error:
         if error.reason != "SESSION_NOT_FOUND":
             raise
-        return session_id, None
-    if show:
-        out.print(
-            f"continuing {session_id}: {session.exchange_count} exchanges, "
-            f"{session.message_count} messages",
-            style="dim",
-            markup=False,
-        )
-    return session_id, session.exchange_count
+        return Session()
+
+
+def _greet(begun: Session, forked_from: str) -> None:
+    if not begun.message_count:
+        return
+    what = f"{begun.id}, a fork of {forked_from}" if forked_from else begun.id
+    out.print(
+        f"continuing {what}: {begun.exchange_count} exchanges, {begun.message_count} messages",
+        style="dim",
+        markup=False,
+    )
 
 
 def _converse(client: Client, address: str, arguments: CompleteArguments) -> None:
@@ -96,7 +107,6 @@ def _converse(client: Client, address: str, arguments: CompleteArguments) -> Non
             out.line()
             if finished:
                 out.print(_figures(finished), style="dim", markup=False)
-    _leave(client, arguments["session_id"])
 
 
 def _prompt() -> str | None:
@@ -117,12 +127,14 @@ def _turn(client: Client, message: str, arguments: CompleteArguments) -> Finishe
     return answer.finished
 
 
-def _leave(client: Client, session_id: str) -> None:
+def _leave(client: Client, session_id: str, begun: Session, *, made: bool) -> None:
+    """Tell the way back, or take a session away that was made here and got no turn."""
     try:
-        if client.get_session(session_id).message_count:
-            out.print(f"come back with: ruvd chat --session {session_id}", markup=False)
-        else:
+        messages = client.get_session(session_id).message_count
+        if made and messages == begun.message_count:
             client.end_session(session_id, allow_missing=True)
+        else:
+            out.print(f"come back with: ruvd chat --session {session_id}", markup=False)
     except RuvdError as error:
         if error.reason != "SESSION_NOT_FOUND":
             raise

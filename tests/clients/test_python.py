@@ -1,57 +1,22 @@
-"""The Python client and the commands that use it, against the real daemon.
-
-The echo engine answers with the last user message, a delta a word, so every answer is known.
-"""
+"""The Python client and the commands that use it, against the real daemon."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import grpc
 import pytest
-import pytest_asyncio
 from ruvd_client import AsyncClient, Client, Message, Role, RuvdError, SessionView
+from ruvd_client.v1.session_service_pb2 import CompleteRequest
 
-Daemons = Callable[..., AbstractAsyncContextManager[Any]]
+Ruvd = Callable[..., Awaitable[subprocess.CompletedProcess[str]]]
 
-ECHO = ("--engine", "echo", "--store", "memory")
-# Long enough that nobody waits for its end by accident; each word takes a while.
-SLOW = (*ECHO, "--echo-delay-seconds", "0.05")
+# Nobody waits for the end of its answer by accident.
 LONG_MESSAGE = " ".join(["word"] * 2_000)
 NOWHERE = "127.0.0.1:1"
-
-
-@pytest_asyncio.fixture
-async def address(daemon: Daemons) -> AsyncIterator[str]:
-    async with daemon(*ECHO) as running:
-        yield running.address
-
-
-@pytest_asyncio.fixture
-async def slow_address(daemon: Daemons) -> AsyncIterator[str]:
-    async with daemon(*SLOW) as running:
-        yield running.address
-
-
-async def ruvd(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command, as a person would."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RUVD_")}
-    return await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "ruvd", *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**environment, "COLUMNS": "200"},
-    )
 
 
 # --- AsyncClient ---------------------------------------------------------------------------
@@ -73,6 +38,7 @@ async def test_a_session_remembers_and_only_the_new_message_is_sent(address: str
         await client.complete("my name is Ada", session_id="s").text()
         second = client.complete("and yours?", session_id="s")
         assert await second.text() == "and yours?"
+        assert isinstance(second.request, CompleteRequest)
         assert [message.content for message in second.request.messages] == ["and yours?"]
         assert second.started is not None
         assert second.started.context_messages == 3
@@ -251,21 +217,23 @@ async def test_the_address_comes_from_the_environment(
 # --- commands ------------------------------------------------------------------------------
 
 
-async def test_health_exits_0_when_serving(address: str) -> None:
+async def test_health_exits_0_when_serving(address: str, ruvd: Ruvd) -> None:
     done = await ruvd("health", "--address", address)
     assert (done.returncode, done.stdout) == (0, "readiness: SERVING\n")
     assert (await ruvd("health", "--address", address, "--service", "")).returncode == 0
     assert (await ruvd("health", "--address", address, "--service", "x")).returncode == 1
 
 
-async def test_a_piped_chat_answers_a_message_a_line_and_nothing_else(address: str) -> None:
+async def test_a_piped_chat_answers_a_message_a_line_and_nothing_else(
+    address: str, ruvd: Ruvd
+) -> None:
     done = await ruvd("chat", "--session", "s", "--address", address, stdin="one two\n\nthree\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, "one two\nthree\n", "")
     async with AsyncClient(address) as client:
         assert (await client.get_session("s")).exchange_count == 2
 
 
-async def test_a_chat_goes_on_with_another_chats_session(address: str) -> None:
+async def test_a_chat_goes_on_with_another_chats_session(address: str, ruvd: Ruvd) -> None:
     await ruvd("chat", "--session", "s", "--address", address, stdin="one\n")
     done = await ruvd("chat", "--session", "s", "--address", address, stdin="two\n")
     assert done.stdout == "two\n"
@@ -273,7 +241,7 @@ async def test_a_chat_goes_on_with_another_chats_session(address: str) -> None:
     assert "2 exchanges, 4 messages" in shown.stdout
 
 
-async def test_sessions_are_listed_shown_and_ended(address: str) -> None:
+async def test_sessions_are_listed_shown_and_ended(address: str, ruvd: Ruvd) -> None:
     async with AsyncClient(address) as client:
         await client.create_session(session_id="s1", labels={"team": "blue"})
         await client.create_session(session_id="s2")
@@ -294,7 +262,9 @@ async def test_sessions_are_listed_shown_and_ended(address: str) -> None:
     assert gone.stderr.startswith("ruvd: SESSION_NOT_FOUND: ")
 
 
-async def test_the_demo_measures_three_ways_and_finds_its_session_after_a_restart() -> None:
+async def test_the_demo_measures_three_ways_and_finds_its_session_after_a_restart(
+    ruvd: Ruvd,
+) -> None:
     done = await ruvd("demo", "--engine", "echo")
     assert done.returncode == 0, done.stderr
     for column in ("ruvd session", "stateless, no cache", "stateless, engine cache"):

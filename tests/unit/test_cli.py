@@ -1,4 +1,4 @@
-"""The commands without a daemon: exit codes, messages, and the demo's arithmetic."""
+"""The commands without a daemon: exit codes, messages, the demo's and the metrics' arithmetic."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ruvd_client.v1 import session_service_pb2 as pb
 from ruvd.cli import demo_table, run
 from ruvd.cli.demo_conversation import SYSTEM_PROMPT, USER_TURNS
 from ruvd.cli.demo_table import Turn, Way
+from ruvd.cli.metrics import interval_latency, sparkline
 from ruvd.cli.terminal import explain, printable
 
 NOWHERE = "127.0.0.1:1"
@@ -44,6 +45,10 @@ def test_health_exits_1_when_nobody_listens(capsys: pytest.CaptureFixture[str]) 
         ["sessions", "list", "--label", "no-equals-sign"],
         ["demo", "--turns", "11"],
         ["demo", "--turns", "0"],
+        ["sessions", "import", "--no-such-flag"],
+        ["sessions", "import", "-", "--on-conflict", "overwrite"],
+        ["metrics", "--interval", "0"],
+        ["backup"],
         ["no-such-command"],
     ],
 )
@@ -55,7 +60,7 @@ def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     printed = capsys.readouterr().out
-    for command in ("serve", "config", "chat", "sessions", "health", "demo"):
+    for command in ("serve", "config", "chat", "sessions", "health", "demo", "metrics", "backup"):
         assert command in printed
 
 
@@ -94,3 +99,26 @@ def test_what_the_engine_does_not_tell_stays_unknown() -> None:
     timings = pb.Timings(total=Duration(seconds=1, nanos=500_000_000))
     turn = Turn.of(pb.Finished(usage=pb.Usage(prompt_tokens=7), timings=timings))
     assert turn == Turn(7, None, None, 1500.0)
+
+
+def latency(count: int, mean_seconds: float) -> pb.SessionMetrics:
+    mean = Duration()
+    mean.FromNanoseconds(round(mean_seconds * 1e9))
+    return pb.SessionMetrics(session_completions=count, avg_session_latency=mean)
+
+
+def test_the_latency_of_an_interval_is_that_of_its_own_completions() -> None:
+    assert interval_latency(latency(2, 1.0), latency(4, 2.0)) == pytest.approx(3.0)
+    assert interval_latency(pb.SessionMetrics(), latency(4, 2.0)) == pytest.approx(2.0)
+    assert interval_latency(latency(4, 2.0), latency(4, 2.0)) is None
+
+
+def test_after_a_restart_an_interval_has_what_came_since() -> None:
+    assert interval_latency(latency(9, 5.0), latency(2, 0.5)) == pytest.approx(0.5)
+    assert interval_latency(latency(9, 5.0), pb.SessionMetrics()) is None
+
+
+def test_a_plot_leaves_out_what_is_unknown() -> None:
+    assert sparkline([0.0, 50.0, None, 100.0], 100.0) == "▁▅ █"
+    assert sparkline([0.0, None], 0.0) == "▁ "
+    assert sparkline([], 1.0) == ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from types import TracebackType
-from typing import Protocol, Self, TypeVar, Unpack
+from typing import Protocol, Self, TypeAlias, TypeVar, Unpack
 
 import grpc
 
@@ -20,15 +20,20 @@ from ruvd_client.protocol import (
     create_session_request,
     error_from,
     resolve_address,
+    to_messages,
+    update_session_request,
 )
 from ruvd_client.v1 import session_service_pb2 as pb
 from ruvd_client.v1 import session_service_pb2_grpc as pb_grpc
 
 Response = TypeVar("Response")
+# Complete and ResumeCompletion stream the same events.
+_Request: TypeAlias = pb.CompleteRequest | pb.ResumeCompletionRequest
+_Response: TypeAlias = pb.CompleteResponse | pb.ResumeCompletionResponse
 
 
 class _ResponseStream(Protocol):
-    def __iter__(self) -> Iterator[pb.CompleteResponse]: ...
+    def __iter__(self) -> Iterator[_Response]: ...
     def cancel(self) -> object: ...
 
 
@@ -36,13 +41,17 @@ class Completion(Iterator[str]):
     """One answer on its way: iterate for its text, leave the `with` block to cancel it.
 
     `started` and `finished` are set when their events have come, `finished` only if the answer
-    was committed. Iterating raises RuvdError when the completion fails or is cancelled.
+    was committed; `last_sequence` is the number of the last event that has come, to resume after.
+    Iterating raises RuvdError when the completion fails or is cancelled.
     """
 
-    def __init__(self, request: pb.CompleteRequest, responses: _ResponseStream) -> None:
+    def __init__(self, request: _Request, responses: _ResponseStream) -> None:
         self.request = request
         self.started: pb.Started | None = None
         self.finished: pb.Finished | None = None
+        self.last_sequence = (
+            request.after_sequence if isinstance(request, pb.ResumeCompletionRequest) else 0
+        )
         self._responses = responses
         self._events = self._read()
 
@@ -81,6 +90,7 @@ class Completion(Iterator[str]):
         try:
             for response in self._responses:
                 event = response.event
+                self.last_sequence = event.sequence
                 if event.HasField("started"):
                     self.started = event.started
                 elif event.HasField("finished"):
@@ -94,7 +104,8 @@ class Client:
     """A connection to ruvd, made when the first call needs it.
 
     `address` is `host:port` or `unix:PATH`, by default RUVD_ADDRESS, else 127.0.0.1:50051.
-    `timeout`, in seconds, holds for every call but `complete`. Every method raises RuvdError.
+    `timeout`, in seconds, holds for every call that streams no answer. Every method raises
+    RuvdError.
     """
 
     def __init__(self, address: str | None = None, *, timeout: float | None = None) -> None:
@@ -127,6 +138,44 @@ class Client:
                 return
             request.page_token = page.next_page_token
 
+    def update_session(
+        self,
+        session_id: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        idle_timeout_seconds: float | None = None,
+        context_window: pb.ContextWindow | None = None,
+    ) -> pb.Session:
+        """Change what is given, once the turns before it are done; `labels` are replaced."""
+        request = update_session_request(session_id, labels, idle_timeout_seconds, context_window)
+        return self._call(self._stub.UpdateSession, request).session
+
+    def append_messages(
+        self, session_id: str, messages: Messages, *, request_id: str = ""
+    ) -> pb.Session:
+        """Commit messages without generating, once the turns before it are done."""
+        request = pb.AppendMessagesRequest(
+            session_id=session_id, messages=to_messages(messages), request_id=request_id
+        )
+        return self._call(self._stub.AppendMessages, request).session
+
+    def fork_session(
+        self,
+        session_id: str,
+        *,
+        exchange_count: int | None = None,
+        new_session_id: str = "",
+        request_id: str = "",
+    ) -> pb.Session:
+        """Make a session that begins with the first exchanges of another one, by default all."""
+        request = pb.ForkSessionRequest(
+            session_id=session_id,
+            exchange_count=exchange_count,
+            new_session_id=new_session_id,
+            request_id=request_id,
+        )
+        return self._call(self._stub.ForkSession, request).session
+
     def end_session(self, session_id: str, *, allow_missing: bool = False) -> None:
         """Delete a session with its messages."""
         request = pb.EndSessionRequest(session_id=session_id, allow_missing=allow_missing)
@@ -147,6 +196,47 @@ class Client:
         """Answer the new messages, in a session or, without `session_id`, stateless."""
         request = complete_request(messages, arguments)
         return Completion(request, self._stub.Complete(request, timeout=timeout))
+
+    def resume_completion(
+        self,
+        completion_id: str = "",
+        *,
+        session_id: str = "",
+        request_id: str = "",
+        after_sequence: int = 0,
+        timeout: float | None = None,
+    ) -> Completion:
+        """Read a completion on, after the event of that number.
+
+        Name it by its id, or by the session and the request id that it began with.
+        """
+        request = pb.ResumeCompletionRequest(
+            completion_id=completion_id,
+            session_id=session_id,
+            request_id=request_id,
+            after_sequence=after_sequence,
+        )
+        return Completion(request, self._stub.ResumeCompletion(request, timeout=timeout))
+
+    def cancel_completion(
+        self,
+        completion_id: str = "",
+        *,
+        session_id: str = "",
+        request_id: str = "",
+        keep_partial: bool = False,
+    ) -> None:
+        """Stop a completion, whoever began it, and return when it has ended.
+
+        With `keep_partial`, what there is of its answer is committed.
+        """
+        request = pb.CancelCompletionRequest(
+            completion_id=completion_id,
+            session_id=session_id,
+            request_id=request_id,
+            keep_partial=keep_partial,
+        )
+        self._call(self._stub.CancelCompletion, request)
 
     def close(self) -> None:
         """Close the connection; what runs on it is cancelled."""

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypedDict
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
@@ -102,6 +103,22 @@ def create_session_request(arguments: CreateSessionArguments) -> pb.CreateSessio
         fields["idle_timeout"] = to_duration(timeout)
     messages = to_messages(fields.pop("messages", ()))
     return pb.CreateSessionRequest(messages=messages, **fields)
+
+
+def update_session_request(
+    session_id: str,
+    labels: Mapping[str, str] | None,
+    idle_timeout_seconds: float | None,
+    context_window: pb.ContextWindow | None,
+) -> pb.UpdateSessionRequest:
+    """The request of one UpdateSession. Only what is given is in its mask."""
+    fields: dict[str, Any] = {"labels": labels, "context_window": context_window}
+    if idle_timeout_seconds is not None:
+        fields["idle_timeout"] = to_duration(idle_timeout_seconds)
+    given = {name: value for name, value in fields.items() if value is not None}
+    return pb.UpdateSessionRequest(
+        session_id=session_id, update_mask=FieldMask(paths=sorted(given)), **given
+    )
 
 
 def to_duration(seconds: float) -> Duration:

@@ -1,0 +1,221 @@
+"""`ruvd sessions export` and `import`, between real daemons."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import StartDaemon
+from ruvd_client import AsyncClient, ContextWindow, SessionView
+from ruvd_client.v1.session_service_pb2 import RENDERING_TRANSCRIPT
+
+Ruvd = Callable[..., Awaitable[subprocess.CompletedProcess[str]]]
+
+ECHO = ("--engine", "echo", "--store", "memory")
+TIMES = ("create_time", "last_used_time")
+
+
+def without_times(export: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in export.splitlines()]
+    for line in lines:
+        for name in TIMES:
+            assert line["metadata"].pop(name).endswith("Z")
+    return lines
+
+
+def line(*contents: Any, **metadata: Any) -> str:
+    """A line with these contents, the user's first."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[n % 2], "content": each} for n, each in enumerate(contents)]
+    value: dict[str, Any] = {"messages": messages}
+    if metadata:
+        value["metadata"] = metadata
+    return json.dumps(value)
+
+
+async def listed(address: str) -> list[str]:
+    async with AsyncClient(address) as client:
+        return [session.id async for session in client.list_sessions()]
+
+
+async def test_what_is_exported_imported_and_exported_again_is_equal_but_for_times(
+    address: str, daemon: StartDaemon, ruvd: Ruvd, tmp_path: Path
+) -> None:
+    async with AsyncClient(address) as client:
+        await client.create_session(
+            session_id="full",
+            system_prompt="Be kind.\x85\u2028\x9b",
+            labels={"team": "blue", "note": 'a "quoted" \N{SNOWMAN}'},
+            context_window=ContextWindow(
+                keep_exchanges=1, max_exchanges=4, max_tokens=900, rendering=RENDERING_TRANSCRIPT
+            ),
+            idle_timeout_seconds=3600.25,
+            model="tiny",
+        )
+        for text in ("hello\nthere", "\N{SNOWMAN} again"):
+            await client.complete(text, session_id="full").text()
+        await client.create_session(session_id="empty")
+        await client.fork_session("full", exchange_count=1, new_session_id="fork")
+    first = await ruvd("sessions", "export", "--address", address)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.replace("\n", "").isprintable()
+    file = tmp_path / "sessions.jsonl"
+    written = await ruvd("sessions", "export", "--out", str(file), "--address", address)
+    assert (written.returncode, written.stdout) == (0, "")
+    assert file.read_text() == first.stdout
+    assert file.stat().st_mode & 0o777 == 0o600
+    async with daemon(*ECHO) as second:
+        at = ("--address", second.address)
+        done = await ruvd("sessions", "import", str(file), *at)
+        assert (done.returncode, done.stderr) == (0, "3 sessions imported\n")
+        again = await ruvd("sessions", "export", "--out", "-", *at)
+    assert without_times(again.stdout) == without_times(first.stdout)
+    exported = without_times(first.stdout)
+    assert [each["metadata"]["session_id"] for each in exported] == ["full", "empty", "fork"]
+    assert exported[0]["messages"][0] == {"role": "system", "content": "Be kind.\x85\u2028\x9b"}
+    assert exported[0]["messages"][1] == {"role": "user", "content": "hello\nthere"}
+    assert exported[0]["metadata"] == {
+        "session_id": "full",
+        "labels": {"team": "blue", "note": 'a "quoted" \N{SNOWMAN}'},
+        "model": "tiny",
+        "idle_timeout_seconds": 3600.25,
+        "context_window": {
+            "keep_exchanges": 1,
+            "max_exchanges": 4,
+            "max_tokens": 900,
+            "rendering": "transcript",
+        },
+    }
+
+
+async def test_only_the_sessions_that_are_named_are_exported(address: str, ruvd: Ruvd) -> None:
+    async with AsyncClient(address) as client:
+        for session_id in ("a", "b", "c"):
+            await client.create_session(session_id=session_id)
+    at = ("--address", address)
+    done = await ruvd("sessions", "export", "c", "a", *at)
+    ids = [json.loads(each)["metadata"]["session_id"] for each in done.stdout.splitlines()]
+    assert ids == ["c", "a"]
+    missing = await ruvd("sessions", "export", "a", "nobody", *at)
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("ruvd: SESSION_NOT_FOUND: ")
+
+
+async def test_an_export_that_fails_leaves_the_file_as_it_was(
+    address: str, ruvd: Ruvd, tmp_path: Path
+) -> None:
+    file = tmp_path / "sessions.jsonl"
+    file.write_text("before")
+    done = await ruvd("sessions", "export", "nobody", "--out", str(file), "--address", address)
+    assert done.returncode == 1
+    assert file.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    nowhere = str(tmp_path / "nowhere" / "file")
+    done = await ruvd("sessions", "export", "--out", nowhere, "--address", address)
+    assert (done.returncode, done.stderr) == (1, f"ruvd: {nowhere}: No such file or directory\n")
+
+
+async def test_plain_lines_become_sessions_with_ids_of_their_own(address: str, ruvd: Ruvd) -> None:
+    parts = [{"type": "text", "text": "hello "}, {"type": "text", "text": "there"}]
+    lines = [line("one", "two"), "", line(parts, "hi")]
+    done = await ruvd("sessions", "import", "-", "--address", address, stdin="\n".join(lines))
+    assert (done.returncode, done.stderr) == (0, "2 sessions imported\n")
+    ids = await listed(address)
+    assert len(set(ids)) == 2
+    async with AsyncClient(address) as client:
+        session = await client.get_session(ids[1], SessionView.SESSION_VIEW_FULL)
+    assert [message.content for message in session.messages] == ["hello there", "hi"]
+
+
+async def test_bad_lines_are_named_and_the_good_ones_are_imported(address: str, ruvd: Ruvd) -> None:
+    lines = [
+        line("hello", session_id="a"),
+        "{not json",
+        line("hello", session_id="no such id!"),
+        line([{"type": "image_url", "image_url": {"url": "x"}}]),
+        line("hello", session_id="b"),
+        line("hello", session_id="a"),
+    ]
+    done = await ruvd("sessions", "import", "-", "--address", address, stdin="\n".join(lines))
+    assert done.returncode == 1
+    complaints = done.stderr.splitlines()
+    assert [each.split(":")[1].strip() for each in complaints[:-1]] == [
+        "line 2",
+        "line 3",
+        "line 4",
+        "line 6",
+    ]
+    assert "INVALID_REQUEST: session_id" in complaints[1]
+    assert "messages[0].content[0].type: 'image_url' is not text" in complaints[2]
+    assert "SESSION_EXISTS" in complaints[3]
+    assert complaints[-1] == "2 sessions imported, 4 failed"
+    assert await listed(address) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "summary", "sessions"),
+    [
+        ("skip", "0 sessions imported, 1 skipped, as their ids are taken\n", 1),
+        ("new-id", "1 session imported\n", 2),
+    ],
+)
+async def test_a_taken_id_is_skipped_or_replaced_when_that_is_asked_for(
+    address: str, ruvd: Ruvd, choice: str, summary: str, sessions: int
+) -> None:
+    at = ("--address", address)
+    taken = line("hello", session_id="a")
+    await ruvd("sessions", "import", "-", *at, stdin=taken)
+    done = await ruvd("sessions", "import", "-", "--on-conflict", choice, *at, stdin=taken)
+    assert (done.returncode, done.stderr) == (0, summary)
+    assert len(await listed(address)) == sessions
+
+
+async def test_a_history_that_is_longer_than_a_request_may_be_comes_over_whole(
+    address: str, daemon: StartDaemon, ruvd: Ruvd, tmp_path: Path
+) -> None:
+    contents = [f"message {number}" for number in range(1_300)] + ["m" * 1_000_000] * 5
+    file = tmp_path / "sessions.jsonl"
+    file.write_text(line(*contents, session_id="long"))
+    done = await ruvd("sessions", "import", str(file), "--address", address)
+    assert (done.returncode, done.stderr) == (0, "1 session imported\n")
+    async with AsyncClient(address) as client:
+        session = await client.get_session("long", SessionView.SESSION_VIEW_FULL)
+    assert [message.content for message in session.messages] == contents
+    async with daemon(*ECHO, "--max-session-bytes", "2000000") as small:
+        done = await ruvd("sessions", "import", str(file), "--address", small.address)
+        assert done.returncode == 1
+        assert done.stderr.startswith("ruvd: line 1: SESSION_TOO_LARGE: ")
+        assert await listed(small.address) == []
+
+
+async def test_sessions_that_had_to_go_for_others_are_not_counted_as_imported(
+    daemon: StartDaemon, ruvd: Ruvd
+) -> None:
+    lines = [line("hello", session_id=f"s{number}") for number in range(5)]
+    async with daemon(*ECHO, "--max-sessions", "3") as small:
+        at = ("--address", small.address)
+        await ruvd("sessions", "import", "-", *at, stdin=line("hello", session_id="old"))
+        done = await ruvd("sessions", "import", "-", *at, stdin="\n".join(lines))
+        assert await listed(small.address) == ["s2", "s3", "s4"]
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "3 sessions imported, 2 failed"
+    assert "2 sessions are gone again" in done.stderr
+    assert "1 session of before the import" in done.stderr
+
+
+async def test_an_import_ends_when_the_daemon_cannot_take_any_line(
+    daemon: StartDaemon, ruvd: Ruvd, tmp_path: Path
+) -> None:
+    async with daemon(*ECHO, "--no-sessions-enabled") as stateless:
+        lines = "\n".join([line("hello")] * 3)
+        at = ("--address", stateless.address)
+        done = await ruvd("sessions", "import", "-", *at, stdin=lines)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ruvd: SESSIONS_DISABLED: ")
+    missing = await ruvd("sessions", "import", str(tmp_path / "none"))
+    assert missing.returncode == 1
+    assert missing.stderr.endswith("No such file or directory\n")

@@ -1,0 +1,129 @@
+"""Sessions as lines of JSON: what is taken, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from ruvd_client import ContextWindow, Message, Role, Session
+from ruvd_client.v1.session_service_pb2 import RENDERING_MESSAGES
+
+from ruvd.cli.session_lines import LineRefused, from_line, to_line
+
+USER = {"role": "user", "content": "hello"}
+
+
+def line(*messages: Any, **fields: Any) -> bytes:
+    return json.dumps({"messages": list(messages), **fields}).encode()
+
+
+def test_what_openai_leaves_empty_is_no_loss() -> None:
+    answer: dict[str, Any] = {
+        "role": "assistant",
+        "content": "hi",
+        "refusal": None,
+        "annotations": [],
+        "tool_calls": None,
+    }
+    conversation = from_line(line(USER, answer, tools=[], metadata=None))
+    assert [message.content for message in conversation.messages] == ["hello", "hi"]
+    assert conversation.arguments == {}
+
+
+def test_the_first_system_message_is_the_system_prompt() -> None:
+    conversation = from_line(line({"role": "system", "content": "Be kind."}, USER))
+    assert conversation.arguments == {"system_prompt": "Be kind."}
+    assert conversation.messages == (Message(role=Role.ROLE_USER, content="hello"),)
+
+
+def test_metadata_becomes_the_sessions_settings() -> None:
+    metadata = {
+        "session_id": "a",
+        "labels": {"k": "v"},
+        "model": "tiny",
+        "idle_timeout_seconds": 60,
+        "context_window": {"keep_exchanges": 1, "max_exchanges": 0, "rendering": "messages"},
+        "create_time": "2026-01-02T03:04:05.678Z",
+    }
+    window = ContextWindow(keep_exchanges=1, max_exchanges=0, rendering=RENDERING_MESSAGES)
+    assert from_line(line(metadata=metadata)).arguments == {
+        "session_id": "a",
+        "labels": {"k": "v"},
+        "model": "tiny",
+        "idle_timeout_seconds": 60.0,
+        "context_window": window,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"{", "no JSON"),
+        (b"\xff", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (b"[]", "the line: an object is needed"),
+        (b"{}", "messages: a list is needed"),
+        (line("hello"), "messages[0]: an object is needed"),
+        (line({"content": "x"}), "messages[0].role: None is not system, user or assistant"),
+        (line({"role": "tool", "content": "x"}), "messages[0].role: 'tool' is not"),
+        (line(USER, {"role": "system", "content": "x"}), "messages[1].role: only the first"),
+        (line({"role": "user"}), "messages[0].content: a text is needed"),
+        (line({"role": "user", "content": "\ud800"}), "messages[0].content: half a surrogate"),
+        (line({**USER, "name": "Ada"}), "messages[0].name: a session has no place for it"),
+        (
+            line(USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}),
+            "messages[1].tool_calls: a session has no place for it",
+        ),
+        (
+            line({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}),
+            "messages[0].content[0].type: 'image_url' is not text",
+        ),
+        (
+            line({"role": "user", "content": [{"type": "text", "text": "x", "more": 1}]}),
+            "messages[0].content[0].more: a session has no place for it",
+        ),
+        (line(USER, temperature=0), "temperature: a session has no place for it"),
+        (line(USER, metadata=[1]), "metadata: an object is needed"),
+        (line(USER, metadata={"topic": "x"}), "metadata.topic: a session has no place for it"),
+        (line(USER, metadata={"session_id": 7}), "metadata.session_id: a text is needed"),
+        (line(USER, metadata={"labels": {"k": 1}}), "metadata.labels.k: a text is needed"),
+        (line(USER, metadata={"create_time": 5}), "metadata.create_time: 5 is no time"),
+        (line(USER, metadata={"create_time": "x"}), "metadata.create_time: 'x' is no time"),
+        (
+            line(USER, metadata={"idle_timeout_seconds": True}),
+            "metadata.idle_timeout_seconds: True",
+        ),
+        (line(USER, metadata={"idle_timeout_seconds": 0}), "metadata.idle_timeout_seconds: 0 is"),
+        (
+            line(USER, metadata={"idle_timeout_seconds": float("nan")}),
+            "metadata.idle_timeout_seconds: nan is",
+        ),
+        (
+            line(USER, metadata={"context_window": {"max_tokens": 1.5}}),
+            "metadata.context_window.max_tokens: 1.5 is no whole number",
+        ),
+        (
+            line(USER, metadata={"context_window": {"max_tokens": 2**31}}),
+            "metadata.context_window.max_tokens: 2147483648 is no whole number",
+        ),
+        (
+            line(USER, metadata={"context_window": {"rendering": "aloud"}}),
+            "metadata.context_window.rendering: 'aloud' is not messages or transcript",
+        ),
+    ],
+)
+def test_what_a_session_cannot_hold_is_refused_by_name(text: bytes, reason: str) -> None:
+    with pytest.raises(LineRefused) as refused:
+        from_line(text)
+    assert str(refused.value).startswith(reason)
+
+
+def test_a_line_is_one_line_for_every_reader() -> None:
+    content = "a\nb\r\x85\u2028\u2029\x1b\x9b\N{SNOWMAN}"
+    session = Session(id="s", messages=[Message(role=Role.ROLE_USER, content=content)])
+    text = to_line(session)
+    assert text.isprintable()
+    assert text.splitlines() == [text]
+    assert "\N{SNOWMAN}" in text
+    assert json.loads(text)["messages"] == [{"role": "user", "content": content}]
