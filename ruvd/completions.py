@@ -108,7 +108,8 @@ class Completions:
                 if receipt.finished and after < receipt.last_sequence:
                     yield CompletionEvent(receipt.last_sequence, receipt.finished)
                 return
-        if after > completion.log.last_sequence:
+        # Without an event yet it may be a repeat whose first events are being looked up.
+        if 0 < completion.log.last_sequence < after:
             text = f"the completion has {completion.log.last_sequence} events"
             raise InvalidRequest([FieldViolation("after_sequence", text)])
         async with aclosing(completion.events(after)) as events:

@@ -1,0 +1,20 @@
+"""The machine that a benchmark ran on, in a line: figures mean little without it."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+
+import psutil
+
+
+def describe() -> str:
+    """Date, cores, memory, load, versions."""
+    cores = psutil.cpu_count()
+    memory = psutil.virtual_memory().total / (1 << 30)
+    load = psutil.getloadavg()[0]
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        f"{now:%Y-%m-%d %H:%M} UTC, {cores} cores, {memory:.0f} GiB, load {load:.1f},"
+        f" {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    )

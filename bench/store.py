@@ -1,0 +1,201 @@
+"""How much a store's size costs: a large store against a small one, the same work in both.
+
+The large store has 100,000 sessions of one exchange and one session of 10,000 exchanges; the small
+one has 10 sessions and one of 10 exchanges (it begins another when that has 30). Both go through
+the real Sessions and SqliteStore. Two figures are taken in both, alternately, so that a busy
+machine is busy for both alike:
+
+get        `Store.get` of a random session
+turn       what a turn asks of the store: get, the exchanges of the context window, and the commit
+           of a user's message and its answer with a receipt (durability normal); in the long
+           session, so that a cost in its length would show
+
+Run it with `.venv/bin/python bench/store.py`; it takes about a minute.
+Every repeat prints the two medians and their ratio; the last lines are the median ratios and their
+spread over the repeats. The aim is that no ratio is above 1.5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import psutil
+
+from bench.machine import describe
+from ruvd import context
+from ruvd.lanes import Holder
+from ruvd.model import Finished, FinishReason, Message, Receipt, Role, Timings, Usage
+from ruvd.ports import Commit, Event
+from ruvd.sessions import NewSession, SessionPolicy, Sessions, grown
+from ruvd.stores.sqlite import SqliteStore
+
+_MEBIBYTE = 1 << 20
+_AT_ONCE = 256
+_WINDOW = 10
+_numbers = count()
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+@dataclass
+class Sample:
+    """A store with so many sessions, and one session with so many exchanges."""
+
+    path: Path
+    sessions: int
+    exchanges: int
+
+    def __post_init__(self) -> None:
+        self.store = SqliteStore(self.path, observer=ignore)
+        self.long = ""
+        policy = SessionPolicy(max_sessions=10 * self.sessions + 10_000, idle_timeout_seconds=1e9)
+        self.core = Sessions(self.store, SystemClock(), ignore, policy)
+
+    async def build(self) -> float:
+        """Fill the store; the seconds that it took."""
+        began = time.perf_counter()
+        await self.store.open()
+        ids = iter(range(self.sessions))
+
+        async def create() -> None:
+            for number in ids:
+                messages = exchange(number)
+                await self.core.create(NewSession(f"s{number}", messages=messages))
+
+        # Many at once, so that one commit of the database takes many of them.
+        await asyncio.gather(*(create() for _ in range(_AT_ONCE)))
+        await self.begin_long()
+        return time.perf_counter() - began
+
+    async def begin_long(self) -> None:
+        """Make a session of so many exchanges, the one that `turn` goes on with."""
+        messages = [message for number in range(self.exchanges) for message in exchange(number)]
+        self.long = f"long-{next(_numbers)}"
+        await self.core.create(NewSession(self.long, messages=messages))
+
+    async def keep_size(self) -> None:
+        """Begin another long session when turns have made this one three times as long."""
+        session = await self.store.get(self.long)
+        if session and session.exchange_count > 3 * self.exchanges:
+            await self.begin_long()
+
+    async def get(self) -> None:
+        found = await self.store.get(f"s{random.randrange(self.sessions)}")
+        assert found is not None
+
+    async def turn(self) -> None:
+        """What `ruvd.completions` asks of the store in one turn with a request id."""
+        session = await self.store.get(self.long)
+        assert session is not None
+        start = max(0, session.exchange_count - _WINDOW)
+        history = await self.store.exchanges(self.long, start)
+        assert len(history) == min(_WINDOW, session.exchange_count)
+        number = next(_numbers)
+        numbered = context.number(session.exchange_count, exchange(number))
+        after = grown(session, numbered)
+        usage, timings = Usage(100, 90, 10), Timings(0.0, 0.1, 0.2, None)
+        finished = Finished(
+            FinishReason.STOP, numbered[-1][1], usage, timings, after.exchange_count
+        )
+        receipt = Receipt(f"r{number}", b"d" * 32, f"cmpl-{number}", 5, finished)
+        async with self.core.lanes.turn(self.long, Holder()):
+            await self.core.commit(Commit(after, numbered, receipt))
+
+    async def close(self) -> None:
+        await self.store.close()
+
+
+def ignore(event: Event) -> None:
+    """Observe nothing."""
+
+
+def exchange(number: int) -> Sequence[Message]:
+    return (
+        Message(Role.USER, f"question {number} " + "q" * 100),
+        Message(Role.ASSISTANT, f"answer {number} " + "a" * 200),
+    )
+
+
+async def seconds(work: Callable[[], Awaitable[None]]) -> float:
+    began = time.perf_counter()
+    await work()
+    return time.perf_counter() - began
+
+
+async def compare(name: str, small: Sample, large: Sample, rounds: int) -> float:
+    """Do the same work in both, alternately; print the medians, return their ratio."""
+    times: dict[int, list[float]] = {0: [], 1: []}
+    for _ in range(rounds):
+        for which, sample in enumerate((small, large)):
+            await sample.keep_size()
+            times[which].append(await seconds(getattr(sample, name)))
+    p50 = [statistics.median(times[which]) * 1e6 for which in (0, 1)]
+    p95 = [statistics.quantiles(times[which], n=20)[-1] * 1e6 for which in (0, 1)]
+    ratio = p50[1] / p50[0]
+    print(
+        f"  {name:5} p50 {p50[0]:6.0f} us small, {p50[1]:6.0f} us large, ratio {ratio:.2f}"
+        f"   (p95 {p95[0]:.0f}, {p95[1]:.0f} us)"
+    )
+    return ratio
+
+
+async def measure(options: argparse.Namespace, folder: Path) -> None:
+    small = Sample(folder / "small.db", 10, 10)
+    large = Sample(folder / "large.db", options.sessions, options.exchanges)
+    await small.build()
+    took = await large.build()
+    print(
+        f"built {options.sessions} sessions and one of {options.exchanges} exchanges in"
+        f" {took:.1f} s ({options.sessions / took:.0f} sessions/s)"
+    )
+    ratios: dict[str, list[float]] = {"get": [], "turn": []}
+    for name in ratios:  # warm both
+        await compare(name, small, large, 100)
+    for repeat in range(options.repeats):
+        print(f"repeat {repeat + 1}")
+        for name, rounds in (("get", options.gets), ("turn", options.turns)):
+            ratios[name].append(await compare(name, small, large, rounds))
+    rss = psutil.Process().memory_info().rss / _MEBIBYTE
+    await small.close()
+    await large.close()
+    size = (folder / "large.db").stat().st_size / _MEBIBYTE
+    for name, values in ratios.items():
+        print(
+            f"{name}: ratio large/small median {statistics.median(values):.2f}"
+            f" (spread {min(values):.2f} to {max(values):.2f} over {len(values)})"
+        )
+    print(f"large file {size:.1f} MiB; this process {rss:.0f} MiB resident")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sessions", type=int, default=100_000)
+    parser.add_argument("--exchanges", type=int, default=10_000)
+    parser.add_argument("--gets", type=int, default=2_000, help="a repeat")
+    parser.add_argument("--turns", type=int, default=500, help="a repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    print(describe())
+    with tempfile.TemporaryDirectory(prefix="ruvd-bench-") as folder:
+        asyncio.run(measure(options, Path(folder)))
+
+
+if __name__ == "__main__":
+    main()
