@@ -9,6 +9,7 @@ the oldest events fall off first.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import AsyncGenerator
 
@@ -43,8 +44,7 @@ class EventLog:
         self._seal()
         if sequence is not None:
             self._dropped = sequence - 1
-        text = event.message.content if isinstance(event, Finished) else ""
-        self._keep(event, len(text))
+        self._keep(event)
 
     def append_text(self, text: str) -> None:
         """Add text to the last Delta, or begin one."""
@@ -96,23 +96,33 @@ class EventLog:
             f"the events after {position} are no longer kept, and the answer is not committed"
         )
 
-    def _keep(self, event: Started | Delta | Finished, text_bytes: int) -> None:
+    def _keep(self, event: Started | Delta | Finished) -> None:
         self._events.append(CompletionEvent(self._dropped + len(self._events) + 1, event))
-        self.size_bytes += _EVENT_BYTES + text_bytes
+        self.size_bytes += _size(event)
         while self.size_bytes > self._max_bytes and len(self._events) > 1:
-            gone = self._events.popleft().event
+            self.size_bytes -= _size(self._events.popleft().event)
             self._dropped += 1
-            self.size_bytes -= _EVENT_BYTES + (len(gone.text) if isinstance(gone, Delta) else 0)
         self._wake()
 
     def _seal(self) -> None:
         if self._growing:
             text = "".join(self._growing)
             self._growing.clear()
-            self._keep(Delta(text), len(text))
+            self._keep(Delta(text))
 
     def _wake(self) -> None:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
         self._waiters.clear()
+
+
+def _size(event: Started | Delta | Finished) -> int:
+    """What an event holds in memory."""
+    match event:
+        case Delta(text):
+            return _EVENT_BYTES + sys.getsizeof(text)
+        case Finished():
+            return _EVENT_BYTES + sys.getsizeof(event.message.content)
+        case _:
+            return _EVENT_BYTES
