@@ -26,13 +26,15 @@ from ruvd.model import IfBusy, Session
 class Holder:
     """Someone who has, or waits for, a session's turn. `cancel` is told why it must go.
 
-    `newcomer` is the session that the holder is about to create, while it is not yet stored.
+    `newcomer` is the session that the holder is about to create, while it is not yet stored;
+    `began` says that it has begun a turn in one that was alive, which cannot expire under it.
     `ends` says that it deletes the session: nobody goes before it who came after it.
     """
 
     completion_id: str = ""
     cancel: Callable[[RuvdError], None] | None = None
     newcomer: Session | None = None
+    began: bool = False
     ends: bool = False
     turn: asyncio.Future[None] | None = None
 

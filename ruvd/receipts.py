@@ -30,12 +30,17 @@ def check(known: bytes, given: bytes, request_id: str) -> None:
         )
 
 
+def _unset(part: Any) -> bool:
+    # A temperature of 0 is set.
+    return part is None or part is False or part in ("", [], {})
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value):
         pairs = ((field.name, _plain(getattr(value, field.name))) for field in fields(value))
-        return {name: part for name, part in pairs if part not in (None, "", False, [], {})}
+        return {name: part for name, part in pairs if not _unset(part)}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return dict(value) if hasattr(value, "items") else value

@@ -105,7 +105,7 @@ class Sessions:
         session = holder.newcomer if holder else None
         if session is None:
             session = await self._store.get(session_id)
-            if session is None or not (holder or self._alive(session)):
+            if session is None or not self._in_force(session, holder):
                 raise _missing(session_id)
         if with_messages and session.message_count:
             exchanges = await self._store.exchanges(session_id, 0)
@@ -140,6 +140,10 @@ class Sessions:
     def _alive(self, session: Session | None) -> bool:
         return session is not None and session.expire_time > self._clock.now()
 
+    def _in_force(self, session: Session, holder: Holder | None) -> bool:
+        """Whether it is alive, or was when the turn began that `holder` has in it."""
+        return self._alive(session) or (holder is not None and holder.began)
+
     # --- creating and ending ----------------------------------------------------------------
 
     async def create(self, new: NewSession) -> SessionState:
@@ -162,7 +166,10 @@ class Sessions:
         digest = receipts.digest("fork", new.parent_id, new.exchange_count, new.session_id)
 
         async def make(receipt: Receipt | None) -> Session:
-            parent = await self._existing(new.parent_id)
+            holder = self.lanes.holder(new.parent_id)
+            parent = await self._store.get(new.parent_id)
+            if parent is None or not self._in_force(parent, holder):
+                raise _missing(new.parent_id)
             keep = parent.exchange_count if new.exchange_count is None else new.exchange_count
             if keep > parent.exchange_count:
                 text = f"the session has {parent.exchange_count} exchanges"
@@ -196,8 +203,9 @@ class Sessions:
             return self._state(await make(None))
         async with self._creating.turn(request_id, Holder()):
             made = await self._store.created_by(request_id)
+            holder = self.lanes.holder(made[0]) if made else None
             session = await self._store.get(made[0]) if made else None
-            if made and session and (self._alive(session) or self.lanes.holder(session.id)):
+            if made and session and self._in_force(session, holder):
                 receipts.check(made[1].digest, digest, request_id)
                 return self._state(session)
             return self._state(await make(Receipt(request_id, digest)))
@@ -291,6 +299,7 @@ class Sessions:
         # What evicts it may be on its way to the store since before this lane was taken; a touch
         # comes after that, and tells.
         if session and self._alive(session) and await self._store.touch(session_id, now):
+            holder.began = True
             return replace(session, last_used_time=now)
         if require_existing:
             raise _missing(session_id)
@@ -310,16 +319,20 @@ class Sessions:
     async def receipt(self, session_id: str, request_id: str) -> Receipt | None:
         """What the session has committed under a request id; None if it has expired."""
         receipt = await self._store.receipt(session_id, request_id)
-        if receipt is None or self.lanes.holder(session_id):
-            return receipt
-        return receipt if self._alive(await self._store.get(session_id)) else None
+        if receipt is None:
+            return None
+        holder = self.lanes.holder(session_id)
+        session = await self._store.get(session_id)
+        return receipt if session and self._in_force(session, holder) else None
 
     async def completion(self, completion_id: str) -> Receipt | None:
         """What a completion has committed; None if its session has expired."""
         found = await self._store.completion(completion_id)
-        if found is None or self.lanes.holder(found[0]):
-            return found and found[1]
-        return found[1] if self._alive(await self._store.get(found[0])) else None
+        if found is None:
+            return None
+        holder = self.lanes.holder(found[0])
+        session = await self._store.get(found[0])
+        return found[1] if session and self._in_force(session, holder) else None
 
     async def commit(self, commit: Commit, parent_id: str = "") -> None:
         """Write one change, evicting whom a newcomer displaces; with a parent it is a fork."""

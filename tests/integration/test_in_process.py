@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import grpc
 import pytest
@@ -17,7 +18,9 @@ from ruvd.v1 import session_service_pb2_grpc as pb_grpc
 
 
 @pytest.mark.parametrize("engine", ["echo", "llama"])
-async def test_every_rpc_runs_without_blocking_the_event_loop(engine: str) -> None:
+async def test_every_rpc_runs_without_blocking_the_event_loop(
+    engine: Literal["llama", "echo"],
+) -> None:
     with tempfile.TemporaryDirectory(prefix="ruvd-") as folder:
         address = f"unix:{folder}/r.sock"
         settings = Settings(

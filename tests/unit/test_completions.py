@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 
 import pytest
-from fakes import FrozenClock, ScriptedEngine, done
+from core import Core, collect, failed, settle
+from fakes import ScriptedEngine, done
 
-from ruvd.completions import Completion, CompletionRequest, Completions
 from ruvd.errors import (
     CompletionCancelled,
     CompletionInterrupted,
     ContextTooLong,
     EngineUnavailable,
     InvalidRequest,
-    RuvdError,
     SessionBusy,
     SessionEnded,
     SessionLimit,
@@ -26,70 +24,17 @@ from ruvd.errors import (
     ShuttingDown,
 )
 from ruvd.model import (
-    CompletionEvent,
     Delta,
     Finished,
     IfBusy,
     Message,
     Role,
     Started,
+    Usage,
 )
-from ruvd.ports import Commit, CompletionEnded, EngineText, Event, SessionGone
-from ruvd.sessions import NewSession, SessionPolicy, Sessions
+from ruvd.ports import Commit, CompletionEnded, EngineText, SessionGone
+from ruvd.sessions import NewFork, NewSession, SessionPolicy
 from ruvd.stores.memory import MemoryStore
-
-
-@dataclass
-class Core:
-    """The core, put together as the daemon does."""
-
-    engine: ScriptedEngine = field(default_factory=ScriptedEngine)
-    clock: FrozenClock = field(default_factory=FrozenClock)
-    policy: SessionPolicy = SessionPolicy()  # frozen
-    events: list[Event] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.store = MemoryStore()
-        self.sessions = Sessions(self.store, self.clock, self.events.append, self.policy)
-        self.completions = Completions(self.sessions, self.engine, self.clock, self.events.append)
-
-    def start(self, text: str = "hi", session_id: str = "s", **fields: object) -> Completion:
-        messages = fields.pop("messages", (Message(Role.USER, text),))
-        return self.completions.start(
-            CompletionRequest(messages, session_id, **fields)  # type: ignore[arg-type]
-        )
-
-    async def say(self, text: str = "hi", session_id: str = "s", **fields: object) -> Finished:
-        """One turn to its end."""
-        events = await collect(self.start(text, session_id, **fields))
-        finished = events[-1].event
-        assert isinstance(finished, Finished)
-        return finished
-
-    async def history(self, session_id: str = "s") -> list[str]:
-        state = await self.sessions.get(session_id, with_messages=True)
-        return [message.content for message in state.messages or ()]
-
-
-async def collect(completion: Completion, after: int = 0) -> list[CompletionEvent]:
-    async with aclosing(completion.events(after)) as events:
-        return [event async for event in events]
-
-
-async def settle() -> None:
-    """Let every task go as far as it can."""
-    for _ in range(50):
-        await asyncio.sleep(0)
-
-
-async def failed(completion: Completion, error: type[RuvdError]) -> list[CompletionEvent]:
-    """The events of a completion that ends with `error`."""
-    events: list[CompletionEvent] = []
-    with pytest.raises(error):
-        async with aclosing(completion.events()) as stream:
-            async for event in stream:
-                events.append(event)  # noqa: PERF401  # what came before the error counts
-    return events
 
 
 @pytest.fixture
@@ -97,10 +42,6 @@ async def core() -> AsyncIterator[Core]:
     core = Core()
     yield core
     await core.completions.drain(0)
-
-
-def prompts(engine: ScriptedEngine) -> list[Sequence[str]]:
-    return [[message.content for message in request.messages] for request in engine.requests]
 
 
 # --- rule 1: get or create -------------------------------------------------------------------
@@ -113,7 +54,7 @@ async def test_an_unknown_session_is_created_with_its_first_commit(core: Core) -
     assert isinstance(started, Started)
     assert started.session_created
     assert started.context_messages == 2
-    assert prompts(core.engine) == [["Be brief.", "one"]]
+    assert core.prompts() == [["Be brief.", "one"]]
     assert await core.history() == ["one", "answer 1"]
     second = (await collect(core.start("two")))[0].event
     assert isinstance(second, Started)
@@ -161,7 +102,7 @@ async def test_queued_callers_go_in_order_and_each_sees_the_turn_before(core: Co
     completions = [core.start(f"question {index}") for index in range(10)]
     await asyncio.gather(*(collect(completion) for completion in completions))
     assert core.engine.most_running == 1
-    for index, prompt in enumerate(prompts(core.engine)):
+    for index, prompt in enumerate(core.prompts()):
         assert prompt[-1] == f"question {index}"
         assert index == 0 or prompt[-2] == f"answer {index}"
 
@@ -269,7 +210,7 @@ async def test_a_failed_completion_leaves_the_session_as_it_was(core: Core, afte
     assert not any(isinstance(event.event, Finished) for event in events)
     assert (await core.sessions.get("s")).session == before
     await core.say("three")
-    assert prompts(core.engine)[-1] == ["one", "answer 1", "three"]
+    assert core.prompts()[-1] == ["one", "answer 1", "three"]
 
 
 async def test_a_first_turn_that_fails_leaves_no_session(core: Core) -> None:
@@ -379,33 +320,43 @@ async def test_the_least_recently_used_session_goes_and_one_in_use_never() -> No
     assert [state.session.id for state in page] == ["a", "c", "d"]
 
 
+class SlowStore(MemoryStore):
+    """A disk that takes a commit's time: the first commit after `slow` waits for the next touch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow = False
+        self.committing = asyncio.Event()
+        self.touched = asyncio.Event()
+
+    async def commit(self, commit: Commit) -> Sequence[str]:
+        if self.slow:
+            self.slow = False
+            self.committing.set()
+            await self.touched.wait()
+        return await super().commit(commit)
+
+    async def touch(self, session_id: str, now: float) -> bool:
+        self.touched.set()  # a write waits for the writes before it
+        await settle()
+        return await super().touch(session_id, now)
+
+
 async def test_a_turn_in_a_session_that_is_just_being_evicted_begins_a_new_one() -> None:
     """The eviction is on its way to the store when the turn takes its lane."""
-    core = Core(policy=SessionPolicy(max_sessions=2))
+    store = SlowStore()
+    core = Core(policy=SessionPolicy(max_sessions=2), store=store)
     await core.say("old", "a")
     core.clock.advance(1)
     await core.say("old", "c")
-    commit, evicting, go_on = core.store.commit, asyncio.Event(), asyncio.Event()
-
-    async def slow_commit(change: Commit) -> Sequence[str]:
-        evicting.set()
-        await go_on.wait()
-        return await commit(change)
-
-    touch = core.store.touch
-
-    async def touch_after_the_commit(session_id: str, now: float) -> bool:
-        go_on.set()
-        await settle()
-        return await touch(session_id, now)
-
-    core.store.commit = slow_commit  # type: ignore[method-assign]  # a slow disk
-    core.store.touch = touch_after_the_commit  # type: ignore[method-assign]
+    store.slow = True
     newcomer = asyncio.create_task(core.say("new", "b"))
-    await evicting.wait()
+    await store.committing.wait()
+    store.touched.clear()
     finished = await core.say("again", "a")
     await newcomer
     assert finished.exchange_count == 1
+    assert SessionGone("a", "capacity") in core.events
 
 
 async def test_when_every_place_is_in_use_a_newcomer_is_refused() -> None:
@@ -462,7 +413,7 @@ async def test_what_still_runs_after_the_drain_is_cancelled(core: Core) -> None:
 async def test_the_window_is_kept_with_the_session(core: Core) -> None:
     for index in range(12):
         await core.say(f"question {index}")
-    sizes = [len(prompt) // 2 for prompt in prompts(core.engine)]
+    sizes = [len(prompt) // 2 for prompt in core.prompts()]
     assert sizes == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 3]
     assert (await core.sessions.get("s")).session.window_start == 8
     assert len(await core.history()) == 24
@@ -473,8 +424,8 @@ async def test_an_overflow_is_trimmed_once_and_tried_again(core: Core) -> None:
         await core.say(f"question {index}")
     core.engine.scripts = [[ContextTooLong("too long")]]
     await core.say("next")
-    assert len(prompts(core.engine)[-2]) == 13
-    assert len(prompts(core.engine)[-1]) == 7
+    assert len(core.prompts()[-2]) == 13
+    assert len(core.prompts()[-1]) == 7
     assert (await core.sessions.get("s")).session.window_start == 3
     ended = core.events[-1]
     assert isinstance(ended, CompletionEnded)
@@ -504,7 +455,7 @@ async def test_usage_adds_up_and_unknown_cached_tokens_stay_unknown(core: Core) 
         [EngineText("a"), done(10, None, 2)],
         [EngineText("b"), done(20, 15, 3)],
     ]
-    assert (await core.say("one")).usage.cached_tokens is None
+    assert (await core.say("one")).usage == Usage(10, None, 2)
     assert (await core.sessions.get("s")).session.usage.cached_tokens is None
     await core.say("two")
     usage = (await core.sessions.get("s")).session.usage
@@ -513,6 +464,30 @@ async def test_usage_adds_up_and_unknown_cached_tokens_stay_unknown(core: Core) 
 
 async def test_a_stateless_completion_keeps_nothing(core: Core) -> None:
     finished = await core.say("one", "", system_prompt="Be brief.")
-    assert prompts(core.engine) == [["Be brief.", "one"]]
+    assert core.prompts() == [["Be brief.", "one"]]
     assert finished.exchange_count == 0
     assert await core.sessions.list(after=0, limit=10, labels={}) == ([], 0)
+
+
+# --- forks ---------------------------------------------------------------------------------------
+
+
+async def test_a_session_in_use_can_be_forked_though_its_time_out_has_passed(core: Core) -> None:
+    await core.say("one")
+    core.engine.scripts = [[asyncio.Event()]]
+    core.start("two")
+    await settle()
+    core.clock.advance(1_000_000)
+    await core.sessions.fork(NewFork("s", session_id="f"))
+    assert await core.history("f") == ["one", "answer 1"]
+
+
+async def test_a_fork_at_the_parents_window_start_is_not_left_without_a_history(
+    core: Core,
+) -> None:
+    for index in range(12):
+        await core.say(f"question {index}")
+    assert (await core.sessions.get("s")).session.window_start == 8
+    await core.sessions.fork(NewFork("s", 8, "f"))
+    await core.say("next", "f")
+    assert len(core.prompts()[-1]) == 2 * 8 + 1

@@ -1,0 +1,320 @@
+"""What sessions and turns must do, said a second time and as simply as can be.
+
+The state machine compares the core with this. Nothing here is taken from the core but the names
+of its errors: histories are flat lists, a window is found by looking, who goes is a `min`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from ruvd.errors import (
+    InvalidRequest,
+    RequestIdReused,
+    RuvdError,
+    SessionExists,
+    SessionLimit,
+    SessionNotFound,
+)
+
+MAX_SESSIONS = 4
+IDLE_SECONDS = 50.0
+# (keep_exchanges, max_exchanges), small so that windows move all the time.
+WINDOW = (1, 3)
+
+Failure: TypeAlias = type[RuvdError]
+Said: TypeAlias = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How a completion ends well."""
+
+    text: str
+    exchange_count: int
+    reason: str = "stop"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A completion that a caller asks for; `said` is (role, text) pairs."""
+
+    session_id: str
+    said: Said
+    system: str = ""
+    request_id: str = ""
+    require_existing: bool = False
+
+    def repeats(self, before: object) -> bool:
+        """Whether it is the same request as one that came with its request id."""
+        if not isinstance(before, Ask):
+            return False
+        return (self.said, self.system) == (before.said, before.system)
+
+
+@dataclass(frozen=True)
+class Addition:
+    """Messages that a caller appends."""
+
+    session_id: str
+    said: Said
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Creation:
+    """A session that a caller asks for."""
+
+    session_id: str
+    said: Said
+    system: str
+    labels: tuple[tuple[str, str], ...]
+    window: tuple[int, int]
+    idle: float
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A fork that a caller asks for."""
+
+    parent_id: str
+    exchange_count: int | None
+    session_id: str
+    request_id: str = ""
+
+
+@dataclass
+class Row:
+    """A session. `made` is its place in the order of creation, 0 while it is not stored."""
+
+    id: str
+    create_time: float
+    last_used: float
+    idle: float = IDLE_SECONDS
+    system: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    window: tuple[int, int] = WINDOW
+    parent_id: str = ""
+    exchanges: list[list[tuple[str, str]]] = field(default_factory=list)
+    start: int = 0
+    turns: int = 0
+    made: int = 0
+    requests: dict[str, tuple[object, Answered | None]] = field(default_factory=dict)
+    created_by: str = ""
+
+    @property
+    def messages(self) -> list[tuple[str, str]]:
+        return [message for exchange in self.exchanges for message in exchange]
+
+    @property
+    def expires(self) -> float:
+        return self.last_used + self.idle
+
+    def add(self, said: Said) -> None:
+        for role, text in said:
+            if role == "user" or not self.exchanges:
+                self.exchanges.append([])
+            self.exchanges[-1].append((role, text))
+
+
+@dataclass
+class Turn:
+    """A completion that has its session's turn. `start` is the first exchange in its prompt."""
+
+    ask: Ask
+    row: Row
+    created: bool
+    before: int
+    start: int
+    trimmed: bool
+
+    @property
+    def prompt(self) -> list[tuple[str, str]]:
+        system = [("system", self.row.system)] if self.row.system else []
+        sent = [m for exchange in self.row.exchanges[self.start :] for m in exchange]
+        return [*system, *sent, *self.ask.said]
+
+    def shortened(self) -> Turn | None:
+        """After an overflow; None if no exchange is left to trim."""
+        sent, (keep, _) = self.before - self.start, self.row.window
+        if not sent:
+            return None
+        left = keep if keep < sent else sent // 2
+        return replace(self, start=self.before - left, trimmed=True)
+
+
+class Model:
+    """All sessions; `running` are the turns in progress, `gone` what a newcomer displaced."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+        self.rows: dict[str, Row] = {}
+        self.running: dict[str, Turn] = {}
+        self.gone: list[str] = []
+        self._made = 0
+
+    # --- reading ----------------------------------------------------------------------------
+
+    def live(self, session_id: str) -> Row | None:
+        """The stored session, unless it has expired; one in use never has."""
+        row, turn = self.rows.get(session_id), self.running.get(session_id)
+        if row is None or (turn and turn.created):
+            return None
+        return row if turn or row.expires > self.now else None
+
+    def shown(self, session_id: str) -> Row | None:
+        """What a reader is shown: also the session that a running turn creates."""
+        turn = self.running.get(session_id)
+        return turn.row if turn else self.live(session_id)
+
+    def known(self, ask: Ask) -> Answered | Failure | None:
+        """What the request id has come to already."""
+        row = self.live(ask.session_id)
+        if row is None or ask.request_id not in row.requests:
+            return None
+        before, answered = row.requests[ask.request_id]
+        return answered if answered and ask.repeats(before) else RequestIdReused
+
+    # --- turns ------------------------------------------------------------------------------
+
+    def begin(self, ask: Ask, *, waited: bool = False) -> Turn | Failure:
+        if not waited and len(self.running) >= MAX_SESSIONS:
+            return SessionLimit
+        found = self.live(ask.session_id)
+        if found is None and ask.require_existing:
+            return SessionNotFound
+        row = found or Row(ask.session_id, self.now, self.now, system=ask.system)
+        row.last_used = self.now
+        if ask.system and ask.system != row.system:
+            return InvalidRequest
+        before = len(row.exchanges)
+        if not ask.said:
+            if not before or row.exchanges[-1][-1][0] != "user":
+                return InvalidRequest
+            before -= 1
+        start = moved(row.start, before, row.window)
+        return Turn(ask, row, found is None, before, start, trimmed=start > row.start)
+
+    def fail(self, turn: Turn) -> None:
+        if not turn.created:
+            turn.row.last_used = self.now
+
+    def finish(self, turn: Turn, text: str, reason: str = "stop") -> Answered:
+        row, ask = turn.row, turn.ask
+        row.add((*ask.said, ("assistant", text)))
+        row.start = turn.start
+        row.last_used = self.now
+        row.turns += reason == "stop"  # what is cancelled has no figures
+        answered = Answered(text, len(row.exchanges), reason)
+        if ask.request_id:
+            row.requests[ask.request_id] = (ask, answered)
+        if turn.created:
+            self._store(row)
+        return answered
+
+    # --- sessions ---------------------------------------------------------------------------
+
+    def create(self, new: Creation, session_id: str) -> Row | Failure:
+        """`session_id` is the one that was made where `new` has none."""
+        found = self._made_by(new.request_id, new)
+        if found:
+            return found
+        if refused := self._no_place(new.session_id):
+            return refused
+        row = Row(session_id, self.now, self.now, new.idle, new.system, dict(new.labels))
+        row.window = new.window
+        row.add(new.said)
+        return self._store_new(row, new.request_id, new)
+
+    def fork(self, new: Fork, session_id: str) -> Row | Failure:
+        found = self._made_by(new.request_id, new)
+        if found:
+            return found
+        parent = self.live(new.parent_id)
+        if parent is None:
+            return SessionNotFound
+        count = len(parent.exchanges) if new.exchange_count is None else new.exchange_count
+        if count > len(parent.exchanges):
+            return InvalidRequest
+        if refused := self._no_place(new.session_id):
+            return refused
+        row = Row(session_id, self.now, self.now, parent.idle, parent.system)
+        row.labels, row.window, row.parent_id = dict(parent.labels), parent.window, parent.id
+        row.exchanges = [list(exchange) for exchange in parent.exchanges[:count]]
+        # The parent's window, unless nothing would be left in it: then as the parent's was when
+        # it had as many exchanges, had each been a turn.
+        row.start = parent.start
+        if parent.start >= count:
+            row.start = 0
+            for before in range(count):
+                row.start = moved(row.start, before, row.window)
+        return self._store_new(row, new.request_id, new, parent.id)
+
+    def append(self, new: Addition) -> Row | Failure:
+        row = self.live(new.session_id)
+        if row is None:
+            return SessionNotFound
+        if new.request_id in row.requests:
+            return row if row.requests[new.request_id][0] == new else RequestIdReused
+        row.add(new.said)
+        row.last_used = self.now
+        if new.request_id:
+            row.requests[new.request_id] = (new, None)
+        return row
+
+    def end(self, session_id: str) -> bool:
+        """False if there is none. What has expired is gone, too."""
+        there = self.shown(session_id) is not None
+        self.running.pop(session_id, None)
+        self.rows.pop(session_id, None)
+        return there
+
+    def sweep(self) -> list[str]:
+        free = [row for row in self.rows.values() if row.id not in self.running]
+        old = sorted((r for r in free if r.expires <= self.now), key=lambda r: (r.expires, r.made))
+        for row in old:
+            del self.rows[row.id]
+        return [row.id for row in old]
+
+    def _made_by(self, request_id: str, content: object) -> Row | Failure | None:
+        for row in self.rows.values():
+            if request_id and row.created_by == request_id and self.live(row.id):
+                return row if row.requests[request_id][0] == content else RequestIdReused
+        return None
+
+    def _no_place(self, session_id: str) -> Failure | None:
+        if session_id in self.running:
+            return SessionExists
+        if len(self.running) >= MAX_SESSIONS:
+            return SessionLimit
+        return SessionExists if self.live(session_id) else None
+
+    def _store_new(self, row: Row, request_id: str, content: object, parent_id: str = "") -> Row:
+        if request_id:
+            row.created_by = request_id
+            row.requests[request_id] = (content, None)
+        self._store(row, parent_id)
+        return row
+
+    def _store(self, row: Row, parent_id: str = "") -> None:
+        self._made += 1
+        row.made = self._made
+        self.rows[row.id] = row
+        kept = {row.id, parent_id, *self.running}
+        while len(self.rows) > MAX_SESSIONS:
+            free = [each for each in self.rows.values() if each.id not in kept]
+            if not free:
+                return
+            gone = min(free, key=lambda each: (each.last_used, each.made))
+            if old := [each for each in free if each.expires <= self.now]:
+                gone = min(old, key=lambda each: (each.expires, each.made))
+            del self.rows[gone.id]
+            self.gone.append(gone.id)
+
+
+def moved(start: int, before: int, window: tuple[int, int]) -> int:
+    """Where a window that started at `start` starts for a turn after `before` exchanges."""
+    keep, most = window
+    return before - keep if most and before - start > most else start
