@@ -33,6 +33,7 @@ import psutil
 from bench.machine import describe
 from ruvd import context
 from ruvd.lanes import Holder
+from ruvd.lifecycle import Lifecycle
 from ruvd.model import Finished, FinishReason, Message, Receipt, Role, Timings, Usage
 from ruvd.ports import Commit, Event
 from ruvd.sessions import NewSession, SessionPolicy, Sessions, grown
@@ -66,7 +67,9 @@ class Sample:
         self.store = SqliteStore(self.path, observer=ignore)
         self.long = ""
         policy = SessionPolicy(max_sessions=10 * self.sessions + 10_000, idle_timeout_seconds=1e9)
-        self.core = Sessions(self.store, SystemClock(), ignore, policy)
+        clock = SystemClock()
+        self.core = Sessions(self.store, clock, ignore, policy)
+        self.lifecycle = Lifecycle(self.core, self.store, clock, ignore, policy)
 
     async def build(self) -> float:
         """Fill the store; the seconds that it took."""
@@ -77,7 +80,7 @@ class Sample:
         async def create() -> None:
             for number in ids:
                 messages = exchange(number)
-                await self.core.create(NewSession(f"s{number}", messages=messages))
+                await self.lifecycle.create(NewSession(f"s{number}", messages=messages))
 
         # Many at once, so that one commit of the database takes many of them.
         await asyncio.gather(*(create() for _ in range(_AT_ONCE)))
@@ -88,7 +91,7 @@ class Sample:
         """Make a session of so many exchanges, the one that `turn` goes on with."""
         messages = [message for number in range(self.exchanges) for message in exchange(number)]
         self.long = f"long-{next(_numbers)}"
-        await self.core.create(NewSession(self.long, messages=messages))
+        await self.lifecycle.create(NewSession(self.long, messages=messages))
 
     async def keep_size(self) -> None:
         """Begin another long session when turns have made this one three times as long."""

@@ -17,7 +17,15 @@ from ruvd import receipts
 from ruvd.errors import CompletionCancelled, RuvdError
 from ruvd.eventlog import EventLog
 from ruvd.generation import Answer
-from ruvd.model import CompletionEvent, CompletionOptions, IfBusy, Message, OnDisconnect
+from ruvd.model import (
+    CompletionEvent,
+    CompletionOptions,
+    FinishReason,
+    IfBusy,
+    Message,
+    OnDisconnect,
+)
+from ruvd.ports import CompletionEnded
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +141,22 @@ class Completion:
         elif failure := task.exception():
             self.error = self._reason or failure
         self.log.close(self.error)
+
+    def report(self, model: str, now: float) -> CompletionEnded:
+        """What came of it, once it has ended; the answer is let go, the events have it."""
+        error, answer = self.error, self.answer
+        reason = (answer.done.finish_reason if answer.done else FinishReason.CANCELLED).name
+        if error is not None:
+            reason = error.reason() if isinstance(error, RuvdError) else "INTERNAL"
+        self.answer = Answer(answer.arrived)
+        return CompletionEnded(
+            completion_id=self.id,
+            session_id=self.session_id,
+            model=model,
+            reason=reason,
+            failed=error is not None,
+            usage=answer.done.usage if answer.done else None,
+            timings=answer.timings(now),
+            context_messages=len(answer.plan.messages) if answer.plan else 0,
+            context_trimmed=answer.plan.trimmed if answer.plan else False,
+        )

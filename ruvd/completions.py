@@ -19,13 +19,12 @@ from ruvd.errors import (
     FieldViolation,
     InvalidRequest,
     Overloaded,
-    RuvdError,
     ShuttingDown,
 )
 from ruvd.eventlog import EventLog
-from ruvd.generation import Answer, Generator
-from ruvd.model import CompletionEvent, CompletionOptions, FinishReason, Receipt
-from ruvd.ports import Clock, CompletionEnded, Engine, Observer
+from ruvd.generation import Generator
+from ruvd.model import CompletionEvent, CompletionOptions, Receipt
+from ruvd.ports import Clock, Engine, Observer
 from ruvd.sessions import Sessions
 from ruvd.turns import Turns
 
@@ -167,7 +166,7 @@ class Completions:
             self._release(completion)
         if completion.replayed:
             return
-        self._report(completion, options)
+        self._observer(completion.report(self._generator.model(options), self._clock.monotonic()))
         completion.ended_at = self._clock.monotonic()
         self._ended[completion.id] = completion
         self._logs_bytes += _COMPLETION_BYTES + completion.log.size_bytes
@@ -190,24 +189,3 @@ class Completions:
         key = (completion.session_id, completion.request_id)
         if self._by_request.get(key) is completion:
             del self._by_request[key]
-
-    def _report(self, completion: Completion, options: CompletionOptions) -> None:
-        error, answer = completion.error, completion.answer
-        reason = answer.done.finish_reason if answer.done else FinishReason.CANCELLED
-        name = reason.name
-        if error is not None:
-            name = error.reason() if isinstance(error, RuvdError) else "INTERNAL"
-        self._observer(
-            CompletionEnded(
-                completion_id=completion.id,
-                session_id=completion.session_id,
-                model=self._generator.model(options),
-                reason=name,
-                failed=error is not None,
-                usage=answer.done.usage if answer.done else None,
-                timings=answer.timings(self._clock.monotonic()),
-                context_messages=len(answer.plan.messages) if answer.plan else 0,
-                context_trimmed=answer.plan.trimmed if answer.plan else False,
-            )
-        )
-        completion.answer = Answer(answer.arrived)  # the events have the text

@@ -50,23 +50,6 @@ def number(exchange_count: int, messages: Sequence[Message]) -> list[tuple[int, 
     return numbered
 
 
-def start_at(session: Session, exchange_count: int) -> int:
-    """Where the window of a fork with the first `exchange_count` exchanges starts.
-
-    Where the parent's window starts, so that the fork's first prompt begins as the parent's did;
-    of a fork that would have nothing in its window, where the parent's started then, as far as
-    exchanges decide.
-    """
-    if session.window_start < exchange_count:
-        return session.window_start
-    window = session.context_window
-    before = exchange_count - 1  # what was in the history when that exchange was planned
-    if not window.max_exchanges or before <= window.max_exchanges:
-        return 0
-    cycle = window.max_exchanges + 1 - window.keep_exchanges
-    return ((before - window.max_exchanges - 1) // cycle + 1) * cycle
-
-
 def plan(
     session: Session,
     exchanges: Sequence[Exchange],

@@ -26,6 +26,7 @@ from ruvd.completions import CompletionPolicy, Completions
 from ruvd.config import Settings
 from ruvd.errors import StoreUnavailable
 from ruvd.interceptors import Errors
+from ruvd.lifecycle import Lifecycle
 from ruvd.model import ContextWindow, Rendering
 from ruvd.ports import Engine, EngineStateChanged, Event, Observer, Store, StoreStateChanged
 from ruvd.service import SessionService
@@ -162,9 +163,10 @@ class Daemon:
                 max_logs_bytes=settings.max_logs_bytes,
             )
             sessions = Sessions(store, clock, observer, policy)
+            lifecycle = Lifecycle(sessions, store, clock, observer, policy)
             completions = Completions(sessions, engine, clock, observer, completion_policy)
             server = _server(settings)
-            service = SessionService(sessions, completions, statistics, limits, policy)
+            service = SessionService(sessions, lifecycle, completions, statistics, limits, policy)
             session_service_pb2_grpc.add_SessionServiceServicer_to_server(service, server)
             health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -174,7 +176,7 @@ class Daemon:
             await engine.start()
             await readiness.serve()
             self._handle_signals(readiness)
-            sweeper = asyncio.create_task(_sweep(sessions, settings.sweep_interval_seconds))
+            sweeper = asyncio.create_task(_sweep(lifecycle, settings.sweep_interval_seconds))
             stack.callback(sweeper.cancel)
             probe = asyncio.create_task(_probe(sessions, readiness))
             stack.callback(probe.cancel)
@@ -290,8 +292,8 @@ async def _probe(sessions: Sessions, readiness: Readiness) -> None:
                 await sessions.counts()
 
 
-async def _sweep(sessions: Sessions, interval_seconds: float) -> None:
+async def _sweep(lifecycle: Lifecycle, interval_seconds: float) -> None:
     while True:
         await asyncio.sleep(interval_seconds)
         with contextlib.suppress(StoreUnavailable):  # observed; the next round tries again
-            await sessions.sweep()
+            await lifecycle.sweep()

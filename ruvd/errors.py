@@ -96,10 +96,7 @@ class RequestIdReused(RuvdError):
 
 
 class ContextTooLong(RuvdError):
-    """The prompt does not fit the engine's context.
-
-    An engine that knows sets `prompt_tokens` (what the prompt has) and `limit_tokens`.
-    """
+    """The prompt does not fit the engine's context; with both figures if the engine says them."""
 
     def __init__(
         self, message: str, *, prompt_tokens: int | None = None, limit_tokens: int | None = None

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from ruvd import checks, convert, model
 from ruvd.checks import ID_RULE, Checker, RequestLimits
 from ruvd.completion import CompletionRef, CompletionRequest
+from ruvd.lifecycle import NewFork, SessionChanges
 from ruvd.model import Message, Role
-from ruvd.sessions import NewFork, NewSession, SessionChanges, SessionPolicy
+from ruvd.sessions import NewSession, SessionPolicy
 from ruvd.v1 import session_service_pb2 as pb
 
 _MAX_PAGE = 1000

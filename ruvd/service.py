@@ -11,6 +11,7 @@ from grpc.aio import ServicerContext
 from ruvd import convert, requests
 from ruvd.checks import RequestLimits
 from ruvd.completions import Completions
+from ruvd.lifecycle import Lifecycle
 from ruvd.sessions import SessionPolicy, Sessions
 from ruvd.telemetry import Statistics
 from ruvd.v1 import session_service_pb2 as pb
@@ -23,12 +24,14 @@ class SessionService(pb_grpc.SessionServiceServicer):
     def __init__(
         self,
         sessions: Sessions,
+        lifecycle: Lifecycle,
         completions: Completions,
         statistics: Statistics,
         limits: RequestLimits,
         policy: SessionPolicy,
     ) -> None:
         self._sessions = sessions
+        self._lifecycle = lifecycle
         self._completions = completions
         self._statistics = statistics
         self._limits = limits
@@ -38,7 +41,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self, request: pb.CreateSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.CreateSessionResponse:
         new = requests.create_session(request, self._limits, self._policy)
-        state = await self._sessions.create(new)
+        state = await self._lifecycle.create(new)
         return pb.CreateSessionResponse(session=convert.session(state))
 
     async def GetSession(  # noqa: D102, N802
@@ -65,27 +68,27 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self, request: pb.UpdateSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.UpdateSessionResponse:
         session_id, changes = requests.update_session(request, self._limits, self._policy)
-        state = await self._sessions.update(session_id, changes)
+        state = await self._lifecycle.update(session_id, changes)
         return pb.UpdateSessionResponse(session=convert.session(state))
 
     async def AppendMessages(  # noqa: D102, N802
         self, request: pb.AppendMessagesRequest, context: ServicerContext[Any, Any]
     ) -> pb.AppendMessagesResponse:
         messages = requests.append_messages(request, self._limits)
-        state = await self._sessions.append(request.session_id, messages, request.request_id)
+        state = await self._lifecycle.append(request.session_id, messages, request.request_id)
         return pb.AppendMessagesResponse(session=convert.session(state))
 
     async def ForkSession(  # noqa: D102, N802
         self, request: pb.ForkSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.ForkSessionResponse:
-        state = await self._sessions.fork(requests.fork_session(request, self._limits))
+        state = await self._lifecycle.fork(requests.fork_session(request, self._limits))
         return pb.ForkSessionResponse(session=convert.session(state))
 
     async def EndSession(  # noqa: D102, N802
         self, request: pb.EndSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.EndSessionResponse:
         session_id = requests.session_id(request, self._limits)
-        await self._sessions.end(session_id, allow_missing=request.allow_missing)
+        await self._lifecycle.end(session_id, allow_missing=request.allow_missing)
         return pb.EndSessionResponse()
 
     async def GetSessionMetrics(  # noqa: D102, N802

@@ -1,4 +1,4 @@
-"""The lifecycle of sessions: create, get, list, end, expire, evict; and who has the turn.
+"""Sessions as they are: who is alive, who has the turn, what is committed.
 
 A session in use (its lane has someone running or waiting) is never expired or evicted. A session
 that a completion creates is written with its first commit; until then its lane holds its place
@@ -8,22 +8,16 @@ and shows it. Expiry is strict at every access, whatever the sweeper has done.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ruvd import context, receipts
 from ruvd.errors import (
-    FieldViolation,
-    InvalidRequest,
-    SessionBusy,
-    SessionEnded,
-    SessionExists,
     SessionNotFound,
     SessionsDisabled,
     SessionTooLarge,
 )
 from ruvd.lanes import Holder, Lanes
-from ruvd.model import ContextWindow, IfBusy, Message, Receipt, Session, Usage
+from ruvd.model import ContextWindow, Message, Receipt, Session
 from ruvd.ports import Clock, Commit, Observer, SessionCreated, SessionGone, Store, StoreCounts
 
 
@@ -54,25 +48,6 @@ class NewSession:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionChanges:
-    """What a client changes of a session; None stays as it is."""
-
-    labels: Mapping[str, str] | None = None
-    idle_timeout_seconds: float | None = None
-    context_window: ContextWindow | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class NewFork:
-    """A fork that a client asks for; `exchange_count` None keeps all exchanges."""
-
-    parent_id: str
-    exchange_count: int | None = None
-    session_id: str = ""
-    request_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class SessionState:
     """A session as a reader sees it; `messages` only if asked for."""
 
@@ -92,167 +67,66 @@ class Sessions:
         self._clock = clock
         self._observer = observer
         self._policy = policy
-        self._creating = Lanes(policy.max_sessions, policy.max_queue)
         self.lanes = Lanes(policy.max_sessions, policy.max_queue)
 
     # --- reading ----------------------------------------------------------------------------
 
     async def get(self, session_id: str, *, with_messages: bool = False) -> SessionState:
         """The session, unless it has expired. A session that is being made has no messages."""
-        self._check_enabled()
+        self.check_enabled()
         holder = self.lanes.holder(session_id)
         messages: Sequence[Message] = ()
         session = holder.newcomer if holder else None
         if session is None:
             session = await self._store.get(session_id)
-            if session is None or not self._in_force(session, holder):
-                raise _missing(session_id)
+            if session is None or not self.in_force(session, holder):
+                raise missing(session_id)
         if with_messages and session.message_count:
             exchanges = await self._store.exchanges(session_id, 0)
             messages = [message for exchange in exchanges for message in exchange]
-        return self._state(session, messages if with_messages else None)
+        return self.state(session, messages if with_messages else None)
 
     async def list(
         self, *, after: int, limit: int, labels: Mapping[str, str]
     ) -> tuple[Sequence[SessionState], int]:
         """A page of the stored sessions, in the order of their creation; and the next cursor."""
-        self._check_enabled()
+        self.check_enabled()
         page, cursor = await self._store.list(
             after=after, limit=limit, labels=labels, now=self._clock.now()
         )
-        return [self._state(session) for session in page], cursor
+        return [self.state(session) for session in page], cursor
 
     async def counts(self) -> StoreCounts:
         """How much there is in the store."""
         return await self._store.counts(self._clock.now())
 
-    def _state(self, session: Session, messages: Sequence[Message] | None = None) -> SessionState:
+    def state(self, session: Session, messages: Sequence[Message] | None = None) -> SessionState:
+        """The session as a reader sees it now."""
         holder = self.lanes.holder(session.id)
         running = holder.completion_id if holder else ""
         return SessionState(session, running, holder is not None, messages)
 
-    async def _existing(self, session_id: str) -> Session:
+    async def existing(self, session_id: str) -> Session:
+        """The session. Raises SessionNotFound if there is none, or it has expired."""
         session = await self._store.get(session_id)
-        if session is None or not self._alive(session):
-            raise _missing(session_id)
+        if session is None or not self.alive(session):
+            raise missing(session_id)
         return session
 
-    def _alive(self, session: Session | None) -> bool:
+    def alive(self, session: Session | None) -> bool:
+        """Whether there is such a session and it has not expired."""
         return session is not None and session.expire_time > self._clock.now()
 
-    def _in_force(self, session: Session, holder: Holder | None) -> bool:
+    def in_force(self, session: Session, holder: Holder | None) -> bool:
         """Whether it is alive, or was when the turn began that `holder` has in it."""
-        return self._alive(session) or (holder is not None and holder.began)
-
-    # --- creating and ending ----------------------------------------------------------------
-
-    async def create(self, new: NewSession) -> SessionState:
-        """Make a session, with the history it comes with; once per request id."""
-        self._check_enabled()
-        self._check_size(sum(message.size_bytes for message in new.messages))
-        asked = (new.session_id, new.system_prompt, new.messages, new.labels, new.context_window)
-        digest = receipts.digest("create", *asked, new.idle_timeout_seconds, new.model)
-
-        async def make(receipt: Receipt | None) -> Session:
-            session = grown(self.prepare(new), numbered := context.number(0, new.messages))
-            await self._make(Commit(session, numbered, receipt, create=True))
-            return session
-
-        return await self._once(new.request_id, digest, make)
-
-    async def fork(self, new: NewFork) -> SessionState:
-        """Make a session that shares the beginning of another's history, as it is committed."""
-        self._check_enabled()
-        digest = receipts.digest("fork", new.parent_id, new.exchange_count, new.session_id)
-
-        async def make(receipt: Receipt | None) -> Session:
-            holder = self.lanes.holder(new.parent_id)
-            parent = await self._store.get(new.parent_id)
-            if parent is None or not self._in_force(parent, holder):
-                raise _missing(new.parent_id)
-            keep = parent.exchange_count if new.exchange_count is None else new.exchange_count
-            if keep > parent.exchange_count:
-                text = f"the session has {parent.exchange_count} exchanges"
-                raise InvalidRequest([FieldViolation("exchange_count", text)])
-            messages, size = await self._store.size_at(parent.id, keep)
-            now = self._clock.now()
-            whole = keep == parent.exchange_count
-            session = replace(
-                parent,
-                id=new.session_id or _new_id(),
-                create_time=now,
-                last_used_time=now,
-                parent_id=parent.id,
-                message_count=messages,
-                exchange_count=keep,
-                size_bytes=size,
-                usage=Usage(),
-                window_start=context.start_at(parent, keep),
-                context_tokens=parent.context_tokens if whole else None,
-            )
-            await self._make(Commit(session, (), receipt, create=True), parent.id)
-            return session
-
-        return await self._once(new.request_id, digest, make)
-
-    async def _once(
-        self, request_id: str, digest: bytes, make: Callable[[Receipt | None], Awaitable[Session]]
-    ) -> SessionState:
-        """Make a session, or find the one that this request id has made."""
-        if not request_id:
-            return self._state(await make(None))
-        async with self._creating.turn(request_id, Holder()):
-            made = await self._store.created_by(request_id)
-            holder = self.lanes.holder(made[0]) if made else None
-            session = await self._store.get(made[0]) if made else None
-            if made and session and self._in_force(session, holder):
-                receipts.check(made[1].digest, digest, request_id)
-                return self._state(session)
-            return self._state(await make(Receipt(request_id, digest)))
-
-    async def _make(self, commit: Commit, parent_id: str = "") -> None:
-        session = commit.session
-        try:
-            async with self.lanes.turn(session.id, Holder(newcomer=session), IfBusy.REJECT):
-                await self.commit(commit, parent_id)
-        except SessionBusy:
-            raise SessionExists(f"session {session.id!r} is being created or used") from None
-
-    async def update(self, session_id: str, changes: SessionChanges) -> SessionState:
-        """Change what may be changed, after the turns before."""
-        self._check_enabled()
-        async with self.lanes.turn(session_id, Holder()):
-            session = await self._existing(session_id)
-            given = {name: getattr(changes, name) for name in SessionChanges.__slots__}
-            session = replace(session, **{k: v for k, v in given.items() if v is not None})
-            await self.commit(Commit(session))
-        return self._state(session)
-
-    async def append(
-        self, session_id: str, messages: Sequence[Message], request_id: str = ""
-    ) -> SessionState:
-        """Commit messages without generating, after the turns before; once per request id."""
-        self._check_enabled()
-        digest = receipts.digest("append", messages)
-        async with self.lanes.turn(session_id, Holder()):
-            session = await self._existing(session_id)
-            known = await self._store.receipt(session_id, request_id) if request_id else None
-            if known:
-                receipts.check(known.digest, digest, request_id)
-                return self._state(session)
-            self.check_room(session, messages)
-            numbered = context.number(session.exchange_count, messages)
-            session = replace(grown(session, numbered), last_used_time=self._clock.now())
-            receipt = Receipt(request_id, digest) if request_id else None
-            await self.commit(Commit(session, numbered, receipt))
-        return self._state(session)
+        return self.alive(session) or (holder is not None and holder.began)
 
     def prepare(self, new: NewSession) -> Session:
         """The session that `new` asks for, not stored yet; an id of ours is unguessable."""
         now = self._clock.now()
         idle = new.idle_timeout_seconds
         return Session(
-            id=new.session_id or _new_id(),
+            id=new.session_id or new_id(),
             create_time=now,
             last_used_time=now,
             idle_timeout_seconds=self._policy.idle_timeout_seconds if idle is None else idle,
@@ -261,28 +135,6 @@ class Sessions:
             labels=new.labels,
             context_window=new.context_window or self._policy.context_window,
         )
-
-    async def end(self, session_id: str, *, allow_missing: bool = False) -> None:
-        """Delete the session. Everyone who has or waits for its turn fails with SessionEnded."""
-        self._check_enabled()
-        holder = self.lanes.holder(session_id)
-        being_made = holder is not None and holder.newcomer is not None
-        self.lanes.cancel(session_id, SessionEnded(f"session {session_id!r} was ended"))
-        async with self.lanes.turn(session_id, Holder(ends=True)):
-            alive = self._alive(await self._store.get(session_id)) or being_made
-            if await self._store.end(session_id):
-                self._observer(SessionGone(session_id, "client"))
-            if not alive and not allow_missing:
-                raise _missing(session_id)
-
-    async def sweep(self) -> int:
-        """Delete the sessions that have expired; how many."""
-        gone = 0
-        while ids := await self._store.expire(self._clock.now(), self.lanes.in_use()):
-            gone += len(ids)
-            for session_id in ids:
-                self._observer(SessionGone(session_id, "idle"))
-        return gone
 
     # --- for completions --------------------------------------------------------------------
 
@@ -293,16 +145,16 @@ class Sessions:
 
         The caller has the turn. Raises SessionNotFound with `require_existing`.
         """
-        self._check_enabled()
+        self.check_enabled()
         session = await self._store.get(session_id)
         now = self._clock.now()
         # What evicts it may be on its way to the store since before this lane was taken; a touch
         # comes after that, and tells.
-        if session and self._alive(session) and await self._store.touch(session_id, now):
+        if session and self.alive(session) and await self._store.touch(session_id, now):
             holder.began = True
             return replace(session, last_used_time=now)
         if require_existing:
-            raise _missing(session_id)
+            raise missing(session_id)
         holder.newcomer = self.prepare(NewSession(session_id, system_prompt))
         return holder.newcomer
 
@@ -323,7 +175,7 @@ class Sessions:
             return None
         holder = self.lanes.holder(session_id)
         session = await self._store.get(session_id)
-        return receipt if session and self._in_force(session, holder) else None
+        return receipt if session and self.in_force(session, holder) else None
 
     async def completion(self, completion_id: str) -> Receipt | None:
         """What a completion has committed; None if its session has expired."""
@@ -332,7 +184,7 @@ class Sessions:
             return None
         holder = self.lanes.holder(found[0])
         session = await self._store.get(found[0])
-        return found[1] if session and self._in_force(session, holder) else None
+        return found[1] if session and self.in_force(session, holder) else None
 
     async def commit(self, commit: Commit, parent_id: str = "") -> None:
         """Write one change, evicting whom a newcomer displaces; with a parent it is a fork."""
@@ -359,7 +211,8 @@ class Sessions:
         """The wall clock of the sessions."""
         return self._clock.now()
 
-    def _check_enabled(self) -> None:
+    def check_enabled(self) -> None:
+        """Raises SessionsDisabled where this daemon keeps none."""
         if not self._policy.enabled:
             raise SessionsDisabled(
                 "this daemon keeps no sessions (sessions_enabled is false); "
@@ -374,7 +227,8 @@ class Sessions:
             )
 
 
-def _new_id() -> str:
+def new_id() -> str:
+    """An id that nobody guesses."""
     return secrets.token_urlsafe(18)
 
 
@@ -388,5 +242,6 @@ def grown(session: Session, numbered: Sequence[tuple[int, Message]]) -> Session:
     )
 
 
-def _missing(session_id: str) -> SessionNotFound:
+def missing(session_id: str) -> SessionNotFound:
+    """The error for a session that there is not."""
     return SessionNotFound(f"there is no session {session_id!r}, or it has expired")

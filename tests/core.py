@@ -13,6 +13,7 @@ from fakes import FrozenClock, ScriptedEngine
 from ruvd.completion import Completion, CompletionRequest
 from ruvd.completions import CompletionPolicy, Completions
 from ruvd.errors import RuvdError
+from ruvd.lifecycle import Lifecycle
 from ruvd.model import CompletionEvent, Finished, Message, Role
 from ruvd.ports import Event
 from ruvd.sessions import SessionPolicy, Sessions
@@ -32,6 +33,9 @@ class Core:
 
     def __post_init__(self) -> None:
         self.sessions = Sessions(self.store, self.clock, self.events.append, self.policy)
+        self.lifecycle = Lifecycle(
+            self.sessions, self.store, self.clock, self.events.append, self.policy
+        )
         self.completions = Completions(
             self.sessions, self.engine, self.clock, self.events.append, self.completion_policy
         )

@@ -53,6 +53,7 @@ from ruvd.errors import (
     SessionEnded,
     SessionNotFound,
 )
+from ruvd.lifecycle import Lifecycle, NewFork, SessionChanges
 from ruvd.model import (
     CompletionEvent,
     ContextWindow,
@@ -67,9 +68,7 @@ from ruvd.model import (
 )
 from ruvd.ports import EngineText, Event, SessionGone, Store
 from ruvd.sessions import (
-    NewFork,
     NewSession,
-    SessionChanges,
     SessionPolicy,
     Sessions,
     SessionState,
@@ -202,6 +201,9 @@ class SessionsMachine(RuleBasedStateMachine):
         self.store = self.make_store(path)
         await self.store.open()
         self.sessions = Sessions(self.store, self.clock, self.events.append, SESSION_POLICY)
+        self.lifecycle = Lifecycle(
+            self.sessions, self.store, self.clock, self.events.append, SESSION_POLICY
+        )
         self.completions = Completions(
             self.sessions, self.engine, self.clock, self.events.append, COMPLETION_POLICY
         )
@@ -615,7 +617,7 @@ class SessionsMachine(RuleBasedStateMachine):
         self.go(self.created(new))
 
     async def created(self, new: Creation) -> None:
-        call = self.sessions.create(
+        call = self.lifecycle.create(
             NewSession(
                 session_id=new.session_id,
                 system_prompt=new.system,
@@ -669,7 +671,7 @@ class SessionsMachine(RuleBasedStateMachine):
             new = self.forks[request_id]
         elif request_id:
             self.forks[request_id] = new
-        call = self.sessions.fork(
+        call = self.lifecycle.fork(
             NewFork(new.parent_id, new.exchange_count, new.session_id, new.request_id)
         )
         self.go(self.newcomer(call, lambda made: self.model.fork(new, made), new.session_id))
@@ -688,7 +690,7 @@ class SessionsMachine(RuleBasedStateMachine):
         match row.requests.get(request_id) if again and row else None:
             case (Addition() as before, _):
                 new = before
-        call = self.sessions.append(new.session_id, messages(new.said), request_id)
+        call = self.lifecycle.append(new.session_id, messages(new.said), request_id)
         self.go(self.changed(call, self.model.append(new)))
 
     @rule(who=WHO, labels=st.none() | LABELS, idle=st.none() | IDLES, window=st.none() | WINDOWS)
@@ -709,7 +711,7 @@ class SessionsMachine(RuleBasedStateMachine):
             idle,
             ContextWindow(*window) if window else None,
         )
-        call = self.sessions.update(session_id, changes)
+        call = self.lifecycle.update(session_id, changes)
         self.go(self.changed(call, row or SessionNotFound))
 
     async def changed(
@@ -729,10 +731,10 @@ class SessionsMachine(RuleBasedStateMachine):
     async def ended(self, session_id: str, *, allow_missing: bool) -> None:
         held = self.held.pop(session_id, None)
         if self.model.end(session_id) or allow_missing:
-            await self.sessions.end(session_id, allow_missing=allow_missing)
+            await self.lifecycle.end(session_id, allow_missing=allow_missing)
         else:
             with pytest.raises(SessionNotFound):
-                await self.sessions.end(session_id)
+                await self.lifecycle.end(session_id)
         if held:
             calls = [*([] if held.left else [held.call]), *held.others, *held.waiting]
             for call in calls:
@@ -748,7 +750,7 @@ class SessionsMachine(RuleBasedStateMachine):
         async def sweep() -> None:
             expected = self.model.sweep()
             del self.events[:]
-            assert await self.sessions.sweep() == len(expected)
+            assert await self.lifecycle.sweep() == len(expected)
             assert self.events == [SessionGone(session_id, "idle") for session_id in expected]
 
         self.go(sweep())

@@ -1,7 +1,7 @@
 """Many callers on one session: order, take-over, limits, and what they must never do to a turn.
 
-Where a prompt has to be seen, the core runs here with a scripted engine; everything else is a
-daemon with the echo engine, whose prompt tokens say how much of the history it was sent.
+The echo engine's prompt tokens say how much of the history it was sent. Where the prompt itself
+has to be seen, see `tests/unit/test_callers.py`.
 """
 
 from __future__ import annotations
@@ -11,32 +11,17 @@ import gc
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import psutil
 import pytest
-from fakes import FrozenClock, ScriptedEngine, done
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from running import StartDaemon
 from wire import contents, details, events, say, turn
 
-from ruvd.completion import Completion, CompletionRef, CompletionRequest
-from ruvd.completions import CompletionPolicy, Completions
-from ruvd.errors import (
-    CompletionCancelled,
-    CompletionInterrupted,
-    RequestIdReused,
-    RuvdError,
-    SessionNotFound,
-)
-from ruvd.lanes import Holder
-from ruvd.model import CompletionEvent, ContextWindow, IfBusy, Message, Role
-from ruvd.ports import EngineText, Event
-from ruvd.sessions import SessionPolicy, Sessions
-from ruvd.stores.memory import MemoryStore
 from ruvd.v1 import session_service_pb2 as pb
 
 ECHO = ("--engine", "echo")
@@ -101,165 +86,6 @@ async def queued(stub: Any, session_id: str, *texts: str) -> list[asyncio.Task[p
         tasks.append(asyncio.create_task(call))
         await arrived(stub, session_id, text)
     return tasks
-
-
-# --- at the core, where the prompts are seen ------------------------------------------------
-
-
-class Core:
-    """The core on a memory store and a scripted engine."""
-
-    def __init__(self, **policy: Any) -> None:
-        self.engine, self.clock, self.seen = ScriptedEngine(), FrozenClock(), list[Event]()
-        self.store = MemoryStore()
-        window = ContextWindow(max_exchanges=0)
-        self.sessions = Sessions(
-            self.store, self.clock, self.seen.append, SessionPolicy(context_window=window)
-        )
-        self.completions = Completions(
-            self.sessions, self.engine, self.clock, self.seen.append, CompletionPolicy(**policy)
-        )
-
-    def start(self, text: str, session_id: str = "s", **fields: Any) -> Completion:
-        messages = (Message(Role.USER, text),)
-        return self.completions.start(CompletionRequest(messages, session_id, **fields))
-
-    async def history(self) -> list[str]:
-        state = await self.sessions.get("s", with_messages=True)
-        return [message.content for message in state.messages or ()]
-
-
-async def collect(completion: Completion) -> list[CompletionEvent]:
-    async with aclosing(completion.events()) as stream:
-        return [event async for event in stream]
-
-
-async def outcome(completion: Completion) -> type[RuvdError] | None:
-    """What a completion failed with; None if it finished."""
-    try:
-        await collect(completion)
-    except RuvdError as error:
-        return type(error)
-    return None
-
-
-async def settle() -> None:
-    """Let every task go as far as it can."""
-    for _ in range(50):
-        await asyncio.sleep(0)
-
-
-async def test_fifty_callers_go_in_order_of_arrival_and_each_prompt_has_the_answer_before() -> None:
-    core = Core()
-    completions = [core.start(f"question {index}") for index in range(50)]
-    await asyncio.gather(*map(collect, completions))
-    assert core.engine.most_running == 1
-    history: list[str] = []
-    for index, request in enumerate(core.engine.requests):
-        history.append(f"question {index}")
-        assert [message.content for message in request.messages] == history
-        history.append(f"answer {index + 1}")
-    assert await core.history() == history
-
-
-async def test_interrupters_take_only_the_running_turn_and_go_before_who_waits() -> None:
-    core = Core()
-    gate = asyncio.Event()
-    core.engine.scripts = [
-        [EngineText("a"), asyncio.Event()],
-        [EngineText("b"), asyncio.Event()],
-        [EngineText("c"), gate, done()],
-    ]
-    running, *waiting = [core.start(text) for text in ("one", "two", "three")]
-    await settle()
-    first = core.start("four", if_busy=IfBusy.INTERRUPT)
-    await settle()
-    second = core.start("five", if_busy=IfBusy.INTERRUPT)
-    await settle()
-    gate.set()
-    ended = await asyncio.gather(*map(outcome, [running, *waiting, first, second]))
-    assert ended == [CompletionInterrupted, None, None, CompletionInterrupted, None]
-    assert core.engine.most_running == 1
-    history = await core.history()
-    assert history[::2] == ["five", "two", "three"]
-
-
-async def test_an_interrupter_after_the_end_of_a_session_does_not_go_before_the_end() -> None:
-    core = Core()
-    await collect(core.start("zero"))
-    async with core.sessions.lanes.turn("s", Holder()):
-        end = asyncio.create_task(core.sessions.end("s"))
-        await settle()
-        late = core.start("one", if_busy=IfBusy.INTERRUPT)
-        await settle()
-    await end
-    assert await outcome(late) is None
-    assert await core.history() == ["one", "answer 2"]
-
-
-@pytest.mark.parametrize("how", ["failed", "committed"])
-async def test_forgetting_an_old_completion_leaves_a_running_one_its_request_id(how: str) -> None:
-    core = Core(retention_seconds=10)
-    if how == "failed":
-        core.engine.scripts = [[asyncio.Event()]]
-    old = core.start("one", request_id="r")
-    await settle()
-    old.cancel(CompletionCancelled("left"))
-    await outcome(old)
-    gate = asyncio.Event()
-    core.engine.scripts = [[gate, EngineText("once"), done()]]
-    running = core.start("one", request_id="r")
-    if how == "failed":
-        await settle()
-    core.clock.advance(11)
-    attached = core.start("one", request_id="r")
-    gate.set()
-    assert await outcome(running) is None
-    assert await outcome(attached) is None
-    assert attached is running
-    assert core.completions.running == 0
-    assert (await core.history())[1:] == ["once" if how == "failed" else "answer 1"]
-
-
-@pytest.mark.parametrize("keep_partial", [False, True])
-async def test_a_request_id_repeated_while_its_completion_is_being_cancelled_is_not_cancelled(
-    keep_partial: bool,  # noqa: FBT001  # a parameter of the test
-) -> None:
-    core = Core()
-    core.engine.scripts = [[EngineText("part"), asyncio.Event()]]
-    first = core.start("one", request_id="r")
-    await settle()
-    first.cancel(CompletionCancelled("left"), keep_partial=keep_partial)
-    again = core.start("one", request_id="r")
-    assert await outcome(again) is None
-    assert await core.history() == ["one", "part" if keep_partial else "answer 2"]
-    assert core.completions.running == 0
-
-
-async def test_an_append_that_a_completion_waited_for_has_used_the_request_id() -> None:
-    core = Core()
-    gate = asyncio.Event()
-    core.engine.scripts = [[gate, EngineText("a"), done()]]
-    running = core.start("one")
-    await settle()
-    append = asyncio.create_task(core.sessions.append("s", [Message(Role.USER, "more")], "r"))
-    await asyncio.sleep(0)
-    late = core.start("two", request_id="r")
-    await settle()
-    gate.set()
-    ended = await asyncio.gather(outcome(running), append, outcome(late))
-    assert (ended[0], ended[2]) == (None, RequestIdReused)
-    assert await core.history() == ["one", "a", "more"]
-
-
-async def test_who_resumes_while_the_request_is_being_repeated_gets_what_is_missing() -> None:
-    core = Core()
-    events = await collect(core.start("one", request_id="r"))
-    repeated = core.start("one", request_id="r")
-    ref = CompletionRef(session_id="s", request_id="r")
-    async with aclosing(core.completions.resume(ref, 2)) as missing:
-        assert [event async for event in missing] == events[2:]
-    assert await collect(repeated) == events
 
 
 # --- QUEUE ----------------------------------------------------------------------------------
@@ -490,20 +316,6 @@ async def test_a_daemon_without_sessions_says_so_and_completes_stateless_calls(
                 "SESSIONS_DISABLED",
             )
         assert (await say(stub, "hello there")).message.content == "hello there"
-
-
-async def test_a_session_that_a_cancelled_turn_would_have_created_is_not_there() -> None:
-    core = Core()
-    core.engine.scripts = [[EngineText("part"), asyncio.Event()]]
-    running = core.start("one")
-    await settle()
-    running.cancel(CompletionCancelled("left"))
-    assert await outcome(running) is CompletionCancelled
-    with pytest.raises(SessionNotFound):
-        await core.sessions.get("s")
-
-
-# --- memory ---------------------------------------------------------------------------------
 
 
 async def test_cancelled_streams_leave_no_memory_behind(daemon: StartDaemon) -> None:

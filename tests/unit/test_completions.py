@@ -23,6 +23,7 @@ from ruvd.errors import (
     SessionTooLarge,
     ShuttingDown,
 )
+from ruvd.lifecycle import NewFork
 from ruvd.model import (
     Delta,
     Finished,
@@ -33,7 +34,7 @@ from ruvd.model import (
     Usage,
 )
 from ruvd.ports import Commit, CompletionEnded, EngineText, SessionGone
-from ruvd.sessions import NewFork, NewSession, SessionPolicy
+from ruvd.sessions import NewSession, SessionPolicy
 from ruvd.stores.memory import MemoryStore
 
 
@@ -148,7 +149,7 @@ async def test_ending_a_session_fails_who_runs_and_who_waits_and_nobody_makes_it
     core.engine.scripts = [[asyncio.Event()]]
     completions = [core.start("one"), core.start("two"), core.start("three")]
     await settle()
-    await core.sessions.end("s")
+    await core.lifecycle.end("s")
     for completion in completions:
         await failed(completion, SessionEnded)
     with pytest.raises(SessionNotFound):
@@ -160,11 +161,11 @@ async def test_a_session_that_is_being_created_can_be_ended(core: Core) -> None:
     core.engine.scripts = [[asyncio.Event()]]
     completion = core.start()
     await settle()
-    await core.sessions.end("s")
+    await core.lifecycle.end("s")
     await failed(completion, SessionEnded)
     with pytest.raises(SessionNotFound):
-        await core.sessions.end("s")
-    await core.sessions.end("s", allow_missing=True)
+        await core.lifecycle.end("s")
+    await core.lifecycle.end("s", allow_missing=True)
 
 
 async def test_who_calls_after_the_end_gets_a_new_session(core: Core) -> None:
@@ -172,7 +173,7 @@ async def test_who_calls_after_the_end_gets_a_new_session(core: Core) -> None:
     core.engine.scripts = [[asyncio.Event()]]
     running = core.start("lost")
     await settle()
-    end = asyncio.create_task(core.sessions.end("s"))
+    end = asyncio.create_task(core.lifecycle.end("s"))
     await asyncio.sleep(0)
     newcomer = core.start("new")
     await asyncio.gather(end, failed(running, SessionEnded), collect(newcomer))
@@ -274,7 +275,7 @@ async def test_a_queued_caller_who_leaves_never_reaches_the_engine(core: Core) -
 async def test_a_session_expires_exactly_at_its_idle_timeout_and_is_then_made_anew(
     core: Core,
 ) -> None:
-    await core.sessions.create(NewSession("s", "Be brief.", idle_timeout_seconds=10))
+    await core.lifecycle.create(NewSession("s", "Be brief.", idle_timeout_seconds=10))
     core.clock.advance(9.999)
     await core.say("one")
     core.clock.advance(9.999)
@@ -291,11 +292,11 @@ async def test_a_session_expires_exactly_at_its_idle_timeout_and_is_then_made_an
 async def test_a_session_in_use_does_not_expire(core: Core) -> None:
     gate = asyncio.Event()
     core.engine.scripts = [[EngineText("a"), gate, done()]]
-    await core.sessions.create(NewSession("s"))
+    await core.lifecycle.create(NewSession("s"))
     completion = core.start("one")
     await settle()
     core.clock.advance(1_000_000)
-    assert await core.sessions.sweep() == 0
+    assert await core.lifecycle.sweep() == 0
     await core.sessions.get("s")
     gate.set()
     await collect(completion)
@@ -367,7 +368,7 @@ async def test_when_every_place_is_in_use_a_newcomer_is_refused() -> None:
     await settle()
     await failed(core.start("q", "c"), SessionLimit)
     with pytest.raises(SessionLimit):
-        await core.sessions.create(NewSession("d"))
+        await core.lifecycle.create(NewSession("d"))
     gate.set()
     for completion in running:
         await collect(completion)
@@ -478,7 +479,7 @@ async def test_a_session_in_use_can_be_forked_though_its_time_out_has_passed(cor
     core.start("two")
     await settle()
     core.clock.advance(1_000_000)
-    await core.sessions.fork(NewFork("s", session_id="f"))
+    await core.lifecycle.fork(NewFork("s", session_id="f"))
     assert await core.history("f") == ["one", "answer 1"]
 
 
@@ -488,6 +489,6 @@ async def test_a_fork_at_the_parents_window_start_is_not_left_without_a_history(
     for index in range(12):
         await core.say(f"question {index}")
     assert (await core.sessions.get("s")).session.window_start == 8
-    await core.sessions.fork(NewFork("s", 8, "f"))
+    await core.lifecycle.fork(NewFork("s", 8, "f"))
     await core.say("next", "f")
     assert len(core.prompts()[-1]) == 2 * 8 + 1

@@ -1,0 +1,169 @@
+"""Many callers on one session, where their prompts are seen: order, take-over, request ids."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from core import Core, collect, settle
+from fakes import done
+
+from ruvd.completion import Completion, CompletionRef
+from ruvd.completions import CompletionPolicy
+from ruvd.errors import (
+    CompletionCancelled,
+    CompletionInterrupted,
+    RequestIdReused,
+    RuvdError,
+    SessionNotFound,
+)
+from ruvd.lanes import Holder
+from ruvd.model import ContextWindow, IfBusy, Message, Role
+from ruvd.ports import EngineText
+from ruvd.sessions import SessionPolicy
+
+
+def whole_history(**policy: Any) -> Core:
+    """A core whose prompts have the whole history."""
+    window = ContextWindow(max_exchanges=0)
+    return Core(
+        policy=SessionPolicy(context_window=window), completion_policy=CompletionPolicy(**policy)
+    )
+
+
+async def outcome(completion: Completion) -> type[RuvdError] | None:
+    """What a completion failed with; None if it finished."""
+    try:
+        await collect(completion)
+    except RuvdError as error:
+        return type(error)
+    return None
+
+
+async def test_fifty_callers_go_in_order_of_arrival_and_each_prompt_has_the_answer_before() -> None:
+    core = whole_history()
+    completions = [core.start(f"question {index}") for index in range(50)]
+    await asyncio.gather(*map(collect, completions))
+    assert core.engine.most_running == 1
+    history: list[str] = []
+    for index, request in enumerate(core.engine.requests):
+        history.append(f"question {index}")
+        assert [message.content for message in request.messages] == history
+        history.append(f"answer {index + 1}")
+    assert await core.history() == history
+
+
+async def test_interrupters_take_only_the_running_turn_and_go_before_who_waits() -> None:
+    core = whole_history()
+    gate = asyncio.Event()
+    core.engine.scripts = [
+        [EngineText("a"), asyncio.Event()],
+        [EngineText("b"), asyncio.Event()],
+        [EngineText("c"), gate, done()],
+    ]
+    running, *waiting = [core.start(text) for text in ("one", "two", "three")]
+    await settle()
+    first = core.start("four", if_busy=IfBusy.INTERRUPT)
+    await settle()
+    second = core.start("five", if_busy=IfBusy.INTERRUPT)
+    await settle()
+    gate.set()
+    ended = await asyncio.gather(*map(outcome, [running, *waiting, first, second]))
+    assert ended == [CompletionInterrupted, None, None, CompletionInterrupted, None]
+    assert core.engine.most_running == 1
+    history = await core.history()
+    assert history[::2] == ["five", "two", "three"]
+
+
+async def test_an_interrupter_after_the_end_of_a_session_does_not_go_before_the_end() -> None:
+    core = whole_history()
+    await collect(core.start("zero"))
+    async with core.sessions.lanes.turn("s", Holder()):
+        end = asyncio.create_task(core.lifecycle.end("s"))
+        await settle()
+        late = core.start("one", if_busy=IfBusy.INTERRUPT)
+        await settle()
+    await end
+    assert await outcome(late) is None
+    assert await core.history() == ["one", "answer 2"]
+
+
+@pytest.mark.parametrize("how", ["failed", "committed"])
+async def test_forgetting_an_old_completion_leaves_a_running_one_its_request_id(how: str) -> None:
+    core = whole_history(retention_seconds=10)
+    if how == "failed":
+        core.engine.scripts = [[asyncio.Event()]]
+    old = core.start("one", request_id="r")
+    await settle()
+    old.cancel(CompletionCancelled("left"))
+    await outcome(old)
+    gate = asyncio.Event()
+    core.engine.scripts = [[gate, EngineText("once"), done()]]
+    running = core.start("one", request_id="r")
+    if how == "failed":
+        await settle()
+    core.clock.advance(11)
+    attached = core.start("one", request_id="r")
+    gate.set()
+    assert await outcome(running) is None
+    assert await outcome(attached) is None
+    assert attached is running
+    assert core.completions.running == 0
+    assert (await core.history())[1:] == ["once" if how == "failed" else "answer 1"]
+
+
+@pytest.mark.parametrize("keep_partial", [False, True])
+async def test_a_request_id_repeated_while_its_completion_is_being_cancelled_is_not_cancelled(
+    keep_partial: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    core = whole_history()
+    core.engine.scripts = [[EngineText("part"), asyncio.Event()]]
+    first = core.start("one", request_id="r")
+    await settle()
+    first.cancel(CompletionCancelled("left"), keep_partial=keep_partial)
+    again = core.start("one", request_id="r")
+    assert await outcome(again) is None
+    assert await core.history() == ["one", "part" if keep_partial else "answer 2"]
+    assert core.completions.running == 0
+
+
+async def test_an_append_that_a_completion_waited_for_has_used_the_request_id() -> None:
+    core = whole_history()
+    gate = asyncio.Event()
+    core.engine.scripts = [[gate, EngineText("a"), done()]]
+    running = core.start("one")
+    await settle()
+    append = asyncio.create_task(core.lifecycle.append("s", [Message(Role.USER, "more")], "r"))
+    await asyncio.sleep(0)
+    late = core.start("two", request_id="r")
+    await settle()
+    gate.set()
+    ended = await asyncio.gather(outcome(running), append, outcome(late))
+    assert (ended[0], ended[2]) == (None, RequestIdReused)
+    assert await core.history() == ["one", "a", "more"]
+
+
+async def test_who_resumes_while_the_request_is_being_repeated_gets_what_is_missing() -> None:
+    core = whole_history()
+    events = await collect(core.start("one", request_id="r"))
+    repeated = core.start("one", request_id="r")
+    ref = CompletionRef(session_id="s", request_id="r")
+    async with aclosing(core.completions.resume(ref, 2)) as missing:
+        assert [event async for event in missing] == events[2:]
+    assert await collect(repeated) == events
+
+
+async def test_a_session_that_a_cancelled_turn_would_have_created_is_not_there() -> None:
+    core = whole_history()
+    core.engine.scripts = [[EngineText("part"), asyncio.Event()]]
+    running = core.start("one")
+    await settle()
+    running.cancel(CompletionCancelled("left"))
+    assert await outcome(running) is CompletionCancelled
+    with pytest.raises(SessionNotFound):
+        await core.sessions.get("s")
+
+
+# --- memory ---------------------------------------------------------------------------------
