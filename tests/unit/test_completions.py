@@ -483,12 +483,17 @@ async def test_a_session_in_use_can_be_forked_though_its_time_out_has_passed(cor
     assert await core.history("f") == ["one", "answer 1"]
 
 
-async def test_a_fork_at_the_parents_window_start_is_not_left_without_a_history(
-    core: Core,
+@pytest.mark.parametrize(
+    ("turns", "parent_start", "count", "start"),
+    [(12, 8, 8, 0), (12, 8, 9, 8), (30, 24, 18, 8), (30, 24, 19, 16), (30, 24, 24, 16)],
+)
+async def test_a_forks_window_is_its_parents_or_where_the_parents_was_then(
+    core: Core, turns: int, parent_start: int, count: int, start: int
 ) -> None:
-    for index in range(12):
+    """It is never left without a history."""
+    for index in range(turns):
         await core.say(f"question {index}")
-    assert (await core.sessions.get("s")).session.window_start == 8
-    await core.lifecycle.fork(NewFork("s", 8, "f"))
+    assert (await core.sessions.get("s")).session.window_start == parent_start
+    await core.lifecycle.fork(NewFork("s", count, "f"))
     await core.say("next", "f")
-    assert len(core.prompts()[-1]) == 2 * 8 + 1
+    assert len(core.prompts()[-1]) == 2 * (count - start) + 1
