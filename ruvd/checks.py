@@ -22,6 +22,7 @@ _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 ID_RULE = "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"
 _NOT_BUILT = "is not supported by this version of ruvd"
 _MAX_ID_BYTES = 128
+MAX_IDLE_SECONDS = 10 * 366 * 86_400
 _MAX_STOPS = 16
 _MAX_LABELS = 64
 _MAX_KEY_BYTES = 63
@@ -82,7 +83,9 @@ def idle_timeout(
     if not request.HasField("idle_timeout"):
         return None
     seconds = request.idle_timeout.ToNanoseconds() / 1e9
-    check.check(seconds > 0, "idle_timeout", "must be more than 0")
+    check.check(
+        0 < seconds <= MAX_IDLE_SECONDS, "idle_timeout", "must be more than 0 and at most 10 years"
+    )
     return seconds
 
 
@@ -128,6 +131,7 @@ def options(check: Checker, asked: pb.CompletionOptions) -> model.CompletionOpti
         check.check(0 < asked.top_p <= 1, "options.top_p", "must be above 0 and at most 1")
     if asked.HasField("max_tokens"):
         check.check(asked.max_tokens > 0, "options.max_tokens", "must be more than 0")
+    model_name(check, "options.model", asked.model)
     check.check(len(asked.stop) <= _MAX_STOPS, "options.stop", f"more than {_MAX_STOPS}")
     for index, stop in enumerate(asked.stop):
         check.check(bool(stop), f"options.stop[{index}]", "must not be empty")
@@ -189,6 +193,11 @@ def labels(check: Checker, field: str, given: Mapping[str, str]) -> None:
         check.check(key_fits, path, f"the key must have 1 to {_MAX_KEY_BYTES} bytes")
         value_fits = len(value.encode()) <= _MAX_VALUE_BYTES
         check.check(value_fits, path, f"the value may have {_MAX_VALUE_BYTES} bytes")
+
+
+def model_name(check: Checker, field: str, value: str) -> None:
+    """Check a model's name; it goes into logs, so its length is bounded."""
+    check.check(len(value.encode()) <= _MAX_ID_BYTES, field, f"may have {_MAX_ID_BYTES} bytes")
 
 
 def is_id(value: str) -> bool:

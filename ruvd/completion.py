@@ -29,6 +29,16 @@ from ruvd.ports import CompletionEnded
 
 
 @dataclass(frozen=True, slots=True)
+class CompletionPolicy:
+    """What a deployment decides about completions."""
+
+    max_inflight: int = 1000
+    retention_seconds: float = 600.0
+    max_log_bytes: int = 1 << 20
+    max_logs_bytes: int = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionRequest:
     """What a caller asks for. An empty `session_id` is a stateless completion."""
 
@@ -143,7 +153,10 @@ class Completion:
         self.log.close(self.error)
 
     def report(self, model: str, now: float) -> CompletionEnded:
-        """What came of it, once it has ended; the answer is let go, the events have it."""
+        """What came of it, once it has ended; the answer is let go, the events have it.
+
+        `model` is what would have answered, for a completion that never had the engine.
+        """
         error, answer = self.error, self.answer
         reason = (answer.done.finish_reason if answer.done else FinishReason.CANCELLED).name
         if error is not None:
@@ -152,7 +165,7 @@ class Completion:
         return CompletionEnded(
             completion_id=self.id,
             session_id=self.session_id,
-            model=model,
+            model=answer.model or model,
             reason=reason,
             failed=error is not None,
             usage=answer.done.usage if answer.done else None,

@@ -45,7 +45,9 @@ def _setting(group: str, default: Any, description: str, **limits: Any) -> Any:
 class Settings(BaseSettings):
     """All settings of the daemon."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False
+    )
 
     listen: Annotated[list[str], NoDecode] = _setting(
         "Listening",
@@ -100,7 +102,11 @@ class Settings(BaseSettings):
         "Sessions", default=True, description="Keep sessions; otherwise stateless only."
     )
     idle_timeout_seconds: float = _setting(
-        "Sessions", 1800.0, "How long a session may be idle before it expires.", gt=0
+        "Sessions",
+        1800.0,
+        "How long a session may be idle before it expires.",
+        gt=0,
+        le=10 * 366 * 86_400,
     )
     max_sessions: int = _setting(
         "Sessions", 100, "Sessions kept; the least recently used goes.", ge=1
@@ -122,10 +128,12 @@ class Settings(BaseSettings):
         "Context window", "messages", "How the window is put into a prompt."
     )
 
-    max_request_bytes: int = _setting("Limits", 4 << 20, "Size of a request.", ge=1024)
+    max_request_bytes: int = _setting("Limits", 4 << 20, "Size of a request.", ge=1024, le=1 << 28)
     max_message_bytes: int = _setting("Limits", 1 << 20, "Size of a message.", ge=1)
     max_messages: int = _setting("Limits", 1000, "Messages in a request.", ge=1)
-    max_session_bytes: int = _setting("Limits", 16 << 20, "Size of a session's history.", ge=1)
+    max_session_bytes: int = _setting(
+        "Limits", 16 << 20, "Size of a session's history, checked before each turn.", ge=1
+    )
 
     max_inflight: int = _setting(
         "Limits", 1000, "Completions that run or wait at the same time.", ge=1
@@ -163,6 +171,8 @@ class Settings(BaseSettings):
             if address.startswith("unix:"):
                 if not address.removeprefix("unix:"):
                     raise ValueError(f"{address!r}: the path is missing")
+                if "%" in address:  # gRPC would decode it, and bind somewhere else
+                    raise ValueError(f"{address!r}: the path must not contain %")
             elif not host or not port.isdigit() or int(port) > 65535:  # a port
                 raise ValueError(f"{address!r} is neither host:port nor unix:PATH")
         if not value:

@@ -14,6 +14,10 @@ from ruvd.sessions import SessionState
 from ruvd.telemetry import Statistics
 from ruvd.v1 import session_service_pb2 as pb
 
+# What the wire can say at most: 10,000 years, and the end of the year 9999.
+_MAX_DURATION = 315_576_000_000
+_MAX_TIMESTAMP = 253_402_300_799
+
 IF_BUSY = {
     pb.IF_BUSY_UNSPECIFIED: model.IfBusy.QUEUE,
     pb.IF_BUSY_QUEUE: model.IfBusy.QUEUE,
@@ -50,8 +54,8 @@ def page_token(cursor: int) -> str:
     return base64.urlsafe_b64encode(str(cursor).encode()).decode() if cursor else ""
 
 
-def session(state: SessionState) -> pb.Session:
-    """A session for the wire."""
+def session(state: SessionState, *, listed: bool = False) -> pb.Session:
+    """A session for the wire; in a list without its system prompt, which may be long."""
     of: Session = state.session
     window = of.context_window
     return pb.Session(
@@ -61,7 +65,7 @@ def session(state: SessionState) -> pb.Session:
         expire_time=None if state.in_use else _timestamp(of.expire_time),
         message_count=of.message_count,
         exchange_count=of.exchange_count,
-        system_prompt=of.system_prompt,
+        system_prompt="" if listed else of.system_prompt,
         messages=[message(each) for each in state.messages or ()],
         labels=of.labels,
         context_window=pb.ContextWindow(
@@ -135,7 +139,7 @@ def duration(seconds: float | None) -> Duration | None:
     if seconds is None:
         return None
     proto = Duration()
-    proto.FromNanoseconds(round(seconds * 1e9))
+    proto.FromNanoseconds(round(min(seconds, _MAX_DURATION) * 1e9))
     return proto
 
 
@@ -158,5 +162,5 @@ def metrics(counts: StoreCounts, statistics: Statistics) -> pb.SessionMetrics:
 
 def _timestamp(seconds: float) -> Timestamp:
     proto = Timestamp()
-    proto.FromNanoseconds(round(seconds * 1e9))
+    proto.FromNanoseconds(round(min(seconds, _MAX_TIMESTAMP) * 1e9))
     return proto

@@ -22,7 +22,8 @@ from grpc_reflection.v1alpha import reflection
 
 from ruvd import logs
 from ruvd.checks import RequestLimits
-from ruvd.completions import CompletionPolicy, Completions
+from ruvd.completion import CompletionPolicy
+from ruvd.completions import Completions
 from ruvd.config import Settings
 from ruvd.errors import StoreUnavailable
 from ruvd.interceptors import Errors
@@ -271,12 +272,11 @@ def _server(settings: Settings) -> grpc.aio.Server:
     # Above our own limits, so that a refusal is ours and says why; not unbounded, so that one
     # request cannot take the pod's memory.
     receive = max(64 << 20, 4 * settings.max_request_bytes)
-    send = 4 * (settings.max_session_bytes + settings.max_request_bytes)
     return grpc.aio.server(
         interceptors=(Errors(),),
         options=(
             ("grpc.max_receive_message_length", receive),
-            ("grpc.max_send_message_length", send),
+            ("grpc.max_send_message_length", -1),  # what we send is bounded by what we keep
             ("grpc.so_reuseport", 0),  # a second daemon must not share the port silently
         ),
     )

@@ -48,6 +48,7 @@ class Answer:
     text: list[str] = field(default_factory=list)
     first_text: float | None = None
     done: EngineDone | None = None
+    model: str = ""
 
     @property
     def message(self) -> Message:
@@ -95,11 +96,12 @@ class Generator:
             await self._engine.ready()
             answer.plan = plan
             answer.queue_seconds = self._clock.monotonic() - answer.arrived
+            answer.model = self.model(prompt.options, session)
             started = Started(
                 completion_id=prompt.completion_id,
                 session_id=session.id,
                 session_created=prompt.creates,
-                model=self.model(prompt.options, session),
+                model=answer.model,
                 context_messages=len(plan.messages),
                 context_trimmed=plan.trimmed,
             )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from ruvd.errors import (
     CompletionInterrupted,
@@ -20,6 +21,8 @@ from ruvd.errors import (
     SessionLimit,
 )
 from ruvd.model import IfBusy, Session
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
@@ -78,13 +81,15 @@ class Lanes:
         Raises SessionBusy, SessionLimit when every place is in use, and Overloaded when the lane
         is full.
         """
-        await self._enter(session_id, holder, if_busy)
+        self.join(session_id, holder, if_busy)
         try:
+            await self.wait(holder)
             yield
         finally:
-            self._leave(session_id)
+            self.leave(session_id, holder)
 
-    async def _enter(self, session_id: str, holder: Holder, if_busy: IfBusy) -> None:
+    def join(self, session_id: str, holder: Holder, if_busy: IfBusy = IfBusy.QUEUE) -> None:
+        """Take a place in the lane, to be left in any case; raises as `turn` does."""
         lane = self._lanes.get(session_id)
         if lane is None:
             takes_place = holder.completion_id or holder.newcomer
@@ -97,33 +102,53 @@ class Lanes:
             return
         if if_busy is IfBusy.REJECT:
             raise SessionBusy(f"session {session_id!r} has a completion running")
-        if holder.completion_id and len(lane.waiting) >= self._max_waiting:
-            raise Overloaded(
-                f"{self._max_waiting} callers wait for session {session_id!r} (max_queue)"
-            )
-        holder.turn = asyncio.get_running_loop().create_future()
         if if_busy is IfBusy.INTERRUPT:
             ends = (at for at, each in enumerate(lane.waiting, start=1) if each.ends)
             lane.waiting.insert(max(ends, default=0), holder)
             if lane.running.cancel:
                 error = CompletionInterrupted(f"another caller took session {session_id!r} over")
                 lane.running.cancel(error)
-        else:
+        elif holder.ends or len(lane.waiting) < self._max_waiting:
             lane.waiting.append(holder)
-        try:
-            await holder.turn
-        except asyncio.CancelledError:
-            if not holder.turn.cancelled():  # the turn came at the same moment; pass it on
-                self._leave(session_id)
-            elif holder in lane.waiting:
-                lane.waiting.remove(holder)
-            raise
+        else:
+            raise Overloaded(
+                f"{self._max_waiting} callers wait for session {session_id!r} (max_queue)"
+            )
+        holder.turn = asyncio.get_running_loop().create_future()
 
-    def _leave(self, session_id: str) -> None:
+    async def wait(self, holder: Holder) -> None:
+        """Return when the holder has the turn."""
+        if holder.turn:
+            await holder.turn
+
+    def leave(self, session_id: str, holder: Holder) -> None:
+        """Give the turn, or the place in the lane, up."""
         lane = self._lanes[session_id]
+        if lane.running is not holder:
+            if holder in lane.waiting:
+                lane.waiting.remove(holder)
+            return
         while lane.waiting:
             lane.running = lane.waiting.popleft()
             if lane.running.turn and not lane.running.turn.done():
                 lane.running.turn.set_result(None)
                 return
         del self._lanes[session_id]
+
+
+async def to_its_end(write: Coroutine[None, None, T]) -> T:
+    """The outcome of a write, awaited to its end also when the caller is cancelled meanwhile:
+    it keeps the lane until then, because whoever is next must see the write."""
+    task = asyncio.create_task(write)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    failure = task.exception()
+    if cancelled:
+        raise cancelled
+    if failure:
+        raise failure
+    return task.result()

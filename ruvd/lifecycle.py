@@ -16,10 +16,18 @@ from ruvd.errors import (
     SessionEnded,
     SessionExists,
 )
-from ruvd.lanes import Holder, Lanes
+from ruvd.lanes import Holder, Lanes, to_its_end
 from ruvd.model import ContextWindow, IfBusy, Message, Receipt, Session, Usage
 from ruvd.ports import Clock, Commit, Observer, SessionGone, Store
-from ruvd.sessions import NewSession, SessionPolicy, Sessions, SessionState, grown, missing, new_id
+from ruvd.sessions import (
+    NewSession,
+    SessionPolicy,
+    Sessions,
+    SessionState,
+    grown,
+    missing,
+    new_id,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +148,10 @@ class Lifecycle:
         async with self._sessions.lanes.turn(session_id, Holder()):
             session = await self._sessions.existing(session_id)
             given = {name: getattr(changes, name) for name in SessionChanges.__slots__}
+            window = changes.context_window or session.context_window
+            start = _widened(session, window)
             session = replace(session, **{k: v for k, v in given.items() if v is not None})
+            session = replace(session, window_start=start)
             await self._sessions.commit(Commit(session))
         return self._sessions.state(session)
 
@@ -171,7 +182,7 @@ class Lifecycle:
         self._sessions.lanes.cancel(session_id, SessionEnded(f"session {session_id!r} was ended"))
         async with self._sessions.lanes.turn(session_id, Holder(ends=True)):
             alive = self._sessions.alive(await self._store.get(session_id)) or being_made
-            if await self._store.end(session_id):
+            if await to_its_end(self._store.end(session_id)):
                 self._observer(SessionGone(session_id, "client"))
             if not alive and not allow_missing:
                 raise missing(session_id)
@@ -184,6 +195,15 @@ class Lifecycle:
             for session_id in ids:
                 self._observer(SessionGone(session_id, "idle"))
         return gone
+
+
+def _widened(session: Session, window: ContextWindow) -> int:
+    """Where the session's window starts if it is to be `window`, which may take in more."""
+    if window.max_exchanges == session.context_window.max_exchanges:
+        return session.window_start
+    if not window.max_exchanges:
+        return 0
+    return min(session.window_start, max(0, session.exchange_count - window.max_exchanges))
 
 
 def _start_at(session: Session, exchange_count: int) -> int:

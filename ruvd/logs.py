@@ -11,7 +11,6 @@ from typing import Literal
 
 import structlog
 
-from ruvd.model import Usage
 from ruvd.ports import (
     CompletionEnded,
     EngineStateChanged,
@@ -28,7 +27,11 @@ def configure(level: str, form: Literal["auto", "human", "json"]) -> None:
     """Send all logging to stderr, from `level` on."""
     human = form == "human" or (form == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            # The default shows local variables, and they hold what users said.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
         if human
         else structlog.processors.JSONRenderer()
     )
@@ -57,16 +60,16 @@ def observe(event: Event) -> None:
     """Log what happened. An Observer."""
     match event:
         case CompletionEnded():
-            usage, timings = event.usage or Usage(), event.timings
+            usage, timings = event.usage, event.timings
             first = timings.time_to_first_token_seconds
             fields = {
                 "completion_id": event.completion_id,
                 "session_id": event.session_id,
                 "model": event.model,
                 "reason": event.reason,
-                "prompt_tokens": usage.prompt_tokens,
-                "cached_tokens": usage.cached_tokens,
-                "completion_tokens": usage.completion_tokens,
+                "prompt_tokens": usage and usage.prompt_tokens,
+                "cached_tokens": usage and usage.cached_tokens,
+                "completion_tokens": usage and usage.completion_tokens,
                 "queue_ms": _ms(timings.queue_seconds),
                 "first_token_ms": None if first is None else _ms(first),
                 "total_ms": _ms(timings.total_seconds),

@@ -17,6 +17,7 @@ from ruvd.v1 import session_service_pb2 as pb
 
 _MAX_PAGE = 1000
 _DEFAULT_PAGE = 100
+_MAX_CURSOR = 2**63
 _UPDATABLE = {"labels", "idle_timeout", "context_window"}
 
 
@@ -36,6 +37,7 @@ def create_session(
     if request.HasField("context_window"):
         window = checks.window(check, request.context_window, policy.context_window)
     idle = checks.idle_timeout(check, request)
+    checks.model_name(check, "model", request.model)
     checks.request_id(check, request.request_id)
     check.raise_if_wrong()
     system_prompt = request.system_prompt
@@ -195,6 +197,7 @@ def _cursor(token: str) -> int | None:
     if not token:
         return 0
     try:
-        return int(base64.urlsafe_b64decode(token.encode()).decode())
+        cursor = int(base64.urlsafe_b64decode(token.encode()).decode())
     except (ValueError, binascii.Error):
         return None
+    return cursor if 0 < cursor < _MAX_CURSOR else None

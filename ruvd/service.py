@@ -60,7 +60,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
             after=page.after, limit=page.limit, labels=page.labels
         )
         return pb.ListSessionsResponse(
-            sessions=[convert.session(state) for state in states],
+            sessions=[convert.session(state, listed=True) for state in states],
             next_page_token=convert.page_token(cursor),
         )
 

@@ -16,7 +16,7 @@ from ruvd.errors import (
     SessionsDisabled,
     SessionTooLarge,
 )
-from ruvd.lanes import Holder, Lanes
+from ruvd.lanes import Holder, Lanes, to_its_end
 from ruvd.model import ContextWindow, Message, Receipt, Session
 from ruvd.ports import Clock, Commit, Observer, SessionCreated, SessionGone, Store, StoreCounts
 
@@ -84,6 +84,8 @@ class Sessions:
         if with_messages and session.message_count:
             exchanges = await self._store.exchanges(session_id, 0)
             messages = [message for exchange in exchanges for message in exchange]
+            # A turn may have been committed between the two reads.
+            session = replace(session, message_count=len(messages), exchange_count=len(exchanges))
         return self.state(session, messages if with_messages else None)
 
     async def list(
@@ -106,10 +108,15 @@ class Sessions:
         running = holder.completion_id if holder else ""
         return SessionState(session, running, holder is not None, messages)
 
+    async def current(self, session_id: str) -> Session | None:
+        """The session; None if there is none, or it has expired."""
+        session = await self._store.get(session_id)
+        return session if self.alive(session) else None
+
     async def existing(self, session_id: str) -> Session:
         """The session. Raises SessionNotFound if there is none, or it has expired."""
-        session = await self._store.get(session_id)
-        if session is None or not self.alive(session):
+        session = await self.current(session_id)
+        if session is None:
             raise missing(session_id)
         return session
 
@@ -160,7 +167,12 @@ class Sessions:
 
     def check_room(self, session: Session, messages: Sequence[Message]) -> None:
         """Raises SessionTooLarge if the messages do not fit into the session any more."""
-        self._check_size(session.size_bytes + sum(message.size_bytes for message in messages))
+        size = session.size_bytes + sum(message.size_bytes for message in messages)
+        if size > self._policy.max_session_bytes:
+            raise SessionTooLarge(
+                f"the history would have {size} bytes, the limit is "
+                f"{self._policy.max_session_bytes} (max_session_bytes); start a new session"
+            )
 
     async def window(self, session: Session) -> Sequence[tuple[Message, ...]]:
         """The exchanges from the start of the session's context window on."""
@@ -171,23 +183,27 @@ class Sessions:
     async def receipt(self, session_id: str, request_id: str) -> Receipt | None:
         """What the session has committed under a request id; None if it has expired."""
         receipt = await self._store.receipt(session_id, request_id)
-        if receipt is None:
-            return None
-        holder = self.lanes.holder(session_id)
-        session = await self._store.get(session_id)
-        return receipt if session and self.in_force(session, holder) else None
+        return await self._if_in_force(session_id, receipt)
 
     async def completion(self, completion_id: str) -> Receipt | None:
         """What a completion has committed; None if its session has expired."""
         found = await self._store.completion(completion_id)
-        if found is None:
-            return None
-        holder = self.lanes.holder(found[0])
-        session = await self._store.get(found[0])
-        return found[1] if session and self.in_force(session, holder) else None
+        return await self._if_in_force(*found) if found else None
+
+    async def _if_in_force(self, session_id: str, receipt: Receipt | None) -> Receipt | None:
+        holder = self.lanes.holder(session_id)
+        session = await self._store.get(session_id) if receipt else None
+        return receipt if session and self.in_force(session, holder) else None
 
     async def commit(self, commit: Commit, parent_id: str = "") -> None:
-        """Write one change, evicting whom a newcomer displaces; with a parent it is a fork."""
+        """Write one change, evicting whom a newcomer displaces; with a parent it is a fork.
+
+        A caller that is cancelled meanwhile leaves when the write has ended, not before: whoever
+        has the session's turn next must see it.
+        """
+        await to_its_end(self._write(commit, parent_id))
+
+    async def _write(self, commit: Commit, parent_id: str) -> None:
         commit = replace(
             commit,
             max_sessions=self._policy.max_sessions if commit.create else None,
@@ -207,23 +223,12 @@ class Sessions:
         """Note that a turn ended in the session without a commit."""
         await self._store.touch(session_id, self._clock.now())
 
-    def now(self) -> float:
-        """The wall clock of the sessions."""
-        return self._clock.now()
-
     def check_enabled(self) -> None:
         """Raises SessionsDisabled where this daemon keeps none."""
         if not self._policy.enabled:
             raise SessionsDisabled(
                 "this daemon keeps no sessions (sessions_enabled is false); "
                 "send the whole conversation without a session_id"
-            )
-
-    def _check_size(self, size: int) -> None:
-        if size > self._policy.max_session_bytes:
-            raise SessionTooLarge(
-                f"the history would have {size} bytes, the limit is "
-                f"{self._policy.max_session_bytes} (max_session_bytes); start a new session"
             )
 
 

@@ -6,6 +6,9 @@ BadRequest that names every wrong field, a RetryInfo where waiting helps.
 
 from __future__ import annotations
 
+import string
+from urllib.parse import quote
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message as ProtoMessage
@@ -17,7 +20,7 @@ from ruvd.errors import InvalidRequest, RuvdError
 DOMAIN = "ruvd"
 # A status travels in trailing metadata, of which a peer takes 8 KiB by default, base64 included.
 _MAX_DETAIL_BYTES = 2048
-_MAX_MESSAGE = 1000
+_MAX_MESSAGE_BYTES = 1500
 INTERNAL_TEXT = "internal error; the daemon's log has the details"
 
 CODES: dict[type[RuvdError], grpc.StatusCode] = {
@@ -62,12 +65,13 @@ def _bad_request(error: InvalidRequest) -> error_details_pb2.BadRequest:
     """Every violation, or as many as fit with a last one that says how many are left out."""
     bad = error_details_pb2.BadRequest()
     for number, violation in enumerate(error.violations):
-        if bad.ByteSize() > _MAX_DETAIL_BYTES:
+        field, description = _cut(violation.field, 200), _cut(violation.description, 400)
+        if bad.ByteSize() + len(field) + len(description) > _MAX_DETAIL_BYTES:
             bad.field_violations.add(
                 field="request", description=f"{len(error.violations) - number} more are wrong"
             )
             break
-        bad.field_violations.add(field=violation.field, description=violation.description)
+        bad.field_violations.add(field=field, description=description)
     return bad
 
 
@@ -82,7 +86,18 @@ def _status(
     for detail in details:
         packed.append(any_pb2.Any())
         packed[-1].Pack(detail)
-    if len(message) > _MAX_MESSAGE:
-        message = message[:_MAX_MESSAGE] + " ..."
+    message = _cut(message, _MAX_MESSAGE_BYTES)
     number: int = code.value[0]
     return code, status_pb2.Status(code=number, message=message, details=packed)
+
+
+def _cut(text: str, most: int) -> str:
+    """The text, or as much of it as takes `most` bytes percent-encoded, as gRPC sends it."""
+    if len(quote(text, safe=string.printable)) <= most:
+        return text
+    size = 0
+    for end, character in enumerate(text):
+        size += len(quote(character, safe=string.printable))
+        if size > most:
+            return text[:end] + " ..."
+    return text

@@ -15,7 +15,7 @@ from ruvd.errors import FieldViolation, InvalidRequest
 from ruvd.eventlog import EventLog
 from ruvd.generation import Answer, Generator, Prompt
 from ruvd.lanes import Holder
-from ruvd.model import Exchange, FinishReason, Message, Receipt, Role, Session, Usage
+from ruvd.model import Exchange, FinishReason, IfBusy, Message, Receipt, Role, Session, Usage
 from ruvd.ports import Clock, Commit, EngineDone
 from ruvd.sessions import Sessions, grown
 
@@ -50,12 +50,22 @@ class Turns:
             now = self._clock.monotonic()
             completion.log.append(answer.finished(done, now, exchange_count=0))
             return
-        if request.request_id and await self._replay(completion, request):
-            return
         holder = Holder(completion.id, completion.cancel)
-        async with self._sessions.lanes.turn(request.session_id, holder, request.if_busy):
-            # An AppendMessages that this waited for may have used the request id.
-            if request.request_id and holder.turn and await self._replay(completion, request):
+        lanes, session_id = self._sessions.lanes, request.session_id
+        if request.if_busy is not IfBusy.QUEUE:
+            # A request id goes before if_busy, and whoever takes over must be able to go on.
+            if await self._replay(completion, request):
+                return
+            if request.if_busy is IfBusy.INTERRUPT:
+                await self._check_fits(request)
+        lanes.join(session_id, holder, request.if_busy)
+        try:
+            # In the lane already, so that the look-up costs nobody its place; and again after a
+            # wait, because what this waited for may have used the request id.
+            if await self._replay(completion, request):
+                return
+            await lanes.wait(holder)
+            if holder.turn and await self._replay(completion, request):
                 return
             session = await self._sessions.begin(
                 request.session_id,
@@ -68,9 +78,13 @@ class Turns:
             finally:
                 if not completion.committing and holder.newcomer is None:
                     await self._sessions.touch(session.id)
+        finally:
+            lanes.leave(session_id, holder)
 
     async def _replay(self, completion: Completion, request: CompletionRequest) -> bool:
         """Give a committed request its events again, or its Finished; False if there is none."""
+        if not request.request_id:
+            return False
         receipt = await self._sessions.receipt(request.session_id, request.request_id)
         if receipt is None:
             return False
@@ -83,13 +97,19 @@ class Turns:
             completion.log.append(receipt.finished, receipt.last_sequence)
         return True
 
+    async def _check_fits(self, request: CompletionRequest) -> None:
+        """Raises what the turn would raise, before it costs somebody else theirs."""
+        session = await self._sessions.current(request.session_id)
+        if session:
+            _check_continues(session, request)
+            self._sessions.check_room(session, request.messages)
+
     async def _turn(
         self, completion: Completion, request: CompletionRequest, session: Session, *, creates: bool
     ) -> None:
-        messages = request.messages
-        if creates:
-            session, messages = _adopt_system(session, messages)
-        _check_continues(session, request)
+        if not creates:
+            _check_continues(session, request)
+        session, messages = _adopt_system(session, request.messages)
         self._sessions.check_room(session, messages)
         history = await self._sessions.window(session)
         if messages:
@@ -108,7 +128,7 @@ class Turns:
             done = EngineDone(FinishReason.CANCELLED)
         completion.committing = True
         numbered = context.number(session.exchange_count, [*messages, answer.message])
-        after = _after(session, numbered, answer, done.usage, now=self._sessions.now())
+        after = _after(session, numbered, answer, done.usage, now=self._clock.now())
         now = self._clock.monotonic()
         finished = answer.finished(done, now, exchange_count=after.exchange_count)
         receipt = Receipt(

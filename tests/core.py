@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 from fakes import FrozenClock, ScriptedEngine
 
-from ruvd.completion import Completion, CompletionRequest
-from ruvd.completions import CompletionPolicy, Completions
+from ruvd.completion import Completion, CompletionPolicy, CompletionRequest
+from ruvd.completions import Completions
 from ruvd.errors import RuvdError
 from ruvd.lifecycle import Lifecycle
 from ruvd.model import CompletionEvent, Finished, Message, Role

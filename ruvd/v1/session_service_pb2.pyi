@@ -645,7 +645,7 @@ class CreateSessionRequest(google.protobuf.message.Message):
 
     @property
     def idle_timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """How long it may be idle; unset is the daemon's default."""
+        """How long it may be idle, 10 years at most; unset is the daemon's default."""
 
     def __init__(
         self,
@@ -784,7 +784,7 @@ class ListSessionsResponse(google.protobuf.message.Message):
     """For the next page; empty on the last."""
     @property
     def sessions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Session]:
-        """The sessions, without their messages."""
+        """The sessions, without their messages and system prompts."""
 
     def __init__(
         self,

@@ -39,8 +39,8 @@ from session_model import (
     Turn,
 )
 
-from ruvd.completion import Completion, CompletionRef, CompletionRequest
-from ruvd.completions import CompletionPolicy, Completions
+from ruvd.completion import Completion, CompletionPolicy, CompletionRef, CompletionRequest
+from ruvd.completions import Completions
 from ruvd.errors import (
     CompletionCancelled,
     CompletionInterrupted,

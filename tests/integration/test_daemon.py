@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from running import StartDaemon
 from wire import contents, details, events, say, turn
@@ -304,8 +306,37 @@ async def test_sessions_page_in_the_order_of_their_creation(daemon: StartDaemon)
             if not token:
                 break
         assert found == ["s0", "s2", "s4", "s6"]
-        error = await refused(stub.ListSessions(pb.ListSessionsRequest(page_token="!")))
-        assert details(error)[1] == ["page_token"]
+        for token in ("!", base64.b64encode(b"9" * 30).decode(), base64.b64encode(b"-1").decode()):
+            error = await refused(stub.ListSessions(pb.ListSessionsRequest(page_token=token)))
+            assert details(error)[1] == ["page_token"]
+
+
+async def test_what_would_break_a_later_answer_is_refused_at_once(daemon: StartDaemon) -> None:
+    async with daemon(*ECHO) as running, running.stub() as stub:
+        for field, request in {
+            "idle_timeout": pb.CreateSessionRequest(idle_timeout=Duration(seconds=10**12 // 4)),
+            "model": pb.CreateSessionRequest(model="m" * 129),
+            "labels['" + "k" * 64 + "']": pb.CreateSessionRequest(labels={"k" * 64: ""}),
+        }.items():
+            error = await refused(stub.CreateSession(request))
+            assert details(error)[:2] == ("INVALID_REQUEST", [field])
+        longest = Duration(seconds=10 * 365 * 86_400)
+        await stub.CreateSession(pb.CreateSessionRequest(session_id="s", idle_timeout=longest))
+        await stub.GetSession(pb.GetSessionRequest(session_id="s"))
+        assert len((await stub.ListSessions(pb.ListSessionsRequest())).sessions) == 1
+
+
+async def test_a_page_of_sessions_with_long_system_prompts_fits(daemon: StartDaemon) -> None:
+    async with daemon(*ECHO) as running, running.stub() as stub:
+        for index in range(20):
+            await stub.CreateSession(
+                pb.CreateSessionRequest(session_id=f"s{index}", system_prompt="p" * 1_000_000)
+            )
+        page = await stub.ListSessions(pb.ListSessionsRequest())
+        assert len(page.sessions) == 20
+        assert page.ByteSize() < 10_000
+        got = await stub.GetSession(pb.GetSessionRequest(session_id="s0"))
+        assert len(got.session.system_prompt) == 1_000_000
 
 
 async def test_the_daemon_is_ready_soon_and_small(daemon: StartDaemon) -> None:

@@ -10,8 +10,7 @@ import pytest
 from core import Core, collect, settle
 from fakes import done
 
-from ruvd.completion import Completion, CompletionRef
-from ruvd.completions import CompletionPolicy
+from ruvd.completion import Completion, CompletionPolicy, CompletionRef
 from ruvd.errors import (
     CompletionCancelled,
     CompletionInterrupted,

@@ -74,6 +74,10 @@ def test_loopback_needs_no_leave(address: str) -> None:
     [
         {"listen": ["50051"]},
         {"listen": ["unix:"]},
+        {"listen": ["unix:/run/%6F.sock"]},  # gRPC would decode it
+        {"idle_timeout_seconds": float("inf")},
+        {"idle_timeout_seconds": 1e12},
+        {"max_request_bytes": 1_000_000_000},
         {"listen": []},
         {"listen": ["localhost:99999"]},
         {"store": "redis"},

@@ -10,8 +10,7 @@ import pytest
 from core import Core, collect, failed, settle
 from fakes import Step, done
 
-from ruvd.completion import Completion, CompletionRef, CompletionRequest
-from ruvd.completions import CompletionPolicy
+from ruvd.completion import Completion, CompletionPolicy, CompletionRef, CompletionRequest
 from ruvd.errors import (
     CompletionCancelled,
     CompletionNotFound,

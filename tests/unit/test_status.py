@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2
@@ -63,6 +65,17 @@ def test_a_status_always_fits_the_metadata_that_a_peer_takes() -> None:
     assert len(bad.field_violations) > 30
     left_out = 1000 - (len(bad.field_violations) - 1)
     assert bad.field_violations[-1].description == f"{left_out} more are wrong"
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "\N{PILE OF POO}" * 50_000, "ü%\n" * 9_000])
+def test_a_status_fits_whatever_is_in_it(text: str) -> None:
+    for error in (
+        errors.EngineRejected(text),
+        InvalidRequest([FieldViolation(text, text), FieldViolation("b", text)]),
+    ):
+        _, rich = status.of(error)
+        on_the_wire = len(quote(rich.message)) + len(rich.SerializeToString()) * 4 / 3
+        assert on_the_wire < 8000
 
 
 def test_a_bug_tells_nothing_of_itself() -> None:

@@ -132,7 +132,7 @@ class SessionServiceServicer(object):
 
     def AppendMessages(self, request, context):
         """AppendMessages commits messages without generating, once the turns before it are done.
-        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_ENDED, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
         REQUEST_ID_REUSED, STORE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

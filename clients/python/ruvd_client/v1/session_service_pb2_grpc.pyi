@@ -332,7 +332,7 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
 
     AppendMessages: _SessionServiceAppendMessagesType
     """AppendMessages commits messages without generating, once the turns before it are done.
-    Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_ENDED, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+    Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
     REQUEST_ID_REUSED, STORE_UNAVAILABLE.
     """
 
@@ -477,7 +477,7 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[ruvd_client.v1.session_service_pb2.AppendMessagesResponse, collections.abc.Awaitable[ruvd_client.v1.session_service_pb2.AppendMessagesResponse]]:
         """AppendMessages commits messages without generating, once the turns before it are done.
-        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_ENDED, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
         REQUEST_ID_REUSED, STORE_UNAVAILABLE.
         """
 
