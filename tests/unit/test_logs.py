@@ -10,7 +10,6 @@ import pytest
 
 from ruvd import logs
 
-
 SAID = "what a user said"
 
 
