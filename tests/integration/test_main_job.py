@@ -131,6 +131,24 @@ async def test_a_completion_waits_for_an_engine_that_is_coming_up(daemon: StartD
         await running.logged("engine up")
 
 
+async def test_a_forks_first_turn_hits_the_engines_cache(daemon: StartDaemon) -> None:
+    async with daemon(*LLAMA) as running, running.stub() as stub:
+        for index in range(3):
+            last = await say(stub, f"Tell me fact number {index}.", "s", options=SHORT)
+        await stub.ForkSession(pb.ForkSessionRequest(session_id="s", new_session_id="f"))
+        forked = await say(stub, "And another one.", "f", options=SHORT)
+        assert forked.usage.cached_tokens >= last.usage.prompt_tokens
+        early = pb.ForkSessionRequest(session_id="s", new_session_id="e", exchange_count=1)
+        await stub.ForkSession(early)
+        forked = await say(stub, "And another one.", "e", options=SHORT)
+        assert 0 < forked.usage.cached_tokens < last.usage.prompt_tokens
+        assert await contents(stub, "e") == [
+            *(await contents(stub, "s"))[:2],
+            "And another one.",
+            forked.message.content,
+        ]
+
+
 async def test_an_overlong_prompt_is_refused_with_a_reason_and_harms_nobody(
     daemon: StartDaemon,
 ) -> None:
