@@ -62,6 +62,7 @@ async def daemon() -> AsyncGenerator[StartDaemon, None]:
             except TimeoutError:
                 process.kill()
                 raise
+            assert not running.crashed(), (process.returncode, running.log[-20:])
 
     yield start
     for each in folders:

@@ -76,6 +76,10 @@ class RunningDaemon:
         await self._reader
         return code
 
+    def crashed(self) -> bool:
+        """Whether it ended by a signal that no test sends, or with a failure of its own."""
+        return self.process.returncode not in (None, 0, -signal.SIGKILL, 130, 143)
+
     async def stop(self) -> int:
         """SIGTERM, then wait for the end; the exit code."""
         if self.process.returncode is None:

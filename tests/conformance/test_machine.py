@@ -705,6 +705,9 @@ class SessionsMachine(RuleBasedStateMachine):
         if row:
             row.labels = row.labels if labels is None else dict(labels)
             row.idle = row.idle if idle is None else idle
+            if window and window[1] != row.window[1]:
+                all_of_it = len(row.exchanges) if not window[1] else window[1]
+                row.start = min(row.start, max(0, len(row.exchanges) - all_of_it))
             row.window = window or row.window
         changes = SessionChanges(
             None if labels is None else dict(labels),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from running import RunningDaemon, StartDaemon
 from wire import contents, details, events, say, turn
 
@@ -111,6 +114,25 @@ async def test_an_engine_that_is_killed_fails_its_streams_and_comes_back(
         assert retry is not None
         assert (await say(stub, "and now?", "s", options=SHORT)).exchange_count == 2
         assert engine_of(running).pid != child.pid
+
+
+async def test_no_connection_is_lost_when_an_engine_is_started(daemon: StartDaemon) -> None:
+    """Starting a child forks, and gRPC's own fork handlers used to cut live connections."""
+    async with daemon(*LLAMA) as running, running.stub() as stub, AsyncExitStack() as stack:
+        await say(stub, "hi", options=SHORT)
+        watches = []
+        for _ in range(20):
+            options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own each
+            channel = grpc.aio.insecure_channel(running.socket, options=options)
+            await stack.enter_async_context(channel)
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            request = health_pb2.HealthCheckRequest(service="liveness")
+            watches.append(health.Watch(request))
+            await anext(aiter(watches[-1]))
+        for starts in (2, 3, 4):
+            engine_of(running).kill()
+            await running.logged("engine up", count=starts)
+        assert [watch.done() for watch in watches] == [False] * 20
 
 
 async def test_no_engine_is_left_behind_when_the_daemon_is_killed(daemon: StartDaemon) -> None:

@@ -245,10 +245,9 @@ async def test_more_callers_than_the_queue_takes_are_told_to_come_again(
     async with daemon(*slow(), "--max-queue", "2") as running, running.stub() as stub:
         async with holding(stub, "s", 300):
             waiting = await queued(stub, "s", "one", "two")
-            for busy in (pb.IF_BUSY_QUEUE, pb.IF_BUSY_INTERRUPT):
-                error = await refused(events(stub, turn("three", "s", if_busy=busy)))
-                assert reason(error) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-                assert details(error)[2] == 1.0
+            error = await refused(events(stub, turn("three", "s")))
+            assert reason(error) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+            assert details(error)[2] == 1.0
             await say(stub, "elsewhere", "t")
         assert [(await each).exchange_count for each in waiting] == [1, 2]
 
