@@ -11,9 +11,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 from blockbuster import blockbuster_ctx
 from running import RunningDaemon, StartDaemon
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _grpc_stays_up() -> None:
+    # gRPC joins its polling thread when its last channel is collected, in whatever line that is:
+    # with one holder for good it never does, and is not taken for a blocking call of ours.
+    grpc.aio.init_grpc_aio()
 
 
 @pytest.fixture(autouse=True)
