@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from google.protobuf import unknown_fields
 from google.protobuf.message import Message as ProtoMessage
 
-from ruvd import convert, model
+from ruvd import convert
 from ruvd.errors import FieldViolation, InvalidRequest
 from ruvd.model import ContextWindow, Message, Role
+from ruvd.options import CompletionOptions
 from ruvd.v1 import session_service_pb2 as pb
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -121,7 +122,7 @@ def messages(check: Checker, protos: Sequence[pb.Message], *, history: bool) -> 
     return messages
 
 
-def options(check: Checker, asked: pb.CompletionOptions) -> model.CompletionOptions:
+def options(check: Checker, asked: pb.CompletionOptions) -> CompletionOptions:
     """How to generate."""
     if asked.HasField("temperature"):
         check.check(
@@ -135,7 +136,7 @@ def options(check: Checker, asked: pb.CompletionOptions) -> model.CompletionOpti
     check.check(len(asked.stop) <= _MAX_STOPS, "options.stop", f"more than {_MAX_STOPS}")
     for index, stop in enumerate(asked.stop):
         check.check(bool(stop), f"options.stop[{index}]", "must not be empty")
-    return model.CompletionOptions(
+    return CompletionOptions(
         model=asked.model,
         temperature=asked.temperature if asked.HasField("temperature") else None,
         top_p=asked.top_p if asked.HasField("top_p") else None,

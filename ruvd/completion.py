@@ -17,14 +17,8 @@ from ruvd import receipts
 from ruvd.errors import CompletionCancelled, RuvdError
 from ruvd.eventlog import EventLog
 from ruvd.generation import Answer
-from ruvd.model import (
-    CompletionEvent,
-    CompletionOptions,
-    FinishReason,
-    IfBusy,
-    Message,
-    OnDisconnect,
-)
+from ruvd.model import CompletionEvent, FinishReason, IfBusy, Message, OnDisconnect
+from ruvd.options import CompletionOptions
 from ruvd.ports import CompletionEnded
 
 

@@ -22,7 +22,8 @@ from ruvd.errors import (
 )
 from ruvd.eventlog import EventLog
 from ruvd.generation import Generator
-from ruvd.model import CompletionEvent, CompletionOptions, Receipt
+from ruvd.model import CompletionEvent, Receipt
+from ruvd.options import CompletionOptions
 from ruvd.ports import Clock, Engine, Observer
 from ruvd.sessions import Sessions
 from ruvd.turns import Turns

@@ -8,7 +8,7 @@ is what an engine's KV cache recognises. The history itself is never cut here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ruvd.errors import ContextTooLong
 from ruvd.model import ContextWindow, Exchange, Message, Rendering, Role, Session
@@ -139,11 +139,21 @@ def _render(
     exchanges: Sequence[Exchange],
     new: Sequence[Message],
 ) -> tuple[Message, ...]:
-    history = [message for exchange in exchanges for message in exchange]
+    history = [_sent(message) for exchange in exchanges for message in exchange]
     if window.rendering is Rendering.TRANSCRIPT and history:
-        lines = [f"{_SPEAKERS[message.role]}: {message.content}" for message in history]
+        lines = [f"{_SPEAKERS[message.role]}: {_spoken(message)}" for message in history]
         transcript = "\n".join(["Previous conversation context:", *lines])
         system_prompt = f"{system_prompt}\n\n{transcript}" if system_prompt else transcript
         history = []
     system = [Message(Role.SYSTEM, system_prompt)] if system_prompt else []
-    return (*system, *history, *new)
+    return (*system, *history, *map(_sent, new))
+
+
+def _sent(message: Message) -> Message:
+    """A message as the engine gets it: reasoning is not said again."""
+    return replace(message, reasoning="") if message.reasoning else message
+
+
+def _spoken(message: Message) -> str:
+    calls = [f"[calls {call.name}({call.arguments})]" for call in message.tool_calls]
+    return " ".join([message.content, *calls] if message.content else calls)

@@ -85,8 +85,8 @@ def session(state: SessionState, *, listed: bool = False) -> pb.Session:
 def event(of: model.CompletionEvent) -> pb.CompletionEvent:
     """A completion's event for the wire."""
     match of.event:
-        case model.Delta(text):
-            body = pb.CompletionEvent(sequence=of.sequence, delta=pb.Delta(text=text))
+        case model.Delta() as delta:
+            body = pb.CompletionEvent(sequence=of.sequence, delta=_delta(delta))
         case model.Started() as started:
             body = pb.CompletionEvent(
                 sequence=of.sequence,
@@ -102,6 +102,17 @@ def event(of: model.CompletionEvent) -> pb.CompletionEvent:
         case model.Finished() as finished:
             body = pb.CompletionEvent(sequence=of.sequence, finished=_finished(finished))
     return body
+
+
+def _delta(of: model.Delta) -> pb.Delta:
+    if of.tool_call is not None:
+        call = of.tool_call
+        return pb.Delta(
+            tool_call=pb.ToolCallDelta(
+                index=call.index, id=call.id, name=call.name, arguments=call.arguments
+            )
+        )
+    return pb.Delta(reasoning=of.reasoning) if of.reasoning else pb.Delta(text=of.text)
 
 
 def _finished(of: model.Finished) -> pb.Finished:
@@ -122,7 +133,16 @@ def _finished(of: model.Finished) -> pb.Finished:
 
 def message(of: Message) -> pb.Message:
     """A message for the wire."""
-    return pb.Message(role=ROLE_PROTOS[of.role], content=of.content)
+    return pb.Message(
+        role=ROLE_PROTOS[of.role],
+        content=of.content,
+        tool_calls=[
+            pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments)
+            for call in of.tool_calls
+        ],
+        tool_call_id=of.tool_call_id,
+        reasoning=of.reasoning,
+    )
 
 
 def usage(of: model.Usage) -> pb.Usage:

@@ -167,7 +167,9 @@ class Daemon:
             lifecycle = Lifecycle(sessions, store, clock, observer, policy)
             completions = Completions(sessions, engine, clock, observer, completion_policy)
             server = _server(settings)
-            service = SessionService(sessions, lifecycle, completions, statistics, limits, policy)
+            service = SessionService(
+                sessions, lifecycle, completions, statistics, limits, policy, engine
+            )
             session_service_pb2_grpc.add_SessionServiceServicer_to_server(service, server)
             health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -1,8 +1,9 @@
 """The numbered events of one completion, for any number of readers.
 
-Gathering happens here: the last Delta grows until a reader takes it and is then sealed. So a
-reader whose write is pending finds the text of many tokens in its next event, without a timer,
-and every reader sees the same events under the same numbers. What is kept is bounded in bytes:
+Gathering happens here: the last Delta grows until a reader takes it or something else comes (text
+after reasoning, another tool call), and is then sealed. So a reader whose write is pending finds
+many tokens in its next event, without a timer, and every reader sees the same events under the
+same numbers. What is kept is bounded in bytes:
 the oldest events fall off first.
 """
 
@@ -12,12 +13,19 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator
+from dataclasses import replace
+from enum import Enum, auto
 
 from ruvd.errors import CompletionNotFound
-from ruvd.model import CompletionEvent, Delta, Finished, Started
+from ruvd.model import CompletionEvent, Delta, Finished, Started, ToolCallDelta
 
 # An allowance for the objects that hold an event; bench/streams.py shows the sum.
 _EVENT_BYTES = 300
+
+
+class _Part(Enum):
+    TEXT = auto()
+    REASONING = auto()
 
 
 class EventLog:
@@ -28,6 +36,7 @@ class EventLog:
         self._events: deque[CompletionEvent] = deque()
         self._dropped = 0
         self._growing: list[str] = []
+        self._part: _Part | ToolCallDelta = _Part.TEXT
         self._waiters: list[asyncio.Future[None]] = []
         self._closed = False
         self._error: BaseException | None = None
@@ -48,8 +57,17 @@ class EventLog:
 
     def append_text(self, text: str) -> None:
         """Add text to the last Delta, or begin one."""
-        self._growing.append(text)
-        self._wake()
+        self._grow(_Part.TEXT, text, joins=self._part is _Part.TEXT)
+
+    def append_reasoning(self, text: str) -> None:
+        """Add reasoning to the last Delta, or begin one."""
+        self._grow(_Part.REASONING, text, joins=self._part is _Part.REASONING)
+
+    def append_tool_call(self, delta: ToolCallDelta) -> None:
+        """Add arguments to the last Delta, or begin one."""
+        last, begins = self._part, bool(delta.id or delta.name)
+        joins = isinstance(last, ToolCallDelta) and last.index == delta.index and not begins
+        self._grow(delta, delta.arguments, joins=joins)
 
     def adopt(self, other: EventLog) -> None:
         """Have the events of another log, which has ended."""
@@ -104,11 +122,26 @@ class EventLog:
             self._dropped += 1
         self._wake()
 
+    def _grow(self, part: _Part | ToolCallDelta, piece: str, *, joins: bool) -> None:
+        if not joins:
+            self._seal()
+        if not self._growing:
+            self._part = part
+        self._growing.append(piece)
+        self._wake()
+
     def _seal(self) -> None:
-        if self._growing:
-            text = "".join(self._growing)
-            self._growing.clear()
-            self._keep(Delta(text))
+        if not self._growing:
+            return
+        grown = "".join(self._growing)
+        self._growing.clear()
+        match self._part:
+            case _Part.TEXT:
+                self._keep(Delta(text=grown))
+            case _Part.REASONING:
+                self._keep(Delta(reasoning=grown))
+            case head:
+                self._keep(Delta(tool_call=replace(head, arguments=grown)))
 
     def _wake(self) -> None:
         for waiter in self._waiters:
@@ -120,9 +153,11 @@ class EventLog:
 def _size(event: Started | Delta | Finished) -> int:
     """What an event holds in memory."""
     match event:
-        case Delta(text):
-            return _EVENT_BYTES + sys.getsizeof(text)
+        case Delta(text, reasoning, call):
+            size = _EVENT_BYTES + sys.getsizeof(text or reasoning)
+            return size + (sys.getsizeof(call.arguments) + _EVENT_BYTES if call else 0)
         case Finished():
-            return _EVENT_BYTES + sys.getsizeof(event.message.content)
+            calls = len(event.message.tool_calls) * _EVENT_BYTES
+            return _EVENT_BYTES + calls + event.message.size_bytes
         case _:
             return _EVENT_BYTES

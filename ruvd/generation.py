@@ -14,7 +14,6 @@ from ruvd import context
 from ruvd.errors import ContextTooLong, EngineUnavailable
 from ruvd.eventlog import EventLog
 from ruvd.model import (
-    CompletionOptions,
     Exchange,
     Finished,
     Message,
@@ -22,8 +21,11 @@ from ruvd.model import (
     Session,
     Started,
     Timings,
+    ToolCall,
+    ToolCallDelta,
 )
-from ruvd.ports import Clock, Engine, EngineDone, EngineRequest, EngineText
+from ruvd.options import CompletionOptions
+from ruvd.ports import Clock, Engine, EngineDone, EngineReasoning, EngineRequest, EngineText
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +48,25 @@ class Answer:
     plan: context.Plan | None = None
     queue_seconds: float | None = None
     text: list[str] = field(default_factory=list)
-    first_text: float | None = None
+    reasoning: list[str] = field(default_factory=list)
+    tool_calls: dict[int, list[ToolCallDelta]] = field(default_factory=dict)
+    first_output: float | None = None
     done: EngineDone | None = None
     model: str = ""
 
     @property
     def message(self) -> Message:
         """The answer as it is by now."""
-        return Message(Role.ASSISTANT, "".join(self.text))
+        return Message(
+            Role.ASSISTANT,
+            "".join(self.text),
+            tool_calls=tuple(_tool_call(deltas) for _, deltas in sorted(self.tool_calls.items())),
+            reasoning="".join(self.reasoning),
+        )
 
     def timings(self, now: float) -> Timings:
         """How long it has taken until `now`."""
-        first = self.first_text
+        first = self.first_output
         total = now - self.arrived
         return Timings(
             queue_seconds=total if self.queue_seconds is None else self.queue_seconds,
@@ -112,7 +121,7 @@ class Generator:
                 shorter = context.shorten(
                     session, prompt.history, prompt.messages, refused=plan, overflow=overflow
                 )
-                if shorter is None or answer.text:
+                if shorter is None or answer.first_output is not None:
                     raise
                 answer.plan = shorter
                 return await self._stream(prompt, shorter, log, answer)
@@ -124,14 +133,25 @@ class Generator:
         request = EngineRequest(plan.messages, options, session_key=prompt.session.id)
         async with aclosing(self._engine.generate(request)) as chunks:
             async for chunk in chunks:
+                if answer.first_output is None and not isinstance(chunk, EngineDone):
+                    answer.first_output = self._clock.monotonic()
                 match chunk:
                     case EngineText(text):
-                        if answer.first_text is None:
-                            answer.first_text = self._clock.monotonic()
                         answer.text.append(text)
                         log.append_text(text)
+                    case EngineReasoning(text):
+                        answer.reasoning.append(text)
+                        log.append_reasoning(text)
+                    case ToolCallDelta():
+                        answer.tool_calls.setdefault(chunk.index, []).append(chunk)
+                        log.append_tool_call(chunk)
                     case EngineDone():
                         answer.done = chunk
         if answer.done is None:
             raise EngineUnavailable("the engine's answer ended before it was complete")
         return answer.done
+
+
+def _tool_call(deltas: Sequence[ToolCallDelta]) -> ToolCall:
+    arguments = "".join(delta.arguments for delta in deltas)
+    return ToolCall(deltas[0].id, deltas[0].name, arguments)

@@ -28,6 +28,7 @@ from ruvd.sessions import (
     missing,
     new_id,
 )
+from ruvd.toolcalls import check_results
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Lifecycle:
     async def create(self, new: NewSession) -> SessionState:
         """Make a session, with the history it comes with; once per request id."""
         self._sessions.check_enabled()
+        check_results((), new.messages)
         asked = (new.session_id, new.system_prompt, new.messages, new.labels, new.context_window)
         digest = receipts.digest("create", *asked, new.idle_timeout_seconds, new.model)
 
@@ -168,6 +170,8 @@ class Lifecycle:
                 receipts.check(known.digest, digest, request_id)
                 return self._sessions.state(session)
             self._sessions.check_room(session, messages)
+            last = await self._store.exchanges(session_id, max(0, session.exchange_count - 1))
+            check_results(last[-1] if last else (), messages)
             numbered = context.number(session.exchange_count, messages)
             session = replace(grown(session, numbered), last_used_time=self._clock.now())
             receipt = Receipt(request_id, digest) if request_id else None

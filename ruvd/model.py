@@ -53,16 +53,34 @@ class OnDisconnect(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A model's wish that the caller runs a function; `arguments` is JSON as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    `tool_call_id` is the call that a tool's message answers. `reasoning` is what the model
+    thought before it answered: kept, and never sent again.
+    """
 
     role: Role
-    content: str
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    reasoning: str = ""
 
     @property
     def size_bytes(self) -> int:
         """What the message counts against `max_session_bytes`."""
-        return len(self.content.encode())
+        texts = [self.content, self.reasoning, self.tool_call_id]
+        texts += [text for call in self.tool_calls for text in (call.id, call.name, call.arguments)]
+        return sum(len(text.encode()) for text in texts if text)
 
 
 Exchange: TypeAlias = tuple[Message, ...]
@@ -103,19 +121,6 @@ class Timings:
     time_to_first_token_seconds: float | None
     total_seconds: float
     prefill_seconds: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionOptions:
-    """How to generate; None is left to the engine."""
-
-    model: str = ""
-    temperature: float | None = None
-    top_p: float | None = None
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    bypass_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +168,22 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
-    """More of the answer."""
+class ToolCallDelta:
+    """More of the tool call `index`; the id and the name come with its first."""
 
-    text: str
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """More of the answer: of its text, of its reasoning or of one tool call."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_call: ToolCallDelta | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from ruvd.model import (
-    CompletionOptions,
     Exchange,
     FinishReason,
     Message,
     Receipt,
     Session,
     Timings,
+    ToolCallDelta,
     Usage,
 )
+from ruvd.options import CompletionOptions
 
 
 class Clock(Protocol):
@@ -176,7 +177,14 @@ class EngineDone:
     prefill_seconds: float | None = None
 
 
-EngineChunk: TypeAlias = EngineText | EngineDone
+@dataclass(frozen=True, slots=True)
+class EngineReasoning:
+    """More of what the model thinks before it answers. Never empty."""
+
+    text: str
+
+
+EngineChunk: TypeAlias = EngineText | EngineReasoning | ToolCallDelta | EngineDone
 
 
 class Engine(Protocol):
@@ -203,12 +211,17 @@ class Engine(Protocol):
         start time-out, or has given up. Cancelling the wait is safe."""
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        """Generate: any number of EngineText, then one EngineDone.
+        """Generate: any number of chunks of the answer, then one EngineDone.
 
-        Closing the generator or cancelling its task stops the generation in the engine, in
-        every phase. Raises EngineUnavailable, EngineRejected, EngineRateLimited, EngineTimeout,
-        or ContextTooLong, the last only before the first text.
+        Tool calls are numbered from 0; the first delta of each has its id and its name. Closing
+        the generator or cancelling its task stops the generation in the engine, in every phase.
+        Raises EngineUnavailable, EngineRejected (also for an option that the engine does not
+        have), EngineRateLimited, EngineTimeout, or ContextTooLong, the last only before the
+        first chunk.
         """
+
+    async def models(self) -> Sequence[str]:
+        """What `CompletionOptions.model` may be. Raises as `generate` does."""
 
     async def close(self) -> None:
         """Stop, and leave no process behind. Idempotent."""

@@ -1,6 +1,6 @@
 """Request ids: what makes two requests the same, and the check that they are.
 
-A digest covers what decides the outcome and leaves out what is unset, so that a daemon whose
+A digest covers what decides the outcome and leaves out what has its default, so that a daemon whose
 requests have more fields than the last one's still knows its requests.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
@@ -30,17 +30,20 @@ def check(known: bytes, given: bytes, request_id: str) -> None:
         )
 
 
-def _unset(part: Any) -> bool:
-    # A temperature of 0 is set.
-    return part is None or part is False or part in ("", [], {})
+def _unset(field: Field[Any], value: Any) -> bool:
+    # A temperature of 0 is set, and so is a False where the default is None.
+    default = field.default
+    if field.default_factory is not MISSING:
+        default = field.default_factory()
+    return type(value) is type(default) and bool(value == default)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value):
-        pairs = ((field.name, _plain(getattr(value, field.name))) for field in fields(value))
-        return {name: part for name, part in pairs if not _unset(part)}
+        pairs = ((field, getattr(value, field.name)) for field in fields(value))
+        return {field.name: _plain(part) for field, part in pairs if not _unset(field, part)}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return dict(value) if hasattr(value, "items") else value

@@ -12,6 +12,7 @@ from ruvd import convert, requests
 from ruvd.checks import RequestLimits
 from ruvd.completions import Completions
 from ruvd.lifecycle import Lifecycle
+from ruvd.ports import Engine
 from ruvd.sessions import SessionPolicy, Sessions
 from ruvd.telemetry import Statistics
 from ruvd.v1 import session_service_pb2 as pb
@@ -29,6 +30,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         statistics: Statistics,
         limits: RequestLimits,
         policy: SessionPolicy,
+        engine: Engine,
     ) -> None:
         self._sessions = sessions
         self._lifecycle = lifecycle
@@ -36,6 +38,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self._statistics = statistics
         self._limits = limits
         self._policy = policy
+        self._engine = engine
 
     async def CreateSession(  # noqa: D102, N802  # the proto documents and names it, as all below
         self, request: pb.CreateSessionRequest, context: ServicerContext[Any, Any]
@@ -90,6 +93,12 @@ class SessionService(pb_grpc.SessionServiceServicer):
         session_id = requests.session_id(request, self._limits)
         await self._lifecycle.end(session_id, allow_missing=request.allow_missing)
         return pb.EndSessionResponse()
+
+    async def ListModels(  # noqa: D102, N802
+        self, request: pb.ListModelsRequest, context: ServicerContext[Any, Any]
+    ) -> pb.ListModelsResponse:
+        models = await self._engine.models()
+        return pb.ListModelsResponse(models=models, default_model=self._engine.model)
 
     async def GetSessionMetrics(  # noqa: D102, N802
         self, request: pb.GetSessionMetricsRequest, context: ServicerContext[Any, Any]

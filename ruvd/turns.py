@@ -18,6 +18,7 @@ from ruvd.lanes import Holder
 from ruvd.model import Exchange, FinishReason, IfBusy, Message, Receipt, Role, Session, Usage
 from ruvd.ports import Clock, Commit, EngineDone
 from ruvd.sessions import Sessions, grown
+from ruvd.toolcalls import check_results
 
 
 class Turns:
@@ -44,6 +45,7 @@ class Turns:
         if not request.session_id:
             session = Session("", 0.0, 0.0, 0.0, system_prompt=request.system_prompt)
             session, messages = _adopt_system(session, request.messages)
+            check_results((), request.messages)
             prompt = Prompt(completion.id, session, (), messages, request.options)
             answer = completion.answer
             done = await self._generator.generate(prompt, completion.log, answer)
@@ -103,6 +105,8 @@ class Turns:
         if session:
             _check_continues(session, request)
             self._sessions.check_room(session, request.messages)
+            history = await self._sessions.window(session)
+            check_results(history[-1] if history else (), request.messages)
 
     async def _turn(
         self, completion: Completion, request: CompletionRequest, session: Session, *, creates: bool
@@ -112,11 +116,14 @@ class Turns:
         session, messages = _adopt_system(session, request.messages)
         self._sessions.check_room(session, messages)
         history = await self._sessions.window(session)
-        if messages:
-            prompt = Prompt(completion.id, session, history, messages, request.options, creates)
-        else:
-            history, open_turn = _open_turn(history)
-            prompt = Prompt(completion.id, session, history, open_turn, request.options)
+        check_results(history[-1] if history else (), request.messages)
+        turn = messages
+        if not messages:
+            _check_open(history)
+        if not messages or messages[0].role is Role.TOOL:
+            # The exchange goes on, so it is sent whatever is trimmed.
+            history, turn = history[:-1], (*history[-1], *messages)
+        prompt = Prompt(completion.id, session, history, turn, request.options, creates)
         answer = completion.answer
         try:
             done = await self._generator.generate(prompt, completion.log, answer)
@@ -124,6 +131,7 @@ class Turns:
             task = asyncio.current_task()
             if not (completion.keep_partial and answer.text and task):
                 raise
+            answer.tool_calls.clear()  # half a call cannot be answered
             task.uncancel()
             done = EngineDone(FinishReason.CANCELLED)
         completion.committing = True
@@ -165,12 +173,11 @@ def _check_continues(session: Session, request: CompletionRequest) -> None:
         raise InvalidRequest(wrong)
 
 
-def _open_turn(history: Sequence[Exchange]) -> tuple[Sequence[Exchange], Exchange]:
-    """The history and the exchange at its end that waits for an answer."""
+def _check_open(history: Sequence[Exchange]) -> None:
+    """Raises InvalidRequest if the history does not end with what waits for an answer."""
     if not history or history[-1][-1].role not in (Role.USER, Role.TOOL):
         text = "must not be empty: the session's history has nothing to answer"
         raise InvalidRequest([FieldViolation("messages", text)])
-    return history[:-1], history[-1]
 
 
 def _after(

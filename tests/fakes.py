@@ -61,6 +61,9 @@ class ScriptedEngine:
     async def close(self) -> None:
         pass
 
+    async def models(self) -> Sequence[str]:
+        return [self.model]
+
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         self.requests.append(request)
         default: list[Step] = [EngineText(f"answer {len(self.requests)}"), done()]

@@ -14,7 +14,8 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 
 from ruvd.errors import EngineUnavailable
-from ruvd.model import CompletionOptions, FinishReason, Message, Role, Usage
+from ruvd.model import FinishReason, Message, Role, Usage
+from ruvd.options import CompletionOptions
 from ruvd.ports import (
     EngineChunk,
     EngineDone,
@@ -88,6 +89,11 @@ class EchoEngine:
                 self._remember([last])
             yield EngineText(piece)
         yield EngineDone(finish_reason, Usage(len(words), cached, len(pieces)))
+
+    async def models(self) -> Sequence[str]:
+        """`echo`, though every name will do."""
+        await self.ready()
+        return [self.model]
 
     async def close(self) -> None:
         """Refuse what comes from now on."""

@@ -104,6 +104,10 @@ class LlamaEngine:
         """Return when the engine is up; see `Engine.ready`."""
         await self._supervisor.ready()
 
+    async def models(self) -> Sequence[str]:
+        """The one that it was started with."""
+        return [self._model]
+
     async def close(self) -> None:
         """Stop the child, and remove what it left behind."""
         await self._supervisor.close()

@@ -29,7 +29,8 @@ from ruvd.errors import (
     EngineUnavailable,
     RuvdError,
 )
-from ruvd.model import CompletionOptions, FinishReason, Usage
+from ruvd.model import FinishReason, Usage
+from ruvd.options import CompletionOptions
 from ruvd.ports import EngineChunk, EngineDone, EngineRequest, EngineText
 
 T = TypeVar("T")

@@ -19,6 +19,7 @@ import google.protobuf.field_mask_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import google.protobuf.struct_pb2
 import google.protobuf.timestamp_pb2
 import sys
 import typing
@@ -202,6 +203,34 @@ roles. It puts what users said into a system message, so choose it on purpose.
 """
 Global___Rendering: typing_extensions.TypeAlias = Rendering
 
+class _ToolChoiceMode:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ToolChoiceModeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ToolChoiceMode.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    TOOL_CHOICE_MODE_UNSPECIFIED: _ToolChoiceMode.ValueType  # 0
+    """Not set; refused."""
+    TOOL_CHOICE_MODE_AUTO: _ToolChoiceMode.ValueType  # 1
+    """The model decides."""
+    TOOL_CHOICE_MODE_NONE: _ToolChoiceMode.ValueType  # 2
+    """No tool, though they are listed: the prompt stays the same, and with it the cache."""
+    TOOL_CHOICE_MODE_REQUIRED: _ToolChoiceMode.ValueType  # 3
+    """At least one."""
+
+class ToolChoiceMode(_ToolChoiceMode, metaclass=_ToolChoiceModeEnumTypeWrapper):
+    """A rule for all tools."""
+
+TOOL_CHOICE_MODE_UNSPECIFIED: ToolChoiceMode.ValueType  # 0
+"""Not set; refused."""
+TOOL_CHOICE_MODE_AUTO: ToolChoiceMode.ValueType  # 1
+"""The model decides."""
+TOOL_CHOICE_MODE_NONE: ToolChoiceMode.ValueType  # 2
+"""No tool, though they are listed: the prompt stays the same, and with it the cache."""
+TOOL_CHOICE_MODE_REQUIRED: ToolChoiceMode.ValueType  # 3
+"""At least one."""
+Global___ToolChoiceMode: typing_extensions.TypeAlias = ToolChoiceMode
+
 class _ErrorReason:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -310,19 +339,151 @@ class Message(google.protobuf.message.Message):
 
     ROLE_FIELD_NUMBER: builtins.int
     CONTENT_FIELD_NUMBER: builtins.int
+    TOOL_CALLS_FIELD_NUMBER: builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: builtins.int
+    REASONING_FIELD_NUMBER: builtins.int
     role: Global___Role.ValueType
     """Who it is from."""
     content: builtins.str
-    """The text."""
+    """The text. May be empty beside tool calls, and as the result of one."""
+    tool_call_id: builtins.str
+    """The call that a tool's message is the result of."""
+    reasoning: builtins.str
+    """What the model thought before it answered, where the engine tells. It is kept with the
+    message and not sent to the engine again.
+    """
+    @property
+    def tool_calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """What an assistant's message asks the caller to do."""
+
     def __init__(
         self,
         *,
         role: Global___Role.ValueType = ...,
         content: builtins.str = ...,
+        tool_calls: collections.abc.Iterable[Global___ToolCall] | None = ...,
+        tool_call_id: builtins.str = ...,
+        reasoning: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content", "role", b"role"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]) -> None: ...
 
 Global___Message: typing_extensions.TypeAlias = Message
+
+@typing.final
+class ToolCall(google.protobuf.message.Message):
+    """A model's wish that the caller runs a function. The result is a ROLE_TOOL message of the next
+    turn, or of several messages where there were several calls.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    ARGUMENTS_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """Names the call in its result."""
+    name: builtins.str
+    """The function."""
+    arguments: builtins.str
+    """Its arguments as JSON text, as the model wrote it: it may be no valid JSON."""
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        name: builtins.str = ...,
+        arguments: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arguments", b"arguments", "id", b"id", "name", b"name"]) -> None: ...
+
+Global___ToolCall: typing_extensions.TypeAlias = ToolCall
+
+@typing.final
+class Tool(google.protobuf.message.Message):
+    """A function that the model may ask for."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    DESCRIPTION_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    STRICT_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """1 to 64 of A-Z a-z 0-9 _ . -"""
+    description: builtins.str
+    """When to use it, for the model."""
+    parameters: builtins.str
+    """Its arguments: a JSON Schema of an object, as JSON text, sent to the engine byte for byte.
+    Empty for none.
+    """
+    strict: builtins.bool
+    """Whether the arguments must follow the schema to the letter; unset is the engine's default."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        description: builtins.str = ...,
+        parameters: builtins.str = ...,
+        strict: builtins.bool | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_strict", b"_strict", "strict", b"strict"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_strict", b"_strict", "description", b"description", "name", b"name", "parameters", b"parameters", "strict", b"strict"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_strict", b"_strict"]) -> typing.Literal["strict"] | None: ...
+
+Global___Tool: typing_extensions.TypeAlias = Tool
+
+@typing.final
+class ToolChoice(google.protobuf.message.Message):
+    """Whether the model may, must or must not ask for tools."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: builtins.int
+    FUNCTION_FIELD_NUMBER: builtins.int
+    mode: Global___ToolChoiceMode.ValueType
+    """A rule for all tools."""
+    function: builtins.str
+    """The name of the one that it must ask for."""
+    def __init__(
+        self,
+        *,
+        mode: Global___ToolChoiceMode.ValueType = ...,
+        function: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["choice", b"choice", "function", b"function", "mode", b"mode"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["choice", b"choice", "function", b"function", "mode", b"mode"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["choice", b"choice"]) -> typing.Literal["mode", "function"] | None: ...
+
+Global___ToolChoice: typing_extensions.TypeAlias = ToolChoice
+
+@typing.final
+class ResponseFormat(google.protobuf.message.Message):
+    """The form of the answer."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JSON_SCHEMA_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    STRICT_FIELD_NUMBER: builtins.int
+    json_schema: builtins.str
+    """A JSON Schema, as JSON text, sent to the engine byte for byte: the answer is JSON that
+    follows it.
+    """
+    name: builtins.str
+    """The schema's name, 1 to 64 of A-Z a-z 0-9 _ -; unset is "answer"."""
+    strict: builtins.bool
+    """Whether to the letter; unset is the engine's default."""
+    def __init__(
+        self,
+        *,
+        json_schema: builtins.str = ...,
+        name: builtins.str = ...,
+        strict: builtins.bool | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_strict", b"_strict", "strict", b"strict"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_strict", b"_strict", "json_schema", b"json_schema", "name", b"name", "strict", b"strict"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_strict", b"_strict"]) -> typing.Literal["strict"] | None: ...
+
+Global___ResponseFormat: typing_extensions.TypeAlias = ResponseFormat
 
 @typing.final
 class ContextWindow(google.protobuf.message.Message):
@@ -546,6 +707,22 @@ class CompletionOptions(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class LogitBiasEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.int
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.int = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     MODEL_FIELD_NUMBER: builtins.int
     TEMPERATURE_FIELD_NUMBER: builtins.int
     TOP_P_FIELD_NUMBER: builtins.int
@@ -553,6 +730,14 @@ class CompletionOptions(google.protobuf.message.Message):
     STOP_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     BYPASS_CACHE_FIELD_NUMBER: builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: builtins.int
+    LOGIT_BIAS_FIELD_NUMBER: builtins.int
+    TOOLS_FIELD_NUMBER: builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: builtins.int
+    PARALLEL_TOOL_CALLS_FIELD_NUMBER: builtins.int
+    RESPONSE_FORMAT_FIELD_NUMBER: builtins.int
+    EXTRA_BODY_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The model, for engines that have several."""
     temperature: builtins.float
@@ -565,9 +750,40 @@ class CompletionOptions(google.protobuf.message.Message):
     """Makes sampling repeatable where the engine can."""
     bypass_cache: builtins.bool
     """Neither reuse nor leave anything in the engine's prompt cache."""
+    frequency_penalty: builtins.float
+    """-2 to 2: above 0 discourages what was said often."""
+    presence_penalty: builtins.float
+    """-2 to 2: above 0 discourages what was said at all."""
+    parallel_tool_calls: builtins.bool
+    """Whether it may ask for several at once; unset is the engine's default."""
     @property
     def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Strings that end the answer; they are not part of it. 16 at most."""
+
+    @property
+    def logit_bias(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]:
+        """-100 to 100 for token ids of the model: added to their chance before sampling."""
+
+    @property
+    def tools(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Tool]:
+        """What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
+        same with every turn of a session, or the engine's cache does not hit.
+        """
+
+    @property
+    def tool_choice(self) -> Global___ToolChoice:
+        """Whether it may, must or must not."""
+
+    @property
+    def response_format(self) -> Global___ResponseFormat:
+        """The form of the answer; unset is text."""
+
+    @property
+    def extra_body(self) -> google.protobuf.struct_pb2.Struct:
+        """More fields of the request to the engine's server, for what it has beyond this API. Those
+        that this API has, and those that the daemon decides, are refused. A whole number is sent as
+        one.
+        """
 
     def __init__(
         self,
@@ -579,11 +795,25 @@ class CompletionOptions(google.protobuf.message.Message):
         stop: collections.abc.Iterable[builtins.str] | None = ...,
         seed: builtins.int | None = ...,
         bypass_cache: builtins.bool = ...,
+        frequency_penalty: builtins.float | None = ...,
+        presence_penalty: builtins.float | None = ...,
+        logit_bias: collections.abc.Mapping[builtins.int, builtins.float] | None = ...,
+        tools: collections.abc.Iterable[Global___Tool] | None = ...,
+        tool_choice: Global___ToolChoice | None = ...,
+        parallel_tool_calls: builtins.bool | None = ...,
+        response_format: Global___ResponseFormat | None = ...,
+        extra_body: google.protobuf.struct_pb2.Struct | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "bypass_cache", b"bypass_cache", "max_tokens", b"max_tokens", "model", b"model", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_presence_penalty", b"_presence_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "extra_body", b"extra_body", "frequency_penalty", b"frequency_penalty", "max_tokens", b"max_tokens", "parallel_tool_calls", b"parallel_tool_calls", "presence_penalty", b"presence_penalty", "response_format", b"response_format", "seed", b"seed", "temperature", b"temperature", "tool_choice", b"tool_choice", "top_p", b"top_p"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_presence_penalty", b"_presence_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "bypass_cache", b"bypass_cache", "extra_body", b"extra_body", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "max_tokens", b"max_tokens", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "presence_penalty", b"presence_penalty", "response_format", b"response_format", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "tool_choice", b"tool_choice", "tools", b"tools", "top_p", b"top_p"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_frequency_penalty", b"_frequency_penalty"]) -> typing.Literal["frequency_penalty"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_tokens", b"_max_tokens"]) -> typing.Literal["max_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]) -> typing.Literal["parallel_tool_calls"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_presence_penalty", b"_presence_penalty"]) -> typing.Literal["presence_penalty"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
@@ -592,6 +822,42 @@ class CompletionOptions(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_top_p", b"_top_p"]) -> typing.Literal["top_p"] | None: ...
 
 Global___CompletionOptions: typing_extensions.TypeAlias = CompletionOptions
+
+@typing.final
+class ListModelsRequest(google.protobuf.message.Message):
+    """The request of ListModels."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___ListModelsRequest: typing_extensions.TypeAlias = ListModelsRequest
+
+@typing.final
+class ListModelsResponse(google.protobuf.message.Message):
+    """The response of ListModels."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: builtins.int
+    DEFAULT_MODEL_FIELD_NUMBER: builtins.int
+    default_model: builtins.str
+    """The one that is used where a call names none."""
+    @property
+    def models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What CompletionOptions.model may be, in the engine's order."""
+
+    def __init__(
+        self,
+        *,
+        models: collections.abc.Iterable[builtins.str] | None = ...,
+        default_model: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_model", b"default_model", "models", b"models"]) -> None: ...
+
+Global___ListModelsResponse: typing_extensions.TypeAlias = ListModelsResponse
 
 @typing.final
 class CreateSessionRequest(google.protobuf.message.Message):
@@ -1376,16 +1642,58 @@ class Delta(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: builtins.int
+    TOOL_CALL_FIELD_NUMBER: builtins.int
+    REASONING_FIELD_NUMBER: builtins.int
     text: builtins.str
-    """The text to append."""
+    """To the text."""
+    reasoning: builtins.str
+    """To the reasoning."""
+    @property
+    def tool_call(self) -> Global___ToolCallDelta:
+        """To a tool call."""
+
     def __init__(
         self,
         *,
         text: builtins.str = ...,
+        tool_call: Global___ToolCallDelta | None = ...,
+        reasoning: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["text", b"text"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["part", b"part", "reasoning", b"reasoning", "text", b"text", "tool_call", b"tool_call"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["part", b"part", "reasoning", b"reasoning", "text", b"text", "tool_call", b"tool_call"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["text", "tool_call", "reasoning"] | None: ...
 
 Global___Delta: typing_extensions.TypeAlias = Delta
+
+@typing.final
+class ToolCallDelta(google.protobuf.message.Message):
+    """More of a tool call."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    ARGUMENTS_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """Which of the message's tool calls, from 0 on."""
+    id: builtins.str
+    """The call's id; in its first delta only."""
+    name: builtins.str
+    """The function's name; in its first delta only."""
+    arguments: builtins.str
+    """What to append to the arguments."""
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        id: builtins.str = ...,
+        name: builtins.str = ...,
+        arguments: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arguments", b"arguments", "id", b"id", "index", b"index", "name", b"name"]) -> None: ...
+
+Global___ToolCallDelta: typing_extensions.TypeAlias = ToolCallDelta
 
 @typing.final
 class Finished(google.protobuf.message.Message):

@@ -145,6 +145,22 @@ _SessionServiceEndSessionType = typing_extensions.TypeVar(
     ],
 )
 
+_SessionServiceListModelsType = typing_extensions.TypeVar(
+    '_SessionServiceListModelsType',
+    grpc.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.ListModelsRequest,
+        ruvd.v1.session_service_pb2.ListModelsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.ListModelsRequest,
+        ruvd.v1.session_service_pb2.ListModelsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.ListModelsRequest,
+        ruvd.v1.session_service_pb2.ListModelsResponse,
+    ],
+)
+
 _SessionServiceGetSessionMetricsType = typing_extensions.TypeVar(
     '_SessionServiceGetSessionMetricsType',
     grpc.UnaryUnaryMultiCallable[
@@ -209,7 +225,7 @@ _SessionServiceCancelCompletionType = typing_extensions.TypeVar(
     ],
 )
 
-class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _SessionServiceGetSessionType, _SessionServiceListSessionsType, _SessionServiceUpdateSessionType, _SessionServiceAppendMessagesType, _SessionServiceForkSessionType, _SessionServiceEndSessionType, _SessionServiceGetSessionMetricsType, _SessionServiceCompleteType, _SessionServiceResumeCompletionType, _SessionServiceCancelCompletionType]):
+class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _SessionServiceGetSessionType, _SessionServiceListSessionsType, _SessionServiceUpdateSessionType, _SessionServiceAppendMessagesType, _SessionServiceForkSessionType, _SessionServiceEndSessionType, _SessionServiceListModelsType, _SessionServiceGetSessionMetricsType, _SessionServiceCompleteType, _SessionServiceResumeCompletionType, _SessionServiceCancelCompletionType]):
     """Holds conversations and completes them."""
 
     @typing.overload
@@ -241,6 +257,10 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
         grpc.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.EndSessionRequest,
             ruvd.v1.session_service_pb2.EndSessionResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ruvd.v1.session_service_pb2.ListModelsRequest,
+            ruvd.v1.session_service_pb2.ListModelsResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.GetSessionMetricsRequest,
@@ -289,6 +309,10 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
         grpc.aio.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.EndSessionRequest,
             ruvd.v1.session_service_pb2.EndSessionResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ruvd.v1.session_service_pb2.ListModelsRequest,
+            ruvd.v1.session_service_pb2.ListModelsResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.GetSessionMetricsRequest,
@@ -346,6 +370,11 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     """EndSession deletes a session with its messages. Its running and queued completions fail
     with SESSION_ENDED. Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing),
     SESSIONS_DISABLED, STORE_UNAVAILABLE.
+    """
+
+    ListModels: _SessionServiceListModelsType
+    """ListModels asks the engine which models it offers. Errors: ENGINE_UNAVAILABLE,
+    ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
     """
 
     GetSessionMetrics: _SessionServiceGetSessionMetricsType
@@ -406,6 +435,10 @@ SessionServiceAsyncStub: typing_extensions.TypeAlias = SessionServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         ruvd.v1.session_service_pb2.EndSessionRequest,
         ruvd.v1.session_service_pb2.EndSessionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.ListModelsRequest,
+        ruvd.v1.session_service_pb2.ListModelsResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         ruvd.v1.session_service_pb2.GetSessionMetricsRequest,
@@ -501,6 +534,16 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         """EndSession deletes a session with its messages. Its running and queued completions fail
         with SESSION_ENDED. Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing),
         SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        """
+
+    @abc.abstractmethod
+    def ListModels(
+        self,
+        request: ruvd.v1.session_service_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ruvd.v1.session_service_pb2.ListModelsResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.ListModelsResponse]]:
+        """ListModels asks the engine which models it offers. Errors: ENGINE_UNAVAILABLE,
+        ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
         """
 
     @abc.abstractmethod

@@ -12,7 +12,8 @@ import pytest_asyncio
 from ruvd.engines.echo import EchoEngine
 from ruvd.engines.llama import LlamaEngine
 from ruvd.errors import EngineUnavailable
-from ruvd.model import CompletionOptions, FinishReason, Message, Role
+from ruvd.model import FinishReason, Message, Role
+from ruvd.options import CompletionOptions
 from ruvd.ports import (
     Engine,
     EngineDone,

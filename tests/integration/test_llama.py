@@ -18,7 +18,8 @@ import pytest
 
 from ruvd.engines.llama import LlamaEngine, _Slot
 from ruvd.errors import ContextTooLong, EngineRejected, EngineUnavailable
-from ruvd.model import CompletionOptions, Message, Role
+from ruvd.model import Message, Role
+from ruvd.options import CompletionOptions
 from ruvd.ports import EngineDone, EngineRequest, EngineStateChanged, EngineText, Event
 
 # A llama-server as a user may have one: it takes the flags, and the key from the environment.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from ruvd.engines.echo import EchoEngine
-from ruvd.model import CompletionOptions, FinishReason, Message, Role, Usage
+from ruvd.model import FinishReason, Message, Role, Usage
+from ruvd.options import CompletionOptions
 from ruvd.ports import EngineDone, EngineRequest, EngineText
 
 PLAIN = CompletionOptions()

@@ -23,7 +23,6 @@ from ruvd.errors import (
 from ruvd.lifecycle import NewFork
 from ruvd.model import (
     CompletionEvent,
-    CompletionOptions,
     Delta,
     Finished,
     FinishReason,
@@ -33,6 +32,7 @@ from ruvd.model import (
     Role,
     Started,
 )
+from ruvd.options import CompletionOptions
 from ruvd.ports import EngineText
 from ruvd.sessions import NewSession
 

@@ -70,6 +70,11 @@ class SessionServiceStub(object):
                 request_serializer=ruvd_dot_v1_dot_session__service__pb2.EndSessionRequest.SerializeToString,
                 response_deserializer=ruvd_dot_v1_dot_session__service__pb2.EndSessionResponse.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/ruvd.v1.SessionService/ListModels',
+                request_serializer=ruvd_dot_v1_dot_session__service__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=ruvd_dot_v1_dot_session__service__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
         self.GetSessionMetrics = channel.unary_unary(
                 '/ruvd.v1.SessionService/GetSessionMetrics',
                 request_serializer=ruvd_dot_v1_dot_session__service__pb2.GetSessionMetricsRequest.SerializeToString,
@@ -157,6 +162,14 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListModels(self, request, context):
+        """ListModels asks the engine which models it offers. Errors: ENGINE_UNAVAILABLE,
+        ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSessionMetrics(self, request, context):
         """GetSessionMetrics reports what the daemon has measured since it started.
         Errors: STORE_UNAVAILABLE.
@@ -236,6 +249,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.EndSession,
                     request_deserializer=ruvd_dot_v1_dot_session__service__pb2.EndSessionRequest.FromString,
                     response_serializer=ruvd_dot_v1_dot_session__service__pb2.EndSessionResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=ruvd_dot_v1_dot_session__service__pb2.ListModelsRequest.FromString,
+                    response_serializer=ruvd_dot_v1_dot_session__service__pb2.ListModelsResponse.SerializeToString,
             ),
             'GetSessionMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSessionMetrics,
@@ -448,6 +466,33 @@ class SessionService(object):
             '/ruvd.v1.SessionService/EndSession',
             ruvd_dot_v1_dot_session__service__pb2.EndSessionRequest.SerializeToString,
             ruvd_dot_v1_dot_session__service__pb2.EndSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ruvd.v1.SessionService/ListModels',
+            ruvd_dot_v1_dot_session__service__pb2.ListModelsRequest.SerializeToString,
+            ruvd_dot_v1_dot_session__service__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,60 @@
+"""How to generate: what a caller may ask of any engine. Each is on the wire as the proto has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class ToolChoiceMode(Enum):
+    """Whether the model may, must not or must ask for tools; the words of OpenAI's API."""
+
+    AUTO = "auto"
+    NONE = "none"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may ask for; `parameters` is a JSON Schema as text, or empty."""
+
+    name: str
+    description: str = ""
+    parameters: str = ""
+    strict: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFormat:
+    """The answer is JSON that follows a JSON Schema, given as text."""
+
+    json_schema: str
+    name: str = ""
+    strict: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionOptions:
+    """How to generate; None is left to the engine.
+
+    `tool_choice` is a rule for all tools or the name of the one to use. `extra_body` is JSON
+    values for the request's body that only the engine's server understands.
+    """
+
+    model: str = ""
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    bypass_cache: bool = False
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoiceMode | str | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
