@@ -37,7 +37,9 @@ lint: setup ## ruff, mypy --strict, the layers, buf
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports --no-cache
-	cd proto && ../$(BIN)/buf lint
+	@image=$$(mktemp --suffix .binpb) && trap 'rm -f "$$image"' EXIT \
+	  && PYTHON=$(CURDIR)/$(BIN)/python proto/generate.sh --image "$$image" \
+	  && $(BIN)/buf lint "$$image" --config proto/buf.yaml --path ruvd/v1/session_service.proto
 
 proto: setup ## regenerate the stubs from proto/
 	proto/generate.sh

@@ -1,20 +1,29 @@
 #!/usr/bin/env bash
 # Regenerates the committed stubs from proto/, for the daemon and for the Python client.
 #
-#   proto/generate.sh [ROOT]     ROOT is where to write; the repository by default.
+#   proto/generate.sh [ROOT]          ROOT is where to write; the repository by default.
+#   proto/generate.sh --image FILE    write a descriptor set instead, which `buf` can read without
+#                                     a network: google/rpc/status.proto is in it.
 #
 # The generator is grpcio-tools of the lowest supported grpcio (pyproject.toml, group dev), because
 # generated code refuses a runtime older than itself and accepts a newer one.
 set -euo pipefail
 cd "$(dirname "$0")"
-root=${1:-..}
 python=${PYTHON:-../.venv/bin/python}
+# google/rpc/status.proto comes with googleapis-common-protos.
+google=$("$python" -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')
 # The mypy plugins are found through PATH.
 PATH="$(cd "$(dirname "$python")" && pwd):$PATH"
 
+if [ "${1:-}" = --image ]; then
+  exec "$python" -m grpc_tools.protoc -I . -I "$google" --include_imports --include_source_info \
+    --descriptor_set_out="$2" ruvd/v1/session_service.proto
+fi
+root=${1:-..}
+
 generate() { # generate OUT
   mkdir -p "$1"
-  "$python" -m grpc_tools.protoc -I . \
+  "$python" -m grpc_tools.protoc -I . -I "$google" \
     --python_out="$1" --grpc_python_out="$1" --mypy_out="quiet:$1" --mypy_grpc_out="quiet:$1" \
     ruvd/v1/session_service.proto
 }

@@ -30,11 +30,16 @@ class CompletionPolicy:
     retention_seconds: float = 600.0
     max_log_bytes: int = 1 << 20
     max_logs_bytes: int = 16 << 20
+    batch_share: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """What a caller asks for. An empty `session_id` is a stateless completion."""
+    """What a caller asks for. An empty `session_id` is a stateless completion.
+
+    An item of a `batch` generates in the batches' share of the engine; items with the same
+    `prefix_key` have prompts that begin alike.
+    """
 
     messages: Sequence[Message]
     session_id: str = ""
@@ -45,6 +50,8 @@ class CompletionRequest:
     if_busy: IfBusy = IfBusy.QUEUE
     on_disconnect: OnDisconnect = OnDisconnect.CANCEL
     grace_seconds: float = 0.0
+    batch: bool = False
+    prefix_key: str = ""
 
     def digest(self) -> bytes:
         """What must be the same when the request id comes again."""
@@ -67,6 +74,7 @@ class Completion:
         self.id = f"cmpl-{secrets.token_urlsafe(18)}"
         self.session_id = request.session_id
         self.request_id = request.request_id
+        self._batch = request.batch
         self.digest = request.digest() if request.request_id else b""
         self.log = EventLog(max_log_bytes)
         self.answer = Answer(arrived)
@@ -159,6 +167,7 @@ class Completion:
         return CompletionEnded(
             completion_id=self.id,
             session_id=self.session_id,
+            batch=self._batch,
             model=answer.model or model,
             reason=reason,
             failed=error is not None,

@@ -26,6 +26,7 @@ from ruvd.model import CompletionEvent, Receipt
 from ruvd.options import CompletionOptions
 from ruvd.ports import Clock, Engine, Observer
 from ruvd.sessions import Sessions
+from ruvd.slots import Slots
 from ruvd.turns import Turns
 
 # An allowance for an ended completion beside its events; bench/streams.py shows the sum.
@@ -44,7 +45,8 @@ class Completions:
         policy: CompletionPolicy,
     ) -> None:
         self._sessions = sessions
-        self._generator = Generator(engine, clock)
+        self.slots = Slots(engine.slots, policy.batch_share)
+        self._generator = Generator(engine, clock, self.slots)
         self._turns = Turns(sessions, self._generator, clock, self._kept)
         self._clock = clock
         self._observer = observer

@@ -147,6 +147,17 @@ class Settings(BaseSettings):
         "Limits", 16 << 20, "Events kept of all completions that have ended.", ge=4096
     )
 
+    batch_share: float = _setting(
+        "Batches",
+        0.5,
+        "Share of the engine's slots that batches may use, one at least.",
+        gt=0,
+        le=1,
+    )
+    batch_concurrency: int = _setting(
+        "Batches", 32, "Items of a batch side by side where the call says nothing.", ge=1
+    )
+
     drain_seconds: float = _setting(
         "Lifecycle", 25.0, "How long running turns may go on after SIGTERM.", ge=0
     )

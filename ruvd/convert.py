@@ -6,8 +6,10 @@ import base64
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.status_pb2 import Status
 
 from ruvd import model
+from ruvd.batch import BatchOutcome, BatchSummary
 from ruvd.model import Message, Role, Session
 from ruvd.ports import StoreCounts
 from ruvd.sessions import SessionState
@@ -102,6 +104,34 @@ def event(of: model.CompletionEvent) -> pb.CompletionEvent:
         case model.Finished() as finished:
             body = pb.CompletionEvent(sequence=of.sequence, finished=_finished(finished))
     return body
+
+
+def batch_result(of: BatchOutcome, error: Status | None) -> pb.BatchCompleteResponse:
+    """The outcome of an item for the wire; `error` is the status of its error, if it has one."""
+    result = pb.BatchResult(index=of.index, error=error)
+    if of.finished:
+        result.completion.CopyFrom(
+            pb.Completion(
+                completion_id=of.completion_id,
+                session_id=of.session_id,
+                model=of.model,
+                finished=_finished(of.finished),
+            )
+        )
+    return pb.BatchCompleteResponse(result=result)
+
+
+def batch_summary(of: BatchSummary) -> pb.BatchCompleteResponse:
+    """What came of a batch, for the wire."""
+    return pb.BatchCompleteResponse(
+        summary=pb.BatchSummary(
+            succeeded=of.succeeded,
+            failed=of.failed,
+            usage=usage(of.usage),
+            wall_time=duration(of.wall_seconds),
+            total_latency=duration(of.latency_seconds),
+        )
+    )
 
 
 def _delta(of: model.Delta) -> pb.Delta:

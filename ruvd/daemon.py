@@ -21,6 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ruvd import logs
+from ruvd.batch import Batches
 from ruvd.checks import RequestLimits
 from ruvd.completion import CompletionPolicy
 from ruvd.completions import Completions
@@ -162,13 +163,15 @@ class Daemon:
                 retention_seconds=settings.completion_retention_seconds,
                 max_log_bytes=settings.max_log_bytes,
                 max_logs_bytes=settings.max_logs_bytes,
+                batch_share=settings.batch_share,
             )
             sessions = Sessions(store, clock, observer, policy)
             lifecycle = Lifecycle(sessions, store, clock, observer, policy)
             completions = Completions(sessions, engine, clock, observer, completion_policy)
+            batches = Batches(completions, clock, settings.batch_concurrency)
             server = _server(settings)
             service = SessionService(
-                sessions, lifecycle, completions, statistics, limits, policy, engine
+                sessions, lifecycle, completions, batches, statistics, limits, policy, engine
             )
             session_service_pb2_grpc.add_SessionServiceServicer_to_server(service, server)
             health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

@@ -5,9 +5,8 @@ Nothing here knows of turns or commits; a cancelled task leaves `Answer` as far 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from ruvd import context
@@ -26,6 +25,7 @@ from ruvd.model import (
 )
 from ruvd.options import CompletionOptions
 from ruvd.ports import Clock, Engine, EngineDone, EngineReasoning, EngineRequest, EngineText
+from ruvd.slots import Slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class Prompt:
     messages: Sequence[Message]
     options: CompletionOptions
     creates: bool = False
+    batch: bool = False
+    prefix_key: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -85,10 +87,10 @@ class Answer:
 class Generator:
     """Generates answers, as many side by side as the engine has slots."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(self, engine: Engine, clock: Clock, slots: Slots) -> None:
         self._engine = engine
         self._clock = clock
-        self._slots = asyncio.Semaphore(engine.slots) if engine.slots else None
+        self._slots = slots
 
     def model(self, options: CompletionOptions, session: Session | None = None) -> str:
         """The model that answers."""
@@ -99,9 +101,7 @@ class Generator:
         session = prompt.session
         limit = self._engine.window_tokens if session.id else None
         plan = context.plan(session, prompt.history, prompt.messages, default_max_tokens=limit)
-        async with AsyncExitStack() as stack:
-            if self._slots:
-                await stack.enter_async_context(self._slots)
+        async with self._slots.take(batch=prompt.batch):
             await self._engine.ready()
             answer.plan = plan
             answer.queue_seconds = self._clock.monotonic() - answer.arrived
@@ -130,7 +130,7 @@ class Generator:
         self, prompt: Prompt, plan: context.Plan, log: EventLog, answer: Answer
     ) -> EngineDone:
         options = replace(prompt.options, model=prompt.options.model or prompt.session.model)
-        request = EngineRequest(plan.messages, options, session_key=prompt.session.id)
+        request = EngineRequest(plan.messages, options, prompt.session.id, prompt.prefix_key)
         async with aclosing(self._engine.generate(request)) as chunks:
             async for chunk in chunks:
                 if answer.first_output is None and not isinstance(chunk, EngineDone):

@@ -150,11 +150,16 @@ class StoreLocked(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One generation. `session_key` is stable per session, empty if stateless."""
+    """One generation. `session_key` is stable per session, empty if stateless.
+
+    Requests with the same `prefix_key` have prompts that begin alike, for long enough that it is
+    worth to evaluate that once; empty if nothing is known.
+    """
 
     messages: Sequence[Message]
     options: CompletionOptions = CompletionOptions()
     session_key: str = ""
+    prefix_key: str = ""
     trace_headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -248,10 +253,14 @@ class StoreStateChanged:
 
 @dataclass(frozen=True, slots=True)
 class CompletionEnded:
-    """A completion ended: `reason` is a finish reason's name or, if it `failed`, the error's."""
+    """A completion ended: `reason` is a finish reason's name or, if it `failed`, the error's.
+
+    Of a `batch` it says nothing about latency: its items wait for each other on purpose.
+    """
 
     completion_id: str
     session_id: str
+    batch: bool
     model: str
     reason: str
     failed: bool

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ruvd import checks, convert, model
 from ruvd.checks import ID_RULE, Checker, RequestLimits
 from ruvd.completion import CompletionRef, CompletionRequest
+from ruvd.errors import InvalidRequest, RuvdError
 from ruvd.lifecycle import NewFork, SessionChanges
 from ruvd.model import Message, Role
 from ruvd.sessions import NewSession, SessionPolicy
@@ -17,6 +18,7 @@ from ruvd.v1 import session_service_pb2 as pb
 
 _MAX_PAGE = 1000
 _DEFAULT_PAGE = 100
+_MAX_ITEMS = 10_000
 _MAX_CURSOR = 2**63
 _UPDATABLE = {"labels", "idle_timeout", "context_window"}
 
@@ -90,6 +92,24 @@ def complete(request: pb.CompleteRequest, limits: RequestLimits) -> CompletionRe
         on_disconnect=on_disconnect or model.OnDisconnect.CANCEL,
         grace_seconds=grace,
     )
+
+
+def batch_complete(
+    request: pb.BatchCompleteRequest, limits: RequestLimits
+) -> Sequence[CompletionRequest | RuvdError]:
+    """What each item asks for, or why it cannot be done; raises for what concerns the call."""
+    check = Checker(request, limits)
+    count = len(request.items)
+    check.check(count <= _MAX_ITEMS, "items", f"{count} are more than {_MAX_ITEMS}; split them")
+    check.check(request.max_concurrency >= 0, "max_concurrency", "must not be negative")
+    check.raise_if_wrong()
+    items: list[CompletionRequest | RuvdError] = []
+    for item in request.items:
+        try:
+            items.append(complete(item, limits))
+        except InvalidRequest as error:
+            items.append(error)
+    return items
 
 
 def update_session(

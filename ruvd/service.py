@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from google.rpc.status_pb2 import Status
 from grpc.aio import ServicerContext
 
-from ruvd import convert, requests
+from ruvd import convert, requests, status
+from ruvd.batch import Batches, BatchSummary
 from ruvd.checks import RequestLimits
 from ruvd.completions import Completions
+from ruvd.errors import RuvdError
 from ruvd.lifecycle import Lifecycle
 from ruvd.ports import Engine
 from ruvd.sessions import SessionPolicy, Sessions
 from ruvd.telemetry import Statistics
 from ruvd.v1 import session_service_pb2 as pb
 from ruvd.v1 import session_service_pb2_grpc as pb_grpc
+
+_log = logging.getLogger("ruvd.rpc")
 
 
 class SessionService(pb_grpc.SessionServiceServicer):
@@ -27,6 +33,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         sessions: Sessions,
         lifecycle: Lifecycle,
         completions: Completions,
+        batches: Batches,
         statistics: Statistics,
         limits: RequestLimits,
         policy: SessionPolicy,
@@ -35,6 +42,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self._sessions = sessions
         self._lifecycle = lifecycle
         self._completions = completions
+        self._batches = batches
         self._statistics = statistics
         self._limits = limits
         self._policy = policy
@@ -122,9 +130,27 @@ class SessionService(pb_grpc.SessionServiceServicer):
             async for event in events:
                 yield pb.ResumeCompletionResponse(event=convert.event(event))
 
+    async def BatchComplete(  # noqa: D102, N802
+        self, request: pb.BatchCompleteRequest, context: ServicerContext[Any, Any]
+    ) -> AsyncGenerator[pb.BatchCompleteResponse, None]:
+        items = requests.batch_complete(request, self._limits)
+        async with aclosing(self._batches.run(items, request.max_concurrency)) as events:
+            async for event in events:
+                if isinstance(event, BatchSummary):
+                    yield convert.batch_summary(event)
+                else:
+                    yield convert.batch_result(event, event.error and _item_status(event.error))
+
     async def CancelCompletion(  # noqa: D102, N802
         self, request: pb.CancelCompletionRequest, context: ServicerContext[Any, Any]
     ) -> pb.CancelCompletionResponse:
         ref = requests.completion_ref(request, self._limits)
         await self._completions.cancel(ref, keep_partial=request.keep_partial)
         return pb.CancelCompletionResponse()
+
+
+def _item_status(error: Exception) -> Status:
+    """An item's error for the wire; a bug is told to the log, as for any other call."""
+    if not isinstance(error, RuvdError):
+        _log.error("an item of BatchComplete failed", exc_info=error)
+    return status.of(error)[1]

@@ -38,9 +38,10 @@ class Statistics:
         """Count a completion that finished."""
         if not isinstance(event, CompletionEnded) or event.failed:
             return
-        latency = self.session if event.session_id else self.stateless
-        latency.count += 1
-        latency.seconds += event.timings.total_seconds
+        if not event.batch:
+            latency = self.session if event.session_id else self.stateless
+            latency.count += 1
+            latency.seconds += event.timings.total_seconds
         usage = event.usage
         if usage is None or usage.cached_tokens is None:
             return

@@ -46,7 +46,7 @@ class Turns:
             session = Session("", 0.0, 0.0, 0.0, system_prompt=request.system_prompt)
             session, messages = _adopt_system(session, request.messages)
             check_results((), request.messages)
-            prompt = Prompt(completion.id, session, (), messages, request.options)
+            prompt = _prompt(completion, request, session, (), messages)
             answer = completion.answer
             done = await self._generator.generate(prompt, completion.log, answer)
             now = self._clock.monotonic()
@@ -123,7 +123,7 @@ class Turns:
         if not messages or messages[0].role is Role.TOOL:
             # The exchange goes on, so it is sent whatever is trimmed.
             history, turn = history[:-1], (*history[-1], *messages)
-        prompt = Prompt(completion.id, session, history, turn, request.options, creates)
+        prompt = replace(_prompt(completion, request, session, history, turn), creates=creates)
         answer = completion.answer
         try:
             done = await self._generator.generate(prompt, completion.log, answer)
@@ -148,6 +148,24 @@ class Turns:
         )
         await self._sessions.commit(Commit(after, numbered, receipt, create=creates))
         completion.log.append(finished)
+
+
+def _prompt(
+    completion: Completion,
+    request: CompletionRequest,
+    session: Session,
+    history: Sequence[Exchange],
+    messages: Sequence[Message],
+) -> Prompt:
+    return Prompt(
+        completion.id,
+        session,
+        history,
+        messages,
+        request.options,
+        batch=request.batch,
+        prefix_key=request.prefix_key,
+    )
 
 
 def _adopt_system(

@@ -21,6 +21,7 @@ import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.struct_pb2
 import google.protobuf.timestamp_pb2
+import google.rpc.status_pb2
 import sys
 import typing
 
@@ -824,6 +825,170 @@ class CompletionOptions(google.protobuf.message.Message):
 Global___CompletionOptions: typing_extensions.TypeAlias = CompletionOptions
 
 @typing.final
+class BatchCompleteRequest(google.protobuf.message.Message):
+    """The request of BatchComplete."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: builtins.int
+    MAX_CONCURRENCY_FIELD_NUMBER: builtins.int
+    max_concurrency: builtins.int
+    """How many run side by side at most; 0 is the daemon's default. Fewer run where the engine
+    cannot take more.
+    """
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___CompleteRequest]:
+        """What to complete; an item may be anything that Complete takes."""
+
+    def __init__(
+        self,
+        *,
+        items: collections.abc.Iterable[Global___CompleteRequest] | None = ...,
+        max_concurrency: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["items", b"items", "max_concurrency", b"max_concurrency"]) -> None: ...
+
+Global___BatchCompleteRequest: typing_extensions.TypeAlias = BatchCompleteRequest
+
+@typing.final
+class BatchCompleteResponse(google.protobuf.message.Message):
+    """The response of BatchComplete."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RESULT_FIELD_NUMBER: builtins.int
+    SUMMARY_FIELD_NUMBER: builtins.int
+    @property
+    def result(self) -> Global___BatchResult:
+        """The outcome of one item, in the order in which they end."""
+
+    @property
+    def summary(self) -> Global___BatchSummary:
+        """The last: what came of all items."""
+
+    def __init__(
+        self,
+        *,
+        result: Global___BatchResult | None = ...,
+        summary: Global___BatchSummary | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "result", b"result", "summary", b"summary"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "result", b"result", "summary", b"summary"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["result", "summary"] | None: ...
+
+Global___BatchCompleteResponse: typing_extensions.TypeAlias = BatchCompleteResponse
+
+@typing.final
+class BatchResult(google.protobuf.message.Message):
+    """The outcome of one item of a batch."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    COMPLETION_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """Which item, from 0 on."""
+    @property
+    def completion(self) -> Global___Completion:
+        """Its answer."""
+
+    @property
+    def error(self) -> google.rpc.status_pb2.Status:
+        """What its Complete would have failed with."""
+
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        completion: Global___Completion | None = ...,
+        error: google.rpc.status_pb2.Status | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["completion", b"completion", "error", b"error", "outcome", b"outcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["completion", b"completion", "error", b"error", "index", b"index", "outcome", b"outcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["completion", "error"] | None: ...
+
+Global___BatchResult: typing_extensions.TypeAlias = BatchResult
+
+@typing.final
+class Completion(google.protobuf.message.Message):
+    """A completion that has ended well."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMPLETION_ID_FIELD_NUMBER: builtins.int
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    FINISHED_FIELD_NUMBER: builtins.int
+    completion_id: builtins.str
+    """Its id."""
+    session_id: builtins.str
+    """The session; empty if stateless."""
+    model: builtins.str
+    """The model that answered; empty for an answer from before a restart of the daemon."""
+    @property
+    def finished(self) -> Global___Finished:
+        """The answer."""
+
+    def __init__(
+        self,
+        *,
+        completion_id: builtins.str = ...,
+        session_id: builtins.str = ...,
+        model: builtins.str = ...,
+        finished: Global___Finished | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["finished", b"finished"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["completion_id", b"completion_id", "finished", b"finished", "model", b"model", "session_id", b"session_id"]) -> None: ...
+
+Global___Completion: typing_extensions.TypeAlias = Completion
+
+@typing.final
+class BatchSummary(google.protobuf.message.Message):
+    """What came of a batch."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SUCCEEDED_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
+    USAGE_FIELD_NUMBER: builtins.int
+    WALL_TIME_FIELD_NUMBER: builtins.int
+    TOTAL_LATENCY_FIELD_NUMBER: builtins.int
+    succeeded: builtins.int
+    """Items that have an answer."""
+    failed: builtins.int
+    """Items that have an error."""
+    @property
+    def usage(self) -> Global___Usage:
+        """Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
+        them. Answers that were there already, from an earlier call, count as well.
+        """
+
+    @property
+    def wall_time(self) -> google.protobuf.duration_pb2.Duration:
+        """From the call's arrival until the last outcome."""
+
+    @property
+    def total_latency(self) -> google.protobuf.duration_pb2.Duration:
+        """The sum of the answers' own total times: what they would have taken one after the other, had
+        each been as fast alone.
+        """
+
+    def __init__(
+        self,
+        *,
+        succeeded: builtins.int = ...,
+        failed: builtins.int = ...,
+        usage: Global___Usage | None = ...,
+        wall_time: google.protobuf.duration_pb2.Duration | None = ...,
+        total_latency: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["total_latency", b"total_latency", "usage", b"usage", "wall_time", b"wall_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["failed", b"failed", "succeeded", b"succeeded", "total_latency", b"total_latency", "usage", b"usage", "wall_time", b"wall_time"]) -> None: ...
+
+Global___BatchSummary: typing_extensions.TypeAlias = BatchSummary
+
+@typing.final
 class ListModelsRequest(google.protobuf.message.Message):
     """The request of ListModels."""
 
@@ -1433,9 +1598,9 @@ class SessionMetrics(google.protobuf.message.Message):
     engine reported them; unset while it has reported none.
     """
     session_completions: builtins.int
-    """Session completions that finished."""
+    """Session completions that finished, without items of batches."""
     stateless_completions: builtins.int
-    """Stateless completions that finished."""
+    """Stateless completions that finished, without items of batches."""
     avg_latency_reduction: builtins.float
     """(stateless - session) / stateless latency, in percent; negative when sessions were slower,
     unset without both.
@@ -1446,7 +1611,9 @@ class SessionMetrics(google.protobuf.message.Message):
     """
     @property
     def avg_session_latency(self) -> google.protobuf.duration_pb2.Duration:
-        """Mean total latency of the session completions that finished; unset without one."""
+        """Mean total latency of the session completions that finished; unset without one. Items of
+        batches do not count in latencies, as they wait for each other on purpose.
+        """
 
     @property
     def avg_stateless_latency(self) -> google.protobuf.duration_pb2.Duration:

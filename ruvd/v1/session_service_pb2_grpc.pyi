@@ -209,6 +209,22 @@ _SessionServiceResumeCompletionType = typing_extensions.TypeVar(
     ],
 )
 
+_SessionServiceBatchCompleteType = typing_extensions.TypeVar(
+    '_SessionServiceBatchCompleteType',
+    grpc.UnaryStreamMultiCallable[
+        ruvd.v1.session_service_pb2.BatchCompleteRequest,
+        ruvd.v1.session_service_pb2.BatchCompleteResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        ruvd.v1.session_service_pb2.BatchCompleteRequest,
+        ruvd.v1.session_service_pb2.BatchCompleteResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        ruvd.v1.session_service_pb2.BatchCompleteRequest,
+        ruvd.v1.session_service_pb2.BatchCompleteResponse,
+    ],
+)
+
 _SessionServiceCancelCompletionType = typing_extensions.TypeVar(
     '_SessionServiceCancelCompletionType',
     grpc.UnaryUnaryMultiCallable[
@@ -225,7 +241,7 @@ _SessionServiceCancelCompletionType = typing_extensions.TypeVar(
     ],
 )
 
-class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _SessionServiceGetSessionType, _SessionServiceListSessionsType, _SessionServiceUpdateSessionType, _SessionServiceAppendMessagesType, _SessionServiceForkSessionType, _SessionServiceEndSessionType, _SessionServiceListModelsType, _SessionServiceGetSessionMetricsType, _SessionServiceCompleteType, _SessionServiceResumeCompletionType, _SessionServiceCancelCompletionType]):
+class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _SessionServiceGetSessionType, _SessionServiceListSessionsType, _SessionServiceUpdateSessionType, _SessionServiceAppendMessagesType, _SessionServiceForkSessionType, _SessionServiceEndSessionType, _SessionServiceListModelsType, _SessionServiceGetSessionMetricsType, _SessionServiceCompleteType, _SessionServiceResumeCompletionType, _SessionServiceBatchCompleteType, _SessionServiceCancelCompletionType]):
     """Holds conversations and completes them."""
 
     @typing.overload
@@ -273,6 +289,10 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
         grpc.UnaryStreamMultiCallable[
             ruvd.v1.session_service_pb2.ResumeCompletionRequest,
             ruvd.v1.session_service_pb2.ResumeCompletionResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            ruvd.v1.session_service_pb2.BatchCompleteRequest,
+            ruvd.v1.session_service_pb2.BatchCompleteResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.CancelCompletionRequest,
@@ -325,6 +345,10 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
         grpc.aio.UnaryStreamMultiCallable[
             ruvd.v1.session_service_pb2.ResumeCompletionRequest,
             ruvd.v1.session_service_pb2.ResumeCompletionResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            ruvd.v1.session_service_pb2.BatchCompleteRequest,
+            ruvd.v1.session_service_pb2.BatchCompleteResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.CancelCompletionRequest,
@@ -402,6 +426,15 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     those of Complete.
     """
 
+    BatchComplete: _SessionServiceBatchCompleteType
+    """BatchComplete answers many requests and sends each answer, or what went wrong with it, as soon
+    as it is there; the summary comes last. Items of one session run in order, others side by
+    side. An item fails alone. Interactive completions go before items, which have a share of the
+    engine of their own. Cancelling the call is to every item what cancelling Complete is; those
+    that have not begun do not begin. Repeating the call with the same request ids runs what was
+    not finished. Errors: INVALID_REQUEST (of the call; an item's own are its outcome).
+    """
+
     CancelCompletion: _SessionServiceCancelCompletionType
     """CancelCompletion stops a completion and returns when it has ended; one that ended before is
     left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
@@ -451,6 +484,10 @@ SessionServiceAsyncStub: typing_extensions.TypeAlias = SessionServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         ruvd.v1.session_service_pb2.ResumeCompletionRequest,
         ruvd.v1.session_service_pb2.ResumeCompletionResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        ruvd.v1.session_service_pb2.BatchCompleteRequest,
+        ruvd.v1.session_service_pb2.BatchCompleteResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         ruvd.v1.session_service_pb2.CancelCompletionRequest,
@@ -584,6 +621,20 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         events are no longer kept but its answer is committed, as after a restart, Finished comes
         under its own number. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and
         those of Complete.
+        """
+
+    @abc.abstractmethod
+    def BatchComplete(
+        self,
+        request: ruvd.v1.session_service_pb2.BatchCompleteRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[ruvd.v1.session_service_pb2.BatchCompleteResponse], collections.abc.AsyncIterator[ruvd.v1.session_service_pb2.BatchCompleteResponse]]:
+        """BatchComplete answers many requests and sends each answer, or what went wrong with it, as soon
+        as it is there; the summary comes last. Items of one session run in order, others side by
+        side. An item fails alone. Interactive completions go before items, which have a share of the
+        engine of their own. Cancelling the call is to every item what cancelling Complete is; those
+        that have not begun do not begin. Repeating the call with the same request ids runs what was
+        not finished. Errors: INVALID_REQUEST (of the call; an item's own are its outcome).
         """
 
     @abc.abstractmethod

@@ -16,9 +16,20 @@ def ended(
     usage: Usage | None = None,
     prefill: float | None = None,
     failed: bool = False,
+    batch: bool = False,
 ) -> CompletionEnded:
-    timings = Timings(0.0, None, total, prefill)
-    return CompletionEnded("c", session_id, "m", "STOP", failed, usage, timings, 1, False)  # noqa: FBT003
+    return CompletionEnded(
+        completion_id="c",
+        session_id=session_id,
+        batch=batch,
+        model="m",
+        reason="STOP",
+        failed=failed,
+        usage=usage,
+        timings=Timings(0.0, None, total, prefill),
+        context_messages=1,
+        context_trimmed=False,
+    )
 
 
 def test_nothing_measured_is_nothing_known() -> None:
@@ -39,6 +50,14 @@ def test_latencies_are_means_and_their_reduction_may_be_negative() -> None:
     assert statistics.latency_reduction == pytest.approx(50.0)
     statistics(ended("s", 20.0))  # the mean is 8 now, against 4
     assert statistics.latency_reduction == pytest.approx(-100.0)
+
+
+def test_items_of_a_batch_wait_for_each_other_so_their_latency_counts_for_nothing() -> None:
+    statistics = Statistics()
+    statistics(ended("", 100.0, batch=True))
+    statistics(ended("s", 100.0, batch=True, usage=Usage(100, 50, 5)))
+    assert (statistics.session.count, statistics.stateless.count) == (0, 0)
+    assert statistics.cache_hit_rate == pytest.approx(50.0)  # what was cached was cached
 
 
 def test_the_hit_rate_is_of_the_tokens_of_sessions_that_the_engine_reported() -> None:

@@ -90,6 +90,11 @@ class SessionServiceStub(object):
                 request_serializer=ruvd_dot_v1_dot_session__service__pb2.ResumeCompletionRequest.SerializeToString,
                 response_deserializer=ruvd_dot_v1_dot_session__service__pb2.ResumeCompletionResponse.FromString,
                 _registered_method=True)
+        self.BatchComplete = channel.unary_stream(
+                '/ruvd.v1.SessionService/BatchComplete',
+                request_serializer=ruvd_dot_v1_dot_session__service__pb2.BatchCompleteRequest.SerializeToString,
+                response_deserializer=ruvd_dot_v1_dot_session__service__pb2.BatchCompleteResponse.FromString,
+                _registered_method=True)
         self.CancelCompletion = channel.unary_unary(
                 '/ruvd.v1.SessionService/CancelCompletion',
                 request_serializer=ruvd_dot_v1_dot_session__service__pb2.CancelCompletionRequest.SerializeToString,
@@ -204,6 +209,18 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchComplete(self, request, context):
+        """BatchComplete answers many requests and sends each answer, or what went wrong with it, as soon
+        as it is there; the summary comes last. Items of one session run in order, others side by
+        side. An item fails alone. Interactive completions go before items, which have a share of the
+        engine of their own. Cancelling the call is to every item what cancelling Complete is; those
+        that have not begun do not begin. Repeating the call with the same request ids runs what was
+        not finished. Errors: INVALID_REQUEST (of the call; an item's own are its outcome).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelCompletion(self, request, context):
         """CancelCompletion stops a completion and returns when it has ended; one that ended before is
         left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
@@ -269,6 +286,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.ResumeCompletion,
                     request_deserializer=ruvd_dot_v1_dot_session__service__pb2.ResumeCompletionRequest.FromString,
                     response_serializer=ruvd_dot_v1_dot_session__service__pb2.ResumeCompletionResponse.SerializeToString,
+            ),
+            'BatchComplete': grpc.unary_stream_rpc_method_handler(
+                    servicer.BatchComplete,
+                    request_deserializer=ruvd_dot_v1_dot_session__service__pb2.BatchCompleteRequest.FromString,
+                    response_serializer=ruvd_dot_v1_dot_session__service__pb2.BatchCompleteResponse.SerializeToString,
             ),
             'CancelCompletion': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelCompletion,
@@ -574,6 +596,33 @@ class SessionService(object):
             '/ruvd.v1.SessionService/ResumeCompletion',
             ruvd_dot_v1_dot_session__service__pb2.ResumeCompletionRequest.SerializeToString,
             ruvd_dot_v1_dot_session__service__pb2.ResumeCompletionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchComplete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ruvd.v1.SessionService/BatchComplete',
+            ruvd_dot_v1_dot_session__service__pb2.BatchCompleteRequest.SerializeToString,
+            ruvd_dot_v1_dot_session__service__pb2.BatchCompleteResponse.FromString,
             options,
             channel_credentials,
             insecure,

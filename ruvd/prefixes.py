@@ -1,0 +1,63 @@
+"""Which requests of a batch begin alike. Pure.
+
+Requests that share a long beginning (a system prompt, a document) are best run together: the
+engine evaluates it once and the others start from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from ruvd import receipts
+from ruvd.completion import CompletionRequest
+
+# About 250 tokens: less is evaluated faster than it is shared.
+_LEAST_CHARACTERS = 1000
+
+
+def beginning(request: CompletionRequest) -> str:
+    """What the prompt of a request without a history is made of, in its order."""
+    options = request.options
+    tools = [asdict(tool) for tool in options.tools]
+    head = f"{options.model}\0{receipts.digest('tools', tools).hex() if tools else ''}\0"
+    parts = [head, f"system\0{request.system_prompt}\0" if request.system_prompt else ""]
+    parts += [f"{message.role.value}\0{message.content}\0" for message in request.messages]
+    return "".join(parts)
+
+
+def group(texts: Mapping[int, str]) -> dict[int, str]:
+    """For every index whose text begins as that of another, a key of the beginning they share.
+
+    Neighbours in the order of their texts share the most; a group ends where the next text would
+    leave it less than half of what it shares.
+    """
+    keys: dict[int, str] = {}
+    order = sorted(texts, key=lambda index: texts[index])
+    members: list[int] = order[:1]
+    shared = 0
+    for index in order[1:]:
+        common = _common(texts[members[-1]], texts[index])
+        if common >= _LEAST_CHARACTERS and (len(members) == 1 or common * 2 >= shared):
+            shared = min(common, shared) if len(members) > 1 else common
+            members.append(index)
+            continue
+        keys |= _keyed(members, texts, shared)
+        members, shared = [index], 0
+    return keys | _keyed(members, texts, shared)
+
+
+def _keyed(members: list[int], texts: Mapping[int, str], shared: int) -> dict[int, str]:
+    if len(members) < 2:  # nobody to share with
+        return {}
+    text = texts[members[0]][:shared]
+    key = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return dict.fromkeys(members, key)
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    most = min(len(one), len(other))
+    return bisect_left(range(most), 1, key=lambda at: one[: at + 1] != other[: at + 1])
