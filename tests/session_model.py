@@ -6,8 +6,9 @@ of its errors: histories are flat lists, a window is found by looking, who goes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ruvd.errors import (
     InvalidRequest,
@@ -24,21 +25,37 @@ IDLE_SECONDS = 50.0
 WINDOW = (1, 3)
 
 Failure: TypeAlias = type[RuvdError]
-Said: TypeAlias = tuple[tuple[str, str], ...]
+
+
+class Spoken(NamedTuple):
+    """A message: `calls` are (id, name, arguments), `answers` is the id of one of them."""
+
+    role: str
+    text: str = ""
+    calls: tuple[tuple[str, str, str], ...] = ()
+    answers: str = ""
+    thought: str = ""
+
+    @property
+    def letters(self) -> str:
+        return "".join((self.text, self.answers, self.thought, *map("".join, self.calls)))
+
+
+Said: TypeAlias = tuple[Spoken, ...]
 
 
 @dataclass(frozen=True)
 class Answered:
     """How a completion ends well."""
 
-    text: str
+    answer: Spoken
     exchange_count: int
     reason: str = "stop"
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A completion that a caller asks for; `said` is (role, text) pairs."""
+    """A completion that a caller asks for."""
 
     session_id: str
     said: Said
@@ -97,7 +114,7 @@ class Row:
     labels: dict[str, str] = field(default_factory=dict)
     window: tuple[int, int] = WINDOW
     parent_id: str = ""
-    exchanges: list[list[tuple[str, str]]] = field(default_factory=list)
+    exchanges: list[list[Spoken]] = field(default_factory=list)
     start: int = 0
     turns: int = 0
     made: int = 0
@@ -105,7 +122,7 @@ class Row:
     created_by: str = ""
 
     @property
-    def messages(self) -> list[tuple[str, str]]:
+    def messages(self) -> list[Spoken]:
         return [message for exchange in self.exchanges for message in exchange]
 
     @property
@@ -113,10 +130,10 @@ class Row:
         return self.last_used + self.idle
 
     def add(self, said: Said) -> None:
-        for role, text in said:
-            if role == "user" or not self.exchanges:
+        for message in said:
+            if message.role == "user" or not self.exchanges:
                 self.exchanges.append([])
-            self.exchanges[-1].append((role, text))
+            self.exchanges[-1].append(message)
 
 
 @dataclass
@@ -131,10 +148,11 @@ class Turn:
     trimmed: bool
 
     @property
-    def prompt(self) -> list[tuple[str, str]]:
-        system = [("system", self.row.system)] if self.row.system else []
+    def prompt(self) -> list[Spoken]:
+        system = [Spoken("system", self.row.system)] if self.row.system else []
         sent = [m for exchange in self.row.exchanges[self.start :] for m in exchange]
-        return [*system, *sent, *self.ask.said]
+        # What was thought is not said again.
+        return [message._replace(thought="") for message in (*system, *sent, *self.ask.said)]
 
     def shortened(self) -> Turn | None:
         """After an overflow; None if no exchange is left to trim."""
@@ -177,6 +195,11 @@ class Model:
         before, answered = row.requests[ask.request_id]
         return answered if answered and ask.repeats(before) else RequestIdReused
 
+    def may_take_over(self, ask: Ask) -> bool:
+        """Nobody loses a turn to results that answer nothing, as far as what is stored tells."""
+        row = self.rows.get(ask.session_id)
+        return row is None or row.expires <= self.now or fits(row.messages, ask.said)
+
     # --- turns ------------------------------------------------------------------------------
 
     def begin(self, ask: Ask, *, waited: bool = False) -> Turn | Failure:
@@ -189,10 +212,12 @@ class Model:
         row.last_used = self.now
         if ask.system and ask.system != row.system:
             return InvalidRequest
+        if not fits(row.messages, ask.said):
+            return InvalidRequest
         before = len(row.exchanges)
-        if not ask.said:
-            if not before or row.exchanges[-1][-1][0] != "user":
-                return InvalidRequest
+        if not ask.said and (not before or row.messages[-1].role not in ("user", "tool")):
+            return InvalidRequest
+        if not ask.said or ask.said[0].role == "tool":
             before -= 1
         start = moved(row.start, before, row.window)
         return Turn(ask, row, found is None, before, start, trimmed=start > row.start)
@@ -201,13 +226,14 @@ class Model:
         if not turn.created:
             turn.row.last_used = self.now
 
-    def finish(self, turn: Turn, text: str, reason: str = "stop") -> Answered:
+    def finish(self, turn: Turn, answer: Spoken, reason: str = "") -> Answered:
         row, ask = turn.row, turn.ask
-        row.add((*ask.said, ("assistant", text)))
+        reason = reason or ("tool_calls" if answer.calls else "stop")
+        row.add((*ask.said, answer))
         row.start = turn.start
         row.last_used = self.now
-        row.turns += reason == "stop"  # what is cancelled has no figures
-        answered = Answered(text, len(row.exchanges), reason)
+        row.turns += reason != "cancelled"  # which has no figures
+        answered = Answered(answer, len(row.exchanges), reason)
         if ask.request_id:
             row.requests[ask.request_id] = (ask, answered)
         if turn.created:
@@ -218,6 +244,8 @@ class Model:
 
     def create(self, new: Creation, session_id: str) -> Row | Failure:
         """`session_id` is the one that was made where `new` has none."""
+        if not fits((), new.said):
+            return InvalidRequest
         found = self._made_by(new.request_id, new)
         if found:
             return found
@@ -258,6 +286,8 @@ class Model:
             return SessionNotFound
         if new.request_id in row.requests:
             return row if row.requests[new.request_id][0] == new else RequestIdReused
+        if not fits(row.messages, new.said):
+            return InvalidRequest
         row.add(new.said)
         row.last_used = self.now
         if new.request_id:
@@ -312,6 +342,25 @@ class Model:
                 gone = min(old, key=lambda each: (each.expires, each.made))
             del self.rows[gone.id]
             self.gone.append(gone.id)
+
+
+def open_calls(history: Sequence[Spoken]) -> list[str]:
+    """The ids of the calls at the end of a history that wait for their results."""
+    answered = set()
+    for message in reversed(history):
+        if message.role != "tool":
+            return [call[0] for call in message.calls if call[0] not in answered]
+        answered.add(message.answers)
+    return []
+
+
+def fits(history: Sequence[Spoken], said: Said) -> bool:
+    """Whether each result answers a call that waits for it when it is said."""
+    return all(
+        message.answers in open_calls([*history, *said[:place]])
+        for place, message in enumerate(said)
+        if message.role == "tool"
+    )
 
 
 def moved(start: int, before: int, window: tuple[int, int]) -> int:

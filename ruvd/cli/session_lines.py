@@ -1,6 +1,7 @@
 """A session as a line of JSON, in OpenAI's message format. Pure: text in, values out.
 
-The system prompt is the first message. What has no place in `messages` is in `metadata`; times are
+The system prompt is the first message; reasoning is `reasoning_content`, as servers of open models
+have it. What has no place in `messages` is in `metadata`; times are
 there to be read, and a session that is made of a line has its own. What a session does not hold
 is refused and not dropped: only what is empty may be left out. Usage and parent stay behind on
 export, because a session that is imported generated nothing and shares nothing.
@@ -18,9 +19,9 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from ruvd_client import ContextWindow, Message, Role, Session
 from ruvd_client.protocol import CreateSessionArguments, to_seconds
-from ruvd_client.v1.session_service_pb2 import Rendering
+from ruvd_client.v1.session_service_pb2 import Rendering, ToolCall
 
-_ROLES = {"user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT}
+_ROLES = {"user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT, "tool": Role.ROLE_TOOL}
 _RENDERING = "RENDERING_"
 _TIMES = ("create_time", "last_used_time")
 _MAX_INT32 = 2**31 - 1
@@ -43,10 +44,7 @@ class Conversation:
 
 def to_line(session: Session) -> str:
     """The line, without its end, of a session that was read with its messages."""
-    messages = [
-        {"role": Role.Name(message.role).removeprefix("ROLE_").lower(), "content": message.content}
-        for message in session.messages
-    ]
+    messages = [_fields_of(message) for message in session.messages]
     if session.system_prompt:
         messages.insert(0, {"role": "system", "content": session.system_prompt})
     window = session.context_window
@@ -83,9 +81,10 @@ def from_line(line: bytes) -> Conversation:
     _nothing_else(fields, "")
     arguments = _arguments(metadata)
     if messages and _object(messages[0], "messages[0]").get("role") == "system":
-        arguments["system_prompt"] = _content(
-            _object(messages.pop(0), "messages[0]"), "messages[0]"
-        )
+        system = _object(messages.pop(0), "messages[0]")
+        del system["role"]
+        arguments["system_prompt"] = _content(system.pop("content", None), "messages[0].content")
+        _nothing_else(system, "messages[0].")
         first = 1
     else:
         first = 0
@@ -95,21 +94,73 @@ def from_line(line: bytes) -> Conversation:
     )
 
 
+def _fields_of(message: Message) -> dict[str, Any]:
+    calls = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in message.tool_calls
+    ]
+    fields: dict[str, Any] = {
+        "role": Role.Name(message.role).removeprefix("ROLE_").lower(),
+        "content": None if calls and not message.content else message.content,
+    }
+    more = {
+        "reasoning_content": message.reasoning,
+        "tool_calls": calls,
+        "tool_call_id": message.tool_call_id,
+    }
+    return fields | {name: value for name, value in more.items() if value}
+
+
 def _message(value: Any, path: str) -> Message:
     fields = _object(value, path)
-    word = fields.get("role")
+    word = fields.pop("role", None)
     if word == "system":
         raise LineRefused(f"{path}.role: only the first message may be a system message")
     if not isinstance(word, str) or word not in _ROLES:
-        raise LineRefused(f"{path}.role: {word!r} is not system, user or assistant")
-    return Message(role=_ROLES[word], content=_content(fields, path))
-
-
-def _content(fields: dict[str, Any], path: str) -> str:
-    fields.pop("role")
+        raise LineRefused(f"{path}.role: {word!r} is not system, user, assistant or tool")
+    message = Message(role=_ROLES[word])
+    if word == "assistant":
+        message.tool_calls.extend(_tool_calls(fields.pop("tool_calls", None), f"{path}.tool_calls"))
+        if (reasoning := fields.pop("reasoning_content", None)) is not None:
+            message.reasoning = _text(reasoning, f"{path}.reasoning_content")
+    elif word == "tool":
+        message.tool_call_id = _text(fields.pop("tool_call_id", None), f"{path}.tool_call_id")
     content = fields.pop("content", None)
+    if content is not None or not message.tool_calls:
+        message.content = _content(content, f"{path}.content")
     _nothing_else(fields, f"{path}.")
-    path = f"{path}.content"
+    return message
+
+
+def _tool_calls(value: Any, path: str) -> list[ToolCall]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise LineRefused(f"{path}: a list is needed")
+    return [_tool_call(each, f"{path}[{number}]") for number, each in enumerate(value)]
+
+
+def _tool_call(value: Any, path: str) -> ToolCall:
+    fields = _object(value, path)
+    kind = fields.pop("type", None)
+    if kind not in (None, "function"):
+        raise LineRefused(f"{path}.type: {kind!r} is not function")
+    function = _object(fields.pop("function", None), f"{path}.function")
+    call = ToolCall(
+        id=_text(fields.pop("id", None), f"{path}.id"),
+        name=_text(function.pop("name", None), f"{path}.function.name"),
+        arguments=_text(function.pop("arguments", None), f"{path}.function.arguments"),
+    )
+    _nothing_else(function, f"{path}.function.")
+    _nothing_else(fields, f"{path}.")
+    return call
+
+
+def _content(content: Any, path: str) -> str:
     if not isinstance(content, list):
         return _text(content, path)
     texts = []

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Table
-from ruvd_client import Role, Session, SessionView
+from ruvd_client import Message, Role, Session, SessionView
 
 from ruvd.cli.terminal import Address, connected, default_address, out, printable
 
@@ -72,7 +72,7 @@ def show(
         if value:
             _print_entry(name, value, "bold")
     for message in session.messages:
-        _print_entry(Role.Name(message.role).removeprefix("ROLE_").lower(), message.content, "cyan")
+        _print_message(message)
 
 
 def end(session_id: str, /, *, address: Address = default_address) -> None:
@@ -97,6 +97,18 @@ def _print_table(found: Sequence[Session]) -> None:
             printable(_label_text(session)),
         )
     out.print(table, markup=False)
+
+
+def _print_message(message: Message) -> None:
+    """A message, what was thought before it, and the calls it makes; a result after its call."""
+    if message.reasoning:
+        _print_entry("reasoning", message.reasoning, "dim")
+    if message.content or not message.tool_calls:
+        call = f"[{message.tool_call_id}] " if message.tool_call_id else ""
+        who = Role.Name(message.role).removeprefix("ROLE_").lower()
+        _print_entry(who, f"{call}{message.content}", "cyan")
+    for each in message.tool_calls:
+        _print_entry("calls", f"[{each.id}] {each.name}({each.arguments})", "cyan")
 
 
 def _print_entry(name: str, value: str, style: str) -> None:

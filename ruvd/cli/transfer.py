@@ -49,7 +49,7 @@ def export_sessions(
     """Write sessions as JSON lines: these, or all in the order of their creation.
 
     A line is {"messages": [{"role", "content"}...], "metadata": {...}}; the system prompt is the
-    first message.
+    first message. Tool calls, their results and reasoning are as in OpenAI's message format.
     """
     with connected(address) as client, _output(out) as file:
         busy = out != _STREAM or not sys.stdout.isatty()
@@ -73,7 +73,7 @@ def import_sessions(
     """Make a session of each line of FILE (- is stdin), in OpenAI's message format.
 
     Lines without metadata get ids of their own. A line with what a session cannot hold, such as
-    tool calls or images, is refused and named. Exit code 1 if any line failed.
+    images, is refused and named. Exit code 1 if any line failed.
     """
     with connected(address) as client, _input(file) as lines:
         run = _Import(client, on_conflict, {session.id for session in client.list_sessions()})

@@ -10,9 +10,9 @@ import sqlite3
 from collections.abc import Mapping
 from itertools import groupby
 
-from ruvd.model import Exchange, Message, Receipt, Role, Session
+from ruvd.model import Exchange, Receipt, Session
 from ruvd.ports import StoreCounts
-from ruvd.stores.rows import Row, receipt_of, session_of
+from ruvd.stores.rows import Row, message_of, receipt_of, session_of
 
 _END = 2**62
 
@@ -31,7 +31,7 @@ def exchanges(db: sqlite3.Connection, session_id: str, first: int) -> list[Excha
     while branch is not None:
         parts.append(
             db.execute(
-                "SELECT exchange, role, content FROM messages"
+                "SELECT exchange, role, content, extra FROM messages"
                 " WHERE branch = ? AND exchange BETWEEN ? AND ? AND position < ?"
                 " ORDER BY exchange, position",
                 (branch, first, last, end),
@@ -42,7 +42,7 @@ def exchanges(db: sqlite3.Connection, session_id: str, first: int) -> list[Excha
             break
     rows = [row for part in reversed(parts) for row in part]
     return [
-        tuple(Message(Role(role), content) for _, role, content in group)
+        tuple(message_of(role, content, extra) for _, role, content, extra in group)
         for _, group in groupby(rows, key=lambda row: row[0])
     ]
 
@@ -102,7 +102,7 @@ def receipt(db: sqlite3.Connection, session_id: str, request_id: str) -> Receipt
         return None
     row = db.execute(
         "SELECT r.request_id, r.digest, r.completion_id, r.last_sequence, r.figures,"
-        " m.role, m.content FROM sessions s JOIN receipts r ON r.session = s.pk"
+        " m.role, m.content, m.extra FROM sessions s JOIN receipts r ON r.session = s.pk"
         " LEFT JOIN messages m ON m.pk = r.message WHERE s.id = ? AND r.request_id = ?",
         (session_id, request_id),
     ).fetchone()
@@ -113,7 +113,7 @@ def completion(db: sqlite3.Connection, completion_id: str) -> tuple[str, Receipt
     """See `Store.completion`."""
     row = db.execute(
         "SELECT s.id, r.request_id, r.digest, r.completion_id, r.last_sequence, r.figures,"
-        " m.role, m.content FROM receipts r JOIN sessions s ON s.pk = r.session"
+        " m.role, m.content, m.extra FROM receipts r JOIN sessions s ON s.pk = r.session"
         " LEFT JOIN messages m ON m.pk = r.message"
         " WHERE r.completion_id = ? AND r.completion_id <> ''",
         (completion_id,),
@@ -125,7 +125,7 @@ def created_by(db: sqlite3.Connection, request_id: str) -> tuple[str, Receipt] |
     """See `Store.created_by`."""
     row = db.execute(
         "SELECT s.id, r.request_id, r.digest, r.completion_id, r.last_sequence, r.figures,"
-        " NULL, NULL FROM receipts r JOIN sessions s ON s.pk = r.session"
+        " NULL, NULL, NULL FROM receipts r JOIN sessions s ON s.pk = r.session"
         " WHERE r.request_id = ? AND r.creates ORDER BY r.session DESC LIMIT 1",
         (request_id,),
     ).fetchone()

@@ -1,7 +1,8 @@
 """Sessions and receipts to rows of the SQLite schema, and back.
 
 Scalars are columns, so that an index or a reader with the `sqlite3` tool can use them; what is
-only ever read whole (labels, a receipt's figures) is JSON. Messages are never JSON.
+only ever read whole (labels, a receipt's figures) is JSON. So is what few messages have (tool
+calls, the call that is answered, reasoning): `extra`, NULL for a message of nothing but text.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ruvd.model import (
     Role,
     Session,
     Timings,
+    ToolCall,
     Usage,
 )
 
@@ -77,6 +79,29 @@ def session_of(row: Row) -> Session:
     )
 
 
+def extra_of(message: Message) -> str | None:
+    """What a message has besides its text, as JSON; None for nothing. Texts stay as they are."""
+    if not (message.tool_calls or message.tool_call_id or message.reasoning):
+        return None
+    fields: dict[str, Any] = {}
+    if message.tool_calls:
+        fields["tool_calls"] = [[call.id, call.name, call.arguments] for call in message.tool_calls]
+    if message.tool_call_id:
+        fields["tool_call_id"] = message.tool_call_id
+    if message.reasoning:
+        fields["reasoning"] = message.reasoning
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def message_of(role: str, content: str, extra: str | None = None) -> Message:
+    """The message of these columns."""
+    if extra is None:
+        return Message(Role(role), content)
+    fields = json.loads(extra)
+    calls = tuple(ToolCall(*call) for call in fields.pop("tool_calls", ()))
+    return Message(Role(role), content, calls, **fields)
+
+
 def figures_of(finished: Finished, *, with_message: bool) -> str:
     """A `Finished` as JSON, with its message only where the history does not hold it."""
     usage, timings = finished.usage, finished.timings
@@ -92,20 +117,20 @@ def figures_of(finished: Finished, *, with_message: bool) -> str:
         "exchange_count": finished.exchange_count,
     }
     if with_message:
-        figures["message"] = [finished.message.role.value, finished.message.content]
+        message = finished.message
+        figures["message"] = [message.role.value, message.content, extra_of(message)]
     return json.dumps(figures)
 
 
 def receipt_of(row: Row) -> Receipt:
-    """From (request_id, digest, completion_id, last_sequence, figures, role, content)."""
-    request_id, digest, completion_id, last_sequence, figures, role, content = row
+    """From (request_id, digest, completion_id, last_sequence, figures, role, content, extra)."""
+    request_id, digest, completion_id, last_sequence, figures, *message = row
     finished = None
     if figures is not None:
         told = json.loads(figures)
-        role, content = told.get("message", (role, content))
         finished = Finished(
             finish_reason=FinishReason(told["finish_reason"]),
-            message=Message(Role(role), content),
+            message=message_of(*told.get("message", message)),
             usage=Usage(*told["usage"]) if told["usage"] else None,
             timings=Timings(*told["timings"]),
             exchange_count=told["exchange_count"],

@@ -102,6 +102,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX receipts_by_creation ON receipts (request_id) WHERE creates",
         "CREATE TABLE garbage (branch INTEGER PRIMARY KEY)",
     ),
+    # What a message has besides its text, see `rows`. It looks at no row, however many there are.
+    ("ALTER TABLE messages ADD COLUMN extra TEXT",),
 )
 
 

@@ -12,7 +12,7 @@ from ruvd.errors import SessionExists, SessionNotFound
 from ruvd.model import Receipt
 from ruvd.ports import Commit
 from ruvd.stores.reads import fork_of
-from ruvd.stores.rows import figures_of, session_values
+from ruvd.stores.rows import extra_of, figures_of, session_values
 
 _EXPIRE_AT_ONCE = 1_000
 
@@ -135,8 +135,16 @@ def _append(
     for place, (exchange, message) in enumerate(change.appended, start=position):
         end_bytes += message.size_bytes
         last = db.execute(
-            "INSERT INTO messages VALUES (NULL, ?, ?, ?, ?, ?, ?)",
-            (branch, exchange, place, end_bytes, message.role.value, message.content),
+            "INSERT INTO messages VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                branch,
+                exchange,
+                place,
+                end_bytes,
+                message.role.value,
+                message.content,
+                extra_of(message),
+            ),
         ).lastrowid
     if change.receipt is not None:
         _keep(db, branch, change, change.receipt, last)

@@ -12,6 +12,7 @@ import pytest
 from running import StartDaemon
 from ruvd_client import AsyncClient, ContextWindow, SessionView
 from ruvd_client.v1.session_service_pb2 import RENDERING_TRANSCRIPT
+from tool_conversation import CALLS, TOOL_EXCHANGE, proto_of
 
 Ruvd = Callable[..., Awaitable[subprocess.CompletedProcess[str]]]
 
@@ -90,6 +91,66 @@ async def test_what_is_exported_imported_and_exported_again_is_equal_but_for_tim
             "rendering": "transcript",
         },
     }
+
+
+async def test_tool_calls_their_results_and_reasoning_come_over_byte_for_byte(
+    address: str, daemon: StartDaemon, ruvd: Ruvd
+) -> None:
+    messages = [proto_of(message) for message in TOOL_EXCHANGE]
+    async with AsyncClient(address) as client:
+        await client.create_session(session_id="tools", messages=messages)
+    first = await ruvd("sessions", "export", "--address", address)
+    assert (first.returncode, first.stderr) == (0, "")
+    told = without_times(first.stdout)[0]["messages"]
+    assert told[1]["content"] is None
+    assert told[1]["tool_calls"][0] == {
+        "id": CALLS[0].id,
+        "type": "function",
+        "function": {"name": CALLS[0].name, "arguments": CALLS[0].arguments},
+    }
+    assert [each["role"] for each in told[2:-1]] == ["tool"] * len(CALLS)
+    async with daemon(*ECHO) as second:
+        at = ("--address", second.address)
+        done = await ruvd("sessions", "import", "-", *at, stdin=first.stdout)
+        assert (done.returncode, done.stderr) == (0, "1 session imported\n")
+        async with AsyncClient(second.address) as client:
+            session = await client.get_session("tools", SessionView.SESSION_VIEW_FULL)
+        again = await ruvd("sessions", "export", *at)
+        shown = await ruvd("sessions", "show", "tools", *at)
+    assert list(session.messages) == messages
+    assert without_times(again.stdout) == without_times(first.stdout)
+    assert [each.split() for each in shown.stdout.splitlines() if "[call 0]" in each] == [
+        ["calls", "[call", "0]", 'f0({"a":', ")"],
+        ["tool", "[call", "0]"],
+    ]
+
+
+async def test_results_are_imported_after_the_calls_of_an_earlier_request(
+    address: str, ruvd: Ruvd
+) -> None:
+    """A long history is made in portions of 500 messages; here the results begin the second."""
+    value = json.loads(line(*[f"message {number}" for number in range(499)], session_id="long"))
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    value["messages"] += [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "", "tool_call_id": "1"},
+        {"role": "assistant", "content": "so"},
+    ]
+    at = ("--address", address)
+    done = await ruvd("sessions", "import", "-", *at, stdin=json.dumps(value))
+    assert (done.returncode, done.stderr) == (0, "1 session imported\n")
+    exported = await ruvd("sessions", "export", *at)
+    assert without_times(exported.stdout)[0]["messages"] == value["messages"]
+
+
+async def test_a_result_that_answers_no_call_is_refused_by_name(address: str, ruvd: Ruvd) -> None:
+    value = json.loads(line("hello"))
+    value["messages"].append({"role": "tool", "content": "x", "tool_call_id": "nobody"})
+    at = ("--address", address)
+    done = await ruvd("sessions", "import", "-", *at, stdin=json.dumps(value))
+    assert done.returncode == 1
+    assert done.stderr.startswith("ruvd: line 1: INVALID_REQUEST: messages[1].tool_call_id: ")
+    assert await listed(address) == []
 
 
 async def test_only_the_sessions_that_are_named_are_exported(address: str, ruvd: Ruvd) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from conversations import create, fork, ids, talk, texts
+from tool_conversation import TOOL_EXCHANGE, said
 
 from ruvd.errors import StoreUnavailable
 from ruvd.ports import Event
 from ruvd.stores.backup import back_up
+from ruvd.stores.schema import MIGRATIONS
 from ruvd.stores.sqlite import SqliteStore
 
 _MEGABYTE = "m" * 1_000_000
@@ -142,6 +144,33 @@ async def test_a_store_that_no_daemon_has_open_is_copied_too_and_opens_afterward
     for path in (source, target):
         async with opened(path) as store:
             assert await texts(store, "s") == ["hello"]
+
+
+async def test_tool_calls_and_reasoning_are_in_the_copy(source: Path, target: Path) -> None:
+    async with opened(source) as store:
+        await store.commit(said(await create(store), *TOOL_EXCHANGE))
+        await asyncio.to_thread(back_up, source, target)
+    async with opened(target) as copy:
+        assert list(await copy.exchanges("s", 0)) == [TOOL_EXCHANGE]
+
+
+async def test_a_store_of_an_older_ruvd_is_copied_as_it_is_and_opens_afterwards(
+    source: Path, target: Path
+) -> None:
+    source.parent.mkdir()
+    for number, statements in enumerate(MIGRATIONS[:-1], 1):
+        with closing(sqlite3.connect(source, isolation_level=None)) as db:
+            for statement in statements:
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {number}")
+    await asyncio.to_thread(back_up, source, target)
+    for path in (source, target):
+        with closing(sqlite3.connect(path)) as db:
+            version = db.execute("PRAGMA user_version").fetchone()
+        assert version == (len(MIGRATIONS) - 1,)
+    async with opened(target) as copy:
+        await create(copy, "s", "hello")
+        assert await texts(copy, "s") == ["hello"]
 
 
 async def test_a_file_that_exists_is_replaced_only_when_that_is_asked_for(

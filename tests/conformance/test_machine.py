@@ -2,7 +2,8 @@
 
 The machine calls; `session_model` says what must come of it; after each step everything that a
 client can see is compared. The engine never gives the same answer twice, so that a turn that is
-lost, committed twice or generated twice shows. Turns can be held open over many steps.
+lost, committed twice or generated twice shows. Turns can be held open over many steps. Answers may
+think and call tools; results come in later turns, and some answer nothing that was asked.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import pytest
-from fakes import FrozenClock, ScriptedEngine, Step, done
+from fakes import FrozenClock, ScriptedEngine, Step
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -36,7 +37,9 @@ from session_model import (
     Model,
     Row,
     Said,
+    Spoken,
     Turn,
+    open_calls,
 )
 
 from ruvd.completion import Completion, CompletionPolicy, CompletionRef, CompletionRequest
@@ -47,6 +50,7 @@ from ruvd.errors import (
     CompletionNotFound,
     ContextTooLong,
     EngineUnavailable,
+    InvalidRequest,
     RequestIdReused,
     RuvdError,
     SessionBusy,
@@ -59,14 +63,18 @@ from ruvd.model import (
     ContextWindow,
     Delta,
     Finished,
+    FinishReason,
     IfBusy,
     Message,
     OnDisconnect,
     Role,
     Session,
     Started,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
 )
-from ruvd.ports import EngineText, Event, SessionGone, Store
+from ruvd.ports import EngineDone, EngineReasoning, EngineText, Event, SessionGone, Store
 from ruvd.sessions import (
     NewSession,
     SessionPolicy,
@@ -78,6 +86,7 @@ from ruvd.stores.sqlite import SqliteStore
 
 POOL = ("a", "b", "c", "d", "e")
 DEADLINE_SECONDS = 30
+Calls: TypeAlias = tuple[tuple[str, str, str], ...]
 SESSION_POLICY = SessionPolicy(
     idle_timeout_seconds=IDLE_SECONDS,
     max_sessions=MAX_SESSIONS,
@@ -98,10 +107,29 @@ REQUEST_IDS = st.sampled_from(["", "", "r1", "r2"])
 LABELS = st.sampled_from([(), (("team", "x"),), (("team", "y"),), (("team", "x"), ("on", "1"))])
 IDLES = st.sampled_from([IDLE_SECONDS, 10.0, 20.0])
 WINDOWS = st.sampled_from([WINDOW, (2, 2), (1, 0), (2, 4), (0, 1)])
-# Who says what in a turn; "open" answers a message that waits in the history, if one does.
+# Who says what in a turn: "c" calls tools, "t" answers the last call that waits, "w" answers none;
+# "open" goes on with what waits in the history, if something does.
 PATTERNS = st.sampled_from(["u", "u", "uu", "open", "open", ""])
-HISTORIES = st.sampled_from(["", "ua", "uu", "uau", "auau", "ua" * 3, "ua" * 6, "ua" * 6 + "u"])
-FATES = st.sampled_from([*["answer"] * 3, "fails", "fails late", "overflow", "overflows"])
+RESULTS = st.sampled_from(["open", "open", "t", "tu", "tw", "w"])
+HISTORIES = st.sampled_from(
+    [
+        "",
+        "ua",
+        "uu",
+        "uau",
+        "auau",
+        "ua" * 3,
+        "ua" * 6,
+        "ua" * 6 + "u",
+        "uct",
+        "uctt",
+        "ua" * 4 + "uc",
+    ]
+)
+ADDITIONS = st.sampled_from(["u", "u", "a", "ua", "uu", "uaua", "c", "t", "uct", "w"])
+FATES = st.sampled_from(
+    [*["answer"] * 2, *["calls"] * 3, "fails", "fails late", "overflow", "overflows"]
+)
 
 
 @dataclass(eq=False)
@@ -157,6 +185,7 @@ class Held:
     gate: asyncio.Event
     text: str
     rest: str | None
+    calls: Calls
     continues: bool
     others: list[Call] = field(default_factory=list)
     waiting: list[Call] = field(default_factory=list)
@@ -177,7 +206,7 @@ class SessionsMachine(RuleBasedStateMachine):
         self.model = Model(self.clock.now())
         self.held: dict[str, Held] = {}
         self.ids = list(POOL)
-        self.prompts: list[tuple[str, list[tuple[str, str]]]] = []
+        self.prompts: list[tuple[str, list[Spoken]]] = []
         self.finished: dict[tuple[str, int, CompletionRef], CompletionEvent] = {}
         self.creations: dict[str, Creation] = {}
         self.forks: dict[str, Fork] = {}
@@ -223,8 +252,30 @@ class SessionsMachine(RuleBasedStateMachine):
         self.words += 1
         return f"{prefix} {self.words}"
 
-    def said(self, pattern: str) -> Said:
-        return tuple((ROLES[letter].value, self.word("said")) for letter in pattern)
+    def said(self, pattern: str, row: Row | None = None) -> Said:
+        history = row.messages if row else []
+        said: list[Spoken] = []
+        for letter in pattern:
+            said.append(self.spoken(letter, [*history, *said]))
+        return tuple(said)
+
+    def spoken(self, letter: str, history: Sequence[Spoken]) -> Spoken:
+        if letter == "c":
+            return self.asking()
+        if letter in "tw":
+            waiting = open_calls(history) if letter == "t" else ()
+            # Where nothing waits, what may have been answered before.
+            return Spoken("tool", self.word("result"), answers=[*"xy", *waiting][-1])
+        return Spoken(ROLES[letter].value, self.word("said"))
+
+    def asking(self) -> Spoken:
+        """An answer that calls tools. Ids are the same in each, as some servers have it."""
+        text = self.word("asks") if self.words % 3 else ""
+        return Spoken("assistant", text, self.calls(), thought=self.word("thought"))
+
+    def calls(self) -> Calls:
+        ids = ("x", "y") if self.words % 2 else ("x",)
+        return tuple((call_id, self.word("name"), self.word('{"n": ')) for call_id in ids)
 
     def one(self, who: int) -> str:
         """A session, mostly one that exists."""
@@ -264,6 +315,29 @@ class SessionsMachine(RuleBasedStateMachine):
             ask = replace(ask, system=system, require_existing=require_existing)
         self.go(self.ask(ask, IfBusy.QUEUE, fate))
 
+    @precondition(lambda self: self.asked())
+    @rule(which=WHO, pattern=RESULTS, request_id=REQUEST_IDS, fate=FATES, slowly=st.booleans())
+    def answer_calls(
+        self, *, which: int, pattern: str, request_id: str, fate: str, slowly: bool
+    ) -> None:
+        """Results come in, where calls wait for them: all of them, some, or wrong ones."""
+        there = self.asked()
+        ask = self.request(there[which % len(there)], pattern, request_id, again=False)
+        self.go(self.ask(ask, IfBusy.QUEUE, "hold" if slowly else fate))
+
+    @rule(who=WHO, request_id=REQUEST_IDS, rounds=st.integers(1, 3), last=FATES)
+    def complete_with_tools(self, who: int, request_id: str, rounds: int, last: str) -> None:
+        """Calls and results by turns, and then the answer."""
+        session_id = self.one(who)
+        for fate in (*["calls"] * rounds, last):
+            ask = self.request(session_id, "open", request_id, again=False)
+            self.go(self.ask(ask, IfBusy.QUEUE, fate))
+
+    def asked(self) -> list[str]:
+        """The sessions whose calls wait for results."""
+        rows = [row for row in self.model.rows.values() if open_calls(row.messages)]
+        return [row.id for row in rows if self.model.live(row.id)]
+
     @rule(who=WHO, pattern=PATTERNS, request_id=REQUEST_IDS, continues=st.booleans())
     def complete_slowly(self, who: int, pattern: str, request_id: str, *, continues: bool) -> None:
         """A turn that is held open, over the next steps."""
@@ -274,7 +348,7 @@ class SessionsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(
         which=WHO,
-        pattern=PATTERNS,
+        pattern=PATTERNS | RESULTS,
         request_id=REQUEST_IDS,
         again=st.booleans(),
         if_busy=st.sampled_from(IfBusy),
@@ -292,9 +366,11 @@ class SessionsMachine(RuleBasedStateMachine):
 
     def request(self, session_id: str, pattern: str, request_id: str, *, again: bool) -> Ask:
         row = self.model.live(session_id)
+        history = row.messages if row else []
         if pattern == "open":
-            pattern = "" if row and row.messages and row.messages[-1][0] == "user" else "u"
-        ask = Ask(session_id, self.said(pattern), request_id=request_id)
+            waits = bool(history) and history[-1].role in ("user", "tool")
+            pattern = "" if waits else "t" * len(open_calls(history)) or "u"
+        ask = Ask(session_id, self.said(pattern, row), request_id=request_id)
         return self.asked_before(ask) if again and request_id else ask
 
     def asked_before(self, ask: Ask) -> Ask:
@@ -342,8 +418,12 @@ class SessionsMachine(RuleBasedStateMachine):
             assert type(call.error) is SessionBusy
         elif held and if_busy is IfBusy.INTERRUPT:
             call = self.start(ask, if_busy)
-            held.waiting.insert(0, call)
-            await self.ends(held, CompletionInterrupted)
+            if self.model.may_take_over(ask):
+                held.waiting.insert(0, call)
+                await self.ends(held, CompletionInterrupted)
+            else:
+                await call.ended()
+                self.compare(call, InvalidRequest)
         elif held:
             held.waiting.append(self.start(ask))
             await self.settled()
@@ -371,8 +451,12 @@ class SessionsMachine(RuleBasedStateMachine):
         if not isinstance(turn, Turn):
             return turn
         overflow = ContextTooLong("too long")
+        answer = Spoken("assistant", f"answer {len(self.prompts) + 1}")
+        if fate == "calls":
+            answer = self.asking()
         scripts: dict[str, list[Sequence[Step]]] = {
             "answer": [],
+            "calls": [script(answer)],
             "fails": [[EngineUnavailable("gone")]],
             "fails late": [[EngineText("half"), EngineUnavailable("gone")]],
             "overflow": [[overflow]],
@@ -389,10 +473,11 @@ class SessionsMachine(RuleBasedStateMachine):
                 self.model.fail(turn)
                 return ContextTooLong
             turn = shorter
+            answer = Spoken("assistant", f"answer {len(self.prompts)}")
         if fate.startswith("fails"):
             self.model.fail(turn)
             return EngineUnavailable
-        return self.model.finish(turn, f"answer {len(self.prompts)}")
+        return self.model.finish(turn, answer)
 
     def generated(self, turn: Turn) -> None:
         self.prompts.append((turn.ask.session_id, turn.prompt))
@@ -410,7 +495,7 @@ class SessionsMachine(RuleBasedStateMachine):
         assert last
         assert isinstance(last.event, Finished)
         told = Answered(
-            last.event.message.content,
+            spoken(last.event.message),
             last.event.exchange_count,
             last.event.finish_reason.value,
         )
@@ -418,8 +503,10 @@ class SessionsMachine(RuleBasedStateMachine):
         first = call.events[0].event
         if isinstance(first, Started):
             assert [event.sequence for event in call.events] == [*range(1, last.sequence + 1)]
-            deltas = [e.event.text for e in call.events if isinstance(e.event, Delta)]
-            assert "".join(deltas) == outcome.text
+            streamed = joined([e.event for e in call.events if isinstance(e.event, Delta)])
+            if outcome.reason == "cancelled":
+                streamed = streamed._replace(calls=())  # half a call is not kept
+            assert streamed == outcome.answer
         else:
             assert len(call.events) == 1
         row = (
@@ -447,15 +534,17 @@ class SessionsMachine(RuleBasedStateMachine):
         gate = asyncio.Event()
         text = self.word("part") if self.words % 3 else ""
         rest = self.word("rest") if self.words % 2 else None
-        end: list[Step] = (
-            [EngineUnavailable("gone")] if rest is None else [EngineText(rest), done()]
-        )
-        self.engine.scripts = [[*([EngineText(text)] if text else ()), gate, *end]]
+        calls = self.calls() if self.words % 5 < 2 else ()
+        *begun, _ = script(Spoken("assistant", text, tuple((*call[:2], "") for call in calls)))
+        end: list[Step] = [EngineUnavailable("gone")]
+        if rest is not None:
+            end = script(Spoken("assistant", rest, tuple(("", "", call[2]) for call in calls)))
+        self.engine.scripts = [[*begun, gate, *end]]
         self.generated(turn)
         call = self.start(ask, if_busy, continues=continues)
-        await call.reaches(2 if text else 1)
+        await call.reaches(1 + len(begun))
         self.model.running[ask.session_id] = turn
-        self.held[ask.session_id] = Held(turn, call, gate, text, rest, continues)
+        self.held[ask.session_id] = Held(turn, call, gate, text, rest, calls, continues)
 
     async def ends(self, held: Held, outcome: Answered | Failure) -> None:
         """A held turn ends, and then each that waits for it has its turn."""
@@ -494,7 +583,8 @@ class SessionsMachine(RuleBasedStateMachine):
         if held.rest is None:
             outcome: Answered | Failure = EngineUnavailable
         else:
-            outcome = self.model.finish(held.turn, held.text + held.rest)
+            answer = Spoken("assistant", held.text + held.rest, held.calls)
+            outcome = self.model.finish(held.turn, answer)
         held.gate.set()
         self.go(self.ends(held, outcome))
 
@@ -521,7 +611,7 @@ class SessionsMachine(RuleBasedStateMachine):
             return
         outcome: Answered | Failure = CompletionCancelled
         if keep_partial and held.text:
-            outcome = self.model.finish(held.turn, held.text, "cancelled")
+            outcome = self.model.finish(held.turn, Spoken("assistant", held.text), "cancelled")
         self.go(self.cancel_call(held.call, keep_partial=keep_partial, by_id=by_id))
         self.go(self.ends(held, outcome))
 
@@ -678,15 +768,16 @@ class SessionsMachine(RuleBasedStateMachine):
 
     @rule(
         who=WHO,
-        pattern=st.sampled_from(["u", "u", "a", "ua", "uu", "uaua"]),
+        pattern=ADDITIONS,
         request_id=REQUEST_IDS,
         again=st.booleans(),
     )
     def append(self, *, who: int, pattern: str, request_id: str, again: bool) -> None:
-        new = Addition(self.one(who), self.said(pattern), request_id)
-        if new.session_id in self.held:
+        session_id = self.one(who)
+        if session_id in self.held:
             return
-        row = self.model.live(new.session_id)
+        row = self.model.live(session_id)
+        new = Addition(session_id, self.said(pattern, row), request_id)
         match row.requests.get(request_id) if again and row else None:
             case (Addition() as before, _):
                 new = before
@@ -819,7 +910,7 @@ class SessionsMachine(RuleBasedStateMachine):
         if len(self.engine.requests) > len(self.prompts):
             self.generated(turn)
         if receipt:
-            self.model.finish(turn, f"answer {len(self.prompts)}")
+            self.model.finish(turn, Spoken("assistant", f"answer {len(self.prompts)}"))
             self.model.gone.clear()  # who was told of it is gone as well
         again = self.start(ask)
         await again.ended()
@@ -842,7 +933,9 @@ class SessionsMachine(RuleBasedStateMachine):
 
     async def everything(self) -> None:
         assert self.engine.scripts == []
-        asked = [(each.session_key, pairs(each.messages)) for each in self.engine.requests]
+        asked = [
+            (each.session_key, list(map(spoken, each.messages))) for each in self.engine.requests
+        ]
         assert asked == self.prompts
         gone = [e.session_id for e in self.events if e == SessionGone(_id(e), "capacity")]
         assert gone == self.model.gone
@@ -862,7 +955,7 @@ class SessionsMachine(RuleBasedStateMachine):
                 await self.sessions.get(session_id)
             return
         state = await self.sessions.get(session_id, with_messages=True)
-        assert pairs(state.messages or ()) == row.messages
+        assert list(map(spoken, state.messages or ())) == row.messages
         assert facts(state.session) == row_facts(row)
         held = self.held.get(session_id)
         assert state.running_completion_id == (held.call.completion.id if held else "")
@@ -903,11 +996,47 @@ def made(row: Row) -> int:
 
 
 def messages(said: Said) -> tuple[Message, ...]:
-    return tuple(Message(Role(role), text) for role, text in said)
+    return tuple(
+        Message(Role(role), text, tuple(ToolCall(*call) for call in calls), answers, thought)
+        for role, text, calls, answers, thought in said
+    )
 
 
-def pairs(given: Sequence[Message]) -> list[tuple[str, str]]:
-    return [(message.role.value, message.content) for message in given]
+def spoken(message: Message) -> Spoken:
+    calls = tuple((call.id, call.name, call.arguments) for call in message.tool_calls)
+    said = message.role.value, message.content, calls, message.tool_call_id, message.reasoning
+    return Spoken(*said)
+
+
+def script(answer: Spoken) -> list[Step]:
+    """How an engine gives this answer, the calls side by side and piece by piece."""
+    steps: list[Step] = []
+    if answer.thought:
+        steps.append(EngineReasoning(answer.thought))
+    if answer.text:
+        steps.append(EngineText(answer.text))
+    for index, (call_id, name, arguments) in enumerate(answer.calls):
+        steps.append(ToolCallDelta(index, call_id, name, arguments[:5]))
+    for index, (_, _, arguments) in enumerate(answer.calls):
+        if arguments[5:]:
+            steps.append(ToolCallDelta(index, arguments=arguments[5:]))
+    reason = FinishReason.TOOL_CALLS if answer.calls else FinishReason.STOP
+    return [*steps, EngineDone(reason, Usage(10, 0, 1), 0.1)]
+
+
+def joined(deltas: Sequence[Delta]) -> Spoken:
+    """The answer that a reader of these has."""
+    calls: dict[int, tuple[str, str, str]] = {}
+    for each in deltas:
+        if more := each.tool_call:
+            call_id, name, arguments = calls.get(more.index, (more.id, more.name, ""))
+            calls[more.index] = (call_id, name, arguments + more.arguments)
+    return Spoken(
+        "assistant",
+        "".join(each.text for each in deltas),
+        tuple(call for _, call in sorted(calls.items())),
+        thought="".join(each.reasoning for each in deltas),
+    )
 
 
 def facts(session: Session) -> dict[str, object]:
@@ -943,7 +1072,7 @@ def row_facts(row: Row) -> dict[str, object]:
         "parent": row.parent_id,
         "messages": len(row.messages),
         "exchanges": len(row.exchanges),
-        "bytes": sum(len(text) for _, text in row.messages),
+        "bytes": sum(len(message.letters) for message in row.messages),
         "start": row.start,
         "tokens": (10 * row.turns, row.turns),
     }

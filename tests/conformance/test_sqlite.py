@@ -10,17 +10,30 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from conversations import completed, create, fork, ids, session, talk, texts, turn
+from conversations import (
+    completed,
+    create,
+    finished,
+    fork,
+    full_session,
+    ids,
+    session,
+    talk,
+    texts,
+    turn,
+)
+from tool_conversation import TOOL_EXCHANGE, said
 
 from ruvd.errors import StoreUnavailable
-from ruvd.model import Message, Role
+from ruvd.model import Message, Receipt, Role
 from ruvd.ports import Commit, Event, StoreCounts, StoreLocked, StoreStateChanged
+from ruvd.stores.rows import figures_of, session_values
 from ruvd.stores.schema import MIGRATIONS
 from ruvd.stores.sqlite import SqliteStore
 
@@ -112,6 +125,89 @@ async def test_everything_survives_a_close(path: Path) -> None:
         assert list(await store.commit(newcomer)) == ["b"]
         assert list(await store.expire(53, ())) == ["a"]
         assert await ids(store) == ["c", "f", "d"]
+
+
+async def test_tool_calls_and_reasoning_survive_a_close(path: Path) -> None:
+    async with opened(path) as store:
+        calls = said(await create(store), *TOOL_EXCHANGE[:2])
+        calls = replace(calls, receipt=Receipt("r", b"d", "c", 3, finished(TOOL_EXCHANGE[1])))
+        await store.commit(calls)
+    async with opened(path) as store:
+        assert await store.completion("c") == ("s", calls.receipt)
+        await store.commit(said(calls.session, *TOOL_EXCHANGE[2:]))
+    async with opened(path) as store:
+        assert list(await store.exchanges("s", 0)) == [TOOL_EXCHANGE]
+        plain = await on_writer(
+            store,
+            lambda db: db.execute(
+                "SELECT COUNT(*) FROM messages WHERE extra IS NULL AND role = 'user'"
+            ).fetchone(),
+        )
+        assert plain == (1,), "a message of nothing but text takes no more room than it did"
+
+
+def store_of_schema_1(path: Path) -> None:
+    """A database as the first ruvd left it: a session of two exchanges, a fork, two receipts."""
+    path.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for statement in MIGRATIONS[0]:
+            db.execute(statement)
+        db.execute("PRAGMA user_version = 1")
+        full = replace(full_session(), message_count=4, exchange_count=2, size_bytes=12)
+        child = replace(full, id="child", parent_id="full", message_count=2, exchange_count=1)
+        places = ", ".join("?" * 23)
+        for each, end_bytes in ((full, 12), (child, 6)):
+            row = session_values(each, end_bytes)
+            db.execute(f"INSERT INTO sessions VALUES (NULL, {places})", row)  # noqa: S608
+        db.execute("UPDATE totals SET sessions = 2")
+        db.execute("INSERT INTO forks VALUES (2, 1, 2, 0)")
+        for place, content in enumerate(("one", "\N{SNOWMAN}", "two", "re2")):
+            row = (1, place // 2, place, 3 * (place + 1), ("user", "assistant")[place % 2], content)
+            db.execute("INSERT INTO messages VALUES (NULL, ?, ?, ?, ?, ?, ?)", row)
+        figures = figures_of(finished(Message(Role.USER)), with_message=False)
+        elsewhere = figures[:-1] + ', "message": ["assistant", "elsewhere"]}'
+        for number, (message, told) in enumerate(((4, figures), (None, elsewhere))):
+            kept = (1, f"r{number}", 0, b"d", f"c{number}", 7, message, told)
+            db.execute("INSERT INTO receipts VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", kept)
+
+
+async def test_a_database_of_schema_1_is_brought_up_to_date_and_keeps_everything(
+    path: Path,
+) -> None:
+    await asyncio.to_thread(store_of_schema_1, path)
+    one = (Message(Role.USER, "one"), Message(Role.ASSISTANT, "\N{SNOWMAN}"))
+    two = (Message(Role.USER, "two"), Message(Role.ASSISTANT, "re2"))
+    told = finished(two[1])
+    async with opened(path) as store:
+        full, child = await store.get("full"), await store.get("child")
+        assert full == replace(full_session(), message_count=4, exchange_count=2, size_bytes=12)
+        assert child is not None
+        assert list(await store.exchanges("full", 0)) == [one, two]
+        assert list(await store.exchanges("child", 0)) == [one]
+        assert await store.receipt("full", "r0") == Receipt("r0", b"d", "c0", 7, told)
+        told = replace(told, message=Message(Role.ASSISTANT, "elsewhere"))
+        assert await store.completion("c1") == ("full", Receipt("r1", b"d", "c1", 7, told))
+        await store.commit(said(child, *TOOL_EXCHANGE))
+    async with opened(path) as store:
+        assert list(await store.exchanges("child", 0)) == [one, TOOL_EXCHANGE]
+        assert list(await store.exchanges("full", 0)) == [one, two]
+        version = await on_writer(store, lambda db: db.execute("PRAGMA user_version").fetchone())
+        assert version == (len(MIGRATIONS),)
+
+
+async def test_a_migration_that_fails_changes_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.to_thread(store_of_schema_1, path)
+    with monkeypatch.context() as patched:
+        broken = (*MIGRATIONS[1], "ALTER TABLE nowhere ADD COLUMN extra TEXT")
+        patched.setattr("ruvd.stores.schema.MIGRATIONS", (MIGRATIONS[0], broken))
+        store = SqliteStore(path, observer=ignore)
+        with pytest.raises(StoreUnavailable, match="nowhere"):
+            await store.open()
+        await store.close()
+    async with opened(path) as store:
+        assert await texts(store, "full") == ["one", "two"]
 
 
 async def test_only_the_owner_can_read_the_files(path: Path) -> None:

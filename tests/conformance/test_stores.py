@@ -22,9 +22,10 @@ from conversations import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tool_conversation import CALLS, ODD_TEXTS, RESULTS, TOOL_EXCHANGE, said
 
 from ruvd.errors import RuvdError, SessionExists, SessionNotFound
-from ruvd.model import Message, Receipt, Role
+from ruvd.model import Message, Receipt, Role, ToolCall
 from ruvd.ports import Commit, Store, StoreCounts
 from ruvd.stores.memory import MemoryStore
 from ruvd.stores.sqlite import SqliteStore
@@ -60,6 +61,40 @@ async def test_messages_come_back_in_order_grouped_by_exchange(store: Store) -> 
     assert list(await store.exchanges("s", 1)) == [(*exchanges[1], more)]
     assert not await store.exchanges("s", 2)
     assert not await store.exchanges("unknown", 0)
+
+
+async def test_tool_calls_their_results_and_reasoning_come_back_byte_for_byte(
+    store: Store,
+) -> None:
+    made = await create(store, "s", "before")
+    first = said(made, *TOOL_EXCHANGE[:2])
+    await store.commit(first)
+    assert list(await store.exchanges("s", 1)) == [TOOL_EXCHANGE[:2]]
+    # The results come in the next turn, and belong to the same exchange.
+    second = said(first.session, *TOOL_EXCHANGE[2:])
+    await store.commit(second)
+    assert list(await store.exchanges("s", 1)) == [TOOL_EXCHANGE]
+    assert await store.get("s") == second.session
+    texts = [text.encode() for call in CALLS for text in (call.id, call.name, call.arguments)]
+    texts += [f"{each.content}{each.tool_call_id}".encode() for each in RESULTS]
+    texts += [f"{m.content}{m.reasoning}".encode() for m in (*TOOL_EXCHANGE[:2], TOOL_EXCHANGE[-1])]
+    added = sum(map(len, texts))
+    assert await store.size_at("s", 2) == (2 + len(TOOL_EXCHANGE), made.size_bytes + added)
+    await talk(store, second.session, "after")
+    assert (await store.exchanges("s", 1))[0] == TOOL_EXCHANGE
+
+
+async def test_a_fork_shares_tool_calls_and_may_answer_them_otherwise(store: Store) -> None:
+    asked = said(await create(store, "p"), *TOOL_EXCHANGE[:2])
+    await store.commit(asked)
+    child = await fork(store, asked.session, "c", 1)
+    await store.commit(said(asked.session, *TOOL_EXCHANGE[2:]))
+    other = Message(Role.TOOL, "otherwise", tool_call_id=CALLS[0].id)
+    await store.commit(said(child, other))
+    assert list(await store.exchanges("p", 0)) == [TOOL_EXCHANGE]
+    assert list(await store.exchanges("c", 0)) == [(*TOOL_EXCHANGE[:2], other)]
+    await store.end("p")
+    assert list(await store.exchanges("c", 0)) == [(*TOOL_EXCHANGE[:2], other)]
 
 
 async def test_a_commit_to_an_unknown_session_is_refused(store: Store) -> None:
@@ -281,6 +316,27 @@ async def test_an_answer_that_is_not_in_the_history_is_kept_in_the_receipt(store
     assert await store.completion("c") == ("s", receipt)
 
 
+@pytest.mark.parametrize("in_history", [True, False])
+async def test_a_receipt_brings_tool_calls_and_reasoning_back(
+    store: Store,
+    in_history: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    commit = said(await create(store), *TOOL_EXCHANGE[:2])
+    receipt = Receipt("r", b"d", "c", 3, finished(TOOL_EXCHANGE[1]))
+    await store.commit(replace(commit, receipt=receipt, appended=commit.appended[: 1 + in_history]))
+    assert await store.receipt("s", "r") == receipt
+    assert await store.completion("c") == ("s", receipt)
+
+
+async def test_answers_that_differ_only_in_their_calls_are_told_apart(store: Store) -> None:
+    one, other = (Message(Role.ASSISTANT, "", (ToolCall(each, "f", "{}"),)) for each in "ab")
+    commit = said(await create(store), one)
+    receipt = Receipt("r", b"d", "c", 3, finished(other))
+    await store.commit(replace(commit, receipt=receipt))
+    assert await store.receipt("s", "r") == receipt
+    assert list(await store.exchanges("s", 0)) == [(one,)]
+
+
 async def test_completions_without_a_request_id_are_all_kept(store: Store) -> None:
     made = await create(store)
     first = completed(turn(made, "1"), "", "c1")
@@ -367,6 +423,7 @@ _STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("create"), _IDS, st.integers(1, 9), st.integers(1, 4)),
         st.tuples(st.just("turn"), _IDS, st.booleans(), st.just(0)),
+        st.tuples(st.just("tools"), _IDS, st.booleans(), st.integers(0, len(ODD_TEXTS) - 1)),
         st.tuples(st.just("fork"), _IDS, _IDS, st.integers(0, 5)),
         st.tuples(st.just("touch"), _IDS, st.integers(-3, 3), st.just(0)),
         st.tuples(st.just("end"), _IDS, st.just(0), st.just(0)),
@@ -405,6 +462,14 @@ class _Life:
             return list(await store.commit(change))
         if verb == "turn":
             change = turn(found or session(session_id), f"said {number}", now=self.now)
+            if one:
+                change = completed(change, f"r{number}", f"c{number}")
+            return list(await store.commit(change))
+        if verb == "tools":
+            # Results, calls and thoughts, which belong to the last exchange if there is one.
+            calls = (replace(CALLS[two], name=f"f{number}"), *CALLS[:two])
+            answer = Message(Role.ASSISTANT, "", calls, reasoning=ODD_TEXTS[two])
+            change = said(found or session(session_id), *RESULTS[:two], answer)
             if one:
                 change = completed(change, f"r{number}", f"c{number}")
             return list(await store.commit(change))

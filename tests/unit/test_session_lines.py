@@ -7,15 +7,27 @@ from typing import Any
 
 import pytest
 from ruvd_client import ContextWindow, Message, Role, Session
-from ruvd_client.v1.session_service_pb2 import RENDERING_MESSAGES
+from ruvd_client.v1.session_service_pb2 import RENDERING_MESSAGES, ToolCall
+from tool_conversation import TOOL_EXCHANGE, proto_of
 
 from ruvd.cli.session_lines import LineRefused, from_line, to_line
 
 USER = {"role": "user", "content": "hello"}
+CALL: dict[str, Any] = {
+    "id": "1",
+    "type": "function",
+    "function": {"name": "f", "arguments": "{}"},
+}
+RESULT = {"role": "tool", "tool_call_id": "1", "content": "x"}
 
 
 def line(*messages: Any, **fields: Any) -> bytes:
     return json.dumps({"messages": list(messages), **fields}).encode()
+
+
+def asking(tool_calls: Any) -> bytes:
+    """A line that ends with an assistant's message of nothing but these calls."""
+    return line(USER, {"role": "assistant", "content": None, "tool_calls": tool_calls})
 
 
 def test_what_openai_leaves_empty_is_no_loss() -> None:
@@ -25,6 +37,8 @@ def test_what_openai_leaves_empty_is_no_loss() -> None:
         "refusal": None,
         "annotations": [],
         "tool_calls": None,
+        "reasoning_content": None,
+        "function_call": None,
     }
     conversation = from_line(line(USER, answer, tools=[], metadata=None))
     assert [message.content for message in conversation.messages] == ["hello", "hi"]
@@ -65,15 +79,51 @@ def test_metadata_becomes_the_sessions_settings() -> None:
         (b"[]", "the line: an object is needed"),
         (b"{}", "messages: a list is needed"),
         (line("hello"), "messages[0]: an object is needed"),
-        (line({"content": "x"}), "messages[0].role: None is not system, user or assistant"),
-        (line({"role": "tool", "content": "x"}), "messages[0].role: 'tool' is not"),
+        (line({"content": "x"}), "messages[0].role: None is not system, user, assistant or"),
+        (line({"role": "function", "content": "x"}), "messages[0].role: 'function' is not"),
+        (line({"role": "tool", "content": "x"}), "messages[0].tool_call_id: a text is needed"),
+        (line(USER, {**RESULT, "tool_call_id": 1}), "messages[1].tool_call_id: a text is needed"),
+        (line(USER, {**RESULT, "content": None}), "messages[1].content: a text is needed"),
+        (line(USER, {**RESULT, "name": "f"}), "messages[1].name: a session has no place for it"),
+        (line({**USER, "tool_call_id": "1"}), "messages[0].tool_call_id: a session has no place"),
+        (line({**USER, "tool_calls": [CALL]}), "messages[0].tool_calls: a session has no place"),
+        (line({**USER, "reasoning_content": "x"}), "messages[0].reasoning_content: a session has"),
+        (
+            line({"role": "assistant", "content": "x", "reasoning_content": ["x"]}),
+            "messages[0].reasoning_content: a text is needed",
+        ),
+        (
+            line({"role": "assistant", "content": None, "tool_calls": []}),
+            "messages[0].content: a text is needed",
+        ),
         (line(USER, {"role": "system", "content": "x"}), "messages[1].role: only the first"),
         (line({"role": "user"}), "messages[0].content: a text is needed"),
         (line({"role": "user", "content": "\ud800"}), "messages[0].content: half a surrogate"),
         (line({**USER, "name": "Ada"}), "messages[0].name: a session has no place for it"),
+        (asking({}), "messages[1].tool_calls: a list is needed"),
+        (asking(["x"]), "messages[1].tool_calls[0]: an object is needed"),
+        (asking([{"id": "1"}]), "messages[1].tool_calls[0].function: an object is needed"),
+        (asking([CALL, {**CALL, "id": 1}]), "messages[1].tool_calls[1].id: a text is needed"),
+        (asking([{**CALL, "index": 0}]), "messages[1].tool_calls[0].index: a session has no place"),
         (
-            line(USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}),
-            "messages[1].tool_calls: a session has no place for it",
+            asking([{**CALL, "type": "custom"}]),
+            "messages[1].tool_calls[0].type: 'custom' is not function",
+        ),
+        (
+            asking([{**CALL, "function": {"name": "f", "arguments": {}}}]),
+            "messages[1].tool_calls[0].function.arguments: a text is needed",
+        ),
+        (
+            asking([{**CALL, "function": {"arguments": "{}"}}]),
+            "messages[1].tool_calls[0].function.name: a text is needed",
+        ),
+        (
+            asking([{**CALL, "function": {**CALL["function"], "more": 1}}]),
+            "messages[1].tool_calls[0].function.more: a session has no place",
+        ),
+        (
+            asking([{**CALL, "function": {"name": "f", "arguments": "\ud800"}}]),
+            "messages[1].tool_calls[0].function.arguments: half a surrogate",
         ),
         (
             line({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}),
@@ -117,6 +167,46 @@ def test_what_a_session_cannot_hold_is_refused_by_name(text: bytes, reason: str)
     with pytest.raises(LineRefused) as refused:
         from_line(text)
     assert str(refused.value).startswith(reason)
+
+
+def test_tool_calls_results_and_reasoning_are_in_openais_format() -> None:
+    call = ToolCall(id="1", name="f", arguments='{"a": ')
+    asks = Message(role=Role.ROLE_ASSISTANT, tool_calls=[call], reasoning="Hm.")
+    says = Message(role=Role.ROLE_ASSISTANT, content="Wait.", tool_calls=[call, call])
+    result = Message(role=Role.ROLE_TOOL, tool_call_id="1")
+    empty = Message(role=Role.ROLE_ASSISTANT, reasoning="Hm.")
+    session = Session(id="s", messages=[asks, result, says, empty])
+    told = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": '}}
+    assert json.loads(to_line(session))["messages"] == [
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": "Hm.",
+            "tool_calls": [told],
+        },
+        {"role": "tool", "content": "", "tool_call_id": "1"},
+        {"role": "assistant", "content": "Wait.", "tool_calls": [told, told]},
+        {"role": "assistant", "content": "", "reasoning_content": "Hm."},
+    ]
+
+
+def test_tool_calls_results_and_reasoning_come_back_byte_for_byte() -> None:
+    messages = [proto_of(message) for message in TOOL_EXCHANGE]
+    window = ContextWindow(rendering=RENDERING_MESSAGES)
+    session = Session(id="s", messages=messages, context_window=window)
+    session.idle_timeout.FromSeconds(60)
+    text = to_line(session)
+    assert text.splitlines() == [text]
+    assert from_line(text.encode()).messages == tuple(messages)
+
+
+def test_a_message_of_calls_needs_no_content_and_a_call_no_type() -> None:
+    untyped = {"id": "1", "function": CALL["function"]}
+    for content in ({}, {"content": None}, {"content": ""}):
+        message = {"role": "assistant", "tool_calls": [untyped], **content}
+        assert from_line(line(message)) == from_line(
+            line({"role": "assistant", "content": None, "tool_calls": [CALL]})
+        )
 
 
 def test_a_line_is_one_line_for_every_reader() -> None:
