@@ -15,20 +15,18 @@ from google.protobuf.message import Message as ProtoMessage
 
 from ruvd import convert
 from ruvd.errors import FieldViolation, InvalidRequest
-from ruvd.model import ContextWindow, Message, Role
-from ruvd.options import CompletionOptions
+from ruvd.model import ContextWindow, Message, Role, ToolCall
 from ruvd.v1 import session_service_pb2 as pb
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 ID_RULE = "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"
 _NOT_BUILT = "is not supported by this version of ruvd"
 _MAX_ID_BYTES = 128
+_MAX_CALL_BYTES = 256
 MAX_IDLE_SECONDS = 10 * 366 * 86_400
-_MAX_STOPS = 16
 _MAX_LABELS = 64
 _MAX_KEY_BYTES = 63
 _MAX_VALUE_BYTES = 255
-_MAX_TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +37,7 @@ class RequestLimits:
     max_message_bytes: int = 1 << 20
     max_messages: int = 1000
     max_grace_seconds: float = 600.0
+    max_tool_calls: int = 128
 
 
 class Checker:
@@ -104,47 +103,62 @@ def messages(check: Checker, protos: Sequence[pb.Message], *, history: bool) -> 
         role = convert.ROLES.get(proto.role)
         if role is None:
             check.refuse(f"{field}.role", "must be set to a known role")
-        elif role is Role.TOOL:
-            check.refuse(f"{field}.role", "a tool message must follow a tool call")
         elif role is Role.SYSTEM:
             check.check(
                 index == 0, f"{field}.role", "only the first message may be a system message"
             )
-        check.check(bool(proto.content), f"{field}.content", "must not be empty")
-        text(check, f"{field}.content", proto.content)
-        messages.append(Message(role or Role.USER, proto.content))
+        messages.append(_message(check, field, proto, role or Role.USER))
     if not history and messages:
         check.check(
-            messages[-1].role is Role.USER,
+            messages[-1].role in (Role.USER, Role.TOOL),
             f"messages[{len(messages) - 1}].role",
-            "the last message must be the user's",
+            "the last message must be the user's or a tool's",
         )
     return messages
 
 
-def options(check: Checker, asked: pb.CompletionOptions) -> CompletionOptions:
-    """How to generate."""
-    if asked.HasField("temperature"):
-        check.check(
-            0 <= asked.temperature <= _MAX_TEMPERATURE, "options.temperature", "must be 0 to 2"
-        )
-    if asked.HasField("top_p"):
-        check.check(0 < asked.top_p <= 1, "options.top_p", "must be above 0 and at most 1")
-    if asked.HasField("max_tokens"):
-        check.check(asked.max_tokens > 0, "options.max_tokens", "must be more than 0")
-    model_name(check, "options.model", asked.model)
-    check.check(len(asked.stop) <= _MAX_STOPS, "options.stop", f"more than {_MAX_STOPS}")
-    for index, stop in enumerate(asked.stop):
-        check.check(bool(stop), f"options.stop[{index}]", "must not be empty")
-    return CompletionOptions(
-        model=asked.model,
-        temperature=asked.temperature if asked.HasField("temperature") else None,
-        top_p=asked.top_p if asked.HasField("top_p") else None,
-        max_tokens=asked.max_tokens if asked.HasField("max_tokens") else None,
-        stop=tuple(asked.stop),
-        seed=asked.seed if asked.HasField("seed") else None,
-        bypass_cache=asked.bypass_cache,
+def _message(check: Checker, field: str, proto: pb.Message, role: Role) -> Message:
+    """A message. Which call a tool's message answers is checked where the history is known."""
+    if role in (Role.SYSTEM, Role.USER):
+        check.check(bool(proto.content), f"{field}.content", "must not be empty")
+    if role is not Role.ASSISTANT:
+        mine = "only an assistant's message has it"
+        check.check(not proto.tool_calls, f"{field}.tool_calls", mine)
+        check.check(not proto.reasoning, f"{field}.reasoning", mine)
+    if role is Role.TOOL:
+        _call_id(check, f"{field}.tool_call_id", proto.tool_call_id)
+    else:
+        check.check(not proto.tool_call_id, f"{field}.tool_call_id", "only a tool's message has it")
+    limit = check.limits.max_tool_calls
+    check.check(len(proto.tool_calls) <= limit, f"{field}.tool_calls", f"more than {limit}")
+    ids: set[str] = set()
+    for index, call in enumerate(proto.tool_calls):
+        path = f"{field}.tool_calls[{index}]"
+        _call_id(check, f"{path}.id", call.id)
+        check.check(call.id not in ids, f"{path}.id", "another call has this id")
+        ids.add(call.id)
+        size = len(call.name.encode())
+        fits = 0 < size <= _MAX_CALL_BYTES
+        check.check(fits, f"{path}.name", f"must have 1 to {_MAX_CALL_BYTES} bytes")
+    message = Message(
+        role,
+        proto.content,
+        tuple(ToolCall(call.id, call.name, call.arguments) for call in proto.tool_calls),
+        proto.tool_call_id,
+        proto.reasoning,
     )
+    size_limit = check.limits.max_message_bytes
+    check.check(
+        message.size_bytes <= size_limit,
+        f"{field}.content" if len(proto.content.encode()) > size_limit else field,
+        f"has {message.size_bytes} bytes, the limit is {size_limit} (max_message_bytes)",
+    )
+    return message
+
+
+def _call_id(check: Checker, field: str, value: str) -> None:
+    fits = 0 < len(value.encode()) <= _MAX_CALL_BYTES
+    check.check(fits, field, f"must have 1 to {_MAX_CALL_BYTES} bytes")
 
 
 def window(check: Checker, asked: pb.ContextWindow, default: ContextWindow) -> ContextWindow:

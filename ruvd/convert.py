@@ -11,6 +11,7 @@ from google.rpc.status_pb2 import Status
 from ruvd import model
 from ruvd.batch import BatchOutcome, BatchSummary
 from ruvd.model import Message, Role, Session
+from ruvd.options import ToolChoiceMode
 from ruvd.ports import StoreCounts
 from ruvd.sessions import SessionState
 from ruvd.telemetry import Statistics
@@ -43,6 +44,11 @@ RENDERINGS = {
     pb.RENDERING_TRANSCRIPT: model.Rendering.TRANSCRIPT,
 }
 RENDERING_PROTOS = {rendering: proto for proto, rendering in RENDERINGS.items()}
+TOOL_CHOICE_MODES = {
+    pb.TOOL_CHOICE_MODE_AUTO: ToolChoiceMode.AUTO,
+    pb.TOOL_CHOICE_MODE_NONE: ToolChoiceMode.NONE,
+    pb.TOOL_CHOICE_MODE_REQUIRED: ToolChoiceMode.REQUIRED,
+}
 FINISH_REASONS = {
     model.FinishReason.STOP: pb.FINISH_REASON_STOP,
     model.FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,

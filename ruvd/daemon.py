@@ -257,6 +257,29 @@ def build_engine(settings: Settings, observer: Observer) -> Engine:
             nonce=settings.echo_nonce,
             observer=observer,
         )
+    if settings.engine == "openai":
+        from ruvd.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(
+            observer=observer,
+            base_urls=settings.base_url,
+            model=settings.model,
+            api_key=settings.api_key.get_secret_value(),
+            api_key_file=settings.api_key_file,
+            affinity=settings.affinity,
+            affinity_header=settings.affinity_header,
+            cache_salt=settings.cache_salt.get_secret_value(),
+            ca_file=settings.ca_file,
+            client_cert_file=settings.client_cert_file,
+            client_key_file=settings.client_key_file,
+            http2=settings.http2,
+            connect_seconds=settings.connect_seconds,
+            read_seconds=settings.read_seconds,
+            total_seconds=settings.total_seconds,
+            max_parallel=settings.max_parallel,
+            retries=settings.retries,
+            health_check_seconds=settings.health_check_seconds,
+        )
     from ruvd.engines.llama import LlamaEngine
 
     return LlamaEngine(

@@ -7,6 +7,23 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+# What `extra_body` must not have, for engines and edge alike: what CompletionOptions has, under
+# every name that a server knows it by; what the daemon decides, above all who shares a cache with
+# whom and what the conversation is; and what asks for more than an answer of this API can hold.
+RESERVED_FIELDS = frozenset(
+    {
+        "model", "temperature", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty",
+        "max_tokens", "max_completion_tokens", "max_new_tokens", "n_predict", "logit_bias",
+        "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call",
+        "response_format",
+        "messages", "prompt", "input_ids", "stream", "stream_options",
+        "prompt_cache_key", "cache_salt", "extra_key", "cache_prompt", "n_cache_reuse",
+        "id_slot", "slot_id", "session_id", "session_params", "kv_transfer_params",
+        "n", "best_of", "echo", "logprobs", "top_logprobs", "prompt_logprobs", "return_progress",
+        "modalities", "audio",
+    }
+)  # fmt: skip
+
 
 class ToolChoiceMode(Enum):
     """Whether the model may, must not or must ask for tools; the words of OpenAI's API."""

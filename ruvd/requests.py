@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ruvd import checks, convert, model
+from ruvd import checks, convert, model, option_checks
 from ruvd.checks import ID_RULE, Checker, RequestLimits
 from ruvd.completion import CompletionRef, CompletionRequest
 from ruvd.errors import InvalidRequest, RuvdError
@@ -71,7 +71,7 @@ def complete(request: pb.CompleteRequest, limits: RequestLimits) -> CompletionRe
         check.check(not request.system_prompt, "system_prompt", "messages[0] is one already")
     if request.require_existing:
         check.check(bool(session_id), "require_existing", "needs a session_id")
-    options = checks.options(check, request.options)
+    options = option_checks.options(check, request.options)
     checks.request_id(check, request.request_id)
     if_busy = convert.IF_BUSY.get(request.if_busy)
     check.check(if_busy is not None, "if_busy", "is no known choice")

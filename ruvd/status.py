@@ -93,10 +93,11 @@ def _status(
 
 def _cut(text: str, most: int) -> str:
     """The text, or as much of it as takes `most` bytes percent-encoded, as gRPC sends it."""
-    if len(quote(text, safe=string.printable)) <= most:
+    head = text[: most + 1]  # however long the rest, it is over the limit
+    if len(quote(head, safe=string.printable)) <= most:
         return text
     size = 0
-    for end, character in enumerate(text):
+    for end, character in enumerate(head):
         size += len(quote(character, safe=string.printable))
         if size > most:
             return text[:end] + " ..."

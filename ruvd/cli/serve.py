@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 from cyclopts import Group, Parameter
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +34,8 @@ def _with_settings(command: Callable[..., int]) -> Callable[..., int]:
     ]
     order = list(dict.fromkeys(_group(name) for name in Settings.model_fields))
     for name, field in Settings.model_fields.items():
+        if field.annotation is SecretStr:  # everybody can read a command line
+            continue
         default = field.get_default(call_default_factory=True)
         optional: Any = Optional[field.annotation]  # noqa: UP045  # made at run time
         flag = Parameter(

@@ -1,21 +1,32 @@
 """The deterministic engine, for tests: ours and those of the services that use `ruvd`.
 
-It answers with the last user message, a word at a time. A word counts as a token. What it has
-seen is remembered as a chain of hashes, one for each prefix, so that the longest shared prefix
-costs one look-up a word, however many prompts there were.
+It answers with the last user message, a word at a time. A word counts as a token, and so does a
+fragment of a tool call. What it has seen is remembered as a chain of hashes, one for each prefix,
+so that the longest shared prefix costs one look-up a word, however many prompts there were.
+
+- With `tools`, it calls one if `tool_choice` is REQUIRED (the first, unless another is named in
+  the message) or a tool's name, or if the last user message has a tool's name as a word, unless
+  it is NONE. The arguments are `{"text": <the last user message>}`, in as many fragments as they
+  have words; the id is the same for the same question.
+- After a tool's message it answers with that message's content.
+- With `response_format` it answers with the smallest JSON that follows the schema: every
+  property, a string is the text it would have said, numbers are 0 or `minimum`, booleans false,
+  arrays as short as `minItems`, of `enum` and of `anyOf` the first, `const` itself. Patterns and
+  lengths are not followed.
+- `max_tokens` and `stop` cut the answer, `bypass_cache` leaves it unseen. It never reasons, and
+  penalties, `logit_bias`, `parallel_tool_calls` and `extra_body` are taken without effect.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 
+from ruvd.engines.echo_answer import answer
 from ruvd.errors import EngineUnavailable
-from ruvd.model import FinishReason, Message, Role, Usage
-from ruvd.options import CompletionOptions
+from ruvd.model import Message, Role, Usage
 from ruvd.ports import (
     EngineChunk,
     EngineDone,
@@ -26,7 +37,6 @@ from ruvd.ports import (
 )
 
 _REMEMBERED_WORDS = 200_000
-_WORDS = re.compile(r"\s*\S+(?:\s+\Z)?|\s+\Z")
 
 
 class EchoEngine:
@@ -74,21 +84,23 @@ class EchoEngine:
         await self.ready()
         remember = not request.options.bypass_cache
         words = [
-            (message.role, word) for message in request.messages for word in message.content.split()
+            (message.role, word) for message in request.messages for word in _text(message).split()
         ]
         prefixes = self._prefixes(words)
         cached = self._cached(prefixes) if remember else 0
         if remember:
             self._remember(prefixes)
         last = prefixes[-1] if prefixes else 0
-        pieces, finish_reason = self._answer(request.messages, request.options)
-        for piece in pieces:
+        nonce = f"#{secrets.token_hex(4)}" if self._nonce else ""
+        said = answer(request.messages, request.options, nonce=nonce)
+        for piece in said.pieces:
             await asyncio.sleep(self._delay_seconds)
-            last = hash((last, Role.ASSISTANT.value, piece.strip()))
+            text = piece.text if isinstance(piece, EngineText) else f"{piece.name}{piece.arguments}"
+            last = hash((last, Role.ASSISTANT.value, text.strip()))
             if remember:
                 self._remember([last])
-            yield EngineText(piece)
-        yield EngineDone(finish_reason, Usage(len(words), cached, len(pieces)))
+            yield piece
+        yield EngineDone(said.finish_reason, Usage(len(words), cached, len(said.pieces)))
 
     async def models(self) -> Sequence[str]:
         """`echo`, though every name will do."""
@@ -98,19 +110,6 @@ class EchoEngine:
     async def close(self) -> None:
         """Refuse what comes from now on."""
         self._closed = True
-
-    def _answer(
-        self, messages: Sequence[Message], options: CompletionOptions
-    ) -> tuple[list[str], FinishReason]:
-        said = (m.content for m in reversed(messages) if m.role is Role.USER)
-        text = next(said, "")
-        if self._nonce:
-            text = f"{text} #{secrets.token_hex(4)}"
-        stops = [at for at in (text.find(stop) for stop in options.stop if stop) if at >= 0]
-        pieces: list[str] = _WORDS.findall(text[: min(stops, default=len(text))])
-        if options.max_tokens is not None and len(pieces) > options.max_tokens:
-            return pieces[: options.max_tokens], FinishReason.LENGTH
-        return pieces, FinishReason.STOP
 
     def _prefixes(self, words: Sequence[tuple[Role, str]]) -> list[int]:
         prefixes: list[int] = []
@@ -133,3 +132,9 @@ class EchoEngine:
             self._seen.move_to_end(prefix)
         while len(self._seen) > _REMEMBERED_WORDS:
             self._seen.popitem(last=False)
+
+
+def _text(message: Message) -> str:
+    """A message as the words that it counts: a call is its name and then its arguments."""
+    calls = [f"{call.name} {call.arguments}" for call in message.tool_calls]
+    return " ".join([message.content, *calls])

@@ -2,7 +2,8 @@
 
 It is spoken to as any remote engine is, so that a native crash cannot take the daemon down and
 inference never holds its GIL. A completion that bypasses the cache gets the idle slot that has
-the least to lose; the slot is erased when it has ended, and nobody begins before that.
+the least to lose; the slot is erased when it has ended, and nobody begins before that. Tools that
+the model's chat template does not know are refused, where the server would leave them out.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from pathlib import Path
 
 import msgspec
 
-from ruvd.engines.llama_server import DEFAULT_MODEL, LlamaServer
-from ruvd.engines.openai import OpenAIClient, never_sent
+from ruvd.engines.chat_completions import ChatCompletionsClient
+from ruvd.engines.chat_errors import never_sent
+from ruvd.engines.llama_server import DEFAULT_MODEL, ROOT, LlamaServer
 from ruvd.engines.supervision import Supervisor
 from ruvd.errors import EngineRejected, EngineUnavailable, RuvdError
+from ruvd.options import ToolChoiceMode
 from ruvd.ports import EngineChunk, EngineRequest, Observer
 
 _log = logging.getLogger("ruvd.engine")
@@ -142,7 +145,11 @@ class LlamaEngine:
             raise EngineUnavailable("the engine is closed")
         if self._erasures:
             await asyncio.wait(self._erasures)
-        if request.options.bypass_cache:
+        options = request.options
+        asks_for_tools = options.tools and options.tool_choice is not ToolChoiceMode.NONE
+        if asks_for_tools and not await self._server.knows_tools(client):
+            raise EngineRejected(f"the chat template of {self._model!r} has no tools")
+        if options.bypass_cache:
             chunks = self._generate_privately(client, request)
         else:
             chunks = self._complete(client, request, cache_prompt=True)
@@ -151,7 +158,7 @@ class LlamaEngine:
                 yield chunk
 
     async def _generate_privately(
-        self, client: OpenAIClient, request: EngineRequest
+        self, client: ChatCompletionsClient, request: EngineRequest
     ) -> AsyncGenerator[EngineChunk, None]:
         slot = await self._choose_slot(client)
         try:
@@ -166,15 +173,15 @@ class LlamaEngine:
             erasure.add_done_callback(self._erasures.discard)
 
     def _complete(
-        self, client: OpenAIClient, request: EngineRequest, **extra: bool | int
+        self, client: ChatCompletionsClient, request: EngineRequest, **extra: bool | int
     ) -> AsyncGenerator[EngineChunk, None]:
         # llama.cpp sees a closed connection only when it writes. With its progress it writes
         # after every batch of the prompt; without, it would evaluate all of it for nobody.
         return client.complete(request, model=self._model, extra={"return_progress": True, **extra})
 
-    async def _choose_slot(self, client: OpenAIClient) -> int:
+    async def _choose_slot(self, client: ChatCompletionsClient) -> int:
         """The slot that has the least to lose; the server waits for one that is busy."""
-        slots = await client.call("GET", "/slots", list[_Slot])
+        slots = await client.call("GET", f"{ROOT}/slots", list[_Slot])
         slot = min(
             slots,
             key=lambda s: (s.id in self._private_slots, s.is_processing, s.n_prompt_tokens),
@@ -182,9 +189,9 @@ class LlamaEngine:
         self._private_slots.add(slot)
         return slot
 
-    async def _erase(self, client: OpenAIClient, slot: int) -> None:
+    async def _erase(self, client: ChatCompletionsClient, slot: int) -> None:
         try:
-            await client.call("POST", f"/slots/{slot}?action=erase", _Erased)
+            await client.call("POST", f"{ROOT}/slots/{slot}?action=erase", _Erased)
         except RuvdError as error:
             # A child that is gone has kept nothing; of one that is not, somebody must be told.
             if client is self._server.client and self.pid is not None:

@@ -22,12 +22,16 @@ from typing import Any
 
 import msgspec
 
-from ruvd.engines.openai import OpenAIClient
+from ruvd.engines.chat_completions import ChatCompletionsClient
+from ruvd.engines.credentials import ApiKey
 from ruvd.engines.supervision import Launch
+from ruvd.engines.transport import unix_transport
 from ruvd.errors import EngineUnavailable, RuvdError
 from ruvd.ports import EngineStateChanged, Observer
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# The socket's host, which is nobody's name.
+ROOT = "http://engine"
 # What is left of 107 bytes for a Unix socket's path after the file's name.
 _MAX_DIRECTORY_BYTES = 96
 
@@ -39,6 +43,17 @@ _log = logging.getLogger("ruvd.engine")
 
 class _Health(msgspec.Struct):
     status: str = ""
+
+
+class _Capabilities(msgspec.Struct):
+    supports_tools: bool | None = None
+    supports_tool_calls: bool | None = None
+
+
+class _Properties(msgspec.Struct):
+    """What a server says of its model's chat template; older ones do not."""
+
+    chat_template_caps: _Capabilities | None = None
 
 
 class LlamaServer:
@@ -67,7 +82,8 @@ class LlamaServer:
         self._threads = threads
         self._batch_tokens = batch_tokens
         self._directory: Path | None = None
-        self.client: OpenAIClient | None = None
+        self._capabilities: _Capabilities | None = None
+        self.client: ChatCompletionsClient | None = None
 
     async def prepare(self) -> Launch:
         """Find the files, and make a key and a socket for a new child."""
@@ -79,8 +95,14 @@ class LlamaServer:
         self._threads = threads
         socket_path = self._directory / "s.sock"
         await asyncio.to_thread(socket_path.unlink, missing_ok=True)
+        self._capabilities = None
         api_key = secrets.token_urlsafe(32)
-        self.client = OpenAIClient(socket_path=socket_path, api_key=api_key)
+        self.client = ChatCompletionsClient(
+            transport=unix_transport(socket_path),
+            base_url=f"{ROOT}/v1",
+            api_key=ApiKey(api_key),
+            keep_alive=False,
+        )
         settings: dict[str, Any] = {
             "model": self._model,
             "model_path": str(model_path),
@@ -103,9 +125,20 @@ class LlamaServer:
         if self.client is None:
             return False
         try:
-            return (await self.client.call("GET", "/health", _Health)).status == "ok"
+            return (await self.client.call("GET", f"{ROOT}/health", _Health)).status == "ok"
         except RuvdError:
             return False
+
+    async def knows_tools(self, client: ChatCompletionsClient) -> bool:
+        """Whether the model's chat template has tools; asked once of each child.
+
+        Without, the server leaves them out of the prompt and says nothing of it.
+        """
+        if self._capabilities is None:
+            properties = await client.call("GET", f"{ROOT}/props", _Properties)
+            self._capabilities = properties.chat_template_caps or _Capabilities()
+        told = self._capabilities
+        return told.supports_tools is not False or told.supports_tool_calls is not False
 
     def explains(self, line: str) -> bool:
         """Not what llama.cpp logs as information or below."""

@@ -1,316 +1,265 @@
-"""The client of an OpenAI-compatible chat completions API.
+"""Any OpenAI-compatible server as the engine, or several: the first that is well is asked.
 
-The transport is aiohttp's under httpx's API. On a Unix socket every request has a connection of
-its own: llama.cpp announces keep-alive and yet closes after a streamed answer, so a pooled
-connection may be gone before it is used, and opening one costs less than a millisecond. There
-is no read time-out by default, because a long prompt is evaluated before the first byte comes.
-Leaving the stream in any phase, also before the headers, closes the connection, and that is
-what stops the server.
+A call is tried again only before its first chunk. Each round asks every server that may be well,
+at once, and only then waits. Affinity, credentials and faults are decided in modules of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TypeVar
 
-import aiohttp
-import httpx
-import msgspec
-from httpx_aiohttp import AiohttpTransport
+from ruvd.engines.affinity import Affinity, Preset
+from ruvd.engines.chat_completions import ChatCompletionsClient
+from ruvd.engines.chat_errors import may_go_elsewhere, never_sent, refuses_credentials
+from ruvd.engines.credentials import ApiKey
+from ruvd.engines.retries import RetryBudget, attempts
+from ruvd.engines.transport import environment_proxy, tcp_transport, tls_context
+from ruvd.engines.upstream import Breaker, Upstream
+from ruvd.errors import EngineTimeout, EngineUnavailable, RuvdError
+from ruvd.ports import EngineChunk, EngineRequest, EngineStateChanged, Observer
 
-from ruvd.engines.sse import EventTooLarge, SseDecoder
-from ruvd.errors import (
-    ContextTooLong,
-    EngineRateLimited,
-    EngineRejected,
-    EngineTimeout,
-    EngineUnavailable,
-    RuvdError,
-)
-from ruvd.model import FinishReason, Usage
-from ruvd.options import CompletionOptions
-from ruvd.ports import EngineChunk, EngineDone, EngineRequest, EngineText
-
-T = TypeVar("T")
-
-_FINISH_REASONS = {
-    "stop": FinishReason.STOP,
-    "length": FinishReason.LENGTH,
-    "tool_calls": FinishReason.TOOL_CALLS,
-}
-_MAX_ERROR_BYTES = 65_536
+# How often a server that is down is asked whether it is up again.
+_DOWN_SECONDS = 1.0
+_PAUSE_SECONDS = 0.2
+# How long a server may take to say which models it has.
+_ANSWER_SECONDS = 5.0
 
 
-class _Delta(msgspec.Struct):
-    content: str | None = None
+class OpenAIEngine:
+    """The servers at `base_urls`, in order of preference, each with its `/v1`.
 
-
-class _Choice(msgspec.Struct):
-    delta: _Delta = msgspec.field(default_factory=_Delta)
-    finish_reason: str | None = None
-
-
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _PromptDetails | None = None
-
-
-class _Timings(msgspec.Struct):
-    """What llama.cpp adds; `cache_n` tokens were cached."""
-
-    cache_n: int | None = None
-    prompt_ms: float | None = None
-
-
-class _Error(msgspec.Struct):
-    message: str = ""
-    type: str | None = None
-    n_prompt_tokens: int | None = None
-    n_ctx: int | None = None
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    timings: _Timings | None = None
-    error: _Error | None = None
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _Error | str
-
-
-_chunk_decoder = msgspec.json.Decoder(_Chunk)
-
-
-def never_sent(error: EngineUnavailable) -> bool:
-    """Whether there was no connection, so that the server has not seen the request."""
-    cause = error.__cause__
-    return cause is not None and isinstance(cause.__cause__, aiohttp.ClientConnectorError)
-
-
-class OpenAIClient:
-    """One server: `base_url` (without `/v1`), or `socket_path` of a Unix socket.
-
-    `read_seconds` is the longest silence that is borne, None for any. Every method raises
-    EngineUnavailable when the server cannot be reached, answers with a 5xx, breaks off or makes
-    no sense, EngineTimeout after too long a silence, and EngineRateLimited and EngineRejected
-    as the server says.
+    `connect_seconds` bounds connecting, `read_seconds` each silence, `total_seconds` the call
+    with all its `retries`. `breaker_failures` in a row keep a server from being asked for
+    `breaker_seconds`. `max_parallel` is the engine's `slots`.
     """
 
     def __init__(
         self,
         *,
-        base_url: str = "http://engine",
-        socket_path: Path | None = None,
+        observer: Observer,
+        base_urls: Sequence[str],
+        model: str,
         api_key: str = "",
+        api_key_file: Path | None = None,
+        affinity: Preset = "none",
+        affinity_header: str = "",
+        cache_salt: str = "",
+        ca_file: Path | None = None,
+        client_cert_file: Path | None = None,
+        client_key_file: Path | None = None,
+        http2: bool = False,
         connect_seconds: float = 5.0,
-        read_seconds: float | None = None,
+        read_seconds: float = 120.0,
+        total_seconds: float = 600.0,
+        max_parallel: int | None = None,
+        retries: int = 2,
+        health_check_seconds: float = 10.0,
+        breaker_failures: int = 5,
+        breaker_seconds: float = 10.0,
     ) -> None:
-        headers = {"Accept-Encoding": "identity"}
-        if api_key:
-            headers["Authorization"] = f"Bearer {api_key}"
-        if socket_path is not None:
-            headers["Connection"] = "close"
+        self._observer = observer
+        self._base_urls = tuple(base_urls)
+        self._model = model
+        self._max_parallel = max_parallel
+        self._key = ApiKey(api_key, api_key_file, secrets=[cache_salt])
+        self._affinity = Affinity(affinity, affinity_header, cache_salt)
+        self._files = (ca_file, client_cert_file, client_key_file)
+        self._http2 = http2
+        self._connect_seconds = connect_seconds
+        self._read_seconds = read_seconds
+        self._total_seconds = total_seconds
+        self._retries = retries
+        self._health_check_seconds = health_check_seconds
+        self._breaker_failures = breaker_failures
+        self._breaker_seconds = breaker_seconds
+        self._budget = RetryBudget()
+        self._upstreams: Sequence[Upstream] = ()
+        self._opening = asyncio.Lock()
+        self._checks: asyncio.Task[None] | None = None
+        self._checked = asyncio.Event()
+        self._check_now = asyncio.Event()
+        self._told_up: bool | None = None
+        self._cannot_open = "the engine has not been started"
+        self._closed = False
 
-        # A session belongs to the running loop, so the transport makes it at the first request.
-        def session() -> aiohttp.ClientSession:
-            connector = (
-                aiohttp.TCPConnector(limit=0)
-                if socket_path is None
-                else aiohttp.UnixConnector(path=str(socket_path), force_close=True, limit=0)
-            )
-            return aiohttp.ClientSession(connector=connector)
+    @property
+    def model(self) -> str:
+        """The model that is asked for if the caller names none."""
+        return self._model
 
-        self._http = httpx.AsyncClient(
-            # `verify` is of the session that is not used; aiohttp's own connector verifies.
-            transport=AiohttpTransport(client=session, verify=False),
-            base_url=base_url,
-            headers=headers,
-            timeout=httpx.Timeout(read_seconds, connect=connect_seconds, pool=None),
-            trust_env=False,
-        )
+    @property
+    def slots(self) -> int | None:
+        """`max_parallel`."""
+        return self._max_parallel
 
-    async def call(self, method: str, path: str, into: type[T]) -> T:
-        """One request without a body; its JSON answer decoded into a type."""
+    @property
+    def window_tokens(self) -> int | None:
+        """None: it is not known what a server's context holds."""
+        return None
+
+    async def start(self) -> None:
+        """Begin to ask the servers whether they are up, and return at once."""
+        if self._checks is None and not self._closed:
+            self._checks = asyncio.create_task(self._check_for_ever(), name="engine-health")
+
+    async def ready(self) -> None:
+        """Return at once, or after the first check of a fresh start, unless all are down."""
         self._check_open()
-        with _as_unavailable():
-            response = await self._http.request(method, path)
-        if response.status_code != httpx.codes.OK:
-            raise _refusal(response.status_code, response.headers, response.content)
-        with _as_unavailable():
-            return msgspec.json.decode(response.content, type=into)
-
-    async def complete(
-        self, request: EngineRequest, *, model: str, extra: Mapping[str, Any]
-    ) -> AsyncGenerator[EngineChunk, None]:
-        """Stream one chat completion, as `Engine.generate` has it; `extra` joins the body."""
-        body = {**_body(request, model), **extra}
-        done: EngineDone | None = None
-        texts = 0
-        async with self._stream(body, request.trace_headers) as events:
-            async for data in events:
-                if data == b"[DONE]":
-                    break
-                with _as_unavailable():
-                    chunk = _chunk_decoder.decode(data)
-                if chunk.error is not None:
-                    raise _broken(chunk.error, begun=texts > 0)
-                for choice in chunk.choices[:1]:
-                    if choice.delta.content:
-                        texts += 1
-                        yield EngineText(choice.delta.content)
-                    if choice.finish_reason is not None:
-                        done = EngineDone(
-                            _FINISH_REASONS.get(choice.finish_reason, FinishReason.STOP)
-                        )
-                if chunk.usage is not None and done is not None:
-                    done = _measured(done, chunk.usage, chunk.timings)
-        if done is None:
-            raise EngineUnavailable("the engine's answer ended before its end")
-        yield done
-
-    @asynccontextmanager
-    async def _stream(
-        self, body: Mapping[str, Any], headers: Mapping[str, str]
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        if self._checks is not None:
+            await self._checked.wait()
         self._check_open()
-        request = self._http.build_request(
-            "POST",
-            "/v1/chat/completions",
-            content=msgspec.json.encode(body),
-            headers={**headers, "Content-Type": "application/json", "Accept": "text/event-stream"},
-        )
-        with _as_unavailable():
-            response = await self._http.send(request, stream=True)
+        if self._told_up is False:
+            raise EngineUnavailable(self._troubles())
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        """Generate; see `Engine.generate`."""
+        self._affinity.check(request)
+        deadline = asyncio.get_running_loop().time() + self._total_seconds
+        self._budget.deposit()
         try:
-            if response.status_code != httpx.codes.OK:
-                raise _refusal(
-                    response.status_code, response.headers, await _error_content(response)
-                )
-            content_type = response.headers.get("content-type", "")
-            if not content_type.startswith("text/event-stream"):
-                raise EngineUnavailable(
-                    f"the engine answered with {content_type or 'no content type'},"
-                    " not with a stream of events"
-                )
-            async with aclosing(_events(response)) as events:
-                yield events
-        finally:
-            with _as_unavailable():
-                await response.aclose()
+            async with asyncio.timeout_at(deadline):
+                chunks, first = await self._begin(request, deadline)
+        except TimeoutError as error:
+            raise EngineTimeout(
+                f"the engine did not answer within {self._total_seconds:g} s"
+            ) from error
+        async with aclosing(chunks):
+            yield first
+            async for chunk in chunks:
+                yield chunk
 
-    def _check_open(self) -> None:
-        if self._http.is_closed:
-            raise EngineUnavailable("the connection to the engine is closed")
+    async def models(self) -> Sequence[str]:
+        """What the first server that answers offers."""
+        error: RuvdError | None = None
+        for upstream in await self._candidates():
+            try:
+                return await upstream.client.models(seconds=self._read_seconds)
+            except RuvdError as failure:
+                error = failure
+        raise error or EngineUnavailable(self._troubles())
 
     async def close(self) -> None:
         """Close every connection. Idempotent."""
-        await self._http.aclose()
+        self._closed = True
+        self._checked.set()
+        if self._checks is not None:
+            self._checks.cancel()
+            await asyncio.wait([self._checks])
+        async with self._opening:
+            for upstream in self._upstreams:
+                await upstream.client.close()
 
+    async def _begin(
+        self, request: EngineRequest, deadline: float
+    ) -> tuple[AsyncGenerator[EngineChunk, None], EngineChunk]:
+        """A stream that has begun, and its first chunk."""
+        tries = attempts(retries=self._retries, deadline=deadline, budget=self._budget)
+        async for attempt in tries:
+            with attempt:
+                return await self._ask_each(request, deadline)
+        raise AssertionError  # the last try has raised
 
-async def _events(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    decoder = SseDecoder()
-    with _as_unavailable():
-        async for part in response.aiter_raw():
-            for event in decoder.feed(part):
-                yield event
+    async def _ask_each(
+        self, request: EngineRequest, deadline: float
+    ) -> tuple[AsyncGenerator[EngineChunk, None], EngineChunk]:
+        error: RuvdError | None = None
+        for upstream in await self._candidates():
+            model = request.options.model or self._model
+            chunks = upstream.complete(request, model=model, deadline=deadline)
+            try:
+                return chunks, await anext(chunks)
+            except RuvdError as failure:
+                if never_sent(failure):
+                    self._check_now.set()
+                if refuses_credentials(failure):
+                    self._key.forget()
+                if not may_go_elsewhere(failure):
+                    raise
+                error = failure
+        if error is not None:
+            raise error
+        waits = [upstream.breaker.wait_seconds for upstream in self._upstreams]
+        raise EngineUnavailable(self._troubles(), retry_after_seconds=max(1.0, min(waits)))
 
+    async def _candidates(self) -> Sequence[Upstream]:
+        """Those whose breakers let a call through: not known to be down first."""
+        upstreams = [each for each in await self._open() if each.breaker.wait_seconds == 0.0]
+        return [each for each in upstreams if each.up is not False] or upstreams
 
-async def _error_content(response: httpx.Response) -> bytes:
-    content = b""
-    with _as_unavailable():
-        async for part in response.aiter_raw():
-            content += part
-            if len(content) > _MAX_ERROR_BYTES:
-                break
-    return content
+    async def _open(self) -> Sequence[Upstream]:
+        self._check_open()
+        if not self._upstreams:
+            async with self._opening:
+                if not self._upstreams:
+                    # In a thread, because it reads the files of certificates.
+                    self._upstreams = await asyncio.to_thread(self._make_upstreams)
+            self._check_open()
+        return self._upstreams
 
+    def _make_upstreams(self) -> Sequence[Upstream]:
+        tls = tls_context(*self._files)
+        return [self._make_upstream(url, tls) for url in self._base_urls]
 
-def _body(request: EngineRequest, model: str) -> dict[str, Any]:
-    options: CompletionOptions = request.options
-    optional = {
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "max_tokens": options.max_tokens,
-        "stop": list(options.stop) or None,
-        "seed": options.seed,
-    }
-    return {
-        "model": model,
-        "messages": [
-            {"role": message.role.value, "content": message.content} for message in request.messages
-        ],
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        **{name: value for name, value in optional.items() if value is not None},
-    }
+    def _make_upstream(self, url: str, tls: ssl.SSLContext) -> Upstream:
+        client = ChatCompletionsClient(
+            transport=tcp_transport(tls=tls, proxy=environment_proxy(url), http2=self._http2),
+            base_url=url,
+            api_key=self._key,
+            connect_seconds=self._connect_seconds,
+            read_seconds=self._read_seconds,
+            keep_alive=self._affinity.preset != "llama-server",
+            # OpenAI's newer models refuse the old name, other servers do not know the new one.
+            max_tokens_field=(
+                "max_completion_tokens" if self._affinity.preset == "openai" else "max_tokens"
+            ),
+        )
+        breaker = Breaker(failures=self._breaker_failures, seconds=self._breaker_seconds)
+        return Upstream(url, client, self._affinity, breaker, self._tell)
 
+    async def _check_for_ever(self) -> None:
+        seconds = self._connect_seconds + min(self._read_seconds, _ANSWER_SECONDS)
+        while True:
+            self._check_now.clear()
+            try:
+                upstreams = await self._open()
+            except EngineUnavailable as error:
+                self._cannot_open = str(error)
+                self._tell()
+            else:
+                await asyncio.gather(*(upstream.check(seconds) for upstream in upstreams))
+            self._checked.set()
+            pause = self._health_check_seconds if self._told_up else _DOWN_SECONDS
+            # A failed call brings the next check forward, but many do not make many.
+            await asyncio.sleep(min(_PAUSE_SECONDS, pause))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._check_now.wait()
 
-def _measured(done: EngineDone, usage: _Usage, timings: _Timings | None) -> EngineDone:
-    details, timings = usage.prompt_tokens_details, timings or _Timings()
-    cached = details.cached_tokens if details is not None else None
-    return EngineDone(
-        done.finish_reason,
-        Usage(
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=timings.cache_n if cached is None else cached,
-            completion_tokens=usage.completion_tokens,
-        ),
-        prefill_seconds=None if timings.prompt_ms is None else timings.prompt_ms / 1000,
-    )
+    def _tell(self) -> None:
+        """Tell the observer if the engine as a whole has come up or gone down."""
+        known = [upstream.up for upstream in self._upstreams]
+        up = any(known)
+        if up == self._told_up or (None in known and not up):
+            return
+        self._told_up = up
+        there = [upstream for upstream in self._upstreams if upstream.up]
+        detail = f"{self._model} at {there[0].url}" if there else self._troubles()
+        if there and there[0].trouble:
+            detail = f"{detail}, but {there[0].trouble}"
+        self._observer(EngineStateChanged(up=up, detail=detail))
 
+    def _troubles(self) -> str:
+        """Why no server can be asked."""
+        if not self._upstreams:
+            return self._cannot_open
+        told = [f"{each.url}: {each.trouble or 'failing'}" for each in self._upstreams]
+        return f"no server of the engine is up: {'; '.join(told)}"
 
-def _refusal(status: int, headers: Mapping[str, str], content: bytes) -> RuvdError:
-    """The error that a response other than 200 means."""
-    try:
-        decoded = msgspec.json.decode(content, type=_ErrorBody).error
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        decoded = content[:500].decode(errors="replace").strip()
-    error = _Error(message=decoded) if isinstance(decoded, str) else decoded
-    message = error.message or f"the engine answered with HTTP status {status}"
-    if error.type == "exceed_context_size_error":
-        return _too_long(error)
-    if status == httpx.codes.TOO_MANY_REQUESTS:
-        return EngineRateLimited(message, retry_after_seconds=_retry_after(headers))
-    if httpx.codes.is_client_error(status):
-        return EngineRejected(message)
-    return EngineUnavailable(message, retry_after_seconds=_retry_after(headers))
-
-
-def _broken(error: _Error, *, begun: bool) -> RuvdError:
-    """The error that an error object inside a stream means."""
-    if error.type == "exceed_context_size_error" and not begun:
-        return _too_long(error)
-    return EngineUnavailable(error.message or "the engine broke off with an error")
-
-
-def _too_long(error: _Error) -> ContextTooLong:
-    return ContextTooLong(
-        error.message, prompt_tokens=error.n_prompt_tokens, limit_tokens=error.n_ctx
-    )
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    value = headers.get("retry-after", "")
-    return float(value) if value.isdecimal() else None
-
-
-@contextmanager
-def _as_unavailable() -> Iterator[None]:
-    """What goes wrong on the way, in our words."""
-    try:
-        yield
-    except httpx.ReadTimeout as error:
-        raise EngineTimeout("the engine was silent for too long") from error
-    except (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError) as error:
-        raise EngineUnavailable(f"the engine cannot be reached: {error}") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, EventTooLarge) as error:
-        raise EngineUnavailable(f"the engine's answer makes no sense: {error}") from error
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineUnavailable("the engine is closed")

@@ -18,23 +18,30 @@ class SseDecoder:
 
     def __init__(self, max_event_bytes: int = 4 * 1024 * 1024) -> None:
         self._max_event_bytes = max_event_bytes
-        self._rest = b""
+        self._rest: list[bytes] = []
+        self._rest_bytes = 0
         self._data: list[bytes] = []
-        self._held = 0
+        self._data_bytes = 0
 
     def feed(self, part: bytes) -> list[bytes]:
         """The data of the events that end in `part`. Raises EventTooLarge."""
         events: list[bytes] = []
-        *lines, self._rest = (self._rest + part).split(b"\n")
-        for line in lines:
-            text = line.removesuffix(b"\r")
-            if not text:
-                if self._data:
-                    events.append(b"\n".join(self._data))
-                self._data, self._held = [], 0
-            elif text.startswith(b"data:"):
-                self._data.append(text[5:].removeprefix(b" "))
-                self._held += len(text)
-        if self._held + len(self._rest) > self._max_event_bytes:
+        self._rest.append(part)
+        self._rest_bytes += len(part)
+        if b"\n" in part:  # joined only then, however many parts a line comes in
+            *lines, rest = b"".join(self._rest).split(b"\n")
+            self._rest, self._rest_bytes = [rest], len(rest)
+            for line in lines:
+                self._take(line.removesuffix(b"\r"), events)
+        if self._data_bytes + self._rest_bytes > self._max_event_bytes:
             raise EventTooLarge(f"an event is longer than {self._max_event_bytes} bytes")
         return events
+
+    def _take(self, line: bytes, events: list[bytes]) -> None:
+        if not line:
+            if self._data:
+                events.append(b"\n".join(self._data))
+            self._data, self._data_bytes = [], 0
+        elif line.startswith(b"data:"):
+            self._data.append(line[5:].removeprefix(b" "))
+            self._data_bytes += len(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import stat
@@ -17,9 +18,10 @@ import psutil
 import pytest
 
 from ruvd.engines.llama import LlamaEngine, _Slot
+from ruvd.engines.llama_server import ROOT
 from ruvd.errors import ContextTooLong, EngineRejected, EngineUnavailable
 from ruvd.model import Message, Role
-from ruvd.options import CompletionOptions
+from ruvd.options import CompletionOptions, ResponseFormat, Tool, ToolChoiceMode
 from ruvd.ports import EngineDone, EngineRequest, EngineStateChanged, EngineText, Event
 
 # A llama-server as a user may have one: it takes the flags, and the key from the environment.
@@ -96,6 +98,10 @@ def ask(text: str, **options: Any) -> EngineRequest:
     return EngineRequest([Message(Role.USER, text)], CompletionOptions(**settings))
 
 
+def form(schema: object) -> ResponseFormat:
+    return ResponseFormat(json.dumps(schema))
+
+
 async def collect(engine: LlamaEngine, request: EngineRequest) -> EngineDone:
     last: object = None
     async for chunk in engine.generate(request):
@@ -113,7 +119,9 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float) -> Non
 async def busy(engine: LlamaEngine) -> bool:
     client = engine._server.client
     assert client is not None
-    return any(slot.is_processing for slot in await client.call("GET", "/slots", list[_Slot]))
+    return any(
+        slot.is_processing for slot in await client.call("GET", f"{ROOT}/slots", list[_Slot])
+    )
 
 
 async def idle(engine: LlamaEngine) -> bool:
@@ -186,6 +194,49 @@ async def test_a_prompt_that_does_not_fit_is_refused_with_figures() -> None:
     assert refused.value.prompt_tokens > 1500
 
 
+async def test_structured_output_follows_its_schema() -> None:
+    fruit = {"type": "string", "maxLength": 12}
+    properties = {"fruit": fruit, "ripe": {"type": "boolean"}, "colour": {"enum": ["red", "blue"]}}
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    async with running() as engine:
+        asked = ask("Name a fruit.", max_tokens=80, response_format=form(schema))
+        chunks = [chunk async for chunk in engine.generate(asked)]
+        said = json.loads("".join(c.text for c in chunks if isinstance(c, EngineText)))
+        assert list(said) == ["fruit", "ripe", "colour"]
+        assert isinstance(said["ripe"], bool)
+        assert said["colour"] in ("red", "blue")
+        assert len(said["fruit"]) <= 12
+        with pytest.raises(EngineRejected, match="nonsense"):
+            await collect(engine, ask("Name a fruit.", response_format=form({"type": "nonsense"})))
+
+
+async def test_further_options_reach_the_server() -> None:
+    """A bias of 100 for one token makes the answer of nothing else, whatever was likely."""
+    async with running() as engine:
+        biased = ask("Say hello", max_tokens=4, logit_bias={19556: 100.0}, frequency_penalty=0.5)
+        chunks = [chunk async for chunk in engine.generate(biased)]
+        words = [chunk.text for chunk in chunks if isinstance(chunk, EngineText)]
+        assert len(set(words)) == 1
+        with pytest.raises(EngineRejected, match="grammar"):
+            await collect(engine, ask("Say hello", extra_body={"grammar": "this is no grammar"}))
+        with pytest.raises(EngineRejected, match="id_slot"):
+            await collect(engine, ask("Say hello", extra_body={"id_slot": 0}))
+
+
+async def test_tools_are_refused_where_the_chat_template_leaves_them_out() -> None:
+    tools = (Tool("weather", "Tells it.", '{"type":"object"}'),)
+    async with running() as engine:
+        for choice in (None, ToolChoiceMode.REQUIRED, "weather"):
+            with pytest.raises(EngineRejected, match="chat template"):
+                await collect(engine, ask("Weather?", tools=tools, tool_choice=choice))
+        await collect(engine, ask("Weather?", tools=tools, tool_choice=ToolChoiceMode.NONE))
+
+
 async def test_another_model_is_refused_by_name() -> None:
     engine = LlamaEngine(observer=lambda _: None)
     with pytest.raises(EngineRejected, match="SmolLM2-135M-Instruct"):
@@ -201,7 +252,7 @@ async def test_the_key_is_in_no_command_line_and_the_directory_is_private_and_re
         client = engine._server.client
         assert directory is not None
         assert client is not None
-        key = client._http.headers["authorization"].removeprefix("Bearer ")
+        key = await client._api_key.current()
         assert len(key) > 20
         assert key not in " ".join(child.cmdline())
         assert key not in " ".join(child.environ().values())

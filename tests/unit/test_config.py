@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 
+from ruvd.cli.serve import serve
 from ruvd.config import SettingsInvalid, load, shown
 
 
@@ -46,6 +48,49 @@ def test_everything_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatc
     assert "drain_seconds (from --drain-seconds)" in text
 
 
+def test_a_secret_comes_from_a_variable_or_the_file_and_is_shown_to_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert shown(load({})[0])["api_key"] == ""
+    Path("ruvd.toml").write_text('cache_salt = "pepper"\n')
+    monkeypatch.setenv("RUVD_API_KEY", "sk-1234")
+    settings, sources = load({})
+    assert settings.api_key.get_secret_value() == "sk-1234"
+    assert shown(settings)["api_key"] == shown(settings)["cache_salt"] == "(hidden)"
+    assert (sources["api_key"], sources["cache_salt"]) == ("RUVD_API_KEY", "ruvd.toml")
+    assert "sk-1234" not in repr(settings) + str(settings)
+    assert "pepper" not in repr(settings) + str(settings)
+
+
+def test_a_secret_has_no_flag() -> None:
+    flags = inspect.signature(serve).parameters
+    assert "api_key_file" in flags
+    assert not {"api_key", "cache_salt"} & set(flags)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000/v1"),
+        ("https://api.example.org/", "https://api.example.org/v1"),
+        ("https://api.example.org/v1/", "https://api.example.org/v1"),
+        ("https://example.org/openai/v1", "https://example.org/openai/v1"),
+    ],
+)
+def test_a_server_without_a_path_gets_v1(
+    given: str, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load({"base_url": [given]})[0].base_url == [used]
+    monkeypatch.setenv("RUVD_BASE_URL", f"{given}, http://second")
+    assert load({})[0].base_url == [used, "http://second/v1"]
+
+
+def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
+    with pytest.raises(SettingsInvalid, match="api_key") as refused:
+        load({"base_url": ["https://ann:s3cret@example.org:x"]})
+    assert "s3cret" not in str(refused.value)
+
+
 def test_what_kubernetes_sets_for_a_service_named_ruvd_is_no_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -83,6 +128,19 @@ def test_loopback_needs_no_leave(address: str) -> None:
         {"store": "redis"},
         {"keep_exchanges": 11},
         {"llama_answer_tokens": 4096},
+        {"engine": "openai"},
+        {"engine": "openai", "model": "m"},
+        {"engine": "openai", "base_url": ["http://h"]},
+        {"base_url": ["h:8000"]},
+        {"base_url": ["ftp://h"]},
+        {"base_url": ["http://"]},
+        {"base_url": ["http://h:99999"]},
+        {"base_url": ["http://h/v1?key=1"]},
+        {"affinity": "sticky"},
+        {"affinity_header": "X Session"},
+        {"client_key_file": Path("k")},
+        {"read_seconds": 0},
+        {"retries": -1},
     ],
 )
 def test_settings_that_cannot_work_are_refused(flags: dict[str, object]) -> None:

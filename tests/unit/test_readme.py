@@ -16,7 +16,7 @@ def table() -> str:
     for name, field in Settings.model_fields.items():
         default = field.get_default(call_default_factory=True)
         text = ", ".join(default) if isinstance(default, list) else str(default).lower()
-        shown = f"`{text}`" if default not in (None, []) else ""
+        shown = f"`{text}`" if text and default not in (None, []) else ""
         lines.append(f"| `{name}` | {shown} | {field.description} |")
     return "\n".join(lines) + "\n"
 

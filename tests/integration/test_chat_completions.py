@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ruvd.engines.openai import OpenAIClient
+from ruvd.engines.chat_completions import ChatCompletionsClient
+from ruvd.engines.credentials import ApiKey
+from ruvd.engines.transport import unix_transport
 from ruvd.errors import (
     ContextTooLong,
     EngineRateLimited,
@@ -45,7 +47,7 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
 
 
 @asynccontextmanager
-async def serving(path: Path, handler: Handler) -> AsyncIterator[OpenAIClient]:
+async def serving(path: Path, handler: Handler) -> AsyncIterator[ChatCompletionsClient]:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await handler(reader, writer)
@@ -53,7 +55,13 @@ async def serving(path: Path, handler: Handler) -> AsyncIterator[OpenAIClient]:
             writer.close()
 
     server = await asyncio.start_unix_server(handle, path)
-    client = OpenAIClient(socket_path=path, api_key="key", read_seconds=0.5)
+    client = ChatCompletionsClient(
+        transport=unix_transport(path),
+        api_key=ApiKey("key"),
+        read_seconds=0.5,
+        connect_seconds=0.2,
+        keep_alive=False,
+    )
     try:
         yield client
     finally:
@@ -71,8 +79,8 @@ def saying(response: bytes) -> Handler:
     return handler
 
 
-async def collect(client: OpenAIClient) -> list[EngineChunk]:
-    return [chunk async for chunk in client.complete(REQUEST, model="m", extra={})]
+async def collect(client: ChatCompletionsClient) -> list[EngineChunk]:
+    return [chunk async for chunk in client.complete(REQUEST, model="m")]
 
 
 async def test_an_answer_carries_what_the_server_measured(tmp_path: Path) -> None:
@@ -124,7 +132,7 @@ async def test_the_request_has_the_key_and_the_trace_headers(tmp_path: Path) -> 
         (answer(TOO_LONG, status="400 Bad Request"), ContextTooLong, "too long"),
         (answer(b'{"error":"no"}', status="422 Unprocessable"), EngineRejected, "no"),
         (answer(b"not json", status="404 Not Found"), EngineRejected, "not json"),
-        (answer(b"", status="401 Unauthorized"), EngineRejected, "401"),
+        (answer(b"", status="401 Unauthorized"), EngineUnavailable, "refuses the daemon's cred"),
         (answer(b"", status="500 Oops"), EngineUnavailable, "500"),
         (answer(b"", status="302 Found"), EngineUnavailable, "302"),
     ],
@@ -148,7 +156,7 @@ async def test_a_rate_limit_says_when_to_come_back(tmp_path: Path) -> None:
 
 
 async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
-    client = OpenAIClient(socket_path=tmp_path / "none")
+    client = ChatCompletionsClient(transport=unix_transport(tmp_path / "none"))
     with pytest.raises(EngineUnavailable, match="cannot be reached"):
         await collect(client)
     await client.close()

@@ -1,0 +1,267 @@
+"""The client of one OpenAI-compatible server.
+
+Leaving the stream in any phase, also before the headers, closes the connection, and that is
+what stops the server. An answer that is one JSON object instead of a stream of events is refused:
+a server that cannot stream is no engine. One without a content type is taken for a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Any, TypeVar, cast
+
+import httpx
+import msgspec
+
+from ruvd.engines.chat_errors import in_our_words, refusal
+from ruvd.engines.chat_request import encode
+from ruvd.engines.chat_stream import Answer
+from ruvd.engines.credentials import ApiKey
+from ruvd.engines.sse import SseDecoder
+from ruvd.errors import EngineTimeout, EngineUnavailable, RuvdError
+from ruvd.ports import EngineChunk, EngineRequest
+
+T = TypeVar("T")
+
+_DONE = b"[DONE]"
+_MAX_ERROR_BYTES = 65_536
+_MAX_BODY_BYTES = 4 << 20
+# How long figures may come after the server has said why it ended: some never close.
+_TAIL_SECONDS = 5.0
+# How long the end may take after [DONE]; a connection is used again only if it was read whole.
+_END_SECONDS = 0.1
+_NO_HEADERS: Mapping[str, str] = {}
+_NO_FIELDS: Mapping[str, Any] = {}
+
+
+class ChatCompletionsClient:
+    """The server at `base_url`, which has the `/v1`, by `transport`, which it closes.
+
+    `read_seconds` is the longest silence that is borne, None for any, because a long prompt is
+    evaluated before the first byte comes. Without `keep_alive` every request has a connection
+    of its own: llama.cpp announces keep-alive and yet closes after a streamed answer, so a
+    pooled connection may be gone before it is used. Every method raises as `chat_errors` says.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: httpx.AsyncBaseTransport,
+        base_url: str = "http://engine/v1",
+        api_key: ApiKey | None = None,
+        connect_seconds: float = 5.0,
+        read_seconds: float | None = None,
+        keep_alive: bool = True,
+        max_tokens_field: str = "max_tokens",
+    ) -> None:
+        headers = {"Accept-Encoding": "identity", "User-Agent": "ruvd"}
+        if not keep_alive:
+            headers["Connection"] = "close"
+        self._api_key = api_key or ApiKey()
+        self._max_tokens_field = max_tokens_field
+        self._read_seconds = read_seconds
+        self._head_seconds = None if read_seconds is None else connect_seconds + read_seconds
+        self._http = httpx.AsyncClient(
+            transport=transport,
+            base_url=base_url,
+            headers=headers,
+            # aiohttp takes `pool` for all of connecting, which is the looking up of names, too.
+            timeout=httpx.Timeout(read_seconds, connect=connect_seconds, pool=connect_seconds),
+            trust_env=False,
+        )
+
+    async def call(self, method: str, url: str, into: type[T], *, seconds: float = 30.0) -> T:
+        """One request without a body; its JSON answer decoded into a type.
+
+        `url` is a path below `base_url`, or whole. `seconds` bounds all of it.
+        """
+        deadline = _now() + seconds
+        request = self._http.build_request(method, url)
+        async with self._sending(request, deadline) as response:
+            content = await self._content(response, _MAX_BODY_BYTES + 1, deadline)
+        with in_our_words():
+            if len(content) > _MAX_BODY_BYTES:
+                raise EngineUnavailable("the engine's answer makes no sense: it has no end")
+            return msgspec.json.decode(content, type=into)
+
+    async def models(self, *, seconds: float = 30.0) -> list[str]:
+        """The names of the models that the server offers."""
+        told = await self.call("GET", "/models", object, seconds=seconds)
+        # OpenAI's has a list in `data`, Together's is one.
+        found = told.get("data") if isinstance(told, dict) else told
+        if not isinstance(found, list):
+            raise EngineUnavailable("the engine's answer makes no sense: it is no list of models")
+        return [str(each["id"]) for each in found if isinstance(each, dict) and "id" in each]
+
+    async def ping(self, *, seconds: float = 30.0) -> None:
+        """Raises what `models` would, but for what the answer's body says."""
+        deadline = _now() + seconds
+        async with self._sending(self._http.build_request("GET", "/models"), deadline) as response:
+            await self._content(response, _MAX_BODY_BYTES, deadline)
+
+    async def complete(
+        self,
+        request: EngineRequest,
+        *,
+        model: str,
+        extra: Mapping[str, Any] = _NO_FIELDS,
+        headers: Mapping[str, str] = _NO_HEADERS,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[EngineChunk, None]:
+        """Stream one chat completion, as `Engine.generate` has it.
+
+        `extra` joins the body, `headers` the request's. `deadline` is of the loop's clock;
+        EngineTimeout after it.
+        """
+        body = encode(request, model=model, extra=extra, max_tokens_field=self._max_tokens_field)
+        sent = self._http.build_request(
+            "POST",
+            "/chat/completions",
+            content=body,
+            headers={
+                **request.trace_headers,
+                **headers,
+                "Content-Type": "application/json",
+                "Accept": "text/event-stream",
+            },
+        )
+        answer = Answer()
+        async with self._sending(sent, deadline) as response:
+            await self._check_streams(response, deadline)
+            async with aclosing(self._events(response, answer, deadline)) as events:
+                async for together in events:
+                    with in_our_words():
+                        for data in together:
+                            for chunk in answer.feed(data):
+                                yield chunk
+            yield answer.done()
+
+    async def close(self) -> None:
+        """Close every connection. Idempotent."""
+        await self._http.aclose()
+
+    @asynccontextmanager
+    async def _sending(
+        self, request: httpx.Request, deadline: float | None
+    ) -> AsyncIterator[httpx.Response]:
+        """A response whose status is 200; the connection is closed or given back afterwards."""
+        if key := await self._api_key.current():
+            request.headers["Authorization"] = f"Bearer {key}"
+        if self._http.is_closed:
+            raise EngineUnavailable("the connection to the engine is closed")
+        with self._redacted():
+            response = await self._head(request, deadline)
+            try:
+                if response.status_code != httpx.codes.OK:
+                    content = await self._content(response, _MAX_ERROR_BYTES, deadline)
+                    raise refusal(response.status_code, response.headers, content)
+                yield response
+            finally:
+                with in_our_words():
+                    await response.aclose()
+
+    async def _head(self, request: httpx.Request, deadline: float | None) -> httpx.Response:
+        bounds = [deadline] if deadline is not None else []
+        if self._head_seconds is not None:
+            # The transport's own bound begins when the request has been written.
+            bounds.append(_now() + self._head_seconds)
+        try:
+            async with asyncio.timeout_at(min(bounds, default=None)):
+                with in_our_words(before_head=True):
+                    return await self._http.send(request, stream=True)
+        except TimeoutError as error:
+            raise EngineTimeout("the engine did not answer in time") from error
+
+    async def _events(
+        self, response: httpx.Response, answer: Answer, deadline: float | None
+    ) -> AsyncGenerator[list[bytes], None]:
+        """The events up to [DONE], those together that came together.
+
+        What breaks after `answer` is finished breaks nothing.
+        """
+        decoder = SseDecoder()
+        is_done = False
+        async with aclosing(_parts(response)) as parts:
+            while not is_done or answer.finished:
+                bound = deadline
+                if answer.finished:
+                    tail = _now() + (_END_SECONDS if is_done else _TAIL_SECONDS)
+                    bound = tail if deadline is None else min(deadline, tail)
+                try:
+                    part = await _next(parts, bound, self._read_seconds)
+                except (EngineUnavailable, EngineTimeout):
+                    if answer.finished:
+                        return
+                    raise
+                if part is None:
+                    return
+                with in_our_words():
+                    events = decoder.feed(part)
+                if is_done:
+                    continue
+                if _DONE in events:
+                    events, is_done = events[: events.index(_DONE)], True
+                if events:
+                    yield events
+
+    async def _check_streams(self, response: httpx.Response, deadline: float | None) -> None:
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind in ("", "text/event-stream"):
+            return
+        if kind == "application/json":
+            # Some gateways answer so with an error inside.
+            content = await self._content(response, _MAX_ERROR_BYTES, deadline)
+            with in_our_words():
+                Answer().feed(content)
+        raise EngineUnavailable(f"the engine answered with {kind}, not with a stream of events")
+
+    async def _content(self, response: httpx.Response, most: int, deadline: float | None) -> bytes:
+        """The body, up to about `most` bytes of it."""
+        content = b""
+        async with aclosing(_parts(response)) as parts:
+            while len(content) < most:
+                part = await _next(parts, deadline, self._read_seconds)
+                if part is None:
+                    break
+                content += part
+        return content
+
+    @contextmanager
+    def _redacted(self) -> Iterator[None]:
+        """No error of ours carries the key on, though a server has echoed it."""
+        try:
+            yield
+        except RuvdError as error:
+            error.args = tuple(self._api_key.redact(str(text)) for text in error.args)
+            raise
+
+
+async def _next(
+    parts: AsyncGenerator[bytes, None], deadline: float | None, silence_seconds: float | None
+) -> bytes | None:
+    """More of the body; None at its end.
+
+    The silence is bounded here, too: when a chunk's length makes no sense, aiohttp closes the
+    connection without telling who reads, and its own time-out is gone with it.
+    """
+    silence = None if silence_seconds is None else _now() + silence_seconds
+    bounds = [bound for bound in (deadline, silence) if bound is not None]
+    try:
+        async with asyncio.timeout_at(min(bounds, default=None)):
+            with in_our_words():
+                return await anext(parts, None)
+    except TimeoutError as error:
+        if deadline is None or (silence is not None and silence < deadline):
+            raise EngineTimeout("the engine was silent for too long") from None
+        raise EngineTimeout("the engine did not end its answer in time") from error
+
+
+def _parts(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    # It is a generator, whatever its type says, and has to be closed like one.
+    return cast("AsyncGenerator[bytes, None]", response.aiter_raw())
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,606 @@
+"""The engine `openai` on real sockets: affinity, retries, breaker, credentials, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answers import CUT, DONE, STALL, Answer, chunk, deltas, http, models, refusal, streamed, text
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import StreamEnded
+from upstream import Upstream, deaf, serving, unused_url
+
+from ruvd.engines.openai import OpenAIEngine
+from ruvd.errors import (
+    EngineRateLimited,
+    EngineRejected,
+    EngineTimeout,
+    EngineUnavailable,
+    RuvdError,
+)
+from ruvd.model import FinishReason, Message, Role, Usage
+from ruvd.options import CompletionOptions
+from ruvd.ports import (
+    EngineChunk,
+    EngineDone,
+    EngineRequest,
+    EngineStateChanged,
+    EngineText,
+    Event,
+    Observer,
+)
+
+KEY = "sk-0123456789abcdef"
+HELLO = ["Hello", " there", "!"]
+# An answer after its first token.
+BEGUN = streamed(deltas({"content": "Hello"})[:2], done=False)[:-1]
+
+
+def ask(*, session: str = "", **options: Any) -> EngineRequest:
+    return EngineRequest([Message(Role.USER, "hi")], CompletionOptions(**options), session)
+
+
+@asynccontextmanager
+async def engine(
+    *servers: Upstream | str, observer: Observer = lambda _: None, **settings: Any
+) -> AsyncIterator[OpenAIEngine]:
+    """An engine at these servers. When it has been closed, it has left no task and no socket."""
+    before = asyncio.all_tasks()
+    made = OpenAIEngine(
+        observer=observer,
+        base_urls=[each if isinstance(each, str) else each.url for each in servers],
+        **{"model": "m", "connect_seconds": 1.0, "read_seconds": 2.0, **settings},
+    )
+    try:
+        yield made
+    finally:
+        await made.close()
+        for server in servers:
+            if isinstance(server, Upstream):
+                await _abandoned(server)
+        async with asyncio.timeout(5):
+            while left := [
+                task
+                for task in asyncio.all_tasks() - before
+                if "upstream.py" not in str(task.get_coro())
+            ]:
+                await asyncio.wait(left, timeout=0.1)
+
+
+async def _abandoned(server: Upstream) -> None:
+    await server.until(lambda: not server.open_connections)
+
+
+async def collect(made: OpenAIEngine, request: EngineRequest | None = None) -> list[EngineChunk]:
+    return [chunk async for chunk in made.generate(request or ask())]
+
+
+async def texts(made: OpenAIEngine, request: EngineRequest | None = None) -> list[str]:
+    return [c.text for c in await collect(made, request) if isinstance(c, EngineText)]
+
+
+async def fails(
+    made: OpenAIEngine, kind: type[RuvdError], request: EngineRequest | None = None
+) -> str:
+    with pytest.raises(kind) as raised:
+        await collect(made, request)
+    assert type(raised.value) is kind
+    return str(raised.value)
+
+
+# --- one server ------------------------------------------------------------------------------
+
+
+async def test_an_answer_with_its_figures_over_one_connection_that_is_kept() -> None:
+    async with serving() as server, engine(server) as made:
+        for _ in range(3):
+            chunks = await collect(made, ask(model="another"))
+            assert [c.text for c in chunks if isinstance(c, EngineText)] == HELLO
+            assert chunks[-1] == EngineDone(FinishReason.STOP, Usage(9, 4, 3))
+        assert server.accepted == 1
+        assert [each.body["model"] for each in server.requests] == ["another"] * 3
+        assert await made.models() == ["m", "another"]
+
+
+async def test_a_content_type_may_be_missing_but_not_another() -> None:
+    plain = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+    events = deltas({"content": "Hello"})
+    error = b'{"error":{"message":"no GPU left"}}'
+    async with serving() as server, engine(server, retries=0) as made:
+        server.scripts.append([plain, *events, CUT])
+        assert await texts(made) == ["Hello"]
+        server.scripts.append(http(b'{"choices":[{"message":{"content":"Hello"}}]}'))
+        assert "application/json" in await fails(made, EngineUnavailable)
+        server.scripts.append(http(error))
+        assert await fails(made, EngineUnavailable) == "no GPU left"
+
+
+async def test_an_answer_that_says_why_it_ended_is_whole_though_its_end_is_missing() -> None:
+    events = deltas({"content": "Hello"})[:-1]
+    async with serving() as server, engine(server) as made:
+        server.scripts.append([*streamed(events, done=False)[:-1], CUT])
+        assert await collect(made) == [EngineText("Hello"), EngineDone(FinishReason.STOP)]
+
+
+# --- affinity --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("affinity", "header", "field"),
+    [
+        ("none", None, None),
+        ("openai", None, "prompt_cache_key"),
+        ("vllm", "x-session-id", None),
+        ("sglang", "x-smg-routing-key", None),
+        ("llama-server", None, None),
+    ],
+)
+async def test_a_session_has_one_key_that_does_not_tell_its_id(
+    affinity: str, header: str | None, field: str | None
+) -> None:
+    async with serving() as server, engine(server, affinity=affinity) as made:
+        for session in ("ann@example.org", "ann@example.org", "bob", ""):
+            await collect(made, ask(session=session))
+        keys = [
+            each.headers.get(header) if header else each.body.get(field or "")
+            for each in server.requests
+        ]
+        assert all(b"ann@example.org" not in each.raw for each in server.requests)
+        if header or field:
+            assert re.fullmatch(r"[\w-]{32}", str(keys[0]))
+            assert keys[0] == keys[1] != keys[2]
+            assert keys[3] is None
+        else:
+            assert keys == [None] * 4
+        assert {"x-session-id", "x-smg-routing-key"} & set(server.requests[0].headers) == (
+            {header} if header else set()
+        )
+
+
+async def test_another_header_and_another_salt_give_another_key() -> None:
+    keys = set()
+    for salt in ("pepper-1", "pepper-2"):
+        settings: dict[str, Any] = {
+            "affinity": "vllm",
+            "affinity_header": "X-User-ID",
+            "cache_salt": salt,
+        }
+        async with serving() as server, engine(server, **settings) as made:
+            await collect(made, ask(session="s"))
+            assert server.requests[0].body["cache_salt"] == salt
+            assert "x-session-id" not in server.requests[0].headers
+            keys.add(server.requests[0].headers["x-user-id"])
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("affinity", ["vllm", "sglang"])
+async def test_what_bypasses_the_cache_has_a_salt_of_its_own(affinity: str) -> None:
+    async with (
+        serving() as server,
+        engine(server, affinity=affinity, cache_salt="pepper") as made,
+    ):
+        for _ in range(2):
+            await collect(made, ask(bypass_cache=True))
+        salts = {each.body["cache_salt"] for each in server.requests}
+        assert len(salts) == 2
+        assert "pepper" not in salts
+
+
+@pytest.mark.parametrize("affinity", ["none", "openai", "llama-server"])
+async def test_bypassing_the_cache_is_refused_where_it_cannot_be_had(affinity: str) -> None:
+    async with serving() as server, engine(server, affinity=affinity) as made:
+        assert "bypass_cache" in await fails(made, EngineRejected, ask(bypass_cache=True))
+        assert not server.requests
+
+
+# --- retries ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        [CUT],
+        refusal("503 Busy", "later", Retry_After="0"),
+        refusal("429 Busy", "later", Retry_After="0"),
+        refusal("502 Bad Gateway", "later"),
+    ],
+)
+async def test_what_was_not_answered_is_asked_again(first: Answer) -> None:
+    async with serving() as server, engine(server) as made:
+        server.scripts.append(first)
+        assert await texts(made) == HELLO
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "error"),
+    [
+        (refusal("400 Bad Request", "no"), EngineRejected),
+        (refusal("500 Oops", "boom"), EngineUnavailable),
+        (refusal("504 Gateway Timeout", "slow"), EngineUnavailable),
+        (http(b"<html>", kind="text/html"), EngineUnavailable),
+        (refusal("429 Busy", "later", Retry_After="30"), EngineRateLimited),
+    ],
+)
+async def test_what_was_answered_is_not_asked_again(first: Answer, error: type[RuvdError]) -> None:
+    async with serving() as server, engine(server, total_seconds=5.0) as made:
+        server.scripts.append(first)
+        await fails(made, error)
+        assert len(server.requests) == 1
+
+
+async def test_nothing_is_asked_again_after_the_first_token() -> None:
+    async with serving() as server, engine(server) as made:
+        server.scripts.append([*BEGUN, CUT])
+        stream = made.generate(ask())
+        assert await anext(stream) == EngineText("Hello")
+        with pytest.raises(EngineUnavailable):
+            await anext(stream)
+        assert len(server.requests) == 1
+
+
+async def test_retry_after_is_waited_for() -> None:
+    loop = asyncio.get_running_loop()
+    async with serving() as server, engine(server) as made:
+        server.scripts.append(refusal("503 Busy", "later", Retry_After="1"))
+        began = loop.time()
+        assert await texts(made) == HELLO
+        assert loop.time() - began >= 1.0
+
+
+async def test_an_outage_is_not_doubled() -> None:
+    """Ten retries, then one for every fifth call."""
+    async with serving() as server, engine(server, retries=10, breaker_failures=10_000) as made:
+        server.answer = lambda _: refusal("503 Busy", "later", Retry_After="0")
+        for _ in range(40):
+            await fails(made, EngineUnavailable)
+        assert 40 + 10 <= len(server.requests) <= 40 + 10 + 8 + 1
+
+
+# --- several servers -------------------------------------------------------------------------
+
+
+async def test_the_next_server_is_asked_at_once_when_one_is_down() -> None:
+    events: list[Event] = []
+    async with serving() as second:
+        first = unused_url()
+        async with engine(first, second, observer=events.append, retries=0) as made:
+            assert await texts(made) == HELLO
+            await made.start()
+            await made.ready()
+            assert await made.models() == ["m", "another"]
+            assert await texts(made) == HELLO
+            (told,) = [event for event in events if isinstance(event, EngineStateChanged)]
+            assert told.up
+            assert second.url in told.detail
+
+
+async def test_a_server_that_refuses_the_key_is_passed_over_and_one_that_rejects_is_not() -> None:
+    async with (
+        serving() as first,
+        serving() as second,
+        engine(first, second, retries=0) as made,
+    ):
+        first.scripts.append(refusal("401 Unauthorized", "who are you?"))
+        assert await texts(made) == HELLO
+        assert len(second.requests) == 1
+        first.scripts.append(refusal("404 Not Found", "no such model"))
+        assert await fails(made, EngineRejected) == "no such model"
+        assert len(second.requests) == 1
+
+
+async def test_the_observer_hears_once_when_all_are_down_and_once_when_one_is_back() -> None:
+    told: asyncio.Queue[Event] = asyncio.Queue()
+    async with serving() as server, engine(server, observer=told.put_nowait) as made:
+        await made.start()
+        await made.ready()
+        assert (await told.get()) == EngineStateChanged(up=True, detail=f"m at {server.url}")
+        await server.stop()
+        await fails(made, EngineUnavailable)
+        down = await asyncio.wait_for(told.get(), 10)
+        assert isinstance(down, EngineStateChanged)
+        assert not down.up
+        with pytest.raises(EngineUnavailable, match=r"no server of the engine is up: http://"):
+            await made.ready()
+        await server.start()
+        assert (await asyncio.wait_for(told.get(), 10)) == EngineStateChanged(
+            up=True, detail=f"m at {server.url}"
+        )
+        await made.ready()
+        assert await texts(made) == HELLO
+        assert told.empty()
+
+
+async def test_any_answer_below_500_is_alive_and_a_refused_key_is_told() -> None:
+    events: list[Event] = []
+    async with serving() as server, engine(server, observer=events.append) as made:
+        server.lookup = lambda _: refusal("401 Unauthorized", "who are you?")
+        await made.start()
+        await made.ready()
+        (told,) = [event for event in events if isinstance(event, EngineStateChanged)]
+        assert told.up
+        assert "credentials" in told.detail
+        assert await texts(made) == HELLO
+
+
+async def test_an_open_breaker_refuses_at_once_until_one_call_has_shown_that_all_is_well() -> None:
+    loop = asyncio.get_running_loop()
+    settings: dict[str, Any] = {"retries": 0, "breaker_failures": 2, "breaker_seconds": 0.3}
+    async with serving() as server, engine(server, **settings) as made:
+        server.answer = lambda _: refusal("500 Oops", "boom")
+        for _ in range(2):
+            assert await fails(made, EngineUnavailable) == "boom"
+        opened = loop.time()
+        assert server.url in await fails(made, EngineUnavailable)
+        assert len(server.requests) == 2
+        go = asyncio.Event()
+        server.answer = lambda _: [go, *text(*HELLO)]
+        await asyncio.sleep(opened + 0.35 - loop.time())
+        probe = asyncio.create_task(texts(made))
+        await server.asked(3)
+        await fails(made, EngineUnavailable)
+        go.set()
+        assert await probe == HELLO
+        assert await texts(made) == HELLO
+        assert len(server.requests) == 4
+
+
+async def test_a_cancelled_call_says_nothing_about_the_server() -> None:
+    settings: dict[str, Any] = {"retries": 0, "breaker_failures": 1}
+    async with serving() as server, engine(server, **settings) as made:
+        server.scripts.append([STALL])
+        task = asyncio.create_task(collect(made))
+        await server.asked()
+        task.cancel()
+        await asyncio.wait([task])
+        assert await texts(made) == HELLO
+
+
+# --- time and cancellation -------------------------------------------------------------------
+
+
+async def test_silence_the_whole_and_connecting_have_bounds() -> None:
+    loop = asyncio.get_running_loop()
+    async with serving() as server:
+        async with engine(server, connect_seconds=0.2, read_seconds=0.3) as made:
+            for script in ([STALL], [*BEGUN, STALL]):
+                server.scripts.append(script)
+                await fails(made, EngineTimeout)
+        async with engine(server, read_seconds=0.4, total_seconds=0.6) as made:
+            server.scripts.append([*BEGUN, chunk(b": ping\n\n"), STALL])
+            await fails(made, EngineTimeout)
+            server.scripts.append([STALL])
+            server.scripts.append([STALL])
+            began = loop.time()
+            await fails(made, EngineTimeout)
+            assert loop.time() - began < 2.0
+    with deaf() as url:
+        async with engine(url, connect_seconds=0.2, retries=0) as made:
+            began = loop.time()
+            assert "cannot be reached" in await fails(made, EngineUnavailable)
+            assert loop.time() - began < 2.0
+
+
+@pytest.mark.parametrize("phase", ["connect", "headers", "stream", "back-off"])
+async def test_cancelling_ends_everything_in_every_phase(phase: str) -> None:
+    scripts: dict[str, Answer] = {
+        "headers": [STALL],
+        "stream": [*BEGUN, STALL],
+        "back-off": refusal("503 Busy", "later", Retry_After="1"),
+    }
+    async with serving() as server:
+        with deaf() as url:
+            async with engine(url if phase == "connect" else server, connect_seconds=30) as made:
+                server.answer = lambda _: scripts[phase]
+                task = asyncio.create_task(collect(made))
+                if phase == "connect":
+                    await asyncio.wait([task], timeout=0.1)
+                else:
+                    request = await server.asked()
+                if phase == "back-off":
+                    await request.answered.wait()
+                task.cancel()
+                _, pending = await asyncio.wait([task], timeout=0.5)
+                assert not pending
+                assert task.cancelled()
+                if phase in ("headers", "stream"):
+                    await asyncio.wait_for(request.left.wait(), 0.5)
+                assert len(server.requests) == (phase != "connect")
+
+
+async def test_closing_the_generator_closes_the_connection() -> None:
+    async with serving() as server, engine(server) as made:
+        server.scripts.append([*BEGUN, STALL])
+        async with aclosing(made.generate(ask())) as chunks:
+            await anext(chunks)
+        await asyncio.wait_for(server.requests[0].left.wait(), 0.5)
+
+
+async def test_a_closed_engine_refuses_and_ends_what_runs() -> None:
+    async with serving() as server, engine(server) as made:
+        await made.start()
+        await made.ready()
+        server.scripts.append([STALL])
+        task = asyncio.create_task(fails(made, EngineUnavailable))
+        await server.asked()
+        await made.close()
+        await asyncio.wait_for(task, 5)
+        await fails(made, EngineUnavailable)
+        with pytest.raises(EngineUnavailable, match="closed"):
+            await made.ready()
+        with pytest.raises(EngineUnavailable, match="closed"):
+            await made.models()
+
+
+# --- credentials and transport ---------------------------------------------------------------
+
+
+async def test_the_key_is_sent_and_no_error_or_log_has_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with serving() as server, engine(server, api_key=KEY, retries=0) as made:
+        server.lookup = lambda _: refusal("401 Unauthorized", f"{KEY} is no key")
+        await made.start()
+        await made.ready()
+        for status in ("401 Unauthorized", "400 Bad", "500 Oops"):
+            server.scripts.append(refusal(status, f"I know {KEY}"))
+            error = EngineRejected if status == "400 Bad" else EngineUnavailable
+            assert "I know (hidden)" in await fails(made, error)
+        assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+        assert KEY not in repr(vars(made))
+    assert "credentials" in caplog.text
+    assert KEY not in caplog.text
+
+
+async def test_a_key_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    (tmp_path / "one").write_text("sk-one-one-one\n")
+    (tmp_path / "two").write_text("sk-two-two-two\n")
+    async with serving() as server, engine(server, api_key_file=path, retries=0) as made:
+        assert "api_key_file" in await fails(made, EngineUnavailable)
+        path.symlink_to("one")
+        await collect(made)
+        (tmp_path / "new").symlink_to("two")
+        (tmp_path / "new").rename(path)  # as Kubernetes does
+        server.scripts.append(refusal("401 Unauthorized", "old"))
+        await fails(made, EngineUnavailable)  # a key that is refused is looked at again at once
+        await collect(made)
+        path.unlink()
+        await collect(made)
+        keys = [each.headers["authorization"] for each in server.requests]
+        one, two = "Bearer sk-one-one-one", "Bearer sk-two-two-two"
+        assert keys == [one, one, two, two]
+
+
+async def test_a_proxy_is_asked_unless_the_server_is_excepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving() as proxy, serving() as server:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        async with engine("http://engine.invalid/v1", proxy) as made:
+            assert await texts(made) == HELLO
+            assert proxy.requests[0].path == "http://engine.invalid/v1/chat/completions"
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        async with engine(server) as made:
+            assert await texts(made) == HELLO
+            assert server.requests[0].path == "/v1/chat/completions"
+            assert len(proxy.requests) == 1
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate that signs itself, and its key."""
+    paths = folder / f"{name}.pem", folder / f"{name}.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-out", str(paths[0]), "-keyout", str(paths[1])],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return paths
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_tls_is_verified_and_may_show_a_certificate(tmp_path: Path, http2: bool) -> None:  # noqa: FBT001
+    ca, key = await asyncio.to_thread(certificate, tmp_path, "server")
+    client, client_key = await asyncio.to_thread(certificate, tmp_path, "client")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(client))
+    context.load_cert_chain(ca, key)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+            await reader.readexactly(length)
+            for step in text(*HELLO, chunked=False):
+                if isinstance(step, bytes):
+                    writer.write(step)
+            await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    listening = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
+    url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
+    files: dict[str, Any] = {
+        "ca_file": ca,
+        "client_cert_file": client,
+        "client_key_file": client_key,
+    }
+    try:
+        async with engine(url, http2=http2, **files) as made:
+            assert await texts(made) == HELLO
+        async with engine(url, http2=http2, retries=0) as made:
+            assert "certificate" in await fails(made, EngineUnavailable)
+        async with engine(url, http2=http2, ca_file=tmp_path / "none") as made:
+            assert "ca_file" in await fails(made, EngineUnavailable)
+    finally:
+        listening.close()
+        await listening.wait_closed()
+
+
+async def test_leaving_an_http2_stream_closes_its_connection_and_ending_it_does_not(
+    tmp_path: Path,
+) -> None:
+    ca, key = await asyncio.to_thread(certificate, tmp_path, "server")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(ca, key)
+    context.set_alpn_protocols(["h2"])
+    seen: asyncio.Queue[str] = asyncio.Queue()
+    ends = True
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server = H2Connection(config=H2Configuration(client_side=False))
+        server.initiate_connection()
+        writer.write(server.data_to_send())
+        seen.put_nowait("opened")
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                for event in server.receive_data(data):
+                    if isinstance(event, StreamEnded):
+                        head = [(":status", "200"), ("content-type", "text/event-stream")]
+                        server.send_headers(event.stream_id, head)
+                        told = deltas({"content": "Hello"})
+                        body = b"".join([*told, DONE] if ends else told[:2])
+                        server.send_data(event.stream_id, body, end_stream=ends)
+                        seen.put_nowait("answered")
+                writer.write(server.data_to_send())
+        writer.close()
+        seen.put_nowait("closed")
+
+    async def sees(*words: str) -> None:
+        assert [await asyncio.wait_for(seen.get(), 5) for _ in words] == list(words)
+
+    listening = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
+    url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
+    async with engine(url, http2=True, ca_file=ca) as made:
+        for _ in range(2):
+            assert await texts(made) == ["Hello"]
+        await sees("opened", "answered", "answered")
+        ends = False
+        async with aclosing(made.generate(ask())) as chunks:
+            await anext(chunks)
+        await sees("answered", "closed")
+        task = asyncio.create_task(collect(made))
+        await sees("opened", "answered")
+        task.cancel()
+        await sees("closed")
+    listening.close()
+    await listening.wait_closed()
+
+
+async def test_models_are_of_the_first_server_that_answers() -> None:
+    async with serving() as first, serving() as second, engine(first, second) as made:
+        first.lookup = lambda _: refusal("500 Oops", "boom")
+        second.lookup = lambda _: models("a", "b")
+        assert await made.models() == ["a", "b"]
