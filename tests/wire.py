@@ -26,10 +26,15 @@ async def say(stub: Any, text: str, session_id: str = "", **fields: Any) -> pb.F
     return (await events(stub, turn(text, session_id, **fields)))[-1].finished
 
 
+async def history(stub: Any, session_id: str) -> list[pb.Message]:
+    """The messages of a session."""
+    request = pb.GetSessionRequest(session_id=session_id, view=pb.SESSION_VIEW_FULL)
+    return list((await stub.GetSession(request)).session.messages)
+
+
 async def contents(stub: Any, session_id: str) -> list[str]:
     """The texts of a session's history."""
-    request = pb.GetSessionRequest(session_id=session_id, view=pb.SESSION_VIEW_FULL)
-    return [message.content for message in (await stub.GetSession(request)).session.messages]
+    return [message.content for message in await history(stub, session_id)]
 
 
 def details(error: grpc.aio.AioRpcError) -> tuple[str, list[str], float | None]:

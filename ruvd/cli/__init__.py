@@ -20,6 +20,7 @@ app.command("ruvd.cli.serve:config", name="config", help="Show the settings in f
 app.command("ruvd.cli.chat:chat", name="chat", help="Talk to the daemon's engine in a session.")
 app.command("ruvd.cli.health:health", name="health", help="Exit 0 if the daemon is serving.")
 app.command("ruvd.cli.demo:demo", name="demo", help="Measure what a session saves, here and now.")
+app.command("ruvd.cli.models:models", name="models", help="List the models that the engine offers.")
 app.command("ruvd.cli.metrics:metrics", name="metrics", help="Show what the daemon measured.")
 app.command("ruvd.cli.backup:backup", name="backup", help="Copy the sessions' store to a file.")
 sessions.command("ruvd.cli.sessions:list_sessions", name="list", help="List the sessions.")

@@ -2,6 +2,8 @@
 
 A turn that is interrupted is cancelled, which leaves the session as it was; leaving the chat
 keeps the session, so the way back is told. A session that got no turn is not left behind.
+What a model thinks is dim, and on a terminal only. A tool call is a line; nobody answers it here,
+and the session goes on without its result.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Annotated
 
 import grpc
 from cyclopts import Parameter
-from ruvd_client import Client, RuvdError, Session
+from ruvd_client import Client, Delta, RuvdError, Session
 from ruvd_client.protocol import CompleteArguments, to_seconds
 from ruvd_client.v1.session_service_pb2 import Finished
 
@@ -25,6 +27,7 @@ from ruvd.cli.terminal import (
     err,
     explain,
     out,
+    printable,
     seconds,
     write,
 )
@@ -120,11 +123,31 @@ def _prompt() -> str | None:
 
 def _turn(client: Client, message: str, arguments: CompleteArguments) -> Finished | None:
     with client.complete(message, **arguments) as answer:
-        for piece in answer:
-            write(piece)
+        shown = ""
+        for delta in answer.deltas():
+            shown = _show(delta, shown)
+    for call in answer.finished.message.tool_calls if answer.finished else ():
+        if shown:
+            out.line()
+        write(f"calls {call.name}({call.arguments})")
+        shown = "tool_call"
     # From here on the session exists; if it expires, that is told and not papered over.
     arguments["require_existing"] = True
     return answer.finished
+
+
+def _show(delta: Delta, shown: str) -> str:
+    """Write more of an answer; which part of it was written last."""
+    part = "text" if delta.text else "reasoning" if delta.reasoning and out.is_terminal else ""
+    if not part:
+        return shown
+    if shown and shown != part:
+        out.line()
+    if part == "text":
+        write(delta.text)
+    else:
+        out.out(printable(delta.reasoning), style="dim", end="")
+    return part
 
 
 def _leave(client: Client, session_id: str, begun: Session, *, made: bool) -> None:

@@ -60,7 +60,17 @@ def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     printed = capsys.readouterr().out
-    for command in ("serve", "config", "chat", "sessions", "health", "demo", "metrics", "backup"):
+    for command in (
+        "serve",
+        "config",
+        "chat",
+        "sessions",
+        "health",
+        "demo",
+        "metrics",
+        "backup",
+        "models",
+    ):
         assert command in printed
 
 

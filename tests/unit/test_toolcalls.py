@@ -23,7 +23,7 @@ from ruvd.model import (
     ToolCallDelta,
     Usage,
 )
-from ruvd.options import CompletionOptions, Tool
+from ruvd.options import CompletionOptions, Tool, ToolChoiceMode
 from ruvd.ports import EngineChunk, EngineDone, EngineReasoning, EngineText
 from ruvd.sessions import NewSession, SessionPolicy
 
@@ -228,12 +228,14 @@ async def test_other_tools_make_another_request(core: Core) -> None:
         digest(),
         digest(tools=(Tool("a"),)),
         digest(tools=(Tool("a", parameters="{}"),)),
+        digest(tools=(Tool("auto"),), tool_choice="auto"),
+        digest(tools=(Tool("auto"),), tool_choice=ToolChoiceMode.AUTO),
         digest(parallel_tool_calls=False),
         digest(parallel_tool_calls=True),
         digest(extra_body={"a": {"b": 1, "c": 2}}),
         digest(logit_bias={1: 2.0}),
     ]
     assert len(set(digests)) == len(digests)
-    assert digest(extra_body={"a": {"c": 2, "b": 1}}) == digests[5]
+    assert digest(extra_body={"a": {"c": 2, "b": 1}}) == digests[7]
     assert digest(temperature=None) == digests[0]
     await settle()

@@ -6,18 +6,23 @@ give its messages, which are here too.
 
 from ruvd_client.aio import AsyncClient, AsyncCompletion
 from ruvd_client.blocking import Client, Completion
-from ruvd_client.protocol import DEFAULT_ADDRESS, FieldViolation, RuvdError
+from ruvd_client.protocol import DEFAULT_ADDRESS, FieldViolation, RuvdError, tool_result
 from ruvd_client.v1.session_service_pb2 import (
     CompletionEvent,
     ContextWindow,
+    Delta,
     FinishReason,
     IfBusy,
     Message,
     OnDisconnect,
+    ResponseFormat,
     Role,
     Session,
     SessionMetrics,
     SessionView,
+    Tool,
+    ToolCall,
+    ToolChoiceMode,
 )
 
 __all__ = [
@@ -28,14 +33,20 @@ __all__ = [
     "Completion",
     "CompletionEvent",
     "ContextWindow",
+    "Delta",
     "FieldViolation",
     "FinishReason",
     "IfBusy",
     "Message",
     "OnDisconnect",
+    "ResponseFormat",
     "Role",
     "RuvdError",
     "Session",
     "SessionMetrics",
     "SessionView",
+    "Tool",
+    "ToolCall",
+    "ToolChoiceMode",
+    "tool_result",
 ]

@@ -68,11 +68,21 @@ class AsyncCompletion(AsyncIterator[str]):
         """The events that have not been read yet, instead of their text."""
         return self._events
 
+    async def deltas(self) -> AsyncGenerator[pb.Delta, None]:
+        """What has not been read yet of the answer: text, reasoning and tool calls."""
+        async for event in self._events:
+            if event.HasField("delta"):
+                yield event.delta
+
     async def text(self) -> str:
-        """Wait for the end; the whole answer."""
+        """Wait for the end; the answer's whole text."""
+        return (await self.message()).content
+
+    async def message(self) -> pb.Message:
+        """Wait for the end; the whole answer, with its tool calls and its reasoning."""
         async for _ in self._events:
             pass
-        return self.finished.message.content if self.finished else ""
+        return self.finished.message if self.finished else pb.Message()
 
     def cancel(self) -> None:
         """Stop generating. Does nothing after the end."""
@@ -81,7 +91,7 @@ class AsyncCompletion(AsyncIterator[str]):
 
     async def __anext__(self) -> str:
         async for event in self._events:
-            if event.HasField("delta"):
+            if event.delta.text:
                 return event.delta.text
         raise StopAsyncIteration
 
@@ -196,6 +206,10 @@ class AsyncClient:
         """Delete a session with its messages."""
         request = pb.EndSessionRequest(session_id=session_id, allow_missing=allow_missing)
         await self._call(self._stub.EndSession, request)
+
+    async def list_models(self) -> pb.ListModelsResponse:
+        """Which models the engine offers, and the one that answers where a call names none."""
+        return await self._call(self._stub.ListModels, pb.ListModelsRequest())
 
     async def get_session_metrics(self) -> pb.SessionMetrics:
         """What the daemon has measured since it started."""

@@ -59,11 +59,19 @@ class Completion(Iterator[str]):
         """The events that have not been read yet, instead of their text."""
         return self._events
 
+    def deltas(self) -> Iterator[pb.Delta]:
+        """What has not been read yet of the answer: text, reasoning and tool calls."""
+        return (event.delta for event in self._events if event.HasField("delta"))
+
     def text(self) -> str:
-        """Wait for the end; the whole answer."""
+        """Wait for the end; the answer's whole text."""
+        return self.message().content
+
+    def message(self) -> pb.Message:
+        """Wait for the end; the whole answer, with its tool calls and its reasoning."""
         for _ in self._events:
             pass
-        return self.finished.message.content if self.finished else ""
+        return self.finished.message if self.finished else pb.Message()
 
     def cancel(self) -> None:
         """Stop generating. Does nothing after the end."""
@@ -71,7 +79,7 @@ class Completion(Iterator[str]):
 
     def __next__(self) -> str:
         for event in self._events:
-            if event.HasField("delta"):
+            if event.delta.text:
                 return event.delta.text
         raise StopIteration
 
@@ -180,6 +188,10 @@ class Client:
         """Delete a session with its messages."""
         request = pb.EndSessionRequest(session_id=session_id, allow_missing=allow_missing)
         self._call(self._stub.EndSession, request)
+
+    def list_models(self) -> pb.ListModelsResponse:
+        """Which models the engine offers, and the one that answers where a call names none."""
+        return self._call(self._stub.ListModels, pb.ListModelsRequest())
 
     def get_session_metrics(self) -> pb.SessionMetrics:
         """What the daemon has measured since it started."""

@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
 
 from ruvd_client.v1 import session_service_pb2 as pb
@@ -36,6 +37,8 @@ CHANNEL_OPTIONS = (
 )
 
 Messages: TypeAlias = str | pb.Message | Iterable[pb.Message]
+# A rule for all tools, or the name of the one that must be asked for.
+ToolChoice: TypeAlias = pb.ToolChoiceMode.ValueType | str
 
 
 class CreateSessionArguments(TypedDict, total=False):
@@ -63,6 +66,14 @@ class CompleteArguments(TypedDict, total=False):
     stop: Iterable[str]
     seed: int
     bypass_cache: bool
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float]
+    tools: Iterable[pb.Tool]
+    tool_choice: ToolChoice
+    parallel_tool_calls: bool
+    response_format: pb.ResponseFormat
+    extra_body: Mapping[str, Any]
     request_id: str
     require_existing: bool
     if_busy: pb.IfBusy.ValueType
@@ -84,11 +95,22 @@ def to_messages(messages: Messages) -> list[pb.Message]:
     return list(messages)
 
 
+def tool_result(call: pb.ToolCall, content: str) -> pb.Message:
+    """What came of a tool call: a message of the next turn, as is that of every other call."""
+    return pb.Message(role=pb.ROLE_TOOL, tool_call_id=call.id, content=content)
+
+
 def complete_request(messages: Messages, arguments: CompleteArguments) -> pb.CompleteRequest:
     """The request of one completion. An option that is not given stays unset."""
     fields: dict[str, Any] = {k: v for k, v in arguments.items() if v is not None}
     if (grace := fields.pop("disconnect_grace_seconds", None)) is not None:
         fields["disconnect_grace"] = to_duration(grace)
+    if (choice := fields.pop("tool_choice", None)) is not None:
+        which = "function" if isinstance(choice, str) else "mode"
+        fields["tool_choice"] = pb.ToolChoice(**{which: choice})
+    if (body := fields.pop("extra_body", None)) is not None:
+        fields["extra_body"] = Struct()
+        fields["extra_body"].update(body)
     names = pb.CompletionOptions.DESCRIPTOR.fields_by_name
     options = {name: fields.pop(name) for name in list(fields) if name in names}
     return pb.CompleteRequest(

@@ -1,0 +1,222 @@
+"""Tools, reasoning and models through the Python client and the commands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import answers
+import pytest_asyncio
+from google.protobuf.json_format import MessageToDict
+from running import StartDaemon
+from ruvd_client import (
+    AsyncClient,
+    Client,
+    Message,
+    ResponseFormat,
+    Role,
+    SessionView,
+    Tool,
+    ToolCall,
+    ToolChoiceMode,
+    tool_result,
+)
+from ruvd_client.protocol import complete_request
+from ruvd_client.v1.session_service_pb2 import FINISH_REASON_TOOL_CALLS, ToolChoice
+from upstream import serving
+
+Ruvd = Callable[..., Awaitable[subprocess.CompletedProcess[str]]]
+
+SCHEMA = '{"type": "object", "properties": {"city": {"type": "string"}}}'
+TOOLS = [Tool(name="weather", parameters=SCHEMA), Tool(name="time")]
+ASK = "the weather in Bern?"
+# Thought, said, and a call: what a reasoning model may stream.
+THOUGHTS = answers.streamed(
+    answers.deltas(
+        {"reasoning_content": "Rain "},
+        {"reasoning_content": "perhaps."},
+        {"content": "One moment."},
+        *answers.tool_deltas(("c1", "weather", ['{"city": ', '"Bern"}'])),
+        finish_reason="tool_calls",
+    )
+)
+
+
+@pytest_asyncio.fixture
+async def thoughtful_address(daemon: StartDaemon) -> AsyncIterator[str]:
+    """A daemon whose engine thinks, says something and asks for a tool, whatever it is told."""
+    async with serving() as server:
+        server.answer = lambda _: THOUGHTS
+        flags = ("--engine", "openai", "--base-url", server.url, "--model", "m")
+        async with daemon(*flags) as running:
+            yield running.address
+
+
+def test_every_option_is_an_argument() -> None:
+    request = complete_request(
+        "hi",
+        {
+            "frequency_penalty": 0.0,
+            "presence_penalty": -1.5,
+            "logit_bias": {7: -100},
+            "tools": TOOLS,
+            "tool_choice": "time",
+            "parallel_tool_calls": False,
+            "response_format": ResponseFormat(json_schema=SCHEMA),
+            "extra_body": {"top_k": 5, "chat_template_kwargs": {"enable_thinking": False, "a": []}},
+            "session_id": "s",
+        },
+    )
+    options = request.options
+    assert (options.HasField("frequency_penalty"), options.presence_penalty) == (True, -1.5)
+    assert dict(options.logit_bias) == {7: -100}
+    assert list(options.tools) == TOOLS
+    assert options.tool_choice == ToolChoice(function="time")
+    assert options.HasField("parallel_tool_calls")
+    assert options.response_format.json_schema == SCHEMA
+    assert MessageToDict(options.extra_body) == {
+        "top_k": 5,
+        "chat_template_kwargs": {"enable_thinking": False, "a": []},
+    }
+    mode = ToolChoiceMode.TOOL_CHOICE_MODE_REQUIRED
+    required = complete_request("hi", {"tool_choice": mode})
+    assert required.options.tool_choice == ToolChoice(mode=mode)
+    assert not complete_request("hi", {}).options.ListFields()
+
+
+async def test_a_tool_call_is_answered_in_the_next_turn(address: str) -> None:
+    async with AsyncClient(address) as client:
+        asked = client.complete(ASK, session_id="s", tools=TOOLS)
+        assert [text async for text in asked] == []
+        assert asked.finished is not None
+        assert asked.finished.finish_reason == FINISH_REASON_TOOL_CALLS
+        (call,) = (await asked.message()).tool_calls
+        assert (call.name, json.loads(call.arguments)) == ("weather", {"text": ASK})
+        told = client.complete(tool_result(call, "12 degrees"), session_id="s", tools=TOOLS)
+        assert await told.text() == "12 degrees"
+        session = await client.get_session("s", SessionView.SESSION_VIEW_FULL)
+    assert list(session.messages) == [
+        Message(role=Role.ROLE_USER, content=ASK),
+        Message(role=Role.ROLE_ASSISTANT, tool_calls=[call]),
+        Message(role=Role.ROLE_TOOL, content="12 degrees", tool_call_id=call.id),
+        Message(role=Role.ROLE_ASSISTANT, content="12 degrees"),
+    ]
+
+
+async def test_the_blocking_client_answers_a_tool_call(address: str) -> None:
+    def use() -> None:
+        with Client(address) as client:
+            choice = ToolChoiceMode.TOOL_CHOICE_MODE_REQUIRED
+            asked = client.complete("hm", session_id="s", tools=TOOLS, tool_choice=choice)
+            begun, *more = asked.deltas()
+            (call,) = asked.message().tool_calls
+            assert (begun.tool_call.id, begun.tool_call.name) == (call.id, "weather")
+            pieces = [begun.tool_call.arguments, *(each.tool_call.arguments for each in more)]
+            assert "".join(pieces) == call.arguments
+            assert client.complete(tool_result(call, "fog"), session_id="s").text() == "fog"
+            assert list(client.list_models().models) == ["echo"]
+
+    await asyncio.to_thread(use)
+
+
+async def test_reasoning_text_and_tool_calls_come_apart(thoughtful_address: str) -> None:
+    async with AsyncClient(thoughtful_address) as client:
+        parts = {"text": "", "reasoning": "", "arguments": ""}
+        answer = client.complete("hi", session_id="s")
+        async for delta in answer.deltas():
+            parts["text"] += delta.text
+            parts["reasoning"] += delta.reasoning
+            parts["arguments"] += delta.tool_call.arguments
+        call = ToolCall(id="c1", name="weather", arguments='{"city": "Bern"}')
+        assert parts == {
+            "text": "One moment.",
+            "reasoning": "Rain perhaps.",
+            "arguments": call.arguments,
+        }
+        message = await answer.message()
+        assert message == Message(
+            role=Role.ROLE_ASSISTANT,
+            content="One moment.",
+            reasoning="Rain perhaps.",
+            tool_calls=[call],
+        )
+        assert await client.complete("hi").text() == "One moment."
+
+
+async def test_a_client_that_is_cut_in_a_tool_call_reads_it_on(slow_address: str) -> None:
+    async with AsyncClient(slow_address) as client:
+        async with client.complete(
+            ASK, session_id="s", tools=TOOLS, request_id="r", disconnect_grace_seconds=10
+        ) as answer:
+            first = await anext(answer.deltas())
+        rest = client.resume_completion(
+            session_id="s", request_id="r", after_sequence=answer.last_sequence
+        )
+        pieces = [first.tool_call.arguments]
+        pieces += [delta.tool_call.arguments async for delta in rest.deltas()]
+        (call,) = (await rest.message()).tool_calls
+    assert first.tool_call.id == call.id
+    assert "".join(pieces) == call.arguments
+
+
+# --- commands --------------------------------------------------------------------------------
+
+
+async def test_models_are_listed_and_the_default_is_marked(
+    address: str, thoughtful_address: str, ruvd: Ruvd
+) -> None:
+    done = await ruvd("models", "--address", address)
+    assert (done.returncode, done.stdout) == (0, "echo  (default)\n")
+    done = await ruvd("models", "--address", thoughtful_address)
+    assert (done.returncode, done.stdout) == (0, "m  (default)\nanother\n")
+    done = await ruvd("models", "--json", "--address", thoughtful_address)
+    assert json.loads(done.stdout) == {"models": ["m", "another"], "default_model": "m"}
+
+
+async def test_a_default_model_that_the_server_does_not_list_is_told(
+    daemon: StartDaemon, ruvd: Ruvd
+) -> None:
+    async with serving() as server:
+        flags = ("--engine", "openai", "--base-url", server.url, "--model", "mine")
+        async with daemon(*flags) as running:
+            done = await ruvd("models", "--address", running.address)
+    assert done.stdout == "m\nanother\nmine  (default, not listed by the engine)\n"
+
+
+async def test_a_piped_chat_shows_a_tool_call_as_a_line_and_no_reasoning(
+    thoughtful_address: str, ruvd: Ruvd
+) -> None:
+    done = await ruvd("chat", "--address", thoughtful_address, stdin="one\ntwo\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == 2 * 'One moment.\ncalls weather({"city": "Bern"})\n'
+
+
+async def test_on_a_terminal_a_chat_shows_reasoning_dim(thoughtful_address: str) -> None:
+    ours, theirs = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ruvd", "chat", "--address", thoughtful_address,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"},
+    )  # fmt: skip
+    os.close(theirs)
+    screen = b""
+    async with asyncio.timeout(30):
+        while b"> " not in screen:
+            screen += await asyncio.to_thread(os.read, ours, 65_536)
+        os.write(ours, b"hello\n")
+        while b"total" not in screen:
+            screen += await asyncio.to_thread(os.read, ours, 65_536)
+        os.write(ours, b"\x04")
+        while b"come back with" not in screen:
+            screen += await asyncio.to_thread(os.read, ours, 65_536)
+        assert await process.wait() == 0
+    os.close(ours)
+    lines = [line.strip() for line in screen.decode().replace("\x1b[0m", "").splitlines()]
+    assert "\x1b[2mRain perhaps." in lines or "\x1b[2mRain \x1b[2mperhaps." in lines
+    assert lines[lines.index("One moment.") + 1] == 'calls weather({"city": "Bern"})'
