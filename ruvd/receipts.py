@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 
 from ruvd.errors import RequestIdReused
+from ruvd.options import ToolChoiceMode
 
 
 def digest(kind: str, *parts: Any) -> bytes:
@@ -39,8 +40,10 @@ def _unset(field: Field[Any], value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):  # not the same as a text of the caller's that reads alike
-        return f"{type(value).__name__}:{value.value}"
+    if isinstance(value, ToolChoiceMode):  # a tool may be named `auto`
+        return [value.value]
+    if isinstance(value, Enum):
+        return value.value
     if is_dataclass(value):
         pairs = ((field, getattr(value, field.name)) for field in fields(value))
         return {field.name: _plain(part) for field, part in pairs if not _unset(field, part)}
