@@ -15,13 +15,14 @@ from typing import Any, TypeVar, cast
 import httpx
 import msgspec
 
-from ruvd.engines.chat_errors import in_our_words, refusal
+from ruvd.engines.chat_errors import dropped, in_our_words, refusal
 from ruvd.engines.chat_request import encode
 from ruvd.engines.chat_stream import Answer
 from ruvd.engines.credentials import ApiKey
 from ruvd.engines.sse import SseDecoder
+from ruvd.engines.transport import connection_was_kept
 from ruvd.errors import EngineTimeout, EngineUnavailable, RuvdError
-from ruvd.ports import EngineChunk, EngineRequest
+from ruvd.ports import EngineChunk, EngineRequest, EngineText
 
 T = TypeVar("T")
 
@@ -32,6 +33,8 @@ _MAX_BODY_BYTES = 4 << 20
 _TAIL_SECONDS = 5.0
 # How long the end may take after [DONE]; a connection is used again only if it was read whole.
 _END_SECONDS = 0.1
+# How many of the connections that were kept may turn out to be closed, one after the other.
+_REPLACEMENTS = 2
 _NO_HEADERS: Mapping[str, str] = {}
 _NO_FIELDS: Mapping[str, Any] = {}
 
@@ -56,29 +59,40 @@ class ChatCompletionsClient:
         keep_alive: bool = True,
         max_tokens_field: str = "max_tokens",
     ) -> None:
-        headers = {"Accept-Encoding": "identity", "User-Agent": "ruvd"}
-        if not keep_alive:
-            headers["Connection"] = "close"
         self._api_key = api_key or ApiKey()
         self._max_tokens_field = max_tokens_field
         self._read_seconds = read_seconds
         self._head_seconds = None if read_seconds is None else connect_seconds + read_seconds
-        self._http = httpx.AsyncClient(
-            transport=transport,
-            base_url=base_url,
-            headers=headers,
-            # aiohttp takes `pool` for all of connecting, which is the looking up of names, too.
-            timeout=httpx.Timeout(read_seconds, connect=connect_seconds, pool=connect_seconds),
-            trust_env=False,
-        )
+        # httpx's own client would merge URLs, headers, cookies and redirects anew for every
+        # request, which takes longer than sending it.
+        self._transport = transport
+        self._closed = False
+        self._base_url = base_url
+        self._completions_url = httpx.URL(f"{base_url}/chat/completions")
+        self._headers = {
+            "Accept-Encoding": "identity",
+            "Connection": "keep-alive" if keep_alive else "close",
+            "User-Agent": "ruvd",
+        }
+        # aiohttp takes `pool` for all of connecting, which is the looking up of names, too.
+        timeout = httpx.Timeout(read_seconds, connect=connect_seconds, pool=connect_seconds)
+        self._extensions = {"timeout": timeout.as_dict()}
 
-    async def call(self, method: str, url: str, into: type[T], *, seconds: float = 30.0) -> T:
-        """One request without a body; its JSON answer decoded into a type.
+    async def call(
+        self,
+        method: str,
+        url: str,
+        into: type[T],
+        *,
+        content: bytes | None = None,
+        seconds: float = 30.0,
+    ) -> T:
+        """One request, with `content` as its body; its JSON answer decoded into a type.
 
         `url` is a path below `base_url`, or whole. `seconds` bounds all of it.
         """
         deadline = _now() + seconds
-        request = self._http.build_request(method, url)
+        request = self._request(method, url, content)
         async with self._sending(request, deadline) as response:
             content = await self._content(response, _MAX_BODY_BYTES + 1, deadline)
         with in_our_words():
@@ -98,7 +112,7 @@ class ChatCompletionsClient:
     async def ping(self, *, seconds: float = 30.0) -> None:
         """Raises what `models` would, but for what the answer's body says."""
         deadline = _now() + seconds
-        async with self._sending(self._http.build_request("GET", "/models"), deadline) as response:
+        async with self._sending(self._request("GET", "/models"), deadline) as response:
             await self._content(response, _MAX_BODY_BYTES, deadline)
 
     async def complete(
@@ -116,11 +130,13 @@ class ChatCompletionsClient:
         EngineTimeout after it.
         """
         body = encode(request, model=model, extra=extra, max_tokens_field=self._max_tokens_field)
-        sent = self._http.build_request(
+        sent = httpx.Request(
             "POST",
-            "/chat/completions",
+            self._completions_url,
             content=body,
+            extensions=self._extensions,
             headers={
+                **self._headers,
                 **request.trace_headers,
                 **headers,
                 "Content-Type": "application/json",
@@ -133,14 +149,21 @@ class ChatCompletionsClient:
             async with aclosing(self._events(response, answer, deadline)) as events:
                 async for together in events:
                     with in_our_words():
-                        for data in together:
-                            for chunk in answer.feed(data):
-                                yield chunk
+                        chunks = [chunk for data in together for chunk in answer.feed(data)]
+                    for chunk in _joined(chunks):
+                        yield chunk
             yield answer.done()
 
     async def close(self) -> None:
         """Close every connection. Idempotent."""
-        await self._http.aclose()
+        self._closed = True
+        await self._transport.aclose()
+
+    def _request(self, method: str, url: str, content: bytes | None = None) -> httpx.Request:
+        whole = f"{self._base_url}{url}" if url.startswith("/") else url
+        return httpx.Request(
+            method, whole, content=content, headers=self._headers, extensions=self._extensions
+        )
 
     @asynccontextmanager
     async def _sending(
@@ -149,10 +172,9 @@ class ChatCompletionsClient:
         """A response whose status is 200; the connection is closed or given back afterwards."""
         if key := await self._api_key.current():
             request.headers["Authorization"] = f"Bearer {key}"
-        if self._http.is_closed:
-            raise EngineUnavailable("the connection to the engine is closed")
+        self._check_open()
         with self._redacted():
-            response = await self._head(request, deadline)
+            response = await self._fresh_head(request, deadline)
             try:
                 if response.status_code != httpx.codes.OK:
                     content = await self._content(response, _MAX_ERROR_BYTES, deadline)
@@ -162,6 +184,24 @@ class ChatCompletionsClient:
                 with in_our_words():
                     await response.aclose()
 
+    async def _fresh_head(self, request: httpx.Request, deadline: float | None) -> httpx.Response:
+        """The head, over another connection if the server has closed the one that was kept.
+
+        That says nothing about the server, so it takes nothing from whoever counts failures.
+        """
+        for _ in range(_REPLACEMENTS):
+            try:
+                return await self._head(request, deadline)
+            except EngineUnavailable as error:
+                if not (dropped(error) and connection_was_kept()):
+                    raise
+                self._check_open()
+        return await self._head(request, deadline)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineUnavailable("the connection to the engine is closed")
+
     async def _head(self, request: httpx.Request, deadline: float | None) -> httpx.Response:
         bounds = [deadline] if deadline is not None else []
         if self._head_seconds is not None:
@@ -170,7 +210,7 @@ class ChatCompletionsClient:
         try:
             async with asyncio.timeout_at(min(bounds, default=None)):
                 with in_our_words(before_head=True):
-                    return await self._http.send(request, stream=True)
+                    return await self._transport.handle_async_request(request)
         except TimeoutError as error:
             raise EngineTimeout("the engine did not answer in time") from error
 
@@ -183,14 +223,14 @@ class ChatCompletionsClient:
         """
         decoder = SseDecoder()
         is_done = False
+        ends: float | None = None
         async with aclosing(_parts(response)) as parts:
             while not is_done or answer.finished:
-                bound = deadline
-                if answer.finished:
-                    tail = _now() + (_END_SECONDS if is_done else _TAIL_SECONDS)
-                    bound = tail if deadline is None else min(deadline, tail)
+                if answer.finished and ends is None:
+                    ends = _now() + _TAIL_SECONDS
+                bounds = [bound for bound in (deadline, ends) if bound is not None]
                 try:
-                    part = await _next(parts, bound, self._read_seconds)
+                    part = await _next(parts, min(bounds, default=None), self._read_seconds)
                 except (EngineUnavailable, EngineTimeout):
                     if answer.finished:
                         return
@@ -203,6 +243,7 @@ class ChatCompletionsClient:
                     continue
                 if _DONE in events:
                     events, is_done = events[: events.index(_DONE)], True
+                    ends = _now() + _END_SECONDS
                 if events:
                     yield events
 
@@ -236,6 +277,12 @@ class ChatCompletionsClient:
         except RuvdError as error:
             error.args = tuple(self._api_key.redact(str(text)) for text in error.args)
             raise
+
+
+def _joined(chunks: list[EngineChunk]) -> list[EngineChunk]:
+    """Texts that came together as one, because each passes every layer on its own."""
+    texts = [chunk.text for chunk in chunks if isinstance(chunk, EngineText)]
+    return [EngineText("".join(texts))] if 1 < len(texts) == len(chunks) else chunks
 
 
 async def _next(

@@ -158,9 +158,17 @@ class OpenAIEngine:
         self, request: EngineRequest, deadline: float
     ) -> tuple[AsyncGenerator[EngineChunk, None], EngineChunk]:
         """A stream that has begun, and its first chunk."""
+        failed: list[RuvdError] = []
+        try:
+            return await self._ask_each(request, deadline)
+        except RuvdError as failure:
+            failed.append(failure)
+        # Made only now, because it costs as much as sending the request.
         tries = attempts(retries=self._retries, deadline=deadline, budget=self._budget)
         async for attempt in tries:
             with attempt:
+                if failed:
+                    raise failed.pop()
                 return await self._ask_each(request, deadline)
         raise AssertionError  # the last try has raised
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 import stamina
 from stamina.instrumentation import set_on_retry_hooks
 
-from ruvd.engines.chat_errors import Refused, dropped, may_retry
+from ruvd.engines.chat_errors import Refused, may_retry
 from ruvd.errors import RuvdError
 
 _SHARE = 0.2
@@ -50,20 +50,16 @@ def attempts(
     """The tries of one call, the first and up to `retries` more, all before `deadline`.
 
     What the server asks for with Retry-After is waited for if it ends before `deadline` and is a
-    minute at most: about more, the caller should decide. A
-    connection that was dropped is replaced at once, but only once: it may have been an old one.
+    minute at most: about more, the caller should decide.
     """
     left = retries
-    replaced = False
 
     def back_off(error: Exception) -> bool | float:
-        nonlocal left, replaced
+        nonlocal left
         if not isinstance(error, RuvdError) or not may_retry(error) or left == 0:
             return False
         cause = error.__cause__
         wait = cause.retry_after_seconds if isinstance(cause, Refused) else None
-        if dropped(error) and not replaced:
-            replaced, wait = True, 0.0
         if wait is not None and wait > _LONGEST_ASKED_SECONDS:
             return False
         least = _FIRST_WAIT_SECONDS if wait is None else wait

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ssl
 import urllib.request
+from contextvars import ContextVar
 from pathlib import Path
 
 import aiohttp
@@ -18,6 +19,8 @@ from httpx_aiohttp import AiohttpTransport
 
 from ruvd.engines.http2 import Http2Transport
 from ruvd.errors import EngineUnavailable
+
+_kept: ContextVar[bool] = ContextVar("kept", default=False)
 
 
 def tls_context(
@@ -63,8 +66,14 @@ def tcp_transport(
 
     # A session belongs to the running loop, so the transport makes it at the first request.
     def session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=0, ssl=tls)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        traces = aiohttp.TraceConfig()
+        traces.on_connection_create_end.append(_connected)
+        traces.on_connection_reuseconn.append(_took_a_kept_one)
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[traces],
+        )
 
     # `verify` is of the session that is not used; aiohttp's own connector verifies.
     return AiohttpTransport(
@@ -80,6 +89,19 @@ def unix_transport(path: Path) -> httpx.AsyncBaseTransport:
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
     return AiohttpTransport(client=session, verify=False)
+
+
+def connection_was_kept() -> bool:
+    """Whether this task's last request went over a connection that an earlier one had made."""
+    return _kept.get()
+
+
+async def _connected(session: aiohttp.ClientSession, context: object, params: object) -> None:
+    _kept.set(False)
+
+
+async def _took_a_kept_one(session: aiohttp.ClientSession, context: object, params: object) -> None:
+    _kept.set(True)
 
 
 def _no_password() -> str:

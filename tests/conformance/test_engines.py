@@ -1,22 +1,27 @@
-"""What every engine promises, run on the deterministic one and on the real llama.cpp."""
+"""What every engine promises: the deterministic, the embedded, and a remote llama-server."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
 import pytest
 import pytest_asyncio
+from llama_http import API_KEY, MODEL, llama_server
 
 from ruvd.engines.echo import EchoEngine
 from ruvd.engines.llama import LlamaEngine
-from ruvd.errors import EngineUnavailable
-from ruvd.model import FinishReason, Message, Role
-from ruvd.options import CompletionOptions
+from ruvd.engines.openai import OpenAIEngine
+from ruvd.errors import EngineRejected, EngineUnavailable
+from ruvd.model import FinishReason, Message, Role, ToolCall, ToolCallDelta
+from ruvd.options import CompletionOptions, ResponseFormat, Tool, ToolChoiceMode
 from ruvd.ports import (
     Engine,
+    EngineChunk,
     EngineDone,
+    EngineReasoning,
     EngineRequest,
     EngineStateChanged,
     EngineText,
@@ -27,6 +32,15 @@ from ruvd.ports import (
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Make = Callable[[Observer], Engine]
+
+# One, two, three and four bytes in UTF-8, and letters that are several code points; tokens of the
+# model end within them.
+UNICODE = "na\u00efve \u65e5\u672c\u8a9e \U0001f600\U0001f468\u200d\U0001f469 e\u0301"
+WEATHER = Tool(
+    "get_weather",
+    "The weather in a city",
+    '{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}',
+)
 
 
 def make_echo(observer: Observer) -> Engine:
@@ -39,10 +53,21 @@ def make_llama(observer: Observer) -> Engine:
     )
 
 
-@pytest.fixture(params=[make_echo, make_llama], ids=["echo", "llama"], scope="module")
-def make(request: pytest.FixtureRequest) -> Make:
-    made: Make = request.param
-    return made
+@pytest_asyncio.fixture(params=["echo", "llama", "openai"], scope="module", loop_scope="module")
+async def make(request: pytest.FixtureRequest) -> AsyncIterator[Make]:
+    if request.param == "echo":
+        yield make_echo
+    elif request.param == "llama":
+        yield make_llama
+    else:
+        async with llama_server() as server:
+            yield lambda observer: OpenAIEngine(
+                observer=observer,
+                base_urls=[server.url],
+                model=MODEL,
+                api_key=API_KEY,
+                affinity="llama-server",
+            )
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -69,6 +94,26 @@ async def collect(engine: Engine, request: EngineRequest) -> tuple[str, EngineDo
     assert isinstance(done, EngineDone)
     assert all(isinstance(chunk, EngineText) and chunk.text for chunk in texts)
     return "".join(chunk.text for chunk in texts if isinstance(chunk, EngineText)), done
+
+
+async def answer(engine: Engine, request: EngineRequest) -> Message:
+    """The whole answer as a message, its tool calls put together from their deltas."""
+    chunks = [chunk async for chunk in engine.generate(request)]
+    assert isinstance(chunks[-1], EngineDone)
+    calls: list[ToolCall] = []
+    for chunk in chunks:
+        if isinstance(chunk, ToolCallDelta):
+            if chunk.index == len(calls):
+                assert chunk.id
+                assert chunk.name
+                calls.append(ToolCall(chunk.id, chunk.name, chunk.arguments))
+            else:
+                call = calls[chunk.index]
+                calls[chunk.index] = ToolCall(call.id, call.name, call.arguments + chunk.arguments)
+    assert bool(calls) == (chunks[-1].finish_reason is FinishReason.TOOL_CALLS)
+    text = "".join(chunk.text for chunk in chunks if isinstance(chunk, EngineText))
+    reasoning = "".join(chunk.text for chunk in chunks if isinstance(chunk, EngineReasoning))
+    return Message(Role.ASSISTANT, text, tuple(calls), reasoning=reasoning)
 
 
 def cached_tokens(done: EngineDone) -> int:
@@ -150,8 +195,12 @@ async def test_a_cancelled_generation_ends_at_once_and_leaves_the_engine_usable(
     assert text
 
 
-async def test_bypass_cache_neither_reuses_nor_leaves(engine: Engine) -> None:
+async def test_bypass_cache_neither_reuses_nor_leaves_or_is_refused(engine: Engine) -> None:
     private = user("The secret of the house is that nobody has ever lived in it for long. " * 4)
+    if isinstance(engine, OpenAIEngine):  # this server would keep what it has evaluated
+        with pytest.raises(EngineRejected, match="bypass_cache"):
+            await collect(engine, ask(private, bypass_cache=True))
+        return
     for _ in range(2):
         _, done = await collect(engine, ask(private, bypass_cache=True))
         assert cached_tokens(done) == 0
@@ -163,6 +212,125 @@ async def test_bypass_cache_neither_reuses_nor_leaves(engine: Engine) -> None:
     # A chat template begins every prompt with the same tokens; the message must not be seen.
     assert done.usage is not None
     assert seen < done.usage.prompt_tokens / 2
+
+
+async def test_a_generation_that_has_run_out_of_time_ends_at_once(engine: Engine) -> None:
+    """Before the first chunk and between chunks, and the engine goes on with the next."""
+    loop = asyncio.get_running_loop()
+    story = "Tell me a long story of a cat" + (" and on" * 100 if engine.model == "echo" else "")
+    for chunks_before in (0, 3):
+        async with aclosing(engine.generate(ask(user(story), max_tokens=300))) as chunks:
+            for _ in range(chunks_before):
+                await anext(chunks)
+            deadline = loop.time() + 0.05
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    async for _ in chunks:
+                        pass
+            assert loop.time() - deadline < 0.5
+    text, _ = await collect(engine, ask(user("Say hello")))
+    assert text
+
+
+async def test_letters_that_are_cut_between_chunks_come_whole(engine: Engine) -> None:
+    """Every chunk is text of its own: no half of a letter, and no substitute for one."""
+    if isinstance(engine, EchoEngine):
+        request = ask(user(UNICODE))
+        expected = UNICODE
+    else:
+        expected = json.dumps(UNICODE, ensure_ascii=False)
+        form = ResponseFormat(json.dumps({"const": UNICODE}))
+        request = ask(user("Say it"), response_format=form, max_tokens=60)
+    chunks = [chunk async for chunk in engine.generate(request)]
+    texts = [chunk.text for chunk in chunks if isinstance(chunk, EngineText)]
+    assert len(texts) > 1
+    assert all(texts)
+    assert "\ufffd" not in "".join(texts)
+    assert "".join(texts) == expected
+
+
+async def test_an_answer_may_be_empty(engine: Engine) -> None:
+    question = user("Name three colours of the rainbow")
+    text, _ = await collect(engine, ask(question))
+    empty, done = await collect(engine, ask(question, stop=(text[:1],)))
+    assert (empty, done.finish_reason) == ("", FinishReason.STOP)
+
+
+async def test_an_answer_follows_its_json_schema(engine: Engine) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Rome", "Oslo"]}, "big": {"type": "boolean"}},
+        "required": ["city", "big"],
+        "additionalProperties": False,
+    }
+    form = ResponseFormat(json.dumps(schema), name="place", strict=True)
+    question = user("Name a city.")
+    text, done = await collect(engine, ask(question, response_format=form, max_tokens=60))
+    assert done.finish_reason is FinishReason.STOP
+    decoded = json.loads(text)
+    assert decoded["city"] in ("Rome", "Oslo")
+    assert isinstance(decoded["big"], bool)
+
+
+async def test_a_tool_is_called_or_refused_where_the_model_has_none(engine: Engine) -> None:
+    question = user("What is the weather in Paris?")
+    required = ask(
+        question,
+        tools=(WEATHER,),
+        tool_choice=ToolChoiceMode.REQUIRED,
+        parallel_tool_calls=False,
+        max_tokens=40,
+    )
+    if isinstance(engine, LlamaEngine):  # SmolLM2's own chat template has no tools
+        with pytest.raises(EngineRejected, match="no tools"):
+            await answer(engine, required)
+        return
+    said = await answer(engine, required)
+    (call,) = said.tool_calls
+    assert call.name == "get_weather"
+    arguments = json.loads(call.arguments)
+    if isinstance(engine, EchoEngine):
+        assert arguments == {"text": question.content}
+    else:
+        assert isinstance(arguments["city"], str)
+    none = ask(question, tools=(WEATHER,), tool_choice=ToolChoiceMode.NONE, max_tokens=5)
+    said = await answer(engine, none)
+    assert said.content
+    assert not said.tool_calls
+
+
+async def test_a_tools_call_and_its_result_are_part_of_the_prompt(engine: Engine) -> None:
+    question = user("What is the weather in Paris?")
+    call = ToolCall("call_1", "get_weather", '{"city": "Paris"}')
+    before = ask(question, max_tokens=1)
+    after = ask(
+        question,
+        Message(Role.ASSISTANT, "", (call,)),
+        Message(Role.TOOL, "It is raining, and there are twelve degrees", tool_call_id="call_1"),
+    )
+    _, alone = await collect(engine, before)
+    text, done = await collect(engine, after)
+    assert text
+    assert alone.usage is not None
+    assert done.usage is not None
+    assert done.usage.prompt_tokens >= alone.usage.prompt_tokens + 8
+
+
+async def test_the_models_of_an_engine_have_its_own_among_them(engine: Engine) -> None:
+    assert engine.model in await engine.models()
+    text, _ = await collect(engine, ask(user("Say hello"), model=engine.model))
+    assert text
+
+
+async def test_chunks_are_text_reasoning_or_calls_and_done_comes_once_and_last(
+    engine: Engine,
+) -> None:
+    chunks: list[EngineChunk] = [
+        chunk async for chunk in engine.generate(ask(user("Say something short")))
+    ]
+    assert [isinstance(chunk, EngineDone) for chunk in chunks] == [False] * (len(chunks) - 1) + [
+        True
+    ]
 
 
 async def test_the_observer_hears_that_the_engine_is_up_and_a_closed_one_refuses(

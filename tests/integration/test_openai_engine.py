@@ -8,7 +8,7 @@ import logging
 import re
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ from ruvd.ports import (
 )
 
 KEY = "sk-0123456789abcdef"
-HELLO = ["Hello", " there", "!"]
+PIECES = ["Hello", " there", "!"]
+HELLO = "".join(PIECES)
 # An answer after its first token.
 BEGUN = streamed(deltas({"content": "Hello"})[:2], done=False)[:-1]
 
@@ -81,12 +82,17 @@ async def _abandoned(server: Upstream) -> None:
     await server.until(lambda: not server.open_connections)
 
 
+def text_of(chunks: Sequence[EngineChunk]) -> str:
+    """The text, however its pieces came together."""
+    return "".join(chunk.text for chunk in chunks if isinstance(chunk, EngineText))
+
+
 async def collect(made: OpenAIEngine, request: EngineRequest | None = None) -> list[EngineChunk]:
     return [chunk async for chunk in made.generate(request or ask())]
 
 
-async def texts(made: OpenAIEngine, request: EngineRequest | None = None) -> list[str]:
-    return [c.text for c in await collect(made, request) if isinstance(c, EngineText)]
+async def texts(made: OpenAIEngine, request: EngineRequest | None = None) -> str:
+    return text_of(await collect(made, request))
 
 
 async def fails(
@@ -105,7 +111,7 @@ async def test_an_answer_with_its_figures_over_one_connection_that_is_kept() -> 
     async with serving() as server, engine(server) as made:
         for _ in range(3):
             chunks = await collect(made, ask(model="another"))
-            assert [c.text for c in chunks if isinstance(c, EngineText)] == HELLO
+            assert text_of(chunks) == HELLO
             assert chunks[-1] == EngineDone(FinishReason.STOP, Usage(9, 4, 3))
         assert server.accepted == 1
         assert [each.body["model"] for each in server.requests] == ["another"] * 3
@@ -118,7 +124,7 @@ async def test_a_content_type_may_be_missing_but_not_another() -> None:
     error = b'{"error":{"message":"no GPU left"}}'
     async with serving() as server, engine(server, retries=0) as made:
         server.scripts.append([plain, *events, CUT])
-        assert await texts(made) == ["Hello"]
+        assert await texts(made) == "Hello"
         server.scripts.append(http(b'{"choices":[{"message":{"content":"Hello"}}]}'))
         assert "application/json" in await fails(made, EngineUnavailable)
         server.scripts.append(http(error))
@@ -344,7 +350,7 @@ async def test_an_open_breaker_refuses_at_once_until_one_call_has_shown_that_all
         assert server.url in await fails(made, EngineUnavailable)
         assert len(server.requests) == 2
         go = asyncio.Event()
-        server.answer = lambda _: [go, *text(*HELLO)]
+        server.answer = lambda _: [go, *text(*PIECES)]
         await asyncio.sleep(opened + 0.35 - loop.time())
         probe = asyncio.create_task(texts(made))
         await server.asked(3)
@@ -521,7 +527,7 @@ async def test_tls_is_verified_and_may_show_a_certificate(tmp_path: Path, http2:
             head = await reader.readuntil(b"\r\n\r\n")
             length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
             await reader.readexactly(length)
-            for step in text(*HELLO, chunked=False):
+            for step in text(*PIECES, chunked=False):
                 if isinstance(step, bytes):
                     writer.write(step)
             await writer.drain()
@@ -585,7 +591,7 @@ async def test_leaving_an_http2_stream_closes_its_connection_and_ending_it_does_
     url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
     async with engine(url, http2=True, ca_file=ca) as made:
         for _ in range(2):
-            assert await texts(made) == ["Hello"]
+            assert await texts(made) == "Hello"
         await sees("opened", "answered", "answered")
         ends = False
         async with aclosing(made.generate(ask())) as chunks:
