@@ -7,6 +7,20 @@ from importlib.metadata import version
 
 import cyclopts
 
+_BATCH_HELP = """Answer a file in OpenAI's batch format into another.
+
+A line of FILE (- is stdin) is, with any options of /v1/chat/completions in its body:
+
+{"custom_id": "q1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages":
+[{"role": "user", "content": "Hello"}], "max_tokens": 20}}
+
+Outcomes come in no order, in OpenAI's batch output format. After an interruption the same command
+goes on: what has a line in OUT is done. A line that failed keeps it; --retry-failed drops it first
+and runs the item again. The same custom_id with the same body within the daemon's
+completion_retention gets the answer that it got.
+
+Exit code 0 if all succeeded, 1 if some failed, 2 for wrong usage or files, 130 interrupted."""
+
 app = cyclopts.App(
     name="ruvd",
     help="Owns the conversation between a service and its LLM engine.",
@@ -21,6 +35,7 @@ app.command("ruvd.cli.chat:chat", name="chat", help="Talk to the daemon's engine
 app.command("ruvd.cli.health:health", name="health", help="Exit 0 if the daemon is serving.")
 app.command("ruvd.cli.demo:demo", name="demo", help="Measure what a session saves, here and now.")
 app.command("ruvd.cli.models:models", name="models", help="List the models that the engine offers.")
+app.command("ruvd.cli.batch:batch", name="batch", help=_BATCH_HELP)
 app.command("ruvd.cli.metrics:metrics", name="metrics", help="Show what the daemon measured.")
 app.command("ruvd.cli.backup:backup", name="backup", help="Copy the sessions' store to a file.")
 sessions.command("ruvd.cli.sessions:list_sessions", name="list", help="List the sessions.")

@@ -5,8 +5,10 @@ give its messages, which are here too.
 """
 
 from ruvd_client.aio import AsyncClient, AsyncCompletion
+from ruvd_client.batch_calls import BatchItem, BatchOutcome, BatchSummary
+from ruvd_client.batches import AsyncBatch, Batch
 from ruvd_client.blocking import Client, Completion
-from ruvd_client.protocol import DEFAULT_ADDRESS, FieldViolation, RuvdError, tool_result
+from ruvd_client.protocol import DEFAULT_ADDRESS, FieldViolation, RuvdError, request, tool_result
 from ruvd_client.v1.session_service_pb2 import (
     CompletionEvent,
     ContextWindow,
@@ -27,8 +29,13 @@ from ruvd_client.v1.session_service_pb2 import (
 
 __all__ = [
     "DEFAULT_ADDRESS",
+    "AsyncBatch",
     "AsyncClient",
     "AsyncCompletion",
+    "Batch",
+    "BatchItem",
+    "BatchOutcome",
+    "BatchSummary",
     "Client",
     "Completion",
     "CompletionEvent",
@@ -48,5 +55,6 @@ __all__ = [
     "Tool",
     "ToolCall",
     "ToolChoiceMode",
+    "request",
     "tool_result",
 ]

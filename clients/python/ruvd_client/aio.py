@@ -8,13 +8,23 @@ iteration with RuvdError, as in the blocking client.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+)
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, TypeVar, Unpack
 
 import grpc
 import grpc.aio
 
+from ruvd_client.batch_calls import MAX_CALL_BYTES, RECONNECT_SECONDS, BatchItem, Work
+from ruvd_client.batches import AsyncBatch
 from ruvd_client.protocol import (
     CHANNEL_OPTIONS,
     CompleteArguments,
@@ -226,6 +236,27 @@ class AsyncClient:
         """Answer the new messages, in a session or, without `session_id`, stateless."""
         request = complete_request(messages, arguments)
         return AsyncCompletion(request, self._stub.Complete(request, timeout=timeout))
+
+    def batch(
+        self,
+        items: Iterable[BatchItem] | AsyncIterable[BatchItem],
+        *,
+        max_concurrency: int = 0,
+        timeout: float | None = None,
+        max_call_bytes: int = MAX_CALL_BYTES,
+        reconnect_seconds: float = RECONNECT_SECONDS,
+    ) -> AsyncBatch:
+        """Answer many requests; each outcome comes as soon as it is there, in no order.
+
+        An item is a `request(...)`, or a str for one user message. They go in calls of
+        `max_call_bytes` and 10,000 items at most, one call after the other, and are taken from
+        `items` only then; a larger one goes alone, and the daemon's refusal is its outcome.
+        `max_concurrency` 0 is the daemon's default; `timeout`, in seconds, is for the whole
+        batch. If the daemon goes away on the way, what has no outcome is repeated once it is
+        back, within `reconnect_seconds`; iterating raises RuvdError after that.
+        """
+        work = Work(max_concurrency, timeout, max_call_bytes, reconnect_seconds)
+        return AsyncBatch(self._stub.BatchComplete, items, work)
 
     def resume_completion(
         self,

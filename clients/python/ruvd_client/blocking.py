@@ -5,12 +5,14 @@ One `Client` is one connection, safe to share between threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias, TypeVar, Unpack
 
 import grpc
 
+from ruvd_client.batch_calls import MAX_CALL_BYTES, RECONNECT_SECONDS, BatchItem, Work
+from ruvd_client.batches import Batch
 from ruvd_client.protocol import (
     CHANNEL_OPTIONS,
     CompleteArguments,
@@ -208,6 +210,27 @@ class Client:
         """Answer the new messages, in a session or, without `session_id`, stateless."""
         request = complete_request(messages, arguments)
         return Completion(request, self._stub.Complete(request, timeout=timeout))
+
+    def batch(
+        self,
+        items: Iterable[BatchItem],
+        *,
+        max_concurrency: int = 0,
+        timeout: float | None = None,
+        max_call_bytes: int = MAX_CALL_BYTES,
+        reconnect_seconds: float = RECONNECT_SECONDS,
+    ) -> Batch:
+        """Answer many requests; each outcome comes as soon as it is there, in no order.
+
+        An item is a `request(...)`, or a str for one user message. They go in calls of
+        `max_call_bytes` and 10,000 items at most, one call after the other, and are taken from
+        `items` only then; a larger one goes alone, and the daemon's refusal is its outcome.
+        `max_concurrency` 0 is the daemon's default; `timeout`, in seconds, is for the whole
+        batch. If the daemon goes away on the way, what has no outcome is repeated once it is
+        back, within `reconnect_seconds`; iterating raises RuvdError after that.
+        """
+        work = Work(max_concurrency, timeout, max_call_bytes, reconnect_seconds)
+        return Batch(self._stub.BatchComplete, items, work)
 
     def resume_completion(
         self,

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -35,6 +35,8 @@ CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Messages: TypeAlias = str | pb.Message | Iterable[pb.Message]
 # A rule for all tools, or the name of the one that must be asked for.
@@ -118,6 +120,11 @@ def complete_request(messages: Messages, arguments: CompleteArguments) -> pb.Com
     )
 
 
+def request(messages: Messages, **arguments: Unpack[CompleteArguments]) -> pb.CompleteRequest:
+    """An item of a batch, with what `complete` takes."""
+    return complete_request(messages, arguments)
+
+
 def create_session_request(arguments: CreateSessionArguments) -> pb.CreateSessionRequest:
     """The request of one CreateSession."""
     fields: dict[str, Any] = {k: v for k, v in arguments.items() if v is not None}
@@ -193,10 +200,20 @@ def error_from(error: grpc.RpcError) -> RuvdError:
     # Both flavours of RpcError are also a call with a final status, which the types do not say.
     call: Any = error
     trailing = call.trailing_metadata() or ()
+    details = _details(dict(trailing).get("grpc-status-details-bin"))
+    return _error(call.code(), call.details() or "", details)
+
+
+def error_from_status(status: status_pb2.Status) -> RuvdError:
+    """The error of one item of a batch: as its own call would have failed."""
+    return _error(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status.details)
+
+
+def _error(code: grpc.StatusCode, message: str, details: Iterable[Any]) -> RuvdError:
     reason = ""
     violations: tuple[FieldViolation, ...] = ()
     retry_after: float | None = None
-    for detail in _details(dict(trailing).get("grpc-status-details-bin")):
+    for detail in details:
         info = error_details_pb2.ErrorInfo()
         bad_request = error_details_pb2.BadRequest()
         retry = error_details_pb2.RetryInfo()
@@ -208,7 +225,7 @@ def error_from(error: grpc.RpcError) -> RuvdError:
             )
         elif detail.Unpack(retry):
             retry_after = to_seconds(retry.retry_delay)
-    return RuvdError(call.code(), reason, call.details() or "", violations, retry_after)
+    return RuvdError(code, reason, message, violations, retry_after)
 
 
 def _details(raw: str | bytes | None) -> list[Any]:

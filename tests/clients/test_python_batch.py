@@ -1,0 +1,262 @@
+"""Batches through the Python client, against the real daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import grpc
+import pytest
+from running import StartDaemon
+from ruvd_client import (
+    AsyncClient,
+    BatchItem,
+    BatchOutcome,
+    Client,
+    RuvdError,
+    SessionView,
+    request,
+)
+
+NONCE = ("--engine", "echo", "--echo-nonce")
+
+
+def numbers(count: int, **more: str) -> Iterator[BatchItem]:
+    return (request(f"number {n}", **more) for n in range(count))  # type: ignore[arg-type]
+
+
+def texts(outcomes: list[BatchOutcome]) -> list[str]:
+    """In the order of the items, each of which must be there once."""
+    by_index = {outcome.index: outcome.text() for outcome in outcomes}
+    assert len(by_index) == len(outcomes)
+    return [by_index[index] for index in range(len(outcomes))]
+
+
+async def test_every_outcome_comes_once_and_the_summary_adds_up(address: str) -> None:
+    async with AsyncClient(address) as client:
+        batch = client.batch(["just a text", *numbers(50)], max_concurrency=8)
+        outcomes = [outcome async for outcome in batch]
+        assert texts(outcomes) == ["just a text", *(f"number {n}" for n in range(50))]
+        assert all(outcome.request.request_id for outcome in outcomes)
+        assert (batch.summary.succeeded, batch.summary.failed) == (51, 0)
+        assert batch.summary.usage.completion_tokens == 103
+        assert batch.summary.usage.HasField("cached_tokens")
+        assert batch.summary.wall_seconds > 0
+        assert batch.summary.latency_seconds > 0
+        empty = client.batch([])
+        assert [outcome async for outcome in empty] == []
+        assert empty.summary.succeeded == 0
+
+
+async def test_the_order_of_outcomes_is_that_of_their_ends(slow_address: str) -> None:
+    async with AsyncClient(slow_address) as client:
+        items = ["word " * 20, "quick"]
+        assert [outcome.index async for outcome in client.batch(items)] == [1, 0]
+
+
+async def test_items_are_split_into_calls_and_taken_only_then(address: str) -> None:
+    taken = 0
+
+    async def items() -> AsyncIterator[BatchItem]:
+        nonlocal taken
+        for n in range(200):
+            taken += 1
+            yield f"number {n}"
+
+    async with AsyncClient(address) as client:
+        most_ahead, outcomes = 0, []
+        async for outcome in client.batch(items(), max_call_bytes=1000):
+            outcomes.append(outcome)
+            most_ahead = max(most_ahead, taken - len(outcomes))
+        assert texts(outcomes) == [f"number {n}" for n in range(200)]
+        assert 1 < most_ahead < 20  # of at least 60 bytes each, and the first of the next call
+
+
+async def test_sessions_keep_their_order_over_calls(address: str) -> None:
+    async with AsyncClient(address) as client:
+        items = [request(f"{name} {n}", session_id=name) for n in range(20) for name in ("a", "b")]
+        batch = client.batch(items, max_call_bytes=500)
+        assert all([outcome.error is None async for outcome in batch])
+        for name in ("a", "b"):
+            session = await client.get_session(name, SessionView.SESSION_VIEW_FULL)
+            asked = [message.content for message in session.messages[::2]]
+            assert asked == [f"{name} {n}" for n in range(20)]
+
+
+async def test_an_item_fails_alone_with_what_its_call_would_raise(address: str) -> None:
+    async with AsyncClient(address) as client:
+        wrong = request("x", session_id="no spaces", top_p=7.0)
+        batch = client.batch(["fine", wrong, request("x", session_id="a", require_existing=True)])
+        outcomes = {outcome.index: outcome async for outcome in batch}
+        assert outcomes[0].text() == "fine"
+        with pytest.raises(RuvdError) as raised:
+            outcomes[1].text()
+        assert raised.value is outcomes[1].error
+        assert raised.value.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert raised.value.reason == "INVALID_REQUEST"
+        assert {each.field for each in raised.value.violations} >= {"session_id", "options.top_p"}
+        missing = outcomes[2].error
+        assert missing is not None
+        assert missing.reason == "SESSION_NOT_FOUND"
+        assert (batch.summary.succeeded, batch.summary.failed) == (1, 2)
+
+
+async def test_an_item_that_no_call_can_hold_is_refused_alone(daemon: StartDaemon) -> None:
+    """Also where the daemon takes less in a call than the client puts into one."""
+    async with (
+        daemon("--engine", "echo", "--max-request-bytes", "2000") as running,
+        AsyncClient(running.address) as client,
+    ):
+        items = [f"number {n}" for n in range(100)]
+        items[40] = "word " * 1000
+        items[70] = "x" * (65 << 20)  # more than gRPC lets through
+        outcomes = {outcome.index: outcome async for outcome in client.batch(items)}
+        refused = {index: each.error for index, each in outcomes.items() if each.error}
+        assert len(outcomes) == 100
+        assert set(refused) == {40, 70}
+        assert refused[40].reason == "INVALID_REQUEST"
+        assert "max_request_bytes" in refused[40].message
+        assert refused[70].code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_what_concerns_the_call_is_raised(address: str) -> None:
+    async with AsyncClient(address) as client:
+        with pytest.raises(RuvdError) as raised:
+            _ = [outcome async for outcome in client.batch(["x", "y"], max_concurrency=-1)]
+        assert raised.value.violations[0].field == "max_concurrency"
+
+
+async def test_without_a_daemon_nobody_waits_for_one() -> None:
+    async with AsyncClient("127.0.0.1:1") as client:
+        with pytest.raises(RuvdError) as raised:
+            await anext(client.batch(["x"]))
+        assert raised.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_the_same_request_ids_are_not_generated_twice(daemon: StartDaemon) -> None:
+    async with daemon(*NONCE) as running, AsyncClient(running.address) as client:
+        first = [outcome async for outcome in client.batch(numbers(20))]
+        again = client.batch([outcome.request for outcome in first], max_call_bytes=500)
+        by_id = {outcome.request.request_id: outcome.text() for outcome in first}
+        assert {o.request.request_id: o.text() async for o in again} == by_id
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+async def test_a_batch_goes_on_when_the_daemon_is_back(daemon: StartDaemon, how: str) -> None:
+    """With nonces: an item of a session that ran twice would not have the answer it committed."""
+    flags = (*NONCE, "--echo-delay-seconds", "0.02", "--store", "sqlite:s.db")
+    items = [request(f"number {n}", session_id=f"s{n % 30}") for n in range(60)]
+    async with (
+        daemon(*flags, "--drain-seconds", "0.1") as running,
+        AsyncClient(running.socket) as client,
+    ):
+        batch = client.batch(items, max_concurrency=4)
+        outcomes = [await anext(batch) for _ in range(10)]
+        if how == "kill":
+            running.kill()
+            await running.ended()
+        else:
+            await running.stop()
+        async with daemon(*flags, folder=running.folder):
+            outcomes += [outcome async for outcome in batch]
+            answers = texts(outcomes)
+            assert batch.summary.succeeded == 60
+            for n in range(30):
+                session = await client.get_session(f"s{n}", SessionView.SESSION_VIEW_FULL)
+                said = [message.content for message in session.messages]
+                asked = f"number {n}", f"number {n + 30}"
+                assert said == [asked[0], answers[n], asked[1], answers[n + 30]]
+
+
+async def test_a_daemon_that_stays_away_is_given_up(daemon: StartDaemon) -> None:
+    async with (
+        daemon("--engine", "echo", "--echo-delay-seconds", "0.05") as running,
+        AsyncClient(running.address) as client,
+    ):
+        batch = client.batch(numbers(50), max_concurrency=2, reconnect_seconds=0.5)
+        await anext(batch)
+        running.kill()
+        with pytest.raises(RuvdError) as raised:
+            _ = [outcome async for outcome in batch]
+        assert raised.value.code is grpc.StatusCode.UNAVAILABLE
+        assert batch.summary.succeeded < 50
+
+
+async def test_a_timeout_is_for_the_whole_batch(slow_address: str) -> None:
+    async with AsyncClient(slow_address) as client:
+        batch = client.batch(
+            ["word " * 10] * 50, timeout=1.0, max_concurrency=1, max_call_bytes=200
+        )
+        with pytest.raises(RuvdError) as raised:
+            _ = [outcome async for outcome in batch]
+        assert raised.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert 0 < batch.summary.succeeded < 50
+
+
+async def test_leaving_the_block_stops_what_runs(daemon: StartDaemon) -> None:
+    async with (
+        daemon("--engine", "echo", "--echo-delay-seconds", "0.05") as running,
+        AsyncClient(running.address) as client,
+    ):
+        items = ["quick", *(f"{n} " + "word " * 1000 for n in range(3))]
+        async with client.batch(items) as batch:
+            assert (await anext(batch)).index == 0
+        await running.logged("completion failed", count=3)
+        with pytest.raises(RuvdError) as raised:
+            await anext(batch)
+        assert raised.value.code is grpc.StatusCode.CANCELLED
+
+
+async def test_cancelling_the_task_is_no_error_of_the_batch(slow_address: str) -> None:
+    async with AsyncClient(slow_address) as client:
+        batch = client.batch(["word " * 1000])
+        task = asyncio.ensure_future(anext(batch))
+        _, running = await asyncio.wait({task}, timeout=0.2)
+        assert running
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+# --- Client --------------------------------------------------------------------------------
+
+
+async def test_the_blocking_client_does_the_same(address: str) -> None:
+    def run() -> None:
+        with Client(address) as client:
+            batch = client.batch(numbers(100), max_call_bytes=1000)
+            assert texts(list(batch)) == [f"number {n}" for n in range(100)]
+            assert batch.summary.succeeded == 100
+            outcomes = list(client.batch(["fine", request("x", session_id="no spaces")]))
+            errors = [outcome.error.reason for outcome in outcomes if outcome.error]
+            assert errors == ["INVALID_REQUEST"]
+            with pytest.raises(RuvdError) as raised:
+                list(client.batch(["x"], max_concurrency=-1))
+            assert raised.value.reason == "INVALID_REQUEST"
+
+    await asyncio.to_thread(run)
+
+
+async def test_the_blocking_client_goes_on_when_the_daemon_is_back(daemon: StartDaemon) -> None:
+    flags = ("--engine", "echo", "--echo-delay-seconds", "0.02")
+    async with daemon(*flags) as running:
+        with Client(running.socket) as client:
+            batch = client.batch(numbers(60), max_concurrency=4)
+            outcomes = [await asyncio.to_thread(next, batch) for _ in range(10)]
+            running.kill()
+            await running.ended()
+            async with daemon(*flags, folder=running.folder):
+                outcomes += await asyncio.to_thread(list, batch)
+            assert texts(outcomes) == [f"number {n}" for n in range(60)]
+
+
+async def test_the_blocking_client_stops_what_runs(daemon: StartDaemon) -> None:
+    async with daemon("--engine", "echo", "--echo-delay-seconds", "0.05") as running:
+        with Client(running.address) as client:
+            with client.batch(["quick", *(f"{n} " + "word " * 1000 for n in range(3))]) as batch:
+                first = await asyncio.to_thread(next, batch)
+                assert first.index == 0
+            await running.logged("completion failed", count=3)
+            with pytest.raises(RuvdError) as raised:
+                await asyncio.to_thread(next, batch)
+            assert raised.value.code is grpc.StatusCode.CANCELLED
