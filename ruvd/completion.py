@@ -78,7 +78,7 @@ class Completion:
         self.digest = request.digest() if request.request_id else b""
         self.log = EventLog(max_log_bytes)
         self.answer = Answer(arrived)
-        self.replayed = False
+        self.replayed = ""  # the completion whose events it gives again
         self.committing = False
         self.keep_partial = False
         self.ended_at: float | None = None

@@ -24,7 +24,7 @@ from ruvd.eventlog import EventLog
 from ruvd.generation import Generator
 from ruvd.model import CompletionEvent, Receipt
 from ruvd.options import CompletionOptions
-from ruvd.ports import Clock, Engine, Observer
+from ruvd.ports import Clock, CompletionBegan, CompletionJoined, Engine, Observer
 from ruvd.sessions import Sessions
 from ruvd.slots import Slots
 from ruvd.turns import Turns
@@ -46,7 +46,7 @@ class Completions:
     ) -> None:
         self._sessions = sessions
         self.slots = Slots(engine.slots, policy.batch_share)
-        self._generator = Generator(engine, clock, self.slots)
+        self._generator = Generator(engine, clock, self.slots, observer)
         self._turns = Turns(sessions, self._generator, clock, self._kept)
         self._clock = clock
         self._observer = observer
@@ -62,6 +62,11 @@ class Completions:
         """How many completions run or wait."""
         return len(self._running)
 
+    @property
+    def log_bytes(self) -> int:
+        """What the events hold in memory, of completions that run and of those that ended."""
+        return self._logs_bytes + sum(each.log.size_bytes for each in list(self._running.values()))
+
     def start(self, request: CompletionRequest) -> Completion:
         """Begin a completion, in the order of the calls, or attach to that of the request id.
 
@@ -72,6 +77,7 @@ class Completions:
         known = self._by_request.get(key) if request.request_id else None
         if known and not known.stopping:
             receipts.check(known.digest, request.digest(), request.request_id)
+            self._observer(CompletionJoined(known.id, resumed=False))
             return known
         if self._draining:
             raise ShuttingDown("the daemon is shutting down; call the next one")
@@ -81,6 +87,7 @@ class Completions:
             )
         completion = Completion(request, self._clock.monotonic(), self._policy.max_log_bytes)
         self._running[completion.id] = completion
+        self._observer(CompletionBegan(completion.id))
         if request.request_id:
             self._by_request[key] = completion
         running = self._turns.run(completion, request, known)
@@ -96,6 +103,7 @@ class Completions:
             receipt = await self._receipt(ref)
             completion = self._ended.get(receipt.completion_id)
             if completion is None:
+                self._observer(CompletionJoined(receipt.completion_id, resumed=True))
                 _check_after(after, receipt.last_sequence)
                 if receipt.finished and after < receipt.last_sequence:
                     yield CompletionEvent(receipt.last_sequence, receipt.finished)
@@ -103,6 +111,7 @@ class Completions:
         # Without an event yet it may be a repeat whose first events are being looked up.
         if completion.log.last_sequence:
             _check_after(after, completion.log.last_sequence)
+        self._observer(CompletionJoined(completion.id, resumed=True))
         async with aclosing(completion.events(after)) as events:
             async for event in events:
                 yield event
@@ -157,6 +166,7 @@ class Completions:
         if completion.session_id or completion.error:
             self._release(completion)
         if completion.replayed:
+            self._observer(CompletionJoined(completion.replayed, resumed=False))
             return
         self._observer(completion.report(self._generator.model(options), self._clock.monotonic()))
         completion.ended_at = self._clock.monotonic()

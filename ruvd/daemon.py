@@ -14,13 +14,15 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from ruvd import logs
+from ruvd import conventions, logs, signals
 from ruvd.batch import Batches
 from ruvd.checks import RequestLimits
 from ruvd.completion import CompletionPolicy
@@ -36,6 +38,9 @@ from ruvd.sessions import SessionPolicy, Sessions
 from ruvd.sockets import AddressTaken, SocketClaim, owner_and_group
 from ruvd.telemetry import Statistics
 from ruvd.v1 import session_service_pb2, session_service_pb2_grpc
+
+if TYPE_CHECKING:
+    from ruvd.monitoring import Monitoring
 
 _log = logging.getLogger("ruvd.daemon")
 SERVICE = session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
@@ -122,20 +127,27 @@ class Daemon:
         servicer = health.aio.HealthServicer()
         readiness = Readiness(servicer)
         statistics = Statistics()
+        observers: list[Observer] = [logs.observe, statistics, readiness]
 
         def observer(event: Event) -> None:
-            logs.observe(event)
-            statistics(event)
-            readiness(event)
+            for each in observers:
+                each(event)
 
         async with AsyncExitStack() as stack:
             # In a thread, because importing an adapter reads files.
+            monitoring = await asyncio.to_thread(build_monitoring, settings, statistics)
             store = await asyncio.to_thread(build_store, settings, observer)
+            if monitoring:
+                observers.append(monitoring)
+                stack.push_async_callback(monitoring.close)
+                store = monitoring.store(store, settings.store.partition(":")[0])
             stack.push_async_callback(store.close)
             with contextlib.suppress(StoreUnavailable):  # observed; it recovers by itself
                 await store.open()
-                readiness(StoreStateChanged(up=True, detail=settings.store))
+                for tell in (statistics, readiness):
+                    tell(StoreStateChanged(up=True, detail=settings.store))
             engine = await asyncio.to_thread(build_engine, settings, observer)
+            engine = monitoring.engine(engine) if monitoring else engine
             stack.push_async_callback(engine.close)
             clock = SystemClock()
             window = ContextWindow(
@@ -169,7 +181,7 @@ class Daemon:
             lifecycle = Lifecycle(sessions, store, clock, observer, policy)
             completions = Completions(sessions, engine, clock, observer, completion_policy)
             batches = Batches(completions, clock, settings.batch_concurrency)
-            server = _server(settings)
+            server = _server(settings, monitoring)
             service = SessionService(
                 sessions, lifecycle, completions, batches, statistics, limits, policy, engine
             )
@@ -178,6 +190,9 @@ class Daemon:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
             await self._listen(server, stack)
+            if monitoring:
+                monitoring.watch(sessions, completions)
+                await self._show(monitoring)
             await server.start()
             await engine.start()
             await readiness.serve()
@@ -194,6 +209,8 @@ class Daemon:
             await readiness.stop()
             await completions.drain(settings.drain_seconds)
             await server.stop(_FLUSH_SECONDS)
+            if monitoring:  # before the store goes, which it counts with
+                await monitoring.close()
         _log.info("stopped")
         return 0
 
@@ -217,6 +234,18 @@ class Daemon:
             except (RuntimeError, OSError) as error:
                 raise AddressTaken(f"cannot listen at {address}: {error}") from None
 
+    async def _show(self, monitoring: Monitoring) -> None:
+        """Let Prometheus in, where it may."""
+        address = self._settings.metrics_listen
+        if not address:
+            return
+        try:
+            address = await monitoring.listen(address)
+        except OSError as error:
+            raise AddressTaken(f"cannot listen at {address}: {error}") from None
+        if address:
+            _log.info("serving metrics", extra={"address": address})
+
     def _handle_signals(self, readiness: Readiness) -> None:
         loop = asyncio.get_running_loop()
 
@@ -230,9 +259,34 @@ class Daemon:
             signal.SIGTERM: lambda: end(_TERMINATED),
             signal.SIGINT: lambda: end(_INTERRUPTED),
             signal.SIGUSR1: readiness.drain,
+            signal.SIGUSR2: logs.toggle_debug,
         }
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
+
+
+def build_monitoring(settings: Settings, statistics: Statistics) -> Monitoring | None:
+    """What the settings and the standard OTEL_* variables want of telemetry; None for nothing."""
+    protocols = signals.protocols(os.environ)
+    serves = bool(settings.metrics_listen)
+    if serves and signals.disabled(os.environ):
+        _log.warning("OTEL_SDK_DISABLED is set: there are no metrics to serve")
+        serves = False
+    if not protocols and not serves:
+        return None
+    from ruvd.exporters import Telemetry
+    from ruvd.monitoring import Monitoring
+    from ruvd.tracing import current_ids
+
+    try:
+        telemetry = Telemetry(protocols, version("ruvd"), prometheus=serves)
+    except ValueError as error:
+        _log.warning("telemetry is off: an OTEL_* variable is wrong", extra={"reason": str(error)})
+        return None
+    logs.correlate_with(current_ids)
+    chosen = conventions.chosen(os.environ)
+    provider = conventions.provider(settings.engine, settings.affinity, settings.base_url)
+    return Monitoring(telemetry, chosen, provider, statistics)
 
 
 def build_store(settings: Settings, observer: Observer) -> Store:
@@ -296,12 +350,12 @@ def build_engine(settings: Settings, observer: Observer) -> Engine:
     )
 
 
-def _server(settings: Settings) -> grpc.aio.Server:
+def _server(settings: Settings, monitoring: Monitoring | None) -> grpc.aio.Server:
     # Above our own limits, so that a refusal is ours and says why; not unbounded, so that one
     # request cannot take the pod's memory.
     receive = max(64 << 20, 4 * settings.max_request_bytes)
     return grpc.aio.server(
-        interceptors=(Errors(),),
+        interceptors=(Errors(monitoring.rpcs if monitoring else None),),
         options=(
             ("grpc.max_receive_message_length", receive),
             ("grpc.max_send_message_length", -1),  # what we send is bounded by what we keep

@@ -24,7 +24,16 @@ from ruvd.model import (
     ToolCallDelta,
 )
 from ruvd.options import CompletionOptions
-from ruvd.ports import Clock, Engine, EngineDone, EngineReasoning, EngineRequest, EngineText
+from ruvd.ports import (
+    Clock,
+    Engine,
+    EngineDone,
+    EngineReasoning,
+    EngineRequest,
+    EngineTaken,
+    EngineText,
+    Observer,
+)
 from ruvd.slots import Slots
 
 
@@ -87,10 +96,11 @@ class Answer:
 class Generator:
     """Generates answers, as many side by side as the engine has slots."""
 
-    def __init__(self, engine: Engine, clock: Clock, slots: Slots) -> None:
+    def __init__(self, engine: Engine, clock: Clock, slots: Slots, observer: Observer) -> None:
         self._engine = engine
         self._clock = clock
         self._slots = slots
+        self._observer = observer
 
     def model(self, options: CompletionOptions, session: Session | None = None) -> str:
         """The model that answers."""
@@ -106,6 +116,7 @@ class Generator:
             answer.plan = plan
             answer.queue_seconds = self._clock.monotonic() - answer.arrived
             answer.model = self.model(prompt.options, session)
+            self._observer(EngineTaken(prompt.completion_id, prompt.batch, answer.queue_seconds))
             started = Started(
                 completion_id=prompt.completion_id,
                 session_id=session.id,

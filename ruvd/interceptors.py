@@ -1,4 +1,4 @@
-"""What every RPC of `ruvd.v1` passes: errors leave by this one door.
+"""What every RPC of `ruvd.v1` passes: errors leave by this one door, and each is measured.
 
 Health and reflection are left alone: wrapping their handlers would break `Watch` (a stream that
 outlives us) and tell nothing. A streaming handler is driven from here, so that its generator is
@@ -7,10 +7,11 @@ closed at once when the client leaves, and not when the garbage collector finds 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 from grpc.aio import ServicerContext
@@ -18,7 +19,12 @@ from grpc.aio import ServicerContext
 from ruvd import status
 from ruvd.errors import RuvdError
 
+if TYPE_CHECKING:
+    from ruvd.tracing import RpcCalls
+
 _log = logging.getLogger("ruvd.rpc")
+# A caller gives up at its deadline, which is earlier than ours by the way that its call took.
+_DEADLINE_SLACK_SECONDS = 0.1
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
 Unary: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
@@ -26,7 +32,10 @@ Streaming: TypeAlias = Callable[[Any, Context], AsyncGenerator[Any, None]]
 
 
 class Errors(grpc.aio.ServerInterceptor):
-    """Turns what a handler raises into a status with details."""
+    """Turns what a handler raises into a status with details; `rpcs` measures each call."""
+
+    def __init__(self, rpcs: RpcCalls | None = None) -> None:
+        self._rpcs = rpcs
 
     async def intercept_service(
         self,
@@ -40,15 +49,46 @@ class Errors(grpc.aio.ServerInterceptor):
             return handler
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _streaming(method, handler.unary_stream),
+                self._measured(method, _streaming(method, handler.unary_stream)),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
-            _unary(method, handler.unary_unary),
+            self._measured(method, _unary(method, handler.unary_unary)),
             handler.request_deserializer,
             handler.response_serializer,
         )
+
+    def _measured(self, method: str, handle: Unary) -> Unary:
+        rpcs = self._rpcs
+        if rpcs is None:
+            return handle
+
+        async def wrapped(request: Any, call: Context) -> Any:
+            with rpcs.call(method, call.invocation_metadata() or (), call.peer()) as outcome:
+                outcome.code = "UNKNOWN"
+                try:
+                    response = await handle(request, call)
+                except asyncio.CancelledError:
+                    outcome.code = "DEADLINE_EXCEEDED" if _too_late(call) else "CANCELLED"
+                    raise
+                except grpc.aio.AbortError:
+                    outcome.code = _name(call.code())
+                    raise
+                outcome.code = "OK"
+                return response
+
+        return wrapped
+
+
+def _too_late(call: Context) -> bool:
+    left = call.time_remaining()
+    return left is not None and left <= _DEADLINE_SLACK_SECONDS
+
+
+def _name(code: Any) -> str:
+    """A status code's name; grpc.aio has it as its number."""
+    return next((each.name for each in grpc.StatusCode if code in (each, each.value[0])), "UNKNOWN")
 
 
 def _unary(method: str, handle: Unary) -> Unary:

@@ -60,6 +60,11 @@ class Lanes:
         """The ids of the sessions in use, now."""
         return tuple(self._lanes)
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a turn, in all lanes. Safe to ask from another thread."""
+        return sum(len(lane.waiting) for lane in list(self._lanes.values()))
+
     def holder(self, session_id: str) -> Holder | None:
         """Who has the session's turn."""
         lane = self._lanes.get(session_id)

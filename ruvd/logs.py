@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import structlog
 
@@ -21,6 +22,8 @@ from ruvd.ports import (
 )
 
 _log = logging.getLogger("ruvd")
+_configured = logging.INFO
+_correlation: Callable[[], Mapping[str, str]] = dict
 
 
 def configure(level: str, form: Literal["auto", "human", "json"]) -> None:
@@ -36,6 +39,7 @@ def configure(level: str, form: Literal["auto", "human", "json"]) -> None:
         else structlog.processors.JSONRenderer()
     )
     shared: list[structlog.typing.Processor] = [
+        _correlate,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
@@ -54,6 +58,29 @@ def configure(level: str, form: Literal["auto", "human", "json"]) -> None:
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     _log.setLevel(level.upper())
+    global _configured  # noqa: PLW0603  # as the root logger is, which this configures
+    _configured = _log.level
+
+
+def correlate_with(source: Callable[[], Mapping[str, str]]) -> None:
+    """Put what `source` says, the ids of a trace and a span, into every line from now on."""
+    global _correlation  # noqa: PLW0603
+    _correlation = source
+
+
+def toggle_debug() -> None:
+    """Switch between DEBUG and the level that was configured, and say so at any level."""
+    level = _configured if _log.level == logging.DEBUG else logging.DEBUG
+    _log.setLevel(min(level, logging.INFO))
+    _log.info("log level", extra={"log_level": logging.getLevelName(level).lower()})
+    _log.setLevel(level)
+
+
+def _correlate(
+    _logger: Any, _method: str, line: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    line.update(_correlation())
+    return line
 
 
 def observe(event: Event) -> None:

@@ -252,6 +252,40 @@ class StoreStateChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreBatch:
+    """One transaction of the store: how many writes it committed together."""
+
+    writes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionBegan:
+    """A call began a completion. Told within the call."""
+
+    completion_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionJoined:
+    """A call got what another one began: it `resumed` it, or its request id was the same.
+
+    Told within the call.
+    """
+
+    completion_id: str
+    resumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTaken:
+    """A completion that was begun `queue_seconds` ago has its place in the engine."""
+
+    completion_id: str
+    batch: bool
+    queue_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionEnded:
     """A completion ended: `reason` is a finish reason's name or, if it `failed`, the error's.
 
@@ -286,6 +320,14 @@ class SessionGone:
 
 
 Event: TypeAlias = (
-    EngineStateChanged | StoreStateChanged | CompletionEnded | SessionCreated | SessionGone
+    EngineStateChanged
+    | StoreStateChanged
+    | StoreBatch
+    | CompletionBegan
+    | CompletionJoined
+    | EngineTaken
+    | CompletionEnded
+    | SessionCreated
+    | SessionGone
 )
 Observer: TypeAlias = Callable[[Event], None]

@@ -51,6 +51,10 @@ class Settings(BaseSettings):
         description="Allow an address that is not loopback. There is no authentication.",
     )
 
+    metrics_listen: str = _setting(
+        "Listening", "", "Where Prometheus may scrape: host:port, on loopback; unset is nowhere."
+    )
+
     engine: Literal["llama", "openai", "echo"] = _setting(
         "Engine",
         "llama",
@@ -227,6 +231,12 @@ class Settings(BaseSettings):
         """A variable holds a list with commas between."""
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
+    @field_validator("base_url")
+    @classmethod
+    def _split_each(cls, value: list[str]) -> list[str]:
+        """A flag that comes once may hold several, too."""
+        return [part.strip() for url in value for part in url.split(",")]
+
     @field_validator("listen")
     @classmethod
     def _addresses(cls, value: list[str]) -> list[str]:
@@ -234,6 +244,15 @@ class Settings(BaseSettings):
             check_listen(address)
         if not value:
             raise ValueError("name at least one address")
+        return value
+
+    @field_validator("metrics_listen")
+    @classmethod
+    def _metrics_address(cls, value: str) -> str:
+        if value.startswith("unix:"):
+            raise ValueError("must be host:port")
+        if value:
+            check_listen(value)
         return value
 
     @field_validator("base_url")
@@ -250,7 +269,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _together(self) -> Settings:
-        remote = [address for address in self.listen if not is_loopback(address)]
+        addresses = [*self.listen, *([self.metrics_listen] if self.metrics_listen else [])]
+        remote = [address for address in addresses if not is_loopback(address)]
         if remote and not self.allow_remote:
             raise ValueError(
                 f"listen: {', '.join(remote)} is not loopback, and ruvd has no authentication; "

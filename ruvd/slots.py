@@ -35,6 +35,11 @@ class Slots:
         finally:
             self._give(batch=batch)
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """How many wait for a place: interactive completions, and those of batches."""
+        return len(self._interactive), len(self._batch)
+
     def narrow(self, narrowings: int) -> None:
         """The engine asked a batch's completion to slow down, which began when there had been
         `narrowings`: only the first of those that ran side by side counts."""

@@ -91,7 +91,7 @@ class Turns:
         if receipt is None:
             return False
         receipts.check(receipt.digest, completion.digest, request.request_id)
-        completion.replayed = True
+        completion.replayed = receipt.completion_id
         kept = self._kept(receipt.completion_id)
         if kept:
             completion.log.adopt(kept)

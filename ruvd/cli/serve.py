@@ -81,7 +81,9 @@ def serve(**flags: Any) -> int:
 
     Every setting is a flag, a RUVD_* variable and a key of ruvd.toml; the first of them that is
     given holds. SIGTERM and SIGINT drain (a second one stops at once), SIGUSR1 turns readiness
-    off. Exit codes: 0 stopped, 2 wrong settings, 3 cannot listen, 4 the store is in use.
+    off, SIGUSR2 switches between debug and the configured log level. OTEL_* variables say where
+    traces and metrics go. Exit codes: 0 stopped, 2 wrong settings, 3 cannot listen, 4 the store
+    is in use.
     """
     try:
         settings, _ = _load(flags)

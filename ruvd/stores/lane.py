@@ -54,7 +54,8 @@ class _Job:
 class Lane:
     """Runs operations one after the other on a thread. Its methods are for the event loop.
 
-    `report` is called on the loop after every batch, with the fault that undid it or None.
+    `report` is called on the loop after every batch, with the fault that undid it or None;
+    `committed` with the number of operations that one transaction committed.
     `idle` does a bounded piece of work and returns whether there is more; `at_end` is called
     on the thread when it is done.
     """
@@ -66,6 +67,7 @@ class Lane:
         connect: Callable[[], sqlite3.Connection],
         report: Callable[[str | None], None],
         *,
+        committed: Callable[[int], None] = lambda _: None,
         begin: str,
         idle: Callable[[sqlite3.Connection], bool] = lambda _: False,
         at_end: Callable[[], None] = lambda: None,
@@ -73,6 +75,7 @@ class Lane:
         self._file = file
         self._connect = connect
         self._report = report
+        self._committed = committed
         self._begin = begin
         self._idle = idle
         self._at_end = at_end
@@ -189,6 +192,8 @@ class Lane:
 
     def _answer(self, jobs: list[_Job], fault: str | None) -> None:
         self._report(fault)
+        if jobs and fault is None:
+            self._committed(len(jobs))
         for job in jobs:
             if job.future.done():
                 continue

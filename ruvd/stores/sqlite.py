@@ -15,7 +15,14 @@ from typing import TypeVar
 
 from ruvd.errors import StoreUnavailable
 from ruvd.model import Exchange, Receipt, Session
-from ruvd.ports import Commit, Observer, StoreCounts, StoreLocked, StoreStateChanged
+from ruvd.ports import (
+    Commit,
+    Observer,
+    StoreBatch,
+    StoreCounts,
+    StoreLocked,
+    StoreStateChanged,
+)
 from ruvd.stores import reads, writes
 from ruvd.stores.database import DatabaseFile, Durability
 from ruvd.stores.garbage import purge_step
@@ -55,6 +62,7 @@ class SqliteStore:
             self._file,
             self._file.open_writer,
             partial(self._report, "writer"),
+            committed=lambda writes: self._observer(StoreBatch(writes)),
             begin="BEGIN IMMEDIATE",
             idle=purge_step,
             at_end=self._file.release,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from typing import Literal
@@ -37,3 +38,32 @@ def test_a_traceback_shows_no_local_variables(
     logged = capsys.readouterr().err
     assert "KeyError" in logged
     assert SAID not in logged
+
+
+def test_a_line_has_the_ids_of_the_trace_and_the_span_it_is_written_in(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure("info", "json")
+    logs.correlate_with(lambda: {"trace_id": "t" * 32, "span_id": "s" * 16})
+    try:
+        logging.getLogger("ruvd.rpc").info("inside")
+    finally:
+        logs.correlate_with(dict)
+    logging.getLogger("ruvd.rpc").info("outside")
+    inside, outside = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (inside["trace_id"], inside["span_id"]) == ("t" * 32, "s" * 16)
+    assert "trace_id" not in outside
+
+
+def test_the_level_goes_to_debug_and_back_and_each_change_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure("error", "json")
+    log = logging.getLogger("ruvd.rpc")
+    for _ in range(2):
+        log.debug("detail")
+        logs.toggle_debug()
+    log.warning("not important enough")
+    said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["event"] for line in said] == ["log level", "detail", "log level"]
+    assert [said[0]["log_level"], said[2]["log_level"]] == ["debug", "error"]

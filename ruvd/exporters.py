@@ -1,0 +1,199 @@
+"""OpenTelemetry's SDK, set up by the standard OTEL_* variables; imported only when it is wanted.
+
+Exporting happens on threads of the SDK, from queues
+that are bounded and drop what does not fit, so a collector that is away or hangs costs no request
+anything; it is told once, and again when it is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    InMemoryMetricReader,
+    MetricExporter,
+    MetricExportResult,
+    MetricReader,
+    MetricsData,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+_log = logging.getLogger("ruvd.telemetry")
+_FLUSH_SECONDS = 2.0
+
+
+class Telemetry:
+    """The providers of one daemon. `prometheus` is there if somebody is to collect from here."""
+
+    def __init__(self, protocols: Mapping[str, str], version: str, *, prometheus: bool) -> None:
+        """Begin to export: `protocols` is by signal, the rest is what OTEL_* variables say.
+
+        Blocks, because it imports. Raises ValueError for a variable that cannot be understood.
+        """
+        self._outage = _Outage()
+        self._closers: list[Callable[[], object]] = []
+        self._exporters: list[SpanExporter | MetricExporter] = []
+        resource = _resource(version)
+        self.prometheus = InMemoryMetricReader() if prometheus else None
+        self.tracer = trace.NoOpTracerProvider().get_tracer("ruvd")
+        self.meter = metrics.NoOpMeterProvider().get_meter("ruvd")
+        if protocol := protocols.get("traces"):
+            spans = _WatchedSpans(_span_exporter(protocol), self._outage)
+            self._exporters.append(spans)
+            tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+            tracers.add_span_processor(BatchSpanProcessor(spans))
+            self.tracer = tracers.get_tracer("ruvd", version)
+            self._closers.append(tracers.shutdown)
+        readers: list[MetricReader] = [self.prometheus] if self.prometheus else []
+        if protocol := protocols.get("metrics"):
+            figures = _WatchedMetrics(_metric_exporter(protocol), self._outage)
+            self._exporters.append(figures)
+            readers.append(PeriodicExportingMetricReader(figures))
+        if readers:
+            meters = MeterProvider(readers, resource, shutdown_on_exit=False)
+            self.meter = meters.get_meter("ruvd", version)
+            self._closers.append(lambda: meters.shutdown(timeout_millis=_FLUSH_SECONDS * 1000))
+
+    async def close(self) -> None:
+        """Export what is left, for two seconds at most. Idempotent."""
+        closers, self._closers = self._closers, []
+        flushed = await asyncio.gather(*(_within(_FLUSH_SECONDS, each) for each in closers))
+        if not all(flushed):
+            _log.warning("some telemetry was not exported: the collector did not answer in time")
+            # Ends what still waits for it, on a thread because closing may wait, too.
+            for exporter in self._exporters:
+                threading.Thread(target=exporter.shutdown, daemon=True).start()
+
+
+def _resource(version: str) -> Resource:
+    ours = Resource(
+        {
+            "service.name": "ruvd",
+            "service.version": version,
+            "service.instance.id": str(uuid.uuid4()),
+        }
+    )
+    return ours.merge(OTELResourceDetector().detect())  # what the environment says goes first
+
+
+def _span_exporter(protocol: str) -> SpanExporter:
+    exporter: SpanExporter = _exporter(protocol, "trace_exporter", "OTLPSpanExporter")
+    return exporter
+
+
+def _metric_exporter(protocol: str) -> MetricExporter:
+    exporter: MetricExporter = _exporter(protocol, "metric_exporter", "OTLPMetricExporter")
+    return exporter
+
+
+def _exporter(protocol: str, module: str, name: str) -> Any:
+    """Only the protocol's own libraries are imported."""
+    package = f"opentelemetry.exporter.otlp.proto.{protocol.partition('/')[0]}"
+    return getattr(importlib.import_module(f"{package}.{module}"), name)()
+
+
+class _Outage:
+    """Says once that the collector is away, and once that it is back.
+
+    It takes the place of the SDK's own log, which would say it with every export.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._failing: set[str] = set()
+        self._reason = _LastError()
+        sdk = logging.getLogger("opentelemetry")
+        sdk.setLevel(logging.ERROR)
+        sdk.propagate = False
+        sdk.handlers = [self._reason]
+
+    def report(self, signal: str, *, exported: bool) -> None:
+        """An export has ended. Called on the SDK's threads."""
+        with self._lock:
+            before = bool(self._failing)
+            (self._failing.discard if exported else self._failing.add)(signal)
+            after = bool(self._failing)
+        if after and not before:
+            _log.warning(
+                "telemetry is not exported; what does not fit into its queue is dropped",
+                extra={"reason": self._reason.text},
+            )
+        elif before and not after:
+            _log.info("telemetry is exported again")
+
+
+class _LastError(logging.Handler):
+    """Keeps the last error's text."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+        _log.debug("%s", self.text)
+
+
+class _WatchedSpans(SpanExporter):
+    def __init__(self, exporter: SpanExporter, outage: _Outage) -> None:
+        self._exporter = exporter
+        self._outage = outage
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = self._exporter.export(spans)
+        self._outage.report("traces", exported=result is SpanExportResult.SUCCESS)
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+
+class _WatchedMetrics(MetricExporter):
+    def __init__(self, exporter: MetricExporter, outage: _Outage) -> None:
+        super().__init__(
+            preferred_temporality=exporter._preferred_temporality,  # noqa: SLF001  # no other way
+            preferred_aggregation=exporter._preferred_aggregation,  # noqa: SLF001
+        )
+        self._exporter = exporter
+        self._outage = outage
+
+    def export(
+        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **options: Any
+    ) -> MetricExportResult:
+        result = self._exporter.export(metrics_data, timeout_millis, **options)
+        self._outage.report("metrics", exported=result is MetricExportResult.SUCCESS)
+        return result
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
+
+    def shutdown(self, timeout_millis: float = 30_000, **options: Any) -> None:
+        self._exporter.shutdown(timeout_millis, **options)
+
+
+async def _within(seconds: float, call: Callable[[], object]) -> bool:
+    """Whether a blocking call ended in time; it goes on, on a thread that does not keep us."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def run() -> None:
+        call()
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by then
+            loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=run, name="ruvd-telemetry", daemon=True).start()
+    try:
+        async with asyncio.timeout(seconds):
+            await ended.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,195 @@
+"""Metrics: their names, units and buckets are the conventions'; their figures are Statistics'."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import semconv
+from core import collect, failed, settle
+from fakes import done
+from opentelemetry.sdk.metrics.export import HistogramDataPoint
+from watched import Watched
+
+from ruvd.conventions import CAPTURE_CONTENT, NEWEST, OPT_IN, V1_41_1, Conventions, chosen
+from ruvd.errors import EngineRejected
+from ruvd.options import CompletionOptions
+from ruvd.ports import (
+    EngineStateChanged,
+    EngineText,
+    SessionCreated,
+    SessionGone,
+    StoreBatch,
+    StoreStateChanged,
+)
+
+METHOD = "/ruvd.v1.SessionService/Complete"
+
+
+async def everything(watched: Watched) -> None:
+    """Make every instrument have a value."""
+    watched.engine.scripts = [
+        [EngineText("a"), EngineText("b"), done(prompt=20, cached=15, completion=2)],
+        [EngineRejected("no")],
+    ]
+    with watched.rpcs.call(METHOD, (), ""):
+        await collect(watched.start())
+    await failed(watched.start(), EngineRejected)
+    watched.observer(StoreBatch(3))
+    watched.instruments.store_failed("get")
+
+
+@pytest.mark.parametrize(("names", "known"), [(V1_41_1, "V1_41_1"), (NEWEST, "NEWEST")])
+async def test_every_metric_is_the_conventions_or_ours(names: Any, known: str) -> None:
+    watched = Watched(Conventions(names))
+    await everything(watched)
+    expected = getattr(semconv, known)
+    found = watched.metrics()
+    theirs = {name: metric for name, metric in found.items() if not name.startswith("ruvd.")}
+    assert set(theirs) == set(expected)
+    for name, metric in theirs.items():
+        unit, buckets = expected[name]
+        assert metric.unit == unit, name
+        for point in metric.data.data_points:
+            if isinstance(point, HistogramDataPoint):
+                assert list(point.explicit_bounds) == buckets, name
+            else:
+                assert buckets is None, name
+    for name, metric in found.items():
+        used = {key for point in metric.data.data_points for key in point.attributes or {}}
+        assert not semconv.strangers(used, semconv.METRIC_ATTRIBUTES), name
+        assert metric.description, name
+    assert "session" not in {
+        value
+        for metric in found.values()
+        for point in metric.data.data_points
+        for key, value in (point.attributes or {}).items()
+        if key not in ("ruvd.completion.kind", "ruvd.queue.name")
+    }
+
+
+def test_the_newest_conventions_and_content_have_to_be_asked_for() -> None:
+    assert chosen({}) == Conventions(V1_41_1, content=False)
+    assert chosen({OPT_IN: "http, gen_ai_latest_experimental"}).names is NEWEST
+    for value, content in (("true", True), ("SPAN_ONLY", True), ("event_only", False), ("", False)):
+        assert chosen({CAPTURE_CONTENT: value}).content is content
+
+
+async def test_tokens_are_counted_by_direction() -> None:
+    watched = Watched()
+    await everything(watched)
+    sums = {
+        (point.attributes or {})["gen_ai.token.type"]: point.sum
+        for point in watched.histogram("gen_ai.client.token.usage")
+    }
+    assert sums == {"input": 20, "output": 2}
+
+
+async def test_the_newest_count_what_failed_as_nothing_of_an_unknown_modality() -> None:
+    watched = Watched(Conventions(NEWEST))
+    await everything(watched)
+    name = "gen_ai.client.inference.usage."
+    assert watched.value(name + "input_tokens", gen_ai__token__modality="text") == 20
+    assert watched.value(name + "input_tokens", gen_ai__token__modality="unknown") == 0
+    assert watched.value(name + "cache_read.input_tokens") == 15
+    failed_ones = [
+        point.count
+        for point in watched.histogram("gen_ai.client.inference.operation.output_tokens")
+        if "error.type" in (point.attributes or {})
+    ]
+    assert failed_ones == [1]
+
+
+async def test_the_duration_says_what_failed_and_the_server_metrics_only_what_succeeded() -> None:
+    watched = Watched()
+    await everything(watched)
+    counts = {
+        (point.attributes or {}).get("error.type"): point.count
+        for point in watched.histogram("gen_ai.client.operation.duration")
+    }
+    assert counts == {None: 1, "ENGINE_REJECTED": 1}
+    assert [p.count for p in watched.histogram("gen_ai.server.time_to_first_token")] == [1]
+    assert [p.count for p in watched.histogram("gen_ai.server.time_per_output_token")] == [1]
+
+
+async def test_items_of_a_batch_count_in_no_latency() -> None:
+    watched = Watched()
+    await collect(watched.start(batch=True))
+    assert watched.value("ruvd.completions", ruvd__completion__kind="batch") == 1
+    for name in ("ruvd.completion.duration", "gen_ai.server.time_to_first_token"):
+        assert watched.histogram(name) == [], name
+
+
+async def test_get_session_metrics_and_the_instruments_have_the_same_figures() -> None:
+    watched = Watched()
+    watched.engine.scripts = [
+        [EngineText("a"), done(prompt=10, cached=0)],
+        [EngineText("b"), done(prompt=30, cached=20)],
+    ]
+    for session_id in ("s", "s", ""):
+        await collect(watched.start(session_id=session_id))
+    sums = watched.statistics
+    cached, prompt = watched.value("ruvd.prompt.cached_tokens"), watched.value("ruvd.prompt.tokens")
+    assert 100 * cached / prompt == sums.cache_hit_rate == 50.0
+    spent, saved = watched.value("ruvd.prefill.spent"), watched.value("ruvd.prefill.saved")
+    assert 100 * saved / (saved + spent) == pytest.approx(sums.prefill_reduction)
+    means = {
+        (point.attributes or {})["ruvd.completion.kind"]: (point.count, point.sum)
+        for point in watched.histogram("ruvd.completion.duration")
+    }
+    assert means["session"] == (sums.session.count, sums.session.seconds)
+    assert means["stateless"] == (sums.stateless.count, sums.stateless.seconds)
+
+
+def test_what_happens_to_sessions_engine_and_store_is_counted() -> None:
+    watched = Watched()
+    for event in (
+        SessionCreated("a"),
+        SessionGone("a", "idle"),
+        SessionGone("b", "client"),
+        SessionGone("c", "client"),
+        EngineStateChanged(up=True, detail=""),
+        EngineStateChanged(up=True, detail=""),
+        EngineStateChanged(up=False, detail=""),
+        EngineStateChanged(up=False, detail=""),
+        EngineStateChanged(up=True, detail=""),
+        StoreStateChanged(up=True, detail=""),
+        StoreStateChanged(up=False, detail=""),
+    ):
+        watched.observer(event)
+    assert watched.value("ruvd.sessions.created") == 1
+    assert watched.value("ruvd.sessions.ended", ruvd__session__end_reason="client") == 2
+    assert watched.value("ruvd.sessions.ended", ruvd__session__end_reason="idle") == 1
+    assert watched.value("ruvd.sessions.ended", ruvd__session__end_reason="capacity") == 0
+    assert watched.value("ruvd.engine.restarts") == 1
+    assert (watched.value("ruvd.engine.up"), watched.value("ruvd.store.up")) == (1, 0)
+    assert watched.value("ruvd.sessions.active") == 7
+
+
+async def test_who_runs_and_who_waits_is_seen_while_it_lasts() -> None:
+    watched = Watched()
+    hold = asyncio.Event()
+    watched.engine.scripts = [[hold, EngineText("x"), done()]]
+    running, waiting = watched.start(), watched.start()
+    await settle()
+    assert watched.value("ruvd.completions.active") == 2
+    assert watched.value("ruvd.queue.size", ruvd__queue__name="session") == 1
+    hold.set()
+    await asyncio.gather(collect(running), collect(waiting))
+    assert watched.value("ruvd.completions.active") == 0
+    assert watched.value("ruvd.queue.size") == 0
+    assert watched.value("ruvd.event_log.size") > 0
+
+
+async def test_callers_cannot_make_more_than_so_many_label_sets() -> None:
+    watched = Watched()
+    for number in range(60):
+        options = CompletionOptions(model=f"model-{number}")
+        await collect(watched.start(session_id="", options=options))
+    models = [
+        (point.attributes or {})["gen_ai.request.model"]
+        for point in watched.histogram("gen_ai.client.operation.duration")
+    ]
+    assert len(models) == 51
+    assert "_OTHER" in models

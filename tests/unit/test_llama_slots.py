@@ -1,0 +1,175 @@
+"""Which slot a request gets. No engine is needed for that."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from ruvd.engines.llama_slots import Prompt, Slot, SlotTable, prompt_of
+from ruvd.model import Message, Role
+from ruvd.options import CompletionOptions, Tool
+from ruvd.ports import EngineRequest
+
+SYSTEM = "You are the keeper of the harbour's ledger. " * 20
+
+
+def ask(
+    text: str, session: str = "", *, system: str = SYSTEM, bypass_cache: bool = False
+) -> EngineRequest:
+    messages = [Message(Role.SYSTEM, system), Message(Role.USER, text)]
+    options = CompletionOptions(bypass_cache=bypass_cache)
+    return EngineRequest(messages, options, session_key=session)
+
+
+async def serve(table: SlotTable, request: EngineRequest) -> int:
+    """Hold a slot as a completion does; its number."""
+    async with table.hold(request) as slot:
+        if request.options.bypass_cache:
+            slot.forget()  # it is erased
+        else:
+            slot.has(prompt_of(request), request.session_key)
+        return slot.id
+
+
+async def test_a_session_comes_back_to_its_slot() -> None:
+    table = SlotTable(3)
+    slots = {name: await serve(table, ask(f"I am {name}", name)) for name in "abc"}
+    assert sorted(slots.values()) == [0, 1, 2]
+    for name in "bcacab":
+        assert await serve(table, ask(f"I am {name}, and", name)) == slots[name]
+
+
+async def test_sessions_that_begin_alike_do_not_move_each_other_out() -> None:
+    """The system prompt that they share is no reason to lose a history."""
+    table = SlotTable(2)
+    first = await serve(table, ask("long " * 200, "a"))
+    second = await serve(table, ask("word " * 200, "b"))
+    assert first != second
+
+
+async def test_a_stateless_call_takes_no_sessions_slot_if_there_is_another() -> None:
+    table = SlotTable(2)
+    session = await serve(table, ask("long " * 200, "a"))
+    for text in ("one", "two", "three"):
+        assert await serve(table, ask(text)) != session
+
+
+async def test_when_every_slot_holds_a_session_the_least_recently_used_goes() -> None:
+    table = SlotTable(3)
+    slots = {name: await serve(table, ask(f"I am {name}. " * 60, name)) for name in "abc"}
+    await serve(table, ask("again " * 60, "a"))
+    assert await serve(table, ask("new " * 60, "d", system="x")) == slots["b"]
+
+
+async def test_the_longest_common_beginning_goes_before_what_was_never_used() -> None:
+    table = SlotTable(3)
+    other = await serve(table, ask("?", system="another " * 100))
+    first = await serve(table, ask("one"))
+    assert first != other
+    assert await serve(table, ask("two")) == first
+    assert await serve(table, ask("three", system="another " * 100)) == other
+    assert await serve(table, ask("four", system="third " * 100)) not in (first, other)
+
+
+async def test_a_fork_goes_on_in_its_parents_slot_as_nothing_is_lost_by_it() -> None:
+    table = SlotTable(2)
+    request = ask("long " * 200, "parent")
+    slot = await serve(table, request)
+    messages = [*request.messages, Message(Role.ASSISTANT, "yes"), Message(Role.USER, "and?")]
+    assert await serve(table, EngineRequest(messages, session_key="child")) == slot
+
+
+async def test_a_private_request_gets_the_slot_with_the_least_to_lose() -> None:
+    table = SlotTable(3)
+    session = await serve(table, ask("short", "a"))
+    stateless = await serve(table, ask("long " * 500))
+    private = ask("secret", "a", bypass_cache=True)
+    assert await serve(table, private) not in (session, stateless)
+    assert await serve(table, ask("another", "b", system="x" * 999)) not in (session, stateless)
+    table = SlotTable(1)
+    assert await serve(table, private) == 0
+
+
+async def test_a_busy_slot_is_given_to_nobody_and_who_comes_too_many_waits_in_turn() -> None:
+    table = SlotTable(2)
+    order: list[str] = []
+
+    async def turn(name: str) -> None:
+        async with table.hold(ask(name)):
+            order.append(name)
+
+    async with AsyncExitStack() as stack:
+        held = [await stack.enter_async_context(table.hold(ask("x", "s"))) for _ in range(2)]
+        assert held[0] is not held[1]
+        waiting = [asyncio.create_task(turn(name)) for name in ("first", "second", "third")]
+        await asyncio.sleep(0)
+        waiting[1].cancel()
+        await asyncio.wait([waiting[1]])
+        assert order == []
+    async with asyncio.timeout(5):
+        await asyncio.wait(waiting)
+    assert order == ["first", "third"]
+
+
+async def test_a_slot_is_not_given_on_before_what_is_being_done_to_it_has_ended() -> None:
+    table = SlotTable(1)
+    go_on = asyncio.Event()
+
+    async def work() -> None:
+        await go_on.wait()
+
+    async def cancelled() -> None:
+        async with table.hold(ask("x")) as slot:
+            await asyncio.shield(slot.begin(work()))
+
+    task = asyncio.create_task(cancelled())
+    next_one = asyncio.create_task(serve(table, ask("y")))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert not next_one.done()
+    go_on.set()
+    async with asyncio.timeout(5):
+        assert await next_one == 0
+        await table.settled()
+
+
+async def test_what_nobody_knows_the_end_of_is_not_taken_for_held() -> None:
+    slot = Slot(0)
+    prompt = prompt_of(ask("x", "a"))
+    slot.has(prompt, "a")
+    slot.begins("a")
+    assert slot.holds == prompt, "its own history is still at the beginning"
+    slot.begins("b")
+    assert (slot.holds, slot.session_key) == (Prompt(), "b")
+    slot.forget()
+    assert slot.used == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "common"),
+    [
+        (["abc", "def"], ["abc", "def", "x"], 6),
+        (["abc", "def"], ["abc", "dex"], 5),
+        (["abc", "def"], ["abd", "def"], 2),
+        (["abc"], ["x"], 0),
+        (["abc"], [], 0),
+        (["ab", "x"], ["abc", "x"], 2),
+    ],
+)
+def test_common_is_counted_in_characters_up_to_the_first_difference(
+    one: list[str], other: list[str], common: int
+) -> None:
+    prompts = [Prompt(tuple(Message(Role.USER, text) for text in texts)) for texts in (one, other)]
+    assert prompts[0].common(prompts[1]) == prompts[1].common(prompts[0]) == common
+
+
+def test_other_tools_or_another_role_have_nothing_in_common() -> None:
+    messages = (Message(Role.USER, "abc"),)
+    assert Prompt(messages).common(Prompt(messages, (Tool("clock"),))) == 0
+    assert Prompt(messages).common(Prompt((Message(Role.SYSTEM, "abc"),))) == 0
+    assert Prompt((Message(Role.USER, "abc", reasoning="because"),)).common(Prompt(messages)) == 3

@@ -1,0 +1,117 @@
+"""The core in one process with telemetry around it, and what the SDK got of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fakes import FrozenClock, ScriptedEngine
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    HistogramDataPoint,
+    InMemoryMetricReader,
+    Metric,
+    NumberDataPoint,
+)
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from ruvd.completion import Completion, CompletionPolicy, CompletionRequest
+from ruvd.completions import Completions
+from ruvd.conventions import Conventions, Provider
+from ruvd.instruments import Gauges, Instruments
+from ruvd.metered import MeteredEngine, MeteredStore
+from ruvd.model import Message, Role
+from ruvd.ports import Event, Store
+from ruvd.sessions import SessionPolicy, Sessions
+from ruvd.stores.memory import MemoryStore
+from ruvd.telemetry import Statistics
+from ruvd.tracing import CompletionSpans, RpcCalls
+
+
+@dataclass
+class Watched:
+    """The core on a scripted engine and a memory store, all measured."""
+
+    conventions: Conventions = Conventions()
+    provider: Provider = Provider("test")
+    engine: ScriptedEngine = field(default_factory=ScriptedEngine)
+    clock: FrozenClock = field(default_factory=FrozenClock)
+    store: Store = field(default_factory=MemoryStore)
+    completion_policy: CompletionPolicy = CompletionPolicy()
+
+    def __post_init__(self) -> None:
+        self._spans = InMemorySpanExporter()
+        self._reader = InMemoryMetricReader()
+        tracers = TracerProvider(shutdown_on_exit=False)
+        tracers.add_span_processor(SimpleSpanProcessor(self._spans))
+        self.tracer = tracers.get_tracer("test")
+        meter = MeterProvider([self._reader], shutdown_on_exit=False).get_meter("test")
+        self.statistics = Statistics()
+        self.instruments = Instruments(meter, self.conventions, self.provider, self.statistics)
+        self.rpcs = RpcCalls(self.tracer, self.instruments)
+        told = CompletionSpans(self.tracer)
+
+        def observer(event: Event) -> None:
+            self.statistics(event)
+            self.instruments(event)
+            told(event)
+
+        self.observer = observer
+        self.metered_engine = MeteredEngine(
+            self.engine, self.tracer, self.instruments, self.provider, self.conventions
+        )
+        self.metered_store = MeteredStore(self.store, "memory", self.tracer, self.instruments)
+        self.sessions = Sessions(self.metered_store, self.clock, observer, SessionPolicy())
+        self.completions = Completions(
+            self.sessions, self.metered_engine, self.clock, observer, self.completion_policy
+        )
+        self.instruments.watch(
+            Gauges(
+                active_sessions=lambda: 7,
+                active_completions=lambda: self.completions.running,
+                waiting=lambda: {"session": self.sessions.lanes.waiting},
+                event_log_bytes=lambda: self.completions.log_bytes,
+            )
+        )
+
+    def start(self, text: str = "hi", session_id: str = "s", **fields: object) -> Completion:
+        messages = fields.pop("messages", (Message(Role.USER, text),))
+        return self.completions.start(
+            CompletionRequest(messages, session_id, **fields)  # type: ignore[arg-type]
+        )
+
+    def spans(self, name: str) -> Sequence[ReadableSpan]:
+        """The spans that ended whose names begin so."""
+        return [s for s in self._spans.get_finished_spans() if s.name.startswith(name)]
+
+    def span(self, name: str) -> ReadableSpan:
+        """The only one of that name."""
+        (span,) = self.spans(name)
+        return span
+
+    def metrics(self) -> dict[str, Metric]:
+        data = self._reader.get_metrics_data()
+        assert data is not None
+        return {
+            metric.name: metric
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+    def value(self, name: str, **attributes: str) -> float:
+        """The value of a counter or gauge, over everything that has these attributes."""
+        wanted = {key.replace("__", "."): value for key, value in attributes.items()}
+        return sum(
+            point.value
+            for point in self.metrics()[name].data.data_points
+            if isinstance(point, NumberDataPoint)
+            and wanted.items() <= dict(point.attributes or {}).items()
+        )
+
+    def histogram(self, name: str) -> list[HistogramDataPoint]:
+        metric = self.metrics().get(name)
+        points = metric.data.data_points if metric else ()
+        return [point for point in points if isinstance(point, HistogramDataPoint)]
