@@ -1,9 +1,9 @@
 """The embedded engine: llama.cpp's own server as a supervised child process.
 
 It is spoken to as any remote engine is, so that a native crash cannot take the daemon down and
-inference never holds its GIL. A completion that bypasses the cache gets the idle slot that has
-the least to lose; the slot is erased when it has ended, and nobody begins before that. Tools that
-the model's chat template does not know are refused, where the server would leave them out.
+inference never holds its GIL. Each completion is given its slot here; that of one that bypasses
+the cache is erased when it has ended, and nobody gets it before that. Tools that the model's chat
+template does not know are refused, where the server would leave them out.
 """
 
 from __future__ import annotations
@@ -12,29 +12,49 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from ruvd.engines.chat_completions import ChatCompletionsClient
 from ruvd.engines.chat_errors import never_sent
+from ruvd.engines.llama_prefixes import SavedPrefixes
 from ruvd.engines.llama_server import DEFAULT_MODEL, ROOT, LlamaServer
+from ruvd.engines.llama_slots import Slot, SlotTable, prompt_of
 from ruvd.engines.supervision import Supervisor
 from ruvd.errors import EngineRejected, EngineUnavailable, RuvdError
+from ruvd.model import Usage
 from ruvd.options import ToolChoiceMode
-from ruvd.ports import EngineChunk, EngineRequest, Observer
+from ruvd.ports import EngineChunk, EngineDone, EngineRequest, Observer
+
+# What saved prefixes may take of the disk: 22 KB a token with the default model, 128 KB with a
+# usual one of 8B.
+_MOST_PREFIXES = 8
+_MOST_PREFIX_BYTES = 1 << 30
+
+T = TypeVar("T")
 
 _log = logging.getLogger("ruvd.engine")
 
 
-class _Slot(msgspec.Struct):
-    id: int
-    is_processing: bool = False
-    n_prompt_tokens: int = 0
-
-
 class _Erased(msgspec.Struct):
     n_erased: int
+
+
+class _Action(msgspec.Struct):
+    filename: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """One child, and what is known of its slots."""
+
+    client: ChatCompletionsClient
+    table: SlotTable
+    prefixes: SavedPrefixes
 
 
 class LlamaEngine:
@@ -75,8 +95,7 @@ class LlamaEngine:
             threads=threads,
             batch_tokens=batch_tokens,
         )
-        self._private_slots: set[int] = set()
-        self._erasures: set[asyncio.Task[None]] = set()
+        self._child: _Child | None = None
         self._supervisor = Supervisor(self._server, start_seconds=start_seconds)
 
     @property
@@ -114,9 +133,9 @@ class LlamaEngine:
     async def close(self) -> None:
         """Stop the child, and remove what it left behind."""
         await self._supervisor.close()
-        # The server is gone, so these end by themselves.
-        if self._erasures:
-            await asyncio.wait(self._erasures)
+        if self._child is not None:
+            # The server is gone, so what is being done to its slots ends by itself.
+            await self._child.table.settled()
         await self._server.close()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
@@ -140,37 +159,77 @@ class LlamaEngine:
                 return
 
     async def _generate_once(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        child = self._current()
+        options = request.options
+        asks_for_tools = options.tools and options.tool_choice is not ToolChoiceMode.NONE
+        if asks_for_tools and not await self._server.knows_tools(child.client):
+            raise EngineRejected(f"the chat template of {self._model!r} has no tools")
+        async with child.table.hold(request) as slot:
+            generate = self._generate_privately if options.bypass_cache else self._generate_in
+            async with aclosing(generate(child, slot, request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    def _current(self) -> _Child:
         client = self._server.client
         if client is None:
             raise EngineUnavailable("the engine is closed")
-        if self._erasures:
-            await asyncio.wait(self._erasures)
-        options = request.options
-        asks_for_tools = options.tools and options.tool_choice is not ToolChoiceMode.NONE
-        if asks_for_tools and not await self._server.knows_tools(client):
-            raise EngineRejected(f"the chat template of {self._model!r} has no tools")
-        if options.bypass_cache:
-            chunks = self._generate_privately(client, request)
+        if self._child is None or self._child.client is not client:
+            # Another child: it has nothing of what the last one had.
+            prefixes = SavedPrefixes(
+                partial(_act, client),
+                self._server.slots_path,
+                most=max(_MOST_PREFIXES, self._slots),
+                most_bytes=_MOST_PREFIX_BYTES,
+            )
+            self._child = _Child(client, SlotTable(self._slots), prefixes)
+        return self._child
+
+    async def _generate_in(
+        self, child: _Child, slot: Slot, request: EngineRequest
+    ) -> AsyncGenerator[EngineChunk, None]:
+        evaluated = None
+        if request.prefix_key and self._slots > 1:
+            evaluate = partial(self._evaluate, child, slot, request)
+            evaluated = await child.prefixes.prepare(slot, request, evaluate)
         else:
-            chunks = self._complete(client, request, cache_prompt=True)
+            async with child.table.lender(request, slot) as lender:
+                if lender is not None:
+                    copying = lender.duty = slot.begin(child.prefixes.copy(lender, slot))
+                    await asyncio.shield(copying)
+        slot.begins(request.session_key)
+        async with aclosing(
+            self._complete(child.client, request, cache_prompt=True, id_slot=slot.id)
+        ) as chunks:
+            async for chunk in chunks:
+                slot.has(prompt_of(request), request.session_key)
+                if evaluated is not None and isinstance(chunk, EngineDone):
+                    yield _together(evaluated, chunk)
+                else:
+                    yield chunk
+
+    async def _evaluate(self, child: _Child, slot: Slot, request: EngineRequest) -> EngineDone:
+        """Evaluate a prompt without answering it."""
+        slot.begins(request.session_key)
+        asked = replace(request, options=replace(request.options, max_tokens=1))
+        chunks = self._complete(child.client, asked, cache_prompt=True, id_slot=slot.id)
         async with aclosing(chunks):
             async for chunk in chunks:
-                yield chunk
+                if isinstance(chunk, EngineDone):
+                    return chunk
+        raise EngineUnavailable("the engine's answer ended before its end")
 
     async def _generate_privately(
-        self, client: ChatCompletionsClient, request: EngineRequest
+        self, child: _Child, slot: Slot, request: EngineRequest
     ) -> AsyncGenerator[EngineChunk, None]:
-        slot = await self._choose_slot(client)
+        slot.begins("")
         try:
-            complete = self._complete(client, request, cache_prompt=False, id_slot=slot)
+            complete = self._complete(child.client, request, cache_prompt=False, id_slot=slot.id)
             async with aclosing(complete) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:
-            # A task of its own, so that it is done although this one is cancelled.
-            erasure = asyncio.create_task(self._erase(client, slot))
-            self._erasures.add(erasure)
-            erasure.add_done_callback(self._erasures.discard)
+            slot.begin(self._erase(child.client, slot))
 
     def _complete(
         self, client: ChatCompletionsClient, request: EngineRequest, **extra: bool | int
@@ -179,22 +238,31 @@ class LlamaEngine:
         # after every batch of the prompt; without, it would evaluate all of it for nobody.
         return client.complete(request, model=self._model, extra={"return_progress": True, **extra})
 
-    async def _choose_slot(self, client: ChatCompletionsClient) -> int:
-        """The slot that has the least to lose; the server waits for one that is busy."""
-        slots = await client.call("GET", f"{ROOT}/slots", list[_Slot])
-        slot = min(
-            slots,
-            key=lambda s: (s.id in self._private_slots, s.is_processing, s.n_prompt_tokens),
-        ).id
-        self._private_slots.add(slot)
-        return slot
-
-    async def _erase(self, client: ChatCompletionsClient, slot: int) -> None:
+    async def _erase(self, client: ChatCompletionsClient, slot: Slot) -> None:
         try:
-            await client.call("POST", f"{ROOT}/slots/{slot}?action=erase", _Erased)
+            await client.call("POST", f"{ROOT}/slots/{slot.id}?action=erase", _Erased)
         except RuvdError as error:
             # A child that is gone has kept nothing; of one that is not, somebody must be told.
             if client is self._server.client and self.pid is not None:
-                _log.error("slot %d could not be erased: %s", slot, error)
-        finally:
-            self._private_slots.discard(slot)
+                _log.error("slot %d could not be erased: %s", slot.id, error)
+        else:
+            slot.forget()
+
+
+async def _act(
+    client: ChatCompletionsClient, slot: int, action: str, filename: str, into: type[T]
+) -> T:
+    content = msgspec.json.encode(_Action(filename))
+    url = f"{ROOT}/slots/{slot}?action={action}"
+    return await client.call("POST", url, into, content=content)
+
+
+def _together(evaluated: EngineDone, answered: EngineDone) -> EngineDone:
+    """The figures of a prompt that was evaluated first, and then answered from the cache."""
+    usage, seconds = answered.usage, answered.prefill_seconds
+    if usage is not None:
+        cached = None if evaluated.usage is None else evaluated.usage.cached_tokens
+        usage = Usage(usage.prompt_tokens, cached, usage.completion_tokens)
+    if seconds is not None:
+        seconds += evaluated.prefill_seconds or 0.0
+    return replace(answered, usage=usage, prefill_seconds=seconds)

@@ -19,14 +19,11 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from ruvd.engines.llama_slots import Prompt, Slot, prompt_of
+from ruvd.engines.llama_slots import WORTH_CHARACTERS, Prompt, Slot, prompt_of
 from ruvd.errors import RuvdError
 from ruvd.ports import EngineDone, EngineRequest
 
 T = TypeVar("T")
-
-# About 250 tokens: what is evaluated faster than it is worth to write a file.
-_LEAST_CHARACTERS = 1000
 
 _log = logging.getLogger("ruvd.engine")
 
@@ -86,9 +83,24 @@ class SavedPrefixes:
             if not entry.tried:
                 return await self._evaluate(slot, request, entry, evaluate)
         gain = entry.prompt.common(prompt) - slot.holds.common(prompt)
-        if entry.filename and gain >= _LEAST_CHARACTERS:
+        if entry.filename and gain >= WORTH_CHARACTERS:
             await asyncio.shield(slot.begin(self._restore(slot, entry)))
         return None
+
+    async def copy(self, lender: Slot, slot: Slot) -> None:
+        """Let the slot begin with what another, idle one holds."""
+        held = lender.holds
+        filename = f"copy-{next(self._numbers)}"
+        slot.begins("")
+        try:
+            await self._act(lender.id, "save", filename, _Saved)
+            await self._act(slot.id, "restore", filename, _Restored)
+        except RuvdError as error:
+            _log.warning("slot %d could not be copied: %s", lender.id, error)
+        else:
+            slot.has(held, "")
+        finally:
+            await asyncio.to_thread(self._remove, [filename])
 
     async def _evaluate(
         self,

@@ -91,10 +91,10 @@ class LlamaServer:
             await self.client.close()
         if self._directory is None:
             self._directory = await asyncio.to_thread(_private_directory)
+        await asyncio.to_thread(_empty, self._directory)
         model_path, threads = await asyncio.to_thread(self._look_around)
         self._threads = threads
         socket_path = self._directory / "s.sock"
-        await asyncio.to_thread(socket_path.unlink, missing_ok=True)
         self._capabilities = None
         api_key = secrets.token_urlsafe(32)
         self.client = ChatCompletionsClient(
@@ -128,6 +128,13 @@ class LlamaServer:
             return (await self.client.call("GET", f"{ROOT}/health", _Health)).status == "ok"
         except RuvdError:
             return False
+
+    @property
+    def slots_path(self) -> Path:
+        """Where the child saves slots: the private directory. Another child finds it empty."""
+        if self._directory is None:
+            raise EngineUnavailable("the engine is closed")
+        return self._directory
 
     async def knows_tools(self, client: ChatCompletionsClient) -> bool:
         """Whether the model's chat template has tools; asked once of each child.
@@ -193,6 +200,11 @@ def _usable_cores() -> int:
     except (OSError, ValueError):
         # No such file, or the quota is the word `max`.
         return cores
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()
 
 
 def _private_directory() -> Path:

@@ -21,6 +21,8 @@ from ruvd.ports import EngineRequest
 
 # About 64 tokens. Differences below are not worth to break the order of use.
 _GRAIN_CHARACTERS = 256
+# About 250 tokens: what is evaluated faster than it is worth to write a file.
+WORTH_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,27 @@ class SlotTable:
         prompt = prompt_of(request)
         return min(idle, key=lambda slot: _cost(slot, prompt))
 
+    @asynccontextmanager
+    async def lender(self, request: EngineRequest, slot: Slot) -> AsyncGenerator[Slot | None, None]:
+        """An idle slot that has much more in common with the request than its own, for a fork or
+        the same system prompt; kept from others meanwhile. None if there is none."""
+        prompt = prompt_of(request)
+        best = max(
+            (each for each in self._slots if not each.busy),
+            key=lambda each: each.holds.common(prompt),
+            default=None,
+        )
+        gain = best.holds.common(prompt) - slot.holds.common(prompt) if best else 0
+        if best is None or gain < WORTH_CHARACTERS or self._idle.locked():
+            yield None
+            return
+        await self._idle.acquire()  # at once, as it is not locked
+        best.busy = True
+        try:
+            yield best
+        finally:
+            self._give(best)
+
     async def settled(self) -> None:
         """Return when nothing is being done to a slot."""
         if duties := [slot.duty for slot in self._slots if slot.duty is not None]:
@@ -142,9 +165,10 @@ def prompt_of(request: EngineRequest) -> Prompt:
 
 
 def _cost(slot: Slot, prompt: Prompt) -> tuple[bool, int, int]:
+    """What is to be avoided, the worst first."""
     common = slot.holds.common(prompt)
     lost = slot.holds.size - common if slot.session_key else 0
-    return lost >= _GRAIN_CHARACTERS, -(common // _GRAIN_CHARACTERS), slot.used
+    return lost > 0, -(common // _GRAIN_CHARACTERS), slot.used
 
 
 def _texts(message: Message) -> tuple[str, ...]:

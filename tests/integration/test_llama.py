@@ -14,10 +14,11 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
-from ruvd.engines.llama import LlamaEngine, _Slot
+from ruvd.engines.llama import LlamaEngine
 from ruvd.engines.llama_server import ROOT
 from ruvd.errors import ContextTooLong, EngineRejected, EngineUnavailable
 from ruvd.model import Message, Role
@@ -71,6 +72,10 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+class _Slot(msgspec.Struct):
+    is_processing: bool
 
 
 def script(directory: Path, text: str) -> Path:

@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from llama_http import API_KEY, MODEL, LlamaHttp, llama_server
 from running import StartDaemon
 from wire import contents, say
@@ -72,6 +73,7 @@ async def by_ruvd(stub: Any, session_id: str, turns: list[str]) -> list[str]:
     return answers
 
 
+@pytest.mark.timeout(600)  # 120 answers of a real model
 async def test_thirty_conversations_have_the_texts_of_a_direct_client(
     daemon: StartDaemon, tmp_path: Path
 ) -> None:
