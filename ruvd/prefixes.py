@@ -7,12 +7,12 @@ engine evaluates it once and the others start from it.
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict
 
 from ruvd import receipts
 from ruvd.completion import CompletionRequest
+from ruvd.texts import common_beginning
 
 # About 250 tokens: less is evaluated faster than it is shared.
 _LEAST_CHARACTERS = 1000
@@ -39,7 +39,7 @@ def group(texts: Mapping[int, str]) -> dict[int, str]:
     members: list[int] = order[:1]
     shared = 0
     for index in order[1:]:
-        common = _common(texts[members[-1]], texts[index])
+        common = common_beginning(texts[members[-1]], texts[index])
         if common >= _LEAST_CHARACTERS and (len(members) == 1 or common * 2 >= shared):
             shared = min(common, shared) if len(members) > 1 else common
             members.append(index)
@@ -55,9 +55,3 @@ def _keyed(members: list[int], texts: Mapping[int, str], shared: int) -> dict[in
     text = texts[members[0]][:shared]
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
     return dict.fromkeys(members, key)
-
-
-def _common(one: str, other: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    most = min(len(one), len(other))
-    return bisect_left(range(most), 1, key=lambda at: one[: at + 1] != other[: at + 1])

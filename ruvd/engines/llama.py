@@ -198,11 +198,14 @@ class LlamaEngine:
                     copying = lender.duty = slot.begin(child.prefixes.copy(lender, slot))
                     await asyncio.shield(copying)
         slot.begins(request.session_key)
+        prompt, begun = prompt_of(request), False
         async with aclosing(
             self._complete(child.client, request, cache_prompt=True, id_slot=slot.id)
         ) as chunks:
             async for chunk in chunks:
-                slot.has(prompt_of(request), request.session_key)
+                if not begun:
+                    begun = True
+                    slot.has(prompt, request.session_key)
                 if evaluated is not None and isinstance(chunk, EngineDone):
                     yield _together(evaluated, chunk)
                 else:

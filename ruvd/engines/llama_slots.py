@@ -9,7 +9,6 @@ The server compares tokens itself, so what is wrong here costs time and never a 
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from itertools import count
 from ruvd.model import Message
 from ruvd.options import Tool
 from ruvd.ports import EngineRequest
+from ruvd.texts import common_beginning
 
 # About 64 tokens. Differences below are not worth to break the order of use.
 _GRAIN_CHARACTERS = 256
@@ -46,7 +46,7 @@ class Prompt:
             if one.role is not two.role:
                 break
             if _texts(one) != _texts(two):
-                return total + _common(one.content, two.content)
+                return total + common_beginning(one.content, two.content)
             total += sum(map(len, _texts(one)))
         return total
 
@@ -175,9 +175,3 @@ def _texts(message: Message) -> tuple[str, ...]:
     """All of it that is sent."""
     calls = [text for call in message.tool_calls for text in (call.id, call.name, call.arguments)]
     return (message.content, message.tool_call_id, *calls)
-
-
-def _common(one: str, other: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    most = min(len(one), len(other))
-    return bisect_left(range(most), 1, key=lambda at: one[: at + 1] != other[: at + 1])
