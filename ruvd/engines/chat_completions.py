@@ -15,12 +15,11 @@ from typing import Any, TypeVar, cast
 import httpx
 import msgspec
 
-from ruvd.engines.chat_errors import dropped, in_our_words, refusal
+from ruvd.engines.chat_errors import in_our_words, refusal, was_stale
 from ruvd.engines.chat_request import encode
 from ruvd.engines.chat_stream import Answer
 from ruvd.engines.credentials import ApiKey
 from ruvd.engines.sse import SseDecoder
-from ruvd.engines.transport import connection_was_kept
 from ruvd.errors import EngineTimeout, EngineUnavailable, RuvdError
 from ruvd.ports import EngineChunk, EngineRequest, EngineText
 
@@ -74,7 +73,12 @@ class ChatCompletionsClient:
             "Connection": "keep-alive" if keep_alive else "close",
             "User-Agent": "ruvd",
         }
-        # aiohttp takes `pool` for all of connecting, which is the looking up of names, too.
+        self._completions_headers = [
+            (b"Host", self._completions_url.netloc),
+            *((name.encode(), value.encode()) for name, value in self._headers.items()),
+            (b"Content-Type", b"application/json"),
+            (b"Accept", b"text/event-stream"),
+        ]
         timeout = httpx.Timeout(read_seconds, connect=connect_seconds, pool=connect_seconds)
         self._extensions = {"timeout": timeout.as_dict()}
 
@@ -130,18 +134,17 @@ class ChatCompletionsClient:
         EngineTimeout after it.
         """
         body = encode(request, model=model, extra=extra, max_tokens_field=self._max_tokens_field)
+        more = {**request.trace_headers, **headers, "Content-Length": str(len(body))}
         sent = httpx.Request(
             "POST",
             self._completions_url,
-            content=body,
+            # With `content` it would look for a charset, a boundary and a host each time.
+            stream=httpx.ByteStream(body),
             extensions=self._extensions,
-            headers={
-                **self._headers,
-                **request.trace_headers,
-                **headers,
-                "Content-Type": "application/json",
-                "Accept": "text/event-stream",
-            },
+            headers=[
+                *self._completions_headers,
+                *((name.encode(), value.encode()) for name, value in more.items()),
+            ],
         )
         answer = Answer()
         async with self._sending(sent, deadline) as response:
@@ -193,7 +196,7 @@ class ChatCompletionsClient:
             try:
                 return await self._head(request, deadline)
             except EngineUnavailable as error:
-                if not (dropped(error) and connection_was_kept()):
+                if not was_stale(error):
                     raise
                 self._check_open()
         return await self._head(request, deadline)
@@ -205,7 +208,6 @@ class ChatCompletionsClient:
     async def _head(self, request: httpx.Request, deadline: float | None) -> httpx.Response:
         bounds = [deadline] if deadline is not None else []
         if self._head_seconds is not None:
-            # The transport's own bound begins when the request has been written.
             bounds.append(_now() + self._head_seconds)
         try:
             async with asyncio.timeout_at(min(bounds, default=None)):
@@ -290,8 +292,7 @@ async def _next(
 ) -> bytes | None:
     """More of the body; None at its end.
 
-    The silence is bounded here, too: when a chunk's length makes no sense, aiohttp closes the
-    connection without telling who reads, and its own time-out is gone with it.
+    The silence is bounded here, because not every transport does it.
     """
     silence = None if silence_seconds is None else _now() + silence_seconds
     bounds = [bound for bound in (deadline, silence) if bound is not None]
@@ -306,8 +307,11 @@ async def _next(
 
 
 def _parts(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    # It is a generator, whatever its type says, and has to be closed like one.
-    return cast("AsyncGenerator[bytes, None]", response.aiter_raw())
+    # It is a generator, whatever its type says, and has to be closed like one. httpx's own way
+    # to it, `aiter_raw`, would look at each part twice.
+    return cast(
+        "AsyncGenerator[bytes, None]", aiter(cast("httpx.AsyncByteStream", response.stream))
+    )
 
 
 def _now() -> float:

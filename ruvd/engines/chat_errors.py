@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import email.utils
 import re
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 
-import aiohttp
 import httpx
 import msgspec
 
+from ruvd.engines.http1 import StaleConnection
 from ruvd.engines.sse import EventTooLarge
 from ruvd.errors import (
     ContextTooLong,
@@ -92,19 +93,8 @@ class NoAnswer(Exception):
     """The cause of an error: the connection ended before the answer's head."""
 
 
-_NO_CONNECTION = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ConnectionTimeoutError,
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.PoolTimeout,
-)
-_DROPS = (
-    aiohttp.ClientConnectionError,
-    httpx.RemoteProtocolError,
-    httpx.NetworkError,
-    ConnectionError,
-)
+_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_DROPS = (httpx.RemoteProtocolError, httpx.NetworkError, ConnectionError)
 
 
 class Error(msgspec.Struct):
@@ -145,12 +135,18 @@ def broken(error: Error, *, begun: bool) -> RuvdError:
 
 def never_sent(error: RuvdError) -> bool:
     """Whether there was no connection, so that the server has not seen the request."""
-    return isinstance(_root(error), _NO_CONNECTION)
+    return isinstance(error.__cause__, _NO_CONNECTION)
 
 
 def dropped(error: RuvdError) -> bool:
-    """Whether the connection ended before the answer's head: a pooled one may have been stale."""
+    """Whether the connection ended before the answer's head."""
     return isinstance(error.__cause__, NoAnswer)
+
+
+def was_stale(error: RuvdError) -> bool:
+    """Whether the server had closed a connection that was kept, which says nothing about it."""
+    cause = error.__cause__
+    return isinstance(cause, NoAnswer) and isinstance(cause.__cause__, StaleConnection)
 
 
 def may_retry(error: RuvdError) -> bool:
@@ -158,8 +154,7 @@ def may_retry(error: RuvdError) -> bool:
     cause = error.__cause__
     if isinstance(cause, Refused):
         return cause.status in _TRY_AGAIN and cause.code != "insufficient_quota"
-    untrusted = isinstance(_root(error), aiohttp.ClientSSLError)
-    return (never_sent(error) and not untrusted) or dropped(error)
+    return (never_sent(error) and not _untrusted(error)) or dropped(error)
 
 
 def may_go_elsewhere(error: RuvdError) -> bool:
@@ -188,7 +183,7 @@ def in_our_words(*, before_head: bool = False) -> Iterator[None]:
         yield
     except httpx.ReadTimeout as error:
         raise EngineTimeout("the engine was silent for too long") from error
-    except (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError) as error:
+    except (httpx.HTTPError, httpx.StreamError, OSError) as error:
         cause: Exception = error
         if before_head and _is_drop(error):
             cause = NoAnswer()
@@ -200,15 +195,13 @@ def in_our_words(*, before_head: bool = False) -> Iterator[None]:
 
 
 def _is_drop(error: Exception) -> bool:
-    inner = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-    return isinstance(inner, _DROPS) and not isinstance(inner, _NO_CONNECTION)
+    return isinstance(error, _DROPS) and not isinstance(error, _NO_CONNECTION)
 
 
-def _root(error: RuvdError) -> BaseException | None:
-    """What the transport has raised: httpx's name for an error of aiohttp says less."""
+def _untrusted(error: BaseException) -> bool:
+    """Whether TLS has failed, as it would again."""
     cause = error.__cause__
-    inner = cause.__cause__ if cause is not None else None
-    return inner if isinstance(inner, aiohttp.ClientError) else cause
+    return cause is not None and (isinstance(cause, ssl.SSLError) or _untrusted(cause))
 
 
 def _meaning(status: int, error: Error, retry_after: float | None) -> RuvdError:

@@ -131,7 +131,8 @@ class Answer:
             error = Error(message=chunk.error) if isinstance(chunk.error, str) else chunk.error
             raise broken(error, begun=self._begun)
         out: list[EngineChunk] = []
-        for choice in (chunk.choices or ())[:1]:
+        if chunk.choices:
+            choice = chunk.choices[0]
             if choice.delta is not None:
                 self._add(choice.delta, out)
             self._finish_reason = choice.finish_reason or self._finish_reason

@@ -23,7 +23,9 @@ import asyncio
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
+from ruvd.engines import echo_faults
 from ruvd.engines.echo_answer import answer
 from ruvd.errors import EngineUnavailable
 from ruvd.model import Message, Role, Usage
@@ -43,14 +45,21 @@ class EchoEngine:
     """Answers with the last user message; every model name is accepted.
 
     Each word takes `delay_seconds`. With `nonce`, ` #` and eight random hex digits end every
-    answer as a last word, so that no two generations are the same.
+    answer as a last word, so that no two generations are the same. With `faults`, a message can
+    ask for an error (`ruvd.engines.echo_faults`).
     """
 
     def __init__(
-        self, *, delay_seconds: float = 0.0, nonce: bool = False, observer: Observer
+        self,
+        *,
+        delay_seconds: float = 0.0,
+        nonce: bool = False,
+        faults: bool = False,
+        observer: Observer,
     ) -> None:
         self._delay_seconds = delay_seconds
         self._nonce = nonce
+        self._faults = faults
         self._observer = observer
         self._seen: OrderedDict[int, None] = OrderedDict()
         self._closed = False
@@ -92,7 +101,11 @@ class EchoEngine:
             self._remember(prefixes)
         last = prefixes[-1] if prefixes else 0
         nonce = f"#{secrets.token_hex(4)}" if self._nonce else ""
-        said = answer(request.messages, request.options, nonce=nonce)
+        messages, fault = request.messages, None
+        if self._faults and messages:
+            text, fault = echo_faults.split(messages[-1].content)
+            messages = [*messages[:-1], replace(messages[-1], content=text)]
+        said = answer(messages, request.options, nonce=nonce)
         for piece in said.pieces:
             await asyncio.sleep(self._delay_seconds)
             text = piece.text if isinstance(piece, EngineText) else f"{piece.name}{piece.arguments}"
@@ -100,6 +113,8 @@ class EchoEngine:
             if remember:
                 self._remember([last])
             yield piece
+        if fault is not None:
+            raise fault
         yield EngineDone(said.finish_reason, Usage(len(words), cached, len(said.pieces)))
 
     async def models(self) -> Sequence[str]:

@@ -24,8 +24,8 @@ import msgspec
 
 from ruvd.engines.chat_completions import ChatCompletionsClient
 from ruvd.engines.credentials import ApiKey
+from ruvd.engines.http1 import Http1Transport
 from ruvd.engines.supervision import Launch
-from ruvd.engines.transport import unix_transport
 from ruvd.errors import EngineUnavailable, RuvdError
 from ruvd.ports import EngineStateChanged, Observer
 
@@ -98,7 +98,7 @@ class LlamaServer:
         self._capabilities = None
         api_key = secrets.token_urlsafe(32)
         self.client = ChatCompletionsClient(
-            transport=unix_transport(socket_path),
+            transport=Http1Transport(path=socket_path),
             base_url=f"{ROOT}/v1",
             api_key=ApiKey(api_key),
             keep_alive=False,

@@ -25,6 +25,9 @@ class SseDecoder:
 
     def feed(self, part: bytes) -> list[bytes]:
         """The data of the events that end in `part`. Raises EventTooLarge."""
+        if self._is_plain(part):
+            # What servers send, as a rule: whole events of one line each.
+            return [block[6:] for block in part[:-2].split(b"\n\n")]
         events: list[bytes] = []
         self._rest.append(part)
         self._rest_bytes += len(part)
@@ -36,6 +39,18 @@ class SseDecoder:
         if self._data_bytes + self._rest_bytes > self._max_event_bytes:
             raise EventTooLarge(f"an event is longer than {self._max_event_bytes} bytes")
         return events
+
+    def _is_plain(self, part: bytes) -> bool:
+        """Whether nothing is held, and each line of the part is data or an event's end."""
+        return (
+            not self._rest_bytes
+            and not self._data
+            and part.startswith(b"data: ")
+            and part.endswith(b"\n\n")
+            and b"\r" not in part
+            and part.count(b"\n") == 2 * (part.count(b"\n\ndata: ") + 1)
+            and len(part) <= self._max_event_bytes
+        )
 
     def _take(self, line: bytes, events: list[bytes]) -> None:
         if not line:

@@ -1,26 +1,21 @@
-"""How the bytes travel: aiohttp under httpx's API, or httpx's own transport for HTTP/2.
+"""How the bytes travel: our own HTTP/1.1 under httpx's API, or httpx's own for all else.
 
-aiohttp's is several times faster but speaks HTTP/1.1 only. Proxies are looked up once, for the
+Proxies and HTTP/2 are httpx's, which is several times slower. Proxies are looked up once, for the
 one server that a transport is for, by the standard library's rules (HTTP_PROXY, HTTPS_PROXY,
-ALL_PROXY, NO_PROXY); aiohttp's own `trust_env` would read ~/.netrc too, in the event loop.
-There is no bound on connections: the engine's `slots` are that.
+ALL_PROXY, NO_PROXY). There is no bound on connections: the engine's `slots` are that.
 """
 
 from __future__ import annotations
 
 import ssl
 import urllib.request
-from contextvars import ContextVar
 from pathlib import Path
 
-import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
 
+from ruvd.engines.http1 import Http1Transport
 from ruvd.engines.http2 import Http2Transport
 from ruvd.errors import EngineUnavailable
-
-_kept: ContextVar[bool] = ContextVar("kept", default=False)
 
 
 def tls_context(
@@ -63,45 +58,10 @@ def tcp_transport(
     """A transport to one server. HTTP/2 is agreed on by TLS, so `http://` is HTTP/1.1."""
     if http2:
         return Http2Transport(tls=tls, proxy=proxy)
-
-    # A session belongs to the running loop, so the transport makes it at the first request.
-    def session() -> aiohttp.ClientSession:
-        traces = aiohttp.TraceConfig()
-        traces.on_connection_create_end.append(_connected)
-        traces.on_connection_reuseconn.append(_took_a_kept_one)
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=tls),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trace_configs=[traces],
-        )
-
-    # `verify` is of the session that is not used; aiohttp's own connector verifies.
-    return AiohttpTransport(
-        client=session, verify=False, proxy=None if proxy is None else httpx.Proxy(proxy)
-    )
-
-
-def unix_transport(path: Path) -> httpx.AsyncBaseTransport:
-    """A transport to the server at a Unix socket; each request has a connection of its own."""
-
-    def session() -> aiohttp.ClientSession:
-        connector = aiohttp.UnixConnector(path=str(path), force_close=True, limit=0)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-
-    return AiohttpTransport(client=session, verify=False)
-
-
-def connection_was_kept() -> bool:
-    """Whether this task's last request went over a connection that an earlier one had made."""
-    return _kept.get()
-
-
-async def _connected(session: aiohttp.ClientSession, context: object, params: object) -> None:
-    _kept.set(False)
-
-
-async def _took_a_kept_one(session: aiohttp.ClientSession, context: object, params: object) -> None:
-    _kept.set(True)
+    if proxy is None:
+        return Http1Transport(tls=tls)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx.AsyncHTTPTransport(verify=tls, proxy=proxy, limits=limits, trust_env=False)
 
 
 def _no_password() -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from ruvd.engines.chat_completions import ChatCompletionsClient
 from ruvd.engines.credentials import ApiKey
-from ruvd.engines.transport import unix_transport
+from ruvd.engines.http1 import Http1Transport
 from ruvd.errors import (
     ContextTooLong,
     EngineRateLimited,
@@ -56,7 +56,7 @@ async def serving(path: Path, handler: Handler) -> AsyncIterator[ChatCompletions
 
     server = await asyncio.start_unix_server(handle, path)
     client = ChatCompletionsClient(
-        transport=unix_transport(path),
+        transport=Http1Transport(path=path),
         api_key=ApiKey("key"),
         read_seconds=0.5,
         connect_seconds=0.2,
@@ -156,7 +156,7 @@ async def test_a_rate_limit_says_when_to_come_back(tmp_path: Path) -> None:
 
 
 async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
-    client = ChatCompletionsClient(transport=unix_transport(tmp_path / "none"))
+    client = ChatCompletionsClient(transport=Http1Transport(path=tmp_path / "none"))
     with pytest.raises(EngineUnavailable, match="cannot be reached"):
         await collect(client)
     await client.close()
