@@ -73,7 +73,7 @@ async def _running(
             cwd=ROOT if env is None else folder,
             env=_own_environment() if env is None else env,
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE if name == "mock" else stderr,
+            stdout=asyncio.subprocess.PIPE if name in ("mock", "sink") else stderr,
             stderr=stderr,
         )
     try:
@@ -113,27 +113,48 @@ async def mock(
         "--tokens", str(tokens), "--first-ms", str(first_ms), "--token-ms", str(token_ms),
     )  # fmt: skip
     async with _running("mock", folder, *command) as server:
-        assert server.process.stdout is not None
-        line = await asyncio.wait_for(server.process.stdout.readline(), _START_SECONDS)
-        if not line:
-            await server.process.wait()
-            server.check_runs()
-        yield server, int(line)
+        yield server, await _told_port(server)
+
+
+async def _told_port(server: Server) -> int:
+    """The port that a process prints first."""
+    assert server.process.stdout is not None
+    line = await asyncio.wait_for(server.process.stdout.readline(), _START_SECONDS)
+    if not line:
+        await server.process.wait()
+        server.check_runs()
+    return int(line)
 
 
 @asynccontextmanager
 async def ruvd(
-    name: str, folder: Path, mock_port: int, *, store: str, flags: Sequence[str] = ()
+    name: str,
+    folder: Path,
+    mock_port: int,
+    *,
+    store: str,
+    flags: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[tuple[Server, str]]:
-    """A daemon on the engine `openai`, and its address: a Unix socket."""
+    """A daemon on the engine `openai`, and its address: a Unix socket. `environment` adds to
+    the caller's."""
     address = f"unix:{folder / name}.sock"
     command = (
         sys.executable, "-m", "ruvd", "serve", "--engine", "openai",
         "--base-url", f"http://127.0.0.1:{mock_port}/v1", "--model", MODEL,
         "--store", store, "--listen", address, *flags,
     )  # fmt: skip
-    async with _running(name, folder, *command) as server:
+    env = {**_own_environment(), "PYTHONPATH": str(ROOT), **(environment or {})}
+    async with _running(name, folder, *command, env=env) as server:
         yield server, address
+
+
+@asynccontextmanager
+async def sink(folder: Path) -> AsyncIterator[tuple[Server, int]]:
+    """A collector that looks at nothing, and its port."""
+    command = (sys.executable, "-m", "bench.otlp_sink")
+    async with _running("sink", folder, *command) as server:
+        yield server, await _told_port(server)
 
 
 @asynccontextmanager

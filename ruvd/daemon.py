@@ -1,7 +1,8 @@
-"""The composition root and the daemon's life: build, listen, health, signals, drain, close.
+"""The daemon's life: listen, health, signals, drain, close. What it is made of is `ruvd.build`'s.
 
-Order on the way up: store, sockets, engine (in the background). On the way down: refuse new turns,
-let running ones end within `drain_seconds`, cancel the rest, stop the server, engine, store.
+Order on the way up: signals (a first process of a container has no others), store, sockets, engine
+(in the background). On the way down: refuse new turns, let running ones end within
+`drain_seconds`, cancel the rest, stop the servers, engine, store.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextlib
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from importlib.metadata import version
@@ -19,97 +19,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from ruvd import conventions, logs, signals
-from ruvd.batch import Batches
-from ruvd.checks import RequestLimits
-from ruvd.completion import CompletionPolicy
-from ruvd.completions import Completions
+from ruvd import logs
+from ruvd.build import (
+    build_core,
+    build_engine,
+    build_health_server,
+    build_monitoring,
+    build_server,
+    build_store,
+    store_is_newer,
+)
 from ruvd.config import Settings
 from ruvd.errors import StoreUnavailable
-from ruvd.interceptors import Errors
 from ruvd.lifecycle import Lifecycle
-from ruvd.model import ContextWindow, Rendering
-from ruvd.ports import Engine, EngineStateChanged, Event, Observer, Store, StoreStateChanged
-from ruvd.service import SessionService
-from ruvd.sessions import SessionPolicy, Sessions
+from ruvd.ports import Event, Observer, Store, StoreLocked, StoreStateChanged
+from ruvd.readiness import SERVICE, Health, Readiness
+from ruvd.sessions import Sessions
 from ruvd.sockets import AddressTaken, SocketClaim, owner_and_group
 from ruvd.telemetry import Statistics
-from ruvd.v1 import session_service_pb2, session_service_pb2_grpc
+from ruvd.v1 import session_service_pb2_grpc
 
 if TYPE_CHECKING:
     from ruvd.monitoring import Monitoring
 
 _log = logging.getLogger("ruvd.daemon")
-SERVICE = session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_VERSION = version("ruvd")
 # How long the streams of ended completions get to flush, and idle watchers to notice.
 _FLUSH_SECONDS = 1.0
 _PROBE_SECONDS = 2.0
 _INTERRUPTED = 130
 _TERMINATED = 143
-
-
-class SystemClock:
-    """The machine's clock."""
-
-    def now(self) -> float:
-        """Seconds since the epoch."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """Seconds that never go back."""
-        return time.monotonic()
-
-
-class Readiness:
-    """Keeps the health service true. An Observer of the engine's and the store's state."""
-
-    def __init__(self, servicer: health.aio.HealthServicer) -> None:
-        self._servicer = servicer
-        self._engine = False
-        self.store_up = False
-        self._draining = False
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def __call__(self, event: Event) -> None:
-        """Follow what goes up and down."""
-        match event:
-            case EngineStateChanged(up):
-                self._engine = up
-            case StoreStateChanged(up):
-                self.store_up = up
-            case _:
-                return
-        self._publish()
-
-    def drain(self) -> None:
-        """Readiness off: somebody else should get the next calls."""
-        self._draining = True
-        self._publish()
-
-    async def serve(self) -> None:
-        """The daemon listens."""
-        for name in ("", SERVICE, "liveness"):
-            await self._servicer.set(name, SERVING)
-        await self._servicer.set("readiness", self._state())
-
-    async def stop(self) -> None:
-        """The daemon takes no new turns; it is alive until it has ended."""
-        for name in ("", SERVICE, "readiness"):
-            await self._servicer.set(name, NOT_SERVING)
-
-    def _state(self) -> int:
-        up = self._engine and self.store_up and not self._draining
-        return SERVING if up else NOT_SERVING
-
-    def _publish(self) -> None:
-        task = asyncio.ensure_future(self._servicer.set("readiness", self._state()))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 class Daemon:
@@ -124,8 +66,9 @@ class Daemon:
     async def run(self) -> int:
         """Serve until a signal. Raises StoreLocked and AddressTaken when it cannot begin."""
         settings = self._settings
-        servicer = health.aio.HealthServicer()
-        readiness = Readiness(servicer)
+        answers = Health(_VERSION)
+        readiness = Readiness(answers)
+        self._handle_signals(readiness)
         statistics = Statistics()
         observers: list[Observer] = [logs.observe, statistics, readiness]
 
@@ -142,73 +85,40 @@ class Daemon:
                 stack.push_async_callback(monitoring.close)
                 store = monitoring.store(store, settings.store.partition(":")[0])
             stack.push_async_callback(store.close)
-            with contextlib.suppress(StoreUnavailable):  # observed; it recovers by itself
-                await store.open()
+            if await self._open(store):
                 for tell in (statistics, readiness):
                     tell(StoreStateChanged(up=True, detail=settings.store))
             engine = await asyncio.to_thread(build_engine, settings, observer)
             engine = monitoring.engine(engine) if monitoring else engine
             stack.push_async_callback(engine.close)
-            clock = SystemClock()
-            window = ContextWindow(
-                settings.keep_exchanges,
-                settings.max_exchanges,
-                settings.max_context_tokens,
-                Rendering(settings.rendering),
-            )
-            policy = SessionPolicy(
-                enabled=settings.sessions_enabled,
-                idle_timeout_seconds=settings.idle_timeout_seconds,
-                max_sessions=settings.max_sessions,
-                max_queue=settings.max_queue,
-                max_session_bytes=settings.max_session_bytes,
-                context_window=window,
-            )
-            limits = RequestLimits(
-                max_request_bytes=settings.max_request_bytes,
-                max_message_bytes=settings.max_message_bytes,
-                max_messages=settings.max_messages,
-                max_grace_seconds=settings.completion_retention_seconds,
-            )
-            completion_policy = CompletionPolicy(
-                max_inflight=settings.max_inflight,
-                retention_seconds=settings.completion_retention_seconds,
-                max_log_bytes=settings.max_log_bytes,
-                max_logs_bytes=settings.max_logs_bytes,
-                batch_share=settings.batch_share,
-            )
-            sessions = Sessions(store, clock, observer, policy)
-            lifecycle = Lifecycle(sessions, store, clock, observer, policy)
-            completions = Completions(sessions, engine, clock, observer, completion_policy)
-            batches = Batches(completions, clock, settings.batch_concurrency)
-            server = _server(settings, monitoring)
-            service = SessionService(
-                sessions, lifecycle, completions, batches, statistics, limits, policy, engine
-            )
-            session_service_pb2_grpc.add_SessionServiceServicer_to_server(service, server)
-            health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+            core = build_core(settings, store, engine, observer, statistics)
+            answers.running = lambda: core.completions.running
+            server = build_server(settings, monitoring)
+            session_service_pb2_grpc.add_SessionServiceServicer_to_server(core.service, server)
+            health_pb2_grpc.add_HealthServicer_to_server(answers, server)
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
             await self._listen(server, stack)
+            servers = [server, *self._listen_for_probes(answers)]
             if monitoring:
-                monitoring.watch(sessions, completions)
+                monitoring.watch(core.sessions, core.completions)
                 await self._show(monitoring)
-            await server.start()
+            readiness.serve()
+            for each in servers:
+                await each.start()
             await engine.start()
-            await readiness.serve()
-            self._handle_signals(readiness)
-            sweeper = asyncio.create_task(_sweep(lifecycle, settings.sweep_interval_seconds))
+            sweeper = asyncio.create_task(_sweep(core.lifecycle, settings.sweep_interval_seconds))
             stack.callback(sweeper.cancel)
-            probe = asyncio.create_task(_probe(sessions, readiness))
+            probe = asyncio.create_task(_probe(core.sessions, readiness))
             stack.callback(probe.cancel)
             for address in self.addresses:
                 _log.info("listening", extra={"address": address})
             self.started.set()
             await self._stop.wait()
-            _log.info("draining", extra={"running": completions.running})
-            await readiness.stop()
-            await completions.drain(settings.drain_seconds)
-            await server.stop(_FLUSH_SECONDS)
+            _log.info("draining", extra={"running": core.completions.running})
+            readiness.stop()
+            await core.completions.drain(settings.drain_seconds)
+            await asyncio.gather(*(each.stop(_FLUSH_SECONDS) for each in servers))
             if monitoring:  # before the store goes, which it counts with
                 await monitoring.close()
         _log.info("stopped")
@@ -217,6 +127,16 @@ class Daemon:
     def stop(self) -> None:
         """Begin to drain, then end."""
         self._stop.set()
+
+    async def _open(self, store: Store) -> bool:
+        """Whether the store is up. Most that keeps it down is observed, and may pass."""
+        try:
+            await store.open()
+        except StoreUnavailable as error:
+            if await asyncio.to_thread(store_is_newer, self._settings):
+                raise StoreLocked(str(error)) from error
+            return False
+        return True
 
     async def _listen(self, server: grpc.aio.Server, stack: AsyncExitStack) -> None:
         for address in self._settings.listen:
@@ -233,6 +153,21 @@ class Daemon:
                     self.addresses.append(f"{address.rpartition(':')[0]}:{port}")
             except (RuntimeError, OSError) as error:
                 raise AddressTaken(f"cannot listen at {address}: {error}") from None
+
+    def _listen_for_probes(self, answers: Health) -> list[grpc.aio.Server]:
+        """The server that answers health alone, where it is wanted."""
+        address = self._settings.health_listen
+        if not address:
+            return []
+        server = build_health_server()
+        health_pb2_grpc.add_HealthServicer_to_server(answers, server)
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise AddressTaken(f"cannot listen at {address}: {error}") from None
+        address = f"{address.rpartition(':')[0]}:{port}"
+        _log.info("serving health", extra={"address": address})
+        return [server]
 
     async def _show(self, monitoring: Monitoring) -> None:
         """Let Prometheus in, where it may."""
@@ -263,105 +198,6 @@ class Daemon:
         }
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
-
-
-def build_monitoring(settings: Settings, statistics: Statistics) -> Monitoring | None:
-    """What the settings and the standard OTEL_* variables want of telemetry; None for nothing."""
-    protocols = signals.protocols(os.environ)
-    serves = bool(settings.metrics_listen)
-    if serves and signals.disabled(os.environ):
-        _log.warning("OTEL_SDK_DISABLED is set: there are no metrics to serve")
-        serves = False
-    if not protocols and not serves:
-        return None
-    from ruvd.exporters import Telemetry
-    from ruvd.monitoring import Monitoring
-    from ruvd.tracing import current_ids
-
-    try:
-        telemetry = Telemetry(protocols, version("ruvd"), prometheus=serves)
-    except ValueError as error:
-        _log.warning("telemetry is off: an OTEL_* variable is wrong", extra={"reason": str(error)})
-        return None
-    logs.correlate_with(current_ids)
-    chosen = conventions.chosen(os.environ)
-    provider = conventions.provider(settings.engine, settings.affinity, settings.base_url)
-    return Monitoring(telemetry, chosen, provider, statistics)
-
-
-def build_store(settings: Settings, observer: Observer) -> Store:
-    """The store that the settings name."""
-    path = settings.sqlite_path
-    if path is None:
-        from ruvd.stores.memory import MemoryStore
-
-        return MemoryStore()
-    from ruvd.stores.sqlite import SqliteStore
-
-    return SqliteStore(path, durability=settings.durability, observer=observer)
-
-
-def build_engine(settings: Settings, observer: Observer) -> Engine:
-    """The engine that the settings name."""
-    if settings.engine == "echo":
-        from ruvd.engines.echo import EchoEngine
-
-        return EchoEngine(
-            delay_seconds=settings.echo_delay_seconds,
-            nonce=settings.echo_nonce,
-            observer=observer,
-        )
-    if settings.engine == "openai":
-        from ruvd.engines.openai import OpenAIEngine
-
-        return OpenAIEngine(
-            observer=observer,
-            base_urls=settings.base_url,
-            model=settings.model,
-            api_key=settings.api_key.get_secret_value(),
-            api_key_file=settings.api_key_file,
-            affinity=settings.affinity,
-            affinity_header=settings.affinity_header,
-            cache_salt=settings.cache_salt.get_secret_value(),
-            ca_file=settings.ca_file,
-            client_cert_file=settings.client_cert_file,
-            client_key_file=settings.client_key_file,
-            http2=settings.http2,
-            connect_seconds=settings.connect_seconds,
-            read_seconds=settings.read_seconds,
-            total_seconds=settings.total_seconds,
-            max_parallel=settings.max_parallel,
-            retries=settings.retries,
-            health_check_seconds=settings.health_check_seconds,
-        )
-    from ruvd.engines.llama import LlamaEngine
-
-    return LlamaEngine(
-        observer=observer,
-        model_path=settings.llama_model,
-        server_path=settings.llama_server,
-        server_args=settings.llama_server_args,
-        context_tokens=settings.llama_context_tokens,
-        answer_tokens=settings.llama_answer_tokens,
-        slots=settings.llama_slots,
-        threads=settings.llama_threads,
-        batch_tokens=settings.llama_batch_tokens,
-        start_seconds=settings.engine_start_seconds,
-    )
-
-
-def _server(settings: Settings, monitoring: Monitoring | None) -> grpc.aio.Server:
-    # Above our own limits, so that a refusal is ours and says why; not unbounded, so that one
-    # request cannot take the pod's memory.
-    receive = max(64 << 20, 4 * settings.max_request_bytes)
-    return grpc.aio.server(
-        interceptors=(Errors(monitoring.rpcs if monitoring else None),),
-        options=(
-            ("grpc.max_receive_message_length", receive),
-            ("grpc.max_send_message_length", -1),  # what we send is bounded by what we keep
-            ("grpc.so_reuseport", 0),  # a second daemon must not share the port silently
-        ),
-    )
 
 
 async def _probe(sessions: Sessions, readiness: Readiness) -> None:

@@ -11,14 +11,18 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import os
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry import metrics, trace
+from opentelemetry.sdk.environment_variables import OTEL_METRICS_EXEMPLAR_FILTER
+from opentelemetry.sdk.metrics import Histogram as HistogramInstrument
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
     InMemoryMetricReader,
     MetricExporter,
     MetricExportResult,
@@ -29,6 +33,10 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from ruvd.histograms import Deltas, Histograms
+from ruvd.spans import Tracer
 
 _log = logging.getLogger("ruvd.telemetry")
 _FLUSH_SECONDS = 2.0
@@ -46,19 +54,21 @@ class Telemetry:
         self._closers: list[Callable[[], object]] = []
         self._exporters: list[SpanExporter | MetricExporter] = []
         resource = _resource(version)
+        exemplars = os.environ.get(OTEL_METRICS_EXEMPLAR_FILTER, "").lower() != "always_off"
+        self.histograms = Histograms(exemplars=exemplars)
         self.prometheus = InMemoryMetricReader() if prometheus else None
-        self.tracer = trace.NoOpTracerProvider().get_tracer("ruvd")
+        self.tracer: trace.Tracer = trace.NoOpTracerProvider().get_tracer("ruvd")
         self.meter = metrics.NoOpMeterProvider().get_meter("ruvd")
         if protocol := protocols.get("traces"):
             spans = _WatchedSpans(_span_exporter(protocol), self._outage)
             self._exporters.append(spans)
             tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-            tracers.add_span_processor(BatchSpanProcessor(spans))
-            self.tracer = tracers.get_tracer("ruvd", version)
-            self._closers.append(tracers.shutdown)
+            processor = BatchSpanProcessor(spans)
+            self.tracer = Tracer(tracers, processor, InstrumentationScope("ruvd", version))
+            self._closers.append(processor.shutdown)
         readers: list[MetricReader] = [self.prometheus] if self.prometheus else []
         if protocol := protocols.get("metrics"):
-            figures = _WatchedMetrics(_metric_exporter(protocol), self._outage)
+            figures = _WatchedMetrics(_metric_exporter(protocol), self._outage, self.histograms)
             self._exporters.append(figures)
             readers.append(PeriodicExportingMetricReader(figures))
         if readers:
@@ -159,18 +169,23 @@ class _WatchedSpans(SpanExporter):
 
 
 class _WatchedMetrics(MetricExporter):
-    def __init__(self, exporter: MetricExporter, outage: _Outage) -> None:
-        super().__init__(
-            preferred_temporality=exporter._preferred_temporality,  # noqa: SLF001  # no other way
-            preferred_aggregation=exporter._preferred_aggregation,  # noqa: SLF001
-        )
+    def __init__(self, exporter: MetricExporter, outage: _Outage, histograms: Histograms) -> None:
+        temporality = exporter._preferred_temporality or {}  # noqa: SLF001  # no other way
+        aggregation = exporter._preferred_aggregation or {}  # noqa: SLF001
+        super().__init__(preferred_temporality=temporality, preferred_aggregation=aggregation)
+        self._histograms = histograms
+        chosen = temporality.get(HistogramInstrument)
+        self._deltas = Deltas() if chosen is AggregationTemporality.DELTA else None
+        if HistogramInstrument in aggregation:
+            _log.warning("histograms have the buckets of the conventions, not exponential ones")
         self._exporter = exporter
         self._outage = outage
 
     def export(
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **options: Any
     ) -> MetricExportResult:
-        result = self._exporter.export(metrics_data, timeout_millis, **options)
+        joined = self._histograms.joined(metrics_data, self._deltas)
+        result = self._exporter.export(joined, timeout_millis, **options)
         self._outage.report("metrics", exported=result is MetricExportResult.SUCCESS)
         return result
 

@@ -40,7 +40,7 @@ def request_attributes(request: EngineRequest, *, content: bool) -> dict[str, Va
 
 def answer_attributes(done: EngineDone) -> dict[str, Value]:
     """What the engine reported."""
-    known: dict[str, Value] = {"gen_ai.response.finish_reasons": [done.finish_reason.value]}
+    known: dict[str, Value] = {"gen_ai.response.finish_reasons": (done.finish_reason.value,)}
     if done.usage:
         known["gen_ai.usage.input_tokens"] = done.usage.prompt_tokens
         known["gen_ai.usage.output_tokens"] = done.usage.completion_tokens

@@ -10,19 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from opentelemetry.context import Context
-from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from opentelemetry.trace import SpanContext, get_current_span
 
 from ruvd import conventions
 from ruvd.conventions import Conventions, Provider
-from ruvd.model import Usage
+from ruvd.histograms import Attributes, Histogram, Histograms, Series
+from ruvd.model import FinishReason, Usage
 from ruvd.ports import CompletionEnded, EngineTaken, Event, StoreBatch
-from ruvd.telemetry import Statistics, kind
+from ruvd.telemetry import KINDS, Statistics, kind
 
 _MODELS = 50
+# A rate sees the first of a kind only if it comes after a 0.
+_NONE_YET = {(kind, reason.name): 0 for kind in KINDS for reason in FinishReason}
+STORE_OPERATIONS = (
+    "open", "get", "exchanges", "commit", "fork", "size_at", "touch", "end", "expire", "list",
+    "receipt", "completion", "created_by", "counts",
+)  # fmt: skip
 _OTHER = "_OTHER"
-
-Attributes = Mapping[str, str | int | bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +41,38 @@ class Gauges:
     event_log_bytes: Callable[[], int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    """What is recorded of the generations of one model that ended in one way."""
+
+    known: Attributes
+    duration: Series
+    first_chunk: Series
+    input: Series
+    output: Series
+    output_token: Series
+
+
 class Instruments:
     """The instruments of one daemon. An Observer."""
 
     def __init__(
-        self, meter: Meter, settings: Conventions, provider: Provider, statistics: Statistics
+        self,
+        meter: Meter,
+        histograms: Histograms,
+        settings: Conventions,
+        provider: Provider,
+        statistics: Statistics,
     ) -> None:
         self._meter = meter
+        self._histograms = histograms
         self._statistics = statistics
         self._newest = not settings.names.tokens_by_type
         self._provider = provider.attributes()
         self._models: set[str] = set()
+        self._generations: dict[tuple[str, str], _Generation] = {}
+        self._calls: dict[tuple[str, str], Series] = {}
+        self._first_tokens: dict[str, Series] = {}
         names = settings.names
         self._duration = self._seconds(names.duration, "GenAI operation duration.")
         self._first_chunk = self._seconds(
@@ -99,11 +125,15 @@ class Instruments:
             "Time from a completion's arrival to its end, of those that succeeded, but for items"
             " of batches.",
         )
+        self._completions = {
+            kind: self._completion.at({"ruvd.completion.kind": kind}) for kind in KINDS
+        }
         self._queue = self._seconds(
             "ruvd.queue.duration",
             "Time from a completion's arrival until it had its place in the engine.",
             conventions.QUEUE_SECONDS,
         )
+        self._queues = [self._queue.at({"ruvd.batch": batch}) for batch in (False, True)]
         self._commit = self._seconds(
             "ruvd.store.commit.duration", "Time of a commit.", conventions.COMMIT_SECONDS
         )
@@ -116,17 +146,18 @@ class Instruments:
         self._store_errors = meter.create_counter(
             "ruvd.store.errors", "{error}", "Calls of the store that failed because it is down."
         )
+        for operation in STORE_OPERATIONS:  # a rate sees the first only if it comes after a 0
+            self._store_errors.add(0, {"ruvd.store.operation": operation})
         self._observe_statistics()
 
     def __call__(self, event: Event) -> None:
         """Record what happened."""
-        match event:
-            case CompletionEnded():
-                self._ended(event)
-            case EngineTaken():
-                self._queue.record(event.queue_seconds, {"ruvd.batch": event.batch})
-            case StoreBatch(writes):
-                self._batch.record(writes)
+        if isinstance(event, CompletionEnded):
+            self._ended(event)
+        elif isinstance(event, EngineTaken):
+            self._queues[event.batch].record(event.queue_seconds)
+        elif isinstance(event, StoreBatch):
+            self._batch.record(event.writes)
 
     def generated(
         self,
@@ -136,46 +167,72 @@ class Instruments:
         first_chunk: float | None,
         usage: Usage | None,
         error: str,
-        context: Context,
+        span: SpanContext,
     ) -> None:
-        """Record a generation that ended after `seconds`; `context` has its span."""
-        known = self._provider | {"gen_ai.request.model": self._model(model)}
-        failed = known | {"error.type": error} if error else known
-        self._duration.record(seconds, failed, context)
+        """Record a generation that ended after `seconds`."""
+        model = self._model(model)
+        series = self._generations.get((model, error))
+        if series is None:
+            series = self._generations[model, error] = self._generation(model, error)
+        series.duration.record(seconds, span)
         if first_chunk is not None:
-            self._first_chunk.record(first_chunk, known, context)
+            series.first_chunk.record(first_chunk, span)
         if self._newest:
-            self._count_tokens(usage, known, failed, context)
-        elif usage:
-            for way, count in (("input", usage.prompt_tokens), ("output", usage.completion_tokens)):
-                self._input.record(count, known | {"gen_ai.token.type": way}, context)
-        if usage and not error and first_chunk is not None and usage.completion_tokens > 1:
-            each = (seconds - first_chunk) / (usage.completion_tokens - 1)
-            self._output_token.record(each, known, context)
+            self._count_tokens(usage, series)
+        if usage or self._newest:
+            usage = usage or Usage()
+            series.input.record(usage.prompt_tokens, span)
+            series.output.record(usage.completion_tokens, span)
+            if not error and first_chunk is not None and usage.completion_tokens > 1:
+                each = (seconds - first_chunk) / (usage.completion_tokens - 1)
+                series.output_token.record(each, span)
 
-    def _count_tokens(
-        self, usage: Usage | None, known: Attributes, failed: Attributes, context: Context
-    ) -> None:
+    def _generation(self, model: str, error: str) -> _Generation:
+        known = self._provider | {"gen_ai.request.model": model}
+        failed = known | {"error.type": error} if error else known
+        # Before the newest conventions the direction was an attribute, and an error was not.
+        ways = [
+            failed if self._newest else known | {"gen_ai.token.type": way}
+            for way in ("input", "output")
+        ]
+        return _Generation(
+            known,
+            duration=self._duration.at(failed),
+            first_chunk=self._first_chunk.at(known),
+            input=self._input.at(ways[0]),
+            output=self._output.at(ways[1]),
+            output_token=self._output_token.at(known),
+        )
+
+    def _count_tokens(self, usage: Usage | None, series: _Generation) -> None:
         # The newest conventions count a generation without usage as 0, of an unknown modality.
-        counted = {**known, "gen_ai.token.modality": "text" if usage else "unknown"}
+        counted = {**series.known, "gen_ai.token.modality": "text" if usage else "unknown"}
         usage = usage or Usage()
-        self._input.record(usage.prompt_tokens, failed, context)
-        self._output.record(usage.completion_tokens, failed, context)
         self._used["input_tokens"].add(usage.prompt_tokens, counted)
         self._used["output_tokens"].add(usage.completion_tokens, counted)
         if usage.cached_tokens is not None:
             self._used["cache_read.input_tokens"].add(usage.cached_tokens, counted)
 
-    def served(self, seconds: float, attributes: Attributes, context: Context) -> None:
-        """Record an RPC that ended; `context` has its span."""
-        self._rpc.record(seconds, attributes, context)
+    def served(self, seconds: float, method: str, code: str, error: str, span: SpanContext) -> None:
+        """Record an RPC that ended."""
+        series = self._calls.get((method, code))
+        if series is None:
+            attributes = {
+                "rpc.system.name": "grpc",
+                "rpc.method": method,
+                "rpc.response.status_code": code,
+            }
+            if error:
+                attributes["error.type"] = error
+            series = self._calls[method, code] = self._rpc.at(attributes)
+        series.record(seconds, span)
 
-    def committed(self, seconds: float, operation: str, error: str, context: Context) -> None:
-        """Record a commit that ended; `context` has its span."""
+    def committed(self, seconds: float, operation: str, error: str, span: SpanContext) -> None:
+        """Record a commit that ended."""
         attributes = {"ruvd.store.operation": operation}
         if error:
             attributes["error.type"] = error
-        self._commit.record(seconds, attributes, context)
+        self._commit.record(seconds, attributes, span)
 
     def store_failed(self, operation: str) -> None:
         """Count a call that failed because the store is down."""
@@ -213,11 +270,16 @@ class Instruments:
     def _ended(self, event: CompletionEnded) -> None:
         if event.failed or event.batch:
             return
-        self._completion.record(event.timings.total_seconds, {"ruvd.completion.kind": kind(event)})
+        span = get_current_span().get_span_context()
+        self._completions[kind(event)].record(event.timings.total_seconds, span)
         first = event.timings.time_to_first_token_seconds
         if first is not None:
-            known = self._provider | {"gen_ai.request.model": self._model(event.model)}
-            self._first_token.record(first, known)
+            model = self._model(event.model)
+            series = self._first_tokens.get(model)
+            if series is None:
+                known = self._provider | {"gen_ai.request.model": model}
+                series = self._first_tokens[model] = self._first_token.at(known)
+            series.record(first, span)
 
     def _model(self, name: str) -> str:
         if name not in self._models:
@@ -234,7 +296,7 @@ class Instruments:
             "Completions that ended, by how.",
             lambda: [
                 (count, {"ruvd.completion.kind": kind, "ruvd.completion.reason": reason})
-                for (kind, reason), count in dict(sums.completions).items()
+                for (kind, reason), count in {**_NONE_YET, **sums.completions}.items()
             ],
         )
         self._counter(
@@ -313,9 +375,7 @@ class Instruments:
         return self._histogram(name, "s", text, bounds)
 
     def _histogram(self, name: str, unit: str, text: str, bounds: tuple[float, ...]) -> Histogram:
-        return self._meter.create_histogram(
-            name, unit, text, explicit_bucket_boundaries_advisory=list(bounds)
-        )
+        return self._histograms.create(name, unit, text, bounds)
 
     def _counter(self, name: str, unit: str, text: str, read: _Read) -> None:
         self._meter.create_observable_counter(name, [_callback(read)], unit, text)

@@ -10,9 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import replace
 
-from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
 from ruvd import genai
@@ -21,7 +19,7 @@ from ruvd.errors import RuvdError, StoreUnavailable
 from ruvd.instruments import Instruments
 from ruvd.model import Exchange, Receipt, Session
 from ruvd.ports import Commit, Engine, EngineChunk, EngineDone, EngineRequest, Store, StoreCounts
-from ruvd.tracing import propagator
+from ruvd.tracing import trace_headers
 
 _CANCELLED = "CANCELLED"
 _CUT = "CUT"
@@ -117,7 +115,6 @@ class _Generation:
         self.error = _CUT
         self._model = model
         self._span = span
-        self._context = trace.set_span_in_context(span)
         self._done: EngineDone | None = None
         self._first: float | None = None
         self._reason_in_messages = settings.names.finish_reason_in_messages
@@ -125,9 +122,10 @@ class _Generation:
         self._said = genai.Said() if settings.content and recording else None
         if recording:
             span.set_attributes(genai.request_attributes(request, content=settings.content))
-        headers = dict(request.trace_headers)
-        propagator.inject(headers, self._context)
-        self.request = replace(request, trace_headers=headers)
+        headers = {**request.trace_headers, **trace_headers(span.get_span_context())}
+        self.request = EngineRequest(
+            request.messages, request.options, request.session_key, request.prefix_key, headers
+        )
         self._began = time.perf_counter()
 
     def saw(self, chunk: EngineChunk) -> None:
@@ -159,7 +157,7 @@ class _Generation:
             first_chunk=self._first,
             usage=done.usage if done else None,
             error=self.error,
-            context=self._context,
+            span=span.get_span_context(),
         )
         span.end()
 
@@ -277,5 +275,5 @@ class MeteredStore:
                 span.set_attribute("error.type", reason)
                 span.set_status(Status(StatusCode.ERROR))
             seconds = time.perf_counter() - began
-            self._instruments.committed(seconds, operation, reason, trace.set_span_in_context(span))
+            self._instruments.committed(seconds, operation, reason, span.get_span_context())
             span.end()

@@ -17,7 +17,7 @@ from ruvd.exporters import Telemetry
 from ruvd.instruments import Gauges, Instruments
 from ruvd.metered import MeteredEngine, MeteredStore
 from ruvd.ports import Engine, Event, Store
-from ruvd.prometheus import Endpoint
+from ruvd.prometheus import Endpoint, Figures
 from ruvd.sessions import Sessions
 from ruvd.telemetry import Statistics
 from ruvd.tracing import CompletionSpans, RpcCalls
@@ -40,7 +40,9 @@ class Monitoring:
         self._settings = settings
         self._provider = provider
         self._tracer = telemetry.tracer
-        self._instruments = Instruments(telemetry.meter, settings, provider, statistics)
+        self._instruments = Instruments(
+            telemetry.meter, telemetry.histograms, settings, provider, statistics
+        )
         self._spans = CompletionSpans(self._tracer)
         self._endpoint: Endpoint | None = None
         self.rpcs = RpcCalls(self._tracer, self._instruments)
@@ -79,7 +81,8 @@ class Monitoring:
         reader = self._telemetry.prometheus
         if reader is None:
             return ""
-        self._endpoint = await asyncio.to_thread(Endpoint, reader, host.strip("[]"), int(port))
+        figures = Figures(reader, self._telemetry.histograms)
+        self._endpoint = await asyncio.to_thread(Endpoint, figures, host.strip("[]"), int(port))
         return f"{host}:{self._endpoint.port}"
 
     async def close(self) -> None:

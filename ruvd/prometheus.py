@@ -31,6 +31,8 @@ from prometheus_client.core import (
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
+from ruvd.histograms import Histograms
+
 _Bucket: TypeAlias = tuple[str, float] | tuple[str, float, Exemplar]
 _UNITS = {"s": "seconds", "By": "bytes"}
 
@@ -38,10 +40,10 @@ _UNITS = {"s": "seconds", "By": "bytes"}
 class Endpoint:
     """Serves the figures over HTTP, at any path."""
 
-    def __init__(self, reader: InMemoryMetricReader, host: str, port: int) -> None:
+    def __init__(self, figures: Collector, host: str, port: int) -> None:
         """Listen. Blocks. Raises OSError."""
         registry = CollectorRegistry()
-        registry.register(Figures(reader))
+        registry.register(figures)
         self._server, self._thread = start_http_server(port, host, registry)
         self.port = self._server.server_port
 
@@ -54,13 +56,16 @@ class Endpoint:
 class Figures(Collector):
     """Reads the SDK when Prometheus asks."""
 
-    def __init__(self, reader: InMemoryMetricReader) -> None:
+    def __init__(self, reader: InMemoryMetricReader, histograms: Histograms) -> None:
         self._reader = reader
+        self._histograms = histograms
 
     def collect(self) -> Iterable[Family]:
         """All figures of now."""
         data = self._reader.get_metrics_data()
-        for resource in data.resource_metrics if data else ():
+        if data is None:
+            return
+        for resource in self._histograms.joined(data).resource_metrics:
             about = _labels(resource.resource.attributes)
             yield InfoMetricFamily("target", "What these figures are of.", about)
             for scope in resource.scope_metrics:

@@ -54,6 +54,12 @@ class Settings(BaseSettings):
     metrics_listen: str = _setting(
         "Listening", "", "Where Prometheus may scrape: host:port, on loopback; unset is nowhere."
     )
+    health_listen: str = _setting(
+        "Listening",
+        "",
+        "Where probes may ask for health and nothing else: host:port, also remote; unset is "
+        "nowhere.",
+    )
 
     engine: Literal["llama", "openai", "echo"] = _setting(
         "Engine",
@@ -146,6 +152,11 @@ class Settings(BaseSettings):
         "Engine",
         default=False,
         description="Echo ends every answer with a fresh nonce, so that none repeats.",
+    )
+    echo_faults: bool = _setting(
+        "Engine",
+        default=False,
+        description="Let a message `!fault REASON TEXT` ask echo for that error, after the text.",
     )
 
     store: str = _setting(
@@ -246,9 +257,9 @@ class Settings(BaseSettings):
             raise ValueError("name at least one address")
         return value
 
-    @field_validator("metrics_listen")
+    @field_validator("metrics_listen", "health_listen")
     @classmethod
-    def _metrics_address(cls, value: str) -> str:
+    def _port_address(cls, value: str) -> str:
         if value.startswith("unix:"):
             raise ValueError("must be host:port")
         if value:

@@ -31,6 +31,9 @@ class _Latency:
         return self.seconds / self.count if self.count else None
 
 
+KINDS = ("batch", "session", "stateless")
+
+
 def kind(event: CompletionEnded) -> str:
     """What kind of completion it was: `batch`, `session` or `stateless`."""
     if event.batch:

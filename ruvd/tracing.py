@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from typing import Self
 
-from opentelemetry import trace
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Tracer
+from opentelemetry import context, trace
+from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from ruvd.instruments import Instruments
@@ -40,13 +39,6 @@ _KEPT = 10_000
 propagator = TraceContextTextMapPropagator()
 
 
-@dataclass(slots=True)
-class Outcome:
-    """How an RPC ended; to be set before its span ends."""
-
-    code: str = "OK"
-
-
 class RpcCalls:
     """Makes the span and the metric of every RPC."""
 
@@ -54,34 +46,45 @@ class RpcCalls:
         self._tracer = tracer
         self._instruments = instruments
 
-    @contextmanager
-    def call(
-        self, method: str, metadata: Iterable[tuple[str, str | bytes]], peer: str
-    ) -> Iterator[Outcome]:
-        """Be inside the RPC `method` (`/package.Service/Method`)."""
-        carrier = {k: v for k, v in metadata if k in _HEADERS and isinstance(v, str)}
+    def call(self, method: str, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> RpcCall:
+        """Be inside the RPC `method` (`/package.Service/Method`), as a context manager."""
+        above = None
+        for key, _ in metadata:
+            if key == "traceparent":
+                carrier = {k: v for k, v in metadata if k in _HEADERS and isinstance(v, str)}
+                above = propagator.extract(carrier)
+                break
         name = method.removeprefix("/")
-        attributes = {"rpc.system.name": "grpc", "rpc.method": name}
-        outcome = Outcome()
-        span = self._tracer.start_span(
-            name,
-            propagator.extract(carrier) if carrier else None,
-            SpanKind.SERVER,
-            {**attributes, **_peer(peer)},
-        )
-        began = time.perf_counter()
-        try:
-            with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-                yield outcome
-        finally:
-            attributes["rpc.response.status_code"] = outcome.code
-            if outcome.code in _ERRORS:
-                attributes["error.type"] = outcome.code
-                span.set_status(Status(StatusCode.ERROR))
-            span.set_attributes(attributes)
-            elapsed = time.perf_counter() - began
-            self._instruments.served(elapsed, attributes, trace.set_span_in_context(span))
-            span.end()
+        attributes = {"rpc.system.name": "grpc", "rpc.method": name, **_peer(peer)}
+        span = self._tracer.start_span(name, above, SpanKind.SERVER, attributes)
+        return RpcCall(span, name, self._instruments)
+
+
+class RpcCall:
+    """One RPC; `code` is how it ended, to be set before the end."""
+
+    def __init__(self, span: Span, name: str, instruments: Instruments) -> None:
+        self.code = "OK"
+        self._span = span
+        self._name = name
+        self._instruments = instruments
+
+    def __enter__(self) -> Self:
+        self._began = time.perf_counter()
+        self._token = context.attach(trace.set_span_in_context(self._span))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        context.detach(self._token)
+        span, code = self._span, self.code
+        span.set_attribute("rpc.response.status_code", code)
+        if code in _ERRORS:
+            span.set_attribute("error.type", code)
+            span.set_status(Status(StatusCode.ERROR))
+        elapsed = time.perf_counter() - self._began
+        error = code if code in _ERRORS else ""
+        self._instruments.served(elapsed, self._name, code, error, span.get_span_context())
+        span.end()
 
 
 class CompletionSpans:
@@ -93,23 +96,22 @@ class CompletionSpans:
 
     def __call__(self, event: Event) -> None:
         """Put it on record; the current span is that of the call that it belongs to."""
-        match event:
-            case CompletionBegan(completion_id):
-                span = trace.get_current_span()
-                self._begun[completion_id] = span.get_span_context()
-                while len(self._begun) > _KEPT:
-                    self._begun.popitem(last=False)
-            case CompletionJoined(completion_id, resumed):
-                begun = self._begun.get(completion_id)
-                if begun is not None:
-                    how = "resumed" if resumed else "deduplicated"
-                    joined = {"ruvd.completion.id": completion_id, "ruvd.completion.joined": how}
-                    trace.get_current_span().add_link(begun, joined)
-            case EngineTaken():
-                self._waited(event.queue_seconds)
-            case CompletionEnded() if event.failed and not event.context_messages:
-                # It never had the engine: all of its time was the wait.
-                self._waited(event.timings.queue_seconds, error=event.reason)
+        if isinstance(event, CompletionBegan):
+            span = trace.get_current_span()
+            self._begun[event.completion_id] = span.get_span_context()
+            while len(self._begun) > _KEPT:
+                self._begun.popitem(last=False)
+        elif isinstance(event, CompletionJoined):
+            begun = self._begun.get(event.completion_id)
+            if begun is not None:
+                how = "resumed" if event.resumed else "deduplicated"
+                joined = {"ruvd.completion.id": event.completion_id, "ruvd.completion.joined": how}
+                trace.get_current_span().add_link(begun, joined)
+        elif isinstance(event, EngineTaken):
+            self._waited(event.queue_seconds)
+        elif isinstance(event, CompletionEnded) and event.failed and not event.context_messages:
+            # It never had the engine: all of its time was the wait.
+            self._waited(event.timings.queue_seconds, error=event.reason)
 
     def _waited(self, seconds: float, *, error: str = "") -> None:
         if seconds < _WAIT_SECONDS:
@@ -121,6 +123,17 @@ class CompletionSpans:
             span.set_attribute("error.type", error)
             span.set_status(Status(StatusCode.ERROR))
         span.end(now)
+
+
+def trace_headers(span: SpanContext) -> Mapping[str, str]:
+    """W3C's headers for a call below the span; nothing without one."""
+    if not span.is_valid:
+        return {}
+    flags = format(span.trace_flags, "02x")
+    headers = {"traceparent": f"00-{span.trace_id:032x}-{span.span_id:016x}-{flags}"}
+    if span.trace_state:
+        headers["tracestate"] = span.trace_state.to_header()
+    return headers
 
 
 def current_ids() -> Mapping[str, str]:
@@ -136,6 +149,8 @@ def current_ids() -> Mapping[str, str]:
 
 def _peer(peer: str) -> dict[str, str | int]:
     """`ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711` or `unix:`, as attributes."""
+    if peer.startswith("unix:"):
+        return {}
     kind, _, rest = peer.partition(":")
     host, _, port = rest.rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdigit():

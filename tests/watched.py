@@ -16,15 +16,18 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from ruvd.completion import Completion, CompletionPolicy, CompletionRequest
 from ruvd.completions import Completions
 from ruvd.conventions import Conventions, Provider
+from ruvd.histograms import Histograms
 from ruvd.instruments import Gauges, Instruments
 from ruvd.metered import MeteredEngine, MeteredStore
 from ruvd.model import Message, Role
 from ruvd.ports import Event, Store
 from ruvd.sessions import SessionPolicy, Sessions
+from ruvd.spans import Tracer
 from ruvd.stores.memory import MemoryStore
 from ruvd.telemetry import Statistics
 from ruvd.tracing import CompletionSpans, RpcCalls
@@ -44,12 +47,17 @@ class Watched:
     def __post_init__(self) -> None:
         self._spans = InMemorySpanExporter()
         self._reader = InMemoryMetricReader()
-        tracers = TracerProvider(shutdown_on_exit=False)
-        tracers.add_span_processor(SimpleSpanProcessor(self._spans))
-        self.tracer = tracers.get_tracer("test")
+        self.tracer = Tracer(
+            TracerProvider(shutdown_on_exit=False),
+            SimpleSpanProcessor(self._spans),
+            InstrumentationScope("test"),
+        )
         meter = MeterProvider([self._reader], shutdown_on_exit=False).get_meter("test")
         self.statistics = Statistics()
-        self.instruments = Instruments(meter, self.conventions, self.provider, self.statistics)
+        self.histograms = Histograms()
+        self.instruments = Instruments(
+            meter, self.histograms, self.conventions, self.provider, self.statistics
+        )
         self.rpcs = RpcCalls(self.tracer, self.instruments)
         told = CompletionSpans(self.tracer)
 
@@ -96,7 +104,7 @@ class Watched:
         assert data is not None
         return {
             metric.name: metric
-            for resource in data.resource_metrics
+            for resource in self.histograms.joined(data).resource_metrics
             for scope in resource.scope_metrics
             for metric in scope.metrics
         }

@@ -83,7 +83,7 @@ def serve(**flags: Any) -> int:
     given holds. SIGTERM and SIGINT drain (a second one stops at once), SIGUSR1 turns readiness
     off, SIGUSR2 switches between debug and the configured log level. OTEL_* variables say where
     traces and metrics go. Exit codes: 0 stopped, 2 wrong settings, 3 cannot listen, 4 the store
-    is in use.
+    is in use, or of a newer ruvd.
     """
     try:
         settings, _ = _load(flags)

@@ -10,6 +10,8 @@ at its answer's message instead of repeating it.
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 from ruvd.errors import StoreUnavailable
 
@@ -121,6 +123,17 @@ def version_of(db: sqlite3.Connection, path: str) -> int:
     if version == 0 and db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
         raise StoreUnavailable(f"{path} is a database of another program: use another file")
     return int(version)
+
+
+def is_newer(path: Path) -> bool:
+    """Whether a newer ruvd wrote the file. Changes nothing; False where it cannot be read."""
+    try:
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True)) as db:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+    except sqlite3.Error:
+        return False
+    return int(version) > len(MIGRATIONS)
 
 
 def migrate(db: sqlite3.Connection, version: int) -> None:

@@ -1,0 +1,186 @@
+"""One health check over gRPC, by itself: what `ruvd health` and `ruvd drain` ask the daemon.
+
+A probe runs every few seconds in every pod, and is a process each time. Importing grpc takes
+twice the CPU time that all of this does, so the one unary call is spoken with h2 (a dependency of
+the engines' HTTP/2, too), and nothing is imported here that is not needed.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+)
+from h2.exceptions import ProtocolError
+
+_STREAM = 1
+_READ_BYTES = 65_536
+_STATES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
+# By number, https://grpc.github.io/grpc/core/md_doc_statuscodes.html
+_CODES = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND",
+    "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED",
+    "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+)  # fmt: skip
+
+
+class Answer(NamedTuple):
+    """A state by its name in grpc.health.v1, and the metadata that came with it."""
+
+    state: str
+    metadata: dict[str, str]
+
+
+class ProbeFailed(Exception):
+    """There is no answer; `code` is gRPC's name for why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def check(address: str, service: str, timeout_seconds: float) -> Answer:
+    """Ask `HOST:PORT` or `unix:PATH` for the state of a service.
+
+    Raises ProbeFailed, and ValueError for what is no address.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    with connect(address, timeout_seconds) as connection:
+        try:
+            return _Call(connection, deadline).check(service)
+        except TimeoutError:
+            raise ProbeFailed(
+                "DEADLINE_EXCEEDED", f"no answer from {address} in {timeout_seconds:g} s"
+            ) from None
+        except (OSError, ProtocolError) as error:
+            raise ProbeFailed("INTERNAL", f"{address} speaks no gRPC: {error}") from None
+
+
+def connect(address: str, timeout_seconds: float) -> socket.socket:
+    """A connection to `HOST:PORT` or `unix:PATH`.
+
+    Raises ProbeFailed, and ValueError for what is no address.
+    """
+    try:
+        if address.startswith("unix:"):
+            path = address.removeprefix("unix:")
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(timeout_seconds)
+            try:
+                connection.connect(path.removeprefix("//") if path.startswith("///") else path)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65_535:  # a port
+            raise ValueError(f"{address!r} is neither HOST:PORT nor unix:PATH")
+        return socket.create_connection((host.strip("[]"), int(port)), timeout_seconds)
+    except TimeoutError:
+        raise ProbeFailed(
+            "DEADLINE_EXCEEDED", f"no connection to {address} in {timeout_seconds:g} s"
+        ) from None
+    except OSError as error:
+        raise ProbeFailed("UNAVAILABLE", f"no connection to {address}: {error}") from None
+
+
+class _Call:
+    """One call of grpc.health.v1.Health/Check on a fresh connection."""
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._connection = connection
+        self._deadline = deadline
+        self._http = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        self._metadata: dict[str, str] = {}
+        self._body = b""
+        self._ended = False
+
+    def check(self, service: str) -> Answer:
+        name = service.encode()
+        message = b"\n" + _varint(len(name)) + name if name else b""
+        self._http.initiate_connection()
+        left = max(1, int((self._deadline - time.monotonic()) * 1000))
+        headers = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", "/grpc.health.v1.Health/Check"),
+            (":authority", "localhost"),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            ("user-agent", "ruvd-probe"),
+            ("grpc-timeout", f"{min(left, 99_999_999)}m"),
+        ]
+        self._http.send_headers(_STREAM, headers)
+        self._http.send_data(_STREAM, _prefixed(message), end_stream=True)
+        self._send()
+        while not self._ended:
+            self._wait()
+            data = self._connection.recv(_READ_BYTES)
+            if not data:
+                raise ConnectionError("the connection was closed")
+            for event in self._http.receive_data(data):
+                self._take(event)
+            self._send()
+        return self._answer()
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case ResponseReceived(headers=headers) | TrailersReceived(headers=headers):
+                self._metadata |= {str(name): str(value) for name, value in headers or ()}
+            case DataReceived(data=data):
+                self._body += data or b""
+            case StreamEnded():
+                self._ended = True
+            case StreamReset() | ConnectionTerminated():
+                raise ConnectionError("the call was reset")
+            case _:  # settings and the like, which h2 answers
+                pass
+
+    def _answer(self) -> Answer:
+        code = self._metadata.get("grpc-status", "")
+        if not code.isdecimal():
+            raise ConnectionError(f"HTTP status {self._metadata.get(':status')}")
+        if int(code):
+            name = _CODES[int(code)] if int(code) < len(_CODES) else code
+            raise ProbeFailed(name, unquote(self._metadata.get("grpc-message", "")))
+        # HealthCheckResponse has one field: the state, by its number; 0 is left out.
+        message = self._body[5:]
+        if len(self._body) < 5 or (message and (message[0] != 0x08 or len(message) < 2)):  # a frame
+            raise ConnectionError("the answer is no HealthCheckResponse")
+        number = message[1] if message else 0
+        return Answer(_STATES[number] if number < len(_STATES) else str(number), self._metadata)
+
+    def _send(self) -> None:
+        self._wait()
+        self._connection.sendall(self._http.data_to_send())
+
+    def _wait(self) -> None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+
+
+def _prefixed(message: bytes) -> bytes:
+    """A gRPC message: not compressed, its length, itself."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def _varint(number: int) -> bytes:
+    encoded = b""
+    while number > 0x7F:  # seven bits a byte
+        encoded += bytes((number & 0x7F | 0x80,))
+        number >>= 7
+    return encoded + bytes((number,))

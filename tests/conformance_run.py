@@ -1,0 +1,136 @@
+"""Runs a client's conformance program against a real daemon and says how it ended.
+
+`clients/CONFORMANCE.md` is what the programs do. By hand, from the repository's root:
+
+    .venv/bin/python tests/conformance_run.py COMMAND...
+
+prints the transcript, compares it with clients/transcript.txt, and then runs the command with
+`restart` through the two restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fault_proxy import FaultProxy
+from running import RunningDaemon
+
+ROOT = Path(__file__).parents[1]
+TRANSCRIPT = ROOT / "clients" / "transcript.txt"
+_SECONDS = 120.0
+_FLAGS = (
+    "--engine", "echo", "--echo-faults", "--echo-delay-seconds", "0.04", "--log-format", "json",
+)  # fmt: skip
+
+
+@asynccontextmanager
+async def started(folder: Path, port: int = 0) -> AsyncIterator[RunningDaemon]:
+    """A daemon with the echo engine and sqlite in the folder."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RUVD_")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ruvd", "serve", *_FLAGS,
+        "--store", f"sqlite:{folder}/s.db", "--listen", f"127.0.0.1:{port}",
+        stderr=asyncio.subprocess.PIPE, env=environment, cwd=folder, limit=1 << 20,
+    )  # fmt: skip
+    running = RunningDaemon(process, folder)
+    try:
+        await running.listening(1)
+        yield running
+    finally:
+        await running.stop()
+
+
+async def transcript(command: Sequence[str], cwd: Path) -> str:
+    """What the program prints for the scenario. Fails if it ends badly or complains."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ruvd-")))
+        running = await stack.enter_async_context(started(folder))
+        target = running.address
+        cuts = {
+            "RUVD_CUT_THIRD": FaultProxy(target, after=3),
+            "RUVD_CUT_ALWAYS": FaultProxy(target, after=3, times=None),
+            "RUVD_CUT_FIRST": FaultProxy(target, after=0),
+        }
+        for proxy in cuts.values():
+            await stack.enter_async_context(proxy.running())
+        nobody = stack.enter_context(socket.socket())
+        nobody.bind(("127.0.0.1", 0))  # bound and not listening: refused, and nobody else's
+        environment = {
+            **os.environ,
+            "RUVD_ADDRESS": target,
+            "RUVD_NOBODY": f"127.0.0.1:{nobody.getsockname()[1]}",
+            **{name: proxy.address for name, proxy in cuts.items()},
+        }
+        process = await asyncio.create_subprocess_exec(
+            *command, "scenario", cwd=cwd, env=environment,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(_SECONDS):
+                said, complaints = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        if process.returncode != 0:
+            raise AssertionError(f"{process.returncode}: {said.decode()}\n{complaints.decode()}")
+        unused = [name for name, proxy in cuts.items() if not proxy.cuts]
+        assert not unused, f"nothing was cut at {unused}"
+        return said.decode()
+
+
+async def restarted(command: Sequence[str], cwd: Path, *, committed: bool) -> str:
+    """What the program prints when the daemon is killed in the middle of its answer, and another
+    one is there a second later. With `committed`, the connection is cut first, and the daemon
+    killed once the answer is on disk."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ruvd-")))
+        running = await stack.enter_async_context(started(folder))
+        port = int(running.address.rpartition(":")[2])
+        proxy = await stack.enter_async_context(FaultProxy(running.address).running())
+        process = await asyncio.create_subprocess_exec(
+            *command, "restart", cwd=cwd, env={**os.environ, "RUVD_ADDRESS": proxy.address},
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(_SECONDS):
+                assert await process.stdout.readline() == b"ready\n"
+                if committed:
+                    proxy.closed = True
+                    await running.logged("completion")
+                running.kill()
+                await running.ended()
+                await asyncio.sleep(1.0)  # as long as a supervisor takes
+                await stack.enter_async_context(started(folder, port))
+                proxy.closed = False
+                said, complaints = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        if process.returncode != 0:
+            raise AssertionError(f"{process.returncode}: {said.decode()}\n{complaints.decode()}")
+        return said.decode()
+
+
+async def _by_hand(command: Sequence[str]) -> int:
+    found = await transcript(command, Path.cwd())
+    print(found, end="")
+    equal = TRANSCRIPT.exists() and TRANSCRIPT.read_text() == found
+    print(f"--- {'equal to' if equal else 'DIFFERS from'} {TRANSCRIPT}")
+    for committed in (False, True):
+        print(f"--- restart, {'committed' if committed else 'not committed'}")
+        print(await restarted(command, Path.cwd(), committed=committed), end="")
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(_by_hand(sys.argv[1:])))
