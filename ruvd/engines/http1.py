@@ -268,11 +268,15 @@ class _Connection(asyncio.Protocol):
 
     # --- what llhttp has read ---------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self._keeps = False  # more than was asked for
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if self._parser is None:
+        if self._parser is None or self._complete:
             return
         self.status = self._parser.get_status_code()
         if self.status in _INFORMATIONAL:
@@ -285,8 +289,9 @@ class _Connection(asyncio.Protocol):
         self._has_head = True
 
     def on_body(self, body: bytes) -> None:
-        self._parts.append(body)
-        self._buffered += len(body)
+        if not self._complete:
+            self._parts.append(body)
+            self._buffered += len(body)
 
     def on_message_complete(self) -> None:
         if self._has_head:

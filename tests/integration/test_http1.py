@@ -1,0 +1,234 @@
+"""Our HTTP/1.1 transport against a server that writes every byte as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import httpx
+import pytest
+
+from ruvd.engines.http1 import Http1Transport, StaleConnection
+
+Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+SECONDS = 10.0
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@asynccontextmanager
+async def serving(handle: Handle) -> AsyncIterator[tuple[Http1Transport, str]]:
+    """A transport, and the URL of a server that does `handle` with each connection."""
+
+    ended: list[asyncio.Event] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        end = asyncio.Event()
+        ended.append(end)
+        writers.append(writer)
+        try:
+            await handle(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client has left
+        finally:
+            writer.close()
+            end.set()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    transport = Http1Transport()
+    try:
+        async with asyncio.timeout(SECONDS):
+            yield transport, f"http://127.0.0.1:{port}/"
+    finally:
+        await transport.aclose()
+        server.close()
+        await server.wait_closed()
+        async with asyncio.timeout(SECONDS):
+            for writer, end in zip(writers, ended, strict=True):
+                writer.transport.abort()
+                await end.wait()
+                with suppress(ConnectionError):
+                    await writer.wait_closed()
+
+
+async def asked(reader: asyncio.StreamReader) -> bytes:
+    """The head of the next request."""
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+def answering(*answers: bytes, close: bool = False) -> Handle:
+    """Answer so many requests on each connection."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in answers:
+            await asked(reader)
+            writer.write(answer)
+            await writer.drain()
+        if not close:
+            await reader.read()
+
+    return handle
+
+
+async def get(transport: Http1Transport, url: str) -> tuple[int, bytes]:
+    response = await transport.handle_async_request(httpx.Request("GET", url))
+    try:
+        return response.status_code, await response.aread()
+    finally:
+        await response.aclose()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OK,
+        CHUNKED + b"1;x=y\r\no\r\n1\r\nk\r\n0\r\nT: 1\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + OK,
+        b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+        b"HTTP/1.1 200 OK\r\ncontent-length:2\r\nX: caf\xe9\r\n\r\nok",
+    ],
+    ids=["length", "chunks", "hints before it", "bare line feeds", "odd headers"],
+)
+async def test_an_answer_is_read_however_it_is_framed_and_its_connection_used_again(
+    answer: bytes,
+) -> None:
+    connections = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            await asked(reader)
+            for at in range(len(answer)):
+                writer.write(answer[at : at + 1])
+                await writer.drain()
+
+    async with serving(handle) as (transport, url):
+        for _ in range(3):
+            assert await get(transport, url) == (200, b"ok")
+    assert connections == 1
+
+
+async def test_an_answer_without_a_length_ends_with_its_connection() -> None:
+    answer = b"HTTP/1.1 200 OK\r\n\r\nas long as it is"
+    async with serving(answering(answer, close=True)) as (transport, url):
+        for _ in range(2):
+            assert await get(transport, url) == (200, b"as long as it is")
+
+
+async def test_an_answer_that_is_cut_is_an_error() -> None:
+    for answer in (OK[:-1], CHUNKED + b"5\r\nab"):
+        async with serving(answering(answer, close=True)) as (transport, url):
+            with pytest.raises(httpx.ReadError):
+                await get(transport, url)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"HTTP/1.1 200", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 2x0 OK\r\n\r\n"],
+    ids=["nothing", "half a line", "another protocol", "no status"],
+)
+async def test_what_is_no_answer_is_a_protocol_error(answer: bytes) -> None:
+    async with serving(answering(answer, close=True)) as (transport, url):
+        with pytest.raises(httpx.RemoteProtocolError) as raised:
+            await get(transport, url)
+    assert not isinstance(raised.value, StaleConnection)
+
+
+async def test_a_head_without_an_end_is_refused() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asked(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            writer.write(b"X: " + b"y" * 1000 + b"\r\n")
+            await writer.drain()
+
+    async with serving(handle) as (transport, url):
+        with pytest.raises(httpx.RemoteProtocolError, match="no end"):
+            await get(transport, url)
+
+
+async def test_a_kept_connection_that_the_server_has_closed_is_told_from_a_new_one() -> None:
+    """Only of it is it known that the server has not seen the request."""
+    closing = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asked(reader)
+        writer.write(OK)
+        await asked(reader)
+        closing.set()  # the second request is read, and not answered
+
+    async with serving(handle) as (transport, url):
+        assert await get(transport, url) == (200, b"ok")
+        with pytest.raises(StaleConnection):
+            await get(transport, url)
+        assert closing.is_set()
+        assert await get(transport, url) == (200, b"ok")
+
+
+async def test_a_second_answer_that_nobody_asked_for_is_not_taken_for_the_next() -> None:
+    async with serving(answering(OK + OK.replace(b"ok", b"no"))) as (transport, url):
+        for _ in range(3):
+            assert await get(transport, url) == (200, b"ok")
+
+
+@pytest.mark.parametrize("head", [b"", OK[:-1]], ids=["before its head", "before its end"])
+async def test_leaving_an_answer_closes_its_connection(head: bytes) -> None:
+    begun, gone = asyncio.Event(), asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asked(reader)
+        writer.write(head)
+        begun.set()
+        assert await reader.read() == b""
+        gone.set()
+
+    async with serving(handle) as (transport, url):
+        task = asyncio.create_task(get(transport, url))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await gone.wait()
+
+
+async def test_a_server_that_is_faster_than_the_reader_has_to_wait() -> None:
+    """What is held is bounded, whatever is sent."""
+    size, sent = 32 << 20, 0
+    written = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await asked(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        for _ in range(size >> 16):
+            writer.write(bytes(1 << 16))
+            await writer.drain()
+            sent += 1 << 16
+        written.set()
+
+    async with serving(handle) as (transport, url):
+        response = await transport.handle_async_request(httpx.Request("GET", url))
+        before = -1
+        while sent != before:  # until it is stuck
+            before = sent
+            await asyncio.sleep(0.2)
+        assert sent < size
+        assert len(await response.aread()) == size
+        await written.wait()
+
+
+async def test_a_header_of_two_lines_is_never_sent() -> None:
+    async with serving(answering(OK)) as (transport, url):
+        request = httpx.Request("GET", url, headers={"X": "a\r\nY: b"})
+        with pytest.raises(httpx.LocalProtocolError):
+            await transport.handle_async_request(request)
+
+
+async def test_nobody_listening_is_a_connect_error() -> None:
+    transport = Http1Transport()
+    with pytest.raises(httpx.ConnectError):
+        await get(transport, "http://127.0.0.1:1/")
