@@ -6,7 +6,11 @@ READY := .venv/.ready
 SOURCES := ruvd clients/python tests bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint proto check-proto pins clean
+.PHONY: help setup demo test test-clients lint proto check-proto pins clean
+
+# The clients that are not in Python; each has the targets build, lint, generate and
+# check-generated.
+LANGUAGES := typescript go java rust
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,8 +33,14 @@ $(READY): requirements.txt requirements-model.txt pyproject.toml clients/python/
 demo: setup ## a ten-turn conversation on the embedded model, measured against resending everything
 	$(BIN)/ruvd demo
 
-test: setup lint check-proto ## everything that CI checks
-	$(BIN)/pytest -n 4 --dist worksteal --cov --cov-report=term:skip-covered
+test: setup lint check-proto ## everything but the clients in other languages
+	$(BIN)/pytest -n 4 --dist worksteal -m 'not languages' --cov --cov-report=term:skip-covered
+
+test-clients: setup ## the clients in other languages: build, lint, stubs up to date, one transcript
+	@set -e; for each in $(LANGUAGES); do \
+	  $(MAKE) --no-print-directory -C clients/$$each build lint check-generated test; \
+	done
+	$(BIN)/pytest -n 2 -m languages --no-cov tests/clients
 
 lint: setup ## ruff, mypy --strict, the layers, buf
 	$(BIN)/ruff format --check .
@@ -41,15 +51,18 @@ lint: setup ## ruff, mypy --strict, the layers, buf
 	  && PYTHON=$(CURDIR)/$(BIN)/python proto/generate.sh --image "$$image" \
 	  && $(BIN)/buf lint "$$image" --config proto/buf.yaml --path ruvd/v1/session_service.proto
 
-proto: setup ## regenerate the stubs from proto/
+proto: setup ## regenerate the stubs of all languages from proto/
 	proto/generate.sh
+	@set -e; for each in $(LANGUAGES); do $(MAKE) --no-print-directory -C clients/$$each generate; done
 
 check-proto: setup ## fail if the committed stubs are not what proto/ generates
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
 	  && PYTHON=$(CURDIR)/$(BIN)/python proto/generate.sh "$$scratch" \
 	  && diff -r -x __pycache__ "$$scratch/ruvd/v1" ruvd/v1 \
 	  && diff -r -x __pycache__ "$$scratch/clients/python/ruvd_client/v1" clients/python/ruvd_client/v1 \
+	  && diff proto/service_config.json clients/python/ruvd_client/service_config.json \
 	  && echo "the stubs are those of proto/"
+	@PYTHON=$(CURDIR)/$(BIN)/python proto/check-breaking.sh
 
 pins: setup ## renew requirements*.txt from pyproject.toml (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

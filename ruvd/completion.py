@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -112,11 +112,14 @@ class Completion:
         if self._task:
             await asyncio.wait([self._task])
 
-    async def events(self, after: int = 0) -> AsyncGenerator[CompletionEvent, None]:
+    async def events(
+        self, after: int = 0, *, is_out_of_time: Callable[[], bool] = lambda: False
+    ) -> AsyncGenerator[CompletionEvent, None]:
         """The events above `after`; raises what the completion failed with.
 
         Close it (`aclosing`) when the reader leaves: with the last reader the completion is
-        cancelled, after its grace, unless it is to continue.
+        cancelled, after its grace, unless it is to continue. Without a grace if it leaves because
+        it `is_out_of_time`: then nobody means to come back.
         """
         self._readers += 1
         if self._grace:
@@ -128,13 +131,15 @@ class Completion:
         finally:
             self._readers -= 1
             if not self._readers and self._task:
-                self._abandoned()
+                self._abandoned(for_good=is_out_of_time())
 
-    def _abandoned(self) -> None:
+    def _abandoned(self, *, for_good: bool) -> None:
         """The last reader has gone."""
         if self._on_disconnect is OnDisconnect.CONTINUE:
             return
-        if self._grace_seconds and self.log.last_sequence:
+        if for_good:
+            self.cancel(CompletionCancelled("the caller's deadline has passed"))
+        elif self._grace_seconds and self.log.last_sequence:
             loop = asyncio.get_running_loop()
             self._grace = loop.call_later(self._grace_seconds, self._grace_over)
         else:

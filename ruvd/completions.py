@@ -7,7 +7,7 @@ resumed; after that, and after a restart, the store has the `Finished` of what w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from ruvd import receipts
@@ -96,8 +96,11 @@ class Completions:
         task.add_done_callback(lambda _: self._retire(completion, request.options))
         return completion
 
-    async def resume(self, ref: CompletionRef, after: int) -> AsyncGenerator[CompletionEvent, None]:
-        """The events above `after`, as they come. Raises CompletionNotFound."""
+    async def resume(
+        self, ref: CompletionRef, after: int, *, is_out_of_time: Callable[[], bool] = lambda: False
+    ) -> AsyncGenerator[CompletionEvent, None]:
+        """The events above `after`, as they come; see `Completion.events`. Raises
+        CompletionNotFound."""
         completion = self._find(ref)
         if completion is None:
             receipt = await self._receipt(ref)
@@ -112,7 +115,7 @@ class Completions:
         if completion.log.last_sequence:
             _check_after(after, completion.log.last_sequence)
         self._observer(CompletionJoined(completion.id, resumed=True))
-        async with aclosing(completion.events(after)) as events:
+        async with aclosing(completion.events(after, is_out_of_time=is_out_of_time)) as events:
             async for event in events:
                 yield event
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ruvd.tracing import RpcCalls
 
 _log = logging.getLogger("ruvd.rpc")
-# A caller gives up at its deadline, which is earlier than ours by the way that its call took.
-_DEADLINE_SLACK_SECONDS = 0.1
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
 Unary: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
@@ -70,7 +68,7 @@ class Errors(grpc.aio.ServerInterceptor):
                 try:
                     response = await handle(request, call)
                 except asyncio.CancelledError:
-                    outcome.code = "DEADLINE_EXCEEDED" if _too_late(call) else "CANCELLED"
+                    outcome.code = "DEADLINE_EXCEEDED" if status.is_too_late(call) else "CANCELLED"
                     raise
                 except grpc.aio.AbortError:
                     outcome.code = _name(call.code())
@@ -79,11 +77,6 @@ class Errors(grpc.aio.ServerInterceptor):
                 return response
 
         return wrapped
-
-
-def _too_late(call: Context) -> bool:
-    left = call.time_remaining()
-    return left is not None and left <= _DEADLINE_SLACK_SECONDS
 
 
 def _name(code: Any) -> str:

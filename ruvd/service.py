@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from google.rpc.status_pb2 import Status
@@ -118,7 +119,8 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self, request: pb.CompleteRequest, context: ServicerContext[Any, Any]
     ) -> AsyncGenerator[pb.CompleteResponse, None]:
         completion = self._completions.start(requests.complete(request, self._limits))
-        async with aclosing(completion.events()) as events:
+        is_out_of_time = partial(status.is_too_late, context)
+        async with aclosing(completion.events(is_out_of_time=is_out_of_time)) as events:
             async for event in events:
                 yield pb.CompleteResponse(event=convert.event(event))
 
@@ -126,7 +128,11 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self, request: pb.ResumeCompletionRequest, context: ServicerContext[Any, Any]
     ) -> AsyncGenerator[pb.ResumeCompletionResponse, None]:
         ref = requests.completion_ref(request, self._limits)
-        async with aclosing(self._completions.resume(ref, request.after_sequence)) as events:
+        is_out_of_time = partial(status.is_too_late, context)
+        events = self._completions.resume(
+            ref, request.after_sequence, is_out_of_time=is_out_of_time
+        )
+        async with aclosing(events):
             async for event in events:
                 yield pb.ResumeCompletionResponse(event=convert.event(event))
 

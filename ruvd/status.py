@@ -7,12 +7,14 @@ BadRequest that names every wrong field, a RetryInfo where waiting helps.
 from __future__ import annotations
 
 import string
+from typing import Any
 from urllib.parse import quote
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message as ProtoMessage
 from google.rpc import error_details_pb2, status_pb2
+from grpc.aio import ServicerContext
 
 from ruvd import errors
 from ruvd.errors import InvalidRequest, RuvdError
@@ -21,6 +23,7 @@ DOMAIN = "ruvd"
 # A status travels in trailing metadata, of which a peer takes 8 KiB by default, base64 included.
 _MAX_DETAIL_BYTES = 2048
 _MAX_MESSAGE_BYTES = 1500
+_DEADLINE_SLACK_SECONDS = 0.1
 INTERNAL_TEXT = "internal error; the daemon's log has the details"
 
 CODES: dict[type[RuvdError], grpc.StatusCode] = {
@@ -45,6 +48,13 @@ CODES: dict[type[RuvdError], grpc.StatusCode] = {
     errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     errors.EngineTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+
+
+def is_too_late(call: ServicerContext[Any, Any]) -> bool:
+    """Whether a call that was cancelled was so by its deadline. The caller gives up at its own,
+    which is earlier than ours by the way that its call took."""
+    left = call.time_remaining()
+    return left is not None and left <= _DEADLINE_SLACK_SECONDS
 
 
 def of(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]:

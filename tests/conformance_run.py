@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 TRANSCRIPT = ROOT / "clients" / "transcript.txt"
 _SECONDS = 120.0
 _FLAGS = (
-    "--engine", "echo", "--echo-faults", "--echo-delay-seconds", "0.04", "--log-format", "json",
+    "--engine", "echo", "--echo-faults", "--echo-delay-seconds", "0.15", "--log-format", "json",
 )  # fmt: skip
 
 

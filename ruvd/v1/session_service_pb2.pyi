@@ -1685,7 +1685,9 @@ class CompleteRequest(google.protobuf.message.Message):
 
     @property
     def disconnect_grace(self) -> google.protobuf.duration_pb2.Duration:
-        """How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset."""
+        """How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
+        call that ends by its deadline is not waited for.
+        """
 
     def __init__(
         self,

@@ -133,6 +133,28 @@ async def test_a_client_that_is_cut_after_every_single_event_gets_the_whole_text
         assert cuts == len(seen)
 
 
+@pytest.mark.parametrize("resumes", [False, True], ids=["first call", "resumed"])
+async def test_a_deadline_ends_the_completion_though_it_has_a_grace(
+    daemon: StartDaemon,
+    resumes: bool,  # noqa: FBT001
+) -> None:
+    """A cut connection may come back, a caller whose time is over does not."""
+    async with daemon(*slow(0.2)) as running, running.stub() as stub:
+        await stub.CreateSession(pb.CreateSessionRequest(session_id="s"))
+        request = turn(TEXT, "s", disconnect_grace=GRACE)
+        call = stub.Complete(request, timeout=None if resumes else 0.5)
+        if resumes:
+            seen = await read(call, 2)
+            call.cancel()
+            ref = pb.ResumeCompletionRequest(completion_id=seen[0].started.completion_id)
+            call = stub.ResumeCompletion(ref, timeout=0.5)
+        assert (await refused(read(call, -1)))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        line = await running.logged("completion failed")
+        assert line["reason"] == "COMPLETION_CANCELLED"
+        assert line["total_ms"] < 5_000  # the grace is longer
+        assert await contents(stub, "s") == []
+
+
 async def test_every_reader_sees_the_same_events_under_the_same_numbers(
     daemon: StartDaemon,
 ) -> None:
