@@ -148,12 +148,11 @@ async def test_reasoning_text_and_tool_calls_come_apart(thoughtful_address: str)
 
 
 async def test_a_client_that_is_cut_in_a_tool_call_reads_it_on(slow_address: str) -> None:
-    async with AsyncClient(slow_address) as client:
-        async with client.complete(
-            ASK, session_id="s", tools=TOOLS, request_id="r", disconnect_grace_seconds=10
-        ) as answer:
-            first = await anext(answer.deltas())
-        rest = client.resume_completion(
+    async with AsyncClient(slow_address) as client, AsyncClient(slow_address) as other:
+        answer = client.complete(ASK, session_id="s", tools=TOOLS, request_id="r")
+        first = await anext(answer.deltas())
+        await client.close()
+        rest = other.resume_completion(
             session_id="s", request_id="r", after_sequence=answer.last_sequence
         )
         pieces = [first.tool_call.arguments]

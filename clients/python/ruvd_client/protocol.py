@@ -33,7 +33,7 @@ CHANNEL_OPTIONS = (
     # The daemon is on this machine: no proxy, and a restart is noticed soon.
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}

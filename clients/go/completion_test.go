@@ -1,0 +1,362 @@
+package ruvd_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/propagation"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	ruvd "github.com/ruvd/ruvd/clients/go"
+	"github.com/ruvd/ruvd/clients/go/ruvdv1"
+)
+
+// call is how one streaming call goes: its events, then its status.
+type call struct {
+	events []*ruvdv1.CompletionEvent
+	err    error
+	stays  bool // open, until the client goes
+}
+
+// scriptedDaemon does what a daemon does only when it is killed at the right moment.
+type scriptedDaemon struct {
+	ruvdv1.UnimplementedSessionServiceServer
+	calls    []call
+	requests chan any
+}
+
+func (d *scriptedDaemon) answer(
+	ctx context.Context, request any, send func(*ruvdv1.CompletionEvent) error,
+) error {
+	d.requests <- request
+	if len(d.calls) == 0 {
+		return status.Error(codes.Unavailable, "nothing more in the script")
+	}
+	next := d.calls[0]
+	d.calls = d.calls[1:]
+	for _, event := range next.events {
+		if err := send(event); err != nil {
+			return err
+		}
+	}
+	if next.stays {
+		<-ctx.Done()
+	}
+	return next.err
+}
+
+func (d *scriptedDaemon) Complete(
+	request *ruvdv1.CompleteRequest, stream grpc.ServerStreamingServer[ruvdv1.CompleteResponse],
+) error {
+	return d.answer(stream.Context(), request, func(event *ruvdv1.CompletionEvent) error {
+		return stream.Send(&ruvdv1.CompleteResponse{Event: event})
+	})
+}
+
+func (d *scriptedDaemon) ResumeCompletion(
+	request *ruvdv1.ResumeCompletionRequest,
+	stream grpc.ServerStreamingServer[ruvdv1.ResumeCompletionResponse],
+) error {
+	return d.answer(stream.Context(), request, func(event *ruvdv1.CompletionEvent) error {
+		return stream.Send(&ruvdv1.ResumeCompletionResponse{Event: event})
+	})
+}
+
+func (d *scriptedDaemon) CancelCompletion(
+	_ context.Context, request *ruvdv1.CancelCompletionRequest,
+) (*ruvdv1.CancelCompletionResponse, error) {
+	d.requests <- request
+	return &ruvdv1.CancelCompletionResponse{}, nil
+}
+
+func (d *scriptedDaemon) GetSession(
+	ctx context.Context, _ *ruvdv1.GetSessionRequest,
+) (*ruvdv1.GetSessionResponse, error) {
+	sent, _ := metadata.FromIncomingContext(ctx)
+	d.requests <- sent
+	return nil, refusal(codes.InvalidArgument, "INVALID_REQUEST",
+		&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
+			{Field: "session_id", Description: "is wrong"}, {Field: "view", Description: "too"},
+		}},
+		&errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)},
+	)
+}
+
+// request is the next one that came, which has to be of that kind.
+func request[Kind any](t *testing.T, daemon *scriptedDaemon) Kind {
+	t.Helper()
+	select {
+	case request := <-daemon.requests:
+		kind, ok := request.(Kind)
+		if !ok {
+			t.Fatalf("the next request is %T %v", request, request)
+		}
+		return kind
+	case <-time.After(10 * time.Second):
+		t.Fatal("no further request")
+		panic("not reached")
+	}
+}
+
+func noFurtherRequest(t *testing.T, daemon *scriptedDaemon) {
+	t.Helper()
+	select {
+	case request := <-daemon.requests:
+		t.Fatalf("a further request: %T %v", request, request)
+	default:
+	}
+}
+
+func serve(t *testing.T, calls ...call) (*scriptedDaemon, *ruvd.Client) {
+	t.Helper()
+	daemon := &scriptedDaemon{calls: calls, requests: make(chan any, 100)}
+	path := filepath.Join(t.TempDir(), "s")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	ruvdv1.RegisterSessionServiceServer(server, daemon)
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(server.Stop)
+	client, err := ruvd.New(
+		ruvd.WithAddress("unix:"+path), ruvd.WithReconnect(300*time.Millisecond),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return daemon, client
+}
+
+func refusal(code codes.Code, reason string, details ...protoadapt.MessageV1) error {
+	info := &errdetails.ErrorInfo{Domain: "ruvd", Reason: reason}
+	withDetails, err := status.New(code, "refused").WithDetails(
+		append([]protoadapt.MessageV1{info}, details...)...,
+	)
+	if err != nil {
+		panic(err)
+	}
+	return withDetails.Err()
+}
+
+var broken = status.Error(codes.Unavailable, "connection reset")
+
+func started(sequence int64) *ruvdv1.CompletionEvent {
+	return &ruvdv1.CompletionEvent{Sequence: sequence, Event: &ruvdv1.CompletionEvent_Started{
+		Started: &ruvdv1.Started{CompletionId: "c-1"},
+	}}
+}
+
+func delta(sequence int64, text string) *ruvdv1.CompletionEvent {
+	return &ruvdv1.CompletionEvent{Sequence: sequence, Event: &ruvdv1.CompletionEvent_Delta{
+		Delta: &ruvdv1.Delta{Part: &ruvdv1.Delta_Text{Text: text}},
+	}}
+}
+
+func finished(sequence int64, content string) *ruvdv1.CompletionEvent {
+	return &ruvdv1.CompletionEvent{Sequence: sequence, Event: &ruvdv1.CompletionEvent_Finished{
+		Finished: &ruvdv1.Finished{Message: &ruvdv1.Message{Content: content}},
+	}}
+}
+
+func events(each ...*ruvdv1.CompletionEvent) []*ruvdv1.CompletionEvent { return each }
+
+func texts(answer *ruvd.Completion) (all []string, failure *ruvd.Error) {
+	for text, err := range answer.Text() {
+		if err != nil {
+			errors.As(err, &failure)
+			return all, failure
+		}
+		all = append(all, text)
+	}
+	return all, nil
+}
+
+func expect(t *testing.T, found, wanted []string) {
+	t.Helper()
+	if !slices.Equal(found, wanted) {
+		t.Fatalf("texts %q, not %q", found, wanted)
+	}
+}
+
+// After a restart only Finished comes: the text that it has beyond what was delivered is delivered.
+func TestTextThatOnlyFinishedHasIsDelivered(t *testing.T) {
+	daemon, client := serve(t,
+		call{events: events(started(1), delta(2, "one")), err: broken},
+		call{events: events(finished(5, "one two three"))},
+	)
+	answer := client.Complete(t.Context(), "hi")
+	found, failure := texts(answer)
+	if failure != nil {
+		t.Fatal(failure)
+	}
+	expect(t, found, []string{"one", " two three"})
+	request[*ruvdv1.CompleteRequest](t, daemon)
+	resumed := request[*ruvdv1.ResumeCompletionRequest](t, daemon)
+	if resumed.GetCompletionId() != "c-1" || resumed.GetAfterSequence() != 2 {
+		t.Fatalf("resumed by %v", resumed)
+	}
+	if answer.LastSequence != 5 || answer.Finished == nil {
+		t.Fatalf("ended at %d with %v", answer.LastSequence, answer.Finished)
+	}
+	noFurtherRequest(t, daemon)
+}
+
+// An answer that contradicts what was delivered of it is DATA_LOSS, and nothing is repeated.
+func TestAnotherAnswerThanWasDeliveredIsDataLoss(t *testing.T) {
+	daemon, client := serve(t,
+		call{events: events(started(1), delta(2, "one")), err: broken},
+		call{events: events(finished(5, "uno dos"))},
+	)
+	found, failure := texts(client.Complete(t.Context(), "hi"))
+	expect(t, found, []string{"one"})
+	if failure == nil || failure.Code != codes.DataLoss {
+		t.Fatalf("ended with %v", failure)
+	}
+	request[*ruvdv1.CompleteRequest](t, daemon)
+	request[*ruvdv1.ResumeCompletionRequest](t, daemon)
+	noFurtherRequest(t, daemon)
+}
+
+// A restarted daemon that knows nothing of a completion without text generates it anew, under the
+// same request id.
+func TestCompletionWithoutTextIsGeneratedAnew(t *testing.T) {
+	daemon, client := serve(t,
+		call{events: events(started(1)), err: broken},
+		call{err: refusal(codes.NotFound, "COMPLETION_NOT_FOUND")},
+		call{events: events(started(1), delta(2, "one"), finished(3, "one"))},
+	)
+	found, failure := texts(client.Complete(t.Context(), "hi"))
+	if failure != nil {
+		t.Fatal(failure)
+	}
+	expect(t, found, []string{"one"})
+	first := request[*ruvdv1.CompleteRequest](t, daemon)
+	request[*ruvdv1.ResumeCompletionRequest](t, daemon)
+	again := request[*ruvdv1.CompleteRequest](t, daemon)
+	if first.GetRequestId() == "" || again.GetRequestId() != first.GetRequestId() {
+		t.Fatalf("request ids %q and %q", first.GetRequestId(), again.GetRequestId())
+	}
+}
+
+// Text that was delivered is never followed by text that was generated anew.
+func TestCompletionWithTextIsNotGeneratedAnew(t *testing.T) {
+	daemon, client := serve(t,
+		call{events: events(started(1), delta(2, "one")), err: broken},
+		call{err: refusal(codes.NotFound, "COMPLETION_NOT_FOUND")},
+	)
+	found, failure := texts(client.Complete(t.Context(), "hi"))
+	expect(t, found, []string{"one"})
+	if failure == nil || failure.Reason != "COMPLETION_NOT_FOUND" {
+		t.Fatalf("ended with %v", failure)
+	}
+	request[*ruvdv1.CompleteRequest](t, daemon)
+	request[*ruvdv1.ResumeCompletionRequest](t, daemon)
+	noFurtherRequest(t, daemon)
+}
+
+// A daemon that does not come back ends the answer with the error of the last try.
+func TestReconnectingEnds(t *testing.T) {
+	_, client := serve(t, call{events: events(started(1)), err: broken})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	began := time.Now()
+	_, failure := texts(client.Complete(ctx, "hi"))
+	if failure == nil || failure.Code != codes.Unavailable ||
+		failure.Message != "nothing more in the script" {
+		t.Fatalf("ended with %v", failure)
+	}
+	if took := time.Since(began); took < 300*time.Millisecond {
+		t.Fatalf("gave up after %v", took)
+	}
+}
+
+// Leaving the loop cancels the completion by its id, and it is an error to wait for it then.
+func TestLeavingTheLoopCancels(t *testing.T) {
+	daemon, client := serve(t, call{events: events(started(1), delta(2, "one")), stays: true})
+	answer := client.Complete(t.Context(), "hi")
+	for range answer.Text() {
+		break
+	}
+	request[*ruvdv1.CompleteRequest](t, daemon)
+	if by := request[*ruvdv1.CancelCompletionRequest](t, daemon); by.GetCompletionId() != "c-1" {
+		t.Fatalf("cancelled by %v", by)
+	}
+	if _, err := answer.Message(); !errors.Is(err, context.Canceled) {
+		t.Fatalf("waiting gave %v", err)
+	}
+}
+
+// Before Started a completion is cancelled by its session and request id.
+func TestEndOfTheContextCancelsBeforeStarted(t *testing.T) {
+	daemon, client := serve(t, call{stays: true})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan *ruvd.Error)
+	go func() {
+		_, failure := texts(client.Complete(ctx, "hi", ruvd.WithSession("s"), ruvd.WithRequestID("r")))
+		ended <- failure
+	}()
+	request[*ruvdv1.CompleteRequest](t, daemon)
+	cancel()
+	if failure := <-ended; failure == nil || !errors.Is(failure, context.Canceled) {
+		t.Fatalf("ended with %v", failure)
+	}
+	by := request[*ruvdv1.CancelCompletionRequest](t, daemon)
+	if by.GetSessionId() != "s" || by.GetRequestId() != "r" {
+		t.Fatalf("cancelled by %v", by)
+	}
+}
+
+// A completion that is to continue without readers is not cancelled.
+func TestCompletionThatContinuesIsNotCancelled(t *testing.T) {
+	daemon, client := serve(t, call{events: events(started(1), delta(2, "one")), stays: true})
+	rule := ruvd.WithOnDisconnect(ruvdv1.OnDisconnect_ON_DISCONNECT_CONTINUE)
+	for range client.Complete(t.Context(), "hi", rule).Text() {
+		break
+	}
+	_ = client.Close() // after which nothing is on its way
+	request[*ruvdv1.CompleteRequest](t, daemon)
+	noFurtherRequest(t, daemon)
+}
+
+// An error has all that its details say, and the trace goes out with the call.
+func TestErrorsHaveDetailsAndCallsHaveTraces(t *testing.T) {
+	otel.SetTextMapPropagator(propagation.TraceContext{})
+	t.Cleanup(func() {
+		otel.SetTextMapPropagator(propagation.NewCompositeTextMapPropagator())
+	})
+	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	ctx := propagation.TraceContext{}.Extract(
+		t.Context(), propagation.MapCarrier{"traceparent": trace},
+	)
+	daemon, client := serve(t)
+	_, err := client.GetSession(ctx, "s")
+	var failure *ruvd.Error
+	if !errors.As(err, &failure) {
+		t.Fatalf("failed with %v", err)
+	}
+	wanted := []ruvd.FieldViolation{{"session_id", "is wrong"}, {"view", "too"}}
+	if failure.Code != codes.InvalidArgument || failure.Reason != "INVALID_REQUEST" ||
+		failure.RetryAfter != time.Second || !slices.Equal(failure.Violations, wanted) {
+		t.Fatalf("failed with %+v", failure)
+	}
+	if status.Code(err) != codes.InvalidArgument {
+		t.Fatalf("gRPC knows it as %v", status.Code(err))
+	}
+	if sent := request[metadata.MD](t, daemon); !slices.Equal(sent.Get("traceparent"), []string{trace}) {
+		t.Fatalf("sent %v", sent)
+	}
+}

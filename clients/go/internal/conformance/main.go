@@ -1,0 +1,407 @@
+// Conformance drives the client through the scenario of clients/CONFORMANCE.md and prints the
+// transcript, which is the same in every language.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/code"
+	"google.golang.org/protobuf/proto"
+
+	ruvd "github.com/ruvd/ruvd/clients/go"
+	"github.com/ruvd/ruvd/clients/go/ruvdv1"
+)
+
+var ctx = context.Background()
+
+func main() {
+	log.SetFlags(0)
+	if len(os.Args) != 2 || os.Args[1] != "scenario" && os.Args[1] != "restart" {
+		log.Fatal("usage: conformance scenario|restart")
+	}
+	client := connect("RUVD_ADDRESS")
+	if os.Args[1] == "restart" {
+		restart(client)
+	} else {
+		for _, step := range steps {
+			step(client)
+		}
+	}
+	must(client.Close())
+}
+
+func connect(variable string) *ruvd.Client {
+	client, err := ruvd.New(ruvd.WithAddress(os.Getenv(variable)))
+	must(err)
+	return client
+}
+
+func must(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+func line(format string, values ...any) {
+	_, err := fmt.Printf(format+"\n", values...)
+	must(err)
+}
+
+// words are w1 w2 ... wN.
+func words(count int) string {
+	each := make([]string, count)
+	for i := range each {
+		each[i] = fmt.Sprintf("w%d", i+1)
+	}
+	return strings.Join(each, " ")
+}
+
+// typed is the client's error; there is no other.
+func typed(err error) *ruvd.Error {
+	var failure *ruvd.Error
+	if !errors.As(err, &failure) {
+		log.Fatalf("not a typed error: %v", err)
+	}
+	return failure
+}
+
+func codeOf(err error) string {
+	return code.Code(typed(err).Code).String()
+}
+
+func reasonOf(err error) string {
+	return cmp.Or(typed(err).Reason, "-")
+}
+
+func printError(err error) {
+	retry := ""
+	if after := typed(err).RetryAfter; after > 0 {
+		retry = fmt.Sprintf(" retry=%dms", after.Milliseconds())
+	}
+	line("error %s %s%s", codeOf(err), reasonOf(err), retry)
+	for _, each := range typed(err).Violations {
+		line("violation %s: %s", each.Field, each.Description)
+	}
+}
+
+func printSession(session *ruvdv1.Session) {
+	line(
+		"session %s messages=%d exchanges=%d",
+		session.GetId(), session.GetMessageCount(), session.GetExchangeCount(),
+	)
+}
+
+func finishReason(finished *ruvdv1.Finished) string {
+	return strings.TrimPrefix(finished.GetFinishReason().String(), "FINISH_REASON_")
+}
+
+// say completes and prints each text, then how it ended.
+func say(client *ruvd.Client, text string, options ...ruvd.Option) {
+	printTexts(client.Complete(ctx, text, options...))
+}
+
+func printTexts(answer *ruvd.Completion) {
+	for text, err := range answer.Text() {
+		if err != nil {
+			printError(err)
+			return
+		}
+		line("text [%s]", text)
+	}
+	line(
+		"finished %s sequence=%d exchanges=%d",
+		finishReason(answer.Finished), answer.LastSequence, answer.Finished.GetExchangeCount(),
+	)
+}
+
+func printEvents(answer *ruvd.Completion) {
+	for event, err := range answer.Events() {
+		if err != nil {
+			printError(err)
+			return
+		}
+		switch {
+		case event.GetStarted() != nil:
+			line("event %d started", event.GetSequence())
+		case event.GetDelta() != nil:
+			line("event %d delta [%s]", event.GetSequence(), event.GetDelta().GetText())
+		case event.GetFinished() != nil:
+			line(
+				"event %d finished %s [%s]", event.GetSequence(),
+				finishReason(event.GetFinished()), event.GetFinished().GetMessage().GetContent(),
+			)
+		}
+	}
+}
+
+func create(client *ruvd.Client, request *ruvdv1.CreateSessionRequest) *ruvdv1.Session {
+	session, err := client.CreateSession(ctx, request)
+	must(err)
+	return session
+}
+
+// get prints a session, or why there is none.
+func get(client *ruvd.Client, id string) {
+	session, err := client.GetSession(ctx, id)
+	if err != nil {
+		printError(err)
+		return
+	}
+	printSession(session)
+}
+
+// getWhenIdle prints `idle` once nothing runs in the session, then the session.
+func getWhenIdle(client *ruvd.Client, id, idle string) {
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		session, err := client.GetSession(ctx, id)
+		must(err)
+		over := session.GetRunningCompletionId() == ""
+		if over || time.Now().After(deadline) {
+			if !over {
+				idle = "still running"
+			}
+			line("%s", idle)
+			printSession(session)
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func restart(client *ruvd.Client) {
+	answer := client.Complete(
+		ctx, words(40), ruvd.WithSession("omega"),
+		ruvd.WithOnDisconnect(ruvdv1.OnDisconnect_ON_DISCONNECT_CONTINUE),
+	)
+	all, failure := "", error(nil)
+	for text, err := range answer.Text() {
+		if failure = err; err != nil {
+			break
+		}
+		if all == "" {
+			line("ready")
+		}
+		all += text
+	}
+	if failure != nil {
+		printError(failure)
+	} else {
+		line("text [%s]", all)
+	}
+	get(client, "omega")
+}
+
+var steps = []func(*ruvd.Client){
+	sessions, stream, unicode, requestID, cuts, cancel, busy, faults, wrongFields, fork, batch,
+	deadline, models, nobody,
+}
+
+func sessions(client *ruvd.Client) {
+	line("# sessions")
+	printSession(create(client, &ruvdv1.CreateSessionRequest{
+		SessionId: "alpha", SystemPrompt: "Be brief.", Labels: map[string]string{"team": "a"},
+	}))
+	say(client, "one two three", ruvd.WithSession("alpha"))
+	say(client, "four", ruvd.WithSession("alpha"))
+	session, err := client.GetSessionWithMessages(ctx, "alpha")
+	must(err)
+	printSession(session)
+	for _, each := range session.GetMessages() {
+		line("message %s [%s]", strings.TrimPrefix(each.GetRole().String(), "ROLE_"), each.GetContent())
+	}
+	for each, err := range client.ListSessions(ctx, nil) {
+		must(err)
+		line("listed %s", each.GetId())
+	}
+	must(client.EndSession(ctx, "alpha"))
+	line("ended")
+	get(client, "alpha")
+	if err := client.EndSession(ctx, "alpha"); err != nil {
+		printError(err)
+	}
+}
+
+func stream(client *ruvd.Client) {
+	line("# stream")
+	printEvents(client.Complete(ctx, "alpha beta gamma"))
+}
+
+func unicode(client *ruvd.Client) {
+	line("# unicode")
+	say(client, "Grüße aus Köln")
+	say(client, "世界 👩‍🚀 ok")
+	say(client, "नमस्ते दुनिया")
+	say(client, "e\u0301 A\u030A")
+}
+
+func requestID(client *ruvd.Client) {
+	line("# request id")
+	for _, text := range []string{"once only", "once only", "other"} {
+		say(client, text, ruvd.WithSession("beta"), ruvd.WithRequestID("r-1"))
+	}
+	get(client, "beta")
+}
+
+func cuts(client *ruvd.Client) {
+	line("# cut after the third event")
+	third := connect("RUVD_CUT_THIRD")
+	printEvents(third.Complete(ctx, "a b c d e f", ruvd.WithSession("gamma")))
+	get(third, "gamma")
+	must(third.Close())
+
+	line("# cut always")
+	always := connect("RUVD_CUT_ALWAYS")
+	say(always, "a b c d e f g h", ruvd.WithSession("delta"))
+	get(always, "delta")
+	must(always.Close())
+
+	line("# cut before the first event")
+	first := connect("RUVD_CUT_FIRST")
+	say(first, "x y z", ruvd.WithSession("epsilon"))
+	get(client, "epsilon")
+	must(first.Close())
+}
+
+func cancel(client *ruvd.Client) {
+	line("# cancel")
+	create(client, &ruvdv1.CreateSessionRequest{SessionId: "zeta"})
+	cancellable, cancel := context.WithCancel(ctx)
+	defer cancel()
+	texts := 0
+	for text, err := range client.Complete(
+		cancellable, words(200), ruvd.WithSession("zeta"),
+	).Text() {
+		if texts == 3 && errors.Is(err, context.Canceled) {
+			break
+		}
+		must(err)
+		line("text [%s]", text)
+		if texts++; texts == 3 {
+			cancel()
+		}
+	}
+	getWhenIdle(client, "zeta", "cancelled")
+}
+
+func busy(client *ruvd.Client) {
+	line("# busy")
+	create(client, &ruvdv1.CreateSessionRequest{SessionId: "eta"})
+	next, stop := iter.Pull2(client.Complete(ctx, words(200), ruvd.WithSession("eta")).Text())
+	defer stop()
+	_, err, _ := next()
+	must(err)
+	say(
+		client, "no", ruvd.WithSession("eta"), ruvd.WithIfBusy(ruvdv1.IfBusy_IF_BUSY_REJECT),
+	)
+	say(
+		client, "mine", ruvd.WithSession("eta"), ruvd.WithIfBusy(ruvdv1.IfBusy_IF_BUSY_INTERRUPT),
+	)
+	for more := true; more && err == nil; {
+		_, err, more = next()
+	}
+	printError(err)
+	get(client, "eta")
+}
+
+func faults(client *ruvd.Client) {
+	line("# errors")
+	values := ruvdv1.ErrorReason(0).Descriptor().Values()
+	for i := 1; i < values.Len(); i++ {
+		reason := strings.TrimPrefix(string(values.Get(i).Name()), "ERROR_REASON_")
+		line("fault %s", reason)
+		say(client, "!fault "+reason)
+	}
+	line("# error after text")
+	say(client, "!fault ENGINE_UNAVAILABLE one two", ruvd.WithSession("theta"))
+	get(client, "theta")
+}
+
+func wrongFields(client *ruvd.Client) {
+	line("# wrong fields")
+	say(client, "hi", ruvd.WithSession("no spaces"), ruvd.WithTemperature(3))
+}
+
+func fork(client *ruvd.Client) {
+	line("# fork")
+	say(client, "first", ruvd.WithSession("iota"))
+	say(client, "second", ruvd.WithSession("iota"))
+	session, err := client.ForkSession(ctx, &ruvdv1.ForkSessionRequest{
+		SessionId: "iota", ExchangeCount: proto.Int64(1), NewSessionId: "iota-fork",
+	})
+	must(err)
+	printSession(session)
+	say(client, "third", ruvd.WithSession("iota-fork"))
+	get(client, "iota")
+	get(client, "iota-fork")
+}
+
+func batch(client *ruvd.Client) {
+	line("# batch")
+	batch := client.Batch(
+		ctx, 0,
+		ruvd.Request("b0"),
+		ruvd.Request("!fault ENGINE_REJECTED"),
+		ruvd.Request("b2", ruvd.WithSession("kappa")),
+		ruvd.Request("b3", ruvd.WithSession("kappa")),
+	)
+	var outcomes []*ruvd.Outcome
+	for outcome, err := range batch.Outcomes() {
+		must(err)
+		outcomes = append(outcomes, outcome)
+	}
+	slices.SortFunc(outcomes, func(a, b *ruvd.Outcome) int { return a.Index - b.Index })
+	for _, each := range outcomes {
+		if each.Err != nil {
+			line("item %d error %s %s", each.Index, codeOf(each.Err), reasonOf(each.Err))
+			continue
+		}
+		line("item %d [%s]", each.Index, each.Completion.GetFinished().GetMessage().GetContent())
+	}
+	line("summary succeeded=%d failed=%d", batch.Summary.GetSucceeded(), batch.Summary.GetFailed())
+	get(client, "kappa")
+}
+
+func deadline(client *ruvd.Client) {
+	line("# deadline")
+	create(client, &ruvdv1.CreateSessionRequest{SessionId: "lambda"})
+	limited, cancel := context.WithTimeout(ctx, 400*time.Millisecond)
+	defer cancel()
+	if _, err := client.Complete(limited, words(200), ruvd.WithSession("lambda")).Message(); err != nil {
+		line("error %s", codeOf(err))
+	}
+	getWhenIdle(client, "lambda", "over")
+}
+
+func models(client *ruvd.Client) {
+	line("# models")
+	models, err := client.ListModels(ctx)
+	must(err)
+	for _, each := range models.GetModels() {
+		line("model %s", each)
+	}
+	line("default %s", models.GetDefaultModel())
+}
+
+func nobody(*ruvd.Client) {
+	line("# nobody there")
+	nobody := connect("RUVD_NOBODY")
+	if _, err := nobody.ListModels(ctx); err != nil {
+		line("error %s %s", codeOf(err), reasonOf(err))
+	}
+	limited, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	defer cancel()
+	if _, err := nobody.Complete(limited, "hi").Message(); err != nil {
+		line("error %s %s", codeOf(err), reasonOf(err))
+	}
+	must(nobody.Close())
+}

@@ -1,0 +1,377 @@
+package dev.ruvd.conformance;
+
+import static dev.ruvd.client.RuvdClient.request;
+import static java.util.stream.Collectors.joining;
+
+import dev.ruvd.client.BatchOutcome;
+import dev.ruvd.client.Completion;
+import dev.ruvd.client.RuvdClient;
+import dev.ruvd.client.RuvdException;
+import dev.ruvd.v1.BatchCompleteRequest;
+import dev.ruvd.v1.CompleteRequest;
+import dev.ruvd.v1.CompletionEvent;
+import dev.ruvd.v1.CreateSessionRequest;
+import dev.ruvd.v1.ErrorReason;
+import dev.ruvd.v1.Finished;
+import dev.ruvd.v1.ForkSessionRequest;
+import dev.ruvd.v1.IfBusy;
+import dev.ruvd.v1.ListSessionsRequest;
+import dev.ruvd.v1.Message;
+import dev.ruvd.v1.OnDisconnect;
+import dev.ruvd.v1.Session;
+import dev.ruvd.v1.SessionView;
+import java.io.FileDescriptor;
+import java.io.FileOutputStream;
+import java.io.PrintStream;
+import java.nio.charset.StandardCharsets;
+import java.time.Duration;
+import java.util.Comparator;
+import java.util.Iterator;
+import java.util.List;
+import java.util.stream.IntStream;
+import java.util.stream.StreamSupport;
+
+/** The program of {@code clients/CONFORMANCE.md}: what it prints is the same in every language. */
+public final class Conformance {
+  private static final Duration POLL = Duration.ofMillis(50);
+  private static final Duration POLL_AT_MOST = Duration.ofSeconds(5);
+
+  private final PrintStream out =
+      new PrintStream(new FileOutputStream(FileDescriptor.out), true, StandardCharsets.UTF_8);
+  private final RuvdClient client = new RuvdClient();
+
+  private Conformance() {}
+
+  /**
+   * Runs one of the two programs.
+   *
+   * @param arguments {@code scenario} or {@code restart}
+   */
+  public static void main(String[] arguments) throws InterruptedException {
+    Conformance conformance = new Conformance();
+    try (conformance.client) {
+      switch (arguments.length == 1 ? arguments[0] : "") {
+        case "scenario" -> conformance.scenario();
+        case "restart" -> conformance.restart();
+        default -> throw new IllegalArgumentException("scenario or restart");
+      }
+    }
+  }
+
+  private void scenario() throws InterruptedException {
+    sessions();
+    stream();
+    unicode();
+    requestId();
+    cuts();
+    cancel();
+    busy();
+    errors();
+    fork();
+    batch();
+    deadline();
+    models();
+    nobodyThere();
+  }
+
+  private void sessions() {
+    step("sessions");
+    print(
+        client.createSession(
+            CreateSessionRequest.newBuilder()
+                .setSessionId("alpha")
+                .setSystemPrompt("Be brief.")
+                .putLabels("team", "a")
+                .build()));
+    say(request("one two three").setSessionId("alpha"));
+    say(request("four").setSessionId("alpha"));
+    Session alpha = client.getSession("alpha", SessionView.SESSION_VIEW_FULL);
+    print(alpha);
+    for (Message message : alpha.getMessagesList()) {
+      line("message %s [%s]", bare(message.getRole(), "ROLE_"), message.getContent());
+    }
+    client
+        .listSessions(ListSessionsRequest.getDefaultInstance())
+        .forEach(session -> line("listed %s", session.getId()));
+    client.endSession("alpha");
+    line("ended");
+    get("alpha");
+    attempt(() -> client.endSession("alpha"));
+  }
+
+  private void stream() {
+    step("stream");
+    events(client, request("alpha beta gamma"));
+  }
+
+  private void unicode() {
+    step("unicode");
+    say(request("Grüße aus Köln"));
+    say(request("世界 👩‍🚀 ok"));
+    say(request("नमस्ते दुनिया"));
+    say(request("e\u0301 A\u030A"));
+  }
+
+  private void requestId() {
+    step("request id");
+    say(request("once only").setSessionId("beta").setRequestId("r-1"));
+    say(request("once only").setSessionId("beta").setRequestId("r-1"));
+    say(request("other").setSessionId("beta").setRequestId("r-1"));
+    get("beta");
+  }
+
+  private void cuts() {
+    step("cut after the third event");
+    try (RuvdClient cut = at("RUVD_CUT_THIRD")) {
+      events(cut, request("a b c d e f").setSessionId("gamma"));
+      get(cut, "gamma");
+    }
+    step("cut always");
+    try (RuvdClient cut = at("RUVD_CUT_ALWAYS")) {
+      say(cut, request("a b c d e f g h").setSessionId("delta"));
+      get(cut, "delta");
+    }
+    step("cut before the first event");
+    try (RuvdClient cut = at("RUVD_CUT_FIRST")) {
+      say(cut, request("x y z").setSessionId("epsilon"));
+      get("epsilon");
+    }
+  }
+
+  private void cancel() throws InterruptedException {
+    step("cancel");
+    create("zeta");
+    try (Completion answer = client.complete(request(words(200)).setSessionId("zeta"))) {
+      Iterator<String> texts = answer.iterator();
+      for (int i = 0; i < 3; i++) {
+        line("text [%s]", texts.next());
+      }
+    }
+    line(isIdle("zeta") ? "cancelled" : "still running");
+    get("zeta");
+  }
+
+  private void busy() {
+    step("busy");
+    create("eta");
+    try (Completion first = client.complete(request(words(200)).setSessionId("eta"))) {
+      first.iterator().next();
+      say(request("no").setSessionId("eta").setIfBusy(IfBusy.IF_BUSY_REJECT));
+      say(request("mine").setSessionId("eta").setIfBusy(IfBusy.IF_BUSY_INTERRUPT));
+      attempt(first::finished);
+    }
+    get("eta");
+  }
+
+  private void errors() {
+    step("errors");
+    for (ErrorReason reason : ErrorReason.values()) {
+      if (reason != ErrorReason.ERROR_REASON_UNSPECIFIED && reason != ErrorReason.UNRECOGNIZED) {
+        String name = bare(reason, "ERROR_REASON_");
+        line("fault %s", name);
+        say(request("!fault " + name));
+      }
+    }
+    step("error after text");
+    say(request("!fault ENGINE_UNAVAILABLE one two").setSessionId("theta"));
+    get("theta");
+    step("wrong fields");
+    CompleteRequest.Builder wrong = request("hi").setSessionId("no spaces");
+    wrong.getOptionsBuilder().setTemperature(3);
+    say(wrong);
+  }
+
+  private void fork() {
+    step("fork");
+    say(request("first").setSessionId("iota"));
+    say(request("second").setSessionId("iota"));
+    print(
+        client.forkSession(
+            ForkSessionRequest.newBuilder()
+                .setSessionId("iota")
+                .setExchangeCount(1)
+                .setNewSessionId("iota-fork")
+                .build()));
+    say(request("third").setSessionId("iota-fork"));
+    get("iota");
+    get("iota-fork");
+  }
+
+  private void batch() {
+    step("batch");
+    var items =
+        BatchCompleteRequest.newBuilder()
+            .addItems(request("b0"))
+            .addItems(request("!fault ENGINE_REJECTED"))
+            .addItems(request("b2").setSessionId("kappa"))
+            .addItems(request("b3").setSessionId("kappa"));
+    try (var batch = client.batch(items)) {
+      List<BatchOutcome> outcomes =
+          StreamSupport.stream(batch.spliterator(), false)
+              .sorted(Comparator.comparing(BatchOutcome::index))
+              .toList();
+      for (BatchOutcome outcome : outcomes) {
+        RuvdException error = outcome.error();
+        line(
+            "item %d %s",
+            outcome.index(),
+            error == null ? "[" + outcome.text() + "]" : "error " + codeAndReason(error));
+      }
+      var summary = batch.summary().orElseThrow();
+      line("summary succeeded=%d failed=%d", summary.getSucceeded(), summary.getFailed());
+    }
+    get("kappa");
+  }
+
+  private void deadline() throws InterruptedException {
+    step("deadline");
+    create("lambda");
+    var request = request(words(200)).setSessionId("lambda");
+    try (Completion answer = client.complete(request, Duration.ofMillis(400))) {
+      answer.finished();
+    } catch (RuvdException error) {
+      line("error %s", error.code());
+    }
+    line(isIdle("lambda") ? "over" : "still running");
+    get("lambda");
+  }
+
+  private void models() {
+    step("models");
+    var models = client.listModels();
+    models.getModelsList().forEach(name -> line("model %s", name));
+    line("default %s", models.getDefaultModel());
+  }
+
+  private void nobodyThere() {
+    step("nobody there");
+    try (RuvdClient nobody = at("RUVD_NOBODY")) {
+      attempt(nobody::listModels);
+      attempt(() -> nobody.complete(request("hi"), Duration.ofMillis(500)).finished());
+    }
+  }
+
+  private void restart() {
+    StringBuilder text = new StringBuilder();
+    var request =
+        request(words(40))
+            .setSessionId("omega")
+            .setOnDisconnect(OnDisconnect.ON_DISCONNECT_CONTINUE);
+    attempt(
+        () -> {
+          for (String piece : client.complete(request)) {
+            if (text.isEmpty()) {
+              line("ready");
+            }
+            text.append(piece);
+          }
+          line("text [%s]", text);
+        });
+    get("omega");
+  }
+
+  private void say(CompleteRequest.Builder request) {
+    say(client, request);
+  }
+
+  private void say(RuvdClient by, CompleteRequest.Builder request) {
+    attempt(
+        () -> {
+          Completion answer = by.complete(request);
+          for (String text : answer) {
+            line("text [%s]", text);
+          }
+          Finished finished = answer.finished();
+          line(
+              "finished %s sequence=%d exchanges=%d",
+              bare(finished.getFinishReason(), "FINISH_REASON_"),
+              answer.lastSequence(),
+              finished.getExchangeCount());
+        });
+  }
+
+  private void events(RuvdClient by, CompleteRequest.Builder request) {
+    attempt(() -> by.complete(request).events().forEachRemaining(this::print));
+  }
+
+  private void create(String id) {
+    client.createSession(CreateSessionRequest.newBuilder().setSessionId(id).build());
+  }
+
+  private void get(String id) {
+    get(client, id);
+  }
+
+  private void get(RuvdClient by, String id) {
+    attempt(() -> print(by.getSession(id)));
+  }
+
+  private boolean isIdle(String id) throws InterruptedException {
+    long end = System.nanoTime() + POLL_AT_MOST.toNanos();
+    while (!client.getSession(id).getRunningCompletionId().isEmpty()) {
+      if (System.nanoTime() > end) {
+        return false;
+      }
+      Thread.sleep(POLL.toMillis());
+    }
+    return true;
+  }
+
+  private void attempt(Runnable call) {
+    try {
+      call.run();
+    } catch (RuvdException error) {
+      String retry = error.retryAfter().map(it -> " retry=" + it.toMillis() + "ms").orElse("");
+      line("error %s%s", codeAndReason(error), retry);
+      for (var violation : error.violations()) {
+        line("violation %s: %s", violation.field(), violation.description());
+      }
+    }
+  }
+
+  private void print(CompletionEvent event) {
+    String what =
+        switch (event.getEventCase()) {
+          case STARTED -> "started";
+          case DELTA -> "delta [" + event.getDelta().getText() + "]";
+          case FINISHED ->
+              "finished "
+                  + bare(event.getFinished().getFinishReason(), "FINISH_REASON_")
+                  + " ["
+                  + event.getFinished().getMessage().getContent()
+                  + "]";
+          default -> throw new IllegalArgumentException("an unknown event");
+        };
+    line("event %d %s", event.getSequence(), what);
+  }
+
+  private void print(Session session) {
+    line(
+        "session %s messages=%d exchanges=%d",
+        session.getId(), session.getMessageCount(), session.getExchangeCount());
+  }
+
+  private void step(String name) {
+    line("# %s", name);
+  }
+
+  private void line(String format, Object... values) {
+    out.print(String.format(format, values) + "\n");
+  }
+
+  private static String codeAndReason(RuvdException error) {
+    return error.code() + " " + (error.reason().isEmpty() ? "-" : error.reason());
+  }
+
+  private static String bare(Enum<?> value, String prefix) {
+    return value.name().substring(prefix.length());
+  }
+
+  private static String words(int count) {
+    return IntStream.rangeClosed(1, count).mapToObj(i -> "w" + i).collect(joining(" "));
+  }
+
+  private static RuvdClient at(String variable) {
+    return new RuvdClient(System.getenv(variable));
+  }
+}

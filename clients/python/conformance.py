@@ -1,0 +1,306 @@
+"""The conformance program of clients/CONFORMANCE.md for the Python client.
+
+`conformance.py [--asyncio] scenario|restart`: the same steps by the blocking client or, with
+`--asyncio`, by the other, which a thin shell makes look like the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any, Self
+
+from ruvd_client import AsyncClient, Client, Completion, IfBusy, OnDisconnect, RuvdError, request
+from ruvd_client.protocol import DEFAULT_ADDRESS
+from ruvd_client.v1 import session_service_pb2 as pb
+
+WORDS = " ".join(f"w{number}" for number in range(1, 201))
+REASONS = [name.removeprefix("ERROR_REASON_") for name in pb.ErrorReason.keys()[1:]]
+
+
+def out(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+class Blocking:
+    """An AsyncClient with the calls of a Client: one loop, driven from here."""
+
+    loop = asyncio.new_event_loop()
+
+    def __init__(self, address: str) -> None:
+        self._client = self._run(self._made(address))
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            made = self._run(_called(method, *args, **kwargs))
+            return self._iterated(made) if hasattr(made, "__aiter__") else made
+
+        return call
+
+    async def _made(self, address: str) -> AsyncClient:
+        return AsyncClient(address)
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.loop.run_until_complete(work)
+
+    def _iterated(self, made: Any) -> Any:
+        return Iterated(self, made)
+
+
+class Iterated:
+    """An asynchronous iterator as an ordinary one, with all else that it has."""
+
+    def __init__(self, client: Blocking, made: Any) -> None:
+        self._client = client
+        self._made = made
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return self._client._run(anext(self._made))  # noqa: SLF001
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client._run(self._made.__aexit__(*error))  # noqa: SLF001
+
+    def events(self) -> Iterator[Any]:
+        return iter(Iterated(self._client, self._made.events()))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)
+
+
+async def _called(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    made = method(*args, **kwargs)
+    return await made if asyncio.iscoroutine(made) else made
+
+
+Connect = Callable[[str], Any]
+
+
+def error(failure: RuvdError, *, with_reason: bool = True) -> None:
+    line = f"error {failure.code.name}"
+    if with_reason:
+        line += f" {failure.reason or '-'}"
+        if failure.retry_after_seconds is not None:
+            line += f" retry={round(failure.retry_after_seconds * 1000)}ms"
+    out(line)
+    for violation in failure.violations:
+        out(f"violation {violation.field}: {violation.description}")
+
+
+def attempt(call: Callable[[], object]) -> bool:
+    """Whether it went well; otherwise its error is printed."""
+    try:
+        call()
+    except RuvdError as failure:
+        error(failure)
+        return False
+    return True
+
+
+def say(client: Any, text: str, **arguments: Any) -> None:
+    def run() -> None:
+        answer = client.complete(text, **arguments)
+        for piece in answer:
+            out(f"text [{piece}]")
+        finished = answer.finished
+        reason = pb.FinishReason.Name(finished.finish_reason).removeprefix("FINISH_REASON_")
+        count = finished.exchange_count
+        out(f"finished {reason} sequence={answer.last_sequence} exchanges={count}")
+
+    attempt(run)
+
+
+def show_events(events: Iterable[pb.CompletionEvent]) -> None:
+    for event in events:
+        which = event.WhichOneof("event")
+        line = f"event {event.sequence} {which}"
+        if which == "delta":
+            line += f" [{event.delta.text}]"
+        elif which == "finished":
+            reason = pb.FinishReason.Name(event.finished.finish_reason)
+            said = event.finished.message.content
+            line += f" {reason.removeprefix('FINISH_REASON_')} [{said}]"
+        out(line)
+
+
+def show(session: pb.Session) -> None:
+    out(f"session {session.id} messages={session.message_count} exchanges={session.exchange_count}")
+    for message in session.messages:
+        out(f"message {pb.Role.Name(message.role).removeprefix('ROLE_')} [{message.content}]")
+
+
+def get(client: Any, session_id: str) -> None:
+    attempt(lambda: show(client.get_session(session_id)))
+
+
+def over(client: Any, session_id: str) -> bool:
+    """Whether nothing runs in the session within five seconds."""
+    deadline = time.monotonic() + 5
+    while client.get_session(session_id).running_completion_id:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def scenario(connect: Connect) -> None:
+    client = connect(os.environ["RUVD_ADDRESS"])
+
+    out("# sessions")
+    show(client.create_session(session_id="alpha", system_prompt="Be brief.", labels={"team": "a"}))
+    say(client, "one two three", session_id="alpha")
+    say(client, "four", session_id="alpha")
+    show(client.get_session("alpha", pb.SESSION_VIEW_FULL))
+    for session in client.list_sessions():
+        out(f"listed {session.id}")
+    client.end_session("alpha")
+    out("ended")
+    get(client, "alpha")
+    attempt(lambda: client.end_session("alpha"))
+
+    out("# stream")
+    show_events(client.complete("alpha beta gamma").events())
+
+    out("# unicode")
+    for text in ("Grüße aus Köln", "世界 👩‍🚀 ok", "नमस्ते दुनिया", "e\u0301 A\u030a"):
+        say(client, text)
+
+    out("# request id")
+    for text in ("once only", "once only", "other"):
+        say(client, text, session_id="beta", request_id="r-1")
+    get(client, "beta")
+
+    out("# cut after the third event")
+    by_cut = connect(os.environ["RUVD_CUT_THIRD"])
+    show_events(by_cut.complete("a b c d e f", session_id="gamma").events())
+    get(client, "gamma")
+
+    out("# cut always")
+    say(connect(os.environ["RUVD_CUT_ALWAYS"]), "a b c d e f g h", session_id="delta")
+    get(client, "delta")
+
+    out("# cut before the first event")
+    say(connect(os.environ["RUVD_CUT_FIRST"]), "x y z", session_id="epsilon")
+    get(client, "epsilon")
+
+    out("# cancel")
+    client.create_session(session_id="zeta")
+    with client.complete(WORDS, session_id="zeta") as answer:
+        for _ in range(3):
+            out(f"text [{next(answer)}]")
+    out("cancelled" if over(client, "zeta") else "still running")
+    get(client, "zeta")
+
+    out("# busy")
+    client.create_session(session_id="eta")
+    first = client.complete(WORDS, session_id="eta")
+    next(first)
+    say(client, "no", session_id="eta", if_busy=IfBusy.IF_BUSY_REJECT)
+    say(client, "mine", session_id="eta", if_busy=IfBusy.IF_BUSY_INTERRUPT)
+    attempt(lambda: drain(first))
+    get(client, "eta")
+
+    out("# errors")
+    for reason in REASONS:
+        out(f"fault {reason}")
+        say(client, f"!fault {reason}")
+
+    out("# error after text")
+    say(client, "!fault ENGINE_UNAVAILABLE one two", session_id="theta")
+    get(client, "theta")
+
+    out("# wrong fields")
+    say(client, "hi", session_id="no spaces", temperature=3.0)
+
+    out("# fork")
+    say(client, "first", session_id="iota")
+    say(client, "second", session_id="iota")
+    show(client.fork_session("iota", exchange_count=1, new_session_id="iota-fork"))
+    say(client, "third", session_id="iota-fork")
+    get(client, "iota")
+    get(client, "iota-fork")
+
+    out("# batch")
+    items = [
+        request("b0"),
+        request("!fault ENGINE_REJECTED"),
+        request("b2", session_id="kappa"),
+        request("b3", session_id="kappa"),
+    ]
+    batch = client.batch(items)
+    for outcome in sorted(batch, key=lambda each: int(each.index)):
+        if outcome.error:
+            failed = outcome.error
+            out(f"item {outcome.index} error {failed.code.name} {failed.reason}")
+        else:
+            out(f"item {outcome.index} [{outcome.text()}]")
+    out(f"summary succeeded={batch.summary.succeeded} failed={batch.summary.failed}")
+    get(client, "kappa")
+
+    out("# deadline")
+    client.create_session(session_id="lambda")
+    try:
+        drain(client.complete(WORDS, session_id="lambda", timeout=0.4))
+    except RuvdError as failure:
+        error(failure, with_reason=False)
+    out("over" if over(client, "lambda") else "still running")
+    get(client, "lambda")
+
+    out("# models")
+    models = client.list_models()
+    for name in models.models:
+        out(f"model {name}")
+    out(f"default {models.default_model}")
+
+    out("# nobody there")
+    nobody = connect(os.environ["RUVD_NOBODY"])
+    attempt(nobody.list_models)
+    attempt(lambda: drain(nobody.complete("hi", timeout=0.5)))
+
+
+def drain(answer: Completion) -> None:
+    for _ in answer:
+        pass
+
+
+def restart(connect: Connect) -> None:
+    client = connect(os.environ.get("RUVD_ADDRESS", DEFAULT_ADDRESS))
+    text = " ".join(f"w{number}" for number in range(1, 41))
+    answer = client.complete(
+        text, session_id="omega", on_disconnect=OnDisconnect.ON_DISCONNECT_CONTINUE
+    )
+    said: list[str] = []
+
+    def read() -> None:
+        for piece in answer:
+            if not said:
+                out("ready")
+            said.append(piece)
+
+    if attempt(read):
+        out(f"text [{''.join(said)}]")
+    get(client, "omega")
+
+
+def main(arguments: list[str]) -> int:
+    connect: Connect = Blocking if "--asyncio" in arguments else Client
+    {"scenario": scenario, "restart": restart}[arguments[-1]](connect)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,131 @@
+"""The clients of all languages against a real daemon: one transcript, restarts, and their examples.
+
+What the programs do is in clients/CONFORMANCE.md. Those that are not in Python have to be built
+before (`make test-clients`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from conformance_run import TRANSCRIPT, restarted, transcript
+from running import RunningDaemon, StartDaemon
+
+CLIENTS = Path(__file__).parents[2] / "clients"
+OTHERS = [pytest.param(name, marks=pytest.mark.languages) for name in ("go", "java", "rust")]
+FLAVOURS = ["python", "python --asyncio", *OTHERS]
+START_SECONDS = 60.0
+ALL = " ".join(f"w{number}" for number in range(1, 41))
+pytestmark = pytest.mark.timeout(300)
+
+
+def command(flavour: str) -> list[str]:
+    language, *options = flavour.split()
+    return [str(CLIENTS / language / "run"), "conformance", *options]
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_every_client_gives_the_same_transcript(flavour: str) -> None:
+    assert await transcript(command(flavour), CLIENTS) == TRANSCRIPT.read_text()
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_an_answer_that_a_killed_daemon_took_with_it_is_a_typed_error(flavour: str) -> None:
+    """Text was delivered, so it is not generated anew; and the session has no turn."""
+    said = await restarted(command(flavour), CLIENTS, committed=False)
+    assert said == "error NOT_FOUND COMPLETION_NOT_FOUND\nerror NOT_FOUND SESSION_NOT_FOUND\n"
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_an_answer_that_was_committed_is_delivered_whole_after_a_restart(
+    flavour: str,
+) -> None:
+    said = await restarted(command(flavour), CLIENTS, committed=True)
+    assert said == f"text [{ALL}]\nsession omega messages=2 exchanges=1\n"
+
+
+# --- examples --------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def example(language: str, running: RunningDaemon) -> AsyncIterator[httpx.AsyncClient]:
+    """The language's example, and an HTTP client for it."""
+    with socket.socket() as endpoint:
+        endpoint.bind(("127.0.0.1", 0))
+        port = endpoint.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        CLIENTS / language / "run", "example",
+        env={**os.environ, "PORT": str(port), "RUVD_ADDRESS": running.address},
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False
+        ) as http:
+            async with asyncio.timeout(START_SECONDS):
+                while True:
+                    assert process.returncode is None, "the example has ended"
+                    with contextlib.suppress(httpx.TransportError):
+                        await http.get("/")
+                        break
+                    await asyncio.sleep(0.1)
+            yield http
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            try:
+                async with asyncio.timeout(10):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+
+async def chat(http: httpx.AsyncClient, message: str) -> list[tuple[str, object]]:
+    """The events of an answer: their kinds and data."""
+    query = {"session": "ada", "message": message}
+    async with http.stream("GET", "/chat", params=query) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        body = (await response.aread()).decode()
+    events = []
+    for block in body.replace("\r", "").strip().split("\n\n"):
+        fields = dict(line.split(":", 1) for line in block.split("\n"))
+        events.append((fields.get("event", "message").strip(), json.loads(fields["data"])))
+    return events
+
+
+@pytest.mark.parametrize("language", ["python", *OTHERS])
+async def test_the_example_streams_to_a_browser(daemon: StartDaemon, language: str) -> None:
+    flags = ("--engine", "echo", "--echo-faults", "--echo-delay-seconds", "0.1")
+    async with daemon(*flags) as running, example(language, running) as http:
+        events = await chat(http, "Grüße aus 世界")
+        assert events[-1] == ("done", {})
+        assert {kind for kind, _ in events[:-1]} == {"message"}
+        assert len(events) > 2  # as it came, not all at once
+        assert "".join(str(data) for _, data in events[:-1]) == "Grüße aus 世界"
+
+        kind, data = (await chat(http, "!fault ENGINE_REJECTED one"))[-1]
+        assert kind == "error"
+        assert isinstance(data, dict)
+        assert data["reason"] == "ENGINE_REJECTED"
+
+        # A page that is left stops its answer, long before it is whole.
+        long = " ".join(["word"] * 600)
+        query = {"session": "bob", "message": long}
+        async with http.stream("GET", "/chat", params=query) as response:
+            async for _ in response.aiter_lines():
+                break
+        line = await running.logged("completion failed", session_id="bob")
+        assert line["reason"] == "COMPLETION_CANCELLED"
+        assert line["total_ms"] < 30_000

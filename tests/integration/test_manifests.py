@@ -1,0 +1,397 @@
+"""The manifests of deploy/kubernetes: rendered, checked against Kubernetes' schemas, and believed
+only as far as a daemon that is started with what they say behaves as they say.
+
+They are rendered by `kustomize`, or by the one in `kubectl`; without either, these tests are
+skipped. Paths of the pod are replaced by folders of the test, and ports by free ones; whatever else
+arguments and environment are is exactly what the rendered container has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+import yaml  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kubernetes_validate.utils import all_versions  # type: ignore[import-untyped]
+from running import RunningDaemon
+from ruvd_client import AsyncClient
+from upstream import serving
+
+Resource: TypeAlias = dict[str, Any]
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+MANIFESTS = DEPLOY / "kubernetes"
+RUVD = Path(sys.executable).with_name("ruvd")
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+# Where a process finds it without a variable, in the container.
+TEMPORARY = "/tmp"  # noqa: S108  a path of the manifests
+# What is left to the sidecar after drain_seconds: streams flushed 1 s, the engine's process 2 s.
+LAST_SECONDS = 3
+
+# Kustomizations of somebody else, who includes what is there: name, resources, components.
+INCLUDING = {
+    "kept-sessions": ("../embedded", ["../persistent"]),
+    "embedded-grpc": ("../embedded", ["../grpc-probes"]),
+    "bare": ("../example", ["../sidecar"]),
+}
+VARIANTS = ["embedded", "remote-vllm", *INCLUDING]
+
+renderer = next(
+    (
+        [path, *arguments]
+        for name, *arguments in (("kustomize", "build"), ("kubectl", "kustomize"))
+        if (path := shutil.which(name))
+    ),
+    None,
+)
+pytestmark = pytest.mark.skipif(renderer is None, reason="needs kustomize, or kubectl")
+
+
+def build(folder: Path) -> list[Resource]:
+    assert renderer is not None
+    done = subprocess.run([*renderer, str(folder)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+
+def render(variant: str, scratch: Path) -> list[Resource]:
+    if variant not in INCLUDING:
+        return build(MANIFESTS / variant)
+    shutil.copytree(MANIFESTS, scratch / "kubernetes")
+    folder = scratch / "kubernetes" / variant
+    folder.mkdir()
+    resource, components = INCLUDING[variant]
+    include(folder, [resource], components)
+    return build(folder)
+
+
+def include(folder: Path, resources: list[str], components: list[str]) -> None:
+    kustomization = {"resources": resources, "components": components}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ruvd-") as path:  # short: a socket's path is
+        yield Path(path)
+
+
+@pytest.fixture(params=VARIANTS)
+def rendered(request: pytest.FixtureRequest, tmp_path: Path) -> list[Resource]:
+    return render(request.param, tmp_path)
+
+
+def one(resources: list[Resource], kind: str) -> Resource:
+    (found,) = (each for each in resources if each["kind"] == kind)
+    return found
+
+
+def pod_of(resources: list[Resource], kind: str = "Deployment") -> Resource:
+    pod: Resource = one(resources, kind)["spec"]["template"]["spec"]
+    return pod
+
+
+def sidecar_of(pod: Resource) -> Resource:
+    (sidecar,) = pod["initContainers"]
+    assert sidecar["name"] == "ruvd"
+    found: Resource = sidecar
+    return found
+
+
+def environment_of(container: Resource, resources: list[Resource]) -> dict[str, str]:
+    """The variables that the kubelet would give the container."""
+    found: dict[str, str] = {}
+    for source in container.get("envFrom", []):
+        reference = source["configMapRef"]
+        for each in resources:
+            if (each["kind"], each["metadata"]["name"]) == ("ConfigMap", reference["name"]):
+                found |= each["data"]
+                break
+        else:
+            assert reference["optional"]
+    for variable in container.get("env", []):
+        if "value" in variable:
+            found[variable["name"]] = variable["value"]
+        else:
+            reference = variable["valueFrom"]["secretKeyRef"]
+            secret = one(resources, "Secret")
+            assert secret["metadata"]["name"] == reference["name"]
+            assert reference["key"] in secret["data"]
+            found[variable["name"]] = "a secret"
+    return found
+
+
+class Pod:
+    """The sidecar of a rendered pod, as a process of this machine."""
+
+    def __init__(self, resources: list[Resource], folder: Path, replaced: dict[str, str]) -> None:
+        self.pod = pod_of(resources)
+        self.sidecar = sidecar_of(self.pod)
+        self.paths: dict[str, str] = {}
+        for mount in self.sidecar["volumeMounts"]:
+            (folder / mount["name"]).mkdir(exist_ok=True)
+            self.paths[mount["mountPath"]] = str(folder / mount["name"])
+        self.replaced = {"0.0.0.0:50052": "127.0.0.1:0", **replaced}
+        (app,) = self.pod["containers"]
+        self.address = self.here(environment_of(app, resources)["RUVD_ADDRESS"])
+        self.environment = {
+            name: self.here(value)
+            for name, value in environment_of(self.sidecar, resources).items()
+        }
+        self.environment["TMPDIR"] = self.paths[TEMPORARY]
+        self.folder = folder
+        self.daemon: RunningDaemon
+
+    def here(self, text: str) -> str:
+        """What the pod's text is on this machine."""
+        for there, replacement in self.replaced.items():
+            text = text.replace(there, replacement)
+        mounted = "|".join(map(re.escape, self.paths))
+        return re.sub(rf"(?<![\w/])({mounted})(?=/|$)", lambda found: self.paths[found[1]], text)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[RunningDaemon]:
+        assert "command" not in self.sidecar, "the image's entry point starts ruvd"
+        process = await asyncio.create_subprocess_exec(
+            RUVD, *self.sidecar["args"],
+            stderr=asyncio.subprocess.PIPE,
+            env=self.environment,
+            cwd=self.folder,
+            limit=1 << 20,
+        )  # fmt: skip
+        self.daemon = RunningDaemon(process, self.folder)
+        try:
+            yield self.daemon
+        finally:
+            await self.daemon.stop()
+
+    async def execute(self, command: list[str]) -> int:
+        """What the kubelet runs in the container: a probe or a hook. Its exit code."""
+        assert command[0] == "ruvd"
+        process = await asyncio.create_subprocess_exec(
+            RUVD, *map(self.here, command[1:]), env=self.environment,
+            stdout=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        return await process.wait()
+
+    async def passes(self, probe: str) -> bool:
+        handler = self.sidecar[probe]
+        if "exec" in handler:
+            return await self.execute(handler["exec"]["command"]) == 0
+        declared = [port["containerPort"] for port in self.sidecar["ports"]]
+        assert handler["grpc"]["port"] in declared
+        address = (await self.daemon.logged("serving health"))["address"]
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)  # its types leave the methods out
+            request = health_pb2.HealthCheckRequest(service=handler["grpc"]["service"])
+            response = await stub.Check(request, timeout=handler["timeoutSeconds"])
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def probed(self, probe: str, seconds: float = 60.0) -> None:
+        """Probe until it passes, as the kubelet does at the start."""
+        async with asyncio.timeout(seconds):
+            while not await self.passes(probe):
+                assert self.daemon.process.returncode is None, self.daemon.log
+                await asyncio.sleep(0.2)
+
+    async def lives_as_it_says(self) -> None:
+        """From the startup probe to preStop and SIGTERM."""
+        await self.probed("startupProbe")
+        await self.probed("readinessProbe")
+        assert await self.passes("livenessProbe")
+        socket = Path(self.address.removeprefix("unix:"))
+        assert socket.stat().st_mode & 0o777 == 0o660
+        async with AsyncClient(self.address) as client:
+            assert await client.complete("Hello", session_id="a", max_tokens=5).text()
+
+            assert await self.execute(self.sidecar["lifecycle"]["preStop"]["exec"]["command"]) == 0
+            assert not await self.passes("readinessProbe")
+            assert await self.passes("livenessProbe"), "a drained sidecar must not be restarted"
+            # The app goes on until it has ended: nothing is refused.
+            assert await client.complete("And?", session_id="a", max_tokens=5).text()
+        assert await self.daemon.stop() == 0
+        state = self.paths["/var/lib/ruvd"]
+        assert Path(state, "sessions.db").is_file()
+
+
+async def test_every_variant_is_valid_in_the_three_newest_kubernetes(
+    rendered: list[Resource],
+) -> None:
+    versions = all_versions()[-3:]
+    assert len(versions) == 3
+    for version in versions:
+        for resource in rendered:
+            kubernetes_validate.validate(resource, version, strict=True)
+
+
+def test_the_schemas_refuse_what_is_misspelt(tmp_path: Path) -> None:
+    """Or the test above would prove nothing of the places that matter."""
+    wrong = one(render("embedded", tmp_path), "Deployment")
+    misspellings: list[Callable[[Resource], None]] = [
+        lambda sidecar: sidecar.update(restartPolice="Always"),
+        lambda sidecar: sidecar["startupProbe"].update(failureTreshold=3),
+        lambda sidecar: sidecar["securityContext"].update(readOnlyRootFileSystem=True),
+        lambda sidecar: sidecar["lifecycle"]["preStop"]["exec"].update(command="ruvd drain"),
+    ]
+    for misspell in misspellings:
+        resource = copy.deepcopy(wrong)
+        misspell(sidecar_of(resource["spec"]["template"]["spec"]))
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(resource, all_versions()[-1], strict=True)
+
+
+def test_each_container_meets_the_restricted_pod_security_standard(
+    rendered: list[Resource],
+) -> None:
+    """And has a read-only root and a bound on its memory, which the standard does not ask for."""
+    pod = pod_of(rendered)
+    assert not any("hostPath" in volume for volume in pod["volumes"])
+    for container in [*pod["initContainers"], *pod["containers"]]:
+        context = container["securityContext"]
+        assert context["runAsNonRoot"]
+        assert context["runAsUser"] > 0
+        assert context["readOnlyRootFilesystem"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+        assert "memory" in container["resources"]["limits"]
+
+
+def test_the_sidecar_starts_before_the_app_and_shares_one_folder_with_it(
+    rendered: list[Resource],
+) -> None:
+    pod = pod_of(rendered)
+    sidecar = sidecar_of(pod)
+    (app,) = pod["containers"]
+    assert sidecar["restartPolicy"] == "Always"
+    assert all(probe in sidecar for probe in PROBES)
+    assert all(len({"exec", "grpc"} & sidecar[probe].keys()) == 1 for probe in PROBES)
+    shared = {each["name"] for each in sidecar["volumeMounts"]} & {
+        each["name"] for each in app["volumeMounts"]
+    }
+    assert shared == {"ruvd-socket"}
+    volumes = {each["name"]: each for each in pod["volumes"]}
+    assert volumes["ruvd-socket"]["emptyDir"]["medium"] == "Memory"
+    for container in (sidecar, app):
+        assert all(each["name"] in volumes for each in container["volumeMounts"])
+    assert app["securityContext"]["runAsUser"] != sidecar["securityContext"]["runAsUser"]
+    assert pod["securityContext"]["fsGroup"] == sidecar["securityContext"]["runAsGroup"]
+
+
+def test_the_grace_period_has_room_for_the_app_and_then_the_sidecar(
+    rendered: list[Resource],
+) -> None:
+    """Numbers and text of deploy/kubernetes.md are those of the manifests."""
+    pod = pod_of(rendered)
+    (app,) = pod["containers"]
+    stop = app["lifecycle"]["preStop"]["sleep"]["seconds"]
+    (graceful,) = (
+        int(each.partition("=")[2])
+        for each in app["args"]
+        if each.startswith("--timeout-graceful-shutdown=")
+    )
+    drain = int(environment_of(sidecar_of(pod), rendered)["RUVD_DRAIN_SECONDS"])
+    grace = pod["terminationGracePeriodSeconds"]
+    assert grace >= stop + graceful + drain + LAST_SECONDS
+    manual = (DEPLOY / "kubernetes.md").read_text()
+    assert f"| `{stop} + {graceful}` |" in manual
+    assert f"| `{drain}` |" in manual
+    assert f"| `{grace}` |" in manual
+
+
+def test_a_statefulset_gets_the_sidecar_and_others_do_not(tmp_path: Path) -> None:
+    """The component goes by the label, whatever the workload's kind and name."""
+    shutil.copytree(MANIFESTS, tmp_path / "kubernetes")
+    folder = tmp_path / "kubernetes" / "theirs"
+    folder.mkdir()
+    (labelled, service) = build(MANIFESTS / "example")
+    if labelled["kind"] != "Deployment":
+        labelled, service = service, labelled
+    plain = copy.deepcopy(labelled)
+    plain["metadata"] = {"name": "plain"}
+    labelled["kind"] = "StatefulSet"
+    labelled["metadata"]["name"] = "kept"
+    labelled["spec"]["serviceName"] = service["metadata"]["name"]
+    labelled["spec"]["template"]["spec"]["initContainers"] = [{"name": "migrate", "image": "m"}]
+    labelled["spec"]["volumeClaimTemplates"] = [
+        {
+            "metadata": {"name": "ruvd-state"},
+            "spec": {
+                "accessModes": ["ReadWriteOncePod"],
+                "resources": {"requests": {"storage": "2Gi"}},
+            },
+        }
+    ]
+    (folder / "app.yaml").write_text(yaml.safe_dump_all([labelled, plain, service]))
+    include(folder, ["app.yaml"], ["../sidecar", "../grpc-probes"])
+
+    resources = build(folder)
+
+    assert "initContainers" not in pod_of(resources)
+    kept = one(resources, "StatefulSet")
+    assert kept["metadata"]["name"] == "kept"
+    names = [each["name"] for each in pod_of(resources, "StatefulSet")["initContainers"]]
+    assert names == ["ruvd", "migrate"], "other init containers may use ruvd"
+    kubernetes_validate.validate(kept, all_versions()[-1], strict=True)
+
+
+def test_kept_sessions_have_a_claim_and_no_two_pods_at_once(tmp_path: Path) -> None:
+    resources = render("kept-sessions", tmp_path)
+    claim = one(resources, "PersistentVolumeClaim")
+    volumes = {each["name"]: each for each in pod_of(resources)["volumes"]}
+    assert volumes["ruvd-state"] == {
+        "name": "ruvd-state",
+        "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]},
+    }
+    assert one(resources, "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
+
+
+@pytest.mark.parametrize("variant", ["embedded", "embedded-grpc"])
+async def test_the_embedded_sidecar_is_what_its_manifest_says(
+    variant: str, tmp_path: Path, folder: Path
+) -> None:
+    """Started, probed, used, drained and ended by what the rendered container names."""
+    pod = Pod(render(variant, tmp_path), folder, {})
+    assert pod.environment["RUVD_ENGINE"] == "llama"
+    async with pod.running() as daemon:
+        await pod.lives_as_it_says()
+        up = await daemon.logged("engine up")
+        assert up["detail"].endswith(f"{pod.environment['RUVD_LLAMA_THREADS']} threads")
+
+
+async def test_the_remote_sidecar_is_what_its_manifest_says(tmp_path: Path, folder: Path) -> None:
+    """And what it sends its server has the key, the salt and the session's header."""
+
+    resources = render("remote-vllm", tmp_path)
+    settings = one(resources, "ConfigMap")["data"]
+    async with serving() as upstream:
+        replaced = {settings["RUVD_BASE_URL"]: upstream.url}
+        pod = Pod(resources, folder, replaced)
+        (key,) = (
+            item["path"]
+            for volume in pod.pod["volumes"]
+            if "secret" in volume
+            for item in volume["secret"]["items"]
+        )
+        Path(pod.paths["/etc/ruvd/secret"], key).write_text("sesame")
+        async with pod.running():
+            await pod.lives_as_it_says()
+        asked = upstream.requests[-1]
+        assert asked.headers["authorization"] == "Bearer sesame"
+        assert asked.headers["x-session-id"]
+        assert asked.body["cache_salt"]
+        assert asked.body["model"] == settings["RUVD_MODEL"]
