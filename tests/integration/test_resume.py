@@ -142,7 +142,7 @@ async def test_a_deadline_ends_the_completion_though_it_has_a_grace(
     async with daemon(*slow(0.2)) as running, running.stub() as stub:
         await stub.CreateSession(pb.CreateSessionRequest(session_id="s"))
         request = turn(TEXT, "s", disconnect_grace=GRACE)
-        call = stub.Complete(request, timeout=None if resumes else 0.5)
+        call: Any = stub.Complete(request, timeout=None if resumes else 0.5)
         if resumes:
             seen = await read(call, 2)
             call.cancel()

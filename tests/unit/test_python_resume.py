@@ -28,7 +28,7 @@ def asked(**fields: object) -> pb.CompleteRequest:
 def begun(request: Request | None = None, **limits: float) -> tuple[Answer, Clock]:
     """An answer whose first call has been made."""
     clock = Clock()
-    answer = Answer(request or asked(), clock=clock, **limits)  # type: ignore[arg-type]
+    answer = Answer(request or asked(), clock=clock, **limits)
     answer.next_call()
     return answer, clock
 
