@@ -24,8 +24,8 @@ __all__ = ["ENV_PREFIX", "Settings", "SettingsInvalid", "load", "shown"]
 DEFAULT_FILE = Path("ruvd.toml")
 # Not settings of the daemon, but ours: where the clients look for it, and where its file is.
 _OTHER_VARIABLES = {"RUVD_ADDRESS", "RUVD_CONFIG"}
-# Kubernetes gives every pod these for a Service that is named ruvd.
-_SERVICE_LINKS = re.compile(r"RUVD_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_\w+)?)")
+# Kubernetes gives every pod these for a Service that is named ruvd, or ruvd-something.
+_SERVICE_LINKS = re.compile(r"RUVD_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_\w+)?)")
 
 
 class SettingsInvalid(Exception):

@@ -99,6 +99,8 @@ def test_what_kubernetes_sets_for_a_service_named_ruvd_is_no_setting(
     monkeypatch.setenv("RUVD_PORT", "tcp://10.0.0.1:50051")
     monkeypatch.setenv("RUVD_PORT_50051_TCP_ADDR", "10.0.0.1")
     monkeypatch.setenv("RUVD_ADDRESS", "unix:/run/r.sock")
+    monkeypatch.setenv("RUVD_CHAT_SERVICE_HOST", "10.0.0.2")  # and one named ruvd-chat
+    monkeypatch.setenv("RUVD_CHAT_PORT", "tcp://10.0.0.2:50051")
     load({})
 
 
