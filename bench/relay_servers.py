@@ -150,6 +150,17 @@ async def ruvd(
 
 
 @asynccontextmanager
+async def embedded(name: str, folder: Path) -> AsyncIterator[tuple[Server, str]]:
+    """A daemon with its own engine and a store in the folder, and its address."""
+    address = f"unix:{folder / name}.sock"
+    store = f"sqlite:{folder / name}.db"
+    command = (sys.executable, "-m", "ruvd", "serve", "--store", store, "--listen", address)
+    env = {**_own_environment(), "PYTHONPATH": str(ROOT)}
+    async with _running(name, folder, *command, env=env) as server:
+        yield server, address
+
+
+@asynccontextmanager
 async def sink(folder: Path) -> AsyncIterator[tuple[Server, int]]:
     """A collector that looks at nothing, and its port."""
     command = (sys.executable, "-m", "bench.otlp_sink")

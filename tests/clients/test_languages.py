@@ -28,9 +28,16 @@ ALL = " ".join(f"w{number}" for number in range(1, 41))
 pytestmark = pytest.mark.timeout(300)
 
 
+def program(language: str) -> str:
+    """What runs the language's programs."""
+    run = CLIENTS / language / "run"
+    assert os.access(run, os.X_OK), f"there is no {run}: is the client complete?"
+    return str(run)
+
+
 def command(flavour: str) -> list[str]:
     language, *options = flavour.split()
-    return [str(CLIENTS / language / "run"), "conformance", *options]
+    return [program(language), "conformance", *options]
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -62,19 +69,24 @@ async def example(language: str, running: RunningDaemon) -> AsyncIterator[httpx.
     with socket.socket() as endpoint:
         endpoint.bind(("127.0.0.1", 0))
         port = endpoint.getsockname()[1]
-    process = await asyncio.create_subprocess_exec(
-        CLIENTS / language / "run", "example",
-        env={**os.environ, "PORT": str(port), "RUVD_ADDRESS": running.address},
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
+    said = running.folder / "example.txt"
+    with said.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            program(language), "example",
+            env={**os.environ, "PORT": str(port), "RUVD_ADDRESS": running.address},
+            stdout=output,
+            stderr=output,
+        )  # fmt: skip
     try:
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False
         ) as http:
             async with asyncio.timeout(START_SECONDS):
                 while True:
-                    assert process.returncode is None, "the example has ended"
+                    assert process.returncode is None, (
+                        f"the example has ended (make -C clients/{language} build?): "
+                        f"{said.read_text()}"
+                    )
                     with contextlib.suppress(httpx.TransportError):
                         await http.get("/")
                         break

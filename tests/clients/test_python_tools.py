@@ -205,16 +205,21 @@ async def test_on_a_terminal_a_chat_shows_reasoning_dim(thoughtful_address: str)
     )  # fmt: skip
     os.close(theirs)
     screen = b""
-    async with asyncio.timeout(30):
-        while b"> " not in screen:
-            screen += await asyncio.to_thread(os.read, ours, 65_536)
-        os.write(ours, b"hello\n")
-        while b"total" not in screen:
-            screen += await asyncio.to_thread(os.read, ours, 65_536)
-        os.write(ours, b"\x04")
-        while b"come back with" not in screen:
-            screen += await asyncio.to_thread(os.read, ours, 65_536)
-        assert await process.wait() == 0
+    try:
+        async with asyncio.timeout(30):
+            while b"> " not in screen:
+                screen += await asyncio.to_thread(os.read, ours, 65_536)
+            os.write(ours, b"hello\n")
+            # Before the prompt the keys are not the line editor's, and Ctrl-D would be lost.
+            while b"> " not in screen.partition(b"total")[2]:
+                screen += await asyncio.to_thread(os.read, ours, 65_536)
+            os.write(ours, b"\x04")
+            while b"come back with" not in screen:
+                screen += await asyncio.to_thread(os.read, ours, 65_536)
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()  # which ends the read of its terminal
     os.close(ours)
     lines = [line.strip() for line in screen.decode().replace("\x1b[0m", "").splitlines()]
     assert "\x1b[2mRain perhaps." in lines or "\x1b[2mRain \x1b[2mperhaps." in lines

@@ -1,0 +1,282 @@
+/** The program of clients/CONFORMANCE.md: `conformance scenario`, or `conformance restart`. */
+
+import { setTimeout as sleep } from "node:timers/promises";
+
+import {
+  Client,
+  ErrorReason,
+  FinishReason,
+  IfBusy,
+  OnDisconnect,
+  Role,
+  RuvdError,
+  SessionView,
+  status,
+} from "../src/client.js";
+import type { CompleteOptions, Completion, Session } from "../src/client.js";
+
+const WORDS = (count: number): string =>
+  Array.from({ length: count }, (_, index) => `w${String(index + 1)}`).join(" ");
+
+function print(line: string): void {
+  process.stdout.write(`${line}\n`);
+}
+
+function at(variable: string): Client {
+  const address = process.env[variable];
+  if (!address) throw new Error(`${variable} is not set`);
+  return new Client(address);
+}
+
+function codeOf(error: RuvdError): string {
+  return status[error.code];
+}
+
+function printError(error: unknown): void {
+  if (!(error instanceof RuvdError)) throw error;
+  const { reason, retryAfterMs, violations } = error;
+  const retry = retryAfterMs === undefined ? "" : ` retry=${String(retryAfterMs)}ms`;
+  print(`error ${codeOf(error)} ${reason || "-"}${retry}`);
+  for (const { field, description } of violations) print(`violation ${field}: ${description}`);
+}
+
+async function fails(call: Promise<unknown>): Promise<void> {
+  await call.then(() => {
+    throw new Error("this should have failed");
+  }, printError);
+}
+
+function printSession({ id, messageCount, exchangeCount }: Session): void {
+  print(`session ${id} messages=${String(messageCount)} exchanges=${String(exchangeCount)}`);
+}
+
+async function printTexts(answer: Completion): Promise<void> {
+  try {
+    for await (const text of answer) print(`text [${text}]`);
+    const { finished, lastSequence } = answer;
+    if (!finished) throw new Error("the answer has no end");
+    const reason = FinishReason[finished.finishReason].replace("FINISH_REASON_", "");
+    const exchanges = String(finished.exchangeCount);
+    print(`finished ${reason} sequence=${String(lastSequence)} exchanges=${exchanges}`);
+  } catch (error) {
+    printError(error);
+  }
+}
+
+async function printEvents(answer: Completion): Promise<void> {
+  for await (const { sequence, started, delta, finished } of answer.events()) {
+    const number = String(sequence);
+    if (started) print(`event ${number} started`);
+    if (delta) print(`event ${number} delta [${delta.text ?? ""}]`);
+    if (finished) {
+      const reason = FinishReason[finished.finishReason].replace("FINISH_REASON_", "");
+      print(`event ${number} finished ${reason} [${finished.message?.content ?? ""}]`);
+    }
+  }
+}
+
+async function say(client: Client, message: string, options?: CompleteOptions): Promise<void> {
+  await printTexts(client.complete(message, options));
+}
+
+async function over(client: Client, id: string): Promise<boolean> {
+  const end = Date.now() + 5000;
+  while ((await client.getSession(id)).runningCompletionId) {
+    if (Date.now() > end) return false;
+    await sleep(50);
+  }
+  return true;
+}
+
+async function sessions(client: Client): Promise<void> {
+  print("# sessions");
+  const init = { sessionId: "alpha", systemPrompt: "Be brief.", labels: { team: "a" } };
+  printSession(await client.createSession(init));
+  await say(client, "one two three", { sessionId: "alpha" });
+  await say(client, "four", { sessionId: "alpha" });
+  const session = await client.getSession("alpha", SessionView.SESSION_VIEW_FULL);
+  printSession(session);
+  for (const { role, content } of session.messages) {
+    print(`message ${Role[role].replace("ROLE_", "")} [${content}]`);
+  }
+  for await (const { id } of client.listSessions()) print(`listed ${id}`);
+  await client.endSession("alpha");
+  print("ended");
+  await fails(client.getSession("alpha"));
+  await fails(client.endSession("alpha"));
+}
+
+async function streams(client: Client): Promise<void> {
+  print("# stream");
+  await printEvents(client.complete("alpha beta gamma"));
+  print("# unicode");
+  await say(client, "Grüße aus Köln");
+  await say(client, "世界 👩‍🚀 ok");
+  await say(client, "नमस्ते दुनिया");
+  await say(client, "e\u0301 A\u030A");
+  print("# request id");
+  for (const message of ["once only", "once only", "other"]) {
+    await say(client, message, { sessionId: "beta", requestId: "r-1" });
+  }
+  printSession(await client.getSession("beta"));
+}
+
+async function cuts(client: Client): Promise<void> {
+  print("# cut after the third event");
+  const third = at("RUVD_CUT_THIRD");
+  await printEvents(third.complete("a b c d e f", { sessionId: "gamma" }));
+  printSession(await third.getSession("gamma"));
+  print("# cut always");
+  const always = at("RUVD_CUT_ALWAYS");
+  await say(always, "a b c d e f g h", { sessionId: "delta" });
+  printSession(await always.getSession("delta"));
+  print("# cut before the first event");
+  const first = at("RUVD_CUT_FIRST");
+  await say(first, "x y z", { sessionId: "epsilon" });
+  printSession(await client.getSession("epsilon"));
+  for (const each of [third, always, first]) each.close();
+}
+
+async function cancel(client: Client): Promise<void> {
+  print("# cancel");
+  await client.createSession({ sessionId: "zeta" });
+  let left = 3;
+  for await (const text of client.complete(WORDS(200), { sessionId: "zeta" })) {
+    print(`text [${text}]`);
+    if (--left === 0) break;
+  }
+  print((await over(client, "zeta")) ? "cancelled" : "still running");
+  printSession(await client.getSession("zeta"));
+}
+
+async function busy(client: Client): Promise<void> {
+  print("# busy");
+  await client.createSession({ sessionId: "eta" });
+  const first = client.complete(WORDS(200), { sessionId: "eta" })[Symbol.asyncIterator]();
+  await first.next();
+  await say(client, "no", { sessionId: "eta", ifBusy: IfBusy.IF_BUSY_REJECT });
+  await say(client, "mine", { sessionId: "eta", ifBusy: IfBusy.IF_BUSY_INTERRUPT });
+  try {
+    while (!(await first.next()).done);
+  } catch (error) {
+    printError(error);
+  }
+  printSession(await client.getSession("eta"));
+}
+
+async function errors(client: Client): Promise<void> {
+  print("# errors");
+  for (const name of Object.values(ErrorReason)) {
+    if (typeof name !== "string" || name === "ERROR_REASON_UNSPECIFIED") continue;
+    const reason = name.replace("ERROR_REASON_", "");
+    print(`fault ${reason}`);
+    await say(client, `!fault ${reason}`);
+  }
+  print("# error after text");
+  await say(client, "!fault ENGINE_UNAVAILABLE one two", { sessionId: "theta" });
+  await fails(client.getSession("theta"));
+  print("# wrong fields");
+  await say(client, "hi", { sessionId: "no spaces", temperature: 3 });
+}
+
+async function fork(client: Client): Promise<void> {
+  print("# fork");
+  await say(client, "first", { sessionId: "iota" });
+  await say(client, "second", { sessionId: "iota" });
+  const options = { exchangeCount: 1, newSessionId: "iota-fork" };
+  printSession(await client.forkSession("iota", options));
+  await say(client, "third", { sessionId: "iota-fork" });
+  printSession(await client.getSession("iota"));
+  printSession(await client.getSession("iota-fork"));
+}
+
+async function batches(client: Client): Promise<void> {
+  print("# batch");
+  const batch = client.batch([
+    "b0",
+    "!fault ENGINE_REJECTED",
+    { messages: "b2", sessionId: "kappa" },
+    { messages: "b3", sessionId: "kappa" },
+  ]);
+  const outcomes = [];
+  for await (const outcome of batch) outcomes.push(outcome);
+  outcomes.sort((one, other) => one.index - other.index);
+  for (const { index, completion, error } of outcomes) {
+    const content = completion?.finished?.message?.content ?? "";
+    const said = error ? `error ${codeOf(error)} ${error.reason || "-"}` : `[${content}]`;
+    print(`item ${String(index)} ${said}`);
+  }
+  const { succeeded, failed } = batch.summary ?? {};
+  print(`summary succeeded=${String(succeeded)} failed=${String(failed)}`);
+  printSession(await client.getSession("kappa"));
+}
+
+async function deadline(client: Client): Promise<void> {
+  print("# deadline");
+  await client.createSession({ sessionId: "lambda" });
+  const answer = client.complete(WORDS(200), { sessionId: "lambda", timeoutMs: 400 });
+  await answer.text().then(
+    () => {
+      print("no error");
+    },
+    (error: unknown) => {
+      if (!(error instanceof RuvdError)) throw error;
+      print(`error ${codeOf(error)}`);
+    },
+  );
+  print((await over(client, "lambda")) ? "over" : "still running");
+  printSession(await client.getSession("lambda"));
+}
+
+async function models(client: Client): Promise<void> {
+  print("# models");
+  const { models: names, defaultModel } = await client.listModels();
+  for (const name of names) print(`model ${name}`);
+  print(`default ${defaultModel}`);
+}
+
+async function nobody(): Promise<void> {
+  print("# nobody there");
+  const client = at("RUVD_NOBODY");
+  await fails(client.listModels());
+  await fails(client.complete("hi", { timeoutMs: 500 }).text());
+  client.close();
+}
+
+async function scenario(client: Client): Promise<void> {
+  await sessions(client);
+  await streams(client);
+  await cuts(client);
+  await cancel(client);
+  await busy(client);
+  await errors(client);
+  await fork(client);
+  await batches(client);
+  await deadline(client);
+  await models(client);
+  await nobody();
+}
+
+async function restart(client: Client): Promise<void> {
+  let said = "";
+  try {
+    const answer = client.complete(WORDS(40), {
+      sessionId: "omega",
+      onDisconnect: OnDisconnect.ON_DISCONNECT_CONTINUE,
+    });
+    for await (const text of answer) {
+      if (!said) print("ready");
+      said += text;
+    }
+    print(`text [${said}]`);
+  } catch (error) {
+    printError(error);
+  }
+  await client.getSession("omega").then(printSession, printError);
+}
+
+const program = { scenario, restart }[process.argv[2] ?? ""];
+if (!program) throw new Error("usage: conformance scenario|restart");
+const client = new Client();
+await program(client);
+client.close();

@@ -1,0 +1,410 @@
+/** What the layer does where a real daemon would have to die at the right moment. */
+
+/* eslint-disable @typescript-eslint/no-floating-promises -- node:test awaits its tests itself */
+
+import assert from "node:assert/strict";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { before, describe, it } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+
+import { context, propagation, trace } from "@opentelemetry/api";
+import { AsyncLocalStorageContextManager } from "@opentelemetry/context-async-hooks";
+import { W3CTraceContextPropagator } from "@opentelemetry/core";
+
+import {
+  Client,
+  FinishReason,
+  OnDisconnect,
+  Role,
+  RuvdError,
+  ToolChoiceMode,
+  status,
+} from "../src/client.js";
+import type { Completion } from "../src/client.js";
+import { completeRequest } from "../src/requests.js";
+import type { CompletionEvent } from "../src/v1/ruvd/v1/session_service.js";
+import { ScriptedDaemon } from "./scripted-daemon.js";
+
+const LOST = { end: { code: status.UNAVAILABLE } };
+const FORGOTTEN = { end: { code: status.NOT_FOUND, reason: "COMPLETION_NOT_FOUND" } };
+
+function started(completionId = "c-1"): CompletionEvent {
+  const rest = { sessionCreated: false, model: "", contextMessages: 1, contextTrimmed: false };
+  return { sequence: 1, started: { completionId, sessionId: "", ...rest } };
+}
+
+function delta(sequence: number, text: string): CompletionEvent {
+  return { sequence, delta: { text } };
+}
+
+function finished(sequence: number, content: string): CompletionEvent {
+  const message = {
+    role: Role.ROLE_ASSISTANT,
+    content,
+    toolCalls: [],
+    toolCallId: "",
+    reasoning: "",
+  };
+  const finishReason = FinishReason.FINISH_REASON_STOP;
+  const nothing = { usage: undefined, timings: undefined, exchangeCount: 0 };
+  return { sequence, finished: { finishReason, message, ...nothing } };
+}
+
+async function until(condition: () => boolean): Promise<void> {
+  const deadline = Date.now() + 5000;
+  while (!condition()) {
+    assert.ok(Date.now() < deadline, `not within 5 s: ${String(condition)}`);
+    await sleep(5);
+  }
+}
+
+async function read(answer: Completion): Promise<{ texts: string[]; error: unknown }> {
+  const texts: string[] = [];
+  try {
+    for await (const text of answer) texts.push(text);
+    return { texts, error: undefined };
+  } catch (error) {
+    return { texts, error };
+  }
+}
+
+function failsWith(error: unknown, code: status, reason: string): void {
+  assert.ok(error instanceof RuvdError, String(error));
+  assert.deepEqual([status[error.code], error.reason], [status[code], reason]);
+}
+
+/** Run against a daemon that follows the scripts. */
+async function against(
+  scripts: ConstructorParameters<typeof ScriptedDaemon>,
+  body: (client: Client, daemon: ScriptedDaemon) => Promise<void>,
+  options: ConstructorParameters<typeof Client>[1] = {},
+): Promise<void> {
+  const daemon = await new ScriptedDaemon(...scripts).listening();
+  const client = new Client(daemon.address, options);
+  try {
+    await body(client, daemon);
+  } finally {
+    client.close();
+    daemon.stop();
+  }
+}
+
+describe("a stream that breaks", () => {
+  it("is resumed after its last event, and each text comes once", async () => {
+    const first = { events: [started(), delta(2, "a"), delta(3, " b")], ...LOST };
+    const second = {
+      events: [delta(3, " b"), delta(4, " c"), finished(5, "a b c")],
+      end: "ok" as const,
+    };
+    await against([first, LOST, second], async (client, daemon) => {
+      const answer = client.complete("hi", { sessionId: "s" });
+      assert.deepEqual(await read(answer), { texts: ["a", " b", " c"], error: undefined });
+      assert.deepEqual(daemon.calls, ["Complete", "ResumeCompletion", "ResumeCompletion"]);
+      assert.deepEqual(daemon.received[2]?.request, {
+        completionId: "c-1",
+        sessionId: "",
+        requestId: "",
+        afterSequence: 3,
+      });
+      assert.equal(answer.lastSequence, 5);
+      assert.equal(answer.finished?.message?.content, "a b c");
+    });
+  });
+
+  it("before its first event is asked for again by the same request", async () => {
+    const whole = { events: [started(), delta(2, "a"), finished(3, "a")], end: "ok" as const };
+    await against([LOST, whole], async (client, daemon) => {
+      assert.equal(await client.complete("hi").text(), "a");
+      assert.deepEqual(daemon.calls, ["Complete", "Complete"]);
+      const [once, again] = daemon.received;
+      assert.deepEqual(once?.request, again?.request);
+      assert.match(once?.request.requestId ?? "", /^[0-9a-f-]{36}$/);
+    });
+  });
+
+  it("and that the daemon has forgotten begins anew if nothing was delivered", async () => {
+    const anew = { events: [started("c-2"), delta(2, "a"), finished(3, "a")], end: "ok" as const };
+    await against([{ events: [started()], ...LOST }, FORGOTTEN, anew], async (client, daemon) => {
+      const answer = client.complete("hi");
+      assert.deepEqual(await read(answer), { texts: ["a"], error: undefined });
+      assert.deepEqual(daemon.calls, ["Complete", "ResumeCompletion", "Complete"]);
+      assert.equal(answer.started?.completionId, "c-2");
+    });
+  });
+
+  it("and that the daemon has forgotten is an error if a text was delivered", async () => {
+    const scripts = [{ events: [started(), delta(2, "a")], ...LOST }, FORGOTTEN];
+    await against(scripts, async (client, daemon) => {
+      const answer = client.complete("hi");
+      const { texts, error } = await read(answer);
+      assert.deepEqual(texts, ["a"]);
+      failsWith(error, status.NOT_FOUND, "COMPLETION_NOT_FOUND");
+      await assert.rejects(answer.text(), error as RuvdError);
+      assert.deepEqual(daemon.calls, ["Complete", "ResumeCompletion"]);
+    });
+  });
+
+  it("of which only the end is kept gives the missing text before it", async () => {
+    const first = { events: [started(), delta(2, "a b")], ...LOST };
+    await against([first, { events: [finished(9, "a b c d")], end: "ok" }], async (client) => {
+      const events: [number, string | undefined][] = [];
+      for await (const { sequence, delta } of client.complete("hi").events()) {
+        events.push([sequence, delta?.text]);
+      }
+      assert.deepEqual(events, [[1, undefined], [2, "a b"], [8, " c d"], [9, undefined]]); // prettier-ignore
+    });
+  });
+
+  it("and that ends in another answer is DATA_LOSS", async () => {
+    const first = { events: [started(), delta(2, "a b")], ...LOST };
+    await against([first, { events: [finished(9, "b c")], end: "ok" }], async (client) => {
+      const answer = client.complete("hi");
+      const { texts, error } = await read(answer);
+      assert.deepEqual(texts, ["a b"]);
+      failsWith(error, status.DATA_LOSS, "");
+      assert.equal(answer.finished, undefined);
+    });
+  });
+
+  it("is given up after reconnectMs with the error of the last try", async () => {
+    const scripts = Array.from({ length: 9 }, () => LOST);
+    await against(
+      scripts,
+      async (client, daemon) => {
+        failsWith((await read(client.complete("hi"))).error, status.UNAVAILABLE, "");
+        assert.ok(daemon.calls.length >= 2 && daemon.calls.length <= 4, daemon.calls.join());
+        assert.deepEqual(new Set(daemon.calls), new Set(["Complete"]));
+      },
+      { reconnectMs: 200 },
+    );
+  });
+
+  it("is not repeated where another try cannot help", async () => {
+    for (const code of [status.UNIMPLEMENTED, status.PERMISSION_DENIED]) {
+      await against([{ end: { code } }], async (client, daemon) => {
+        failsWith((await read(client.complete("hi"))).error, code, "");
+        assert.deepEqual(daemon.calls, ["Complete"]);
+      });
+    }
+  });
+});
+
+describe("an error of the daemon", () => {
+  it("is final, and comes after every text before it, also to a slow reader", async () => {
+    const events = [started(), ...Array.from({ length: 99 }, (_, index) => delta(index + 2, "w "))];
+    const end = { code: status.UNAVAILABLE, reason: "ENGINE_UNAVAILABLE" };
+    await against([{ events, end }], async (client, daemon) => {
+      let texts = 0;
+      const slowly = async () => {
+        for await (const text of client.complete("hi")) {
+          texts += text.length / 2;
+          await sleep(1);
+        }
+      };
+      await assert.rejects(slowly, { reason: "ENGINE_UNAVAILABLE" });
+      assert.equal(texts, 99);
+      assert.deepEqual(daemon.calls, ["Complete"]);
+    });
+  });
+
+  it("of another domain is none of ruvd's, so the stream is resumed", async () => {
+    const other = { code: status.UNAVAILABLE, reason: "PROXY_SAYS", domain: "proxy.example" };
+    const rest = { events: [finished(2, "")], end: "ok" as const };
+    await against([{ events: [started()], end: other }, rest], async (client, daemon) => {
+      await client.complete("hi").text();
+      assert.deepEqual(daemon.calls, ["Complete", "ResumeCompletion"]);
+    });
+  });
+});
+
+describe("a caller who leaves", () => {
+  const open = { events: [started(), delta(2, "a")] };
+
+  const ways: [string, (answer: Completion, controller: AbortController) => Promise<unknown>][] = [
+    ["by leaving the loop", (answer) => first(answer)],
+    ["by cancel", (answer) => each(answer, () => { answer.cancel(); })],
+    ["by a signal", (answer, controller) => each(answer, () => { controller.abort(); })],
+  ]; // prettier-ignore
+  for (const [how, leave] of ways) {
+    it(`${how} cancels the stream and, because of the grace, the completion`, async () => {
+      await against([open], async (client, daemon) => {
+        const controller = new AbortController();
+        const answer = client.complete("hi", { signal: controller.signal });
+        await leave(answer, controller);
+        await until(() => daemon.calls.length === 2 && daemon.left === 1);
+        assert.deepEqual(daemon.received[1]?.request, {
+          completionId: "c-1",
+          sessionId: "",
+          requestId: "",
+          keepPartial: false,
+        });
+        await assert.rejects(answer.text(), { code: status.CANCELLED, reason: "" });
+      });
+    });
+  }
+
+  async function first(answer: Completion): Promise<string | undefined> {
+    for await (const text of answer) return text;
+    return undefined;
+  }
+
+  async function each(answer: Completion, action: () => void): Promise<void> {
+    const texts: string[] = [];
+    const reading = async () => {
+      for await (const text of answer) {
+        texts.push(text);
+        action();
+      }
+    };
+    await assert.rejects(reading, { code: status.CANCELLED });
+    assert.deepEqual(texts, ["a"]);
+  }
+
+  it("without reading on cancels all the same", async () => {
+    await against([open], async (client, daemon) => {
+      const answer = client.complete("hi");
+      await answer[Symbol.asyncIterator]().next();
+      answer.cancel();
+      await until(() => daemon.calls.length === 2 && daemon.left === 1);
+    });
+  });
+
+  it("before the turn has the engine names session and request", async () => {
+    await against([{}], async (client, daemon) => {
+      const answer = client.complete("hi", { sessionId: "s", requestId: "r" });
+      const reading = read(answer);
+      await until(() => daemon.calls.length === 1);
+      answer.cancel();
+      failsWith((await reading).error, status.CANCELLED, "");
+      await until(() => daemon.calls.length === 2);
+      const request = { completionId: "", sessionId: "s", requestId: "r", keepPartial: false };
+      assert.deepEqual(daemon.received[1]?.request, request);
+    });
+  });
+
+  it("by the time-out, also without reading on, gets DEADLINE_EXCEEDED", async () => {
+    await against([open], async (client, daemon) => {
+      const answer = client.complete("hi", { timeoutMs: 100 });
+      await answer[Symbol.asyncIterator]().next();
+      await until(() => daemon.calls.length === 2);
+      assert.equal(daemon.calls[1], "CancelCompletion");
+      failsWith((await read(answer)).error, status.DEADLINE_EXCEEDED, "");
+    });
+  });
+
+  it("by closing the client cancels before the connection is closed", async () => {
+    await against([open], async (client, daemon) => {
+      const answer = client.complete("hi");
+      await answer[Symbol.asyncIterator]().next();
+      client.close();
+      await until(() => daemon.calls.length === 2 && daemon.left === 1);
+      failsWith((await read(answer)).error, status.CANCELLED, "");
+      failsWith((await read(client.complete("again"))).error, status.CANCELLED, "");
+      await assert.rejects(client.listModels(), { code: status.CANCELLED });
+    });
+  });
+
+  it("while the daemon is away does not wait for it", async () => {
+    const client = new Client("127.0.0.1:1");
+    const begun = performance.now();
+    const answer = client.complete("hi", { signal: AbortSignal.timeout(100) });
+    failsWith((await read(answer)).error, status.CANCELLED, "");
+    assert.ok(performance.now() - begun < 5000);
+    client.close();
+  });
+
+  it("loses an answer that is to go on, and no more", async () => {
+    for (const [options, made] of [
+      [{ onDisconnect: OnDisconnect.ON_DISCONNECT_CONTINUE }, true],
+      [{ disconnectGraceMs: 0 }, true],
+      [{ afterSequence: 0 }, false],
+    ] as const) {
+      await against([open], async (client, daemon) => {
+        await first(
+          made ? client.complete("hi", options) : client.resumeCompletion("c-1", options),
+        );
+        await until(() => daemon.left === 1);
+        // What it would have said by itself would have come before this.
+        await client.cancelCompletion("another");
+        assert.equal(daemon.calls.length, 2);
+        const named = daemon.received.map(
+          ({ request }) => "completionId" in request && request.completionId,
+        );
+        assert.equal(named[1], "another");
+      });
+    }
+  });
+
+  it("before anything was asked asks nothing", async () => {
+    await against([open], async (client, daemon) => {
+      const answer = client.complete("hi", { signal: AbortSignal.abort("enough") });
+      const { error } = await read(answer);
+      failsWith(error, status.CANCELLED, "");
+      assert.equal((error as RuvdError).cause, "enough");
+      assert.deepEqual(daemon.calls, []);
+    });
+  });
+});
+
+describe("a request", () => {
+  it("may be repeated, unless the caller says otherwise", () => {
+    const { requestId, disconnectGrace } = completeRequest("hi", {});
+    assert.notEqual(requestId, completeRequest("hi", {}).requestId);
+    assert.deepEqual(disconnectGrace, { seconds: 10, nanos: 0 });
+    const own = completeRequest("hi", { requestId: "r", disconnectGraceMs: 1500 });
+    assert.equal(own.requestId, "r");
+    assert.deepEqual(own.disconnectGrace, { seconds: 1, nanos: 500_000_000 });
+    assert.deepEqual(completeRequest("hi", { requestId: undefined }).disconnectGrace?.seconds, 10);
+  });
+
+  it("tells a rule for all tools from the name of one", () => {
+    const mode = ToolChoiceMode.TOOL_CHOICE_MODE_NONE;
+    const choice = (toolChoice: ToolChoiceMode | string) =>
+      completeRequest("hi", { toolChoice }).options?.toolChoice;
+    assert.deepEqual(choice(mode), { mode });
+    assert.deepEqual(choice("weather"), { function: "weather" });
+  });
+});
+
+describe("a connection", () => {
+  it("goes to a Unix socket", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "ruvd-"));
+    const script = { events: [started(), finished(2, "a")], end: "ok" as const };
+    const daemon = await new ScriptedDaemon(script).listening(`unix:${join(folder, "s")}`);
+    const client = new Client(daemon.address);
+    try {
+      assert.deepEqual((await read(client.complete("hi"))).texts, ["a"]);
+    } finally {
+      client.close();
+      daemon.stop();
+      await rm(folder, { recursive: true });
+    }
+  });
+});
+
+describe("the caller's trace", () => {
+  before(() => {
+    context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable());
+    propagation.setGlobalPropagator(new W3CTraceContextPropagator());
+  });
+
+  it("goes out with a completion, what resumes it and what cancels it", async () => {
+    const scripts = [{ events: [started()], ...LOST }, { events: [delta(2, "a")] }];
+    await against(scripts, async (client, daemon) => {
+      const span = { traceId: "0af7651916cd43dd8448eb211c80319c", spanId: "b7ad6b7169203331" };
+      const caller = trace.setSpanContext(context.active(), { ...span, traceFlags: 1 });
+      const answer = context.with(caller, () => client.complete("hi"));
+      for await (const text of answer) if (text) break;
+      await until(() => daemon.calls.length === 3);
+      assert.deepEqual(
+        daemon.received.map(({ method, traceparent }) => [method, traceparent]),
+        ["Complete", "ResumeCompletion", "CancelCompletion"].map((method) => [
+          method,
+          `00-${span.traceId}-${span.spanId}-01`,
+        ]),
+      );
+    });
+  });
+});

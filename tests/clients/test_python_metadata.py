@@ -1,0 +1,122 @@
+"""What the Python client sends with its calls, and which of them it repeats by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry import trace
+from ruvd_client import AsyncClient, Client, RuvdError
+
+from ruvd.v1 import session_service_pb2 as pb
+
+TRACE = trace.SpanContext(
+    trace_id=0xABC, span_id=0xDEF, is_remote=False, trace_flags=trace.TraceFlags(1)
+)
+
+
+class Recorder:
+    """A server that keeps the metadata which comes. It is away at first, `away` times."""
+
+    def __init__(self, away: int = 0) -> None:
+        self.address = ""
+        self.came: list[Mapping[str, str | bytes]] = []
+        self._away = away
+
+    async def _list_models(
+        self,
+        request: pb.ListModelsRequest,
+        context: grpc.aio.ServicerContext[pb.ListModelsRequest, pb.ListModelsResponse],
+    ) -> pb.ListModelsResponse:
+        self.came.append(dict(context.invocation_metadata() or ()))
+        if len(self.came) <= self._away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        return pb.ListModelsResponse(models=["m"])
+
+    async def _complete(
+        self,
+        request: pb.CompleteRequest,
+        context: grpc.aio.ServicerContext[pb.CompleteRequest, pb.CompleteResponse],
+    ) -> AsyncIterator[pb.CompleteResponse]:
+        self.came.append(dict(context.invocation_metadata() or ()))
+        yield pb.CompleteResponse(event=pb.CompletionEvent(sequence=1, finished=pb.Finished()))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Recorder]:
+        """Listen on a loopback port; `address` says which."""
+        server = grpc.aio.server()
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "ListModels": grpc.unary_unary_rpc_method_handler(
+                self._list_models,
+                pb.ListModelsRequest.FromString,
+                pb.ListModelsResponse.SerializeToString,
+            ),
+            "Complete": grpc.unary_stream_rpc_method_handler(
+                self._complete,
+                pb.CompleteRequest.FromString,
+                pb.CompleteResponse.SerializeToString,
+            ),
+        }
+        service = "ruvd.v1.SessionService"
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        try:
+            yield self
+        finally:
+            await server.stop(None)
+
+
+async def test_the_callers_metadata_and_its_trace_go_out_with_every_call() -> None:
+    def use(address: str) -> None:
+        with (
+            Client(address, metadata=[("x-tenant", "blue")]) as client,
+            trace.use_span(trace.NonRecordingSpan(TRACE)),
+        ):
+            client.list_models()
+            client.complete("hi").text()
+
+    async with Recorder().running() as server:
+        await asyncio.to_thread(use, server.address)
+        async with AsyncClient(server.address, metadata=[("x-tenant", "blue")]) as client:
+            with trace.use_span(trace.NonRecordingSpan(TRACE)):
+                await client.list_models()
+                await client.complete("hi").text()
+            await client.list_models()
+    *traced, untraced = server.came
+    assert len(traced) == 4
+    for metadata in traced:
+        assert metadata["x-tenant"] == "blue"
+        assert metadata["traceparent"] == f"00-{0xABC:032x}-{0xDEF:016x}-01"
+    assert untraced["x-tenant"] == "blue"
+    assert "traceparent" not in untraced
+
+
+async def test_the_client_does_not_import_opentelemetry_by_itself(address: str) -> None:
+    program = (
+        "import sys; from ruvd_client import Client\n"
+        "with Client() as client: print(client.complete('hi').text())\n"
+        "assert not [m for m in sys.modules if m.startswith('opentelemetry')]\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, env={"RUVD_ADDRESS": address},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with asyncio.timeout(30):
+        assert await process.communicate() == (b"hi\n", b"")
+
+
+async def test_reading_is_tried_four_times_while_the_daemon_is_away() -> None:
+    async with Recorder(away=3).running() as server, AsyncClient(server.address) as client:
+        assert (await client.list_models()).models == ["m"]
+        assert len(server.came) == 4
+    async with Recorder(away=4).running() as server, AsyncClient(server.address) as client:
+        with pytest.raises(RuvdError) as caught:
+            await client.list_models()
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        assert len(server.came) == 4
