@@ -10,7 +10,7 @@ SOURCES := ruvd clients/python tests bench
 
 # The clients that are not in Python; each has the targets build, lint, generate and
 # check-generated.
-LANGUAGES := go java rust
+LANGUAGES := typescript go java rust
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

@@ -21,7 +21,9 @@ from conformance_run import TRANSCRIPT, restarted, transcript
 from running import RunningDaemon, StartDaemon
 
 CLIENTS = Path(__file__).parents[2] / "clients"
-OTHERS = [pytest.param(name, marks=pytest.mark.languages) for name in ("go", "java", "rust")]
+OTHERS = [
+    pytest.param(name, marks=pytest.mark.languages) for name in ("typescript", "go", "java", "rust")
+]
 FLAVOURS = ["python", "python --asyncio", *OTHERS]
 START_SECONDS = 60.0
 ALL = " ".join(f"w{number}" for number in range(1, 41))
