@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from ruvd import conventions, logs, signals
+from ruvd.ahead import Ahead
 from ruvd.batch import Batches
 from ruvd.checks import RequestLimits
 from ruvd.completion import CompletionPolicy
@@ -55,6 +56,7 @@ class Core:
     lifecycle: Lifecycle
     completions: Completions
     service: SessionService
+    ahead: Ahead | None
 
 
 def build_core(
@@ -95,7 +97,12 @@ def build_core(
     service = SessionService(
         sessions, lifecycle, completions, batches, statistics, limits, policy, engine
     )
-    return Core(sessions, lifecycle, completions, service)
+    wanted = {"on": True, "off": False, "auto": settings.engine == "llama"}
+    ahead = None
+    if engine.warm and wanted[settings.evaluate_ahead]:
+        ahead = Ahead(sessions, engine, engine.warm, completions.slots, observer)
+        completions.on_turn = ahead.turned
+    return Core(sessions, lifecycle, completions, service, ahead)
 
 
 def build_monitoring(settings: Settings, statistics: Statistics) -> Monitoring | None:
@@ -191,6 +198,8 @@ def build_engine(settings: Settings, observer: Observer) -> Engine:
         threads=settings.llama_threads,
         batch_tokens=settings.llama_batch_tokens,
         start_seconds=settings.engine_start_seconds,
+        states_path=settings.states_path,
+        states_bytes=settings.kv_cache_bytes,
     )
 
 

@@ -22,7 +22,7 @@ from ruvd.errors import (
 )
 from ruvd.eventlog import EventLog
 from ruvd.generation import Generator
-from ruvd.model import CompletionEvent, Receipt
+from ruvd.model import CompletionEvent, Receipt, Session
 from ruvd.options import CompletionOptions
 from ruvd.ports import Clock, CompletionBegan, CompletionJoined, Engine, Observer
 from ruvd.sessions import Sessions
@@ -34,7 +34,10 @@ _COMPLETION_BYTES = 3000
 
 
 class Completions:
-    """Starts completions, and knows those that run and those that ended a while ago."""
+    """Starts completions, and knows those that run and those that ended a while ago.
+
+    `on_turn` is told of each session whose turn was committed.
+    """
 
     def __init__(
         self,
@@ -44,10 +47,11 @@ class Completions:
         observer: Observer,
         policy: CompletionPolicy,
     ) -> None:
+        self.on_turn: Callable[[Session, CompletionOptions], None] | None = None
         self._sessions = sessions
         self.slots = Slots(engine.slots, policy.batch_share)
         self._generator = Generator(engine, clock, self.slots, observer)
-        self._turns = Turns(sessions, self._generator, clock, self._kept)
+        self._turns = Turns(sessions, self._generator, clock, self._kept, self._told)
         self._clock = clock
         self._observer = observer
         self._policy = policy
@@ -140,6 +144,10 @@ class Completions:
             completion.cancel(ShuttingDown("the daemon stopped before the answer was complete"))
         if running:
             await asyncio.wait(running)
+
+    def _told(self, session: Session, options: CompletionOptions) -> None:
+        if self.on_turn:
+            self.on_turn(session, options)
 
     def _kept(self, completion_id: str) -> EventLog | None:
         completion = self._ended.get(completion_id)

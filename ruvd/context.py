@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from ruvd.errors import ContextTooLong
 from ruvd.model import ContextWindow, Exchange, Message, Rendering, Role, Session
 
+# How much of the token limit a trim leaves to what is kept.
+_KEPT_SHARE = 0.75
 _SPEAKERS = {
     Role.USER: "User",
     Role.ASSISTANT: "Assistant",
@@ -50,6 +52,18 @@ def number(exchange_count: int, messages: Sequence[Message]) -> list[tuple[int, 
     return numbered
 
 
+def is_trim_due(session: Session, *, default_max_tokens: int | None) -> bool:
+    """Whether the next turn's plan will be trimmed, as far as the history decides that."""
+    window = session.context_window
+    if (
+        window.max_exchanges
+        and session.exchange_count - session.window_start > window.max_exchanges
+    ):
+        return True
+    limit = window.max_tokens or default_max_tokens
+    return bool(limit and session.context_tokens and session.context_tokens > limit)
+
+
 def plan(
     session: Session,
     exchanges: Sequence[Exchange],
@@ -70,6 +84,9 @@ def plan(
     if limit and session.context_tokens and session.context_tokens > limit:
         rate = session.context_tokens / max(1, session.context_bytes)
         most = min(keep, window.keep_exchanges, len(exchanges))
+        # What is new is not counted as long as it is small, so that it does not matter to what is
+        # evaluated before it comes.
+        most = _fitting(session, exchanges, (), most=most, budget_bytes=_KEPT_SHARE * limit / rate)
         keep = _fitting(session, exchanges, new, most=most, budget_bytes=limit / rate)
     return _plan(session, exchanges, new, keep)
 

@@ -14,6 +14,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ruvd import logs
+from ruvd.ahead import Ahead
 from ruvd.build import (
     build_core,
     build_engine,
@@ -35,7 +37,15 @@ from ruvd.build import (
 from ruvd.config import Settings
 from ruvd.errors import StoreUnavailable
 from ruvd.lifecycle import Lifecycle
-from ruvd.ports import Event, Observer, Store, StoreLocked, StoreStateChanged
+from ruvd.ports import (
+    Event,
+    Observer,
+    SessionGone,
+    Store,
+    StoreLocked,
+    StoreStateChanged,
+    Warm,
+)
 from ruvd.readiness import SERVICE, Health, Readiness
 from ruvd.sessions import Sessions
 from ruvd.sockets import AddressTaken, SocketClaim, owner_and_group
@@ -60,6 +70,8 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
+        self._warm: Warm | None = None
+        self._saving: asyncio.Task[None] | None = None
         self.addresses: list[str] = []
         self.started = asyncio.Event()
 
@@ -92,6 +104,7 @@ class Daemon:
             engine = monitoring.engine(engine) if monitoring else engine
             stack.push_async_callback(engine.close)
             core = build_core(settings, store, engine, observer, statistics)
+            self._keep_warm(engine.warm, core.ahead, observers, stack)
             answers.running = lambda: core.completions.running
             server = build_server(settings, monitoring)
             session_service_pb2_grpc.add_SessionServiceServicer_to_server(core.service, server)
@@ -127,6 +140,28 @@ class Daemon:
     def stop(self) -> None:
         """Begin to drain, then end."""
         self._stop.set()
+
+    def _keep_warm(
+        self,
+        warm: Warm | None,
+        ahead: Ahead | None,
+        observers: list[Observer],
+        stack: AsyncExitStack,
+    ) -> None:
+        """Let the engine prepare what comes, and forget what has gone."""
+        self._warm = warm
+        if warm:
+            observers.append(partial(_forget, warm))
+        if ahead:
+            observers.append(ahead)
+            preparing = asyncio.create_task(ahead.run())
+            stack.callback(preparing.cancel)
+
+    def _drain(self, readiness: Readiness) -> None:
+        """Readiness off, and what the end may leave no time for is saved."""
+        readiness.drain()
+        if self._warm:
+            self._saving = asyncio.create_task(self._warm.save())
 
     async def _open(self, store: Store) -> bool:
         """Whether the store is up. Most that keeps it down is observed, and may pass."""
@@ -193,11 +228,17 @@ class Daemon:
         handlers: dict[signal.Signals, Callable[[], None]] = {
             signal.SIGTERM: lambda: end(_TERMINATED),
             signal.SIGINT: lambda: end(_INTERRUPTED),
-            signal.SIGUSR1: readiness.drain,
+            signal.SIGUSR1: lambda: self._drain(readiness),
             signal.SIGUSR2: logs.toggle_debug,
         }
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
+
+
+def _forget(warm: Warm, event: Event) -> None:
+    """Let nothing stay of a session that has gone."""
+    if isinstance(event, SessionGone):
+        warm.forget(event.session_id)
 
 
 async def _probe(sessions: Sessions, readiness: Readiness) -> None:

@@ -18,7 +18,16 @@ from ruvd.conventions import Conventions, Provider
 from ruvd.errors import RuvdError, StoreUnavailable
 from ruvd.instruments import Instruments
 from ruvd.model import Exchange, Receipt, Session
-from ruvd.ports import Commit, Engine, EngineChunk, EngineDone, EngineRequest, Store, StoreCounts
+from ruvd.ports import (
+    Commit,
+    Engine,
+    EngineChunk,
+    EngineDone,
+    EngineRequest,
+    Store,
+    StoreCounts,
+    Warm,
+)
 from ruvd.tracing import trace_headers
 
 _CANCELLED = "CANCELLED"
@@ -62,6 +71,11 @@ class MeteredEngine:
     def window_tokens(self) -> int | None:
         """See `Engine.window_tokens`."""
         return self._engine.window_tokens
+
+    @property
+    def warm(self) -> Warm | None:
+        """See `Engine.warm`."""
+        return self._engine.warm
 
     async def start(self) -> None:
         """See `Engine.start`."""

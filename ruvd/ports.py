@@ -228,8 +228,29 @@ class Engine(Protocol):
     async def models(self) -> Sequence[str]:
         """What `CompletionOptions.model` may be. Raises as `generate` does."""
 
+    @property
+    def warm(self) -> Warm | None:
+        """What it can be asked to do with the state that it keeps; None if it keeps none."""
+
     async def close(self) -> None:
-        """Stop, and leave no process behind. Idempotent."""
+        """Save what may be saved, stop, and leave no process behind. Idempotent."""
+
+
+class Warm(Protocol):
+    """An engine's own state of conversations, such as a KV cache. It makes answers come sooner
+    and never changes them."""
+
+    def prepare(self, request: EngineRequest) -> AsyncGenerator[PromptEvaluated, None]:
+        """Evaluate the messages, in steps, after which something else is going to be said.
+
+        It yields after every step, and may be closed then. Raises as `Engine.generate` does.
+        """
+
+    def forget(self, session_key: str) -> None:
+        """The session is no more: keep nothing of it."""
+
+    async def save(self) -> None:
+        """Save what a stop would lose. Raises nothing."""
 
 
 # --- observer ------------------------------------------------------------------------------
@@ -241,6 +262,34 @@ class EngineStateChanged:
 
     up: bool
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStateMoved:
+    """The state of a conversation went out of a slot into a file (`save`), or back (`restore`).
+
+    The outcome is `ok`, `failed`, or of a file that was of no use `corrupt`, `foreign` (another
+    model's) or `stale` (another history's).
+    """
+
+    action: str
+    outcome: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEvaluated:
+    """A part of a prompt was evaluated before somebody asked for it."""
+
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFoundEvaluated:
+    """A turn found so much of its prompt evaluated ahead."""
+
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +370,9 @@ class SessionGone:
 
 Event: TypeAlias = (
     EngineStateChanged
+    | EngineStateMoved
+    | PromptEvaluated
+    | PromptFoundEvaluated
     | StoreStateChanged
     | StoreBatch
     | CompletionBegan

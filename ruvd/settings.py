@@ -87,6 +87,23 @@ class Settings(BaseSettings):
     llama_batch_tokens: int = _setting(
         "Engine", 256, "Prompt tokens evaluated at a time: how soon a cancel takes effect.", ge=32
     )
+    kv_cache_bytes: int = _setting(
+        "Engine",
+        2 << 30,
+        "Saved KV states of sessions, for more of them than slots and for restarts; 0 is none.",
+        ge=0,
+    )
+    kv_cache_dir: Path | None = _setting(
+        "Engine",
+        None,
+        "Where they are, a directory of its own; unset is beside the sqlite store.",
+    )
+    evaluate_ahead: Literal["auto", "on", "off"] = _setting(
+        "Engine",
+        "auto",
+        "Evaluate a trimmed or imported history before its next turn, in idle time; auto is for "
+        "the embedded engine alone, as others may want money for it.",
+    )
     base_url: Annotated[list[str], NoDecode] = _setting(
         "Engine openai",
         [],
@@ -304,6 +321,13 @@ class Settings(BaseSettings):
             return None
         path = self.store.removeprefix("sqlite").removeprefix(":")
         return Path(path) if path else platformdirs.user_state_path("ruvd") / "sessions.db"
+
+    @property
+    def states_path(self) -> Path | None:
+        """Where KV states outlive the daemon; None for nowhere."""
+        if self.kv_cache_dir is None and self.sqlite_path is not None:
+            return self.sqlite_path.with_name(f"{self.sqlite_path.name}-kv")
+        return self.kv_cache_dir
 
     @classmethod
     def settings_customise_sources(

@@ -2,7 +2,8 @@
 
 Interactive completions go first. Those of a batch have a share of the places, so that chat never
 waits for all of them, and an own bound that follows what the engine says it can take: it halves
-when the engine asks to slow down and grows by one with every round that goes well.
+when the engine asks to slow down and grows by one with every round that goes well. What nobody
+waits for has a place when nothing else has or wants one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Slots:
         self._batch_running = 0
         self._interactive: deque[asyncio.Future[None]] = deque()
         self._batch: deque[asyncio.Future[None]] = deque()
+        self._spare: deque[asyncio.Future[None]] = deque()
+        self._running = 0
         self.narrowings = 0
 
     @asynccontextmanager
@@ -34,6 +37,15 @@ class Slots:
             yield
         finally:
             self._give(batch=batch)
+
+    @asynccontextmanager
+    async def take_spare(self) -> AsyncGenerator[None, None]:
+        """Have a place when nobody has or wants one; keep it for a moment only."""
+        await self._wait(self._spare, batch=False)
+        try:
+            yield
+        finally:
+            self._give(batch=False)
 
     @property
     def waiting(self) -> tuple[int, int]:
@@ -67,6 +79,7 @@ class Slots:
 
     def _give(self, *, batch: bool) -> None:
         self._free += 1
+        self._running -= 1
         self._batch_running -= batch
         self._next()
 
@@ -76,8 +89,10 @@ class Slots:
             pass
         while self._free >= 1 and self._batch_running + 1 <= self._batch_limit:
             if not self._let(self._batch):
-                return
+                break
             self._batch_running += 1
+        if not self._running:
+            self._let(self._spare)
 
     def _let(self, waiting: deque[asyncio.Future[None]]) -> bool:
         """Give a place to the first who has not been cancelled; False if there is none."""
@@ -86,5 +101,6 @@ class Slots:
             if not turn.cancelled():
                 turn.set_result(None)
                 self._free -= 1
+                self._running += 1
                 return True
         return False

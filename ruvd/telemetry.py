@@ -14,7 +14,10 @@ from ruvd.ports import (
     CompletionEnded,
     CompletionJoined,
     EngineStateChanged,
+    EngineStateMoved,
     Event,
+    PromptEvaluated,
+    PromptFoundEvaluated,
     SessionCreated,
     SessionGone,
     StoreStateChanged,
@@ -59,6 +62,10 @@ class Statistics:
         self.deduplicated = 0
         self.engine_up = False
         self.engine_restarts = 0
+        self.states_moved: Counter[tuple[str, str]] = Counter()  # by action and outcome
+        self.ahead_tokens = 0
+        self.ahead_seconds = 0.0
+        self.ahead_found_tokens = 0
         self.store_up = False
         self.prompt_tokens = 0
         self.cached_tokens = 0
@@ -89,6 +96,18 @@ class Statistics:
                 self.engine_up = up
             case StoreStateChanged(up):
                 self.store_up = up
+            case EngineStateMoved() | PromptEvaluated() | PromptFoundEvaluated():
+                self._kept_warm(event)
+
+    def _kept_warm(self, event: EngineStateMoved | PromptEvaluated | PromptFoundEvaluated) -> None:
+        match event:
+            case EngineStateMoved(action, outcome):
+                self.states_moved[action, outcome] += 1
+            case PromptEvaluated(tokens, seconds):
+                self.ahead_tokens += tokens
+                self.ahead_seconds += seconds
+            case PromptFoundEvaluated(tokens):
+                self.ahead_found_tokens += tokens
 
     def _finished(self, event: CompletionEnded) -> None:
         if not event.batch:

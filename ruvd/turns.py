@@ -16,13 +16,15 @@ from ruvd.eventlog import EventLog
 from ruvd.generation import Answer, Generator, Prompt
 from ruvd.lanes import Holder
 from ruvd.model import Exchange, FinishReason, IfBusy, Message, Receipt, Role, Session, Usage
+from ruvd.options import CompletionOptions
 from ruvd.ports import Clock, Commit, EngineDone
 from ruvd.sessions import Sessions, grown
 from ruvd.toolcalls import check_results
 
 
 class Turns:
-    """Runs completions. `kept` finds the event log of one that has ended, if it is kept."""
+    """Runs completions. `kept` finds the event log of one that has ended, if it is kept;
+    `turned` is told of each session whose turn was committed."""
 
     def __init__(
         self,
@@ -30,11 +32,13 @@ class Turns:
         generator: Generator,
         clock: Clock,
         kept: Callable[[str], EventLog | None],
+        turned: Callable[[Session, CompletionOptions], None],
     ) -> None:
         self._sessions = sessions
         self._generator = generator
         self._clock = clock
         self._kept = kept
+        self._turned = turned
 
     async def run(
         self, completion: Completion, request: CompletionRequest, before: Completion | None
@@ -148,6 +152,7 @@ class Turns:
         )
         await self._sessions.commit(Commit(after, numbered, receipt, create=creates))
         completion.log.append(finished)
+        self._turned(after, request.options)
 
 
 def _prompt(

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from ruvd.model import FinishReason, Usage
-from ruvd.ports import EngineChunk, EngineDone, EngineRequest, EngineText
+from ruvd.ports import EngineChunk, EngineDone, EngineRequest, EngineText, Warm
 
 
 @dataclass
@@ -46,6 +46,7 @@ class ScriptedEngine:
     model: str = "scripted"
     slots: int | None = None
     window_tokens: int | None = None
+    warm: Warm | None = None
     requests: list[EngineRequest] = field(default_factory=list)
     stopped: int = 0
     running: int = 0

@@ -36,6 +36,7 @@ from ruvd.ports import (
     EngineStateChanged,
     EngineText,
     Observer,
+    Warm,
 )
 
 _REMEMBERED_WORDS = 200_000
@@ -121,6 +122,11 @@ class EchoEngine:
         """`echo`, though every name will do."""
         await self.ready()
         return [self.model]
+
+    @property
+    def warm(self) -> Warm | None:
+        """None: it keeps nothing."""
+        return None
 
     async def close(self) -> None:
         """Refuse what comes from now on."""

@@ -1,9 +1,10 @@
 """The embedded engine: llama.cpp's own server as a supervised child process.
 
 It is spoken to as any remote engine is, so that a native crash cannot take the daemon down and
-inference never holds its GIL. Each completion is given its slot here; that of one that bypasses
-the cache is erased when it has ended, and nobody gets it before that. Tools that the model's chat
-template does not know are refused, where the server would leave them out.
+inference never holds its GIL. Each completion is given its slot here, and what another session has
+in it is saved before; that of one that bypasses the cache is erased when it has ended, and nobody
+gets it before that. Tools that the model's chat template does not know are refused, where the
+server would leave them out.
 """
 
 from __future__ import annotations
@@ -12,49 +13,28 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from ruvd.engines.chat_completions import ChatCompletionsClient
 from ruvd.engines.chat_errors import never_sent
-from ruvd.engines.llama_prefixes import SavedPrefixes
 from ruvd.engines.llama_server import DEFAULT_MODEL, ROOT, LlamaServer
-from ruvd.engines.llama_slots import Slot, SlotTable, prompt_of
+from ruvd.engines.llama_slots import Slot, prompt_of
+from ruvd.engines.llama_warm import Child, LlamaWarm
 from ruvd.engines.supervision import Supervisor
 from ruvd.errors import EngineRejected, EngineUnavailable, RuvdError
 from ruvd.model import Usage
 from ruvd.options import ToolChoiceMode
-from ruvd.ports import EngineChunk, EngineDone, EngineRequest, Observer
-
-# What saved prefixes may take of the disk: 22 KB a token with the default model, 128 KB with a
-# usual one of 8B.
-_MOST_PREFIXES = 8
-_MOST_PREFIX_BYTES = 1 << 30
-
-T = TypeVar("T")
+from ruvd.ports import EngineChunk, EngineDone, EngineRequest, Observer, Warm
 
 _log = logging.getLogger("ruvd.engine")
 
 
 class _Erased(msgspec.Struct):
     n_erased: int
-
-
-class _Action(msgspec.Struct):
-    filename: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Child:
-    """One child, and what is known of its slots."""
-
-    client: ChatCompletionsClient
-    table: SlotTable
-    prefixes: SavedPrefixes
 
 
 class LlamaEngine:
@@ -64,7 +44,8 @@ class LlamaEngine:
     is a llama-server of the user's own (the binary, or a script that `exec`s it), which gets
     `server_args` after ours. A slot holds `context_tokens`, of which `answer_tokens` are kept
     for the answer. `threads` 0 is as many as the cores that this process may use. A start may
-    take `start_seconds`.
+    take `start_seconds`. KV states are saved in `states_path`, None for a directory that goes with
+    the daemon, up to `states_bytes`, 0 for none.
     """
 
     def __init__(
@@ -80,10 +61,20 @@ class LlamaEngine:
         batch_tokens: int = 256,
         answer_tokens: int = 1024,
         start_seconds: float = 60.0,
+        states_path: Path | None = None,
+        states_bytes: int = 2 << 30,
     ) -> None:
         self._slots = slots
         self._window_tokens = max(1, context_tokens - answer_tokens)
         self._model = (model_path or Path(DEFAULT_MODEL)).name.removesuffix(".gguf")
+        self._warm = LlamaWarm(
+            lambda: self._server.client,
+            slots=slots,
+            model=self._model,
+            path=states_path,
+            most_bytes=states_bytes,
+            observer=observer,
+        )
         self._server = LlamaServer(
             observer=observer,
             model=self._model,
@@ -94,9 +85,10 @@ class LlamaEngine:
             slots=slots,
             threads=threads,
             batch_tokens=batch_tokens,
+            open_states=self._warm.open,
         )
-        self._child: _Child | None = None
         self._supervisor = Supervisor(self._server, start_seconds=start_seconds)
+        self._looking: asyncio.Task[None] | None = None
 
     @property
     def model(self) -> str:
@@ -121,6 +113,7 @@ class LlamaEngine:
     async def start(self) -> None:
         """Begin to come up, and return at once."""
         self._supervisor.start()
+        self._looking = asyncio.create_task(self._warm.look())
 
     async def ready(self) -> None:
         """Return when the engine is up; see `Engine.ready`."""
@@ -130,12 +123,19 @@ class LlamaEngine:
         """The one that it was started with."""
         return [self._model]
 
+    @property
+    def warm(self) -> Warm | None:
+        """The KV states of its slots."""
+        return self._warm
+
     async def close(self) -> None:
-        """Stop the child, and remove what it left behind."""
+        """Save what may be saved, stop the child, and remove what it left behind."""
+        if self._looking:
+            self._looking.cancel()
+            await self._warm.save()
+            self._looking = None
         await self._supervisor.close()
-        if self._child is not None:
-            # The server is gone, so what is being done to its slots ends by itself.
-            await self._child.table.settled()
+        await self._warm.close()
         await self._server.close()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
@@ -159,7 +159,7 @@ class LlamaEngine:
                 return
 
     async def _generate_once(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        child = self._current()
+        child = self._warm.child()
         options = request.options
         asks_for_tools = options.tools and options.tool_choice is not ToolChoiceMode.NONE
         if asks_for_tools and not await self._server.knows_tools(child.client):
@@ -170,33 +170,11 @@ class LlamaEngine:
                 async for chunk in chunks:
                     yield chunk
 
-    def _current(self) -> _Child:
-        client = self._server.client
-        if client is None:
-            raise EngineUnavailable("the engine is closed")
-        if self._child is None or self._child.client is not client:
-            # Another child: it has nothing of what the last one had.
-            prefixes = SavedPrefixes(
-                partial(_act, client),
-                self._server.slots_path,
-                most=max(_MOST_PREFIXES, self._slots),
-                most_bytes=_MOST_PREFIX_BYTES,
-            )
-            self._child = _Child(client, SlotTable(self._slots), prefixes)
-        return self._child
-
     async def _generate_in(
-        self, child: _Child, slot: Slot, request: EngineRequest
+        self, child: Child, slot: Slot, request: EngineRequest
     ) -> AsyncGenerator[EngineChunk, None]:
-        evaluated = None
-        if request.prefix_key and self._slots > 1:
-            evaluate = partial(self._evaluate, child, slot, request)
-            evaluated = await child.prefixes.prepare(slot, request, evaluate)
-        else:
-            async with child.table.lender(request, slot) as lender:
-                if lender is not None:
-                    copying = lender.duty = slot.begin(child.prefixes.copy(lender, slot))
-                    await asyncio.shield(copying)
+        evaluate = partial(self._evaluate, child, slot, request)
+        evaluated = await self._warm.enter(child, slot, request, evaluate)
         slot.begins(request.session_key)
         prompt, begun = prompt_of(request), False
         async with aclosing(
@@ -206,12 +184,13 @@ class LlamaEngine:
                 if not begun:
                     begun = True
                     slot.has(prompt, request.session_key)
-                if evaluated is not None and isinstance(chunk, EngineDone):
-                    yield _together(evaluated, chunk)
-                else:
+                if not isinstance(chunk, EngineDone):
                     yield chunk
+                    continue
+                self._warm.began(slot, chunk)
+                yield chunk if evaluated is None else _together(evaluated, chunk)
 
-    async def _evaluate(self, child: _Child, slot: Slot, request: EngineRequest) -> EngineDone:
+    async def _evaluate(self, child: Child, slot: Slot, request: EngineRequest) -> EngineDone:
         """Evaluate a prompt without answering it."""
         slot.begins(request.session_key)
         asked = replace(request, options=replace(request.options, max_tokens=1))
@@ -223,8 +202,9 @@ class LlamaEngine:
         raise EngineUnavailable("the engine's answer ended before its end")
 
     async def _generate_privately(
-        self, child: _Child, slot: Slot, request: EngineRequest
+        self, child: Child, slot: Slot, request: EngineRequest
     ) -> AsyncGenerator[EngineChunk, None]:
+        await self._warm.enter(child, slot, request)
         slot.begins("")
         try:
             complete = self._complete(child.client, request, cache_prompt=False, id_slot=slot.id)
@@ -250,14 +230,6 @@ class LlamaEngine:
                 _log.error("slot %d could not be erased: %s", slot.id, error)
         else:
             slot.forget()
-
-
-async def _act(
-    client: ChatCompletionsClient, slot: int, action: str, filename: str, into: type[T]
-) -> T:
-    content = msgspec.json.encode(_Action(filename))
-    url = f"{ROOT}/slots/{slot}?action={action}"
-    return await client.call("POST", url, into, content=content)
 
 
 def _together(evaluated: EngineDone, answered: EngineDone) -> EngineDone:

@@ -1,9 +1,8 @@
 """Long beginnings that many requests share: evaluated once, saved, restored into other slots.
 
-A restore takes milliseconds where evaluating takes seconds. The request that comes first with a
-prefix key is evaluated before it is answered, because the server saves no slot that is busy, and
-the others are not to wait for a whole answer. What fails here is logged, and then the prompt is
-evaluated as any other is. The files end with the child: what wrote them may read them, no other.
+The request that comes first with a prefix key is evaluated before it is answered, because the
+server saves no slot that is busy, and the others are not to wait for a whole answer. What fails
+here is logged, and then the prompt is evaluated as any other is.
 """
 
 from __future__ import annotations
@@ -13,64 +12,37 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from itertools import count
-from pathlib import Path
-from typing import Protocol, TypeVar
 
-import msgspec
-
-from ruvd.engines.llama_slots import WORTH_CHARACTERS, Prompt, Slot, prompt_of
+from ruvd.engines.llama_slots import WORTH_CHARACTERS, Slot, prompt_of
+from ruvd.engines.llama_states import SlotMover, State
 from ruvd.errors import RuvdError
 from ruvd.ports import EngineDone, EngineRequest
-
-T = TypeVar("T")
 
 _log = logging.getLogger("ruvd.engine")
 
 
-class Caller(Protocol):
-    """Asks the server for something: the slot's id, the action, a file's name."""
-
-    async def __call__(self, slot: int, action: str, filename: str, into: type[T]) -> T:
-        """Raises RuvdError."""
-
-
-class _Saved(msgspec.Struct):
-    n_saved: int
-    n_written: int
-
-
-class _Restored(msgspec.Struct):
-    n_restored: int
-
-
 @dataclass(eq=False, slots=True)
 class _Entry:
-    """One prefix. `filename` is empty if it is not saved."""
+    """One prefix. `state` is None if it is not saved; `tried` says that it was tried."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     tried: bool = False
-    prompt: Prompt = Prompt()
-    filename: str = ""
-    size_bytes: int = 0
+    state: State | None = None
 
 
 class SavedPrefixes:
-    """The prefixes of one child, least recently used first, bounded in number and in bytes.
+    """The prefixes that were asked for, `most` at most, least recently used first."""
 
-    `act` asks the child, whose files are in `directory`.
-    """
-
-    def __init__(self, act: Caller, directory: Path, *, most: int, most_bytes: int) -> None:
-        self._act = act
-        self._directory = directory
+    def __init__(self, most: int) -> None:
         self._most = most
-        self._most_bytes = most_bytes
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._numbers = count(1)
 
     async def prepare(
-        self, slot: Slot, request: EngineRequest, evaluate: Callable[[], Awaitable[EngineDone]]
+        self,
+        mover: SlotMover,
+        slot: Slot,
+        request: EngineRequest,
+        evaluate: Callable[[], Awaitable[EngineDone]],
     ) -> EngineDone | None:
         """Let the slot begin with the request's prefix, if that is known to be worth it.
 
@@ -78,32 +50,22 @@ class SavedPrefixes:
         """
         entry = self._entries.setdefault(request.prefix_key, _Entry())
         self._entries.move_to_end(request.prefix_key)
-        prompt = prompt_of(request)
+        self._bound()
         async with entry.lock:
+            if entry.state is not None and entry.state.gone:
+                entry.tried, entry.state = False, None
             if not entry.tried:
-                return await self._evaluate(slot, request, entry, evaluate)
-        gain = entry.prompt.common(prompt) - slot.holds.common(prompt)
-        if entry.filename and gain >= WORTH_CHARACTERS:
-            await asyncio.shield(slot.begin(self._restore(slot, entry)))
+                return await self._evaluate(mover, slot, request, entry, evaluate)
+        state, prompt = entry.state, prompt_of(request)
+        if state is not None and state.holds is not None:
+            gain = state.holds.common(prompt) - slot.holds.common(prompt)
+            if gain >= WORTH_CHARACTERS:
+                await asyncio.shield(slot.begin(_restore(mover, slot, state)))
         return None
-
-    async def copy(self, lender: Slot, slot: Slot) -> None:
-        """Let the slot begin with what another, idle one holds."""
-        held = lender.holds
-        filename = f"copy-{next(self._numbers)}"
-        slot.begins("")
-        try:
-            await self._act(lender.id, "save", filename, _Saved)
-            await self._act(slot.id, "restore", filename, _Restored)
-        except RuvdError as error:
-            _log.warning("slot %d could not be copied: %s", lender.id, error)
-        else:
-            slot.has(held, "")
-        finally:
-            await asyncio.to_thread(self._remove, [filename])
 
     async def _evaluate(
         self,
+        mover: SlotMover,
         slot: Slot,
         request: EngineRequest,
         entry: _Entry,
@@ -116,48 +78,26 @@ class SavedPrefixes:
             _log.info("a shared prefix could not be evaluated by itself: %s", error)
             entry.tried = True
             return None
-        prompt = prompt_of(request)
-        slot.has(prompt, request.session_key)
-        await asyncio.shield(slot.begin(self._save(slot, entry, prompt)))
+        slot.has(prompt_of(request), request.session_key)
+        await asyncio.shield(slot.begin(self._save(mover, slot, entry)))
         return done
 
-    async def _save(self, slot: Slot, entry: _Entry, prompt: Prompt) -> None:
-        filename = f"prefix-{next(self._numbers)}"
+    async def _save(self, mover: SlotMover, slot: Slot, entry: _Entry) -> None:
         try:
-            saved = await self._act(slot.id, "save", filename, _Saved)
-            entry.prompt, entry.filename, entry.size_bytes = prompt, filename, saved.n_written
-            await self._bound(entry)
-        except RuvdError as error:
-            _log.warning("slot %d could not be saved: %s", slot.id, error)
-            await asyncio.to_thread(self._remove, [filename])
+            state = await mover.save(slot)
+            # What is too large stays known as that, or each request would save it again.
+            entry.state = None if state is None or state.gone else state
         finally:
             entry.tried = True
 
-    async def _restore(self, slot: Slot, entry: _Entry) -> None:
-        slot.begins("")
-        try:
-            await self._act(slot.id, "restore", entry.filename, _Restored)
-        except RuvdError as error:
-            _log.warning("slot %d could not be restored: %s", slot.id, error)
-        else:
-            slot.has(entry.prompt, "")
-
-    async def _bound(self, new: _Entry) -> None:
-        """Forget the least recently used, and what alone is too large."""
-        removed = []
-        if new.size_bytes > self._most_bytes:
-            # Its key stays known, or each request would save it again.
-            removed.append(new.filename)
-            new.filename, new.size_bytes = "", 0
+    def _bound(self) -> None:
+        """Forget the least recently used; what their files take is bounded by itself."""
         for key, entry in list(self._entries.items()):
-            total = sum(other.size_bytes for other in self._entries.values())
-            if len(self._entries) <= self._most and total <= self._most_bytes:
-                break
+            if len(self._entries) <= self._most:
+                return
             if not entry.lock.locked():  # or else its first request is at it
-                removed.append(entry.filename)
                 del self._entries[key]
-        await asyncio.to_thread(self._remove, [name for name in removed if name])
 
-    def _remove(self, filenames: list[str]) -> None:
-        for filename in filenames:
-            (self._directory / filename).unlink(missing_ok=True)
+
+async def _restore(mover: SlotMover, slot: Slot, state: State) -> None:
+    await mover.restore(slot, state)

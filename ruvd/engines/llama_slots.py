@@ -9,8 +9,8 @@ The server compares tokens itself, so what is wrong here costs time and never a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Coroutine, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import count
 
@@ -21,8 +21,8 @@ from ruvd.texts import common_beginning
 
 # About 64 tokens. Differences below are not worth to break the order of use.
 _GRAIN_CHARACTERS = 256
-# About 250 tokens: what is evaluated faster than it is worth to write a file.
-WORTH_CHARACTERS = 1000
+# About 50 tokens: a quarter of a second on two cores, and about a restore on a large GPU.
+WORTH_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +56,36 @@ _NOTHING = Prompt()
 
 @dataclass(eq=False, slots=True)
 class Slot:
-    """One of the server's. `used` 0 is never; `holds` is what it was last known to hold."""
+    """One of the server's. `used` 0 is never; `holds` is what it was last known to hold.
+
+    `dirty` says that no file has what it holds of its session, `rests_since` (the loop's clock)
+    when it was last given back, `restored_tokens` what an earlier daemon's file gave it just now.
+    While `background` is set it is busy with what nobody waits for.
+    """
 
     id: int
     holds: Prompt = _NOTHING
     session_key: str = ""
     used: int = 0
     busy: bool = False
+    dirty: bool = False
+    rests_since: float = 0.0
+    restored_tokens: int = 0
     duty: asyncio.Task[None] | None = None
+    background: asyncio.Event | None = None
 
     def begins(self, session_key: str) -> None:
         """Something is evaluated in it, nobody knows how far."""
         if not session_key or session_key != self.session_key:
-            self.holds, self.session_key = _NOTHING, session_key
+            self.holds, self.session_key, self.dirty = _NOTHING, session_key, False
 
-    def has(self, prompt: Prompt, session_key: str) -> None:
+    def has(self, prompt: Prompt, session_key: str, *, dirty: bool = True) -> None:
         """It begins with the prompt."""
-        self.holds, self.session_key = prompt, session_key
+        self.holds, self.session_key, self.dirty = prompt, session_key, dirty
 
     def forget(self) -> None:
         """It holds nothing."""
-        self.holds, self.session_key, self.used = _NOTHING, "", 0
+        self.holds, self.session_key, self.used, self.dirty = _NOTHING, "", 0, False
 
     def begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Do what is to be done to its end, also if the one who has the slot is cancelled; no
@@ -97,16 +106,52 @@ class SlotTable:
         return len(self._slots)
 
     @asynccontextmanager
-    async def hold(self, request: EngineRequest) -> AsyncGenerator[Slot, None]:
-        """Have the slot that suits the request, once one is idle: first come, first served."""
+    async def hold(
+        self, request: EngineRequest, *, background: bool = False
+    ) -> AsyncGenerator[Slot, None]:
+        """Have the slot that suits the request, once one is idle: first come, first served.
+
+        A session waits for its own if that is busy in the background.
+        """
+        own = self.of_session(request.session_key)
+        if own is not None and own.background is not None:
+            await own.background.wait()
         await self._idle.acquire()
         slot = self.choose(request)
-        slot.busy = True
         slot.used = next(self._uses)
-        try:
+        with self._busy(slot, background=background):
             yield slot
-        finally:
-            self._give(slot)
+
+    @asynccontextmanager
+    async def borrow(self, slot: Slot) -> AsyncGenerator[bool, None]:
+        """Have this slot in the background if it is idle; whether it is."""
+        if slot.busy or self._idle.locked():
+            yield False
+            return
+        await self._idle.acquire()  # at once, as it is not locked
+        with self._busy(slot, background=True):
+            yield True
+
+    def of_session(self, session_key: str) -> Slot | None:
+        """The slot that holds the session, idle or not."""
+        slots = self._slots
+        return next(
+            (each for each in slots if session_key and each.session_key == session_key), None
+        )
+
+    def resting(self, seconds: float) -> list[Slot]:
+        """The idle ones that hold what no file has, and that nobody has used for so long."""
+        before = _now() - seconds
+        return [
+            each
+            for each in self._slots
+            if each.dirty and each.session_key and not each.busy and each.rests_since <= before
+        ]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody has a slot."""
+        return not any(slot.busy for slot in self._slots)
 
     def choose(self, request: EngineRequest) -> Slot:
         """The idle slot that suits best.
@@ -124,10 +169,9 @@ class SlotTable:
         prompt = prompt_of(request)
         return min(idle, key=lambda slot: _cost(slot, prompt))
 
-    @asynccontextmanager
-    async def lender(self, request: EngineRequest, slot: Slot) -> AsyncGenerator[Slot | None, None]:
+    def lender(self, request: EngineRequest, slot: Slot) -> Slot | None:
         """An idle slot that has much more in common with the request than its own, for a fork or
-        the same system prompt; kept from others meanwhile. None if there is none."""
+        the same system prompt."""
         prompt = prompt_of(request)
         best = max(
             (each for each in self._slots if not each.busy),
@@ -135,20 +179,21 @@ class SlotTable:
             default=None,
         )
         gain = best.holds.common(prompt) - slot.holds.common(prompt) if best else 0
-        if best is None or gain < WORTH_CHARACTERS or self._idle.locked():
-            yield None
-            return
-        await self._idle.acquire()  # at once, as it is not locked
-        best.busy = True
-        try:
-            yield best
-        finally:
-            self._give(best)
+        return best if gain >= WORTH_CHARACTERS else None
 
     async def settled(self) -> None:
         """Return when nothing is being done to a slot."""
         if duties := [slot.duty for slot in self._slots if slot.duty is not None]:
             await asyncio.wait(duties)
+
+    @contextmanager
+    def _busy(self, slot: Slot, *, background: bool) -> Generator[None, None, None]:
+        slot.busy = True
+        slot.background = asyncio.Event() if background else None
+        try:
+            yield
+        finally:
+            self._give(slot)
 
     def _give(self, slot: Slot) -> None:
         if slot.duty is not None and not slot.duty.done():
@@ -156,6 +201,10 @@ class SlotTable:
             return
         slot.duty = None
         slot.busy = False
+        slot.rests_since = _now()
+        if slot.background is not None:
+            slot.background.set()
+            slot.background = None
         self._idle.release()
 
 
@@ -169,6 +218,10 @@ def _cost(slot: Slot, prompt: Prompt) -> tuple[bool, int, int]:
     common = slot.holds.common(prompt)
     lost = slot.holds.size - common if slot.session_key else 0
     return lost > 0, -(common // _GRAIN_CHARACTERS), slot.used
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _texts(message: Message) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 from ruvd.engines.affinity import Affinity, Preset
@@ -21,7 +22,16 @@ from ruvd.engines.retries import RetryBudget, attempts
 from ruvd.engines.transport import environment_proxy, tcp_transport, tls_context
 from ruvd.engines.upstream import Breaker, Upstream
 from ruvd.errors import EngineTimeout, EngineUnavailable, RuvdError
-from ruvd.ports import EngineChunk, EngineRequest, EngineStateChanged, Observer
+from ruvd.model import Message, Role
+from ruvd.ports import (
+    EngineChunk,
+    EngineDone,
+    EngineRequest,
+    EngineStateChanged,
+    Observer,
+    PromptEvaluated,
+    Warm,
+)
 
 # How often a server that is down is asked whether it is up again.
 _DOWN_SECONDS = 1.0
@@ -142,6 +152,28 @@ class OpenAIEngine:
             except RuvdError as failure:
                 error = failure
         raise error or EngineUnavailable(self._troubles())
+
+    @property
+    def warm(self) -> Warm | None:
+        """Itself: it can have a prompt evaluated; what servers keep is theirs."""
+        return self
+
+    async def prepare(self, request: EngineRequest) -> AsyncGenerator[PromptEvaluated, None]:
+        """In one step, which is paid as any prompt is; see `Warm.prepare`."""
+        messages = (*request.messages, Message(Role.USER, "."))  # an answer must be due
+        options = replace(request.options, max_tokens=1)
+        asked = replace(request, messages=messages, options=options)
+        async with aclosing(self.generate(asked)) as chunks:
+            async for chunk in chunks:
+                if isinstance(chunk, EngineDone) and chunk.usage:
+                    count = chunk.usage.prompt_tokens - (chunk.usage.cached_tokens or 0)
+                    yield PromptEvaluated(count, chunk.prefill_seconds or 0.0)
+
+    def forget(self, session_key: str) -> None:
+        """Nothing is kept here."""
+
+    async def save(self) -> None:
+        """Nothing is kept here."""
 
     async def close(self) -> None:
         """Close every connection. Idempotent."""

@@ -6,21 +6,20 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
+from embedded import all_is_well, answer, files, idle, until
 
-from ruvd.engines import llama
+from ruvd.engines import llama_warm
 from ruvd.engines.llama import LlamaEngine
-from ruvd.engines.llama_server import ROOT
 from ruvd.model import Message, Role
 from ruvd.options import CompletionOptions
-from ruvd.ports import EngineDone, EngineRequest, EngineText
+from ruvd.ports import EngineRequest
 
 DOCUMENTS = {
     "harbour": "The harbour master writes down each ship, its captain and its cargo at dusk. "
@@ -31,18 +30,6 @@ DOCUMENTS = {
     "        return sum(entry.amount for entry in self.entries)\n\n" * 10,
 }
 QUESTIONS = ("Who lives here?", "What is done first?", "Name a thing.", "Why?", "Sum it up.")
-
-
-class _Slot(msgspec.Struct):
-    is_processing: bool
-
-
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    prompt_tokens: int
-    cached_tokens: int
-    prefill_seconds: float
 
 
 @asynccontextmanager
@@ -64,51 +51,6 @@ def ask(
     return EngineRequest(messages, CompletionOptions(**settings), session, key)
 
 
-async def answer(engine: LlamaEngine, request: EngineRequest) -> Answer:
-    texts, done = [], None
-    async for chunk in engine.generate(request):
-        if isinstance(chunk, EngineText):
-            texts.append(chunk.text)
-        elif isinstance(chunk, EngineDone):
-            done = chunk
-    assert done is not None
-    assert done.usage is not None
-    assert done.usage.cached_tokens is not None
-    assert done.prefill_seconds is not None
-    return Answer(
-        "".join(texts), done.usage.prompt_tokens, done.usage.cached_tokens, done.prefill_seconds
-    )
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 20.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110  what is awaited is in another process
-            await asyncio.sleep(0.01)
-
-
-async def idle(engine: LlamaEngine) -> bool:
-    client = engine._server.client
-    assert client is not None
-    slots = await client.call("GET", f"{ROOT}/slots", list[_Slot])
-    return not any(slot.is_processing for slot in slots)
-
-
-async def all_is_well(engine: LlamaEngine) -> None:
-    """No slot is lost: as many run side by side as there are, and each is told the truth."""
-    assert engine.slots is not None
-    async with asyncio.timeout(60):
-        await asyncio.gather(
-            *(answer(engine, ask("Be brief.", f"Say {n}.")) for n in range(2 * engine.slots))
-        )
-    assert engine._child is not None
-    assert not any(slot.busy for slot in engine._child.table._slots)
-    await until(lambda: idle(engine))
-
-
-def files(engine: LlamaEngine) -> list[Path]:
-    return sorted(engine._server.slots_path.glob("prefix-*"))
-
-
 async def test_a_shared_prefix_is_evaluated_once_and_the_server_says_so() -> None:
     async with running() as engine:
         document = DOCUMENTS["harbour"]
@@ -122,7 +64,7 @@ async def test_a_shared_prefix_is_evaluated_once_and_the_server_says_so() -> Non
         for other in others:
             assert other.prompt_tokens - other.cached_tokens < 40
             assert other.cached_tokens > 200
-        held = engine._child.table._slots if engine._child else []
+        held = engine._warm.child().table._slots
         assert [slot.holds.messages[0].content for slot in held] == [document] * 3
 
 
@@ -164,27 +106,50 @@ async def test_with_one_slot_nothing_is_saved() -> None:
         assert files(engine) == []
 
 
-async def test_files_are_bounded_and_the_oldest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama, "_MOST_PREFIXES", 2)
+async def test_files_are_bounded_and_the_oldest_go_first() -> None:
+    async with running(slots=2, states_bytes=1) as engine:
+        await answer(engine, ask(DOCUMENTS["garden"], "Why?", "k"))
+        assert files(engine) == [], "what alone is too large is not kept"
     async with running(slots=2) as engine:
-        for number, document in enumerate(DOCUMENTS.values()):
-            await answer(engine, ask(document, "Why?", f"k{number}"))
-        assert [path.name for path in files(engine)] == ["prefix-2", "prefix-3"]
-        directory = engine._server.slots_path
+        await answer(engine, ask(DOCUMENTS["garden"], "Why?", "k"))
+        [size] = [path.stat().st_size for path in files(engine)]
+    async with running(slots=2, states_bytes=round(2.5 * size)) as engine:
+        kept: list[list[Path]] = []
+        for number, document in enumerate([*DOCUMENTS.values(), DOCUMENTS["garden"]]):
+            await answer(engine, ask(f"{number} {document}", "Why?", f"k{number}"))
+            kept.append(files(engine))
+        assert [len(each) for each in kept] == [1, 2, 2, 2]
+        assert not set(kept[0]) & set(kept[2])
+        assert engine._warm.files is not None
+        directory = engine._warm.files.directory
         assert directory.stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o777 for path in files(engine)} == {0o600}
     assert not directory.exists()
 
 
-async def test_what_alone_is_too_large_is_not_kept_and_not_tried_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(llama, "_MOST_PREFIX_BYTES", 1000)
-    async with running() as engine:
+async def test_what_alone_is_too_large_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    saves: list[str] = []
+    act = llama_warm._act
+
+    async def noted(client: Any, slot: int, action: str, filename: str, into: Any) -> Any:
+        saves.append(action)
+        return await act(client, slot, action, filename, into)
+
+    monkeypatch.setattr(llama_warm, "_act", noted)
+    async with running(states_bytes=1000) as engine:
         for question in QUESTIONS[:3]:
             await answer(engine, ask(DOCUMENTS["harbour"], question, "k"))
         assert files(engine) == []
-        assert engine._child is not None
-        assert next(engine._child.prefixes._numbers) == 2, "it was saved once"
+    assert saves == ["save"]
+
+
+async def test_without_a_budget_nothing_is_written() -> None:
+    async with running(states_bytes=0) as engine:
+        for question in QUESTIONS[:3]:
+            await answer(engine, ask(DOCUMENTS["harbour"], question, "k"))
+        assert files(engine) == []
+        assert engine._server._directory is not None
+        assert [path.name for path in engine._server._directory.iterdir()] == ["s.sock"]
 
 
 async def test_a_file_that_is_gone_or_broken_costs_time_and_is_logged(
@@ -209,11 +174,11 @@ async def test_a_file_that_is_gone_or_broken_costs_time_and_is_logged(
         await all_is_well(engine)
 
 
-async def test_after_a_crash_the_table_is_empty_and_prefixes_are_evaluated_again() -> None:
+async def test_after_a_crash_the_table_is_empty_and_the_files_are_there() -> None:
     async with running() as engine:
         request = ask(DOCUMENTS["harbour"], QUESTIONS[0], "k")
         await answer(engine, request)
-        before = engine._child
+        before = engine._warm.child()
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
         pid = engine.pid
@@ -222,9 +187,8 @@ async def test_after_a_crash_the_table_is_empty_and_prefixes_are_evaluated_again
             return engine.pid not in (None, pid)
 
         await until(is_another)
-        assert files(engine) == []
-        assert (await answer(engine, request)).cached_tokens < 20
-        assert engine._child is not before
+        assert (await answer(engine, request)).cached_tokens > 200, "a file has it still"
+        assert engine._warm.child() is not before
         assert len(files(engine)) == 1
         await all_is_well(engine)
 
@@ -255,7 +219,7 @@ async def test_cancelling_a_save_or_a_restore_lets_it_end_and_frees_the_slot(
     action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
-    act = llama._act
+    act = llama_warm._act
 
     async def slow(client: Any, slot: int, asked: str, filename: str, into: Any) -> Any:
         if asked == action:
@@ -263,7 +227,7 @@ async def test_cancelling_a_save_or_a_restore_lets_it_end_and_frees_the_slot(
             await go_on.wait()
         return await act(client, slot, asked, filename, into)
 
-    monkeypatch.setattr(llama, "_act", slow)
+    monkeypatch.setattr(llama_warm, "_act", slow)
     async with running(slots=2) as engine:
         document = DOCUMENTS["harbour"]
         tasks = [
@@ -273,7 +237,7 @@ async def test_cancelling_a_save_or_a_restore_lets_it_end_and_frees_the_slot(
             assert engine.slots == 2
 
             async def is_saved() -> bool:
-                return engine._server._directory is not None and len(files(engine)) == 1
+                return len(files(engine)) == 1
 
             await until(is_saved)
             tasks.append(asyncio.create_task(answer(engine, ask(document, QUESTIONS[1], "k"))))
@@ -282,10 +246,10 @@ async def test_cancelling_a_save_or_a_restore_lets_it_end_and_frees_the_slot(
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        assert engine._child is not None
-        assert [slot.busy for slot in engine._child.table._slots].count(True) == 1
+        table = engine._warm.child().table
+        assert [slot.busy for slot in table._slots].count(True) == 1
         go_on.set()
-        await engine._child.table.settled()
+        await table.settled()
         await all_is_well(engine)
         found = await answer(engine, ask(document, QUESTIONS[2], "k"))
         assert found.prompt_tokens - found.cached_tokens < 40, "what was saved is of use"

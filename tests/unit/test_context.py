@@ -94,10 +94,38 @@ def test_a_trim_is_due_when_the_last_prompt_and_answer_passed_max_tokens(
 def test_fewer_than_keep_stay_when_keep_does_not_fit_and_the_new_turn_always_does() -> None:
     history = [(user("x" * 1000), Message(Role.ASSISTANT, "y" * 1000)) for _ in range(4)]
     state = replace(session(), context_tokens=2000, context_bytes=8000)
-    small = context.plan(state, history, [user("q")], default_max_tokens=1100)
-    none = context.plan(state, history, [user("z" * 9000)], default_max_tokens=1100)
+    small = context.plan(state, history, [user("q")], default_max_tokens=1400)
+    none = context.plan(state, history, [user("z" * 9000)], default_max_tokens=1400)
     assert (small.exchange_count, small.start, small.trimmed) == (2, 2, True)
     assert (none.exchange_count, len(none.messages)) == (0, 2)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=14),
+    limit=st.integers(50, 3000),
+    window=st.sampled_from([ContextWindow(), ContextWindow(3, 0), ContextWindow(6, 8)]),
+    share=st.floats(0, 0.24),
+)
+def test_what_a_trim_keeps_is_known_before_the_next_turn_comes(
+    sizes: list[int], limit: int, window: ContextWindow, share: float
+) -> None:
+    """Or else what was evaluated ahead would be the wrong beginning."""
+    history = [(user("x" * size), Message(Role.ASSISTANT, "y")) for size in sizes]
+    size_bytes = sum(sizes) + len(sizes)
+    state = replace(
+        session(window),
+        context_tokens=size_bytes // 4 + 1,
+        context_bytes=size_bytes,
+        exchange_count=len(history),
+    )
+    new = [user("n" * int(share * limit * 3.5))]
+    ahead = context.plan(state, history, (), default_max_tokens=limit)
+    turn = context.plan(state, history, new, default_max_tokens=limit)
+    assert turn.trimmed == ahead.trimmed
+    assert context.is_trim_due(state, default_max_tokens=limit) == ahead.trimmed
+    system = len(state.system_prompt)
+    if not ahead.trimmed or system < 0.01 * limit:
+        assert turn.messages[: len(ahead.messages)] == ahead.messages
 
 
 def test_the_windows_own_limit_goes_before_the_engines() -> None:

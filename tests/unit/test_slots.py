@@ -112,3 +112,36 @@ async def test_the_bound_never_falls_below_one(refusals: int) -> None:
         slots.narrow(slots.narrowings)
     async with asyncio.timeout(1), slots.take(batch=True):
         pass
+
+
+async def test_a_spare_place_is_for_when_nobody_has_or_wants_one() -> None:
+    slots = Slots(2, 0.5)
+    order: list[str] = []
+
+    async def spare() -> None:
+        async with slots.take_spare():
+            order.append("spare")
+
+    async def take(name: str, *, batch: bool) -> None:
+        async with slots.take(batch=batch):
+            order.append(name)
+            await settle()
+
+    async with slots.take(batch=True):
+        tasks = [asyncio.create_task(spare()), asyncio.create_task(spare())]
+        await settle()
+        tasks += [
+            asyncio.create_task(take("chat", batch=False)),
+            asyncio.create_task(take("batch", batch=True)),
+        ]
+        await settle()
+        assert order == ["chat"], "another place is free, and yet the spare ones wait"
+        tasks[0].cancel()
+    await asyncio.wait(tasks)
+    assert order == ["chat", "batch", "spare"]
+
+
+async def test_a_caller_takes_the_other_place_beside_a_spare_one() -> None:
+    slots = Slots(2, 0.5)
+    async with asyncio.timeout(5), slots.take_spare(), slots.take():
+        assert slots.waiting == (0, 0)

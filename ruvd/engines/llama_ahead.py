@@ -1,0 +1,98 @@
+"""Evaluating a prompt before it is asked for, a little at a time.
+
+By tokens, because a message cannot be sent in part: the server's own template and tokenizer say
+what every next message comes after. What is one token off costs one token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import msgspec
+
+from ruvd.engines.chat_completions import ChatCompletionsClient
+from ruvd.engines.chat_request import encode
+from ruvd.engines.llama_slots import Prompt
+from ruvd.model import Message, Role
+from ruvd.options import CompletionOptions
+from ruvd.ports import EngineRequest
+from ruvd.texts import common_beginning
+
+T = TypeVar("T")
+
+# How many tokens a caller who comes meanwhile has to wait for.
+STEP_TOKENS = 64
+
+
+class _Template(msgspec.Struct):
+    prompt: str
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+class _Text(msgspec.Struct):
+    content: str
+    add_special: bool = True
+    parse_special: bool = True
+
+
+class _Step(msgspec.Struct):
+    prompt: list[int]
+    id_slot: int
+    n_predict: int = 0
+    cache_prompt: bool = True
+
+
+class _Timings(msgspec.Struct):
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+
+
+class _Answer(msgspec.Struct):
+    timings: _Timings = msgspec.field(default_factory=_Timings)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The child, at `root`, as this module asks it. Raises as `ChatCompletionsClient.call` does."""
+
+    client: ChatCompletionsClient
+    root: str
+    model: str
+
+    async def beginning(self, request: EngineRequest) -> list[int]:
+        """The tokens of the messages, as far as they are the same whatever is said next."""
+        return await self._common(Prompt(tuple(request.messages), request.options.tools))
+
+    async def held(self, prompt: Prompt, beginning: list[int]) -> int:
+        """How many tokens of a beginning a slot has that holds the prompt."""
+        if not prompt.messages:
+            return 0
+        tokens = await self._common(prompt)
+        pairs = enumerate(zip(tokens, beginning, strict=False))
+        return next(
+            (at for at, (one, two) in pairs if one != two), min(len(tokens), len(beginning))
+        )
+
+    async def step(self, slot: int, tokens: list[int]) -> tuple[int, float]:
+        """Let the slot hold the tokens; how many were evaluated for it, in how many seconds."""
+        body = msgspec.json.encode(_Step(tokens, slot))
+        timings = (await self._post("completion", body, _Answer)).timings
+        return timings.prompt_n, timings.prompt_ms / 1000
+
+    async def _common(self, prompt: Prompt) -> list[int]:
+        one, two = [await self._template(prompt, said) for said in ("a", "b")]
+        text = one[: common_beginning(one, two)]
+        return (await self._post("tokenize", msgspec.json.encode(_Text(text)), _Tokens)).tokens
+
+    async def _template(self, prompt: Prompt, said: str) -> str:
+        messages = (*prompt.messages, Message(Role.USER, said))
+        request = EngineRequest(messages, replace(CompletionOptions(), tools=prompt.tools))
+        body = encode(request, model=self.model, extra={})
+        return (await self._post("apply-template", body, _Template)).prompt
+
+    async def _post(self, path: str, content: bytes, into: type[T]) -> T:
+        return await self.client.call("POST", f"{self.root}/{path}", into, content=content)

@@ -1,0 +1,317 @@
+"""The KV states of conversations, in files: out of a slot, into a slot, over a restart.
+
+A restore takes milliseconds where evaluating takes seconds. Files are bounded in bytes, the least
+recently used go first. The directory is on a disk, and the kernel's page cache is what makes a
+state that was just saved come from memory; what has been replaced meanwhile is never written.
+Whatever is wrong with a file costs time and an event, and never an answer: the server compares
+tokens, and a file of another daemon is read only if its seal fits. The contents are conversations,
+so that nobody but the owner may read them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from ruvd.engines.llama_slots import WORTH_CHARACTERS, Prompt, Slot
+from ruvd.errors import EngineUnavailable, RuvdError
+from ruvd.ports import EngineStateMoved, Observer
+
+T = TypeVar("T")
+
+_SUFFIX = ".kv"
+_SEAL_SUFFIX = ".seal"
+
+_log = logging.getLogger("ruvd.engine")
+
+
+class Caller(Protocol):
+    """Asks the server for something: the slot's id, the action, a file's name."""
+
+    async def __call__(self, slot: int, action: str, filename: str, into: type[T]) -> T:
+        """Raises RuvdError."""
+
+
+class _Saved(msgspec.Struct):
+    n_written: int
+
+
+class _Restored(msgspec.Struct):
+    n_restored: int
+
+
+class _Seal(msgspec.Struct):
+    """What another daemon has to know of a file. `model` says what wrote it."""
+
+    model: str
+    session: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(eq=False, slots=True)
+class State:
+    """What one file holds. Of an earlier daemon's, `holds` is None and `sha256` is to be checked.
+
+    `session_key` is empty for what belongs to no session. `gone` says that the file is no more.
+    """
+
+    path: Path
+    holds: Prompt | None
+    session_key: str
+    size_bytes: int
+    sealed: bool = False
+    sha256: str = ""
+    gone: bool = False
+
+
+class StateFiles:
+    """The states in a directory, up to `most_bytes`. One daemon at a time has it.
+
+    `model` names everything that a state depends on. Methods that read or write files work in a
+    thread.
+    """
+
+    def __init__(self, directory: Path, *, most_bytes: int, model: str, observer: Observer) -> None:
+        self.directory = directory
+        self._most_bytes = most_bytes
+        self.model = model
+        self._observer = observer
+        self._states: dict[str, State] = {}  # by the file's name, least recently used first
+        self._lock: int | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """What the files take."""
+        return sum(state.size_bytes for state in list(self._states.values()))
+
+    def open(self) -> None:
+        """Take the directory, and what an earlier daemon has sealed in it. Blocks.
+
+        Raises EngineUnavailable if it cannot be had.
+        """
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.directory.chmod(0o700)
+            self._lock = os.open(self.directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._load()
+        except OSError as error:
+            self.close()
+            why = "another daemon has it" if isinstance(error, BlockingIOError) else error.strerror
+            text = f"states cannot be kept in {self.directory}: {why}"
+            raise EngineUnavailable(text) from error
+
+    def close(self) -> None:
+        """Let the directory go. Idempotent."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def new_path(self) -> Path:
+        """Where a state may be saved."""
+        return self.directory / f"{secrets.token_hex(12)}{_SUFFIX}"
+
+    async def add(self, state: State) -> None:
+        """Keep what was saved, instead of what the session had, and bound the whole.
+
+        What is larger than the bound by itself is `gone` at once.
+        """
+        gone = [each for each in self._states.values() if _replaces(state, each)]
+        if state.size_bytes > self._most_bytes:
+            await self.remove(state, *gone)
+            return
+        self._states[state.path.name] = state
+        total = self.size_bytes - sum(each.size_bytes for each in gone)
+        for each in list(self._states.values()):
+            if total <= self._most_bytes:
+                break
+            if each not in gone:
+                gone.append(each)
+                total -= each.size_bytes
+        await self.remove(*gone)
+
+    async def remove(self, *states: State) -> None:
+        """Delete the files."""
+        for state in states:
+            state.gone = True
+            self._states.pop(state.path.name, None)
+        await asyncio.to_thread(_unlink, [state.path for state in states])
+
+    def of_session(self, session_key: str) -> State | None:
+        """The session's own."""
+        states = self._states.values()
+        return next(
+            (each for each in states if session_key and each.session_key == session_key), None
+        )
+
+    def best(self, prompt: Prompt, session_key: str, than: int) -> State | None:
+        """What begins as the prompt does, for much longer than the first `than` characters.
+
+        The session's own that an earlier daemon has left is taken for that unseen.
+        """
+        own = self.of_session(session_key)
+        if own is not None and own.holds is None:
+            return own
+        best, most = None, than + WORTH_CHARACTERS - 1
+        for state in self._states.values():
+            common = 0 if state.holds is None else state.holds.common(prompt)
+            if common > most:
+                best, most = state, common
+        return best
+
+    def used(self, state: State) -> None:
+        """It goes later than others."""
+        if not state.gone:
+            self._states[state.path.name] = self._states.pop(state.path.name)
+
+    async def seal(self) -> None:
+        """Let the next daemon use what belongs to sessions."""
+        for state in list(self._states.values()):
+            if state.session_key and not state.sealed and not state.gone:
+                with contextlib.suppress(OSError):  # the disk is full, or the file has gone
+                    await asyncio.to_thread(self._seal, state)
+
+    async def sound(self, state: State) -> bool:
+        """Whether the file is as it was written; removed if not."""
+        if not state.sha256:
+            return True
+        try:
+            is_sound = await asyncio.to_thread(_sha256, state.path) == state.sha256
+        except OSError:
+            is_sound = False
+        if is_sound:
+            state.sha256 = ""
+        else:
+            await self.remove(state)
+        return is_sound
+
+    def _seal(self, state: State) -> None:
+        seal = _Seal(self.model, state.session_key, state.size_bytes, _sha256(state.path))
+        path = state.path.with_suffix(_SEAL_SUFFIX)
+        path.touch(0o600)
+        path.write_bytes(msgspec.json.encode(seal))
+        state.sealed = True
+        if state.gone:
+            _unlink([state.path])
+
+    def _load(self) -> None:
+        for path in sorted(self.directory.glob(f"*{_SEAL_SUFFIX}"), key=_age):
+            file = path.with_suffix(_SUFFIX)
+            try:
+                seal = msgspec.json.decode(path.read_bytes(), type=_Seal)
+                size = file.stat().st_size
+            except (OSError, msgspec.MsgspecError):
+                self._observer(EngineStateMoved("restore", "corrupt"))
+                continue
+            if seal.model != self.model:
+                self._observer(EngineStateMoved("restore", "foreign"))
+            elif seal.size_bytes != size:
+                self._observer(EngineStateMoved("restore", "corrupt"))
+            else:
+                state = State(file, None, seal.session, size, sealed=True, sha256=seal.sha256)
+                self._states[file.name] = state
+        known = {path for state in self._states.values() for path in _files(state.path)}
+        for path in [*self.directory.glob(f"*{_SUFFIX}"), *self.directory.glob(f"*{_SEAL_SUFFIX}")]:
+            if path not in known:
+                path.unlink(missing_ok=True)
+
+
+class SlotMover:
+    """Moves states between one child's slots and the files. `act` asks the child."""
+
+    def __init__(
+        self, act: Caller, files: StateFiles, observer: Observer, now: Callable[[], float]
+    ) -> None:
+        self._act = act
+        self._files = files
+        self._observer = observer
+        self._now = now
+
+    async def keep(self, slot: Slot) -> None:
+        """Save what the slot has of a session, unless it is saved or not worth it."""
+        if slot.session_key and slot.dirty and slot.holds.size >= WORTH_CHARACTERS:
+            await self.save(slot, slot.session_key)
+
+    async def save(self, slot: Slot, session_key: str = "") -> State | None:
+        """Save what the slot holds; None if that failed, which is logged. The slot is held.
+
+        With a `session_key` it is that session's, and nothing if it ended meanwhile.
+        """
+        path, holds = self._files.new_path(), slot.holds
+        begun = self._now()
+        try:
+            # The server would make the file as the umask has it.
+            await asyncio.to_thread(path.touch, 0o600)
+            saved = await self._act(slot.id, "save", path.name, _Saved)
+        except (RuvdError, OSError) as error:
+            _log.warning("slot %d could not be saved: %s", slot.id, error)
+            self._observer(EngineStateMoved("save", "failed", self._now() - begun))
+            await asyncio.to_thread(_unlink, [path])
+            return None
+        seconds = self._now() - begun
+        state = State(path, holds, session_key, saved.n_written)
+        self._observer(EngineStateMoved("save", "ok", seconds))
+        if session_key and session_key != slot.session_key:
+            await self._files.remove(state)
+            return None
+        if session_key:
+            slot.dirty = False
+        await self._files.add(state)
+        return state
+
+    async def restore(self, slot: Slot, state: State, session_key: str = "") -> int:
+        """Let the slot begin with what the file holds, and return its tokens; 0 if that failed.
+        The slot is held."""
+        is_own = bool(session_key) and state.session_key == session_key
+        begun = self._now()
+        if not await self._files.sound(state):
+            _log.warning("the state of a session is not as it was saved")
+            self._observer(EngineStateMoved("restore", "corrupt", self._now() - begun))
+            return 0
+        slot.begins("")
+        try:
+            restored = await self._act(slot.id, "restore", state.path.name, _Restored)
+        except RuvdError as error:
+            _log.warning("slot %d could not be restored: %s", slot.id, error)
+            self._observer(EngineStateMoved("restore", "failed", self._now() - begun))
+            await self._files.remove(state)
+            return 0
+        self._files.used(state)
+        slot.has(state.holds or Prompt(), session_key if is_own else "", dirty=False)
+        self._observer(EngineStateMoved("restore", "ok", self._now() - begun))
+        return restored.n_restored
+
+
+def _replaces(new: State, old: State) -> bool:
+    return bool(new.session_key) and new.session_key == old.session_key and new is not old
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    return path, path.with_suffix(_SEAL_SUFFIX)
+
+
+def _age(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _unlink(paths: list[Path]) -> None:
+    for path in paths:
+        for each in _files(path):
+            each.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

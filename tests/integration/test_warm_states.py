@@ -1,0 +1,238 @@
+"""KV states that move between slots and files, on a real llama.cpp: its own counters tell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from embedded import Answer, all_is_well, answer, files, until
+
+from ruvd.engines import llama_warm
+from ruvd.engines.llama import LlamaEngine
+from ruvd.engines.llama_ahead import STEP_TOKENS
+from ruvd.model import Message, Role
+from ruvd.options import CompletionOptions
+from ruvd.ports import EngineRequest, EngineStateMoved, Event
+
+SYSTEM = "You keep the harbour's ledger. Answer in one sentence, and only of what was said. " * 6
+STORIES = {
+    "ann": "The brig Fortuna came in from Lisbon with salt and oranges, and lay at the east mole. ",
+    "ben": "Two trawlers were mended on the slip, and the smith was paid eleven crowns for it. ",
+    "cay": "The ferry ran late since fog lay on the sound, and the bell was rung until noon. ",
+    "dee": "A barge of timber broke loose in the night, and was found on the sand at low tide. ",
+}
+
+
+@asynccontextmanager
+async def running(events: list[Event] | None = None, **settings: Any) -> AsyncIterator[LlamaEngine]:
+    observer: Callable[[Event], None] = (lambda _: None) if events is None else events.append
+    small = {"context_tokens": 1024, "answer_tokens": 256, "slots": 2, "threads": 1}
+    engine = LlamaEngine(observer=observer, **{**small, **settings})
+    await engine.start()
+    try:
+        await engine.ready()
+        yield engine
+    finally:
+        await engine.close()
+
+
+class Talk:
+    """One session, told as the core would: its whole history each time."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.messages = [Message(Role.SYSTEM, SYSTEM)]
+
+    def asks(self, text: str, **options: Any) -> EngineRequest:
+        settings = {"max_tokens": 8, "temperature": 0.0, **options}
+        messages = [*self.messages, Message(Role.USER, text)]
+        return EngineRequest(messages, CompletionOptions(**settings), self.name)
+
+    async def turn(self, engine: LlamaEngine, text: str) -> Answer:
+        request = self.asks(text)
+        found = await answer(engine, request)
+        self.messages = [*request.messages, Message(Role.ASSISTANT, found.text)]
+        return found
+
+
+def evaluated(found: Answer) -> int:
+    return found.prompt_tokens - found.cached_tokens
+
+
+def moved(events: list[Event]) -> list[tuple[str, str]]:
+    return [(each.action, each.outcome) for each in events if isinstance(each, EngineStateMoved)]
+
+
+async def tell_all(engine: LlamaEngine) -> dict[str, Talk]:
+    talks = {name: Talk(name) for name in STORIES}
+    for name, talk in talks.items():
+        await talk.turn(engine, STORIES[name] * 4)
+    return talks
+
+
+async def test_with_more_sessions_than_slots_each_goes_on_where_it_was() -> None:
+    events: list[Event] = []
+    async with running(events) as engine:
+        talks = await tell_all(engine)
+        for question in ("What came in?", "And what of the money?"):
+            for talk in talks.values():
+                found = await talk.turn(engine, question)
+                assert evaluated(found) < 40, talk.name
+        plain = Talk("")
+        plain.messages = talks["ann"].messages[:-2]
+        again = await answer(engine, plain.asks("And what of the money?", bypass_cache=True))
+        assert again.cached_tokens == 0
+        assert talks["ann"].messages[-1].content == again.text
+        assert {outcome for _, outcome in moved(events)} == {"ok"}
+        assert len(files(engine)) <= len(talks) + 1, "one a session, and what was lent"
+        await all_is_well(engine)
+
+
+async def test_a_first_turn_begins_from_the_system_prompt_of_another_session() -> None:
+    async with running(slots=1) as engine:
+        await Talk("ann").turn(engine, STORIES["ann"] * 4)
+        first = await answer(engine, Talk("").asks("Say it.", bypass_cache=True))
+        assert first.cached_tokens == 0
+        found = await Talk("new").turn(engine, "Who are you?")
+        assert evaluated(found) < 40
+
+
+async def test_after_a_restart_the_next_turn_is_as_fast_as_any(tmp_path: Path) -> None:
+    async with running(states_path=tmp_path / "kv") as engine:
+        talks = await tell_all(engine)
+    assert (tmp_path / "kv").stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o077 for path in (tmp_path / "kv").iterdir()} == {0}
+    events: list[Event] = []
+    async with running(events, states_path=tmp_path / "kv") as engine:
+        for talk in talks.values():
+            found = await talk.turn(engine, "What came in?")
+            assert evaluated(found) < 40
+            request = replace(talk.asks(""), messages=talk.messages[:-1], session_key="")
+            private = replace(request.options, bypass_cache=True)
+            plain = await answer(engine, replace(request, options=private))
+            assert plain.text == found.text
+        assert ("restore", "ok") in moved(events)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone", "seal", "foreign", "stale"])
+async def test_a_file_that_is_not_right_costs_time_and_an_event_and_no_answer(
+    how: str, tmp_path: Path
+) -> None:
+    kv = tmp_path / "kv"
+    talk = Talk("ann")
+    async with running(states_path=kv) as engine:
+        await talk.turn(engine, STORIES["ann"] * 4)
+    [file] = kv.glob("*.kv")
+    content = file.read_bytes()
+    middle = len(content) // 2
+    spoil: dict[str, Callable[[], object]] = {
+        "flipped": lambda: file.write_bytes(
+            content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        ),
+        "cut": lambda: file.write_bytes(content[:-1]),
+        "gone": file.unlink,
+        "seal": lambda: file.with_suffix(".seal").write_bytes(b"{"),
+        "foreign": lambda: None,
+        "stale": lambda: talk.messages.__setitem__(0, Message(Role.SYSTEM, "Be brief.")),
+    }
+    spoil[how]()
+    events: list[Event] = []
+    settings = {"context_tokens": 1280} if how == "foreign" else {}
+    async with running(events, states_path=kv, **settings) as engine:
+        found = await talk.turn(engine, "What came in?")
+        outcome = how if how in ("foreign", "stale") else "corrupt"
+        assert ("restore", outcome) in moved(events)
+        assert evaluated(found) > 100
+        private = replace(talk.asks(""), messages=talk.messages[:-1], session_key="")
+        options = replace(private.options, bypass_cache=True)
+        assert (await answer(engine, replace(private, options=options))).text == found.text
+        assert how == "stale" or file not in files(engine)
+
+
+async def test_what_rests_is_saved_without_being_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_warm, "_REST_SECONDS", 0.0)
+    monkeypatch.setattr(llama_warm, "_LOOK_SECONDS", 0.02)
+    async with running(states_path=tmp_path / "kv") as engine:
+        await Talk("ann").turn(engine, STORIES["ann"] * 4)
+
+        async def is_sealed() -> bool:
+            return bool(list((tmp_path / "kv").glob("*.seal")))
+
+        await until(is_sealed)
+
+
+async def test_of_a_session_that_has_gone_no_file_stays(tmp_path: Path) -> None:
+    kv = tmp_path / "kv"
+    async with running(states_path=kv) as engine:
+        talks = await tell_all(engine)
+        await engine._warm.save()
+        assert len(list(kv.glob("*.seal"))) == len(talks)
+        for name in talks:
+            engine._warm.forget(name)
+        engine._warm.forget("nobody")
+    assert [path.name for path in kv.iterdir()] == ["lock"]
+
+
+async def test_a_private_turn_leaves_no_file_and_takes_nobodys_history(tmp_path: Path) -> None:
+    kv = tmp_path / "kv"
+    async with running(states_path=kv, slots=1) as engine:
+        talk = Talk("ann")
+        await talk.turn(engine, STORIES["ann"] * 4)
+        private = Talk("ben").asks(STORIES["ben"] * 4, bypass_cache=True)
+        assert (await answer(engine, private)).cached_tokens == 0
+        assert evaluated(await talk.turn(engine, "What came in?")) < 40
+    assert len(list(kv.glob("*.kv"))) == 1
+
+
+async def test_two_daemons_do_not_share_a_directory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(states_path=tmp_path / "kv"), running(states_path=tmp_path / "kv") as second:
+        assert "another daemon has it" in caplog.text
+        assert second._warm.files is not None
+        assert second._warm.files.directory != tmp_path / "kv"
+        await tell_all(second)
+    assert not list((tmp_path / "kv").glob("*.kv"))
+
+
+async def test_a_prompt_is_evaluated_ahead_in_steps_and_the_turn_finds_it() -> None:
+    async with running(slots=1) as engine:
+        talk = Talk("ann")
+        for story in STORIES.values():
+            await talk.turn(engine, story * 2)
+        talk.messages = [talk.messages[0], *talk.messages[5:]]  # trimmed
+        request = replace(talk.asks(""), messages=talk.messages)
+        async with aclosing(engine._warm.prepare(request)) as steps:
+            counts = [step.tokens async for step in steps]
+        assert sum(counts) > 60
+        assert max(counts) <= STEP_TOKENS + 1
+        assert evaluated(await talk.turn(engine, "What came in?")) < 40
+        request = replace(talk.asks(""), messages=talk.messages)
+        async with aclosing(engine._warm.prepare(request)) as steps:
+            again = [step.tokens async for step in steps]
+        assert sum(again) < 20, "what was evaluated is not evaluated again"
+
+
+async def test_a_caller_who_comes_meanwhile_waits_for_one_step() -> None:
+    async with running(slots=1) as engine:
+        talk = Talk("ann")
+        talk.messages.append(Message(Role.USER, STORIES["ann"] * 12))
+        talk.messages.append(Message(Role.ASSISTANT, "Yes."))
+        request = replace(talk.asks(""), messages=talk.messages)
+        steps = engine._warm.prepare(request)
+        first = await anext(steps)
+        second = asyncio.create_task(anext(steps))
+        await asyncio.sleep(0)
+        found = await answer(engine, talk.asks("What came in?"))
+        assert second.done()
+        assert found.cached_tokens >= first.tokens + second.result().tokens - 2
+        assert evaluated(found) > STEP_TOKENS
+        await steps.aclose()
+        await all_is_well(engine)
