@@ -4,8 +4,12 @@ It parses as little HTTP as it can and answers every chat completion with the sa
 before the first request: a chunk for the role, one for each token, one for the finish reason, one
 for the usage if asked for, `[DONE]`. Each token is a write of its own, in a turn of the event loop
 of its own, as a server that generates for many at a time does it; so a relay gets them one by one
-unless it is busy. A model whose name ends with `-paced` waits before the first token and between
-tokens, any other does not.
+unless it is busy. The Responses API is answered likewise, for gateways that keep a history only
+there; each answer has an id of its own.
+
+The model decides about the pace. `MODEL` does not wait; `PACED_MODEL` waits before the first token
+and between tokens; so does `POD_MODEL`, as an engine does that serves a pod: 64 tokens, 50 ms to
+the first, 10 ms each. They are names that gateways with a catalogue of models know.
 
 Run it with `.venv/bin/python bench/mock_upstream.py`; it prints the port that it has on loopback.
 `bench/relay.py` runs it by itself, and measures what it can do.
@@ -15,17 +19,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import uvloop
 
-MODEL = "mock"
-PACED_MODEL = "mock-paced"
+MODEL = "gpt-4o-mini"
+PACED_MODEL = "gpt-4o"
+POD_MODEL = "gpt-4.1"
+POD_TOKENS, POD_FIRST_MS, POD_TOKEN_MS = 64, 50.0, 10.0
 _CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + _CHUNKED
+_JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 _END = b"0\r\n\r\n"
+# As long as any number that takes its place, so that the chunks keep their lengths.
+_RESPONSE_ID = b"resp_0123456789"
+_MESSAGE_ID = "msg_0123456789"
 
 
 def token(number: int) -> str:
@@ -39,17 +51,33 @@ class Answer:
 
     head: bytes
     tokens: tuple[bytes, ...]
-    finish: bytes
-    usage: bytes
+    rest: bytes
     first_seconds: float = 0.0
     token_seconds: float = 0.0
 
 
-def answer(
-    model: str, tokens: int, first_seconds: float = 0.0, token_seconds: float = 0.0
-) -> Answer:
-    """Prebuild the answer of a model."""
+@dataclass(frozen=True)
+class Answers:
+    """What a model answers: a chat completion with the usage and without, a response."""
 
+    with_usage: Answer
+    without_usage: Answer
+    response: Answer
+
+
+def answers(
+    model: str, tokens: int, first_seconds: float = 0.0, token_seconds: float = 0.0
+) -> Answers:
+    """Prebuild the answers of a model."""
+    pace = first_seconds, token_seconds
+    return Answers(
+        _completion(model, tokens, *pace, usage=True),
+        _completion(model, tokens, *pace, usage=False),
+        _response(model, tokens, *pace),
+    )
+
+
+def _completion(model: str, tokens: int, *pace: float, usage: bool) -> Answer:
     def chunk(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return {**common, "choices": [choice]}
@@ -61,32 +89,79 @@ def answer(
         "model": model,
     }
     counts = {"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": 9 + tokens}
+    rest = _event(chunk({}, "stop"))
+    if usage:
+        rest += _event({**common, "choices": [], "usage": counts})
     return Answer(
-        head=_STREAM_HEAD + _event(chunk({"role": "assistant", "content": ""})),
-        tokens=tuple(_event(chunk({"content": token(number)})) for number in range(tokens)),
-        finish=_event(chunk({}, "stop")),
-        usage=_event({**common, "choices": [], "usage": counts}),
-        first_seconds=first_seconds,
-        token_seconds=token_seconds,
+        _STREAM_HEAD + _event(chunk({"role": "assistant", "content": ""})),
+        tuple(_event(chunk({"content": token(number)})) for number in range(tokens)),
+        rest + _http_chunk(b"data: [DONE]\n\n") + _END,
+        *pace,
     )
 
 
-def _event(data: dict[str, Any]) -> bytes:
-    return _http_chunk(b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n")
+def _response(model: str, tokens: int, *pace: float) -> Answer:
+    sequence = itertools.count()
+
+    def named(kind: str, **fields: Any) -> bytes:
+        return _event({"type": kind, "sequence_number": next(sequence), **fields}, kind)
+
+    def response(status: str, output: Sequence[Any], usage: Any) -> dict[str, Any]:
+        return {
+            "id": _RESPONSE_ID.decode(), "object": "response", "created_at": 1_700_000_000,
+            "status": status, "model": model, "output": output, "usage": usage, "tools": [],
+            "parallel_tool_calls": True, "tool_choice": "auto", "error": None, "metadata": {},
+        }  # fmt: skip
+
+    def item(status: str, content: Sequence[Any]) -> dict[str, Any]:
+        own = {"id": _MESSAGE_ID, "type": "message", "status": status}
+        return {**own, "role": "assistant", "content": content}
+
+    text = "".join(token(number) for number in range(tokens))
+    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    usage = {"input_tokens": 9, "output_tokens": tokens, "total_tokens": 9 + tokens}
+    at = {"item_id": _MESSAGE_ID, "output_index": 0, "content_index": 0}
+    head = _STREAM_HEAD + b"".join(
+        (
+            named("response.created", response=response("in_progress", [], None)),
+            named("response.output_item.added", output_index=0, item=item("in_progress", [])),
+            named("response.content_part.added", **at, part={**part, "text": ""}),
+        )
+    )
+    deltas = tuple(
+        named("response.output_text.delta", **at, delta=token(number), logprobs=[])
+        for number in range(tokens)
+    )
+    done = item("completed", [part])
+    rest = b"".join(
+        (
+            named("response.output_text.done", **at, text=text, logprobs=[]),
+            named("response.content_part.done", **at, part=part),
+            named("response.output_item.done", output_index=0, item=done),
+            named("response.completed", response=response("completed", [done], usage)),
+            _END,
+        )
+    )
+    return Answer(head, deltas, rest, *pace)
+
+
+def _event(data: dict[str, Any], name: str = "") -> bytes:
+    line = f"event: {name}\n".encode() if name else b""
+    text = json.dumps(data, separators=(",", ":")).encode()
+    return _http_chunk(line + b"data: " + text + b"\n\n")
 
 
 def _http_chunk(content: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(content), content)
 
 
-_DONE = _http_chunk(b"data: [DONE]\n\n") + _END
-
-
 class Connection(asyncio.Protocol):
     """One connection: requests one after the other, kept alive."""
 
-    def __init__(self, answers: dict[bool, Answer]) -> None:
-        self._answers = answers
+    _responses = itertools.count(1)
+
+    def __init__(self, models: dict[str, Answers]) -> None:
+        self._models = models
         self._buffer = b""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -107,36 +182,45 @@ class Connection(asyncio.Protocol):
             return
         body, self._buffer = rest[:length], rest[length:]
         if head.startswith(b"POST /v1/chat/completions"):
-            self._begin(body)
+            asked = self._asked(body)
+            usage = b'"include_usage"' in body
+            self._begin(asked.with_usage if usage else asked.without_usage)
+        elif head.startswith(b"POST /v1/responses"):
+            self._begin(self._asked(body).response, b"resp_%010d" % next(self._responses))
         else:
-            models = [{"id": name, "object": "model"} for name in (MODEL, PACED_MODEL)]
+            models = [{"id": name, "object": "model"} for name in self._models]
             content = json.dumps({"object": "list", "data": models}).encode()
-            lines = (
-                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-            )
-            self._write(lines % len(content) + content)
+            self._write(_JSON_HEAD % len(content) + content)
 
-    def _begin(self, body: bytes) -> None:
-        answer = self._answers[f'{PACED_MODEL}"'.encode() in body]
-        rest = answer.finish + (answer.usage if b'"include_usage"' in body else b"") + _DONE
+    def _asked(self, body: bytes) -> Answers:
+        for name in (PACED_MODEL, POD_MODEL):
+            if f'"{name}"'.encode() in body:
+                return self._models[name]
+        return self._models[MODEL]
+
+    def _begin(self, answer: Answer, response_id: bytes = b"") -> None:
+        rest = answer.rest
+        head = answer.head
+        if response_id:
+            rest = rest.replace(_RESPONSE_ID, response_id)
+            head = head.replace(_RESPONSE_ID, response_id)
         if answer.first_seconds:
-            self._loop.call_later(answer.first_seconds, self._send, answer, 0, rest)
+            self._loop.call_later(answer.first_seconds, self._send, answer, 0, head, rest)
         else:
-            self._send(answer, 0, rest)
+            self._send(answer, 0, head, rest)
 
-    def _send(self, answer: Answer, number: int, rest: bytes) -> None:
-        """Write token `number`, and arrange for the next."""
+    def _send(self, answer: Answer, number: int, head: bytes, rest: bytes) -> None:
+        """Write token `number`, after what comes before it, and arrange for the next."""
         if self._transport is None:
             return
-        head = b"" if number else answer.head
         if number + 1 == len(answer.tokens):
             self._write(head + answer.tokens[number] + rest)
             return
         self._write(head + answer.tokens[number])
         if answer.token_seconds:
-            self._loop.call_later(answer.token_seconds, self._send, answer, number + 1, rest)
+            self._loop.call_later(answer.token_seconds, self._send, answer, number + 1, b"", rest)
         else:
-            self._loop.call_soon(self._send, answer, number + 1, rest)
+            self._loop.call_soon(self._send, answer, number + 1, b"", rest)
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:
@@ -153,12 +237,15 @@ def _content_length(head: bytes) -> int:
 
 async def serve(options: argparse.Namespace) -> None:
     pace = options.first_ms / 1000, options.token_ms / 1000
-    answers = {
-        False: answer(MODEL, options.tokens),
-        True: answer(PACED_MODEL, options.tokens, *pace),
+    models = {
+        MODEL: answers(MODEL, options.tokens),
+        PACED_MODEL: answers(PACED_MODEL, options.tokens, *pace),
+        POD_MODEL: answers(POD_MODEL, POD_TOKENS, POD_FIRST_MS / 1000, POD_TOKEN_MS / 1000),
     }
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(answers), "127.0.0.1", options.port)
+    server = await loop.create_server(
+        lambda: Connection(models), "127.0.0.1", options.port, backlog=1024
+    )
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

@@ -1,271 +1,179 @@
-"""What ruvd costs between a client and an OpenAI-compatible server, beside LiteLLM's proxy.
+"""What ruvd costs between a client and an OpenAI-compatible server, beside other gateways.
 
-A mock upstream (`bench/mock_upstream.py`) answers with 32 tokens, each a write of its own. These
-relay it, each in a process of its own, all in one run and in turns, so that a busy machine is busy
-for all alike:
+A mock upstream (`bench/mock_upstream.py`) answers, each token a write of its own. These relay it,
+each in a process of its own, all in one run and in turns, so that a busy machine is busy for all
+alike:
 
-mock       nothing between: the ceiling of the mock and of a client that parses no JSON
-litellm    LiteLLM's proxy, one worker, in an environment that this script makes; the same client
-naive      thirty lines of grpc.aio and httpx (`bench/naive_relay.py`) that do nothing else
-ruvd       `ruvd serve --engine openai` on a Unix socket, stateless completions
-sessions   the same with a session for each stream in parallel, on sqlite: every answer is on disk
-           before its stream ends, and each prompt has the exchanges before it
+mock         nothing between: the ceiling of the mock and of a client that parses no JSON
+litellm      LiteLLM's proxy, one worker; the same client for this and the next three
+smg          the Shepherd Model Gateway, chat completions, which it keeps nothing of
+smg-history  the same process, by the Responses API: each answer is stored in its memory, and goes
+             on with the one before it, ten at most
+ferrogw      Ferro Labs' gateway
+naive        thirty lines of grpc.aio and httpx (`bench/naive_relay.py`) that do nothing else
+ruvd         `ruvd serve --engine openai` on a Unix socket, stateless completions
+tcp          the same on a loopback port
+sessions     on a Unix socket with a session for each stream in parallel, on sqlite: every answer is
+             on disk before its stream ends, and each prompt has the exchanges before it
 
-Two figures are taken. Streams a second with 16 in parallel, the mock not paced; and at one stream,
-the mock paced (20 ms to the first token, 1 ms a token), the time from the call to the first token
-less what it is without a relay. Each is the median over the rounds, with its spread. The clients
-are a process of their own (this one), but they and the mock share the machine's cores with the
-relay; the gRPC client needs more of them than the HTTP client, which is to ruvd's disadvantage.
-`CPU` is what the relay's own process used for a stream, and says what it would do with a core of
-its own. Each answer is checked to be whole.
+The cases: one stream after the other, the mock paced (20 ms to the first token, 1 ms a token), for
+the time that is added to the first token; 1, 16, 32 and 256 streams in parallel, the mock not
+paced; and a pod's: 64 streams that begin spread out, 50 ms to the first token, 10 ms a token, 64
+tokens.
+Each gives streams a second, the time to the first token (p50, p99) less what it is without a relay,
+CPU seconds per 1,000 streams and memory of the relay's processes. A round takes every target in
+turn, every second one backwards. The clients (this process) and the mock share the machine's cores
+with the relay; the gRPC client needs more of them than the HTTP client, which is to ruvd's
+disadvantage. CPU says what a relay would do with a core of its own. Each answer is checked to be
+whole. LiteLLM takes so long that it has the largest cases in the first round only.
 
-Run it with `.venv/bin/python bench/relay.py`; it takes about two minutes, and once two more to
-install LiteLLM (750 MB), which `--litellm-env DIR` keeps for the next time. The aims: at 16 in
-parallel at least 20 times LiteLLM's streams, at one stream at most a sixth of its added time.
+Run it with `.venv/bin/python bench/relay.py`; it takes about three minutes, and once two more to
+install LiteLLM (750 MB), smg (150 MB) and ferrogw (70 MB) in the user's cache directory. What
+cannot be installed is left out, and said to be.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import signal
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
+from bench import environments
 from bench import relay_servers as servers
 from bench.machine import describe
-from bench.relay_clients import Client, GrpcClient, HttpClient, Stream, StreamBroken, closing
+from bench.mock_upstream import POD_MODEL, POD_TOKENS
+from bench.relay_clients import Client, GrpcClient, HttpClient, ResponsesClient, closing
+from bench.relay_gateways import GATEWAYS
+from bench.relay_report import TITLES, criteria, results, show
+from bench.relay_targets import ALONE, CASES, POD, Case, Target, tell
 
-_NAMES = ("mock", "litellm", "naive", "ruvd", "sessions")
-_RELAYS = {
-    "mock": "no relay",
-    "litellm": "LiteLLM",
-    "naive": "naive grpc.aio",
-    "ruvd": "ruvd",
-    "sessions": "ruvd, sessions",
-}
-_WARM_STREAMS = 16
-
-
-@dataclass
-class Target:
-    """What is measured, and its figures: one a round."""
-
-    name: str
-    server: servers.Server
-    client: Client
-    rates: list[float] = field(default_factory=list)
-    cpu_ms: list[float] = field(default_factory=list)
-    messages: list[float] = field(default_factory=list)
-    first_ms: list[float] = field(default_factory=list)
-    streams: int = 0
-
-    async def warm(self) -> None:
-        """Open the connections, import what is imported late."""
-        await parallel(self.client, _WARM_STREAMS, streams=2 * _WARM_STREAMS)
-
-    async def measure_rate(self, workers: int, seconds: float) -> None:
-        """A round with so many streams in parallel."""
-        self.client.new_round()
-        cpu = self.server.cpu_seconds()
-        began = time.perf_counter()
-        done = await parallel(self.client, workers, until=began + seconds)
-        took = time.perf_counter() - began
-        self.rates.append(len(done) / took)
-        self.cpu_ms.append(1000 * (self.server.cpu_seconds() - cpu) / len(done))
-        self.messages.append(statistics.mean(stream.messages for stream in done))
-        self.streams += len(done)
-
-    async def measure_first(self, streams: int) -> None:
-        """A round of one stream after the other, paced."""
-        self.client.new_round()
-        done = [await self.client.stream(0, paced=True) for _ in range(streams)]
-        self.first_ms.append(1000 * statistics.median(stream.first_seconds for stream in done))
-        self.streams += len(done)
+# In the same process as another.
+_SHARED = {"smg-history": "smg"}
+_SLOW = ("litellm",)
+_QUICK_CASES = ("alone", "16", "pod")
+# For the largest case with sessions; all others have the default.
+_MAX_SESSIONS = ("--max-sessions", "1000")
 
 
-async def parallel(
-    client: Client, workers: int, *, until: float = 0.0, streams: int | None = None
-) -> list[Stream]:
-    """Unpaced streams, so many at a time, until a time or for a number of them."""
-    numbers = itertools.count() if streams is None else iter(range(streams))
-    done: list[Stream] = []
+async def environment_of(
+    options: argparse.Namespace, name: str, left_out: dict[str, str]
+) -> Path | None:
+    """A gateway's environment; None with a reason if it is not there and not to be made."""
+    folder: Path = (options.environments / name).absolute()
+    if name == "litellm" and options.litellm_env:
+        folder = options.litellm_env.absolute()
+    if options.installed_only and not environments.is_whole(name, folder):
+        left_out[name] = "not installed"
+        return None
+    try:
+        await environments.install(name, folder)
+    except environments.NotInstalled as failure:
+        left_out[name] = str(failure)
+        return None
+    return folder
 
-    async def work(worker: int) -> None:
-        for _ in numbers:
-            done.append(await client.stream(worker, paced=False))
-            if streams is None and time.perf_counter() >= until:
-                return
 
-    await asyncio.gather(*(work(worker) for worker in range(workers)))
-    return done
-
-
-async def start(options: argparse.Namespace, folder: Path, stack: AsyncExitStack) -> list[Target]:
+async def start(
+    options: argparse.Namespace, folder: Path, stack: AsyncExitStack, left_out: dict[str, str]
+) -> list[Target]:
     """Start the servers that are asked for, all before the first is called, and warm them."""
-    environment = options.litellm_env or folder / "litellm"
-    if "litellm" in options.only:
-        await servers.install_litellm(environment.absolute())
+    wanted = list(dict.fromkeys(_SHARED.get(name, name) for name in options.only))
+    found = {
+        name: await environment_of(options, name, left_out) for name in wanted if name in GATEWAYS
+    }
     tell(f"starting {', '.join(options.only)}")
-    tokens = options.tokens
     mock, port = await stack.enter_async_context(
-        servers.mock(folder, tokens=tokens, first_ms=options.first_ms, token_ms=options.token_ms)
+        servers.mock(
+            folder, tokens=options.tokens, first_ms=options.first_ms, token_ms=options.token_ms
+        )
     )
-    http, rpc = {"mock": (mock, port)}, {}
-    for name in options.only:
-        if name == "litellm":
-            proxy = servers.litellm(folder, environment.absolute(), port)
-            http[name] = await stack.enter_async_context(proxy)
-        elif name == "naive":
-            rpc[name] = await stack.enter_async_context(servers.naive(folder, port))
-        elif name != "mock":
-            store = "memory" if name == "ruvd" else f"sqlite:{folder / 'sessions.db'}"
-            daemon = servers.ruvd(name, folder, port, store=store, flags=options.ruvd_flag)
-            rpc[name] = await stack.enter_async_context(daemon)
+    await servers.until_answering(mock, port, "/v1/models")
+    http = {"mock": (mock, port)}
+    for name, environment in found.items():
+        if environment is None:
+            continue
+        try:
+            http[name] = await stack.enter_async_context(GATEWAYS[name](folder, environment, port))
+        except (servers.Failed, OSError) as failure:
+            left_out[name] = str(failure).splitlines()[0]
     targets = []
     for name in options.only:
-        client: Client
-        if name in http:
-            server, its_port = http[name]
-            path = "/health/liveliness" if name == "litellm" else "/v1/models"
-            await servers.until_answering(server, its_port, path)
-            client = HttpClient(its_port, tokens)
+        clients: tuple[Client, Client]
+        if (process := _SHARED.get(name, name)) in http:
+            server, its_port = http[process]
+            kind = ResponsesClient if name == "smg-history" else HttpClient
+            clients = (
+                kind(its_port, options.tokens),
+                kind(its_port, POD_TOKENS, paced_model=POD_MODEL),
+            )
+        elif process in GATEWAYS:
+            tell(f"{TITLES[name]} is left out: {left_out[process]}")
+            continue
         else:
-            server, address = rpc[name]
-            service = None if name == "naive" else "readiness"
-            await servers.until_serving(server, address, service=service)
-            client = GrpcClient(address, tokens, sessions=name == "sessions")
-        targets.append(Target(name, server, await stack.enter_async_context(closing(client))))
+            server, address = await start_grpc(options, name, folder, port, stack)
+            kept = name == "sessions"
+            clients = (
+                GrpcClient(address, options.tokens, sessions=kept),
+                GrpcClient(address, POD_TOKENS, sessions=kept, paced_model=POD_MODEL),
+            )
+        for client in clients:
+            await stack.enter_async_context(closing(client))
+        targets.append(Target(name, server, *clients))
     for target in targets:
         await target.warm()
     return targets
 
 
+async def start_grpc(
+    options: argparse.Namespace, name: str, folder: Path, port: int, stack: AsyncExitStack
+) -> tuple[servers.Server, str]:
+    """Start a relay that speaks ruvd's API; its process and address."""
+    if name == "naive":
+        server, address = await stack.enter_async_context(servers.naive(folder, port))
+        await servers.until_serving(server, address, service=None)
+        return server, address
+    daemon = servers.ruvd(
+        name,
+        folder,
+        port,
+        store=f"sqlite:{folder / 'sessions.db'}" if name == "sessions" else "memory",
+        listen=f"127.0.0.1:{servers.free_port()}" if name == "tcp" else "",
+        flags=(*_MAX_SESSIONS, *options.ruvd_flag),
+    )
+    server, address = await stack.enter_async_context(daemon)
+    await servers.until_serving(server, address, service="readiness")
+    return server, address
+
+
 async def measure(options: argparse.Namespace, targets: Sequence[Target]) -> None:
-    """The rounds; every second one goes backwards through the targets."""
+    """The rounds."""
+    cases = [case for case in CASES if case.name in options.cases]
     for number in range(options.rounds):
-        tell(f"round {number + 1} of {options.rounds}")
         order = targets if number % 2 == 0 else targets[::-1]
-        for target in order:
-            await target.measure_rate(options.parallel, options.seconds)
-        for target in order:
-            await target.measure_first(options.streams)
-            target.server.check_runs()
+        for case in cases:
+            tell(f"round {number + 1} of {options.rounds}, case {case.name}")
+            for target in order:
+                if number == 0 or target.name not in _SLOW or not is_large(case):
+                    await target.try_to_measure(case, number, seconds_of(options, case))
 
 
-def summary(options: argparse.Namespace, machine: str, targets: Sequence[Target]) -> dict[str, Any]:
-    """All figures, as they are printed and written as JSON."""
-    by_name = {target.name: target for target in targets}
-    base = by_name.get("mock")
-    results: dict[str, Any] = {}
-    for target in targets:
-        result: dict[str, Any] = {
-            "streams_per_second": _spread(target.rates),
-            "cpu_ms_per_stream": _spread(target.cpu_ms),
-            "text_messages_per_stream": round(statistics.median(target.messages), 1),
-            "first_token_ms": _spread(target.first_ms),
-            "resident_mib": round(target.server.memory_mib()),
-            "streams": target.streams,
-        }
-        if base and target is not base:
-            added = [mine - its for mine, its in zip(target.first_ms, base.first_ms, strict=True)]
-            result["added_first_token_ms"] = _spread(added)
-        results[target.name] = result
-    lite = results.get("litellm")
-    for name in ("naive", "ruvd", "sessions") if lite else ():
-        if name not in results:
-            continue
-        mine = by_name[name].rates, by_name["litellm"].rates
-        results[name]["times_litellm"] = _spread([a / b for a, b in zip(*mine, strict=True)])
-        if base:
-            rounds = zip(
-                by_name[name].first_ms, by_name["litellm"].first_ms, base.first_ms, strict=True
-            )
-            shares = [(mine - none) / (its - none) for mine, its, none in rounds]
-            results[name]["added_of_litellm"] = _spread(shares)
-    return {
-        "machine": machine,
-        "litellm": servers.litellm_version(),
-        "tokens": options.tokens,
-        "parallel": options.parallel,
-        "rounds": options.rounds,
-        "paced_ms": {"first": options.first_ms, "token": options.token_ms},
-        "results": results,
-    }
+def is_large(case: Case) -> bool:
+    return case.parallel > POD.parallel or case is POD
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {
-        "median": round(statistics.median(values), 3),
-        "min": round(min(values), 3),
-        "max": round(max(values), 3),
-    }
-
-
-def show(figures: dict[str, Any]) -> None:
-    """The table, as it is in bench/README.md."""
-    results = figures["results"]
-    first, pace = figures["paced_ms"]["first"], figures["paced_ms"]["token"]
-    print(
-        f"{figures['tokens']} tokens a stream, {figures['rounds']} rounds: median (least to most);"
-        f" LiteLLM {figures['litellm']}"
-    )
-    print()
-    print(
-        f"| | streams/s, {figures['parallel']} in parallel | of LiteLLM's | CPU a stream |"
-        " messages a stream | added to first token, one stream"
-        f" ({first:g} ms + {pace:g} ms a token) | of LiteLLM's | resident |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for name, result in results.items():
-        times, share = result.get("times_litellm"), result.get("added_of_litellm")
-        added = result.get("added_first_token_ms")
-        latency = (
-            f"{_range(added, 2)} ms"
-            if added
-            else f"(itself {_range(result['first_token_ms'], 2)} ms)"
-        )
-        print(
-            f"| {_RELAYS[name]} | {_range(result['streams_per_second'], 0)}"
-            f" | {f'**{_range(times, 1)}**' if times else ''}"
-            f" | {result['cpu_ms_per_stream']['median']:.2f} ms"
-            f" | {result['text_messages_per_stream']:.0f}"
-            f" | {latency}"
-            f" | {f'**{_range(share, 3)}**' if share else ''}"
-            f" | {result['resident_mib']} MiB |"
-        )
-    print()
-    for name in ("ruvd", "sessions"):
-        if "added_of_litellm" not in results.get(name, {}):
-            continue
-        times = results[name]["times_litellm"]["median"]
-        share = results[name]["added_of_litellm"]["median"]
-        print(
-            f"{_RELAYS[name]}: {times:.1f} times LiteLLM's streams (aim: at least 20),"
-            f" {share:.3f} of its added time to first token (aim: at most {1 / 6:.3f})"
-        )
-
-
-def _range(spread: dict[str, float], digits: int) -> str:
-    return (
-        f"{spread['median']:.{digits}f} ({spread['min']:.{digits}f} to {spread['max']:.{digits}f})"
-    )
-
-
-def tell(what: str) -> None:
-    """Progress; standard output is for the figures."""
-    print(f"... {what}", file=sys.stderr, flush=True)
+def seconds_of(options: argparse.Namespace, case: Case) -> float:
+    """One stream at a time needs more time for as good a p99."""
+    seconds: float = options.seconds
+    return 2 * seconds if case is ALONE else seconds
 
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -273,54 +181,82 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    machine = describe()
+    figures: dict[str, Any] = {
+        "machine": describe(),
+        "tokens": options.tokens,
+        "rounds": options.rounds,
+        "paced_ms": {"first": options.first_ms, "token": options.token_ms},
+    }
+    left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="ruvd-bench-") as folder:
         async with AsyncExitStack() as stack:
-            targets = await start(options, Path(folder), stack)
+            targets = await start(options, Path(folder), stack, left_out)
             await measure(options, targets)
-            return summary(options, machine, targets)
+            versions = {
+                target.name: environments.version(target.name)
+                for target in targets
+                if target.name in GATEWAYS
+            }
+    return {
+        **figures,
+        "versions": versions,
+        "left_out": left_out,
+        "cases": results(targets),
+        "criteria": criteria(targets),
+    }
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--seconds", type=float, default=3.0, help="of streams in parallel, a round"
-    )
-    parser.add_argument("--parallel", type=int, default=16, help="streams at a time")
-    parser.add_argument("--streams", type=int, default=20, help="one by one, a round")
-    parser.add_argument("--tokens", type=int, default=32, help="a stream")
+    parser.add_argument("--quick", action="store_true", help="one round of the main cases")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of a case in a round")
+    parser.add_argument("--tokens", type=int, default=32, help="a stream, but for the pod's")
     parser.add_argument("--first-ms", type=float, default=20.0, help="to the first token, paced")
     parser.add_argument("--token-ms", type=float, default=1.0, help="between tokens, paced")
+    parser.add_argument("--only", nargs="+", choices=TITLES, default=list(TITLES))
+    parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES])
     parser.add_argument(
-        "--only", nargs="+", choices=_NAMES, default=_NAMES, help="measure only these"
-    )
-    parser.add_argument(
-        "--litellm-env",
+        "--environments",
         type=Path,
         metavar="DIR",
-        help="LiteLLM's environment, made if it is not there; without it a temporary one",
+        default=environments.DEFAULT,
+        help="where the gateways' environments are, each made if it is not there",
+    )
+    parser.add_argument(
+        "--litellm-env", type=Path, metavar="DIR", help="LiteLLM's environment, if elsewhere"
+    )
+    parser.add_argument(
+        "--installed-only", action="store_true", help="install nothing, leave out what is not there"
     )
     parser.add_argument(
         "--ruvd-flag", action="append", default=[], metavar="FLAG", help="one more of `ruvd serve`"
     )
-    parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as JSON")
     options = parser.parse_args()
+    options.cases = options.cases or [case.name for case in CASES]
+    if options.quick:
+        options.rounds, options.seconds, options.cases = 1, 0.7, _QUICK_CASES
+    return options
+
+
+def main() -> int:
+    options = parse()
     try:
         figures = uvloop.run(run(options))
-    except (servers.Failed, StreamBroken) as failure:
+    except servers.Failed as failure:
         print(f"relay: {failure}", file=sys.stderr)
         return 1
     except (asyncio.CancelledError, KeyboardInterrupt):
         return 130
+    print(figures["machine"])
+    show(figures)
     if options.json:
-        print(json.dumps(figures, indent=2))
-    else:
-        print(figures["machine"])
-        show(figures)
-    return 0
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    broken = [name for case in figures["cases"].values() for name in case["targets"].items()]
+    return int(any("failed" in row for name, row in broken if name not in GATEWAYS))
 
 
 if __name__ == "__main__":

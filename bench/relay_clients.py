@@ -1,7 +1,7 @@
 """The clients of `bench/relay.py`: one stream each call, checked to be whole.
 
-Both are as cheap as they can be made, because they have to share the machine with what they
-measure. The HTTP client writes a request made before and looks for bytes in the answer, it parses
+They are as cheap as they can be made, because they have to share the machine with what they
+measure. The HTTP clients write a request made before and look for bytes in the answer, they parse
 no JSON; the gRPC client parses its messages, which protobuf does in C.
 """
 
@@ -23,8 +23,10 @@ from ruvd.v1 import session_service_pb2 as pb
 from ruvd.v1 import session_service_pb2_grpc as pb_grpc
 
 TEXT = "Tell me in a few words what a sidecar is, and when one is better than a library. " * 3
-_TOKEN = re.compile(rb" word\d\d")
-_EVENT = re.compile(rb"^data: .* word\d\d", re.MULTILINE)
+_TOKEN = re.compile(rb'"(?:content|delta)": ?"( word\d\d)"')
+_RESPONSE_ID = re.compile(rb'"id": ?"(resp_[^"]+)"')
+# A session's context window has at most so many exchanges: so a chain of responses has them too.
+_CHAIN = 10
 _SESSIONS = itertools.count()
 
 
@@ -78,7 +80,8 @@ class _HttpStream(asyncio.Protocol):
         if data.endswith(b"0\r\n\r\n") and self._done and not self._done.done():
             self._done.set_result(time.perf_counter())
 
-    async def request(self, request: bytes, expected: list[bytes]) -> Stream:
+    async def request(self, request: bytes, expected: list[bytes]) -> tuple[Stream, bytes]:
+        """Write a request; what its stream was like, and the whole answer."""
         if self.transport is None:
             raise StreamBroken("the connection is closed")
         self._parts.clear()
@@ -86,40 +89,55 @@ class _HttpStream(asyncio.Protocol):
         self._done = asyncio.get_running_loop().create_future()
         began = time.perf_counter()
         self.transport.write(request)
-        ended = await self._done
+        try:
+            ended = await self._done
+        except asyncio.CancelledError:
+            self.transport.close()  # what is still to come belongs to no other request
+            raise
         answer = b"".join(self._parts)
-        if _TOKEN.findall(answer) != expected:
+        tokens = _TOKEN.findall(answer)
+        if tokens != expected:
             raise StreamBroken(answer[:500].decode(errors="replace"))
-        return Stream(self._first - began, ended - began, len(_EVENT.findall(answer)))
+        return Stream(self._first - began, ended - began, len(tokens)), answer
 
 
 class HttpClient:
-    """A client of the mock and of LiteLLM."""
+    """A client of chat completions: of the mock and of the gateways."""
 
-    def __init__(self, port: int, tokens: int) -> None:
+    path = "/v1/chat/completions"
+
+    def __init__(self, port: int, tokens: int, *, paced_model: str = PACED_MODEL) -> None:
         self._port = port
+        self._models = {False: MODEL, True: paced_model}
         self._expected = [token(number).encode() for number in range(tokens)]
         self._connections: dict[int, _HttpStream] = {}
-        self._requests = {False: self._request(MODEL), True: self._request(PACED_MODEL)}
+        self._requests = {paced: self._request(self._body(paced)) for paced in (False, True)}
 
-    def _request(self, model: str) -> bytes:
-        body = (
-            f'{{"model":"{model}","messages":[{{"role":"user","content":"{TEXT}"}}],'
+    def _body(self, paced: bool) -> str:  # noqa: FBT001  as the key of the requests
+        return (
+            f'{{"model":"{self._models[paced]}",'
+            f'"messages":[{{"role":"user","content":"{TEXT}"}}],'
             '"stream":true,"stream_options":{"include_usage":true}}'
         )
+
+    def _request(self, body: str) -> bytes:
         return (
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n"
+            f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n"
             "Authorization: Bearer none\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}"
         ).encode()
 
     async def stream(self, worker: int, *, paced: bool) -> Stream:
+        connection = await self._connection(worker)
+        return (await connection.request(self._requests[paced], self._expected))[0]
+
+    async def _connection(self, worker: int) -> _HttpStream:
         connection = self._connections.get(worker)
         if connection is None or connection.transport is None:
             loop = asyncio.get_running_loop()
             _, connection = await loop.create_connection(_HttpStream, "127.0.0.1", self._port)
             self._connections[worker] = connection
-        return await connection.request(self._requests[paced], self._expected)
+        return connection
 
     def new_round(self) -> None:
         pass
@@ -130,10 +148,46 @@ class HttpClient:
                 connection.transport.close()
 
 
+class ResponsesClient(HttpClient):
+    """A client of the Responses API, where a gateway keeps the history: each worker goes on with
+    its last response, ten times; then it begins anew."""
+
+    path = "/v1/responses"
+
+    def __init__(self, port: int, tokens: int, *, paced_model: str = PACED_MODEL) -> None:
+        super().__init__(port, tokens, paced_model=paced_model)
+        self._chains: dict[int, tuple[int, str]] = {}
+
+    def _body(self, paced: bool, previous: str = "") -> str:  # noqa: FBT001
+        chained = f',"previous_response_id":"{previous}"' if previous else ""
+        return (
+            f'{{"model":"{self._models[paced]}","input":"{TEXT}","stream":true,"store":true'
+            f"{chained}}}"
+        )
+
+    async def stream(self, worker: int, *, paced: bool) -> Stream:
+        connection = await self._connection(worker)
+        length, previous = self._chains.get(worker, (0, ""))
+        request = self._request(self._body(paced, previous))
+        stream, answer = await connection.request(request, self._expected)
+        found = _RESPONSE_ID.search(answer)
+        if found is None:
+            raise StreamBroken("a response without an id")
+        length = (length + 1) % _CHAIN
+        self._chains[worker] = (length, found[1].decode() if length else "")
+        return stream
+
+    def new_round(self) -> None:
+        self._chains.clear()
+
+
 class GrpcClient:
     """A client of ruvd and of the naive relay; with `sessions` each worker has one a round."""
 
-    def __init__(self, address: str, tokens: int, *, sessions: bool) -> None:
+    def __init__(
+        self, address: str, tokens: int, *, sessions: bool, paced_model: str = PACED_MODEL
+    ) -> None:
+        self._models = {False: MODEL, True: paced_model}
         self._channel = grpc.aio.insecure_channel(address)
         self._stub = pb_grpc.SessionServiceStub(self._channel)
         self._expected = "".join(token(number) for number in range(tokens))
@@ -145,7 +199,7 @@ class GrpcClient:
         request = pb.CompleteRequest(
             session_id=f"bench-{self._round}-{worker}" if self._sessions else "",
             messages=self._messages,
-            options=pb.CompletionOptions(model=PACED_MODEL if paced else MODEL),
+            options=pb.CompletionOptions(model=self._models[paced]),
         )
         first, texts, finished = 0.0, [], False
         began = time.perf_counter()

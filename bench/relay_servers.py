@@ -1,14 +1,12 @@
-"""The server processes of `bench/relay.py`, each ended by its process id when the run is over.
+"""Server processes for benchmarks, each ended by its process id when its block is left.
 
-LiteLLM gets an environment of its own (`litellm.txt`: pinned with hashes, wheels only, and as of a
-week before its compromised release 1.107.0), an empty home and none of the caller's variables, so
-that no credential of the caller's is within its reach, and does not ask the network for prices.
+Each leads a session of its own, so that Ctrl-C reaches the benchmark alone, which then ends them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import os
 import socket
 import sys
@@ -22,10 +20,9 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bench.mock_upstream import MODEL, PACED_MODEL
+from bench.mock_upstream import MODEL
 
 ROOT = Path(__file__).parent.parent
-LITELLM_REQUIREMENTS = Path(__file__).with_name("litellm.txt")
 _START_SECONDS = 120.0
 _STOP_SECONDS = 10.0
 
@@ -63,9 +60,10 @@ class Server:
 
 
 @asynccontextmanager
-async def _running(
+async def running(
     name: str, folder: Path, *command: str, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[Server]:
+    """A process: in the folder with these variables, or in the tree with the caller's."""
     log = folder / f"{name}.log"
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
@@ -75,6 +73,7 @@ async def _running(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE if name in ("mock", "sink") else stderr,
             stderr=stderr,
+            start_new_session=True,
         )
     try:
         yield Server(name, process, log)
@@ -89,13 +88,15 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-    for child in children:
-        if child.is_running():  # the same process, not another with its id
-            child.kill()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()  # the same process, not another with its id
 
 
 def _own_environment() -> dict[str, str]:
@@ -112,7 +113,7 @@ async def mock(
         sys.executable, "-m", "bench.mock_upstream",
         "--tokens", str(tokens), "--first-ms", str(first_ms), "--token-ms", str(token_ms),
     )  # fmt: skip
-    async with _running("mock", folder, *command) as server:
+    async with running("mock", folder, *command) as server:
         yield server, await _told_port(server)
 
 
@@ -133,19 +134,20 @@ async def ruvd(
     mock_port: int,
     *,
     store: str,
+    listen: str = "",
     flags: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[tuple[Server, str]]:
-    """A daemon on the engine `openai`, and its address: a Unix socket. `environment` adds to
-    the caller's."""
-    address = f"unix:{folder / name}.sock"
+    """A daemon on the engine `openai`, and its address: a Unix socket, unless `listen` is another.
+    `environment` adds to the caller's."""
+    address = listen or f"unix:{folder / name}.sock"
     command = (
         sys.executable, "-m", "ruvd", "serve", "--engine", "openai",
         "--base-url", f"http://127.0.0.1:{mock_port}/v1", "--model", MODEL,
         "--store", store, "--listen", address, *flags,
     )  # fmt: skip
     env = {**_own_environment(), "PYTHONPATH": str(ROOT), **(environment or {})}
-    async with _running(name, folder, *command, env=env) as server:
+    async with running(name, folder, *command, env=env) as server:
         yield server, address
 
 
@@ -156,7 +158,7 @@ async def embedded(name: str, folder: Path) -> AsyncIterator[tuple[Server, str]]
     store = f"sqlite:{folder / name}.db"
     command = (sys.executable, "-m", "ruvd", "serve", "--store", store, "--listen", address)
     env = {**_own_environment(), "PYTHONPATH": str(ROOT)}
-    async with _running(name, folder, *command, env=env) as server:
+    async with running(name, folder, *command, env=env) as server:
         yield server, address
 
 
@@ -164,7 +166,7 @@ async def embedded(name: str, folder: Path) -> AsyncIterator[tuple[Server, str]]
 async def sink(folder: Path) -> AsyncIterator[tuple[Server, int]]:
     """A collector that looks at nothing, and its port."""
     command = (sys.executable, "-m", "bench.otlp_sink")
-    async with _running("sink", folder, *command) as server:
+    async with running("sink", folder, *command) as server:
         yield server, await _told_port(server)
 
 
@@ -176,57 +178,12 @@ async def naive(folder: Path, mock_port: int) -> AsyncIterator[tuple[Server, str
         sys.executable, "-m", "bench.naive_relay",
         "--base-url", f"http://127.0.0.1:{mock_port}/v1", "--listen", address,
     )  # fmt: skip
-    async with _running("naive", folder, *command) as server:
+    async with running("naive", folder, *command) as server:
         yield server, address
 
 
-@asynccontextmanager
-async def litellm(
-    folder: Path, environment: Path, mock_port: int
-) -> AsyncIterator[tuple[Server, int]]:
-    """LiteLLM's proxy, and its port: one worker, its default server and HTTP client (aiohttp)."""
-    port = _free_port()
-    config = folder / "litellm.json"  # JSON is YAML
-    config.write_text(json.dumps(_litellm_config(mock_port)))
-    home = folder / "home"
-    home.mkdir()
-    env = {
-        "PATH": f"{environment / 'bin'}:/usr/bin:/bin",
-        "HOME": str(home),
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        "LITELLM_LOG": "ERROR",
-        "LITELLM_MODE": "PRODUCTION",
-        # Only loopback can reach it, and checking a key would cost it time.
-        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
-        "NO_PROXY": "*",
-    }
-    command = (
-        str(environment / "bin" / "litellm"), "--config", str(config),
-        "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1",
-    )  # fmt: skip
-    async with _running("litellm", folder, *command, env=env) as server:
-        yield server, port
-
-
-def _litellm_config(mock_port: int) -> dict[str, Any]:
-    base_url = f"http://127.0.0.1:{mock_port}/v1"
-    return {
-        "model_list": [
-            {
-                "model_name": name,
-                "litellm_params": {
-                    "model": f"openai/{name}",
-                    "api_base": base_url,
-                    "api_key": "none",
-                },
-            }
-            for name in (MODEL, PACED_MODEL)
-        ],
-        "litellm_settings": {"telemetry": False, "set_verbose": False},
-    }
-
-
-def _free_port() -> int:
+def free_port() -> int:
+    """A loopback port that nobody has at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -269,37 +226,3 @@ async def until_answering(server: Server, port: int, path: str) -> None:
             pass
         await asyncio.sleep(0.2)
     raise Failed(f"{server.name} does not answer after {_START_SECONDS:.0f} s: {server.log}")
-
-
-async def install_litellm(environment: Path) -> None:
-    """Make LiteLLM's environment, unless it is there; pip shows its progress."""
-    marker = environment / "installed.txt"
-    if marker.is_file() and marker.read_bytes() == LITELLM_REQUIREMENTS.read_bytes():
-        return
-    print(f"installing LiteLLM into {environment} (750 MB, a minute or two) ...", file=sys.stderr)
-    python = environment / "bin" / "python"
-    await _run(sys.executable, "-m", "venv", str(environment))
-    # The list is complete; without dependencies pip needs no resolving, which takes it a minute.
-    await _run(
-        str(python), "-m", "pip", "install", "--disable-pip-version-check", "--require-hashes",
-        "--no-deps", "--only-binary", ":all:", "-r", str(LITELLM_REQUIREMENTS),
-    )  # fmt: skip
-    marker.write_bytes(LITELLM_REQUIREMENTS.read_bytes())
-
-
-async def _run(*command: str) -> None:
-    # What it says is progress: standard output may be JSON.
-    process = await asyncio.create_subprocess_exec(*command, stdout=sys.stderr)
-    try:
-        if await process.wait():
-            raise Failed(f"{' '.join(command)} failed")
-    finally:
-        await _end(process)
-
-
-def litellm_version() -> str:
-    """The version that `litellm.txt` pins."""
-    for line in LITELLM_REQUIREMENTS.read_text().splitlines():
-        if line.startswith("litellm=="):
-            return line.removeprefix("litellm==").split()[0]
-    raise Failed(f"{LITELLM_REQUIREMENTS} pins no litellm")

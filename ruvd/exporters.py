@@ -1,8 +1,8 @@
 """OpenTelemetry's SDK, set up by the standard OTEL_* variables; imported only when it is wanted.
 
-Exporting happens on threads of the SDK, from queues
-that are bounded and drop what does not fit, so a collector that is away or hangs costs no request
-anything; it is told once, and again when it is over.
+Exporting happens on threads, from queues that are bounded and drop what does not fit, so a
+collector that is away or hangs costs no request anything; it is told once, and again when it is
+over. The way to the collector is the SDK's, only spans are encoded here (`ruvd.otlp`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import ModuleType, NoneType
 from typing import Any
 
-from opentelemetry import metrics, trace
+from opentelemetry import metrics
 from opentelemetry.sdk.environment_variables import OTEL_METRICS_EXEMPLAR_FILTER
 from opentelemetry.sdk.metrics import Histogram as HistogramInstrument
 from opentelemetry.sdk.metrics import MeterProvider
@@ -30,16 +32,22 @@ from opentelemetry.sdk.metrics.export import (
     MetricsData,
     PeriodicExportingMetricReader,
 )
+from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from ruvd.histograms import Deltas, Histograms
-from ruvd.spans import Tracer
+from ruvd.otlp import Encoder
+from ruvd.outbox import Outbox, Pace
+from ruvd.spans import Span, Tracer
 
 _log = logging.getLogger("ruvd.telemetry")
 _FLUSH_SECONDS = 2.0
+# What the SDK's exporters encode spans with, by the name that they import it under.
+_ENCODE = "encode_spans"
+_EXPLICIT = (ExplicitBucketHistogramAggregation, NoneType)
 
 
 class Telemetry:
@@ -52,23 +60,25 @@ class Telemetry:
         """
         self._outage = _Outage()
         self._closers: list[Callable[[], object]] = []
-        self._exporters: list[SpanExporter | MetricExporter] = []
+        self._exporters: list[_Spans | MetricExporter] = []
         resource = _resource(version)
         exemplars = os.environ.get(OTEL_METRICS_EXEMPLAR_FILTER, "").lower() != "always_off"
         self.histograms = Histograms(exemplars=exemplars)
         self.prometheus = InMemoryMetricReader() if prometheus else None
-        self.tracer: trace.Tracer = trace.NoOpTracerProvider().get_tracer("ruvd")
+        self.tracer = Tracer()
         self.meter = metrics.NoOpMeterProvider().get_meter("ruvd")
         if protocol := protocols.get("traces"):
-            spans = _WatchedSpans(_span_exporter(protocol), self._outage)
-            self._exporters.append(spans)
+            pace = Pace.chosen(os.environ)
             tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-            processor = BatchSpanProcessor(spans)
-            self.tracer = Tracer(tracers, processor, InstrumentationScope("ruvd", version))
-            self._closers.append(processor.shutdown)
+            spans = _Spans(protocol, self._outage)
+            self._exporters.append(spans)
+            outbox = Outbox(spans.export, pace)
+            self.tracer = Tracer(tracers, InstrumentationScope("ruvd", version), outbox.put)
+            self._closers.append(partial(_call_each, outbox.close, spans.shutdown))
         readers: list[MetricReader] = [self.prometheus] if self.prometheus else []
         if protocol := protocols.get("metrics"):
-            figures = _WatchedMetrics(_metric_exporter(protocol), self._outage, self.histograms)
+            exporter = _exporters_of(protocol, "metric").OTLPMetricExporter()
+            figures = _WatchedMetrics(exporter, self._outage, self.histograms)
             self._exporters.append(figures)
             readers.append(PeriodicExportingMetricReader(figures))
         if readers:
@@ -98,20 +108,10 @@ def _resource(version: str) -> Resource:
     return ours.merge(OTELResourceDetector().detect())  # what the environment says goes first
 
 
-def _span_exporter(protocol: str) -> SpanExporter:
-    exporter: SpanExporter = _exporter(protocol, "trace_exporter", "OTLPSpanExporter")
-    return exporter
-
-
-def _metric_exporter(protocol: str) -> MetricExporter:
-    exporter: MetricExporter = _exporter(protocol, "metric_exporter", "OTLPMetricExporter")
-    return exporter
-
-
-def _exporter(protocol: str, module: str, name: str) -> Any:
-    """Only the protocol's own libraries are imported."""
+def _exporters_of(protocol: str, kind: str) -> ModuleType:
+    """The SDK's module for a protocol and a kind of signal; no other protocol is imported."""
     package = f"opentelemetry.exporter.otlp.proto.{protocol.partition('/')[0]}"
-    return getattr(importlib.import_module(f"{package}.{module}"), name)()
+    return importlib.import_module(f"{package}.{kind}_exporter")
 
 
 class _Outage:
@@ -154,15 +154,21 @@ class _LastError(logging.Handler):
         _log.debug("%s", self.text)
 
 
-class _WatchedSpans(SpanExporter):
-    def __init__(self, exporter: SpanExporter, outage: _Outage) -> None:
-        self._exporter = exporter
+class _Spans:
+    """The SDK's exporter of spans, which has our encoder in the place of its own."""
+
+    def __init__(self, protocol: str, outage: _Outage) -> None:
+        module = _exporters_of(protocol, "trace")
+        self._encodes = hasattr(module, _ENCODE)
+        if self._encodes:
+            setattr(module, _ENCODE, Encoder().request)
+        self._exporter: SpanExporter = module.OTLPSpanExporter()
         self._outage = outage
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.export(spans)
+    def export(self, spans: Sequence[Span]) -> None:
+        whole: Any = spans if self._encodes else [span.readable() for span in spans]
+        result = self._exporter.export(whole)
         self._outage.report("traces", exported=result is SpanExportResult.SUCCESS)
-        return result
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
@@ -176,7 +182,7 @@ class _WatchedMetrics(MetricExporter):
         self._histograms = histograms
         chosen = temporality.get(HistogramInstrument)
         self._deltas = Deltas() if chosen is AggregationTemporality.DELTA else None
-        if HistogramInstrument in aggregation:
+        if not isinstance(aggregation.get(HistogramInstrument), _EXPLICIT):
             _log.warning("histograms have the buckets of the conventions, not exponential ones")
         self._exporter = exporter
         self._outage = outage
@@ -194,6 +200,11 @@ class _WatchedMetrics(MetricExporter):
 
     def shutdown(self, timeout_millis: float = 30_000, **options: Any) -> None:
         self._exporter.shutdown(timeout_millis, **options)
+
+
+def _call_each(*calls: Callable[[], object]) -> None:
+    for call in calls:
+        call()
 
 
 async def _within(seconds: float, call: Callable[[], object]) -> bool:

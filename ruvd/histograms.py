@@ -1,20 +1,23 @@
-"""Histograms: what the SDK's are, at a twentieth of what each value costs there.
+"""Histograms: what the SDK's are, at a thirtieth of what each value costs there.
 
 A completion makes ten measurements, and the SDK takes some 15 microseconds for each, mostly for
 what is the same every time: a stranger's attributes, views, aggregations to choose from. Here a
 value is a look-up of its series and an addition; what is exported are the SDK's own data points.
-A series is written by one thread, and read from any: a reader sees at worst a sum that has one
-value more than its buckets.
+And even that waits: what happened is noted, and written into the series many notes at a time or
+when somebody reads, which takes a quarter of the time that it takes between two chunks of an
+answer.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVarTuple
 
-from opentelemetry import trace
 from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -23,11 +26,40 @@ from opentelemetry.sdk.metrics.export import (
     MetricsData,
 )
 from opentelemetry.sdk.metrics.export import Histogram as HistogramData
-from opentelemetry.trace import SpanContext, TraceFlags
 
-Attributes = Mapping[str, str | int | bool]
-_NOTHING: Attributes = {}
-_SAMPLED = TraceFlags.SAMPLED
+from ruvd.spans import SAMPLED, Attributes, Ids, Span, Value
+
+_Facts = TypeVarTuple("_Facts")
+# So many notes are written at a time: some milliseconds' work, were there more.
+_MOST = 128
+
+
+class Notes:
+    """What is still to be written. Noted on one thread; written on that or on a reader's."""
+
+    def __init__(self) -> None:
+        self._notes: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._writing = threading.Lock()
+
+    def note(self, write: Callable[[*_Facts], object], *facts: *_Facts) -> None:
+        """Call `write` with the facts soon, and before anybody reads."""
+        notes = self._notes
+        notes.append((write, facts))
+        if len(notes) >= _MOST and self._writing.acquire(blocking=False):
+            try:
+                self._write()
+            finally:
+                self._writing.release()
+
+    def write(self) -> None:
+        """Write all there is. Called by readers."""
+        with self._writing:
+            self._write()
+
+    def _write(self) -> None:
+        while self._notes:
+            write, facts = self._notes.popleft()
+            write(*facts)
 
 
 class Series:
@@ -41,7 +73,7 @@ class Series:
     ) -> None:
         self.attributes = dict(attributes)
         self.counts = [0] * (len(bounds) + 1)
-        self.spans: dict[int, tuple[float, int, SpanContext]] = {}
+        self.spans: dict[int, tuple[float, int, Ids]] = {}
         self.sum = 0.0
         self.least = float("inf")
         self.most = float("-inf")
@@ -49,8 +81,8 @@ class Series:
         self._bounds = bounds
         self._with_spans = with_spans
 
-    def record(self, value: float, span: SpanContext | None = None) -> None:
-        """Add a value; the span, by default the current one, is its exemplar if it is sampled."""
+    def record(self, value: float, span: Span | None) -> None:
+        """Add a value; the span is its exemplar if it is sampled."""
         at = bisect_left(self._bounds, value)
         self.counts[at] += 1
         self.sum += value
@@ -58,16 +90,15 @@ class Series:
             self.least = value
         if value > self.most:
             self.most = value
-        if self._with_spans:
-            span = span or trace.get_current_span().get_span_context()
-            if span.trace_flags & _SAMPLED:
-                self.spans[at] = (value, time.time_ns(), span)
+        if span is not None and span.flags & SAMPLED and self._with_spans:
+            when = span.ended or time.time_ns()
+            self.spans[at] = (value, when, (span.trace_id, span.span_id))
 
     def exemplars(self) -> list[Exemplar]:
         """The newest of each bucket."""
         return [
-            Exemplar({}, value, when, span.span_id, span.trace_id)
-            for value, when, span in list(self.spans.values())
+            Exemplar({}, value, when, int.from_bytes(span_id), int.from_bytes(trace_id))
+            for value, when, (trace_id, span_id) in list(self.spans.values())
         ]
 
 
@@ -82,7 +113,7 @@ class Histogram:
         self.text = text
         self.bounds = tuple(bounds)
         self._exemplars = exemplars
-        self._series: dict[frozenset[tuple[str, str | int | bool]], Series] = {}
+        self._series: dict[frozenset[tuple[str, Value]], Series] = {}
 
     def at(self, attributes: Attributes) -> Series:
         """The series of these attributes, for whoever records often."""
@@ -93,14 +124,8 @@ class Histogram:
             self._series[key] = series
         return series
 
-    def record(
-        self, value: float, attributes: Attributes = _NOTHING, span: SpanContext | None = None
-    ) -> None:
-        """Add a value; see `Series.record`."""
-        self.at(attributes).record(value, span)
-
     def metric(self, now: int) -> Metric:
-        """All there is, cumulative."""
+        """All there is in it, cumulative."""
         written = [series for series in list(self._series.values()) if any(series.counts)]
         points = [self._point(series, now) for series in written]
         data = HistogramData(points, AggregationTemporality.CUMULATIVE)
@@ -128,6 +153,7 @@ class Histograms:
     def __init__(self, *, exemplars: bool = True) -> None:
         self._exemplars = exemplars
         self._all: list[Histogram] = []
+        self.notes = Notes()
 
     def create(self, name: str, unit: str, text: str, bounds: Sequence[float]) -> Histogram:
         """Make one."""
@@ -138,6 +164,7 @@ class Histograms:
     def joined(self, data: MetricsData, deltas: Deltas | None = None) -> MetricsData:
         """What the SDK has collected, with the histograms that have a value; with `deltas` what
         has come since these were asked for last."""
+        self.notes.write()
         now = time.time_ns()
         metrics = [metric for each in self._all if (metric := each.metric(now)).data.data_points]
         if deltas is not None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ruvd.tracing import RpcCalls
 
 _log = logging.getLogger("ruvd.rpc")
+_OURS = "/ruvd.v1."
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
 Unary: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
@@ -34,6 +35,7 @@ class Errors(grpc.aio.ServerInterceptor):
 
     def __init__(self, rpcs: RpcCalls | None = None) -> None:
         self._rpcs = rpcs
+        self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(
         self,
@@ -41,9 +43,16 @@ class Errors(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Wrap the handlers of `ruvd.v1`, pass every other on."""
-        handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith("/ruvd.v1."):
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            wrapped = self._wrap(method, await continuation(handler_call_details))
+            if wrapped and method.startswith(_OURS):
+                self._wrapped[method] = wrapped  # there are as many as we have methods
+        return wrapped
+
+    def _wrap(self, method: str, handler: Any) -> Any:
+        if handler is None or not method.startswith(_OURS):
             return handler
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import SpanKind
 
 from ruvd import genai
 from ruvd.conventions import Conventions, Provider
@@ -28,6 +28,7 @@ from ruvd.ports import (
     StoreCounts,
     Warm,
 )
+from ruvd.spans import Attributes, Span, Tracer, Value, current
 from ruvd.tracing import trace_headers
 
 _CANCELLED = "CANCELLED"
@@ -54,7 +55,7 @@ class MeteredEngine:
         self._tracer = tracer
         self._instruments = instruments
         self._kind = SpanKind.CLIENT if provider.remote else SpanKind.INTERNAL
-        self._attributes = provider.attributes()
+        self._known = provider.attributes()
         self._settings = settings
 
     @property
@@ -87,17 +88,20 @@ class MeteredEngine:
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """See `Engine.generate`."""
-        model = request.options.model or self._engine.model
-        span = self._tracer.start_span(
-            f"chat {model}",
-            kind=self._kind,
-            attributes={**self._attributes, "gen_ai.request.model": model},
+        call = _Generation(
+            self._tracer, request, self._engine.model, self._kind, self._known, self._settings
         )
-        call = _Generation(request, model, span, self._settings)
+        said, is_first = call.said, True
         try:
-            async with aclosing(self._engine.generate(call.request)) as chunks:
+            async with aclosing(self._engine.generate(call.request())) as chunks:
                 async for chunk in chunks:
-                    call.saw(chunk)
+                    if is_first:
+                        is_first = False
+                        call.began_to_answer()
+                    if said:
+                        said.add(chunk)
+                    if isinstance(chunk, EngineDone):
+                        call.done, call.error = chunk, ""
                     yield chunk
         except (asyncio.CancelledError, GeneratorExit):
             call.error = call.error and _CANCELLED
@@ -109,7 +113,10 @@ class MeteredEngine:
             call.error = _OTHER
             raise
         finally:
-            call.end(self._instruments)
+            usage = call.done.usage if call.done else None
+            seconds = call.seconds()
+            self._instruments.generated(call.model, seconds, call.first_chunk, usage, call)
+            call.end()
 
     async def models(self) -> Sequence[str]:
         """See `Engine.models`."""
@@ -120,60 +127,63 @@ class MeteredEngine:
         await self._engine.close()
 
 
-class _Generation:
+class _Generation(Span):
     """One call of the engine; `error` is what it is called if it ended now."""
 
+    __slots__ = ("_clock", "_request", "_settings", "done", "first_chunk", "model", "said")
+
     def __init__(
-        self, request: EngineRequest, model: str, span: Span, settings: Conventions
+        self,
+        tracer: Tracer,
+        request: EngineRequest,
+        model: str,
+        kind: SpanKind,
+        known: Attributes,
+        settings: Conventions,
     ) -> None:
+        self.model = request.options.model or model
+        super().__init__(tracer, f"chat {self.model}", current.get(), kind=kind, known=known)
         self.error = _CUT
-        self._model = model
-        self._span = span
-        self._done: EngineDone | None = None
-        self._first: float | None = None
-        self._reason_in_messages = settings.names.finish_reason_in_messages
-        recording = span.is_recording()
-        self._said = genai.Said() if settings.content and recording else None
-        if recording:
-            span.set_attributes(genai.request_attributes(request, content=settings.content))
-        headers = {**request.trace_headers, **trace_headers(span.get_span_context())}
-        self.request = EngineRequest(
-            request.messages, request.options, request.session_key, request.prefix_key, headers
-        )
-        self._began = time.perf_counter()
+        self.done: EngineDone | None = None
+        self.first_chunk: float | None = None
+        self.said = genai.Said() if settings.content and self.recorded else None
+        self._request = request
+        self._settings = settings
+        self._clock = time.perf_counter()
 
-    def saw(self, chunk: EngineChunk) -> None:
-        if self._first is None:
-            self._first = time.perf_counter() - self._began
-        if self._said:
-            self._said.add(chunk)
-        if isinstance(chunk, EngineDone):
-            self._done = chunk
-            self.error = ""
-
-    def end(self, instruments: Instruments) -> None:
-        seconds = time.perf_counter() - self._began
-        span, done = self._span, self._done
-        if self._first is not None:
-            span.set_attribute("gen_ai.response.time_to_first_chunk", self._first)
-        if done:
-            span.set_attributes(genai.answer_attributes(done))
-        if self._said:
-            reason = done.finish_reason if done else None
-            said = self._said.messages(reason, with_reason=self._reason_in_messages)
-            span.set_attribute("gen_ai.output.messages", said)
-        if self.error:
-            span.set_attribute("error.type", self.error)
-            span.set_status(Status(StatusCode.ERROR))
-        instruments.generated(
-            self._model,
-            seconds,
-            first_chunk=self._first,
-            usage=done.usage if done else None,
-            error=self.error,
-            span=span.get_span_context(),
+    def request(self) -> EngineRequest:
+        """What the engine is asked, within this span."""
+        asked = self._request
+        headers = {**asked.trace_headers, **trace_headers(self)}
+        return EngineRequest(
+            asked.messages, asked.options, asked.session_key, asked.prefix_key, headers
         )
-        span.end()
+
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self._clock
+
+    def began_to_answer(self) -> None:
+        """The first chunk is there."""
+        self.first_chunk = self.seconds()
+
+    def facts(self) -> dict[str, Value]:
+        """See `Span.facts`."""
+        names, content = self._settings.names, self._settings.content
+        facts = {
+            **self.known,
+            "gen_ai.request.model": self.model,
+            **genai.request_attributes(self._request, content=content),
+        }
+        if self.first_chunk is not None:
+            facts["gen_ai.response.time_to_first_chunk"] = self.first_chunk
+        if self.done:
+            facts |= genai.answer_attributes(self.done)
+        if self.said:
+            reason = self.done.finish_reason if self.done else None
+            said = self.said.messages(reason, with_reason=names.finish_reason_in_messages)
+            facts["gen_ai.output.messages"] = said
+        return facts
 
 
 class MeteredStore:
@@ -271,23 +281,19 @@ class MeteredStore:
 
     @contextmanager
     def _commit(self, operation: str) -> Iterator[None]:
-        attributes = {"ruvd.store.operation": operation, "ruvd.store.kind": self._kind}
-        span = self._tracer.start_span(f"ruvd.store.{operation}", attributes=attributes)
-        began, reason = time.perf_counter(), _OTHER
+        known = {"ruvd.store.operation": operation, "ruvd.store.kind": self._kind}
+        span = Span(self._tracer, f"ruvd.store.{operation}", current.get(), known=known)
+        began, span.error = time.perf_counter(), _OTHER
         try:
             with self._call(operation):
                 yield
-            reason = ""
+            span.error = ""
         except asyncio.CancelledError:
-            reason = _CANCELLED
+            span.error = _CANCELLED
             raise
         except RuvdError as error:
-            reason = error.reason()
+            span.error = error.reason()
             raise
         finally:
-            if reason:
-                span.set_attribute("error.type", reason)
-                span.set_status(Status(StatusCode.ERROR))
-            seconds = time.perf_counter() - began
-            self._instruments.committed(seconds, operation, reason, span.get_span_context())
+            self._instruments.committed(operation, time.perf_counter() - began, span)
             span.end()

@@ -14,10 +14,11 @@ from ruvd.completions import Completions
 from ruvd.conventions import Conventions, Provider
 from ruvd.errors import StoreUnavailable
 from ruvd.exporters import Telemetry
-from ruvd.instruments import Gauges, Instruments
+from ruvd.instruments import Instruments
 from ruvd.metered import MeteredEngine, MeteredStore
 from ruvd.ports import Engine, Event, Store
 from ruvd.prometheus import Endpoint, Figures
+from ruvd.readings import Gauges
 from ruvd.sessions import Sessions
 from ruvd.telemetry import Statistics
 from ruvd.tracing import CompletionSpans, RpcCalls

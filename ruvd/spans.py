@@ -1,173 +1,209 @@
-"""Spans: the SDK's sampler, ids, processor and exporters, with a span of our own between them.
+"""Spans: noted while they last, and put together only when they are exported.
 
 The SDK's span takes 50 to 80 microseconds to begin and end, for locks, limits and the checking of
-attributes; a completion has two or three of them. This one is written by one task at a time, its
-attributes are ours and of the right types, and it is the SDK's `ReadableSpan` itself.
+attributes; a completion has two or three of them. This one is written by one task at a time. What
+it says of itself is asked for on the exporter's thread, many spans at a time, which costs a
+quarter of what it does between two chunks of an answer. The sampler is the SDK's.
 """
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from opentelemetry import trace
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.sampling import DEFAULT_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import (
-    Link,
-    NonRecordingSpan,
-    SpanContext,
-    SpanKind,
-    Status,
-    StatusCode,
-    TraceFlags,
-)
-from opentelemetry.trace.span import Span as AnySpan
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace.span import TraceState
 
-_UNSET = Status(StatusCode.UNSET)
-# By whether a span is sampled, and whether its trace id is random.
-_FLAGS = [
-    TraceFlags(sampled | random)
-    for random in (0, TraceFlags.RANDOM_TRACE_ID)
-    for sampled in (0, TraceFlags.SAMPLED)
-]
+Value: TypeAlias = str | int | float | bool | Sequence[str]
+Attributes: TypeAlias = Mapping[str, Value]
+Ids: TypeAlias = tuple[bytes, bytes]
+
+SAMPLED: int = TraceFlags.SAMPLED
+_RANDOM: int = TraceFlags.RANDOM_TRACE_ID
+_NOTHING: Attributes = {}
+
+# The span that a task is within; a task begins within that of whoever began it.
+current: ContextVar[Span | None] = ContextVar("ruvd_span", default=None)
 
 
-class Tracer(trace.Tracer):
-    """Makes spans as the provider's own tracer would, and hands them to `processor`."""
+class Caller(NamedTuple):
+    """The span of whoever called us, as it was told."""
+
+    trace_id: bytes
+    span_id: bytes
+    flags: int
+    state: str
+
+
+class Tracer:
+    """Places spans in traces and hands those that have ended to `ended`.
+
+    Without `ended` nothing is recorded: a span then stands for the caller's, if there is one.
+    """
 
     def __init__(
-        self, provider: TracerProvider, processor: SpanProcessor, scope: InstrumentationScope
+        self,
+        provider: TracerProvider | None = None,
+        scope: InstrumentationScope | None = None,
+        ended: Callable[[Span], None] | None = None,
     ) -> None:
-        self.processor = processor
-        self.resource = provider.resource
+        self.ended = ended if provider else None
+        self.resource = provider.resource if provider else Resource.get_empty()
         self.scope = scope
+        self._sampler = provider.sampler if provider else DEFAULT_ON
+        # The usual one, whose decision needs no look at anything else.
+        self._by_parent = self._sampler is DEFAULT_ON
         limits = SpanLimits()  # by the variables of the specification
         self._most_attributes = limits.max_span_attributes
         self._most_characters = limits.max_span_attribute_length
-        self._sampler = provider.sampler
-        # The usual one, whose decision needs no look at anything else.
-        self._by_parent = self._sampler is DEFAULT_ON
-        self._ids = provider.id_generator
-        self._is_random = self._ids.is_trace_id_random()
 
-    def start_span(
-        self,
-        name: str,
-        context: Context | None = None,
-        kind: SpanKind = SpanKind.INTERNAL,
-        attributes: Mapping[str, Any] | None = None,
-        links: Sequence[Link] | None = None,
-        start_time: int | None = None,
-        record_exception: bool = True,  # noqa: FBT001, FBT002  # the API's
-        set_status_on_exception: bool = True,  # noqa: FBT001, FBT002
-    ) -> AnySpan:
-        """See `opentelemetry.trace.Tracer.start_span`."""
-        above = trace.get_current_span(context).get_span_context()
-        parent = above if above.is_valid else None
-        trace_id = parent.trace_id if parent else self._ids.generate_trace_id()
-        sampled = self._sampler.should_sample(context, trace_id, name, kind, attributes, links)
-        decision: Any = sampled.decision  # whose methods have no types
-        flags = TraceFlags.SAMPLED if decision.is_sampled() else TraceFlags.DEFAULT
-        is_random = parent.trace_flags.random_trace_id if parent else self._ids.is_trace_id_random()
-        if is_random:
-            flags |= TraceFlags.RANDOM_TRACE_ID
-        own = SpanContext(
-            trace_id,
-            self._ids.generate_span_id(),
-            is_remote=False,
-            trace_flags=TraceFlags(flags),
-            trace_state=sampled.trace_state,
-        )
-        if not decision.is_recording():
-            return NonRecordingSpan(own)
-        return Span(
-            self,
-            name,
-            own,
-            parent,
-            kind,
-            dict(attributes or {}),
-            list(links or ()),
-            start_time or time.time_ns(),
-        )
+    def place(self, span: Span, above: Span | Caller | None) -> None:
+        """Give a span its ids, and decide whether it is recorded."""
+        if above is not None and above.trace_id:
+            span.trace_id, span.state, span.flags = above.trace_id, above.state, above.flags
+            span.parent_id = above.span_id
+        else:
+            above = None
+            span.trace_id = _id(128)
+            span.flags = _RANDOM | SAMPLED if self._by_parent else _RANDOM
+        span.span_id = _id(64)
+        if not self._by_parent and not isinstance(above, Span):
+            self._decide(span, above)
+        span.recorded = bool(span.flags & SAMPLED)
 
-    def start_as_current_span(self, *_: Any, **__: Any) -> NoReturn:
-        """Not offered: `use_span` says what is to be recorded of an exception."""
-        raise NotImplementedError
+    def _decide(self, span: Span, caller: Caller | None) -> None:
+        """Ask the sampler; a span below one of ours has its decision."""
+        context = Context()
+        if caller is not None:
+            known = trace.NonRecordingSpan(_sdk_context(caller, is_remote=True))
+            context = trace.set_span_in_context(known, context)
+        trace_id = int.from_bytes(span.trace_id)
+        result = self._sampler.should_sample(context, trace_id, span.name, span.kind)
+        decision: Any = result.decision  # whose methods have no types
+        span.flags = (span.flags & ~SAMPLED) | (SAMPLED if decision.is_sampled() else 0)
+        span.state = result.trace_state.to_header() if result.trace_state else ""
 
-    def bounded(self, attributes: dict[str, Any]) -> Mapping[str, Any]:
+    def bounded(self, attributes: dict[str, Value]) -> Attributes:
         """Attributes within the limits that the variables set."""
         most = self._most_attributes
         if self._most_characters is None and (most is None or len(attributes) <= most):
             return attributes
-        return BoundedAttributes(most, attributes, max_value_len=self._most_characters)
+        bounded: Any = BoundedAttributes(most, attributes, max_value_len=self._most_characters)
+        return cast("Attributes", bounded)
 
 
-class Span(AnySpan, ReadableSpan):
-    """A span that is recorded, and what is exported of it: the SDK's own makes a copy at its end.
-    No method does anything after `end`."""
+class Span:
+    """One span, below `above`. `error` is what it failed with, `known` what it says of itself;
+    a kind of span that knows more overrides `facts`."""
+
+    __slots__ = ("began", "ended", "error", "flags", "kind", "known", "links", "name", "parent_id",
+                 "recorded", "remote", "span_id", "state", "trace_id", "tracer")  # fmt: skip
+
+    trace_id: bytes
+    span_id: bytes
+    flags: int
+    recorded: bool
 
     def __init__(
         self,
         tracer: Tracer,
         name: str,
-        context: SpanContext,
-        parent: SpanContext | None,
-        kind: SpanKind,
-        attributes: dict[str, Any],
-        links: list[Link],
-        start_time: int,
+        above: Span | Caller | None,
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        known: Attributes = _NOTHING,
     ) -> None:
-        self._tracer = tracer
-        self._name = name
-        self._context = context
-        self._parent = parent
-        self._kind = kind
-        self._own_context = context
-        self._attributes = self._own_attributes = attributes
-        self._events = ()
-        self._links = self._own_links = links
-        self._status = _UNSET
-        self._resource = tracer.resource
-        self._instrumentation_scope = tracer.scope
-        self._start_time = start_time
-        self._end_time = None
+        self.tracer = tracer
+        self.name = name
+        self.kind = kind
+        self.known = known
+        self.error = ""
+        self.links: Sequence[tuple[Ids, Attributes]] = ()
+        self.began = time.time_ns()
+        self.ended = 0
+        self.parent_id = b""
+        self.remote = isinstance(above, Caller)
+        self.state = ""
+        if tracer.ended is not None:
+            tracer.place(self, above)
+            return
+        self.recorded = False
+        if above is not None:
+            self.trace_id, self.span_id, self.flags, self.state = (
+                above.trace_id, above.span_id, above.flags, above.state,
+            )  # fmt: skip
+        else:
+            self.trace_id = self.span_id = b""
+            self.flags = 0
 
-    def get_span_context(self) -> SpanContext:
-        """See `opentelemetry.trace.Span`, as for every method."""
-        return self._own_context
+    def facts(self) -> dict[str, Value]:
+        """What it says of itself; asked for once it has ended, on another thread."""
+        return dict(self.known)
 
-    def is_recording(self) -> bool:  # noqa: D102
-        return self._end_time is None
+    def attributes(self) -> Attributes:
+        """Its facts and its error, within the limits."""
+        facts = self.facts()
+        if self.error:
+            facts["error.type"] = self.error
+        return self.tracer.bounded(facts)
 
-    def set_attribute(self, key: str, value: Any) -> None:  # noqa: D102
-        self._own_attributes[key] = value
+    def link(self, ids: Ids, attributes: Attributes) -> None:
+        """Point at another span."""
+        self.links = (*self.links, (ids, attributes))
 
-    def set_attributes(self, attributes: Mapping[str, Any]) -> None:  # noqa: D102
-        self._own_attributes.update(attributes)
+    def end(self, ended: int = 0) -> None:
+        """It is over, now or at a time (ns); nothing is to be changed afterwards."""
+        if not self.ended:
+            self.ended = ended or time.time_ns()
+            if self.recorded and self.tracer.ended is not None:
+                self.tracer.ended(self)
 
-    def add_link(self, context: SpanContext, attributes: Mapping[str, Any] | None = None) -> None:  # noqa: D102
-        self._own_links.append(Link(context, attributes))
+    def readable(self) -> ReadableSpan:
+        """What the SDK would have made of it."""
+        parent = None
+        if self.parent_id:
+            above = Caller(self.trace_id, self.parent_id, self.flags, self.state)
+            parent = _sdk_context(above, is_remote=self.remote)
+        links = [
+            Link(_sdk_context(Caller(*ids, self.flags, ""), is_remote=False), attributes)
+            for ids, attributes in self.links
+        ]
+        return ReadableSpan(
+            self.name,
+            _sdk_context(self, is_remote=False),
+            parent,
+            self.tracer.resource,
+            self.attributes(),
+            (),
+            links,
+            self.kind,
+            status=Status(StatusCode.ERROR if self.error else StatusCode.UNSET),
+            start_time=self.began,
+            end_time=self.ended,
+            instrumentation_scope=self.tracer.scope,
+        )
 
-    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:  # noqa: D102
-        self._status = status if isinstance(status, Status) else Status(status, description)
 
-    def update_name(self, name: str) -> None:  # noqa: D102
-        self._name = name
+def _id(bits: int) -> bytes:
+    """A random id, which is not 0."""
+    return (random.getrandbits(bits) or 1).to_bytes(bits // 8)  # as the SDK's are
 
-    def add_event(self, *_: Any, **__: Any) -> None:
-        """Nothing of ours has events."""
 
-    def record_exception(self, *_: Any, **__: Any) -> None:
-        """What a request failed with is in its attributes; tracebacks are the log's."""
-
-    def end(self, end_time: int | None = None) -> None:  # noqa: D102
-        if self._end_time is None:
-            self._end_time = end_time or time.time_ns()
-            self._attributes = self._tracer.bounded(self._own_attributes)
-            self._tracer.processor.on_end(self)
+def _sdk_context(span: Span | Caller, *, is_remote: bool) -> SpanContext:
+    return SpanContext(
+        int.from_bytes(span.trace_id),
+        int.from_bytes(span.span_id),
+        is_remote=is_remote,
+        trace_flags=TraceFlags(span.flags),
+        trace_state=TraceState.from_header([span.state]) if span.state else None,
+    )

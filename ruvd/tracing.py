@@ -9,12 +9,11 @@ is a trace of its own with a link to that span.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Self
 
-from opentelemetry import context, trace
-from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode, Tracer
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from ruvd.instruments import Instruments
@@ -25,12 +24,14 @@ from ruvd.ports import (
     EngineTaken,
     Event,
 )
+from ruvd.spans import SAMPLED, Caller, Ids, Span, Tracer, Value, current
 
 # What a server is to blame for, by the conventions for gRPC.
 _ERRORS = {
     "UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
 }  # fmt: skip
 _HEADERS = ("traceparent", "tracestate")
+_FLAGS = SAMPLED | trace.TraceFlags.RANDOM_TRACE_ID
 # A wait below this explains nothing.
 _WAIT_SECONDS = 0.005
 # Completions whose spans can be linked to.
@@ -51,40 +52,50 @@ class RpcCalls:
         above = None
         for key, _ in metadata:
             if key == "traceparent":
-                carrier = {k: v for k, v in metadata if k in _HEADERS and isinstance(v, str)}
-                above = propagator.extract(carrier)
+                above = _caller(metadata)
                 break
-        name = method.removeprefix("/")
-        attributes = {"rpc.system.name": "grpc", "rpc.method": name, **_peer(peer)}
-        span = self._tracer.start_span(name, above, SpanKind.SERVER, attributes)
-        return RpcCall(span, name, self._instruments)
+        return RpcCall(self._tracer, method[1:], above, peer, self._instruments)
 
 
-class RpcCall:
-    """One RPC; `code` is how it ended, to be set before the end."""
+class RpcCall(Span):
+    """One RPC, and the current span while it lasts; `code` is how it ended."""
 
-    def __init__(self, span: Span, name: str, instruments: Instruments) -> None:
+    __slots__ = ("_clock", "_instruments", "_peer", "_token", "code")
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        name: str,
+        above: Caller | None,
+        peer: str,
+        instruments: Instruments,
+    ) -> None:
+        super().__init__(tracer, name, above, kind=SpanKind.SERVER)
         self.code = "OK"
-        self._span = span
-        self._name = name
+        self._peer = peer
         self._instruments = instruments
 
+    def facts(self) -> dict[str, Value]:
+        """See `Span.facts`."""
+        return {
+            "rpc.system.name": "grpc",
+            "rpc.method": self.name,
+            **_peer(self._peer),
+            "rpc.response.status_code": self.code,
+        }
+
     def __enter__(self) -> Self:
-        self._began = time.perf_counter()
-        self._token = context.attach(trace.set_span_in_context(self._span))
+        self._clock = time.perf_counter()
+        self._token = current.set(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        context.detach(self._token)
-        span, code = self._span, self.code
-        span.set_attribute("rpc.response.status_code", code)
+        current.reset(self._token)
+        code = self.code
         if code in _ERRORS:
-            span.set_attribute("error.type", code)
-            span.set_status(Status(StatusCode.ERROR))
-        elapsed = time.perf_counter() - self._began
-        error = code if code in _ERRORS else ""
-        self._instruments.served(elapsed, self._name, code, error, span.get_span_context())
-        span.end()
+            self.error = code
+        self._instruments.served(self.name, code, time.perf_counter() - self._clock, self)
+        self.end()
 
 
 class CompletionSpans:
@@ -92,21 +103,22 @@ class CompletionSpans:
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._begun: OrderedDict[str, SpanContext] = OrderedDict()
+        self._begun: dict[str, Ids] = {}
 
     def __call__(self, event: Event) -> None:
         """Put it on record; the current span is that of the call that it belongs to."""
         if isinstance(event, CompletionBegan):
-            span = trace.get_current_span()
-            self._begun[event.completion_id] = span.get_span_context()
-            while len(self._begun) > _KEPT:
-                self._begun.popitem(last=False)
+            span = current.get()
+            if span is not None and span.trace_id:
+                self._begun[event.completion_id] = (span.trace_id, span.span_id)
+                if len(self._begun) > _KEPT:
+                    del self._begun[next(iter(self._begun))]
         elif isinstance(event, CompletionJoined):
-            begun = self._begun.get(event.completion_id)
-            if begun is not None:
+            begun, span = self._begun.get(event.completion_id), current.get()
+            if begun is not None and span is not None:
                 how = "resumed" if event.resumed else "deduplicated"
                 joined = {"ruvd.completion.id": event.completion_id, "ruvd.completion.joined": how}
-                trace.get_current_span().add_link(begun, joined)
+                span.link(begun, joined)
         elif isinstance(event, EngineTaken):
             self._waited(event.queue_seconds)
         elif isinstance(event, CompletionEnded) and event.failed and not event.context_messages:
@@ -116,35 +128,43 @@ class CompletionSpans:
     def _waited(self, seconds: float, *, error: str = "") -> None:
         if seconds < _WAIT_SECONDS:
             return
-        now = time.time_ns()
-        began = now - int(seconds * 1e9)
-        span = self._tracer.start_span("ruvd.queue", start_time=began)
-        if error:
-            span.set_attribute("error.type", error)
-            span.set_status(Status(StatusCode.ERROR))
+        span = Span(self._tracer, "ruvd.queue", current.get())
+        now = span.began
+        span.began = now - int(seconds * 1e9)
+        span.error = error
         span.end(now)
 
 
-def trace_headers(span: SpanContext) -> Mapping[str, str]:
+def trace_headers(span: Span) -> Mapping[str, str]:
     """W3C's headers for a call below the span; nothing without one."""
-    if not span.is_valid:
+    if not span.trace_id:
         return {}
-    flags = format(span.trace_flags, "02x")
-    headers = {"traceparent": f"00-{span.trace_id:032x}-{span.span_id:016x}-{flags}"}
-    if span.trace_state:
-        headers["tracestate"] = span.trace_state.to_header()
-    return headers
+    parent = f"00-{span.trace_id.hex()}-{span.span_id.hex()}-{span.flags:02x}"
+    if span.state:
+        return {"traceparent": parent, "tracestate": span.state}
+    return {"traceparent": parent}
 
 
 def current_ids() -> Mapping[str, str]:
     """What a log line says of the span it is written in; nothing outside of one."""
-    context = trace.get_current_span().get_span_context()
-    if not context.is_valid:
+    span = current.get()
+    if span is None or not span.trace_id:
         return {}
-    return {
-        "trace_id": trace.format_trace_id(context.trace_id),
-        "span_id": trace.format_span_id(context.span_id),
-    }
+    return {"trace_id": span.trace_id.hex(), "span_id": span.span_id.hex()}
+
+
+def _caller(metadata: Iterable[tuple[str, str | bytes]]) -> Caller | None:
+    """The caller's span, by W3C's headers; None if they cannot be read."""
+    carrier = {k: v for k, v in metadata if k in _HEADERS and isinstance(v, str)}
+    told = trace.get_current_span(propagator.extract(carrier)).get_span_context()
+    if not told.is_valid:
+        return None
+    return Caller(
+        told.trace_id.to_bytes(16),
+        told.span_id.to_bytes(8),
+        told.trace_flags & _FLAGS,
+        told.trace_state.to_header(),
+    )
 
 
 def _peer(peer: str) -> dict[str, str | int]:

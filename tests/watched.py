@@ -14,20 +14,19 @@ from opentelemetry.sdk.metrics.export import (
     NumberDataPoint,
 )
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from ruvd.completion import Completion, CompletionPolicy, CompletionRequest
 from ruvd.completions import Completions
 from ruvd.conventions import Conventions, Provider
 from ruvd.histograms import Histograms
-from ruvd.instruments import Gauges, Instruments
+from ruvd.instruments import Instruments
 from ruvd.metered import MeteredEngine, MeteredStore
 from ruvd.model import Message, Role
 from ruvd.ports import Event, Store
+from ruvd.readings import Gauges
 from ruvd.sessions import SessionPolicy, Sessions
-from ruvd.spans import Tracer
+from ruvd.spans import Span, Tracer
 from ruvd.stores.memory import MemoryStore
 from ruvd.telemetry import Statistics
 from ruvd.tracing import CompletionSpans, RpcCalls
@@ -45,12 +44,12 @@ class Watched:
     completion_policy: CompletionPolicy = CompletionPolicy()
 
     def __post_init__(self) -> None:
-        self._spans = InMemorySpanExporter()
+        self.ended: list[Span] = []
         self._reader = InMemoryMetricReader()
         self.tracer = Tracer(
             TracerProvider(shutdown_on_exit=False),
-            SimpleSpanProcessor(self._spans),
             InstrumentationScope("test"),
+            self.ended.append,
         )
         meter = MeterProvider([self._reader], shutdown_on_exit=False).get_meter("test")
         self.statistics = Statistics()
@@ -92,7 +91,7 @@ class Watched:
 
     def spans(self, name: str) -> Sequence[ReadableSpan]:
         """The spans that ended whose names begin so."""
-        return [s for s in self._spans.get_finished_spans() if s.name.startswith(name)]
+        return [span.readable() for span in self.ended if span.name.startswith(name)]
 
     def span(self, name: str) -> ReadableSpan:
         """The only one of that name."""

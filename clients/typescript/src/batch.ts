@@ -1,15 +1,11 @@
 /** Many requests in one call. */
 
-import type { ClientReadableStream } from "@grpc/grpc-js";
-
-import { responses } from "./connection.js";
 import type { Connection } from "./connection.js";
-import { RuvdError, cancelled } from "./errors.js";
+import { RuvdError } from "./errors.js";
 import { SessionServiceService } from "./v1/ruvd/v1/session_service.js";
 import type {
-  BatchCompleteRequest,
-  BatchCompleteResponse,
   BatchSummary,
+  CompleteRequest,
   Completion as CompletionResult,
 } from "./v1/ruvd/v1/session_service.js";
 
@@ -17,8 +13,8 @@ import type {
 export interface BatchOutcome {
   /** Which item, from 0 on. */
   index: number;
-  completion?: CompletionResult;
-  error?: RuvdError;
+  completion: CompletionResult | undefined;
+  error: RuvdError | undefined;
 }
 
 /** What holds for a batch as a whole. */
@@ -41,53 +37,39 @@ export interface BatchOptions {
 export class Batch implements AsyncIterable<BatchOutcome> {
   /** What came of all items; set after the last outcome. */
   summary: BatchSummary | undefined;
-  readonly #connection: Connection;
-  readonly #request: BatchCompleteRequest;
-  readonly #options: BatchOptions;
-  readonly #outcomes = this.#read();
-  /** Why nothing more is read, where this client wants it so. */
-  #left: RuvdError | undefined;
+  readonly #outcomes: AsyncGenerator<BatchOutcome, void, undefined>;
 
-  constructor(connection: Connection, request: BatchCompleteRequest, options: BatchOptions) {
-    this.#connection = connection;
-    this.#request = request;
-    this.#options = options;
+  constructor(connection: Connection, items: CompleteRequest[], options: BatchOptions) {
+    this.#outcomes = this.#read(connection, items, options);
   }
 
   [Symbol.asyncIterator](): AsyncIterator<BatchOutcome> {
     return this.#outcomes;
   }
 
-  async *#read(): AsyncGenerator<BatchOutcome, void, undefined> {
-    const { signal, timeoutMs } = this.#options;
-    let stream: ClientReadableStream<BatchCompleteResponse> | undefined;
-    const stop = () => {
-      this.#left = cancelled(signal?.reason);
-      stream?.cancel();
+  async *#read(
+    connection: Connection,
+    items: CompleteRequest[],
+    { maxConcurrency = 0, signal, timeoutMs = Infinity }: BatchOptions,
+  ): AsyncGenerator<BatchOutcome, void, undefined> {
+    const left = new AbortController();
+    const stop = (error: RuvdError) => {
+      left.abort(error);
     };
-    this.#connection.track(stop);
-    signal?.addEventListener("abort", stop);
-    if (signal?.aborted) stop();
+    const forget = connection.stopWith(stop, signal);
     try {
-      this.#check();
       const method = SessionServiceService.batchComplete;
-      stream = this.#connection.stream(method, this.#request, { timeoutMs });
-      for await (const { result, summary } of responses(stream)) {
-        this.#check();
-        if (summary) this.summary = summary;
-        if (result?.completion) yield { index: result.index, completion: result.completion };
-        if (result?.error) yield { index: result.index, error: RuvdError.ofStatus(result.error) };
+      const request = { items, maxConcurrency };
+      const options = { deadline: Date.now() + timeoutMs };
+      for await (const response of connection.stream(method, request, left.signal, options)) {
+        this.summary = response.summary;
+        if (!response.result) continue;
+        const { index, completion, error } = response.result;
+        const failure = error && new RuvdError(error.code, error.message, error.details);
+        yield { index, completion, error: failure };
       }
-    } catch (error) {
-      throw this.#left ?? RuvdError.of(error);
     } finally {
-      this.#connection.forget(stop);
-      signal?.removeEventListener("abort", stop);
-      stream?.cancel();
+      forget();
     }
-  }
-
-  #check(): void {
-    if (this.#left) throw this.#left;
   }
 }

@@ -1,85 +1,46 @@
 /** The client: the verbs of `ruvd.v1.SessionService`. It gives the messages of the contract. */
 
+import { randomUUID } from "node:crypto";
+
 import { status } from "@grpc/grpc-js";
 
 import { Batch } from "./batch.js";
 import type { BatchOptions } from "./batch.js";
 import { Completion } from "./completion.js";
-import { Connection, DEFAULT_ADDRESS } from "./connection.js";
+import { Connection } from "./connection.js";
 import type { Method } from "./connection.js";
 import { RuvdError } from "./errors.js";
-import { check } from "./health.js";
+import type { Duration } from "./v1/google/protobuf/duration.js";
 import {
-  GRACE_MS,
-  cancelRequest,
-  completeRequest,
-  createRequest,
-  itemRequest,
-  resumeRequest,
-  toDuration,
-  toMessages,
-} from "./requests.js";
-import type {
-  CompleteOptions,
-  CompleteRequestInit,
-  CompletionRef,
-  Messages,
-  SessionInit,
-} from "./requests.js";
-import {
-  ContextWindow,
+  CancelCompletionRequest,
+  CompleteRequest,
+  CreateSessionRequest,
   EndSessionRequest,
   ForkSessionRequest,
   ListSessionsRequest,
+  Message,
+  ResumeCompletionRequest,
+  Role,
+  SessionMetrics,
   SessionServiceService as service,
   SessionView,
   UpdateSessionRequest,
 } from "./v1/ruvd/v1/session_service.js";
-import type { Session, SessionMetrics } from "./v1/ruvd/v1/session_service.js";
+import type { CompletionOptions, DeepPartial, Session, ToolCall } from "./v1/ruvd/v1/session_service.js";
 
-export { Batch, Completion, DEFAULT_ADDRESS, RuvdError };
 export { status } from "@grpc/grpc-js";
-export { toolResult } from "./requests.js";
-export {
-  ErrorReason,
-  FinishReason,
-  IfBusy,
-  OnDisconnect,
-  Rendering,
-  Role,
-  SessionView,
-  ToolChoiceMode,
-} from "./v1/ruvd/v1/session_service.js";
-export type { BatchOptions, BatchOutcome } from "./batch.js";
+export * from "./v1/ruvd/v1/session_service.js";
+export type { Completion as CompletionResult } from "./v1/ruvd/v1/session_service.js";
+export { Batch, Completion, RuvdError };
+export type { BatchOptions };
+export type { BatchOutcome } from "./batch.js";
 export type { FieldViolation } from "./errors.js";
-export type {
-  CompleteOptions,
-  CompleteRequestInit,
-  CompletionRef,
-  GenerationOptions,
-  MessageInit,
-  Messages,
-  RequestOptions,
-  SessionInit,
-} from "./requests.js";
-export type {
-  BatchSummary,
-  Completion as CompletionResult,
-  CompletionEvent,
-  ContextWindow,
-  Delta,
-  Finished,
-  Message,
-  ResponseFormat,
-  Session,
-  SessionMetrics,
-  Started,
-  Timings,
-  Tool,
-  ToolCall,
-  ToolCallDelta,
-  Usage,
-} from "./v1/ruvd/v1/session_service.js";
+
+/** Where the daemon is unless something else is said. */
+export const DEFAULT_ADDRESS = "127.0.0.1:50051";
+
+/** How long the daemon waits for a reader to come back, and how long the client tries to. */
+const GRACE_MS = 10_000;
 
 /** What holds for all calls of a client. */
 export interface ClientOptions {
@@ -88,6 +49,50 @@ export interface ClientOptions {
   /** How long a stream that broke is taken up again, in milliseconds: 10,000 by default. */
   reconnectMs?: number | undefined;
 }
+
+/** One text of the user, or messages: each a role and, as a rule, its content. */
+export type Messages = string | DeepPartial<Message>[];
+
+/** What a completion may say beside its messages: the fields of the contract, but milliseconds. */
+export interface RequestOptions
+  extends
+    DeepPartial<Omit<CompleteRequest, "messages" | "options" | "disconnectGrace">>,
+    DeepPartial<CompletionOptions> {
+  /** How long the daemon waits for a lost reader: 10 s by default, and 0 in a batch. */
+  disconnectGraceMs?: number | undefined;
+}
+
+/** What a completion may say beside its messages, and how long it may take. */
+export interface CompleteOptions extends RequestOptions {
+  /** Cancels it. */
+  signal?: AbortSignal | undefined;
+  /** How long the whole answer may take. */
+  timeoutMs?: number | undefined;
+}
+
+/** An item of a batch. */
+export interface CompleteRequestInit extends RequestOptions {
+  messages: Messages;
+}
+
+/** A session before its first turn: the fields of the contract, but milliseconds. */
+export interface SessionInit
+  extends DeepPartial<Omit<CreateSessionRequest, "messages" | "idleTimeout">> {
+  /** A history to start from. */
+  messages?: Messages | undefined;
+  /** How long it may be idle; the daemon's default is used where it is unset. */
+  idleTimeoutMs?: number | undefined;
+}
+
+/** Which completion: its id, or the session (none if stateless) and request id it began with. */
+export type CompletionRef = string | { sessionId?: string | undefined; requestId: string };
+
+/** Not generated, as it is so little: whether the service of this name serves. */
+const CHECK: Method<string, boolean> = {
+  path: "/grpc.health.v1.Health/Check",
+  requestSerialize: (name) => Buffer.from(`\x0a${String.fromCharCode(name.length)}${name}`),
+  responseDeserialize: (bytes) => bytes.equals(Buffer.of(8, 1)),
+};
 
 /**
  * A connection to ruvd, made when the first call needs it. One is enough for a service.
@@ -110,12 +115,15 @@ export class Client {
 
   /** Make a session before its first turn. */
   async createSession(init: SessionInit = {}): Promise<Session> {
-    return sessionOf(await this.#call(service.createSession, createRequest(init)));
+    const messages = toMessages(init.messages ?? []);
+    const idleTimeout = toDuration(init.idleTimeoutMs);
+    const request = CreateSessionRequest.fromPartial({ ...init, messages, idleTimeout });
+    return this.#session(service.createSession, request);
   }
 
   /** Read one session; with its messages in SESSION_VIEW_FULL. */
   async getSession(id: string, view = SessionView.SESSION_VIEW_BASIC): Promise<Session> {
-    return sessionOf(await this.#call(service.getSession, { sessionId: id, view }));
+    return this.#session(service.getSession, { sessionId: id, view });
   }
 
   /** All sessions that have these labels, page by page, in the order of creation. */
@@ -136,18 +144,13 @@ export class Client {
     changes: Pick<SessionInit, "labels" | "idleTimeoutMs" | "contextWindow">,
   ): Promise<Session> {
     const { labels, idleTimeoutMs, contextWindow } = changes;
+    const idleTimeout = toDuration(idleTimeoutMs);
     const updateMask: string[] = [];
     if (labels) updateMask.push("labels");
-    if (idleTimeoutMs !== undefined) updateMask.push("idle_timeout");
+    if (idleTimeout) updateMask.push("idle_timeout");
     if (contextWindow) updateMask.push("context_window");
-    const request: UpdateSessionRequest = {
-      sessionId: id,
-      labels: labels ?? {},
-      idleTimeout: toDuration(idleTimeoutMs),
-      contextWindow: contextWindow && ContextWindow.fromPartial(contextWindow),
-      updateMask,
-    };
-    return sessionOf(await this.#call(service.updateSession, request));
+    const fields = { sessionId: id, labels, idleTimeout, contextWindow, updateMask };
+    return this.#session(service.updateSession, UpdateSessionRequest.fromPartial(fields));
   }
 
   /** Commit messages without generating, once the turns before it are done. */
@@ -157,7 +160,7 @@ export class Client {
     { requestId = "" }: { requestId?: string } = {},
   ): Promise<Session> {
     const request = { sessionId: id, messages: toMessages(messages), requestId };
-    return sessionOf(await this.#call(service.appendMessages, request));
+    return this.#session(service.appendMessages, request);
   }
 
   /** Make a session that begins with the first exchanges of another one, by default all. */
@@ -166,7 +169,7 @@ export class Client {
     options: { exchangeCount?: number; newSessionId?: string; requestId?: string } = {},
   ): Promise<Session> {
     const request = ForkSessionRequest.fromPartial({ sessionId: id, ...options });
-    return sessionOf(await this.#call(service.forkSession, request));
+    return this.#session(service.forkSession, request);
   }
 
   /** Delete a session with its messages. */
@@ -177,21 +180,21 @@ export class Client {
 
   /** Answer the new messages, in a session or, without `sessionId`, stateless. */
   complete(messages: Messages, options: CompleteOptions = {}): Completion {
-    const { signal, timeoutMs } = options;
-    const complete = completeRequest(messages, options);
+    const { signal, timeoutMs, disconnectGraceMs = GRACE_MS } = options;
+    const complete = toRequest({ ...options, messages, disconnectGraceMs });
     const reconnectMs = this.#reconnectMs;
-    return new Completion(this.#connection, { complete, reconnectMs, timeoutMs, signal });
+    return new Completion(this.#connection, { complete }, { signal, timeoutMs, reconnectMs });
   }
 
-  /** Read a completion on, after the event of that number, whoever began it. */
+  /** Read a completion on, after the event of that number, whoever began it. Leaving it stops it. */
   resumeCompletion(
     ref: CompletionRef,
     options: { afterSequence?: number } & Pick<CompleteOptions, "signal" | "timeoutMs"> = {},
   ): Completion {
     const { afterSequence = 0, signal, timeoutMs } = options;
-    const resume = resumeRequest(ref, afterSequence);
+    const resume = ResumeCompletionRequest.fromPartial({ ...named(ref), afterSequence });
     const reconnectMs = this.#reconnectMs;
-    return new Completion(this.#connection, { resume, reconnectMs, timeoutMs, signal });
+    return new Completion(this.#connection, { resume }, { signal, timeoutMs, reconnectMs });
   }
 
   /**
@@ -200,16 +203,18 @@ export class Client {
    */
   async cancelCompletion(
     ref: CompletionRef,
-    { keepPartial }: { keepPartial?: boolean } = {},
+    { keepPartial = false }: { keepPartial?: boolean } = {},
   ): Promise<void> {
-    await this.#call(service.cancelCompletion, cancelRequest(ref, keepPartial));
+    const request = CancelCompletionRequest.fromPartial({ ...named(ref), keepPartial });
+    await this.#call(service.cancelCompletion, request);
   }
 
   /** Answer many requests, 10,000 at most; each outcome comes as soon as it is there. */
   batch(items: readonly (string | CompleteRequestInit)[], options: BatchOptions = {}): Batch {
-    const { maxConcurrency = 0 } = options;
-    const request = { items: items.map(itemRequest), maxConcurrency };
-    return new Batch(this.#connection, request, options);
+    const requests = items.map((item) =>
+      toRequest(typeof item === "string" ? { messages: item } : item),
+    );
+    return new Batch(this.#connection, requests, options);
   }
 
   /** Which models the engine offers, and the one that answers where a call names none. */
@@ -220,13 +225,13 @@ export class Client {
   /** What the daemon has measured since it started. */
   async getSessionMetrics(): Promise<SessionMetrics> {
     const { metrics } = await this.#call(service.getSessionMetrics, {});
-    return metrics ?? missing("metrics");
+    return SessionMetrics.fromPartial(metrics ?? {});
   }
 
   /** Whether the daemon takes turns now; false also where none answers. */
   async health(): Promise<boolean> {
     try {
-      return await this.#call(check, "readiness");
+      return await this.#call(CHECK, "readiness");
     } catch (error) {
       if (error instanceof RuvdError && error.code === status.UNAVAILABLE) return false;
       throw error;
@@ -241,12 +246,44 @@ export class Client {
   #call<Request, Response>(method: Method<Request, Response>, request: Request): Promise<Response> {
     return this.#connection.call(method, request, { timeoutMs: this.#timeoutMs });
   }
+
+  async #session<Request>(
+    method: Method<Request, { session: Session | undefined }>,
+    request: Request,
+  ): Promise<Session> {
+    const { session } = await this.#call(method, request);
+    if (!session) throw new RuvdError(status.INTERNAL, "the response has no session");
+    return session;
+  }
 }
 
-function sessionOf({ session }: { session?: Session | undefined }): Session {
-  return session ?? missing("session");
+/** The message that answers a tool call in the next turn. */
+export function toolResult(call: ToolCall, content: string): Message {
+  return Message.fromPartial({ role: Role.ROLE_TOOL, content, toolCallId: call.id });
 }
 
-function missing(what: string): never {
-  throw new RuvdError(status.INTERNAL, "", `the response has no ${what}`);
+/** A request that may be repeated, as it has an id. */
+function toRequest(init: CompleteRequestInit): CompleteRequest {
+  return CompleteRequest.fromPartial({
+    ...init,
+    messages: toMessages(init.messages),
+    options: init, // Of what is given, each message takes the fields that it has.
+    requestId: init.requestId ?? randomUUID(),
+    disconnectGrace: toDuration(init.disconnectGraceMs),
+  });
+}
+
+function toMessages(messages: Messages): Message[] {
+  if (typeof messages !== "string") return messages.map((each) => Message.fromPartial(each));
+  return [Message.fromPartial({ role: Role.ROLE_USER, content: messages })];
+}
+
+function toDuration(milliseconds: number | undefined): Duration | undefined {
+  if (milliseconds === undefined) return undefined;
+  const seconds = Math.trunc(milliseconds / 1000);
+  return { seconds, nanos: Math.round((milliseconds - seconds * 1000) * 1e6) };
+}
+
+function named(ref: CompletionRef): DeepPartial<ResumeCompletionRequest> {
+  return typeof ref === "string" ? { completionId: ref } : ref;
 }

@@ -1,18 +1,15 @@
-/** The channel to the daemon: its options, the form of a call, and how it is closed. */
+/** The channel to the daemon: its options, the two kinds of calls, and how it is closed. */
 
 import { on } from "node:events";
+import { createRequire } from "node:module";
 
-import { Client, credentials, status } from "@grpc/grpc-js";
-import type { ClientReadableStream, Metadata } from "@grpc/grpc-js";
+import { Client, Metadata, credentials } from "@grpc/grpc-js";
 
 import { RuvdError, cancelled } from "./errors.js";
-import { traced } from "./tracing.js";
+import { CancelCompletionRequest, SessionServiceService } from "./v1/ruvd/v1/session_service.js";
 import { serviceConfig } from "./v1/service_config.js";
 
-/** Where the daemon is unless something else is said. */
-export const DEFAULT_ADDRESS = "127.0.0.1:50051";
-
-const LAST_WORD_MS = 5000;
+const CANCEL_TIMEOUT_MS = 5000;
 
 const OPTIONS = {
   // The daemon's own limits are lower, and their refusals say why.
@@ -32,125 +29,124 @@ export interface Method<Request, Response> {
   responseDeserialize: (bytes: Buffer) => Response;
 }
 
-/** How one call is made. The metadata are the current trace's by default. */
-export interface CallOptions {
-  timeoutMs?: number | undefined;
-  metadata?: Metadata;
-}
-
-/** A connection, made when the first call needs it. */
+/** A connection, made when the first call needs it. Every call fails with RuvdError. */
 export class Connection {
   readonly #grpc: Client;
-  /** What stops each call under way. */
-  readonly #running = new Set<() => void>();
-  /** Calls that stop something in the daemon: the connection is not closed before they have ended. */
-  readonly #lastWords = new Set<Promise<unknown>>();
+  readonly #streams = new Set<() => void>();
+  readonly #cancels = new Set<Promise<unknown>>();
   #closed = false;
 
   constructor(address: string) {
     this.#grpc = new Client(address, credentials.createInsecure(), OPTIONS);
   }
 
-  /** One request, one response. Rejects with RuvdError. */
+  /** One request, one response. */
   async call<Request, Response>(
-    method: Method<Request, Response>,
+    { path, requestSerialize: write, responseDeserialize: read }: Method<Request, Response>,
     request: Request,
-    options: CallOptions = {},
+    { timeoutMs = Infinity, metadata = traced() } = {},
   ): Promise<Response> {
     if (this.#closed) throw cancelled();
-    return this.#call(method, request, options, this.#running);
+    const deadline = Date.now() + timeoutMs;
+    return new Promise((resolve, reject) => {
+      const done = (error: unknown, response?: Response) => {
+        if (response === undefined) reject(RuvdError.of(error));
+        else resolve(response);
+      };
+      this.#grpc.makeUnaryRequest(path, write, read, request, metadata, { deadline }, done);
+    });
   }
 
-  /** A call that a closed connection still makes. Nobody waits for it, and it throws nothing. */
-  lastWord<Request>(method: Method<Request, unknown>, request: Request, metadata: Metadata): void {
-    const options = { timeoutMs: LAST_WORD_MS, metadata };
-    const said: Promise<unknown> = this.#call(method, request, options, new Set())
-      .catch(() => undefined) // What it would stop has ended, or the daemon has.
-      .finally(() => this.#lastWords.delete(said));
-    this.#lastWords.add(said);
-  }
-
-  /** One request, many responses. Errors come while they are read, and are gRPC's. */
-  stream<Request, Response>(
-    method: Method<Request, Response>,
+  /** One request, many responses, until the signal is aborted: then the error is its reason. */
+  async *stream<Request, Response>(
+    { path, requestSerialize: write, responseDeserialize: read }: Method<Request, Response>,
     request: Request,
-    { timeoutMs, metadata = traced() }: CallOptions,
-  ): ClientReadableStream<Response> {
-    const { path, requestSerialize, responseDeserialize } = method;
-    const options = { deadline: deadline(timeoutMs) };
-    const stream = this.#grpc.makeServerStreamRequest(
-      path,
-      requestSerialize,
-      responseDeserialize,
+    signal: AbortSignal,
+    { deadline = Infinity, metadata = traced() } = {},
+  ): AsyncGenerator<Response, void, undefined> {
+    signal.throwIfAborted();
+    const options = { deadline };
+    const stream = this.#grpc.makeServerStreamRequest(path, write, read, request, metadata, options);
+    stream.on("error", () => undefined); // A stream that was left has one too, and nobody reads it.
+    const cancel = () => {
+      stream.cancel();
+    };
+    signal.addEventListener("abort", cancel);
+    try {
+      // They are taken as they come and wait here for the reader: grpc-js throws away what it still
+      // holds when a stream ends with an error, which cost slow readers their last texts.
+      const responses = on(stream, "data", { close: ["end"] }) as AsyncIterable<[Response]>;
+      for await (const [response] of responses) {
+        signal.throwIfAborted();
+        yield response;
+      }
+    } catch (error) {
+      signal.throwIfAborted();
+      throw RuvdError.of(error);
+    } finally {
+      signal.removeEventListener("abort", cancel);
+      cancel();
+    }
+  }
+
+  /** Let `close` and the caller's signal stop a stream; the function that is returned ends that. */
+  stopWith(stop: (error: RuvdError) => void, signal?: AbortSignal): () => void {
+    const stopped = () => {
+      stop(cancelled(signal?.reason));
+    };
+    if (this.#closed || signal?.aborted) stopped();
+    this.#streams.add(stopped);
+    signal?.addEventListener("abort", stopped);
+    return () => {
+      this.#streams.delete(stopped);
+      signal?.removeEventListener("abort", stopped);
+    };
+  }
+
+  /** Have the daemon stop a completion. Only `close` waits for it, and it throws nothing. */
+  cancel(named: Partial<CancelCompletionRequest>, metadata: Metadata): void {
+    const request = CancelCompletionRequest.fromPartial(named);
+    const options = { timeoutMs: CANCEL_TIMEOUT_MS, metadata };
+    const said: Promise<unknown> = this.call(
+      SessionServiceService.cancelCompletion,
       request,
-      metadata,
       options,
-    );
-    // A stream that was left ends with an error too, and then nobody reads it.
-    return stream.on("error", () => undefined);
+    )
+      .catch(() => undefined) // What it would stop has ended, or the daemon has.
+      .finally(() => this.#cancels.delete(said));
+    this.#cancels.add(said);
   }
 
-  /** Have `stop` called when the connection is closed, until it is told to `forget` it. */
-  track(stop: () => void): void {
-    if (this.#closed) stop();
-    else this.#running.add(stop);
-  }
-
-  forget(stop: () => void): void {
-    this.#running.delete(stop);
-  }
-
-  /** Stop what runs, and close once the daemon has heard of it. */
+  /** Stop all streams, and close once the daemon has heard of it. */
   close(): void {
     if (this.#closed) return;
+    for (const stop of this.#streams) stop();
     this.#closed = true;
-    for (const stop of this.#running) stop();
-    void Promise.all(this.#lastWords).then(() => {
+    void Promise.all(this.#cancels).then(() => {
       this.#grpc.close();
     });
   }
+}
 
-  #call<Request, Response>(
-    { path, requestSerialize, responseDeserialize }: Method<Request, Response>,
-    request: Request,
-    { timeoutMs, metadata = traced() }: CallOptions,
-    running: Set<() => void>,
-  ): Promise<Response> {
-    return new Promise((resolve, reject) => {
-      const call = this.#grpc.makeUnaryRequest(
-        path,
-        requestSerialize,
-        responseDeserialize,
-        request,
-        metadata,
-        { deadline: deadline(timeoutMs) },
-        (error, response) => {
-          running.delete(stop);
-          if (error) reject(RuvdError.of(error));
-          else if (response === undefined)
-            reject(new RuvdError(status.INTERNAL, "", "no response"));
-          else resolve(response);
-        },
-      );
-      const stop = () => {
-        call.cancel();
-      };
-      running.add(stop);
-    });
+type OpenTelemetry = Pick<typeof import("@opentelemetry/api"), "context" | "propagation">;
+
+// Required rather than imported: an import that may fail would have to be awaited, at the top of a
+// module that some load with `require`. The API keeps its globals across both forms.
+const openTelemetry = ((): OpenTelemetry | undefined => {
+  try {
+    return createRequire(import.meta.url)("@opentelemetry/api") as OpenTelemetry;
+  } catch {
+    return undefined;
   }
-}
+})();
 
-/**
- * The responses of a stream. They are taken as they come and wait here for the reader: grpc-js throws
- * away what it still holds when a stream ends with an error, which cost slow readers their last texts.
- */
-export async function* responses<Response>(
-  stream: ClientReadableStream<Response>,
-): AsyncGenerator<Response, void, undefined> {
-  const taken = on(stream, "data", { close: ["end"] }) as AsyncIterable<[Response]>;
-  for await (const [response] of taken) yield response;
-}
-
-function deadline(timeoutMs: number | undefined): number {
-  return timeoutMs === undefined ? Infinity : Date.now() + timeoutMs;
+/** The metadata of a call that is made now: `traceparent`, where OpenTelemetry is installed. */
+export function traced(): Metadata {
+  const metadata = new Metadata();
+  openTelemetry?.propagation.inject(openTelemetry.context.active(), metadata, {
+    set: (carrier, key, value) => {
+      carrier.set(key, value);
+    },
+  });
+  return metadata;
 }

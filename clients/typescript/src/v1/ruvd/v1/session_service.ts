@@ -942,10 +942,10 @@ export const Message: MessageFns<Message> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<Message>, I>>(base?: I): Message {
-    return Message.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<Message>): Message {
+    return Message.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<Message>, I>>(object: I): Message {
+  fromPartial(object: DeepPartial<Message>): Message {
     const message = createBaseMessage();
     message.role = object.role ?? 0;
     message.content = object.content ?? "";
@@ -1023,10 +1023,10 @@ export const ToolCall: MessageFns<ToolCall> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<ToolCall>, I>>(base?: I): ToolCall {
-    return ToolCall.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<ToolCall>): ToolCall {
+    return ToolCall.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<ToolCall>, I>>(object: I): ToolCall {
+  fromPartial(object: DeepPartial<ToolCall>): ToolCall {
     const message = createBaseToolCall();
     message.id = object.id ?? "";
     message.name = object.name ?? "";
@@ -1113,10 +1113,10 @@ export const Tool: MessageFns<Tool> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<Tool>, I>>(base?: I): Tool {
-    return Tool.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<Tool>): Tool {
+    return Tool.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<Tool>, I>>(object: I): Tool {
+  fromPartial(object: DeepPartial<Tool>): Tool {
     const message = createBaseTool();
     message.name = object.name ?? "";
     message.description = object.description ?? "";
@@ -1182,10 +1182,10 @@ export const ToolChoice: MessageFns<ToolChoice> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<ToolChoice>, I>>(base?: I): ToolChoice {
-    return ToolChoice.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<ToolChoice>): ToolChoice {
+    return ToolChoice.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<ToolChoice>, I>>(object: I): ToolChoice {
+  fromPartial(object: DeepPartial<ToolChoice>): ToolChoice {
     const message = createBaseToolChoice();
     message.mode = object.mode ?? undefined;
     message.function = object.function ?? undefined;
@@ -1260,10 +1260,10 @@ export const ResponseFormat: MessageFns<ResponseFormat> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<ResponseFormat>, I>>(base?: I): ResponseFormat {
-    return ResponseFormat.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<ResponseFormat>): ResponseFormat {
+    return ResponseFormat.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<ResponseFormat>, I>>(object: I): ResponseFormat {
+  fromPartial(object: DeepPartial<ResponseFormat>): ResponseFormat {
     const message = createBaseResponseFormat();
     message.jsonSchema = object.jsonSchema ?? "";
     message.name = object.name ?? "";
@@ -1350,10 +1350,10 @@ export const ContextWindow: MessageFns<ContextWindow> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<ContextWindow>, I>>(base?: I): ContextWindow {
-    return ContextWindow.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<ContextWindow>): ContextWindow {
+    return ContextWindow.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<ContextWindow>, I>>(object: I): ContextWindow {
+  fromPartial(object: DeepPartial<ContextWindow>): ContextWindow {
     const message = createBaseContextWindow();
     message.keepExchanges = object.keepExchanges ?? undefined;
     message.maxExchanges = object.maxExchanges ?? undefined;
@@ -1430,10 +1430,10 @@ export const Usage: MessageFns<Usage> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<Usage>, I>>(base?: I): Usage {
-    return Usage.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<Usage>): Usage {
+    return Usage.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<Usage>, I>>(object: I): Usage {
+  fromPartial(object: DeepPartial<Usage>): Usage {
     const message = createBaseUsage();
     message.promptTokens = object.promptTokens ?? 0;
     message.cachedTokens = object.cachedTokens ?? undefined;
@@ -1520,10 +1520,10 @@ export const Timings: MessageFns<Timings> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<Timings>, I>>(base?: I): Timings {
-    return Timings.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<Timings>): Timings {
+    return Timings.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<Timings>, I>>(object: I): Timings {
+  fromPartial(object: DeepPartial<Timings>): Timings {
     const message = createBaseTimings();
     message.queue = (object.queue !== undefined && object.queue !== null)
       ? Duration.fromPartial(object.queue)
@@ -1759,10 +1759,10 @@ export const Session: MessageFns<Session> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<Session>, I>>(base?: I): Session {
-    return Session.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<Session>): Session {
+    return Session.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<Session>, I>>(object: I): Session {
+  fromPartial(object: DeepPartial<Session>): Session {
     const message = createBaseSession();
     message.id = object.id ?? "";
     message.createTime = object.createTime ?? undefined;
@@ -1851,10 +1851,10 @@ export const Session_LabelsEntry: MessageFns<Session_LabelsEntry> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<Session_LabelsEntry>, I>>(base?: I): Session_LabelsEntry {
-    return Session_LabelsEntry.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<Session_LabelsEntry>): Session_LabelsEntry {
+    return Session_LabelsEntry.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<Session_LabelsEntry>, I>>(object: I): Session_LabelsEntry {
+  fromPartial(object: DeepPartial<Session_LabelsEntry>): Session_LabelsEntry {
     const message = createBaseSession_LabelsEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? "";
@@ -2080,10 +2080,10 @@ export const CompletionOptions: MessageFns<CompletionOptions> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<CompletionOptions>, I>>(base?: I): CompletionOptions {
-    return CompletionOptions.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<CompletionOptions>): CompletionOptions {
+    return CompletionOptions.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<CompletionOptions>, I>>(object: I): CompletionOptions {
+  fromPartial(object: DeepPartial<CompletionOptions>): CompletionOptions {
     const message = createBaseCompletionOptions();
     message.model = object.model ?? "";
     message.temperature = object.temperature ?? undefined;
@@ -2172,14 +2172,10 @@ export const CompletionOptions_LogitBiasEntry: MessageFns<CompletionOptions_Logi
     }
   },
 
-  create<I extends Exact<DeepPartial<CompletionOptions_LogitBiasEntry>, I>>(
-    base?: I,
-  ): CompletionOptions_LogitBiasEntry {
-    return CompletionOptions_LogitBiasEntry.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<CompletionOptions_LogitBiasEntry>): CompletionOptions_LogitBiasEntry {
+    return CompletionOptions_LogitBiasEntry.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<CompletionOptions_LogitBiasEntry>, I>>(
-    object: I,
-  ): CompletionOptions_LogitBiasEntry {
+  fromPartial(object: DeepPartial<CompletionOptions_LogitBiasEntry>): CompletionOptions_LogitBiasEntry {
     const message = createBaseCompletionOptions_LogitBiasEntry();
     message.key = object.key ?? 0;
     message.value = object.value ?? 0;
@@ -2243,10 +2239,10 @@ export const BatchCompleteRequest: MessageFns<BatchCompleteRequest> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<BatchCompleteRequest>, I>>(base?: I): BatchCompleteRequest {
-    return BatchCompleteRequest.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<BatchCompleteRequest>): BatchCompleteRequest {
+    return BatchCompleteRequest.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<BatchCompleteRequest>, I>>(object: I): BatchCompleteRequest {
+  fromPartial(object: DeepPartial<BatchCompleteRequest>): BatchCompleteRequest {
     const message = createBaseBatchCompleteRequest();
     message.items = object.items?.map((e) => CompleteRequest.fromPartial(e)) || [];
     message.maxConcurrency = object.maxConcurrency ?? 0;
@@ -2310,10 +2306,10 @@ export const BatchCompleteResponse: MessageFns<BatchCompleteResponse> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<BatchCompleteResponse>, I>>(base?: I): BatchCompleteResponse {
-    return BatchCompleteResponse.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<BatchCompleteResponse>): BatchCompleteResponse {
+    return BatchCompleteResponse.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<BatchCompleteResponse>, I>>(object: I): BatchCompleteResponse {
+  fromPartial(object: DeepPartial<BatchCompleteResponse>): BatchCompleteResponse {
     const message = createBaseBatchCompleteResponse();
     message.result = (object.result !== undefined && object.result !== null)
       ? BatchResult.fromPartial(object.result)
@@ -2392,10 +2388,10 @@ export const BatchResult: MessageFns<BatchResult> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<BatchResult>, I>>(base?: I): BatchResult {
-    return BatchResult.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<BatchResult>): BatchResult {
+    return BatchResult.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<BatchResult>, I>>(object: I): BatchResult {
+  fromPartial(object: DeepPartial<BatchResult>): BatchResult {
     const message = createBaseBatchResult();
     message.index = object.index ?? 0;
     message.completion = (object.completion !== undefined && object.completion !== null)
@@ -2486,10 +2482,10 @@ export const Completion: MessageFns<Completion> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<Completion>, I>>(base?: I): Completion {
-    return Completion.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<Completion>): Completion {
+    return Completion.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<Completion>, I>>(object: I): Completion {
+  fromPartial(object: DeepPartial<Completion>): Completion {
     const message = createBaseCompletion();
     message.completionId = object.completionId ?? "";
     message.sessionId = object.sessionId ?? "";
@@ -2590,10 +2586,10 @@ export const BatchSummary: MessageFns<BatchSummary> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<BatchSummary>, I>>(base?: I): BatchSummary {
-    return BatchSummary.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<BatchSummary>): BatchSummary {
+    return BatchSummary.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<BatchSummary>, I>>(object: I): BatchSummary {
+  fromPartial(object: DeepPartial<BatchSummary>): BatchSummary {
     const message = createBaseBatchSummary();
     message.succeeded = object.succeeded ?? 0;
     message.failed = object.failed ?? 0;
@@ -2642,10 +2638,10 @@ export const ListModelsRequest: MessageFns<ListModelsRequest> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<ListModelsRequest>, I>>(base?: I): ListModelsRequest {
-    return ListModelsRequest.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<ListModelsRequest>): ListModelsRequest {
+    return ListModelsRequest.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<ListModelsRequest>, I>>(_: I): ListModelsRequest {
+  fromPartial(_: DeepPartial<ListModelsRequest>): ListModelsRequest {
     const message = createBaseListModelsRequest();
     return message;
   },
@@ -2707,10 +2703,10 @@ export const ListModelsResponse: MessageFns<ListModelsResponse> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<ListModelsResponse>, I>>(base?: I): ListModelsResponse {
-    return ListModelsResponse.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<ListModelsResponse>): ListModelsResponse {
+    return ListModelsResponse.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<ListModelsResponse>, I>>(object: I): ListModelsResponse {
+  fromPartial(object: DeepPartial<ListModelsResponse>): ListModelsResponse {
     const message = createBaseListModelsResponse();
     message.models = object.models?.map((e) => e) || [];
     message.defaultModel = object.defaultModel ?? "";
@@ -2852,10 +2848,10 @@ export const CreateSessionRequest: MessageFns<CreateSessionRequest> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<CreateSessionRequest>, I>>(base?: I): CreateSessionRequest {
-    return CreateSessionRequest.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<CreateSessionRequest>): CreateSessionRequest {
+    return CreateSessionRequest.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<CreateSessionRequest>, I>>(object: I): CreateSessionRequest {
+  fromPartial(object: DeepPartial<CreateSessionRequest>): CreateSessionRequest {
     const message = createBaseCreateSessionRequest();
     message.sessionId = object.sessionId ?? "";
     message.systemPrompt = object.systemPrompt ?? "";
@@ -2937,14 +2933,10 @@ export const CreateSessionRequest_LabelsEntry: MessageFns<CreateSessionRequest_L
     }
   },
 
-  create<I extends Exact<DeepPartial<CreateSessionRequest_LabelsEntry>, I>>(
-    base?: I,
-  ): CreateSessionRequest_LabelsEntry {
-    return CreateSessionRequest_LabelsEntry.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<CreateSessionRequest_LabelsEntry>): CreateSessionRequest_LabelsEntry {
+    return CreateSessionRequest_LabelsEntry.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<CreateSessionRequest_LabelsEntry>, I>>(
-    object: I,
-  ): CreateSessionRequest_LabelsEntry {
+  fromPartial(object: DeepPartial<CreateSessionRequest_LabelsEntry>): CreateSessionRequest_LabelsEntry {
     const message = createBaseCreateSessionRequest_LabelsEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? "";
@@ -2997,10 +2989,10 @@ export const CreateSessionResponse: MessageFns<CreateSessionResponse> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<CreateSessionResponse>, I>>(base?: I): CreateSessionResponse {
-    return CreateSessionResponse.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<CreateSessionResponse>): CreateSessionResponse {
+    return CreateSessionResponse.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<CreateSessionResponse>, I>>(object: I): CreateSessionResponse {
+  fromPartial(object: DeepPartial<CreateSessionResponse>): CreateSessionResponse {
     const message = createBaseCreateSessionResponse();
     message.session = (object.session !== undefined && object.session !== null)
       ? Session.fromPartial(object.session)
@@ -3065,10 +3057,10 @@ export const GetSessionRequest: MessageFns<GetSessionRequest> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<GetSessionRequest>, I>>(base?: I): GetSessionRequest {
-    return GetSessionRequest.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<GetSessionRequest>): GetSessionRequest {
+    return GetSessionRequest.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<GetSessionRequest>, I>>(object: I): GetSessionRequest {
+  fromPartial(object: DeepPartial<GetSessionRequest>): GetSessionRequest {
     const message = createBaseGetSessionRequest();
     message.sessionId = object.sessionId ?? "";
     message.view = object.view ?? 0;
@@ -3121,10 +3113,10 @@ export const GetSessionResponse: MessageFns<GetSessionResponse> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<GetSessionResponse>, I>>(base?: I): GetSessionResponse {
-    return GetSessionResponse.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<GetSessionResponse>): GetSessionResponse {
+    return GetSessionResponse.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<GetSessionResponse>, I>>(object: I): GetSessionResponse {
+  fromPartial(object: DeepPartial<GetSessionResponse>): GetSessionResponse {
     const message = createBaseGetSessionResponse();
     message.session = (object.session !== undefined && object.session !== null)
       ? Session.fromPartial(object.session)
@@ -3203,10 +3195,10 @@ export const ListSessionsRequest: MessageFns<ListSessionsRequest> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<ListSessionsRequest>, I>>(base?: I): ListSessionsRequest {
-    return ListSessionsRequest.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<ListSessionsRequest>): ListSessionsRequest {
+    return ListSessionsRequest.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<ListSessionsRequest>, I>>(object: I): ListSessionsRequest {
+  fromPartial(object: DeepPartial<ListSessionsRequest>): ListSessionsRequest {
     const message = createBaseListSessionsRequest();
     message.pageSize = object.pageSize ?? 0;
     message.pageToken = object.pageToken ?? "";
@@ -3279,14 +3271,10 @@ export const ListSessionsRequest_LabelFilterEntry: MessageFns<ListSessionsReques
     }
   },
 
-  create<I extends Exact<DeepPartial<ListSessionsRequest_LabelFilterEntry>, I>>(
-    base?: I,
-  ): ListSessionsRequest_LabelFilterEntry {
-    return ListSessionsRequest_LabelFilterEntry.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<ListSessionsRequest_LabelFilterEntry>): ListSessionsRequest_LabelFilterEntry {
+    return ListSessionsRequest_LabelFilterEntry.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<ListSessionsRequest_LabelFilterEntry>, I>>(
-    object: I,
-  ): ListSessionsRequest_LabelFilterEntry {
+  fromPartial(object: DeepPartial<ListSessionsRequest_LabelFilterEntry>): ListSessionsRequest_LabelFilterEntry {
     const message = createBaseListSessionsRequest_LabelFilterEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? "";
@@ -3350,10 +3338,10 @@ export const ListSessionsResponse: MessageFns<ListSessionsResponse> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<ListSessionsResponse>, I>>(base?: I): ListSessionsResponse {
-    return ListSessionsResponse.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<ListSessionsResponse>): ListSessionsResponse {
+    return ListSessionsResponse.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<ListSessionsResponse>, I>>(object: I): ListSessionsResponse {
+  fromPartial(object: DeepPartial<ListSessionsResponse>): ListSessionsResponse {
     const message = createBaseListSessionsResponse();
     message.sessions = object.sessions?.map((e) => Session.fromPartial(e)) || [];
     message.nextPageToken = object.nextPageToken ?? "";
@@ -3453,10 +3441,10 @@ export const UpdateSessionRequest: MessageFns<UpdateSessionRequest> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<UpdateSessionRequest>, I>>(base?: I): UpdateSessionRequest {
-    return UpdateSessionRequest.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<UpdateSessionRequest>): UpdateSessionRequest {
+    return UpdateSessionRequest.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<UpdateSessionRequest>, I>>(object: I): UpdateSessionRequest {
+  fromPartial(object: DeepPartial<UpdateSessionRequest>): UpdateSessionRequest {
     const message = createBaseUpdateSessionRequest();
     message.sessionId = object.sessionId ?? "";
     message.labels = (globalThis.Object.entries(object.labels ?? {}) as [string, string][]).reduce(
@@ -3535,14 +3523,10 @@ export const UpdateSessionRequest_LabelsEntry: MessageFns<UpdateSessionRequest_L
     }
   },
 
-  create<I extends Exact<DeepPartial<UpdateSessionRequest_LabelsEntry>, I>>(
-    base?: I,
-  ): UpdateSessionRequest_LabelsEntry {
-    return UpdateSessionRequest_LabelsEntry.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<UpdateSessionRequest_LabelsEntry>): UpdateSessionRequest_LabelsEntry {
+    return UpdateSessionRequest_LabelsEntry.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<UpdateSessionRequest_LabelsEntry>, I>>(
-    object: I,
-  ): UpdateSessionRequest_LabelsEntry {
+  fromPartial(object: DeepPartial<UpdateSessionRequest_LabelsEntry>): UpdateSessionRequest_LabelsEntry {
     const message = createBaseUpdateSessionRequest_LabelsEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? "";
@@ -3595,10 +3579,10 @@ export const UpdateSessionResponse: MessageFns<UpdateSessionResponse> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<UpdateSessionResponse>, I>>(base?: I): UpdateSessionResponse {
-    return UpdateSessionResponse.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<UpdateSessionResponse>): UpdateSessionResponse {
+    return UpdateSessionResponse.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<UpdateSessionResponse>, I>>(object: I): UpdateSessionResponse {
+  fromPartial(object: DeepPartial<UpdateSessionResponse>): UpdateSessionResponse {
     const message = createBaseUpdateSessionResponse();
     message.session = (object.session !== undefined && object.session !== null)
       ? Session.fromPartial(object.session)
@@ -3674,10 +3658,10 @@ export const AppendMessagesRequest: MessageFns<AppendMessagesRequest> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<AppendMessagesRequest>, I>>(base?: I): AppendMessagesRequest {
-    return AppendMessagesRequest.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<AppendMessagesRequest>): AppendMessagesRequest {
+    return AppendMessagesRequest.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<AppendMessagesRequest>, I>>(object: I): AppendMessagesRequest {
+  fromPartial(object: DeepPartial<AppendMessagesRequest>): AppendMessagesRequest {
     const message = createBaseAppendMessagesRequest();
     message.sessionId = object.sessionId ?? "";
     message.messages = object.messages?.map((e) => Message.fromPartial(e)) || [];
@@ -3731,10 +3715,10 @@ export const AppendMessagesResponse: MessageFns<AppendMessagesResponse> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<AppendMessagesResponse>, I>>(base?: I): AppendMessagesResponse {
-    return AppendMessagesResponse.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<AppendMessagesResponse>): AppendMessagesResponse {
+    return AppendMessagesResponse.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<AppendMessagesResponse>, I>>(object: I): AppendMessagesResponse {
+  fromPartial(object: DeepPartial<AppendMessagesResponse>): AppendMessagesResponse {
     const message = createBaseAppendMessagesResponse();
     message.session = (object.session !== undefined && object.session !== null)
       ? Session.fromPartial(object.session)
@@ -3821,10 +3805,10 @@ export const ForkSessionRequest: MessageFns<ForkSessionRequest> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<ForkSessionRequest>, I>>(base?: I): ForkSessionRequest {
-    return ForkSessionRequest.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<ForkSessionRequest>): ForkSessionRequest {
+    return ForkSessionRequest.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<ForkSessionRequest>, I>>(object: I): ForkSessionRequest {
+  fromPartial(object: DeepPartial<ForkSessionRequest>): ForkSessionRequest {
     const message = createBaseForkSessionRequest();
     message.sessionId = object.sessionId ?? "";
     message.exchangeCount = object.exchangeCount ?? undefined;
@@ -3879,10 +3863,10 @@ export const ForkSessionResponse: MessageFns<ForkSessionResponse> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<ForkSessionResponse>, I>>(base?: I): ForkSessionResponse {
-    return ForkSessionResponse.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<ForkSessionResponse>): ForkSessionResponse {
+    return ForkSessionResponse.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<ForkSessionResponse>, I>>(object: I): ForkSessionResponse {
+  fromPartial(object: DeepPartial<ForkSessionResponse>): ForkSessionResponse {
     const message = createBaseForkSessionResponse();
     message.session = (object.session !== undefined && object.session !== null)
       ? Session.fromPartial(object.session)
@@ -3969,10 +3953,10 @@ export const ResumeCompletionRequest: MessageFns<ResumeCompletionRequest> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<ResumeCompletionRequest>, I>>(base?: I): ResumeCompletionRequest {
-    return ResumeCompletionRequest.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<ResumeCompletionRequest>): ResumeCompletionRequest {
+    return ResumeCompletionRequest.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<ResumeCompletionRequest>, I>>(object: I): ResumeCompletionRequest {
+  fromPartial(object: DeepPartial<ResumeCompletionRequest>): ResumeCompletionRequest {
     const message = createBaseResumeCompletionRequest();
     message.completionId = object.completionId ?? "";
     message.sessionId = object.sessionId ?? "";
@@ -4027,10 +4011,10 @@ export const ResumeCompletionResponse: MessageFns<ResumeCompletionResponse> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<ResumeCompletionResponse>, I>>(base?: I): ResumeCompletionResponse {
-    return ResumeCompletionResponse.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<ResumeCompletionResponse>): ResumeCompletionResponse {
+    return ResumeCompletionResponse.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<ResumeCompletionResponse>, I>>(object: I): ResumeCompletionResponse {
+  fromPartial(object: DeepPartial<ResumeCompletionResponse>): ResumeCompletionResponse {
     const message = createBaseResumeCompletionResponse();
     message.event = (object.event !== undefined && object.event !== null)
       ? CompletionEvent.fromPartial(object.event)
@@ -4117,10 +4101,10 @@ export const CancelCompletionRequest: MessageFns<CancelCompletionRequest> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<CancelCompletionRequest>, I>>(base?: I): CancelCompletionRequest {
-    return CancelCompletionRequest.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<CancelCompletionRequest>): CancelCompletionRequest {
+    return CancelCompletionRequest.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<CancelCompletionRequest>, I>>(object: I): CancelCompletionRequest {
+  fromPartial(object: DeepPartial<CancelCompletionRequest>): CancelCompletionRequest {
     const message = createBaseCancelCompletionRequest();
     message.completionId = object.completionId ?? "";
     message.sessionId = object.sessionId ?? "";
@@ -4164,10 +4148,10 @@ export const CancelCompletionResponse: MessageFns<CancelCompletionResponse> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<CancelCompletionResponse>, I>>(base?: I): CancelCompletionResponse {
-    return CancelCompletionResponse.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<CancelCompletionResponse>): CancelCompletionResponse {
+    return CancelCompletionResponse.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<CancelCompletionResponse>, I>>(_: I): CancelCompletionResponse {
+  fromPartial(_: DeepPartial<CancelCompletionResponse>): CancelCompletionResponse {
     const message = createBaseCancelCompletionResponse();
     return message;
   },
@@ -4229,10 +4213,10 @@ export const EndSessionRequest: MessageFns<EndSessionRequest> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<EndSessionRequest>, I>>(base?: I): EndSessionRequest {
-    return EndSessionRequest.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<EndSessionRequest>): EndSessionRequest {
+    return EndSessionRequest.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<EndSessionRequest>, I>>(object: I): EndSessionRequest {
+  fromPartial(object: DeepPartial<EndSessionRequest>): EndSessionRequest {
     const message = createBaseEndSessionRequest();
     message.sessionId = object.sessionId ?? "";
     message.allowMissing = object.allowMissing ?? false;
@@ -4274,10 +4258,10 @@ export const EndSessionResponse: MessageFns<EndSessionResponse> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<EndSessionResponse>, I>>(base?: I): EndSessionResponse {
-    return EndSessionResponse.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<EndSessionResponse>): EndSessionResponse {
+    return EndSessionResponse.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<EndSessionResponse>, I>>(_: I): EndSessionResponse {
+  fromPartial(_: DeepPartial<EndSessionResponse>): EndSessionResponse {
     const message = createBaseEndSessionResponse();
     return message;
   },
@@ -4317,10 +4301,10 @@ export const GetSessionMetricsRequest: MessageFns<GetSessionMetricsRequest> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<GetSessionMetricsRequest>, I>>(base?: I): GetSessionMetricsRequest {
-    return GetSessionMetricsRequest.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<GetSessionMetricsRequest>): GetSessionMetricsRequest {
+    return GetSessionMetricsRequest.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<GetSessionMetricsRequest>, I>>(_: I): GetSessionMetricsRequest {
+  fromPartial(_: DeepPartial<GetSessionMetricsRequest>): GetSessionMetricsRequest {
     const message = createBaseGetSessionMetricsRequest();
     return message;
   },
@@ -4371,10 +4355,10 @@ export const GetSessionMetricsResponse: MessageFns<GetSessionMetricsResponse> = 
     }
   },
 
-  create<I extends Exact<DeepPartial<GetSessionMetricsResponse>, I>>(base?: I): GetSessionMetricsResponse {
-    return GetSessionMetricsResponse.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<GetSessionMetricsResponse>): GetSessionMetricsResponse {
+    return GetSessionMetricsResponse.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<GetSessionMetricsResponse>, I>>(object: I): GetSessionMetricsResponse {
+  fromPartial(object: DeepPartial<GetSessionMetricsResponse>): GetSessionMetricsResponse {
     const message = createBaseGetSessionMetricsResponse();
     message.metrics = (object.metrics !== undefined && object.metrics !== null)
       ? SessionMetrics.fromPartial(object.metrics)
@@ -4538,10 +4522,10 @@ export const SessionMetrics: MessageFns<SessionMetrics> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<SessionMetrics>, I>>(base?: I): SessionMetrics {
-    return SessionMetrics.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<SessionMetrics>): SessionMetrics {
+    return SessionMetrics.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<SessionMetrics>, I>>(object: I): SessionMetrics {
+  fromPartial(object: DeepPartial<SessionMetrics>): SessionMetrics {
     const message = createBaseSessionMetrics();
     message.totalSessions = object.totalSessions ?? 0;
     message.activeSessions = object.activeSessions ?? 0;
@@ -4704,10 +4688,10 @@ export const CompleteRequest: MessageFns<CompleteRequest> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<CompleteRequest>, I>>(base?: I): CompleteRequest {
-    return CompleteRequest.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<CompleteRequest>): CompleteRequest {
+    return CompleteRequest.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<CompleteRequest>, I>>(object: I): CompleteRequest {
+  fromPartial(object: DeepPartial<CompleteRequest>): CompleteRequest {
     const message = createBaseCompleteRequest();
     message.sessionId = object.sessionId ?? "";
     message.messages = object.messages?.map((e) => Message.fromPartial(e)) || [];
@@ -4771,10 +4755,10 @@ export const CompleteResponse: MessageFns<CompleteResponse> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<CompleteResponse>, I>>(base?: I): CompleteResponse {
-    return CompleteResponse.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<CompleteResponse>): CompleteResponse {
+    return CompleteResponse.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<CompleteResponse>, I>>(object: I): CompleteResponse {
+  fromPartial(object: DeepPartial<CompleteResponse>): CompleteResponse {
     const message = createBaseCompleteResponse();
     message.event = (object.event !== undefined && object.event !== null)
       ? CompletionEvent.fromPartial(object.event)
@@ -4861,10 +4845,10 @@ export const CompletionEvent: MessageFns<CompletionEvent> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<CompletionEvent>, I>>(base?: I): CompletionEvent {
-    return CompletionEvent.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<CompletionEvent>): CompletionEvent {
+    return CompletionEvent.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<CompletionEvent>, I>>(object: I): CompletionEvent {
+  fromPartial(object: DeepPartial<CompletionEvent>): CompletionEvent {
     const message = createBaseCompletionEvent();
     message.sequence = object.sequence ?? 0;
     message.started = (object.started !== undefined && object.started !== null)
@@ -4985,10 +4969,10 @@ export const Started: MessageFns<Started> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<Started>, I>>(base?: I): Started {
-    return Started.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<Started>): Started {
+    return Started.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<Started>, I>>(object: I): Started {
+  fromPartial(object: DeepPartial<Started>): Started {
     const message = createBaseStarted();
     message.completionId = object.completionId ?? "";
     message.sessionId = object.sessionId ?? "";
@@ -5067,10 +5051,10 @@ export const Delta: MessageFns<Delta> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<Delta>, I>>(base?: I): Delta {
-    return Delta.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<Delta>): Delta {
+    return Delta.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<Delta>, I>>(object: I): Delta {
+  fromPartial(object: DeepPartial<Delta>): Delta {
     const message = createBaseDelta();
     message.text = object.text ?? undefined;
     message.toolCall = (object.toolCall !== undefined && object.toolCall !== null)
@@ -5159,10 +5143,10 @@ export const ToolCallDelta: MessageFns<ToolCallDelta> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<ToolCallDelta>, I>>(base?: I): ToolCallDelta {
-    return ToolCallDelta.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<ToolCallDelta>): ToolCallDelta {
+    return ToolCallDelta.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<ToolCallDelta>, I>>(object: I): ToolCallDelta {
+  fromPartial(object: DeepPartial<ToolCallDelta>): ToolCallDelta {
     const message = createBaseToolCallDelta();
     message.index = object.index ?? 0;
     message.id = object.id ?? "";
@@ -5261,10 +5245,10 @@ export const Finished: MessageFns<Finished> = {
     }
   },
 
-  create<I extends Exact<DeepPartial<Finished>, I>>(base?: I): Finished {
-    return Finished.fromPartial(base ?? ({} as any));
+  create(base?: DeepPartial<Finished>): Finished {
+    return Finished.fromPartial(base ?? {});
   },
-  fromPartial<I extends Exact<DeepPartial<Finished>, I>>(object: I): Finished {
+  fromPartial(object: DeepPartial<Finished>): Finished {
     const message = createBaseFinished();
     message.finishReason = object.finishReason ?? 0;
     message.message = (object.message !== undefined && object.message !== null)
@@ -5836,10 +5820,6 @@ export type DeepPartial<T> = T extends Builtin ? T
   : T extends {} ? { [K in keyof T]?: DeepPartial<T[K]> }
   : Partial<T>;
 
-type KeysOfUnion<T> = T extends T ? keyof T : never;
-export type Exact<P, I extends P> = P extends Builtin ? P
-  : P & { [K in keyof P]: Exact<P[K], I[K]> } & { [K in Exclude<keyof I, KeysOfUnion<P>>]: never };
-
 function toTimestamp(date: Date): Timestamp {
   const seconds = Math.trunc(date.getTime() / 1_000);
   const nanos = (date.getTime() % 1_000) * 1_000_000;
@@ -5866,6 +5846,6 @@ function longToNumber(int64: { toString(): string }): number {
 export interface MessageFns<T> {
   encode(message: T, writer?: BinaryWriter): BinaryWriter;
   decode(input: BinaryReader | Uint8Array, length?: number): T;
-  create<I extends Exact<DeepPartial<T>, I>>(base?: I): T;
-  fromPartial<I extends Exact<DeepPartial<T>, I>>(object: I): T;
+  create(base?: DeepPartial<T>): T;
+  fromPartial(object: DeepPartial<T>): T;
 }
