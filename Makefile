@@ -6,7 +6,7 @@ READY := .venv/.ready
 SOURCES := ruvd clients/python tests bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-clients lint proto check-proto pins clean
+.PHONY: help setup demo test test-clients bench bench-quick soak lint proto check-proto pins clean
 
 # The clients that are not in Python; each has the targets build, lint, generate and
 # check-generated.
@@ -41,6 +41,20 @@ test-clients: setup ## the clients in other languages: build, lint, stubs up to 
 	  $(MAKE) --no-print-directory -C clients/$$each build lint check-generated test; \
 	done
 	$(BIN)/pytest -n 2 -m languages --no-cov tests/clients
+
+# What the benchmarks compare with is installed in the user's cache directory, never in .venv.
+# BENCH are further arguments: see `python -m bench --help`.
+BENCH ?=
+SOAK_SECONDS ?= 600
+
+bench: setup ## all benchmarks, about ten minutes; results in bench/results
+	$(BIN)/python -m bench $(BENCH)
+
+bench-quick: setup ## the same in under two, with what is installed; results in build/bench-quick
+	$(BIN)/python -m bench --quick $(BENCH)
+
+soak: setup ## a mixed load with faults, SOAK_SECONDS=600 of it; fails if anything grows or breaks
+	$(BIN)/python -m bench --only soak --soak-seconds $(SOAK_SECONDS) $(BENCH)
 
 lint: setup ## ruff, mypy --strict, the layers, buf
 	$(BIN)/ruff format --check .

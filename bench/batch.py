@@ -197,7 +197,7 @@ async def remote(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 async def at_pace(options: argparse.Namespace, folder: Path, tokens: int) -> dict[str, Any]:
-    rounds, waves = (3, 4) if options.quick else (options.rounds, 10)
+    rounds, waves = (min(options.rounds, 3), 4) if options.quick else (options.rounds, 10)
     single: list[float] = []
     together: list[float] = []
     ceiling: list[float] = []
@@ -231,7 +231,7 @@ async def direct_rate(client: HttpClient, waves: int) -> float:
 
 
 async def one_document(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    rounds, colds = (2, 1) if options.quick else (options.rounds, 2)
+    rounds, colds = (min(options.rounds, 2), 1) if options.quick else (options.rounds, 2)
     questions = _QUESTIONS[: options.questions]
     cold: list[float] = []
     cached: list[float] = []

@@ -106,11 +106,11 @@ def _own_environment() -> dict[str, str]:
 
 @asynccontextmanager
 async def mock(
-    folder: Path, *, tokens: int, first_ms: float, token_ms: float
+    folder: Path, *, tokens: int, first_ms: float, token_ms: float, port: int = 0
 ) -> AsyncIterator[tuple[Server, int]]:
-    """The mock upstream, and its port."""
+    """The mock upstream, and its port: any free one, unless one is asked for."""
     command = (
-        sys.executable, "-m", "bench.mock_upstream",
+        sys.executable, "-m", "bench.mock_upstream", "--port", str(port),
         "--tokens", str(tokens), "--first-ms", str(first_ms), "--token-ms", str(token_ms),
     )  # fmt: skip
     async with running("mock", folder, *command) as server:
@@ -152,11 +152,15 @@ async def ruvd(
 
 
 @asynccontextmanager
-async def embedded(name: str, folder: Path) -> AsyncIterator[tuple[Server, str]]:
+async def embedded(
+    name: str, folder: Path, *, flags: Sequence[str] = ()
+) -> AsyncIterator[tuple[Server, str]]:
     """A daemon with its own engine and a store in the folder, and its address."""
     address = f"unix:{folder / name}.sock"
     store = f"sqlite:{folder / name}.db"
-    command = (sys.executable, "-m", "ruvd", "serve", "--store", store, "--listen", address)
+    command = (
+        sys.executable, "-m", "ruvd", "serve", "--store", store, "--listen", address, *flags,
+    )  # fmt: skip
     env = {**_own_environment(), "PYTHONPATH": str(ROOT)}
     async with running(name, folder, *command, env=env) as server:
         yield server, address

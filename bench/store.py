@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import statistics
 import tempfile
@@ -27,6 +28,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -159,7 +161,8 @@ async def compare(name: str, small: Sample, large: Sample, rounds: int) -> float
     return ratio
 
 
-async def measure(options: argparse.Namespace, folder: Path) -> None:
+async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All figures, which are printed as they come."""
     small = Sample(folder / "small.db", 10, 10)
     large = Sample(folder / "large.db", options.sessions, options.exchanges)
     await small.build()
@@ -185,19 +188,34 @@ async def measure(options: argparse.Namespace, folder: Path) -> None:
             f" (spread {min(values):.2f} to {max(values):.2f} over {len(values)})"
         )
     print(f"large file {size:.1f} MiB; this process {rss:.0f} MiB resident")
+    return {
+        "sessions": options.sessions,
+        "exchanges": options.exchanges,
+        "ratios": ratios,
+        "file_mib": size,
+        "resident_mib": rss,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     parser.add_argument("--sessions", type=int, default=100_000)
     parser.add_argument("--exchanges", type=int, default=10_000)
     parser.add_argument("--gets", type=int, default=2_000, help="a repeat")
     parser.add_argument("--turns", type=int, default=500, help="a repeat")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as JSON")
     options = parser.parse_args()
-    print(describe())
+    if options.quick:
+        options.sessions, options.exchanges, options.repeats = 10_000, 1_000, 2
+        options.gets, options.turns = 500, 200
+    machine = describe()
+    print(machine)
     with tempfile.TemporaryDirectory(prefix="ruvd-bench-") as folder:
-        asyncio.run(measure(options, Path(folder)))
+        figures = asyncio.run(measure(options, Path(folder)))
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine, **figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

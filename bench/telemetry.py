@@ -35,8 +35,8 @@ import uvloop
 
 from bench import relay_servers as servers
 from bench.machine import describe
-from bench.relay import Target, tell
 from bench.relay_clients import GrpcClient, StreamBroken, closing
+from bench.relay_targets import Case, Target, tell
 
 _NAMES = ("off", "traces", "metrics", "on")
 _FIRST_MS, _TOKEN_MS, _PACED = 50.0, 10.0, 64
@@ -102,29 +102,36 @@ async def measure(options: argparse.Namespace, targets: Sequence[Target]) -> dic
         tell(f"round {number + 1} of {options.rounds}")
         order = targets if number % 2 == 0 else targets[::-1]
         for target in order:
-            await target.measure_rate(options.parallel, options.seconds)
+            await target.measure(_fast(options), number, options.seconds)
         for target in order:
             paced[target.name].append(await paced_cpu_ms(target, options.seconds))
             target.server.check_runs()
     return paced
 
 
-def summary(targets: Sequence[Target], paced: dict[str, list[float]]) -> dict[str, Any]:
+def _fast(options: argparse.Namespace) -> Case:
+    return Case("fast", options.parallel)
+
+
+def summary(
+    options: argparse.Namespace, targets: Sequence[Target], paced: dict[str, list[float]]
+) -> dict[str, Any]:
     """All figures."""
+    fast = _fast(options)
     base = next((target for target in targets if target.name == "off"), None)
     results: dict[str, Any] = {}
     for target in targets:
         result: dict[str, Any] = {
-            "streams_per_second": _spread(target.rates),
-            "cpu_ms_per_stream": _spread(target.cpu_ms),
+            "streams_per_second": _spread([run.rate for run in target.all(fast)]),
+            "cpu_ms_per_stream": _spread([run.cpu_per_1000 for run in target.all(fast)]),
             "paced_cpu_ms_per_stream": _spread(paced[target.name]),
             "resident_mib": round(target.server.memory_mib()),
         }
         if base and target is not base:
-            pairs = zip(target.rates, base.rates, strict=True)
-            result["throughput_of_off"] = _spread([mine / its for mine, its in pairs])
-            cpus = zip(target.cpu_ms, base.cpu_ms, strict=True)
-            result["cpu_of_off"] = _spread([mine / its for mine, its in cpus])
+            pairs = target.beside(base, fast)
+            result["throughput_of_off"] = _spread([mine.rate / its.rate for mine, its in pairs])
+            cpus = [mine.cpu_per_1000 / its.cpu_per_1000 for mine, its in pairs]
+            result["cpu_of_off"] = _spread(cpus)
             paced_cpus = zip(paced[target.name], paced[base.name], strict=True)
             result["paced_cpu_of_off"] = _spread([mine / its for mine, its in paced_cpus])
         results[target.name] = result
@@ -181,7 +188,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         async with AsyncExitStack() as stack:
             targets, sink = await start(options, Path(folder), stack)
             paced = await measure(options, targets)
-            results = summary(targets, paced)
+            results = summary(options, targets, paced)
         # Each has been ended by now, so the sink has told what it got.
         told = json.loads(sink.log.read_text().splitlines()[-1])
         if any(name != "off" for name in options.only) and not told["exports"]:
@@ -193,6 +200,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--quick", action="store_true", help="one short round, off and on")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0, help="a case in a round")
     parser.add_argument("--parallel", type=int, default=16, help="streams at a time, unpaced")
@@ -200,6 +208,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=_NAMES, default=_NAMES)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as JSON")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.seconds, options.only = 1, 1.0, ("off", "on")
     for name in list(os.environ):
         if name.startswith("OTEL_"):  # the caller's would change what is measured
             del os.environ[name]

@@ -165,10 +165,11 @@ class _Spans:
         self._exporter: SpanExporter = module.OTLPSpanExporter()
         self._outage = outage
 
-    def export(self, spans: Sequence[Span]) -> None:
+    def export(self, spans: Sequence[Span]) -> bool:
         whole: Any = spans if self._encodes else [span.readable() for span in spans]
-        result = self._exporter.export(whole)
-        self._outage.report("traces", exported=result is SpanExportResult.SUCCESS)
+        exported = self._exporter.export(whole) is SpanExportResult.SUCCESS
+        self._outage.report("traces", exported=exported)
+        return exported
 
     def shutdown(self) -> None:
         self._exporter.shutdown()

@@ -83,13 +83,13 @@ class StateFiles:
     thread.
     """
 
-    def __init__(self, directory: Path, *, most_bytes: int, model: str, observer: Observer) -> None:
+    def __init__(self, directory: Path, *, most_bytes: int, model: str) -> None:
         self.directory = directory
         self._most_bytes = most_bytes
         self.model = model
-        self._observer = observer
         self._states: dict[str, State] = {}  # by the file's name, least recently used first
         self._lock: int | None = None
+        self.refused: list[str] = []  # why files of an earlier daemon are of no use
 
     @property
     def size_bytes(self) -> int:
@@ -213,12 +213,12 @@ class StateFiles:
                 seal = msgspec.json.decode(path.read_bytes(), type=_Seal)
                 size = file.stat().st_size
             except (OSError, msgspec.MsgspecError):
-                self._observer(EngineStateMoved("restore", "corrupt"))
+                self.refused.append("corrupt")
                 continue
             if seal.model != self.model:
-                self._observer(EngineStateMoved("restore", "foreign"))
+                self.refused.append("foreign")
             elif seal.size_bytes != size:
-                self._observer(EngineStateMoved("restore", "corrupt"))
+                self.refused.append("corrupt")
             else:
                 state = State(file, None, seal.session, size, sealed=True, sha256=seal.sha256)
                 self._states[file.name] = state
@@ -309,7 +309,10 @@ def _age(path: Path) -> float:
 def _unlink(paths: list[Path]) -> None:
     for path in paths:
         for each in _files(path):
-            each.unlink(missing_ok=True)
+            try:
+                each.unlink(missing_ok=True)
+            except OSError as error:
+                _log.error("the state of a session could not be deleted: %s", error)
 
 
 def _sha256(path: Path) -> str:

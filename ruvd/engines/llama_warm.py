@@ -9,6 +9,7 @@ soon is evaluated in idle time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ _MOST_PREFIXES = 8
 # After how long without a turn a session's state is saved, and how often that is looked after.
 _REST_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
+# A server that hangs does not keep the daemon from ending.
+_SAVE_SECONDS = 5.0
 
 _log = logging.getLogger("ruvd.engine")
 
@@ -82,9 +85,7 @@ class LlamaWarm:
             self._files = None
         paths = [path for path in (self._path, private / "states") if path and self._most_bytes]
         for path in paths if self._files is None else ():
-            files = StateFiles(
-                path, most_bytes=self._most_bytes, model=model, observer=self._observer
-            )
+            files = StateFiles(path, most_bytes=self._most_bytes, model=model)
             try:
                 files.open()
             except EngineUnavailable as error:
@@ -113,6 +114,9 @@ class LlamaWarm:
             # Another child: it has nothing of what the last one had in its slots.
             mover = None
             if self._files:
+                for outcome in self._files.refused:
+                    self._observer(EngineStateMoved("restore", outcome))
+                self._files.refused.clear()
                 now = asyncio.get_running_loop().time
                 mover = SlotMover(partial(_act, client), self._files, self._observer, now)
             self._child = Child(client, SlotTable(self._slots), mover)
@@ -151,10 +155,11 @@ class LlamaWarm:
         at = -1
         while at < len(tokens):
             async with child.table.hold(request, background=True) as slot:
-                if at < 0:
+                if at < 0 or slot.session_key != request.session_key:
                     await self.enter(child, slot, request)
                     at = await server.held(slot.holds, tokens)
-                    continue
+                if at >= len(tokens):
+                    return
                 at = min(len(tokens), at + STEP_TOKENS)
                 count, seconds = await server.step(slot.id, tokens[:at])
                 slot.has(prompt_of(request), request.session_key)
@@ -173,9 +178,11 @@ class LlamaWarm:
 
     async def save(self) -> None:
         """See `Warm.save`."""
-        await self._save_resting(0.0)
-        if self._files and self._lasts:
-            await self._files.seal()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SAVE_SECONDS):
+                await self._save_resting(0.0)
+                if self._files and self._lasts:
+                    await self._files.seal()
 
     async def look(self) -> None:
         """Save what rests, for as long as this runs."""

@@ -14,6 +14,7 @@ from watched import Watched
 
 from ruvd.conventions import CAPTURE_CONTENT, NEWEST, OPT_IN, V1_41_1, Conventions, chosen
 from ruvd.errors import EngineRejected
+from ruvd.histograms import Histograms
 from ruvd.options import CompletionOptions
 from ruvd.ports import (
     EngineStateChanged,
@@ -193,3 +194,28 @@ async def test_callers_cannot_make_more_than_so_many_label_sets() -> None:
     ]
     assert len(models) == 51
     assert "_OTHER" in models
+
+
+def test_what_was_noted_is_written_when_somebody_reads_or_when_it_is_much() -> None:
+    histograms = Histograms()
+    series = histograms.create("h", "s", "text", (1.0,)).at({})
+    for _ in range(127):
+        histograms.notes.note(series.record, 0.5, None)
+    assert sum(series.counts) == 0
+    histograms.notes.note(series.record, 0.5, None)
+    assert sum(series.counts) == 128
+    histograms.notes.note(series.record, 2.0, None)
+    histograms.notes.write()
+    assert series.counts == [128, 1]
+
+
+async def test_an_exemplar_is_of_the_time_at_which_its_span_ended() -> None:
+    watched = Watched()
+    await collect(watched.start())
+    chat = watched.span("chat")
+    (point,) = watched.histogram("gen_ai.client.operation.duration")
+    (exemplar,) = point.exemplars
+    assert chat.context is not None
+    assert exemplar.span_id == chat.context.span_id
+    assert exemplar.trace_id == chat.context.trace_id
+    assert exemplar.time_unix_nano == chat.end_time

@@ -1,30 +1,23 @@
 /** Many requests in one call. */
 
-import type { Connection } from "./connection.js";
+import { traced } from "./connection.js";
+import type { CallLimits, Connection } from "./connection.js";
 import { RuvdError } from "./errors.js";
-import { SessionServiceService } from "./v1/ruvd/v1/session_service.js";
-import type {
-  BatchSummary,
-  CompleteRequest,
-  Completion as CompletionResult,
-} from "./v1/ruvd/v1/session_service.js";
+import { SessionServiceService as service } from "./v1/ruvd/v1/session_service.js";
+import type * as v1 from "./v1/ruvd/v1/session_service.js";
 
 /** What came of one item: its answer, or its error. */
 export interface BatchOutcome {
   /** Which item, from 0 on. */
   index: number;
-  completion: CompletionResult | undefined;
+  completion: v1.Completion | undefined;
   error: RuvdError | undefined;
 }
 
 /** What holds for a batch as a whole. */
-export interface BatchOptions {
+export interface BatchOptions extends CallLimits {
   /** How many run side by side at most; unset is the daemon's default. */
   maxConcurrency?: number | undefined;
-  /** Cancels it. */
-  signal?: AbortSignal | undefined;
-  /** How long the whole batch may take. */
-  timeoutMs?: number | undefined;
 }
 
 /**
@@ -36,10 +29,10 @@ export interface BatchOptions {
  */
 export class Batch implements AsyncIterable<BatchOutcome> {
   /** What came of all items; set after the last outcome. */
-  summary: BatchSummary | undefined;
+  summary: v1.BatchSummary | undefined;
   readonly #outcomes: AsyncGenerator<BatchOutcome, void, undefined>;
 
-  constructor(connection: Connection, items: CompleteRequest[], options: BatchOptions) {
+  constructor(connection: Connection, items: v1.CompleteRequest[], options: BatchOptions) {
     this.#outcomes = this.#read(connection, items, options);
   }
 
@@ -49,22 +42,19 @@ export class Batch implements AsyncIterable<BatchOutcome> {
 
   async *#read(
     connection: Connection,
-    items: CompleteRequest[],
+    items: v1.CompleteRequest[],
     { maxConcurrency = 0, signal, timeoutMs = Infinity }: BatchOptions,
   ): AsyncGenerator<BatchOutcome, void, undefined> {
     const left = new AbortController();
-    const stop = (error: RuvdError) => {
-      left.abort(error);
-    };
-    const forget = connection.stopWith(stop, signal);
+    const forget = connection.stopWith(left, signal);
+    const limits = { signal: left.signal, metadata: traced(), deadline: Date.now() + timeoutMs };
+    const request = { items, maxConcurrency };
     try {
-      const method = SessionServiceService.batchComplete;
-      const request = { items, maxConcurrency };
-      const options = { deadline: Date.now() + timeoutMs };
-      for await (const response of connection.stream(method, request, left.signal, options)) {
-        this.summary = response.summary;
-        if (!response.result) continue;
-        const { index, completion, error } = response.result;
+      for await (const each of connection.stream(service.batchComplete, request, limits)) {
+        this.summary = each.summary;
+        if (!each.result) continue;
+        const { index, completion, error } = each.result;
+        // eslint-disable-next-line @typescript-eslint/no-unsafe-enum-assignment -- they are gRPC's
         const failure = error && new RuvdError(error.code, error.message, error.details);
         yield { index, completion, error: failure };
       }

@@ -8,31 +8,18 @@ import { Batch } from "./batch.js";
 import type { BatchOptions } from "./batch.js";
 import { Completion } from "./completion.js";
 import { Connection } from "./connection.js";
-import type { Method } from "./connection.js";
+import type { CallLimits, Method } from "./connection.js";
 import { RuvdError } from "./errors.js";
 import type { Duration } from "./v1/google/protobuf/duration.js";
-import {
-  CancelCompletionRequest,
-  CompleteRequest,
-  CreateSessionRequest,
-  EndSessionRequest,
-  ForkSessionRequest,
-  ListSessionsRequest,
-  Message,
-  ResumeCompletionRequest,
-  Role,
-  SessionMetrics,
-  SessionServiceService as service,
-  SessionView,
-  UpdateSessionRequest,
-} from "./v1/ruvd/v1/session_service.js";
-import type { CompletionOptions, DeepPartial, Session, ToolCall } from "./v1/ruvd/v1/session_service.js";
+import * as v1 from "./v1/ruvd/v1/session_service.js";
+import { Message, Role, SessionServiceService as service } from "./v1/ruvd/v1/session_service.js";
+import type { DeepPartial, Session } from "./v1/ruvd/v1/session_service.js";
 
 export { status } from "@grpc/grpc-js";
 export * from "./v1/ruvd/v1/session_service.js";
 export type { Completion as CompletionResult } from "./v1/ruvd/v1/session_service.js";
 export { Batch, Completion, RuvdError };
-export type { BatchOptions };
+export type { BatchOptions, CallLimits };
 export type { BatchOutcome } from "./batch.js";
 export type { FieldViolation } from "./errors.js";
 
@@ -53,39 +40,34 @@ export interface ClientOptions {
 /** One text of the user, or messages: each a role and, as a rule, its content. */
 export type Messages = string | DeepPartial<Message>[];
 
-/** What a completion may say beside its messages: the fields of the contract, but milliseconds. */
+type RequestFields = Omit<v1.CompleteRequest, "messages" | "options" | "disconnectGrace">;
+
+/** What a completion may say beside its messages: the contract's fields, but milliseconds. */
 export interface RequestOptions
-  extends
-    DeepPartial<Omit<CompleteRequest, "messages" | "options" | "disconnectGrace">>,
-    DeepPartial<CompletionOptions> {
+  extends DeepPartial<RequestFields>, DeepPartial<v1.CompletionOptions> {
   /** How long the daemon waits for a lost reader: 10 s by default, and 0 in a batch. */
   disconnectGraceMs?: number | undefined;
 }
 
-/** What a completion may say beside its messages, and how long it may take. */
-export interface CompleteOptions extends RequestOptions {
-  /** Cancels it. */
-  signal?: AbortSignal | undefined;
-  /** How long the whole answer may take. */
-  timeoutMs?: number | undefined;
-}
+export type CompleteOptions = RequestOptions & CallLimits;
 
 /** An item of a batch. */
 export interface CompleteRequestInit extends RequestOptions {
   messages: Messages;
 }
 
-/** A session before its first turn: the fields of the contract, but milliseconds. */
-export interface SessionInit
-  extends DeepPartial<Omit<CreateSessionRequest, "messages" | "idleTimeout">> {
+/** A session before its first turn: the contract's fields, but milliseconds. */
+export interface SessionInit extends DeepPartial<
+  Omit<v1.CreateSessionRequest, "messages" | "idleTimeout">
+> {
   /** A history to start from. */
-  messages?: Messages | undefined;
+  messages?: Messages;
   /** How long it may be idle; the daemon's default is used where it is unset. */
-  idleTimeoutMs?: number | undefined;
+  idleTimeoutMs?: number;
 }
 
 /** Which completion: its id, or the session (none if stateless) and request id it began with. */
-export type CompletionRef = string | { sessionId?: string | undefined; requestId: string };
+export type CompletionRef = string | { sessionId?: string; requestId: string };
 
 /** Not generated, as it is so little: whether the service of this name serves. */
 const CHECK: Method<string, boolean> = {
@@ -116,21 +98,18 @@ export class Client {
   /** Make a session before its first turn. */
   async createSession(init: SessionInit = {}): Promise<Session> {
     const messages = toMessages(init.messages ?? []);
-    const idleTimeout = toDuration(init.idleTimeoutMs);
-    const request = CreateSessionRequest.fromPartial({ ...init, messages, idleTimeout });
-    return this.#session(service.createSession, request);
+    const fields = { ...init, messages, idleTimeout: toDuration(init.idleTimeoutMs) };
+    return this.#session(service.createSession, v1.CreateSessionRequest.fromPartial(fields));
   }
 
   /** Read one session; with its messages in SESSION_VIEW_FULL. */
-  async getSession(id: string, view = SessionView.SESSION_VIEW_BASIC): Promise<Session> {
+  async getSession(id: string, view = v1.SessionView.SESSION_VIEW_BASIC): Promise<Session> {
     return this.#session(service.getSession, { sessionId: id, view });
   }
 
   /** All sessions that have these labels, page by page, in the order of creation. */
-  async *listSessions(
-    labelFilter: Record<string, string> = {},
-  ): AsyncGenerator<Session, void, undefined> {
-    const request = ListSessionsRequest.fromPartial({ labelFilter });
+  async *listSessions(labelFilter: Record<string, string> = {}): AsyncGenerator<Session, void> {
+    const request = v1.ListSessionsRequest.fromPartial({ labelFilter });
     do {
       const { sessions, nextPageToken } = await this.#call(service.listSessions, request);
       yield* sessions;
@@ -138,27 +117,18 @@ export class Client {
     } while (request.pageToken);
   }
 
-  /** Change what is given, once the turns before it are done; `labels` are replaced. */
+  /** Change what is given, or what `updateMask` names, once the turns before it are done. */
   async updateSession(
     id: string,
-    changes: Pick<SessionInit, "labels" | "idleTimeoutMs" | "contextWindow">,
+    changes: DeepPartial<Omit<v1.UpdateSessionRequest, "idleTimeout">> & { idleTimeoutMs?: number },
   ): Promise<Session> {
-    const { labels, idleTimeoutMs, contextWindow } = changes;
-    const idleTimeout = toDuration(idleTimeoutMs);
-    const updateMask: string[] = [];
-    if (labels) updateMask.push("labels");
-    if (idleTimeout) updateMask.push("idle_timeout");
-    if (contextWindow) updateMask.push("context_window");
-    const fields = { sessionId: id, labels, idleTimeout, contextWindow, updateMask };
-    return this.#session(service.updateSession, UpdateSessionRequest.fromPartial(fields));
+    const idleTimeout = toDuration(changes.idleTimeoutMs);
+    const fields = { ...changes, sessionId: id, idleTimeout };
+    return this.#session(service.updateSession, v1.UpdateSessionRequest.fromPartial(fields));
   }
 
   /** Commit messages without generating, once the turns before it are done. */
-  async appendMessages(
-    id: string,
-    messages: Messages,
-    { requestId = "" }: { requestId?: string } = {},
-  ): Promise<Session> {
+  async appendMessages(id: string, messages: Messages, { requestId = "" } = {}): Promise<Session> {
     const request = { sessionId: id, messages: toMessages(messages), requestId };
     return this.#session(service.appendMessages, request);
   }
@@ -166,66 +136,55 @@ export class Client {
   /** Make a session that begins with the first exchanges of another one, by default all. */
   async forkSession(
     id: string,
-    options: { exchangeCount?: number; newSessionId?: string; requestId?: string } = {},
+    options: DeepPartial<Omit<v1.ForkSessionRequest, "sessionId">> = {},
   ): Promise<Session> {
-    const request = ForkSessionRequest.fromPartial({ sessionId: id, ...options });
+    const request = v1.ForkSessionRequest.fromPartial({ sessionId: id, ...options });
     return this.#session(service.forkSession, request);
   }
 
   /** Delete a session with its messages. */
-  async endSession(id: string, options: { allowMissing?: boolean } = {}): Promise<void> {
-    const request = EndSessionRequest.fromPartial({ sessionId: id, ...options });
-    await this.#call(service.endSession, request);
+  async endSession(id: string, { allowMissing = false } = {}): Promise<void> {
+    await this.#call(service.endSession, { sessionId: id, allowMissing });
   }
 
   /** Answer the new messages, in a session or, without `sessionId`, stateless. */
   complete(messages: Messages, options: CompleteOptions = {}): Completion {
-    const { signal, timeoutMs, disconnectGraceMs = GRACE_MS } = options;
-    const complete = toRequest({ ...options, messages, disconnectGraceMs });
-    const reconnectMs = this.#reconnectMs;
-    return new Completion(this.#connection, { complete }, { signal, timeoutMs, reconnectMs });
+    const { disconnectGraceMs = GRACE_MS } = options;
+    return this.#completion(toRequest({ ...options, messages, disconnectGraceMs }), options);
   }
 
   /** Read a completion on, after the event of that number, whoever began it. Leaving it stops it. */
   resumeCompletion(
     ref: CompletionRef,
-    options: { afterSequence?: number } & Pick<CompleteOptions, "signal" | "timeoutMs"> = {},
+    { afterSequence = 0, ...limits }: CallLimits & { afterSequence?: number } = {},
   ): Completion {
-    const { afterSequence = 0, signal, timeoutMs } = options;
-    const resume = ResumeCompletionRequest.fromPartial({ ...named(ref), afterSequence });
-    const reconnectMs = this.#reconnectMs;
-    return new Completion(this.#connection, { resume }, { signal, timeoutMs, reconnectMs });
+    const request = v1.ResumeCompletionRequest.fromPartial({ ...named(ref), afterSequence });
+    return this.#completion(request, limits);
   }
 
   /**
    * Stop a completion, whoever began it, and return when it has ended. With `keepPartial`, what there
    * is of its answer is committed.
    */
-  async cancelCompletion(
-    ref: CompletionRef,
-    { keepPartial = false }: { keepPartial?: boolean } = {},
-  ): Promise<void> {
-    const request = CancelCompletionRequest.fromPartial({ ...named(ref), keepPartial });
+  async cancelCompletion(ref: CompletionRef, { keepPartial = false } = {}): Promise<void> {
+    const request = v1.CancelCompletionRequest.fromPartial({ ...named(ref), keepPartial });
     await this.#call(service.cancelCompletion, request);
   }
 
   /** Answer many requests, 10,000 at most; each outcome comes as soon as it is there. */
   batch(items: readonly (string | CompleteRequestInit)[], options: BatchOptions = {}): Batch {
-    const requests = items.map((item) =>
-      toRequest(typeof item === "string" ? { messages: item } : item),
-    );
-    return new Batch(this.#connection, requests, options);
+    return new Batch(this.#connection, items.map(toRequest), options);
   }
 
   /** Which models the engine offers, and the one that answers where a call names none. */
-  async listModels(): Promise<{ models: string[]; defaultModel: string }> {
+  async listModels(): Promise<v1.ListModelsResponse> {
     return this.#call(service.listModels, {});
   }
 
   /** What the daemon has measured since it started. */
-  async getSessionMetrics(): Promise<SessionMetrics> {
+  async getSessionMetrics(): Promise<v1.SessionMetrics> {
     const { metrics } = await this.#call(service.getSessionMetrics, {});
-    return SessionMetrics.fromPartial(metrics ?? {});
+    return v1.SessionMetrics.fromPartial(metrics ?? {});
   }
 
   /** Whether the daemon takes turns now; false also where none answers. */
@@ -247,24 +206,33 @@ export class Client {
     return this.#connection.call(method, request, { timeoutMs: this.#timeoutMs });
   }
 
+  /** Every one of these calls gives a session. */
   async #session<Request>(
     method: Method<Request, { session: Session | undefined }>,
     request: Request,
   ): Promise<Session> {
     const { session } = await this.#call(method, request);
-    if (!session) throw new RuvdError(status.INTERNAL, "the response has no session");
-    return session;
+    return v1.Session.fromPartial(session ?? {});
+  }
+
+  #completion(
+    request: v1.CompleteRequest | v1.ResumeCompletionRequest,
+    { signal, timeoutMs = Infinity }: CallLimits,
+  ): Completion {
+    const limits = { signal, deadline: Date.now() + timeoutMs, reconnectMs: this.#reconnectMs };
+    return new Completion(this.#connection, request, limits);
   }
 }
 
 /** The message that answers a tool call in the next turn. */
-export function toolResult(call: ToolCall, content: string): Message {
+export function toolResult(call: v1.ToolCall, content: string): Message {
   return Message.fromPartial({ role: Role.ROLE_TOOL, content, toolCallId: call.id });
 }
 
 /** A request that may be repeated, as it has an id. */
-function toRequest(init: CompleteRequestInit): CompleteRequest {
-  return CompleteRequest.fromPartial({
+function toRequest(item: string | CompleteRequestInit): v1.CompleteRequest {
+  const init = typeof item === "string" ? { messages: item } : item;
+  return v1.CompleteRequest.fromPartial({
     ...init,
     messages: toMessages(init.messages),
     options: init, // Of what is given, each message takes the fields that it has.
@@ -284,6 +252,6 @@ function toDuration(milliseconds: number | undefined): Duration | undefined {
   return { seconds, nanos: Math.round((milliseconds - seconds * 1000) * 1e6) };
 }
 
-function named(ref: CompletionRef): DeepPartial<ResumeCompletionRequest> {
+function named(ref: CompletionRef): DeepPartial<v1.ResumeCompletionRequest> {
   return typeof ref === "string" ? { completionId: ref } : ref;
 }

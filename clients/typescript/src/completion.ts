@@ -12,15 +12,12 @@ import { status } from "@grpc/grpc-js";
 import { traced } from "./connection.js";
 import type { Connection } from "./connection.js";
 import { RuvdError, cancelled } from "./errors.js";
-import { OnDisconnect, SessionServiceService as service } from "./v1/ruvd/v1/session_service.js";
-import type {
-  CompleteRequest,
-  CompletionEvent,
-  Finished,
-  Message,
+import {
+  OnDisconnect,
   ResumeCompletionRequest,
-  Started,
+  SessionServiceService as service,
 } from "./v1/ruvd/v1/session_service.js";
+import type * as v1 from "./v1/ruvd/v1/session_service.js";
 
 const FIRST_PAUSE_MS = 50;
 const LONGEST_PAUSE_MS = 1000;
@@ -28,13 +25,10 @@ const LONGEST_PAUSE_MS = 1000;
 /** What a connection that breaks, or is not there, ends a call with. */
 const BREAKS = new Set([status.UNAVAILABLE, status.CANCELLED, status.INTERNAL, status.UNKNOWN]);
 
-/** A new completion, or the rest of one that has begun. */
-export type Asked = { complete: CompleteRequest } | { resume: ResumeCompletionRequest };
-
-/** How long it may take, and how long a stream that broke is taken up again. */
+/** Until when, on the clock, and how long after a break an answer is tried to be read. */
 export interface Limits {
-  signal?: AbortSignal | undefined;
-  timeoutMs?: number | undefined;
+  signal: AbortSignal | undefined;
+  deadline: number;
   reconnectMs: number;
 }
 
@@ -48,41 +42,34 @@ export interface Limits {
  */
 export class Completion implements AsyncIterable<string> {
   /** Set once the turn has the engine: the completion's id, among others. */
-  started: Started | undefined;
+  started: v1.Started | undefined;
   /** Set once the answer has been read to its end: usage and timings, among others. */
-  finished: Finished | undefined;
+  finished: v1.Finished | undefined;
   /** The number of the last event that has come, to resume after. */
   lastSequence: number;
 
-  readonly #connection: Connection;
-  readonly #asked: Asked;
-  readonly #limits: Limits;
-  readonly #deadline: number;
-  readonly #metadata = traced();
-  readonly #left = new AbortController();
   readonly #events = this.#read();
-  /** The call to make next. */
-  #next: Asked;
-  #called = false;
+  readonly #left = new AbortController();
+  readonly #metadata = traced();
   #failure: RuvdError | undefined;
-  /** The text that was delivered; undefined where its beginning is not known here. */
+  /** Whether text, reasoning or a tool call was delivered. */
+  #delivered = false;
+  /** The text that was; undefined where its beginning is not known here. */
   #text: string | undefined;
   /** What the answer has beyond it. */
   #rest = "";
-  /** Whether text, reasoning or a tool call was. */
-  #delivered = false;
 
-  constructor(connection: Connection, asked: Asked, limits: Limits) {
-    this.#connection = connection;
-    this.#asked = this.#next = asked;
-    this.#limits = limits;
-    this.#deadline = Date.now() + (limits.timeoutMs ?? Infinity);
-    this.lastSequence = "resume" in asked ? asked.resume.afterSequence : 0;
-    if (this.lastSequence === 0) this.#text = "";
+  constructor(
+    private readonly connection: Connection,
+    private readonly request: v1.CompleteRequest | ResumeCompletionRequest,
+    private readonly limits: Limits,
+  ) {
+    this.lastSequence = "afterSequence" in request ? request.afterSequence : 0;
+    this.#text = this.lastSequence === 0 ? "" : undefined;
   }
 
   /** The numbered events that have not been read yet, instead of their text. */
-  events(): AsyncIterable<CompletionEvent> {
+  events(): AsyncIterable<v1.CompletionEvent> {
     return this.#events;
   }
 
@@ -94,7 +81,7 @@ export class Completion implements AsyncIterable<string> {
   }
 
   /** Wait for the end: the whole answer, with its tool calls and its reasoning. */
-  async message(): Promise<Message> {
+  async message(): Promise<v1.Message> {
     while (!(await this.#events.next()).done);
     if (this.finished?.message) return this.finished.message;
     throw this.#failure ?? new RuvdError(status.UNKNOWN, "the answer has no message");
@@ -107,34 +94,35 @@ export class Completion implements AsyncIterable<string> {
 
   /** Stop it; who reads gets a RuvdError CANCELLED. Nothing happens after the end. */
   cancel(): void {
-    this.#leave(cancelled());
+    if (!this.finished && !this.#failure) this.#left.abort(cancelled());
   }
 
-  async *#read(): AsyncGenerator<CompletionEvent, void, undefined> {
-    const leave = (error: RuvdError) => {
-      this.#leave(error);
-    };
-    const forget = this.#connection.stopWith(leave, this.#limits.signal);
+  async *#read(): AsyncGenerator<v1.CompletionEvent, void, undefined> {
+    const { signal } = this.#left;
+    const forget = this.connection.stopWith(this.#left, this.limits.signal);
     try {
-      yield* this.#readOn();
+      signal.throwIfAborted();
+      signal.addEventListener("abort", this.#leave);
+      yield* this.#readOn(signal);
     } catch (error) {
       this.#failure ??= RuvdError.of(error);
       throw this.#failure;
     } finally {
       forget();
-      this.cancel();
+      this.cancel(); // Leaving the loop ends here.
     }
   }
 
   /** The events of as many calls as it takes. */
-  async *#readOn(): AsyncGenerator<CompletionEvent, void, undefined> {
-    const { signal } = this.#left;
+  async *#readOn(signal: AbortSignal): AsyncGenerator<v1.CompletionEvent, void, undefined> {
+    const { reconnectMs, deadline } = this.limits;
     let brokenAt: number | undefined;
     let pauseMs = FIRST_PAUSE_MS;
     for (;;) {
+      const resumed = this.started !== undefined;
       let broken = new RuvdError(status.UNAVAILABLE, "the stream ended before the answer");
       try {
-        for await (const { event } of this.#call()) {
+        for await (const { event } of this.#call(signal)) {
           if (!event || event.sequence <= this.lastSequence) continue;
           brokenAt = undefined;
           pauseMs = FIRST_PAUSE_MS;
@@ -146,38 +134,40 @@ export class Completion implements AsyncIterable<string> {
       }
       if (this.finished) return;
       signal.throwIfAborted();
-      if (!this.#beginsAnew(broken) && (broken.reason || !BREAKS.has(broken.code))) throw broken;
+      const forgotten = resumed && broken.reason === "COMPLETION_NOT_FOUND";
+      if (forgotten && "messages" in this.request && !this.#delivered) {
+        // The daemon was started anew. Nothing was delivered, so another answer is as good.
+        this.started = undefined;
+        this.lastSequence = 0;
+      } else if (broken.reason || !BREAKS.has(broken.code)) throw broken;
       const now = Date.now();
       brokenAt ??= now;
-      const leftMs = brokenAt + this.#limits.reconnectMs - now;
+      const leftMs = brokenAt + reconnectMs - now;
       if (leftMs <= 0) throw broken;
-      const waitMs = Math.max(0, Math.min(pauseMs, leftMs, this.#deadline - now));
+      const waitMs = Math.max(0, Math.min(pauseMs, leftMs, deadline - now));
       await sleep(waitMs, undefined, { signal }).catch(() => undefined);
       pauseMs = Math.min(2 * pauseMs, LONGEST_PAUSE_MS);
     }
   }
 
-  #call(): AsyncIterable<{ event?: CompletionEvent | undefined }> {
-    this.#called = true;
-    const { signal } = this.#left;
-    const options = { deadline: this.#deadline, metadata: this.#metadata.clone() };
-    if ("complete" in this.#next) {
-      return this.#connection.stream(service.complete, this.#next.complete, signal, options);
+  #call(signal: AbortSignal): AsyncIterable<{ event: v1.CompletionEvent | undefined }> {
+    const options = { deadline: this.limits.deadline, metadata: this.#metadata.clone(), signal };
+    if ("messages" in this.request && !this.started) {
+      return this.connection.stream(service.complete, this.request, options);
     }
-    const request = { ...this.#next.resume, afterSequence: this.lastSequence };
-    return this.#connection.stream(service.resumeCompletion, request, signal, options);
+    const rest = { ...this.#name(), afterSequence: this.lastSequence };
+    const request = ResumeCompletionRequest.fromPartial(rest);
+    return this.connection.stream(service.resumeCompletion, request, options);
   }
 
-  #take({ sequence, started, delta, finished }: CompletionEvent): void {
+  #take({ sequence, started, delta, finished }: v1.CompletionEvent): void {
     this.lastSequence = sequence;
-    if (started) {
-      const { completionId } = started;
-      this.started = started;
-      this.#next = { resume: { completionId, sessionId: "", requestId: "", afterSequence: 0 } };
-    } else if (delta) {
+    if (started) this.started = started;
+    if (delta) {
       this.#delivered = true;
       if (this.#text !== undefined) this.#text += delta.text ?? "";
-    } else if (finished) {
+    }
+    if (finished) {
       const content = finished.message?.content ?? "";
       const delivered = this.#text ?? content;
       if (!content.startsWith(delivered)) {
@@ -188,25 +178,19 @@ export class Completion implements AsyncIterable<string> {
     }
   }
 
-  /** Whether the daemon was started anew and nothing was delivered: another answer is as good. */
-  #beginsAnew({ reason }: RuvdError): boolean {
-    const forgotten = reason === "COMPLETION_NOT_FOUND" && "resume" in this.#next;
-    if (!forgotten || this.#delivered || "resume" in this.#asked) return false;
-    this.#next = this.#asked;
-    this.started = undefined;
-    this.lastSequence = 0;
-    return true;
+  /** What names the completion, for other calls. */
+  #name(): { completionId?: string; sessionId?: string; requestId?: string } {
+    if (this.started) return { completionId: this.started.completionId };
+    const { sessionId, requestId } = this.request;
+    return "completionId" in this.request ? this.request : { sessionId, requestId };
   }
 
-  /** The caller does not want it any longer. */
-  #leave(error: RuvdError): void {
-    if (this.finished || this.#failure) return;
-    this.#failure = error;
-    this.#left.abort(error);
-    const asked = "complete" in this.#asked ? this.#asked.complete : undefined;
-    const goesOn = asked?.onDisconnect === OnDisconnect.ON_DISCONNECT_CONTINUE;
-    if (!this.#called || goesOn) return;
-    const named = "complete" in this.#next ? this.#next.complete : this.#next.resume;
-    this.#connection.cancel(named, this.#metadata.clone());
-  }
+  /** The caller does not want it any longer, so the daemon need not wait for a reader. */
+  readonly #leave = (): void => {
+    this.#failure = RuvdError.of(this.#left.signal.reason);
+    if ("messages" in this.request) {
+      if (this.request.onDisconnect === OnDisconnect.ON_DISCONNECT_CONTINUE) return;
+    }
+    this.connection.cancel(this.#name(), this.#metadata.clone());
+  };
 }

@@ -29,6 +29,14 @@ export interface Method<Request, Response> {
   responseDeserialize: (bytes: Buffer) => Response;
 }
 
+/** What ends an answer, or a batch of them, before its end. */
+export interface CallLimits {
+  /** Cancels it. */
+  signal?: AbortSignal | undefined;
+  /** How long the whole may take. */
+  timeoutMs?: number | undefined;
+}
+
 /** A connection, made when the first call needs it. Every call fails with RuvdError. */
 export class Connection {
   readonly #grpc: Client;
@@ -47,13 +55,13 @@ export class Connection {
     { timeoutMs = Infinity, metadata = traced() } = {},
   ): Promise<Response> {
     if (this.#closed) throw cancelled();
-    const deadline = Date.now() + timeoutMs;
+    const options = { deadline: Date.now() + timeoutMs };
     return new Promise((resolve, reject) => {
       const done = (error: unknown, response?: Response) => {
         if (response === undefined) reject(RuvdError.of(error));
         else resolve(response);
       };
-      this.#grpc.makeUnaryRequest(path, write, read, request, metadata, { deadline }, done);
+      this.#grpc.makeUnaryRequest(path, write, read, request, metadata, options, done);
     });
   }
 
@@ -61,21 +69,20 @@ export class Connection {
   async *stream<Request, Response>(
     { path, requestSerialize: write, responseDeserialize: read }: Method<Request, Response>,
     request: Request,
-    signal: AbortSignal,
-    { deadline = Infinity, metadata = traced() } = {},
+    { signal, metadata, deadline }: { signal: AbortSignal; metadata: Metadata; deadline: number },
   ): AsyncGenerator<Response, void, undefined> {
     signal.throwIfAborted();
     const options = { deadline };
-    const stream = this.#grpc.makeServerStreamRequest(path, write, read, request, metadata, options);
-    stream.on("error", () => undefined); // A stream that was left has one too, and nobody reads it.
+    const call = this.#grpc.makeServerStreamRequest(path, write, read, request, metadata, options);
+    call.on("error", () => undefined); // One that was left has an error too, and nobody reads it.
     const cancel = () => {
-      stream.cancel();
+      call.cancel();
     };
     signal.addEventListener("abort", cancel);
     try {
       // They are taken as they come and wait here for the reader: grpc-js throws away what it still
       // holds when a stream ends with an error, which cost slow readers their last texts.
-      const responses = on(stream, "data", { close: ["end"] }) as AsyncIterable<[Response]>;
+      const responses = on(call, "data", { close: ["end"] }) as AsyncIterable<[Response]>;
       for await (const [response] of responses) {
         signal.throwIfAborted();
         yield response;
@@ -89,17 +96,17 @@ export class Connection {
     }
   }
 
-  /** Let `close` and the caller's signal stop a stream; the function that is returned ends that. */
-  stopWith(stop: (error: RuvdError) => void, signal?: AbortSignal): () => void {
-    const stopped = () => {
-      stop(cancelled(signal?.reason));
+  /** Let `close` and the caller's signal abort a stream; the function that is returned ends that. */
+  stopWith(controller: AbortController, signal?: AbortSignal): () => void {
+    const stop = () => {
+      controller.abort(cancelled(signal?.reason));
     };
-    if (this.#closed || signal?.aborted) stopped();
-    this.#streams.add(stopped);
-    signal?.addEventListener("abort", stopped);
+    if (this.#closed || signal?.aborted) stop();
+    this.#streams.add(stop);
+    signal?.addEventListener("abort", stop);
     return () => {
-      this.#streams.delete(stopped);
-      signal?.removeEventListener("abort", stopped);
+      this.#streams.delete(stop);
+      signal?.removeEventListener("abort", stop);
     };
   }
 
@@ -107,14 +114,10 @@ export class Connection {
   cancel(named: Partial<CancelCompletionRequest>, metadata: Metadata): void {
     const request = CancelCompletionRequest.fromPartial(named);
     const options = { timeoutMs: CANCEL_TIMEOUT_MS, metadata };
-    const said: Promise<unknown> = this.call(
-      SessionServiceService.cancelCompletion,
-      request,
-      options,
-    )
+    const told = this.call(SessionServiceService.cancelCompletion, request, options)
       .catch(() => undefined) // What it would stop has ended, or the daemon has.
-      .finally(() => this.#cancels.delete(said));
-    this.#cancels.add(said);
+      .finally(() => this.#cancels.delete(told));
+    this.#cancels.add(told);
   }
 
   /** Stop all streams, and close once the daemon has heard of it. */
@@ -128,17 +131,15 @@ export class Connection {
   }
 }
 
-type OpenTelemetry = Pick<typeof import("@opentelemetry/api"), "context" | "propagation">;
-
 // Required rather than imported: an import that may fail would have to be awaited, at the top of a
 // module that some load with `require`. The API keeps its globals across both forms.
-const openTelemetry = ((): OpenTelemetry | undefined => {
-  try {
-    return createRequire(import.meta.url)("@opentelemetry/api") as OpenTelemetry;
-  } catch {
-    return undefined;
-  }
-})();
+let openTelemetry: typeof import("@opentelemetry/api") | undefined;
+try {
+  const require = createRequire(import.meta.url);
+  openTelemetry = require("@opentelemetry/api") as typeof import("@opentelemetry/api");
+} catch {
+  openTelemetry = undefined;
+}
 
 /** The metadata of a call that is made now: `traceparent`, where OpenTelemetry is installed. */
 export function traced(): Metadata {

@@ -13,19 +13,11 @@ import { context, propagation, trace } from "@opentelemetry/api";
 import { AsyncLocalStorageContextManager } from "@opentelemetry/context-async-hooks";
 import { W3CTraceContextPropagator } from "@opentelemetry/core";
 
-import {
-  Client,
-  FinishReason,
-  OnDisconnect,
-  Role,
-  RuvdError,
-  ToolChoiceMode,
-  status,
-} from "../src/client.js";
+import { Client, FinishReason, OnDisconnect, Role, RuvdError, status } from "../src/client.js";
 import type { Completion } from "../src/client.js";
-import { completeRequest } from "../src/requests.js";
-import type { CompletionEvent } from "../src/v1/ruvd/v1/session_service.js";
+import type { CompleteRequest, CompletionEvent } from "../src/v1/ruvd/v1/session_service.js";
 import { ScriptedDaemon } from "./scripted-daemon.js";
+import type { Script } from "./scripted-daemon.js";
 
 const LOST = { end: { code: status.UNAVAILABLE } };
 const FORGOTTEN = { end: { code: status.NOT_FOUND, reason: "COMPLETION_NOT_FOUND" } };
@@ -146,14 +138,18 @@ describe("a stream that breaks", () => {
     });
   });
 
-  it("of which only the end is kept gives the missing text before it", async () => {
-    const first = { events: [started(), delta(2, "a b")], ...LOST };
-    await against([first, { events: [finished(9, "a b c d")], end: "ok" }], async (client) => {
-      const events: [number, string | undefined][] = [];
-      for await (const { sequence, delta } of client.complete("hi").events()) {
-        events.push([sequence, delta?.text]);
-      }
-      assert.deepEqual(events, [[1, undefined], [2, "a b"], [8, " c d"], [9, undefined]]); // prettier-ignore
+  it("of which only the end is kept gives the missing text to who reads text", async () => {
+    const scripts: Script[] = [
+      { events: [started(), delta(2, "a b")], ...LOST },
+      { events: [finished(9, "a b c d")], end: "ok" },
+    ];
+    await against([...scripts], async (client) => {
+      assert.deepEqual((await read(client.complete("hi"))).texts, ["a b", " c d"]);
+    });
+    await against([...scripts], async (client) => {
+      const numbers: number[] = [];
+      for await (const { sequence } of client.complete("hi").events()) numbers.push(sequence);
+      assert.deepEqual(numbers, [1, 2, 9]);
     });
   });
 
@@ -288,10 +284,40 @@ describe("a caller who leaves", () => {
     await against([open], async (client, daemon) => {
       const answer = client.complete("hi", { timeoutMs: 100 });
       await answer[Symbol.asyncIterator]().next();
-      await until(() => daemon.calls.length === 2);
-      assert.equal(daemon.calls[1], "CancelCompletion");
+      await until(() => daemon.left === 1);
       failsWith((await read(answer)).error, status.DEADLINE_EXCEEDED, "");
+      assert.deepEqual(daemon.calls, ["Complete"]); // The daemon itself ends what is out of time.
     });
+  });
+
+  it("before there is a daemon gets DEADLINE_EXCEEDED by the time-out", async () => {
+    const client = new Client("127.0.0.1:1");
+    const begun = performance.now();
+    const answer = client.complete("hi", { timeoutMs: 300 });
+    failsWith((await read(answer)).error, status.DEADLINE_EXCEEDED, "");
+    assert.ok(performance.now() - begun < 5000);
+    client.close();
+  });
+
+  it("of a completion that somebody else began stops it, too", async () => {
+    for (const [ref, named] of [
+      ["c-1", { completionId: "c-1", sessionId: "", requestId: "" }],
+      [
+        { sessionId: "s", requestId: "r" },
+        { completionId: "", sessionId: "s", requestId: "r" },
+      ],
+    ] as const) {
+      await against([{}], async (client, daemon) => {
+        const answer = client.resumeCompletion(ref, { afterSequence: 3 });
+        const reading = read(answer);
+        await until(() => daemon.calls.length === 1);
+        answer.cancel();
+        failsWith((await reading).error, status.CANCELLED, "");
+        await until(() => daemon.calls.length === 2);
+        assert.deepEqual(daemon.received[0]?.request, { ...named, afterSequence: 3 });
+        assert.deepEqual(daemon.received[1]?.request, { ...named, keepPartial: false });
+      });
+    }
   });
 
   it("by closing the client cancels before the connection is closed", async () => {
@@ -316,25 +342,15 @@ describe("a caller who leaves", () => {
   });
 
   it("loses an answer that is to go on, and no more", async () => {
-    for (const [options, made] of [
-      [{ onDisconnect: OnDisconnect.ON_DISCONNECT_CONTINUE }, true],
-      [{ disconnectGraceMs: 0 }, true],
-      [{ afterSequence: 0 }, false],
-    ] as const) {
-      await against([open], async (client, daemon) => {
-        await first(
-          made ? client.complete("hi", options) : client.resumeCompletion("c-1", options),
-        );
-        await until(() => daemon.left === 1);
-        // What it would have said by itself would have come before this.
-        await client.cancelCompletion("another");
-        assert.equal(daemon.calls.length, 2);
-        const named = daemon.received.map(
-          ({ request }) => "completionId" in request && request.completionId,
-        );
-        assert.equal(named[1], "another");
-      });
-    }
+    await against([open], async (client, daemon) => {
+      await first(client.complete("hi", { onDisconnect: OnDisconnect.ON_DISCONNECT_CONTINUE }));
+      await until(() => daemon.left === 1);
+      // What it would have said by itself would have come before this.
+      await client.cancelCompletion("another");
+      assert.equal(daemon.calls.length, 2);
+      const last = daemon.received[1]?.request;
+      assert.equal(last && "completionId" in last && last.completionId, "another");
+    });
   });
 
   it("before anything was asked asks nothing", async () => {
@@ -349,22 +365,38 @@ describe("a caller who leaves", () => {
 });
 
 describe("a request", () => {
-  it("may be repeated, unless the caller says otherwise", () => {
-    const { requestId, disconnectGrace } = completeRequest("hi", {});
-    assert.notEqual(requestId, completeRequest("hi", {}).requestId);
+  async function sent(options: Parameters<Client["complete"]>[1]): Promise<CompleteRequest> {
+    const script = { events: [started(), finished(2, "a")], end: "ok" as const };
+    let request: CompleteRequest | undefined;
+    await against([script], async (client, daemon) => {
+      await client.complete("hi", options).text();
+      request = daemon.received[0]?.request as CompleteRequest;
+    });
+    assert.ok(request);
+    return request;
+  }
+
+  it("may be repeated, unless the caller says otherwise", async () => {
+    const { requestId, disconnectGrace } = await sent({});
+    assert.notEqual(requestId, (await sent({})).requestId);
     assert.deepEqual(disconnectGrace, { seconds: 10, nanos: 0 });
-    const own = completeRequest("hi", { requestId: "r", disconnectGraceMs: 1500 });
+    const own = await sent({ requestId: "r", disconnectGraceMs: 1500 });
     assert.equal(own.requestId, "r");
     assert.deepEqual(own.disconnectGrace, { seconds: 1, nanos: 500_000_000 });
-    assert.deepEqual(completeRequest("hi", { requestId: undefined }).disconnectGrace?.seconds, 10);
+    assert.equal((await sent({ disconnectGraceMs: undefined })).disconnectGrace?.seconds, 10);
   });
 
-  it("tells a rule for all tools from the name of one", () => {
-    const mode = ToolChoiceMode.TOOL_CHOICE_MODE_NONE;
-    const choice = (toolChoice: ToolChoiceMode | string) =>
-      completeRequest("hi", { toolChoice }).options?.toolChoice;
-    assert.deepEqual(choice(mode), { mode });
-    assert.deepEqual(choice("weather"), { function: "weather" });
+  it("has the options of the contract by their names", async () => {
+    const toolChoice = { function: "weather" };
+    const { sessionId, options, messages } = await sent({ sessionId: "s", seed: 7, toolChoice });
+    assert.equal(sessionId, "s");
+    assert.equal(options?.seed, 7);
+    assert.equal(options.toolChoice?.function, "weather");
+    assert.equal(options.temperature, undefined);
+    assert.deepEqual(
+      messages.map(({ role, content }) => [role, content]),
+      [[Role.ROLE_USER, "hi"]],
+    );
   });
 });
 

@@ -3,11 +3,11 @@ package dev.ruvd.conformance;
 import static dev.ruvd.client.RuvdClient.request;
 import static java.util.stream.Collectors.joining;
 
-import dev.ruvd.client.BatchOutcome;
 import dev.ruvd.client.Completion;
 import dev.ruvd.client.RuvdClient;
 import dev.ruvd.client.RuvdException;
 import dev.ruvd.v1.BatchCompleteRequest;
+import dev.ruvd.v1.BatchResult;
 import dev.ruvd.v1.CompleteRequest;
 import dev.ruvd.v1.CompletionEvent;
 import dev.ruvd.v1.CreateSessionRequest;
@@ -25,11 +25,11 @@ import java.io.FileOutputStream;
 import java.io.PrintStream;
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
+import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.Iterator;
 import java.util.List;
 import java.util.stream.IntStream;
-import java.util.stream.StreamSupport;
 
 /** The program of {@code clients/CONFORMANCE.md}: what it prints is the same in every language. */
 public final class Conformance {
@@ -205,21 +205,18 @@ public final class Conformance {
             .addItems(request("!fault ENGINE_REJECTED"))
             .addItems(request("b2").setSessionId("kappa"))
             .addItems(request("b3").setSessionId("kappa"));
-    try (var batch = client.batch(items)) {
-      List<BatchOutcome> outcomes =
-          StreamSupport.stream(batch.spliterator(), false)
-              .sorted(Comparator.comparing(BatchOutcome::index))
-              .toList();
-      for (BatchOutcome outcome : outcomes) {
-        RuvdException error = outcome.error();
-        line(
-            "item %d %s",
-            outcome.index(),
-            error == null ? "[" + outcome.text() + "]" : "error " + codeAndReason(error));
-      }
-      var summary = batch.summary().orElseThrow();
-      line("summary succeeded=%d failed=%d", summary.getSucceeded(), summary.getFailed());
+    List<BatchResult> results = new ArrayList<>();
+    var summary = client.batch(items, results::add);
+    results.sort(Comparator.comparing(BatchResult::getIndex));
+    for (BatchResult result : results) {
+      line(
+          "item %d %s",
+          result.getIndex(),
+          result.hasError()
+              ? "error " + codeAndReason(new RuvdException(result.getError()))
+              : "[" + result.getCompletion().getFinished().getMessage().getContent() + "]");
     }
+    line("summary succeeded=%d failed=%d", summary.getSucceeded(), summary.getFailed());
     get("kappa");
   }
 
@@ -324,7 +321,7 @@ public final class Conformance {
       String retry = error.retryAfter().map(it -> " retry=" + it.toMillis() + "ms").orElse("");
       line("error %s%s", codeAndReason(error), retry);
       for (var violation : error.violations()) {
-        line("violation %s: %s", violation.field(), violation.description());
+        line("violation %s: %s", violation.getField(), violation.getDescription());
       }
     }
   }

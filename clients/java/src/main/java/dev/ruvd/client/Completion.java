@@ -2,168 +2,104 @@ package dev.ruvd.client;
 
 import dev.ruvd.v1.CompleteRequest;
 import dev.ruvd.v1.CompletionEvent;
-import dev.ruvd.v1.Delta;
 import dev.ruvd.v1.Finished;
-import dev.ruvd.v1.Message;
 import dev.ruvd.v1.ResumeCompletionRequest;
-import dev.ruvd.v1.Started;
-import io.grpc.Deadline;
-import io.grpc.Status;
+import io.grpc.Status.Code;
+import java.time.Duration;
 import java.util.Iterator;
-import java.util.NoSuchElementException;
-import java.util.Optional;
 import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.CancellationException;
+import java.util.concurrent.CompletionException;
 import java.util.concurrent.LinkedBlockingQueue;
-import java.util.function.Function;
+import java.util.stream.Stream;
 
 /**
  * One answer on its way: iterate for its text, close it early to cancel it.
  *
- * <p>It is read once, by one thread at a time; text, deltas and events are three views of the same
- * reading. Reading throws {@link RuvdException} when the completion fails or is cancelled, and
- * cancels it when the thread is interrupted.
+ * <p>It is read once, by one thread at a time; texts and events are two views of the same reading.
+ * Reading throws {@link RuvdException} when the completion fails or is cancelled, and cancels it
+ * when the thread is interrupted.
  */
 public final class Completion implements Iterable<String>, AutoCloseable {
+  private static final Step END = new Step(null, "");
+
+  private final BlockingQueue<Step> steps = new LinkedBlockingQueue<>();
   private final CompletionCall call;
-  // CompletionEvent, and last an Optional of the error.
-  private final BlockingQueue<Object> signals = new LinkedBlockingQueue<>();
-  private volatile Started started;
-  private Finished finished;
-  private boolean over;
-  private RuvdException error;
+  private long lastSequence;
+
+  private record Step(CompletionEvent event, String text) {}
 
   Completion(
-      RuvdClient client,
-      CompleteRequest request,
-      ResumeCompletionRequest resume,
-      Deadline deadline) {
-    call = new CompletionCall(client, request, resume, deadline, new Queue());
-    call.start();
+      RuvdClient client, CompleteRequest request, ResumeCompletionRequest resume, Duration timeout) {
+    call =
+        new CompletionCall(
+            client, request, resume, timeout, (event, text) -> steps.add(new Step(event, text)));
+    call.end.whenComplete((finished, error) -> steps.add(END));
   }
 
   /** The texts that have not been read yet, as they come. */
   @Override
   public Iterator<String> iterator() {
-    return each(event -> event.getDelta().getText().isEmpty() ? null : event.getDelta().getText());
+    return steps().map(Step::text).filter(text -> !text.isEmpty()).iterator();
   }
 
-  /** What has not been read yet of the answer: text, reasoning and tool calls. */
-  public Iterator<Delta> deltas() {
-    return each(event -> event.hasDelta() ? event.getDelta() : null);
-  }
-
-  /** The numbered events that have not been read yet. */
+  /** The numbered events that have not been read yet, as the daemon sends them. */
   public Iterator<CompletionEvent> events() {
-    return each(Function.identity());
+    return steps().map(Step::event).iterator();
   }
 
-  /** The first event, with the completion's id and the model, once it has been read. */
-  public Optional<Started> started() {
-    return Optional.ofNullable(started);
-  }
-
-  /** The number of the last event that has come, to resume after; 0 before the first. */
+  /** The number of the last event that was read, to resume after; 0 before the first. */
   public long lastSequence() {
-    return call.lastSequence();
+    return lastSequence;
   }
 
-  /** Reads to the end: the whole message, usage and timings. */
+  /** Reads to the end: the whole message with reasoning and tool calls, usage and timings. */
   public Finished finished() {
-    while (take() != null) {
+    while (take() != END) {
       // What is passed over is in the message.
     }
-    return finished;
-  }
-
-  /** Reads to the end: the whole answer, with its tool calls and its reasoning. */
-  public Message message() {
-    return finished().getMessage();
+    return outcome();
   }
 
   /** Reads to the end: the answer's whole text. */
   public String text() {
-    return message().getContent();
+    return finished().getMessage().getContent();
   }
 
   /** Stops generating; the session stays as it was. Does nothing after the end. */
-  public void cancel() {
-    call.cancel();
-  }
-
-  /** As {@link #cancel}. */
   @Override
   public void close() {
-    cancel();
+    call.end.cancel(false);
   }
 
-  private <T> Iterator<T> each(Function<CompletionEvent, T> part) {
-    return new Iterator<>() {
-      private T next;
-
-      @Override
-      public boolean hasNext() {
-        while (next == null) {
-          CompletionEvent event = take();
-          if (event == null) {
-            return false;
-          }
-          next = part.apply(event);
-        }
-        return true;
-      }
-
-      @Override
-      public T next() {
-        if (!hasNext()) {
-          throw new NoSuchElementException();
-        }
-        T taken = next;
-        next = null;
-        return taken;
-      }
-    };
+  private Stream<Step> steps() {
+    return Stream.generate(this::take).takeWhile(step -> step != END);
   }
 
-  /** Waits for the next event; null after the last. */
-  private CompletionEvent take() {
-    if (!over) {
-      if (signals.isEmpty()) {
-        call.pull();
-      }
-      if (next() instanceof CompletionEvent event) {
-        started = event.hasStarted() ? event.getStarted() : started;
-        finished = event.hasFinished() ? event.getFinished() : finished;
-        return event;
-      }
-      over = true;
-    }
-    if (error != null) {
-      throw error;
-    }
-    return null;
-  }
-
-  private Object next() {
+  private Step take() {
     try {
-      return signals.take();
+      Step step = steps.take();
+      if (step == END) {
+        steps.add(END); // for who reads again
+        outcome();
+      } else {
+        lastSequence = step.event().getSequence();
+      }
+      return step;
     } catch (InterruptedException interrupted) {
       Thread.currentThread().interrupt();
-      cancel();
-      error = new RuvdException(Status.Code.CANCELLED, "interrupted");
-      return error;
+      close();
+      throw new RuvdException(Code.CANCELLED, "interrupted");
     }
   }
 
-  private final class Queue implements CompletionCall.Receiver {
-    @Override
-    public void event(CompletionEvent event) {
-      signals.add(event);
-    }
-
-    @Override
-    public void ended(RuvdException ending) {
-      error = ending;
-      signals.add(Optional.ofNullable(ending));
+  private Finished outcome() {
+    try {
+      return call.end.join();
+    } catch (CancellationException cancelled) {
+      throw new RuvdException(Code.CANCELLED, "cancelled by this client");
+    } catch (CompletionException failed) {
+      throw (RuvdException) failed.getCause();
     }
   }
 }

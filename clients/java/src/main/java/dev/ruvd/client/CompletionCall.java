@@ -4,314 +4,202 @@ import dev.ruvd.v1.CancelCompletionRequest;
 import dev.ruvd.v1.CompleteRequest;
 import dev.ruvd.v1.CompleteResponse;
 import dev.ruvd.v1.CompletionEvent;
-import dev.ruvd.v1.Delta;
+import dev.ruvd.v1.Finished;
+import dev.ruvd.v1.OnDisconnect;
 import dev.ruvd.v1.ResumeCompletionRequest;
 import dev.ruvd.v1.ResumeCompletionResponse;
 import dev.ruvd.v1.SessionServiceGrpc;
-import io.grpc.CallOptions;
 import io.grpc.Channel;
-import io.grpc.ClientCall;
 import io.grpc.Context;
 import io.grpc.Deadline;
-import io.grpc.Metadata;
-import io.grpc.MethodDescriptor;
-import io.grpc.Status;
-import io.grpc.stub.ClientCalls;
-import java.util.OptionalLong;
+import io.grpc.Status.Code;
+import io.grpc.stub.StreamObserver;
+import java.time.Duration;
+import java.util.EnumSet;
+import java.util.Set;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
+import java.util.function.BiConsumer;
 import java.util.function.Function;
 
 /**
- * One completion over as many streams as it takes: a stream that breaks is not its end.
+ * One completion over as many streams as it takes, by the rules of clients/CONFORMANCE.md.
  *
- * <p>It is driven by gRPC's callbacks and blocks nobody; {@link Completion} and {@link
- * CompletionFuture} give it to callers. Signals to the receiver come one after the other, but for
- * the end, which {@link #cancel} may give from another thread. The receiver is never called with
- * the lock held.
+ * <p>It is driven by gRPC's callbacks, one after the other, and blocks nobody. However {@link #end}
+ * is completed, and by whom, that is the end.
  */
 final class CompletionCall {
+  private static final Set<Code> BROKEN =
+      EnumSet.of(Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.CANCELLED);
+  private static final long FIRST_PAUSE_NANOS = Duration.ofMillis(50).toNanos();
+  private static final long LONGEST_PAUSE_NANOS = Duration.ofSeconds(1).toNanos();
+
+  /** Completed with an error that is not ruvd's, it stops the completion in the daemon as well. */
+  final CompletableFuture<Finished> end = new CompletableFuture<>();
+
   private final RuvdClient client;
   private final Channel channel;
-  private final CompleteRequest request; // null for a completion that somebody else began
+  private final Context.CancellableContext context = Context.current().withCancellation();
   private final Deadline deadline; // null for none
-  private final Receiver receiver;
-  private final Context context = Context.current();
-  private final Context.CancellationListener contextCancelled = this::contextCancelled;
+  private final CompleteRequest request; // null for a completion that somebody else began
+  private final BiConsumer<CompletionEvent, String> reader;
   private final boolean fromTheBeginning;
-
-  // Guarded by this, from here on.
-  private ResumeCompletionRequest resume; // null until the completion is known
-  private long sequence;
   private final StringBuilder text = new StringBuilder();
+
+  private volatile ResumeCompletionRequest name; // what the daemon knows the completion by
+  private boolean resumed; // by the stream that is open
   private boolean delivered; // text, reasoning or a tool call
-  private ClientCall<?, ?> call;
-  private boolean wanted;
-  private boolean ended;
-  private final Pauses pauses;
+  private long sequence;
+  private Finished finished;
+  private long brokenAtNanos;
+  private long pauseNanos; // 0 while the stream is whole
 
-  /** Who reads the completion. */
-  interface Receiver {
-    /** The next event; {@link #pull} asks for one more. */
-    void event(CompletionEvent event);
-
-    /** No more events come. The error is null if the last one was Finished. */
-    void ended(RuvdException error);
-  }
-
-  /** Either of the two requests is null. */
+  /** One of the two requests is null. The reader is given each event and the text that it adds. */
   CompletionCall(
       RuvdClient client,
       CompleteRequest request,
       ResumeCompletionRequest resume,
-      Deadline deadline,
-      Receiver receiver) {
+      Duration timeout,
+      BiConsumer<CompletionEvent, String> reader) {
     this.client = client;
-    this.pauses = new Pauses(client.reconnect(), deadline);
     this.channel = client.tracedChannel();
     this.request = request;
-    this.resume = resume;
-    this.sequence = resume == null ? 0 : resume.getAfterSequence();
+    this.name = resume == null ? nameOf(request) : resume;
+    this.sequence = name.getAfterSequence();
     this.fromTheBeginning = sequence == 0;
-    this.deadline = deadline;
-    this.receiver = receiver;
+    this.reader = reader;
+    this.deadline =
+        timeout == null
+            ? context.getDeadline()
+            : Deadline.after(timeout.toNanos(), TimeUnit.NANOSECONDS);
+    client.open.add(end);
+    end.whenComplete(this::ended);
+    context.addListener(this::cancelled, Runnable::run);
+    context.run(this::open);
   }
 
-  void start() {
-    client.opened(this);
-    context.addListener(contextCancelled, Runnable::run);
-    open();
-  }
-
-  /** Ask for one event. There is at most one request open. */
-  synchronized void pull() {
-    wanted = true;
-    if (call != null) {
-      call.request(1);
-    }
-  }
-
-  /** The number of the last event that has come. */
-  synchronized long lastSequence() {
-    return sequence;
-  }
-
-  /** Stop generating, in the daemon as well. Does nothing after the end. */
-  void cancel() {
-    synchronized (this) {
-      if (ended) {
-        return;
-      }
-      ended = true;
-      if (call != null) {
-        call.cancel("cancelled by this client", null);
-      }
-    }
-    stop();
-    end(new RuvdException(Status.Code.CANCELLED, "cancelled by this client"));
-  }
-
-  private void contextCancelled(Context cancelled) {
-    // At its deadline the call ends by itself, with the right code.
-    if (!(cancelled.cancellationCause() instanceof TimeoutException)) {
-      cancel();
-    }
-  }
-
-  /**
-   * Stops the completion in the daemon, which keeps it for the grace when only its stream goes.
-   * Whether this arrives is not waited for, and what ended the call must not end this one.
-   */
-  private void stop() {
-    CancelCompletionRequest asked = cancelRequest();
-    Context.ROOT.run(
-        () ->
-            ClientCalls.futureUnaryCall(
-                channel.newCall(
-                    SessionServiceGrpc.getCancelCompletionMethod(), CallOptions.DEFAULT),
-                asked));
-  }
-
-  private synchronized CancelCompletionRequest cancelRequest() {
-    CancelCompletionRequest.Builder cancel = CancelCompletionRequest.newBuilder();
-    if (resume != null) {
-      cancel
-          .setCompletionId(resume.getCompletionId())
-          .setSessionId(resume.getSessionId())
-          .setRequestId(resume.getRequestId());
+  private void open() {
+    resumed = request == null || !name.getCompletionId().isEmpty();
+    var stub = SessionServiceGrpc.newStub(channel).withDeadline(deadline);
+    if (resumed) {
+      stub.resumeCompletion(
+          name.toBuilder().setAfterSequence(sequence).build(),
+          observer(ResumeCompletionResponse::getEvent));
     } else {
-      cancel.setSessionId(request.getSessionId()).setRequestId(request.getRequestId());
-    }
-    return cancel.build();
-  }
-
-  private synchronized void open() {
-    if (ended) {
-      return;
-    }
-    if (resume == null) {
-      open(SessionServiceGrpc.getCompleteMethod(), request, CompleteResponse::getEvent);
-    } else {
-      open(
-          SessionServiceGrpc.getResumeCompletionMethod(),
-          resume.toBuilder().setAfterSequence(sequence).build(),
-          ResumeCompletionResponse::getEvent);
+      stub.complete(request, observer(CompleteResponse::getEvent));
     }
   }
 
-  private <Q, R> void open(
-      MethodDescriptor<Q, R> method, Q asked, Function<R, CompletionEvent> event) {
-    ClientCall<Q, R> stream = channel.newCall(method, CallOptions.DEFAULT.withDeadline(deadline));
-    stream.start(
-        new ClientCall.Listener<>() {
-          @Override
-          public void onMessage(R response) {
-            received(event.apply(response));
-          }
+  private <R> StreamObserver<R> observer(Function<R, CompletionEvent> eventOf) {
+    return new StreamObserver<>() {
+      @Override
+      public void onNext(R response) {
+        received(eventOf.apply(response));
+      }
 
-          @Override
-          public void onClose(Status status, Metadata trailers) {
-            closed(status, trailers, method);
-          }
-        },
-        new Metadata());
-    stream.sendMessage(asked);
-    stream.halfClose();
-    if (wanted) {
-      stream.request(1);
-    }
-    call = stream;
+      @Override
+      public void onError(Throwable failed) {
+        closed(RuvdException.of(failed));
+      }
+
+      @Override
+      public void onCompleted() {
+        closed(new RuvdException(Code.UNAVAILABLE, "the stream ended before the answer"));
+      }
+    };
   }
 
   private void received(CompletionEvent event) {
-    String rest = "";
-    RuvdException error = null;
-    synchronized (this) {
-      if (ended) {
+    sequence = event.getSequence();
+    pauseNanos = 0;
+    String more = event.getDelta().getText();
+    if (event.hasStarted()) {
+      String id = event.getStarted().getCompletionId();
+      name = ResumeCompletionRequest.newBuilder().setCompletionId(id).build();
+    } else if (event.hasDelta()) {
+      delivered = true;
+      text.append(more);
+    } else if (event.hasFinished()) {
+      finished = event.getFinished();
+      String whole = finished.getMessage().getContent();
+      if (fromTheBeginning && !whole.startsWith(text.toString())) {
+        end.completeExceptionally(
+            new RuvdException(Code.DATA_LOSS, "the answer does not begin with what came of it"));
         return;
       }
-      if (event.getSequence() <= sequence) {
-        call.request(1);
-        return;
-      }
-      sequence = event.getSequence();
-      wanted = false;
-      pauses.restart();
-      switch (event.getEventCase()) {
-        case STARTED -> {
-          String id = event.getStarted().getCompletionId();
-          resume = ResumeCompletionRequest.newBuilder().setCompletionId(id).build();
-        }
-        case DELTA -> {
-          delivered = true;
-          text.append(event.getDelta().getText());
-        }
-        case FINISHED -> {
-          ended = true;
-          String whole = event.getFinished().getMessage().getContent();
-          if (fromTheBeginning && whole.startsWith(text.toString())) {
-            rest = whole.substring(text.length());
-          } else if (fromTheBeginning) {
-            error =
-                new RuvdException(
-                    Status.Code.DATA_LOSS, "the answer does not begin with what came of it");
-          }
-        }
-        default -> {} // An event of a later version.
-      }
+      more = fromTheBeginning ? whole.substring(text.length()) : "";
     }
-    if (error != null) {
-      end(error);
+    try {
+      reader.accept(event, more);
+    } catch (RuntimeException refused) {
+      end.completeExceptionally(refused);
+    }
+  }
+
+  private void closed(RuvdException error) {
+    if (finished != null) {
+      end.complete(finished);
+    }
+    if (end.isDone()) {
       return;
     }
-    if (!rest.isEmpty()) {
-      // The events that brought it are no longer kept. They had numbers before this one.
-      receiver.event(
-          CompletionEvent.newBuilder()
-              .setSequence(event.getSequence() - 1)
-              .setDelta(Delta.newBuilder().setText(rest))
-              .build());
+    boolean forgotten = resumed && error.reason().equals("COMPLETION_NOT_FOUND");
+    boolean anew = forgotten && request != null && !delivered;
+    if (anew) {
+      name = nameOf(request);
+      sequence = 0;
     }
-    receiver.event(event);
-    if (event.hasFinished()) {
-      end(null);
+    if (pauseNanos == 0) {
+      brokenAtNanos = System.nanoTime();
+      pauseNanos = FIRST_PAUSE_NANOS;
     }
-  }
-
-  private void closed(Status status, Metadata trailers, MethodDescriptor<?, ?> method) {
-    RuvdException error =
-        status.isOk()
-            ? new RuvdException(Status.Code.UNAVAILABLE, "the stream ended before the answer")
-            : RuvdException.of(status, trailers);
-    synchronized (this) {
-      if (ended) {
-        return;
-      }
-      boolean forgotten =
-          error.reason().equals("COMPLETION_NOT_FOUND")
-              && method == SessionServiceGrpc.getResumeCompletionMethod()
-              && request != null
-              && !delivered;
-      if (forgotten) {
-        // The daemon was restarted. Nothing was delivered, so that another answer is as good.
-        resume = null;
-        sequence = 0;
-      }
-      if (pauses.isOver()) {
-        error = error.reason().isEmpty() ? late() : error;
-        ended = true;
-      } else if (!forgotten && !error.reason().isEmpty()) {
-        ended = true;
-      } else {
-        ended = client.closed() || !reopenLater();
-      }
-      if (!ended) {
-        return;
-      }
-    }
-    if (error.code() == Status.Code.DEADLINE_EXCEEDED && error.reason().isEmpty()) {
-      stop();
-    }
-    end(error);
-  }
-
-  /** Whether there is still time for another try. */
-  private boolean reopenLater() {
-    OptionalLong pauseNanos = pauses.next();
-    if (pauseNanos.isEmpty()) {
-      return false;
-    }
-    // The connection is made during the pause.
-    client.connectNow();
-    CompletableFuture.delayedExecutor(pauseNanos.getAsLong(), TimeUnit.NANOSECONDS)
-        .execute(context.wrap(this::reopen));
-    return true;
-  }
-
-  private void reopen() {
-    if (!pauses.isOver()) {
-      client.connectNow();
-      open();
+    long left = client.reconnect.toNanos() - (System.nanoTime() - brokenAtNanos);
+    boolean broken = error.reason().isEmpty() && BROKEN.contains(error.code());
+    if (!anew && !broken || left <= 0 || client.channel.isShutdown()) {
+      end.completeExceptionally(error);
       return;
     }
-    synchronized (this) {
-      if (ended) {
-        return;
-      }
-      ended = true;
+    client.channel.resetConnectBackoff(); // so that it connects during the pause
+    long wait = Math.min(pauseNanos, left);
+    if (deadline != null) {
+      wait = Math.min(wait, deadline.timeRemaining(TimeUnit.NANOSECONDS));
     }
-    stop();
-    end(late());
+    pauseNanos = Math.min(2 * pauseNanos, LONGEST_PAUSE_NANOS);
+    // Once the deadline has passed, the stream that this opens fails with that.
+    CompletableFuture.delayedExecutor(wait, TimeUnit.NANOSECONDS).execute(context.wrap(this::open));
   }
 
-  private static RuvdException late() {
-    return new RuvdException(Status.Code.DEADLINE_EXCEEDED, "the deadline has passed");
+  private void cancelled(Context caller) {
+    if (caller.cancellationCause() instanceof TimeoutException) {
+      end.completeExceptionally(new RuvdException(Code.DEADLINE_EXCEEDED, "out of time"));
+    } else {
+      end.cancel(false);
+    }
   }
 
-  private void end(RuvdException error) {
-    context.removeListener(contextCancelled);
-    client.ended(this);
-    receiver.ended(error);
+  private void ended(Finished finished, Throwable error) {
+    context.cancel(null);
+    client.open.remove(end);
+    boolean left = error != null && !(error instanceof RuvdException);
+    boolean continues =
+        request != null && request.getOnDisconnect() == OnDisconnect.ON_DISCONNECT_CONTINUE;
+    if (left && !continues) {
+      var cancel =
+          CancelCompletionRequest.newBuilder()
+              .setCompletionId(name.getCompletionId())
+              .setSessionId(name.getSessionId())
+              .setRequestId(name.getRequestId());
+      // Not waited for, and not part of what was cancelled.
+      Context.ROOT.run(
+          () -> SessionServiceGrpc.newFutureStub(channel).cancelCompletion(cancel.build()));
+    }
+  }
+
+  private static ResumeCompletionRequest nameOf(CompleteRequest request) {
+    return ResumeCompletionRequest.newBuilder()
+        .setSessionId(request.getSessionId())
+        .setRequestId(request.getRequestId())
+        .build();
   }
 }

@@ -4,15 +4,9 @@ import io.grpc.Metadata;
 import io.opentelemetry.api.trace.propagation.W3CTraceContextPropagator;
 import io.opentelemetry.context.Context;
 
-/**
- * The trace that the caller is in, as headers of its calls.
- *
- * <p>OpenTelemetry's API is an optional dependency: {@link Propagation} is loaded only where it is
- * on the class path. The W3C propagator is used itself and not the global one, which does nothing
- * until an SDK has set it.
- */
+/** The current span as headers, where OpenTelemetry's API, an optional dependency, is installed. */
 final class Tracing {
-  private static final boolean INSTALLED = installed();
+  private static final boolean INSTALLED = isInstalled();
 
   private Tracing() {}
 
@@ -25,7 +19,7 @@ final class Tracing {
     return headers;
   }
 
-  private static boolean installed() {
+  private static boolean isInstalled() {
     try {
       Class.forName("io.opentelemetry.api.trace.propagation.W3CTraceContextPropagator");
       return true;
@@ -34,14 +28,15 @@ final class Tracing {
     }
   }
 
+  /** Loaded only where it works. The global propagator does nothing until an SDK has set it. */
   private static final class Propagation {
     static void inject(Metadata headers) {
       W3CTraceContextPropagator.getInstance()
           .inject(
               Context.current(),
               headers,
-              (carrier, name, value) ->
-                  carrier.put(Metadata.Key.of(name, Metadata.ASCII_STRING_MARSHALLER), value));
+              (to, name, value) ->
+                  to.put(Metadata.Key.of(name, Metadata.ASCII_STRING_MARSHALLER), value));
     }
   }
 }
