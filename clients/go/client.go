@@ -1,10 +1,10 @@
 // Package ruvd is the Go client of ruvd, a sidecar daemon that keeps the conversation between a
 // service and its LLM engine: send only the new message.
 //
-// A [Client] is one connection, made when the first call needs it and safe for concurrent use.
-// Its calls have the names of ruvd.v1.SessionService; what they take and give are the generated
-// messages of package ruvdv1, except for answers, which are iterators: see [Client.Complete] and
-// [Client.Batch]. Every call fails with an [*Error].
+// A [Client] is one connection, made when the first call needs it and safe for concurrent use. It
+// has the generated calls of ruvd.v1.SessionService, which take and give the messages of package
+// ruvdv1, and what is more than one call: [Client.Complete], [Client.ResumeCompletion],
+// [Client.Batch] and [Client.ListSessions]. Every call fails with an [*Error].
 package ruvd
 
 import (
@@ -18,10 +18,12 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/propagation"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/ruvd/ruvd/clients/go/ruvdv1"
 )
@@ -29,19 +31,15 @@ import (
 // DefaultAddress is where the daemon is looked for when neither WithAddress nor RUVD_ADDRESS says.
 const DefaultAddress = "127.0.0.1:50051"
 
-const (
-	maxHeaderBytes       = 64 << 10 // an error may name many wrong fields
-	defaultReconnectTime = 10 * time.Second
-	cancelTimeout        = 5 * time.Second
-)
+const cancelTimeout = 5 * time.Second
 
 //go:embed service_config.json
 var serviceConfig string
 
-// Client is a connection to the daemon.
+// Client is a connection to the daemon, with the generated calls of the service.
 type Client struct {
+	ruvdv1.SessionServiceClient
 	connection *grpc.ClientConn
-	stub       ruvdv1.SessionServiceClient
 	reconnect  time.Duration
 
 	mutex      sync.Mutex
@@ -77,19 +75,11 @@ func WithDialOptions(options ...grpc.DialOption) ClientOption {
 // New makes a client of the daemon at WithAddress, else at RUVD_ADDRESS, else at DefaultAddress.
 // It does not connect, so it fails only for options that are wrong.
 func New(options ...ClientOption) (*Client, error) {
-	chosen := settings{reconnect: defaultReconnectTime}
-	for _, option := range options {
-		option(&chosen)
-	}
-	target := cmp.Or(chosen.address, os.Getenv("RUVD_ADDRESS"), DefaultAddress)
-	if !strings.HasPrefix(target, "unix:") {
-		target = "passthrough:///" + target // gRPC's own resolver would ask DNS for a service config
-	}
-	dial := []grpc.DialOption{
+	chosen := settings{reconnect: grace, dial: []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithNoProxy(),
 		grpc.WithDefaultServiceConfig(serviceConfig),
-		grpc.WithMaxHeaderListSize(maxHeaderBytes),
+		grpc.WithMaxHeaderListSize(64 << 10), // an error may name many wrong fields
 		// Sizes are the daemon's to limit: its refusal says why.
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.MaxCallSendMsgSize(math.MaxInt32),
@@ -103,15 +93,21 @@ func New(options ...ClientOption) (*Client, error) {
 		}),
 		grpc.WithChainUnaryInterceptor(unary),
 		grpc.WithChainStreamInterceptor(streaming),
+	}}
+	for _, option := range options {
+		option(&chosen)
 	}
-	connection, err := grpc.NewClient(target, append(dial, chosen.dial...)...)
+	target := cmp.Or(chosen.address, os.Getenv("RUVD_ADDRESS"), DefaultAddress)
+	if !strings.HasPrefix(target, "unix:") {
+		target = "passthrough:///" + target // gRPC's own resolver would ask DNS for a service config
+	}
+	connection, err := grpc.NewClient(target, chosen.dial...)
 	if err != nil {
 		return nil, err
 	}
+	stub := ruvdv1.NewSessionServiceClient(connection)
 	return &Client{
-		connection: connection,
-		stub:       ruvdv1.NewSessionServiceClient(connection),
-		reconnect:  chosen.reconnect,
+		SessionServiceClient: stub, connection: connection, reconnect: chosen.reconnect,
 	}, nil
 }
 
@@ -125,34 +121,6 @@ func (c *Client) Close() error {
 	return c.connection.Close()
 }
 
-// CreateSession makes a session before its first turn.
-func (c *Client) CreateSession(
-	ctx context.Context, request *ruvdv1.CreateSessionRequest,
-) (*ruvdv1.Session, error) {
-	response, err := c.stub.CreateSession(ctx, request)
-	return response.GetSession(), err
-}
-
-// GetSession reads one session, without its messages.
-func (c *Client) GetSession(ctx context.Context, sessionID string) (*ruvdv1.Session, error) {
-	return c.get(ctx, sessionID, ruvdv1.SessionView_SESSION_VIEW_BASIC)
-}
-
-// GetSessionWithMessages reads one session and its history.
-func (c *Client) GetSessionWithMessages(
-	ctx context.Context, sessionID string,
-) (*ruvdv1.Session, error) {
-	return c.get(ctx, sessionID, ruvdv1.SessionView_SESSION_VIEW_FULL)
-}
-
-func (c *Client) get(
-	ctx context.Context, sessionID string, view ruvdv1.SessionView,
-) (*ruvdv1.Session, error) {
-	request := &ruvdv1.GetSessionRequest{SessionId: sessionID, View: view}
-	response, err := c.stub.GetSession(ctx, request)
-	return response.GetSession(), err
-}
-
 // ListSessions gives all sessions that have these labels (nil for all), page by page, in the order
 // of their creation. An error ends it.
 func (c *Client) ListSessions(
@@ -160,8 +128,8 @@ func (c *Client) ListSessions(
 ) iter.Seq2[*ruvdv1.Session, error] {
 	return func(yield func(*ruvdv1.Session, error) bool) {
 		request := &ruvdv1.ListSessionsRequest{LabelFilter: labels}
-		for {
-			page, err := c.stub.ListSessions(ctx, request)
+		for more := true; more; more = request.PageToken != "" {
+			page, err := c.SessionServiceClient.ListSessions(ctx, request)
 			if err != nil {
 				yield(nil, err)
 				return
@@ -171,97 +139,13 @@ func (c *Client) ListSessions(
 					return
 				}
 			}
-			if request.PageToken = page.GetNextPageToken(); request.PageToken == "" {
-				return
-			}
+			request.PageToken = page.GetNextPageToken()
 		}
 	}
 }
 
-// UpdateSession changes what is in the request's update_mask, or without one what is set, once the
-// turns before it are done.
-func (c *Client) UpdateSession(
-	ctx context.Context, request *ruvdv1.UpdateSessionRequest,
-) (*ruvdv1.Session, error) {
-	response, err := c.stub.UpdateSession(ctx, request)
-	return response.GetSession(), err
-}
-
-// AppendMessages commits messages without generating, once the turns before it are done.
-func (c *Client) AppendMessages(
-	ctx context.Context, request *ruvdv1.AppendMessagesRequest,
-) (*ruvdv1.Session, error) {
-	response, err := c.stub.AppendMessages(ctx, request)
-	return response.GetSession(), err
-}
-
-// ForkSession makes a session that begins with the first exchanges of another one, or with all.
-func (c *Client) ForkSession(
-	ctx context.Context, request *ruvdv1.ForkSessionRequest,
-) (*ruvdv1.Session, error) {
-	response, err := c.stub.ForkSession(ctx, request)
-	return response.GetSession(), err
-}
-
-// EndSession deletes a session with its messages.
-func (c *Client) EndSession(ctx context.Context, sessionID string) error {
-	_, err := c.stub.EndSession(ctx, &ruvdv1.EndSessionRequest{SessionId: sessionID})
-	return err
-}
-
-// ListModels says which models the engine offers, and which one answers where a call names none.
-func (c *Client) ListModels(ctx context.Context) (*ruvdv1.ListModelsResponse, error) {
-	return c.stub.ListModels(ctx, &ruvdv1.ListModelsRequest{})
-}
-
-// GetSessionMetrics reports what the daemon has measured since it started.
-func (c *Client) GetSessionMetrics(ctx context.Context) (*ruvdv1.SessionMetrics, error) {
-	response, err := c.stub.GetSessionMetrics(ctx, &ruvdv1.GetSessionMetricsRequest{})
-	return response.GetMetrics(), err
-}
-
-// Complete answers text, which is one message of the user, in the session of WithSession or, without
-// it, stateless; an empty text adds no message to those of WithMessages. Nothing is sent before the
-// answer is ranged over or waited for. It is cancelled when ctx ends.
-func (c *Client) Complete(ctx context.Context, text string, options ...Option) *Completion {
-	request := Request(text, options...)
-	if request.DisconnectGrace == nil {
-		request.DisconnectGrace = defaultGrace()
-	}
-	return &Completion{client: c, ctx: ctx, complete: request}
-}
-
-// ResumeCompletion reads a completion on, after the event with the number after_sequence. The
-// request names it by its id, or by the session and the request id that it began with. Leaving it
-// does not stop the completion for others: CancelCompletion does.
-func (c *Client) ResumeCompletion(
-	ctx context.Context, request *ruvdv1.ResumeCompletionRequest,
-) *Completion {
-	own := proto.CloneOf(request)
-	after := own.GetAfterSequence()
-	return &Completion{client: c, ctx: ctx, resume: own, midway: after > 0, LastSequence: after}
-}
-
-// CancelCompletion stops a completion, whoever began it, and returns when it has ended.
-func (c *Client) CancelCompletion(
-	ctx context.Context, request *ruvdv1.CancelCompletionRequest,
-) error {
-	_, err := c.stub.CancelCompletion(ctx, request)
-	return err
-}
-
-// stop cancels a completion that its caller does not want any longer: to the daemon, a stream that
-// ends is a connection that may come back. It does not wait, as the caller's time may be over.
-func (c *Client) stop(
-	ctx context.Context, request *ruvdv1.CompleteRequest, started *ruvdv1.Started,
-) {
-	if request == nil || request.GetOnDisconnect() == ruvdv1.OnDisconnect_ON_DISCONNECT_CONTINUE {
-		return
-	}
-	cancel := &ruvdv1.CancelCompletionRequest{CompletionId: started.GetCompletionId()}
-	if started == nil {
-		cancel.SessionId, cancel.RequestId = request.GetSessionId(), request.GetRequestId()
-	}
+// cancelSoon does not wait, as the caller's time may be over.
+func (c *Client) cancelSoon(ctx context.Context, request *ruvdv1.CancelCompletionRequest) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	if c.closed {
@@ -272,6 +156,41 @@ func (c *Client) stop(
 		defer c.cancelling.Done()
 		ctx, done := context.WithTimeout(context.WithoutCancel(ctx), cancelTimeout)
 		defer done()
-		_, _ = c.stub.CancelCompletion(ctx, cancel) // if it fails, the grace ends it
+		_, _ = c.CancelCompletion(ctx, request) // if it fails, the grace ends it
 	}()
+}
+
+// unary gives every call its trace and every failure its type.
+func unary(
+	ctx context.Context, method string, request, response any, connection *grpc.ClientConn,
+	invoke grpc.UnaryInvoker, options ...grpc.CallOption,
+) error {
+	return typed(invoke(traced(ctx), method, request, response, connection, options...))
+}
+
+// streaming does so for streams.
+func streaming(
+	ctx context.Context, description *grpc.StreamDesc, connection *grpc.ClientConn, method string,
+	begin grpc.Streamer, options ...grpc.CallOption,
+) (grpc.ClientStream, error) {
+	stream, err := begin(traced(ctx), description, connection, method, options...)
+	return typedStream{stream}, typed(err)
+}
+
+type typedStream struct{ grpc.ClientStream }
+
+// RecvMsg fails with an *Error.
+func (s typedStream) RecvMsg(message any) error {
+	return typed(s.ClientStream.RecvMsg(message))
+}
+
+// traced adds what OpenTelemetry's global propagator says of the trace in ctx; nothing, where the
+// service has set none.
+func traced(ctx context.Context) context.Context {
+	carrier := propagation.MapCarrier{}
+	otel.GetTextMapPropagator().Inject(ctx, carrier)
+	for key, value := range carrier {
+		ctx = metadata.AppendToOutgoingContext(ctx, key, value)
+	}
+	return ctx
 }

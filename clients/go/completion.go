@@ -3,19 +3,33 @@ package ruvd
 import (
 	"context"
 	"errors"
+	"io"
 	"iter"
+	"slices"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/ruvd/ruvd/clients/go/ruvdv1"
 )
 
 const (
+	grace        = 10 * time.Second // of the daemon for a lost reader, and how long this one tries
 	firstPause   = 50 * time.Millisecond
 	longestPause = time.Second
+)
+
+var (
+	// breaks are what a connection that is lost, or not there, ends a call with.
+	breaks = []codes.Code{codes.Unavailable, codes.Internal, codes.Unknown, codes.Canceled}
+	// errLeft is what a completion failed with whose caller has left the loop.
+	errLeft = errorOf(status.New(codes.Canceled, "left before the end"))
+	errLoss = errorOf(status.New(codes.DataLoss, "the answer is not what came of it"))
+	errEnds = errorOf(status.New(codes.Unavailable, "the stream ended before the answer"))
 )
 
 // Completion is one answer on its way. Range over its Text, or over its Events, or wait for its
@@ -35,21 +49,37 @@ type Completion struct {
 	client   *Client
 	ctx      context.Context
 	complete *ruvdv1.CompleteRequest         // nil for a completion that is only resumed
-	resume   *ruvdv1.ResumeCompletionRequest // nil until there is something to resume
+	resume   *ruvdv1.ResumeCompletionRequest // names the completion; nil before Started
 	midway   bool                            // resumed by the caller after some event
-	resumed  bool                            // the last call was a resume
 	begun    bool
 	err      error
 
 	text      strings.Builder // delivered so far
 	rest      string          // what Finished has beyond it
 	delivered bool            // text, reasoning or a tool call
-	brokenAt  time.Time       // zero while the stream is whole
-	pause     time.Duration
 }
 
-// errLeft is what a completion failed with whose caller has left the loop.
-var errLeft = errorFrom(status.Error(codes.Canceled, "left before the end"))
+// Complete answers text, which is one message of the user, in the session of WithSession or, without
+// it, stateless; an empty text adds no message to those of WithMessages. Nothing is sent before the
+// answer is ranged over or waited for. It is cancelled when ctx ends.
+func (c *Client) Complete(ctx context.Context, text string, options ...Option) *Completion {
+	request := Request(text, options...)
+	if request.DisconnectGrace == nil {
+		request.DisconnectGrace = durationpb.New(grace)
+	}
+	return &Completion{client: c, ctx: ctx, complete: request}
+}
+
+// ResumeCompletion reads a completion on, after the event with the number after_sequence. The
+// request names it by its id, or by the session and the request id that it began with. Leaving it
+// cancels the completion, as leaving that of Complete does.
+func (c *Client) ResumeCompletion(
+	ctx context.Context, request *ruvdv1.ResumeCompletionRequest,
+) *Completion {
+	own := proto.CloneOf(request)
+	after := own.GetAfterSequence()
+	return &Completion{client: c, ctx: ctx, resume: own, midway: after > 0, LastSequence: after}
+}
 
 // Text gives the answer's text as it comes. An error ends it.
 func (c *Completion) Text() iter.Seq2[string, error] {
@@ -70,15 +100,13 @@ func (c *Completion) Text() iter.Seq2[string, error] {
 // daemon Finished may come without deltas; its message is the whole answer.
 func (c *Completion) Events() iter.Seq2[*ruvdv1.CompletionEvent, error] {
 	return func(yield func(*ruvdv1.CompletionEvent, error) bool) {
-		left := false
 		if !c.begun {
 			c.begun = true
-			c.run(func(event *ruvdv1.CompletionEvent) bool {
-				left = !yield(event, nil)
-				return !left
-			})
+			if c.read(yield); c.err == errLeft {
+				return
+			}
 		}
-		if c.err != nil && !left {
+		if c.err != nil {
 			yield(nil, c.err)
 		}
 	}
@@ -94,120 +122,106 @@ func (c *Completion) Message() (*ruvdv1.Message, error) {
 	return c.Finished.GetMessage(), nil
 }
 
-// run reads to the end, and stops the completion if the caller does not want it any longer.
-func (c *Completion) run(deliver func(*ruvdv1.CompletionEvent) bool) {
-	c.err = errLeft // also where deliver panics
+// read yields the events of as many calls as it takes, sets err, and stops the completion if the
+// caller does not want it any longer.
+func (c *Completion) read(yield func(*ruvdv1.CompletionEvent, error) bool) {
+	c.err = errLeft // also where yield panics
 	defer func() {
-		if c.Finished == nil && (c.err == errLeft || c.ctx.Err() != nil) {
-			c.client.stop(c.ctx, c.complete, c.Started)
+		if c.err == errLeft || c.err != nil && c.ctx.Err() == context.Canceled {
+			c.stop()
 		}
 	}()
-	c.err = c.read(deliver)
-}
-
-// read delivers the events of as many calls as it takes.
-func (c *Completion) read(deliver func(*ruvdv1.CompletionEvent) bool) error {
+	var brokenAt time.Time
+	pause := firstPause
 	for {
-		ended, err := c.readCall(deliver)
-		if ended {
-			return err
+		resumed, last := c.resume != nil, c.LastSequence
+		err := c.readCall(yield)
+		if c.Finished != nil {
+			c.err = nil
+			return
 		}
-		if err := c.ctx.Err(); err != nil {
-			return errorFrom(err)
+		if c.ctx.Err() != nil {
+			err = typed(c.ctx.Err())
 		}
-		if !c.repeats(err) {
-			return err
+		if c.LastSequence != last || brokenAt.IsZero() {
+			brokenAt, pause = time.Now(), firstPause
 		}
-		if c.brokenAt.IsZero() {
-			c.brokenAt, c.pause = time.Now(), firstPause
-		}
-		left := c.client.reconnect - time.Since(c.brokenAt)
-		if left <= 0 {
-			return err
+		left := c.client.reconnect - time.Since(brokenAt)
+		if c.ctx.Err() != nil || !c.repeats(err, resumed) || left <= 0 {
+			c.err = err
+			return
 		}
 		select {
 		case <-c.ctx.Done():
-			return errorFrom(c.ctx.Err())
-		case <-time.After(min(c.pause, left)):
+		case <-time.After(min(pause, left)):
 		}
-		c.pause = min(2*c.pause, longestPause)
+		pause = min(2*pause, longestPause)
 	}
 }
 
-// repeats says whether another call may bring the rest, and prepares it.
-func (c *Completion) repeats(err error) bool {
+// repeats says whether another call may bring the rest.
+func (c *Completion) repeats(err error, resumed bool) bool {
 	var failure *Error
-	if !errors.As(err, &failure) || failure.Reason == "" {
+	if !errors.As(err, &failure) || failure == errLeft {
+		return false
+	}
+	forgotten := resumed && failure.Reason == "COMPLETION_NOT_FOUND"
+	if forgotten && c.complete != nil && !c.delivered {
+		// The daemon has restarted. Nothing was delivered, so another answer is as good.
+		c.resume, c.Started, c.LastSequence = nil, nil, 0
 		return true
 	}
-	// The daemon has restarted and knows nothing of it. Nobody has seen any of it either, so it
-	// may be generated anew.
-	anew := failure.Reason == "COMPLETION_NOT_FOUND" &&
-		c.resumed && c.complete != nil && !c.delivered
-	if anew {
-		c.resume, c.Started, c.LastSequence = nil, nil, 0
-	}
-	return anew
+	return failure.Reason == "" && slices.Contains(breaks, failure.Code)
 }
 
-// readCall delivers the events of one call, and says whether the completion has ended with it.
-func (c *Completion) readCall(deliver func(*ruvdv1.CompletionEvent) bool) (ended bool, err error) {
+// readCall yields the events of one call until Finished, and says why there is none.
+func (c *Completion) readCall(yield func(*ruvdv1.CompletionEvent, error) bool) error {
 	ctx, cancel := context.WithCancel(c.ctx)
 	defer cancel()
-	receive := c.call(ctx)
-	for {
-		event, err := receive()
-		if err == nil {
+	receive, err := c.call(ctx)
+	for err == nil {
+		var event *ruvdv1.CompletionEvent
+		if event, err = receive(); err == nil {
 			err = c.ctx.Err() // nothing is delivered after it
 		}
-		if err != nil {
-			return false, errorFrom(err)
+		if err == nil {
+			err = c.take(event)
 		}
-		if err := c.take(event); err != nil {
-			return true, err
+		if err == nil && !yield(event, nil) {
+			err = errLeft
 		}
-		wanted := deliver(event)
-		if c.Finished != nil {
+		if err == nil && c.Finished != nil {
 			_, _ = receive() // so that the call ends by itself rather than cancelled
-			return true, nil
-		}
-		if !wanted {
-			return true, errLeft
+			return nil
 		}
 	}
+	if err == io.EOF {
+		return errEnds
+	}
+	return err
 }
 
 // call begins the completion, or resumes it after the last event; the function gives its events.
-func (c *Completion) call(ctx context.Context) func() (*ruvdv1.CompletionEvent, error) {
-	if c.resumed = c.resume != nil; !c.resumed {
-		stream, err := c.client.stub.Complete(ctx, c.complete)
-		return eventsOf(stream, err)
+func (c *Completion) call(
+	ctx context.Context,
+) (func() (*ruvdv1.CompletionEvent, error), error) {
+	if c.resume == nil {
+		stream, err := c.client.SessionServiceClient.Complete(ctx, c.complete)
+		return func() (*ruvdv1.CompletionEvent, error) {
+			response, err := stream.Recv()
+			return response.GetEvent(), err
+		}, err
 	}
 	c.resume.AfterSequence = c.LastSequence
-	stream, err := c.client.stub.ResumeCompletion(ctx, c.resume)
-	return eventsOf(stream, err)
-}
-
-func eventsOf[Response interface {
-	GetEvent() *ruvdv1.CompletionEvent
-}](
-	stream interface{ Recv() (Response, error) }, failed error,
-) func() (*ruvdv1.CompletionEvent, error) {
+	stream, err := c.client.SessionServiceClient.ResumeCompletion(ctx, c.resume)
 	return func() (*ruvdv1.CompletionEvent, error) {
-		if failed != nil {
-			return nil, failed
-		}
 		response, err := stream.Recv()
-		if err != nil {
-			return nil, err
-		}
-		return response.GetEvent(), nil
-	}
+		return response.GetEvent(), err
+	}, err
 }
 
 // take keeps what an event says. It fails if the answer is not what was delivered of it.
 func (c *Completion) take(event *ruvdv1.CompletionEvent) error {
-	c.brokenAt = time.Time{}
 	c.LastSequence = event.GetSequence()
 	switch event := event.GetEvent().(type) {
 	case *ruvdv1.CompletionEvent_Started:
@@ -218,14 +232,28 @@ func (c *Completion) take(event *ruvdv1.CompletionEvent) error {
 		c.text.WriteString(event.Delta.GetText())
 	case *ruvdv1.CompletionEvent_Finished:
 		rest, ok := strings.CutPrefix(event.Finished.GetMessage().GetContent(), c.text.String())
-		switch {
-		case c.midway: // what came before is known to nobody here
-		case ok:
+		if !c.midway { // of which nobody here knows the beginning
+			if !ok {
+				return errLoss
+			}
 			c.rest = rest
-		default:
-			return errorFrom(status.Error(codes.DataLoss, "the answer is not what came of it"))
 		}
 		c.Finished = event.Finished
 	}
 	return nil
+}
+
+// stop cancels the completion: to the daemon, a stream that ends is a connection that may come back.
+func (c *Completion) stop() {
+	if c.complete.GetOnDisconnect() == ruvdv1.OnDisconnect_ON_DISCONNECT_CONTINUE {
+		return
+	}
+	request := &ruvdv1.CancelCompletionRequest{
+		SessionId: c.complete.GetSessionId(), RequestId: c.complete.GetRequestId(),
+	}
+	if c.resume != nil {
+		request.CompletionId = c.resume.GetCompletionId()
+		request.SessionId, request.RequestId = c.resume.GetSessionId(), c.resume.GetRequestId()
+	}
+	c.client.cancelSoon(c.ctx, request)
 }

@@ -1,7 +1,10 @@
 package ruvd
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"io"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/code"
@@ -23,26 +26,16 @@ type Error struct {
 	// Message is for people.
 	Message string
 	// Violations are the wrong fields, all of them, with INVALID_REQUEST.
-	Violations []FieldViolation
+	Violations []*errdetails.BadRequest_FieldViolation
 	// RetryAfter is set where waiting helps.
 	RetryAfter time.Duration
 
 	status *status.Status
 }
 
-// FieldViolation is one wrong field of a request: its path, and what is wrong with it.
-type FieldViolation struct {
-	Field       string
-	Description string
-}
-
 // Error is the reason, or the code where there is none, and the message.
 func (e *Error) Error() string {
-	what := e.Reason
-	if what == "" {
-		what = code.Code(e.Code).String()
-	}
-	return "ruvd: " + what + ": " + e.Message
+	return "ruvd: " + cmp.Or(e.Reason, code.Code(e.Code).String()) + ": " + e.Message
 }
 
 // Is makes errors.Is find the errors of package context.
@@ -55,12 +48,13 @@ func (e *Error) Is(target error) bool {
 // GRPCStatus is the status of the call, with its details.
 func (e *Error) GRPCStatus() *status.Status { return e.status }
 
-// errorFrom is the *Error of what gRPC or a context gave; nil for nil.
-func errorFrom(err error) error {
-	switch err {
-	case nil:
-		return nil
-	case context.Canceled, context.DeadlineExceeded:
+// typed is the *Error of what gRPC or a context gave. Neither nil nor the end of a stream is one.
+func typed(err error) error {
+	var known *Error
+	switch {
+	case err == nil, err == io.EOF, errors.As(err, &known):
+		return err
+	case err == context.Canceled, err == context.DeadlineExceeded:
 		return errorOf(status.FromContextError(err))
 	default:
 		return errorOf(status.Convert(err))
@@ -76,11 +70,7 @@ func errorOf(from *status.Status) *Error {
 				err.Reason = detail.GetReason()
 			}
 		case *errdetails.BadRequest:
-			for _, each := range detail.GetFieldViolations() {
-				err.Violations = append(
-					err.Violations, FieldViolation{each.GetField(), each.GetDescription()},
-				)
-			}
+			err.Violations = detail.GetFieldViolations()
 		case *errdetails.RetryInfo:
 			err.RetryAfter = detail.GetRetryDelay().AsDuration()
 		}
