@@ -18,7 +18,10 @@ from ruvd.histograms import Histograms
 from ruvd.options import CompletionOptions
 from ruvd.ports import (
     EngineStateChanged,
+    EngineStateMoved,
     EngineText,
+    PromptEvaluated,
+    PromptFoundEvaluated,
     SessionCreated,
     SessionGone,
     StoreBatch,
@@ -166,6 +169,26 @@ def test_what_happens_to_sessions_engine_and_store_is_counted() -> None:
     assert watched.value("ruvd.engine.restarts") == 1
     assert (watched.value("ruvd.engine.up"), watched.value("ruvd.store.up")) == (1, 0)
     assert watched.value("ruvd.sessions.active") == 7
+
+
+def test_what_stays_warm_is_counted_from_zero_on() -> None:
+    watched = Watched()
+    moves = "ruvd.engine.states.moves"
+    assert watched.value(moves, ruvd__state__action="save", ruvd__state__outcome="failed") == 0
+    for event in (
+        EngineStateMoved("save", "ok"),
+        EngineStateMoved("restore", "stale"),
+        EngineStateMoved("restore", "stale"),
+        PromptEvaluated(64, 0.25),
+        PromptEvaluated(10, 0.05),
+        PromptFoundEvaluated(70),
+    ):
+        watched.observer(event)
+    assert watched.value(moves, ruvd__state__action="save", ruvd__state__outcome="ok") == 1
+    assert watched.value(moves, ruvd__state__action="restore", ruvd__state__outcome="stale") == 2
+    assert watched.value("ruvd.engine.ahead.tokens") == 74
+    assert watched.value("ruvd.engine.ahead.duration") == pytest.approx(0.3)
+    assert watched.value("ruvd.engine.ahead.found_tokens") == 70
 
 
 async def test_who_runs_and_who_waits_is_seen_while_it_lasts() -> None:
