@@ -24,8 +24,8 @@ from ruvd.telemetry import KINDS, Statistics, kind
 
 _MODELS = 50
 STORE_OPERATIONS = (
-    "open", "get", "exchanges", "commit", "fork", "size_at", "touch", "end", "expire", "list",
-    "receipt", "completion", "created_by", "counts",
+    "open", "get", "exchanges", "begin", "commit", "fork", "size_at", "touch", "end", "expire",
+    "list", "receipt", "completion", "created_by", "counts",
 )  # fmt: skip
 _OTHER = "_OTHER"
 

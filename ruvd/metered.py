@@ -19,6 +19,7 @@ from ruvd.errors import RuvdError, StoreUnavailable
 from ruvd.instruments import Instruments
 from ruvd.model import Exchange, Receipt, Session
 from ruvd.ports import (
+    Beginning,
     Commit,
     Engine,
     EngineChunk,
@@ -228,6 +229,11 @@ class MeteredStore:
         """See `Store.size_at`."""
         with self._call("size_at"):
             return await self._store.size_at(session_id, exchange_count)
+
+    async def begin(self, session_id: str, request_id: str, now: float) -> Beginning:
+        """See `Store.begin`."""
+        with self._call("begin"):
+            return await self._store.begin(session_id, request_id, now)
 
     async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`."""

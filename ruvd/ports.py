@@ -63,6 +63,19 @@ class StoreCounts:
     messages: int
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a turn begins with. `session` is None if there is none, or it has expired.
+
+    With a `receipt` the turn has been already. `exchanges` are those of the session's window, None
+    if they are too many to be read along: `Store.exchanges` has them.
+    """
+
+    session: Session | None = None
+    receipt: Receipt | None = None
+    exchanges: Sequence[Exchange] | None = None
+
+
 class Store(Protocol):
     """Where sessions live.
 
@@ -86,6 +99,13 @@ class Store(Protocol):
         """The messages from exchange `first` on, an exchange a tuple, in order.
 
         Costs what it returns, however long the history before it. Empty for an unknown session.
+        """
+
+    async def begin(self, session_id: str, request_id: str, now: float) -> Beginning:
+        """What a turn at `now` begins with, in one step, after the writes before it.
+
+        Unless it has a receipt under the request id (empty: none), the session's
+        `last_used_time` is set.
         """
 
     async def commit(self, commit: Commit) -> Sequence[str]:

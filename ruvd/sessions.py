@@ -18,7 +18,16 @@ from ruvd.errors import (
 )
 from ruvd.lanes import Holder, Lanes, to_its_end
 from ruvd.model import ContextWindow, Message, Receipt, Session
-from ruvd.ports import Clock, Commit, Observer, SessionCreated, SessionGone, Store, StoreCounts
+from ruvd.ports import (
+    Beginning,
+    Clock,
+    Commit,
+    Observer,
+    SessionCreated,
+    SessionGone,
+    Store,
+    StoreCounts,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,24 +155,29 @@ class Sessions:
     # --- for completions --------------------------------------------------------------------
 
     async def begin(
-        self, session_id: str, holder: Holder, system_prompt: str, *, require_existing: bool
-    ) -> Session:
-        """The session at the start of a turn; a new one is put into `holder.newcomer`.
+        self,
+        session_id: str,
+        holder: Holder,
+        system_prompt: str,
+        *,
+        request_id: str,
+        require_existing: bool,
+    ) -> Beginning:
+        """What a turn begins with, with a session; a new one is put into `holder.newcomer`.
 
         The caller has the turn. Raises SessionNotFound with `require_existing`.
         """
         self.check_enabled()
-        session = await self._store.get(session_id)
-        now = self._clock.now()
-        # What evicts it may be on its way to the store since before this lane was taken; a touch
-        # comes after that, and tells.
-        if session and self.alive(session) and await self._store.touch(session_id, now):
-            holder.began = True
-            return replace(session, last_used_time=now)
+        # What evicts the session may be on its way to the store since before this lane was taken;
+        # this comes after it.
+        begun = await self._store.begin(session_id, request_id, self._clock.now())
+        if begun.session is not None:
+            holder.began = begun.receipt is None
+            return begun
         if require_existing:
             raise missing(session_id)
         holder.newcomer = self.prepare(NewSession(session_id, system_prompt))
-        return holder.newcomer
+        return Beginning(holder.newcomer, exchanges=())
 
     def check_room(self, session: Session, messages: Sequence[Message]) -> None:
         """Raises SessionTooLarge if the messages do not fit into the session any more."""

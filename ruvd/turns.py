@@ -17,8 +17,8 @@ from ruvd.generation import Answer, Generator, Prompt
 from ruvd.lanes import Holder
 from ruvd.model import Exchange, FinishReason, IfBusy, Message, Receipt, Role, Session, Usage
 from ruvd.options import CompletionOptions
-from ruvd.ports import Clock, Commit, EngineDone
-from ruvd.sessions import Sessions, grown
+from ruvd.ports import Beginning, Clock, Commit, EngineDone
+from ruvd.sessions import Sessions, grown, missing
 from ruvd.toolcalls import check_results
 
 
@@ -66,24 +66,27 @@ class Turns:
                 await self._check_fits(request)
         lanes.join(session_id, holder, request.if_busy)
         try:
-            # In the lane already, so that the look-up costs nobody its place; and again after a
-            # wait, because what this waited for may have used the request id.
-            if await self._replay(completion, request):
-                return
-            await lanes.wait(holder)
+            # Nobody waits for what is known. In the lane already, so that the look-up costs
+            # nobody its place; and `begin` looks again, because what this waited for may have used
+            # the request id.
             if holder.turn and await self._replay(completion, request):
                 return
-            session = await self._sessions.begin(
+            await lanes.wait(holder)
+            begun = await self._sessions.begin(
                 request.session_id,
                 holder,
                 request.system_prompt,
+                request_id=request.request_id,
                 require_existing=request.require_existing,
             )
+            if begun.receipt:
+                self._give_again(completion, request, begun.receipt)
+                return
             try:
-                await self._turn(completion, request, session, creates=holder.newcomer is not None)
+                await self._turn(completion, request, begun, creates=holder.newcomer is not None)
             finally:
                 if not completion.committing and holder.newcomer is None:
-                    await self._sessions.touch(session.id)
+                    await self._sessions.touch(session_id)
         finally:
             lanes.leave(session_id, holder)
 
@@ -94,6 +97,13 @@ class Turns:
         receipt = await self._sessions.receipt(request.session_id, request.request_id)
         if receipt is None:
             return False
+        self._give_again(completion, request, receipt)
+        return True
+
+    def _give_again(
+        self, completion: Completion, request: CompletionRequest, receipt: Receipt
+    ) -> None:
+        """Raises RequestIdReused if it was another request."""
         receipts.check(receipt.digest, completion.digest, request.request_id)
         completion.replayed = receipt.completion_id
         kept = self._kept(receipt.completion_id)
@@ -101,7 +111,6 @@ class Turns:
             completion.log.adopt(kept)
         elif receipt.finished:
             completion.log.append(receipt.finished, receipt.last_sequence)
-        return True
 
     async def _check_fits(self, request: CompletionRequest) -> None:
         """Raises what the turn would raise, before it costs somebody else theirs."""
@@ -113,13 +122,22 @@ class Turns:
             check_results(history[-1] if history else (), request.messages)
 
     async def _turn(
-        self, completion: Completion, request: CompletionRequest, session: Session, *, creates: bool
+        self,
+        completion: Completion,
+        request: CompletionRequest,
+        begun: Beginning,
+        *,
+        creates: bool,
     ) -> None:
+        session, history = begun.session, begun.exchanges
+        if session is None:
+            raise missing(request.session_id)
         if not creates:
             _check_continues(session, request)
         session, messages = _adopt_system(session, request.messages)
         self._sessions.check_room(session, messages)
-        history = await self._sessions.window(session)
+        if history is None:
+            history = await self._sessions.window(session)
         check_results(history[-1] if history else (), request.messages)
         turn = messages
         if not messages:

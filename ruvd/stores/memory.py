@@ -15,7 +15,7 @@ from itertools import groupby
 
 from ruvd.errors import SessionExists, SessionNotFound
 from ruvd.model import Exchange, Message, Receipt, Session
-from ruvd.ports import Commit, StoreCounts
+from ruvd.ports import Beginning, Commit, StoreCounts
 
 _EXPIRE_AT_ONCE = 1_000
 # Stale entries are dropped once they outnumber the live ones by this many.
@@ -146,6 +146,18 @@ class MemoryStore:
             return (0, 0)
         messages = bisect_left(entry.numbers, exchange_count)
         return (messages, entry.end_bytes[messages - 1] if messages else 0)
+
+    async def begin(self, session_id: str, request_id: str, now: float) -> Beginning:
+        """See `Store.begin`."""
+        session = await self.get(session_id)
+        if session is None or session.expire_time <= now:
+            return Beginning()
+        receipt = await self.receipt(session_id, request_id) if request_id else None
+        if receipt is not None:
+            return Beginning(session, receipt)
+        await self.touch(session_id, now)
+        exchanges = await self.exchanges(session_id, session.window_start)
+        return Beginning(replace(session, last_used_time=now), exchanges=exchanges)
 
     async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`."""

@@ -16,6 +16,7 @@ from typing import TypeVar
 from ruvd.errors import StoreUnavailable
 from ruvd.model import Exchange, Receipt, Session
 from ruvd.ports import (
+    Beginning,
     Commit,
     Observer,
     StoreBatch,
@@ -97,6 +98,10 @@ class SqliteStore:
     async def exchanges(self, session_id: str, first: int) -> Sequence[Exchange]:
         """See `Store.exchanges`."""
         return await self._read(lambda db: reads.exchanges(db, session_id, first))
+
+    async def begin(self, session_id: str, request_id: str, now: float) -> Beginning:
+        """See `Store.begin`."""
+        return await self._write(lambda db: writes.begin(db, session_id, request_id, now))
 
     async def commit(self, commit: Commit) -> Sequence[str]:
         """See `Store.commit`."""

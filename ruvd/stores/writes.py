@@ -7,14 +7,18 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from ruvd.errors import SessionExists, SessionNotFound
 from ruvd.model import Receipt
-from ruvd.ports import Commit
-from ruvd.stores.reads import fork_of
+from ruvd.ports import Beginning, Commit
+from ruvd.stores import reads
 from ruvd.stores.rows import extra_of, figures_of, session_values
 
 _EXPIRE_AT_ONCE = 1_000
+# What a turn's window may have to be read beside writes: well under a millisecond.
+_MOST_MESSAGES = 200
+_MOST_BYTES = 1 << 18
 
 
 def commit(db: sqlite3.Connection, change: Commit) -> list[str]:
@@ -42,6 +46,21 @@ def fork(db: sqlite3.Connection, change: Commit, parent_id: str) -> list[str]:
         db.execute("INSERT INTO forks VALUES (?, ?, ?, ?)", (branch, base[0], shared, base[1]))
     _append(db, branch, change, shared, end_bytes)
     return _evict(db, change)
+
+
+def begin(db: sqlite3.Connection, session_id: str, request_id: str, now: float) -> Beginning:
+    """See `Store.begin`. A long window is left to the reader: nobody's commit waits for it."""
+    session = reads.get(db, session_id)
+    if session is None or session.expire_time <= now:
+        return Beginning()
+    receipt = reads.receipt(db, session_id, request_id)
+    if receipt is not None:
+        return Beginning(session, receipt)
+    touch(db, session_id, now)
+    session = replace(session, last_used_time=now)
+    if session.size_bytes > _MOST_BYTES or session.message_count > _MOST_MESSAGES:
+        return Beginning(session)
+    return Beginning(session, exchanges=reads.exchanges(db, session_id, session.window_start))
 
 
 def touch(db: sqlite3.Connection, session_id: str, now: float) -> bool:
@@ -186,9 +205,9 @@ def _base(
 
     A child hangs on the branch that holds that message, so that chains stay as short as can be.
     """
-    owner, (parent, base_position, _) = branch, fork_of(db, branch)
+    owner, (parent, base_position, _) = branch, reads.fork_of(db, branch)
     while parent is not None and shared <= base_position:
-        owner, (parent, base_position, _) = parent, fork_of(db, parent)
+        owner, (parent, base_position, _) = parent, reads.fork_of(db, parent)
     row = db.execute(
         "SELECT exchange, end_bytes, position FROM messages"
         " WHERE branch = ? AND exchange <= ? AND position < ?"

@@ -26,7 +26,7 @@ from tool_conversation import CALLS, ODD_TEXTS, RESULTS, TOOL_EXCHANGE, said
 
 from ruvd.errors import RuvdError, SessionExists, SessionNotFound
 from ruvd.model import Message, Receipt, Role, ToolCall
-from ruvd.ports import Commit, Store, StoreCounts
+from ruvd.ports import Beginning, Commit, Store, StoreCounts
 from ruvd.stores.memory import MemoryStore
 from ruvd.stores.sqlite import SqliteStore
 
@@ -166,6 +166,47 @@ async def test_a_refused_newcomer_evicts_nothing(store: Store) -> None:
 async def test_touching_an_unknown_session_does_nothing(store: Store) -> None:
     assert not await store.touch("s", 1)
     assert await store.get("s") is None
+
+
+async def test_a_turn_begins_with_the_session_its_window_and_touches_it(store: Store) -> None:
+    made = await talk(store, await create(store), "a", "b", "c")
+    await store.commit(Commit(replace(made, window_start=1)))
+    begun = await store.begin("s", "r", 7.5)
+    assert begun.session == replace(made, window_start=1, last_used_time=7.5)
+    assert begun.session == await store.get("s")
+    assert (begun.receipt, begun.exchanges) == (None, await store.exchanges("s", 1))
+    assert begun.exchanges is not None
+    assert [each[0].content for each in begun.exchanges] == ["b", "c"]
+
+
+async def test_a_turn_does_not_begin_in_what_is_unknown_or_has_expired(store: Store) -> None:
+    assert await store.begin("s", "", 1) == Beginning()
+    await create(store, idle=10)
+    assert await store.begin("s", "", 10) == Beginning()
+    kept = await store.get("s")
+    assert kept is not None
+    assert kept.last_used_time == 0
+    assert (await store.begin("s", "", 9.99)).session is not None
+
+
+async def test_a_turn_that_has_been_begins_with_its_receipt_and_changes_nothing(
+    store: Store,
+) -> None:
+    commit = completed(turn(await create(store), "a"), "r1", "c1")
+    await store.commit(commit)
+    begun = await store.begin("s", "r1", 5)
+    assert (begun.receipt, begun.session) == (commit.receipt, await store.get("s"))
+    assert begun.session is not None
+    assert begun.session.last_used_time == 0
+    assert (await store.begin("s", "r2", 6)).receipt is None
+    assert (await store.begin("s", "", 7)).receipt is None
+
+
+async def test_a_long_window_is_not_read_beside_the_writes(store: Store) -> None:
+    made = await talk(store, await create(store), *(f"{n}" * 2000 for n in range(150)))
+    begun = await store.begin("s", "", 1)
+    assert begun.exchanges is None or isinstance(store, MemoryStore)
+    assert begun.session == replace(made, last_used_time=1)
 
 
 async def test_a_session_expires_at_its_expire_time_and_not_before(store: Store) -> None:

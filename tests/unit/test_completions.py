@@ -33,7 +33,7 @@ from ruvd.model import (
     Started,
     Usage,
 )
-from ruvd.ports import Commit, CompletionEnded, EngineText, SessionGone
+from ruvd.ports import Beginning, Commit, CompletionEnded, EngineText, SessionGone
 from ruvd.sessions import NewSession, SessionPolicy
 from ruvd.stores.memory import MemoryStore
 
@@ -322,25 +322,25 @@ async def test_the_least_recently_used_session_goes_and_one_in_use_never() -> No
 
 
 class SlowStore(MemoryStore):
-    """A disk that takes a commit's time: the first commit after `slow` waits for the next touch."""
+    """A disk that takes a commit's time: the first commit after `slow` waits for the next turn."""
 
     def __init__(self) -> None:
         super().__init__()
         self.slow = False
         self.committing = asyncio.Event()
-        self.touched = asyncio.Event()
+        self.begun = asyncio.Event()
 
     async def commit(self, commit: Commit) -> Sequence[str]:
         if self.slow:
             self.slow = False
             self.committing.set()
-            await self.touched.wait()
+            await self.begun.wait()
         return await super().commit(commit)
 
-    async def touch(self, session_id: str, now: float) -> bool:
-        self.touched.set()  # a write waits for the writes before it
+    async def begin(self, session_id: str, request_id: str, now: float) -> Beginning:
+        self.begun.set()  # it waits for the writes before it
         await settle()
-        return await super().touch(session_id, now)
+        return await super().begin(session_id, request_id, now)
 
 
 async def test_a_turn_in_a_session_that_is_just_being_evicted_begins_a_new_one() -> None:
@@ -353,7 +353,7 @@ async def test_a_turn_in_a_session_that_is_just_being_evicted_begins_a_new_one()
     store.slow = True
     newcomer = asyncio.create_task(core.say("new", "b"))
     await store.committing.wait()
-    store.touched.clear()
+    store.begun.clear()
     finished = await core.say("again", "a")
     await newcomer
     assert finished.exchange_count == 1

@@ -1,0 +1,113 @@
+"""Whether a cached answer is the answer: the same prompt asked again without any cache.
+
+At temperature 0 llama.cpp's text may still differ with where a prompt was split, as sums of floats
+depend on their order. Where two texts part, the server by itself says how likely the two tokens
+were; if they were nearly as likely, the difference is a near-tie and not a wrong cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from ruvd_client import AsyncClient
+
+from bench.multi_turn_arms import Sent, request_body, uncached, whole
+from ruvd.texts import common_beginning
+
+# Of log-probabilities: the likelier of the two tokens is 1.16 times as likely at most.
+NEAR_TIE = 0.15
+_ALTERNATIVES = 10
+
+Prober = Callable[[], AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Two texts that part after `common` characters. `gap` None: the tokens are not known."""
+
+    common: int
+    cached: str
+    uncached: str
+    gap: float | None
+
+    @property
+    def is_near_tie(self) -> bool:
+        return self.gap is not None and self.gap <= NEAR_TIE
+
+
+@dataclass(frozen=True, slots=True)
+class Sameness:
+    """How many answers were asked again, and those that differed."""
+
+    asked: int
+    differences: Sequence[Difference]
+
+    @property
+    def unexplained(self) -> int:
+        """Differences that are no near-tie."""
+        return sum(not difference.is_near_tie for difference in self.differences)
+
+
+async def compare(
+    client: AsyncClient, prober: Prober, prompts: Sequence[Sent], tokens: int
+) -> Sameness:
+    """Ask each prompt again without the cache; `prober` gives a server of the same settings."""
+    parted = []
+    for sent in prompts:
+        again = await uncached(client, sent.lines, tokens)
+        if again.text != sent.text:
+            parted.append((sent, again.text))
+    differences = []
+    if parted:
+        async with prober() as server:
+            for sent, text in parted:
+                common = common_beginning(sent.text, text)
+                gap = await _gap(server, sent, text, tokens)
+                differences.append(Difference(common, sent.text, text, gap))
+    return Sameness(len(prompts), differences)
+
+
+def spaced(sent: Sequence[Sent], most: int) -> list[Sent]:
+    """So many of them at most, evenly spaced, the last among them."""
+    step = max(1, len(sent) / most)
+    return [sent[round(len(sent) - 1 - step * number)] for number in range(min(most, len(sent)))]
+
+
+async def _gap(server: httpx.AsyncClient, sent: Sent, other: str, tokens: int) -> float | None:
+    """Between the log-probabilities of the first tokens in which the two texts differ."""
+    *lines, (_, text) = sent.lines
+    body = request_body(whole(lines, text), tokens)
+    body |= {"cache_prompt": False, "logprobs": True, "top_logprobs": _ALTERNATIVES}
+    response = await server.post("/v1/chat/completions", json=body)
+    if response.status_code != httpx.codes.OK:
+        return None
+    return gap_where_parted(response.json()["choices"][0]["logprobs"]["content"], sent.text, other)
+
+
+def gap_where_parted(content: Sequence[Mapping[str, Any]], one: str, other: str) -> float | None:
+    """From the tokens of a third, greedy answer that is the same up to there; None if it is not."""
+    done = ""
+    for token in content:
+        longer = done + token["token"]
+        if one.startswith(longer) and other.startswith(longer):
+            done = longer
+            continue
+        likely = [
+            max(
+                (each["logprob"] for each in token["top_logprobs"] if _goes_on(text, done, each)),
+                default=None,
+            )
+            for text in (one, other)
+        ]
+        if likely[0] is None or likely[1] is None:
+            return None
+        return float(abs(likely[0] - likely[1]))
+    return None
+
+
+def _goes_on(text: str, done: str, token: Mapping[str, Any]) -> bool:
+    return bool(token["token"]) and text.startswith(done + token["token"])
