@@ -46,20 +46,19 @@ func (b *Batch) Outcomes() iter.Seq2[*Outcome, error] {
 	return func(yield func(*Outcome, error) bool) {
 		ctx, cancel := context.WithCancel(b.ctx)
 		defer cancel()
-		stream, err := b.client.stub.BatchComplete(ctx, b.request)
+		stream, err := b.client.BatchComplete(ctx, b.request)
 		for err == nil {
 			var response *ruvdv1.BatchCompleteResponse
 			if response, err = stream.Recv(); err != nil {
 				break
 			}
-			if result := response.GetResult(); result == nil {
-				b.Summary = response.GetSummary()
-			} else if !yield(outcomeOf(result), nil) {
+			b.Summary = response.GetSummary() // which comes last
+			if result := response.GetResult(); result != nil && !yield(outcomeOf(result), nil) {
 				return
 			}
 		}
 		if err != io.EOF {
-			yield(nil, errorFrom(err))
+			yield(nil, err)
 		}
 	}
 }

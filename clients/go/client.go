@@ -14,7 +14,6 @@ import (
 	"iter"
 	"math"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -79,6 +78,7 @@ func New(options ...ClientOption) (*Client, error) {
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithNoProxy(),
 		grpc.WithDefaultServiceConfig(serviceConfig),
+		grpc.WithDisableServiceConfig(),      // of DNS, which would be asked for one
 		grpc.WithMaxHeaderListSize(64 << 10), // an error may name many wrong fields
 		// Sizes are the daemon's to limit: its refusal says why.
 		grpc.WithDefaultCallOptions(
@@ -86,9 +86,7 @@ func New(options ...ClientOption) (*Client, error) {
 		),
 		// The daemon is on this machine: a restart is noticed soon.
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff: backoff.Config{
-				BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second,
-			},
+			Backoff:           backoff.Config{BaseDelay: firstPause, Multiplier: 2, MaxDelay: longestPause},
 			MinConnectTimeout: 2 * time.Second,
 		}),
 		grpc.WithChainUnaryInterceptor(unary),
@@ -98,9 +96,6 @@ func New(options ...ClientOption) (*Client, error) {
 		option(&chosen)
 	}
 	target := cmp.Or(chosen.address, os.Getenv("RUVD_ADDRESS"), DefaultAddress)
-	if !strings.HasPrefix(target, "unix:") {
-		target = "passthrough:///" + target // gRPC's own resolver would ask DNS for a service config
-	}
 	connection, err := grpc.NewClient(target, chosen.dial...)
 	if err != nil {
 		return nil, err

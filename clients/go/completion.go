@@ -1,6 +1,7 @@
 package ruvd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -102,7 +103,7 @@ func (c *Completion) Events() iter.Seq2[*ruvdv1.CompletionEvent, error] {
 	return func(yield func(*ruvdv1.CompletionEvent, error) bool) {
 		if !c.begun {
 			c.begun = true
-			if c.read(yield); c.err == errLeft {
+			if c.run(yield); c.err == errLeft {
 				return
 			}
 		}
@@ -122,34 +123,40 @@ func (c *Completion) Message() (*ruvdv1.Message, error) {
 	return c.Finished.GetMessage(), nil
 }
 
-// read yields the events of as many calls as it takes, sets err, and stops the completion if the
-// caller does not want it any longer.
-func (c *Completion) read(yield func(*ruvdv1.CompletionEvent, error) bool) {
+// run reads to the end, and stops the completion if the caller does not want it any longer.
+func (c *Completion) run(yield func(*ruvdv1.CompletionEvent, error) bool) {
 	c.err = errLeft // also where yield panics
 	defer func() {
 		if c.err == errLeft || c.err != nil && c.ctx.Err() == context.Canceled {
 			c.stop()
 		}
 	}()
+	c.err = c.read(yield)
+}
+
+// read yields the events of as many calls as it takes.
+func (c *Completion) read(yield func(*ruvdv1.CompletionEvent, error) bool) error {
 	var brokenAt time.Time
 	pause := firstPause
 	for {
 		resumed, last := c.resume != nil, c.LastSequence
-		err := c.readCall(yield)
-		if c.Finished != nil {
-			c.err = nil
-			return
+		err := typed(c.readCall(yield))
+		if err == io.EOF {
+			err = errEnds
 		}
-		if c.ctx.Err() != nil {
-			err = typed(c.ctx.Err())
-		}
-		if c.LastSequence != last || brokenAt.IsZero() {
+		if brokenAt.IsZero() || c.LastSequence != last {
 			brokenAt, pause = time.Now(), firstPause
 		}
 		left := c.client.reconnect - time.Since(brokenAt)
-		if c.ctx.Err() != nil || !c.repeats(err, resumed) || left <= 0 {
-			c.err = err
-			return
+		switch {
+		case c.Finished != nil:
+			return nil
+		case err == errLeft:
+			return err
+		case c.ctx.Err() != nil:
+			return typed(c.ctx.Err())
+		case !c.repeats(err, resumed) || left <= 0:
+			return err
 		}
 		select {
 		case <-c.ctx.Done():
@@ -162,7 +169,7 @@ func (c *Completion) read(yield func(*ruvdv1.CompletionEvent, error) bool) {
 // repeats says whether another call may bring the rest.
 func (c *Completion) repeats(err error, resumed bool) bool {
 	var failure *Error
-	if !errors.As(err, &failure) || failure == errLeft {
+	if !errors.As(err, &failure) {
 		return false
 	}
 	forgotten := resumed && failure.Reason == "COMPLETION_NOT_FOUND"
@@ -179,26 +186,25 @@ func (c *Completion) readCall(yield func(*ruvdv1.CompletionEvent, error) bool) e
 	ctx, cancel := context.WithCancel(c.ctx)
 	defer cancel()
 	receive, err := c.call(ctx)
-	for err == nil {
-		var event *ruvdv1.CompletionEvent
-		if event, err = receive(); err == nil {
-			err = c.ctx.Err() // nothing is delivered after it
+	if err != nil {
+		return err
+	}
+	for {
+		event, err := receive()
+		if err = cmp.Or(err, c.ctx.Err()); err != nil { // nothing is delivered after the latter
+			return err
 		}
-		if err == nil {
-			err = c.take(event)
+		if err := c.take(event); err != nil {
+			return err
 		}
-		if err == nil && !yield(event, nil) {
-			err = errLeft
+		if !yield(event, nil) {
+			return errLeft
 		}
-		if err == nil && c.Finished != nil {
+		if c.Finished != nil {
 			_, _ = receive() // so that the call ends by itself rather than cancelled
 			return nil
 		}
 	}
-	if err == io.EOF {
-		return errEnds
-	}
-	return err
 }
 
 // call begins the completion, or resumes it after the last event; the function gives its events.

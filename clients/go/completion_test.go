@@ -268,6 +268,23 @@ func TestCompletionWithTextIsNotGeneratedAnew(t *testing.T) {
 	noFurtherRequest(t, daemon)
 }
 
+// A status that no lost connection has is final, as is an error of the daemon's.
+func TestOtherFailuresAreFinal(t *testing.T) {
+	for _, err := range []error{
+		status.Error(codes.Unimplemented, "not here"),
+		status.Error(codes.ResourceExhausted, "too large"),
+		refusal(codes.Unavailable, "ENGINE_UNAVAILABLE"),
+	} {
+		daemon, client := serve(t, call{events: events(started(1)), err: err})
+		_, failure := texts(client.Complete(t.Context(), "hi"))
+		if failure == nil || failure.Code != status.Code(err) {
+			t.Fatalf("ended with %v", failure)
+		}
+		request[*ruvdv1.CompleteRequest](t, daemon)
+		noFurtherRequest(t, daemon)
+	}
+}
+
 // A daemon that does not come back ends the answer with the error of the last try.
 func TestReconnectingEnds(t *testing.T) {
 	_, client := serve(t, call{events: events(started(1)), err: broken})
@@ -297,6 +314,35 @@ func TestLeavingTheLoopCancels(t *testing.T) {
 	}
 	if _, err := answer.Message(); !errors.Is(err, context.Canceled) {
 		t.Fatalf("waiting gave %v", err)
+	}
+}
+
+// Who ends the context and leaves the loop in one step has left, and no more is yielded.
+func TestLeavingTheLoopWithAnEndedContextCancels(t *testing.T) {
+	daemon, client := serve(t, call{events: events(started(1), delta(2, "one")), stays: true})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range client.Complete(ctx, "hi").Text() {
+		cancel()
+		break
+	}
+	request[*ruvdv1.CompleteRequest](t, daemon)
+	request[*ruvdv1.CancelCompletionRequest](t, daemon)
+}
+
+// Leaving a completion that somebody else began cancels it by the name that it was resumed by.
+func TestLeavingAResumedCompletionCancels(t *testing.T) {
+	daemon, client := serve(t, call{events: events(delta(4, "one")), stays: true})
+	answer := client.ResumeCompletion(t.Context(), &ruvdv1.ResumeCompletionRequest{
+		SessionId: "s", RequestId: "r", AfterSequence: 3,
+	})
+	for range answer.Text() {
+		break
+	}
+	request[*ruvdv1.ResumeCompletionRequest](t, daemon)
+	by := request[*ruvdv1.CancelCompletionRequest](t, daemon)
+	if by.GetSessionId() != "s" || by.GetRequestId() != "r" {
+		t.Fatalf("cancelled by %v", by)
 	}
 }
 
@@ -343,14 +389,18 @@ func TestErrorsHaveDetailsAndCallsHaveTraces(t *testing.T) {
 		t.Context(), propagation.MapCarrier{"traceparent": trace},
 	)
 	daemon, client := serve(t)
-	_, err := client.GetSession(ctx, "s")
+	_, err := client.GetSession(ctx, &ruvdv1.GetSessionRequest{SessionId: "s"})
 	var failure *ruvd.Error
 	if !errors.As(err, &failure) {
 		t.Fatalf("failed with %v", err)
 	}
-	wanted := []ruvd.FieldViolation{{"session_id", "is wrong"}, {"view", "too"}}
+	var violations []string
+	for _, each := range failure.Violations {
+		violations = append(violations, each.GetField()+" "+each.GetDescription())
+	}
+	wanted := []string{"session_id is wrong", "view too"}
 	if failure.Code != codes.InvalidArgument || failure.Reason != "INVALID_REQUEST" ||
-		failure.RetryAfter != time.Second || !slices.Equal(failure.Violations, wanted) {
+		failure.RetryAfter != time.Second || !slices.Equal(violations, wanted) {
 		t.Fatalf("failed with %+v", failure)
 	}
 	if status.Code(err) != codes.InvalidArgument {

@@ -1,12 +1,11 @@
 package ruvd
 
 import (
+	"cmp"
 	"crypto/rand"
 	"fmt"
-	"time"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/ruvd/ruvd/clients/go/ruvdv1"
 )
@@ -28,9 +27,7 @@ func Request(text string, options ...Option) *ruvdv1.CompleteRequest {
 			Role: ruvdv1.Role_ROLE_USER, Content: text,
 		})
 	}
-	if request.RequestId == "" {
-		request.RequestId = newRequestID()
-	}
+	request.RequestId = cmp.Or(request.RequestId, uuid())
 	return request
 }
 
@@ -57,16 +54,6 @@ func WithSystemPrompt(prompt string) Option {
 	return func(r *ruvdv1.CompleteRequest) { r.SystemPrompt = prompt }
 }
 
-// WithModel names the model, for engines that have several.
-func WithModel(model string) Option {
-	return func(r *ruvdv1.CompleteRequest) { r.Options.Model = model }
-}
-
-// WithTemperature is 0 for the likeliest text, up to 2.
-func WithTemperature(temperature float64) Option {
-	return func(r *ruvdv1.CompleteRequest) { r.Options.Temperature = proto.Float64(temperature) }
-}
-
 // WithMaxTokens limits the tokens that are generated.
 func WithMaxTokens(tokens int32) Option {
 	return func(r *ruvdv1.CompleteRequest) { r.Options.MaxTokens = proto.Int32(tokens) }
@@ -78,26 +65,9 @@ func WithTools(tools ...*ruvdv1.Tool) Option {
 	return func(r *ruvdv1.CompleteRequest) { r.Options.Tools = append(r.Options.Tools, tools...) }
 }
 
-// WithJSONSchema asks for an answer that is JSON and follows the schema.
-func WithJSONSchema(schema string) Option {
-	return func(r *ruvdv1.CompleteRequest) {
-		r.Options.ResponseFormat = &ruvdv1.ResponseFormat{JsonSchema: schema}
-	}
-}
-
 // WithRequestID replaces the random request id: the same id is never generated twice.
 func WithRequestID(requestID string) Option {
 	return func(r *ruvdv1.CompleteRequest) { r.RequestId = requestID }
-}
-
-// WithExistingSession fails with SESSION_NOT_FOUND instead of creating the session.
-func WithExistingSession() Option {
-	return func(r *ruvdv1.CompleteRequest) { r.RequireExisting = true }
-}
-
-// WithIfBusy says what to do when the session has a completion running.
-func WithIfBusy(rule ruvdv1.IfBusy) Option {
-	return func(r *ruvdv1.CompleteRequest) { r.IfBusy = rule }
 }
 
 // WithOnDisconnect says what happens when the last reader has gone. With ON_DISCONNECT_CONTINUE a
@@ -106,18 +76,8 @@ func WithOnDisconnect(rule ruvdv1.OnDisconnect) Option {
 	return func(r *ruvdv1.CompleteRequest) { r.OnDisconnect = rule }
 }
 
-// WithDisconnectGrace replaces the 10 s for which the daemon keeps a completion whose connection
-// is lost.
-func WithDisconnectGrace(grace time.Duration) Option {
-	return func(r *ruvdv1.CompleteRequest) { r.DisconnectGrace = durationpb.New(grace) }
-}
-
-func defaultGrace() *durationpb.Duration {
-	return durationpb.New(10 * time.Second)
-}
-
-// newRequestID is a random UUID (version 4).
-func newRequestID() string {
+// uuid is a random one (version 4).
+func uuid() string {
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails since Go 1.24
 	id[6] = id[6]&0x0f | 0x40

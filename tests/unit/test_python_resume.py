@@ -10,6 +10,13 @@ from ruvd_client.answers import GRACE_SECONDS, Answer, Request, resumable
 from ruvd_client.protocol import RuvdError
 from ruvd_client.v1 import session_service_pb2 as pb
 
+BREAKS = [
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.CANCELLED,
+]
+
 
 class Clock:
     """Time that passes when it is told to."""
@@ -114,11 +121,19 @@ def test_an_error_with_a_reason_is_final_whatever_its_code(code: grpc.StatusCode
     assert answer.ended
 
 
-@pytest.mark.parametrize("code", [c for c in grpc.StatusCode if c is not grpc.StatusCode.OK])
-def test_an_error_without_a_reason_is_a_break_whatever_its_code(code: grpc.StatusCode) -> None:
+@pytest.mark.parametrize("code", BREAKS)
+def test_what_a_lost_connection_shows_itself_as_is_a_break(code: grpc.StatusCode) -> None:
     answer, _ = begun()
     assert answer.broke(RuvdError(code, "", "somebody in between")) > 0
     assert not answer.ended
+
+
+@pytest.mark.parametrize("code", [c for c in grpc.StatusCode if c not in BREAKS])
+def test_any_other_status_is_final(code: grpc.StatusCode) -> None:
+    answer, _ = begun()
+    with pytest.raises(RuvdError, match="somebody in between"):
+        answer.broke(RuvdError(code, "", "somebody in between"))
+    assert answer.ended
 
 
 # --- a daemon that has forgotten it ----------------------------------------------------------
@@ -287,8 +302,16 @@ def test_what_has_ended_needs_no_cancel() -> None:
     assert failed.cancel_request() is None
 
 
-def test_what_goes_on_without_a_reader_or_is_somebody_elses_is_not_cancelled() -> None:
+def test_what_goes_on_without_a_reader_is_not_cancelled() -> None:
     going_on, _ = begun(asked(on_disconnect=pb.ON_DISCONNECT_CONTINUE))
     assert going_on.cancel_request() is None
-    others, _ = begun(pb.ResumeCompletionRequest(completion_id="c"))
-    assert others.cancel_request() is None
+
+
+def test_a_resumed_completion_is_cancelled_by_the_name_it_was_resumed_by() -> None:
+    by_id, _ = begun(pb.ResumeCompletionRequest(completion_id="c", after_sequence=3))
+    assert by_id.cancel_request() == pb.CancelCompletionRequest(completion_id="c")
+    by_request, _ = begun(pb.ResumeCompletionRequest(session_id="s", request_id="r"))
+    wanted = pb.CancelCompletionRequest(session_id="s", request_id="r")
+    assert by_request.cancel_request() == wanted
+    by_request.take(started())
+    assert by_request.cancel_request() == pb.CancelCompletionRequest(completion_id="c")

@@ -4,10 +4,9 @@
 give its messages, which are here too.
 """
 
-from ruvd_client.aio import AsyncClient
 from ruvd_client.batch_calls import BatchItem, BatchOutcome, BatchSummary
 from ruvd_client.batches import AsyncBatch, Batch
-from ruvd_client.blocking import Client
+from ruvd_client.clients import AsyncClient, Client
 from ruvd_client.completions import AsyncCompletion, Completion
 from ruvd_client.protocol import DEFAULT_ADDRESS, FieldViolation, RuvdError, request, tool_result
 from ruvd_client.v1.session_service_pb2 import (

@@ -24,6 +24,13 @@ Request: TypeAlias = pb.CompleteRequest | pb.ResumeCompletionRequest
 # The daemon waits as long for a reader to come back as the reader tries to.
 GRACE_SECONDS = 10.0
 RECONNECT_SECONDS = 10.0
+# What a lost connection may show itself as; any other status is final, as are ruvd's errors.
+_BREAKS = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.CANCELLED,
+)
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
 
@@ -111,7 +118,8 @@ class Answer:
 
         Raises what the answer has failed with if there is to be none.
         """
-        if error.reason and not self._may_begin_anew(error):
+        final = error.reason or error.code not in _BREAKS
+        if final and not self._may_begin_anew(error):
             raise self.failed(error)
         now = self._clock()
         if self._deadline is not None and now >= self._deadline:
@@ -136,26 +144,30 @@ class Answer:
     def cancel_request(self) -> pb.CancelCompletionRequest | None:
         """The call that stops the completion now and not after its grace.
 
-        None where none is due: it has ended, or goes on without a reader, or somebody else began
-        it and it is theirs to stop.
+        None where none is due: it has ended, or is to go on without a reader.
         """
         request = self.request
-        if self.ended or isinstance(request, pb.ResumeCompletionRequest):
+        if self.ended:
             return None
-        if request.on_disconnect == pb.ON_DISCONNECT_CONTINUE:
+        if isinstance(request, pb.ResumeCompletionRequest):
+            completion_id = request.completion_id
+        elif request.on_disconnect == pb.ON_DISCONNECT_CONTINUE:
             return None
+        else:
+            completion_id = ""
         if self.started is not None:
             return pb.CancelCompletionRequest(completion_id=self.started.completion_id)
         return pb.CancelCompletionRequest(
-            session_id=request.session_id, request_id=request.request_id
+            completion_id=completion_id,
+            session_id=request.session_id,
+            request_id=request.request_id,
         )
 
     def _call_after_last(self) -> Request:
         if isinstance(self.request, pb.ResumeCompletionRequest):
-            call = pb.ResumeCompletionRequest(after_sequence=self.last_sequence)
-            call.completion_id = self.request.completion_id
-            call.session_id = self.request.session_id
-            call.request_id = self.request.request_id
+            call = pb.ResumeCompletionRequest()
+            call.CopyFrom(self.request)
+            call.after_sequence = self.last_sequence
             return call
         if self.started is None:
             return self.request

@@ -97,8 +97,7 @@ class Completion(_Progress, Iterator[str]):
     def cancel(self) -> None:
         """Stop generating, and do not wait for it. Does nothing after the end.
 
-        A completion that was only resumed, or that goes on without a reader
-        (ON_DISCONNECT_CONTINUE), loses this reader and no more.
+        With ON_DISCONNECT_CONTINUE the completion loses this reader and no more.
         """
         if self._cancelled.is_set() or self._answer.ended:
             return
@@ -209,8 +208,7 @@ class AsyncCompletion(_Progress, AsyncIterator[str]):
     def cancel(self) -> None:
         """Stop generating, and do not wait for it. Does nothing after the end.
 
-        A completion that was only resumed, or that goes on without a reader
-        (ON_DISCONNECT_CONTINUE), loses this reader and no more.
+        With ON_DISCONNECT_CONTINUE the completion loses this reader and no more.
         """
         if self._cancelled.is_set() or self._answer.ended:
             return

@@ -8,19 +8,19 @@ closing the connection waits a moment for those that are on their way.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 
 from ruvd_client.answers import Request
 from ruvd_client.protocol import CHANNEL_OPTIONS, error_from
-from ruvd_client.tracing import Metadata, with_trace
 from ruvd_client.v1 import session_service_pb2 as pb
 from ruvd_client.v1 import session_service_pb2_grpc as pb_grpc
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ruvd_client.v1.session_service_pb2_grpc import SessionServiceAsyncStub
 
 Response = TypeVar("Response")
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 # The daemon acts on a cancel when it has come, and answers once the engine has stopped: closing
 # waits for the first, which nothing tells, and so not for long.
@@ -37,20 +38,38 @@ _SERVICE_CONFIG = Path(__file__).with_name("service_config.json").read_text(enco
 _OPTIONS = (*CHANNEL_OPTIONS, ("grpc.service_config", _SERVICE_CONFIG))
 
 
-class Connection:
+class _Metadata:
+    """What goes out with every call: the caller's own metadata, and the trace it is part of."""
+
+    def __init__(self, own: Sequence[tuple[str, str]]) -> None:
+        self._own = tuple(own)
+
+    def metadata(self) -> Metadata:
+        """The metadata of a call that begins now.
+
+        OpenTelemetry is not a dependency. A process that has not imported its API has no trace to
+        go on with, so that is what is looked at; without it a call costs one look into a dict.
+        """
+        if "opentelemetry.context" not in sys.modules:
+            return self._own
+        from opentelemetry.propagate import inject  # noqa: PLC0415  # only where it is installed
+
+        carrier: dict[str, str] = {}
+        inject(carrier)
+        # gRPC takes keys in lower case only.
+        return (*self._own, *((key.lower(), value) for key, value in carrier.items()))
+
+
+class Connection(_Metadata):
     """A channel for threads."""
 
     def __init__(self, address: str, metadata: Sequence[tuple[str, str]]) -> None:
+        super().__init__(metadata)
         self.closed = False
-        self._own: Metadata = tuple(metadata)
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self.stub = pb_grpc.SessionServiceStub(self._channel)
         self._cancels: set[Any] = set()
         self._dropped: SimpleQueue[tuple[pb.CancelCompletionRequest, Metadata]] = SimpleQueue()
-
-    def metadata(self) -> Metadata:
-        """The metadata of a call that begins now."""
-        return with_trace(self._own)
 
     def call(
         self, method: Callable[..., Response], request: object, timeout: float | None
@@ -102,19 +121,15 @@ class Connection:
                 self.cancel(*self._dropped.get_nowait())
 
 
-class AsyncConnection:
+class AsyncConnection(_Metadata):
     """A channel for asyncio."""
 
     def __init__(self, address: str, metadata: Sequence[tuple[str, str]]) -> None:
+        super().__init__(metadata)
         self.closed = False
-        self._own: Metadata = tuple(metadata)
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self.stub: SessionServiceAsyncStub = pb_grpc.SessionServiceStub(self._channel)
         self._cancels: set[Any] = set()
-
-    def metadata(self) -> Metadata:
-        """The metadata of a call that begins now."""
-        return with_trace(self._own)
 
     async def call(
         self, method: Callable[..., Awaitable[Response]], request: object, timeout: float | None

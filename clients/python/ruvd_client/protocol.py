@@ -6,7 +6,6 @@ a str for one user message, and enum values from `ruvd_client.v1.session_service
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -81,11 +80,6 @@ class CompleteArguments(TypedDict, total=False):
     if_busy: pb.IfBusy.ValueType
     on_disconnect: pb.OnDisconnect.ValueType
     disconnect_grace_seconds: float
-
-
-def resolve_address(address: str | None) -> str:
-    """The address, or RUVD_ADDRESS, or 127.0.0.1:50051: `host:port` or `unix:PATH`."""
-    return address or os.environ.get("RUVD_ADDRESS") or DEFAULT_ADDRESS
 
 
 def to_messages(messages: Messages) -> list[pb.Message]:
@@ -218,7 +212,7 @@ def _error(code: grpc.StatusCode, message: str, details: Iterable[Any]) -> RuvdE
         bad_request = error_details_pb2.BadRequest()
         retry = error_details_pb2.RetryInfo()
         if detail.Unpack(info):
-            reason = info.reason
+            reason = info.reason if info.domain == "ruvd" else reason
         elif detail.Unpack(bad_request):
             violations = tuple(
                 FieldViolation(v.field, v.description) for v in bad_request.field_violations

@@ -144,27 +144,28 @@ func printEvents(answer *ruvd.Completion) {
 }
 
 func create(client *ruvd.Client, request *ruvdv1.CreateSessionRequest) *ruvdv1.Session {
-	session, err := client.CreateSession(ctx, request)
+	response, err := client.CreateSession(ctx, request)
 	must(err)
-	return session
+	return response.GetSession()
 }
 
 // get prints a session, or why there is none.
 func get(client *ruvd.Client, id string) {
-	session, err := client.GetSession(ctx, id)
+	response, err := client.GetSession(ctx, &ruvdv1.GetSessionRequest{SessionId: id})
 	if err != nil {
 		printError(err)
 		return
 	}
-	printSession(session)
+	printSession(response.GetSession())
 }
 
 // getWhenIdle prints `idle` once nothing runs in the session, then the session.
 func getWhenIdle(client *ruvd.Client, id, idle string) {
 	deadline := time.Now().Add(5 * time.Second)
 	for {
-		session, err := client.GetSession(ctx, id)
+		response, err := client.GetSession(ctx, &ruvdv1.GetSessionRequest{SessionId: id})
 		must(err)
+		session := response.GetSession()
 		over := session.GetRunningCompletionId() == ""
 		if over || time.Now().After(deadline) {
 			if !over {
@@ -213,20 +214,24 @@ func sessions(client *ruvd.Client) {
 	}))
 	say(client, "one two three", ruvd.WithSession("alpha"))
 	say(client, "four", ruvd.WithSession("alpha"))
-	session, err := client.GetSessionWithMessages(ctx, "alpha")
+	response, err := client.GetSession(ctx, &ruvdv1.GetSessionRequest{
+		SessionId: "alpha", View: ruvdv1.SessionView_SESSION_VIEW_FULL,
+	})
 	must(err)
-	printSession(session)
-	for _, each := range session.GetMessages() {
+	printSession(response.GetSession())
+	for _, each := range response.GetSession().GetMessages() {
 		line("message %s [%s]", strings.TrimPrefix(each.GetRole().String(), "ROLE_"), each.GetContent())
 	}
 	for each, err := range client.ListSessions(ctx, nil) {
 		must(err)
 		line("listed %s", each.GetId())
 	}
-	must(client.EndSession(ctx, "alpha"))
+	end := &ruvdv1.EndSessionRequest{SessionId: "alpha"}
+	_, err = client.EndSession(ctx, end)
+	must(err)
 	line("ended")
 	get(client, "alpha")
-	if err := client.EndSession(ctx, "alpha"); err != nil {
+	if _, err := client.EndSession(ctx, end); err != nil {
 		printError(err)
 	}
 }
@@ -300,12 +305,10 @@ func busy(client *ruvd.Client) {
 	defer stop()
 	_, err, _ := next()
 	must(err)
-	say(
-		client, "no", ruvd.WithSession("eta"), ruvd.WithIfBusy(ruvdv1.IfBusy_IF_BUSY_REJECT),
-	)
-	say(
-		client, "mine", ruvd.WithSession("eta"), ruvd.WithIfBusy(ruvdv1.IfBusy_IF_BUSY_INTERRUPT),
-	)
+	reject := func(r *ruvdv1.CompleteRequest) { r.IfBusy = ruvdv1.IfBusy_IF_BUSY_REJECT }
+	say(client, "no", ruvd.WithSession("eta"), reject)
+	interrupt := func(r *ruvdv1.CompleteRequest) { r.IfBusy = ruvdv1.IfBusy_IF_BUSY_INTERRUPT }
+	say(client, "mine", ruvd.WithSession("eta"), interrupt)
 	for more := true; more && err == nil; {
 		_, err, more = next()
 	}
@@ -328,18 +331,19 @@ func faults(client *ruvd.Client) {
 
 func wrongFields(client *ruvd.Client) {
 	line("# wrong fields")
-	say(client, "hi", ruvd.WithSession("no spaces"), ruvd.WithTemperature(3))
+	hot := func(r *ruvdv1.CompleteRequest) { r.Options.Temperature = proto.Float64(3) }
+	say(client, "hi", ruvd.WithSession("no spaces"), hot)
 }
 
 func fork(client *ruvd.Client) {
 	line("# fork")
 	say(client, "first", ruvd.WithSession("iota"))
 	say(client, "second", ruvd.WithSession("iota"))
-	session, err := client.ForkSession(ctx, &ruvdv1.ForkSessionRequest{
+	response, err := client.ForkSession(ctx, &ruvdv1.ForkSessionRequest{
 		SessionId: "iota", ExchangeCount: proto.Int64(1), NewSessionId: "iota-fork",
 	})
 	must(err)
-	printSession(session)
+	printSession(response.GetSession())
 	say(client, "third", ruvd.WithSession("iota-fork"))
 	get(client, "iota")
 	get(client, "iota-fork")
@@ -384,7 +388,7 @@ func deadline(client *ruvd.Client) {
 
 func models(client *ruvd.Client) {
 	line("# models")
-	models, err := client.ListModels(ctx)
+	models, err := client.ListModels(ctx, &ruvdv1.ListModelsRequest{})
 	must(err)
 	for _, each := range models.GetModels() {
 		line("model %s", each)
@@ -395,7 +399,7 @@ func models(client *ruvd.Client) {
 func nobody(*ruvd.Client) {
 	line("# nobody there")
 	nobody := connect("RUVD_NOBODY")
-	if _, err := nobody.ListModels(ctx); err != nil {
+	if _, err := nobody.ListModels(ctx, &ruvdv1.ListModelsRequest{}); err != nil {
 		line("error %s %s", codeOf(err), reasonOf(err))
 	}
 	limited, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
