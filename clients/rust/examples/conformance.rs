@@ -2,7 +2,7 @@
 //!
 //! It prints what every client prints, so it uses what users use: the crate's own words.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,7 @@ async fn sessions(client: &Client) -> Outcome {
     print_session(&client.create(request).await?);
     say(client, asked("one two three", "alpha")).await;
     say(client, asked("four", "alpha")).await;
-    let session = client.get_full("alpha").await?;
+    let session = client.get("alpha", SessionView::Full).await?;
     print_session(&session);
     for message in &session.messages {
         let role = message.role().as_str_name().trim_start_matches("ROLE_");
@@ -62,7 +62,7 @@ async fn sessions(client: &Client) -> Outcome {
     }
     client.end("alpha").await?;
     println!("ended");
-    print_error(&client.get("alpha").await.unwrap_err());
+    print_error(&client.get("alpha", SessionView::Basic).await.unwrap_err());
     print_error(&client.end("alpha").await.unwrap_err());
     Ok(())
 }
@@ -84,7 +84,7 @@ async fn request_id(client: &Client) -> Outcome {
         let request = CompleteRequest { request_id: "r-1".into(), ..asked(content, "beta") };
         say(client, request).await;
     }
-    print_session(&client.get("beta").await?);
+    print_session(&client.get("beta", SessionView::Basic).await?);
     Ok(())
 }
 
@@ -92,14 +92,14 @@ async fn cuts(client: &Client) -> Outcome {
     println!("# cut after the third event");
     let cut = at("RUVD_CUT_THIRD")?;
     print_events(cut.complete(asked("a b c d e f", "gamma"))).await?;
-    print_session(&cut.get("gamma").await?);
+    print_session(&cut.get("gamma", SessionView::Basic).await?);
     println!("# cut always");
     let cut = at("RUVD_CUT_ALWAYS")?;
     say(&cut, asked("a b c d e f g h", "delta")).await;
-    print_session(&cut.get("delta").await?);
+    print_session(&cut.get("delta", SessionView::Basic).await?);
     println!("# cut before the first event");
     say(&at("RUVD_CUT_FIRST")?, asked("x y z", "epsilon")).await;
-    print_session(&client.get("epsilon").await?);
+    print_session(&client.get("epsilon", SessionView::Basic).await?);
     Ok(())
 }
 
@@ -110,7 +110,7 @@ async fn cancel(client: &Client) -> Outcome {
     print_texts(answer.take(3)).await; // Dropped then, which cancels it.
     let over = stopped(client, "zeta").await?;
     println!("{}", if over { "cancelled" } else { "still running" });
-    print_session(&client.get("zeta").await?);
+    print_session(&client.get("zeta", SessionView::Basic).await?);
     Ok(())
 }
 
@@ -129,7 +129,7 @@ async fn busy(client: &Client) -> Outcome {
             print_error(&error);
         }
     }
-    print_session(&client.get("eta").await?);
+    print_session(&client.get("eta", SessionView::Basic).await?);
     Ok(())
 }
 
@@ -142,7 +142,7 @@ async fn errors(client: &Client) -> Outcome {
     }
     println!("# error after text");
     say(client, asked("!fault ENGINE_UNAVAILABLE one two", "theta")).await;
-    print_error(&client.get("theta").await.unwrap_err());
+    print_error(&client.get("theta", SessionView::Basic).await.unwrap_err());
     println!("# wrong fields");
     let options = CompletionOptions { temperature: Some(3.0), ..Default::default() };
     let wrong = CompleteRequest { options: Some(options), ..asked("hi", "no spaces") };
@@ -162,35 +162,47 @@ async fn fork(client: &Client) -> Outcome {
     };
     print_session(&client.fork(request).await?);
     say(client, asked("third", "iota-fork")).await;
-    print_session(&client.get("iota").await?);
-    print_session(&client.get("iota-fork").await?);
+    print_session(&client.get("iota", SessionView::Basic).await?);
+    print_session(&client.get("iota-fork", SessionView::Basic).await?);
     Ok(())
 }
 
 async fn batch(client: &Client) -> Outcome {
     println!("# batch");
-    let items =
-        ["b0".into(), "!fault ENGINE_REJECTED".into(), asked("b2", "kappa"), asked("b3", "kappa")];
-    let mut batch = client.batch(items, 0);
-    let mut outcomes: Vec<_> = batch.by_ref().try_collect().await?;
-    outcomes.sort_by_key(|outcome| outcome.index);
-    for outcome in &outcomes {
-        match &outcome.result {
-            Ok(completion) => {
-                let message = completion.finished.as_ref().and_then(|end| end.message.as_ref());
-                let content = message.map_or("", |message| &message.content);
-                println!("item {} [{content}]", outcome.index);
+    let items = vec![
+        "b0".into(),
+        "!fault ENGINE_REJECTED".into(),
+        asked("b2", "kappa"),
+        asked("b3", "kappa"),
+    ];
+    let mut batch = client.batch(BatchCompleteRequest { items, ..Default::default() });
+    let mut results = BTreeMap::new();
+    let mut summary = None;
+    while let Some(event) = batch.try_next().await? {
+        match event {
+            batch_complete_response::Event::Result(result) => {
+                results.insert(result.index, result.outcome);
             }
-            Err(error) => {
-                print!("item {} ", outcome.index);
-                print_error(error);
-            }
+            batch_complete_response::Event::Summary(sums) => summary = Some(sums),
         }
     }
-    if let Some(summary) = batch.summary() {
+    for (index, outcome) in results {
+        match outcome {
+            Some(batch_result::Outcome::Completion(completion)) => {
+                let message = completion.finished.and_then(|end| end.message);
+                println!("item {index} [{}]", message.unwrap_or_default().content);
+            }
+            Some(batch_result::Outcome::Error(status)) => {
+                print!("item {index} ");
+                print_error(&status.into());
+            }
+            None => println!("item {index} without an outcome"),
+        }
+    }
+    if let Some(summary) = summary {
         println!("summary succeeded={} failed={}", summary.succeeded, summary.failed);
     }
-    print_session(&client.get("kappa").await?);
+    print_session(&client.get("kappa", SessionView::Basic).await?);
     Ok(())
 }
 
@@ -201,7 +213,7 @@ async fn deadline(client: &Client) -> Outcome {
     print_codes(answer.timeout(Duration::from_millis(400)), "").await;
     let over = stopped(client, "lambda").await?;
     println!("{}", if over { "over" } else { "still running" });
-    print_session(&client.get("lambda").await?);
+    print_session(&client.get("lambda", SessionView::Basic).await?);
     Ok(())
 }
 
@@ -243,7 +255,7 @@ async fn restart() -> Outcome {
         Ok(()) => println!("text [{all}]"),
         Err(error) => print_error(&error),
     }
-    match client.get("omega").await {
+    match client.get("omega", SessionView::Basic).await {
         Ok(session) => print_session(&session),
         Err(error) => print_error(&error),
     }
@@ -272,7 +284,7 @@ async fn create(client: &Client, session_id: &str) -> Outcome {
 async fn stopped(client: &Client, session_id: &str) -> Result<bool, Error> {
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(5) {
-        if client.get(session_id).await?.running_completion_id.is_empty() {
+        if client.get(session_id, SessionView::Basic).await?.running_completion_id.is_empty() {
             return Ok(true);
         }
         sleep(Duration::from_millis(50)).await;

@@ -17,31 +17,25 @@
 //! ```
 //!
 //! [`Client`] has the verbs of `ruvd.v1.SessionService`, [`Completion`] is an answer on its way,
-//! and [`v1`] holds the generated messages, which requests and answers are. The rules that this
-//! layer follows are the same in the clients of all languages; see [`Completion`] for the one that
-//! matters most.
+//! and [`v1`] holds the generated messages, which requests and answers are.
 #![warn(missing_docs)]
 
-mod batch;
-mod call;
 mod client;
 mod completion;
 mod error;
-mod requests;
-mod service_config;
-mod tracing;
+#[cfg(test)]
+mod tests;
 
 /// The README's programs, so that they are compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
 
-pub use batch::{Batch, BatchOutcome};
 pub use client::{Client, DEFAULT_ADDRESS};
 pub use completion::Completion;
 pub use error::Error;
-pub use rpc::bad_request::FieldViolation;
 pub use tonic::Code;
+pub use tonic_types::FieldViolation;
 pub use v1::{CompleteRequest, CreateSessionRequest, Message, Session, Tool};
 
 /// The messages of the contract, generated from `session_service.proto`.
@@ -50,8 +44,27 @@ pub mod v1 {
     include!("v1/ruvd.v1.rs");
 }
 
-/// The details of an error, generated from `google/rpc`.
-#[allow(missing_docs, clippy::all)]
-pub mod rpc {
-    include!("v1/google.rpc.rs");
+/// One message of the user.
+impl From<&str> for CompleteRequest {
+    fn from(content: &str) -> Self {
+        let role = v1::Role::User.into();
+        let message = Message { role, content: content.into(), ..Default::default() };
+        Self { messages: vec![message], ..Default::default() }
+    }
+}
+
+/// One message of the user.
+impl From<String> for CompleteRequest {
+    fn from(content: String) -> Self {
+        content.as_str().into()
+    }
+}
+
+impl CompleteRequest {
+    /// The same in a session, which is created if there is none; without, it is stateless.
+    #[must_use]
+    pub fn in_session(mut self, session_id: impl Into<String>) -> Self {
+        self.session_id = session_id.into();
+        self
+    }
 }

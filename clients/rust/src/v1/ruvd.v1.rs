@@ -287,7 +287,7 @@ pub mod batch_result {
         Completion(super::Completion),
         /// What its Complete would have failed with.
         #[prost(message, tag = "3")]
-        Error(crate::rpc::Status),
+        Error(::tonic_types::pb::Status),
     }
 }
 /// A completion that has ended well.

@@ -213,7 +213,7 @@ public final class Conformance {
           "item %d %s",
           result.getIndex(),
           result.hasError()
-              ? "error " + codeAndReason(new RuvdException(result.getError()))
+              ? "error " + codeAndReason(RuvdException.of(result.getError()))
               : "[" + result.getCompletion().getFinished().getMessage().getContent() + "]");
     }
     line("summary succeeded=%d failed=%d", summary.getSucceeded(), summary.getFailed());

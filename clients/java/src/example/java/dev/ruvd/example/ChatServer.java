@@ -37,7 +37,7 @@ public final class ChatServer {
       }
       send(page, "event: done\n", Map.of());
     } catch (RuvdException error) {
-      send(page, "event: error\n", Map.of("reason", error.reason(), "message", error.getMessage()));
+      send(page, "event: error\n", Map.of("reason", error.reason(), "message", error.message()));
     }
     page.close();
   }

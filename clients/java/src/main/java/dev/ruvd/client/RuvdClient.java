@@ -2,28 +2,8 @@ package dev.ruvd.client;
 
 import com.google.gson.Gson;
 import com.google.gson.reflect.TypeToken;
-import dev.ruvd.v1.BatchCompleteRequest;
-import dev.ruvd.v1.BatchCompleteResponse;
-import dev.ruvd.v1.BatchResult;
-import dev.ruvd.v1.BatchSummary;
-import dev.ruvd.v1.CancelCompletionRequest;
-import dev.ruvd.v1.CompleteRequest;
-import dev.ruvd.v1.CompletionEvent;
-import dev.ruvd.v1.CreateSessionRequest;
-import dev.ruvd.v1.EndSessionRequest;
-import dev.ruvd.v1.Finished;
-import dev.ruvd.v1.ForkSessionRequest;
-import dev.ruvd.v1.GetSessionRequest;
-import dev.ruvd.v1.ListModelsRequest;
-import dev.ruvd.v1.ListModelsResponse;
-import dev.ruvd.v1.ListSessionsRequest;
-import dev.ruvd.v1.ListSessionsResponse;
-import dev.ruvd.v1.ResumeCompletionRequest;
-import dev.ruvd.v1.Role;
-import dev.ruvd.v1.Session;
-import dev.ruvd.v1.SessionServiceGrpc;
+import dev.ruvd.v1.*;
 import dev.ruvd.v1.SessionServiceGrpc.SessionServiceBlockingStub;
-import dev.ruvd.v1.SessionView;
 import io.grpc.Channel;
 import io.grpc.ClientInterceptors;
 import io.grpc.Context;
@@ -48,7 +28,6 @@ import java.util.UUID;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.TimeUnit;
-import java.util.function.BiConsumer;
 import java.util.function.Consumer;
 import java.util.function.Function;
 
@@ -158,7 +137,7 @@ public final class RuvdClient implements AutoCloseable {
     try {
       return method.apply(SessionServiceGrpc.newBlockingStub(tracedChannel()));
     } catch (StatusRuntimeException failed) {
-      throw RuvdException.of(failed);
+      throw new RuvdException(failed);
     }
   }
 
@@ -172,7 +151,7 @@ public final class RuvdClient implements AutoCloseable {
 
   /** As {@link #complete(CompleteRequest.Builder)}, with a time-out for the whole answer. */
   public Completion complete(CompleteRequest.Builder request, Duration timeout) {
-    return new Completion(this, resumable(request), null, timeout);
+    return new Completion(this, resumable(request), null, timeout, null);
   }
 
   /**
@@ -182,18 +161,12 @@ public final class RuvdClient implements AutoCloseable {
    */
   public CompletableFuture<Finished> completeAsync(
       CompleteRequest.Builder request, Consumer<? super String> onText) {
-    BiConsumer<CompletionEvent, String> reader =
-        (event, text) -> {
-          if (!text.isEmpty()) {
-            onText.accept(text);
-          }
-        };
-    return new CompletionCall(this, resumable(request), null, null, reader).end;
+    return new Completion(this, resumable(request), null, null, onText).end;
   }
 
   /** Reads on a completion whose stream was cut, or that somebody else began. */
   public Completion resumeCompletion(ResumeCompletionRequest request) {
-    return new Completion(this, null, request, null);
+    return new Completion(this, null, request, null, null);
   }
 
   /**

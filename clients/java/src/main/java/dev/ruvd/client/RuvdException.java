@@ -6,40 +6,34 @@ import com.google.protobuf.Message;
 import com.google.rpc.BadRequest;
 import com.google.rpc.ErrorInfo;
 import com.google.rpc.RetryInfo;
+import io.grpc.Status;
 import io.grpc.Status.Code;
+import io.grpc.StatusRuntimeException;
 import io.grpc.protobuf.StatusProto;
 import java.time.Duration;
 import java.util.List;
 import java.util.Optional;
 
-/** A call that failed. {@link #getMessage()} is what the daemon says about it. */
-public final class RuvdException extends RuntimeException {
+/** A call that failed, with the details that ruvd puts into gRPC's status. */
+public final class RuvdException extends StatusRuntimeException {
   private static final long serialVersionUID = 1L;
 
-  private final com.google.rpc.Status status;
+  RuvdException(StatusRuntimeException failed) {
+    super(failed.getStatus().withCause(failed), failed.getTrailers());
+  }
 
-  private RuvdException(com.google.rpc.Status status, Throwable cause) {
-    super(status.getMessage(), cause);
-    this.status = status;
+  RuvdException(Status status, String message) {
+    super(status.withDescription(message), null);
   }
 
   /** The error of one item of a batch: as its own call would have failed. */
-  public RuvdException(com.google.rpc.Status status) {
-    this(status, null);
-  }
-
-  RuvdException(Code code, String message) {
-    this(com.google.rpc.Status.newBuilder().setCode(code.value()).setMessage(message).build());
-  }
-
-  /** The error of a call that gRPC says has failed. */
-  static RuvdException of(Throwable failed) {
-    return new RuvdException(StatusProto.fromThrowable(failed), failed);
+  public static RuvdException of(com.google.rpc.Status error) {
+    return new RuvdException(StatusProto.toStatusRuntimeException(error));
   }
 
   /** gRPC's code. */
   public Code code() {
-    return io.grpc.Status.fromCodeValue(status.getCode()).getCode();
+    return getStatus().getCode();
   }
 
   /**
@@ -51,6 +45,11 @@ public final class RuvdException extends RuntimeException {
     return info.getDomain().equals("ruvd") ? info.getReason() : "";
   }
 
+  /** What the daemon says about it. */
+  public String message() {
+    return Optional.ofNullable(getStatus().getDescription()).orElse("");
+  }
+
   /** Every wrong field of the request, for INVALID_REQUEST. */
   public List<BadRequest.FieldViolation> violations() {
     return detail(BadRequest.getDefaultInstance()).getFieldViolationsList();
@@ -58,20 +57,14 @@ public final class RuvdException extends RuntimeException {
 
   /** How long to wait before a repetition; empty where waiting does not help. */
   public Optional<Duration> retryAfter() {
-    RetryInfo info = detail(RetryInfo.getDefaultInstance());
-    var delay = info.getRetryDelay();
-    return info.hasRetryDelay()
-        ? Optional.of(Duration.ofSeconds(delay.getSeconds(), delay.getNanos()))
-        : Optional.empty();
-  }
-
-  @Override
-  public String toString() {
-    return "RuvdException: " + code() + " " + reason() + ": " + getMessage();
+    return Optional.of(detail(RetryInfo.getDefaultInstance()))
+        .filter(RetryInfo::hasRetryDelay)
+        .map(RetryInfo::getRetryDelay)
+        .map(delay -> Duration.ofSeconds(delay.getSeconds(), delay.getNanos()));
   }
 
   private <T extends Message> T detail(T absent) {
-    for (Any detail : status.getDetailsList()) {
+    for (Any detail : StatusProto.fromThrowable(this).getDetailsList()) {
       try {
         if (detail.isSameTypeAs(absent)) {
           return detail.unpackSameTypeAs(absent);

@@ -6,29 +6,19 @@ import io.opentelemetry.context.Context;
 
 /** The current span as headers, where OpenTelemetry's API, an optional dependency, is installed. */
 final class Tracing {
-  private static final boolean INSTALLED = isInstalled();
-
   private Tracing() {}
 
-  /** Empty where OpenTelemetry is not installed or no span is current. */
   static Metadata headers() {
     Metadata headers = new Metadata();
-    if (INSTALLED) {
+    try {
       Propagation.inject(headers);
+    } catch (NoClassDefFoundError notInstalled) {
+      // There is no trace then.
     }
     return headers;
   }
 
-  private static boolean isInstalled() {
-    try {
-      Class.forName("io.opentelemetry.api.trace.propagation.W3CTraceContextPropagator");
-      return true;
-    } catch (ClassNotFoundException absent) {
-      return false;
-    }
-  }
-
-  /** Loaded only where it works. The global propagator does nothing until an SDK has set it. */
+  /** Loaded when it is used. The global propagator does nothing until an SDK has set it. */
   private static final class Propagation {
     static void inject(Metadata headers) {
       W3CTraceContextPropagator.getInstance()
