@@ -45,7 +45,7 @@ async def converse(client: AsyncClient, number: int, turns: int) -> None:
         await client.complete(f"{words}\nGo on.", session_id=f"s{number}", max_tokens=32).text()
 
 
-async def measure(turns: int) -> dict[str, Any]:
+async def measure(sessions: int, turns: int) -> dict[str, Any]:
     """The whole benchmark; its processes end with it."""
     with tempfile.TemporaryDirectory(prefix="ruvd-bench-") as name:
         folder = Path(name)
@@ -57,13 +57,13 @@ async def measure(turns: int) -> dict[str, Any]:
             print(f"ready after {ready:.1f} s: {told(up)}")
             async with AsyncClient(address) as client:
                 await asyncio.gather(
-                    *(converse(client, number, turns) for number in range(_SESSIONS))
+                    *(converse(client, number, turns) for number in range(sessions))
                 )
             after = resident(server)
-            print(f"after {_SESSIONS * turns} turns in {_SESSIONS} sessions: {told(after)}")
+            print(f"after {sessions * turns} turns in {sessions} sessions: {told(after)}")
     return {
         "ready_seconds": ready,
-        "sessions": _SESSIONS,
+        "sessions": sessions,
         "turns": turns,
         "resident_mib": {"ready": up, "after": after},
     }
@@ -73,13 +73,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="one turn a session")
+    parser.add_argument("--quick", action="store_true", help="one turn in one session")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as JSON")
     options = parser.parse_args()
     machine = describe()
     print(machine)
     try:
-        figures = asyncio.run(measure(1 if options.quick else _TURNS))
+        figures = asyncio.run(measure(*((1, 1) if options.quick else (_SESSIONS, _TURNS))))
     except servers.Failed as failure:
         print(f"footprint: {failure}", file=sys.stderr)
         return 1

@@ -19,17 +19,18 @@ sessions     on a Unix socket with a session for each stream in parallel, on sql
 The cases: one stream after the other, the mock paced (20 ms to the first token, 1 ms a token), for
 the time that is added to the first token; 1, 16, 32 and 256 streams in parallel, the mock not
 paced; and a pod's: 64 streams that begin spread out, 50 ms to the first token, 10 ms a token, 64
-tokens.
-Each gives streams a second, the time to the first token (p50, p99) less what it is without a relay,
-CPU seconds per 1,000 streams and memory of the relay's processes. A round takes every target in
-turn, every second one backwards. The clients (this process) and the mock share the machine's cores
-with the relay; the gRPC client needs more of them than the HTTP client, which is to ruvd's
-disadvantage. CPU says what a relay would do with a core of its own. Each answer is checked to be
-whole. LiteLLM takes so long that it has the largest cases in the first round only.
+tokens. Each gives streams a second, the time to the first token (p50, p99) less what it is without
+a relay, CPU seconds per 1,000 streams and memory of the relay's processes. A round takes every
+target in turn, every second one backwards. LiteLLM takes so long that it has the largest cases in
+the first round only, and not at all with `--quick`. Each answer is checked to be whole.
 
-Run it with `.venv/bin/python bench/relay.py`; it takes about three minutes, and once two more to
-install LiteLLM (750 MB), smg (150 MB) and ferrogw (70 MB) in the user's cache directory. What
-cannot be installed is left out, and said to be.
+The clients (this process) and the mock share the machine's cores with the relay; the gRPC client
+needs more of them than the HTTP client, which is to ruvd's disadvantage. CPU says what a relay
+would do with a core of its own.
+
+Run it with `.venv/bin/python bench/relay.py`; it takes about five minutes, `--quick` about one, and
+once two more to install LiteLLM (750 MB), smg (150 MB) and ferrogw (70 MB) in the user's cache
+directory. What cannot be installed is left out, and said to be.
 """
 
 from __future__ import annotations
@@ -162,7 +163,8 @@ async def measure(options: argparse.Namespace, targets: Sequence[Target]) -> Non
         for case in cases:
             tell(f"round {number + 1} of {options.rounds}, case {case.name}")
             for target in order:
-                if number == 0 or target.name not in _SLOW or not is_large(case):
+                large = is_large(case) and (number > 0 or options.quick)
+                if not large or target.name not in _SLOW:
                     await target.try_to_measure(case, number, seconds_of(options, case))
 
 

@@ -160,8 +160,12 @@ async def test_the_daemon_lives_with_its_unit_s_confinement(folder: Path) -> Non
         post = await asyncio.create_subprocess_exec(
             *shlex.split(here(waiting, folder)), env=variables
         )
-        async with asyncio.timeout(float(unit["TimeoutStartSec"][0])):
-            assert await post.wait() == 0
+        try:
+            async with asyncio.timeout(float(unit["TimeoutStartSec"][0])):
+                assert await post.wait() == 0
+        finally:
+            if post.returncode is None:
+                post.kill()
         async with AsyncClient(variables["RUVD_ADDRESS"]) as client:
             assert await client.complete("Hello", session_id="a", max_tokens=5).text()
         assert "engine up" in {line["event"] for line in daemon.log}
