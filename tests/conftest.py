@@ -17,7 +17,6 @@ from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 from running import RunningDaemon, StartDaemon
 
-
 # A busy machine is no failure: what a property takes to try is bounded by the test's time-out.
 settings.register_profile(
     "ruvd", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
