@@ -16,11 +16,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-import grpc
-
+from bench.grpc_client import CallBroken, GrpcConnection, connect
 from bench.mock_upstream import MODEL, PACED_MODEL, token
 from ruvd.v1 import session_service_pb2 as pb
-from ruvd.v1 import session_service_pb2_grpc as pb_grpc
 
 TEXT = "Tell me in a few words what a sidecar is, and when one is better than a library. " * 3
 _TOKEN = re.compile(rb'"(?:content|delta)": ?"( word\d\d)"')
@@ -28,6 +26,7 @@ _RESPONSE_ID = re.compile(rb'"id": ?"(resp_[^"]+)"')
 # A session's context window has at most so many exchanges: so a chain of responses has them too.
 _CHAIN = 10
 _SESSIONS = itertools.count()
+_METHOD = "/ruvd.v1.SessionService/Complete"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +181,15 @@ class ResponsesClient(HttpClient):
 
 
 class GrpcClient:
-    """A client of ruvd and of the naive relay; with `sessions` each worker has one a round."""
+    """A client of ruvd and of the naive relay, over one connection; with `sessions` each worker
+    has one a round."""
 
     def __init__(
         self, address: str, tokens: int, *, sessions: bool, paced_model: str = PACED_MODEL
     ) -> None:
         self._models = {False: MODEL, True: paced_model}
-        self._channel = grpc.aio.insecure_channel(address)
-        self._stub = pb_grpc.SessionServiceStub(self._channel)
+        self._address = address
+        self._connection: GrpcConnection | None = None
         self._expected = "".join(token(number) for number in range(tokens))
         self._sessions = sessions
         self._round = next(_SESSIONS)
@@ -201,24 +201,31 @@ class GrpcClient:
             messages=self._messages,
             options=pb.CompletionOptions(model=self._models[paced]),
         )
-        first, texts, finished = 0.0, [], False
+        connection = await self._connected()
         began = time.perf_counter()
-        async for response in self._stub.Complete(request):
-            event = response.event
-            if event.HasField("delta"):
-                first = first or time.perf_counter()
-                texts.append(event.delta.text)
-            finished = event.HasField("finished")
+        try:
+            call = await connection.call(request.SerializeToString(), token(0).encode())
+        except CallBroken as failure:
+            raise StreamBroken(str(failure)) from failure
         ended = time.perf_counter()
+        events = [pb.CompleteResponse.FromString(each).event for each in call.messages()]
+        texts = [event.delta.text for event in events if event.HasField("delta")]
+        finished = bool(events) and events[-1].HasField("finished")
         if not finished or "".join(texts) != self._expected:
             raise StreamBroken(f"finished: {finished}, text: {''.join(texts)[:500]!r}")
-        return Stream(first - began, ended - began, len(texts))
+        return Stream(call.first - began, ended - began, len(texts))
+
+    async def _connected(self) -> GrpcConnection:
+        if self._connection is None or self._connection.transport is None:
+            self._connection = await connect(self._address, _METHOD)
+        return self._connection
 
     def new_round(self) -> None:
         self._round = next(_SESSIONS)
 
     async def close(self) -> None:
-        await self._channel.close()
+        if self._connection and self._connection.transport:
+            self._connection.transport.close()
 
 
 @asynccontextmanager
