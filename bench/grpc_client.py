@@ -116,9 +116,8 @@ class GrpcConnection(asyncio.Protocol):
             if kind == _DATA:
                 self._take(number, data[start:end])
             if kind in (_DATA, _HEADERS):
-                if flags & _END_STREAM and (call := self._calls.get(number)):
-                    if not call.done.done():
-                        call.done.set_result(None)
+                if flags & _END_STREAM:
+                    self._end(number)
             else:
                 self._control(kind, flags, number, data[start:end])
             position = end
@@ -133,6 +132,11 @@ class GrpcConnection(asyncio.Protocol):
             call.parts.append(payload)
             if not call.first and call.seek in payload:
                 call.first = time.perf_counter()
+
+    def _end(self, number: int) -> None:
+        call = self._calls.get(number)
+        if call and not call.done.done():
+            call.done.set_result(None)
 
     def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         assert self.transport is not None

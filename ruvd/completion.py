@@ -8,7 +8,6 @@ late once the commit has begun: then the turn is as good as finished.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ruvd import receipts
 from ruvd.errors import CompletionCancelled, RuvdError
 from ruvd.eventlog import EventLog
 from ruvd.generation import Answer
+from ruvd.ids import unguessable
 from ruvd.model import CompletionEvent, FinishReason, IfBusy, Message, OnDisconnect
 from ruvd.options import CompletionOptions
 from ruvd.ports import CompletionEnded
@@ -71,7 +71,7 @@ class Completion:
     """One generation, running or ended. Made by `Completions.start`."""
 
     def __init__(self, request: CompletionRequest, arrived: float, max_log_bytes: int) -> None:
-        self.id = f"cmpl-{secrets.token_urlsafe(18)}"
+        self.id = f"cmpl-{unguessable()}"
         self.session_id = request.session_id
         self.request_id = request.request_id
         self._batch = request.batch

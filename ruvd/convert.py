@@ -90,26 +90,32 @@ def session(state: SessionState, *, listed: bool = False) -> pb.Session:
     )
 
 
-def event(of: model.CompletionEvent) -> pb.CompletionEvent:
-    """A completion's event for the wire."""
+def event(of: model.CompletionEvent, into: pb.CompletionEvent) -> None:
+    """A completion's event for the wire, written where it goes out."""
+    into.sequence = of.sequence
     match of.event:
-        case model.Delta() as delta:
-            body = pb.CompletionEvent(sequence=of.sequence, delta=_delta(delta))
+        case model.Delta(tool_call=None) as delta:
+            if delta.reasoning:
+                into.delta.reasoning = delta.reasoning
+            else:
+                into.delta.text = delta.text
+        case model.Delta(tool_call=model.ToolCallDelta() as call):
+            told = into.delta.tool_call
+            told.index, told.id, told.name = call.index, call.id, call.name
+            told.arguments = call.arguments
         case model.Started() as started:
-            body = pb.CompletionEvent(
-                sequence=of.sequence,
-                started=pb.Started(
+            into.started.CopyFrom(
+                pb.Started(
                     completion_id=started.completion_id,
                     session_id=started.session_id,
                     session_created=started.session_created,
                     model=started.model,
                     context_messages=started.context_messages,
                     context_trimmed=started.context_trimmed,
-                ),
+                )
             )
         case model.Finished() as finished:
-            body = pb.CompletionEvent(sequence=of.sequence, finished=_finished(finished))
-    return body
+            into.finished.CopyFrom(_finished(finished))
 
 
 def batch_result(of: BatchOutcome, error: Status | None) -> pb.BatchCompleteResponse:
@@ -138,17 +144,6 @@ def batch_summary(of: BatchSummary) -> pb.BatchCompleteResponse:
             total_latency=duration(of.latency_seconds),
         )
     )
-
-
-def _delta(of: model.Delta) -> pb.Delta:
-    if of.tool_call is not None:
-        call = of.tool_call
-        return pb.Delta(
-            tool_call=pb.ToolCallDelta(
-                index=call.index, id=call.id, name=call.name, arguments=call.arguments
-            )
-        )
-    return pb.Delta(reasoning=of.reasoning) if of.reasoning else pb.Delta(text=of.text)
 
 
 def _finished(of: model.Finished) -> pb.Finished:

@@ -16,6 +16,7 @@ from ruvd.errors import (
     SessionEnded,
     SessionExists,
 )
+from ruvd.ids import unguessable
 from ruvd.lanes import Holder, Lanes, to_its_end
 from ruvd.model import ContextWindow, IfBusy, Message, Receipt, Session, Usage
 from ruvd.ports import Clock, Commit, Observer, SessionGone, Store
@@ -26,7 +27,6 @@ from ruvd.sessions import (
     SessionState,
     grown,
     missing,
-    new_id,
 )
 from ruvd.toolcalls import check_results
 
@@ -104,7 +104,7 @@ class Lifecycle:
             whole = keep == parent.exchange_count
             session = replace(
                 parent,
-                id=new.session_id or new_id(),
+                id=new.session_id or unguessable(),
                 create_time=now,
                 last_used_time=now,
                 parent_id=parent.id,

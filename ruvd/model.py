@@ -78,9 +78,14 @@ class Message:
     @property
     def size_bytes(self) -> int:
         """What the message counts against `max_session_bytes`."""
-        texts = [self.content, self.reasoning, self.tool_call_id]
-        texts += [text for call in self.tool_calls for text in (call.id, call.name, call.arguments)]
-        return sum(len(text.encode()) for text in texts if text)
+        size = _size(self.content) + _size(self.reasoning) + _size(self.tool_call_id)
+        for call in self.tool_calls:
+            size += _size(call.id) + _size(call.name) + _size(call.arguments)
+        return size
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 Exchange: TypeAlias = tuple[Message, ...]

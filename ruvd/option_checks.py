@@ -71,12 +71,12 @@ def options(check: Checker, asked: pb.CompletionOptions) -> CompletionOptions:
         bypass_cache=asked.bypass_cache,
         frequency_penalty=_optional(asked, "frequency_penalty"),
         presence_penalty=_optional(asked, "presence_penalty"),
-        logit_bias=_logit_bias(check, asked.logit_bias),
+        logit_bias=_logit_bias(check, asked.logit_bias) if asked.logit_bias else {},
         tools=tools,
         tool_choice=_tool_choice(check, asked, tools),
         parallel_tool_calls=_optional(asked, "parallel_tool_calls"),
         response_format=_response_format(check, asked),
-        extra_body=_extra_body(check, asked.extra_body),
+        extra_body=_extra_body(check, asked.extra_body) if asked.HasField("extra_body") else {},
     )
 
 

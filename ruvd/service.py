@@ -122,7 +122,9 @@ class SessionService(pb_grpc.SessionServiceServicer):
         is_out_of_time = partial(status.is_too_late, context)
         async with aclosing(completion.events(is_out_of_time=is_out_of_time)) as events:
             async for event in events:
-                yield pb.CompleteResponse(event=convert.event(event))
+                response = pb.CompleteResponse()
+                convert.event(event, response.event)
+                yield response
 
     async def ResumeCompletion(  # noqa: D102, N802
         self, request: pb.ResumeCompletionRequest, context: ServicerContext[Any, Any]
@@ -134,7 +136,9 @@ class SessionService(pb_grpc.SessionServiceServicer):
         )
         async with aclosing(events):
             async for event in events:
-                yield pb.ResumeCompletionResponse(event=convert.event(event))
+                response = pb.ResumeCompletionResponse()
+                convert.event(event, response.event)
+                yield response
 
     async def BatchComplete(  # noqa: D102, N802
         self, request: pb.BatchCompleteRequest, context: ServicerContext[Any, Any]

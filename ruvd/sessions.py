@@ -7,7 +7,6 @@ and shows it. Expiry is strict at every access, whatever the sweeper has done.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +15,7 @@ from ruvd.errors import (
     SessionsDisabled,
     SessionTooLarge,
 )
+from ruvd.ids import unguessable
 from ruvd.lanes import Holder, Lanes, to_its_end
 from ruvd.model import ContextWindow, Message, Receipt, Session
 from ruvd.ports import (
@@ -142,7 +142,7 @@ class Sessions:
         now = self._clock.now()
         idle = new.idle_timeout_seconds
         return Session(
-            id=new.session_id or new_id(),
+            id=new.session_id or unguessable(),
             create_time=now,
             last_used_time=now,
             idle_timeout_seconds=self._policy.idle_timeout_seconds if idle is None else idle,
@@ -244,11 +244,6 @@ class Sessions:
                 "this daemon keeps no sessions (sessions_enabled is false); "
                 "send the whole conversation without a session_id"
             )
-
-
-def new_id() -> str:
-    """An id that nobody guesses."""
-    return secrets.token_urlsafe(18)
 
 
 def grown(session: Session, numbered: Sequence[tuple[int, Message]]) -> Session:

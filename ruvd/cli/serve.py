@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -18,6 +20,12 @@ from ruvd.config import ENV_PREFIX, Settings, SettingsInvalid, load, shown
 _USAGE = 2
 _CANNOT_LISTEN = 3
 _STORE_LOCKED = 4
+
+# Objects made between two looks for garbage in the young; a stream makes some hundred that are
+# freed by their counts.
+_NEW_OBJECTS = 20_000
+# How long the store's threads and gRPC's wait for the interpreter while the event loop is busy.
+_SWITCH_SECONDS = 0.0005
 
 
 def _with_settings(command: Callable[..., int]) -> Callable[..., int]:
@@ -99,6 +107,11 @@ def serve(**flags: Any) -> int:
     from ruvd.sockets import AddressTaken
 
     logs.configure(settings.log_level, settings.log_format)
+    # What has been imported stays: nobody is to wait while it is looked through for garbage.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS)
+    sys.setswitchinterval(_SWITCH_SECONDS)
 
     async def run() -> int:
         return await Daemon(settings).run()

@@ -15,17 +15,16 @@ from typing import Any, TypeVar, cast
 import httpx
 import msgspec
 
-from ruvd.engines.chat_errors import in_our_words, refusal, was_stale
+from ruvd.engines.chat_errors import BREAKS, in_our_words, refusal, was_stale
 from ruvd.engines.chat_request import encode
-from ruvd.engines.chat_stream import Answer
+from ruvd.engines.chat_stream import Answer, AnswerBytes
 from ruvd.engines.credentials import ApiKey
-from ruvd.engines.sse import SseDecoder
+from ruvd.engines.patience import Patience
 from ruvd.errors import EngineTimeout, EngineUnavailable, RuvdError
-from ruvd.ports import EngineChunk, EngineRequest, EngineText
+from ruvd.ports import EngineChunk, EngineRequest
 
 T = TypeVar("T")
 
-_DONE = b"[DONE]"
 _MAX_ERROR_BYTES = 65_536
 _MAX_BODY_BYTES = 4 << 20
 # How long figures may come after the server has said why it ended: some never close.
@@ -146,16 +145,28 @@ class ChatCompletionsClient:
                 *((name.encode(), value.encode()) for name, value in more.items()),
             ],
         )
-        answer = Answer()
+        come = AnswerBytes()
         async with self._sending(sent, deadline) as response:
             await self._check_streams(response, deadline)
-            async with aclosing(self._events(response, answer, deadline)) as events:
-                async for together in events:
-                    with in_our_words():
-                        chunks = [chunk for data in together for chunk in answer.feed(data)]
-                    for chunk in _joined(chunks):
-                        yield chunk
-            yield answer.done()
+            async with aclosing(_parts(response)) as parts:
+                with in_our_words(), self._patience(deadline) as patience:
+                    while not come.ended or come.answer.finished:
+                        try:
+                            part = await patience.next(parts)
+                        except (*BREAKS, EngineTimeout):
+                            if come.answer.finished:
+                                break  # nothing is missing
+                            raise
+                        if part is None:
+                            break
+                        is_tail = come.answer.finished
+                        for chunk in come.feed(part):
+                            yield chunk
+                        if come.ended:
+                            patience.shorten(_END_SECONDS)
+                        elif come.answer.finished and not is_tail:
+                            patience.shorten(_TAIL_SECONDS)
+            yield come.answer.done()
 
     async def close(self) -> None:
         """Close every connection. Idempotent."""
@@ -216,39 +227,6 @@ class ChatCompletionsClient:
         except TimeoutError as error:
             raise EngineTimeout("the engine did not answer in time") from error
 
-    async def _events(
-        self, response: httpx.Response, answer: Answer, deadline: float | None
-    ) -> AsyncGenerator[list[bytes], None]:
-        """The events up to [DONE], those together that came together.
-
-        What breaks after `answer` is finished breaks nothing.
-        """
-        decoder = SseDecoder()
-        is_done = False
-        ends: float | None = None
-        async with aclosing(_parts(response)) as parts:
-            while not is_done or answer.finished:
-                if answer.finished and ends is None:
-                    ends = _now() + _TAIL_SECONDS
-                bounds = [bound for bound in (deadline, ends) if bound is not None]
-                try:
-                    part = await _next(parts, min(bounds, default=None), self._read_seconds)
-                except (EngineUnavailable, EngineTimeout):
-                    if answer.finished:
-                        return
-                    raise
-                if part is None:
-                    return
-                with in_our_words():
-                    events = decoder.feed(part)
-                if is_done:
-                    continue
-                if _DONE in events:
-                    events, is_done = events[: events.index(_DONE)], True
-                    ends = _now() + _END_SECONDS
-                if events:
-                    yield events
-
     async def _check_streams(self, response: httpx.Response, deadline: float | None) -> None:
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind in ("", "text/event-stream"):
@@ -264,12 +242,13 @@ class ChatCompletionsClient:
         """The body, up to about `most` bytes of it."""
         content = b""
         async with aclosing(_parts(response)) as parts:
-            while len(content) < most:
-                part = await _next(parts, deadline, self._read_seconds)
-                if part is None:
-                    break
-                content += part
+            with in_our_words(), self._patience(deadline) as patience:
+                while len(content) < most and (part := await patience.next(parts)) is not None:
+                    content += part
         return content
+
+    def _patience(self, deadline: float | None) -> Patience:
+        return Patience(deadline, self._read_seconds)
 
     @contextmanager
     def _redacted(self) -> Iterator[None]:
@@ -279,31 +258,6 @@ class ChatCompletionsClient:
         except RuvdError as error:
             error.args = tuple(self._api_key.redact(str(text)) for text in error.args)
             raise
-
-
-def _joined(chunks: list[EngineChunk]) -> list[EngineChunk]:
-    """Texts that came together as one, because each passes every layer on its own."""
-    texts = [chunk.text for chunk in chunks if isinstance(chunk, EngineText)]
-    return [EngineText("".join(texts))] if 1 < len(texts) == len(chunks) else chunks
-
-
-async def _next(
-    parts: AsyncGenerator[bytes, None], deadline: float | None, silence_seconds: float | None
-) -> bytes | None:
-    """More of the body; None at its end.
-
-    The silence is bounded here, because not every transport does it.
-    """
-    silence = None if silence_seconds is None else _now() + silence_seconds
-    bounds = [bound for bound in (deadline, silence) if bound is not None]
-    try:
-        async with asyncio.timeout_at(min(bounds, default=None)):
-            with in_our_words():
-                return await anext(parts, None)
-    except TimeoutError as error:
-        if deadline is None or (silence is not None and silence < deadline):
-            raise EngineTimeout("the engine was silent for too long") from None
-        raise EngineTimeout("the engine did not end its answer in time") from error
 
 
 def _parts(response: httpx.Response) -> AsyncGenerator[bytes, None]:

@@ -176,6 +176,10 @@ def is_failing(error: RuvdError) -> bool:
     return isinstance(error, (EngineUnavailable, EngineTimeout))
 
 
+# What a connection that breaks raises.
+BREAKS = (httpx.HTTPError, httpx.StreamError, OSError)
+
+
 @contextmanager
 def in_our_words(*, before_head: bool = False) -> Iterator[None]:
     """What goes wrong on the way as one of our errors; its cause says what it was."""
@@ -183,7 +187,7 @@ def in_our_words(*, before_head: bool = False) -> Iterator[None]:
         yield
     except httpx.ReadTimeout as error:
         raise EngineTimeout("the engine was silent for too long") from error
-    except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+    except BREAKS as error:
         cause: Exception = error
         if before_head and _is_drop(error):
             cause = NoAnswer()

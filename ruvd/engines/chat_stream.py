@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from ruvd.engines.chat_errors import Error, broken
+from ruvd.engines.sse import SseDecoder
 from ruvd.errors import EngineRejected, EngineUnavailable
 from ruvd.model import FinishReason, ToolCallDelta, Usage
 from ruvd.ports import EngineChunk, EngineDone, EngineReasoning, EngineText
@@ -29,34 +30,34 @@ _FINISH_REASONS = {
 _FAILURES = {"error", "abort", "insufficient_system_resource"}
 
 
-class _Function(msgspec.Struct):
+class _Function(msgspec.Struct, gc=False):
     name: str | None = None
     arguments: str | dict[str, Any] | None = None
 
 
-class _ToolCall(msgspec.Struct):
+class _ToolCall(msgspec.Struct, gc=False):
     index: int | None = None
     id: str | None = None
     function: _Function | None = None
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[_ToolCall] | None = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     delta: _Delta | None = None
     finish_reason: str | None = None
 
 
-class _PromptDetails(msgspec.Struct):
+class _PromptDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     """OpenAI's; then the field of DeepSeek and that of Moonshot."""
 
     prompt_tokens: int | None = None
@@ -66,14 +67,14 @@ class _Usage(msgspec.Struct):
     cached_tokens: int | None = None
 
 
-class _Timings(msgspec.Struct):
+class _Timings(msgspec.Struct, gc=False):
     """What llama.cpp adds; `cache_n` tokens were cached."""
 
     cache_n: int | None = None
     prompt_ms: float | None = None
 
 
-class _Chunk(msgspec.Struct):
+class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     timings: _Timings | None = None
@@ -106,6 +107,7 @@ class _Call:
 
 
 _decoder = msgspec.json.Decoder(_Chunk)
+_DONE = b"[DONE]"
 
 
 class Answer:
@@ -135,11 +137,14 @@ class Answer:
             choice = chunk.choices[0]
             if choice.delta is not None:
                 self._add(choice.delta, out)
-            self._finish_reason = choice.finish_reason or self._finish_reason
+                self._begun = self._begun or bool(out)
+            if choice.finish_reason:
+                self._finish_reason = choice.finish_reason
         # Some servers send it with every chunk, the last is the whole.
-        self._usage = chunk.usage or self._usage
-        self._timings = chunk.timings or self._timings
-        self._begun = self._begun or bool(out)
+        if chunk.usage is not None:
+            self._usage = chunk.usage
+        if chunk.timings is not None:
+            self._timings = chunk.timings
         return out
 
     def done(self) -> EngineDone:
@@ -183,8 +188,9 @@ class Answer:
             out.append(EngineReasoning(reasoning))
         if delta.content:
             out.append(EngineText(delta.content))
-        for fragment in delta.tool_calls or ():
-            out += self._call(fragment).add(fragment)
+        if delta.tool_calls:
+            for fragment in delta.tool_calls:
+                out += self._call(fragment).add(fragment)
 
     def _call(self, fragment: _ToolCall) -> _Call:
         named = bool(fragment.function and fragment.function.name)
@@ -205,3 +211,27 @@ class Answer:
         if fragment.index is not None:
             self._by_index[fragment.index] = call
         return call
+
+
+class AnswerBytes:
+    """One answer from the parts of a response's body: `feed` each; the rest is `answer`'s."""
+
+    def __init__(self) -> None:
+        self.answer = Answer()
+        self.ended = False  # [DONE] has come, after which nothing counts
+        self._events = SseDecoder()
+
+    def feed(self, part: bytes) -> list[EngineChunk]:
+        """The chunks in a part; texts that came together as one, because each passes every layer
+        on its own. Raises as `Answer.feed`, and EventTooLarge."""
+        events = self._events.feed(part)
+        if self.ended or not events:
+            return []
+        if _DONE in events:
+            self.ended = True
+            del events[events.index(_DONE) :]
+        if len(events) == 1:
+            return self.answer.feed(events[0])
+        chunks = [chunk for data in events for chunk in self.answer.feed(data)]
+        texts = [chunk.text for chunk in chunks if isinstance(chunk, EngineText)]
+        return [EngineText("".join(texts))] if 1 < len(texts) == len(chunks) else chunks

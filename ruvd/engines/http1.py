@@ -13,11 +13,14 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import httptools
 import httpx
+
+from ruvd.engines.pace import Pace, Paced
 
 # Servers close what is idle after 5 s (uvicorn) to 75 s (nginx); a stale one costs a round trip.
 _IDLE_SECONDS = 15.0
@@ -46,6 +49,7 @@ class Http1Transport(httpx.AsyncBaseTransport):
         self._path = path
         self._idle: deque[_Connection] = deque()
         self._busy: set[_Connection] = set()
+        self._pace = Pace()
         self._sweep: asyncio.TimerHandle | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -73,6 +77,7 @@ class Http1Transport(httpx.AsyncBaseTransport):
         """Close all connections."""
         if self._sweep is not None:
             self._sweep.cancel()
+        self._pace.close()
         for connection in (*self._idle, *self._busy):
             connection.close()
         self._idle.clear()
@@ -117,14 +122,15 @@ class Http1Transport(httpx.AsyncBaseTransport):
     async def _connect(self, request: httpx.Request) -> _Connection:
         seconds = request.extensions.get("timeout", {}).get("connect")
         loop, url = asyncio.get_running_loop(), request.url
+        make = partial(_Connection, self._pace)
         try:
             async with asyncio.timeout(seconds):
                 if self._path is not None:
-                    _, made = await loop.create_unix_connection(_Connection, str(self._path))
+                    _, made = await loop.create_unix_connection(make, str(self._path))
                 else:
                     secure = url.scheme == "https"
                     _, made = await loop.create_connection(
-                        _Connection,
+                        make,
                         url.host,
                         url.port or (443 if secure else 80),
                         ssl=self._tls if secure else None,
@@ -140,7 +146,7 @@ class Http1Transport(httpx.AsyncBaseTransport):
 class _Connection(asyncio.Protocol):
     """One connection and the answer that is on it; also what llhttp calls back."""
 
-    def __init__(self) -> None:
+    def __init__(self, pace: Pace) -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.idle_since = 0.0
@@ -158,6 +164,9 @@ class _Connection(asyncio.Protocol):
         self._complete = True
         self._paused = False
         self._error: Exception | None = None
+        self._pace = pace
+        self._paced = Paced(self._wake)
+        self._flows = False
 
     # --- for the transport ------------------------------------------------------------------
 
@@ -184,6 +193,7 @@ class _Connection(asyncio.Protocol):
         self._parser.set_dangerous_leniencies(
             lenient_headers=True, lenient_optional_cr_before_lf=True
         )
+        self._paced.begin()
         self._parts.clear()
         self._buffered = self._head_bytes = 0
         self._has_head = self._complete = self._keeps = self._ends_with_connection = False
@@ -228,6 +238,7 @@ class _Connection(asyncio.Protocol):
 
     def _fail(self, error: Exception) -> None:
         self._error = self._error or error
+        self._flow(flows=False)
         self.close()
 
     # --- asyncio.Protocol -------------------------------------------------------------------
@@ -254,10 +265,14 @@ class _Connection(asyncio.Protocol):
         elif self._buffered > _MAX_BUFFERED_BYTES and not self._paused and self._transport:
             self._paused = True
             self._transport.pause_reading()
+        elif self._flows:
+            self._pace.news(self._paced)
+            return
         self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
+        self._flow(flows=False)
         if not self._complete:
             if self._has_head and self._ends_with_connection and error is None:
                 self._complete = True
@@ -287,6 +302,7 @@ class _Connection(asyncio.Protocol):
         framed = b"content-length" in names or b"transfer-encoding" in names
         self._ends_with_connection = not framed and self.status not in _BODILESS
         self._has_head = True
+        self._flow(flows=True)
 
     def on_body(self, body: bytes) -> None:
         if not self._complete:
@@ -296,6 +312,11 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._has_head:
             self._complete = True
+            self._flow(flows=False)
+
+    def _flow(self, *, flows: bool) -> None:
+        self._pace.flowing += flows - self._flows
+        self._flows = flows
 
 
 class _Body(httpx.AsyncByteStream):

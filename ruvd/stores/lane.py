@@ -56,8 +56,8 @@ class Lane:
 
     `report` is called on the loop after every batch, with the fault that undid it or None;
     `committed` with the number of operations that one transaction committed.
-    `idle` does a bounded piece of work and returns whether there is more; `at_end` is called
-    on the thread when it is done.
+    `idle` does a bounded piece of work and returns whether there is more; `disconnected` and
+    `at_end` are called on the thread when it has dropped a connection, and when it is done.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Lane:
         committed: Callable[[int], None] = lambda _: None,
         begin: str,
         idle: Callable[[sqlite3.Connection], bool] = lambda _: False,
+        disconnected: Callable[[], None] = lambda: None,
         at_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._file = file
@@ -78,6 +79,7 @@ class Lane:
         self._committed = committed
         self._begin = begin
         self._idle = idle
+        self._disconnected = disconnected
         self._at_end = at_end
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -185,6 +187,7 @@ class Lane:
         if self._db is not None:
             self._db.close()
             self._db = None
+            self._disconnected()
 
     def _post(self, callback: Callable[..., None], *args: Any) -> None:
         if not self._loop.is_closed():

@@ -27,9 +27,13 @@ from ruvd.ports import (
 from ruvd.stores import reads, writes
 from ruvd.stores.database import DatabaseFile, Durability
 from ruvd.stores.garbage import purge_step
+from ruvd.stores.hot import HotSessions
 from ruvd.stores.lane import Lane
 
 _T = TypeVar("_T")
+
+_HOT_BYTES = 8 << 20
+_HOT_SESSION_BYTES = 1 << 18
 
 
 class SqliteStore:
@@ -50,6 +54,7 @@ class SqliteStore:
         # Until the writer has opened the file, a reader may find none, or an old schema.
         self._opened = False
         self._faults: dict[str, str] = {}
+        self._hot = HotSessions(_HOT_BYTES, _HOT_SESSION_BYTES)
         self._up: bool | None = None
 
     async def open(self) -> None:
@@ -66,6 +71,7 @@ class SqliteStore:
             committed=lambda writes: self._observer(StoreBatch(writes)),
             begin="BEGIN IMMEDIATE",
             idle=purge_step,
+            disconnected=self._hot.clear,
             at_end=self._file.release,
         )
         self._reader = Lane(
@@ -101,15 +107,17 @@ class SqliteStore:
 
     async def begin(self, session_id: str, request_id: str, now: float) -> Beginning:
         """See `Store.begin`."""
-        return await self._write(lambda db: writes.begin(db, session_id, request_id, now))
+        return await self._write(
+            lambda db: writes.begin(db, self._hot, session_id, request_id, now)
+        )
 
     async def commit(self, commit: Commit) -> Sequence[str]:
         """See `Store.commit`."""
-        return await self._write(lambda db: writes.commit(db, commit))
+        return await self._write(lambda db: writes.commit(db, self._hot, commit))
 
     async def fork(self, commit: Commit, parent_id: str) -> Sequence[str]:
         """See `Store.fork`."""
-        return await self._write(lambda db: writes.fork(db, commit, parent_id))
+        return await self._write(lambda db: writes.fork(db, self._hot, commit, parent_id))
 
     async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
         """See `Store.size_at`."""
@@ -117,16 +125,16 @@ class SqliteStore:
 
     async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`."""
-        return await self._write(lambda db: writes.touch(db, session_id, now))
+        return await self._write(lambda db: writes.touch(db, self._hot, session_id, now))
 
     async def end(self, session_id: str) -> bool:
         """See `Store.end`."""
-        return await self._write(lambda db: writes.end(db, session_id))
+        return await self._write(lambda db: writes.end(db, self._hot, session_id))
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """See `Store.expire`."""
         kept = frozenset(protected)
-        return await self._write(lambda db: writes.expire(db, now, kept))
+        return await self._write(lambda db: writes.expire(db, self._hot, now, kept))
 
     async def list(
         self, *, after: int, limit: int, labels: Mapping[str, str], now: float

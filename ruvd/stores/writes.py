@@ -1,5 +1,5 @@
 """What is written to the SQLite database: each function is one `Store` method, inside a savepoint
-that the caller has opened, so that raising undoes it.
+that the caller has opened, so that raising undoes it. `hot` is forgotten with what it is undone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from ruvd.errors import SessionExists, SessionNotFound
 from ruvd.model import Receipt
 from ruvd.ports import Beginning, Commit
 from ruvd.stores import reads
+from ruvd.stores.hot import Hot, HotSessions
 from ruvd.stores.rows import extra_of, figures_of, session_values
 
 _EXPIRE_AT_ONCE = 1_000
@@ -21,50 +22,64 @@ _MOST_MESSAGES = 200
 _MOST_BYTES = 1 << 18
 
 
-def commit(db: sqlite3.Connection, change: Commit) -> list[str]:
+def commit(db: sqlite3.Connection, hot: HotSessions, change: Commit) -> list[str]:
     """See `Store.commit`."""
+    session = change.session
+    known = Hot(session, ()) if change.create else hot.get(session.id)
+    hot.drop(session.id)
     if change.create:
-        _free_id(db, change)
+        _free_id(db, hot, change)
         branch = _insert(db, change, 0)
         _append(db, branch, change, 0, 0)
     else:
-        branch = _update(db, change)
-    return _evict(db, change)
+        _update(db, change)
+    evicted = _evict(db, hot, change)
+    after = known.after(session, change.appended) if known else None
+    if after:
+        hot.put(after)
+    return evicted
 
 
-def fork(db: sqlite3.Connection, change: Commit, parent_id: str) -> list[str]:
+def fork(db: sqlite3.Connection, hot: HotSessions, change: Commit, parent_id: str) -> list[str]:
     """See `Store.fork`."""
     row = db.execute("SELECT pk FROM sessions WHERE id = ?", (parent_id,)).fetchone()
     if row is None:
         raise SessionNotFound(f"there is no session {parent_id!r}")
     shared = change.session.message_count - len(change.appended)
     base = _base(db, row[0], shared, change.session.exchange_count) if shared else None
-    _free_id(db, change)
+    _free_id(db, hot, change)
     end_bytes = base[2] if base else 0
     branch = _insert(db, change, end_bytes)
     if base:
         db.execute("INSERT INTO forks VALUES (?, ?, ?, ?)", (branch, base[0], shared, base[1]))
     _append(db, branch, change, shared, end_bytes)
-    return _evict(db, change)
+    return _evict(db, hot, change)
 
 
-def begin(db: sqlite3.Connection, session_id: str, request_id: str, now: float) -> Beginning:
+def begin(
+    db: sqlite3.Connection, hot: HotSessions, session_id: str, request_id: str, now: float
+) -> Beginning:
     """See `Store.begin`. A long window is left to the reader: nobody's commit waits for it."""
-    session = reads.get(db, session_id)
+    known = hot.get(session_id)
+    session = known.session if known else reads.get(db, session_id)
     if session is None or session.expire_time <= now:
         return Beginning()
-    receipt = reads.receipt(db, session_id, request_id)
+    receipt = reads.receipt(db, session_id, request_id) if request_id else None
     if receipt is not None:
         return Beginning(session, receipt)
-    touch(db, session_id, now)
+    touch(db, hot, session_id, now)
     session = replace(session, last_used_time=now)
-    if session.size_bytes > _MOST_BYTES or session.message_count > _MOST_MESSAGES:
-        return Beginning(session)
-    return Beginning(session, exchanges=reads.exchanges(db, session_id, session.window_start))
+    if known is None:
+        if session.size_bytes > _MOST_BYTES or session.message_count > _MOST_MESSAGES:
+            return Beginning(session)
+        known = Hot(session, tuple(reads.exchanges(db, session_id, session.window_start)))
+    hot.put(replace(known, session=session))
+    return Beginning(session, exchanges=known.exchanges)
 
 
-def touch(db: sqlite3.Connection, session_id: str, now: float) -> bool:
+def touch(db: sqlite3.Connection, hot: HotSessions, session_id: str, now: float) -> bool:
     """See `Store.touch`."""
+    hot.drop(session_id)
     cursor = db.execute(
         "UPDATE sessions SET last_used_time = ?1, expire_time = ?1 + idle_timeout_seconds"
         " WHERE id = ?2",
@@ -73,16 +88,19 @@ def touch(db: sqlite3.Connection, session_id: str, now: float) -> bool:
     return cursor.rowcount > 0
 
 
-def end(db: sqlite3.Connection, session_id: str) -> bool:
+def end(db: sqlite3.Connection, hot: HotSessions, session_id: str) -> bool:
     """See `Store.end`."""
     row = db.execute("SELECT pk, labels FROM sessions WHERE id = ?", (session_id,)).fetchone()
     if row is None:
         return False
+    hot.drop(session_id)
     _delete(db, row[0], json.loads(row[1]))
     return True
 
 
-def expire(db: sqlite3.Connection, now: float, protected: Collection[str]) -> list[str]:
+def expire(
+    db: sqlite3.Connection, hot: HotSessions, now: float, protected: Collection[str]
+) -> list[str]:
     """See `Store.expire`."""
     gone: list[str] = []
     for (session_id,) in db.execute(
@@ -93,11 +111,11 @@ def expire(db: sqlite3.Connection, now: float, protected: Collection[str]) -> li
         if session_id not in protected:
             gone.append(session_id)
     for session_id in gone:
-        end(db, session_id)
+        end(db, hot, session_id)
     return gone
 
 
-def _free_id(db: sqlite3.Connection, change: Commit) -> None:
+def _free_id(db: sqlite3.Connection, hot: HotSessions, change: Commit) -> None:
     row = db.execute(
         "SELECT pk, labels, expire_time FROM sessions WHERE id = ?", (change.session.id,)
     ).fetchone()
@@ -105,6 +123,7 @@ def _free_id(db: sqlite3.Connection, change: Commit) -> None:
         return
     if row[2] > change.now:
         raise SessionExists(f"there is a session {change.session.id!r} already")
+    hot.drop(change.session.id)
     _delete(db, row[0], json.loads(row[1]))
 
 
@@ -121,7 +140,7 @@ def _insert(db: sqlite3.Connection, change: Commit, end_bytes: int) -> int:
     return branch
 
 
-def _update(db: sqlite3.Connection, change: Commit) -> int:
+def _update(db: sqlite3.Connection, change: Commit) -> None:
     session = change.session
     row = db.execute(
         "SELECT pk, message_count, end_bytes, labels FROM sessions WHERE id = ?", (session.id,)
@@ -144,7 +163,6 @@ def _update(db: sqlite3.Connection, change: Commit) -> int:
         _unlabel(db, branch, old_labels)
         _label(db, branch, session.labels)
     _append(db, branch, change, position, end_bytes)
-    return int(branch)
 
 
 def _append(
@@ -219,7 +237,7 @@ def _base(
     return owner, row[0], row[1]
 
 
-def _evict(db: sqlite3.Connection, change: Commit) -> list[str]:
+def _evict(db: sqlite3.Connection, hot: HotSessions, change: Commit) -> list[str]:
     if change.max_sessions is None:
         return []
     (sessions,) = db.execute("SELECT sessions FROM totals").fetchone()
@@ -241,7 +259,7 @@ def _evict(db: sqlite3.Connection, change: Commit) -> list[str]:
             if session_id not in kept:
                 gone[session_id] = None
     for session_id in gone:
-        end(db, session_id)
+        end(db, hot, session_id)
     return list(gone)
 
 
