@@ -51,17 +51,21 @@ class SavedPrefixes:
         entry = self._entries.setdefault(request.prefix_key, _Entry())
         self._entries.move_to_end(request.prefix_key)
         self._bound()
-        async with entry.lock:
-            if entry.state is not None and entry.state.gone:
-                entry.tried, entry.state = False, None
-            if not entry.tried:
-                return await self._evaluate(mover, slot, request, entry, evaluate)
-        state, prompt = entry.state, prompt_of(request)
-        if state is not None and state.holds is not None:
+        while True:
+            async with entry.lock:
+                if entry.state is not None and entry.state.gone:
+                    entry.tried, entry.state = False, None
+                if not entry.tried:
+                    return await self._evaluate(mover, slot, request, entry, evaluate)
+            state, prompt = entry.state, prompt_of(request)
+            if state is None or state.holds is None:
+                return None
             gain = state.holds.common(prompt) - slot.holds.common(prompt)
-            if gain >= WORTH_CHARACTERS:
-                await asyncio.shield(slot.begin(_restore(mover, slot, state)))
-        return None
+            if gain < WORTH_CHARACTERS:
+                return None
+            await asyncio.shield(slot.begin(_restore(mover, slot, state)))
+            if not state.gone or slot.holds.size:
+                return None  # or else the file was broken, and somebody has to make another
 
     async def _evaluate(
         self,
