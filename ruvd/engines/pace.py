@@ -16,10 +16,10 @@ import itertools
 from collections.abc import Callable
 
 _FEW = 8
-_READS_PER_SECOND = 3200
-_LONGEST_SECONDS = 0.020
-# The role and the first tokens.
-_FIRST_READS = 3
+_READS_PER_SECOND = 2000
+_LONGEST_SECONDS = 0.030
+# The role and the first token.
+_FIRST_READS = 2
 # Those that are due within it are woken together.
 _TICK_SECONDS = 0.002
 
