@@ -13,6 +13,7 @@ import importlib
 import logging
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -123,17 +124,26 @@ class _Outage:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._failing: set[str] = set()
+        self._worked = 0.0
         self._reason = _LastError()
         sdk = logging.getLogger("opentelemetry")
         sdk.setLevel(logging.ERROR)
         sdk.propagate = False
         sdk.handlers = [self._reason]
 
-    def report(self, signal: str, *, exported: bool) -> None:
-        """An export has ended. Called on the SDK's threads."""
+    def report(self, signal: str, began: float, *, exported: bool) -> None:
+        """An export that `began` then has ended. Called on the SDK's threads.
+
+        One that fails after another has worked, and began before that, is no news: the collector
+        has come back meanwhile.
+        """
         with self._lock:
             before = bool(self._failing)
-            (self._failing.discard if exported else self._failing.add)(signal)
+            if exported:
+                self._worked = time.monotonic()
+                self._failing.discard(signal)
+            elif began > self._worked:
+                self._failing.add(signal)
             after = bool(self._failing)
         if after and not before:
             _log.warning(
@@ -167,8 +177,9 @@ class _Spans:
 
     def export(self, spans: Sequence[Span]) -> bool:
         whole: Any = spans if self._encodes else [span.readable() for span in spans]
+        began = time.monotonic()
         exported = self._exporter.export(whole) is SpanExportResult.SUCCESS
-        self._outage.report("traces", exported=exported)
+        self._outage.report("traces", began, exported=exported)
         return exported
 
     def shutdown(self) -> None:
@@ -192,8 +203,9 @@ class _WatchedMetrics(MetricExporter):
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **options: Any
     ) -> MetricExportResult:
         joined = self._histograms.joined(metrics_data, self._deltas)
+        began = time.monotonic()
         result = self._exporter.export(joined, timeout_millis, **options)
-        self._outage.report("metrics", exported=result is MetricExportResult.SUCCESS)
+        self._outage.report("metrics", began, exported=result is MetricExportResult.SUCCESS)
         return result
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:

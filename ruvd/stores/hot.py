@@ -3,7 +3,7 @@
 A turn begins with its session and its window, which the turn before it has just written; to read
 them again takes a step of SQLite for each message, and each step gives the interpreter's lock
 away and takes it again. Only the writer's thread uses this, all changes pass that thread, and
-it is emptied with the connection: so it is as true as the file.
+it is emptied when a transaction is undone: so it is as true as the file.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ _MESSAGE_BYTES = 300
 
 @dataclass(frozen=True, slots=True)
 class Hot:
-    """A session as it is stored, and the exchanges of its window."""
+    """A session as it is stored, and the exchanges of its window. `place`, where it is known, is
+    its `pk` and `end_bytes`."""
 
     session: Session
     exchanges: tuple[Exchange, ...]
+    place: tuple[int, int] | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -34,7 +36,12 @@ class Hot:
             for message in exchange
         )
 
-    def after(self, session: Session, appended: Sequence[tuple[int, Message]]) -> Hot | None:
+    def after(
+        self,
+        session: Session,
+        appended: Sequence[tuple[int, Message]],
+        place: tuple[int, int] | None = None,
+    ) -> Hot | None:
         """As it is after a commit; None if that needs what is not known here."""
         exchanges = list(self.exchanges)
         first = self.session.window_start
@@ -47,7 +54,7 @@ class Hot:
                 return None
         if session.window_start < first:
             return None
-        return Hot(session, tuple(exchanges[session.window_start - first :]))
+        return Hot(session, tuple(exchanges[session.window_start - first :]), place)
 
 
 class HotSessions:

@@ -1,9 +1,11 @@
 """A thread with a database connection of its own, and a queue of operations for it.
 
 It takes everything that is queued, up to a bound, runs it in one transaction and answers all
-callers after one commit: under load, many writes cost one. An operation that is refused is undone
-alone; a fault of the database undoes the batch and drops the connection, and the next operation
-connects anew, which is how a store recovers. What there is to do beside is done when idle.
+callers after one commit: under load, many writes cost one. If an operation is refused, all are
+undone and run again, each in a savepoint, so that the refused one is undone alone: savepoints are
+two statements each, and each statement gives the interpreter's lock away. A fault of the database
+undoes the batch and drops the connection, and the next operation connects anew, which is how a
+store recovers. What there is to do beside is done when idle.
 """
 
 from __future__ import annotations
@@ -56,8 +58,9 @@ class Lane:
 
     `report` is called on the loop after every batch, with the fault that undid it or None;
     `committed` with the number of operations that one transaction committed.
-    `idle` does a bounded piece of work and returns whether there is more; `disconnected` and
-    `at_end` are called on the thread when it has dropped a connection, and when it is done.
+    Operations may run twice, and change nothing but the database and what `undone` resets.
+    `idle` does a bounded piece of work and returns whether there is more; `undone` and `at_end`
+    are called on the thread when a transaction was undone, and when it is done.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Lane:
         committed: Callable[[int], None] = lambda _: None,
         begin: str,
         idle: Callable[[sqlite3.Connection], bool] = lambda _: False,
-        disconnected: Callable[[], None] = lambda: None,
+        undone: Callable[[], None] = lambda: None,
         at_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._file = file
@@ -79,7 +82,7 @@ class Lane:
         self._committed = committed
         self._begin = begin
         self._idle = idle
-        self._disconnected = disconnected
+        self._undone = undone
         self._at_end = at_end
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -148,9 +151,17 @@ class Lane:
         try:
             db = self._connected()
             db.execute(self._begin)
-            for job in self._jobs:
-                if not job.future.cancelled():
-                    _run(db, job)
+            try:
+                for job in self._jobs:
+                    if not job.future.cancelled():
+                        job.result = job.operation(db)
+            except _REFUSALS:
+                db.execute("ROLLBACK")
+                self._undone()
+                db.execute(self._begin)
+                for job in self._jobs:
+                    if not job.future.cancelled():
+                        _run_apart(db, job)
             db.execute("COMMIT")
         except _FAULTS as error:
             fault = self._drop(error)
@@ -187,7 +198,7 @@ class Lane:
         if self._db is not None:
             self._db.close()
             self._db = None
-            self._disconnected()
+            self._undone()
 
     def _post(self, callback: Callable[..., None], *args: Any) -> None:
         if not self._loop.is_closed():
@@ -222,7 +233,8 @@ class Lane:
         self._closed.set()
 
 
-def _run(db: sqlite3.Connection, job: _Job) -> None:
+def _run_apart(db: sqlite3.Connection, job: _Job) -> None:
+    job.result = None
     db.execute("SAVEPOINT job")
     try:
         job.result = job.operation(db)

@@ -71,7 +71,7 @@ class SqliteStore:
             committed=lambda writes: self._observer(StoreBatch(writes)),
             begin="BEGIN IMMEDIATE",
             idle=purge_step,
-            disconnected=self._hot.clear,
+            undone=self._hot.clear,
             at_end=self._file.release,
         )
         self._reader = Lane(

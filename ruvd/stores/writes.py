@@ -20,6 +20,9 @@ _EXPIRE_AT_ONCE = 1_000
 # What a turn's window may have to be read beside writes: well under a millisecond.
 _MOST_MESSAGES = 200
 _MOST_BYTES = 1 << 18
+# Messages that one statement writes, and the values of each.
+_MOST_AT_ONCE = 100
+_MESSAGE_VALUES = 7
 
 
 def commit(db: sqlite3.Connection, hot: HotSessions, change: Commit) -> list[str]:
@@ -30,11 +33,11 @@ def commit(db: sqlite3.Connection, hot: HotSessions, change: Commit) -> list[str
     if change.create:
         _free_id(db, hot, change)
         branch = _insert(db, change, 0)
-        _append(db, branch, change, 0, 0)
+        place = branch, _append(db, branch, change, 0, 0)
     else:
-        _update(db, change)
+        place = _update(db, change, known)
     evicted = _evict(db, hot, change)
-    after = known.after(session, change.appended) if known else None
+    after = known.after(session, change.appended, place) if known else None
     if after:
         hot.put(after)
     return evicted
@@ -140,14 +143,20 @@ def _insert(db: sqlite3.Connection, change: Commit, end_bytes: int) -> int:
     return branch
 
 
-def _update(db: sqlite3.Connection, change: Commit) -> None:
+def _update(db: sqlite3.Connection, change: Commit, known: Hot | None) -> tuple[int, int]:
+    """Its `pk` and `end_bytes` as they are then."""
     session = change.session
-    row = db.execute(
-        "SELECT pk, message_count, end_bytes, labels FROM sessions WHERE id = ?", (session.id,)
-    ).fetchone()
-    if row is None:
-        raise SessionNotFound(f"there is no session {session.id!r}")
-    branch, position, end_bytes, labels = row
+    if known and known.place:
+        (branch, end_bytes), position = known.place, known.session.message_count
+        old_labels = known.session.labels
+    else:
+        row = db.execute(
+            "SELECT pk, message_count, end_bytes, labels FROM sessions WHERE id = ?", (session.id,)
+        ).fetchone()
+        if row is None:
+            raise SessionNotFound(f"there is no session {session.id!r}")
+        branch, position, end_bytes, labels = row
+        old_labels = json.loads(labels)
     added_bytes = sum(message.size_bytes for _, message in change.appended)
     db.execute(
         "UPDATE sessions SET id = ?, create_time = ?, last_used_time = ?,"
@@ -158,33 +167,36 @@ def _update(db: sqlite3.Connection, change: Commit) -> None:
         " parent_id = ?, model = ?, labels = ?, system_prompt = ? WHERE pk = ?",
         (*session_values(session, end_bytes + added_bytes), branch),
     )
-    old_labels = json.loads(labels)
     if old_labels != session.labels:
         _unlabel(db, branch, old_labels)
         _label(db, branch, session.labels)
-    _append(db, branch, change, position, end_bytes)
+    return branch, _append(db, branch, change, position, end_bytes)
 
 
 def _append(
     db: sqlite3.Connection, branch: int, change: Commit, position: int, end_bytes: int
-) -> None:
-    last: int | None = None
+) -> int:
+    """The branch's `end_bytes` with what is appended."""
+    values: list[object] = []
     for place, (exchange, message) in enumerate(change.appended, start=position):
         end_bytes += message.size_bytes
-        last = db.execute(
-            "INSERT INTO messages VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                branch,
-                exchange,
-                place,
-                end_bytes,
-                message.role.value,
-                message.content,
-                extra_of(message),
-            ),
-        ).lastrowid
+        values += (
+            branch,
+            exchange,
+            place,
+            end_bytes,
+            message.role.value,
+            message.content,
+            extra_of(message),
+        )
+    last: int | None = None
+    for start in range(0, len(values), _MOST_AT_ONCE * _MESSAGE_VALUES):
+        some = values[start : start + _MOST_AT_ONCE * _MESSAGE_VALUES]
+        rows = ", ".join(["(NULL, ?, ?, ?, ?, ?, ?, ?)"] * (len(some) // _MESSAGE_VALUES))
+        last = db.execute(f"INSERT INTO messages VALUES {rows}", some).lastrowid  # noqa: S608
     if change.receipt is not None:
         _keep(db, branch, change, change.receipt, last)
+    return end_bytes
 
 
 def _keep(

@@ -4,10 +4,12 @@ hold up a request."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import AsyncIterator
 from typing import Any
@@ -24,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 from running import RunningDaemon, StartDaemon
 from upstream import serving
 
+from ruvd.exporters import _Outage
 from ruvd.v1 import session_service_pb2 as pb
 
 ECHO = ("--engine", "echo")
@@ -316,6 +319,7 @@ async def test_the_log_level_is_switched_while_it_runs(daemon: StartDaemon) -> N
 def test_nothing_of_opentelemetry_is_imported_where_nobody_wants_it() -> None:
     program = """
 import sys
+import time
 import ruvd.cli.serve
 from ruvd import daemon
 from ruvd.settings import Settings
@@ -324,3 +328,17 @@ assert not [name for name in sys.modules if name.startswith(("opentelemetry", "p
 """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "RUVD_"))}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+
+def test_an_export_that_began_before_the_collector_came_back_is_no_outage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outage = _Outage()
+    with caplog.at_level(logging.INFO, "ruvd.telemetry"):
+        began = time.monotonic()
+        outage.report("traces", began, exported=False)
+        outage.report("traces", time.monotonic(), exported=True)
+        outage.report("metrics", began, exported=False)
+        assert caplog.messages == [WARNING, "telemetry is exported again"]
+        outage.report("metrics", time.monotonic(), exported=False)
+        assert caplog.messages[2:] == [WARNING]
