@@ -149,6 +149,11 @@ class SlotTable:
         ]
 
     @property
+    def is_full(self) -> bool:
+        """Whether every slot holds a session, so that the next one moves another out."""
+        return all(slot.session_key for slot in self._slots)
+
+    @property
     def is_idle(self) -> bool:
         """Whether nobody has a slot."""
         return not any(slot.busy for slot in self._slots)

@@ -31,9 +31,12 @@ from ruvd.ports import EngineDone, EngineRequest, EngineStateMoved, Observer, Pr
 T = TypeVar("T")
 
 _MOST_PREFIXES = 8
-# After how long without a turn a session's state is saved, and how often that is looked after.
+# After how long without a turn a session's state is saved, for the next daemon; and where every
+# slot holds a session, for the next session: it does not wait then while the state of another is
+# saved (measured: 23 of the 307 ms to its first token). How often that is looked after.
 _REST_SECONDS = 5.0
-_LOOK_SECONDS = 1.0
+_REST_SECONDS_IF_FULL = 1.0
+_LOOK_SECONDS = 0.5
 # A server that hangs does not keep the daemon from ending.
 _SAVE_SECONDS = 5.0
 
@@ -188,7 +191,11 @@ class LlamaWarm:
         """Save what rests, for as long as this runs."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            if self._child and self._files and self._lasts:
+            if self._child is None or self._files is None:
+                continue
+            if self._child.table.is_full:
+                await self._save_resting(_REST_SECONDS_IF_FULL)
+            if self._lasts:
                 await self._save_resting(_REST_SECONDS)
                 if self._child.table.is_idle:
                     await self._files.seal()

@@ -168,6 +168,27 @@ async def test_what_rests_is_saved_without_being_told_to(
         await until(is_sealed)
 
 
+async def test_where_every_slot_holds_a_session_the_next_one_waits_for_no_save(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(llama_warm, "_REST_SECONDS_IF_FULL", 0.0)
+    monkeypatch.setattr(llama_warm, "_LOOK_SECONDS", 0.02)
+    events: list[Event] = []
+    async with running(events) as engine:
+        for name in ("ann", "ben"):
+            await Talk(name).turn(engine, STORIES[name] * 4)
+        slots = engine._warm.child().table
+
+        async def both_are_saved() -> bool:
+            return slots.is_idle and not slots.resting(0.0)
+
+        await until(both_are_saved)
+        monkeypatch.setattr(llama_warm, "_REST_SECONDS_IF_FULL", 1000.0)
+        before = len(events)
+        await Talk("cay").turn(engine, "What came in?")
+        assert ("save", "ok") not in moved(events[before:])
+
+
 async def test_of_a_session_that_has_gone_no_file_stays(tmp_path: Path) -> None:
     kv = tmp_path / "kv"
     async with running(states_path=kv) as engine:
