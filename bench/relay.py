@@ -24,9 +24,8 @@ a relay, CPU seconds per 1,000 streams and memory of the relay's processes. A ro
 target in turn, every second one backwards. LiteLLM takes so long that it has the largest cases in
 the first round only, and not at all with `--quick`. Each answer is checked to be whole.
 
-The clients (this process) and the mock share the machine's cores with the relay; the gRPC client
-needs more of them than the HTTP client, which is to ruvd's disadvantage. CPU says what a relay
-would do with a core of its own.
+The clients (this process) and the mock share the machine's cores with the relay. CPU says what a
+relay would do with a core of its own.
 
 Run it with `.venv/bin/python bench/relay.py`; it takes about five minutes, `--quick` about one, and
 once two more to install LiteLLM (750 MB), smg (150 MB) and ferrogw (70 MB) in the user's cache
