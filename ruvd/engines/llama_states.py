@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 _SUFFIX = ".kv"
 _SEAL_SUFFIX = ".seal"
+_PART_SUFFIX = ".part"
 
 _log = logging.getLogger("ruvd.engine")
 
@@ -199,9 +200,11 @@ class StateFiles:
 
     def _seal(self, state: State) -> None:
         seal = _Seal(self.model, state.session_key, state.size_bytes, _sha256(state.path))
-        path = state.path.with_suffix(_SEAL_SUFFIX)
-        path.touch(0o600)
-        path.write_bytes(msgspec.json.encode(seal))
+        # Whoever is killed meanwhile leaves no half of a seal.
+        part = state.path.with_suffix(_PART_SUFFIX)
+        part.touch(0o600)
+        part.write_bytes(msgspec.json.encode(seal))
+        part.replace(state.path.with_suffix(_SEAL_SUFFIX))
         state.sealed = True
         if state.gone:
             _unlink([state.path])
@@ -223,8 +226,8 @@ class StateFiles:
                 state = State(file, None, seal.session, size, sealed=True, sha256=seal.sha256)
                 self._states[file.name] = state
         known = {path for state in self._states.values() for path in _files(state.path)}
-        for path in [*self.directory.glob(f"*{_SUFFIX}"), *self.directory.glob(f"*{_SEAL_SUFFIX}")]:
-            if path not in known:
+        for path in self.directory.iterdir():
+            if path.suffix in (_SUFFIX, _SEAL_SUFFIX, _PART_SUFFIX) and path not in known:
                 path.unlink(missing_ok=True)
 
 
@@ -298,8 +301,8 @@ def _replaces(new: State, old: State) -> bool:
     return bool(new.session_key) and new.session_key == old.session_key and new is not old
 
 
-def _files(path: Path) -> tuple[Path, Path]:
-    return path, path.with_suffix(_SEAL_SUFFIX)
+def _files(path: Path) -> tuple[Path, ...]:
+    return path, path.with_suffix(_SEAL_SUFFIX), path.with_suffix(_PART_SUFFIX)
 
 
 def _age(path: Path) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -166,6 +167,28 @@ async def test_what_rests_is_saved_without_being_told_to(
             return bool(list((tmp_path / "kv").glob("*.seal")))
 
         await until(is_sealed)
+
+
+async def test_a_seal_that_could_not_be_written_is_none_and_goes_with_its_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kv = tmp_path / "kv"
+    talk = Talk("ann")
+    write = Path.write_bytes
+
+    def half(path: Path, content: bytes) -> int:
+        write(path, content[:5])
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    async with running(states_path=kv) as engine:
+        await talk.turn(engine, STORIES["ann"] * 4)
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "write_bytes", half)
+            await engine._warm.save()
+        assert list(kv.glob("*.kv"))
+        assert not list(kv.glob("*.seal"))
+        engine._warm.forget("ann")
+    assert [path.name for path in kv.iterdir()] == ["lock"]
 
 
 async def test_where_every_slot_holds_a_session_the_next_one_waits_for_no_save(
