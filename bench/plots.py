@@ -24,6 +24,7 @@ _TITLES = {
     "smg": "smg",
     "smg-history": "smg, history",
     "ferrogw": "ferrogw",
+    "ferrogw-told": "ferrogw, told all",
     "naive": "naive grpc.aio",
     "ruvd": "ruvd",
     "tcp": "ruvd, TCP",

@@ -10,6 +10,8 @@ smg          the Shepherd Model Gateway, chat completions, which it keeps nothin
 smg-history  the same process, by the Responses API: each answer is stored in its memory, and goes
              on with the one before it, ten at most
 ferrogw      Ferro Labs' gateway
+ferrogw-told the same process, told in each request the exchanges that ruvd's sessions send, so that
+             the server gets the same by either
 naive        thirty lines of grpc.aio and httpx (`bench/naive_relay.py`) that do nothing else
 ruvd         `ruvd serve --engine openai` on a Unix socket, stateless completions
 tcp          the same on a loopback port
@@ -51,13 +53,21 @@ from bench import environments
 from bench import relay_servers as servers
 from bench.machine import describe
 from bench.mock_upstream import POD_MODEL, POD_TOKENS
-from bench.relay_clients import Client, GrpcClient, HttpClient, ResponsesClient, closing
+from bench.relay_clients import (
+    Client,
+    GrpcClient,
+    HistoryClient,
+    HttpClient,
+    ResponsesClient,
+    closing,
+)
 from bench.relay_gateways import GATEWAYS
 from bench.relay_report import TITLES, criteria, results, show
 from bench.relay_targets import ALONE, CASES, POD, Case, Target, tell
 
 # In the same process as another.
-_SHARED = {"smg-history": "smg"}
+_SHARED = {"smg-history": "smg", "ferrogw-told": "ferrogw"}
+_CLIENTS = {"smg-history": ResponsesClient, "ferrogw-told": HistoryClient}
 _SLOW = ("litellm",)
 _QUICK_CASES = ("alone", "16", "pod")
 # For the largest case with sessions; all others have the default.
@@ -110,7 +120,7 @@ async def start(
         clients: tuple[Client, Client]
         if (process := _SHARED.get(name, name)) in http:
             server, its_port = http[process]
-            kind = ResponsesClient if name == "smg-history" else HttpClient
+            kind = _CLIENTS.get(name, HttpClient)
             clients = (
                 kind(its_port, options.tokens),
                 kind(its_port, POD_TOKENS, paced_model=POD_MODEL),

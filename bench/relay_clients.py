@@ -23,8 +23,9 @@ from ruvd.v1 import session_service_pb2 as pb
 TEXT = "Tell me in a few words what a sidecar is, and when one is better than a library. " * 3
 _TOKEN = re.compile(rb'"(?:content|delta)": ?"( word\d\d)"')
 _RESPONSE_ID = re.compile(rb'"id": ?"(resp_[^"]+)"')
-# A session's context window has at most so many exchanges: so a chain of responses has them too.
-_CHAIN = 10
+# A session's context window has at most so many exchanges, a trim keeps the last of them: so a
+# chain of responses and a client's own history have them too.
+_CHAIN, _KEPT = 10, 3
 _SESSIONS = itertools.count()
 _METHOD = "/ruvd.v1.SessionService/Complete"
 
@@ -112,10 +113,10 @@ class HttpClient:
         self._connections: dict[int, _HttpStream] = {}
         self._requests = {paced: self._request(self._body(paced)) for paced in (False, True)}
 
-    def _body(self, paced: bool) -> str:  # noqa: FBT001  as the key of the requests
+    def _body(self, paced: bool, past: str = "") -> str:  # noqa: FBT001  as the key of the requests
         return (
             f'{{"model":"{self._models[paced]}",'
-            f'"messages":[{{"role":"user","content":"{TEXT}"}}],'
+            f'"messages":[{past}{{"role":"user","content":"{TEXT}"}}],'
             '"stream":true,"stream_options":{"include_usage":true}}'
         )
 
@@ -145,6 +146,37 @@ class HttpClient:
         for connection in self._connections.values():
             if connection.transport is not None:
                 connection.transport.close()
+
+
+class HistoryClient(HttpClient):
+    """A client of chat completions that holds its conversations itself, as it has to where a
+    gateway keeps none: each worker sends the exchanges before, as many as ruvd sends of a session.
+    """
+
+    def __init__(self, port: int, tokens: int, *, paced_model: str = PACED_MODEL) -> None:
+        super().__init__(port, tokens, paced_model=paced_model)
+        answer = b"".join(self._expected).decode()
+        exchange = (
+            f'{{"role":"user","content":"{TEXT}"}},{{"role":"assistant","content":"{answer}"}},'
+        )
+        # What is said is always the same, so a history is known by its length.
+        self._turns = {
+            paced: [
+                self._request(self._body(paced, exchange * count)) for count in range(_CHAIN + 1)
+            ]
+            for paced in (False, True)
+        }
+        self._exchanges: dict[int, int] = {}
+
+    async def stream(self, worker: int, *, paced: bool) -> Stream:
+        connection = await self._connection(worker)
+        count = self._exchanges.get(worker, 0)
+        stream, _ = await connection.request(self._turns[paced][count], self._expected)
+        self._exchanges[worker] = count + 1 if count < _CHAIN else _KEPT
+        return stream
+
+    def new_round(self) -> None:
+        self._exchanges.clear()
 
 
 class ResponsesClient(HttpClient):

@@ -19,6 +19,7 @@ TITLES = {
     "smg": "smg",
     "smg-history": "smg, history in memory",
     "ferrogw": "ferrogw",
+    "ferrogw-told": "ferrogw, told the history",
     "naive": "naive grpc.aio",
     "ruvd": "ruvd, Unix socket",
     "tcp": "ruvd, TCP",
@@ -121,6 +122,12 @@ def criteria(targets: Sequence[Target]) -> list[dict[str, Any]]:
         (
             "16 streams: rate, of ferrogw's",
             ratios("ferrogw", FAST[1], lambda run: run.rate),
+            "at least",
+            _LEAST_OF_FERROGW,
+        ),
+        (
+            "16 streams: rate, of ferrogw's that is told the history",
+            ratios("ferrogw-told", FAST[1], lambda run: run.rate),
             "at least",
             _LEAST_OF_FERROGW,
         ),

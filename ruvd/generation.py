@@ -140,7 +140,9 @@ class Generator:
     async def _stream(
         self, prompt: Prompt, plan: context.Plan, log: EventLog, answer: Answer
     ) -> EngineDone:
-        options = replace(prompt.options, model=prompt.options.model or prompt.session.model)
+        options, own = prompt.options, prompt.session.model
+        if own and not options.model:
+            options = replace(options, model=own)
         request = EngineRequest(plan.messages, options, prompt.session.id, prompt.prefix_key)
         async with aclosing(self._engine.generate(request)) as chunks:
             async for chunk in chunks:

@@ -173,7 +173,7 @@ class Lifecycle:
             last = await self._store.exchanges(session_id, max(0, session.exchange_count - 1))
             check_results(last[-1] if last else (), messages)
             numbered = context.number(session.exchange_count, messages)
-            session = replace(grown(session, numbered), last_used_time=self._clock.now())
+            session = grown(session, numbered, last_used_time=self._clock.now())
             receipt = Receipt(request_id, digest) if request_id else None
             await self._sessions.commit(Commit(session, numbered, receipt))
         return self._sessions.state(session)

@@ -77,9 +77,11 @@ def complete(request: pb.CompleteRequest, limits: RequestLimits) -> CompletionRe
     check.check(if_busy is not None, "if_busy", "is no known choice")
     on_disconnect = convert.ON_DISCONNECT.get(request.on_disconnect)
     check.check(on_disconnect is not None, "on_disconnect", "is no known choice")
-    grace = request.disconnect_grace.ToNanoseconds() / 1e9
-    most = limits.max_grace_seconds
-    check.check(0 <= grace <= most, "disconnect_grace", f"must be 0 to {most:g} s")
+    grace = 0.0
+    if request.HasField("disconnect_grace"):
+        grace = request.disconnect_grace.ToNanoseconds() / 1e9
+        most = limits.max_grace_seconds
+        check.check(0 <= grace <= most, "disconnect_grace", f"must be 0 to {most:g} s")
     check.raise_if_wrong()
     return CompletionRequest(
         messages=messages,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ruvd.errors import (
     SessionNotFound,
@@ -215,15 +216,17 @@ class Sessions:
         A caller that is cancelled meanwhile leaves when the write has ended, not before: whoever
         has the session's turn next must see it.
         """
-        await to_its_end(self._write(commit, parent_id))
+        await to_its_end(self.write(commit, parent_id))
 
-    async def _write(self, commit: Commit, parent_id: str) -> None:
-        commit = replace(
-            commit,
-            max_sessions=self._policy.max_sessions if commit.create else None,
-            protected=(*self.lanes.in_use(), parent_id),
-            now=self._clock.now(),
-        )
+    async def write(self, commit: Commit, parent_id: str = "") -> None:
+        """As `commit`, for a caller that nobody cancels meanwhile: it costs no task."""
+        if commit.create:
+            commit = replace(
+                commit,
+                max_sessions=self._policy.max_sessions,
+                protected=(*self.lanes.in_use(), parent_id),
+                now=self._clock.now(),
+            )
         if parent_id:
             evicted = await self._store.fork(commit, parent_id)
         else:
@@ -246,13 +249,14 @@ class Sessions:
             )
 
 
-def grown(session: Session, numbered: Sequence[tuple[int, Message]]) -> Session:
-    """The session with these messages at its end."""
+def grown(session: Session, numbered: Sequence[tuple[int, Message]], **changes: Any) -> Session:
+    """The session with these messages at its end, and other changes."""
     return replace(
         session,
         message_count=session.message_count + len(numbered),
         exchange_count=numbered[-1][0] + 1 if numbered else session.exchange_count,
         size_bytes=session.size_bytes + sum(message.size_bytes for _, message in numbered),
+        **changes,
     )
 
 

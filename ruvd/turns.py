@@ -145,7 +145,7 @@ class Turns:
         if not messages or messages[0].role is Role.TOOL:
             # The exchange goes on, so it is sent whatever is trimmed.
             history, turn = history[:-1], (*history[-1], *messages)
-        prompt = replace(_prompt(completion, request, session, history, turn), creates=creates)
+        prompt = _prompt(completion, request, session, history, turn, creates=creates)
         answer = completion.answer
         try:
             done = await self._generator.generate(prompt, completion.log, answer)
@@ -168,7 +168,8 @@ class Turns:
             last_sequence=completion.log.last_sequence + 1,
             finished=finished,
         )
-        await self._sessions.commit(Commit(after, numbered, receipt, create=creates))
+        # `committing` keeps everyone from cancelling this task.
+        await self._sessions.write(Commit(after, numbered, receipt, create=creates))
         completion.log.append(finished)
         self._turned(after, request.options)
 
@@ -179,6 +180,8 @@ def _prompt(
     session: Session,
     history: Sequence[Exchange],
     messages: Sequence[Message],
+    *,
+    creates: bool = False,
 ) -> Prompt:
     return Prompt(
         completion.id,
@@ -186,6 +189,7 @@ def _prompt(
         history,
         messages,
         request.options,
+        creates=creates,
         batch=request.batch,
         prefix_key=request.prefix_key,
     )
@@ -231,8 +235,9 @@ def _after(
 ) -> Session:
     """The session as it is once the turn is committed."""
     plan = answer.plan
-    return replace(
-        grown(session, numbered),
+    return grown(
+        session,
+        numbered,
         last_used_time=now,
         usage=session.usage + (usage or Usage()),
         window_start=plan.start if plan else session.window_start,

@@ -10,6 +10,7 @@ new one each (older vLLM), no id at all, arguments as an object, a name that com
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -107,6 +108,7 @@ class _Call:
 
 
 _decoder = msgspec.json.Decoder(_Chunk)
+_all_decoder = msgspec.json.Decoder(list[_Chunk])
 _DONE = b"[DONE]"
 
 
@@ -128,11 +130,29 @@ class Answer:
 
     def feed(self, data: bytes) -> list[EngineChunk]:
         """The chunks in an event. Raises MsgspecError, or the error that the server sent."""
-        chunk = _decoder.decode(data)
+        out: list[EngineChunk] = []
+        self._take(_decoder.decode(data), out)
+        return out
+
+    def feed_all(self, events: Sequence[bytes]) -> list[EngineChunk]:
+        """The chunks in several events, texts that follow one another as one. Raises as `feed`."""
+        out: list[EngineChunk] = []
+        texts: list[str] = []
+        for chunk in _decode_all(events):
+            text = _text_alone(chunk)
+            if text:
+                texts.append(text)
+                self._begun = True
+            else:
+                _join(texts, out)
+                self._take(chunk, out)
+        _join(texts, out)
+        return out
+
+    def _take(self, chunk: _Chunk, out: list[EngineChunk]) -> None:
         if chunk.error is not None:
             error = Error(message=chunk.error) if isinstance(chunk.error, str) else chunk.error
             raise broken(error, begun=self._begun)
-        out: list[EngineChunk] = []
         if chunk.choices:
             choice = chunk.choices[0]
             if choice.delta is not None:
@@ -145,7 +165,6 @@ class Answer:
             self._usage = chunk.usage
         if chunk.timings is not None:
             self._timings = chunk.timings
-        return out
 
     def done(self) -> EngineDone:
         """The last chunk. Raises EngineUnavailable if the answer is not whole, and
@@ -232,6 +251,31 @@ class AnswerBytes:
             del events[events.index(_DONE) :]
         if len(events) == 1:
             return self.answer.feed(events[0])
-        chunks = [chunk for data in events for chunk in self.answer.feed(data)]
-        texts = [chunk.text for chunk in chunks if isinstance(chunk, EngineText)]
-        return [EngineText("".join(texts))] if 1 < len(texts) == len(chunks) else chunks
+        return self.answer.feed_all(events)
+
+
+def _decode_all(events: Sequence[bytes]) -> Sequence[_Chunk]:
+    """As each by itself, in half of the time."""
+    try:
+        chunks = _all_decoder.decode(b"[%s]" % b",".join(events))
+    except msgspec.MsgspecError:
+        chunks = []
+    # What is wrong is told of its event.
+    return chunks if len(chunks) == len(events) else [_decoder.decode(data) for data in events]
+
+
+def _text_alone(chunk: _Chunk) -> str | None:
+    """The text of a chunk that has nothing else, as nearly all have."""
+    if not chunk.choices or chunk.error is not None or chunk.usage or chunk.timings:
+        return None
+    choice = chunk.choices[0]
+    delta = choice.delta
+    if delta is None or choice.finish_reason or delta.tool_calls:
+        return None
+    return None if delta.reasoning_content or delta.reasoning else delta.content
+
+
+def _join(texts: list[str], out: list[EngineChunk]) -> None:
+    if texts:
+        out.append(EngineText("".join(texts)))
+        texts.clear()

@@ -27,7 +27,7 @@ class SseDecoder:
         """The data of the events that end in `part`. Raises EventTooLarge."""
         if self._is_plain(part):
             # What servers send, as a rule: whole events of one line each.
-            return [block[6:] for block in part[:-2].split(b"\n\n")]
+            return part[6:-2].split(b"\n\ndata: ")
         events: list[bytes] = []
         self._rest.append(part)
         self._rest_bytes += len(part)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ruvd.engines.chat_stream import Answer
+from ruvd.engines.chat_stream import Answer, AnswerBytes
 from ruvd.errors import ContextTooLong, EngineRejected, EngineUnavailable
 from ruvd.model import FinishReason, ToolCall, ToolCallDelta, Usage
 from ruvd.ports import EngineDone, EngineReasoning, EngineText
@@ -227,3 +230,49 @@ def test_an_overflow_inside_a_stream_counts_only_before_its_first_chunk() -> Non
     answer.feed(chunk({"content": "hi"}))
     with pytest.raises(EngineUnavailable):
         answer.feed(error)
+
+
+def test_what_is_wrong_in_one_event_of_many_is_told_of_that_event() -> None:
+    answer = Answer()
+    with pytest.raises(EngineUnavailable, match="no more room"):
+        answer.feed_all([chunk({"content": "a"}), b'{"error":{"message":"no more room"}}'])
+    with pytest.raises(msgspec.DecodeError):
+        answer.feed_all([chunk({"content": "a"}), b'{"choices":', chunk({"content": "b"})])
+    with pytest.raises(msgspec.DecodeError):  # together they would be JSON
+        answer.feed_all([b'{"error":"a', b'b"}'])
+
+
+_SOME_CHUNKS = st.one_of(
+    st.text(max_size=3).map(lambda text: chunk({"content": text})),
+    st.text(max_size=3).map(lambda text: chunk({"reasoning_content": text, "content": text})),
+    st.just(chunk({"role": "assistant", "content": ""})),
+    st.just(chunk({"tool_calls": [fragment(index=0, id="a", name="f", arguments="{}")]})),
+    st.just(chunk({"content": "x"}, usage={"prompt_tokens": 3}, timings={"cache_n": 2})),
+    st.just(chunk({"content": "end"}, finish_reason="stop")),
+    st.just(b'{"choices":[]}'),
+)
+
+
+@given(events=st.lists(_SOME_CHUNKS, max_size=8), cuts=st.lists(st.integers(0, 8), max_size=3))
+def test_the_answer_is_the_same_however_its_events_come_together(
+    events: list[bytes], cuts: list[int]
+) -> None:
+    def told(parts: list[list[bytes]]) -> tuple[list[object], bool]:
+        come = AnswerBytes()
+        chunks = [c for part in parts for c in come.feed(b"".join(map(sse, part)))]
+        merged: list[object] = []
+        for each in chunks:
+            last = merged[-1] if merged else None
+            if isinstance(each, EngineText) and isinstance(last, EngineText):
+                merged[-1] = EngineText(last.text + each.text)
+            else:
+                merged.append(each)
+        return merged, come.answer.finished
+
+    places = sorted({0, len(events), *(cut for cut in cuts if cut < len(events))})
+    together = [events[a:b] for a, b in pairwise(places)]
+    assert told(together) == told([[event] for event in events])
+
+
+def sse(event: bytes) -> bytes:
+    return b"data: " + event + b"\n\n"
