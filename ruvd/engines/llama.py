@@ -168,6 +168,7 @@ class LlamaEngine:
             generate = self._generate_privately if options.bypass_cache else self._generate_in
             async with aclosing(generate(child, slot, request)) as chunks:
                 async for chunk in chunks:
+                    slot.answering = True
                     yield chunk
 
     async def _generate_in(

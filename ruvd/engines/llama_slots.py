@@ -60,7 +60,8 @@ class Slot:
 
     `dirty` says that no file has what it holds of its session, `rests_since` (the loop's clock)
     when it was last given back, `restored_tokens` what an earlier daemon's file gave it just now.
-    While `background` is set it is busy with what nobody waits for.
+    `answering` says that whoever has it has had a first token. While `background` is set it is busy
+    with what nobody waits for.
     """
 
     id: int
@@ -68,6 +69,7 @@ class Slot:
     session_key: str = ""
     used: int = 0
     busy: bool = False
+    answering: bool = False
     dirty: bool = False
     rests_since: float = 0.0
     restored_tokens: int = 0
@@ -154,6 +156,13 @@ class SlotTable:
         return all(slot.session_key for slot in self._slots)
 
     @property
+    def is_waited_for(self) -> bool:
+        """Whether somebody waits for a first token."""
+        return any(
+            slot.busy and not slot.answering and slot.background is None for slot in self._slots
+        )
+
+    @property
     def is_idle(self) -> bool:
         """Whether nobody has a slot."""
         return not any(slot.busy for slot in self._slots)
@@ -193,7 +202,7 @@ class SlotTable:
 
     @contextmanager
     def _busy(self, slot: Slot, *, background: bool) -> Generator[None, None, None]:
-        slot.busy = True
+        slot.busy, slot.answering = True, False
         slot.background = asyncio.Event() if background else None
         try:
             yield

@@ -17,7 +17,7 @@ import hashlib
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -177,10 +177,14 @@ class StateFiles:
         if not state.gone:
             self._states[state.path.name] = self._states.pop(state.path.name)
 
-    async def seal(self) -> None:
-        """Let the next daemon use what belongs to sessions."""
+    async def seal(self, quiet: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Let the next daemon use what belongs to sessions; each once it is `quiet`."""
         for state in list(self._states.values()):
-            if state.session_key and not state.sealed and not state.gone:
+            if state.session_key and not state.sealed:
+                if quiet is not None:
+                    await quiet()
+                if state.gone:
+                    continue
                 with contextlib.suppress(OSError):  # the disk is full, or the file has gone
                     await asyncio.to_thread(self._seal, state)
 

@@ -33,10 +33,12 @@ T = TypeVar("T")
 _MOST_PREFIXES = 8
 # After how long without a turn a session's state is saved, for the next daemon; and where every
 # slot holds a session, for the next session: it does not wait then while the state of another is
-# saved (measured: 23 of the 307 ms to its first token). How often that is looked after.
+# saved (measured: 23 of the 307 ms to its first token). How often that is looked after, and how
+# often again while somebody waits for a first token, who is not to wait for a save either.
 _REST_SECONDS = 5.0
 _REST_SECONDS_IF_FULL = 1.0
 _LOOK_SECONDS = 0.5
+_LOOK_AGAIN_SECONDS = 0.02
 # A server that hangs does not keep the daemon from ending.
 _SAVE_SECONDS = 5.0
 
@@ -183,7 +185,7 @@ class LlamaWarm:
         """See `Warm.save`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SAVE_SECONDS):
-                await self._save_resting(0.0)
+                await self._save_resting(0.0, at_once=True)
                 if self._files and self._lasts:
                     await self._files.seal()
 
@@ -198,7 +200,7 @@ class LlamaWarm:
             if self._lasts:
                 await self._save_resting(_REST_SECONDS)
                 if self._child.table.is_idle:
-                    await self._files.seal()
+                    await self._files.seal(self._quiet)
 
     async def close(self) -> None:
         """Let go of the files. The child is gone."""
@@ -209,11 +211,20 @@ class LlamaWarm:
         if self._files:
             await asyncio.to_thread(self._files.close)
 
-    async def _save_resting(self, seconds: float) -> None:
+    async def _quiet(self) -> None:
+        """Return when nobody waits for a first token: what takes the cores would delay it."""
+        while self._child and self._child.table.is_waited_for:  # noqa: ASYNC110  rare, and short
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+    async def _save_resting(self, seconds: float, *, at_once: bool = False) -> None:
         child = self._child
-        if child is None or child.mover is None or child.client is not self._client():
+        if child is None or child.mover is None:
             return
         for slot in child.table.resting(seconds):
+            if not at_once:
+                await self._quiet()
+            if child.client is not self._client():
+                return
             async with child.table.borrow(slot) as lent:
                 if lent:
                     await asyncio.shield(slot.begin(child.mover.keep(slot)))
