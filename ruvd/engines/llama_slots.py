@@ -61,7 +61,7 @@ class Slot:
     `dirty` says that no file has what it holds of its session, `rests_since` (the loop's clock)
     when it was last given back, `restored_tokens` what an earlier daemon's file gave it just now.
     `answering` says that whoever has it has had a first token. While `background` is set it is busy
-    with what nobody waits for.
+    with what nobody waits for, and will hold the session `background_key` if that is not empty.
     """
 
     id: int
@@ -75,6 +75,7 @@ class Slot:
     restored_tokens: int = 0
     duty: asyncio.Task[None] | None = None
     background: asyncio.Event | None = None
+    background_key: str = ""
 
     def begins(self, session_key: str) -> None:
         """Something is evaluated in it, nobody knows how far."""
@@ -113,15 +114,20 @@ class SlotTable:
     ) -> AsyncGenerator[Slot, None]:
         """Have the slot that suits the request, once one is idle: first come, first served.
 
-        A session waits for its own if that is busy in the background.
+        A session waits for its own if that is busy in the background: it has one slot at a time,
+        or what the other holds of it would be taken for the session's.
         """
-        own = self.of_session(request.session_key)
-        if own is not None and own.background is not None:
-            await own.background.wait()
-        await self._idle.acquire()
+        key = request.session_key
+        while True:
+            if own := self._in_background(key):
+                await own.wait()
+            await self._idle.acquire()
+            if self._in_background(key) is None:
+                break
+            self._idle.release()
         slot = self.choose(request)
         slot.used = next(self._uses)
-        with self._busy(slot, background=background):
+        with self._busy(slot, background=background, key=key):
             yield slot
 
     @asynccontextmanager
@@ -139,6 +145,19 @@ class SlotTable:
         slots = self._slots
         return next(
             (each for each in slots if session_key and each.session_key == session_key), None
+        )
+
+    def _in_background(self, session_key: str) -> asyncio.Event | None:
+        """The end of what is done for the session in the background; None if nothing is."""
+        return next(
+            (
+                each.background
+                for each in self._slots
+                if session_key
+                and each.background is not None
+                and session_key in (each.session_key, each.background_key)
+            ),
+            None,
         )
 
     def resting(self, seconds: float) -> list[Slot]:
@@ -201,9 +220,10 @@ class SlotTable:
             await asyncio.wait(duties)
 
     @contextmanager
-    def _busy(self, slot: Slot, *, background: bool) -> Generator[None, None, None]:
+    def _busy(self, slot: Slot, *, background: bool, key: str = "") -> Generator[None, None, None]:
         slot.busy, slot.answering = True, False
         slot.background = asyncio.Event() if background else None
+        slot.background_key = key if background else ""
         try:
             yield
         finally:

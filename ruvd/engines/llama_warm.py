@@ -166,8 +166,10 @@ class LlamaWarm:
                 if at >= len(tokens):
                     return
                 at = min(len(tokens), at + STEP_TOKENS)
+                slot.begins(request.session_key)
                 count, seconds = await server.step(slot.id, tokens[:at])
-                slot.has(prompt_of(request), request.session_key)
+                if slot.session_key == request.session_key:  # unless the session has ended
+                    slot.has(prompt_of(request), request.session_key)
             yield PromptEvaluated(count, seconds)
 
     def forget(self, session_key: str) -> None:
@@ -185,6 +187,8 @@ class LlamaWarm:
         """See `Warm.save`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SAVE_SECONDS):
+                if self._child is not None:
+                    await self._child.table.settled()  # what is being saved belongs to it
                 await self._save_resting(0.0, at_once=True)
                 if self._files and self._lasts:
                     await self._files.seal()

@@ -280,3 +280,30 @@ async def test_a_caller_who_comes_meanwhile_waits_for_one_step() -> None:
         assert evaluated(found) > STEP_TOKENS
         await steps.aclose()
         await all_is_well(engine)
+
+
+async def test_a_turn_that_comes_while_its_session_is_prepared_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There would be two slots of the session, and the one with less of it be saved last."""
+    monkeypatch.setattr(llama_warm, "_LOOK_SECONDS", 1000.0)
+    kv = tmp_path / "kv"
+    talk = Talk("ann")
+    talk.messages.append(Message(Role.USER, STORIES["ann"] * 12))
+    talk.messages.append(Message(Role.ASSISTANT, "Yes."))
+    request = replace(talk.asks(""), messages=talk.messages)
+    async with running(states_path=kv) as engine:
+        table = engine._warm.child().table
+        steps = engine._warm.prepare(request)
+        async with table.hold(Talk("").asks("")):  # so that the turn would have an earlier slot
+            first = asyncio.create_task(anext(steps))
+
+            async def is_prepared() -> bool:
+                return all(slot.busy for slot in table._slots)
+
+            await until(is_prepared)
+        await talk.turn(engine, "What came in?")
+        await first
+        await steps.aclose()
+    async with running(states_path=kv) as engine:
+        assert evaluated(await talk.turn(engine, "And then?")) < 40

@@ -138,6 +138,28 @@ async def test_a_slot_is_not_given_on_before_what_is_being_done_to_it_has_ended(
         await table.settled()
 
 
+async def test_a_session_has_one_slot_at_a_time_though_one_is_being_prepared_for_it() -> None:
+    """Or its next turn would find what a step had evaluated instead of what it had itself."""
+    table = SlotTable(3)
+    request = ask("imported " * 60, "a")
+    began: list[int] = []
+
+    async def turn() -> None:
+        async with table.hold(request) as slot:
+            began.append(slot.id)
+            slot.has(prompt_of(request), "a")
+
+    async with table.hold(request, background=True) as prepared:
+        waiting = asyncio.create_task(turn())
+        other = await serve(table, ask("who am I?", "b"))
+        assert not began
+        prepared.has(prompt_of(request), "a")
+    await waiting
+    assert began == [prepared.id]
+    assert other != prepared.id
+    assert len(table.resting(0.0)) == len("ab")
+
+
 async def test_what_nobody_knows_the_end_of_is_not_taken_for_held() -> None:
     slot = Slot(0)
     prompt = prompt_of(ask("x", "a"))
