@@ -60,8 +60,9 @@ class Slot:
 
     `dirty` says that no file has what it holds of its session, `rests_since` (the loop's clock)
     when it was last given back, `restored_tokens` what an earlier daemon's file gave it just now.
-    `answering` says that whoever has it has had a first token. While `background` is set it is busy
-    with what nobody waits for, and will hold the session `background_key` if that is not empty.
+    `busy_for` is the session of the request that has it, which may not be in it yet; `answering`
+    says that the request has had a first token. While `background` is set it is busy with what
+    nobody waits for.
     """
 
     id: int
@@ -69,13 +70,13 @@ class Slot:
     session_key: str = ""
     used: int = 0
     busy: bool = False
+    busy_for: str = ""
     answering: bool = False
     dirty: bool = False
     rests_since: float = 0.0
     restored_tokens: int = 0
     duty: asyncio.Task[None] | None = None
     background: asyncio.Event | None = None
-    background_key: str = ""
 
     def begins(self, session_key: str) -> None:
         """Something is evaluated in it, nobody knows how far."""
@@ -127,7 +128,7 @@ class SlotTable:
             self._idle.release()
         slot = self.choose(request)
         slot.used = next(self._uses)
-        with self._busy(slot, background=background, key=key):
+        with self._busy(slot, background=background, busy_for=key):
             yield slot
 
     @asynccontextmanager
@@ -147,6 +148,12 @@ class SlotTable:
             (each for each in slots if session_key and each.session_key == session_key), None
         )
 
+    def has_turn(self, session_key: str) -> bool:
+        """Whether a request of the session has a slot, which nothing is to be prepared beside."""
+        return bool(session_key) and any(
+            slot.busy_for == session_key and slot.background is None for slot in self._slots
+        )
+
     def _in_background(self, session_key: str) -> asyncio.Event | None:
         """The end of what is done for the session in the background; None if nothing is."""
         return next(
@@ -155,7 +162,7 @@ class SlotTable:
                 for each in self._slots
                 if session_key
                 and each.background is not None
-                and session_key in (each.session_key, each.background_key)
+                and session_key in (each.session_key, each.busy_for)
             ),
             None,
         )
@@ -220,10 +227,11 @@ class SlotTable:
             await asyncio.wait(duties)
 
     @contextmanager
-    def _busy(self, slot: Slot, *, background: bool, key: str = "") -> Generator[None, None, None]:
-        slot.busy, slot.answering = True, False
+    def _busy(
+        self, slot: Slot, *, background: bool, busy_for: str = ""
+    ) -> Generator[None, None, None]:
+        slot.busy, slot.busy_for, slot.answering = True, busy_for, False
         slot.background = asyncio.Event() if background else None
-        slot.background_key = key if background else ""
         try:
             yield
         finally:
@@ -234,7 +242,7 @@ class SlotTable:
             slot.duty.add_done_callback(lambda _: self._give(slot))
             return
         slot.duty = None
-        slot.busy = False
+        slot.busy, slot.busy_for = False, ""
         slot.rests_since = _now()
         if slot.background is not None:
             slot.background.set()

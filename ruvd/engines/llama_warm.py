@@ -160,6 +160,8 @@ class LlamaWarm:
         at = -1
         while at < len(tokens):
             async with child.table.hold(request, background=True) as slot:
+                if child.table.has_turn(request.session_key):
+                    return
                 if at < 0 or slot.session_key != request.session_key:
                     await self.enter(child, slot, request)
                     at = await server.held(slot.holds, tokens)

@@ -307,3 +307,13 @@ async def test_a_turn_that_comes_while_its_session_is_prepared_loses_nothing(
         await steps.aclose()
     async with running(states_path=kv) as engine:
         assert evaluated(await talk.turn(engine, "And then?")) < 40
+
+
+async def test_nothing_is_prepared_beside_a_turn_of_the_session() -> None:
+    talk = Talk("ann")
+    async with running() as engine:
+        table = engine._warm.child().table
+        async with table.hold(talk.asks("What came in?")):  # it has the slot, and not begun yet
+            steps = engine._warm.prepare(talk.asks(STORIES["ann"] * 12))
+            assert [step async for step in steps] == []
+        assert not table.of_session("ann")

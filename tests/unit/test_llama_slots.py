@@ -158,6 +158,11 @@ async def test_a_session_has_one_slot_at_a_time_though_one_is_being_prepared_for
     assert began == [prepared.id]
     assert other != prepared.id
     assert len(table.resting(0.0)) == len("ab")
+    async with table.hold(request):
+        assert table.has_turn("a")
+        async with table.hold(request, background=True):
+            assert table.has_turn("a"), "and nothing is prepared"
+    assert not table.has_turn("a")
 
 
 async def test_what_nobody_knows_the_end_of_is_not_taken_for_held() -> None:
