@@ -189,9 +189,8 @@ def duration(seconds: float | None) -> Duration | None:
     """A duration for the wire; None stays unset."""
     if seconds is None:
         return None
-    proto = Duration()
-    proto.FromNanoseconds(round(min(seconds, _MAX_DURATION) * 1e9))
-    return proto
+    whole, nanos = divmod(round(min(seconds, _MAX_DURATION) * 1e9), 1_000_000_000)
+    return Duration(seconds=whole, nanos=nanos)
 
 
 def metrics(counts: StoreCounts, statistics: Statistics) -> pb.SessionMetrics:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import msgspec
 import structlog
 
 from ruvd.ports import (
@@ -25,7 +26,6 @@ from ruvd.ports import (
 
 _log = logging.getLogger("ruvd")
 _STANDARD_FIELDS = logging.LogRecord("", 0, "", 0, "", (), None).__dict__.keys() | {"message"}
-_encode = json.JSONEncoder(default=repr).encode
 _configured = logging.INFO
 _correlation: Callable[[], Mapping[str, str]] = dict
 
@@ -85,6 +85,13 @@ class _Json(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return _encode(line)
+
+
+def _encode(line: Mapping[str, object]) -> str:
+    try:
+        return msgspec.json.encode(line, enc_hook=repr).decode()
+    except (ValueError, OverflowError):  # a name that is no UTF-8, a number beyond 64 bits
+        return json.dumps(line, default=repr)
 
 
 def correlate_with(source: Callable[[], Mapping[str, str]]) -> None:

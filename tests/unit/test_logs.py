@@ -40,6 +40,13 @@ def test_a_traceback_shows_no_local_variables(
     assert SAID not in logged
 
 
+def test_a_line_is_json_whatever_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+    for odd in ("h\u00e4fen \u2028", "name\udcff", 2**70, {1, 2}, object(), b"bytes", float("inf")):
+        logging.getLogger("ruvd.rpc").info("odd", extra={"odd": odd})
+        assert json.loads(capsys.readouterr().err)["event"] == "odd"
+
+
 def test_a_line_has_the_ids_of_the_trace_and_the_span_it_is_written_in(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
