@@ -34,11 +34,12 @@ _MOST_PREFIXES = 8
 # After how long without a turn a session's state is saved, for the next daemon; and where every
 # slot holds a session, for the next session: it does not wait then while the state of another is
 # saved (measured: 23 of the 307 ms to its first token). How often that is looked after, and how
-# often again while somebody waits for a first token, who is not to wait for a save either.
+# often and how many times again while somebody waits for a first token, and not for a save, too.
 _REST_SECONDS = 5.0
 _REST_SECONDS_IF_FULL = 1.0
 _LOOK_SECONDS = 0.5
 _LOOK_AGAIN_SECONDS = 0.02
+_LOOKS_AGAIN = 100
 # A server that hangs does not keep the daemon from ending.
 _SAVE_SECONDS = 5.0
 
@@ -218,8 +219,11 @@ class LlamaWarm:
             await asyncio.to_thread(self._files.close)
 
     async def _quiet(self) -> None:
-        """Return when nobody waits for a first token: what takes the cores would delay it."""
-        while self._child and self._child.table.is_waited_for:  # noqa: ASYNC110  rare, and short
+        """Return when nobody waits for a first token, because what takes the cores would delay it;
+        or after a while, because somebody may always wait."""
+        for _ in range(_LOOKS_AGAIN):
+            if self._child is None or not self._child.table.is_waited_for:
+                return
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
     async def _save_resting(self, seconds: float, *, at_once: bool = False) -> None:
