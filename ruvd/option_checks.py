@@ -42,12 +42,8 @@ _FORMAT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 def options(check: Checker, asked: pb.CompletionOptions) -> CompletionOptions:
     """How to generate."""
-    given = [descriptor.name for descriptor, _ in asked.ListFields()]
-    if not given:
+    if not asked.ListFields():
         return CompletionOptions()
-    if given == ["model"]:  # as most do
-        checks.model_name(check, "options.model", asked.model)
-        return CompletionOptions(asked.model)
     temperature, top_p = _optional(asked, "temperature"), _optional(asked, "top_p")
     if temperature is not None:
         check.check(0 <= temperature <= _MAX_TEMPERATURE, "options.temperature", "must be 0 to 2")

@@ -20,36 +20,17 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import msgspec
 
-from ruvd.engines.llama_slots import WORTH_CHARACTERS, Prompt, Slot
-from ruvd.errors import EngineUnavailable, RuvdError
-from ruvd.ports import EngineStateMoved, Observer
-
-T = TypeVar("T")
+from ruvd.engines.llama_slots import WORTH_CHARACTERS, Prompt
+from ruvd.errors import EngineUnavailable
 
 _SUFFIX = ".kv"
 _SEAL_SUFFIX = ".seal"
 _PART_SUFFIX = ".part"
 
 _log = logging.getLogger("ruvd.engine")
-
-
-class Caller(Protocol):
-    """Asks the server for something: the slot's id, the action, a file's name."""
-
-    async def __call__(self, slot: int, action: str, filename: str, into: type[T]) -> T:
-        """Raises RuvdError."""
-
-
-class _Saved(msgspec.Struct):
-    n_written: int
-
-
-class _Restored(msgspec.Struct):
-    n_restored: int
 
 
 class _Seal(msgspec.Struct):
@@ -148,7 +129,7 @@ class StateFiles:
         for state in states:
             state.gone = True
             self._states.pop(state.path.name, None)
-        await asyncio.to_thread(_unlink, [state.path for state in states])
+        await asyncio.to_thread(unlink, [state.path for state in states])
 
     def of_session(self, session_key: str) -> State | None:
         """The session's own."""
@@ -211,7 +192,7 @@ class StateFiles:
         part.replace(state.path.with_suffix(_SEAL_SUFFIX))
         state.sealed = True
         if state.gone:
-            _unlink([state.path])
+            unlink([state.path])
 
     def _load(self) -> None:
         for path in sorted(self.directory.glob(f"*{_SEAL_SUFFIX}"), key=_age):
@@ -235,72 +216,6 @@ class StateFiles:
                 path.unlink(missing_ok=True)
 
 
-class SlotMover:
-    """Moves states between one child's slots and the files. `act` asks the child."""
-
-    def __init__(
-        self, act: Caller, files: StateFiles, observer: Observer, now: Callable[[], float]
-    ) -> None:
-        self._act = act
-        self._files = files
-        self._observer = observer
-        self._now = now
-
-    async def keep(self, slot: Slot) -> None:
-        """Save what the slot has of a session, unless it is saved or not worth it."""
-        if slot.session_key and slot.dirty and slot.holds.size >= WORTH_CHARACTERS:
-            await self.save(slot, slot.session_key)
-
-    async def save(self, slot: Slot, session_key: str = "") -> State | None:
-        """Save what the slot holds; None if that failed, which is logged. The slot is held.
-
-        With a `session_key` it is that session's, and nothing if it ended meanwhile.
-        """
-        path, holds = self._files.new_path(), slot.holds
-        begun = self._now()
-        try:
-            # The server would make the file as the umask has it.
-            await asyncio.to_thread(path.touch, 0o600)
-            saved = await self._act(slot.id, "save", path.name, _Saved)
-        except (RuvdError, OSError) as error:
-            _log.warning("slot %d could not be saved: %s", slot.id, error)
-            self._observer(EngineStateMoved("save", "failed", self._now() - begun))
-            await asyncio.to_thread(_unlink, [path])
-            return None
-        seconds = self._now() - begun
-        state = State(path, holds, session_key, saved.n_written)
-        self._observer(EngineStateMoved("save", "ok", seconds))
-        if session_key and session_key != slot.session_key:
-            await self._files.remove(state)
-            return None
-        if session_key:
-            slot.dirty = False
-        await self._files.add(state)
-        return state
-
-    async def restore(self, slot: Slot, state: State, session_key: str = "") -> int:
-        """Let the slot begin with what the file holds, and return its tokens; 0 if that failed.
-        The slot is held."""
-        is_own = bool(session_key) and state.session_key == session_key
-        begun = self._now()
-        if not await self._files.sound(state):
-            _log.warning("the state of a session is not as it was saved")
-            self._observer(EngineStateMoved("restore", "corrupt", self._now() - begun))
-            return 0
-        slot.begins("")
-        try:
-            restored = await self._act(slot.id, "restore", state.path.name, _Restored)
-        except RuvdError as error:
-            _log.warning("slot %d could not be restored: %s", slot.id, error)
-            self._observer(EngineStateMoved("restore", "failed", self._now() - begun))
-            await self._files.remove(state)
-            return 0
-        self._files.used(state)
-        slot.has(state.holds or Prompt(), session_key if is_own else "", dirty=False)
-        self._observer(EngineStateMoved("restore", "ok", self._now() - begun))
-        return restored.n_restored
-
-
 def _replaces(new: State, old: State) -> bool:
     return bool(new.session_key) and new.session_key == old.session_key and new is not old
 
@@ -313,7 +228,8 @@ def _age(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _unlink(paths: list[Path]) -> None:
+def unlink(paths: list[Path]) -> None:
+    """Delete states with their seals; what cannot be is logged. Blocks."""
     for path in paths:
         for each in _files(path):
             try:

@@ -21,10 +21,11 @@ import msgspec
 
 from ruvd.engines.chat_completions import ChatCompletionsClient
 from ruvd.engines.llama_ahead import STEP_TOKENS, Server
+from ruvd.engines.llama_mover import SlotMover
 from ruvd.engines.llama_prefixes import SavedPrefixes
 from ruvd.engines.llama_server import ROOT
 from ruvd.engines.llama_slots import WORTH_CHARACTERS, Slot, SlotTable, prompt_of
-from ruvd.engines.llama_states import SlotMover, StateFiles
+from ruvd.engines.llama_states import StateFiles
 from ruvd.errors import EngineUnavailable
 from ruvd.ports import EngineDone, EngineRequest, EngineStateMoved, Observer, PromptEvaluated
 

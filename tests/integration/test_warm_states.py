@@ -212,6 +212,31 @@ async def test_where_every_slot_holds_a_session_the_next_one_waits_for_no_save(
         assert ("save", "ok") not in moved(events[before:])
 
 
+async def test_nothing_is_saved_ahead_while_somebody_waits_for_a_first_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(llama_warm, "_REST_SECONDS_IF_FULL", 0.0)
+    monkeypatch.setattr(llama_warm, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(llama_warm, "_LOOKS_AGAIN", 10_000)
+    events: list[Event] = []
+    async with running(events, slots=3) as engine:
+        table = engine._warm.child().table
+        other = Talk("cay")
+        other.messages = [Message(Role.SYSTEM, "Be brief.")]  # so that nothing is lent to it
+        async with table.hold(Talk("ben").asks("")) as waiting:
+            waiting.begins("ben")
+            await Talk("ann").turn(engine, STORIES["ann"] * 4)
+            await other.turn(engine, STORIES["cay"] * 4)  # time to save ann's, who rests
+            assert table.is_full
+            assert ("save", "ok") not in moved(events)
+            waiting.answering = True
+
+            async def is_saved() -> bool:
+                return ("save", "ok") in moved(events)
+
+            await until(is_saved)
+
+
 async def test_of_a_session_that_has_gone_no_file_stays(tmp_path: Path) -> None:
     kv = tmp_path / "kv"
     async with running(states_path=kv) as engine:
