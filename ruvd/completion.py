@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 
 from ruvd import receipts
 from ruvd.errors import CompletionCancelled, RuvdError
@@ -20,6 +19,7 @@ from ruvd.ids import unguessable
 from ruvd.model import CompletionEvent, FinishReason, IfBusy, Message, OnDisconnect
 from ruvd.options import CompletionOptions
 from ruvd.ports import CompletionEnded
+from ruvd.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ is what an engine's KV cache recognises. The history itself is never cut here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ruvd.errors import ContextTooLong
 from ruvd.model import ContextWindow, Exchange, Message, Rendering, Role, Session
+from ruvd.records import dataclass
 
 # How much of the token limit a trim leaves to what is kept.
 _KEPT_SHARE = 0.75

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ruvd import context
 from ruvd.errors import ContextTooLong, EngineUnavailable
@@ -34,6 +34,7 @@ from ruvd.ports import (
     EngineText,
     Observer,
 )
+from ruvd.records import dataclass
 from ruvd.slots import Slots
 
 

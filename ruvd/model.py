@@ -7,9 +7,11 @@ is unknown is None, never 0. The vocabulary is the API's (`proto/ruvd/v1`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import TypeAlias
+
+from ruvd.records import dataclass
 
 
 class Role(Enum):
@@ -78,7 +80,11 @@ class Message:
     @property
     def size_bytes(self) -> int:
         """What the message counts against `max_session_bytes`."""
-        size = _size(self.content) + _size(self.reasoning) + _size(self.tool_call_id)
+        content = self.content
+        size = len(content) if content.isascii() else len(content.encode())
+        if not (self.tool_calls or self.reasoning or self.tool_call_id):
+            return size  # nearly all; it is asked of every message of a window at every turn
+        size += _size(self.reasoning) + _size(self.tool_call_id)
         for call in self.tool_calls:
             size += _size(call.id) + _size(call.name) + _size(call.arguments)
         return size

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Any
+
+from ruvd.records import dataclass
 
 # What `extra_body` must not have, for engines and edge alike: what CompletionOptions has, under
 # every name that a server knows it by; what the daemon decides, above all who shares a cache with

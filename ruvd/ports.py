@@ -7,7 +7,7 @@ happened. Adapters live in `ruvd.stores` and `ruvd.engines`, and know nothing of
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol, TypeAlias
 
 from ruvd.model import (
@@ -21,6 +21,7 @@ from ruvd.model import (
     Usage,
 )
 from ruvd.options import CompletionOptions
+from ruvd.records import dataclass
 
 
 class Clock(Protocol):

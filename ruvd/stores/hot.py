@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ruvd.model import Exchange, Message, Session
+from ruvd.records import dataclass
 
 # An allowance for the objects of a message.
 _MESSAGE_BYTES = 300
