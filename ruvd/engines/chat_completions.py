@@ -8,19 +8,21 @@ a server that cannot stream is no engine. One without a content type is taken fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
-from typing import Any, TypeVar, cast
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from functools import partial
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
 
-from ruvd.engines.chat_errors import BREAKS, in_our_words, refusal, was_stale
+from ruvd.engines.chat_errors import BREAKS, InOurWords, refusal, was_stale
 from ruvd.engines.chat_request import encode
 from ruvd.engines.chat_stream import Answer, AnswerBytes
 from ruvd.engines.credentials import ApiKey
 from ruvd.engines.patience import Patience
-from ruvd.errors import EngineTimeout, EngineUnavailable, RuvdError
+from ruvd.engines.wire import Request, Response, Transport
+from ruvd.errors import EngineTimeout, EngineUnavailable
 from ruvd.ports import EngineChunk, EngineRequest
 
 T = TypeVar("T")
@@ -49,7 +51,7 @@ class ChatCompletionsClient:
     def __init__(
         self,
         *,
-        transport: httpx.AsyncBaseTransport,
+        transport: Transport,
         base_url: str = "http://engine/v1",
         api_key: ApiKey | None = None,
         connect_seconds: float = 5.0,
@@ -58,28 +60,26 @@ class ChatCompletionsClient:
         max_tokens_field: str = "max_tokens",
     ) -> None:
         self._api_key = api_key or ApiKey()
+        self._words = InOurWords(self._api_key.redact)
+        self._words_before_head = InOurWords(self._api_key.redact, before_head=True)
         self._max_tokens_field = max_tokens_field
         self._read_seconds = read_seconds
-        self._head_seconds = None if read_seconds is None else connect_seconds + read_seconds
-        # httpx's own client would merge URLs, headers, cookies and redirects anew for every
-        # request, which takes longer than sending it.
+        self._connect_seconds = connect_seconds
         self._transport = transport
         self._closed = False
         self._base_url = base_url
         self._completions_url = httpx.URL(f"{base_url}/chat/completions")
-        self._headers = {
-            "Accept-Encoding": "identity",
-            "Connection": "keep-alive" if keep_alive else "close",
-            "User-Agent": "ruvd",
-        }
-        self._completions_headers = [
+        self._headers = (
+            (b"Accept-Encoding", b"identity"),
+            (b"Connection", b"keep-alive" if keep_alive else b"close"),
+            (b"User-Agent", b"ruvd"),
+        )
+        self._completions_headers = (
             (b"Host", self._completions_url.netloc),
-            *((name.encode(), value.encode()) for name, value in self._headers.items()),
+            *self._headers,
             (b"Content-Type", b"application/json"),
             (b"Accept", b"text/event-stream"),
-        ]
-        timeout = httpx.Timeout(read_seconds, connect=connect_seconds, pool=connect_seconds)
-        self._extensions = {"timeout": timeout.as_dict()}
+        )
 
     async def call(
         self,
@@ -87,18 +87,17 @@ class ChatCompletionsClient:
         url: str,
         into: type[T],
         *,
-        content: bytes | None = None,
+        content: bytes = b"",
         seconds: float = 30.0,
     ) -> T:
         """One request, with `content` as its body; its JSON answer decoded into a type.
 
         `url` is a path below `base_url`, or whole. `seconds` bounds all of it.
         """
-        deadline = _now() + seconds
         request = self._request(method, url, content)
-        async with self._sending(request, deadline) as response:
-            content = await self._content(response, _MAX_BODY_BYTES + 1, deadline)
-        with in_our_words():
+        with self._words, self._patience(_now() + seconds) as patience:
+            async with aclosing(await self._sent(request, patience)) as response:
+                content = await _content(response, _MAX_BODY_BYTES + 1, patience)
             if len(content) > _MAX_BODY_BYTES:
                 raise EngineUnavailable("the engine's answer makes no sense: it has no end")
             return msgspec.json.decode(content, type=into)
@@ -114,9 +113,10 @@ class ChatCompletionsClient:
 
     async def ping(self, *, seconds: float = 30.0) -> None:
         """Raises what `models` would, but for what the answer's body says."""
-        deadline = _now() + seconds
-        async with self._sending(self._request("GET", "/models"), deadline) as response:
-            await self._content(response, _MAX_BODY_BYTES, deadline)
+        request = self._request("GET", "/models")
+        with self._words, self._patience(_now() + seconds) as patience:
+            async with aclosing(await self._sent(request, patience)) as response:
+                await _content(response, _MAX_BODY_BYTES, patience)
 
     async def complete(
         self,
@@ -133,39 +133,38 @@ class ChatCompletionsClient:
         EngineTimeout after it.
         """
         body = encode(request, model=model, extra=extra, max_tokens_field=self._max_tokens_field)
-        more = {**request.trace_headers, **headers, "Content-Length": str(len(body))}
-        sent = httpx.Request(
+        more = {**request.trace_headers, **headers}
+        sent = Request(
             "POST",
             self._completions_url,
-            # With `content` it would look for a charset, a boundary and a host each time.
-            stream=httpx.ByteStream(body),
-            extensions=self._extensions,
-            headers=[
+            [
                 *self._completions_headers,
                 *((name.encode(), value.encode()) for name, value in more.items()),
+                (b"Content-Length", b"%d" % len(body)),
             ],
+            body,
+            self._connect_seconds,
         )
         come = AnswerBytes()
-        async with self._sending(sent, deadline) as response:
-            await self._check_streams(response, deadline)
-            async with aclosing(_parts(response)) as parts:
-                with in_our_words(), self._patience(deadline) as patience:
-                    while not come.ended or come.answer.finished:
-                        try:
-                            part = await patience.next(parts)
-                        except (*BREAKS, EngineTimeout):
-                            if come.answer.finished:
-                                break  # nothing is missing
-                            raise
-                        if part is None:
-                            break
-                        is_tail = come.answer.finished
-                        for chunk in come.feed(part):
-                            yield chunk
-                        if come.ended:
-                            patience.shorten(_END_SECONDS)
-                        elif come.answer.finished and not is_tail:
-                            patience.shorten(_TAIL_SECONDS)
+        with self._words, self._patience(deadline) as patience:
+            async with aclosing(await self._sent(sent, patience)) as response:
+                await _check_streams(response, patience)
+                while not come.ended or come.answer.finished:
+                    try:
+                        part = await patience.wait(response.read)
+                    except (*BREAKS, EngineTimeout):
+                        if come.answer.finished:
+                            break  # nothing is missing
+                        raise
+                    if not part:
+                        break
+                    is_tail = come.answer.finished
+                    for chunk in come.feed(part):
+                        yield chunk
+                    if come.ended:
+                        patience.shorten(_END_SECONDS)
+                    elif come.answer.finished and not is_tail:
+                        patience.shorten(_TAIL_SECONDS)
             yield come.answer.done()
 
     async def close(self) -> None:
@@ -173,99 +172,76 @@ class ChatCompletionsClient:
         self._closed = True
         await self._transport.aclose()
 
-    def _request(self, method: str, url: str, content: bytes | None = None) -> httpx.Request:
-        whole = f"{self._base_url}{url}" if url.startswith("/") else url
-        return httpx.Request(
-            method, whole, content=content, headers=self._headers, extensions=self._extensions
+    def _request(self, method: str, url: str, content: bytes = b"") -> Request:
+        whole = httpx.URL(f"{self._base_url}{url}" if url.startswith("/") else url)
+        headers = [(b"Host", whole.netloc), *self._headers]
+        if content:
+            headers.append((b"Content-Type", b"application/json"))
+        if content or method != "GET":
+            headers.append((b"Content-Length", b"%d" % len(content)))
+        return Request(method, whole, headers, content, self._connect_seconds)
+
+    async def _sent(self, request: Request, patience: Patience) -> Response:
+        """The response, whose status is 200. To be used within `_words`."""
+        if key := await self._api_key.current():
+            request.headers = (*request.headers, (b"Authorization", b"Bearer %s" % key.encode()))
+        self._check_open()
+        response = await self._fresh_head(request, patience)
+        if response.status == httpx.codes.OK:
+            return response
+        async with aclosing(response):
+            content = await _content(response, _MAX_ERROR_BYTES, patience)
+        raise refusal(
+            response.status,
+            content,
+            content_type=response.header("content-type"),
+            retry_after=response.header("retry-after"),
         )
 
-    @asynccontextmanager
-    async def _sending(
-        self, request: httpx.Request, deadline: float | None
-    ) -> AsyncIterator[httpx.Response]:
-        """A response whose status is 200; the connection is closed or given back afterwards."""
-        if key := await self._api_key.current():
-            request.headers["Authorization"] = f"Bearer {key}"
-        self._check_open()
-        with self._redacted():
-            response = await self._fresh_head(request, deadline)
-            try:
-                if response.status_code != httpx.codes.OK:
-                    content = await self._content(response, _MAX_ERROR_BYTES, deadline)
-                    raise refusal(response.status_code, response.headers, content)
-                yield response
-            finally:
-                with in_our_words():
-                    await response.aclose()
-
-    async def _fresh_head(self, request: httpx.Request, deadline: float | None) -> httpx.Response:
+    async def _fresh_head(self, request: Request, patience: Patience) -> Response:
         """The head, over another connection if the server has closed the one that was kept.
 
         That says nothing about the server, so it takes nothing from whoever counts failures.
         """
         for _ in range(_REPLACEMENTS):
             try:
-                return await self._head(request, deadline)
+                return await self._head(request, patience)
             except EngineUnavailable as error:
                 if not was_stale(error):
                     raise
                 self._check_open()
-        return await self._head(request, deadline)
+        return await self._head(request, patience)
+
+    async def _head(self, request: Request, patience: Patience) -> Response:
+        with self._words_before_head:
+            return await patience.wait(
+                partial(self._transport.send, request), longer_seconds=self._connect_seconds
+            )
 
     def _check_open(self) -> None:
         if self._closed:
             raise EngineUnavailable("the connection to the engine is closed")
 
-    async def _head(self, request: httpx.Request, deadline: float | None) -> httpx.Response:
-        bounds = [deadline] if deadline is not None else []
-        if self._head_seconds is not None:
-            bounds.append(_now() + self._head_seconds)
-        try:
-            async with asyncio.timeout_at(min(bounds, default=None)):
-                with in_our_words(before_head=True):
-                    return await self._transport.handle_async_request(request)
-        except TimeoutError as error:
-            raise EngineTimeout("the engine did not answer in time") from error
-
-    async def _check_streams(self, response: httpx.Response, deadline: float | None) -> None:
-        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind in ("", "text/event-stream"):
-            return
-        if kind == "application/json":
-            # Some gateways answer so with an error inside.
-            content = await self._content(response, _MAX_ERROR_BYTES, deadline)
-            with in_our_words():
-                Answer().feed(content)
-        raise EngineUnavailable(f"the engine answered with {kind}, not with a stream of events")
-
-    async def _content(self, response: httpx.Response, most: int, deadline: float | None) -> bytes:
-        """The body, up to about `most` bytes of it."""
-        content = b""
-        async with aclosing(_parts(response)) as parts:
-            with in_our_words(), self._patience(deadline) as patience:
-                while len(content) < most and (part := await patience.next(parts)) is not None:
-                    content += part
-        return content
-
     def _patience(self, deadline: float | None) -> Patience:
         return Patience(deadline, self._read_seconds)
 
-    @contextmanager
-    def _redacted(self) -> Iterator[None]:
-        """No error of ours carries the key on, though a server has echoed it."""
-        try:
-            yield
-        except RuvdError as error:
-            error.args = tuple(self._api_key.redact(str(text)) for text in error.args)
-            raise
+
+async def _check_streams(response: Response, patience: Patience) -> None:
+    kind = response.header("content-type").partition(";")[0].strip().lower()
+    if kind in ("", "text/event-stream"):
+        return
+    if kind == "application/json":
+        # Some gateways answer so with an error inside.
+        Answer().feed(await _content(response, _MAX_ERROR_BYTES, patience))
+    raise EngineUnavailable(f"the engine answered with {kind}, not with a stream of events")
 
 
-def _parts(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    # It is a generator, whatever its type says, and has to be closed like one. httpx's own way
-    # to it, `aiter_raw`, would look at each part twice.
-    return cast(
-        "AsyncGenerator[bytes, None]", aiter(cast("httpx.AsyncByteStream", response.stream))
-    )
+async def _content(response: Response, most: int, patience: Patience) -> bytes:
+    """The body, up to about `most` bytes of it."""
+    content = b""
+    while len(content) < most and (part := await patience.wait(response.read)):
+        content += part
+    return content
 
 
 def _now() -> float:

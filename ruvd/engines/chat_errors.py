@@ -20,9 +20,9 @@ import email.utils
 import re
 import ssl
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from http import HTTPStatus
+from types import TracebackType
 
 import httpx
 import msgspec
@@ -117,12 +117,15 @@ class _Body(msgspec.Struct):
     code: str | int | None = None
 
 
-def refusal(status: int, headers: Mapping[str, str], content: bytes) -> RuvdError:
-    """The error that a response other than 200 means; its cause is a `Refused`."""
-    error = _read(content, headers.get("content-type", ""))
-    retry_after = _retry_after(headers.get("retry-after", ""))
-    raised = _meaning(status, error, retry_after)
-    raised.__cause__ = Refused(status, retry_after, str(error.code or error.type or ""))
+def refusal(
+    status: int, content: bytes, *, content_type: str = "", retry_after: str = ""
+) -> RuvdError:
+    """The error that a response other than 200 means, of its body and the values of two headers;
+    its cause is a `Refused`."""
+    error = _read(content, content_type)
+    seconds = _retry_after(retry_after)
+    raised = _meaning(status, error, seconds)
+    raised.__cause__ = Refused(status, seconds, str(error.code or error.type or ""))
     return raised
 
 
@@ -178,27 +181,55 @@ def is_failing(error: RuvdError) -> bool:
 
 # What a connection that breaks raises.
 BREAKS = (httpx.HTTPError, httpx.StreamError, OSError)
+# What an answer that is none raises.
+_NONSENSE = (msgspec.MsgspecError, UnicodeDecodeError, EventTooLarge)
 
 
-@contextmanager
-def in_our_words(*, before_head: bool = False) -> Iterator[None]:
-    """What goes wrong on the way as one of our errors; its cause says what it was."""
-    try:
-        yield
-    except httpx.ReadTimeout as error:
-        raise EngineTimeout("the engine was silent for too long") from error
-    except BREAKS as error:
-        cause: Exception = error
+class InOurWords:
+    """What goes wrong inside is raised as one of our errors, whose cause says what it was; `redact`
+    hides what no text may have in it. A context manager, to be entered as often as one likes."""
+
+    def __init__(self, redact: Callable[[str], str], *, before_head: bool = False) -> None:
+        self._redact = redact
+        self._before_head = before_head
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, RuvdError):
+            self._hide(error)
+        elif error is not None:
+            told, cause = _told(error, before_head=self._before_head)
+            if told is not None:
+                self._hide(told)
+                raise told from cause
+
+    def _hide(self, error: RuvdError) -> None:
+        error.args = tuple(self._redact(str(text)) for text in error.args)
+
+
+def _told(error: BaseException, *, before_head: bool) -> tuple[RuvdError | None, BaseException]:
+    """Our error for one of theirs, if it has one, and its cause."""
+    if isinstance(error, BREAKS):
+        text = clip(str(error)) or type(error).__name__
+        told = EngineUnavailable(f"the engine cannot be reached: {text}")
         if before_head and _is_drop(error):
             cause = NoAnswer()
             cause.__cause__ = error
-        text = clip(str(error)) or type(error).__name__
-        raise EngineUnavailable(f"the engine cannot be reached: {text}") from cause
-    except (msgspec.MsgspecError, UnicodeDecodeError, EventTooLarge) as error:
-        raise EngineUnavailable(f"the engine's answer makes no sense: {error}") from error
+            return told, cause
+        return told, error
+    if isinstance(error, _NONSENSE):
+        return EngineUnavailable(f"the engine's answer makes no sense: {error}"), error
+    return None, error
 
 
-def _is_drop(error: Exception) -> bool:
+def _is_drop(error: BaseException) -> bool:
     return isinstance(error, _DROPS) and not isinstance(error, _NO_CONNECTION)
 
 

@@ -132,12 +132,9 @@ class OpenAIEngine:
         deadline = asyncio.get_running_loop().time() + self._total_seconds
         self._budget.deposit()
         try:
-            async with asyncio.timeout_at(deadline):
-                chunks, first = await self._begin(request, deadline)
-        except TimeoutError as error:
-            raise EngineTimeout(
-                f"the engine did not answer within {self._total_seconds:g} s"
-            ) from error
+            chunks, first = await self._ask_each(request, deadline)
+        except RuvdError as failure:
+            chunks, first = await self._ask_again(request, deadline, failure)
         async with aclosing(chunks):
             yield first
             async for chunk in chunks:
@@ -186,27 +183,29 @@ class OpenAIEngine:
             for upstream in self._upstreams:
                 await upstream.client.close()
 
-    async def _begin(
-        self, request: EngineRequest, deadline: float
+    async def _ask_again(
+        self, request: EngineRequest, deadline: float, failure: RuvdError
     ) -> tuple[AsyncGenerator[EngineChunk, None], EngineChunk]:
-        """A stream that has begun, and its first chunk."""
-        failed: list[RuvdError] = []
-        try:
-            return await self._ask_each(request, deadline)
-        except RuvdError as failure:
-            failed.append(failure)
-        # Made only now, because it costs as much as sending the request.
+        """The same after the first try has failed, as often as it may."""
+        failed = [failure]
         tries = attempts(retries=self._retries, deadline=deadline, budget=self._budget)
-        async for attempt in tries:
-            with attempt:
-                if failed:
-                    raise failed.pop()
-                return await self._ask_each(request, deadline)
+        try:
+            async with asyncio.timeout_at(deadline):
+                async for attempt in tries:
+                    with attempt:
+                        if failed:
+                            raise failed.pop()
+                        return await self._ask_each(request, deadline)
+        except TimeoutError as error:
+            raise EngineTimeout(
+                f"the engine did not answer within {self._total_seconds:g} s"
+            ) from error
         raise AssertionError  # the last try has raised
 
     async def _ask_each(
         self, request: EngineRequest, deadline: float
     ) -> tuple[AsyncGenerator[EngineChunk, None], EngineChunk]:
+        """A stream that has begun, and its first chunk."""
         error: RuvdError | None = None
         for upstream in await self._candidates():
             model = request.options.model or self._model

@@ -1,17 +1,19 @@
-"""How long a reader waits for the parts of an answer."""
+"""How long a caller waits for the head of an answer, and for its parts."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import NoReturn, Self, cast
+from typing import NoReturn, Self, TypeVar, cast
 
 from ruvd.errors import EngineTimeout
 
+T = TypeVar("T")
+
 
 class Patience:
-    """Bounds each wait for a part: by `deadline`, of the loop's clock, and by a longest silence.
+    """Bounds each wait: by `deadline`, of the loop's clock, and by a longest silence.
 
     One timer looks after all waits, because to arm one for each part costs more than the part. Use
     it as a context manager; it ends the wait and nothing else that the task does.
@@ -22,7 +24,8 @@ class Patience:
         self._deadline = deadline
         self._silence_seconds = silence_seconds
         self._timer: asyncio.TimerHandle | None = None
-        self._reader: asyncio.Task[object] | None = None
+        self._due = 0.0
+        self._waiter: asyncio.Task[object] | None = None
         self._since = 0.0
         self._is_over = False
 
@@ -39,47 +42,51 @@ class Patience:
             self._timer.cancel()
 
     def shorten(self, seconds: float) -> None:
-        """The deadline is at most so many seconds away."""
+        """The deadline is at most so many seconds away, from the next wait on."""
         soon = self._loop.time() + seconds
         if self._deadline is None or soon < self._deadline:
             self._deadline = soon
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
 
-    async def next(self, parts: AsyncGenerator[bytes, None]) -> bytes | None:
-        """The next part; None after the last. Raises EngineTimeout, whose cause is TimeoutError
-        if it was the deadline."""
-        reader = cast("asyncio.Task[object]", asyncio.current_task(self._loop))
-        self._since = self._loop.time()
-        if self._timer is None:
-            bound = self._bound()
-            if bound is not None and bound <= self._since:
+    async def wait(self, begin: Callable[[], Awaitable[T]], *, longer_seconds: float = 0.0) -> T:
+        """What comes of `begin`, which may be silent so much longer. Raises EngineTimeout, whose
+        cause is TimeoutError if it was the deadline."""
+        waiter = cast("asyncio.Task[object]", asyncio.current_task(self._loop))
+        now = self._loop.time()
+        self._since = now + longer_seconds
+        bound = self._bound()
+        if bound is not None:
+            if bound <= now:
                 self._give_up()
-            if bound is not None:
-                self._timer = self._loop.call_at(bound, self._look)
-        cancelling = reader.cancelling()
-        self._reader = reader
+            if self._timer is None or bound < self._due:
+                self._arm(bound)
+        cancelling = waiter.cancelling()
+        self._waiter = waiter
         try:
-            return await anext(parts, None)
+            return await begin()
         except asyncio.CancelledError:
-            if self._is_over and reader.uncancel() <= cancelling:
+            if self._is_over and waiter.uncancel() <= cancelling:
                 self._give_up()
             raise
         finally:
-            self._reader = None
+            self._waiter = None
+
+    def _arm(self, bound: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = bound
+        self._timer = self._loop.call_at(bound, self._look)
 
     def _look(self) -> None:
         """End the wait if it has been too long, or look again when it may be."""
         self._timer = None
         bound = self._bound()
-        if self._reader is None or bound is None:
+        if self._waiter is None or bound is None:
             return  # nobody waits; the next to do so has a new timer
         if bound > self._loop.time():
-            self._timer = self._loop.call_at(bound, self._look)
+            self._arm(bound)
         else:
             self._is_over = True
-            self._reader.cancel()
+            self._waiter.cancel()
 
     def _bound(self) -> float | None:
         if self._silence_seconds is None:

@@ -1,4 +1,4 @@
-"""How the bytes travel: our own HTTP/1.1 under httpx's API, or httpx's own for all else.
+"""How the bytes travel: by our own HTTP/1.1, or by httpx for all else.
 
 Proxies and HTTP/2 are httpx's, which is several times slower. Proxies are looked up once, for the
 one server that a transport is for, by the standard library's rules (HTTP_PROXY, HTTPS_PROXY,
@@ -15,6 +15,7 @@ import httpx
 
 from ruvd.engines.http1 import Http1Transport
 from ruvd.engines.http2 import Http2Transport
+from ruvd.engines.wire import HttpxTransport, Transport
 from ruvd.errors import EngineUnavailable
 
 
@@ -52,16 +53,16 @@ def environment_proxy(url: str) -> str | None:
     return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
 
 
-def tcp_transport(
-    *, tls: ssl.SSLContext, proxy: str | None, http2: bool
-) -> httpx.AsyncBaseTransport:
+def tcp_transport(*, tls: ssl.SSLContext, proxy: str | None, http2: bool) -> Transport:
     """A transport to one server. HTTP/2 is agreed on by TLS, so `http://` is HTTP/1.1."""
     if http2:
-        return Http2Transport(tls=tls, proxy=proxy)
+        return HttpxTransport(Http2Transport(tls=tls, proxy=proxy))
     if proxy is None:
         return Http1Transport(tls=tls)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx.AsyncHTTPTransport(verify=tls, proxy=proxy, limits=limits, trust_env=False)
+    return HttpxTransport(
+        httpx.AsyncHTTPTransport(verify=tls, proxy=proxy, limits=limits, trust_env=False)
+    )
 
 
 def _no_password() -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import httpx
 import pytest
 
 from ruvd.engines.http1 import Http1Transport, StaleConnection
+from ruvd.engines.wire import Request, Response
 
 Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 SECONDS = 10.0
@@ -73,12 +74,21 @@ def answering(*answers: bytes, close: bool = False) -> Handle:
     return handle
 
 
+def asking(url: str, *headers: tuple[bytes, bytes]) -> Request:
+    return Request("GET", httpx.URL(url), [(b"Host", b"here"), *headers])
+
+
 async def get(transport: Http1Transport, url: str) -> tuple[int, bytes]:
-    response = await transport.handle_async_request(httpx.Request("GET", url))
-    try:
-        return response.status_code, await response.aread()
-    finally:
-        await response.aclose()
+    async with aclosing(await transport.send(asking(url))) as response:
+        return response.status, await whole(response)
+
+
+async def whole(response: Response) -> bytes:
+    """The body."""
+    parts = []
+    while part := await response.read():
+        parts.append(part)
+    return b"".join(parts)
 
 
 @pytest.mark.parametrize(
@@ -211,24 +221,40 @@ async def test_a_server_that_is_faster_than_the_reader_has_to_wait() -> None:
         written.set()
 
     async with serving(handle) as (transport, url):
-        response = await transport.handle_async_request(httpx.Request("GET", url))
+        response = await transport.send(asking(url))
         before = -1
         while sent != before:  # until it is stuck
             before = sent
             await asyncio.sleep(0.2)
         assert sent < size
-        assert len(await response.aread()) == size
+        assert len(await whole(response)) == size
         await written.wait()
 
 
 async def test_a_header_of_two_lines_is_never_sent() -> None:
     async with serving(answering(OK)) as (transport, url):
-        request = httpx.Request("GET", url, headers={"X": "a\r\nY: b"})
         with pytest.raises(httpx.LocalProtocolError):
-            await transport.handle_async_request(request)
+            await transport.send(asking(url, (b"X", b"a\r\nY: b")))
 
 
 async def test_nobody_listening_is_a_connect_error() -> None:
     transport = Http1Transport()
     with pytest.raises(httpx.ConnectError):
         await get(transport, "http://127.0.0.1:1/")
+
+
+async def test_a_response_that_was_left_does_not_close_the_next_ones_connection() -> None:
+    async with serving(answering(OK, CHUNKED + b"2\r\nno\r\n")) as (transport, url):
+        first = await transport.send(asking(url))
+        assert await whole(first) == b"ok"
+        await first.aclose()
+        async with aclosing(await transport.send(asking(url))) as second:
+            await first.aclose()
+            assert await second.read() == b"no"
+
+
+async def test_headers_are_found_by_their_names_in_any_case() -> None:
+    answer = OK.replace(b"Content-Length", b"CONTENT-type: a/b\r\ncontent-length")
+    async with serving(answering(answer)) as (transport, url):
+        response = await transport.send(asking(url))
+        assert (response.header("Content-Type"), response.header("Retry-After")) == ("a/b", "")
