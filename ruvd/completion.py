@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 
 from ruvd import receipts
 from ruvd.errors import CompletionCancelled, RuvdError
@@ -125,9 +124,9 @@ class Completion:
         if self._grace:
             self._grace.cancel()
         try:
-            async with aclosing(self.log.read(after)) as events:
-                async for event in events:
-                    yield event
+            while event := await self.log.next(after):
+                after = event.sequence
+                yield event
         finally:
             self._readers -= 1
             if not self._readers and self._task:

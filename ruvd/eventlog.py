@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator
 from dataclasses import replace
 from enum import Enum, auto
 
@@ -81,26 +80,24 @@ class EventLog:
         self._error = error
         self._wake()
 
-    async def read(self, after: int = 0) -> AsyncGenerator[CompletionEvent, None]:
-        """The events numbered above `after`, as they come, until the log is closed.
+    async def next(self, after: int) -> CompletionEvent | None:
+        """The first event above the number `after`, once it is there; None when the log is closed
+        and has no more.
 
-        Where they have fallen off, a reader gets Finished if the completion has it, and
+        Where events have fallen off, a reader gets Finished if the completion has it, and
         CompletionNotFound otherwise.
         """
-        position = after
         while True:
-            if position < self._dropped:
-                position = self._first_left(position)
-            if position < self._dropped + len(self._events):
-                event = self._events[position - self._dropped]
-                position += 1
-                yield event
-            elif self._growing:
+            if after < self._dropped:
+                after = self._first_left(after)
+            if after < self._dropped + len(self._events):
+                return self._events[after - self._dropped]
+            if self._growing:
                 self._seal()
             elif self._closed:
                 if self._error is not None:
                     raise self._error
-                return
+                return None
             else:
                 waiter = asyncio.get_running_loop().create_future()
                 self._waiters.append(waiter)

@@ -1,16 +1,14 @@
 """What every RPC of `ruvd.v1` passes: errors leave by this one door, and each is measured.
 
 Health and reflection are left alone: wrapping their handlers would break `Watch` (a stream that
-outlives us) and tell nothing. A streaming handler is driven from here, so that its generator is
-closed at once when the client leaves, and not when the garbage collector finds it.
+outlives us) and tell nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -26,8 +24,8 @@ _log = logging.getLogger("ruvd.rpc")
 _OURS = "/ruvd.v1."
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
-Unary: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
-Streaming: TypeAlias = Callable[[Any, Context], AsyncGenerator[Any, None]]
+# A stream's writes what it answers.
+Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
 class Errors(grpc.aio.ServerInterceptor):
@@ -56,17 +54,17 @@ class Errors(grpc.aio.ServerInterceptor):
             return handler
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                self._measured(method, _streaming(method, handler.unary_stream)),
+                self._measured(method, _guarded(method, handler.unary_stream)),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
-            self._measured(method, _unary(method, handler.unary_unary)),
+            self._measured(method, _guarded(method, handler.unary_unary)),
             handler.request_deserializer,
             handler.response_serializer,
         )
 
-    def _measured(self, method: str, handle: Unary) -> Unary:
+    def _measured(self, method: str, handle: Handler) -> Handler:
         rpcs = self._rpcs
         if rpcs is None:
             return handle
@@ -93,24 +91,12 @@ def _name(code: Any) -> str:
     return next((each.name for each in grpc.StatusCode if code in (each, each.value[0])), "UNKNOWN")
 
 
-def _unary(method: str, handle: Unary) -> Unary:
+def _guarded(method: str, handle: Handler) -> Handler:
     async def wrapped(request: Any, call: Context) -> Any:
         try:
             return await handle(request, call)
         except Exception as error:  # noqa: BLE001  # the one door
             return await _abort(method, call, error)
-
-    return wrapped
-
-
-def _streaming(method: str, handle: Streaming) -> Callable[[Any, Context], Awaitable[None]]:
-    async def wrapped(request: Any, call: Context) -> None:
-        try:
-            async with aclosing(handle(request, call)) as responses:
-                async for response in responses:
-                    await call.write(response)
-        except Exception as error:  # noqa: BLE001  # the one door
-            await _abort(method, call, error)
 
     return wrapped
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -115,20 +114,24 @@ class SessionService(pb_grpc.SessionServiceServicer):
         counts = await self._sessions.counts()
         return pb.GetSessionMetricsResponse(metrics=convert.metrics(counts, self._statistics))
 
-    async def Complete(  # noqa: D102, N802
-        self, request: pb.CompleteRequest, context: ServicerContext[Any, Any]
-    ) -> AsyncGenerator[pb.CompleteResponse, None]:
+    # The streams write what they answer: a generator would be one more layer for each event.
+
+    async def Complete(  # type: ignore[override]  # noqa: D102, N802
+        self, request: pb.CompleteRequest, context: ServicerContext[Any, pb.CompleteResponse]
+    ) -> None:
         completion = self._completions.start(requests.complete(request, self._limits))
         is_out_of_time = partial(status.is_too_late, context)
         async with aclosing(completion.events(is_out_of_time=is_out_of_time)) as events:
             async for event in events:
                 response = pb.CompleteResponse()
                 convert.event(event, response.event)
-                yield response
+                await context.write(response)
 
-    async def ResumeCompletion(  # noqa: D102, N802
-        self, request: pb.ResumeCompletionRequest, context: ServicerContext[Any, Any]
-    ) -> AsyncGenerator[pb.ResumeCompletionResponse, None]:
+    async def ResumeCompletion(  # type: ignore[override]  # noqa: D102, N802
+        self,
+        request: pb.ResumeCompletionRequest,
+        context: ServicerContext[Any, pb.ResumeCompletionResponse],
+    ) -> None:
         ref = requests.completion_ref(request, self._limits)
         is_out_of_time = partial(status.is_too_late, context)
         events = self._completions.resume(
@@ -138,18 +141,22 @@ class SessionService(pb_grpc.SessionServiceServicer):
             async for event in events:
                 response = pb.ResumeCompletionResponse()
                 convert.event(event, response.event)
-                yield response
+                await context.write(response)
 
-    async def BatchComplete(  # noqa: D102, N802
-        self, request: pb.BatchCompleteRequest, context: ServicerContext[Any, Any]
-    ) -> AsyncGenerator[pb.BatchCompleteResponse, None]:
+    async def BatchComplete(  # type: ignore[override]  # noqa: D102, N802
+        self,
+        request: pb.BatchCompleteRequest,
+        context: ServicerContext[Any, pb.BatchCompleteResponse],
+    ) -> None:
         items = requests.batch_complete(request, self._limits)
         async with aclosing(self._batches.run(items, request.max_concurrency)) as events:
             async for event in events:
                 if isinstance(event, BatchSummary):
-                    yield convert.batch_summary(event)
+                    response = convert.batch_summary(event)
                 else:
-                    yield convert.batch_result(event, event.error and _item_status(event.error))
+                    error = event.error and _item_status(event.error)
+                    response = convert.batch_result(event, error)
+                await context.write(response)
 
     async def CancelCompletion(  # noqa: D102, N802
         self, request: pb.CancelCompletionRequest, context: ServicerContext[Any, Any]

@@ -162,6 +162,8 @@ class ChatCompletionsClient:
                     for chunk in come.feed(part):
                         yield chunk
                     if come.ended:
+                        if response.is_whole:
+                            break
                         patience.shorten(_END_SECONDS)
                     elif come.answer.finished and not is_tail:
                         patience.shorten(_TAIL_SECONDS)

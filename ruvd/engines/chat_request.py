@@ -17,12 +17,17 @@ from ruvd.errors import EngineRejected
 from ruvd.model import Message, Role
 from ruvd.options import (
     RESERVED_FIELDS,
-    CompletionOptions,
     ResponseFormat,
     Tool,
     ToolChoiceMode,
 )
 from ruvd.ports import EngineRequest
+
+_AS_THEY_ARE = (
+    "parallel_tool_calls", "temperature", "top_p", "seed", "frequency_penalty", "presence_penalty",
+)  # fmt: skip
+# An enum's value takes as long as all else about a message.
+_ROLES = {role: role.value for role in Role}
 
 
 def encode(
@@ -37,35 +42,38 @@ def encode(
     Raises EngineRejected for an `extra_body` that would change what is there.
     """
     options = request.options
-    body: dict[str, Any] = {"model": model}
-    body["messages"] = [_message(message) for message in request.messages]
+    body: dict[str, Any] = {"model": model, "messages": list(map(_message, request.messages))}
     if options.tools:
         body["tools"] = [_tool(tool) for tool in options.tools]
-    optional = {
-        "tool_choice": _tool_choice(options),
-        "parallel_tool_calls": options.parallel_tool_calls,
-        "response_format": options.response_format and _response_format(options.response_format),
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        max_tokens_field: options.max_tokens,
-        "stop": list(options.stop) or None,
-        "seed": options.seed,
-        "frequency_penalty": options.frequency_penalty,
-        "presence_penalty": options.presence_penalty,
-        "logit_bias": {str(token): bias for token, bias in sorted(options.logit_bias.items())},
-    }
-    body |= {name: value for name, value in optional.items() if value not in (None, {})}
-    body |= {"stream": True, "stream_options": {"include_usage": True}, **extra}
-    if taken := sorted(
-        name for name in options.extra_body if name in body or name in RESERVED_FIELDS
-    ):
+    for name in _AS_THEY_ARE:
+        if (value := getattr(options, name)) is not None:
+            body[name] = value
+    if options.max_tokens is not None:
+        body[max_tokens_field] = options.max_tokens
+    if options.tool_choice is not None:
+        body["tool_choice"] = _tool_choice(options.tool_choice)
+    if options.response_format is not None:
+        body["response_format"] = _response_format(options.response_format)
+    if options.stop:
+        body["stop"] = options.stop
+    if options.logit_bias:
+        biases = sorted(options.logit_bias.items())
+        body["logit_bias"] = {str(token): bias for token, bias in biases}
+    body["stream"] = True
+    body["stream_options"] = {"include_usage": True}
+    body |= extra
+    if options.extra_body:
+        _add(options.extra_body, body)
+    return msgspec.json.encode(body)
+
+
+def _add(extra_body: Mapping[str, Any], body: dict[str, Any]) -> None:
+    """Raises EngineRejected for what would change what is there."""
+    if taken := sorted(name for name in extra_body if name in body or name in RESERVED_FIELDS):
         raise EngineRejected(f"extra_body must not have {', '.join(taken)}")
     # Its maps come from protobuf, which gives them in any order.
-    extra_body = {
-        name: msgspec.Raw(msgspec.json.encode(value, order="deterministic"))
-        for name, value in sorted(options.extra_body.items())
-    }
-    return msgspec.json.encode({**body, **extra_body})
+    for name, value in sorted(extra_body.items()):
+        body[name] = msgspec.Raw(msgspec.json.encode(value, order="deterministic"))
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -76,7 +84,7 @@ def _message(message: Message) -> dict[str, Any]:
             "content": message.content,
         }
     if not message.tool_calls:
-        return {"role": message.role.value, "content": message.content}
+        return {"role": _ROLES[message.role], "content": message.content}
     calls = [
         {
             "id": call.id,
@@ -85,7 +93,7 @@ def _message(message: Message) -> dict[str, Any]:
         }
         for call in message.tool_calls
     ]
-    return {"role": message.role.value, "content": message.content or None, "tool_calls": calls}
+    return {"role": _ROLES[message.role], "content": message.content or None, "tool_calls": calls}
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
@@ -99,11 +107,10 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _tool_choice(options: CompletionOptions) -> str | dict[str, Any] | None:
-    choice = options.tool_choice
-    if isinstance(choice, str):
-        return {"type": "function", "function": {"name": choice}}
-    return choice.value if isinstance(choice, ToolChoiceMode) else None
+def _tool_choice(choice: ToolChoiceMode | str) -> str | dict[str, Any]:
+    if isinstance(choice, ToolChoiceMode):
+        return choice.value
+    return {"type": "function", "function": {"name": choice}}
 
 
 def _response_format(asked: ResponseFormat) -> dict[str, Any]:

@@ -139,13 +139,25 @@ class Answer:
         out: list[EngineChunk] = []
         texts: list[str] = []
         for chunk in _decode_all(events):
-            text = _text_alone(chunk)
-            if text:
-                texts.append(text)
-                self._begun = True
-            else:
-                _join(texts, out)
-                self._take(chunk, out)
+            choices = chunk.choices
+            # Nearly all have a text and nothing else.
+            if choices and chunk.error is None and chunk.usage is None and chunk.timings is None:
+                choice = choices[0]
+                delta = choice.delta
+                if (
+                    delta is not None
+                    and delta.content
+                    and not choice.finish_reason
+                    and not delta.tool_calls
+                    and not delta.reasoning_content
+                    and not delta.reasoning
+                ):
+                    texts.append(delta.content)
+                    continue
+            self._begun = self._begun or bool(texts)
+            _join(texts, out)
+            self._take(chunk, out)
+        self._begun = self._begun or bool(texts)
         _join(texts, out)
         return out
 
@@ -262,17 +274,6 @@ def _decode_all(events: Sequence[bytes]) -> Sequence[_Chunk]:
         chunks = []
     # What is wrong is told of its event.
     return chunks if len(chunks) == len(events) else [_decoder.decode(data) for data in events]
-
-
-def _text_alone(chunk: _Chunk) -> str | None:
-    """The text of a chunk that has nothing else, as nearly all have."""
-    if not chunk.choices or chunk.error is not None or chunk.usage or chunk.timings:
-        return None
-    choice = chunk.choices[0]
-    delta = choice.delta
-    if delta is None or choice.finish_reason or delta.tool_calls:
-        return None
-    return None if delta.reasoning_content or delta.reasoning else delta.content
 
 
 def _join(texts: list[str], out: list[EngineChunk]) -> None:

@@ -143,6 +143,10 @@ class _Response:
         self._transport = transport
         self._connection: Connection | None = connection
 
+    @property
+    def is_whole(self) -> bool:
+        return self._connection is None or self._connection.is_whole
+
     def header(self, name: str) -> str:
         return self._headers.get(name.lower().encode(), b"").decode("latin-1")
 

@@ -57,6 +57,11 @@ class Connection(asyncio.Protocol):
             and not self._transport.is_closing()
         )
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the answer has been read."""
+        return self._complete and not self._parts
+
     async def exchange(self, sent: bytes, *, once: bool) -> None:
         """Send a request, the last one if `once`, and wait for the head of its answer."""
         if self._transport is None:

@@ -57,6 +57,9 @@ class Patience:
         if bound is not None:
             if bound <= now:
                 self._give_up()
+            # Where the wait may be longer the timer looks twice, and need not be set anew for the
+            # next, which may not.
+            bound = min(bound, now + self._silence_seconds) if self._silence_seconds else bound
             if self._timer is None or bound < self._due:
                 self._arm(bound)
         cancelling = waiter.cancelling()

@@ -30,6 +30,10 @@ class Response(Protocol):
 
     status: int
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is known to be there, so that another `read` would say so at once."""
+
     def header(self, name: str) -> str:
         """A header's value; empty if there is none."""
 
@@ -81,6 +85,10 @@ class _HttpxResponse:
         # It is a generator, whatever its type says, and has to be closed like one.
         stream = cast("httpx.AsyncByteStream", response.stream)
         self._parts = cast("AsyncGenerator[bytes, None]", aiter(stream))
+
+    @property
+    def is_whole(self) -> bool:
+        return False
 
     def header(self, name: str) -> str:
         return str(self._response.headers.get(name, ""))

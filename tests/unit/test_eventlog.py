@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
 
 import pytest
 from hypothesis import given
@@ -19,8 +18,11 @@ STARTED = Started(
 
 
 async def collect(log: EventLog, after: int = 0) -> list[CompletionEvent]:
-    async with aclosing(log.read(after)) as events:
-        return [event async for event in events]
+    events = []
+    while event := await log.next(after):
+        events.append(event)
+        after = event.sequence
+    return events
 
 
 async def test_text_gathers_until_a_reader_takes_it() -> None:
@@ -28,22 +30,18 @@ async def test_text_gathers_until_a_reader_takes_it() -> None:
     log.append(STARTED)
     log.append_text("one ")
     log.append_text("two")
-    reader = log.read()
-    assert (await anext(reader)).event == STARTED
-    assert await anext(reader) == CompletionEvent(2, Delta("one two"))
+    assert await log.next(0) == CompletionEvent(1, STARTED)
+    assert await log.next(1) == CompletionEvent(2, Delta("one two"))
     log.append_text(" three")
-    assert await anext(reader) == CompletionEvent(3, Delta(" three"))
-    await reader.aclose()
+    assert await log.next(2) == CompletionEvent(3, Delta(" three"))
 
 
 async def test_a_reader_who_waits_gets_the_text_at_once() -> None:
     log = EventLog(1 << 20)
-    reader = log.read()
-    first = asyncio.ensure_future(anext(reader))
+    first = asyncio.ensure_future(log.next(0))
     await asyncio.sleep(0)
     log.append_text("hello")
-    assert (await first).event == Delta("hello")
-    await reader.aclose()
+    assert await first == CompletionEvent(1, Delta("hello"))
 
 
 async def test_an_error_comes_after_the_events_and_to_every_reader() -> None:
@@ -51,10 +49,9 @@ async def test_an_error_comes_after_the_events_and_to_every_reader() -> None:
     log.append_text("part")
     log.close(EngineUnavailable("gone"))
     for _ in range(2):
-        reader = log.read()
-        assert (await anext(reader)).event == Delta("part")
+        assert await log.next(0) == CompletionEvent(1, Delta("part"))
         with pytest.raises(EngineUnavailable):
-            await anext(reader)
+            await log.next(1)
 
 
 @given(

@@ -11,6 +11,7 @@ from fakes import done
 from ruvd.errors import CompletionCancelled, InvalidRequest
 from ruvd.eventlog import EventLog
 from ruvd.model import (
+    CompletionEvent,
     ContextWindow,
     Delta,
     Finished,
@@ -68,23 +69,26 @@ async def test_deltas_gather_by_what_they_are_of_and_a_tool_call_begins_one_of_i
     log.append_tool_call(ToolCallDelta(1, "j", "n", "z"))
     log.append_text("d")
     log.close()
-    assert [event.event async for event in log.read()] == [
+    deltas = [
         Delta(reasoning="ab"),
         Delta("c"),
         Delta(tool_call=ToolCallDelta(0, "i", "n", "xy")),
         Delta(tool_call=ToolCallDelta(1, "j", "n", "z")),
         Delta("d"),
     ]
+    for number, delta in enumerate(deltas):
+        assert await log.next(number) == CompletionEvent(number + 1, delta)
+    assert await log.next(len(deltas)) is None
 
 
 async def test_a_delta_that_a_reader_took_goes_on_in_the_next(core: Core) -> None:
     log = EventLog(1 << 20)
     log.append_tool_call(ToolCallDelta(0, "i", "n", "x"))
-    reader = log.read()
-    assert (await anext(reader)).event == Delta(tool_call=ToolCallDelta(0, "i", "n", "x"))
+    first = Delta(tool_call=ToolCallDelta(0, "i", "n", "x"))
+    assert await log.next(0) == CompletionEvent(1, first)
     log.append_tool_call(ToolCallDelta(0, arguments="y"))
-    assert (await anext(reader)).event == Delta(tool_call=ToolCallDelta(0, arguments="y"))
-    await reader.aclose()
+    then = Delta(tool_call=ToolCallDelta(0, arguments="y"))
+    assert await log.next(1) == CompletionEvent(2, then)
 
 
 async def test_call_result_and_answer_are_one_exchange_and_the_engine_sees_all_of_it(
