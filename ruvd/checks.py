@@ -23,6 +23,7 @@ ID_RULE = "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"
 _NOT_BUILT = "is not supported by this version of ruvd"
 _MAX_ID_BYTES = 128
 _MAX_CALL_BYTES = 256
+_ASSISTANTS = "only an assistant's message has it"
 MAX_IDLE_SECONDS = 10 * 366 * 86_400
 _MAX_LABELS = 64
 _MAX_KEY_BYTES = 63
@@ -120,41 +121,42 @@ def messages(check: Checker, protos: Sequence[pb.Message], *, history: bool) -> 
 
 def _message(check: Checker, field: str, proto: pb.Message, role: Role) -> Message:
     """A message. Which call a tool's message answers is checked where the history is known."""
-    if role in (Role.SYSTEM, Role.USER):
-        check.check(bool(proto.content), f"{field}.content", "must not be empty")
+    content, call_id, reasoning = proto.content, proto.tool_call_id, proto.reasoning
+    calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in proto.tool_calls)
+    if not content and role in (Role.SYSTEM, Role.USER):
+        check.refuse(f"{field}.content", "must not be empty")
     if role is not Role.ASSISTANT:
-        mine = "only an assistant's message has it"
-        check.check(not proto.tool_calls, f"{field}.tool_calls", mine)
-        check.check(not proto.reasoning, f"{field}.reasoning", mine)
+        if calls:
+            check.refuse(f"{field}.tool_calls", _ASSISTANTS)
+        if reasoning:
+            check.refuse(f"{field}.reasoning", _ASSISTANTS)
     if role is Role.TOOL:
-        _call_id(check, f"{field}.tool_call_id", proto.tool_call_id)
-    else:
-        check.check(not proto.tool_call_id, f"{field}.tool_call_id", "only a tool's message has it")
-    limit = check.limits.max_tool_calls
-    check.check(len(proto.tool_calls) <= limit, f"{field}.tool_calls", f"more than {limit}")
-    ids: set[str] = set()
-    for index, call in enumerate(proto.tool_calls):
-        path = f"{field}.tool_calls[{index}]"
-        _call_id(check, f"{path}.id", call.id)
-        check.check(call.id not in ids, f"{path}.id", "another call has this id")
-        ids.add(call.id)
-        size = len(call.name.encode())
-        fits = 0 < size <= _MAX_CALL_BYTES
-        check.check(fits, f"{path}.name", f"must have 1 to {_MAX_CALL_BYTES} bytes")
-    message = Message(
-        role,
-        proto.content,
-        tuple(ToolCall(call.id, call.name, call.arguments) for call in proto.tool_calls),
-        proto.tool_call_id,
-        proto.reasoning,
-    )
+        _call_id(check, f"{field}.tool_call_id", call_id)
+    elif call_id:
+        check.refuse(f"{field}.tool_call_id", "only a tool's message has it")
+    if calls:
+        _calls(check, f"{field}.tool_calls", calls)
+    message = Message(role, content, calls, call_id, reasoning)
     size, size_limit = message.size_bytes, check.limits.max_message_bytes
     if size > size_limit:
         check.refuse(
-            f"{field}.content" if len(proto.content.encode()) > size_limit else field,
+            f"{field}.content" if len(content.encode()) > size_limit else field,
             f"has {size} bytes, the limit is {size_limit} (max_message_bytes)",
         )
     return message
+
+
+def _calls(check: Checker, field: str, calls: Sequence[ToolCall]) -> None:
+    limit = check.limits.max_tool_calls
+    check.check(len(calls) <= limit, field, f"more than {limit}")
+    ids: set[str] = set()
+    for index, call in enumerate(calls):
+        path = f"{field}[{index}]"
+        _call_id(check, f"{path}.id", call.id)
+        check.check(call.id not in ids, f"{path}.id", "another call has this id")
+        ids.add(call.id)
+        fits = 0 < len(call.name.encode()) <= _MAX_CALL_BYTES
+        check.check(fits, f"{path}.name", f"must have 1 to {_MAX_CALL_BYTES} bytes")
 
 
 def _call_id(check: Checker, field: str, value: str) -> None:
@@ -197,7 +199,8 @@ def text(check: Checker, field: str, value: str) -> None:
     """Check a text against `max_message_bytes`."""
     size = len(value.encode())
     limit = check.limits.max_message_bytes
-    check.check(size <= limit, field, f"has {size} bytes, the limit is {limit} (max_message_bytes)")
+    if size > limit:
+        check.refuse(field, f"has {size} bytes, the limit is {limit} (max_message_bytes)")
 
 
 def labels(check: Checker, field: str, given: Mapping[str, str]) -> None:

@@ -100,36 +100,26 @@ def event(of: model.CompletionEvent, into: pb.CompletionEvent) -> None:
             else:
                 into.delta.text = delta.text
         case model.Delta(tool_call=model.ToolCallDelta() as call):
-            told = into.delta.tool_call
-            told.index, told.id, told.name = call.index, call.id, call.name
-            told.arguments = call.arguments
+            piece = into.delta.tool_call
+            piece.index, piece.id, piece.name = call.index, call.id, call.name
+            piece.arguments = call.arguments
         case model.Started() as started:
-            into.started.CopyFrom(
-                pb.Started(
-                    completion_id=started.completion_id,
-                    session_id=started.session_id,
-                    session_created=started.session_created,
-                    model=started.model,
-                    context_messages=started.context_messages,
-                    context_trimmed=started.context_trimmed,
-                )
-            )
+            told = into.started
+            told.completion_id, told.session_id = started.completion_id, started.session_id
+            told.session_created, told.model = started.session_created, started.model
+            told.context_messages = started.context_messages
+            told.context_trimmed = started.context_trimmed
         case model.Finished() as finished:
-            into.finished.CopyFrom(_finished(finished))
+            _finished(finished, into.finished)
 
 
 def batch_result(of: BatchOutcome, error: Status | None) -> pb.BatchCompleteResponse:
     """The outcome of an item for the wire; `error` is the status of its error, if it has one."""
     result = pb.BatchResult(index=of.index, error=error)
     if of.finished:
-        result.completion.CopyFrom(
-            pb.Completion(
-                completion_id=of.completion_id,
-                session_id=of.session_id,
-                model=of.model,
-                finished=_finished(of.finished),
-            )
-        )
+        told = result.completion
+        told.completion_id, told.session_id, told.model = of.completion_id, of.session_id, of.model
+        _finished(of.finished, told.finished)
     return pb.BatchCompleteResponse(result=result)
 
 
@@ -146,34 +136,40 @@ def batch_summary(of: BatchSummary) -> pb.BatchCompleteResponse:
     )
 
 
-def _finished(of: model.Finished) -> pb.Finished:
-    timings = of.timings
-    return pb.Finished(
-        finish_reason=FINISH_REASONS[of.finish_reason],
-        message=message(of.message),
-        usage=None if of.usage is None else usage(of.usage),
-        timings=pb.Timings(
-            queue=duration(timings.queue_seconds),
-            time_to_first_token=duration(timings.time_to_first_token_seconds),
-            total=duration(timings.total_seconds),
-            prefill=duration(timings.prefill_seconds),
-        ),
-        exchange_count=of.exchange_count,
-    )
+def _finished(of: model.Finished, into: pb.Finished) -> None:
+    into.finish_reason = FINISH_REASONS[of.finish_reason]
+    _message(of.message, into.message)
+    if of.usage is not None:
+        into.usage.CopyFrom(usage(of.usage))
+    timings, told = of.timings, into.timings
+    _duration(timings.queue_seconds, told.queue)
+    _duration(timings.total_seconds, told.total)
+    if timings.time_to_first_token_seconds is not None:
+        _duration(timings.time_to_first_token_seconds, told.time_to_first_token)
+    if timings.prefill_seconds is not None:
+        _duration(timings.prefill_seconds, told.prefill)
+    into.exchange_count = of.exchange_count
 
 
 def message(of: Message) -> pb.Message:
     """A message for the wire."""
-    return pb.Message(
-        role=ROLE_PROTOS[of.role],
-        content=of.content,
-        tool_calls=[
+    told = pb.Message()
+    _message(of, told)
+    return told
+
+
+def _message(of: Message, into: pb.Message) -> None:
+    into.role = ROLE_PROTOS[of.role]
+    into.content = of.content
+    if of.tool_calls:
+        into.tool_calls.extend(
             pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments)
             for call in of.tool_calls
-        ],
-        tool_call_id=of.tool_call_id,
-        reasoning=of.reasoning,
-    )
+        )
+    if of.tool_call_id:
+        into.tool_call_id = of.tool_call_id
+    if of.reasoning:
+        into.reasoning = of.reasoning
 
 
 def usage(of: model.Usage) -> pb.Usage:
@@ -189,8 +185,14 @@ def duration(seconds: float | None) -> Duration | None:
     """A duration for the wire; None stays unset."""
     if seconds is None:
         return None
+    told = Duration()
+    _duration(seconds, told)
+    return told
+
+
+def _duration(seconds: float, into: Duration) -> None:
     whole, nanos = divmod(round(min(seconds, _MAX_DURATION) * 1e9), 1_000_000_000)
-    return Duration(seconds=whole, nanos=nanos)
+    into.seconds, into.nanos = whole, nanos
 
 
 def metrics(counts: StoreCounts, statistics: Statistics) -> pb.SessionMetrics:

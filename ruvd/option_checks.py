@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeAlias
 
-from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.struct_pb2 import Value
 
 from ruvd import checks, convert
 from ruvd.checks import Checker
@@ -36,68 +36,73 @@ _MAX_PENALTY = 2.0
 _MAX_BIAS = 100.0
 # Beyond it a double has no neighbours one apart: a whole number there is a large one, not a count.
 _MAX_WHOLE = 2.0**53
+_Rule: TypeAlias = Callable[[Checker, pb.CompletionOptions], Any]
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _FORMAT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def options(check: Checker, asked: pb.CompletionOptions) -> CompletionOptions:
-    """How to generate."""
-    if not asked.ListFields():
-        return CompletionOptions()
-    temperature, top_p = _optional(asked, "temperature"), _optional(asked, "top_p")
-    if temperature is not None:
-        check.check(0 <= temperature <= _MAX_TEMPERATURE, "options.temperature", "must be 0 to 2")
-    if top_p is not None:
-        check.check(0 < top_p <= 1, "options.top_p", "must be above 0 and at most 1")
-    if asked.HasField("max_tokens"):
-        check.check(asked.max_tokens > 0, "options.max_tokens", "must be more than 0")
-    for name in ("frequency_penalty", "presence_penalty"):
-        fits = -_MAX_PENALTY <= getattr(asked, name) <= _MAX_PENALTY  # 0 if it is unset
-        check.check(fits, f"options.{name}", "must be -2 to 2")
+    """How to generate. Costs what is set, and most callers set little."""
+    given = [descriptor.name for descriptor, _ in asked.ListFields()]
+    return CompletionOptions(**{name: _RULES[name](check, asked) for name in given})
+
+
+def _model(check: Checker, asked: pb.CompletionOptions) -> str:
     checks.model_name(check, "options.model", asked.model)
+    return asked.model
+
+
+def _temperature(check: Checker, asked: pb.CompletionOptions) -> float:
+    fits = 0 <= asked.temperature <= _MAX_TEMPERATURE
+    check.check(fits, "options.temperature", "must be 0 to 2")
+    return asked.temperature
+
+
+def _top_p(check: Checker, asked: pb.CompletionOptions) -> float:
+    check.check(0 < asked.top_p <= 1, "options.top_p", "must be above 0 and at most 1")
+    return asked.top_p
+
+
+def _max_tokens(check: Checker, asked: pb.CompletionOptions) -> int:
+    check.check(asked.max_tokens > 0, "options.max_tokens", "must be more than 0")
+    return asked.max_tokens
+
+
+def _stop(check: Checker, asked: pb.CompletionOptions) -> tuple[str, ...]:
     check.check(len(asked.stop) <= _MAX_STOPS, "options.stop", f"more than {_MAX_STOPS}")
     for index, stop in enumerate(asked.stop):
         check.check(bool(stop), f"options.stop[{index}]", "must not be empty")
-    tools = _tools(check, asked.tools)
-    if asked.HasField("parallel_tool_calls"):
-        check.check(bool(tools), "options.parallel_tool_calls", "needs tools")
-    return CompletionOptions(
-        model=asked.model,
-        temperature=temperature,
-        top_p=top_p,
-        max_tokens=_optional(asked, "max_tokens"),
-        stop=tuple(asked.stop),
-        seed=_optional(asked, "seed"),
-        bypass_cache=asked.bypass_cache,
-        frequency_penalty=_optional(asked, "frequency_penalty"),
-        presence_penalty=_optional(asked, "presence_penalty"),
-        logit_bias=_logit_bias(check, asked.logit_bias) if asked.logit_bias else {},
-        tools=tools,
-        tool_choice=_tool_choice(check, asked, tools),
-        parallel_tool_calls=_optional(asked, "parallel_tool_calls"),
-        response_format=_response_format(check, asked),
-        extra_body=_extra_body(check, asked.extra_body) if asked.HasField("extra_body") else {},
-    )
+    return tuple(asked.stop)
 
 
-def _optional(asked: pb.CompletionOptions | pb.Tool | pb.ResponseFormat, name: str) -> Any:
-    """The value of an optional field; None if it is unset."""
-    return getattr(asked, name) if asked.HasField(name) else None  # type: ignore[arg-type]
+def _penalty(name: str) -> _Rule:
+    def rule(check: Checker, asked: pb.CompletionOptions) -> float:
+        penalty: float = getattr(asked, name)
+        fits = -_MAX_PENALTY <= penalty <= _MAX_PENALTY
+        check.check(fits, f"options.{name}", "must be -2 to 2")
+        return penalty
+
+    return rule
 
 
-def _logit_bias(check: Checker, asked: Mapping[int, float]) -> dict[int, float]:
-    field = "options.logit_bias"
-    check.check(len(asked) <= _MAX_BIASES, field, f"more than {_MAX_BIASES}")
-    for token, bias in sorted(asked.items()):
+def _parallel_tool_calls(check: Checker, asked: pb.CompletionOptions) -> bool:
+    check.check(bool(asked.tools), "options.parallel_tool_calls", "needs tools")
+    return asked.parallel_tool_calls
+
+
+def _logit_bias(check: Checker, asked: pb.CompletionOptions) -> dict[int, float]:
+    field, biases = "options.logit_bias", dict(sorted(asked.logit_bias.items()))
+    check.check(len(biases) <= _MAX_BIASES, field, f"more than {_MAX_BIASES}")
+    for token, bias in biases.items():
         check.check(token >= 0, f"{field}[{token}]", "a token's id must not be negative")
         check.check(-_MAX_BIAS <= bias <= _MAX_BIAS, f"{field}[{token}]", "must be -100 to 100")
-    return dict(sorted(asked.items()))
+    return biases
 
 
-def _tools(check: Checker, asked: Sequence[pb.Tool]) -> tuple[Tool, ...]:
-    check.check(len(asked) <= _MAX_TOOLS, "options.tools", f"more than {_MAX_TOOLS}")
+def _tools(check: Checker, asked: pb.CompletionOptions) -> tuple[Tool, ...]:
+    check.check(len(asked.tools) <= _MAX_TOOLS, "options.tools", f"more than {_MAX_TOOLS}")
     names: set[str] = set()
-    for index, tool in enumerate(asked[:_MAX_TOOLS]):
+    for index, tool in enumerate(asked.tools[:_MAX_TOOLS]):
         field = f"options.tools[{index}]"
         well_formed = _TOOL_NAME.fullmatch(tool.name) is not None
         rule = "must be 1 to 64 characters of A-Z a-z 0-9 _ . -"
@@ -108,22 +113,23 @@ def _tools(check: Checker, asked: Sequence[pb.Tool]) -> tuple[Tool, ...]:
         if tool.parameters:
             _schema(check, f"{field}.parameters", tool.parameters)
     return tuple(
-        Tool(tool.name, tool.description, tool.parameters, _optional(tool, "strict"))
-        for tool in asked
+        Tool(
+            tool.name,
+            tool.description,
+            tool.parameters,
+            tool.strict if tool.HasField("strict") else None,
+        )
+        for tool in asked.tools
     )
 
 
-def _tool_choice(
-    check: Checker, options: pb.CompletionOptions, tools: Sequence[Tool]
-) -> ToolChoiceMode | str | None:
-    if not options.HasField("tool_choice"):
-        return None
-    asked = options.tool_choice
-    if asked.WhichOneof("choice") == "function":
-        known = any(tool.name == asked.function for tool in tools)
+def _tool_choice(check: Checker, asked: pb.CompletionOptions) -> ToolChoiceMode | str | None:
+    choice, tools = asked.tool_choice, asked.tools
+    if choice.WhichOneof("choice") == "function":
+        known = any(tool.name == choice.function for tool in tools)
         check.check(known, "options.tool_choice.function", "must be the name of one of tools")
-        return asked.function
-    mode = convert.TOOL_CHOICE_MODES.get(asked.mode)
+        return choice.function
+    mode = convert.TOOL_CHOICE_MODES.get(choice.mode)
     field = "options.tool_choice.mode"
     check.check(mode is not None, field, "must be AUTO, NONE or REQUIRED")
     needed = mode is ToolChoiceMode.REQUIRED
@@ -131,16 +137,15 @@ def _tool_choice(
     return mode if tools else None
 
 
-def _response_format(check: Checker, options: pb.CompletionOptions) -> ResponseFormat | None:
-    if not options.HasField("response_format"):
-        return None
-    asked = options.response_format
-    _schema(check, "options.response_format.json_schema", asked.json_schema)
-    if asked.name:
-        well_formed = _FORMAT_NAME.fullmatch(asked.name) is not None
+def _response_format(check: Checker, asked: pb.CompletionOptions) -> ResponseFormat:
+    form = asked.response_format
+    _schema(check, "options.response_format.json_schema", form.json_schema)
+    if form.name:
+        well_formed = _FORMAT_NAME.fullmatch(form.name) is not None
         rule = "must be 1 to 64 characters of A-Z a-z 0-9 _ -"
         check.check(well_formed, "options.response_format.name", rule)
-    return ResponseFormat(asked.json_schema, asked.name, _optional(asked, "strict"))
+    strict = form.strict if form.HasField("strict") else None
+    return ResponseFormat(form.json_schema, form.name, strict)
 
 
 def _schema(check: Checker, field: str, text: str) -> None:
@@ -184,13 +189,13 @@ def _is_shallow(parsed: Any) -> bool:
     return not level
 
 
-def _extra_body(check: Checker, asked: Struct) -> dict[str, Any]:
-    field = "options.extra_body"
-    for name in sorted(RESERVED_FIELDS & asked.fields.keys()):
+def _extra_body(check: Checker, asked: pb.CompletionOptions) -> dict[str, Any]:
+    field, fields = "options.extra_body", asked.extra_body.fields
+    for name in sorted(RESERVED_FIELDS & fields.keys()):
         text = "is not for extra_body: this API has a field for it, or the daemon decides it"
         check.refuse(f"{field}.{name}", text)
     return {
-        name: _plain(check, f"{field}.{name}", v, 1) for name, v in sorted(asked.fields.items())
+        name: _plain(check, f"{field}.{name}", value, 1) for name, value in sorted(fields.items())
     }
 
 
@@ -218,3 +223,23 @@ def _plain(check: Checker, field: str, value: Value, depth: int) -> Any:
         case _:
             check.refuse(field, "has a value that is not set; null is one")
             return None
+
+
+# What checks and reads each field, once it is set.
+_RULES: dict[str, _Rule] = {
+    "model": _model,
+    "temperature": _temperature,
+    "top_p": _top_p,
+    "max_tokens": _max_tokens,
+    "stop": _stop,
+    "seed": lambda _, asked: asked.seed,
+    "bypass_cache": lambda _, asked: asked.bypass_cache,
+    "frequency_penalty": _penalty("frequency_penalty"),
+    "presence_penalty": _penalty("presence_penalty"),
+    "logit_bias": _logit_bias,
+    "tools": _tools,
+    "tool_choice": _tool_choice,
+    "parallel_tool_calls": _parallel_tool_calls,
+    "response_format": _response_format,
+    "extra_body": _extra_body,
+}

@@ -10,6 +10,7 @@ from google.protobuf import struct_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ruvd import option_checks
 from ruvd.checks import RequestLimits
 from ruvd.completion import CompletionRequest
 from ruvd.errors import InvalidRequest
@@ -200,3 +201,7 @@ def test_everything_in_a_message_counts_against_its_limit() -> None:
     with pytest.raises(InvalidRequest) as refused:
         append_messages(request, RequestLimits(max_message_bytes=100))
     assert [violation.field for violation in refused.value.violations] == ["messages[0]"]
+
+
+def test_every_field_of_the_proto_has_a_rule() -> None:
+    assert set(pb.CompletionOptions.DESCRIPTOR.fields_by_name) == set(option_checks._RULES)
