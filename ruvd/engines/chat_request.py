@@ -26,8 +26,6 @@ from ruvd.ports import EngineRequest
 _AS_THEY_ARE = (
     "parallel_tool_calls", "temperature", "top_p", "seed", "frequency_penalty", "presence_penalty",
 )  # fmt: skip
-# An enum's value takes as long as all else about a message.
-_ROLES = {role: role.value for role in Role}
 
 
 def encode(
@@ -84,7 +82,7 @@ def _message(message: Message) -> dict[str, Any]:
             "content": message.content,
         }
     if not message.tool_calls:
-        return {"role": _ROLES[message.role], "content": message.content}
+        return {"role": message.role, "content": message.content}
     calls = [
         {
             "id": call.id,
@@ -93,7 +91,7 @@ def _message(message: Message) -> dict[str, Any]:
         }
         for call in message.tool_calls
     ]
-    return {"role": _ROLES[message.role], "content": message.content or None, "tool_calls": calls}
+    return {"role": message.role, "content": message.content or None, "tool_calls": calls}
 
 
 def _tool(tool: Tool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ from ruvd.stores.database import DatabaseFile
 
 _T = TypeVar("_T")
 
+# What there is to do beside waits so long, as each look at it takes as much as a turn's commit.
+_REST_SECONDS = 0.05
 # Bounds how long the first caller of a batch waits for the last.
 _BATCH = 128
 
@@ -120,23 +123,28 @@ class Lane:
         await self._closed.wait()
 
     def _main(self) -> None:
-        busy = False
+        idle_due: float | None = None
         try:
             while not self._last:
-                self._take(wait=not busy)
+                self._take(idle_due)
                 if self._jobs:
-                    busy = self._run_batch()
+                    if not self._run_batch():
+                        idle_due = None
+                    elif idle_due is None:
+                        idle_due = time.monotonic() + _REST_SECONDS
                 elif not self._last:
-                    busy = self._run_idle()
+                    idle_due = time.monotonic() if self._run_idle() else None
         finally:
             self._disconnect()
             self._at_end()
             self._post(self._finish, self._jobs, not self._last)
 
-    def _take(self, *, wait: bool) -> None:
+    def _take(self, until: float | None) -> None:
+        """Have what is queued, or wait for it."""
         self._jobs = []
+        seconds = None if until is None else max(0.0, until - time.monotonic())
         try:
-            job = self._queue.get(block=wait)
+            job = self._queue.get(timeout=seconds)
             while job is not None:
                 self._jobs.append(job)
                 if len(self._jobs) == _BATCH:

@@ -52,7 +52,7 @@ def session_values(session: Session, end_bytes: int) -> Row:
         window.rendering.value,
         session.parent_id,
         session.model,
-        json.dumps(dict(session.labels)),
+        json.dumps(dict(session.labels)) if session.labels else "{}",
         session.system_prompt,
     )
 
