@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -81,6 +82,8 @@ class Daemon:
         answers = Health(_VERSION)
         readiness = Readiness(answers)
         self._handle_signals(readiness)
+        # Whoever reads a generator closes it, so the loop need not keep a list of them for its end.
+        sys.set_asyncgen_hooks(firstiter=None)
         statistics = Statistics()
         observers: list[Observer] = [logs.observe, statistics, readiness]
 

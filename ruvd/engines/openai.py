@@ -20,7 +20,7 @@ from ruvd.engines.chat_errors import may_go_elsewhere, never_sent, refuses_crede
 from ruvd.engines.credentials import ApiKey
 from ruvd.engines.retries import RetryBudget, attempts
 from ruvd.engines.transport import environment_proxy, tcp_transport, tls_context
-from ruvd.engines.upstream import Breaker, Upstream
+from ruvd.engines.upstream import Breaker, Call, Upstream
 from ruvd.errors import EngineTimeout, EngineUnavailable, RuvdError
 from ruvd.model import Message, Role
 from ruvd.ports import (
@@ -132,12 +132,12 @@ class OpenAIEngine:
         deadline = asyncio.get_running_loop().time() + self._total_seconds
         self._budget.deposit()
         try:
-            chunks, first = await self._ask_each(request, deadline)
+            call = await self._ask_each(request, deadline)
         except RuvdError as failure:
-            chunks, first = await self._ask_again(request, deadline, failure)
-        async with aclosing(chunks):
-            yield first
-            async for chunk in chunks:
+            call = await self._ask_again(request, deadline, failure)
+        async with call:
+            yield call.first
+            async for chunk in call.chunks:
                 yield chunk
 
     async def models(self) -> Sequence[str]:
@@ -183,9 +183,7 @@ class OpenAIEngine:
             for upstream in self._upstreams:
                 await upstream.client.close()
 
-    async def _ask_again(
-        self, request: EngineRequest, deadline: float, failure: RuvdError
-    ) -> tuple[AsyncGenerator[EngineChunk, None], EngineChunk]:
+    async def _ask_again(self, request: EngineRequest, deadline: float, failure: RuvdError) -> Call:
         """The same after the first try has failed, as often as it may."""
         failed = [failure]
         tries = attempts(retries=self._retries, deadline=deadline, budget=self._budget)
@@ -202,16 +200,13 @@ class OpenAIEngine:
             ) from error
         raise AssertionError  # the last try has raised
 
-    async def _ask_each(
-        self, request: EngineRequest, deadline: float
-    ) -> tuple[AsyncGenerator[EngineChunk, None], EngineChunk]:
-        """A stream that has begun, and its first chunk."""
+    async def _ask_each(self, request: EngineRequest, deadline: float) -> Call:
+        """An answer that has begun, of the first server that gives one."""
         error: RuvdError | None = None
         for upstream in await self._candidates():
             model = request.options.model or self._model
-            chunks = upstream.complete(request, model=model, deadline=deadline)
             try:
-                return chunks, await anext(chunks)
+                return await upstream.complete(request, model=model, deadline=deadline)
             except RuvdError as failure:
                 if never_sent(failure):
                     self._check_now.set()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from types import TracebackType
+from typing import Self
 
 from ruvd.engines.affinity import Affinity
 from ruvd.engines.chat_completions import ChatCompletionsClient
@@ -108,12 +109,8 @@ class Upstream:
             self.up, self.trouble = up, trouble
             self._changed()
 
-    async def complete(
-        self, request: EngineRequest, *, model: str, deadline: float
-    ) -> AsyncGenerator[EngineChunk, None]:
-        """Stream one answer, and count how it went."""
-        began = False
-        failed: bool | None = None
+    async def complete(self, request: EngineRequest, *, model: str, deadline: float) -> Call:
+        """One answer that has begun."""
         probes = self.breaker.begin()
         chunks = self.client.complete(
             request,
@@ -123,25 +120,46 @@ class Upstream:
             deadline=deadline,
         )
         try:
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    if not began:
-                        began, failed = True, False
-                        self.tell(up=True)
-                        if probes:
-                            # Nobody is to wait for the end of a long answer.
-                            self.breaker.end(failed=False, probes=True)
-                            probes = False
-                    yield chunk
-        except RuvdError as error:
-            failed = _verdict(error, began=began)
+            first = await anext(chunks)
+        except BaseException as error:
+            self.breaker.end(failed=_verdict(error, began=False), probes=probes)
             raise
-        finally:
-            self.breaker.end(failed=failed, probes=probes)
+        self.tell(up=True)
+        if probes:  # nobody is to wait for the end of a long answer
+            self.breaker.end(failed=False, probes=True)
+        return Call(first, chunks, self.breaker)
 
 
-def _verdict(error: RuvdError, *, began: bool) -> bool | None:
+class Call:
+    """An answer that has begun: `first`, and the `chunks` after it, to be read inside `async with`,
+    which closes them and counts how it went. No generator, which would be one more layer for each
+    chunk."""
+
+    def __init__(
+        self, first: EngineChunk, chunks: AsyncGenerator[EngineChunk, None], breaker: Breaker
+    ) -> None:
+        self.first = first
+        self.chunks = chunks
+        self._breaker = breaker
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        failed = False if error is None else _verdict(error, began=True)
+        self._breaker.end(failed=failed, probes=False)
+        await self.chunks.aclose()
+
+
+def _verdict(error: BaseException, *, began: bool) -> bool | None:
     """Whether the server has failed; None if the error says nothing about it."""
+    if not isinstance(error, RuvdError):
+        return False if began else None
     if began and isinstance(error.__cause__, TimeoutError):
         return None  # the time-out of the whole, and it was at work
     if is_failing(error):
