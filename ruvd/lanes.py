@@ -30,14 +30,14 @@ class Holder:
     """Someone who has, or waits for, a session's turn. `cancel` is told why it must go.
 
     `newcomer` is the session that the holder is about to create, while it is not yet stored;
-    `began` says that it has begun a turn in one that was alive, which cannot expire under it.
+    `began` is when it has begun a turn in one that was alive, which cannot expire under it.
     `ends` says that it deletes the session: nobody goes before it who came after it.
     """
 
     completion_id: str = ""
     cancel: Callable[[RuvdError], None] | None = None
     newcomer: Session | None = None
-    began: bool = False
+    began: float | None = None
     ends: bool = False
     turn: asyncio.Future[None] | None = None
 

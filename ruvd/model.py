@@ -134,6 +134,10 @@ class Timings:
     prefill_seconds: float | None
 
 
+# How much of its idle time-out a session may lose to a daemon that dies in a turn.
+_TOUCH_SHARE = 0.1
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """A conversation as the store has it, without its messages.
@@ -164,6 +168,11 @@ class Session:
     def expire_time(self) -> float:
         """When it expires if nothing happens. At that instant it has expired."""
         return self.last_used_time + self.idle_timeout_seconds
+
+    def is_touch_due(self, now: float) -> bool:
+        """Whether a turn that begins writes that it does. Its end will, and who has the turn is
+        neither expired nor evicted, so that it matters only to a daemon that dies in between."""
+        return now - self.last_used_time >= self.idle_timeout_seconds * _TOUCH_SHARE
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class Store(Protocol):
         """What a turn at `now` begins with, in one step, after the writes before it.
 
         Unless it has a receipt under the request id (empty: none), the session's
-        `last_used_time` is set.
+        `last_used_time` is set; in the store only if `Session.is_touch_due`.
         """
 
     async def commit(self, commit: Commit) -> Sequence[str]:

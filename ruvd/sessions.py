@@ -116,6 +116,8 @@ class Sessions:
         """The session as a reader sees it now."""
         holder = self.lanes.holder(session.id)
         running = holder.completion_id if holder else ""
+        if holder and holder.began is not None and holder.began > session.last_used_time:
+            session = replace(session, last_used_time=holder.began)  # the store may learn it later
         return SessionState(session, running, holder is not None, messages)
 
     async def current(self, session_id: str) -> Session | None:
@@ -136,7 +138,7 @@ class Sessions:
 
     def in_force(self, session: Session, holder: Holder | None) -> bool:
         """Whether it is alive, or was when the turn began that `holder` has in it."""
-        return self.alive(session) or (holder is not None and holder.began)
+        return self.alive(session) or (holder is not None and holder.began is not None)
 
     def prepare(self, new: NewSession) -> Session:
         """The session that `new` asks for, not stored yet; an id of ours is unguessable."""
@@ -171,9 +173,10 @@ class Sessions:
         self.check_enabled()
         # What evicts the session may be on its way to the store since before this lane was taken;
         # this comes after it.
-        begun = await self._store.begin(session_id, request_id, self._clock.now())
+        now = self._clock.now()
+        begun = await self._store.begin(session_id, request_id, now)
         if begun.session is not None:
-            holder.began = begun.receipt is None
+            holder.began = None if begun.receipt else now
             return begun
         if require_existing:
             raise missing(session_id)

@@ -120,6 +120,7 @@ class Row:
     made: int = 0
     requests: dict[str, tuple[object, Answered | None]] = field(default_factory=dict)
     created_by: str = ""
+    unwritten: float | None = None  # `last_used` as a crash in mid-turn leaves it
 
     @property
     def messages(self) -> list[Spoken]:
@@ -209,6 +210,8 @@ class Model:
         if found is None and ask.require_existing:
             return SessionNotFound
         row = found or Row(ask.session_id, self.now, self.now, system=ask.system)
+        soon = self.now - row.last_used < row.idle / 10
+        row.unwritten = row.last_used if soon else None
         row.last_used = self.now
         if ask.system and ask.system != row.system:
             return InvalidRequest
@@ -221,6 +224,14 @@ class Model:
             before -= 1
         start = moved(row.start, before, row.window)
         return Turn(ask, row, found is None, before, start, trimmed=start > row.start)
+
+    def crash(self) -> None:
+        """The process is gone; who had a turn has none."""
+        for turn in self.running.values():
+            if turn.row.unwritten is not None:
+                turn.row.last_used = turn.row.unwritten
+        self.running.clear()
+        self.gone.clear()
 
     def fail(self, turn: Turn) -> None:
         if not turn.created:

@@ -51,6 +51,7 @@ _FAULTS = (StoreLocked, StoreUnavailable, sqlite3.Error, OSError)
 @dataclass(slots=True)
 class _Job:
     operation: Callable[[sqlite3.Connection], Any]
+    known: Callable[[], Any]
     future: asyncio.Future[Any]
     result: Any = None
     error: Exception | None = None
@@ -103,8 +104,13 @@ class Lane:
         """Start the thread."""
         self._thread.start()
 
-    async def run(self, operation: Callable[[sqlite3.Connection], _T]) -> _T:
-        """The operation's result, once its transaction is committed.
+    async def run(
+        self,
+        operation: Callable[[sqlite3.Connection], _T],
+        known: Callable[[], _T | None] = lambda: None,
+    ) -> _T:
+        """The operation's result, once its transaction is committed; or what is `known` of it, on
+        the thread and in its turn, without the database.
 
         Raises what the operation raised, StoreUnavailable for a fault, and StoreLocked. A
         cancelled caller's operation is skipped or done, never half done.
@@ -112,7 +118,7 @@ class Lane:
         if self._closing:
             raise StoreUnavailable("the store is closed")
         future: asyncio.Future[_T] = self._loop.create_future()
-        self._queue.put(_Job(operation, future))
+        self._queue.put(_Job(operation, known, future))
         return await future
 
     async def close(self) -> None:
@@ -158,11 +164,10 @@ class Lane:
         fault: Exception | None = None
         try:
             db = self._connected()
-            db.execute(self._begin)
             try:
                 for job in self._jobs:
                     if not job.future.cancelled():
-                        job.result = job.operation(db)
+                        self._do(db, job)
             except _REFUSALS:
                 db.execute("ROLLBACK")
                 self._undone()
@@ -170,7 +175,8 @@ class Lane:
                 for job in self._jobs:
                     if not job.future.cancelled():
                         _run_apart(db, job)
-            db.execute("COMMIT")
+            if db.in_transaction:
+                db.execute("COMMIT")
         except _FAULTS as error:
             fault = self._drop(error)
             for job in self._jobs:
@@ -179,6 +185,13 @@ class Lane:
         jobs, self._jobs = self._jobs, []
         self._post(self._answer, jobs, str(fault) if fault else None)
         return fault is None
+
+    def _do(self, db: sqlite3.Connection, job: _Job) -> None:
+        job.result = job.known()
+        if job.result is None:
+            if not db.in_transaction:
+                db.execute(self._begin)
+            job.result = job.operation(db)
 
     def _run_idle(self) -> bool:
         try:

@@ -155,7 +155,8 @@ class MemoryStore:
         receipt = await self.receipt(session_id, request_id) if request_id else None
         if receipt is not None:
             return Beginning(session, receipt)
-        await self.touch(session_id, now)
+        if session.is_touch_due(now):
+            await self.touch(session_id, now)
         exchanges = await self.exchanges(session_id, session.window_start)
         return Beginning(replace(session, last_used_time=now), exchanges=exchanges)
 

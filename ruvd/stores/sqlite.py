@@ -108,7 +108,8 @@ class SqliteStore:
     async def begin(self, session_id: str, request_id: str, now: float) -> Beginning:
         """See `Store.begin`."""
         return await self._write(
-            lambda db: writes.begin(db, self._hot, session_id, request_id, now)
+            lambda db: writes.begin(db, self._hot, session_id, request_id, now),
+            lambda: writes.begin_hot(self._hot, session_id, request_id, now),
         )
 
     async def commit(self, commit: Commit) -> Sequence[str]:
@@ -158,19 +159,28 @@ class SqliteStore:
         """See `Store.counts`."""
         return await self._read(lambda db: reads.counts(db, now))
 
-    async def _write(self, operation: Callable[[sqlite3.Connection], _T]) -> _T:
-        return await self._run(self._writer, operation)
+    async def _write(
+        self,
+        operation: Callable[[sqlite3.Connection], _T],
+        known: Callable[[], _T | None] = lambda: None,
+    ) -> _T:
+        return await self._run(self._writer, operation, known)
 
     async def _read(self, operation: Callable[[sqlite3.Connection], _T]) -> _T:
         if not self._opened:
             await self._run(self._writer, _nothing)
         return await self._run(self._reader, operation)
 
-    async def _run(self, lane: Lane | None, operation: Callable[[sqlite3.Connection], _T]) -> _T:
+    async def _run(
+        self,
+        lane: Lane | None,
+        operation: Callable[[sqlite3.Connection], _T],
+        known: Callable[[], _T | None] = lambda: None,
+    ) -> _T:
         if lane is None:
             raise StoreUnavailable("the store is not open")
         try:
-            return await lane.run(operation)
+            return await lane.run(operation, known)
         except StoreLocked as locked:
             raise StoreUnavailable(str(locked)) from locked
 

@@ -70,14 +70,26 @@ def begin(
     receipt = reads.receipt(db, session_id, request_id) if request_id else None
     if receipt is not None:
         return Beginning(session, receipt)
-    touch(db, hot, session_id, now)
-    session = replace(session, last_used_time=now)
+    touched = replace(session, last_used_time=now)
+    if session.is_touch_due(now):
+        touch(db, hot, session_id, now)
+        session = touched
     if known is None:
         if session.size_bytes > _MOST_BYTES or session.message_count > _MOST_MESSAGES:
-            return Beginning(session)
+            return Beginning(touched)
         known = Hot(session, tuple(reads.exchanges(db, session_id, session.window_start)))
     hot.put(replace(known, session=session))
-    return Beginning(session, exchanges=known.exchanges)
+    return Beginning(touched, exchanges=known.exchanges)
+
+
+def begin_hot(hot: HotSessions, session_id: str, request_id: str, now: float) -> Beginning | None:
+    """The same without the database; None if it needs that."""
+    known = None if request_id else hot.get(session_id)
+    if known is None or known.session.is_touch_due(now):
+        return None
+    if known.session.expire_time <= now:
+        return Beginning()
+    return Beginning(replace(known.session, last_used_time=now), exchanges=known.exchanges)
 
 
 def touch(db: sqlite3.Connection, hot: HotSessions, session_id: str, now: float) -> bool:

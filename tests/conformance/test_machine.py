@@ -875,8 +875,7 @@ class SessionsMachine(RuleBasedStateMachine):
                 if not (held.left and call is held.call):
                     await call.ended()
         self.held.clear()
-        self.model.running.clear()
-        self.model.gone.clear()
+        self.model.crash()
         if not self.durable:
             self.model.rows.clear()
         self.engine.scripts = []

@@ -171,13 +171,25 @@ async def test_touching_an_unknown_session_does_nothing(store: Store) -> None:
 async def test_a_turn_begins_with_the_session_its_window_and_touches_it(store: Store) -> None:
     made = await talk(store, await create(store), "a", "b", "c")
     await store.commit(Commit(replace(made, window_start=1)))
-    begun = await store.begin("s", "r", 7.5)
-    assert begun.session == replace(made, window_start=1, last_used_time=7.5)
+    begun = await store.begin("s", "r", 75)
+    assert begun.session == replace(made, window_start=1, last_used_time=75)
     assert begun.session == await store.get("s")
     assert begun.receipt is None
     assert begun.exchanges is not None
     assert [*begun.exchanges] == [*await store.exchanges("s", 1)]
     assert [each[0].content for each in begun.exchanges] == ["b", "c"]
+
+
+@pytest.mark.parametrize("request_id", ["", "r"])
+async def test_a_turn_that_begins_soon_after_the_last_one_leaves_the_touch_to_its_end(
+    store: Store, request_id: str
+) -> None:
+    made = await talk(store, await create(store, idle=10), "a")
+    begun = await store.begin("s", request_id, 0.9)
+    assert begun.session == replace(made, last_used_time=0.9)
+    assert await store.get("s") == made
+    begun = await store.begin("s", request_id, 1)
+    assert begun.session == replace(made, last_used_time=1) == await store.get("s")
 
 
 async def test_a_turn_does_not_begin_in_what_is_unknown_or_has_expired(store: Store) -> None:
@@ -583,8 +595,9 @@ async def test_a_turn_begins_with_what_is_stored_whatever_came_before(
         if at is None:
             await create(store, name, "first")
         elif step == "begin":
-            begun = await store.begin(name, "", number / 1000)
-            assert begun.session == await store.get(name)
+            now = number / 1000
+            begun = await store.begin(name, "", now)
+            assert begun.session == replace(at, last_used_time=now)
             if begun.exchanges is not None:
                 window = await store.exchanges(name, at.window_start)
                 assert [*begun.exchanges] == [*window]
