@@ -36,8 +36,10 @@ def configure(level: str, form: Literal["auto", "human", "json"]) -> None:
     logging._srcfile = None  # noqa: SLF001  # the switch that logging's documentation names
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     human = form == "human" or (form == "auto" and sys.stderr.isatty())
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_human(colors=sys.stderr.isatty()) if human else _Json())
+    handler: logging.Handler = _JsonLines()
+    if human:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_human(colors=sys.stderr.isatty()))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
@@ -66,32 +68,48 @@ def _human(*, colors: bool) -> logging.Formatter:
     )
 
 
-class _Json(logging.Formatter):
-    """A line as a JSON object. There is one for each completion, and this takes a third of the
-    time that structlog's chain of processors does."""
+class _JsonLines(logging.Handler):
+    """Lines as JSON objects on stderr, written as bytes. There is one for each completion, and this
+    takes a quarter of the time that structlog's chain of processors and a text stream do."""
 
-    def format(self, record: logging.LogRecord) -> str:
+    def __init__(self) -> None:
+        super().__init__()
+        self._out = sys.stderr.buffer
+        self._formatter = logging.Formatter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; what goes wrong is told where logging tells it."""
+        try:
+            self._out.write(self._line(record))
+            self._out.flush()
+        except Exception:  # noqa: BLE001  # as logging's own handlers have it
+            self.handleError(record)
+
+    def _line(self, record: logging.LogRecord) -> bytes:
         line: dict[str, object] = {
+            "timestamp": datetime.fromtimestamp(record.created, UTC),
             "event": record.getMessage(),
             "level": record.levelname.lower(),
             "logger": record.name,
             **_correlation(),
         }
-        fields = record.__dict__
-        for name in fields.keys() - _STANDARD_FIELDS:
-            line[name] = fields[name]
-        when = datetime.fromtimestamp(record.created, UTC)
-        line["timestamp"] = when.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        for name, value in record.__dict__.items():
+            if name not in _STANDARD_FIELDS:
+                line[name] = value
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return _encode(line)
+            line["exception"] = self._formatter.formatException(record.exc_info)
+        return _encode(line) + b"\n"
 
 
-def _encode(line: Mapping[str, object]) -> str:
+def _encode(line: Mapping[str, object]) -> bytes:
     try:
-        return msgspec.json.encode(line, enc_hook=repr).decode()
+        return msgspec.json.encode(line, enc_hook=repr)
     except (ValueError, OverflowError):  # a name that is no UTF-8, a number beyond 64 bits
-        return json.dumps(line, default=repr)
+        return json.dumps(line, default=_plain).encode()
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else repr(value)
 
 
 def correlate_with(source: Callable[[], Mapping[str, str]]) -> None:
