@@ -93,9 +93,8 @@ class _JsonLines(logging.Handler):
             "logger": record.name,
             **_correlation(),
         }
-        for name, value in record.__dict__.items():
-            if name not in _STANDARD_FIELDS:
-                line[name] = value
+        fields = record.__dict__.items()
+        line |= {name: value for name, value in fields if name not in _STANDARD_FIELDS}
         if record.exc_info:
             line["exception"] = self._formatter.formatException(record.exc_info)
         return _encode(line) + b"\n"
