@@ -6,11 +6,10 @@ What goes wrong on the way is raised as httpx names it, whoever carries.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import httpx
-
-from ruvd.records import dataclass
 
 
 @dataclass(slots=True)
