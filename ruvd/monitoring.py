@@ -15,7 +15,8 @@ from ruvd.conventions import Conventions, Provider
 from ruvd.errors import StoreUnavailable
 from ruvd.exporters import Telemetry
 from ruvd.instruments import Instruments
-from ruvd.metered import MeteredEngine, MeteredStore
+from ruvd.metered_engine import MeteredEngine
+from ruvd.metered_store import MeteredStore
 from ruvd.ports import Engine, Event, Store
 from ruvd.prometheus import Endpoint, Figures
 from ruvd.readings import Gauges

@@ -21,7 +21,8 @@ from ruvd.completions import Completions
 from ruvd.conventions import Conventions, Provider
 from ruvd.histograms import Histograms
 from ruvd.instruments import Instruments
-from ruvd.metered import MeteredEngine, MeteredStore
+from ruvd.metered_engine import MeteredEngine
+from ruvd.metered_store import MeteredStore
 from ruvd.model import Message, Role
 from ruvd.ports import Event, Store
 from ruvd.readings import Gauges

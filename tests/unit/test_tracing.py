@@ -19,7 +19,8 @@ from watched import Watched
 from ruvd.completion import CompletionPolicy, CompletionRef
 from ruvd.conventions import NEWEST, V1_41_1, Conventions, Provider, provider
 from ruvd.errors import CompletionCancelled, EngineRejected, EngineUnavailable, StoreUnavailable
-from ruvd.metered import MeteredEngine, MeteredStore
+from ruvd.metered_engine import MeteredEngine
+from ruvd.metered_store import MeteredStore
 from ruvd.model import FinishReason, IfBusy, Message, OnDisconnect, Role, ToolCall, ToolCallDelta
 from ruvd.options import CompletionOptions, Tool
 from ruvd.ports import Commit, Engine, EngineDone, EngineReasoning, EngineText, Store
