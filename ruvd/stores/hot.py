@@ -2,8 +2,9 @@
 
 A turn begins with its session and its window, which the turn before it has just written; to read
 them again takes a step of SQLite for each message, and each step gives the interpreter's lock
-away and takes it again. Only the writer's thread uses this, all changes pass that thread, and
-it is emptied when a transaction is undone: so it is as true as the file.
+away and takes it again. All changes pass the writer's thread, which keeps this, and it is emptied
+when a transaction is undone: so it is as true as the file. The event loop looks into it while that
+thread has nothing to do (it may then empty it, and nothing else).
 """
 
 from __future__ import annotations
@@ -68,11 +69,11 @@ class HotSessions:
 
     def get(self, session_id: str) -> Hot | None:
         """What is remembered of a session."""
-        known = self._sessions.get(session_id)
-        if known is None:
+        try:
+            self._sessions.move_to_end(session_id)
+            return self._sessions[session_id][0]
+        except KeyError:  # also of what the other thread has emptied in between
             return None
-        self._sessions.move_to_end(session_id)
-        return known[0]
 
     def put(self, hot: Hot) -> None:
         """Remember a session as it is now."""

@@ -90,6 +90,7 @@ class Lane:
         self._at_end = at_end
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._unanswered = 0
         self._closing = False
         self._closed = asyncio.Event()
         # The rest belongs to the thread.
@@ -109,15 +110,18 @@ class Lane:
         operation: Callable[[sqlite3.Connection], _T],
         known: Callable[[], _T | None] = lambda: None,
     ) -> _T:
-        """The operation's result, once its transaction is committed; or what is `known` of it, on
-        the thread and in its turn, without the database.
+        """The operation's result, once its transaction is committed; or what is `known` of it
+        without the database, in its turn: on the thread, or here while that has nothing to do.
 
         Raises what the operation raised, StoreUnavailable for a fault, and StoreLocked. A
         cancelled caller's operation is skipped or done, never half done.
         """
         if self._closing:
             raise StoreUnavailable("the store is closed")
+        if not self._unanswered and (result := known()) is not None:
+            return result
         future: asyncio.Future[_T] = self._loop.create_future()
+        self._unanswered += 1
         self._queue.put(_Job(operation, known, future))
         return await future
 
@@ -226,6 +230,7 @@ class Lane:
             self._loop.call_soon_threadsafe(callback, *args)
 
     def _answer(self, jobs: list[_Job], fault: str | None) -> None:
+        self._unanswered -= len(jobs)
         self._report(fault)
         if jobs and fault is None:
             self._committed(len(jobs))

@@ -30,9 +30,9 @@ from conversations import (
 )
 from tool_conversation import TOOL_EXCHANGE, said
 
-from ruvd.errors import StoreUnavailable
+from ruvd.errors import SessionNotFound, StoreUnavailable
 from ruvd.model import Message, Receipt, Role
-from ruvd.ports import Commit, Event, StoreCounts, StoreLocked, StoreStateChanged
+from ruvd.ports import Beginning, Commit, Event, StoreCounts, StoreLocked, StoreStateChanged
 from ruvd.stores.rows import figures_of, session_values
 from ruvd.stores.schema import MIGRATIONS
 from ruvd.stores.sqlite import SqliteStore
@@ -588,3 +588,39 @@ async def test_the_log_stays_bounded_under_load(path: Path) -> None:
             await store.exchanges("s", made.exchange_count - 1)
         wal = path.with_name("ruvd.db-wal")
         assert await asyncio.to_thread(lambda: wal.stat().st_size) < 12 * 1024 * 1024
+
+
+# --- what is known without the file -------------------------------------------------------------
+
+
+async def test_a_turn_begins_at_once_in_what_is_known_and_after_the_writes_before_it(
+    path: Path,
+) -> None:
+    async with opened(path) as store:
+        made = await create(store, "s", "a")
+        begins = store.begin("s", "", 1)
+        with pytest.raises(StopIteration) as at_once:
+            begins.send(None)
+        assert at_once.value.value.session == replace(made, last_used_time=1)
+        ending = asyncio.create_task(store.end("s"))
+        await asyncio.sleep(0)
+        assert await store.begin("s", "", 1) == Beginning()
+        assert await ending
+
+
+async def test_a_turn_with_a_request_id_looks_for_its_receipt_in_the_file(path: Path) -> None:
+    async with opened(path) as store:
+        commit = completed(turn(await create(store, "s"), "a"), "r", "c")
+        await store.commit(commit)
+        assert (await store.begin("s", "r", 1)).receipt == commit.receipt
+
+
+async def test_nothing_is_known_of_a_file_that_was_replaced_once_that_is_seen(path: Path) -> None:
+    async with opened(path) as store:
+        made = await create(store, "s", "a")
+        path.rename(path.with_name("away"))
+        for suffix in ("-wal", "-shm"):
+            path.with_name(f"{path.name}{suffix}").unlink()
+        with pytest.raises(SessionNotFound):
+            await store.commit(turn(made, "b"))
+        assert await store.begin("s", "", 1) == Beginning()
