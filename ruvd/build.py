@@ -205,11 +205,12 @@ def build_engine(settings: Settings, observer: Observer) -> Engine:
 
 def build_server(settings: Settings, monitoring: Monitoring | None) -> grpc.aio.Server:
     """The server of the whole API; it listens nowhere yet."""
+    by_tcp = any(not address.startswith("unix:") for address in settings.listen)
     # Above our own limits, so that a refusal is ours and says why; not unbounded, so that one
     # request cannot take the pod's memory.
     receive = max(64 << 20, 4 * settings.max_request_bytes)
     server = grpc.aio.server(
-        interceptors=(Errors(monitoring.rpcs if monitoring else None),),
+        interceptors=(Errors(monitoring.rpcs if monitoring else None, peers=by_tcp),),
         options=(
             ("grpc.max_receive_message_length", receive),
             ("grpc.max_send_message_length", -1),  # what we send is bounded by what we keep

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("ruvd.rpc")
 _OURS = "/ruvd.v1."
+_metadata: ContextVar[Sequence[tuple[str, str | bytes]]] = ContextVar("ruvd_metadata", default=())
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
 # A stream's writes what it answers.
@@ -29,10 +31,12 @@ Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
 class Errors(grpc.aio.ServerInterceptor):
-    """Turns what a handler raises into a status with details; `rpcs` measures each call."""
+    """Turns what a handler raises into a status with details; `rpcs` measures each call. Without
+    `peers` nobody is asked who calls, as on a Unix socket, where it is always the same."""
 
-    def __init__(self, rpcs: RpcCalls | None = None) -> None:
+    def __init__(self, rpcs: RpcCalls | None = None, *, peers: bool = True) -> None:
         self._rpcs = rpcs
+        self._peers = peers and rpcs is not None and rpcs.records
         self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(
@@ -42,6 +46,9 @@ class Errors(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Wrap the handlers of `ruvd.v1`, pass every other on."""
         method = handler_call_details.method
+        if self._rpcs:
+            # The handler runs in the same task, and to ask the call for it makes it anew.
+            _metadata.set(handler_call_details.invocation_metadata or ())
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             wrapped = self._wrap(method, await continuation(handler_call_details))
@@ -70,7 +77,8 @@ class Errors(grpc.aio.ServerInterceptor):
             return handle
 
         async def wrapped(request: Any, call: Context) -> Any:
-            with rpcs.call(method, call.invocation_metadata() or (), call.peer()) as outcome:
+            peer = call.peer() if self._peers else ""
+            with rpcs.call(method, _metadata.get(), peer) as outcome:
                 outcome.code = "UNKNOWN"
                 try:
                     response = await handle(request, call)

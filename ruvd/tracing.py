@@ -46,6 +46,7 @@ class RpcCalls:
     def __init__(self, tracer: Tracer, instruments: Instruments) -> None:
         self._tracer = tracer
         self._instruments = instruments
+        self.records = tracer.ended is not None  # spans, or metrics alone
 
     def call(self, method: str, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> RpcCall:
         """Be inside the RPC `method` (`/package.Service/Method`), as a context manager."""
