@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from ruvd import receipts
-from ruvd.errors import CompletionCancelled, RuvdError
+from ruvd.errors import CompletionCancelled, RuvdError, forget_frames
 from ruvd.eventlog import EventLog
 from ruvd.generation import Answer
 from ruvd.ids import unguessable
@@ -156,6 +156,8 @@ class Completion:
             self.error = self._reason or CompletionCancelled("the daemon stopped")
         elif failure := task.exception():
             self.error = self._reason or failure
+        if isinstance(self.error, RuvdError):  # a bug's are told to the log
+            forget_frames(self.error)
         self.log.close(self.error)
 
     def report(self, model: str, now: float) -> CompletionEnded:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -62,7 +61,6 @@ _VERSION = version("ruvd")
 # How long the streams of ended completions get to flush, and idle watchers to notice.
 _FLUSH_SECONDS = 1.0
 _PROBE_SECONDS = 2.0
-_COLLECT_SECONDS = 300.0
 _INTERRUPTED = 130
 _TERMINATED = 143
 
@@ -127,8 +125,6 @@ class Daemon:
             await engine.start()
             sweeper = asyncio.create_task(_sweep(core.lifecycle, settings.sweep_interval_seconds))
             stack.callback(sweeper.cancel)
-            collector = asyncio.create_task(_collect())
-            stack.callback(collector.cancel)
             probe = asyncio.create_task(_probe(core.sessions, readiness))
             stack.callback(probe.cancel)
             for address in self.addresses:
@@ -256,14 +252,6 @@ async def _probe(sessions: Sessions, readiness: Readiness) -> None:
         if not readiness.store_up:
             with contextlib.suppress(StoreUnavailable):  # observed
                 await sessions.counts()
-
-
-async def _collect() -> None:
-    """Look through all objects for garbage now and then, as the interpreter does not by itself
-    (see `ruvd.cli.serve`)."""
-    while True:
-        await asyncio.sleep(_COLLECT_SECONDS)
-        gc.collect()
 
 
 async def _sweep(lifecycle: Lifecycle, interval_seconds: float) -> None:

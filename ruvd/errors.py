@@ -138,3 +138,12 @@ class ShuttingDown(RuvdError):
 
 class EngineTimeout(RuvdError):
     """The engine did not answer in time."""
+
+
+def forget_frames(error: BaseException) -> None:
+    """Let go of the frames that an error and its causes have come through: one that is kept would
+    keep all that was at hand in them, requests and connections."""
+    left: BaseException | None = error
+    while left is not None and left.__traceback__ is not None:
+        left.__traceback__ = None
+        left = left.__cause__ or left.__context__

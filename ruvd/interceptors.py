@@ -16,7 +16,7 @@ import grpc
 from grpc.aio import ServicerContext
 
 from ruvd import status
-from ruvd.errors import RuvdError
+from ruvd.errors import RuvdError, forget_frames
 
 if TYPE_CHECKING:
     from ruvd.tracing import RpcCalls
@@ -112,5 +112,6 @@ def _guarded(method: str, handle: Handler) -> Handler:
 async def _abort(method: str, call: Context, error: Exception) -> None:
     if not isinstance(error, RuvdError):
         _log.error("%s failed", method, exc_info=error)
+    forget_frames(error)  # it may be a completion's, which keeps it
     code, rich = status.of(error)
     await call.abort(code, rich.message, (("grpc-status-details-bin", rich.SerializeToString()),))

@@ -21,12 +21,9 @@ _USAGE = 2
 _CANNOT_LISTEN = 3
 _STORE_LOCKED = 4
 
-# When the interpreter looks for garbage, most of which is freed by its counts anyway: objects made
-# between two looks at the new, those until a look at the less new (2 ms). At all that is kept it
-# looks when the daemon says so, as that takes some 20 ms, for which every stream would wait.
-_NEW_OBJECTS = 5_000
-_LOOKS = 4
-_NEVER = 1_000_000_000
+# Objects made between two looks for garbage in the young; a stream makes some hundred that are
+# freed by their counts.
+_NEW_OBJECTS = 20_000
 # How long the store's threads and gRPC's wait for the interpreter while the event loop is busy.
 _SWITCH_SECONDS = 0.0005
 
@@ -113,7 +110,7 @@ def serve(**flags: Any) -> int:
     # What has been imported stays: nobody is to wait while it is looked through for garbage.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_NEW_OBJECTS, _LOOKS, _NEVER)
+    gc.set_threshold(_NEW_OBJECTS)
     sys.setswitchinterval(_SWITCH_SECONDS)
 
     async def run() -> int:

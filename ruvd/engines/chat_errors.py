@@ -208,7 +208,10 @@ class InOurWords:
             told, cause = _told(error, before_head=self._before_head)
             if told is not None:
                 self._hide(told)
-                raise told from cause
+                try:
+                    raise told from cause
+                finally:
+                    del told  # or its traceback would hold this frame, and this frame it
 
     def _hide(self, error: RuvdError) -> None:
         error.args = tuple(self._redact(str(text)) for text in error.args)

@@ -134,7 +134,7 @@ class OpenAIEngine:
         try:
             call = await self._ask_each(request, deadline)
         except RuvdError as failure:
-            call = await self._ask_again(request, deadline, failure)
+            call = await self._ask_again(request, deadline, [failure])
         async with call:
             yield call.first
             async for chunk in call.chunks:
@@ -183,9 +183,10 @@ class OpenAIEngine:
             for upstream in self._upstreams:
                 await upstream.client.close()
 
-    async def _ask_again(self, request: EngineRequest, deadline: float, failure: RuvdError) -> Call:
-        """The same after the first try has failed, as often as it may."""
-        failed = [failure]
+    async def _ask_again(
+        self, request: EngineRequest, deadline: float, failed: list[RuvdError]
+    ) -> Call:
+        """The same after the first try has `failed`, as often as it may."""
         tries = attempts(retries=self._retries, deadline=deadline, budget=self._budget)
         try:
             async with asyncio.timeout_at(deadline):
@@ -216,7 +217,10 @@ class OpenAIEngine:
                     raise
                 error = failure
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame, which is not to hold it
         waits = [upstream.breaker.wait_seconds for upstream in self._upstreams]
         raise EngineUnavailable(self._troubles(), retry_after_seconds=max(1.0, min(waits)))
 

@@ -221,6 +221,17 @@ async def test_a_first_turn_that_fails_leaves_no_session(core: Core) -> None:
         await core.sessions.get("s")
 
 
+async def test_what_is_kept_of_a_failure_holds_no_frames(core: Core) -> None:
+    """They have requests and connections at hand, thousands of times what the events are."""
+    failure = EngineUnavailable("gone")
+    failure.__cause__ = cause = OSError("reset")
+    core.engine.scripts = [[failure]]
+    completion = core.start()
+    await completion.ended()
+    assert completion.error is failure
+    assert (failure.__traceback__, cause.__traceback__) == (None, None)
+
+
 async def test_an_answer_that_just_stops_is_a_failure(core: Core) -> None:
     core.engine.scripts = [[EngineText("half")]]
     await failed(core.start(), EngineUnavailable)
