@@ -143,7 +143,11 @@ class EngineTimeout(RuvdError):
 def forget_frames(error: BaseException) -> None:
     """Let go of the frames that an error and its causes have come through: one that is kept would
     keep all that was at hand in them, requests and connections."""
-    left: BaseException | None = error
-    while left is not None and left.__traceback__ is not None:
-        left.__traceback__ = None
-        left = left.__cause__ or left.__context__
+    left: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            left += (each.__cause__, each.__context__)

@@ -169,6 +169,9 @@ def _update(db: sqlite3.Connection, change: Commit, known: Hot | None) -> tuple[
             raise SessionNotFound(f"there is no session {session.id!r}")
         branch, position, end_bytes, labels = row
         old_labels = json.loads(labels)
+        if position != session.message_count - len(change.appended):
+            # The file was replaced since the turn began: what it has is left as it is.
+            raise SessionNotFound(f"the stored session {session.id!r} is another by now")
     added_bytes = sum(message.size_bytes for _, message in change.appended)
     db.execute(
         "UPDATE sessions SET id = ?, create_time = ?, last_used_time = ?,"

@@ -225,11 +225,15 @@ async def test_what_is_kept_of_a_failure_holds_no_frames(core: Core) -> None:
     """They have requests and connections at hand, thousands of times what the events are."""
     failure = EngineUnavailable("gone")
     failure.__cause__ = cause = OSError("reset")
+    try:
+        int("no number")
+    except ValueError as error:
+        cause.__context__ = before = error
     core.engine.scripts = [[failure]]
     completion = core.start()
     await completion.ended()
     assert completion.error is failure
-    assert (failure.__traceback__, cause.__traceback__) == (None, None)
+    assert (failure.__traceback__, before.__traceback__) == (None, None)
 
 
 async def test_an_answer_that_just_stops_is_a_failure(core: Core) -> None:
