@@ -185,7 +185,7 @@ class ChatCompletionsClient:
 
     async def _sent(self, request: Request, patience: Patience) -> Response:
         """The response, whose status is 200. To be used within `_words`."""
-        if key := await self._api_key.current():
+        if key := await patience.wait(self._api_key.current):
             request.headers = (*request.headers, (b"Authorization", b"Bearer %s" % key.encode()))
         self._check_open()
         response = await self._fresh_head(request, patience)

@@ -52,6 +52,7 @@ class Connection(asyncio.Protocol):
         return (
             self._complete
             and self._keeps
+            and not self._paused  # what was left unread has more behind it
             and self._error is None
             and self._transport is not None
             and not self._transport.is_closing()
@@ -75,7 +76,6 @@ class Connection(asyncio.Protocol):
             lenient_headers=True, lenient_optional_cr_before_lf=True
         )
         self._paced.begin()
-        self._resume()  # a large answer may have been left unread
         self._parts.clear()
         self._buffered = self._head_bytes = 0
         self._has_head = self._complete = self._keeps = self._ends_with_connection = False
@@ -97,8 +97,9 @@ class Connection(asyncio.Protocol):
         part = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         self._buffered = 0
-        if self._paused:
-            self._resume()
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
         return part
 
     def close(self) -> None:
@@ -112,11 +113,6 @@ class Connection(asyncio.Protocol):
             await self._waiter
         finally:
             self._waiter = None
-
-    def _resume(self) -> None:
-        if self._paused and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -160,8 +160,8 @@ def _verdict(error: BaseException, *, began: bool) -> bool | None:
     """Whether the server has failed; None if the error says nothing about it."""
     if not isinstance(error, RuvdError):
         return False if began else None
-    if began and isinstance(error.__cause__, TimeoutError):
-        return None  # the time-out of the whole, and it was at work
+    if isinstance(error.__cause__, TimeoutError):
+        return None  # the time-out of the whole, and it may have been at work
     if is_failing(error):
         return True
     return False if isinstance(error.__cause__, Refused) else None

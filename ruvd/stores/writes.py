@@ -87,8 +87,6 @@ def begin_hot(hot: HotSessions, session_id: str, request_id: str, now: float) ->
     known = None if request_id else hot.get(session_id)
     if known is None or known.session.is_touch_due(now):
         return None
-    if known.session.expire_time <= now:
-        return Beginning()
     return Beginning(replace(known.session, last_used_time=now), exchanges=known.exchanges)
 
 

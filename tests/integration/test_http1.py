@@ -260,21 +260,23 @@ async def test_headers_are_found_by_their_names_in_any_case() -> None:
         assert (response.header("Content-Type"), response.header("Retry-After")) == ("a/b", "")
 
 
-async def test_after_a_large_answer_that_nobody_read_the_connection_is_as_good_as_before() -> None:
+async def test_a_connection_with_a_large_answer_that_nobody_read_is_not_used_again() -> None:
+    """It is no longer being read, so the next answer would never come."""
     size = 1 << 18
     large = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size)
-    connections = 0
+    answers = [large, OK]
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        await answering(large, OK)(reader, writer)
+        await asked(reader)
+        writer.write(answers.pop(0))
+        await writer.drain()
+        await reader.read()
 
     async with serving(handle) as (transport, url):
         response = await transport.send(asking(url))
         (connection,) = transport._busy
-        while not connection.reusable:  # noqa: ASYNC110  # it has no event for that
+        while not connection._complete:  # noqa: ASYNC110  # it has no event for that
             await asyncio.sleep(0)
         await response.aclose()
         assert await get(transport, url) == (200, b"ok")
-    assert connections == 1
+    assert answers == []
