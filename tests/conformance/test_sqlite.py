@@ -624,3 +624,21 @@ async def test_nothing_is_known_of_a_file_that_was_replaced_once_that_is_seen(pa
         with pytest.raises(SessionNotFound):
             await store.commit(turn(made, "b"))
         assert await store.begin("s", "", 1) == Beginning()
+
+
+async def test_a_turn_is_not_added_to_an_older_state_of_its_session_that_came_meanwhile(
+    path: Path,
+) -> None:
+    backup = path.with_name("backup.db")
+    async with opened(path) as store:
+        early = await create(store, "s", "a")
+        with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(backup)) as copy:
+            db.backup(copy)
+        late = await talk(store, early, "b")
+        for suffix in ("-wal", "-shm"):
+            path.with_name(f"{path.name}{suffix}").unlink()
+        backup.replace(path)
+        with pytest.raises(SessionNotFound, match="another"):
+            await store.commit(turn(late, "c"))
+        assert await store.get("s") == early
+        assert await texts(store, "s") == ["a"]
