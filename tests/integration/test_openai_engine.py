@@ -372,6 +372,19 @@ async def test_a_cancelled_call_says_nothing_about_the_server() -> None:
         assert await texts(made) == HELLO
 
 
+async def test_neither_does_the_time_out_of_the_whole_but_a_silence_does() -> None:
+    settings: dict[str, Any] = {"retries": 0, "breaker_failures": 1, "breaker_seconds": 60.0}
+    async with serving() as server:
+        async with engine(server, total_seconds=0.2, **settings) as made:
+            server.scripts.append([STALL])
+            assert "in time" in await fails(made, EngineTimeout)
+            assert await texts(made) == HELLO
+        async with engine(server, connect_seconds=0.1, read_seconds=0.1, **settings) as made:
+            server.scripts.append([STALL])
+            assert "silent" in await fails(made, EngineTimeout)
+            assert server.url in await fails(made, EngineUnavailable)
+
+
 # --- time and cancellation -------------------------------------------------------------------
 
 
