@@ -15,12 +15,15 @@ from typing import Any
 import httpx
 from ruvd_client import AsyncClient
 
-from bench.multi_turn_arms import Sent, request_body, uncached, whole
+from bench.multi_turn_arms import Line, Sent, request_body, uncached, whole
 from ruvd.texts import common_beginning
 
-# Of log-probabilities: the likelier of the two tokens is 1.16 times as likely at most.
-NEAR_TIE = 0.15
-_ALTERNATIVES = 10
+# Of log-probabilities. So much does the cache of llama.cpp's server by itself change, in one of a
+# hundred tokens, the distance between the two likeliest, because a token that was generated was
+# evaluated alone and one that is read was evaluated with others (`alone`; 2,015 tokens of real
+# conversations, 2026-11-29; `bench/answers.py` measures it in every run).
+NEAR_TIE = 0.4
+_LIKELIHOODS = {"logprobs": True, "top_logprobs": 10}
 
 Prober = Callable[[], AbstractAsyncContextManager[httpx.AsyncClient]]
 
@@ -71,6 +74,38 @@ async def compare(
     return Sameness(len(prompts), differences)
 
 
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """What the server by itself makes of conversations with its own cache and without: how many
+    answers are the same, and by how much the distance between the log-probabilities of the two
+    likeliest tokens differs, token by token."""
+
+    sameness: Sameness
+    changes: Sequence[float]
+
+
+async def alone(server: httpx.AsyncClient, talks: Sequence[Sequence[str]], tokens: int) -> Alone:
+    """Hold each conversation in one warm slot, and ask each of its prompts without a cache."""
+    differences: list[Difference] = []
+    changes: list[float] = []
+    for talk in talks:
+        lines: list[Line] = []
+        for said in talk:
+            body = request_body(whole(lines, said), tokens) | _LIKELIHOODS
+            cold = await _content(server, body | {"cache_prompt": False, "id_slot": 0})
+            warm = await _content(server, body | {"cache_prompt": True, "id_slot": 1})
+            cached, uncached_ = (
+                "".join(token["token"] for token in content) for content in (warm, cold)
+            )
+            if cached != uncached_:
+                gap = gap_where_parted(cold, cached, uncached_)
+                common = common_beginning(cached, uncached_)
+                differences.append(Difference(common, cached, uncached_, gap))
+            changes += _changes(cold, warm)
+            lines += [("user", said), ("assistant", cached)]
+    return Alone(Sameness(sum(map(len, talks)), differences), changes)
+
+
 def spaced(sent: Sequence[Sent], most: int) -> list[Sent]:
     """So many of them at most, evenly spaced, the last among them."""
     step = max(1, len(sent) / most)
@@ -80,12 +115,35 @@ def spaced(sent: Sequence[Sent], most: int) -> list[Sent]:
 async def _gap(server: httpx.AsyncClient, sent: Sent, other: str, tokens: int) -> float | None:
     """Between the log-probabilities of the first tokens in which the two texts differ."""
     *lines, (_, text) = sent.lines
-    body = request_body(whole(lines, text), tokens)
-    body |= {"cache_prompt": False, "logprobs": True, "top_logprobs": _ALTERNATIVES}
+    body = request_body(whole(lines, text), tokens) | _LIKELIHOODS
+    content = await _content(server, body | {"cache_prompt": False})
+    return gap_where_parted(content, sent.text, other)
+
+
+async def _content(
+    server: httpx.AsyncClient, body: Mapping[str, Any]
+) -> Sequence[Mapping[str, Any]]:
+    """The tokens of an answer, each with what else was likely."""
     response = await server.post("/v1/chat/completions", json=body)
-    if response.status_code != httpx.codes.OK:
-        return None
-    return gap_where_parted(response.json()["choices"][0]["logprobs"]["content"], sent.text, other)
+    response.raise_for_status()
+    content: Sequence[Mapping[str, Any]] = response.json()["choices"][0]["logprobs"]["content"]
+    return content
+
+
+def _changes(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> list[float]:
+    found = []
+    for token, its in zip(one, other, strict=False):
+        if token["token"] != its["token"]:
+            break
+        before, after = (
+            {each["token"]: each["logprob"] for each in those["top_logprobs"]}
+            for those in (token, its)
+        )
+        first, second = sorted(before, key=before.__getitem__, reverse=True)[:2]
+        if first in after and second in after:
+            distance = before[first] - before[second]
+            found.append(abs(distance - (after[first] - after[second])))
+    return found
 
 
 def gap_where_parted(content: Sequence[Mapping[str, Any]], one: str, other: str) -> float | None:

@@ -56,6 +56,14 @@ STEPS = (
         plots=("multi_turn",),
     ),
     Step(
+        "answers",
+        "Answers",
+        "Does what is kept warm change an answer? Real conversations, asked again without a cache.",
+        quick=("--conversations", "2"),
+        standard=("--quick",),
+        markdown=True,
+    ),
+    Step(
         "batch",
         "Batches",
         "What does BatchComplete gain, and what does it cost those who chat meanwhile?",

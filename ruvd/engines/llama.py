@@ -28,7 +28,7 @@ from ruvd.engines.supervision import Supervisor
 from ruvd.errors import EngineRejected, EngineUnavailable, RuvdError
 from ruvd.model import Usage
 from ruvd.options import ToolChoiceMode
-from ruvd.ports import EngineChunk, EngineDone, EngineRequest, Observer, Warm
+from ruvd.ports import EngineChunk, EngineDone, EngineRequest, EngineText, Observer, Warm
 
 _log = logging.getLogger("ruvd.engine")
 
@@ -178,6 +178,7 @@ class LlamaEngine:
         evaluated = await self._warm.enter(child, slot, request, evaluate)
         slot.begins(request.session_key)
         prompt, begun = prompt_of(request), False
+        answer: list[str] | None = []
         async with aclosing(
             self._complete(child.client, request, cache_prompt=True, id_slot=slot.id)
         ) as chunks:
@@ -186,8 +187,15 @@ class LlamaEngine:
                     begun = True
                     slot.has(prompt, request.session_key)
                 if not isinstance(chunk, EngineDone):
+                    # Templates write text as it came, and anything else in ways of their own.
+                    if not isinstance(chunk, EngineText):
+                        answer = None
+                    elif answer is not None:
+                        answer.append(chunk.text)
                     yield chunk
                     continue
+                if answer and slot.session_key == request.session_key:  # it may have ended
+                    slot.has(prompt.answered("".join(answer)), request.session_key)
                 self._warm.began(slot, chunk)
                 yield chunk if evaluated is None else _together(evaluated, chunk)
 

@@ -14,15 +14,15 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import count
 
-from ruvd.model import Message
+from ruvd.model import Message, Role
 from ruvd.options import Tool
 from ruvd.ports import EngineRequest
 from ruvd.texts import common_beginning
 
 # About 64 tokens. Differences below are not worth to break the order of use.
 _GRAIN_CHARACTERS = 256
-# About 50 tokens: a quarter of a second on two cores, and about a restore on a large GPU.
-WORTH_CHARACTERS = 200
+# About 25 tokens: a tenth of a second on two cores, where a save and a restore take a third of that.
+WORTH_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,10 @@ class Prompt:
     def size(self) -> int:
         """How long it is."""
         return sum(len(text) for message in self.messages for text in _texts(message))
+
+    def answered(self, text: str) -> Prompt:
+        """With an answer to it."""
+        return Prompt((*self.messages, Message(Role.ASSISTANT, text)), self.tools)
 
     def common(self, other: Prompt) -> int:
         """How much it has in common with another at the beginning."""

@@ -54,8 +54,8 @@ class Talk:
         messages = [*self.messages, Message(Role.USER, text)]
         return EngineRequest(messages, CompletionOptions(**settings), self.name)
 
-    async def turn(self, engine: LlamaEngine, text: str) -> Answer:
-        request = self.asks(text)
+    async def turn(self, engine: LlamaEngine, text: str, **options: Any) -> Answer:
+        request = self.asks(text, **options)
         found = await answer(engine, request)
         self.messages = [*request.messages, Message(Role.ASSISTANT, found.text)]
         return found
@@ -92,6 +92,17 @@ async def test_with_more_sessions_than_slots_each_goes_on_where_it_was() -> None
         assert {outcome for _, outcome in moved(events)} == {"ok"}
         assert len(files(engine)) <= len(talks) + 1, "one a session, and what was lent"
         await all_is_well(engine)
+
+
+async def test_a_long_answer_to_a_short_question_is_moved_with_it() -> None:
+    long = {"max_tokens": 60, "extra_body": {"ignore_eos": True}}
+    async with running() as engine:
+        talks = [Talk(name) for name in STORIES]
+        for talk in talks:
+            found = await talk.turn(engine, f"Tell of {talk.name}.", **long)
+            assert len(found.text) > 100
+        for talk in talks:
+            assert evaluated(await talk.turn(engine, "Go on.")) < 30
 
 
 async def test_a_first_turn_begins_from_the_system_prompt_of_another_session() -> None:
