@@ -21,7 +21,7 @@ from ruvd.texts import common_beginning
 
 # About 64 tokens. Differences below are not worth to break the order of use.
 _GRAIN_CHARACTERS = 256
-# About 25 tokens: a tenth of a second on two cores, where a save and a restore take a third of that.
+# About 25 tokens: a tenth of a second on two cores, and three times a save with a restore there.
 WORTH_CHARACTERS = 100
 
 
