@@ -209,16 +209,21 @@ def streams(figures: _Figures) -> _Figures:
 
 
 def soak(figures: _Figures) -> _Figures:
-    plot, grid = plt.subplots(2, 1, figsize=(8, 4), sharex=True)
+    shown = {
+        "resident_mib": "The daemons' resident MiB",
+        "open_files": "Open files",
+        "tasks": "asyncio tasks",
+    }
+    plot, grid = plt.subplots(len(shown), 1, figsize=(8, 5.5), sharex=True)
     for (name, part), colour in zip(figures["parts"].items(), (_OURS, _OUR_SESSIONS), strict=False):
         times = [sample["at"] for sample in part["samples"]]
-        for axes, what in zip(grid, ("resident_mib", "open_files"), strict=True):
+        for axes, what in zip(grid, shown, strict=True):
             axes.plot(times, [sample[what] for sample in part["samples"]], color=colour, label=name)
-    for axes, title in zip(grid, ("The daemons' resident MiB", "Open files"), strict=True):
+    for axes, title in zip(grid, shown.values(), strict=True):
         axes.set_ylim(bottom=0)
         axes.set_title(title, loc="left")
     grid[0].legend(fontsize=8)
-    grid[1].set_xlabel("seconds")
+    grid[-1].set_xlabel("seconds")
     return plot
 
 

@@ -12,12 +12,12 @@ embedded   the embedded engine, 2 callers with turns, stateless, left and cancel
 Sessions are more than `max_sessions`, so they are evicted, too. What is kept of ended completions
 is bounded tightly (1 MiB, 20 s), so that memory is level early.
 
-Each second the daemons' resident memory, open files, threads and the completions under way (by
-their Prometheus endpoint; the daemon does not tell its asyncio tasks) are taken. Level means: the
-median of the last quarter of the time is at most so much above that of the second
-(`bench/soak_parts.py`). At the end nothing is under way. Every error is counted, and none but those
-provoked is allowed: those that an operation asks for, and ENGINE_UNAVAILABLE within 15 s (30 s) of
-a kill.
+Each second the daemons' resident memory, open files and threads are taken, and the completions and
+asyncio tasks under way, by their Prometheus endpoint. Level means: the median of the last quarter
+of the time is at most so much above that of the second (`bench/soak_parts.py`). At the end no
+completion is under way, and no more tasks than before, but for a few. Every error is counted, and
+none but those provoked is allowed: those that an operation asks for, and ENGINE_UNAVAILABLE within
+15 s (30 s) of a kill.
 
 Run it with `.venv/bin/python -m bench.soak --seconds 600`, or `make soak`. Exit code 1 if anything
 is not met.
@@ -55,6 +55,7 @@ _OPERATIONS = {
 _FEW = {"turn": 4, "stateless": 2, "leave": 1, "cancel": 1}
 # Samples that are written for a picture; all of them are judged.
 _KEPT = 150
+_MORE_TASKS = 4
 _BOUNDS = ("--max-logs-bytes", str(1 << 20), "--completion-retention-seconds", "20")
 
 
@@ -127,7 +128,9 @@ async def start(
             )  # fmt: skip
         server, address = await stack.enter_async_context(daemon)
         await servers.until_serving(server, address, service="readiness")
-        parts.append(Part(load, 12 if remote else 2, server, metrics))
+        part = Part(load, 12 if remote else 2, server, metrics)
+        part.tasks_before = (await part.told()).get("tasks")
+        parts.append(part)
     return parts, upstream
 
 
@@ -171,7 +174,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 async def result(part: Part) -> dict[str, Any]:
     """What a part has come to, after its load."""
     await asyncio.sleep(1)
-    left = await part.under_way()
+    left = await part.told()
     tally = part.load.tally
     return {
         "callers": part.callers,
@@ -179,7 +182,8 @@ async def result(part: Part) -> dict[str, Any]:
         "done": dict(tally.done.most_common()),
         "provoked": dict(tally.provoked.most_common()),
         "unexpected": dict(tally.unexpected.most_common()),
-        "under_way_at_the_end": left,
+        "under_way_at_the_end": left.get("completions_active"),
+        "tasks": [part.tasks_before, left.get("tasks")],
         "judged": part.judge(),
         "samples": [asdict(sample) for sample in part.samples[:: 1 + len(part.samples) // _KEPT]],
     }
@@ -188,7 +192,9 @@ async def result(part: Part) -> dict[str, Any]:
 def is_met(part: dict[str, Any]) -> bool:
     """Everything is level, nothing is left under way, and no error was unexpected."""
     level = all(each["verdict"] != "not met" for each in part["judged"])
-    return level and not part["unexpected"] and not part["under_way_at_the_end"]
+    before, after = part["tasks"]
+    left = part["under_way_at_the_end"] or (after or 0) > (before or 0) + _MORE_TASKS
+    return level and not part["unexpected"] and not left
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -206,7 +212,10 @@ def show(figures: dict[str, Any]) -> None:
         for kind in ("done", "provoked", "unexpected"):
             told = ", ".join(f"{what} {count}" for what, count in part[kind].items())
             print(f"  {kind}: {told or 'none'}")
-        print(f"  under way at the end: {part['under_way_at_the_end']}")
+        print(
+            f"  at the end: {part['under_way_at_the_end']} completions under way,"
+            f" {part['tasks'][1]} tasks (before: {part['tasks'][0]})"
+        )
         print(f"  {'met' if is_met(part) else 'NOT MET'}")
 
 

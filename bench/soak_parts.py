@@ -17,19 +17,21 @@ from bench import relay_servers as servers
 from bench.soak_load import Load
 
 TOKENS, _FIRST_MS, _TOKEN_MS = 32, 20.0, 2.0
-_ACTIVE = re.compile(rb"^ruvd_completions_active(?:\{[^}]*\})? ([0-9.e+]+)", re.MULTILINE)
+_TOLD = re.compile(rb"^ruvd_(completions_active|tasks)(?:\{[^}]*\})? ([0-9.e+]+)", re.MULTILINE)
 # What the last quarter may have above the second: a share of it, and so much.
 _ALLOWED = {
     "resident_mib": (0.05, 4.0),
     "open_files": (0.05, 8.0),
     "threads": (0.0, 2.0),
     "under_way": (0.0, 6.0),
+    "tasks": (0.05, 24.0),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A daemon at a time. `children_mib` is its engine's; `under_way` None if it does not say."""
+    """A daemon at a time. `children_mib` is its engine's; `under_way` and `tasks` None if it does
+    not say."""
 
     at: float
     resident_mib: float
@@ -37,6 +39,7 @@ class Sample:
     open_files: int
     threads: int
     under_way: float | None
+    tasks: float | None
 
 
 class Part:
@@ -47,6 +50,7 @@ class Part:
         self.callers = callers
         self.server = server
         self.samples: list[Sample] = []
+        self.tasks_before: float | None = None
         self._metrics_port = metrics
 
     async def sample(self, at: float) -> None:
@@ -57,7 +61,7 @@ class Part:
         for child in process.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 children += child.memory_info().rss
-        under_way = await self.under_way()
+        told = await self.told()
         with process.oneshot():
             self.samples.append(
                 Sample(
@@ -66,21 +70,22 @@ class Part:
                     round(children / (1 << 20), 1),
                     process.num_fds(),
                     process.num_threads(),
-                    under_way,
+                    told.get("completions_active"),
+                    told.get("tasks"),
                 )
             )
 
-    async def under_way(self) -> float | None:
-        """Completions, by the daemon's own count; None if it does not answer within a second."""
+    async def told(self) -> dict[str, float]:
+        """Completions under way and tasks, by the daemon's own count; nothing if it does not
+        answer within a second."""
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(1):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self._metrics_port)
                 writer.write(b"GET /metrics HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
                 answer = await reader.read(-1)
                 writer.close()
-            if found := _ACTIVE.search(answer):
-                return float(found[1])
-        return None
+            return {name.decode(): float(value) for name, value in _TOLD.findall(answer)}
+        return {}
 
     def judge(self) -> list[dict[str, Any]]:
         """The medians of the second and of the last quarter, and whether they are level."""

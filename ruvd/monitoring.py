@@ -66,12 +66,14 @@ class Monitoring:
 
     def watch(self, sessions: Sessions, completions: Completions) -> None:
         """Observe the core. Called on the event loop that the core is in."""
+        loop = asyncio.get_running_loop()
         self._instruments.watch(
             Gauges(
                 active_sessions=_counter(sessions),
                 active_completions=lambda: completions.running,
                 waiting=lambda: _waiting(sessions, completions),
                 event_log_bytes=lambda: completions.log_bytes,
+                tasks=lambda: len(asyncio.all_tasks(loop)),
             )
         )
 

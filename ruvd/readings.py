@@ -32,6 +32,7 @@ class Gauges:
     active_completions: Callable[[], int]
     waiting: Callable[[], Mapping[str, int]]
     event_log_bytes: Callable[[], int]
+    tasks: Callable[[], int]
 
 
 class Readings:
@@ -67,6 +68,12 @@ class Readings:
             "By",
             "Memory for the events of completions that run or can be resumed.",
             lambda: [(gauges.event_log_bytes(), {})],
+        )
+        self.gauge(
+            "ruvd.tasks",
+            "{task}",
+            "Tasks of the event loop: some for each call, and a few that are always there.",
+            lambda: [(gauges.tasks(), {})],
         )
 
     def observe(self, sums: Statistics) -> None:

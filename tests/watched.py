@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -81,6 +82,7 @@ class Watched:
                 active_completions=lambda: self.completions.running,
                 waiting=lambda: {"session": self.sessions.lanes.waiting},
                 event_log_bytes=lambda: self.completions.log_bytes,
+                tasks=lambda: len(asyncio.all_tasks()),
             )
         )
 

@@ -198,10 +198,12 @@ async def test_who_runs_and_who_waits_is_seen_while_it_lasts() -> None:
     running, waiting = watched.start(), watched.start()
     await settle()
     assert watched.value("ruvd.completions.active") == 2
+    tasks = watched.value("ruvd.tasks")
     assert watched.value("ruvd.queue.size", ruvd__queue__name="session") == 1
     hold.set()
     await asyncio.gather(collect(running), collect(waiting))
     assert watched.value("ruvd.completions.active") == 0
+    assert watched.value("ruvd.tasks") == tasks - 2
     assert watched.value("ruvd.queue.size") == 0
     assert watched.value("ruvd.event_log.size") > 0
 
