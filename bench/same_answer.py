@@ -150,22 +150,22 @@ def gap_where_parted(content: Sequence[Mapping[str, Any]], one: str, other: str)
     """From the tokens of a third, greedy answer that is the same up to there; None if it is not."""
     done = ""
     for token in content:
-        longer = done + token["token"]
-        if one.startswith(longer) and other.startswith(longer):
-            done = longer
-            continue
-        likely = [
-            max(
-                (each["logprob"] for each in token["top_logprobs"] if _goes_on(text, done, each)),
-                default=None,
-            )
-            for text in (one, other)
-        ]
-        if likely[0] is None or likely[1] is None:
+        first, second = (_next_token(text, done, token) for text in (one, other))
+        if first is None or second is None:
             return None
-        return float(abs(likely[0] - likely[1]))
+        if first["token"] != second["token"]:
+            return float(abs(first["logprob"] - second["logprob"]))
+        done += token["token"]
+        if not one.startswith(done):
+            return None
     return None
 
 
-def _goes_on(text: str, done: str, token: Mapping[str, Any]) -> bool:
-    return bool(token["token"]) and text.startswith(done + token["token"])
+def _next_token(text: str, done: str, token: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The likely token by which the text goes on: the longest, as ` I` begins ` In` as well."""
+    likely = [
+        each
+        for each in token["top_logprobs"]
+        if each["token"] and text.startswith(done + each["token"])
+    ]
+    return max(likely, key=lambda each: len(each["token"]), default=None)
