@@ -60,6 +60,10 @@ class Lanes:
         """The ids of the sessions in use, now."""
         return tuple(self._lanes)
 
+    def begun(self) -> Collection[str]:
+        """The ids of those in which a turn has begun, which so do not expire."""
+        return {each for each, lane in self._lanes.items() if lane.running.began is not None}
+
     @property
     def waiting(self) -> int:
         """How many wait for a turn, in all lanes. Safe to ask from another thread."""

@@ -85,11 +85,19 @@ class MeteredStore:
             return await self._store.expire(now, protected)
 
     async def list(
-        self, *, after: int, limit: int, labels: Mapping[str, str], now: float
+        self,
+        *,
+        after: int,
+        limit: int,
+        labels: Mapping[str, str],
+        now: float,
+        in_force: Collection[str] = (),
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
         with self._call("list"):
-            return await self._store.list(after=after, limit=limit, labels=labels, now=now)
+            return await self._store.list(
+                after=after, limit=limit, labels=labels, now=now, in_force=in_force
+            )
 
     async def receipt(self, session_id: str, request_id: str) -> Receipt | None:
         """See `Store.receipt`."""
@@ -106,10 +114,10 @@ class MeteredStore:
         with self._call("created_by"):
             return await self._store.created_by(request_id)
 
-    async def counts(self, now: float) -> StoreCounts:
+    async def counts(self, now: float, in_force: Collection[str] = ()) -> StoreCounts:
         """See `Store.counts`."""
         with self._call("counts"):
-            return await self._store.counts(now)
+            return await self._store.counts(now, in_force)
 
     @contextmanager
     def _call(self, operation: str) -> Iterator[None]:

@@ -139,10 +139,17 @@ class Store(Protocol):
         """Delete up to 1,000 sessions that have expired and are not protected; their ids."""
 
     async def list(
-        self, *, after: int, limit: int, labels: Mapping[str, str], now: float
+        self,
+        *,
+        after: int,
+        limit: int,
+        labels: Mapping[str, str],
+        now: float,
+        in_force: Collection[str] = (),
     ) -> tuple[Sequence[Session], int]:
-        """Up to `limit` sessions not expired at `now`, in the order of creation, that have all
-        `labels`; with the cursor for the next page (0 on the last). `after` 0 is the start.
+        """Up to `limit` sessions not expired at `now`, or `in_force` all the same, in the order
+        of creation, that have all `labels`; with the cursor for the next page (0 on the last).
+        `after` 0 is the start.
         """
 
     async def receipt(self, session_id: str, request_id: str) -> Receipt | None:
@@ -158,8 +165,8 @@ class Store(Protocol):
         whose request ids are unique over all sessions.
         """
 
-    async def counts(self, now: float) -> StoreCounts:
-        """How much there is."""
+    async def counts(self, now: float, in_force: Collection[str] = ()) -> StoreCounts:
+        """How much there is; active are those that `list` would give."""
 
 
 class StoreLocked(Exception):
@@ -269,6 +276,9 @@ class Warm(Protocol):
 
     def forget(self, session_key: str) -> None:
         """The session is no more: keep nothing of it."""
+
+    def remembered(self) -> Collection[str]:
+        """The sessions of which an earlier daemon, or this one, has saved something."""
 
     async def save(self) -> None:
         """Save what a stop would lose. Raises nothing."""
@@ -382,6 +392,13 @@ class SessionCreated:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionNotMade:
+    """The first turn of a session ended without a commit: there is none, as there was none."""
+
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class SessionGone:
     """A session is no longer: reason is `idle`, `capacity` or `client`."""
 
@@ -401,6 +418,7 @@ Event: TypeAlias = (
     | EngineTaken
     | CompletionEnded
     | SessionCreated
+    | SessionNotMade
     | SessionGone
 )
 Observer: TypeAlias = Callable[[Event], None]

@@ -26,6 +26,7 @@ from ruvd.ports import (
     Observer,
     SessionCreated,
     SessionGone,
+    SessionNotMade,
     Store,
     StoreCounts,
 )
@@ -104,13 +105,17 @@ class Sessions:
         """A page of the stored sessions, in the order of their creation; and the next cursor."""
         self.check_enabled()
         page, cursor = await self._store.list(
-            after=after, limit=limit, labels=labels, now=self._clock.now()
+            after=after,
+            limit=limit,
+            labels=labels,
+            now=self._clock.now(),
+            in_force=self.lanes.begun(),
         )
         return [self.state(session) for session in page], cursor
 
     async def counts(self) -> StoreCounts:
         """How much there is in the store."""
-        return await self._store.counts(self._clock.now())
+        return await self._store.counts(self._clock.now(), self.lanes.begun())
 
     def state(self, session: Session, messages: Sequence[Message] | None = None) -> SessionState:
         """The session as a reader sees it now."""
@@ -242,6 +247,10 @@ class Sessions:
     async def touch(self, session_id: str) -> None:
         """Note that a turn ended in the session without a commit."""
         await self._store.touch(session_id, self._clock.now())
+
+    def not_made(self, session_id: str) -> None:
+        """The turn that was to make the session ended without a commit."""
+        self._observer(SessionNotMade(session_id))
 
     def check_enabled(self) -> None:
         """Raises SessionsDisabled where this daemon keeps none."""

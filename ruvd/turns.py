@@ -82,10 +82,14 @@ class Turns:
             if begun.receipt:
                 self._give_again(completion, request, begun.receipt)
                 return
+            creates, is_done = holder.newcomer is not None, False
             try:
-                await self._turn(completion, request, begun, creates=holder.newcomer is not None)
+                await self._turn(completion, request, begun, creates=creates)
+                is_done = True
             finally:
-                if not completion.committing and holder.newcomer is None:
+                if creates and not is_done:
+                    self._sessions.not_made(session_id)
+                elif not completion.committing:
                     await self._sessions.touch(session_id)
         finally:
             lanes.leave(session_id, holder)

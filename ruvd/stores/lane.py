@@ -55,13 +55,19 @@ class _Job:
     future: asyncio.Future[Any]
     result: Any = None
     error: Exception | None = None
+    wrote: bool = False
+
+    def run(self, db: sqlite3.Connection) -> None:
+        changes = db.total_changes
+        self.result = self.operation(db)
+        self.wrote = db.total_changes != changes
 
 
 class Lane:
     """Runs operations one after the other on a thread. Its methods are for the event loop.
 
     `report` is called on the loop after every batch, with the fault that undid it or None;
-    `committed` with the number of operations that one transaction committed.
+    `committed` with the number of operations whose changes one transaction committed.
     Operations may run twice, and change nothing but the database and what `undone` resets.
     `idle` does a bounded piece of work and returns whether there is more; `undone` and `at_end`
     are called on the thread when a transaction was undone, and when it is done.
@@ -195,7 +201,7 @@ class Lane:
         if job.result is None:
             if not db.in_transaction:
                 db.execute(self._begin)
-            job.result = job.operation(db)
+            job.run(db)
 
     def _run_idle(self) -> bool:
         try:
@@ -232,8 +238,8 @@ class Lane:
     def _answer(self, jobs: list[_Job], fault: str | None) -> None:
         self._unanswered -= len(jobs)
         self._report(fault)
-        if jobs and fault is None:
-            self._committed(len(jobs))
+        if fault is None and (writes := sum(job.wrote for job in jobs)):
+            self._committed(writes)
         for job in jobs:
             if job.future.done():
                 continue
@@ -260,11 +266,10 @@ class Lane:
 
 
 def _run_apart(db: sqlite3.Connection, job: _Job) -> None:
-    job.result = None
     db.execute("SAVEPOINT job")
     try:
-        job.result = job.operation(db)
+        job.run(db)
     except _REFUSALS as refusal:
-        job.error = refusal
+        job.result, job.wrote, job.error = None, False, refusal
         db.execute("ROLLBACK TO job")
     db.execute("RELEASE job")

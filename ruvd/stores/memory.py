@@ -184,7 +184,13 @@ class MemoryStore:
         return self._delete_all(keys)
 
     async def list(
-        self, *, after: int, limit: int, labels: Mapping[str, str], now: float
+        self,
+        *,
+        after: int,
+        limit: int,
+        labels: Mapping[str, str],
+        now: float,
+        in_force: Collection[str] = (),
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
         page: list[_Entry] = []
@@ -193,7 +199,7 @@ class MemoryStore:
             if session_id is None:
                 continue
             entry = self._entries[session_id]
-            if entry.session.expire_time <= now:
+            if entry.session.expire_time <= now and session_id not in in_force:
                 continue
             if any(entry.session.labels.get(key) != value for key, value in labels.items()):
                 continue
@@ -215,12 +221,12 @@ class MemoryStore:
         """See `Store.created_by`."""
         return self._created.get(request_id)
 
-    async def counts(self, now: float) -> StoreCounts:
+    async def counts(self, now: float, in_force: Collection[str] = ()) -> StoreCounts:
         """See `Store.counts`."""
         sessions = [entry.session for entry in self._entries.values()]
         return StoreCounts(
             sessions=len(sessions),
-            active=sum(session.expire_time > now for session in sessions),
+            active=sum(each.expire_time > now or each.id in in_force for each in sessions),
             messages=sum(session.message_count for session in sessions),
         )
 

@@ -6,8 +6,9 @@ branch that holds the first exchange asked for: what is before it costs nothing.
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import groupby
 
 from ruvd.model import Exchange, Receipt, Session
@@ -66,23 +67,31 @@ def size_at(db: sqlite3.Connection, session_id: str, exchange_count: int) -> tup
 
 
 def page(
-    db: sqlite3.Connection, after: int, limit: int, labels: Mapping[str, str], now: float
+    db: sqlite3.Connection,
+    after: int,
+    limit: int,
+    labels: Mapping[str, str],
+    now: float,
+    in_force: Collection[str],
 ) -> tuple[list[Session], int]:
     """See `Store.list`."""
+    kept = json.dumps(list(in_force))
     if labels:
         # One label leads by its index, the others are looked at in the rows that it finds.
         key, value = next(iter(labels.items()))
         rows = db.execute(
             "SELECT sessions.* FROM labels CROSS JOIN sessions ON sessions.pk = labels.session"
             " WHERE labels.key = ? AND labels.value = ? AND labels.session > ?"
-            " AND sessions.expire_time > ? ORDER BY labels.session",
-            (key, value, after, now),
+            " AND (sessions.expire_time > ? OR sessions.id IN (SELECT value FROM json_each(?)))"
+            " ORDER BY labels.session",
+            (key, value, after, now, kept),
         )
     else:
         rows = db.execute(
             # The plus keeps the planner on the primary key, whose order the page has.
-            "SELECT * FROM sessions WHERE pk > ? AND +expire_time > ? ORDER BY pk",
-            (after, now),
+            "SELECT * FROM sessions WHERE pk > ?"
+            " AND (+expire_time > ? OR +id IN (SELECT value FROM json_each(?))) ORDER BY pk",
+            (after, now, kept),
         )
     sessions: list[Session] = []
     for row in rows:
@@ -132,13 +141,15 @@ def created_by(db: sqlite3.Connection, request_id: str) -> tuple[str, Receipt] |
     return (row[0], receipt_of(row[1:])) if row else None
 
 
-def counts(db: sqlite3.Connection, now: float) -> StoreCounts:
+def counts(db: sqlite3.Connection, now: float, in_force: Collection[str]) -> StoreCounts:
     """See `Store.counts`. Looks at no message."""
     (sessions, messages) = db.execute(
         "SELECT COUNT(*), COALESCE(SUM(message_count), 0) FROM sessions"
     ).fetchone()
     (expired,) = db.execute(
-        "SELECT COUNT(*) FROM sessions WHERE expire_time <= ?", (now,)
+        "SELECT COUNT(*) FROM sessions WHERE expire_time <= ?"
+        " AND id NOT IN (SELECT value FROM json_each(?))",
+        (now, json.dumps(list(in_force))),
     ).fetchone()
     return StoreCounts(sessions, sessions - expired, messages)
 

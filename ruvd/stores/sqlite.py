@@ -138,10 +138,16 @@ class SqliteStore:
         return await self._write(lambda db: writes.expire(db, self._hot, now, kept))
 
     async def list(
-        self, *, after: int, limit: int, labels: Mapping[str, str], now: float
+        self,
+        *,
+        after: int,
+        limit: int,
+        labels: Mapping[str, str],
+        now: float,
+        in_force: Collection[str] = (),
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
-        return await self._read(lambda db: reads.page(db, after, limit, labels, now))
+        return await self._read(lambda db: reads.page(db, after, limit, labels, now, in_force))
 
     async def receipt(self, session_id: str, request_id: str) -> Receipt | None:
         """See `Store.receipt`."""
@@ -155,9 +161,9 @@ class SqliteStore:
         """See `Store.created_by`."""
         return await self._read(lambda db: reads.created_by(db, request_id))
 
-    async def counts(self, now: float) -> StoreCounts:
+    async def counts(self, now: float, in_force: Collection[str] = ()) -> StoreCounts:
         """See `Store.counts`."""
-        return await self._read(lambda db: reads.counts(db, now))
+        return await self._read(lambda db: reads.counts(db, now, in_force))
 
     async def _write(
         self,

@@ -161,13 +161,15 @@ def _update(db: sqlite3.Connection, change: Commit, known: Hot | None) -> tuple[
         old_labels = known.session.labels
     else:
         row = db.execute(
-            "SELECT pk, message_count, end_bytes, labels FROM sessions WHERE id = ?", (session.id,)
+            "SELECT pk, message_count, end_bytes, labels, create_time FROM sessions WHERE id = ?",
+            (session.id,),
         ).fetchone()
         if row is None:
             raise SessionNotFound(f"there is no session {session.id!r}")
-        branch, position, end_bytes, labels = row
+        branch, position, end_bytes, labels, create_time = row
         old_labels = json.loads(labels)
-        if position != session.message_count - len(change.appended):
+        expected = session.message_count - len(change.appended), session.create_time
+        if (position, create_time) != expected:
             # The file was replaced since the turn began: what it has is left as it is.
             raise SessionNotFound(f"the stored session {session.id!r} is another by now")
     added_bytes = sum(message.size_bytes for _, message in change.appended)

@@ -962,14 +962,13 @@ class SessionsMachine(RuleBasedStateMachine):
         assert state.in_use == bool(held)
 
     async def same_list(self, labels: dict[str, str]) -> None:
-        # A running session whose time-out has passed may or may not be listed.
         listed, after = [], 0
         while True:
             page, after = await self.sessions.list(after=after, limit=2, labels=labels)
             listed += [state.session.id for state in page]
             if not after:
                 break
-        live = sorted((r for r in self.model.rows.values() if r.expires > self.model.now), key=made)
+        live = sorted((r for id_, r in self.model.rows.items() if self.model.live(id_)), key=made)
         assert listed == [row.id for row in live if labels.items() <= row.labels.items()]
 
     async def settled(self) -> None:

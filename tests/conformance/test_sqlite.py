@@ -32,7 +32,15 @@ from tool_conversation import TOOL_EXCHANGE, said
 
 from ruvd.errors import SessionNotFound, StoreUnavailable
 from ruvd.model import Message, Receipt, Role
-from ruvd.ports import Beginning, Commit, Event, StoreCounts, StoreLocked, StoreStateChanged
+from ruvd.ports import (
+    Beginning,
+    Commit,
+    Event,
+    StoreBatch,
+    StoreCounts,
+    StoreLocked,
+    StoreStateChanged,
+)
 from ruvd.stores.rows import figures_of, session_values
 from ruvd.stores.schema import MIGRATIONS
 from ruvd.stores.sqlite import SqliteStore
@@ -70,6 +78,13 @@ async def until(
     while not await condition():
         assert time.monotonic() < end, "the condition did not come true in time"
         await asyncio.sleep(0.005)
+
+
+def replace_file(path: Path, other: Path) -> None:
+    """Put the other in the place of an open database."""
+    for suffix in ("-wal", "-shm"):
+        path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
+    other.replace(path)
 
 
 def ignore(event: Event) -> None:
@@ -626,6 +641,36 @@ async def test_nothing_is_known_of_a_file_that_was_replaced_once_that_is_seen(pa
         assert await store.begin("s", "", 1) == Beginning()
 
 
+async def test_a_turn_is_not_added_to_another_session_that_came_in_the_place_of_its_own(
+    path: Path,
+) -> None:
+    other = path.with_name("other.db")
+    async with opened(other) as store:
+        its = await create(store, "s", "x", now=5)
+    async with opened(path) as store:
+        ours = await create(store, "s", "a")
+        await store.begin("s", "", 1)
+        replace_file(path, other)
+        with pytest.raises(SessionNotFound, match="another"):
+            await store.commit(turn(ours, "b"))
+        begun = await store.begin("s", "", 6)
+        assert begun.session == replace(its, last_used_time=6)
+        assert await texts(store, "s") == ["x"]
+
+
+async def test_only_what_changes_something_counts_as_written(path: Path) -> None:
+    seen: list[Event] = []
+    async with opened(path, seen) as store:
+        await create(store, "s", "a")
+        await store.begin("s", "", 1)
+        seen.clear()
+        # Queued behind another, so that they are of one transaction, or none.
+        await asyncio.gather(store.end("none"), *(store.begin("s", "", 1) for _ in range(9)))
+        assert not [event for event in seen if isinstance(event, StoreBatch)]
+        await asyncio.gather(store.end("none"), store.touch("s", 2))
+        assert [event for event in seen if isinstance(event, StoreBatch)] == [StoreBatch(1)]
+
+
 async def test_a_turn_is_not_added_to_an_older_state_of_its_session_that_came_meanwhile(
     path: Path,
 ) -> None:
@@ -635,9 +680,7 @@ async def test_a_turn_is_not_added_to_an_older_state_of_its_session_that_came_me
         with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(backup)) as copy:
             db.backup(copy)
         late = await talk(store, early, "b")
-        for suffix in ("-wal", "-shm"):
-            path.with_name(f"{path.name}{suffix}").unlink()
-        backup.replace(path)
+        replace_file(path, backup)
         with pytest.raises(SessionNotFound, match="another"):
             await store.commit(turn(late, "c"))
         assert await store.get("s") == early

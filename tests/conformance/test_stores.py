@@ -270,6 +270,17 @@ async def test_a_list_has_only_live_sessions_with_all_the_labels(store: Store) -
     assert await ids(store, now=5) == ["a", "b", "d"]
 
 
+@pytest.mark.parametrize("labels", [{}, {"x": "1"}])
+async def test_what_is_in_force_is_listed_and_counted_although_its_time_is_over(
+    store: Store, labels: dict[str, str]
+) -> None:
+    await create(store, "a", labels={"x": "1"}, idle=5)
+    await create(store, "b", labels={"x": "1"}, idle=5)
+    found, _ = await store.list(after=0, limit=9, labels=labels, now=5, in_force={"b", "none"})
+    assert [each.id for each in found] == ["b"]
+    assert await store.counts(5, {"b", "none"}) == StoreCounts(2, 1, 0)
+
+
 async def test_a_fork_has_the_first_exchanges_and_then_its_own(store: Store) -> None:
     parent = await create(store, "p", "0", "1", "2")
     for count in range(4):
