@@ -9,6 +9,7 @@ next begins, and outcomes wait for their reader, so that what is held is bounded
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
@@ -18,13 +19,15 @@ from dataclasses import dataclass, field, replace
 from ruvd import prefixes
 from ruvd.completion import CompletionRequest
 from ruvd.completions import Completions
-from ruvd.errors import EngineRateLimited, Overloaded, RuvdError
+from ruvd.errors import EngineRateLimited, Overloaded, RuvdError, forget_frames
 from ruvd.model import Delta, Finished, Started, Usage
 from ruvd.ports import Clock
 
 # How often an item is run that is refused because there is too much to do.
 _TRIES = 6
 _LONGEST_WAIT_SECONDS = 30.0
+
+_log = logging.getLogger("ruvd.batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,7 @@ class _Batch:
             try:
                 outcome = await self._complete(index, request, run)
             except (EngineRateLimited, Overloaded) as error:
+                forget_frames(error)  # it is its completion's, which keeps it
                 if isinstance(error, EngineRateLimited):
                     self._completions.slots.narrow(narrowings)
                 attempt += 1
@@ -150,6 +154,9 @@ class _Batch:
                     return BatchOutcome(index, session_id=request.session_id, error=error)
                 await asyncio.sleep(_wait_seconds(error, attempt))
             except Exception as error:  # noqa: BLE001  # even a bug in one ends only that one
+                if not isinstance(error, RuvdError):
+                    _log.error("an item of BatchComplete failed", exc_info=error)
+                forget_frames(error)
                 return BatchOutcome(index, session_id=request.session_id, error=error)
             else:
                 self._completions.slots.widen()

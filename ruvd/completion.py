@@ -8,6 +8,7 @@ late once the commit has begun: then the turn is as good as finished.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from ruvd import receipts
@@ -19,6 +20,8 @@ from ruvd.model import CompletionEvent, FinishReason, IfBusy, Message, OnDisconn
 from ruvd.options import CompletionOptions
 from ruvd.ports import CompletionEnded
 from ruvd.records import dataclass
+
+_log = logging.getLogger("ruvd.completion")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,9 @@ class Completion:
             self.error = self._reason or CompletionCancelled("the daemon stopped")
         elif failure := task.exception():
             self.error = self._reason or failure
-        if isinstance(self.error, RuvdError):  # a bug's are told to the log
+        if self.error is not None:
+            if not isinstance(self.error, RuvdError):  # a bug, and perhaps nobody reads
+                _log.error("completion %s failed", self.id, exc_info=self.error)
             forget_frames(self.error)
         self.log.close(self.error)
 

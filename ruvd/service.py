@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from google.rpc.status_pb2 import Status
 from grpc.aio import ServicerContext
 
 from ruvd import convert, requests, status
 from ruvd.batch import Batches, BatchSummary
 from ruvd.checks import RequestLimits
 from ruvd.completions import Completions
-from ruvd.errors import RuvdError
 from ruvd.lifecycle import Lifecycle
 from ruvd.ports import Engine
 from ruvd.sessions import SessionPolicy, Sessions
 from ruvd.telemetry import Statistics
 from ruvd.v1 import session_service_pb2 as pb
 from ruvd.v1 import session_service_pb2_grpc as pb_grpc
-
-_log = logging.getLogger("ruvd.rpc")
 
 
 class SessionService(pb_grpc.SessionServiceServicer):
@@ -154,7 +149,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
                 if isinstance(event, BatchSummary):
                     response = convert.batch_summary(event)
                 else:
-                    error = event.error and _item_status(event.error)
+                    error = event.error and status.of(event.error)[1]
                     response = convert.batch_result(event, error)
                 await context.write(response)
 
@@ -164,10 +159,3 @@ class SessionService(pb_grpc.SessionServiceServicer):
         ref = requests.completion_ref(request, self._limits)
         await self._completions.cancel(ref, keep_partial=request.keep_partial)
         return pb.CancelCompletionResponse()
-
-
-def _item_status(error: Exception) -> Status:
-    """An item's error for the wire; a bug is told to the log, as for any other call."""
-    if not isinstance(error, RuvdError):
-        _log.error("an item of BatchComplete failed", exc_info=error)
-    return status.of(error)[1]

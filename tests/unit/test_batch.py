@@ -108,6 +108,16 @@ async def test_even_a_bug_in_one_item_ends_only_that_one(core: Core) -> None:
     assert reader.outcomes[1].finished is not None
 
 
+@pytest.mark.parametrize("failure", [EngineRejected("no"), RuntimeError("a bug")])
+async def test_what_is_kept_of_an_item_that_failed_does_not_hold_the_batch(
+    core: Core, failure: Exception
+) -> None:
+    core.engine.scripts = [[failure]]
+    reader = await run(core, item("1"))
+    assert reader.outcomes[0].error is failure
+    assert failure.__traceback__ is None
+
+
 async def test_items_of_a_session_run_in_order_and_each_sees_the_one_before(core: Core) -> None:
     items = [item(f"{name}{turn}", name) for turn in range(4) for name in "abc"]
     await run(core, *items)

@@ -29,6 +29,7 @@ from ruvd.model import (
     Finished,
     IfBusy,
     Message,
+    OnDisconnect,
     Role,
     Started,
     Usage,
@@ -79,6 +80,22 @@ async def test_a_session_that_is_being_created_shows_as_running_without_messages
     gate.set()
     await collect(completion)
     assert (await core.sessions.get("s")).running_completion_id == ""
+
+
+async def test_a_session_whose_turn_is_longer_than_its_idle_timeout_is_listed_meanwhile(
+    core: Core,
+) -> None:
+    await core.lifecycle.create(NewSession("s", idle_timeout_seconds=10.0))
+    gate = asyncio.Event()
+    core.engine.scripts = [[EngineText("a"), gate, done()]]
+    completion = core.start()
+    await settle()
+    core.clock.advance(11)
+    (state,), _ = await core.sessions.list(after=0, limit=9, labels={})
+    assert state.running_completion_id == completion.id
+    assert (await core.sessions.counts()).active == 1
+    gate.set()
+    await collect(completion)
 
 
 async def test_another_system_prompt_for_an_existing_session_is_refused(core: Core) -> None:
@@ -234,6 +251,18 @@ async def test_what_is_kept_of_a_failure_holds_no_frames(core: Core) -> None:
     await completion.ended()
     assert completion.error is failure
     assert (failure.__traceback__, before.__traceback__) == (None, None)
+
+
+async def test_a_bug_in_a_completion_that_nobody_reads_is_told_to_the_log(
+    core: Core, caplog: pytest.LogCaptureFixture
+) -> None:
+    core.engine.scripts = [[KeyError("a bug")]]
+    completion = core.start(on_disconnect=OnDisconnect.CONTINUE)
+    await completion.ended()
+    (record,) = caplog.records
+    assert completion.id in record.getMessage()
+    assert record.exc_info
+    assert isinstance(record.exc_info[1], KeyError)
 
 
 async def test_an_answer_that_just_stops_is_a_failure(core: Core) -> None:
