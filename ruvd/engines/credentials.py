@@ -37,6 +37,7 @@ class ApiKey:
         self._known = {self._value, *secrets}
         self._identity: tuple[int, ...] | None = None
         self._looked = float("-inf")
+        self._looking = asyncio.Lock()
         self._readable = True
 
     def __repr__(self) -> str:
@@ -44,9 +45,10 @@ class ApiKey:
 
     async def current(self) -> str:
         """The key, empty if there is none. Raises EngineUnavailable if there never was a file."""
-        if self._path is not None and time.monotonic() - self._looked >= _LOOK_SECONDS:
-            self._looked = time.monotonic()
-            await self._look(self._path)
+        # While one call looks, others use the last key; they wait for the first that there is.
+        if self._path is not None and not (self._value and self._looking.locked()):
+            async with self._looking:
+                await self._look(self._path)
         if not (self._value.isascii() and self._value.isprintable()):
             raise EngineUnavailable("the daemon's API key has characters that no header may have")
         return self._value
@@ -63,18 +65,22 @@ class ApiKey:
         return text
 
     async def _look(self, path: Path) -> None:
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
         try:
             self._identity, content = await asyncio.to_thread(_read, path, self._identity)
         except OSError as error:
             self._identity = None
             if not self._value:
-                self.forget()
                 text = f"cannot read api_key_file {path}: {error.strerror}"
                 raise EngineUnavailable(text) from None
             if self._readable:
                 _log.warning("cannot read api_key_file %s: %s", path, error.strerror)
             self._readable = False
             return
+        finally:
+            if self._value or self._identity:  # also of a look that is given up
+                self._looked = time.monotonic()
         self._readable = True
         if content is not None:
             self._value = content.decode(errors="replace").strip()

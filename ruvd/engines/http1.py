@@ -152,8 +152,13 @@ class _Response:
 
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
+        self.read = _left
         if connection is not None:  # by now it may be another response's
             self._transport.release(connection)
+
+
+async def _left() -> bytes:
+    raise httpx.StreamClosed
 
 
 def _head(request: Request) -> bytes:

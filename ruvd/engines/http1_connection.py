@@ -150,8 +150,12 @@ class Connection(asyncio.Protocol):
             return
         self._buffered += len(data)
         if self._buffered > _MAX_BUFFERED_BYTES and not self._paused and self._transport:
-            self._paused = True
-            self._transport.pause_reading()
+            if self._parts:
+                self._paused = True
+                self._transport.pause_reading()
+            elif not self._complete:  # nobody would read it, and so go on
+                text = "there is much beside the answer's body and nothing of it"
+                self._fail(httpx.RemoteProtocolError(text))
         elif self._flows:
             self._pace.news(self._paced)
             return

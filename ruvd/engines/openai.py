@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -168,6 +168,10 @@ class OpenAIEngine:
 
     def forget(self, session_key: str) -> None:
         """Nothing is kept here."""
+
+    def remembered(self) -> Collection[str]:
+        """Nothing is kept here."""
+        return ()
 
     async def save(self) -> None:
         """Nothing is kept here."""

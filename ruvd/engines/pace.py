@@ -51,7 +51,8 @@ class Pace:
         """Something has come: wake the reader now, or when it is due."""
         if self.flowing <= _FEW:
             stream.wake()
-        elif not stream.waits:
+        elif not stream.waits or stream.reads < _FIRST_READS:
+            # What waits may be the end of the connection's last answer.
             loop = asyncio.get_running_loop()
             now = loop.time()
             due = stream.woken + min(self.flowing / _READS_PER_SECOND, _LONGEST_SECONDS)

@@ -231,6 +231,25 @@ async def test_a_server_that_is_faster_than_the_reader_has_to_wait() -> None:
         await written.wait()
 
 
+@pytest.mark.parametrize("endless", [b"1;" + b"x" * (1 << 20), b"0\r\n" + b"T: x\r\n" * (1 << 17)])
+async def test_much_beside_a_body_is_an_error_and_nobody_waits_for_it(endless: bytes) -> None:
+    async with serving(answering(CHUNKED + b"2\r\nok\r\n" + endless)) as (transport, url):
+        response = await transport.send(asking(url))
+        with pytest.raises(httpx.RemoteProtocolError):
+            await whole(response)
+
+
+async def test_a_response_that_was_left_reads_nothing_of_the_next_one() -> None:
+    async with serving(answering(OK, OK)) as (transport, url):
+        first = await transport.send(asking(url))
+        assert await whole(first) == b"ok"
+        await first.aclose()
+        async with aclosing(await transport.send(asking(url))) as second:
+            with pytest.raises(httpx.StreamClosed):
+                await first.read()
+            assert await whole(second) == b"ok"
+
+
 async def test_a_header_of_two_lines_is_never_sent() -> None:
     async with serving(answering(OK)) as (transport, url):
         with pytest.raises(httpx.LocalProtocolError):

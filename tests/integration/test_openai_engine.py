@@ -480,6 +480,17 @@ async def test_the_key_is_sent_and_no_error_or_log_has_it(caplog: pytest.LogCapt
     assert KEY not in caplog.text
 
 
+async def test_the_first_checks_of_all_servers_have_the_key_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text(KEY)
+    async with serving() as one, serving() as two:
+        async with engine(one, two, api_key_file=path) as made:
+            await made.start()
+            await made.ready()
+        for server in (one, two):
+            assert server.lookups[0].headers["authorization"] == f"Bearer {KEY}"
+
+
 async def test_a_key_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     path = tmp_path / "key"
     (tmp_path / "one").write_text("sk-one-one-one\n")

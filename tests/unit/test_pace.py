@@ -46,6 +46,18 @@ async def test_the_first_reads_of_an_answer_are_never_held_back() -> None:
     assert reader.count == 3
 
 
+async def test_the_first_read_of_an_answer_does_not_wait_for_the_end_of_the_one_before() -> None:
+    pace, reader = Pace(), Reader()
+    pace.flowing = 64
+    for _ in range(3):
+        pace.news(reader.paced)
+    assert (reader.count, reader.paced.waits) == (2, True)
+    reader.paced.begin()
+    pace.news(reader.paced)
+    assert reader.count == 3
+    pace.close()
+
+
 async def test_with_many_what_comes_within_the_time_goes_on_in_one_read() -> None:
     pace = Pace()
     pace.flowing = 64
