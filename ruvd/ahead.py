@@ -25,6 +25,7 @@ from ruvd.ports import (
     PromptFoundEvaluated,
     SessionCreated,
     SessionGone,
+    SessionNotMade,
     Warm,
 )
 from ruvd.sessions import Sessions
@@ -73,9 +74,11 @@ class Ahead:
                 evaluated = self._evaluated.pop(session_id, 0)
                 if evaluated and usage and usage.cached_tokens:
                     self._observer(PromptFoundEvaluated(min(evaluated, usage.cached_tokens)))
-            case SessionGone(session_id):
+            case SessionGone(session_id) | SessionNotMade(session_id):
                 self._waiting.pop(session_id, None)
                 self._evaluated.pop(session_id, None)
+                if session_id == self._at:
+                    self._at = ""
 
     async def run(self) -> None:
         """Prepare what waits, for as long as this runs."""
@@ -92,6 +95,7 @@ class Ahead:
             self._more.clear()
 
     async def _prepare(self, session_id: str, options: CompletionOptions) -> None:
+        await self._engine.ready()
         async with self._slots.take_spare():
             prompt = await self._prompt(session_id)
         if not prompt:

@@ -25,8 +25,8 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ruvd import logs
-from ruvd.ahead import Ahead
 from ruvd.build import (
+    Core,
     build_core,
     build_engine,
     build_health_server,
@@ -36,12 +36,14 @@ from ruvd.build import (
     store_is_newer,
 )
 from ruvd.config import Settings
-from ruvd.errors import StoreUnavailable
+from ruvd.errors import EngineUnavailable, StoreUnavailable
 from ruvd.lifecycle import Lifecycle
 from ruvd.ports import (
+    Engine,
     Event,
     Observer,
     SessionGone,
+    SessionNotMade,
     Store,
     StoreLocked,
     StoreStateChanged,
@@ -107,7 +109,7 @@ class Daemon:
             engine = monitoring.engine(engine) if monitoring else engine
             stack.push_async_callback(engine.close)
             core = build_core(settings, store, engine, observer, statistics)
-            self._keep_warm(engine.warm, core.ahead, observers, stack)
+            self._keep_warm(engine, core, observers, stack)
             answers.running = lambda: core.completions.running
             server = build_server(settings, monitoring)
             session_service_pb2_grpc.add_SessionServiceServicer_to_server(core.service, server)
@@ -146,16 +148,18 @@ class Daemon:
 
     def _keep_warm(
         self,
-        warm: Warm | None,
-        ahead: Ahead | None,
+        engine: Engine,
+        core: Core,
         observers: list[Observer],
         stack: AsyncExitStack,
     ) -> None:
         """Let the engine prepare what comes, and forget what has gone."""
-        self._warm = warm
+        self._warm = warm = engine.warm
         if warm:
             observers.append(partial(_forget, warm))
-        if ahead:
+            forgetting = asyncio.create_task(_forget_others(warm, engine, core.sessions))
+            stack.callback(forgetting.cancel)
+        if ahead := core.ahead:
             observers.append(ahead)
             preparing = asyncio.create_task(ahead.run())
             stack.callback(preparing.cancel)
@@ -240,8 +244,22 @@ class Daemon:
 
 def _forget(warm: Warm, event: Event) -> None:
     """Let nothing stay of a session that has gone."""
-    if isinstance(event, SessionGone):
+    if isinstance(event, (SessionGone, SessionNotMade)):
         warm.forget(event.session_id)
+
+
+async def _forget_others(warm: Warm, engine: Engine, sessions: Sessions) -> None:
+    """Let nothing stay of sessions that went while nobody could tell the engine: it was not up yet,
+    another one ran, or the daemon was killed."""
+    while True:
+        with contextlib.suppress(EngineUnavailable, StoreUnavailable):  # both observed
+            await engine.ready()
+            for session_id in warm.remembered():
+                in_use = sessions.lanes.in_use()
+                if session_id not in in_use and await sessions.current(session_id) is None:
+                    warm.forget(session_id)
+            return
+        await asyncio.sleep(_PROBE_SECONDS)
 
 
 async def _probe(sessions: Sessions, readiness: Readiness) -> None:

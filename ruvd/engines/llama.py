@@ -161,6 +161,9 @@ class LlamaEngine:
     async def _generate_once(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         child = self._warm.child()
         options = request.options
+        if "lora" in options.extra_body:  # no state says by which adapters it was evaluated
+            options = replace(options, bypass_cache=True)
+            request = replace(request, options=options)
         asks_for_tools = options.tools and options.tool_choice is not ToolChoiceMode.NONE
         if asks_for_tools and not await self._server.knows_tools(child.client):
             raise EngineRejected(f"the chat template of {self._model!r} has no tools")
@@ -176,7 +179,7 @@ class LlamaEngine:
     ) -> AsyncGenerator[EngineChunk, None]:
         evaluate = partial(self._evaluate, child, slot, request)
         evaluated = await self._warm.enter(child, slot, request, evaluate)
-        slot.begins(request.session_key)
+        slot.begins(slot.busy_for)
         prompt, begun = prompt_of(request), False
         answer: list[str] | None = []
         async with aclosing(
@@ -185,7 +188,7 @@ class LlamaEngine:
             async for chunk in chunks:
                 if not begun:
                     begun = True
-                    slot.has(prompt, request.session_key)
+                    slot.has(prompt, slot.busy_for)
                 if not isinstance(chunk, EngineDone):
                     # Templates write text as it came, and anything else in ways of their own.
                     if not isinstance(chunk, EngineText):
@@ -194,14 +197,14 @@ class LlamaEngine:
                         answer.append(chunk.text)
                     yield chunk
                     continue
-                if answer and slot.session_key == request.session_key:  # it may have ended
-                    slot.has(prompt.answered("".join(answer)), request.session_key)
+                if answer and slot.busy_for == request.session_key:
+                    slot.has(prompt.answered("".join(answer)), slot.busy_for)
                 self._warm.began(slot, chunk)
                 yield chunk if evaluated is None else _together(evaluated, chunk)
 
     async def _evaluate(self, child: Child, slot: Slot, request: EngineRequest) -> EngineDone:
         """Evaluate a prompt without answering it."""
-        slot.begins(request.session_key)
+        slot.begins(slot.busy_for)
         asked = replace(request, options=replace(request.options, max_tokens=1))
         chunks = self._complete(child.client, asked, cache_prompt=True, id_slot=slot.id)
         async with aclosing(chunks):

@@ -105,6 +105,7 @@ def _end_at_end_of_stdin() -> None:
 def main() -> NoReturn:
     """Take the settings from stdin and serve."""
     _end_with(int(sys.argv[1]))
+    os.umask(0o077)  # a state that is saved is a conversation
     line = bytearray()
     # Unbuffered, so that nothing behind the line is taken from the one who reads next.
     while not line.endswith(b"\n"):

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from ruvd.engines.chat_errors import Refused
 from ruvd.engines.llama_slots import WORTH_CHARACTERS, Prompt, Slot
 from ruvd.engines.llama_states import State, StateFiles, unlink
 from ruvd.errors import RuvdError
@@ -57,12 +58,17 @@ class SlotMover:
         """
         path, holds = self._files.new_path(), slot.holds
         begun = self._now()
+        trouble: Exception | None
         try:
             # The server would make the file as the umask has it.
             await asyncio.to_thread(path.touch, 0o600)
             saved = await self._act(slot.id, "save", path.name, _Saved)
+            # An older server says nothing else of a full disk.
+            trouble = None if saved.n_written > 0 else OSError("nothing was written")
         except (RuvdError, OSError) as error:
-            _log.warning("slot %d could not be saved: %s", slot.id, error)
+            trouble = error
+        if trouble is not None:
+            _log.warning("slot %d could not be saved: %s", slot.id, trouble)
             self._observer(EngineStateMoved("save", "failed", self._now() - begun))
             await asyncio.to_thread(unlink, [path])
             return None
@@ -77,10 +83,9 @@ class SlotMover:
         await self._files.add(state)
         return state
 
-    async def restore(self, slot: Slot, state: State, session_key: str = "") -> int:
+    async def restore(self, slot: Slot, state: State) -> int:
         """Let the slot begin with what the file holds, and return its tokens; 0 if that failed.
         The slot is held."""
-        is_own = bool(session_key) and state.session_key == session_key
         begun = self._now()
         if not await self._files.sound(state):
             _log.warning("the state of a session is not as it was saved")
@@ -92,9 +97,15 @@ class SlotMover:
         except RuvdError as error:
             _log.warning("slot %d could not be restored: %s", slot.id, error)
             self._observer(EngineStateMoved("restore", "failed", self._now() - begun))
-            await self._files.remove(state)
+            # A server that went away says nothing about the file; the second to do so may.
+            state.failures += 1
+            if isinstance(error.__cause__, Refused) or state.failures > 1:
+                await self._files.remove(state)
             return 0
         self._files.used(state)
-        slot.has(state.holds or Prompt(), session_key if is_own else "", dirty=False)
+        # Whose session has ended meanwhile is nobody's.
+        is_own = bool(slot.busy_for) and slot.busy_for == state.session_key
+        slot.has(state.holds or Prompt(), slot.busy_for if is_own else "", dirty=False)
+        slot.private = state.gone
         self._observer(EngineStateMoved("restore", "ok", self._now() - begun))
         return restored.n_restored

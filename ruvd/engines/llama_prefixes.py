@@ -83,7 +83,7 @@ class SavedPrefixes:
             _log.info("a shared prefix could not be evaluated by itself: %s", error)
             entry.tried = True
             return None
-        slot.has(prompt_of(request), request.session_key)
+        slot.has(prompt_of(request), slot.busy_for)
         await asyncio.shield(slot.begin(self._save(mover, slot, entry)))
         return done
 

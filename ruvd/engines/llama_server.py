@@ -7,6 +7,7 @@ can enter. What it has to know goes over stdin, so that no command line tells th
 from __future__ import annotations
 
 import asyncio
+import glob
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -18,7 +19,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ _MAX_DIRECTORY_BYTES = 96
 _SAMPLES = 64
 _SAMPLE_BYTES = 1 << 16
 _STATES_VERSION = 1
+# Arguments that llama-server takes from the environment.
+_SERVERS_OWN = "LLAMA_ARG_"
+
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 # Such as `0.01.707.128 I slot release: ...`.
 _INFORMATION = re.compile(r"[\d.]+ [DIT] ")
@@ -191,9 +196,30 @@ class LlamaServer:
         else:
             told = self._server_path.stat()
             parts += [self._server_path, told.st_size, told.st_mtime_ns]
+            named = {n: v for n, v in os.environ.items() if n.startswith(_SERVERS_OWN)}
+            parts += [sorted(named.items()), *_files_named((*self._server_args, *named.values()))]
         digest = hashlib.sha256(repr(parts).encode())
-        _add_samples(digest, model_path)
+        for path in _shards(model_path):
+            _add_samples(digest, path)
         return digest.hexdigest()
+
+
+def _files_named(words: Iterable[str]) -> Iterator[tuple[str, int, int]]:
+    """The files among arguments, which may be lists: adapters, vectors, templates."""
+    for word in words:
+        for part in re.split(r"[=,:]", word):
+            path = Path(part)
+            if part and path.is_file():
+                told = path.stat()
+                yield part, told.st_size, told.st_mtime_ns
+
+
+def _shards(model_path: Path) -> list[Path]:
+    """The files of a model, which may be split: the first is named, and the server finds others."""
+    match = _SHARD.fullmatch(model_path.name)
+    if match is None:
+        return [model_path]
+    return sorted(model_path.parent.glob(f"{glob.escape(match[1])}-*-of-{match[2]}.gguf"))
 
 
 def _add_samples(digest: hashlib._Hash, path: Path) -> None:

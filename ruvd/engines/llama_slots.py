@@ -64,9 +64,10 @@ class Slot:
 
     `dirty` says that no file has what it holds of its session, `rests_since` (the loop's clock)
     when it was last given back, `restored_tokens` what an earlier daemon's file gave it just now.
-    `busy_for` is the session of the request that has it, which may not be in it yet; `answering`
-    says that the request has had a first token. While `background` is set it is busy with what
-    nobody waits for.
+    `busy_for` is the session of the request that has it, which may not be in it yet, and empty
+    once that has ended; `answering` says that the request has had a first token. While `background`
+    is set it is busy with what nobody waits for. What is `private` is of a session that has ended:
+    it may be used where it is, and no file is to have it.
     """
 
     id: int
@@ -77,6 +78,7 @@ class Slot:
     busy_for: str = ""
     answering: bool = False
     dirty: bool = False
+    private: bool = False
     rests_since: float = 0.0
     restored_tokens: int = 0
     duty: asyncio.Task[None] | None = None
@@ -89,11 +91,30 @@ class Slot:
 
     def has(self, prompt: Prompt, session_key: str, *, dirty: bool = True) -> None:
         """It begins with the prompt."""
-        self.holds, self.session_key, self.dirty = prompt, session_key, dirty
+        self.holds, self.session_key, self.dirty, self.private = prompt, session_key, dirty, False
+
+    def end(self, session_key: str) -> None:
+        """The session has ended: nothing here is its any more."""
+        if self.busy_for == session_key:
+            self.busy_for = ""
+        if self.session_key == session_key:
+            self.session_key, self.dirty, self.private = "", False, True
 
     def forget(self) -> None:
         """It holds nothing."""
         self.holds, self.session_key, self.used, self.dirty = _NOTHING, "", 0, False
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether something is done to it that is going to its end."""
+        return self.background is not None or (self.duty is not None and not self.duty.done())
+
+    async def settled(self) -> None:
+        """Return when it has come to its end."""
+        if self.background is not None:
+            await self.background.wait()
+        elif self.duty is not None:
+            await asyncio.wait([self.duty])
 
     def begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Do what is to be done to its end, also if the one who has the slot is cancelled; no
@@ -119,15 +140,15 @@ class SlotTable:
     ) -> AsyncGenerator[Slot, None]:
         """Have the slot that suits the request, once one is idle: first come, first served.
 
-        A session waits for its own if that is busy in the background: it has one slot at a time,
-        or what the other holds of it would be taken for the session's.
+        A session waits for what is being done to its own: it has one slot at a time, or what the
+        other holds of it would be taken for the session's.
         """
         key = request.session_key
         while True:
-            if own := self._in_background(key):
-                await own.wait()
+            while own := self._at_work_for(key):
+                await own.settled()
             await self._idle.acquire()
-            if self._in_background(key) is None:
+            if self._at_work_for(key) is None:
                 break
             self._idle.release()
         slot = self.choose(request)
@@ -145,12 +166,10 @@ class SlotTable:
         with self._busy(slot, background=True):
             yield True
 
-    def of_session(self, session_key: str) -> Slot | None:
-        """The slot that holds the session, idle or not."""
-        slots = self._slots
-        return next(
-            (each for each in slots if session_key and each.session_key == session_key), None
-        )
+    def end(self, session_key: str) -> None:
+        """The session has ended."""
+        for slot in self._slots if session_key else ():
+            slot.end(session_key)
 
     def has_turn(self, session_key: str) -> bool:
         """Whether a request of the session has a slot, which nothing is to be prepared beside."""
@@ -158,15 +177,16 @@ class SlotTable:
             slot.busy_for == session_key and slot.background is None for slot in self._slots
         )
 
-    def _in_background(self, session_key: str) -> asyncio.Event | None:
-        """The end of what is done for the session in the background; None if nothing is."""
+    def _at_work_for(self, session_key: str) -> Slot | None:
+        """The slot in which something is done that nobody has asked for with the session, or that
+        was left by who asked; or that the session is being moved out of."""
         return next(
             (
-                each.background
+                each
                 for each in self._slots
                 if session_key
-                and each.background is not None
                 and session_key in (each.session_key, each.busy_for)
+                and each.is_at_work
             ),
             None,
         )
@@ -218,7 +238,7 @@ class SlotTable:
         the same system prompt."""
         prompt = prompt_of(request)
         best = max(
-            (each for each in self._slots if not each.busy),
+            (each for each in self._slots if not each.busy and not each.private),
             key=lambda each: each.holds.common(prompt),
             default=None,
         )
@@ -262,8 +282,10 @@ def prompt_of(request: EngineRequest) -> Prompt:
 def _cost(slot: Slot, prompt: Prompt) -> tuple[bool, int, int]:
     """What is to be avoided, the worst first."""
     common = slot.holds.common(prompt)
-    lost = slot.holds.size - common if slot.session_key else 0
-    return lost > 0, -(common // _GRAIN_CHARACTERS), slot.used
+    lost = slot.holds.size - common
+    # Of what goes on from where it is every character counts.
+    worth = common // _GRAIN_CHARACTERS * _GRAIN_CHARACTERS if lost else common
+    return lost > 0 and bool(slot.session_key), -worth, slot.used
 
 
 def _now() -> float:

@@ -16,8 +16,9 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from ruvd.errors import EngineUnavailable
 _SUFFIX = ".kv"
 _SEAL_SUFFIX = ".seal"
 _PART_SUFFIX = ".part"
+_OURS = re.compile(r"[0-9a-f]{24}\.(kv|seal|part)")
 
 _log = logging.getLogger("ruvd.engine")
 
@@ -46,7 +48,8 @@ class _Seal(msgspec.Struct):
 class State:
     """What one file holds. Of an earlier daemon's, `holds` is None and `sha256` is to be checked.
 
-    `session_key` is empty for what belongs to no session. `gone` says that the file is no more.
+    `session_key` is empty for what belongs to no session. `failures` is how often a server went
+    away that was to read it. `gone` says that the file is no more.
     """
 
     path: Path
@@ -55,6 +58,7 @@ class State:
     size_bytes: int
     sealed: bool = False
     sha256: str = ""
+    failures: int = 0
     gone: bool = False
 
 
@@ -96,8 +100,10 @@ class StateFiles:
             raise EngineUnavailable(text) from error
 
     def close(self) -> None:
-        """Let the directory go. Idempotent."""
+        """Let the directory go, with what the next daemon may use in it and nothing else. The
+        server is gone. Blocks. Idempotent."""
         if self._lock is not None:
+            self._clear([state for state in self._states.values() if state.sealed])
             os.close(self._lock)
             self._lock = None
 
@@ -131,21 +137,23 @@ class StateFiles:
             self._states.pop(state.path.name, None)
         await asyncio.to_thread(unlink, [state.path for state in states])
 
-    def of_session(self, session_key: str) -> State | None:
-        """The session's own."""
+    def sessions(self) -> Collection[str]:
+        """Those that have a state."""
+        return {state.session_key for state in self._states.values() if state.session_key}
+
+    def of_session(self, session_key: str) -> list[State]:
+        """The session's own, one unless a daemon was killed when it replaced another."""
         states = self._states.values()
-        return next(
-            (each for each in states if session_key and each.session_key == session_key), None
-        )
+        return [each for each in states if session_key and each.session_key == session_key]
 
     def best(self, prompt: Prompt, session_key: str, than: int) -> State | None:
         """What begins as the prompt does, for much longer than the first `than` characters.
 
         The session's own that an earlier daemon has left is taken for that unseen.
         """
-        own = self.of_session(session_key)
-        if own is not None and own.holds is None:
-            return own
+        unseen = [own for own in self.of_session(session_key) if own.holds is None]
+        if unseen:
+            return unseen[-1]
         best, most = None, than + WORTH_CHARACTERS - 1
         for state in self._states.values():
             common = 0 if state.holds is None else state.holds.common(prompt)
@@ -210,9 +218,17 @@ class StateFiles:
             else:
                 state = State(file, None, seal.session, size, sealed=True, sha256=seal.sha256)
                 self._states[file.name] = state
-        known = {path for state in self._states.values() for path in _files(state.path)}
+        total = self.size_bytes
+        for name in list(self._states):
+            if total > self._most_bytes:
+                total -= self._states.pop(name).size_bytes
+        self._clear(self._states.values())
+
+    def _clear(self, but: Iterable[State]) -> None:
+        """Delete what is of ours in the directory but some states."""
+        known = {path for state in but for path in _files(state.path)}
         for path in self.directory.iterdir():
-            if path.suffix in (_SUFFIX, _SEAL_SUFFIX, _PART_SUFFIX) and path not in known:
+            if _OURS.fullmatch(path.name) and path not in known:
                 path.unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,6 +90,8 @@ class LlamaWarm:
         if self._files and self._files.model != model:
             self._files.close()
             self._files = None
+        if not self._most_bytes and self._path and self._path.is_dir():
+            _empty(StateFiles(self._path, most_bytes=0, model=model))
         paths = [path for path in (self._path, private / "states") if path and self._most_bytes]
         for path in paths if self._files is None else ():
             files = StateFiles(path, most_bytes=self._most_bytes, model=model)
@@ -169,23 +171,30 @@ class LlamaWarm:
                     at = await server.held(slot.holds, tokens)
                 if at >= len(tokens):
                     return
+                if slot.busy_for != request.session_key:  # it has ended meanwhile
+                    return
                 at = min(len(tokens), at + STEP_TOKENS)
                 slot.begins(request.session_key)
                 count, seconds = await server.step(slot.id, tokens[:at])
-                if slot.session_key == request.session_key:  # unless the session has ended
-                    slot.has(prompt_of(request), request.session_key)
+                if slot.busy_for != request.session_key:
+                    slot.private = True
+                    return
+                slot.has(prompt_of(request), request.session_key)
             yield PromptEvaluated(count, seconds)
 
     def forget(self, session_key: str) -> None:
         """See `Warm.forget`."""
-        slot = self._child.table.of_session(session_key) if self._child else None
-        if slot is not None:
-            slot.session_key, slot.dirty = "", False
-        state = self._files.of_session(session_key) if self._files else None
-        if self._files and state:
-            task = asyncio.create_task(self._files.remove(state))
+        if self._child is not None:
+            self._child.table.end(session_key)
+        states = self._files.of_session(session_key) if self._files else []
+        if self._files and states:
+            task = asyncio.create_task(self._files.remove(*states))
             self._removals.add(task)
             task.add_done_callback(self._removals.discard)
+
+    def remembered(self) -> Collection[str]:
+        """See `Warm.remembered`."""
+        return self._files.sessions() if self._files else ()
 
     async def save(self) -> None:
         """See `Warm.save`."""
@@ -201,14 +210,10 @@ class LlamaWarm:
         """Save what rests, for as long as this runs."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            if self._child is None or self._files is None:
-                continue
-            if self._child.table.is_full:
-                await self._save_resting(_REST_SECONDS_IF_FULL)
-            if self._lasts:
-                await self._save_resting(_REST_SECONDS)
-                if self._child.table.is_idle:
-                    await self._files.seal(self._quiet)
+            try:
+                await self._look()
+            except Exception:  # noqa: BLE001  # it is to go on
+                _log.exception("saving what rests failed")  # the next look tries again
 
     async def close(self) -> None:
         """Let go of the files. The child is gone."""
@@ -218,6 +223,17 @@ class LlamaWarm:
             await asyncio.wait(self._removals)
         if self._files:
             await asyncio.to_thread(self._files.close)
+
+    async def _look(self) -> None:
+        child, files = self._child, self._files
+        if child is None or files is None:
+            return
+        if child.table.is_full:
+            await self._save_resting(_REST_SECONDS_IF_FULL)
+        if self._lasts:
+            await self._save_resting(_REST_SECONDS)
+            if child.table.is_idle:
+                await files.seal(self._quiet)
 
     async def _quiet(self) -> None:
         """Return when nobody waits for a first token, because what takes the cores would delay it;
@@ -260,9 +276,16 @@ class LlamaWarm:
                 state = await mover.save(lender, lender.session_key) if lent else state
         if state and not state.gone:
             is_unknown = state.holds is None
-            tokens = await mover.restore(slot, state, request.session_key)
+            tokens = await mover.restore(slot, state)
             if is_unknown:
                 state.holds, slot.restored_tokens = prompt, tokens
+
+
+def _empty(files: StateFiles) -> None:
+    """Nothing is to be kept, and so nothing that an earlier daemon has kept."""
+    with contextlib.suppress(EngineUnavailable):  # another daemon keeps it
+        files.open()
+        files.close()
 
 
 async def _act(

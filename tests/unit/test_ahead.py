@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -47,6 +47,9 @@ class Steps:
                 yield PromptEvaluated(64, 0.5)
         finally:
             self.closed += 1
+
+    def remembered(self) -> Collection[str]:
+        return ()
 
     def forget(self, session_key: str) -> None:
         pass
