@@ -58,6 +58,39 @@ async def test_the_first_turn_after_a_restart_evaluates_what_is_new(
     assert stat.S_IMODE(states.stat().st_mode) == 0o700
 
 
+async def test_of_a_session_whose_first_turn_was_cut_no_state_stays(
+    daemon: StartDaemon, tmp_path: Path
+) -> None:
+    flags = (*LLAMA, "--store", f"sqlite:{tmp_path}/s.db")
+    async with daemon(*flags) as running, running.stub() as stub:
+        message = pb.Message(role=pb.ROLE_USER, content=TALE)
+        request = pb.CompleteRequest(session_id="s", messages=[message], system_prompt=SYSTEM)
+        call = stub.Complete(request)
+        async for response in call:
+            if response.event.WhichOneof("event") == "delta":
+                break
+        call.cancel()
+        await running.logged("completion failed")
+    assert [path.name for path in (tmp_path / "s.db-kv").iterdir()] == ["lock"]
+
+
+async def test_of_a_session_that_ended_while_no_engine_had_states_none_stays(
+    daemon: StartDaemon, tmp_path: Path
+) -> None:
+    store, states = ("--store", f"sqlite:{tmp_path}/s.db"), tmp_path / "s.db-kv"
+    async with daemon(*LLAMA, *store) as running:
+        for session in ("s", "kept"):
+            await tell(running, TALE, session)
+    async with daemon("--engine", "echo", *store) as running, running.stub() as stub:
+        await stub.EndSession(pb.EndSessionRequest(session_id="s"))
+    assert len(list(states.glob("*.kv"))) == 2
+    async with daemon(*LLAMA, *store):
+        async with asyncio.timeout(30):
+            while len(list(states.glob("*.kv"))) > 1:  # noqa: ASYNC110  it is another process's
+                await asyncio.sleep(0.05)
+    assert len(list(states.glob("*.kv"))) == 1
+
+
 async def test_states_are_off_by_a_setting(daemon: StartDaemon, tmp_path: Path) -> None:
     flags = (*LLAMA, "--store", f"sqlite:{tmp_path}/s.db", "--kv-cache-bytes", "0")
     async with daemon(*flags) as running:

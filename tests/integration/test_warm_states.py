@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from embedded import Answer, all_is_well, answer, files, until
 from ruvd.engines import llama_warm
 from ruvd.engines.llama import LlamaEngine
 from ruvd.engines.llama_ahead import STEP_TOKENS
+from ruvd.errors import EngineUnavailable
 from ruvd.model import Message, Role
 from ruvd.options import CompletionOptions
 from ruvd.ports import EngineRequest, EngineStateMoved, Event
@@ -258,6 +261,133 @@ async def test_of_a_session_that_has_gone_no_file_stays(tmp_path: Path) -> None:
             engine._warm.forget(name)
         engine._warm.forget("nobody")
     assert [path.name for path in kv.iterdir()] == ["lock"]
+
+
+async def test_what_a_session_that_has_gone_left_in_a_slot_is_lent_to_nobody() -> None:
+    short = SYSTEM[:160]
+    async with running() as engine:
+        talk = Talk("ann")
+        talk.messages = [Message(Role.SYSTEM, short)]
+        await talk.turn(engine, STORIES["ann"] * 2)
+        engine._warm.forget("ann")
+        other = Talk("ben")
+        other.messages = [Message(Role.SYSTEM, short)]
+        await other.turn(engine, STORIES["ben"] * 2)
+        assert files(engine) == []
+
+
+async def test_a_smaller_bound_holds_from_the_start(tmp_path: Path) -> None:
+    kv = tmp_path / "kv"
+    async with running(states_path=kv) as engine:
+        await tell_all(engine)
+    sizes = sorted(path.stat().st_size for path in kv.glob("*.kv"))
+    async with running(states_path=kv, states_bytes=sizes[-1] + 1):
+        assert len(list(kv.glob("*.kv"))) == 1
+    async with running(states_path=kv, states_bytes=0):
+        assert [path.name for path in kv.iterdir()] == ["lock"]
+
+
+async def test_only_files_of_ours_are_deleted_in_a_directory_that_has_others(
+    tmp_path: Path,
+) -> None:
+    names = {"model.kv", "upload.part", "letter.seal"}
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / f"{'0' * 24}.kv").write_text("left by a daemon that was killed")
+    async with running(states_path=tmp_path):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == names | {"lock"}
+
+
+class Moves:
+    """The engine's moves of states, each `before` which something happens."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.before: Callable[[str], Awaitable[None]] | None = None
+        act = llama_warm._act
+
+        async def moved(client: Any, slot: int, action: str, filename: str, into: Any) -> Any:
+            if self.before is not None:
+                await self.before(action)
+            return await act(client, slot, action, filename, into)
+
+        monkeypatch.setattr(llama_warm, "_act", moved)
+        monkeypatch.setattr(llama_warm, "_LOOK_SECONDS", 1000.0)
+
+
+async def test_a_turn_waits_while_its_session_is_moved_out_of_its_slot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moves, saving, go_on = Moves(monkeypatch), asyncio.Event(), asyncio.Event()
+
+    async def wait(_: str) -> None:
+        saving.set()
+        await go_on.wait()
+
+    async with running() as engine:
+        ann, ben, cay = (Talk(name) for name in ("ann", "ben", "cay"))
+        for talk in (ann, ben, ann, ben):  # the second turns are in no file yet
+            await talk.turn(engine, STORIES[talk.name] * 2)
+        moves.before = wait
+        first = asyncio.create_task(cay.turn(engine, STORIES["cay"] * 4))
+        await saving.wait()
+        second = asyncio.create_task(ann.turn(engine, "What came in?"))
+        await asyncio.sleep(0)
+        go_on.set()
+        await first
+        assert evaluated(await second) < 40
+
+
+async def test_a_turn_that_is_cut_in_its_restore_leaves_its_session_one_slot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    moves, moving, go_on = Moves(monkeypatch), asyncio.Event(), asyncio.Event()
+
+    async def wait(action: str) -> None:
+        if action == "restore":
+            moving.set()
+            await go_on.wait()
+
+    async with running(states_path=tmp_path / "kv") as engine:
+        talks = [Talk(name) for name in ("ann", "ben", "cay")]
+        for talk in talks:
+            await talk.turn(engine, STORIES[talk.name] * 4)
+        moves.before = wait
+        cut = asyncio.create_task(talks[0].turn(engine, "What came in?"))
+        await moving.wait()
+        cut.cancel()
+        again = asyncio.create_task(talks[0].turn(engine, "What came in?"))
+        await asyncio.sleep(0)
+        go_on.set()
+        assert evaluated(await again) < 40
+        slots = engine._warm.child().table._slots
+        assert [slot.session_key for slot in slots].count("ann") == 1
+        for talk in talks:
+            engine._warm.forget(talk.name)
+    assert [path.name for path in (tmp_path / "kv").iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("action", ["save", "restore"])
+async def test_a_state_outlives_a_crash_of_the_engine(
+    monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    moves, pids = Moves(monkeypatch), set[int]()
+
+    async def kill(told: str) -> None:
+        if told == action and not pids:
+            assert engine.pid is not None
+            pids.add(engine.pid)
+            os.kill(engine.pid, signal.SIGKILL)
+
+    async with running(slots=1) as engine:
+        ann, ben = Talk("ann"), Talk("ben")
+        for talk in (ann, ben):
+            await talk.turn(engine, STORIES[talk.name] * 4)
+        moves.before = kill
+        with suppress(EngineUnavailable):  # if it was at work already
+            await ann.turn(engine, "What came in?")
+        assert pids
+        assert evaluated(await ann.turn(engine, "And what of the money?")) < 60
 
 
 async def test_a_private_turn_leaves_no_file_and_takes_nobodys_history(tmp_path: Path) -> None:

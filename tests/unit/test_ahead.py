@@ -147,6 +147,18 @@ async def test_nothing_is_evaluated_while_anybody_generates() -> None:
         assert len(warm.asked) == 1
 
 
+async def test_a_session_that_ends_meanwhile_is_prepared_no_further() -> None:
+    warm = Steps(steps=9)
+    async with running(warm) as core:
+        history = (Message(Role.USER, "old"), Message(Role.ASSISTANT, "known"))
+        await core.lifecycle.create(NewSession("imported", messages=history))
+        await settle()
+        await core.lifecycle.end("imported")
+        warm.may_go_on.set()
+        await settle()
+        assert (len(warm.asked), warm.taken, warm.closed) == (1, 1, 1)
+
+
 async def test_an_import_and_a_fork_are_prepared_and_an_empty_session_is_not() -> None:
     warm = Steps()
     warm.may_go_on.set()

@@ -34,7 +34,14 @@ from ruvd.model import (
     Started,
     Usage,
 )
-from ruvd.ports import Beginning, Commit, CompletionEnded, EngineText, SessionGone
+from ruvd.ports import (
+    Beginning,
+    Commit,
+    CompletionEnded,
+    EngineText,
+    SessionGone,
+    SessionNotMade,
+)
 from ruvd.sessions import NewSession, SessionPolicy
 from ruvd.stores.memory import MemoryStore
 
@@ -236,6 +243,11 @@ async def test_a_first_turn_that_fails_leaves_no_session(core: Core) -> None:
     await failed(core.start(), EngineUnavailable)
     with pytest.raises(SessionNotFound):
         await core.sessions.get("s")
+    assert core.events.count(SessionNotMade("s")) == 1
+    await core.say()
+    core.engine.scripts = [[EngineUnavailable("gone")]]
+    await failed(core.start(), EngineUnavailable)
+    assert core.events.count(SessionNotMade("s")) == 1
 
 
 async def test_what_is_kept_of_a_failure_holds_no_frames(core: Core) -> None:

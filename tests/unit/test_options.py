@@ -123,7 +123,9 @@ def test_every_wrong_option_is_named(options: dict[str, Any], fields: list[str])
     assert wrong(**options) == [f"options.{field}" for field in fields]
 
 
-@pytest.mark.parametrize("name", ["model", "messages", "stream", "temperature", "cache_salt", "n"])
+@pytest.mark.parametrize(
+    "name", ["model", "messages", "stream", "temperature", "cache_salt", "n", "n_cmpl"]
+)
 def test_what_is_not_the_callers_cannot_come_by_extra_body(name: str) -> None:
     body = struct_pb2.Struct()
     body.update({name: "x", "top_k": 1})
