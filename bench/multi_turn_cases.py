@@ -9,7 +9,17 @@ from pathlib import Path
 
 from bench.conversation import talk
 from bench.multi_turn_arms import Chat, HttpChat, RuvdChat, original, rolling, whole
-from bench.multi_turn_plan import Plan, check, daemon, direct, hearth, tell, turn_of_all, workload
+from bench.multi_turn_plan import (
+    Plan,
+    check,
+    daemon,
+    direct,
+    hearth,
+    settle,
+    tell,
+    turn_of_all,
+    workload,
+)
 from bench.multi_turn_report import Case
 from bench.multi_turn_servers import Shape
 
@@ -89,7 +99,8 @@ async def window(plan: Plan, folder: Path) -> Case:
 
 
 async def sessions(plan: Plan, folder: Path) -> Case:
-    """More conversations than slots, by turns; a turn of all of them, then the next way."""
+    """More conversations than slots, by turns: the same turn of as many as there are slots, one
+    right after the other, in one way, then in the next, and so on with the others."""
     shape, tokens = Shape(1024, _ANSWER_ROOM, plan.session_slots), plan.answer_tokens
     case = Case(
         "sessions",
@@ -99,6 +110,7 @@ async def sessions(plan: Plan, folder: Path) -> Case:
         client = await stack.enter_async_context(daemon(plan, folder, shape))
         server = await stack.enter_async_context(direct(folder, shape))
         numbers = range(plan.sessions)
+        some = [numbers[at : at + plan.session_slots] for at in numbers[:: plan.session_slots]]
         mine = [RuvdChat("ruvd", tokens, client, session=number) for number in numbers]
         ways: list[Sequence[Chat]] = [
             mine,
@@ -111,10 +123,12 @@ async def sessions(plan: Plan, folder: Path) -> Case:
             )
         texts = [talk(number, plan.session_turns, opened=True) for number in numbers]
         for turn in range(plan.session_turns):
-            for chats in ways if turn % 2 == 0 else ways[::-1]:
-                tell(f"sessions: turn {turn + 1} of {plan.session_turns}, {chats[0].name}")
-                for number in numbers:
-                    await chats[number].say(texts[number][turn])
+            tell(f"sessions: turn {turn + 1} of {plan.session_turns}")
+            for at, block in enumerate(some):
+                for chats in ways if (turn + at) % 2 == 0 else ways[::-1]:
+                    for number in block:
+                        await chats[number].say(texts[number][turn])
+                    await settle()
         for chats in ways:
             case.add(*chats)
         last = [chat.sent[-1] for chat in mine if chat.sent]

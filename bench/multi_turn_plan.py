@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -16,6 +17,8 @@ from bench.multi_turn_arms import Chat, Sent
 from bench.multi_turn_report import Case, Criterion
 from bench.multi_turn_servers import Shape
 from bench.same_answer import Prober, compare, spaced
+
+_SETTLE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,12 @@ async def turn_of_all(chats: Sequence[Chat], text: str, number: int) -> None:
     """The same turn of all; every second one goes backwards through them."""
     for chat in chats if number % 2 else chats[::-1]:
         await chat.say(text)
+        await settle()
+
+
+async def settle() -> None:
+    """What one way still does after its answer is not to slow the next way down."""
+    await asyncio.sleep(_SETTLE_SECONDS)
 
 
 async def check(

@@ -22,6 +22,7 @@ from ruvd.ports import (
     EngineRequest,
     Event,
     Observer,
+    PromptEvaluated,
     PromptFoundEvaluated,
     SessionCreated,
     SessionGone,
@@ -67,6 +68,10 @@ class Ahead:
             case SessionCreated(session_id):
                 self._waiting.setdefault(session_id, CompletionOptions())
                 self._more.set()
+            case PromptEvaluated(tokens, _, session_id):
+                self._evaluated[session_id] = self._evaluated.get(session_id, 0) + tokens
+                if len(self._evaluated) > _MOST_REMEMBERED:
+                    del self._evaluated[next(iter(self._evaluated))]
             case CompletionEnded(session_id=session_id, usage=usage) if session_id not in (
                 "",
                 self._at,
@@ -111,9 +116,6 @@ class Ahead:
                 if step is None:
                     break
                 self._observer(step)
-                self._evaluated[session_id] = self._evaluated.get(session_id, 0) + step.tokens
-                if len(self._evaluated) > _MOST_REMEMBERED:
-                    del self._evaluated[next(iter(self._evaluated))]
         tokens = self._evaluated.get(session_id, 0)
         _log.debug("evaluated ahead", extra={"session_id": session_id, "tokens": tokens})
 

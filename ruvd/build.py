@@ -97,9 +97,8 @@ def build_core(
     service = SessionService(
         sessions, lifecycle, completions, batches, statistics, limits, policy, engine
     )
-    wanted = {"on": True, "off": False, "auto": settings.engine == "llama"}
     ahead = None
-    if engine.warm and wanted[settings.evaluate_ahead]:
+    if engine.warm and settings.evaluates_ahead:
         ahead = Ahead(sessions, engine, engine.warm, completions.slots, observer)
         completions.on_turn = ahead.turned
     return Core(sessions, lifecycle, completions, service, ahead)
@@ -200,6 +199,7 @@ def build_engine(settings: Settings, observer: Observer) -> Engine:
         start_seconds=settings.engine_start_seconds,
         states_path=settings.states_path,
         states_bytes=settings.kv_cache_bytes,
+        evaluate_ahead=settings.evaluates_ahead,
     )
 
 

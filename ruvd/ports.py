@@ -310,10 +310,11 @@ class EngineStateMoved:
 
 @dataclass(frozen=True, slots=True)
 class PromptEvaluated:
-    """A part of a prompt was evaluated before somebody asked for it."""
+    """A part of a session's prompt was evaluated before somebody asked for it."""
 
     tokens: int
     seconds: float
+    session_key: str
 
 
 @dataclass(frozen=True, slots=True)

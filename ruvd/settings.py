@@ -101,8 +101,8 @@ class Settings(BaseSettings):
     evaluate_ahead: Literal["auto", "on", "off"] = _setting(
         "Engine",
         "auto",
-        "Evaluate a trimmed or imported history before its next turn, in idle time; auto is for "
-        "the embedded engine alone, as others may want money for it.",
+        "Evaluate a trimmed or imported history, and what follows an answer, before the next turn, "
+        "in idle time; auto is for the embedded engine alone, as others may want money for it.",
     )
     base_url: Annotated[list[str], NoDecode] = _setting(
         "Engine openai",
@@ -328,6 +328,11 @@ class Settings(BaseSettings):
         if self.kv_cache_dir is None and self.sqlite_path is not None:
             return self.sqlite_path.with_name(f"{self.sqlite_path.name}-kv")
         return self.kv_cache_dir
+
+    @property
+    def evaluates_ahead(self) -> bool:
+        """What `evaluate_ahead` says of the engine."""
+        return {"on": True, "off": False}.get(self.evaluate_ahead, self.engine == "llama")
 
     @classmethod
     def settings_customise_sources(

@@ -1,11 +1,13 @@
-"""What tests of the embedded engine share: an answer with its figures, and what slots hold."""
+"""What tests of the embedded engine share: answers with their figures, sessions, what is saved."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -13,7 +15,15 @@ from ruvd.engines.llama import LlamaEngine
 from ruvd.engines.llama_server import ROOT
 from ruvd.model import Message, Role
 from ruvd.options import CompletionOptions
-from ruvd.ports import EngineDone, EngineRequest, EngineText
+from ruvd.ports import EngineDone, EngineRequest, EngineStateMoved, EngineText, Event
+
+SYSTEM = "You keep the harbour's ledger. Answer in one sentence, and only of what was said. " * 6
+STORIES = {
+    "ann": "The brig Fortuna came in from Lisbon with salt and oranges, and lay at the east mole. ",
+    "ben": "Two trawlers were mended on the slip, and the smith was paid eleven crowns for it. ",
+    "cay": "The ferry ran late since fog lay on the sound, and the bell was rung until noon. ",
+    "dee": "A barge of timber broke loose in the night, and was found on the sand at low tide. ",
+}
 
 
 class _Slot(msgspec.Struct):
@@ -42,6 +52,53 @@ async def answer(engine: LlamaEngine, request: EngineRequest) -> Answer:
     return Answer(
         "".join(texts), done.usage.prompt_tokens, done.usage.cached_tokens, done.prefill_seconds
     )
+
+
+@asynccontextmanager
+async def running(events: list[Event] | None = None, **settings: Any) -> AsyncIterator[LlamaEngine]:
+    observer: Callable[[Event], None] = (lambda _: None) if events is None else events.append
+    small = {"context_tokens": 1024, "answer_tokens": 256, "slots": 2, "threads": 1}
+    engine = LlamaEngine(observer=observer, **{**small, **settings})
+    await engine.start()
+    try:
+        await engine.ready()
+        yield engine
+    finally:
+        await engine.close()
+
+
+class Talk:
+    """One session, told as the core would: its whole history each time."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.messages = [Message(Role.SYSTEM, SYSTEM)]
+
+    def asks(self, text: str, **options: Any) -> EngineRequest:
+        settings = {"max_tokens": 8, "temperature": 0.0, **options}
+        messages = [*self.messages, Message(Role.USER, text)]
+        return EngineRequest(messages, CompletionOptions(**settings), self.name)
+
+    async def turn(self, engine: LlamaEngine, text: str, **options: Any) -> Answer:
+        request = self.asks(text, **options)
+        found = await answer(engine, request)
+        self.messages = [*request.messages, Message(Role.ASSISTANT, found.text)]
+        return found
+
+
+def evaluated(found: Answer) -> int:
+    return found.prompt_tokens - found.cached_tokens
+
+
+def moved(events: list[Event]) -> list[tuple[str, str]]:
+    return [(each.action, each.outcome) for each in events if isinstance(each, EngineStateMoved)]
+
+
+async def tell_all(engine: LlamaEngine) -> dict[str, Talk]:
+    talks = {name: Talk(name) for name in STORIES}
+    for name, talk in talks.items():
+        await talk.turn(engine, STORIES[name] * 4)
+    return talks
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 20.0) -> None:

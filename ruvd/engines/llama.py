@@ -21,9 +21,11 @@ import msgspec
 
 from ruvd.engines.chat_completions import ChatCompletionsClient
 from ruvd.engines.chat_errors import never_sent
+from ruvd.engines.llama_idle import Child
+from ruvd.engines.llama_prompt import prompt_of
 from ruvd.engines.llama_server import DEFAULT_MODEL, ROOT, LlamaServer
-from ruvd.engines.llama_slots import Slot, prompt_of
-from ruvd.engines.llama_warm import Child, LlamaWarm
+from ruvd.engines.llama_slots import Slot
+from ruvd.engines.llama_warm import LlamaWarm
 from ruvd.engines.supervision import Supervisor
 from ruvd.errors import EngineRejected, EngineUnavailable, RuvdError
 from ruvd.model import Usage
@@ -45,7 +47,8 @@ class LlamaEngine:
     `server_args` after ours. A slot holds `context_tokens`, of which `answer_tokens` are kept
     for the answer. `threads` 0 is as many as the cores that this process may use. A start may
     take `start_seconds`. KV states are saved in `states_path`, None for a directory that goes with
-    the daemon, up to `states_bytes`, 0 for none.
+    the daemon, up to `states_bytes`, 0 for none. `evaluate_ahead` lets it evaluate in idle time
+    what follows an answer whatever is said next.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class LlamaEngine:
         start_seconds: float = 60.0,
         states_path: Path | None = None,
         states_bytes: int = 2 << 30,
+        evaluate_ahead: bool = True,
     ) -> None:
         self._slots = slots
         self._window_tokens = max(1, context_tokens - answer_tokens)
@@ -73,6 +77,7 @@ class LlamaEngine:
             model=self._model,
             path=states_path,
             most_bytes=states_bytes,
+            ahead=evaluate_ahead,
             observer=observer,
         )
         self._server = LlamaServer(
@@ -171,7 +176,7 @@ class LlamaEngine:
             generate = self._generate_privately if options.bypass_cache else self._generate_in
             async with aclosing(generate(child, slot, request)) as chunks:
                 async for chunk in chunks:
-                    slot.answering = True
+                    child.table.answers(slot)
                     yield chunk
 
     async def _generate_in(
@@ -198,7 +203,9 @@ class LlamaEngine:
                     yield chunk
                     continue
                 if answer and slot.busy_for == request.session_key:
-                    slot.has(prompt.answered("".join(answer)), slot.busy_for)
+                    usage = chunk.usage or Usage()
+                    end = usage.prompt_tokens + usage.completion_tokens
+                    slot.has(prompt.answered("".join(answer)), slot.busy_for, answer_end=end)
                 self._warm.began(slot, chunk)
                 yield chunk if evaluated is None else _together(evaluated, chunk)
 

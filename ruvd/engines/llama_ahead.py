@@ -13,7 +13,7 @@ import msgspec
 
 from ruvd.engines.chat_completions import ChatCompletionsClient
 from ruvd.engines.chat_request import encode
-from ruvd.engines.llama_slots import Prompt
+from ruvd.engines.llama_prompt import Prompt
 from ruvd.model import Message, Role
 from ruvd.options import CompletionOptions
 from ruvd.ports import EngineRequest
@@ -63,15 +63,17 @@ class Server:
     root: str
     model: str
 
-    async def beginning(self, request: EngineRequest) -> list[int]:
+    async def beginning(self, prompt: Prompt) -> list[int]:
         """The tokens of the messages, as far as they are the same whatever is said next."""
-        return await self._common(Prompt(tuple(request.messages), request.options.tools))
+        one, two = [await self._template(prompt, said) for said in ("a", "b")]
+        text = one[: common_beginning(one, two)]
+        return (await self._post("tokenize", msgspec.json.encode(_Text(text)), _Tokens)).tokens
 
     async def held(self, prompt: Prompt, beginning: list[int]) -> int:
         """How many tokens of a beginning a slot has that holds the prompt."""
         if not prompt.messages:
             return 0
-        tokens = await self._common(prompt)
+        tokens = await self.beginning(prompt)
         pairs = enumerate(zip(tokens, beginning, strict=False))
         return next(
             (at for at, (one, two) in pairs if one != two), min(len(tokens), len(beginning))
@@ -82,11 +84,6 @@ class Server:
         body = msgspec.json.encode(_Step(tokens, slot))
         timings = (await self._post("completion", body, _Answer)).timings
         return timings.prompt_n, timings.prompt_ms / 1000
-
-    async def _common(self, prompt: Prompt) -> list[int]:
-        one, two = [await self._template(prompt, said) for said in ("a", "b")]
-        text = one[: common_beginning(one, two)]
-        return (await self._post("tokenize", msgspec.json.encode(_Text(text)), _Tokens)).tokens
 
     async def _template(self, prompt: Prompt, said: str) -> str:
         messages = (*prompt.messages, Message(Role.USER, said))

@@ -10,7 +10,8 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from ruvd.engines.chat_errors import Refused
-from ruvd.engines.llama_slots import WORTH_CHARACTERS, Prompt, Slot
+from ruvd.engines.llama_prompt import WORTH_CHARACTERS, Prompt
+from ruvd.engines.llama_slots import Slot
 from ruvd.engines.llama_states import State, StateFiles, unlink
 from ruvd.errors import RuvdError
 from ruvd.ports import EngineStateMoved, Observer

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from ruvd.engines.llama_mover import SlotMover
-from ruvd.engines.llama_slots import WORTH_CHARACTERS, Slot, prompt_of
+from ruvd.engines.llama_prompt import WORTH_CHARACTERS, prompt_of
+from ruvd.engines.llama_slots import Slot
 from ruvd.engines.llama_states import State
 from ruvd.errors import RuvdError
 from ruvd.ports import EngineDone, EngineRequest

@@ -9,52 +9,17 @@ The server compares tokens itself, so what is wrong here costs time and never a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import count
 
-from ruvd.model import Message, Role
-from ruvd.options import Tool
+from ruvd.engines.llama_prompt import WORTH_CHARACTERS, Prompt, prompt_of
 from ruvd.ports import EngineRequest
-from ruvd.texts import common_beginning
 
 # About 64 tokens. Differences below are not worth to break the order of use.
 _GRAIN_CHARACTERS = 256
-# About 25 tokens: a tenth of a second on two cores, and three times a save with a restore there.
-WORTH_CHARACTERS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What a prompt is made of; sizes are characters of the messages."""
-
-    messages: tuple[Message, ...] = ()
-    tools: tuple[Tool, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """How long it is."""
-        return sum(len(text) for message in self.messages for text in _texts(message))
-
-    def answered(self, text: str) -> Prompt:
-        """With an answer to it."""
-        return Prompt((*self.messages, Message(Role.ASSISTANT, text)), self.tools)
-
-    def common(self, other: Prompt) -> int:
-        """How much it has in common with another at the beginning."""
-        if self.tools != other.tools:
-            return 0
-        total = 0
-        for one, two in zip(self.messages, other.messages, strict=False):
-            if one.role is not two.role:
-                break
-            if _texts(one) != _texts(two):
-                return total + common_beginning(one.content, two.content)
-            total += sum(map(len, _texts(one)))
-        return total
-
-
 _NOTHING = Prompt()
 
 
@@ -67,7 +32,8 @@ class Slot:
     `busy_for` is the session of the request that has it, which may not be in it yet, and empty
     once that has ended; `answering` says that the request has had a first token. While `background`
     is set it is busy with what nobody waits for. What is `private` is of a session that has ended:
-    it may be used where it is, and no file is to have it.
+    it may be used where it is, and no file is to have it. `answer_end` is how many
+    tokens it has if it ends with an answer, after which nothing was evaluated; or else 0.
     """
 
     id: int
@@ -79,6 +45,7 @@ class Slot:
     answering: bool = False
     dirty: bool = False
     private: bool = False
+    answer_end: int = 0
     rests_since: float = 0.0
     restored_tokens: int = 0
     duty: asyncio.Task[None] | None = None
@@ -86,12 +53,16 @@ class Slot:
 
     def begins(self, session_key: str) -> None:
         """Something is evaluated in it, nobody knows how far."""
+        self.answer_end = 0
         if not session_key or session_key != self.session_key:
             self.holds, self.session_key, self.dirty = _NOTHING, session_key, False
 
-    def has(self, prompt: Prompt, session_key: str, *, dirty: bool = True) -> None:
+    def has(
+        self, prompt: Prompt, session_key: str, *, dirty: bool = True, answer_end: int = 0
+    ) -> None:
         """It begins with the prompt."""
         self.holds, self.session_key, self.dirty, self.private = prompt, session_key, dirty, False
+        self.answer_end = answer_end
 
     def end(self, session_key: str) -> None:
         """The session has ended: nothing here is its any more."""
@@ -130,6 +101,7 @@ class SlotTable:
         self._slots = [Slot(id_) for id_ in range(slots)]
         self._idle = asyncio.Semaphore(slots)
         self._uses = count(1)
+        self._happened = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -201,6 +173,40 @@ class SlotTable:
         ]
 
     @property
+    def answered(self) -> list[Slot]:
+        """The idle ones that end with an answer of a session's."""
+        return [
+            each for each in self._slots if each.answer_end and each.session_key and not each.busy
+        ]
+
+    @property
+    def next_out(self) -> Slot | None:
+        """The idle one that a session which is in none is likely to get; None if it is saved."""
+        idle = [slot for slot in self._slots if not slot.busy]
+        slot = min(idle, key=lambda slot: slot.used, default=None)
+        return slot if slot and slot.dirty and slot.session_key else None
+
+    @property
+    def sessions(self) -> set[str]:
+        """Those that a slot holds."""
+        return {slot.session_key for slot in self._slots if slot.session_key}
+
+    async def happened(self, seconds: float) -> bool:
+        """Whether, within that time, somebody got a first token or gave a slot back."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._happened.wait()
+        happened = self._happened.is_set()
+        self._happened.clear()
+        return happened
+
+    def answers(self, slot: Slot) -> None:
+        """Whoever has the slot has a first token."""
+        if not slot.answering:
+            slot.answering = True
+            self._happened.set()
+
+    @property
     def is_full(self) -> bool:
         """Whether every slot holds a session, so that the next one moves another out."""
         return all(slot.session_key for slot in self._slots)
@@ -246,9 +252,10 @@ class SlotTable:
         return best if gain >= WORTH_CHARACTERS else None
 
     async def settled(self) -> None:
-        """Return when nothing is being done to a slot."""
-        if duties := [slot.duty for slot in self._slots if slot.duty is not None]:
-            await asyncio.wait(duties)
+        """Return when what is being done to slots in the background has come to its end."""
+        for slot in self._slots:
+            if slot.is_at_work:
+                await slot.settled()
 
     @contextmanager
     def _busy(
@@ -271,12 +278,9 @@ class SlotTable:
         if slot.background is not None:
             slot.background.set()
             slot.background = None
+        else:
+            self._happened.set()
         self._idle.release()
-
-
-def prompt_of(request: EngineRequest) -> Prompt:
-    """What the request's prompt is made of."""
-    return Prompt(tuple(request.messages), request.options.tools)
 
 
 def _cost(slot: Slot, prompt: Prompt) -> tuple[bool, int, int]:
@@ -290,9 +294,3 @@ def _cost(slot: Slot, prompt: Prompt) -> tuple[bool, int, int]:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _texts(message: Message) -> tuple[str, ...]:
-    """All of it that is sent."""
-    calls = [text for call in message.tool_calls for text in (call.id, call.name, call.arguments)]
-    return (message.content, message.tool_call_id, *calls)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from ruvd.engines.llama_slots import WORTH_CHARACTERS, Prompt
+from ruvd.engines.llama_prompt import WORTH_CHARACTERS, Prompt
 from ruvd.errors import EngineUnavailable
 
 _SUFFIX = ".kv"

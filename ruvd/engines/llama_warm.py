@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -21,10 +20,12 @@ import msgspec
 
 from ruvd.engines.chat_completions import ChatCompletionsClient
 from ruvd.engines.llama_ahead import STEP_TOKENS, Server
+from ruvd.engines.llama_idle import Child, IdleWork
 from ruvd.engines.llama_mover import SlotMover
 from ruvd.engines.llama_prefixes import SavedPrefixes
+from ruvd.engines.llama_prompt import WORTH_CHARACTERS, prompt_of
 from ruvd.engines.llama_server import ROOT
-from ruvd.engines.llama_slots import WORTH_CHARACTERS, Slot, SlotTable, prompt_of
+from ruvd.engines.llama_slots import Slot, SlotTable
 from ruvd.engines.llama_states import StateFiles
 from ruvd.errors import EngineUnavailable
 from ruvd.ports import EngineDone, EngineRequest, EngineStateMoved, Observer, PromptEvaluated
@@ -32,15 +33,6 @@ from ruvd.ports import EngineDone, EngineRequest, EngineStateMoved, Observer, Pr
 T = TypeVar("T")
 
 _MOST_PREFIXES = 8
-# After how long without a turn a session's state is saved, for the next daemon; and where every
-# slot holds a session, for the next session: it does not wait then while the state of another is
-# saved (measured: 23 of the 307 ms to its first token). How often that is looked after, and how
-# often and how many times again while somebody waits for a first token, and not for a save, too.
-_REST_SECONDS = 5.0
-_REST_SECONDS_IF_FULL = 1.0
-_LOOK_SECONDS = 0.5
-_LOOK_AGAIN_SECONDS = 0.02
-_LOOKS_AGAIN = 100
 # A server that hangs does not keep the daemon from ending.
 _SAVE_SECONDS = 5.0
 
@@ -51,17 +43,9 @@ class _Action(msgspec.Struct):
     filename: str
 
 
-@dataclass(frozen=True, slots=True)
-class Child:
-    """One child, what is known of its slots, and the way in and out of them, if there is one."""
-
-    client: ChatCompletionsClient
-    table: SlotTable
-    mover: SlotMover | None
-
-
 class LlamaWarm:
-    """A `ports.Warm`. `most_bytes` 0 saves nothing; `path` None keeps it as long as the daemon."""
+    """A `ports.Warm`. `most_bytes` 0 saves nothing; `path` None keeps it as long as the daemon.
+    With `ahead` what follows an answer is evaluated before it is asked for."""
 
     def __init__(
         self,
@@ -71,6 +55,7 @@ class LlamaWarm:
         model: str,
         path: Path | None,
         most_bytes: int,
+        ahead: bool,
         observer: Observer,
     ) -> None:
         self._client = client
@@ -83,6 +68,14 @@ class LlamaWarm:
         self._files: StateFiles | None = None
         self._prefixes = SavedPrefixes(max(_MOST_PREFIXES, slots))
         self._removals: set[asyncio.Task[None]] = set()
+        self._idle = IdleWork(
+            self._running,
+            files=lambda: self._files,
+            lasts=lambda: self._lasts,
+            model=model,
+            ahead=ahead,
+            observer=observer,
+        )
 
     def open(self, private: Path, model: str) -> Path:
         """Where a new child is to save slots: where it was asked for or, if that cannot be had, in
@@ -160,7 +153,7 @@ class LlamaWarm:
         """See `Warm.prepare`."""
         child = self.child()
         server = Server(child.client, ROOT, self._model)
-        tokens = await server.beginning(request)
+        tokens = await server.beginning(prompt_of(request))
         at = -1
         while at < len(tokens):
             async with child.table.hold(request, background=True) as slot:
@@ -180,7 +173,7 @@ class LlamaWarm:
                     slot.private = True
                     return
                 slot.has(prompt_of(request), request.session_key)
-            yield PromptEvaluated(count, seconds)
+            yield PromptEvaluated(count, seconds, request.session_key)
 
     def forget(self, session_key: str) -> None:
         """See `Warm.forget`."""
@@ -202,18 +195,13 @@ class LlamaWarm:
             async with asyncio.timeout(_SAVE_SECONDS):
                 if self._child is not None:
                     await self._child.table.settled()  # what is being saved belongs to it
-                await self._save_resting(0.0, at_once=True)
+                await self._idle.save_resting(0.0, at_once=True)
                 if self._files and self._lasts:
                     await self._files.seal()
 
     async def look(self) -> None:
-        """Save what rests, for as long as this runs."""
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            try:
-                await self._look()
-            except Exception:  # noqa: BLE001  # it is to go on
-                _log.exception("saving what rests failed")  # the next look tries again
+        """Do what is done with slots that rest, for as long as this runs."""
+        await self._idle.run()
 
     async def close(self) -> None:
         """Let go of the files. The child is gone."""
@@ -224,37 +212,10 @@ class LlamaWarm:
         if self._files:
             await asyncio.to_thread(self._files.close)
 
-    async def _look(self) -> None:
-        child, files = self._child, self._files
-        if child is None or files is None:
-            return
-        if child.table.is_full:
-            await self._save_resting(_REST_SECONDS_IF_FULL)
-        if self._lasts:
-            await self._save_resting(_REST_SECONDS)
-            if child.table.is_idle:
-                await files.seal(self._quiet)
-
-    async def _quiet(self) -> None:
-        """Return when nobody waits for a first token, because what takes the cores would delay it;
-        or after a while, because somebody may always wait."""
-        for _ in range(_LOOKS_AGAIN):
-            if self._child is None or not self._child.table.is_waited_for:
-                return
-            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-
-    async def _save_resting(self, seconds: float, *, at_once: bool = False) -> None:
+    def _running(self) -> Child | None:
+        """The one that was used last, if it is still there."""
         child = self._child
-        if child is None or child.mover is None:
-            return
-        for slot in child.table.resting(seconds):
-            if not at_once:
-                await self._quiet()
-            if child.client is not self._client():
-                return
-            async with child.table.borrow(slot) as lent:
-                if lent:
-                    await asyncio.shield(slot.begin(child.mover.keep(slot)))
+        return child if child and child.client is self._client() else None
 
     async def _change(
         self, child: Child, mover: SlotMover, slot: Slot, request: EngineRequest

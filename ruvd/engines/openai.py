@@ -164,7 +164,8 @@ class OpenAIEngine:
             async for chunk in chunks:
                 if isinstance(chunk, EngineDone) and chunk.usage:
                     count = chunk.usage.prompt_tokens - (chunk.usage.cached_tokens or 0)
-                    yield PromptEvaluated(count, chunk.prefill_seconds or 0.0)
+                    seconds = chunk.prefill_seconds or 0.0
+                    yield PromptEvaluated(count, seconds, request.session_key)
 
     def forget(self, session_key: str) -> None:
         """Nothing is kept here."""

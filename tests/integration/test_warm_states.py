@@ -6,77 +6,32 @@ import asyncio
 import errno
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from embedded import Answer, all_is_well, answer, files, until
+from embedded import (
+    STORIES,
+    SYSTEM,
+    Talk,
+    all_is_well,
+    answer,
+    evaluated,
+    files,
+    moved,
+    running,
+    tell_all,
+    until,
+)
 
-from ruvd.engines import llama_warm
-from ruvd.engines.llama import LlamaEngine
+from ruvd.engines import llama_idle, llama_warm
 from ruvd.engines.llama_ahead import STEP_TOKENS
 from ruvd.errors import EngineUnavailable
 from ruvd.model import Message, Role
-from ruvd.options import CompletionOptions
-from ruvd.ports import EngineRequest, EngineStateMoved, Event
-
-SYSTEM = "You keep the harbour's ledger. Answer in one sentence, and only of what was said. " * 6
-STORIES = {
-    "ann": "The brig Fortuna came in from Lisbon with salt and oranges, and lay at the east mole. ",
-    "ben": "Two trawlers were mended on the slip, and the smith was paid eleven crowns for it. ",
-    "cay": "The ferry ran late since fog lay on the sound, and the bell was rung until noon. ",
-    "dee": "A barge of timber broke loose in the night, and was found on the sand at low tide. ",
-}
-
-
-@asynccontextmanager
-async def running(events: list[Event] | None = None, **settings: Any) -> AsyncIterator[LlamaEngine]:
-    observer: Callable[[Event], None] = (lambda _: None) if events is None else events.append
-    small = {"context_tokens": 1024, "answer_tokens": 256, "slots": 2, "threads": 1}
-    engine = LlamaEngine(observer=observer, **{**small, **settings})
-    await engine.start()
-    try:
-        await engine.ready()
-        yield engine
-    finally:
-        await engine.close()
-
-
-class Talk:
-    """One session, told as the core would: its whole history each time."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.messages = [Message(Role.SYSTEM, SYSTEM)]
-
-    def asks(self, text: str, **options: Any) -> EngineRequest:
-        settings = {"max_tokens": 8, "temperature": 0.0, **options}
-        messages = [*self.messages, Message(Role.USER, text)]
-        return EngineRequest(messages, CompletionOptions(**settings), self.name)
-
-    async def turn(self, engine: LlamaEngine, text: str, **options: Any) -> Answer:
-        request = self.asks(text, **options)
-        found = await answer(engine, request)
-        self.messages = [*request.messages, Message(Role.ASSISTANT, found.text)]
-        return found
-
-
-def evaluated(found: Answer) -> int:
-    return found.prompt_tokens - found.cached_tokens
-
-
-def moved(events: list[Event]) -> list[tuple[str, str]]:
-    return [(each.action, each.outcome) for each in events if isinstance(each, EngineStateMoved)]
-
-
-async def tell_all(engine: LlamaEngine) -> dict[str, Talk]:
-    talks = {name: Talk(name) for name in STORIES}
-    for name, talk in talks.items():
-        await talk.turn(engine, STORIES[name] * 4)
-    return talks
+from ruvd.ports import Event
 
 
 async def test_with_more_sessions_than_slots_each_goes_on_where_it_was() -> None:
@@ -169,20 +124,6 @@ async def test_a_file_that_is_not_right_costs_time_and_an_event_and_no_answer(
         assert how == "stale" or file not in files(engine)
 
 
-async def test_what_rests_is_saved_without_being_told_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(llama_warm, "_REST_SECONDS", 0.0)
-    monkeypatch.setattr(llama_warm, "_LOOK_SECONDS", 0.02)
-    async with running(states_path=tmp_path / "kv") as engine:
-        await Talk("ann").turn(engine, STORIES["ann"] * 4)
-
-        async def is_sealed() -> bool:
-            return bool(list((tmp_path / "kv").glob("*.seal")))
-
-        await until(is_sealed)
-
-
 async def test_a_seal_that_could_not_be_written_is_none_and_goes_with_its_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,52 +144,6 @@ async def test_a_seal_that_could_not_be_written_is_none_and_goes_with_its_sessio
         assert not list(kv.glob("*.seal"))
         engine._warm.forget("ann")
     assert [path.name for path in kv.iterdir()] == ["lock"]
-
-
-async def test_where_every_slot_holds_a_session_the_next_one_waits_for_no_save(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(llama_warm, "_REST_SECONDS_IF_FULL", 0.0)
-    monkeypatch.setattr(llama_warm, "_LOOK_SECONDS", 0.02)
-    events: list[Event] = []
-    async with running(events) as engine:
-        for name in ("ann", "ben"):
-            await Talk(name).turn(engine, STORIES[name] * 4)
-        slots = engine._warm.child().table
-
-        async def both_are_saved() -> bool:
-            return slots.is_idle and not slots.resting(0.0)
-
-        await until(both_are_saved)
-        monkeypatch.setattr(llama_warm, "_REST_SECONDS_IF_FULL", 1000.0)
-        before = len(events)
-        await Talk("cay").turn(engine, "What came in?")
-        assert ("save", "ok") not in moved(events[before:])
-
-
-async def test_nothing_is_saved_ahead_while_somebody_waits_for_a_first_token(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(llama_warm, "_REST_SECONDS_IF_FULL", 0.0)
-    monkeypatch.setattr(llama_warm, "_LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(llama_warm, "_LOOKS_AGAIN", 10_000)
-    events: list[Event] = []
-    async with running(events, slots=3) as engine:
-        table = engine._warm.child().table
-        other = Talk("cay")
-        other.messages = [Message(Role.SYSTEM, "Be brief.")]  # so that nothing is lent to it
-        async with table.hold(Talk("ben").asks("")) as waiting:
-            waiting.begins("ben")
-            await Talk("ann").turn(engine, STORIES["ann"] * 4)
-            await other.turn(engine, STORIES["cay"] * 4)  # time to save ann's, who rests
-            assert table.is_full
-            assert ("save", "ok") not in moved(events)
-            waiting.answering = True
-
-            async def is_saved() -> bool:
-                return ("save", "ok") in moved(events)
-
-            await until(is_saved)
 
 
 async def test_of_a_session_that_has_gone_no_file_stays(tmp_path: Path) -> None:
@@ -312,7 +207,7 @@ class Moves:
             return await act(client, slot, action, filename, into)
 
         monkeypatch.setattr(llama_warm, "_act", moved)
-        monkeypatch.setattr(llama_warm, "_LOOK_SECONDS", 1000.0)
+        monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 1000.0)
 
 
 async def test_a_turn_waits_while_its_session_is_moved_out_of_its_slot(
@@ -452,7 +347,7 @@ async def test_a_turn_that_comes_while_its_session_is_prepared_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There would be two slots of the session, and the one with less of it be saved last."""
-    monkeypatch.setattr(llama_warm, "_LOOK_SECONDS", 1000.0)
+    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 1000.0)
     kv = tmp_path / "kv"
     talk = Talk("ann")
     talk.messages.append(Message(Role.USER, STORIES["ann"] * 12))

@@ -44,7 +44,7 @@ class Steps:
             for _ in range(self.steps):
                 await self.may_go_on.wait()
                 self.taken += 1
-                yield PromptEvaluated(64, 0.5)
+                yield PromptEvaluated(64, 0.5, request.session_key)
         finally:
             self.closed += 1
 
@@ -61,12 +61,13 @@ class Steps:
 @asynccontextmanager
 async def running(warm: Steps, window: ContextWindow = ContextWindow(1, 2)) -> AsyncIterator[Core]:
     core = Core(policy=SessionPolicy(context_window=window))
-    ahead = Ahead(core.sessions, core.engine, warm, core.completions.slots, core.events.append)
-    core.completions.on_turn = ahead.turned
 
     def tell(event: Event) -> None:
         core.events.append(event)
         ahead(event)
+
+    ahead = Ahead(core.sessions, core.engine, warm, core.completions.slots, tell)
+    core.completions.on_turn = ahead.turned
 
     for part in (core.sessions, core.completions, core.lifecycle):
         part._observer = tell
@@ -111,6 +112,18 @@ async def test_what_it_saved_is_what_the_turn_found_cached_of_it() -> None:
         await settle()
     found = [event for event in core.events if isinstance(event, PromptFoundEvaluated)]
     assert found == [PromptFoundEvaluated(100)]
+
+
+async def test_what_the_engine_evaluated_by_itself_counts_as_well() -> None:
+    async with running(Steps()) as core:
+        await core.say("q0")
+        core.completions._observer(PromptEvaluated(6, 0.02, "s"))
+        core.completions._observer(PromptEvaluated(4, 0.02, "another"))
+        core.engine.scripts.append([EngineText("x"), done(prompt=200, cached=100)])
+        await core.say("q1")
+        await settle()
+    found = [event for event in core.events if isinstance(event, PromptFoundEvaluated)]
+    assert found == [PromptFoundEvaluated(6)]
 
 
 async def test_a_turn_goes_first_and_what_it_makes_useless_is_left() -> None:

@@ -35,6 +35,19 @@ def test_a_variable_holds_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) ->
     assert shown(settings)["listen"] == "unix:/run/r.sock, 127.0.0.1:1"
 
 
+def test_evaluate_ahead_is_for_the_embedded_engine_unless_it_is_said() -> None:
+    does = {
+        (said, engine): load({"evaluate_ahead": said, "engine": engine})[0].evaluates_ahead
+        for said in ("auto", "on", "off")
+        for engine in ("llama", "echo")
+    }
+    assert {case for case, yes in does.items() if yes} == {
+        ("auto", "llama"),
+        ("on", "llama"),
+        ("on", "echo"),
+    }
+
+
 def test_everything_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("ruvd.toml").write_text("max_session = 5\n")
     monkeypatch.setenv("RUVD_DRAIN_SECNDS", "1")

@@ -179,8 +179,8 @@ def test_what_stays_warm_is_counted_from_zero_on() -> None:
         EngineStateMoved("save", "ok"),
         EngineStateMoved("restore", "stale"),
         EngineStateMoved("restore", "stale"),
-        PromptEvaluated(64, 0.25),
-        PromptEvaluated(10, 0.05),
+        PromptEvaluated(64, 0.25, "s"),
+        PromptEvaluated(10, 0.05, "s"),
         PromptFoundEvaluated(70),
     ):
         watched.observer(event)

@@ -7,7 +7,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from ruvd.engines.llama_slots import Prompt, Slot, SlotTable, prompt_of
+from ruvd.engines.llama_prompt import Prompt, prompt_of
+from ruvd.engines.llama_slots import Slot, SlotTable
 from ruvd.model import Message, Role
 from ruvd.options import CompletionOptions, Tool
 from ruvd.ports import EngineRequest

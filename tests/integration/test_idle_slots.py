@@ -1,0 +1,343 @@
+"""What is done with slots that rest, on a real llama.cpp: what follows an answer, and saves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from embedded import (
+    STORIES,
+    Talk,
+    all_is_well,
+    answer,
+    evaluated,
+    files,
+    moved,
+    running,
+    tell_all,
+    until,
+)
+
+from ruvd.engines import llama_idle
+from ruvd.engines.llama import LlamaEngine
+from ruvd.engines.llama_ahead import STEP_TOKENS, Server
+from ruvd.engines.llama_idle import IdleWork
+from ruvd.engines.llama_prompt import Prompt
+from ruvd.engines.llama_slots import Slot
+from ruvd.model import Message, Role
+from ruvd.ports import Event, PromptEvaluated
+
+NEVER = 1000.0
+
+
+def slots_of(engine: LlamaEngine) -> list[Slot]:
+    return engine._warm.child().table._slots
+
+
+def ahead(events: list[Event]) -> list[str]:
+    return [event.session_key for event in events if isinstance(event, PromptEvaluated)]
+
+
+async def has_gone_on(engine: LlamaEngine) -> None:
+    """Return when what follows the answers is evaluated."""
+
+    async def nothing_is_left() -> bool:
+        return not any(slot.answer_end or slot.busy for slot in slots_of(engine))
+
+    await until(nothing_is_left)
+
+
+class Steps:
+    """The evaluations ahead, each `before` which something happens."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self.before: Callable[[], None] | None = None
+        step = Server.step
+
+        async def slow(server: Server, slot: int, tokens: list[int]) -> tuple[int, float]:
+            self.begun.set()
+            await self.go_on.wait()
+            if self.before is not None:
+                self.before()
+            return await step(server, slot, tokens)
+
+        monkeypatch.setattr(Server, "step", slow)
+
+
+class Looks:
+    """Counts the looks at what there is to do."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        look = IdleWork._look
+
+        async def counted(work: IdleWork, *, happened: bool) -> None:
+            await look(work, happened=happened)
+            self.count += 1
+
+        monkeypatch.setattr(IdleWork, "_look", counted)
+
+    async def pass_by(self, looks: int) -> None:
+        """Return when so many more have been taken."""
+        last = self.count + looks
+
+        async def have_passed() -> bool:
+            return self.count >= last
+
+        await until(have_passed)
+
+
+async def test_what_follows_an_answer_is_evaluated_before_the_next_turn() -> None:
+    counts: dict[bool, int] = {}
+    for setting in (False, True):
+        events: list[Event] = []
+        async with running(events, evaluate_ahead=setting) as engine:
+            talk = Talk("ann")
+            await talk.turn(engine, STORIES["ann"] * 4)
+            if setting:
+                await has_gone_on(engine)
+                assert ahead(events) == ["ann"]
+            found = await talk.turn(engine, "What came in?")
+            counts[setting] = evaluated(found)
+            assert setting or not ahead(events)
+            again = replace(talk.asks("", bypass_cache=True), messages=talk.messages[:-1])
+            plain = await answer(engine, replace(again, session_key=""))
+            assert found.text == plain.text
+    assert counts[True] <= counts[False] - 3, "the end of an answer, and the head of a message"
+
+
+async def test_only_sessions_go_on_and_only_after_an_answer() -> None:
+    events: list[Event] = []
+    async with running(events, slots=3) as engine:
+        await Talk("").turn(engine, "Who are you?")
+        await Talk("ann").turn(engine, "Who are you?", bypass_cache=True)
+        cut = engine.generate(Talk("ben").asks(STORIES["ben"] * 4, max_tokens=200))
+        await anext(cut)
+        await cut.aclose()
+        await Talk("cay").turn(engine, "Who are you?")
+        await has_gone_on(engine)
+        assert ahead(events) == ["cay"]
+
+
+async def test_nothing_goes_on_while_somebody_waits_for_a_first_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    looks = Looks(monkeypatch)
+    events: list[Event] = []
+    async with running(events) as engine:
+        table = engine._warm.child().table
+        async with table.hold(Talk("ben").asks("")) as waiting:
+            await Talk("ann").turn(engine, STORIES["ann"] * 4)
+            await looks.pass_by(3)
+            assert ahead(events) == []
+            table.answers(waiting)
+            await has_gone_on_beside(waiting, engine)
+        assert ahead(events) == ["ann"]
+
+
+async def has_gone_on_beside(mine: Slot, engine: LlamaEngine) -> None:
+    async def nothing_is_left() -> bool:
+        others = [slot for slot in slots_of(engine) if slot is not mine]
+        return not any(slot.answer_end or slot.busy for slot in others)
+
+    await until(nothing_is_left)
+
+
+async def test_a_turn_that_comes_meanwhile_finds_what_was_evaluated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = Steps(monkeypatch)
+    async with running() as engine:
+        talk = Talk("ann")
+        first = await talk.turn(engine, STORIES["ann"] * 4)
+        await steps.begun.wait()
+        second = asyncio.create_task(talk.turn(engine, "What came in?"))
+        await asyncio.sleep(0)
+        steps.go_on.set()
+        assert (await second).cached_tokens > first.prompt_tokens
+        assert [slot.session_key for slot in slots_of(engine)].count("ann") == 1
+        await all_is_well(engine)
+
+
+async def test_of_a_session_that_ends_meanwhile_nothing_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps = Steps(monkeypatch)
+    events: list[Event] = []
+    async with running(events, states_path=tmp_path / "kv") as engine:
+        steps.before = lambda: engine._warm.forget("ann")
+        await Talk("ann").turn(engine, STORIES["ann"] * 4)
+        steps.go_on.set()
+        await has_gone_on(engine)
+        [held] = [slot for slot in slots_of(engine) if slot.holds.size]
+        assert held.private
+        assert (held.session_key, ahead(events)) == ("", [])
+    assert [path.name for path in (tmp_path / "kv").iterdir()] == ["lock"]
+
+
+async def test_an_engine_that_dies_meanwhile_is_only_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = Steps(monkeypatch)
+    async with running() as engine:
+        pid = engine.pid
+        assert pid is not None
+        steps.before = lambda: os.kill(pid, signal.SIGKILL)
+        talk = Talk("ann")
+        await talk.turn(engine, STORIES["ann"] * 4)
+        steps.go_on.set()
+
+        async def is_another() -> bool:
+            return engine.pid not in (None, pid)
+
+        await until(is_another)
+        steps.before = None
+        assert (await talk.turn(engine, "What came in?")).text
+        await has_gone_on(engine)
+
+
+async def test_a_stop_meanwhile_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps = Steps(monkeypatch)
+    talk = Talk("ann")
+    async with running(states_path=tmp_path / "kv") as engine:
+        await talk.turn(engine, STORIES["ann"] * 4)
+        await steps.begun.wait()
+    steps.go_on.set()
+    async with running(states_path=tmp_path / "kv") as engine:
+        assert evaluated(await talk.turn(engine, "What came in?")) < 40
+
+
+async def test_a_history_that_fills_its_slot_is_left_as_it_is() -> None:
+    events: list[Event] = []
+    async with running(events, context_tokens=256, answer_tokens=32) as engine:
+        talk = Talk("ann")
+        talk.messages = [Message(Role.SYSTEM, "Be brief.")]
+        fill = {"max_tokens": 230, "extra_body": {"ignore_eos": True}}
+        await talk.turn(engine, "Tell a long story.", **fill)
+        await has_gone_on(engine)
+        assert ahead(events) == []
+        await all_is_well(engine)
+
+
+async def test_an_answer_that_the_template_writes_in_another_way_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    beginning = Server.beginning
+
+    async def without_thoughts(server: Server, prompt: Prompt) -> list[int]:
+        return (await beginning(server, prompt))[: -STEP_TOKENS - 20]
+
+    monkeypatch.setattr(Server, "beginning", without_thoughts)
+    events: list[Event] = []
+    async with running(events) as engine:
+        await Talk("ann").turn(engine, STORIES["ann"] * 8)
+        await has_gone_on(engine)
+        assert ahead(events) == []
+
+
+async def test_with_more_sessions_than_slots_the_next_to_go_is_saved_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", NEVER)
+    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    events: list[Event] = []
+    async with running(events) as engine:
+        table = engine._warm.child().table
+        talks = await tell_all(engine)
+        for name, talk in talks.items():
+
+            async def is_saved() -> bool:
+                return table.is_idle and table.next_out is None
+
+            await until(is_saved)
+            before = len(events)
+            assert evaluated(await talk.turn(engine, "What came in?")) < 40, name
+            took = moved(events[before:])
+            assert took[:1] == [("restore", "ok")], "no save was waited for"
+        assert len(files(engine)) <= len(talks) + 1
+
+
+async def test_with_as_many_sessions_as_slots_nothing_is_saved_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", NEVER)
+    monkeypatch.setattr(llama_idle, "_REST_SECONDS", NEVER)
+    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    looks = Looks(monkeypatch)
+    events: list[Event] = []
+    async with running(events) as engine:
+        for name in ("ann", "ben") * 2:
+            await Talk(name).turn(engine, STORIES[name] * 2)
+            await has_gone_on(engine)
+        await looks.pass_by(3)
+        saves = [each for each in moved(events) if each[0] == "save"]
+        assert len(saves) <= 1, "what was lent for the system prompt"
+
+
+async def test_what_rests_is_saved_without_being_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_idle, "_REST_SECONDS", 0.0)
+    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    async with running(states_path=tmp_path / "kv") as engine:
+        await Talk("ann").turn(engine, STORIES["ann"] * 4)
+
+        async def is_sealed() -> bool:
+            return bool(list((tmp_path / "kv").glob("*.seal")))
+
+        await until(is_sealed)
+
+
+async def test_where_every_slot_holds_a_session_the_next_one_waits_for_no_save(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", 0.0)
+    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    events: list[Event] = []
+    async with running(events) as engine:
+        for name in ("ann", "ben"):
+            await Talk(name).turn(engine, STORIES[name] * 4)
+        slots = engine._warm.child().table
+
+        async def both_are_saved() -> bool:
+            return slots.is_idle and not slots.resting(0.0)
+
+        await until(both_are_saved)
+        monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", 1000.0)
+        before = len(events)
+        await Talk("cay").turn(engine, "What came in?")
+        assert ("save", "ok") not in moved(events[before:])
+
+
+async def test_nothing_is_saved_ahead_while_somebody_waits_for_a_first_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", 0.0)
+    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(llama_idle, "_LOOKS_AGAIN", 10_000)
+    events: list[Event] = []
+    async with running(events, slots=3) as engine:
+        table = engine._warm.child().table
+        other = Talk("cay")
+        other.messages = [Message(Role.SYSTEM, "Be brief.")]  # so that nothing is lent to it
+        async with table.hold(Talk("ben").asks("")) as waiting:
+            waiting.begins("ben")
+            await Talk("ann").turn(engine, STORIES["ann"] * 4)
+            await other.turn(engine, STORIES["cay"] * 4)  # time to save ann's, who rests
+            assert table.is_full
+            assert ("save", "ok") not in moved(events)
+            waiting.answering = True
+
+            async def is_saved() -> bool:
+                return ("save", "ok") in moved(events)
+
+            await until(is_saved)
