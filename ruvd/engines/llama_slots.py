@@ -32,8 +32,8 @@ class Slot:
     `busy_for` is the session of the request that has it, which may not be in it yet, and empty
     once that has ended; `answering` says that the request has had a first token. While `background`
     is set it is busy with what nobody waits for. What is `private` is of a session that has ended:
-    it may be used where it is, and no file is to have it. `answer_end` is how many tokens it has, if
-    it ends with an answer after which nothing was evaluated; or else 0.
+    it may be used where it is, and no file is to have it. `answer_end` is how many tokens it has,
+    if it ends with an answer after which nothing was evaluated; or else 0.
     """
 
     id: int
