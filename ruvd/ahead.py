@@ -17,6 +17,7 @@ from ruvd.errors import RuvdError
 from ruvd.model import Message, Session
 from ruvd.options import CompletionOptions
 from ruvd.ports import (
+    Clock,
     CompletionEnded,
     Engine,
     EngineRequest,
@@ -41,17 +42,24 @@ class Ahead:
     """Prepares sessions, one after the other, the longest waiting first. An Observer."""
 
     def __init__(
-        self, sessions: Sessions, engine: Engine, warm: Warm, slots: Slots, observer: Observer
+        self,
+        sessions: Sessions,
+        engine: Engine,
+        warm: Warm,
+        slots: Slots,
+        clock: Clock,
+        observer: Observer,
     ) -> None:
         self._sessions = sessions
         self._engine = engine
         self._warm = warm
         self._slots = slots
+        self._clock = clock
         self._observer = observer
         self._waiting: dict[str, CompletionOptions] = {}
         self._more = asyncio.Event()
         self._at = ""  # the session that is being prepared, unless it has moved on
-        self._evaluated: dict[str, int] = {}
+        self._evaluated: dict[str, list[tuple[float, int]]] = {}  # when, and how many tokens
 
     def turned(self, session: Session, options: CompletionOptions) -> None:
         """A turn of the session was committed; `options` are likely to be the next one's, too."""
@@ -69,21 +77,29 @@ class Ahead:
                 self._waiting.setdefault(session_id, CompletionOptions())
                 self._more.set()
             case PromptEvaluated(tokens, _, session_id):
-                self._evaluated[session_id] = self._evaluated.get(session_id, 0) + tokens
+                evaluated = self._evaluated.setdefault(session_id, [])
+                evaluated.append((self._clock.monotonic(), tokens))
                 if len(self._evaluated) > _MOST_REMEMBERED:
                     del self._evaluated[next(iter(self._evaluated))]
-            case CompletionEnded(session_id=session_id, usage=usage) if session_id not in (
-                "",
-                self._at,
-            ):
-                evaluated = self._evaluated.pop(session_id, 0)
-                if evaluated and usage and usage.cached_tokens:
-                    self._observer(PromptFoundEvaluated(min(evaluated, usage.cached_tokens)))
+            case CompletionEnded(session_id=session_id) if session_id not in ("", self._at):
+                self._found(event)
             case SessionGone(session_id) | SessionNotMade(session_id):
                 self._waiting.pop(session_id, None)
                 self._evaluated.pop(session_id, None)
                 if session_id == self._at:
                     self._at = ""
+
+    def _found(self, event: CompletionEnded) -> None:
+        """What the turn found of what was evaluated before its first token; the engine may be at
+        the next turn's before this one is committed."""
+        evaluated = self._evaluated.pop(event.session_id, [])
+        began = self._clock.monotonic() - event.timings.total_seconds
+        first = began + (event.timings.time_to_first_token_seconds or 0.0)
+        if later := [each for each in evaluated if each[0] > first]:
+            self._evaluated[event.session_id] = later
+        tokens = sum(count for at, count in evaluated if at <= first)
+        if tokens and event.usage and event.usage.cached_tokens:
+            self._observer(PromptFoundEvaluated(min(tokens, event.usage.cached_tokens)))
 
     async def run(self) -> None:
         """Prepare what waits, for as long as this runs."""
@@ -105,7 +121,7 @@ class Ahead:
             prompt = await self._prompt(session_id)
         if not prompt:
             return
-        request = EngineRequest(prompt, options, session_id)
+        request, tokens = EngineRequest(prompt, options, session_id), 0
         async with aclosing(self._warm.prepare(request)) as steps:
             while True:
                 async with self._slots.take_spare():
@@ -116,7 +132,7 @@ class Ahead:
                 if step is None:
                     break
                 self._observer(step)
-        tokens = self._evaluated.get(session_id, 0)
+                tokens += step.tokens
         _log.debug("evaluated ahead", extra={"session_id": session_id, "tokens": tokens})
 
     async def _prompt(self, session_id: str) -> Sequence[Message]:

@@ -99,7 +99,7 @@ def build_core(
     )
     ahead = None
     if engine.warm and settings.evaluates_ahead:
-        ahead = Ahead(sessions, engine, engine.warm, completions.slots, observer)
+        ahead = Ahead(sessions, engine, engine.warm, completions.slots, clock, observer)
         completions.on_turn = ahead.turned
     return Core(sessions, lifecycle, completions, service, ahead)
 

@@ -24,7 +24,7 @@ from ruvd.engines.chat_errors import never_sent
 from ruvd.engines.llama_idle import Child
 from ruvd.engines.llama_prompt import prompt_of
 from ruvd.engines.llama_server import DEFAULT_MODEL, ROOT, LlamaServer
-from ruvd.engines.llama_slots import Slot
+from ruvd.engines.llama_slots import Answered, Slot
 from ruvd.engines.llama_warm import LlamaWarm
 from ruvd.engines.supervision import Supervisor
 from ruvd.errors import EngineRejected, EngineUnavailable, RuvdError
@@ -203,9 +203,11 @@ class LlamaEngine:
                     yield chunk
                     continue
                 if answer and slot.busy_for == request.session_key:
-                    usage = chunk.usage or Usage()
-                    end = usage.prompt_tokens + usage.completion_tokens
-                    slot.has(prompt.answered("".join(answer)), slot.busy_for, answer_end=end)
+                    slot.has(
+                        prompt.answered("".join(answer)),
+                        slot.busy_for,
+                        answered=_answered(request, "".join(answer), chunk.usage),
+                    )
                 self._warm.began(slot, chunk)
                 yield chunk if evaluated is None else _together(evaluated, chunk)
 
@@ -249,6 +251,12 @@ class LlamaEngine:
                 _log.error("slot %d could not be erased: %s", slot.id, error)
         else:
             slot.forget()
+
+
+def _answered(request: EngineRequest, text: str, usage: Usage | None) -> Answered | None:
+    if usage is None or not request.session_key:
+        return None
+    return Answered(request, text, usage.prompt_tokens + usage.completion_tokens)
 
 
 def _together(evaluated: EngineDone, answered: EngineDone) -> EngineDone:

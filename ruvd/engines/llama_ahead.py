@@ -15,7 +15,6 @@ from ruvd.engines.chat_completions import ChatCompletionsClient
 from ruvd.engines.chat_request import encode
 from ruvd.engines.llama_prompt import Prompt
 from ruvd.model import Message, Role
-from ruvd.options import CompletionOptions
 from ruvd.ports import EngineRequest
 from ruvd.texts import common_beginning
 
@@ -63,17 +62,31 @@ class Server:
     root: str
     model: str
 
-    async def beginning(self, prompt: Prompt) -> list[int]:
+    async def beginning(self, request: EngineRequest) -> list[int]:
         """The tokens of the messages, as far as they are the same whatever is said next."""
-        one, two = [await self._template(prompt, said) for said in ("a", "b")]
-        text = one[: common_beginning(one, two)]
-        return (await self._post("tokenize", msgspec.json.encode(_Text(text)), _Tokens)).tokens
+        return await self._tokens(await self._beginning(request))
 
-    async def held(self, prompt: Prompt, beginning: list[int]) -> int:
-        """How many tokens of a beginning a slot has that holds the prompt."""
+    async def following(self, request: EngineRequest, answer: str) -> tuple[list[int], int] | None:
+        """The tokens of the request, of the answer to it, and of what follows whatever is said
+        next; and how many those are.
+
+        None if the template writes the first two in another way than they were asked and
+        generated, for example without thoughts: all that differs would be evaluated again.
+        """
+        said = await self._text(request) + answer
+        messages = (*request.messages, Message(Role.ASSISTANT, answer))
+        text = await self._beginning(replace(request, messages=messages))
+        if not text.startswith(said):
+            return None
+        rest = await self._tokens(text[len(said) :], is_whole=False)
+        return await self._tokens(text), len(rest)
+
+    async def held(self, prompt: Prompt, request: EngineRequest, beginning: list[int]) -> int:
+        """How many tokens of the request's beginning a slot has that holds the prompt."""
         if not prompt.messages:
             return 0
-        tokens = await self.beginning(prompt)
+        options = replace(request.options, tools=prompt.tools)
+        tokens = await self.beginning(replace(request, messages=prompt.messages, options=options))
         pairs = enumerate(zip(tokens, beginning, strict=False))
         return next(
             (at for at, (one, two) in pairs if one != two), min(len(tokens), len(beginning))
@@ -85,11 +98,22 @@ class Server:
         timings = (await self._post("completion", body, _Answer)).timings
         return timings.prompt_n, timings.prompt_ms / 1000
 
-    async def _template(self, prompt: Prompt, said: str) -> str:
-        messages = (*prompt.messages, Message(Role.USER, said))
-        request = EngineRequest(messages, replace(CompletionOptions(), tools=prompt.tools))
+    async def _beginning(self, request: EngineRequest) -> str:
+        one, two = [
+            await self._text(
+                replace(request, messages=(*request.messages, Message(Role.USER, said)))
+            )
+            for said in ("a", "b")
+        ]
+        return one[: common_beginning(one, two)]
+
+    async def _text(self, request: EngineRequest) -> str:
         body = encode(request, model=self.model, extra={})
         return (await self._post("apply-template", body, _Template)).prompt
+
+    async def _tokens(self, text: str, *, is_whole: bool = True) -> list[int]:
+        body = msgspec.json.encode(_Text(text, add_special=is_whole))
+        return (await self._post("tokenize", body, _Tokens)).tokens
 
     async def _post(self, path: str, content: bytes, into: type[T]) -> T:
         return await self.client.call("POST", f"{self.root}/{path}", into, content=content)

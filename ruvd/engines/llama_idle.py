@@ -17,7 +17,7 @@ from ruvd.engines.chat_completions import ChatCompletionsClient
 from ruvd.engines.llama_ahead import STEP_TOKENS, Server
 from ruvd.engines.llama_mover import SlotMover
 from ruvd.engines.llama_server import ROOT
-from ruvd.engines.llama_slots import Slot, SlotTable
+from ruvd.engines.llama_slots import Answered, Slot, SlotTable
 from ruvd.engines.llama_states import StateFiles
 from ruvd.errors import RuvdError
 from ruvd.ports import Observer, PromptEvaluated
@@ -26,6 +26,9 @@ from ruvd.ports import Observer, PromptEvaluated
 # slot holds a session, for the next ones that come at once.
 _REST_SECONDS = 5.0
 _REST_SECONDS_IF_FULL = 1.0
+# For how long after a session was moved out of its slot there are more of them than slots: the next
+# to go is saved before it has rested.
+_CROWDED_SECONDS = 10.0
 # How often that is looked after if nothing happens; and after what happened, how long whoever comes
 # right after is given to be first.
 _LOOK_SECONDS = 0.5
@@ -70,15 +73,16 @@ class IdleWork:
         self._model = model
         self._ahead = ahead
         self._observer = observer
+        self._save_after = 0.0
 
     async def run(self) -> None:
         """Do what there is to do, for as long as this runs."""
         while True:
-            child = self._child()
-            happened = child is not None and await child.table.happened(_LOOK_SECONDS)
+            if child := self._child():
+                await child.table.happened(_LOOK_SECONDS)
             await asyncio.sleep(_PAUSE_SECONDS if child else _LOOK_SECONDS)
             try:
-                await self._look(happened=happened)
+                await self._look()
             except Exception:  # noqa: BLE001  # it is to go on
                 _log.exception("work on idle slots failed")  # the next look tries again
 
@@ -94,7 +98,7 @@ class IdleWork:
                 return
             await _save(child, child.mover, slot)
 
-    async def _look(self, *, happened: bool) -> None:
+    async def _look(self) -> None:
         child, files = self._child(), self._files()
         if child is None:
             return
@@ -102,13 +106,15 @@ class IdleWork:
         for slot in table.answered if self._ahead else ():
             if not table.is_waited_for:
                 await self._go_on(child, slot)
-        if files is None:
+        if files is None or child.mover is None:
             return
+        now = asyncio.get_running_loop().time()
+        next_out = table.next_out(_CROWDED_SECONDS)
+        if next_out and now >= self._save_after and not table.is_waited_for:
+            await _save(child, child.mover, next_out)
+            if next_out.dirty and not next_out.busy:  # it failed
+                self._save_after = now + _REST_SECONDS
         if table.is_full:
-            next_out = table.next_out
-            is_wanted = next_out and not table.sessions.issuperset(files.sessions())
-            if happened and is_wanted and not table.is_waited_for and child.mover and next_out:
-                await _save(child, child.mover, next_out)
             await self.save_resting(_REST_SECONDS_IF_FULL)
         if self._lasts():
             await self.save_resting(_REST_SECONDS)
@@ -119,17 +125,18 @@ class IdleWork:
         """Evaluate what comes after the answer that the slot holds, whatever is said next."""
         server = Server(child.client, ROOT, self._model)
         async with child.table.borrow(slot) as lent:
-            if not lent:
+            if not lent or slot.answered is None:  # the session has come back, or has ended
                 return
+            answered, slot.answered = slot.answered, None
             key, prompt = slot.session_key, slot.holds
-            end, slot.answer_end = slot.answer_end, 0
             try:
-                tokens = await server.beginning(prompt)
-                # Or else it writes answers in another way than they are generated, such as without
-                # the thoughts, and all of it would be evaluated again.
-                if abs(len(tokens) - end) > STEP_TOKENS:
+                found = await server.following(answered.request, answered.text)
+                if found is None or not _is_short(answered, *found):
                     return
-                count, seconds = await server.step(slot.id, tokens)
+                if child.table.is_waited_for:
+                    slot.answered = answered if slot.session_key == key else None
+                    return
+                count, seconds = await server.step(slot.id, found[0])
             except RuvdError as error:
                 # The turn itself is going to say it, if it is still so by then.
                 _log.debug("not evaluated ahead: %s", error)
@@ -146,6 +153,12 @@ class IdleWork:
             if child is None or not child.table.is_waited_for:
                 return
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+
+def _is_short(answered: Answered, tokens: list[int], rest: int) -> bool:
+    """Whether only the rest is to be evaluated, which is not long: the answer was generated by the
+    tokens that its text is read as. The last may have been the first of the rest."""
+    return rest <= STEP_TOKENS and abs(len(tokens) - rest - answered.tokens) <= 1
 
 
 async def _save(child: Child, mover: SlotMover, slot: Slot) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,15 @@ _GRAIN_CHARACTERS = 256
 _NOTHING = Prompt()
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A session's request and the whole answer to it, together `tokens` long."""
+
+    request: EngineRequest
+    text: str
+    tokens: int
+
+
 @dataclass(eq=False, slots=True)
 class Slot:
     """One of the server's. `used` 0 is never; `holds` is what it was last known to hold.
@@ -32,8 +42,8 @@ class Slot:
     `busy_for` is the session of the request that has it, which may not be in it yet, and empty
     once that has ended; `answering` says that the request has had a first token. While `background`
     is set it is busy with what nobody waits for. What is `private` is of a session that has ended:
-    it may be used where it is, and no file is to have it. `answer_end` is how many tokens it has,
-    if it ends with an answer after which nothing was evaluated; or else 0.
+    it may be used where it is, and no file is to have it. `answered` is what it ends with, if
+    nothing was evaluated after it.
     """
 
     id: int
@@ -45,7 +55,7 @@ class Slot:
     answering: bool = False
     dirty: bool = False
     private: bool = False
-    answer_end: int = 0
+    answered: Answered | None = None
     rests_since: float = 0.0
     restored_tokens: int = 0
     duty: asyncio.Task[None] | None = None
@@ -53,16 +63,21 @@ class Slot:
 
     def begins(self, session_key: str) -> None:
         """Something is evaluated in it, nobody knows how far."""
-        self.answer_end = 0
+        self.answered = None
         if not session_key or session_key != self.session_key:
             self.holds, self.session_key, self.dirty = _NOTHING, session_key, False
 
     def has(
-        self, prompt: Prompt, session_key: str, *, dirty: bool = True, answer_end: int = 0
+        self,
+        prompt: Prompt,
+        session_key: str,
+        *,
+        dirty: bool = True,
+        answered: Answered | None = None,
     ) -> None:
         """It begins with the prompt."""
         self.holds, self.session_key, self.dirty, self.private = prompt, session_key, dirty, False
-        self.answer_end = answer_end
+        self.answered = answered
 
     def end(self, session_key: str) -> None:
         """The session has ended: nothing here is its any more."""
@@ -70,6 +85,7 @@ class Slot:
             self.busy_for = ""
         if self.session_key == session_key:
             self.session_key, self.dirty, self.private = "", False, True
+            self.answered = None
 
     def forget(self) -> None:
         """It holds nothing."""
@@ -102,6 +118,8 @@ class SlotTable:
         self._idle = asyncio.Semaphore(slots)
         self._uses = count(1)
         self._happened = asyncio.Event()
+        self._waiting = 0
+        self._moved_out = -math.inf
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -116,15 +134,21 @@ class SlotTable:
         other holds of it would be taken for the session's.
         """
         key = request.session_key
-        while True:
-            while own := self._at_work_for(key):
-                await own.settled()
-            await self._idle.acquire()
-            if self._at_work_for(key) is None:
-                break
-            self._idle.release()
+        self._waiting += not background
+        try:
+            while True:
+                while own := self._at_work_for(key):
+                    await own.settled()
+                await self._idle.acquire()
+                if self._at_work_for(key) is None:
+                    break
+                self._idle.release()
+        finally:
+            self._waiting -= not background
         slot = self.choose(request)
         slot.used = next(self._uses)
+        if slot.session_key and slot.session_key != key:
+            self._moved_out = _now()
         with self._busy(slot, background=background, busy_for=key):
             yield slot
 
@@ -175,30 +199,21 @@ class SlotTable:
     @property
     def answered(self) -> list[Slot]:
         """The idle ones that end with an answer of a session's."""
-        return [
-            each for each in self._slots if each.answer_end and each.session_key and not each.busy
-        ]
+        return [each for each in self._slots if each.answered and not each.busy]
 
-    @property
-    def next_out(self) -> Slot | None:
-        """The idle one that a session which is in none is likely to get; None if it is saved."""
-        idle = [slot for slot in self._slots if not slot.busy]
-        slot = min(idle, key=lambda slot: slot.used, default=None)
-        return slot if slot and slot.dirty and slot.session_key else None
+    def next_out(self, seconds: float) -> Slot | None:
+        """The slot that has not been used for the longest time, which another session is likely to
+        get: if it is idle and not saved, and one was moved out of its slot within that time."""
+        slot = min(self._slots, key=lambda slot: slot.used)
+        is_kept = not slot.dirty or not slot.session_key
+        return None if slot.busy or is_kept or self._moved_out < _now() - seconds else slot
 
-    @property
-    def sessions(self) -> set[str]:
-        """Those that a slot holds."""
-        return {slot.session_key for slot in self._slots if slot.session_key}
-
-    async def happened(self, seconds: float) -> bool:
-        """Whether, within that time, somebody got a first token or gave a slot back."""
+    async def happened(self, seconds: float) -> None:
+        """Return when somebody got a first token or gave a slot back, or after that time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._happened.wait()
-        happened = self._happened.is_set()
         self._happened.clear()
-        return happened
 
     def answers(self, slot: Slot) -> None:
         """Whoever has the slot has a first token."""
@@ -214,7 +229,7 @@ class SlotTable:
     @property
     def is_waited_for(self) -> bool:
         """Whether somebody waits for a first token."""
-        return any(
+        return self._waiting > 0 or any(
             slot.busy and not slot.answering and slot.background is None for slot in self._slots
         )
 

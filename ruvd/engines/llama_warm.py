@@ -153,7 +153,7 @@ class LlamaWarm:
         """See `Warm.prepare`."""
         child = self.child()
         server = Server(child.client, ROOT, self._model)
-        tokens = await server.beginning(prompt_of(request))
+        tokens = await server.beginning(request)
         at = -1
         while at < len(tokens):
             async with child.table.hold(request, background=True) as slot:
@@ -161,7 +161,7 @@ class LlamaWarm:
                     return
                 if at < 0 or slot.session_key != request.session_key:
                     await self.enter(child, slot, request)
-                    at = await server.held(slot.holds, tokens)
+                    at = await server.held(slot.holds, request, tokens)
                 if at >= len(tokens):
                     return
                 if slot.busy_for != request.session_key:  # it has ended meanwhile

@@ -23,14 +23,15 @@ from embedded import (
     until,
 )
 
-from ruvd.engines import llama_idle
+from ruvd.engines import llama_idle, llama_warm
 from ruvd.engines.llama import LlamaEngine
-from ruvd.engines.llama_ahead import STEP_TOKENS, Server
-from ruvd.engines.llama_idle import IdleWork
-from ruvd.engines.llama_prompt import Prompt
+from ruvd.engines.llama_ahead import Server
+from ruvd.engines.llama_idle import Child, IdleWork
+from ruvd.engines.llama_mover import SlotMover
 from ruvd.engines.llama_slots import Slot
+from ruvd.errors import EngineRejected
 from ruvd.model import Message, Role
-from ruvd.ports import Event, PromptEvaluated
+from ruvd.ports import EngineRequest, Event, PromptEvaluated
 
 NEVER = 1000.0
 
@@ -47,7 +48,7 @@ async def has_gone_on(engine: LlamaEngine) -> None:
     """Return when what follows the answers is evaluated."""
 
     async def nothing_is_left() -> bool:
-        return not any(slot.answer_end or slot.busy for slot in slots_of(engine))
+        return not any(slot.answered or slot.busy for slot in slots_of(engine))
 
     await until(nothing_is_left)
 
@@ -57,10 +58,12 @@ class Steps:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self.slots: list[int] = []
         self.before: Callable[[], None] | None = None
         step = Server.step
 
         async def slow(server: Server, slot: int, tokens: list[int]) -> tuple[int, float]:
+            self.slots.append(slot)
             self.begun.set()
             await self.go_on.wait()
             if self.before is not None:
@@ -77,8 +80,8 @@ class Looks:
         self.count = 0
         look = IdleWork._look
 
-        async def counted(work: IdleWork, *, happened: bool) -> None:
-            await look(work, happened=happened)
+        async def counted(work: IdleWork) -> None:
+            await look(work)
             self.count += 1
 
         monkeypatch.setattr(IdleWork, "_look", counted)
@@ -93,12 +96,20 @@ class Looks:
         await until(have_passed)
 
 
-async def test_what_follows_an_answer_is_evaluated_before_the_next_turn() -> None:
+async def test_what_follows_an_answer_is_evaluated_before_the_next_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = Looks(monkeypatch)
     counts: dict[bool, int] = {}
     for setting in (False, True):
+        monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
         events: list[Event] = []
         async with running(events, evaluate_ahead=setting) as engine:
             talk = Talk("ann")
+            await talk.turn(engine, "Who are you?", bypass_cache=True)
+            monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", NEVER)
+            await looks.pass_by(1)
+            talk.messages = talk.messages[:1]
             await talk.turn(engine, STORIES["ann"] * 4)
             if setting:
                 await has_gone_on(engine)
@@ -137,6 +148,8 @@ async def test_nothing_goes_on_while_somebody_waits_for_a_first_token(
             await Talk("ann").turn(engine, STORIES["ann"] * 4)
             await looks.pass_by(3)
             assert ahead(events) == []
+            monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", NEVER)
+            await looks.pass_by(1)
             table.answers(waiting)
             await has_gone_on_beside(waiting, engine)
         assert ahead(events) == ["ann"]
@@ -145,7 +158,7 @@ async def test_nothing_goes_on_while_somebody_waits_for_a_first_token(
 async def has_gone_on_beside(mine: Slot, engine: LlamaEngine) -> None:
     async def nothing_is_left() -> bool:
         others = [slot for slot in slots_of(engine) if slot is not mine]
-        return not any(slot.answer_end or slot.busy for slot in others)
+        return not any(slot.answered or slot.busy for slot in others)
 
     await until(nothing_is_left)
 
@@ -228,20 +241,122 @@ async def test_a_history_that_fills_its_slot_is_left_as_it_is() -> None:
         await all_is_well(engine)
 
 
+@pytest.mark.parametrize("how", ["without thoughts", "with another head", "with a long end"])
 async def test_an_answer_that_the_template_writes_in_another_way_is_left_as_it_is(
-    monkeypatch: pytest.MonkeyPatch,
+    how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beginning = Server.beginning
+    text = Server._text
 
-    async def without_thoughts(server: Server, prompt: Prompt) -> list[int]:
-        return (await beginning(server, prompt))[: -STEP_TOKENS - 20]
+    async def written(server: Server, request: EngineRequest) -> str:
+        found = await text(server, request)
+        answers = [each.content for each in request.messages if each.role is Role.ASSISTANT]
+        if how == "with another head":
+            return f"{len(request.messages)} {found}"
+        for each in answers:
+            before, _, after = found.rpartition(each)
+            is_long = how == "with a long end"
+            found = before + (each + " and so on" * 40 if is_long else each[3:]) + after
+        return found
 
-    monkeypatch.setattr(Server, "beginning", without_thoughts)
+    monkeypatch.setattr(Server, "_text", written)
     events: list[Event] = []
     async with running(events) as engine:
         await Talk("ann").turn(engine, STORIES["ann"] * 8)
         await has_gone_on(engine)
         assert ahead(events) == []
+
+
+async def test_it_is_written_with_the_options_of_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    text = Server._text
+
+    async def noted(server: Server, request: EngineRequest) -> str:
+        asked.append(request.options.extra_body.get("chat_template_kwargs"))
+        return await text(server, request)
+
+    monkeypatch.setattr(Server, "_text", noted)
+    events: list[Event] = []
+    async with running(events) as engine:
+        options = {"extra_body": {"chat_template_kwargs": {"effort": "high"}}}
+        await Talk("ann").turn(engine, STORIES["ann"], **options)
+        await has_gone_on(engine)
+        assert ahead(events) == ["ann"]
+    assert asked
+    assert all(each == {"effort": "high"} for each in asked)
+
+
+async def test_a_session_that_ends_before_its_turn_to_go_on_comes_stays_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = Steps(monkeypatch)
+    events: list[Event] = []
+    async with running(events) as engine:
+        await asyncio.gather(
+            Talk("ann").turn(engine, STORIES["ann"] * 4),
+            Talk("ben").turn(engine, STORIES["ben"] * 4),
+        )
+        await steps.begun.wait()
+        first = slots_of(engine)[steps.slots[0]]
+        [second] = [slot for slot in slots_of(engine) if slot is not first]
+        first_key = first.session_key
+        engine._warm.forget(second.session_key)
+        steps.go_on.set()
+        await has_gone_on(engine)
+        assert (second.private, second.session_key) == (True, "")
+        assert ahead(events) == [first_key]
+
+
+async def test_a_turn_that_waits_for_its_slot_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = Steps(monkeypatch)
+    async with running() as engine:
+        table = engine._warm.child().table
+        talks = {name: Talk(name) for name in ("ann", "ben")}
+        await asyncio.gather(*(talk.turn(engine, STORIES[n] * 4) for n, talk in talks.items()))
+        await steps.begun.wait()
+        held = slots_of(engine)[steps.slots[0]]
+        steps.before = lambda: waited.append(table.is_waited_for)
+        waited: list[bool] = []
+        turn = asyncio.create_task(talks[held.session_key].turn(engine, "What came in?"))
+        await asyncio.sleep(0)
+        assert table.is_waited_for
+        steps.go_on.set()
+        await turn
+        await has_gone_on(engine)
+        assert waited[0], "it had begun before"
+        assert not any(waited[1:])
+
+
+async def test_who_comes_before_the_step_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(monkeypatch)
+    steps.go_on.set()
+    following, reached, go_on = Server.following, asyncio.Event(), asyncio.Event()
+
+    async def slow(
+        server: Server, request: EngineRequest, text: str
+    ) -> tuple[list[int], int] | None:
+        reached.set()
+        await go_on.wait()
+        return await following(server, request, text)
+
+    monkeypatch.setattr(Server, "following", slow)
+    events: list[Event] = []
+    async with running(events) as engine:
+        table = engine._warm.child().table
+        await Talk("ann").turn(engine, STORIES["ann"] * 4)
+        await reached.wait()
+        async with table.hold(Talk("ben").asks("")) as waiting:
+            go_on.set()
+            ann = next(slot for slot in slots_of(engine) if slot is not waiting)
+
+            async def is_given_back() -> bool:
+                return not ann.busy
+
+            await until(is_given_back)
+            assert not steps.slots
+        await has_gone_on(engine)
+        assert ahead(events) == ["ann"]
 
 
 async def test_with_more_sessions_than_slots_the_next_to_go_is_saved_at_once(
@@ -256,7 +371,7 @@ async def test_with_more_sessions_than_slots_the_next_to_go_is_saved_at_once(
         for name, talk in talks.items():
 
             async def is_saved() -> bool:
-                return table.is_idle and table.next_out is None
+                return table.is_idle and not table.answered and table.next_out(NEVER) is None
 
             await until(is_saved)
             before = len(events)
@@ -264,6 +379,54 @@ async def test_with_more_sessions_than_slots_the_next_to_go_is_saved_at_once(
             took = moved(events[before:])
             assert took[:1] == [("restore", "ok")], "no save was waited for"
         assert len(files(engine)) <= len(talks) + 1
+
+
+class Saves:
+    """Counts what is saved, or tried, while slots rest."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        save = llama_idle._save
+
+        async def counted(child: Child, mover: SlotMover, slot: Slot) -> None:
+            self.count += 1
+            await save(child, mover, slot)
+
+        monkeypatch.setattr(llama_idle, "_save", counted)
+
+
+async def test_a_session_that_sleeps_is_no_reason_to_save_the_others_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", NEVER)
+    monkeypatch.setattr(llama_idle, "_CROWDED_SECONDS", 0.0)
+    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    looks, saves = Looks(monkeypatch), Saves(monkeypatch)
+    async with running() as engine:
+        talks = await tell_all(engine)
+        for name in ("cay", "dee") * 2:
+            await talks[name].turn(engine, "What came in?")
+            await looks.pass_by(3)
+        assert saves.count == 0
+
+
+async def test_a_save_that_failed_is_not_tried_again_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", NEVER)
+    monkeypatch.setattr(llama_idle, "_REST_SECONDS", NEVER)
+    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    looks, saves = Looks(monkeypatch), Saves(monkeypatch)
+
+    async def full(*_: object) -> None:
+        raise EngineRejected("no space left on device")
+
+    monkeypatch.setattr(llama_warm, "_act", full)
+    async with running() as engine:
+        for talk in (await tell_all(engine)).values():
+            await talk.turn(engine, "What came in?")
+            await looks.pass_by(2)
+        assert saves.count == 1
 
 
 async def test_with_as_many_sessions_as_slots_nothing_is_saved_at_once(
@@ -309,7 +472,7 @@ async def test_where_every_slot_holds_a_session_the_next_one_waits_for_no_save(
         slots = engine._warm.child().table
 
         async def both_are_saved() -> bool:
-            return slots.is_idle and not slots.resting(0.0)
+            return slots.is_idle and not slots.answered and not slots.resting(0.0)
 
         await until(both_are_saved)
         monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", 1000.0)

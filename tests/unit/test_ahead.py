@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from core import Core, settle
 from fakes import done
@@ -16,6 +16,8 @@ from ruvd.lifecycle import NewFork
 from ruvd.model import ContextWindow, Message, Role
 from ruvd.options import CompletionOptions
 from ruvd.ports import (
+    CompletionEnded,
+    EngineDone,
     EngineRequest,
     EngineText,
     Event,
@@ -66,7 +68,7 @@ async def running(warm: Steps, window: ContextWindow = ContextWindow(1, 2)) -> A
         core.events.append(event)
         ahead(event)
 
-    ahead = Ahead(core.sessions, core.engine, warm, core.completions.slots, tell)
+    ahead = Ahead(core.sessions, core.engine, warm, core.completions.slots, core.clock, tell)
     core.completions.on_turn = ahead.turned
 
     for part in (core.sessions, core.completions, core.lifecycle):
@@ -120,6 +122,31 @@ async def test_what_the_engine_evaluated_by_itself_counts_as_well() -> None:
         core.completions._observer(PromptEvaluated(6, 0.02, "s"))
         core.completions._observer(PromptEvaluated(4, 0.02, "another"))
         core.engine.scripts.append([EngineText("x"), done(prompt=200, cached=100)])
+        await core.say("q1")
+        await settle()
+    found = [event for event in core.events if isinstance(event, PromptFoundEvaluated)]
+    assert found == [PromptFoundEvaluated(6)]
+
+
+async def test_what_was_evaluated_before_the_commit_is_found_by_the_next_turn() -> None:
+    answer: list[EngineText | EngineDone] = [EngineText("x"), done(prompt=200, cached=100)]
+    async with running(Steps()) as core:
+        tell = core.completions._observer
+
+        def committed(event: Event) -> None:
+            if isinstance(event, CompletionEnded):  # the engine is ahead of the store
+                core.clock.advance(1.0)
+                tell(PromptEvaluated(6, 0.02, "s"))
+                event = replace(event, timings=replace(event.timings, total_seconds=1.0))
+            tell(event)
+
+        core.completions._observer = committed
+        core.engine.scripts.append(answer)
+        await core.say("q0")
+        await settle()
+        assert not any(isinstance(event, PromptFoundEvaluated) for event in core.events)
+        core.completions._observer = tell
+        core.engine.scripts.append(answer)
         await core.say("q1")
         await settle()
     found = [event for event in core.events if isinstance(event, PromptFoundEvaluated)]
