@@ -203,10 +203,12 @@ class SlotTable:
 
     def next_out(self, seconds: float) -> Slot | None:
         """The slot that has not been used for the longest time, which another session is likely to
-        get: if it is idle and not saved, and one was moved out of its slot within that time."""
+        get: if it is idle and to be saved, and one was moved out of its slot within that time."""
+        if self._moved_out < _now() - seconds:
+            return None
         slot = min(self._slots, key=lambda slot: slot.used)
-        is_kept = not slot.dirty or not slot.session_key
-        return None if slot.busy or is_kept or self._moved_out < _now() - seconds else slot
+        is_due = slot.dirty and slot.session_key and slot.holds.size >= WORTH_CHARACTERS
+        return slot if is_due and not slot.busy else None
 
     async def happened(self, seconds: float) -> None:
         """Return when somebody got a first token or gave a slot back, or after that time."""

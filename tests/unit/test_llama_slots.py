@@ -166,6 +166,25 @@ async def test_a_session_has_one_slot_at_a_time_though_one_is_being_prepared_for
     assert not table.has_turn("a")
 
 
+async def test_the_next_to_go_is_the_one_unused_for_longest_while_sessions_move() -> None:
+    table = SlotTable(2)
+    await serve(table, ask("long " * 200, "a"))
+    await serve(table, ask("word " * 200, "b"))
+    assert table.next_out(10.0) is None, "nobody was moved out"
+    first = await serve(table, ask("?", "c", system=""))
+    found = table.next_out(10.0)
+    assert found is not None
+    assert (found.session_key, found.id) == ("b", 1 - first)
+    found.dirty = False
+    assert table.next_out(10.0) is None, "it is saved"
+    await serve(table, ask("more " * 200, "b"))
+    assert table.next_out(10.0) is None, "the other is too short to be saved"
+    async with table.hold(ask("on", "b")):
+        await serve(table, ask("tale " * 200, "c"))
+        assert table.next_out(10.0) is None, "it is busy"
+    assert table.next_out(0.0) is None
+
+
 async def test_what_nobody_knows_the_end_of_is_not_taken_for_held() -> None:
     slot = Slot(0)
     prompt = prompt_of(ask("x", "a"))
