@@ -368,16 +368,19 @@ async def test_with_more_sessions_than_slots_the_next_to_go_is_saved_at_once(
     async with running(events) as engine:
         table = engine._warm.child().table
         talks = await tell_all(engine)
+        took: list[list[tuple[str, str]]] = []
         for name, talk in talks.items():
 
             async def is_saved() -> bool:
                 return table.is_idle and not table.answered and table.next_out(NEVER) is None
 
             await until(is_saved)
-            before = len(events)
+            before, is_out = len(events), all(slot.session_key != name for slot in table._slots)
             assert evaluated(await talk.turn(engine, "What came in?")) < 40, name
-            took = moved(events[before:])
-            assert took[:1] == [("restore", "ok")], "no save was waited for"
+            if is_out:
+                took.append(moved(events[before:])[:1])
+        assert len(took) >= len(talks) - 2
+        assert all(each == [("restore", "ok")] for each in took), "no save was waited for"
         assert len(files(engine)) <= len(talks) + 1
 
 
