@@ -249,7 +249,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.cases = options.cases or [case.name for case in CASES]
     if options.quick:
-        options.rounds, options.seconds, options.cases = 1, 0.7, _QUICK_CASES
+        options.rounds, options.seconds, options.cases = 1, 0.5, _QUICK_CASES
     return options
 
 

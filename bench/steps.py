@@ -59,7 +59,7 @@ STEPS = (
         "answers",
         "Answers",
         "Does what is kept warm change an answer? Real conversations, asked again without a cache.",
-        quick=("--conversations", "2"),
+        quick=("--conversations", "1"),
         standard=("--quick",),
         markdown=True,
     ),
