@@ -206,7 +206,7 @@ class LlamaEngine:
                     slot.has(
                         prompt.answered("".join(answer)),
                         slot.busy_for,
-                        answered=_answered(request, "".join(answer), chunk.usage),
+                        answered=_answered(request, chunk.usage),
                     )
                 self._warm.began(slot, chunk)
                 yield chunk if evaluated is None else _together(evaluated, chunk)
@@ -253,10 +253,10 @@ class LlamaEngine:
             slot.forget()
 
 
-def _answered(request: EngineRequest, text: str, usage: Usage | None) -> Answered | None:
+def _answered(request: EngineRequest, usage: Usage | None) -> Answered | None:
     if usage is None or not request.session_key:
         return None
-    return Answered(request, text, usage.prompt_tokens + usage.completion_tokens)
+    return Answered(request, usage.prompt_tokens + usage.completion_tokens)
 
 
 def _together(evaluated: EngineDone, answered: EngineDone) -> EngineDone:

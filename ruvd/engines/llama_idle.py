@@ -130,7 +130,7 @@ class IdleWork:
             answered, slot.answered = slot.answered, None
             key, prompt = slot.session_key, slot.holds
             try:
-                found = await server.following(answered.request, answered.text)
+                found = await server.following(answered.request, prompt.messages[-1].content)
                 if found is None or not _is_short(answered, *found):
                     return
                 if child.table.is_waited_for:

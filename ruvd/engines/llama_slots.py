@@ -26,10 +26,9 @@ _NOTHING = Prompt()
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A session's request and the whole answer to it, together `tokens` long."""
+    """A session's request that was answered; with the answer it is `tokens` long."""
 
     request: EngineRequest
-    text: str
     tokens: int
 
 
