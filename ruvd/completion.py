@@ -19,7 +19,7 @@ from ruvd.ids import unguessable
 from ruvd.model import CompletionEvent, FinishReason, IfBusy, Message, OnDisconnect
 from ruvd.options import CompletionOptions
 from ruvd.ports import CompletionEnded
-from ruvd.records import dataclass
+from ruvd.core.values import dataclass
 
 _log = logging.getLogger("ruvd.completion")
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ruvd.errors import ContextTooLong
 from ruvd.model import ContextWindow, Exchange, Message, Rendering, Role, Session
-from ruvd.records import dataclass
+from ruvd.core.values import dataclass
 
 # How much of the token limit a trim leaves to what is kept.
 _KEPT_SHARE = 0.75

@@ -34,7 +34,7 @@ from ruvd.ports import (
     EngineText,
     Observer,
 )
-from ruvd.records import dataclass
+from ruvd.core.values import dataclass
 from ruvd.slots import Slots
 
 

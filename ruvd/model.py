@@ -11,7 +11,7 @@ from dataclasses import field
 from enum import Enum
 from typing import TypeAlias
 
-from ruvd.records import dataclass
+from ruvd.core.values import dataclass
 
 
 class Role(Enum):

@@ -7,7 +7,7 @@ from dataclasses import field
 from enum import Enum
 from typing import Any
 
-from ruvd.records import dataclass
+from ruvd.core.values import dataclass
 
 # What `extra_body` must not have, for engines and edge alike: what CompletionOptions has, under
 # every name that a server knows it by; what the daemon decides, above all who shares a cache with

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from ruvd.model import Exchange, Message, Session
-from ruvd.records import dataclass
+from ruvd.core.values import dataclass
 
 # An allowance for the objects of a message.
 _MESSAGE_BYTES = 300

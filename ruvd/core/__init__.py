@@ -1,0 +1,1 @@
+"""The words, the contracts and the rules of `ruvd`. It imports nothing third-party."""
