@@ -10,12 +10,12 @@ import os
 import sys
 from typing import Any
 
-from ruvd.engines import llama_child
+from ruvd.engines.llama import child
 
 
 def main() -> None:
     # Read when the library is loaded, and the child loads it only after its settings.
-    os.environ.setdefault("GOMP_SPINCOUNT", llama_child._SPIN_COUNT)  # noqa: SLF001  the same
+    os.environ.setdefault("GOMP_SPINCOUNT", child._SPIN_COUNT)  # noqa: SLF001  the same
     import xllamacpp  # noqa: PLC0415
 
     serve = xllamacpp.Server
@@ -27,7 +27,7 @@ def main() -> None:
         return serve(params)
 
     xllamacpp.Server = serve_on_port
-    llama_child.main()
+    child.main()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from ruvd_client import AsyncClient
 
 from bench import relay_servers as servers
 from bench.relay_servers import Failed, Server
-from ruvd.engines.llama_server import DEFAULT_MODEL
+from ruvd.engines.llama.server import DEFAULT_MODEL
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 40.0
@@ -82,7 +82,7 @@ async def direct(
     folder: Path, shape: Shape, *, slots_path: Path | None = None
 ) -> AsyncIterator[httpx.AsyncClient]:
     """llama.cpp's server as the daemon starts it, that is ready; a client of it."""
-    command = (sys.executable, "-P", "-m", "ruvd.engines.llama_child", str(os.getpid()))
+    command = (sys.executable, "-P", "-m", "ruvd.engines.llama.child", str(os.getpid()))
     settings = _settings(folder, shape, slots_path or folder)
     transport = httpx.AsyncHTTPTransport(uds=settings["socket_path"], limits=_ONE_CALL)
     headers = {"Authorization": f"Bearer {settings['api_key']}"}

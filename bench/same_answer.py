@@ -16,7 +16,7 @@ import httpx
 from ruvd_client import AsyncClient
 
 from bench.multi_turn_arms import Line, Sent, request_body, uncached, whole
-from ruvd.texts import common_beginning
+from ruvd.core.text import common_beginning
 
 # Of log-probabilities. So much does the cache of llama.cpp's server by itself change, in one of a
 # hundred tokens, the distance between the two likeliest, because a token that was generated was

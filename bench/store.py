@@ -37,13 +37,14 @@ from typing import Any
 import psutil
 
 from bench.machine import describe
-from ruvd import context
-from ruvd.lanes import Holder
-from ruvd.lifecycle import Lifecycle
-from ruvd.model import Finished, FinishReason, Message, Receipt, Role, Timings, Usage
-from ruvd.ports import Commit, Event
-from ruvd.sessions import NewSession, SessionPolicy, Sessions, grown
-from ruvd.stores.sqlite import SqliteStore
+from ruvd.core.model import Finished, FinishReason, Message, Receipt, Role, Timings, Usage
+from ruvd.core.ports.events import Event
+from ruvd.core.ports.store import Commit
+from ruvd.core.sessions import window
+from ruvd.core.sessions.commands import Lifecycle
+from ruvd.core.sessions.registry import NewSession, SessionPolicy, Sessions, grown
+from ruvd.core.sessions.turn_queue import Holder
+from ruvd.stores.sqlite.store import SqliteStore
 
 _MEBIBYTE = 1 << 20
 _AT_ONCE = 256
@@ -110,14 +111,14 @@ class Sample:
         assert found is not None
 
     async def turn(self) -> None:
-        """What `ruvd.completions` asks of the store in one turn with a request id."""
+        """What `ruvd.core.completions.registry` asks of the store in one turn with a request id."""
         session = await self.store.get(self.long)
         assert session is not None
         start = max(0, session.exchange_count - _WINDOW)
         history = await self.store.exchanges(self.long, start)
         assert len(history) == min(_WINDOW, session.exchange_count)
         number = next(_numbers)
-        numbered = context.number(session.exchange_count, exchange(number))
+        numbered = window.number(session.exchange_count, exchange(number))
         after = grown(session, numbered)
         usage, timings = Usage(100, 90, 10), Timings(0.0, 0.1, 0.2, None)
         finished = Finished(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from ruvd.model import (
+from ruvd.core.model import (
     ContextWindow,
     Finished,
     FinishReason,
@@ -17,7 +17,7 @@ from ruvd.model import (
     Timings,
     Usage,
 )
-from ruvd.ports import Commit, Store
+from ruvd.core.ports.store import Commit, Store
 
 
 def session(

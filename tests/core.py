@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import pytest
 from fakes import FrozenClock, ScriptedEngine
 
-from ruvd.completion import Completion, CompletionPolicy, CompletionRequest
-from ruvd.completions import Completions
-from ruvd.errors import RuvdError
-from ruvd.lifecycle import Lifecycle
-from ruvd.model import CompletionEvent, Finished, Message, Role
-from ruvd.ports import Event
-from ruvd.sessions import SessionPolicy, Sessions
+from ruvd.core.completions.completion import Completion, CompletionPolicy, CompletionRequest
+from ruvd.core.completions.registry import Completions
+from ruvd.core.errors import RuvdError
+from ruvd.core.model import CompletionEvent, Finished, Message, Role
+from ruvd.core.ports.events import Event
+from ruvd.core.sessions.commands import Lifecycle
+from ruvd.core.sessions.registry import SessionPolicy, Sessions
 from ruvd.stores.memory import MemoryStore
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import msgspec
 
-from ruvd.engines.llama import LlamaEngine
-from ruvd.engines.llama_server import ROOT
-from ruvd.model import Message, Role
-from ruvd.options import CompletionOptions
-from ruvd.ports import EngineDone, EngineRequest, EngineStateMoved, EngineText, Event
+from ruvd.core.model import Message, Role
+from ruvd.core.options import CompletionOptions
+from ruvd.core.ports.engine import EngineDone, EngineRequest, EngineText
+from ruvd.core.ports.events import EngineStateMoved, Event
+from ruvd.engines.llama.engine import LlamaEngine
+from ruvd.engines.llama.server import ROOT
 
 SYSTEM = "You keep the harbour's ledger. Answer in one sentence, and only of what was said. " * 6
 STORIES = {

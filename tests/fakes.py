@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from ruvd.model import FinishReason, Usage
-from ruvd.ports import EngineChunk, EngineDone, EngineRequest, EngineText, Warm
+from ruvd.core.model import FinishReason, Usage
+from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText, Warm
 
 
 @dataclass

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
-from ruvd.errors import (
+from ruvd.core.errors import (
     InvalidRequest,
     RequestIdReused,
     RuvdError,

@@ -8,9 +8,9 @@ from ruvd_client import Message as ProtoMessage
 from ruvd_client import Role as ProtoRole
 from ruvd_client.v1.session_service_pb2 import ToolCall as ProtoToolCall
 
-from ruvd import context
-from ruvd.model import Message, Role, Session, ToolCall
-from ruvd.ports import Commit
+from ruvd.core.model import Message, Role, Session, ToolCall
+from ruvd.core.ports.store import Commit
+from ruvd.core.sessions import window
 
 # No valid JSON, a JSON with spaces and escapes of its own, a precomposed and a combined letter,
 # ends of lines and of files, what is no character, and the last one there is.
@@ -53,7 +53,7 @@ def proto_of(message: Message) -> ProtoMessage:
 
 def said(before: Session, *messages: Message) -> Commit:
     """The commit of these messages after what was said before."""
-    numbered = context.number(before.exchange_count, messages)
+    numbered = window.number(before.exchange_count, messages)
     return Commit(
         replace(
             before,

@@ -17,21 +17,22 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from ruvd.completion import Completion, CompletionPolicy, CompletionRequest
-from ruvd.completions import Completions
-from ruvd.conventions import Conventions, Provider
-from ruvd.histograms import Histograms
-from ruvd.instruments import Instruments
-from ruvd.metered_engine import MeteredEngine
-from ruvd.metered_store import MeteredStore
-from ruvd.model import Message, Role
-from ruvd.ports import Event, Store
-from ruvd.readings import Gauges
-from ruvd.sessions import SessionPolicy, Sessions
-from ruvd.spans import Span, Tracer
+from ruvd.core.completions.completion import Completion, CompletionPolicy, CompletionRequest
+from ruvd.core.completions.registry import Completions
+from ruvd.core.model import Message, Role
+from ruvd.core.ports.events import Event
+from ruvd.core.ports.store import Store
+from ruvd.core.sessions.registry import SessionPolicy, Sessions
+from ruvd.core.statistics import Statistics
 from ruvd.stores.memory import MemoryStore
-from ruvd.telemetry import Statistics
-from ruvd.tracing import CompletionSpans, RpcCalls
+from ruvd.telemetry.conventions import Conventions, Provider
+from ruvd.telemetry.histograms import Histograms
+from ruvd.telemetry.instruments import Instruments
+from ruvd.telemetry.metered_engine import MeteredEngine
+from ruvd.telemetry.metered_store import MeteredStore
+from ruvd.telemetry.observables import Gauges
+from ruvd.telemetry.rpc_spans import CompletionSpans, RpcCalls
+from ruvd.telemetry.spans import Span, Tracer
 
 
 @dataclass

@@ -12,9 +12,9 @@ from cyclopts import Parameter
 from rich.progress import Progress
 
 from ruvd.cli.terminal import complain, err, fail, out
-from ruvd.config import SettingsInvalid, load
-from ruvd.errors import StoreUnavailable
-from ruvd.stores.backup import back_up
+from ruvd.config.loader import SettingsInvalid, load
+from ruvd.core.errors import StoreUnavailable
+from ruvd.stores.sqlite.backup import back_up
 
 _USAGE = 2
 

@@ -21,7 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
-from ruvd.cli.batch_lines import ID_PREFIX, MAX_LINE_BYTES, Item, Written, read_item, read_written
+from ruvd.cli.batch_lines import (
+    ID_PREFIX,
+    MAX_LINE_BYTES,
+    Item,
+    Written,
+    read_item,
+    read_written,
+)
 
 STREAM = Path("-")
 _BLOCK_BYTES = 1 << 16

@@ -19,7 +19,13 @@ import grpc
 from ruvd_client import RuvdError
 from ruvd_client.v1.session_service_pb2 import CompleteRequest, Completion, FinishReason
 
-from ruvd.cli.openai_messages import LineRefused, fields_of, nothing_else, one_line, read_object
+from ruvd.cli.openai_messages import (
+    LineRefused,
+    fields_of,
+    nothing_else,
+    one_line,
+    read_object,
+)
 from ruvd.cli.openai_requests import read_request
 
 MAX_LINE_BYTES = 16 << 20  # far more than a daemon takes

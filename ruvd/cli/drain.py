@@ -12,7 +12,7 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from ruvd import probes, processes
+from ruvd.cli import daemon_process, health_check
 from ruvd.cli.quick_health import explain
 from ruvd.cli.terminal import Address, default_address, fail, out
 
@@ -50,10 +50,10 @@ def drain(
     try:
         _check(address, timeout)
         pid = pid or _listener(address, timeout)
-        processes.send_drain(pid)
-    except (processes.NoProcess, ValueError) as error:
+        daemon_process.send_drain(pid)
+    except (daemon_process.NoProcess, ValueError) as error:
         fail(f"{address}: {error}")
-    except probes.ProbeFailed as failure:
+    except health_check.ProbeFailed as failure:
         fail(explain(failure, address, _SERVICE))
     if not _until(lambda answer: answer.state != "SERVING", address, timeout, timeout):
         fail(f"process {pid} got SIGUSR1, but after {timeout:g} s it is still ready")
@@ -66,24 +66,26 @@ def drain(
     return 0
 
 
-def _check(address: str, timeout: float) -> probes.Answer:
-    answer = probes.check(address, _SERVICE, timeout)
+def _check(address: str, timeout: float) -> health_check.Answer:
+    answer = health_check.check(address, _SERVICE, timeout)
     if "ruvd-version" not in answer.metadata:
-        raise processes.NoProcess("what listens there is no ruvd, or one that cannot be drained")
+        raise daemon_process.NoProcess(
+            "what listens there is no ruvd, or one that cannot be drained"
+        )
     return answer
 
 
 def _listener(address: str, timeout: float) -> int:
-    with probes.connect(address, timeout) as connection:
-        return processes.listener(connection)
+    with health_check.connect(address, timeout) as connection:
+        return daemon_process.listener(connection)
 
 
-def _running(answer: probes.Answer) -> str:
+def _running(answer: health_check.Answer) -> str:
     return answer.metadata.get("ruvd-running", "")
 
 
 def _until(
-    reached: Callable[[probes.Answer], bool], address: str, timeout: float, seconds: float
+    reached: Callable[[health_check.Answer], bool], address: str, timeout: float, seconds: float
 ) -> bool:
     """Ask until it is reached, or the daemon has ended; False if that takes too long."""
     deadline = time.monotonic() + seconds
@@ -91,7 +93,7 @@ def _until(
         try:
             if reached(_check(address, timeout)):
                 return True
-        except (probes.ProbeFailed, processes.NoProcess) as failure:
+        except (health_check.ProbeFailed, daemon_process.NoProcess) as failure:
             if getattr(failure, "code", "") == "UNAVAILABLE":
                 return True  # it has ended, and with it all that ran
         if time.monotonic() >= deadline:

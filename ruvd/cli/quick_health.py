@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ruvd import probes
+from ruvd.cli import health_check
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_SERVICE = "readiness"
@@ -44,17 +44,17 @@ def report(address: str, service: str, timeout_seconds: float) -> int:
     if not 0 < timeout_seconds <= _MAX_TIMEOUT_SECONDS:
         return _wrong(f"--timeout: {timeout_seconds:g} is not above 0 and up to a day")
     try:
-        answer = probes.check(address, service, timeout_seconds)
+        answer = health_check.check(address, service, timeout_seconds)
     except ValueError as error:
         return _wrong(str(error))
-    except probes.ProbeFailed as failure:
+    except health_check.ProbeFailed as failure:
         _print(explain(failure, address, service))
         return 1
     _print(f"{service or 'server'}: {answer.state}")
     return 0 if answer.state == "SERVING" else 1
 
 
-def explain(failure: probes.ProbeFailed, address: str, service: str) -> str:
+def explain(failure: health_check.ProbeFailed, address: str, service: str) -> str:
     """Why there is no answer, in one line that says what to do."""
     if failure.code == "UNAVAILABLE":
         return f"no daemon at {address}: start one with `ruvd serve`"

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
-from ruvd.config import ENV_PREFIX, Settings, SettingsInvalid, load, shown
+from ruvd.config.loader import ENV_PREFIX, Settings, SettingsInvalid, load, shown
 
 _USAGE = 2
 _CANNOT_LISTEN = 3
@@ -101,10 +101,10 @@ def serve(**flags: Any) -> int:
     # Only now: settings that are wrong should say so at once.
     import uvloop
 
-    from ruvd import logs
-    from ruvd.daemon import Daemon
-    from ruvd.ports import StoreLocked
-    from ruvd.sockets import AddressTaken
+    from ruvd.core.ports.store import StoreLocked
+    from ruvd.server import logs
+    from ruvd.server.daemon import Daemon
+    from ruvd.server.unix_socket import AddressTaken
 
     logs.configure(settings.log_level, settings.log_format)
     # What has been imported stays: nobody is to wait while it is looked through for garbage.

@@ -21,7 +21,15 @@ from ruvd_client import Client, Message, RuvdError, Session, SessionView
 from ruvd_client.protocol import CreateSessionArguments
 
 from ruvd.cli.session_lines import Conversation, LineRefused, from_line, to_line
-from ruvd.cli.terminal import Address, complain, connected, default_address, err, explain, fail
+from ruvd.cli.terminal import (
+    Address,
+    complain,
+    connected,
+    default_address,
+    err,
+    explain,
+    fail,
+)
 
 OnConflict: TypeAlias = Literal["fail", "skip", "new-id"]
 

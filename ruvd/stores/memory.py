@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from ruvd.errors import SessionExists, SessionNotFound
-from ruvd.model import Exchange, Message, Receipt, Session
-from ruvd.ports import Beginning, Commit, StoreCounts
+from ruvd.core.errors import SessionExists, SessionNotFound
+from ruvd.core.model import Exchange, Message, Receipt, Session
+from ruvd.core.ports.store import Beginning, Commit, StoreCounts
 
 _EXPIRE_AT_ONCE = 1_000
 # Stale entries are dropped once they outnumber the live ones by this many.

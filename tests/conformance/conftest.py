@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ruvd.ports import Event, Store
+from ruvd.core.ports.events import Event
+from ruvd.core.ports.store import Store
 from ruvd.stores.memory import MemoryStore
-from ruvd.stores.sqlite import SqliteStore
+from ruvd.stores.sqlite.store import SqliteStore
 
 
 def _ignore(event: Event) -> None:

@@ -13,11 +13,11 @@ import pytest
 from conversations import create, fork, ids, talk, texts
 from tool_conversation import TOOL_EXCHANGE, said
 
-from ruvd.errors import StoreUnavailable
-from ruvd.ports import Event
-from ruvd.stores.backup import back_up
-from ruvd.stores.schema import MIGRATIONS
-from ruvd.stores.sqlite import SqliteStore
+from ruvd.core.errors import StoreUnavailable
+from ruvd.core.ports.events import Event
+from ruvd.stores.sqlite.backup import back_up
+from ruvd.stores.sqlite.schema import MIGRATIONS
+from ruvd.stores.sqlite.store import SqliteStore
 
 _MEGABYTE = "m" * 1_000_000
 _DEADLINE_SECONDS = 30.0

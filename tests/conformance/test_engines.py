@@ -11,23 +11,21 @@ import pytest
 import pytest_asyncio
 from llama_http import API_KEY, MODEL, llama_server
 
-from ruvd.engines.echo import EchoEngine
-from ruvd.engines.llama import LlamaEngine
-from ruvd.engines.openai import OpenAIEngine
-from ruvd.errors import EngineRejected, EngineUnavailable
-from ruvd.model import FinishReason, Message, Role, ToolCall, ToolCallDelta
-from ruvd.options import CompletionOptions, ResponseFormat, Tool, ToolChoiceMode
-from ruvd.ports import (
+from ruvd.core.errors import EngineRejected, EngineUnavailable
+from ruvd.core.model import FinishReason, Message, Role, ToolCall, ToolCallDelta
+from ruvd.core.options import CompletionOptions, ResponseFormat, Tool, ToolChoiceMode
+from ruvd.core.ports.engine import (
     Engine,
     EngineChunk,
     EngineDone,
     EngineReasoning,
     EngineRequest,
-    EngineStateChanged,
     EngineText,
-    Event,
-    Observer,
 )
+from ruvd.core.ports.events import EngineStateChanged, Event, Observer
+from ruvd.engines.echo.engine import EchoEngine
+from ruvd.engines.llama.engine import LlamaEngine
+from ruvd.engines.openai.engine import OpenAIEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -42,9 +42,14 @@ from session_model import (
     open_calls,
 )
 
-from ruvd.completion import Completion, CompletionPolicy, CompletionRef, CompletionRequest
-from ruvd.completions import Completions
-from ruvd.errors import (
+from ruvd.core.completions.completion import (
+    Completion,
+    CompletionPolicy,
+    CompletionRef,
+    CompletionRequest,
+)
+from ruvd.core.completions.registry import Completions
+from ruvd.core.errors import (
     CompletionCancelled,
     CompletionInterrupted,
     CompletionNotFound,
@@ -57,8 +62,7 @@ from ruvd.errors import (
     SessionEnded,
     SessionNotFound,
 )
-from ruvd.lifecycle import Lifecycle, NewFork, SessionChanges
-from ruvd.model import (
+from ruvd.core.model import (
     CompletionEvent,
     ContextWindow,
     Delta,
@@ -74,15 +78,13 @@ from ruvd.model import (
     ToolCallDelta,
     Usage,
 )
-from ruvd.ports import EngineDone, EngineReasoning, EngineText, Event, SessionGone, Store
-from ruvd.sessions import (
-    NewSession,
-    SessionPolicy,
-    Sessions,
-    SessionState,
-)
+from ruvd.core.ports.engine import EngineDone, EngineReasoning, EngineText
+from ruvd.core.ports.events import Event, SessionGone
+from ruvd.core.ports.store import Store
+from ruvd.core.sessions.commands import Lifecycle, NewFork, SessionChanges
+from ruvd.core.sessions.registry import NewSession, SessionPolicy, Sessions, SessionState
 from ruvd.stores.memory import MemoryStore
-from ruvd.stores.sqlite import SqliteStore
+from ruvd.stores.sqlite.store import SqliteStore
 
 POOL = ("a", "b", "c", "d", "e")
 DEADLINE_SECONDS = 30

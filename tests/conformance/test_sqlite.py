@@ -30,20 +30,13 @@ from conversations import (
 )
 from tool_conversation import TOOL_EXCHANGE, said
 
-from ruvd.errors import SessionNotFound, StoreUnavailable
-from ruvd.model import Message, Receipt, Role
-from ruvd.ports import (
-    Beginning,
-    Commit,
-    Event,
-    StoreBatch,
-    StoreCounts,
-    StoreLocked,
-    StoreStateChanged,
-)
-from ruvd.stores.rows import figures_of, session_values
-from ruvd.stores.schema import MIGRATIONS
-from ruvd.stores.sqlite import SqliteStore
+from ruvd.core.errors import SessionNotFound, StoreUnavailable
+from ruvd.core.model import Message, Receipt, Role
+from ruvd.core.ports.events import Event, StoreBatch, StoreStateChanged
+from ruvd.core.ports.store import Beginning, Commit, StoreCounts, StoreLocked
+from ruvd.stores.sqlite.rows import figures_of, session_values
+from ruvd.stores.sqlite.schema import MIGRATIONS
+from ruvd.stores.sqlite.store import SqliteStore
 
 _T = TypeVar("_T")
 
@@ -216,7 +209,7 @@ async def test_a_migration_that_fails_changes_nothing(
     await asyncio.to_thread(store_of_schema_1, path)
     with monkeypatch.context() as patched:
         broken = (*MIGRATIONS[1], "ALTER TABLE nowhere ADD COLUMN extra TEXT")
-        patched.setattr("ruvd.stores.schema.MIGRATIONS", (MIGRATIONS[0], broken))
+        patched.setattr("ruvd.stores.sqlite.schema.MIGRATIONS", (MIGRATIONS[0], broken))
         store = SqliteStore(path, observer=ignore)
         with pytest.raises(StoreUnavailable, match="nowhere"):
             await store.open()
@@ -295,9 +288,9 @@ _HOLDER = """
 import asyncio, sys
 from pathlib import Path
 from dataclasses import replace
-from ruvd.model import Message, Role, Session
-from ruvd.ports import Commit
-from ruvd.stores.sqlite import SqliteStore
+from ruvd.core.model import Message, Role, Session
+from ruvd.core.ports.store import Commit
+from ruvd.stores.sqlite.store import SqliteStore
 
 async def main():
     store = SqliteStore(Path(sys.argv[1]), observer=lambda event: None)

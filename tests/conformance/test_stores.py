@@ -24,11 +24,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tool_conversation import CALLS, ODD_TEXTS, RESULTS, TOOL_EXCHANGE, said
 
-from ruvd.errors import RuvdError, SessionExists, SessionNotFound
-from ruvd.model import Message, Receipt, Role, Session, ToolCall
-from ruvd.ports import Beginning, Commit, Store, StoreCounts
+from ruvd.core.errors import RuvdError, SessionExists, SessionNotFound
+from ruvd.core.model import Message, Receipt, Role, Session, ToolCall
+from ruvd.core.ports.store import Beginning, Commit, Store, StoreCounts
 from ruvd.stores.memory import MemoryStore
-from ruvd.stores.sqlite import SqliteStore
+from ruvd.stores.sqlite.store import SqliteStore
 
 
 async def test_every_field_of_a_session_comes_back(store: Store) -> None:

@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ruvd.engines.chat_completions import ChatCompletionsClient
-from ruvd.engines.credentials import ApiKey
-from ruvd.engines.http1 import Http1Transport
-from ruvd.errors import (
+from ruvd.core.errors import (
     ContextTooLong,
     EngineRateLimited,
     EngineRejected,
@@ -20,8 +17,11 @@ from ruvd.errors import (
     EngineUnavailable,
     RuvdError,
 )
-from ruvd.model import FinishReason, Message, Role, Usage
-from ruvd.ports import EngineChunk, EngineDone, EngineRequest, EngineText
+from ruvd.core.model import FinishReason, Message, Role, Usage
+from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText
+from ruvd.engines.chat.client import ChatCompletionsClient
+from ruvd.engines.chat.credentials import ApiKey
+from ruvd.engines.http.http1 import Http1Transport
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -18,8 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from running import RunningDaemon, StartDaemon
 from wire import events, say, turn
 
-from ruvd.ports import EngineStateChanged, StoreStateChanged
-from ruvd.readiness import Health, Readiness
+from ruvd.core.ports.events import EngineStateChanged, StoreStateChanged
+from ruvd.rpc.health import Health, Readiness
 from ruvd.v1 import session_service_pb2 as pb
 from ruvd.v1 import session_service_pb2_grpc as pb_grpc
 

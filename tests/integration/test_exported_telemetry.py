@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 from running import RunningDaemon, StartDaemon
 from upstream import serving
 
-from ruvd.exporters import _Outage
+from ruvd.telemetry.exporters import _Outage
 from ruvd.v1 import session_service_pb2 as pb
 
 ECHO = ("--engine", "echo")
@@ -321,8 +321,8 @@ def test_nothing_of_opentelemetry_is_imported_where_nobody_wants_it() -> None:
 import sys
 import time
 import ruvd.cli.serve
-from ruvd import daemon
-from ruvd.settings import Settings
+from ruvd.config.settings import Settings
+from ruvd.server import daemon
 assert daemon.build_monitoring(Settings(), daemon.Statistics()) is None
 assert not [name for name in sys.modules if name.startswith(("opentelemetry", "prometheus"))]
 """

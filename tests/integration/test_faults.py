@@ -26,10 +26,10 @@ from running import RunningDaemon, StartDaemon
 from upstream import Upstream, deaf, serving, unused_url
 from wire import contents, details, say, turn
 
-from ruvd.engines.openai import OpenAIEngine
-from ruvd.errors import RuvdError
-from ruvd.model import Message, Role
-from ruvd.ports import EngineDone, EngineRequest
+from ruvd.core.errors import RuvdError
+from ruvd.core.model import Message, Role
+from ruvd.core.ports.engine import EngineDone, EngineRequest
+from ruvd.engines.openai.engine import OpenAIEngine
 from ruvd.v1 import session_service_pb2 as pb
 
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE")

@@ -9,8 +9,8 @@ from contextlib import aclosing, asynccontextmanager, suppress
 import httpx
 import pytest
 
-from ruvd.engines.http1 import Http1Transport, StaleConnection
-from ruvd.engines.wire import Request, Response
+from ruvd.engines.http.http1 import Http1Transport, StaleConnection
+from ruvd.engines.http.transport import Request, Response
 
 Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 SECONDS = 10.0

@@ -23,15 +23,16 @@ from embedded import (
     until,
 )
 
-from ruvd.engines import llama_idle, llama_warm
-from ruvd.engines.llama import LlamaEngine
-from ruvd.engines.llama_ahead import Server
-from ruvd.engines.llama_idle import Child, IdleWork
-from ruvd.engines.llama_mover import SlotMover
-from ruvd.engines.llama_slots import Slot
-from ruvd.errors import EngineRejected
-from ruvd.model import Message, Role
-from ruvd.ports import EngineRequest, Event, PromptEvaluated
+from ruvd.core.errors import EngineRejected
+from ruvd.core.model import Message, Role
+from ruvd.core.ports.engine import EngineRequest
+from ruvd.core.ports.events import Event, PromptEvaluated
+from ruvd.engines.llama import idle_work, kv_cache
+from ruvd.engines.llama.engine import LlamaEngine
+from ruvd.engines.llama.idle_work import Child, IdleWork
+from ruvd.engines.llama.prompt_evaluation import Server
+from ruvd.engines.llama.slot_transfer import SlotMover
+from ruvd.engines.llama.slots import Slot
 
 NEVER = 1000.0
 
@@ -102,12 +103,12 @@ async def test_what_follows_an_answer_is_evaluated_before_the_next_turn(
     looks = Looks(monkeypatch)
     counts: dict[bool, int] = {}
     for setting in (False, True):
-        monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+        monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
         events: list[Event] = []
         async with running(events, evaluate_ahead=setting) as engine:
             talk = Talk("ann")
             await talk.turn(engine, "Who are you?", bypass_cache=True)
-            monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", NEVER)
+            monkeypatch.setattr(idle_work, "_LOOK_SECONDS", NEVER)
             await looks.pass_by(1)
             talk.messages = talk.messages[:1]
             await talk.turn(engine, STORIES["ann"] * 4)
@@ -139,7 +140,7 @@ async def test_only_sessions_go_on_and_only_after_an_answer() -> None:
 async def test_nothing_goes_on_while_somebody_waits_for_a_first_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
     looks = Looks(monkeypatch)
     events: list[Event] = []
     async with running(events) as engine:
@@ -148,7 +149,7 @@ async def test_nothing_goes_on_while_somebody_waits_for_a_first_token(
             await Talk("ann").turn(engine, STORIES["ann"] * 4)
             await looks.pass_by(3)
             assert ahead(events) == []
-            monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", NEVER)
+            monkeypatch.setattr(idle_work, "_LOOK_SECONDS", NEVER)
             await looks.pass_by(1)
             table.answers(waiting)
             await has_gone_on_beside(waiting, engine)
@@ -362,8 +363,8 @@ async def test_who_comes_before_the_step_goes_first(monkeypatch: pytest.MonkeyPa
 async def test_with_more_sessions_than_slots_the_next_to_go_is_saved_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", NEVER)
-    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(idle_work, "_REST_SECONDS_IF_FULL", NEVER)
+    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
     events: list[Event] = []
     async with running(events) as engine:
         table = engine._warm.child().table
@@ -389,21 +390,21 @@ class Saves:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        save = llama_idle._save
+        save = idle_work._save
 
         async def counted(child: Child, mover: SlotMover, slot: Slot) -> None:
             self.count += 1
             await save(child, mover, slot)
 
-        monkeypatch.setattr(llama_idle, "_save", counted)
+        monkeypatch.setattr(idle_work, "_save", counted)
 
 
 async def test_a_session_that_sleeps_is_no_reason_to_save_the_others_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", NEVER)
-    monkeypatch.setattr(llama_idle, "_CROWDED_SECONDS", 0.0)
-    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(idle_work, "_REST_SECONDS_IF_FULL", NEVER)
+    monkeypatch.setattr(idle_work, "_CROWDED_SECONDS", 0.0)
+    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
     looks, saves = Looks(monkeypatch), Saves(monkeypatch)
     async with running() as engine:
         talks = await tell_all(engine)
@@ -416,15 +417,15 @@ async def test_a_session_that_sleeps_is_no_reason_to_save_the_others_at_once(
 async def test_a_save_that_failed_is_not_tried_again_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", NEVER)
-    monkeypatch.setattr(llama_idle, "_REST_SECONDS", NEVER)
-    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(idle_work, "_REST_SECONDS_IF_FULL", NEVER)
+    monkeypatch.setattr(idle_work, "_REST_SECONDS", NEVER)
+    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
     looks, saves = Looks(monkeypatch), Saves(monkeypatch)
 
     async def full(*_: object) -> None:
         raise EngineRejected("no space left on device")
 
-    monkeypatch.setattr(llama_warm, "_act", full)
+    monkeypatch.setattr(kv_cache, "_act", full)
     async with running() as engine:
         for talk in (await tell_all(engine)).values():
             await talk.turn(engine, "What came in?")
@@ -435,9 +436,9 @@ async def test_a_save_that_failed_is_not_tried_again_at_once(
 async def test_with_as_many_sessions_as_slots_nothing_is_saved_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", NEVER)
-    monkeypatch.setattr(llama_idle, "_REST_SECONDS", NEVER)
-    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(idle_work, "_REST_SECONDS_IF_FULL", NEVER)
+    monkeypatch.setattr(idle_work, "_REST_SECONDS", NEVER)
+    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
     looks = Looks(monkeypatch)
     events: list[Event] = []
     async with running(events) as engine:
@@ -452,8 +453,8 @@ async def test_with_as_many_sessions_as_slots_nothing_is_saved_at_once(
 async def test_what_rests_is_saved_without_being_told_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llama_idle, "_REST_SECONDS", 0.0)
-    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(idle_work, "_REST_SECONDS", 0.0)
+    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
     async with running(states_path=tmp_path / "kv") as engine:
         await Talk("ann").turn(engine, STORIES["ann"] * 4)
 
@@ -466,8 +467,8 @@ async def test_what_rests_is_saved_without_being_told_to(
 async def test_where_every_slot_holds_a_session_the_next_one_waits_for_no_save(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", 0.0)
-    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(idle_work, "_REST_SECONDS_IF_FULL", 0.0)
+    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
     events: list[Event] = []
     async with running(events) as engine:
         for name in ("ann", "ben"):
@@ -478,7 +479,7 @@ async def test_where_every_slot_holds_a_session_the_next_one_waits_for_no_save(
             return slots.is_idle and not slots.answered and not slots.resting(0.0)
 
         await until(both_are_saved)
-        monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", 1000.0)
+        monkeypatch.setattr(idle_work, "_REST_SECONDS_IF_FULL", 1000.0)
         before = len(events)
         await Talk("cay").turn(engine, "What came in?")
         assert ("save", "ok") not in moved(events[before:])
@@ -487,9 +488,9 @@ async def test_where_every_slot_holds_a_session_the_next_one_waits_for_no_save(
 async def test_nothing_is_saved_ahead_while_somebody_waits_for_a_first_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(llama_idle, "_REST_SECONDS_IF_FULL", 0.0)
-    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(llama_idle, "_LOOKS_AGAIN", 10_000)
+    monkeypatch.setattr(idle_work, "_REST_SECONDS_IF_FULL", 0.0)
+    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(idle_work, "_LOOKS_AGAIN", 10_000)
     events: list[Event] = []
     async with running(events, slots=3) as engine:
         table = engine._warm.child().table

@@ -11,8 +11,8 @@ import grpc
 import pytest
 from wire import contents, say, turn
 
-from ruvd.config import Settings
-from ruvd.daemon import Daemon
+from ruvd.config.loader import Settings
+from ruvd.server.daemon import Daemon
 from ruvd.v1 import session_service_pb2 as pb
 from ruvd.v1 import session_service_pb2_grpc as pb_grpc
 

@@ -18,12 +18,13 @@ import msgspec
 import psutil
 import pytest
 
-from ruvd.engines.llama import LlamaEngine
-from ruvd.engines.llama_server import ROOT
-from ruvd.errors import ContextTooLong, EngineRejected, EngineUnavailable
-from ruvd.model import Message, Role
-from ruvd.options import CompletionOptions, ResponseFormat, Tool, ToolChoiceMode
-from ruvd.ports import EngineDone, EngineRequest, EngineStateChanged, EngineText, Event
+from ruvd.core.errors import ContextTooLong, EngineRejected, EngineUnavailable
+from ruvd.core.model import Message, Role
+from ruvd.core.options import CompletionOptions, ResponseFormat, Tool, ToolChoiceMode
+from ruvd.core.ports.engine import EngineDone, EngineRequest, EngineText
+from ruvd.core.ports.events import EngineStateChanged, Event
+from ruvd.engines.llama.engine import LlamaEngine
+from ruvd.engines.llama.server import ROOT
 
 # A llama-server as a user may have one: it takes the flags, and the key from the environment.
 SERVER = f"""#!{sys.executable}
@@ -57,7 +58,7 @@ while True:
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from ruvd.engines.llama import LlamaEngine
+from ruvd.engines.llama.engine import LlamaEngine
 
 async def main():
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else None

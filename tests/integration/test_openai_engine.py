@@ -20,25 +20,18 @@ from h2.connection import H2Connection
 from h2.events import StreamEnded
 from upstream import Upstream, deaf, serving, unused_url
 
-from ruvd.engines.openai import OpenAIEngine
-from ruvd.errors import (
+from ruvd.core.errors import (
     EngineRateLimited,
     EngineRejected,
     EngineTimeout,
     EngineUnavailable,
     RuvdError,
 )
-from ruvd.model import FinishReason, Message, Role, Usage
-from ruvd.options import CompletionOptions
-from ruvd.ports import (
-    EngineChunk,
-    EngineDone,
-    EngineRequest,
-    EngineStateChanged,
-    EngineText,
-    Event,
-    Observer,
-)
+from ruvd.core.model import FinishReason, Message, Role, Usage
+from ruvd.core.options import CompletionOptions
+from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText
+from ruvd.core.ports.events import EngineStateChanged, Event, Observer
+from ruvd.engines.openai.engine import OpenAIEngine
 
 KEY = "sk-0123456789abcdef"
 PIECES = ["Hello", " there", "!"]

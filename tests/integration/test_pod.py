@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import pytest
 from kubelet import Pod
 
-from ruvd.stores.sqlite import SqliteStore
+from ruvd.stores.sqlite.store import SqliteStore
 
 USERS = 64
 ROUNDS = 5

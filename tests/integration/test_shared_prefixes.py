@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from embedded import all_is_well, answer, files, idle, until
 
-from ruvd.engines import llama_warm
-from ruvd.engines.llama import LlamaEngine
-from ruvd.model import Message, Role
-from ruvd.options import CompletionOptions
-from ruvd.ports import EngineRequest
+from ruvd.core.model import Message, Role
+from ruvd.core.options import CompletionOptions
+from ruvd.core.ports.engine import EngineRequest
+from ruvd.engines.llama import kv_cache
+from ruvd.engines.llama.engine import LlamaEngine
 
 DOCUMENTS = {
     "harbour": "The harbour master writes down each ship, its captain and its cargo at dusk. "
@@ -129,13 +129,13 @@ async def test_files_are_bounded_and_the_oldest_go_first() -> None:
 
 async def test_what_alone_is_too_large_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     saves: list[str] = []
-    act = llama_warm._act
+    act = kv_cache._act
 
     async def noted(client: Any, slot: int, action: str, filename: str, into: Any) -> Any:
         saves.append(action)
         return await act(client, slot, action, filename, into)
 
-    monkeypatch.setattr(llama_warm, "_act", noted)
+    monkeypatch.setattr(kv_cache, "_act", noted)
     async with running(states_bytes=1000) as engine:
         for question in QUESTIONS[:3]:
             await answer(engine, ask(DOCUMENTS["harbour"], question, "k"))
@@ -219,7 +219,7 @@ async def test_cancelling_a_save_or_a_restore_lets_it_end_and_frees_the_slot(
     action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
-    act = llama_warm._act
+    act = kv_cache._act
 
     async def slow(client: Any, slot: int, asked: str, filename: str, into: Any) -> Any:
         if asked == action:
@@ -227,7 +227,7 @@ async def test_cancelling_a_save_or_a_restore_lets_it_end_and_frees_the_slot(
             await go_on.wait()
         return await act(client, slot, asked, filename, into)
 
-    monkeypatch.setattr(llama_warm, "_act", slow)
+    monkeypatch.setattr(kv_cache, "_act", slow)
     async with running(slots=2) as engine:
         document = DOCUMENTS["harbour"]
         tasks = [

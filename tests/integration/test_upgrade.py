@@ -21,7 +21,7 @@ import pytest
 from running import StartDaemon
 from wire import contents, say
 
-from ruvd.stores.schema import MIGRATIONS
+from ruvd.stores.sqlite.schema import MIGRATIONS
 from ruvd.v1 import session_service_pb2 as pb
 
 OLD_STORES = Path(__file__).with_name("old_stores")

@@ -27,11 +27,11 @@ from embedded import (
     until,
 )
 
-from ruvd.engines import llama_idle, llama_warm
-from ruvd.engines.llama_ahead import STEP_TOKENS
-from ruvd.errors import EngineUnavailable
-from ruvd.model import Message, Role
-from ruvd.ports import Event
+from ruvd.core.errors import EngineUnavailable
+from ruvd.core.model import Message, Role
+from ruvd.core.ports.events import Event
+from ruvd.engines.llama import idle_work, kv_cache
+from ruvd.engines.llama.prompt_evaluation import STEP_TOKENS
 
 
 async def test_with_more_sessions_than_slots_each_goes_on_where_it_was() -> None:
@@ -199,15 +199,15 @@ class Moves:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.before: Callable[[str], Awaitable[None]] | None = None
-        act = llama_warm._act
+        act = kv_cache._act
 
         async def moved(client: Any, slot: int, action: str, filename: str, into: Any) -> Any:
             if self.before is not None:
                 await self.before(action)
             return await act(client, slot, action, filename, into)
 
-        monkeypatch.setattr(llama_warm, "_act", moved)
-        monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 1000.0)
+        monkeypatch.setattr(kv_cache, "_act", moved)
+        monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 1000.0)
 
 
 async def test_a_turn_waits_while_its_session_is_moved_out_of_its_slot(
@@ -347,7 +347,7 @@ async def test_a_turn_that_comes_while_its_session_is_prepared_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There would be two slots of the session, and the one with less of it be saved last."""
-    monkeypatch.setattr(llama_idle, "_LOOK_SECONDS", 1000.0)
+    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 1000.0)
     kv = tmp_path / "kv"
     talk = Talk("ann")
     talk.messages.append(Message(Role.USER, STORIES["ann"] * 12))

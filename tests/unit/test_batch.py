@@ -13,10 +13,11 @@ from fakes import ScriptedEngine, done
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ruvd import batch as batch_module
-from ruvd.batch import Batches, BatchOutcome, BatchSummary
-from ruvd.completion import CompletionPolicy, CompletionRequest
-from ruvd.errors import (
+from ruvd.core.completions import batch as batch_module
+from ruvd.core.completions.batch import Batches, BatchOutcome, BatchSummary
+from ruvd.core.completions.completion import CompletionPolicy, CompletionRequest
+from ruvd.core.completions.shared_prefixes import beginning, group
+from ruvd.core.errors import (
     EngineRateLimited,
     EngineRejected,
     EngineUnavailable,
@@ -25,10 +26,10 @@ from ruvd.errors import (
     RuvdError,
     ShuttingDown,
 )
-from ruvd.model import Message, Role, Usage
-from ruvd.options import CompletionOptions
-from ruvd.ports import CompletionEnded, EngineText
-from ruvd.prefixes import beginning, group
+from ruvd.core.model import Message, Role, Usage
+from ruvd.core.options import CompletionOptions
+from ruvd.core.ports.engine import EngineText
+from ruvd.core.ports.events import CompletionEnded
 
 
 def item(text: str = "hi", session_id: str = "", **fields: object) -> CompletionRequest:

@@ -10,18 +10,18 @@ import pytest
 from core import Core, collect, settle
 from fakes import done
 
-from ruvd.completion import Completion, CompletionPolicy, CompletionRef
-from ruvd.errors import (
+from ruvd.core.completions.completion import Completion, CompletionPolicy, CompletionRef
+from ruvd.core.errors import (
     CompletionCancelled,
     CompletionInterrupted,
     RequestIdReused,
     RuvdError,
     SessionNotFound,
 )
-from ruvd.lanes import Holder
-from ruvd.model import ContextWindow, IfBusy, Message, Role
-from ruvd.ports import EngineText
-from ruvd.sessions import SessionPolicy
+from ruvd.core.model import ContextWindow, IfBusy, Message, Role
+from ruvd.core.ports.engine import EngineText
+from ruvd.core.sessions.registry import SessionPolicy
+from ruvd.core.sessions.turn_queue import Holder
 
 
 def whole_history(**policy: Any) -> Core:

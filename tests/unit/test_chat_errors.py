@@ -8,14 +8,14 @@ import time
 import msgspec
 import pytest
 
-from ruvd.engines.chat_errors import may_go_elsewhere, may_retry, refusal
-from ruvd.errors import (
+from ruvd.core.errors import (
     ContextTooLong,
     EngineRateLimited,
     EngineRejected,
     EngineUnavailable,
     RuvdError,
 )
+from ruvd.engines.chat.errors import may_go_elsewhere, may_retry, refusal
 
 OPENAI = "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens. Please reduce the length of the messages."  # noqa: E501
 VLLM = "This model's maximum context length is 16384 tokens. However, you requested 122946 tokens (112946 in the messages, 10000 in the completion). Please reduce the length of the messages or completion."  # noqa: E501

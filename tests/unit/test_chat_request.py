@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from ruvd.engines.chat_request import encode
-from ruvd.errors import EngineRejected
-from ruvd.model import Message, Role, ToolCall
-from ruvd.options import CompletionOptions, ResponseFormat, Tool, ToolChoiceMode
-from ruvd.ports import EngineRequest
+from ruvd.core.errors import EngineRejected
+from ruvd.core.model import Message, Role, ToolCall
+from ruvd.core.options import CompletionOptions, ResponseFormat, Tool, ToolChoiceMode
+from ruvd.core.ports.engine import EngineRequest
+from ruvd.engines.chat.request import encode
 
 MESSAGES = (
     Message(Role.SYSTEM, "Be brief."),

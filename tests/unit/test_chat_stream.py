@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ruvd.engines.chat_stream import Answer, AnswerBytes
-from ruvd.errors import ContextTooLong, EngineRejected, EngineUnavailable
-from ruvd.model import FinishReason, ToolCall, ToolCallDelta, Usage
-from ruvd.ports import EngineDone, EngineReasoning, EngineText
+from ruvd.core.errors import ContextTooLong, EngineRejected, EngineUnavailable
+from ruvd.core.model import FinishReason, ToolCall, ToolCallDelta, Usage
+from ruvd.core.ports.engine import EngineDone, EngineReasoning, EngineText
+from ruvd.engines.chat.stream import Answer, AnswerBytes
 
 
 def chunk(delta: dict[str, Any] | None = None, **fields: Any) -> bytes:

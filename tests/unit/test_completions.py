@@ -10,7 +10,7 @@ import pytest
 from core import Core, collect, failed, settle
 from fakes import ScriptedEngine, done
 
-from ruvd.errors import (
+from ruvd.core.errors import (
     CompletionCancelled,
     CompletionInterrupted,
     ContextTooLong,
@@ -23,8 +23,7 @@ from ruvd.errors import (
     SessionTooLarge,
     ShuttingDown,
 )
-from ruvd.lifecycle import NewFork
-from ruvd.model import (
+from ruvd.core.model import (
     Delta,
     Finished,
     IfBusy,
@@ -34,15 +33,11 @@ from ruvd.model import (
     Started,
     Usage,
 )
-from ruvd.ports import (
-    Beginning,
-    Commit,
-    CompletionEnded,
-    EngineText,
-    SessionGone,
-    SessionNotMade,
-)
-from ruvd.sessions import NewSession, SessionPolicy
+from ruvd.core.ports.engine import EngineText
+from ruvd.core.ports.events import CompletionEnded, SessionGone, SessionNotMade
+from ruvd.core.ports.store import Beginning, Commit
+from ruvd.core.sessions.commands import NewFork
+from ruvd.core.sessions.registry import NewSession, SessionPolicy
 from ruvd.stores.memory import MemoryStore
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ruvd.cli.serve import serve
-from ruvd.config import SettingsInvalid, load, shown
+from ruvd.config.loader import SettingsInvalid, load, shown
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ruvd.engines.echo import EchoEngine
-from ruvd.errors import EngineRejected
-from ruvd.model import FinishReason, Message, Role, ToolCall, ToolCallDelta, Usage
-from ruvd.options import CompletionOptions, ResponseFormat, Tool, ToolChoiceMode
-from ruvd.ports import EngineChunk, EngineDone, EngineRequest, EngineText
+from ruvd.core.errors import EngineRejected
+from ruvd.core.model import FinishReason, Message, Role, ToolCall, ToolCallDelta, Usage
+from ruvd.core.options import CompletionOptions, ResponseFormat, Tool, ToolChoiceMode
+from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText
+from ruvd.engines.echo.engine import EchoEngine
 
 PLAIN = CompletionOptions()
 

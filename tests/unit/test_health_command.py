@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ruvd import probes
-from ruvd.cli import quick_health, run
+from ruvd.cli import health_check, quick_health, run
 from ruvd.cli.terminal import default_address
 
 NOWHERE = "127.0.0.1:1"
@@ -127,8 +126,8 @@ def test_a_listener_that_says_nothing_is_given_up_in_time() -> None:
     gone = threading.Event()
     with listening(lambda _: gone.wait(30)) as address:
         started = time.monotonic()
-        with pytest.raises(probes.ProbeFailed) as failed:
-            probes.check(address, "", 0.3)
+        with pytest.raises(health_check.ProbeFailed) as failed:
+            health_check.check(address, "", 0.3)
         took = time.monotonic() - started
         gone.set()
     assert failed.value.code == "DEADLINE_EXCEEDED"

@@ -12,14 +12,12 @@ from fakes import done
 from opentelemetry.sdk.metrics.export import HistogramDataPoint
 from watched import Watched
 
-from ruvd.conventions import CAPTURE_CONTENT, NEWEST, OPT_IN, V1_41_1, Conventions, chosen
-from ruvd.errors import EngineRejected
-from ruvd.histograms import Histograms
-from ruvd.options import CompletionOptions
-from ruvd.ports import (
+from ruvd.core.errors import EngineRejected
+from ruvd.core.options import CompletionOptions
+from ruvd.core.ports.engine import EngineText
+from ruvd.core.ports.events import (
     EngineStateChanged,
     EngineStateMoved,
-    EngineText,
     PromptEvaluated,
     PromptFoundEvaluated,
     SessionCreated,
@@ -27,6 +25,15 @@ from ruvd.ports import (
     StoreBatch,
     StoreStateChanged,
 )
+from ruvd.telemetry.conventions import (
+    CAPTURE_CONTENT,
+    NEWEST,
+    OPT_IN,
+    V1_41_1,
+    Conventions,
+    chosen,
+)
+from ruvd.telemetry.histograms import Histograms
 
 METHOD = "/ruvd.v1.SessionService/Complete"
 

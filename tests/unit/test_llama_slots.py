@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from ruvd.engines.llama_prompt import Prompt, prompt_of
-from ruvd.engines.llama_slots import Slot, SlotTable
-from ruvd.model import Message, Role
-from ruvd.options import CompletionOptions, Tool
-from ruvd.ports import EngineRequest
+from ruvd.core.model import Message, Role
+from ruvd.core.options import CompletionOptions, Tool
+from ruvd.core.ports.engine import EngineRequest
+from ruvd.engines.llama.prompt import Prompt, prompt_of
+from ruvd.engines.llama.slots import Slot, SlotTable
 
 SYSTEM = "You are the keeper of the harbour's ledger. " * 20
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from ruvd import logs
+from ruvd.server import logs
 
 SAID = "what a user said"
 

@@ -10,13 +10,13 @@ from google.protobuf import struct_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ruvd import option_checks
-from ruvd.checks import RequestLimits
-from ruvd.completion import CompletionRequest
-from ruvd.errors import InvalidRequest
-from ruvd.model import Message, Role, ToolCall
-from ruvd.options import CompletionOptions, ResponseFormat, Tool, ToolChoiceMode
-from ruvd.requests import append_messages, complete
+from ruvd.core.completions.completion import CompletionRequest
+from ruvd.core.errors import InvalidRequest
+from ruvd.core.model import Message, Role, ToolCall
+from ruvd.core.options import CompletionOptions, ResponseFormat, Tool, ToolChoiceMode
+from ruvd.rpc import option_validation
+from ruvd.rpc.requests import append_messages, complete
+from ruvd.rpc.validation import RequestLimits
 from ruvd.v1 import session_service_pb2 as pb
 
 HI = pb.Message(role=pb.ROLE_USER, content="hi")
@@ -206,4 +206,4 @@ def test_everything_in_a_message_counts_against_its_limit() -> None:
 
 
 def test_every_field_of_the_proto_has_a_rule() -> None:
-    assert set(pb.CompletionOptions.DESCRIPTOR.fields_by_name) == set(option_checks._RULES)
+    assert set(pb.CompletionOptions.DESCRIPTOR.fields_by_name) == set(option_validation._RULES)

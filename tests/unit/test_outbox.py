@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from ruvd.outbox import Outbox, Pace
-from ruvd.spans import Span, Tracer
+from ruvd.telemetry.outbox import Outbox, Pace
+from ruvd.telemetry.spans import Span, Tracer
 
 SECONDS = 20.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ruvd.config import Settings
+from ruvd.config.loader import Settings
 
 README = Path(__file__).parents[2] / "README.md"
 BEGIN = "keeps this table true -->\n"

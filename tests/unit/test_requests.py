@@ -10,8 +10,13 @@ import pytest
 from core import Core, collect, failed, settle
 from fakes import Step, done
 
-from ruvd.completion import Completion, CompletionPolicy, CompletionRef, CompletionRequest
-from ruvd.errors import (
+from ruvd.core.completions.completion import (
+    Completion,
+    CompletionPolicy,
+    CompletionRef,
+    CompletionRequest,
+)
+from ruvd.core.errors import (
     CompletionCancelled,
     CompletionNotFound,
     EngineUnavailable,
@@ -20,8 +25,7 @@ from ruvd.errors import (
     SessionEnded,
     SessionNotFound,
 )
-from ruvd.lifecycle import NewFork
-from ruvd.model import (
+from ruvd.core.model import (
     CompletionEvent,
     Delta,
     Finished,
@@ -32,9 +36,10 @@ from ruvd.model import (
     Role,
     Started,
 )
-from ruvd.options import CompletionOptions
-from ruvd.ports import EngineText
-from ruvd.sessions import NewSession
+from ruvd.core.options import CompletionOptions
+from ruvd.core.ports.engine import EngineText
+from ruvd.core.sessions.commands import NewFork
+from ruvd.core.sessions.registry import NewSession
 
 DEADLINE_SECONDS = 30
 

@@ -14,10 +14,10 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind
 from watched import Watched
 
-from ruvd.otlp import Encoder
-from ruvd.ports import CompletionBegan
-from ruvd.spans import SAMPLED, Attributes, Caller, Span, Tracer, current
-from ruvd.tracing import CompletionSpans, RpcCalls, current_ids, trace_headers
+from ruvd.core.ports.events import CompletionBegan
+from ruvd.telemetry.otlp import Encoder
+from ruvd.telemetry.rpc_spans import CompletionSpans, RpcCalls, current_ids, trace_headers
+from ruvd.telemetry.spans import SAMPLED, Attributes, Caller, Span, Tracer, current
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ruvd.engines.sse import EventTooLarge, SseDecoder
+from ruvd.engines.chat.sse import EventTooLarge, SseDecoder
 
 
 @given(

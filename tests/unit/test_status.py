@@ -8,8 +8,9 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 
-from ruvd import errors, status
-from ruvd.errors import FieldViolation, InvalidRequest, RuvdError
+from ruvd.core import errors
+from ruvd.core.errors import FieldViolation, InvalidRequest, RuvdError
+from ruvd.rpc import status
 from ruvd.v1 import session_service_pb2 as pb
 
 LEAVES = [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ruvd.model import Timings, Usage
-from ruvd.ports import CompletionEnded
-from ruvd.telemetry import Statistics
+from ruvd.core.model import Timings, Usage
+from ruvd.core.ports.events import CompletionEnded
+from ruvd.core.statistics import Statistics
 
 
 def ended(

@@ -1,0 +1,1 @@
+"""Completions: one answer, its turn, its events, and many of them side by side."""

@@ -1,0 +1,210 @@
+"""Many completions in one call, bounded, each with its own outcome.
+
+Items run as completions do, in the batch's share of the engine's slots. Those of one session run
+in order. Of those whose prompts begin alike the first goes ahead until the engine has evaluated
+its prompt, and the others start from what is cached then. The bound slides: whenever one ends the
+next begins, and outcomes wait for their reader, so that what is held is bounded by it as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from ruvd.core.completions import shared_prefixes
+from ruvd.core.completions.completion import CompletionRequest
+from ruvd.core.completions.registry import Completions
+from ruvd.core.errors import EngineRateLimited, Overloaded, RuvdError, forget_frames
+from ruvd.core.model import Delta, Finished, Started, Usage
+from ruvd.core.ports.clock import Clock
+
+# How often an item is run that is refused because there is too much to do.
+_TRIES = 6
+_LONGEST_WAIT_SECONDS = 30.0
+
+_log = logging.getLogger("ruvd.batch")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutcome:
+    """What came of the item `index`: `finished`, or `error`."""
+
+    index: int
+    completion_id: str = ""
+    session_id: str = ""
+    model: str = ""
+    finished: Finished | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSummary:
+    """What came of all items; `latency_seconds` is the sum of the answers' own total times."""
+
+    succeeded: int = 0
+    failed: int = 0
+    usage: Usage = Usage()
+    wall_seconds: float = 0.0
+    latency_seconds: float = 0.0
+
+    def with_outcome(self, outcome: BatchOutcome) -> BatchSummary:
+        """The summary with one more outcome."""
+        finished = outcome.finished
+        if finished is None:
+            return replace(self, failed=self.failed + 1)
+        return replace(
+            self,
+            succeeded=self.succeeded + 1,
+            usage=self.usage + (finished.usage or Usage()),
+            latency_seconds=self.latency_seconds + finished.timings.total_seconds,
+        )
+
+
+@dataclass(eq=False, slots=True)
+class _Run:
+    """Items that run one after the other: those of one session, or one alone."""
+
+    indexes: list[int]
+    prefix_key: str = ""
+    followers: list[_Run] = field(default_factory=list)
+
+
+class Batches:
+    """Runs batches; a call that names no bound runs `default_concurrency` items side by side."""
+
+    def __init__(self, completions: Completions, clock: Clock, default_concurrency: int) -> None:
+        self._completions = completions
+        self._clock = clock
+        self._default_concurrency = default_concurrency
+
+    async def run(
+        self, items: Sequence[CompletionRequest | RuvdError], max_concurrency: int = 0
+    ) -> AsyncGenerator[BatchOutcome | BatchSummary, None]:
+        """The outcome of every item as it ends, then the summary. An item that is an error has
+        failed with it already. Closing the generator leaves every item that runs, as the caller
+        of a completion does."""
+        began = self._clock.monotonic()
+        batch = _Batch(self._completions, items)
+        concurrency = min(max_concurrency or self._default_concurrency, max(1, len(items)))
+        workers = [asyncio.create_task(batch.work()) for _ in range(concurrency)]
+        summary = BatchSummary()
+        try:
+            for _ in items:
+                outcome = await batch.outcomes.get()
+                summary = summary.with_outcome(outcome)
+                yield outcome
+            yield replace(summary, wall_seconds=self._clock.monotonic() - began)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.wait(workers)
+
+
+class _Batch:
+    """One call: what is ready to run, and the outcomes that nobody has taken yet."""
+
+    def __init__(
+        self, completions: Completions, items: Sequence[CompletionRequest | RuvdError]
+    ) -> None:
+        self._completions = completions
+        self._items = items
+        self._ready = deque(_plan(items))
+        self._changed = asyncio.Event()
+        self.outcomes: asyncio.Queue[BatchOutcome] = asyncio.Queue(maxsize=1)
+
+    async def work(self) -> None:
+        """Run what is ready, until cancelled."""
+        while True:
+            while not self._ready:
+                await self._changed.wait()
+            run = self._ready.popleft()
+            for index in run.indexes:
+                await self.outcomes.put(await self._outcome(index, run))
+            self._release(run)
+
+    def _release(self, run: _Run) -> None:
+        """The prefix is evaluated, or nobody is going to: the others of the group go next."""
+        if run.followers:
+            self._ready.extendleft(reversed(run.followers))
+            run.followers = []
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def _outcome(self, index: int, run: _Run) -> BatchOutcome:
+        item = self._items[index]
+        if isinstance(item, RuvdError):
+            return BatchOutcome(index, error=item)
+        request = replace(item, batch=True, prefix_key=run.prefix_key)
+        attempt = 0
+        while True:
+            narrowings = self._completions.slots.narrowings
+            try:
+                outcome = await self._complete(index, request, run)
+            except (EngineRateLimited, Overloaded) as error:
+                forget_frames(error)  # it is its completion's, which keeps it
+                if isinstance(error, EngineRateLimited):
+                    self._completions.slots.narrow(narrowings)
+                attempt += 1
+                if attempt == _TRIES:
+                    return BatchOutcome(index, session_id=request.session_id, error=error)
+                await asyncio.sleep(_wait_seconds(error, attempt))
+            except Exception as error:  # noqa: BLE001  # even a bug in one ends only that one
+                if not isinstance(error, RuvdError):
+                    _log.error("an item of BatchComplete failed", exc_info=error)
+                forget_frames(error)
+                return BatchOutcome(index, session_id=request.session_id, error=error)
+            else:
+                self._completions.slots.widen()
+                return outcome
+
+    async def _complete(self, index: int, request: CompletionRequest, run: _Run) -> BatchOutcome:
+        completion = self._completions.start(request)
+        model, answer = "", None
+        async with aclosing(completion.events()) as events:
+            async for event in events:
+                match event.event:
+                    case Started() as started:
+                        model = started.model
+                    case Delta():
+                        self._release(run)
+                    case Finished() as finished:
+                        answer = finished
+        return BatchOutcome(index, completion.id, request.session_id, model, answer)
+
+
+def _plan(items: Sequence[CompletionRequest | RuvdError]) -> list[_Run]:
+    """What may begin at once, in the order of the items; followers wait behind their leaders."""
+    runs: dict[object, _Run] = {}
+    for index, item in enumerate(items):
+        key = index if isinstance(item, RuvdError) else item.session_id or index
+        runs.setdefault(key, _Run([])).indexes.append(index)
+    firsts = {run.indexes[0]: run for run in runs.values()}
+    texts = {
+        index: shared_prefixes.beginning(item)
+        for index in firsts
+        if not isinstance(item := items[index], RuvdError)
+    }
+    leaders: dict[str, _Run] = {}
+    ready = []
+    keys = shared_prefixes.group(texts)
+    for index, run in firsts.items():
+        key = run.prefix_key = keys.get(index, "")
+        if key in leaders:
+            leaders[key].followers.append(run)
+            continue
+        ready.append(run)
+        if key:
+            leaders[key] = run
+    return ready
+
+
+def _wait_seconds(error: RuvdError, attempt: int) -> float:
+    """As long as the error says or, if that is not longer, exponentially longer, with jitter."""
+    wait: float = max(error.retry_after_seconds or 0.0, 0.25 * 2**attempt)
+    jitter = random.uniform(0.8, 1.2)  # noqa: S311  # no secret
+    return min(wait, _LONGEST_WAIT_SECONDS) * jitter

@@ -1,0 +1,170 @@
+"""One answer from the engine: a slot, the stream, one retry after an overflow, the figures.
+
+Nothing here knows of turns or commits; a cancelled task leaves `Answer` as far as it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import field, replace
+
+from ruvd.core.completions.event_log import EventLog
+from ruvd.core.completions.scheduler import Slots
+from ruvd.core.errors import ContextTooLong, EngineUnavailable
+from ruvd.core.model import (
+    Exchange,
+    Finished,
+    Message,
+    Role,
+    Session,
+    Started,
+    Timings,
+    ToolCall,
+    ToolCallDelta,
+)
+from ruvd.core.options import CompletionOptions
+from ruvd.core.ports.clock import Clock
+from ruvd.core.ports.engine import (
+    Engine,
+    EngineDone,
+    EngineReasoning,
+    EngineRequest,
+    EngineText,
+)
+from ruvd.core.ports.events import EngineTaken, Observer
+from ruvd.core.sessions import window
+from ruvd.core.values import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is to be answered: `history` is the session's from its window's start on."""
+
+    completion_id: str
+    session: Session
+    history: Sequence[Exchange]
+    messages: Sequence[Message]
+    options: CompletionOptions
+    creates: bool = False
+    batch: bool = False
+    prefix_key: str = ""
+
+
+@dataclass(eq=False, slots=True)
+class Answer:
+    """What is known of an answer while it comes; times are the clock's monotonic ones."""
+
+    arrived: float
+    plan: window.Plan | None = None
+    queue_seconds: float | None = None
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    tool_calls: dict[int, list[ToolCallDelta]] = field(default_factory=dict)
+    first_output: float | None = None
+    done: EngineDone | None = None
+    model: str = ""
+
+    @property
+    def message(self) -> Message:
+        """The answer as it is by now."""
+        return Message(
+            Role.ASSISTANT,
+            "".join(self.text),
+            tool_calls=tuple(_tool_call(deltas) for _, deltas in sorted(self.tool_calls.items())),
+            reasoning="".join(self.reasoning),
+        )
+
+    def timings(self, now: float) -> Timings:
+        """How long it has taken until `now`."""
+        first = self.first_output
+        total = now - self.arrived
+        return Timings(
+            queue_seconds=total if self.queue_seconds is None else self.queue_seconds,
+            time_to_first_token_seconds=None if first is None else first - self.arrived,
+            total_seconds=total,
+            prefill_seconds=self.done.prefill_seconds if self.done else None,
+        )
+
+    def finished(self, done: EngineDone, now: float, *, exchange_count: int) -> Finished:
+        """The event that ends the completion."""
+        return Finished(
+            done.finish_reason, self.message, done.usage, self.timings(now), exchange_count
+        )
+
+
+class Generator:
+    """Generates answers, as many side by side as the engine has slots."""
+
+    def __init__(self, engine: Engine, clock: Clock, slots: Slots, observer: Observer) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._slots = slots
+        self._observer = observer
+
+    def model(self, options: CompletionOptions, session: Session | None = None) -> str:
+        """The model that answers."""
+        return options.model or (session.model if session else "") or self._engine.model
+
+    async def generate(self, prompt: Prompt, log: EventLog, answer: Answer) -> EngineDone:
+        """Fill `log` and `answer`, once the engine has a slot and is up."""
+        session = prompt.session
+        limit = self._engine.window_tokens if session.id else None
+        plan = window.plan(session, prompt.history, prompt.messages, default_max_tokens=limit)
+        async with self._slots.take(batch=prompt.batch):
+            await self._engine.ready()
+            answer.plan = plan
+            answer.queue_seconds = self._clock.monotonic() - answer.arrived
+            answer.model = self.model(prompt.options, session)
+            self._observer(EngineTaken(prompt.completion_id, prompt.batch, answer.queue_seconds))
+            started = Started(
+                completion_id=prompt.completion_id,
+                session_id=session.id,
+                session_created=prompt.creates,
+                model=answer.model,
+                context_messages=len(plan.messages),
+                context_trimmed=plan.trimmed,
+            )
+            log.append(started)
+            try:
+                return await self._stream(prompt, plan, log, answer)
+            except ContextTooLong as overflow:
+                shorter = window.shorten(
+                    session, prompt.history, prompt.messages, refused=plan, overflow=overflow
+                )
+                if shorter is None or answer.first_output is not None:
+                    raise
+                answer.plan = shorter
+                return await self._stream(prompt, shorter, log, answer)
+
+    async def _stream(
+        self, prompt: Prompt, plan: window.Plan, log: EventLog, answer: Answer
+    ) -> EngineDone:
+        options, own = prompt.options, prompt.session.model
+        if own and not options.model:
+            options = replace(options, model=own)
+        request = EngineRequest(plan.messages, options, prompt.session.id, prompt.prefix_key)
+        async with aclosing(self._engine.generate(request)) as chunks:
+            async for chunk in chunks:
+                if answer.first_output is None and not isinstance(chunk, EngineDone):
+                    answer.first_output = self._clock.monotonic()
+                match chunk:
+                    case EngineText(text):
+                        answer.text.append(text)
+                        log.append_text(text)
+                    case EngineReasoning(text):
+                        answer.reasoning.append(text)
+                        log.append_reasoning(text)
+                    case ToolCallDelta():
+                        answer.tool_calls.setdefault(chunk.index, []).append(chunk)
+                        log.append_tool_call(chunk)
+                    case EngineDone():
+                        answer.done = chunk
+        if answer.done is None:
+            raise EngineUnavailable("the engine's answer ended before it was complete")
+        return answer.done
+
+
+def _tool_call(deltas: Sequence[ToolCallDelta]) -> ToolCall:
+    arguments = "".join(delta.arguments for delta in deltas)
+    return ToolCall(deltas[0].id, deltas[0].name, arguments)

@@ -1,0 +1,57 @@
+"""Which requests of a batch begin alike. Pure.
+
+Requests that share a long beginning (a system prompt, a document) are best run together: the
+engine evaluates it once and the others start from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from ruvd.core.completions.completion import CompletionRequest
+from ruvd.core.sessions import idempotency
+from ruvd.core.text import common_beginning
+
+# About 250 tokens: less is evaluated faster than it is shared.
+_LEAST_CHARACTERS = 1000
+
+
+def beginning(request: CompletionRequest) -> str:
+    """What the prompt of a request without a history is made of, in its order."""
+    options = request.options
+    tools = [asdict(tool) for tool in options.tools]
+    head = f"{options.model}\0{idempotency.digest('tools', tools).hex() if tools else ''}\0"
+    parts = [head, f"system\0{request.system_prompt}\0" if request.system_prompt else ""]
+    parts += [f"{message.role.value}\0{message.content}\0" for message in request.messages]
+    return "".join(parts)
+
+
+def group(texts: Mapping[int, str]) -> dict[int, str]:
+    """For every index whose text begins as that of another, a key of the beginning they share.
+
+    Neighbours in the order of their texts share the most; a group ends where the next text would
+    leave it less than half of what it shares.
+    """
+    keys: dict[int, str] = {}
+    order = sorted(texts, key=lambda index: texts[index])
+    members: list[int] = order[:1]
+    shared = 0
+    for index in order[1:]:
+        common = common_beginning(texts[members[-1]], texts[index])
+        if common >= _LEAST_CHARACTERS and (len(members) == 1 or common * 2 >= shared):
+            shared = min(common, shared) if len(members) > 1 else common
+            members.append(index)
+            continue
+        keys |= _keyed(members, texts, shared)
+        members, shared = [index], 0
+    return keys | _keyed(members, texts, shared)
+
+
+def _keyed(members: list[int], texts: Mapping[int, str], shared: int) -> dict[int, str]:
+    if len(members) < 2:  # nobody to share with
+        return {}
+    text = texts[members[0]][:shared]
+    key = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return dict.fromkeys(members, key)

@@ -1,0 +1,229 @@
+"""What clients do to sessions: create, fork, update, append, end; and what time does: expire.
+
+Each change takes its turn in the session, as completions do, and is one commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ruvd.core.errors import (
+    FieldViolation,
+    InvalidRequest,
+    SessionBusy,
+    SessionEnded,
+    SessionExists,
+)
+from ruvd.core.ids import unguessable
+from ruvd.core.model import ContextWindow, IfBusy, Message, Receipt, Session, Usage
+from ruvd.core.ports.clock import Clock
+from ruvd.core.ports.events import Observer, SessionGone
+from ruvd.core.ports.store import Commit, Store
+from ruvd.core.sessions import idempotency, window
+from ruvd.core.sessions.registry import (
+    NewSession,
+    SessionPolicy,
+    Sessions,
+    SessionState,
+    grown,
+    missing,
+)
+from ruvd.core.sessions.tool_results import check_results
+from ruvd.core.sessions.turn_queue import Holder, Lanes, to_its_end
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChanges:
+    """What a client changes of a session; None stays as it is."""
+
+    labels: Mapping[str, str] | None = None
+    idle_timeout_seconds: float | None = None
+    context_window: ContextWindow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewFork:
+    """A fork that a client asks for; `exchange_count` None keeps all exchanges."""
+
+    parent_id: str
+    exchange_count: int | None = None
+    session_id: str = ""
+    request_id: str = ""
+
+
+class Lifecycle:
+    """The changes of all sessions."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        store: Store,
+        clock: Clock,
+        observer: Observer,
+        policy: SessionPolicy,
+    ) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._clock = clock
+        self._observer = observer
+        # One lane a request id, so that two calls with the same one make one session.
+        self._creating = Lanes(policy.max_sessions, policy.max_queue)
+
+    async def create(self, new: NewSession) -> SessionState:
+        """Make a session, with the history it comes with; once per request id."""
+        self._sessions.check_enabled()
+        check_results((), new.messages)
+        asked = (new.session_id, new.system_prompt, new.messages, new.labels, new.context_window)
+        digest = idempotency.digest("create", *asked, new.idle_timeout_seconds, new.model)
+
+        async def make(receipt: Receipt | None) -> Session:
+            session = self._sessions.prepare(new)
+            self._sessions.check_room(session, new.messages)
+            numbered = window.number(0, new.messages)
+            session = grown(session, numbered)
+            await self._make(Commit(session, numbered, receipt, create=True))
+            return session
+
+        return await self._once(new.request_id, digest, make)
+
+    async def fork(self, new: NewFork) -> SessionState:
+        """Make a session that shares the beginning of another's history, as it is committed."""
+        self._sessions.check_enabled()
+        digest = idempotency.digest("fork", new.parent_id, new.exchange_count, new.session_id)
+
+        async def make(receipt: Receipt | None) -> Session:
+            holder = self._sessions.lanes.holder(new.parent_id)
+            parent = await self._store.get(new.parent_id)
+            if parent is None or not self._sessions.in_force(parent, holder):
+                raise missing(new.parent_id)
+            keep = parent.exchange_count if new.exchange_count is None else new.exchange_count
+            if keep > parent.exchange_count:
+                text = f"the session has {parent.exchange_count} exchanges"
+                raise InvalidRequest([FieldViolation("exchange_count", text)])
+            messages, size = await self._store.size_at(parent.id, keep)
+            now = self._clock.now()
+            whole = keep == parent.exchange_count
+            session = replace(
+                parent,
+                id=new.session_id or unguessable(),
+                create_time=now,
+                last_used_time=now,
+                parent_id=parent.id,
+                message_count=messages,
+                exchange_count=keep,
+                size_bytes=size,
+                usage=Usage(),
+                window_start=_start_at(parent, keep),
+                context_tokens=parent.context_tokens if whole else None,
+            )
+            await self._make(Commit(session, (), receipt, create=True), parent.id)
+            return session
+
+        return await self._once(new.request_id, digest, make)
+
+    async def _once(
+        self, request_id: str, digest: bytes, make: Callable[[Receipt | None], Awaitable[Session]]
+    ) -> SessionState:
+        """Make a session, or find the one that this request id has made."""
+        if not request_id:
+            return self._sessions.state(await make(None))
+        async with self._creating.turn(request_id, Holder()):
+            made = await self._store.created_by(request_id)
+            holder = self._sessions.lanes.holder(made[0]) if made else None
+            session = await self._store.get(made[0]) if made else None
+            if made and session and self._sessions.in_force(session, holder):
+                idempotency.check(made[1].digest, digest, request_id)
+                return self._sessions.state(session)
+            return self._sessions.state(await make(Receipt(request_id, digest)))
+
+    async def _make(self, commit: Commit, parent_id: str = "") -> None:
+        session = commit.session
+        try:
+            holder = Holder(newcomer=session)
+            async with self._sessions.lanes.turn(session.id, holder, IfBusy.REJECT):
+                await self._sessions.commit(commit, parent_id)
+        except SessionBusy:
+            raise SessionExists(f"session {session.id!r} is being created or used") from None
+
+    async def update(self, session_id: str, changes: SessionChanges) -> SessionState:
+        """Change what may be changed, after the turns before."""
+        self._sessions.check_enabled()
+        async with self._sessions.lanes.turn(session_id, Holder()):
+            session = await self._sessions.existing(session_id)
+            given = {name: getattr(changes, name) for name in SessionChanges.__slots__}
+            window = changes.context_window or session.context_window
+            start = _widened(session, window)
+            session = replace(session, **{k: v for k, v in given.items() if v is not None})
+            session = replace(session, window_start=start)
+            await self._sessions.commit(Commit(session))
+        return self._sessions.state(session)
+
+    async def append(
+        self, session_id: str, messages: Sequence[Message], request_id: str = ""
+    ) -> SessionState:
+        """Commit messages without generating, after the turns before; once per request id."""
+        self._sessions.check_enabled()
+        digest = idempotency.digest("append", messages)
+        async with self._sessions.lanes.turn(session_id, Holder()):
+            session = await self._sessions.existing(session_id)
+            known = await self._store.receipt(session_id, request_id) if request_id else None
+            if known:
+                idempotency.check(known.digest, digest, request_id)
+                return self._sessions.state(session)
+            self._sessions.check_room(session, messages)
+            last = await self._store.exchanges(session_id, max(0, session.exchange_count - 1))
+            check_results(last[-1] if last else (), messages)
+            numbered = window.number(session.exchange_count, messages)
+            session = grown(session, numbered, last_used_time=self._clock.now())
+            receipt = Receipt(request_id, digest) if request_id else None
+            await self._sessions.commit(Commit(session, numbered, receipt))
+        return self._sessions.state(session)
+
+    async def end(self, session_id: str, *, allow_missing: bool = False) -> None:
+        """Delete the session. Everyone who has or waits for its turn fails with SessionEnded."""
+        self._sessions.check_enabled()
+        holder = self._sessions.lanes.holder(session_id)
+        being_made = holder is not None and holder.newcomer is not None
+        self._sessions.lanes.cancel(session_id, SessionEnded(f"session {session_id!r} was ended"))
+        async with self._sessions.lanes.turn(session_id, Holder(ends=True)):
+            alive = self._sessions.alive(await self._store.get(session_id)) or being_made
+            if await to_its_end(self._store.end(session_id)):
+                self._observer(SessionGone(session_id, "client"))
+            if not alive and not allow_missing:
+                raise missing(session_id)
+
+    async def sweep(self) -> int:
+        """Delete the sessions that have expired; how many."""
+        gone = 0
+        while ids := await self._store.expire(self._clock.now(), self._sessions.lanes.in_use()):
+            gone += len(ids)
+            for session_id in ids:
+                self._observer(SessionGone(session_id, "idle"))
+        return gone
+
+
+def _widened(session: Session, window: ContextWindow) -> int:
+    """Where the session's window starts if it is to be `window`, which may take in more."""
+    if window.max_exchanges == session.context_window.max_exchanges:
+        return session.window_start
+    if not window.max_exchanges:
+        return 0
+    return min(session.window_start, max(0, session.exchange_count - window.max_exchanges))
+
+
+def _start_at(session: Session, exchange_count: int) -> int:
+    """Where the window of a fork with the first `exchange_count` exchanges starts.
+
+    Where the parent's window starts, so that the fork's first prompt begins as the parent's did;
+    of a fork that would have nothing in its window, where the parent's started then, as far as
+    exchanges decide.
+    """
+    if session.window_start < exchange_count:
+        return session.window_start
+    window = session.context_window
+    before = exchange_count - 1  # what was in the history when that exchange was planned
+    if not window.max_exchanges or before <= window.max_exchanges:
+        return 0
+    cycle = window.max_exchanges + 1 - window.keep_exchanges
+    return ((before - window.max_exchanges - 1) // cycle + 1) * cycle

@@ -1,0 +1,52 @@
+"""Request ids: what makes two requests the same, and the check that they are.
+
+A digest covers what decides the outcome and leaves out what has its default, so that a daemon whose
+requests have more fields than the last one's still knows its requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import MISSING, Field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from ruvd.core.errors import RequestIdReused
+from ruvd.core.options import ToolChoiceMode
+
+
+def digest(kind: str, *parts: Any) -> bytes:
+    """32 bytes that are equal for equal requests, over restarts and versions."""
+    text = json.dumps([kind, *map(_plain, parts)], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).digest()
+
+
+def check(known: bytes, given: bytes, request_id: str) -> None:
+    """Raises RequestIdReused if a request id comes with another request than before."""
+    if known != given:
+        raise RequestIdReused(
+            f"request_id {request_id!r} came with another request before; "
+            "use a new id for each request and the same one only to repeat it"
+        )
+
+
+def _unset(field: Field[Any], value: Any) -> bool:
+    # A temperature of 0 is set, and so is a False where the default is None.
+    default = field.default
+    if field.default_factory is not MISSING:
+        default = field.default_factory()
+    return type(value) is type(default) and bool(value == default)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ToolChoiceMode):  # a tool may be named `auto`
+        return [value.value]
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value):
+        pairs = ((field, getattr(value, field.name)) for field in fields(value))
+        return {field.name: _plain(part) for field, part in pairs if not _unset(field, part)}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return dict(value) if hasattr(value, "items") else value

@@ -1,0 +1,161 @@
+"""What the daemon measures. `Statistics` is told of every event and keeps the sums.
+
+GetSessionMetrics and the instruments of `ruvd.telemetry.instruments` read the same sums, so they
+cannot disagree. Definitions, each with its unit, are in the proto at SessionMetrics. Figures of the
+engine are used as it reported them; what it does not report is left out, never taken as 0.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from ruvd.core.ports.events import (
+    CompletionEnded,
+    CompletionJoined,
+    EngineStateChanged,
+    EngineStateMoved,
+    Event,
+    PromptEvaluated,
+    PromptFoundEvaluated,
+    SessionCreated,
+    SessionGone,
+    StoreStateChanged,
+)
+
+
+@dataclass(slots=True)
+class _Latency:
+    count: int = 0
+    seconds: float = 0.0
+
+    @property
+    def mean(self) -> float | None:
+        return self.seconds / self.count if self.count else None
+
+
+KINDS = ("batch", "session", "stateless")
+
+
+def kind(event: CompletionEnded) -> str:
+    """What kind of completion it was: `batch`, `session` or `stateless`."""
+    if event.batch:
+        return "batch"
+    return "session" if event.session_id else "stateless"
+
+
+class Statistics:
+    """The sums behind SessionMetrics and the instruments, since the daemon started. An Observer.
+
+    Written on the event loop and read from any thread: every field is replaced or counted as one
+    value, so a reader sees at worst a sum of a moment ago.
+    """
+
+    def __init__(self) -> None:
+        self.session = _Latency()
+        self.stateless = _Latency()
+        self.completions: Counter[tuple[str, str]] = Counter()  # by kind and reason
+        self.sessions_created = 0
+        self.sessions_ended: Counter[str] = Counter()  # by reason
+        self.context_trims = 0
+        self.resumed = 0
+        self.deduplicated = 0
+        self.engine_up = False
+        self.engine_restarts = 0
+        self.states_moved: Counter[tuple[str, str]] = Counter()  # by action and outcome
+        self.ahead_tokens = 0
+        self.ahead_seconds = 0.0
+        self.ahead_found_tokens = 0
+        self.store_up = False
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.session_prefill_seconds = 0.0
+        self._was_up = False
+        self._prefill_seconds = 0.0
+        self._evaluated_tokens = 0
+        self._session_cached_tokens = 0
+
+    def __call__(self, event: Event) -> None:
+        """Count what happened."""
+        match event:
+            case CompletionEnded():
+                self.completions[kind(event), event.reason] += 1
+                self.context_trims += event.context_trimmed
+                if not event.failed:
+                    self._finished(event)
+            case CompletionJoined(resumed=resumed):
+                self.resumed += resumed
+                self.deduplicated += not resumed
+            case SessionCreated():
+                self.sessions_created += 1
+            case SessionGone(reason=reason):
+                self.sessions_ended[reason] += 1
+            case EngineStateChanged(up):
+                self.engine_restarts += up and self._was_up and not self.engine_up
+                self._was_up = self._was_up or up
+                self.engine_up = up
+            case StoreStateChanged(up):
+                self.store_up = up
+            case EngineStateMoved() | PromptEvaluated() | PromptFoundEvaluated():
+                self._kept_warm(event)
+
+    def _kept_warm(self, event: EngineStateMoved | PromptEvaluated | PromptFoundEvaluated) -> None:
+        match event:
+            case EngineStateMoved(action, outcome):
+                self.states_moved[action, outcome] += 1
+            case PromptEvaluated(tokens, seconds):
+                self.ahead_tokens += tokens
+                self.ahead_seconds += seconds
+            case PromptFoundEvaluated(tokens):
+                self.ahead_found_tokens += tokens
+
+    def _finished(self, event: CompletionEnded) -> None:
+        if not event.batch:
+            latency = self.session if event.session_id else self.stateless
+            latency.count += 1
+            latency.seconds += event.timings.total_seconds
+        usage = event.usage
+        if usage is None or usage.cached_tokens is None:
+            return
+        if event.session_id:
+            self.prompt_tokens += usage.prompt_tokens
+            self.cached_tokens += usage.cached_tokens
+        if event.timings.prefill_seconds is None:
+            return
+        self._prefill_seconds += event.timings.prefill_seconds
+        self._evaluated_tokens += usage.prompt_tokens - usage.cached_tokens
+        if event.session_id:
+            self.session_prefill_seconds += event.timings.prefill_seconds
+            self._session_cached_tokens += usage.cached_tokens
+
+    @property
+    def cache_hit_rate(self) -> float | None:
+        """Percent of the prompt tokens of session completions that were cached."""
+        if not self.prompt_tokens:
+            return None
+        return 100.0 * self.cached_tokens / self.prompt_tokens
+
+    @property
+    def latency_reduction(self) -> float | None:
+        """Percent by which session completions were faster than stateless ones."""
+        session, stateless = self.session.mean, self.stateless.mean
+        if session is None or not stateless:
+            return None
+        return 100.0 * (stateless - session) / stateless
+
+    @property
+    def prefill_saved_seconds(self) -> float | None:
+        """What the cached tokens of session completions would have cost, by the mean over all
+        tokens that were evaluated so far."""
+        if not self._evaluated_tokens:
+            return None
+        return self._session_cached_tokens * self._prefill_seconds / self._evaluated_tokens
+
+    @property
+    def prefill_reduction(self) -> float | None:
+        """Percent of the prefill time of session completions that cached tokens saved."""
+        saved = self.prefill_saved_seconds
+        if saved is None:
+            return None
+        total = saved + self.session_prefill_seconds
+        return 100.0 * saved / total if total else None

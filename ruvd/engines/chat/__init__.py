@@ -1,0 +1,1 @@
+"""The chat completions protocol of OpenAI's API, as a client."""

@@ -1,0 +1,118 @@
+"""The body of a chat completions request.
+
+The same request gives the same bytes: fields are in one order, and a tool's schema goes out as
+its text came in, so that what the server caches by prefix is found again. Reasoning is never
+sent. `content` is null beside tool calls if there is none, as OpenAI's own clients send it back
+(vLLM and llama-server take null as well as nothing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from ruvd.core.errors import EngineRejected
+from ruvd.core.model import Message, Role
+from ruvd.core.options import RESERVED_FIELDS, ResponseFormat, Tool, ToolChoiceMode
+from ruvd.core.ports.engine import EngineRequest
+
+_AS_THEY_ARE = (
+    "parallel_tool_calls", "temperature", "top_p", "seed", "frequency_penalty", "presence_penalty",
+)  # fmt: skip
+
+
+def encode(
+    request: EngineRequest,
+    *,
+    model: str,
+    extra: Mapping[str, Any],
+    max_tokens_field: str = "max_tokens",
+) -> bytes:
+    """The body, with `extra` of the adapter and then the caller's `extra_body`.
+
+    Raises EngineRejected for an `extra_body` that would change what is there.
+    """
+    options = request.options
+    body: dict[str, Any] = {"model": model, "messages": list(map(_message, request.messages))}
+    if options.tools:
+        body["tools"] = [_tool(tool) for tool in options.tools]
+    for name in _AS_THEY_ARE:
+        if (value := getattr(options, name)) is not None:
+            body[name] = value
+    if options.max_tokens is not None:
+        body[max_tokens_field] = options.max_tokens
+    if options.tool_choice is not None:
+        body["tool_choice"] = _tool_choice(options.tool_choice)
+    if options.response_format is not None:
+        body["response_format"] = _response_format(options.response_format)
+    if options.stop:
+        body["stop"] = options.stop
+    if options.logit_bias:
+        biases = sorted(options.logit_bias.items())
+        body["logit_bias"] = {str(token): bias for token, bias in biases}
+    body["stream"] = True
+    body["stream_options"] = {"include_usage": True}
+    body |= extra
+    if options.extra_body:
+        _add(options.extra_body, body)
+    return msgspec.json.encode(body)
+
+
+def _add(extra_body: Mapping[str, Any], body: dict[str, Any]) -> None:
+    """Raises EngineRejected for what would change what is there."""
+    if taken := sorted(name for name in extra_body if name in body or name in RESERVED_FIELDS):
+        raise EngineRejected(f"extra_body must not have {', '.join(taken)}")
+    # Its maps come from protobuf, which gives them in any order.
+    for name, value in sorted(extra_body.items()):
+        body[name] = msgspec.Raw(msgspec.json.encode(value, order="deterministic"))
+
+
+def _message(message: Message) -> dict[str, Any]:
+    if message.role is Role.TOOL:
+        return {
+            "role": "tool",
+            "tool_call_id": message.tool_call_id,
+            "content": message.content,
+        }
+    if not message.tool_calls:
+        return {"role": message.role, "content": message.content}
+    calls = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in message.tool_calls
+    ]
+    return {"role": message.role, "content": message.content or None, "tool_calls": calls}
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name}
+    if tool.description:
+        function["description"] = tool.description
+    if tool.parameters:
+        function["parameters"] = _raw(tool.parameters)
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: ToolChoiceMode | str) -> str | dict[str, Any]:
+    if isinstance(choice, ToolChoiceMode):
+        return choice.value
+    return {"type": "function", "function": {"name": choice}}
+
+
+def _response_format(asked: ResponseFormat) -> dict[str, Any]:
+    # OpenAI requires a name.
+    schema: dict[str, Any] = {"name": asked.name or "answer", "schema": _raw(asked.json_schema)}
+    if asked.strict is not None:
+        schema["strict"] = asked.strict
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def _raw(text: str) -> msgspec.Raw:
+    return msgspec.Raw(text.encode())

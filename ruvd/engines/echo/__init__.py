@@ -1,0 +1,1 @@
+"""The deterministic engine: it answers with the last message."""

@@ -1,0 +1,1 @@
+"""HTTP for engines: transports, time-outs and reading."""

@@ -1,0 +1,1 @@
+"""The embedded engine: llama.cpp's server as a child process, with its KV cache."""

@@ -1,0 +1,253 @@
+"""Keeps a child process up: starts it, waits until it answers, restarts it when it dies.
+
+It knows nothing of what the child does. The child is started on the event loop's own thread,
+because the kernel ends it together with the thread that forked it; it leads a session of its
+own, so that a terminal's Ctrl-C reaches the daemon only, and is killed as a group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections import deque
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ruvd.core.errors import EngineUnavailable
+
+_FIRST_WAIT_SECONDS = 0.5
+_LONGEST_WAIT_SECONDS = 30.0
+_STEADY_SECONDS = 60.0
+_TERM_SECONDS = 2.0
+_POLL_SECONDS = 0.05
+_HOPELESS_ATTEMPTS = 3
+_SETTLE_SECONDS = 0.5
+_KEPT_LINES = 8
+_MAX_LINE_BYTES = 4096
+
+_log = logging.getLogger("ruvd.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start the child: its command line, and what it reads from stdin first.
+
+    Stdin then stays open as long as the child is wanted.
+    """
+
+    argv: Sequence[str]
+    stdin: bytes
+
+
+class Child(Protocol):
+    """What the supervisor asks of the one who knows the child."""
+
+    async def prepare(self) -> Launch:
+        """Make ready for a start. Raises EngineUnavailable if waiting would not help."""
+
+    async def answers(self) -> bool:
+        """Whether the child that was started last answers by now. Raises nothing else."""
+
+    def explains(self, line: str) -> bool:
+        """Whether a line of the child's output may say why it died."""
+
+    def went_up(self, seconds: float) -> None:
+        """The child answers, `seconds` after its start."""
+
+    def went_down(self, reason: str) -> None:
+        """The child, which was up, is not any more."""
+
+
+class Supervisor:
+    """Runs one child until it is closed.
+
+    A child that dies is started again after 0.5 s, doubling to 30 s; a minute up sets that
+    back. A start that takes longer than `start_seconds` is killed and counts as failed.
+    """
+
+    def __init__(self, child: Child, *, start_seconds: float) -> None:
+        self._child = child
+        self._start_seconds = start_seconds
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._up = False
+        self._closed = False
+        self._failed_starts = 0
+        self._wait_seconds = _FIRST_WAIT_SECONDS
+        self._reason = "the engine has not been started"
+        self.pid: int | None = None
+
+    def start(self) -> None:
+        """Begin, and return at once."""
+        if self._task is None and not self._closed:
+            self._reason = "the engine is starting"
+            self._task = asyncio.create_task(self._run(), name="engine-supervisor")
+
+    async def ready(self) -> None:
+        """Return when the child is up.
+
+        Raises EngineUnavailable with the last reason when that takes longer than
+        `start_seconds`, and at once when three starts in a row have failed.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._start_seconds):
+                while not self._up and self._is_hopeful():
+                    await self._changed.wait()
+        if not self._up:
+            raise EngineUnavailable(self._reason, retry_after_seconds=max(1.0, self._wait_seconds))
+
+    async def settle(self, pid: int | None) -> None:
+        """Return when the child `pid` is known to be gone, or after half a second.
+
+        A broken stream is often the first sign of a death.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                while self._up and self.pid == pid:
+                    await self._changed.wait()
+
+    async def close(self) -> None:
+        """End the child, and return when it is gone. Idempotent."""
+        self._closed = True
+        self._change(up=False, reason="the engine is closed")
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def _is_hopeful(self) -> bool:
+        started = self._task is not None and not self._closed
+        return started and self._failed_starts < _HOPELESS_ATTEMPTS
+
+    def _change(self, *, up: bool, reason: str) -> None:
+        went_down = self._up and not up
+        self._up, self._reason = up, reason
+        self._changed.set()
+        self._changed = asyncio.Event()
+        if went_down:
+            self._child.went_down(reason)
+
+    async def _run(self) -> None:
+        while True:
+            reason = await self._attempt()
+            self._change(up=False, reason=reason)
+            _log.warning("%s; next start in %.1f s", reason, self._wait_seconds)
+            await asyncio.sleep(self._wait_seconds)
+            self._wait_seconds = min(self._wait_seconds * 2, _LONGEST_WAIT_SECONDS)
+
+    async def _attempt(self) -> str:
+        """Start the child and stay with it; says why it is no longer there."""
+        try:
+            launch = await self._child.prepare()
+            return await self._live(launch)
+        except EngineUnavailable as error:
+            self._failed_starts = _HOPELESS_ATTEMPTS
+            return str(error)
+        except Exception as error:  # noqa: BLE001  whatever it was, the engine must come back
+            self._failed_starts += 1
+            _log.exception("the engine's supervision failed")
+            return f"the engine could not be started: {error}"
+
+    async def _live(self, launch: Launch) -> str:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        process = await asyncio.create_subprocess_exec(
+            *launch.argv, stdin=PIPE, stdout=PIPE, stderr=STDOUT, start_new_session=True
+        )
+        self.pid = process.pid
+        lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        output = asyncio.create_task(self._read_output(process, lines))
+        exited = asyncio.create_task(process.wait())
+        try:
+            if process.stdin is not None:
+                process.stdin.write(launch.stdin)
+            if not await self._answers_in_time(exited):
+                self._failed_starts += 1
+                if not exited.done():
+                    return f"the engine did not come up within {self._start_seconds:g} s"
+                return await _obituary("while starting", exited, output, lines)
+            self._failed_starts = 0
+            self._change(up=True, reason="")
+            self._child.went_up(loop.time() - began)
+            came_up = loop.time()
+            await asyncio.wait([exited])
+            # What it has started goes too, and with that the pipe's other end.
+            _signal_group(process.pid, signal.SIGKILL)
+            if loop.time() - came_up >= _STEADY_SECONDS:
+                self._wait_seconds = _FIRST_WAIT_SECONDS
+            return await _obituary("while running", exited, output, lines)
+        finally:
+            await _end(process, exited)
+            output.cancel()
+            self.pid = None
+
+    async def _read_output(self, process: Process, lines: deque[str]) -> None:
+        """Log the child's lines at DEBUG, as they may tell of messages; keep what explains."""
+        rest = b""
+        while process.stdout is not None and (part := await process.stdout.read(_MAX_LINE_BYTES)):
+            *whole, rest = (rest + part).split(b"\n")
+            if len(rest) > _MAX_LINE_BYTES:
+                whole, rest = [*whole, rest], b""
+            for line in whole:
+                self._keep(line, lines)
+        self._keep(rest, lines)
+
+    def _keep(self, line: bytes, lines: deque[str]) -> None:
+        text = line.decode(errors="replace").strip()
+        if text:
+            _log.debug("%s", text)
+            if self._child.explains(text):
+                lines.append(text)
+
+    async def _answers_in_time(self, exited: asyncio.Task[int]) -> bool:
+        try:
+            async with asyncio.timeout(self._start_seconds):
+                while not await _unless(exited, self._child.answers()):
+                    if exited.done():
+                        return False
+                    await asyncio.wait([exited], timeout=_POLL_SECONDS)
+        except TimeoutError:
+            return False
+        return True
+
+
+async def _unless(exited: asyncio.Task[int], question: Awaitable[bool]) -> bool:
+    """The answer, or False as soon as the child has exited."""
+    asked = asyncio.ensure_future(question)
+    try:
+        await asyncio.wait([exited, asked], return_when=asyncio.FIRST_COMPLETED)
+        return asked.done() and asked.result()
+    finally:
+        asked.cancel()
+
+
+async def _obituary(
+    when: str, exited: asyncio.Task[int], output: asyncio.Task[None], lines: deque[str]
+) -> str:
+    """Why the child has exited: its status and its last lines."""
+    # Who left the group may hold the pipe open, so its end is not waited for.
+    await asyncio.wait([output], timeout=1.0)
+    code = exited.result()
+    how = f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
+    last = "; ".join(lines)
+    return f"the engine {how} {when}" + (f": {last}" if last else "")
+
+
+async def _end(process: Process, exited: asyncio.Task[int]) -> None:
+    if not exited.done():
+        _signal_group(process.pid, signal.SIGTERM)
+        await asyncio.wait([exited], timeout=_TERM_SECONDS)
+    # Also when the leader is gone: what it has started may not be.
+    _signal_group(process.pid, signal.SIGKILL)
+    await asyncio.wait([exited])
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)

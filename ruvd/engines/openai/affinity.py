@@ -1,0 +1,73 @@
+"""How a server is told which calls belong together, so that they find the same cache.
+
+A session's id may be personal, so what goes out is a hash of it with the deployment's salt.
+
+| preset | the key goes into | source |
+|---|---|---|
+| `openai` | the body's `prompt_cache_key` | developers.openai.com, guide Prompt caching |
+| `vllm` | the header `X-Session-ID` | vllm-project/router, docs/load_balancing |
+| `sglang` | the header `X-SMG-Routing-Key` | SGLang model gateway, sticky sessions |
+| `llama-server` | nothing: it finds the slot by the prompt | |
+
+`affinity_header` is another name for the header, or one for a preset that has none.
+
+`cache_salt` keeps a deployment's cache apart where the server has that field (vLLM, SGLang). A
+completion that bypasses the cache gets a salt of its own there. llama-server has none: with
+`cache_prompt` false it reuses nothing, but keeps what it evaluated, so it is refused, as it is
+for a server that is not known.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from typing import Literal, TypeAlias
+
+from ruvd.core.errors import EngineRejected
+from ruvd.core.ports.engine import EngineRequest
+
+Preset: TypeAlias = Literal["none", "openai", "vllm", "sglang", "llama-server"]
+
+_HEADERS: dict[str, str] = {"vllm": "X-Session-ID", "sglang": "X-SMG-Routing-Key"}
+_SALTED = {"vllm", "sglang"}
+_KEY_BYTES = 24
+
+
+class Affinity:
+    """One server's way to be told."""
+
+    def __init__(self, preset: Preset = "none", header: str = "", cache_salt: str = "") -> None:
+        self.preset = preset
+        self._header = header or _HEADERS.get(preset, "")
+        self._salt = cache_salt
+
+    def check(self, request: EngineRequest) -> None:
+        """Raises EngineRejected for what this server cannot do."""
+        if request.options.bypass_cache and self.preset not in _SALTED:
+            raise EngineRejected(
+                "bypass_cache needs a server with a cache salt: the setting affinity is"
+                f" {self.preset!r}, only vllm and sglang have one"
+            )
+
+    def fields(self, request: EngineRequest) -> dict[str, str]:
+        """What joins the body."""
+        fields: dict[str, str] = {}
+        if self.preset == "openai" and request.session_key:
+            fields["prompt_cache_key"] = self._key(request.session_key)
+        if self.preset in _SALTED:
+            if request.options.bypass_cache:
+                fields["cache_salt"] = secrets.token_urlsafe(_KEY_BYTES)
+            elif self._salt:
+                fields["cache_salt"] = self._salt
+        return fields
+
+    def headers(self, request: EngineRequest) -> dict[str, str]:
+        """What joins the headers."""
+        if not (self._header and request.session_key):
+            return {}
+        return {self._header: self._key(request.session_key)}
+
+    def _key(self, session_key: str) -> str:
+        digest = hashlib.sha256(f"{self._salt}\0{session_key}".encode()).digest()
+        return base64.urlsafe_b64encode(digest[:_KEY_BYTES]).decode()

@@ -1,0 +1,1 @@
+"""gRPC in and out: requests are checked and converted, errors become statuses."""

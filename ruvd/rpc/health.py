@@ -1,0 +1,116 @@
+"""What the daemon says of its own health, over grpc.health.v1.
+
+grpcio's servicer is not used: a watcher that does not read blocks its `set`, and with it the
+daemon's way down, and of two watchers of a name the second is forgotten when the first leaves.
+Here a state is a plain assignment and every watcher follows at its own pace. Each answer carries
+in its metadata who gave it (`ruvd-version`) and how many completions run (`ruvd-running`), which
+`ruvd drain` waits for without an RPC of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import grpc
+from grpc.aio import ServicerContext
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from ruvd.core.ports.events import EngineStateChanged, Event, StoreStateChanged
+from ruvd.v1 import session_service_pb2
+
+SERVICE = session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+Context: TypeAlias = "ServicerContext[Any, Any]"
+
+
+class Health(health_pb2_grpc.HealthServicer):
+    """grpc.health.v1.Health; any number of servers may serve one of it.
+
+    `running` says how many completions run or wait.
+    """
+
+    def __init__(self, version: str, running: Callable[[], int] = lambda: 0) -> None:
+        self._version = version
+        self.running = running
+        self._states: dict[str, int] = {}
+        self._changed = asyncio.Event()
+
+    def set(self, name: str, state: int) -> None:
+        """Change a name's state; whoever watches it is told."""
+        self._states[name] = state
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def Check(  # noqa: N802  # gRPC's name
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        """The state of a name; NOT_FOUND for one that is unknown."""
+        await context.send_initial_metadata(self._metadata())
+        state = self._states.get(request.service)
+        if state is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+        return health_pb2.HealthCheckResponse(status=state)
+
+    async def Watch(  # noqa: N802  # gRPC's name
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> None:
+        """The state of a name now, and whenever it has changed since it was last told."""
+        await context.send_initial_metadata(self._metadata())
+        told = None
+        while True:
+            changed = self._changed
+            state = self._states.get(request.service, UNKNOWN)
+            if state != told:
+                await context.write(health_pb2.HealthCheckResponse(status=state))
+            told = state
+            await changed.wait()
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("ruvd-version", self._version), ("ruvd-running", str(self.running())))
+
+
+class Readiness:
+    """Keeps the health service true. An Observer of the engine's and the store's state."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self._engine = False
+        self.store_up = False
+        self._draining = False
+
+    def __call__(self, event: Event) -> None:
+        """Follow what goes up and down."""
+        match event:
+            case EngineStateChanged(up):
+                self._engine = up
+            case StoreStateChanged(up):
+                self.store_up = up
+            case _:
+                return
+        self._publish()
+
+    def drain(self) -> None:
+        """Readiness off, for good: somebody else should get the next calls."""
+        self._draining = True
+        self._publish()
+
+    def serve(self) -> None:
+        """The daemon listens."""
+        for name in ("", SERVICE, "liveness"):
+            self._health.set(name, SERVING)
+        self._publish()
+
+    def stop(self) -> None:
+        """The daemon takes no new turns; it is alive until it has ended."""
+        for name in ("", SERVICE):
+            self._health.set(name, NOT_SERVING)
+        self.drain()
+
+    def _publish(self) -> None:
+        up = self._engine and self.store_up and not self._draining
+        self._health.set("readiness", SERVING if up else NOT_SERVING)

@@ -1,0 +1,245 @@
+"""Checks of how to generate: CompletionOptions, with every wrong field named by its path.
+
+A schema is parsed to see that it is JSON, and then goes on as the text that it came as. Names of
+tools follow OpenAI's rule, the strictest among the servers. What OpenAI's API refuses without
+tools is refused here for every engine; a `tool_choice` of AUTO or NONE without tools says what is
+so anyway, and goes no further.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeAlias
+
+from google.protobuf.struct_pb2 import Value
+
+from ruvd.core.options import (
+    RESERVED_FIELDS,
+    CompletionOptions,
+    ResponseFormat,
+    Tool,
+    ToolChoiceMode,
+)
+from ruvd.rpc import convert, validation
+from ruvd.rpc.validation import Checker
+from ruvd.v1 import session_service_pb2 as pb
+
+_MAX_STOPS = 16
+_MAX_BIASES = 300
+_MAX_TOOLS = 128
+_MAX_DEPTH = 32
+_MAX_TEMPERATURE = 2.0
+_MAX_PENALTY = 2.0
+_MAX_BIAS = 100.0
+# Beyond it a double has no neighbours one apart: a whole number there is a large one, not a count.
+_MAX_WHOLE = 2.0**53
+_Rule: TypeAlias = Callable[[Checker, pb.CompletionOptions], Any]
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_FORMAT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def options(check: Checker, asked: pb.CompletionOptions) -> CompletionOptions:
+    """How to generate. Costs what is set, and most callers set little."""
+    given = [descriptor.name for descriptor, _ in asked.ListFields()]
+    return CompletionOptions(**{name: _RULES[name](check, asked) for name in given})
+
+
+def _model(check: Checker, asked: pb.CompletionOptions) -> str:
+    validation.model_name(check, "options.model", asked.model)
+    return asked.model
+
+
+def _temperature(check: Checker, asked: pb.CompletionOptions) -> float:
+    fits = 0 <= asked.temperature <= _MAX_TEMPERATURE
+    check.check(fits, "options.temperature", "must be 0 to 2")
+    return asked.temperature
+
+
+def _top_p(check: Checker, asked: pb.CompletionOptions) -> float:
+    check.check(0 < asked.top_p <= 1, "options.top_p", "must be above 0 and at most 1")
+    return asked.top_p
+
+
+def _max_tokens(check: Checker, asked: pb.CompletionOptions) -> int:
+    check.check(asked.max_tokens > 0, "options.max_tokens", "must be more than 0")
+    return asked.max_tokens
+
+
+def _stop(check: Checker, asked: pb.CompletionOptions) -> tuple[str, ...]:
+    check.check(len(asked.stop) <= _MAX_STOPS, "options.stop", f"more than {_MAX_STOPS}")
+    for index, stop in enumerate(asked.stop):
+        check.check(bool(stop), f"options.stop[{index}]", "must not be empty")
+    return tuple(asked.stop)
+
+
+def _penalty(name: str) -> _Rule:
+    def rule(check: Checker, asked: pb.CompletionOptions) -> float:
+        penalty: float = getattr(asked, name)
+        fits = -_MAX_PENALTY <= penalty <= _MAX_PENALTY
+        check.check(fits, f"options.{name}", "must be -2 to 2")
+        return penalty
+
+    return rule
+
+
+def _parallel_tool_calls(check: Checker, asked: pb.CompletionOptions) -> bool:
+    check.check(bool(asked.tools), "options.parallel_tool_calls", "needs tools")
+    return asked.parallel_tool_calls
+
+
+def _logit_bias(check: Checker, asked: pb.CompletionOptions) -> dict[int, float]:
+    field, biases = "options.logit_bias", dict(sorted(asked.logit_bias.items()))
+    check.check(len(biases) <= _MAX_BIASES, field, f"more than {_MAX_BIASES}")
+    for token, bias in biases.items():
+        check.check(token >= 0, f"{field}[{token}]", "a token's id must not be negative")
+        check.check(-_MAX_BIAS <= bias <= _MAX_BIAS, f"{field}[{token}]", "must be -100 to 100")
+    return biases
+
+
+def _tools(check: Checker, asked: pb.CompletionOptions) -> tuple[Tool, ...]:
+    check.check(len(asked.tools) <= _MAX_TOOLS, "options.tools", f"more than {_MAX_TOOLS}")
+    names: set[str] = set()
+    for index, tool in enumerate(asked.tools[:_MAX_TOOLS]):
+        field = f"options.tools[{index}]"
+        well_formed = _TOOL_NAME.fullmatch(tool.name) is not None
+        rule = "must be 1 to 64 characters of A-Z a-z 0-9 _ . -"
+        check.check(well_formed, f"{field}.name", rule)
+        check.check(tool.name not in names, f"{field}.name", "is another tool's already")
+        names.add(tool.name)
+        validation.text(check, f"{field}.description", tool.description)
+        if tool.parameters:
+            _schema(check, f"{field}.parameters", tool.parameters)
+    return tuple(
+        Tool(
+            tool.name,
+            tool.description,
+            tool.parameters,
+            tool.strict if tool.HasField("strict") else None,
+        )
+        for tool in asked.tools
+    )
+
+
+def _tool_choice(check: Checker, asked: pb.CompletionOptions) -> ToolChoiceMode | str | None:
+    choice, tools = asked.tool_choice, asked.tools
+    if choice.WhichOneof("choice") == "function":
+        known = any(tool.name == choice.function for tool in tools)
+        check.check(known, "options.tool_choice.function", "must be the name of one of tools")
+        return choice.function
+    mode = convert.TOOL_CHOICE_MODES.get(choice.mode)
+    field = "options.tool_choice.mode"
+    check.check(mode is not None, field, "must be AUTO, NONE or REQUIRED")
+    needed = mode is ToolChoiceMode.REQUIRED
+    check.check(bool(tools) or not needed, field, "REQUIRED needs tools")
+    return mode if tools else None
+
+
+def _response_format(check: Checker, asked: pb.CompletionOptions) -> ResponseFormat:
+    form = asked.response_format
+    _schema(check, "options.response_format.json_schema", form.json_schema)
+    if form.name:
+        well_formed = _FORMAT_NAME.fullmatch(form.name) is not None
+        rule = "must be 1 to 64 characters of A-Z a-z 0-9 _ -"
+        check.check(well_formed, "options.response_format.name", rule)
+    strict = form.strict if form.HasField("strict") else None
+    return ResponseFormat(form.json_schema, form.name, strict)
+
+
+def _schema(check: Checker, field: str, text: str) -> None:
+    """Check that a text is a JSON object, as every engine will have to read it."""
+    if len(text.encode()) > check.limits.max_message_bytes:
+        validation.text(check, field, text)
+        return
+    try:
+        parsed = json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
+    except RecursionError:
+        check.refuse(field, f"is nested deeper than {_MAX_DEPTH}")
+    except ValueError as error:
+        check.refuse(field, f"must be a JSON Schema: {error}")
+    else:
+        check.check(isinstance(parsed, dict), field, "must be a JSON Schema: an object")
+        check.check(_is_shallow(parsed), field, f"is nested deeper than {_MAX_DEPTH}")
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers differ in which of two equal names they take."""
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        raise ValueError("a name is there twice in one object")
+    return named
+
+
+def _is_shallow(parsed: Any) -> bool:
+    """Whether nothing in it is nested deeper than what every reader of JSON takes."""
+    level = [parsed]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            each
+            for value in level
+            if isinstance(value, dict | list)
+            for each in (value.values() if isinstance(value, dict) else value)
+        ]
+    return not level
+
+
+def _extra_body(check: Checker, asked: pb.CompletionOptions) -> dict[str, Any]:
+    field, fields = "options.extra_body", asked.extra_body.fields
+    for name in sorted(RESERVED_FIELDS & fields.keys()):
+        text = "is not for extra_body: this API has a field for it, or the daemon decides it"
+        check.refuse(f"{field}.{name}", text)
+    return {
+        name: _plain(check, f"{field}.{name}", value, 1) for name, value in sorted(fields.items())
+    }
+
+
+def _plain(check: Checker, field: str, value: Value, depth: int) -> Any:
+    """A Struct's value as Python's: whole numbers as int, names in one order for one request."""
+    if depth > _MAX_DEPTH:
+        check.refuse(field, f"is nested deeper than {_MAX_DEPTH}")
+        return None
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            fields = sorted(value.struct_value.fields.items())
+            return {name: _plain(check, field, each, depth + 1) for name, each in fields}
+        case "list_value":
+            return [_plain(check, field, each, depth + 1) for each in value.list_value.values]
+        case "number_value":
+            number = value.number_value
+            check.check(math.isfinite(number), field, "has a number that JSON does not have")
+            return int(number) if number.is_integer() and abs(number) <= _MAX_WHOLE else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case "null_value":
+            return None
+        case _:
+            check.refuse(field, "has a value that is not set; null is one")
+            return None
+
+
+# What checks and reads each field, once it is set.
+_RULES: dict[str, _Rule] = {
+    "model": _model,
+    "temperature": _temperature,
+    "top_p": _top_p,
+    "max_tokens": _max_tokens,
+    "stop": _stop,
+    "seed": lambda _, asked: asked.seed,
+    "bypass_cache": lambda _, asked: asked.bypass_cache,
+    "frequency_penalty": _penalty("frequency_penalty"),
+    "presence_penalty": _penalty("presence_penalty"),
+    "logit_bias": _logit_bias,
+    "tools": _tools,
+    "tool_choice": _tool_choice,
+    "parallel_tool_calls": _parallel_tool_calls,
+    "response_format": _response_format,
+    "extra_body": _extra_body,
+}

@@ -1,0 +1,226 @@
+"""What each request asks for: proto to model, checked. Raises InvalidRequest."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ruvd.core import model
+from ruvd.core.completions.completion import CompletionRef, CompletionRequest
+from ruvd.core.errors import InvalidRequest, RuvdError
+from ruvd.core.model import Message, Role
+from ruvd.core.sessions.commands import NewFork, SessionChanges
+from ruvd.core.sessions.registry import NewSession, SessionPolicy
+from ruvd.rpc import convert, option_validation, validation
+from ruvd.rpc.validation import ID_RULE, Checker, RequestLimits
+from ruvd.v1 import session_service_pb2 as pb
+
+_MAX_PAGE = 1000
+_DEFAULT_PAGE = 100
+_MAX_ITEMS = 10_000
+_MAX_CURSOR = 2**63
+_UPDATABLE = {"labels", "idle_timeout", "context_window"}
+
+
+def create_session(
+    request: pb.CreateSessionRequest, limits: RequestLimits, policy: SessionPolicy
+) -> NewSession:
+    """What CreateSession asks for; the policy fills what its context window leaves out."""
+    check = Checker(request, limits)
+    if request.session_id:
+        check.check(validation.is_id(request.session_id), "session_id", ID_RULE)
+    messages = validation.messages(check, request.messages, history=True)
+    validation.text(check, "system_prompt", request.system_prompt)
+    if messages and messages[0].role is Role.SYSTEM:
+        check.check(not request.system_prompt, "system_prompt", "messages[0] is one already")
+    validation.labels(check, "labels", request.labels)
+    window = None
+    if request.HasField("context_window"):
+        window = validation.window(check, request.context_window, policy.context_window)
+    idle = validation.idle_timeout(check, request)
+    validation.model_name(check, "model", request.model)
+    validation.request_id(check, request.request_id)
+    check.raise_if_wrong()
+    system_prompt = request.system_prompt
+    if messages and messages[0].role is Role.SYSTEM:
+        system_prompt, messages = messages[0].content, messages[1:]
+    return NewSession(
+        session_id=request.session_id,
+        system_prompt=system_prompt,
+        messages=messages,
+        labels=dict(request.labels),
+        context_window=window,
+        idle_timeout_seconds=idle,
+        model=request.model,
+        request_id=request.request_id,
+    )
+
+
+def complete(request: pb.CompleteRequest, limits: RequestLimits) -> CompletionRequest:
+    """What Complete asks for."""
+    check = Checker(request, limits)
+    session_id = request.session_id
+    if session_id:
+        check.check(validation.is_id(session_id), "session_id", ID_RULE)
+    messages = validation.messages(check, request.messages, history=False)
+    # A session's history may end with what is to be answered; the turn will see.
+    check.check(bool(messages or session_id), "messages", "must not be empty")
+    validation.text(check, "system_prompt", request.system_prompt)
+    if messages and messages[0].role is Role.SYSTEM:
+        check.check(not request.system_prompt, "system_prompt", "messages[0] is one already")
+    if request.require_existing:
+        check.check(bool(session_id), "require_existing", "needs a session_id")
+    options = option_validation.options(check, request.options)
+    validation.request_id(check, request.request_id)
+    if_busy = convert.IF_BUSY.get(request.if_busy)
+    check.check(if_busy is not None, "if_busy", "is no known choice")
+    on_disconnect = convert.ON_DISCONNECT.get(request.on_disconnect)
+    check.check(on_disconnect is not None, "on_disconnect", "is no known choice")
+    grace = 0.0
+    if request.HasField("disconnect_grace"):
+        grace = request.disconnect_grace.ToNanoseconds() / 1e9
+        most = limits.max_grace_seconds
+        check.check(0 <= grace <= most, "disconnect_grace", f"must be 0 to {most:g} s")
+    check.raise_if_wrong()
+    return CompletionRequest(
+        messages=messages,
+        session_id=session_id,
+        options=options,
+        request_id=request.request_id,
+        system_prompt=request.system_prompt,
+        require_existing=request.require_existing,
+        if_busy=if_busy or model.IfBusy.QUEUE,
+        on_disconnect=on_disconnect or model.OnDisconnect.CANCEL,
+        grace_seconds=grace,
+    )
+
+
+def batch_complete(
+    request: pb.BatchCompleteRequest, limits: RequestLimits
+) -> Sequence[CompletionRequest | RuvdError]:
+    """What each item asks for, or why it cannot be done; raises for what concerns the call."""
+    check = Checker(request, limits)
+    count = len(request.items)
+    check.check(count <= _MAX_ITEMS, "items", f"{count} are more than {_MAX_ITEMS}; split them")
+    check.check(request.max_concurrency >= 0, "max_concurrency", "must not be negative")
+    check.raise_if_wrong()
+    items: list[CompletionRequest | RuvdError] = []
+    for item in request.items:
+        try:
+            items.append(complete(item, limits))
+        except InvalidRequest as error:
+            items.append(error)
+    return items
+
+
+def update_session(
+    request: pb.UpdateSessionRequest, limits: RequestLimits, policy: SessionPolicy
+) -> tuple[str, SessionChanges]:
+    """What UpdateSession asks for; the policy fills what is in the mask and unset."""
+    check = Checker(request, limits)
+    check.check(validation.is_id(request.session_id), "session_id", ID_RULE)
+    mask = set(request.update_mask.paths)
+    for path in sorted(mask - _UPDATABLE):
+        check.refuse(
+            "update_mask", f"{path!r} cannot be updated; {', '.join(sorted(_UPDATABLE))} can"
+        )
+    if not mask:
+        mask = {field.name for field, _ in request.ListFields()} & _UPDATABLE
+        check.check(bool(mask), "update_mask", "names nothing to update")
+    validation.labels(check, "labels", request.labels)
+    idle = validation.idle_timeout(check, request)
+    window = validation.window(check, request.context_window, policy.context_window)
+    check.raise_if_wrong()
+    return request.session_id, SessionChanges(
+        labels=dict(request.labels) if "labels" in mask else None,
+        idle_timeout_seconds=(idle or policy.idle_timeout_seconds)
+        if "idle_timeout" in mask
+        else None,
+        context_window=window if "context_window" in mask else None,
+    )
+
+
+def append_messages(request: pb.AppendMessagesRequest, limits: RequestLimits) -> Sequence[Message]:
+    """What AppendMessages appends."""
+    check = Checker(request, limits)
+    check.check(validation.is_id(request.session_id), "session_id", ID_RULE)
+    messages = validation.messages(check, request.messages, history=True)
+    check.check(bool(messages), "messages", "must not be empty")
+    if messages and messages[0].role is Role.SYSTEM:
+        check.refuse("messages[0].role", "a session's system prompt is set when it is created")
+    validation.request_id(check, request.request_id)
+    check.raise_if_wrong()
+    return messages
+
+
+def fork_session(request: pb.ForkSessionRequest, limits: RequestLimits) -> NewFork:
+    """What ForkSession asks for."""
+    check = Checker(request, limits)
+    check.check(validation.is_id(request.session_id), "session_id", ID_RULE)
+    if request.new_session_id:
+        check.check(validation.is_id(request.new_session_id), "new_session_id", ID_RULE)
+    count = request.exchange_count if request.HasField("exchange_count") else None
+    check.check(count is None or count >= 0, "exchange_count", "must not be negative")
+    validation.request_id(check, request.request_id)
+    check.raise_if_wrong()
+    return NewFork(request.session_id, count, request.new_session_id, request.request_id)
+
+
+def completion_ref(
+    request: pb.ResumeCompletionRequest | pb.CancelCompletionRequest, limits: RequestLimits
+) -> CompletionRef:
+    """The completion that a request names."""
+    check = Checker(request, limits)
+    if request.completion_id:
+        for field in ("session_id", "request_id"):
+            check.check(not getattr(request, field), field, "is not used with a completion_id")
+    elif not request.request_id:
+        check.refuse("completion_id", "name the completion, or its session_id and request_id")
+    if isinstance(request, pb.ResumeCompletionRequest):
+        check.check(request.after_sequence >= 0, "after_sequence", "must not be negative")
+    check.raise_if_wrong()
+    return CompletionRef(request.completion_id, request.session_id, request.request_id)
+
+
+def session_id(request: pb.GetSessionRequest | pb.EndSessionRequest, limits: RequestLimits) -> str:
+    """The session that a request names."""
+    check = Checker(request, limits)
+    check.check(validation.is_id(request.session_id), "session_id", ID_RULE)
+    if isinstance(request, pb.GetSessionRequest):
+        check.check(request.view in pb.SessionView.values(), "view", "is no known view")
+    check.raise_if_wrong()
+    return request.session_id
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Which page of a list is asked for."""
+
+    after: int
+    limit: int
+    labels: Mapping[str, str]
+
+
+def list_sessions(request: pb.ListSessionsRequest, limits: RequestLimits) -> Page:
+    """Which page ListSessions asks for."""
+    check = Checker(request, limits)
+    size = request.page_size
+    check.check(0 <= size <= _MAX_PAGE, "page_size", f"must be 0 to {_MAX_PAGE}")
+    after = _cursor(request.page_token)
+    check.check(after is not None, "page_token", "is not a next_page_token of this daemon")
+    validation.labels(check, "label_filter", request.label_filter)
+    check.raise_if_wrong()
+    return Page(after or 0, size or _DEFAULT_PAGE, dict(request.label_filter))
+
+
+def _cursor(token: str) -> int | None:
+    """The number in a page token; 0 for the first page, None for what is none of ours."""
+    if not token:
+        return 0
+    try:
+        cursor = int(base64.urlsafe_b64decode(token.encode()).decode())
+    except (ValueError, binascii.Error):
+        return None
+    return cursor if 0 < cursor < _MAX_CURSOR else None

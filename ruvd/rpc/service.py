@@ -1,0 +1,161 @@
+"""`ruvd.v1.SessionService`: convert, one call of the core, convert. Errors pass through."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from grpc.aio import ServicerContext
+
+from ruvd.core.completions.batch import Batches, BatchSummary
+from ruvd.core.completions.registry import Completions
+from ruvd.core.ports.engine import Engine
+from ruvd.core.sessions.commands import Lifecycle
+from ruvd.core.sessions.registry import SessionPolicy, Sessions
+from ruvd.core.statistics import Statistics
+from ruvd.rpc import convert, requests, status
+from ruvd.rpc.validation import RequestLimits
+from ruvd.v1 import session_service_pb2 as pb
+from ruvd.v1 import session_service_pb2_grpc as pb_grpc
+
+
+class SessionService(pb_grpc.SessionServiceServicer):
+    """The servicer: one method an RPC."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        lifecycle: Lifecycle,
+        completions: Completions,
+        batches: Batches,
+        statistics: Statistics,
+        limits: RequestLimits,
+        policy: SessionPolicy,
+        engine: Engine,
+    ) -> None:
+        self._sessions = sessions
+        self._lifecycle = lifecycle
+        self._completions = completions
+        self._batches = batches
+        self._statistics = statistics
+        self._limits = limits
+        self._policy = policy
+        self._engine = engine
+
+    async def CreateSession(  # noqa: D102, N802  # the proto documents and names it, as all below
+        self, request: pb.CreateSessionRequest, context: ServicerContext[Any, Any]
+    ) -> pb.CreateSessionResponse:
+        new = requests.create_session(request, self._limits, self._policy)
+        state = await self._lifecycle.create(new)
+        return pb.CreateSessionResponse(session=convert.session(state))
+
+    async def GetSession(  # noqa: D102, N802
+        self, request: pb.GetSessionRequest, context: ServicerContext[Any, Any]
+    ) -> pb.GetSessionResponse:
+        session_id = requests.session_id(request, self._limits)
+        full = request.view == pb.SESSION_VIEW_FULL
+        state = await self._sessions.get(session_id, with_messages=full)
+        return pb.GetSessionResponse(session=convert.session(state))
+
+    async def ListSessions(  # noqa: D102, N802
+        self, request: pb.ListSessionsRequest, context: ServicerContext[Any, Any]
+    ) -> pb.ListSessionsResponse:
+        page = requests.list_sessions(request, self._limits)
+        states, cursor = await self._sessions.list(
+            after=page.after, limit=page.limit, labels=page.labels
+        )
+        return pb.ListSessionsResponse(
+            sessions=[convert.session(state, listed=True) for state in states],
+            next_page_token=convert.page_token(cursor),
+        )
+
+    async def UpdateSession(  # noqa: D102, N802
+        self, request: pb.UpdateSessionRequest, context: ServicerContext[Any, Any]
+    ) -> pb.UpdateSessionResponse:
+        session_id, changes = requests.update_session(request, self._limits, self._policy)
+        state = await self._lifecycle.update(session_id, changes)
+        return pb.UpdateSessionResponse(session=convert.session(state))
+
+    async def AppendMessages(  # noqa: D102, N802
+        self, request: pb.AppendMessagesRequest, context: ServicerContext[Any, Any]
+    ) -> pb.AppendMessagesResponse:
+        messages = requests.append_messages(request, self._limits)
+        state = await self._lifecycle.append(request.session_id, messages, request.request_id)
+        return pb.AppendMessagesResponse(session=convert.session(state))
+
+    async def ForkSession(  # noqa: D102, N802
+        self, request: pb.ForkSessionRequest, context: ServicerContext[Any, Any]
+    ) -> pb.ForkSessionResponse:
+        state = await self._lifecycle.fork(requests.fork_session(request, self._limits))
+        return pb.ForkSessionResponse(session=convert.session(state))
+
+    async def EndSession(  # noqa: D102, N802
+        self, request: pb.EndSessionRequest, context: ServicerContext[Any, Any]
+    ) -> pb.EndSessionResponse:
+        session_id = requests.session_id(request, self._limits)
+        await self._lifecycle.end(session_id, allow_missing=request.allow_missing)
+        return pb.EndSessionResponse()
+
+    async def ListModels(  # noqa: D102, N802
+        self, request: pb.ListModelsRequest, context: ServicerContext[Any, Any]
+    ) -> pb.ListModelsResponse:
+        models = await self._engine.models()
+        return pb.ListModelsResponse(models=models, default_model=self._engine.model)
+
+    async def GetSessionMetrics(  # noqa: D102, N802
+        self, request: pb.GetSessionMetricsRequest, context: ServicerContext[Any, Any]
+    ) -> pb.GetSessionMetricsResponse:
+        counts = await self._sessions.counts()
+        return pb.GetSessionMetricsResponse(metrics=convert.metrics(counts, self._statistics))
+
+    # The streams write what they answer: a generator would be one more layer for each event.
+
+    async def Complete(  # type: ignore[override]  # noqa: D102, N802
+        self, request: pb.CompleteRequest, context: ServicerContext[Any, pb.CompleteResponse]
+    ) -> None:
+        completion = self._completions.start(requests.complete(request, self._limits))
+        is_out_of_time = partial(status.is_too_late, context)
+        async with aclosing(completion.events(is_out_of_time=is_out_of_time)) as events:
+            async for event in events:
+                response = pb.CompleteResponse()
+                convert.event(event, response.event)
+                await context.write(response)
+
+    async def ResumeCompletion(  # type: ignore[override]  # noqa: D102, N802
+        self,
+        request: pb.ResumeCompletionRequest,
+        context: ServicerContext[Any, pb.ResumeCompletionResponse],
+    ) -> None:
+        ref = requests.completion_ref(request, self._limits)
+        is_out_of_time = partial(status.is_too_late, context)
+        events = self._completions.resume(
+            ref, request.after_sequence, is_out_of_time=is_out_of_time
+        )
+        async with aclosing(events):
+            async for event in events:
+                response = pb.ResumeCompletionResponse()
+                convert.event(event, response.event)
+                await context.write(response)
+
+    async def BatchComplete(  # type: ignore[override]  # noqa: D102, N802
+        self,
+        request: pb.BatchCompleteRequest,
+        context: ServicerContext[Any, pb.BatchCompleteResponse],
+    ) -> None:
+        items = requests.batch_complete(request, self._limits)
+        async with aclosing(self._batches.run(items, request.max_concurrency)) as events:
+            async for event in events:
+                if isinstance(event, BatchSummary):
+                    response = convert.batch_summary(event)
+                else:
+                    error = event.error and status.of(event.error)[1]
+                    response = convert.batch_result(event, error)
+                await context.write(response)
+
+    async def CancelCompletion(  # noqa: D102, N802
+        self, request: pb.CancelCompletionRequest, context: ServicerContext[Any, Any]
+    ) -> pb.CancelCompletionResponse:
+        ref = requests.completion_ref(request, self._limits)
+        await self._completions.cancel(ref, keep_partial=request.keep_partial)
+        return pb.CancelCompletionResponse()

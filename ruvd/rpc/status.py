@@ -1,0 +1,114 @@
+"""THE table: which gRPC status an error of the core becomes, and its rich details.
+
+Every detail follows google.rpc's error model: an ErrorInfo with our domain and the reason, a
+BadRequest that names every wrong field, a RetryInfo where waiting helps.
+"""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+from urllib.parse import quote
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message as ProtoMessage
+from google.rpc import error_details_pb2, status_pb2
+from grpc.aio import ServicerContext
+
+from ruvd.core import errors
+from ruvd.core.errors import InvalidRequest, RuvdError
+
+DOMAIN = "ruvd"
+# A status travels in trailing metadata, of which a peer takes 8 KiB by default, base64 included.
+_MAX_DETAIL_BYTES = 2048
+_MAX_MESSAGE_BYTES = 1500
+_DEADLINE_SLACK_SECONDS = 0.1
+INTERNAL_TEXT = "internal error; the daemon's log has the details"
+
+CODES: dict[type[RuvdError], grpc.StatusCode] = {
+    errors.SessionNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.CompletionNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.CompletionCancelled: grpc.StatusCode.CANCELLED,
+    errors.SessionBusy: grpc.StatusCode.ABORTED,
+    errors.SessionEnded: grpc.StatusCode.ABORTED,
+    errors.CompletionInterrupted: grpc.StatusCode.ABORTED,
+    errors.SessionLimit: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.EngineRateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.EngineRejected: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.RequestIdReused: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ContextTooLong: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SessionTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SessionsDisabled: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SessionExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.EngineUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
+    errors.EngineTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+def is_too_late(call: ServicerContext[Any, Any]) -> bool:
+    """Whether a call that was cancelled was so by its deadline. The caller gives up at its own,
+    which is earlier than ours by the way that its call took."""
+    left = call.time_remaining()
+    return left is not None and left <= _DEADLINE_SLACK_SECONDS
+
+
+def of(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]:
+    """The gRPC code and the rich status of an error; INTERNAL with a fixed text for a bug."""
+    if not isinstance(error, RuvdError):
+        return _status(grpc.StatusCode.INTERNAL, INTERNAL_TEXT, [_info("INTERNAL")])
+    details: list[ProtoMessage] = [_info(error.reason())]
+    if isinstance(error, InvalidRequest):
+        details.append(_bad_request(error))
+    if error.retry_after_seconds is not None:
+        delay = duration_pb2.Duration(nanos=0)
+        delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return _status(CODES[type(error)], str(error), details)
+
+
+def _bad_request(error: InvalidRequest) -> error_details_pb2.BadRequest:
+    """Every violation, or as many as fit with a last one that says how many are left out."""
+    bad = error_details_pb2.BadRequest()
+    for number, violation in enumerate(error.violations):
+        field, description = _cut(violation.field, 200), _cut(violation.description, 400)
+        if bad.ByteSize() + len(field) + len(description) > _MAX_DETAIL_BYTES:
+            bad.field_violations.add(
+                field="request", description=f"{len(error.violations) - number} more are wrong"
+            )
+            break
+        bad.field_violations.add(field=field, description=description)
+    return bad
+
+
+def _info(reason: str) -> error_details_pb2.ErrorInfo:
+    return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
+
+
+def _status(
+    code: grpc.StatusCode, message: str, details: list[ProtoMessage]
+) -> tuple[grpc.StatusCode, status_pb2.Status]:
+    packed = []
+    for detail in details:
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    message = _cut(message, _MAX_MESSAGE_BYTES)
+    number: int = code.value[0]
+    return code, status_pb2.Status(code=number, message=message, details=packed)
+
+
+def _cut(text: str, most: int) -> str:
+    """The text, or as much of it as takes `most` bytes percent-encoded, as gRPC sends it."""
+    head = text[: most + 1]  # however long the rest, it is over the limit
+    if len(quote(head, safe=string.printable)) <= most:
+        return text
+    size = 0
+    for end, character in enumerate(head):
+        size += len(quote(character, safe=string.printable))
+        if size > most:
+            return text[:end] + " ..."
+    return text

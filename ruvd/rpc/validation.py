@@ -1,0 +1,248 @@
+"""Checks of a request's fields. Every wrong one is named, not only the first.
+
+A field that this daemon has no rule for is refused, and so is one that its proto does not know:
+what a caller asks for is done or refused, never ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from google.protobuf import unknown_fields
+from google.protobuf.message import Message as ProtoMessage
+
+from ruvd.core.errors import FieldViolation, InvalidRequest
+from ruvd.core.model import ContextWindow, Message, Role, ToolCall
+from ruvd.rpc import convert
+from ruvd.v1 import session_service_pb2 as pb
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+ID_RULE = "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"
+_NOT_BUILT = "is not supported by this version of ruvd"
+_MAX_ID_BYTES = 128
+_MAX_CALL_BYTES = 256
+_ASSISTANTS = "only an assistant's message has it"
+MAX_IDLE_SECONDS = 10 * 366 * 86_400
+_MAX_LABELS = 64
+_MAX_KEY_BYTES = 63
+_MAX_VALUE_BYTES = 255
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What a request may hold."""
+
+    max_request_bytes: int = 4 << 20
+    max_message_bytes: int = 1 << 20
+    max_messages: int = 1000
+    max_grace_seconds: float = 600.0
+    max_tool_calls: int = 128
+
+
+class Checker:
+    """Collects what is wrong with a request; `raise_if_wrong` ends the check."""
+
+    def __init__(self, request: ProtoMessage, limits: RequestLimits) -> None:
+        self._violations: list[FieldViolation] = []
+        self.limits = limits
+        if (size := request.ByteSize()) > limits.max_request_bytes:
+            self.refuse(
+                "request",
+                f"has {size} bytes, the limit is {limits.max_request_bytes} (max_request_bytes)",
+            )
+            self.raise_if_wrong()
+        if _has_unknown(request, size):
+            for path in _unknown(request, ""):
+                self.refuse(path, _NOT_BUILT)
+
+    def refuse(self, field: str, description: str) -> None:
+        """Note that a field is wrong."""
+        self._violations.append(FieldViolation(field, description))
+
+    def check(self, ok: bool, field: str, description: str) -> None:  # noqa: FBT001  # a predicate
+        """Note that a field is wrong unless it is `ok`."""
+        if not ok:
+            self.refuse(field, description)
+
+    def raise_if_wrong(self) -> None:
+        """Raises InvalidRequest with everything that was noted."""
+        if self._violations:
+            raise InvalidRequest(self._violations)
+
+
+def request_id(check: Checker, request_id: str) -> None:
+    """Check a request id; any text of a bounded size will do."""
+    size = len(request_id.encode())
+    check.check(size <= _MAX_ID_BYTES, "request_id", f"may have {_MAX_ID_BYTES} bytes")
+
+
+def idle_timeout(
+    check: Checker, request: pb.CreateSessionRequest | pb.UpdateSessionRequest
+) -> float | None:
+    """The idle time-out in seconds, None if unset."""
+    if not request.HasField("idle_timeout"):
+        return None
+    seconds = request.idle_timeout.ToNanoseconds() / 1e9
+    check.check(
+        0 < seconds <= MAX_IDLE_SECONDS, "idle_timeout", "must be more than 0 and at most 10 years"
+    )
+    return seconds
+
+
+def messages(check: Checker, protos: Sequence[pb.Message], *, history: bool) -> Sequence[Message]:
+    """The messages of a request: a whole history, or a turn, which ends with what to answer."""
+    limits = check.limits
+    check.check(
+        len(protos) <= limits.max_messages,
+        "messages",
+        f"more than {limits.max_messages} (max_messages)",
+    )
+    messages = []
+    for index, proto in enumerate(protos):
+        field = f"messages[{index}]"
+        role = convert.ROLES.get(proto.role)
+        if role is None:
+            check.refuse(f"{field}.role", "must be set to a known role")
+        elif role is Role.SYSTEM:
+            check.check(
+                index == 0, f"{field}.role", "only the first message may be a system message"
+            )
+        messages.append(_message(check, field, proto, role or Role.USER))
+    if not history and messages:
+        check.check(
+            messages[-1].role in (Role.USER, Role.TOOL),
+            f"messages[{len(messages) - 1}].role",
+            "the last message must be the user's or a tool's",
+        )
+    return messages
+
+
+def _message(check: Checker, field: str, proto: pb.Message, role: Role) -> Message:
+    """A message. Which call a tool's message answers is checked where the history is known."""
+    content, call_id, reasoning = proto.content, proto.tool_call_id, proto.reasoning
+    calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in proto.tool_calls)
+    if not content and role in (Role.SYSTEM, Role.USER):
+        check.refuse(f"{field}.content", "must not be empty")
+    if role is not Role.ASSISTANT:
+        if calls:
+            check.refuse(f"{field}.tool_calls", _ASSISTANTS)
+        if reasoning:
+            check.refuse(f"{field}.reasoning", _ASSISTANTS)
+    if role is Role.TOOL:
+        _call_id(check, f"{field}.tool_call_id", call_id)
+    elif call_id:
+        check.refuse(f"{field}.tool_call_id", "only a tool's message has it")
+    if calls:
+        _calls(check, f"{field}.tool_calls", calls)
+    message = Message(role, content, calls, call_id, reasoning)
+    size, size_limit = message.size_bytes, check.limits.max_message_bytes
+    if size > size_limit:
+        check.refuse(
+            f"{field}.content" if len(content.encode()) > size_limit else field,
+            f"has {size} bytes, the limit is {size_limit} (max_message_bytes)",
+        )
+    return message
+
+
+def _calls(check: Checker, field: str, calls: Sequence[ToolCall]) -> None:
+    limit = check.limits.max_tool_calls
+    check.check(len(calls) <= limit, field, f"more than {limit}")
+    ids: set[str] = set()
+    for index, call in enumerate(calls):
+        path = f"{field}[{index}]"
+        _call_id(check, f"{path}.id", call.id)
+        check.check(call.id not in ids, f"{path}.id", "another call has this id")
+        ids.add(call.id)
+        fits = 0 < len(call.name.encode()) <= _MAX_CALL_BYTES
+        check.check(fits, f"{path}.name", f"must have 1 to {_MAX_CALL_BYTES} bytes")
+
+
+def _call_id(check: Checker, field: str, value: str) -> None:
+    fits = 0 < len(value.encode()) <= _MAX_CALL_BYTES
+    check.check(fits, field, f"must have 1 to {_MAX_CALL_BYTES} bytes")
+
+
+def window(check: Checker, asked: pb.ContextWindow, default: ContextWindow) -> ContextWindow:
+    """The context window; what it leaves unset is the default's."""
+    keep, most = default.keep_exchanges, default.max_exchanges
+    if asked.HasField("max_exchanges"):
+        most = asked.max_exchanges
+        check.check(most >= 0, "context_window.max_exchanges", "must not be negative")
+        keep = min(keep, most) if most else keep
+    if asked.HasField("keep_exchanges"):
+        keep = asked.keep_exchanges
+        check.check(keep >= 0, "context_window.keep_exchanges", "must not be negative")
+        check.check(
+            keep <= most or not most,
+            "context_window.keep_exchanges",
+            f"must be at most max_exchanges ({most})",
+        )
+    if asked.HasField("max_tokens"):
+        check.check(asked.max_tokens > 0, "context_window.max_tokens", "must be more than 0")
+    check.check(
+        asked.rendering in pb.Rendering.values(),
+        "context_window.rendering",
+        "is no known rendering",
+    )
+    return replace(
+        default,
+        keep_exchanges=keep,
+        max_exchanges=most,
+        max_tokens=asked.max_tokens if asked.HasField("max_tokens") else default.max_tokens,
+        rendering=convert.RENDERINGS.get(asked.rendering, default.rendering),
+    )
+
+
+def text(check: Checker, field: str, value: str) -> None:
+    """Check a text against `max_message_bytes`."""
+    size = len(value.encode())
+    limit = check.limits.max_message_bytes
+    if size > limit:
+        check.refuse(field, f"has {size} bytes, the limit is {limit} (max_message_bytes)")
+
+
+def labels(check: Checker, field: str, given: Mapping[str, str]) -> None:
+    """Check labels: how many, and how long keys and values are."""
+    check.check(len(given) <= _MAX_LABELS, field, f"more than {_MAX_LABELS}")
+    for key, value in given.items():
+        path = f"{field}[{key!r}]"
+        key_fits = 0 < len(key.encode()) <= _MAX_KEY_BYTES
+        check.check(key_fits, path, f"the key must have 1 to {_MAX_KEY_BYTES} bytes")
+        value_fits = len(value.encode()) <= _MAX_VALUE_BYTES
+        check.check(value_fits, path, f"the value may have {_MAX_VALUE_BYTES} bytes")
+
+
+def model_name(check: Checker, field: str, value: str) -> None:
+    """Check a model's name; it goes into logs, so its length is bounded."""
+    check.check(len(value.encode()) <= _MAX_ID_BYTES, field, f"may have {_MAX_ID_BYTES} bytes")
+
+
+def is_id(value: str) -> bool:
+    """Whether a session id is well formed."""
+    return _ID.fullmatch(value) is not None
+
+
+def _has_unknown(message: ProtoMessage, size: int) -> bool:
+    """Whether `message`, of so many bytes, has any; a quarter of the time that a list takes."""
+    known = type(message)()
+    known.CopyFrom(message)
+    known.DiscardUnknownFields()
+    return known.ByteSize() != size
+
+
+def _unknown(message: ProtoMessage, path: str) -> list[str]:
+    """The fields in `message` that our proto does not have, by number."""
+    strangers = unknown_fields.UnknownFieldSet(message)
+    paths = [f"{path}#{strangers[index].field_number}" for index in range(len(strangers))]
+    for descriptor, value in message.ListFields():
+        kind = descriptor.message_type
+        if kind is None or kind.GetOptions().map_entry:
+            continue
+        if isinstance(value, ProtoMessage):
+            paths += _unknown(value, f"{path}{descriptor.name}.")
+        else:
+            for index, item in enumerate(value):
+                paths += _unknown(item, f"{path}{descriptor.name}[{index}].")
+    return paths

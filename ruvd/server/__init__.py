@@ -1,0 +1,1 @@
+"""The process: its parts, its life, its logs and its sockets."""

@@ -1,0 +1,241 @@
+"""The composition root: which parts the settings ask for, and how they fit together.
+
+Adapters are imported when they are chosen, so that a daemon carries no library that it does not
+use. `ruvd.server.daemon` gives the parts their life.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import grpc
+
+from ruvd.config.loader import Settings
+from ruvd.core.completions.batch import Batches
+from ruvd.core.completions.completion import CompletionPolicy
+from ruvd.core.completions.prewarming import Ahead
+from ruvd.core.completions.registry import Completions
+from ruvd.core.model import ContextWindow, Rendering
+from ruvd.core.ports.engine import Engine
+from ruvd.core.ports.events import Observer
+from ruvd.core.ports.store import Store
+from ruvd.core.sessions.commands import Lifecycle
+from ruvd.core.sessions.registry import SessionPolicy, Sessions
+from ruvd.core.statistics import Statistics
+from ruvd.rpc.interceptor import Errors
+from ruvd.rpc.service import SessionService
+from ruvd.rpc.validation import RequestLimits
+from ruvd.server import logs
+from ruvd.telemetry import conventions, environment
+
+if TYPE_CHECKING:
+    from ruvd.telemetry.setup import Monitoring
+
+_log = logging.getLogger("ruvd.daemon")
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        return time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """The sessions and what happens in them, and the service in front."""
+
+    sessions: Sessions
+    lifecycle: Lifecycle
+    completions: Completions
+    service: SessionService
+    ahead: Ahead | None
+
+
+def build_core(
+    settings: Settings, store: Store, engine: Engine, observer: Observer, statistics: Statistics
+) -> Core:
+    """The core over a store and an engine, within the limits that the settings name."""
+    clock = SystemClock()
+    policy = SessionPolicy(
+        enabled=settings.sessions_enabled,
+        idle_timeout_seconds=settings.idle_timeout_seconds,
+        max_sessions=settings.max_sessions,
+        max_queue=settings.max_queue,
+        max_session_bytes=settings.max_session_bytes,
+        context_window=ContextWindow(
+            settings.keep_exchanges,
+            settings.max_exchanges,
+            settings.max_context_tokens,
+            Rendering(settings.rendering),
+        ),
+    )
+    limits = RequestLimits(
+        max_request_bytes=settings.max_request_bytes,
+        max_message_bytes=settings.max_message_bytes,
+        max_messages=settings.max_messages,
+        max_grace_seconds=settings.completion_retention_seconds,
+    )
+    completion_policy = CompletionPolicy(
+        max_inflight=settings.max_inflight,
+        retention_seconds=settings.completion_retention_seconds,
+        max_log_bytes=settings.max_log_bytes,
+        max_logs_bytes=settings.max_logs_bytes,
+        batch_share=settings.batch_share,
+    )
+    sessions = Sessions(store, clock, observer, policy)
+    lifecycle = Lifecycle(sessions, store, clock, observer, policy)
+    completions = Completions(sessions, engine, clock, observer, completion_policy)
+    batches = Batches(completions, clock, settings.batch_concurrency)
+    service = SessionService(
+        sessions, lifecycle, completions, batches, statistics, limits, policy, engine
+    )
+    ahead = None
+    if engine.warm and settings.evaluates_ahead:
+        ahead = Ahead(sessions, engine, engine.warm, completions.slots, clock, observer)
+        completions.on_turn = ahead.turned
+    return Core(sessions, lifecycle, completions, service, ahead)
+
+
+def build_monitoring(settings: Settings, statistics: Statistics) -> Monitoring | None:
+    """What the settings and the standard OTEL_* variables want of telemetry; None for nothing."""
+    protocols = environment.protocols(os.environ)
+    serves = bool(settings.metrics_listen)
+    if serves and environment.disabled(os.environ):
+        _log.warning("OTEL_SDK_DISABLED is set: there are no metrics to serve")
+        serves = False
+    if not protocols and not serves:
+        return None
+    from ruvd.telemetry.exporters import Telemetry
+    from ruvd.telemetry.rpc_spans import current_ids
+    from ruvd.telemetry.setup import Monitoring
+
+    try:
+        telemetry = Telemetry(protocols, version("ruvd"), prometheus=serves)
+    except ValueError as error:
+        _log.warning("telemetry is off: an OTEL_* variable is wrong", extra={"reason": str(error)})
+        return None
+    logs.correlate_with(current_ids)
+    chosen = conventions.chosen(os.environ)
+    provider = conventions.provider(settings.engine, settings.affinity, settings.base_url)
+    return Monitoring(telemetry, chosen, provider, statistics)
+
+
+def build_store(settings: Settings, observer: Observer) -> Store:
+    """The store that the settings name."""
+    path = settings.sqlite_path
+    if path is None:
+        from ruvd.stores.memory import MemoryStore
+
+        return MemoryStore()
+    from ruvd.stores.sqlite.store import SqliteStore
+
+    return SqliteStore(path, durability=settings.durability, observer=observer)
+
+
+def store_is_newer(settings: Settings) -> bool:
+    """Whether the store's file was written by a newer ruvd, which waiting does not change."""
+    path = settings.sqlite_path
+    if path is None:
+        return False
+    from ruvd.stores.sqlite.schema import is_newer
+
+    return is_newer(path)
+
+
+def build_engine(settings: Settings, observer: Observer) -> Engine:
+    """The engine that the settings name."""
+    if settings.engine == "echo":
+        from ruvd.engines.echo.engine import EchoEngine
+
+        return EchoEngine(
+            delay_seconds=settings.echo_delay_seconds,
+            nonce=settings.echo_nonce,
+            faults=settings.echo_faults,
+            observer=observer,
+        )
+    if settings.engine == "openai":
+        from ruvd.engines.openai.engine import OpenAIEngine
+
+        return OpenAIEngine(
+            observer=observer,
+            base_urls=settings.base_url,
+            model=settings.model,
+            api_key=settings.api_key.get_secret_value(),
+            api_key_file=settings.api_key_file,
+            affinity=settings.affinity,
+            affinity_header=settings.affinity_header,
+            cache_salt=settings.cache_salt.get_secret_value(),
+            ca_file=settings.ca_file,
+            client_cert_file=settings.client_cert_file,
+            client_key_file=settings.client_key_file,
+            http2=settings.http2,
+            connect_seconds=settings.connect_seconds,
+            read_seconds=settings.read_seconds,
+            total_seconds=settings.total_seconds,
+            max_parallel=settings.max_parallel,
+            retries=settings.retries,
+            health_check_seconds=settings.health_check_seconds,
+        )
+    from ruvd.engines.llama.engine import LlamaEngine
+
+    return LlamaEngine(
+        observer=observer,
+        model_path=settings.llama_model,
+        server_path=settings.llama_server,
+        server_args=settings.llama_server_args,
+        context_tokens=settings.llama_context_tokens,
+        answer_tokens=settings.llama_answer_tokens,
+        slots=settings.llama_slots,
+        threads=settings.llama_threads,
+        batch_tokens=settings.llama_batch_tokens,
+        start_seconds=settings.engine_start_seconds,
+        states_path=settings.states_path,
+        states_bytes=settings.kv_cache_bytes,
+        evaluate_ahead=settings.evaluates_ahead,
+    )
+
+
+def build_server(settings: Settings, monitoring: Monitoring | None) -> grpc.aio.Server:
+    """The server of the whole API; it listens nowhere yet."""
+    by_tcp = any(not address.startswith("unix:") for address in settings.listen)
+    # Above our own limits, so that a refusal is ours and says why; not unbounded, so that one
+    # request cannot take the pod's memory.
+    receive = max(64 << 20, 4 * settings.max_request_bytes)
+    server = grpc.aio.server(
+        interceptors=(Errors(monitoring.rpcs if monitoring else None, peers=by_tcp),),
+        options=(
+            ("grpc.max_receive_message_length", receive),
+            ("grpc.max_send_message_length", -1),  # what we send is bounded by what we keep
+            ("grpc.so_reuseport", 0),  # a second daemon must not share the port silently
+        ),
+    )
+    # grpc.aio (1.85) waits anew on every registered method whenever one is called, a tenth of what
+    # a call costs; without registration it finds the handler by the method's name.
+    server.add_registered_method_handlers = _no_registration  # type: ignore[method-assign]
+    return server
+
+
+def _no_registration(service_name: str, method_handlers: object) -> None:
+    pass
+
+
+def build_health_server() -> grpc.aio.Server:
+    """A server for nothing but health: whoever can reach it may call it, so it takes little."""
+    return grpc.aio.server(
+        options=(
+            ("grpc.max_receive_message_length", 4096),
+            ("grpc.max_concurrent_streams", 16),
+            ("grpc.so_reuseport", 0),
+        ),
+    )

@@ -1,0 +1,149 @@
+"""The SQLite file: who may use it, how it is opened, and what its faults mean to an operator.
+
+One process at a time, by a lock file that is never removed (removing it would let two hold "the"
+lock). Files are made for their owner's eyes only. A file that cannot be used is left as it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from ruvd.core.errors import StoreUnavailable
+from ruvd.core.ports.store import StoreLocked
+from ruvd.stores.sqlite.schema import migrate, version_of
+
+Durability: TypeAlias = Literal["normal", "full"]
+
+# How long a statement waits for a lock that a foreign process holds on the file.
+_BUSY_SECONDS = 1.0
+_LOG_LIMIT_BYTES = 4 * 1024 * 1024
+
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "the disk is full: free some space",
+    sqlite3.SQLITE_READONLY: "it is read-only: make the file and its directory writable",
+    sqlite3.SQLITE_PERM: "access is denied: make the file and its directory writable",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: check that it is a file that ruvd may write",
+    sqlite3.SQLITE_IOERR: "reading or writing failed: check the disk and the system log",
+    sqlite3.SQLITE_BUSY: "another program holds a lock on it: close that program",
+    sqlite3.SQLITE_LOCKED: "another program holds a lock on it: close that program",
+    sqlite3.SQLITE_CORRUPT: "it is damaged and was left as it is: restore it from a backup, or"
+    " move it away to start with an empty store",
+    sqlite3.SQLITE_NOTADB: "it is damaged or no database and was left as it is: restore it from a"
+    " backup, or move it away to start with an empty store",
+}
+
+
+class DatabaseFile:
+    """A database file and its lock. Methods block: they are for the store's threads."""
+
+    def __init__(self, path: Path, durability: Durability) -> None:
+        self._path = path
+        self._name = str(path)
+        self._durability = durability
+        self._lock: int | None = None
+
+    def open_writer(self) -> sqlite3.Connection:
+        """Take the lock, make what is missing, and connect, at the newest schema.
+
+        Raises StoreLocked, StoreUnavailable, OSError or sqlite3.Error.
+        """
+        _make_private_directories(self._path.parent)
+        self._take_lock()
+        # SQLite gives its log and shared memory the mode of the database. An existing file must
+        # not be opened here: closing it would drop the locks of another connection to it.
+        if not self._path.exists():
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        db = self._connect()
+        try:
+            self._set_up(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def open_reader(self) -> sqlite3.Connection:
+        """Connect for reading. Raises sqlite3.Error."""
+        db = self._connect()
+        try:
+            db.execute("PRAGMA query_only = ON")
+            db.execute("PRAGMA schema_version").fetchone()
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def identity(self) -> tuple[int, int] | None:
+        """Which file is at the path now; None if there is none."""
+        try:
+            status = os.stat(self._name)  # noqa: PTH116  # half of pathlib's time, at each batch
+        except OSError:
+            return None
+        return (status.st_dev, status.st_ino)
+
+    def release(self) -> None:
+        """Let the lock go, if it is held."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def explain(self, fault: sqlite3.Error | OSError) -> str:
+        """What is wrong, and what to do about it."""
+        if isinstance(fault, OSError):
+            return f"{fault.filename or self._path}: {fault.strerror}: ruvd needs to write there"
+        code = getattr(fault, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        advice = _ADVICE.get(code)
+        return f"{self._path}: {advice} ({fault})" if advice else f"{self._path}: {fault}"
+
+    def _connect(self) -> sqlite3.Connection:
+        # mode=rw: SQLite itself must never make the file, with a mode of its own choice.
+        uri = f"{self._path.absolute().as_uri()}?mode=rw"
+        return sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+
+    def _set_up(self, db: sqlite3.Connection) -> None:
+        # First of all: a database that is not ours is not changed by as much as a pragma.
+        version = version_of(db, str(self._path))
+        if version == 0:
+            # Before the first table, or it has no effect.
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise StoreUnavailable(
+                f"{self._path} is on a file system without shared memory, which its log needs:"
+                " use a local disk"
+            )
+        db.execute(f"PRAGMA journal_size_limit = {_LOG_LIMIT_BYTES}").fetchone()
+        db.execute(f"PRAGMA synchronous = {self._durability}")
+        migrate(db, version)
+        # Only a write shows that the file can be written.
+        db.execute("UPDATE totals SET sessions = sessions")
+
+    def _take_lock(self) -> None:
+        if self._lock is not None:
+            return
+        path = f"{self._path}.lock"
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        except BlockingIOError as held:
+            holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(lock)
+            raise StoreLocked(
+                f"{self._path} is in use by another ruvd (process {holder}, by {path}): stop it,"
+                " or use another file"
+            ) from held
+        except BaseException:
+            os.close(lock)
+            raise
+        self._lock = lock
+
+
+def _make_private_directories(path: Path) -> None:
+    if not path.exists():
+        _make_private_directories(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)

@@ -1,0 +1,138 @@
+"""Sessions and receipts to rows of the SQLite schema, and back.
+
+Scalars are columns, so that an index or a reader with the `sqlite3` tool can use them; what is
+only ever read whole (labels, a receipt's figures) is JSON. So is what few messages have (tool
+calls, the call that is answered, reasoning): `extra`, NULL for a message of nothing but text.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeAlias
+
+from ruvd.core.model import (
+    ContextWindow,
+    Finished,
+    FinishReason,
+    Message,
+    Receipt,
+    Rendering,
+    Role,
+    Session,
+    Timings,
+    ToolCall,
+    Usage,
+)
+
+Row: TypeAlias = tuple[Any, ...]
+
+
+def session_values(session: Session, end_bytes: int) -> Row:
+    """The columns of `sessions` after `pk`, in the order of the schema."""
+    window, usage = session.context_window, session.usage
+    return (
+        session.id,
+        session.create_time,
+        session.last_used_time,
+        session.idle_timeout_seconds,
+        session.expire_time,
+        session.message_count,
+        session.exchange_count,
+        session.size_bytes,
+        end_bytes,
+        session.window_start,
+        session.context_tokens,
+        session.context_bytes,
+        usage.prompt_tokens,
+        usage.cached_tokens,
+        usage.completion_tokens,
+        window.keep_exchanges,
+        window.max_exchanges,
+        window.max_tokens,
+        window.rendering.value,
+        session.parent_id,
+        session.model,
+        json.dumps(dict(session.labels)) if session.labels else "{}",
+        session.system_prompt,
+    )
+
+
+def session_of(row: Row) -> Session:
+    """The session of a whole row of `sessions`."""
+    return Session(
+        id=row[1],
+        create_time=row[2],
+        last_used_time=row[3],
+        idle_timeout_seconds=row[4],
+        message_count=row[6],
+        exchange_count=row[7],
+        size_bytes=row[8],
+        window_start=row[10],
+        context_tokens=row[11],
+        context_bytes=row[12],
+        usage=Usage(row[13], row[14], row[15]),
+        context_window=ContextWindow(row[16], row[17], row[18], Rendering(row[19])),
+        parent_id=row[20],
+        model=row[21],
+        labels=json.loads(row[22]),
+        system_prompt=row[23],
+    )
+
+
+def extra_of(message: Message) -> str | None:
+    """What a message has besides its text, as JSON; None for nothing. Texts stay as they are."""
+    if not (message.tool_calls or message.tool_call_id or message.reasoning):
+        return None
+    fields: dict[str, Any] = {}
+    if message.tool_calls:
+        fields["tool_calls"] = [[call.id, call.name, call.arguments] for call in message.tool_calls]
+    if message.tool_call_id:
+        fields["tool_call_id"] = message.tool_call_id
+    if message.reasoning:
+        fields["reasoning"] = message.reasoning
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def message_of(role: str, content: str, extra: str | None = None) -> Message:
+    """The message of these columns."""
+    if extra is None:
+        return Message(Role(role), content)
+    fields = json.loads(extra)
+    calls = tuple(ToolCall(*call) for call in fields.pop("tool_calls", ()))
+    return Message(Role(role), content, calls, **fields)
+
+
+def figures_of(finished: Finished, *, with_message: bool) -> str:
+    """A `Finished` as JSON, with its message only where the history does not hold it."""
+    usage, timings = finished.usage, finished.timings
+    figures: dict[str, Any] = {
+        "finish_reason": finished.finish_reason.value,
+        "usage": usage and [usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens],
+        "timings": [
+            timings.queue_seconds,
+            timings.time_to_first_token_seconds,
+            timings.total_seconds,
+            timings.prefill_seconds,
+        ],
+        "exchange_count": finished.exchange_count,
+    }
+    if with_message:
+        message = finished.message
+        figures["message"] = [message.role.value, message.content, extra_of(message)]
+    return json.dumps(figures)
+
+
+def receipt_of(row: Row) -> Receipt:
+    """From (request_id, digest, completion_id, last_sequence, figures, role, content, extra)."""
+    request_id, digest, completion_id, last_sequence, figures, *message = row
+    finished = None
+    if figures is not None:
+        told = json.loads(figures)
+        finished = Finished(
+            finish_reason=FinishReason(told["finish_reason"]),
+            message=message_of(*told.get("message", message)),
+            usage=Usage(*told["usage"]) if told["usage"] else None,
+            timings=Timings(*told["timings"]),
+            exchange_count=told["exchange_count"],
+        )
+    return Receipt(request_id, digest, completion_id, last_sequence, finished)

@@ -1,0 +1,201 @@
+"""Sessions in one SQLite file: the default store, which survives the daemon.
+
+Writes go through one thread that commits them in groups, reads through another that has a
+connection of its own, so that a long read never holds up a commit. The store is up when the last
+transaction of both threads succeeded. A store that is down tries again with every call.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from ruvd.core.errors import StoreUnavailable
+from ruvd.core.model import Exchange, Receipt, Session
+from ruvd.core.ports.events import Observer, StoreBatch, StoreStateChanged
+from ruvd.core.ports.store import Beginning, Commit, StoreCounts, StoreLocked
+from ruvd.stores.sqlite import reads, writes
+from ruvd.stores.sqlite.database import DatabaseFile, Durability
+from ruvd.stores.sqlite.purge import purge_step
+from ruvd.stores.sqlite.session_cache import HotSessions
+from ruvd.stores.sqlite.worker import Lane
+
+_T = TypeVar("_T")
+
+_HOT_BYTES = 8 << 20
+_HOT_SESSION_BYTES = 1 << 18
+
+
+class SqliteStore:
+    """The `Store` in a file.
+
+    `durability` "normal" survives the end of the process, "full" also a power cut, at the price
+    of a disk flush a commit. The observer is told of every change of the store's state.
+    """
+
+    def __init__(
+        self, path: Path, *, durability: Durability = "normal", observer: Observer
+    ) -> None:
+        self._path = path
+        self._file = DatabaseFile(path, durability)
+        self._observer = observer
+        self._writer: Lane | None = None
+        self._reader: Lane | None = None
+        # Until the writer has opened the file, a reader may find none, or an old schema.
+        self._opened = False
+        self._faults: dict[str, str] = {}
+        self._hot = HotSessions(_HOT_BYTES, _HOT_SESSION_BYTES)
+        self._up: bool | None = None
+
+    async def open(self) -> None:
+        """Open or make the file.
+
+        Raises StoreLocked if another process has it open, and StoreUnavailable if it cannot be
+        used now; after the latter, every call tries to open it again.
+        """
+        self._writer = Lane(
+            "store-writer",
+            self._file,
+            self._file.open_writer,
+            partial(self._report, "writer"),
+            committed=lambda writes: self._observer(StoreBatch(writes)),
+            begin="BEGIN IMMEDIATE",
+            idle=purge_step,
+            undone=self._hot.clear,
+            at_end=self._file.release,
+        )
+        self._reader = Lane(
+            "store-reader",
+            self._file,
+            self._file.open_reader,
+            partial(self._report, "reader"),
+            begin="BEGIN",
+        )
+        self._writer.start()
+        self._reader.start()
+        try:
+            await self._writer.run(_nothing)
+        except StoreLocked:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """See `Store.close`."""
+        # The writer last: the last connection to close copies the log into the file.
+        if self._reader is not None:
+            await self._reader.close()
+        if self._writer is not None:
+            await self._writer.close()
+
+    async def get(self, session_id: str) -> Session | None:
+        """See `Store.get`."""
+        return await self._read(lambda db: reads.get(db, session_id))
+
+    async def exchanges(self, session_id: str, first: int) -> Sequence[Exchange]:
+        """See `Store.exchanges`."""
+        return await self._read(lambda db: reads.exchanges(db, session_id, first))
+
+    async def begin(self, session_id: str, request_id: str, now: float) -> Beginning:
+        """See `Store.begin`."""
+        return await self._write(
+            lambda db: writes.begin(db, self._hot, session_id, request_id, now),
+            lambda: writes.begin_hot(self._hot, session_id, request_id, now),
+        )
+
+    async def commit(self, commit: Commit) -> Sequence[str]:
+        """See `Store.commit`."""
+        return await self._write(lambda db: writes.commit(db, self._hot, commit))
+
+    async def fork(self, commit: Commit, parent_id: str) -> Sequence[str]:
+        """See `Store.fork`."""
+        return await self._write(lambda db: writes.fork(db, self._hot, commit, parent_id))
+
+    async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
+        """See `Store.size_at`."""
+        return await self._read(lambda db: reads.size_at(db, session_id, exchange_count))
+
+    async def touch(self, session_id: str, now: float) -> bool:
+        """See `Store.touch`."""
+        return await self._write(lambda db: writes.touch(db, self._hot, session_id, now))
+
+    async def end(self, session_id: str) -> bool:
+        """See `Store.end`."""
+        return await self._write(lambda db: writes.end(db, self._hot, session_id))
+
+    async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
+        """See `Store.expire`."""
+        kept = frozenset(protected)
+        return await self._write(lambda db: writes.expire(db, self._hot, now, kept))
+
+    async def list(
+        self,
+        *,
+        after: int,
+        limit: int,
+        labels: Mapping[str, str],
+        now: float,
+        in_force: Collection[str] = (),
+    ) -> tuple[Sequence[Session], int]:
+        """See `Store.list`."""
+        return await self._read(lambda db: reads.page(db, after, limit, labels, now, in_force))
+
+    async def receipt(self, session_id: str, request_id: str) -> Receipt | None:
+        """See `Store.receipt`."""
+        return await self._read(lambda db: reads.receipt(db, session_id, request_id))
+
+    async def completion(self, completion_id: str) -> tuple[str, Receipt] | None:
+        """See `Store.completion`."""
+        return await self._read(lambda db: reads.completion(db, completion_id))
+
+    async def created_by(self, request_id: str) -> tuple[str, Receipt] | None:
+        """See `Store.created_by`."""
+        return await self._read(lambda db: reads.created_by(db, request_id))
+
+    async def counts(self, now: float, in_force: Collection[str] = ()) -> StoreCounts:
+        """See `Store.counts`."""
+        return await self._read(lambda db: reads.counts(db, now, in_force))
+
+    async def _write(
+        self,
+        operation: Callable[[sqlite3.Connection], _T],
+        known: Callable[[], _T | None] = lambda: None,
+    ) -> _T:
+        return await self._run(self._writer, operation, known)
+
+    async def _read(self, operation: Callable[[sqlite3.Connection], _T]) -> _T:
+        if not self._opened:
+            await self._run(self._writer, _nothing)
+        return await self._run(self._reader, operation)
+
+    async def _run(
+        self,
+        lane: Lane | None,
+        operation: Callable[[sqlite3.Connection], _T],
+        known: Callable[[], _T | None] = lambda: None,
+    ) -> _T:
+        if lane is None:
+            raise StoreUnavailable("the store is not open")
+        try:
+            return await lane.run(operation, known)
+        except StoreLocked as locked:
+            raise StoreUnavailable(str(locked)) from locked
+
+    def _report(self, lane: str, fault: str | None) -> None:
+        if fault is not None:
+            self._faults[lane] = fault
+            self._opened = False
+        else:
+            self._faults.pop(lane, None)
+            if lane == "writer":
+                self._opened = True
+        up = not self._faults
+        if up is not self._up:
+            self._up = up
+            self._observer(StoreStateChanged(up, fault or f"{self._path} is open"))
+
+
+def _nothing(_: sqlite3.Connection) -> None:
+    """Only opens the file, where it is not open."""

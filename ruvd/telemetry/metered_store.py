@@ -1,0 +1,147 @@
+"""The store, measured: each commit makes its span and its figures, and failures are counted.
+
+A wrapper with every method of the port, so that the core and the adapters know nothing of
+telemetry. Only commits have spans: reads are many and short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from ruvd.core.errors import RuvdError, StoreUnavailable
+from ruvd.core.model import Exchange, Receipt, Session
+from ruvd.core.ports.store import Beginning, Commit, Store, StoreCounts
+from ruvd.telemetry.instruments import Instruments
+from ruvd.telemetry.spans import Span, Tracer, current
+
+_CANCELLED = "CANCELLED"
+_OTHER = "_OTHER"
+
+
+class MeteredStore:
+    """A store whose commits are spans with a duration, and whose failures are counted."""
+
+    def __init__(self, store: Store, kind: str, tracer: Tracer, instruments: Instruments) -> None:
+        self._store = store
+        self._kind = kind
+        self._tracer = tracer
+        self._instruments = instruments
+
+    async def open(self) -> None:
+        """See `Store.open`."""
+        with self._call("open"):
+            await self._store.open()
+
+    async def close(self) -> None:
+        """See `Store.close`."""
+        await self._store.close()
+
+    async def get(self, session_id: str) -> Session | None:
+        """See `Store.get`."""
+        with self._call("get"):
+            return await self._store.get(session_id)
+
+    async def exchanges(self, session_id: str, first: int) -> Sequence[Exchange]:
+        """See `Store.exchanges`."""
+        with self._call("exchanges"):
+            return await self._store.exchanges(session_id, first)
+
+    async def commit(self, commit: Commit) -> Sequence[str]:
+        """See `Store.commit`."""
+        with self._commit("commit"):
+            return await self._store.commit(commit)
+
+    async def fork(self, commit: Commit, parent_id: str) -> Sequence[str]:
+        """See `Store.fork`."""
+        with self._commit("fork"):
+            return await self._store.fork(commit, parent_id)
+
+    async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
+        """See `Store.size_at`."""
+        with self._call("size_at"):
+            return await self._store.size_at(session_id, exchange_count)
+
+    async def begin(self, session_id: str, request_id: str, now: float) -> Beginning:
+        """See `Store.begin`."""
+        with self._call("begin"):
+            return await self._store.begin(session_id, request_id, now)
+
+    async def touch(self, session_id: str, now: float) -> bool:
+        """See `Store.touch`."""
+        with self._call("touch"):
+            return await self._store.touch(session_id, now)
+
+    async def end(self, session_id: str) -> bool:
+        """See `Store.end`."""
+        with self._call("end"):
+            return await self._store.end(session_id)
+
+    async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
+        """See `Store.expire`."""
+        with self._call("expire"):
+            return await self._store.expire(now, protected)
+
+    async def list(
+        self,
+        *,
+        after: int,
+        limit: int,
+        labels: Mapping[str, str],
+        now: float,
+        in_force: Collection[str] = (),
+    ) -> tuple[Sequence[Session], int]:
+        """See `Store.list`."""
+        with self._call("list"):
+            return await self._store.list(
+                after=after, limit=limit, labels=labels, now=now, in_force=in_force
+            )
+
+    async def receipt(self, session_id: str, request_id: str) -> Receipt | None:
+        """See `Store.receipt`."""
+        with self._call("receipt"):
+            return await self._store.receipt(session_id, request_id)
+
+    async def completion(self, completion_id: str) -> tuple[str, Receipt] | None:
+        """See `Store.completion`."""
+        with self._call("completion"):
+            return await self._store.completion(completion_id)
+
+    async def created_by(self, request_id: str) -> tuple[str, Receipt] | None:
+        """See `Store.created_by`."""
+        with self._call("created_by"):
+            return await self._store.created_by(request_id)
+
+    async def counts(self, now: float, in_force: Collection[str] = ()) -> StoreCounts:
+        """See `Store.counts`."""
+        with self._call("counts"):
+            return await self._store.counts(now, in_force)
+
+    @contextmanager
+    def _call(self, operation: str) -> Iterator[None]:
+        try:
+            yield
+        except StoreUnavailable:
+            self._instruments.store_failed(operation)
+            raise
+
+    @contextmanager
+    def _commit(self, operation: str) -> Iterator[None]:
+        known = {"ruvd.store.operation": operation, "ruvd.store.kind": self._kind}
+        span = Span(self._tracer, f"ruvd.store.{operation}", current.get(), known=known)
+        began, span.error = time.perf_counter(), _OTHER
+        try:
+            with self._call(operation):
+                yield
+            span.error = ""
+        except asyncio.CancelledError:
+            span.error = _CANCELLED
+            raise
+        except RuvdError as error:
+            span.error = error.reason()
+            raise
+        finally:
+            self._instruments.committed(operation, time.perf_counter() - began, span)
+            span.end()
