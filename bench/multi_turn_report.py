@@ -14,7 +14,7 @@ from typing import Any
 from bench.multi_turn_arms import Chat, Turn
 from bench.same_answer import Sameness
 
-Turns = Sequence[Turn]
+TurnRunner = Sequence[Turn]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +193,7 @@ class Case:
             )
 
 
-def cached_share(turns: Turns) -> float | None:
+def cached_share(turns: TurnRunner) -> float | None:
     """Cached prompt tokens per prompt tokens, by the engine; None where it does not say."""
     known = [turn for turn in turns if turn.cached_tokens is not None]
     prompts = sum(turn.prompt_tokens for turn in known)

@@ -37,13 +37,13 @@ from typing import Any
 import psutil
 
 from bench.machine import describe
-from ruvd.core.model import Finished, FinishReason, Message, Receipt, Role, Timings, Usage
+from ruvd.core.model import Finished, FinishReason, IdempotencyRecord, Message, Role, Timings, Usage
 from ruvd.core.ports.events import Event
 from ruvd.core.ports.store import Commit
 from ruvd.core.sessions import window
-from ruvd.core.sessions.commands import Lifecycle
-from ruvd.core.sessions.registry import NewSession, SessionPolicy, Sessions, grown
-from ruvd.core.sessions.turn_queue import Holder
+from ruvd.core.sessions.commands import SessionCommands
+from ruvd.core.sessions.registry import NewSession, SessionPolicy, SessionRegistry, with_messages
+from ruvd.core.sessions.turn_queue import TurnRequest
 from ruvd.stores.sqlite.store import SqliteStore
 
 _MEBIBYTE = 1 << 20
@@ -75,8 +75,8 @@ class Sample:
         self.long = ""
         policy = SessionPolicy(max_sessions=10 * self.sessions + 10_000, idle_timeout_seconds=1e9)
         clock = SystemClock()
-        self.core = Sessions(self.store, clock, ignore, policy)
-        self.lifecycle = Lifecycle(self.core, self.store, clock, ignore, policy)
+        self.core = SessionRegistry(self.store, clock, ignore, policy)
+        self.lifecycle = SessionCommands(self.core, self.store, clock, ignore, policy)
 
     async def build(self) -> float:
         """Fill the store; the seconds that it took."""
@@ -119,14 +119,16 @@ class Sample:
         assert len(history) == min(_WINDOW, session.exchange_count)
         number = next(_numbers)
         numbered = window.number(session.exchange_count, exchange(number))
-        after = grown(session, numbered)
+        after = with_messages(session, numbered)
         usage, timings = Usage(100, 90, 10), Timings(0.0, 0.1, 0.2, None)
         finished = Finished(
             FinishReason.STOP, numbered[-1][1], usage, timings, after.exchange_count
         )
-        receipt = Receipt(f"r{number}", b"d" * 32, f"cmpl-{number}", 5, finished)
-        async with self.core.lanes.turn(self.long, Holder()):
-            await self.core.commit(Commit(after, numbered, receipt))
+        idempotency_record = IdempotencyRecord(
+            f"r{number}", b"d" * 32, f"cmpl-{number}", 5, finished
+        )
+        async with self.core.turn_queue.turn(self.long, TurnRequest()):
+            await self.core.commit(Commit(after, numbered, idempotency_record))
 
     async def close(self) -> None:
         await self.store.close()

@@ -9,8 +9,8 @@ from ruvd.core.model import (
     ContextWindow,
     Finished,
     FinishReason,
+    IdempotencyRecord,
     Message,
-    Receipt,
     Rendering,
     Role,
     Session,
@@ -119,7 +119,10 @@ def finished(message: Message, exchange_count: int = 1) -> Finished:
 def completed(commit: Commit, request_id: str, completion_id: str) -> Commit:
     """The same commit with the receipt of a completion."""
     answer = finished(commit.appended[-1][1], commit.session.exchange_count)
-    return replace(commit, receipt=Receipt(request_id, b"\x00\xff", completion_id, 7, answer))
+    return replace(
+        commit,
+        idempotency_record=IdempotencyRecord(request_id, b"\x00\xff", completion_id, 7, answer),
+    )
 
 
 async def texts(store: Store, session_id: str, first: int = 0) -> list[str]:

@@ -11,12 +11,12 @@ import pytest
 from fakes import FrozenClock, ScriptedEngine
 
 from ruvd.core.completions.completion import Completion, CompletionPolicy, CompletionRequest
-from ruvd.core.completions.registry import Completions
+from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.errors import RuvdError
 from ruvd.core.model import CompletionEvent, Finished, Message, Role
 from ruvd.core.ports.events import Event
-from ruvd.core.sessions.commands import Lifecycle
-from ruvd.core.sessions.registry import SessionPolicy, Sessions
+from ruvd.core.sessions.commands import SessionCommands
+from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
 from ruvd.stores.memory import MemoryStore
 
 
@@ -32,11 +32,11 @@ class Core:
     store: MemoryStore = field(default_factory=MemoryStore)
 
     def __post_init__(self) -> None:
-        self.sessions = Sessions(self.store, self.clock, self.events.append, self.policy)
-        self.lifecycle = Lifecycle(
+        self.sessions = SessionRegistry(self.store, self.clock, self.events.append, self.policy)
+        self.commands = SessionCommands(
             self.sessions, self.store, self.clock, self.events.append, self.policy
         )
-        self.completions = Completions(
+        self.completions = CompletionRegistry(
             self.sessions, self.engine, self.clock, self.events.append, self.completion_policy
         )
 

@@ -120,12 +120,16 @@ async def all_is_well(engine: LlamaEngine) -> None:
     assert engine.slots is not None
     async with asyncio.timeout(60):
         await asyncio.gather(*(answer(engine, _ask(n)) for n in range(2 * engine.slots)))
-    assert not any(slot.busy for slot in engine._warm.child().table._slots)
+    assert not any(slot.busy for slot in engine._prefix_cache.child().table._slots)
     await until(lambda: idle(engine))
 
 
 def files(engine: LlamaEngine) -> list[Path]:
-    return sorted(engine._warm.files.directory.glob("*.kv")) if engine._warm.files else []
+    return (
+        sorted(engine._prefix_cache.files.directory.glob("*.kv"))
+        if engine._prefix_cache.files
+        else []
+    )
 
 
 def _ask(number: int) -> EngineRequest:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from ruvd.core.model import FinishReason, Usage
-from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText, Warm
+from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText, PrefixCache
 
 
 @dataclass
@@ -46,7 +46,7 @@ class ScriptedEngine:
     model: str = "scripted"
     slots: int | None = None
     window_tokens: int | None = None
-    warm: Warm | None = None
+    prefix_cache: PrefixCache | None = None
     requests: list[EngineRequest] = field(default_factory=list)
     stopped: int = 0
     running: int = 0

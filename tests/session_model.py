@@ -41,7 +41,7 @@ class Spoken(NamedTuple):
         return "".join((self.text, self.answers, self.thought, *map("".join, self.calls)))
 
 
-Said: TypeAlias = tuple[Spoken, ...]
+AnswerRecorder: TypeAlias = tuple[Spoken, ...]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Ask:
     """A completion that a caller asks for."""
 
     session_id: str
-    said: Said
+    said: AnswerRecorder
     system: str = ""
     request_id: str = ""
     require_existing: bool = False
@@ -75,7 +75,7 @@ class Addition:
     """Messages that a caller appends."""
 
     session_id: str
-    said: Said
+    said: AnswerRecorder
     request_id: str = ""
 
 
@@ -84,7 +84,7 @@ class Creation:
     """A session that a caller asks for."""
 
     session_id: str
-    said: Said
+    said: AnswerRecorder
     system: str
     labels: tuple[tuple[str, str], ...]
     window: tuple[int, int]
@@ -130,7 +130,7 @@ class Row:
     def expires(self) -> float:
         return self.last_used + self.idle
 
-    def add(self, said: Said) -> None:
+    def add(self, said: AnswerRecorder) -> None:
         for message in said:
             if message.role == "user" or not self.exchanges:
                 self.exchanges.append([])
@@ -365,7 +365,7 @@ def open_calls(history: Sequence[Spoken]) -> list[str]:
     return []
 
 
-def fits(history: Sequence[Spoken], said: Said) -> bool:
+def fits(history: Sequence[Spoken], said: AnswerRecorder) -> bool:
     """Whether each result answers a call that waits for it when it is said."""
     return all(
         message.answers in open_calls([*history, *said[:place]])

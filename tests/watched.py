@@ -18,11 +18,11 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from ruvd.core.completions.completion import Completion, CompletionPolicy, CompletionRequest
-from ruvd.core.completions.registry import Completions
+from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.model import Message, Role
 from ruvd.core.ports.events import Event
 from ruvd.core.ports.store import Store
-from ruvd.core.sessions.registry import SessionPolicy, Sessions
+from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.stores.memory import MemoryStore
 from ruvd.telemetry.conventions import Conventions, Provider
@@ -73,15 +73,15 @@ class Watched:
             self.engine, self.tracer, self.instruments, self.provider, self.conventions
         )
         self.metered_store = MeteredStore(self.store, "memory", self.tracer, self.instruments)
-        self.sessions = Sessions(self.metered_store, self.clock, observer, SessionPolicy())
-        self.completions = Completions(
+        self.sessions = SessionRegistry(self.metered_store, self.clock, observer, SessionPolicy())
+        self.completions = CompletionRegistry(
             self.sessions, self.metered_engine, self.clock, observer, self.completion_policy
         )
         self.instruments.watch(
             Gauges(
                 active_sessions=lambda: 7,
                 active_completions=lambda: self.completions.running,
-                waiting=lambda: {"session": self.sessions.lanes.waiting},
+                waiting=lambda: {"session": self.sessions.turn_queue.waiting},
                 event_log_bytes=lambda: self.completions.log_bytes,
                 tasks=lambda: len(asyncio.all_tasks()),
             )

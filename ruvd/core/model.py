@@ -227,7 +227,7 @@ class CompletionEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class IdempotencyRecord:
     """What the store remembers of a committed request, so that it is never committed twice.
 
     `digest` is of everything in the request that must be the same when its id comes again. A

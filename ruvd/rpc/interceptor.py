@@ -47,7 +47,7 @@ class RpcMeasurements(Protocol):
         """Measure the RPC `method` (`/package.Service/Method`) while the context lasts."""
 
 
-class Errors(grpc.aio.ServerInterceptor):
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Turns what a handler raises into a status with details; `rpcs` measures each call. Without
     `peers` nobody is asked who calls, as on a Unix socket, where it is always the same."""
 
@@ -130,5 +130,5 @@ async def _abort(method: str, call: Context, error: Exception) -> None:
     if not isinstance(error, RuvdError):
         _log.error("%s failed", method, exc_info=error)
     forget_frames(error)  # it may be a completion's, which keeps it
-    code, rich = status.of(error)
+    code, rich = status.to_status(error)
     await call.abort(code, rich.message, (("grpc-status-details-bin", rich.SerializeToString()),))

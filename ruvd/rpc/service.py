@@ -9,10 +9,10 @@ from typing import Any
 from grpc.aio import ServicerContext
 
 from ruvd.core.completions.batch import Batches, BatchSummary
-from ruvd.core.completions.registry import Completions
+from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.ports.engine import Engine
-from ruvd.core.sessions.commands import Lifecycle
-from ruvd.core.sessions.registry import SessionPolicy, Sessions
+from ruvd.core.sessions.commands import SessionCommands
+from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.rpc import convert, requests, status
 from ruvd.rpc.validation import RequestLimits
@@ -25,9 +25,9 @@ class SessionService(pb_grpc.SessionServiceServicer):
 
     def __init__(
         self,
-        sessions: Sessions,
-        lifecycle: Lifecycle,
-        completions: Completions,
+        sessions: SessionRegistry,
+        commands: SessionCommands,
+        completions: CompletionRegistry,
         batches: Batches,
         statistics: Statistics,
         limits: RequestLimits,
@@ -35,7 +35,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         engine: Engine,
     ) -> None:
         self._sessions = sessions
-        self._lifecycle = lifecycle
+        self._commands = commands
         self._completions = completions
         self._batches = batches
         self._statistics = statistics
@@ -47,7 +47,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self, request: pb.CreateSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.CreateSessionResponse:
         new = requests.create_session(request, self._limits, self._policy)
-        state = await self._lifecycle.create(new)
+        state = await self._commands.create(new)
         return pb.CreateSessionResponse(session=convert.session(state))
 
     async def GetSession(  # noqa: D102, N802
@@ -74,27 +74,27 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self, request: pb.UpdateSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.UpdateSessionResponse:
         session_id, changes = requests.update_session(request, self._limits, self._policy)
-        state = await self._lifecycle.update(session_id, changes)
+        state = await self._commands.update(session_id, changes)
         return pb.UpdateSessionResponse(session=convert.session(state))
 
     async def AppendMessages(  # noqa: D102, N802
         self, request: pb.AppendMessagesRequest, context: ServicerContext[Any, Any]
     ) -> pb.AppendMessagesResponse:
         messages = requests.append_messages(request, self._limits)
-        state = await self._lifecycle.append(request.session_id, messages, request.request_id)
+        state = await self._commands.append(request.session_id, messages, request.request_id)
         return pb.AppendMessagesResponse(session=convert.session(state))
 
     async def ForkSession(  # noqa: D102, N802
         self, request: pb.ForkSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.ForkSessionResponse:
-        state = await self._lifecycle.fork(requests.fork_session(request, self._limits))
+        state = await self._commands.fork(requests.fork_session(request, self._limits))
         return pb.ForkSessionResponse(session=convert.session(state))
 
     async def EndSession(  # noqa: D102, N802
         self, request: pb.EndSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.EndSessionResponse:
         session_id = requests.session_id(request, self._limits)
-        await self._lifecycle.end(session_id, allow_missing=request.allow_missing)
+        await self._commands.end(session_id, allow_missing=request.allow_missing)
         return pb.EndSessionResponse()
 
     async def ListModels(  # noqa: D102, N802
@@ -149,7 +149,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
                 if isinstance(event, BatchSummary):
                     response = convert.batch_summary(event)
                 else:
-                    error = event.error and status.of(event.error)[1]
+                    error = event.error and status.to_status(event.error)[1]
                     response = convert.batch_result(event, error)
                 await context.write(response)
 

@@ -57,7 +57,7 @@ def is_too_late(call: ServicerContext[Any, Any]) -> bool:
     return left is not None and left <= _DEADLINE_SLACK_SECONDS
 
 
-def of(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]:
+def to_status(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]:
     """The gRPC code and the rich status of an error; INTERNAL with a fixed text for a bug."""
     if not isinstance(error, RuvdError):
         return _status(grpc.StatusCode.INTERNAL, INTERNAL_TEXT, [_info("INTERNAL")])

@@ -18,16 +18,16 @@ import grpc
 from ruvd.config.loader import Settings
 from ruvd.core.completions.batch import Batches
 from ruvd.core.completions.completion import CompletionPolicy
-from ruvd.core.completions.prewarming import Ahead
-from ruvd.core.completions.registry import Completions
+from ruvd.core.completions.prewarming import Prewarmer
+from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.model import ContextWindow, Rendering
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import Observer
 from ruvd.core.ports.store import Store
-from ruvd.core.sessions.commands import Lifecycle
-from ruvd.core.sessions.registry import SessionPolicy, Sessions
+from ruvd.core.sessions.commands import SessionCommands
+from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
 from ruvd.core.statistics import Statistics
-from ruvd.rpc.interceptor import Errors
+from ruvd.rpc.interceptor import ErrorInterceptor
 from ruvd.rpc.service import SessionService
 from ruvd.rpc.validation import RequestLimits
 from ruvd.server import logs
@@ -55,11 +55,11 @@ class SystemClock:
 class Core:
     """The sessions and what happens in them, and the service in front."""
 
-    sessions: Sessions
-    lifecycle: Lifecycle
-    completions: Completions
+    sessions: SessionRegistry
+    commands: SessionCommands
+    completions: CompletionRegistry
     service: SessionService
-    ahead: Ahead | None
+    prewarmer: Prewarmer | None
 
 
 def build_core(
@@ -93,18 +93,20 @@ def build_core(
         max_logs_bytes=settings.max_logs_bytes,
         batch_share=settings.batch_share,
     )
-    sessions = Sessions(store, clock, observer, policy)
-    lifecycle = Lifecycle(sessions, store, clock, observer, policy)
-    completions = Completions(sessions, engine, clock, observer, completion_policy)
+    sessions = SessionRegistry(store, clock, observer, policy)
+    commands = SessionCommands(sessions, store, clock, observer, policy)
+    completions = CompletionRegistry(sessions, engine, clock, observer, completion_policy)
     batches = Batches(completions, clock, settings.batch_concurrency)
     service = SessionService(
-        sessions, lifecycle, completions, batches, statistics, limits, policy, engine
+        sessions, commands, completions, batches, statistics, limits, policy, engine
     )
-    ahead = None
-    if engine.warm and settings.evaluates_ahead:
-        ahead = Ahead(sessions, engine, engine.warm, completions.slots, clock, observer)
-        completions.on_turn = ahead.turned
-    return Core(sessions, lifecycle, completions, service, ahead)
+    prewarmer = None
+    if engine.prefix_cache and settings.evaluates_ahead:
+        prewarmer = Prewarmer(
+            sessions, engine, engine.prefix_cache, completions.scheduler, clock, observer
+        )
+        completions.on_turn = prewarmer.turned
+    return Core(sessions, commands, completions, service, prewarmer)
 
 
 def build_monitoring(settings: Settings, statistics: Statistics) -> Monitoring | None:
@@ -213,7 +215,7 @@ def build_server(settings: Settings, monitoring: Monitoring | None) -> grpc.aio.
     # request cannot take the pod's memory.
     receive = max(64 << 20, 4 * settings.max_request_bytes)
     server = grpc.aio.server(
-        interceptors=(Errors(monitoring.rpcs if monitoring else None, peers=by_tcp),),
+        interceptors=(ErrorInterceptor(monitoring.rpcs if monitoring else None, peers=by_tcp),),
         options=(
             ("grpc.max_receive_message_length", receive),
             ("grpc.max_send_message_length", -1),  # what we send is bounded by what we keep

@@ -27,17 +27,17 @@ from grpc_reflection.v1alpha import reflection
 
 from ruvd.config.loader import Settings
 from ruvd.core.errors import EngineUnavailable, StoreUnavailable
-from ruvd.core.ports.engine import Engine, Warm
+from ruvd.core.ports.engine import Engine, PrefixCache
 from ruvd.core.ports.events import (
     Event,
     Observer,
+    SessionCreationAborted,
     SessionGone,
-    SessionNotMade,
     StoreStateChanged,
 )
 from ruvd.core.ports.store import Store, StoreLocked
-from ruvd.core.sessions.commands import Lifecycle
-from ruvd.core.sessions.registry import Sessions
+from ruvd.core.sessions.commands import SessionCommands
+from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.rpc.health import SERVICE, Health, Readiness
 from ruvd.server import logs
@@ -72,7 +72,7 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
-        self._warm: Warm | None = None
+        self._prefix_cache: PrefixCache | None = None
         self._saving: asyncio.Task[None] | None = None
         self.addresses: list[str] = []
         self.started = asyncio.Event()
@@ -124,7 +124,7 @@ class Daemon:
             for each in servers:
                 await each.start()
             await engine.start()
-            sweeper = asyncio.create_task(_sweep(core.lifecycle, settings.sweep_interval_seconds))
+            sweeper = asyncio.create_task(_sweep(core.commands, settings.sweep_interval_seconds))
             stack.callback(sweeper.cancel)
             probe = asyncio.create_task(_probe(core.sessions, readiness))
             stack.callback(probe.cancel)
@@ -153,21 +153,21 @@ class Daemon:
         stack: AsyncExitStack,
     ) -> None:
         """Let the engine prepare what comes, and forget what has gone."""
-        self._warm = warm = engine.warm
-        if warm:
-            observers.append(partial(_forget, warm))
-            forgetting = asyncio.create_task(_forget_others(warm, engine, core.sessions))
+        self._prefix_cache = prefix_cache = engine.prefix_cache
+        if prefix_cache:
+            observers.append(partial(_forget, prefix_cache))
+            forgetting = asyncio.create_task(_forget_others(prefix_cache, engine, core.sessions))
             stack.callback(forgetting.cancel)
-        if ahead := core.ahead:
-            observers.append(ahead)
-            preparing = asyncio.create_task(ahead.run())
+        if prewarmer := core.prewarmer:
+            observers.append(prewarmer)
+            preparing = asyncio.create_task(prewarmer.run())
             stack.callback(preparing.cancel)
 
     def _drain(self, readiness: Readiness) -> None:
         """Readiness off, and what the end may leave no time for is saved."""
         readiness.drain()
-        if self._warm:
-            self._saving = asyncio.create_task(self._warm.save())
+        if self._prefix_cache:
+            self._saving = asyncio.create_task(self._prefix_cache.save())
 
     async def _open(self, store: Store) -> bool:
         """Whether the store is up. Most that keeps it down is observed, and may pass."""
@@ -241,27 +241,29 @@ class Daemon:
             loop.add_signal_handler(number, handler)
 
 
-def _forget(warm: Warm, event: Event) -> None:
+def _forget(prefix_cache: PrefixCache, event: Event) -> None:
     """Let nothing stay of a session that has gone."""
-    if isinstance(event, (SessionGone, SessionNotMade)):
-        warm.forget(event.session_id)
+    if isinstance(event, (SessionGone, SessionCreationAborted)):
+        prefix_cache.forget(event.session_id)
 
 
-async def _forget_others(warm: Warm, engine: Engine, sessions: Sessions) -> None:
+async def _forget_others(
+    prefix_cache: PrefixCache, engine: Engine, sessions: SessionRegistry
+) -> None:
     """Let nothing stay of sessions that went while nobody could tell the engine: it was not up yet,
     another one ran, or the daemon was killed."""
     while True:
         with contextlib.suppress(EngineUnavailable, StoreUnavailable):  # both observed
             await engine.ready()
-            for session_id in warm.remembered():
-                in_use = sessions.lanes.in_use()
+            for session_id in prefix_cache.remembered():
+                in_use = sessions.turn_queue.in_use()
                 if session_id not in in_use and await sessions.current(session_id) is None:
-                    warm.forget(session_id)
+                    prefix_cache.forget(session_id)
             return
         await asyncio.sleep(_PROBE_SECONDS)
 
 
-async def _probe(sessions: Sessions, readiness: Readiness) -> None:
+async def _probe(sessions: SessionRegistry, readiness: Readiness) -> None:
     """Touch a store that is down now and then: it recovers with a call, and nobody may call a
     daemon that is not ready."""
     while True:
@@ -271,8 +273,8 @@ async def _probe(sessions: Sessions, readiness: Readiness) -> None:
                 await sessions.counts()
 
 
-async def _sweep(lifecycle: Lifecycle, interval_seconds: float) -> None:
+async def _sweep(commands: SessionCommands, interval_seconds: float) -> None:
     while True:
         await asyncio.sleep(interval_seconds)
         with contextlib.suppress(StoreUnavailable):  # observed; the next round tries again
-            await lifecycle.sweep()
+            await commands.sweep()

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from ruvd.core.errors import SessionExists, SessionNotFound
-from ruvd.core.model import Exchange, Message, Receipt, Session
-from ruvd.core.ports.store import Beginning, Commit, StoreCounts
+from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
+from ruvd.core.ports.store import Commit, StoreCounts, TurnSnapshot
 
 _EXPIRE_AT_ONCE = 1_000
 # Stale entries are dropped once they outnumber the live ones by this many.
@@ -72,7 +72,7 @@ class _Entry:
     messages: list[Message] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     end_bytes: list[int] = field(default_factory=list)
-    receipts: dict[str, Receipt] = field(default_factory=dict)
+    receipts: dict[str, IdempotencyRecord] = field(default_factory=dict)
     completion_ids: set[str] = field(default_factory=set)
     created_by: str = ""
 
@@ -88,8 +88,8 @@ class MemoryStore:
         self._last_key = 0
         self._by_use = _Schedule()
         self._by_expiry = _Schedule()
-        self._completions: dict[str, tuple[str, Receipt]] = {}
-        self._created: dict[str, tuple[str, Receipt]] = {}
+        self._completions: dict[str, tuple[str, IdempotencyRecord]] = {}
+        self._created: dict[str, tuple[str, IdempotencyRecord]] = {}
 
     async def open(self) -> None:
         """Nothing to open."""
@@ -147,18 +147,20 @@ class MemoryStore:
         messages = bisect_left(entry.numbers, exchange_count)
         return (messages, entry.end_bytes[messages - 1] if messages else 0)
 
-    async def begin(self, session_id: str, request_id: str, now: float) -> Beginning:
-        """See `Store.begin`."""
+    async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
+        """See `Store.begin_turn`."""
         session = await self.get(session_id)
         if session is None or session.expire_time <= now:
-            return Beginning()
-        receipt = await self.receipt(session_id, request_id) if request_id else None
-        if receipt is not None:
-            return Beginning(session, receipt)
+            return TurnSnapshot()
+        idempotency_record = (
+            await self.idempotency_record(session_id, request_id) if request_id else None
+        )
+        if idempotency_record is not None:
+            return TurnSnapshot(session, idempotency_record)
         if session.is_touch_due(now):
             await self.touch(session_id, now)
         exchanges = await self.exchanges(session_id, session.window_start)
-        return Beginning(replace(session, last_used_time=now), exchanges=exchanges)
+        return TurnSnapshot(replace(session, last_used_time=now), exchanges=exchanges)
 
     async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`."""
@@ -190,7 +192,7 @@ class MemoryStore:
         limit: int,
         labels: Mapping[str, str],
         now: float,
-        in_force: Collection[str] = (),
+        active_or_in_turn: Collection[str] = (),
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
         page: list[_Entry] = []
@@ -199,7 +201,7 @@ class MemoryStore:
             if session_id is None:
                 continue
             entry = self._entries[session_id]
-            if entry.session.expire_time <= now and session_id not in in_force:
+            if entry.session.expire_time <= now and session_id not in active_or_in_turn:
                 continue
             if any(entry.session.labels.get(key) != value for key, value in labels.items()):
                 continue
@@ -208,25 +210,27 @@ class MemoryStore:
             page.append(entry)
         return [entry.session for entry in page], 0
 
-    async def receipt(self, session_id: str, request_id: str) -> Receipt | None:
-        """See `Store.receipt`."""
+    async def idempotency_record(
+        self, session_id: str, request_id: str
+    ) -> IdempotencyRecord | None:
+        """See `Store.idempotency_record`."""
         entry = self._entries.get(session_id)
         return entry.receipts.get(request_id) if entry else None
 
-    async def completion(self, completion_id: str) -> tuple[str, Receipt] | None:
+    async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.completion`."""
         return self._completions.get(completion_id)
 
-    async def created_by(self, request_id: str) -> tuple[str, Receipt] | None:
+    async def created_by(self, request_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.created_by`."""
         return self._created.get(request_id)
 
-    async def counts(self, now: float, in_force: Collection[str] = ()) -> StoreCounts:
+    async def counts(self, now: float, active_or_in_turn: Collection[str] = ()) -> StoreCounts:
         """See `Store.counts`."""
         sessions = [entry.session for entry in self._entries.values()]
         return StoreCounts(
             sessions=len(sessions),
-            active=sum(each.expire_time > now or each.id in in_force for each in sessions),
+            active=sum(each.expire_time > now or each.id in active_or_in_turn for each in sessions),
             messages=sum(session.message_count for session in sessions),
         )
 
@@ -251,8 +255,8 @@ class MemoryStore:
             entry.numbers.append(number)
             entry.end_bytes.append(end + message.size_bytes)
         self._put(entry, commit.session)
-        if commit.receipt is not None:
-            self._keep(entry, commit.receipt, create=commit.create)
+        if commit.idempotency_record is not None:
+            self._keep(entry, commit.idempotency_record, create=commit.create)
         return self._evict(commit)
 
     def _put(self, entry: _Entry, session: Session) -> None:
@@ -260,20 +264,20 @@ class MemoryStore:
         self._by_use.put(entry.key, session.last_used_time)
         self._by_expiry.put(entry.key, session.expire_time)
 
-    def _keep(self, entry: _Entry, receipt: Receipt, *, create: bool) -> None:
+    def _keep(self, entry: _Entry, idempotency_record: IdempotencyRecord, *, create: bool) -> None:
         session_id = entry.session.id
-        if receipt.request_id:
-            old = entry.receipts.get(receipt.request_id)
+        if idempotency_record.request_id:
+            old = entry.receipts.get(idempotency_record.request_id)
             if old is not None and old.completion_id:
                 self._completions.pop(old.completion_id, None)
                 entry.completion_ids.discard(old.completion_id)
-            entry.receipts[receipt.request_id] = receipt
-        if receipt.completion_id:
-            self._completions[receipt.completion_id] = (session_id, receipt)
-            entry.completion_ids.add(receipt.completion_id)
-        elif create and receipt.request_id:
-            self._created[receipt.request_id] = (session_id, receipt)
-            entry.created_by = receipt.request_id
+            entry.receipts[idempotency_record.request_id] = idempotency_record
+        if idempotency_record.completion_id:
+            self._completions[idempotency_record.completion_id] = (session_id, idempotency_record)
+            entry.completion_ids.add(idempotency_record.completion_id)
+        elif create and idempotency_record.request_id:
+            self._created[idempotency_record.request_id] = (session_id, idempotency_record)
+            entry.created_by = idempotency_record.request_id
 
     def _evict(self, commit: Commit) -> Sequence[str]:
         if commit.max_sessions is None or len(self._entries) <= commit.max_sessions:

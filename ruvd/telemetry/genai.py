@@ -55,7 +55,7 @@ def answer_attributes(done: EngineDone) -> dict[str, Value]:
     return known
 
 
-class Said:
+class AnswerRecorder:
     """Gathers an answer for `gen_ai.output.messages`."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from ruvd.core.statistics import KINDS, Statistics, kind
 from ruvd.telemetry import conventions
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.histograms import Histogram, Histograms, Series
-from ruvd.telemetry.observables import Gauges, Readings
+from ruvd.telemetry.observables import Gauges, ObservableInstruments
 from ruvd.telemetry.spans import Attributes, Span, current
 
 _MODELS = 50
@@ -60,7 +60,7 @@ class Instruments:
         provider: Provider,
         statistics: Statistics,
     ) -> None:
-        self._readings = Readings(meter)
+        self._readings = ObservableInstruments(meter)
         self._readings.observe(statistics)
         self._histograms = histograms
         self._note = histograms.notes.note

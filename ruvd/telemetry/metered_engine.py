@@ -14,7 +14,7 @@ from contextlib import aclosing
 from opentelemetry.trace import SpanKind
 
 from ruvd.core.errors import RuvdError
-from ruvd.core.ports.engine import Engine, EngineChunk, EngineDone, EngineRequest, Warm
+from ruvd.core.ports.engine import Engine, EngineChunk, EngineDone, EngineRequest, PrefixCache
 from ruvd.telemetry import genai
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.instruments import Instruments
@@ -64,9 +64,9 @@ class MeteredEngine:
         return self._engine.window_tokens
 
     @property
-    def warm(self) -> Warm | None:
+    def prefix_cache(self) -> PrefixCache | None:
         """See `Engine.warm`."""
-        return self._engine.warm
+        return self._engine.prefix_cache
 
     async def start(self) -> None:
         """See `Engine.start`."""
@@ -136,7 +136,7 @@ class _Generation(Span):
         self.error = _CUT
         self.done: EngineDone | None = None
         self.first_chunk: float | None = None
-        self.said = genai.Said() if settings.content and self.recorded else None
+        self.said = genai.AnswerRecorder() if settings.content and self.recorded else None
         self._request = request
         self._settings = settings
         self._clock = time.perf_counter()

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from ruvd.core.errors import RuvdError, StoreUnavailable
-from ruvd.core.model import Exchange, Receipt, Session
-from ruvd.core.ports.store import Beginning, Commit, Store, StoreCounts
+from ruvd.core.model import Exchange, IdempotencyRecord, Session
+from ruvd.core.ports.store import Commit, Store, StoreCounts, TurnSnapshot
 from ruvd.telemetry.instruments import Instruments
 from ruvd.telemetry.spans import Span, Tracer, current
 
@@ -64,10 +64,10 @@ class MeteredStore:
         with self._call("size_at"):
             return await self._store.size_at(session_id, exchange_count)
 
-    async def begin(self, session_id: str, request_id: str, now: float) -> Beginning:
-        """See `Store.begin`."""
+    async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
+        """See `Store.begin_turn`."""
         with self._call("begin"):
-            return await self._store.begin(session_id, request_id, now)
+            return await self._store.begin_turn(session_id, request_id, now)
 
     async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`."""
@@ -91,33 +91,39 @@ class MeteredStore:
         limit: int,
         labels: Mapping[str, str],
         now: float,
-        in_force: Collection[str] = (),
+        active_or_in_turn: Collection[str] = (),
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
         with self._call("list"):
             return await self._store.list(
-                after=after, limit=limit, labels=labels, now=now, in_force=in_force
+                after=after,
+                limit=limit,
+                labels=labels,
+                now=now,
+                active_or_in_turn=active_or_in_turn,
             )
 
-    async def receipt(self, session_id: str, request_id: str) -> Receipt | None:
-        """See `Store.receipt`."""
+    async def idempotency_record(
+        self, session_id: str, request_id: str
+    ) -> IdempotencyRecord | None:
+        """See `Store.idempotency_record`."""
         with self._call("receipt"):
-            return await self._store.receipt(session_id, request_id)
+            return await self._store.idempotency_record(session_id, request_id)
 
-    async def completion(self, completion_id: str) -> tuple[str, Receipt] | None:
+    async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.completion`."""
         with self._call("completion"):
             return await self._store.completion(completion_id)
 
-    async def created_by(self, request_id: str) -> tuple[str, Receipt] | None:
+    async def created_by(self, request_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.created_by`."""
         with self._call("created_by"):
             return await self._store.created_by(request_id)
 
-    async def counts(self, now: float, in_force: Collection[str] = ()) -> StoreCounts:
+    async def counts(self, now: float, active_or_in_turn: Collection[str] = ()) -> StoreCounts:
         """See `Store.counts`."""
         with self._call("counts"):
-            return await self._store.counts(now, in_force)
+            return await self._store.counts(now, active_or_in_turn)
 
     @contextmanager
     def _call(self, operation: str) -> Iterator[None]:

@@ -35,7 +35,7 @@ class Gauges:
     tasks: Callable[[], int]
 
 
-class Readings:
+class ObservableInstruments:
     """Makes the instruments that are read."""
 
     def __init__(self, meter: Meter) -> None:

@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 
-from ruvd.core.completions.registry import Completions
+from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import Event
 from ruvd.core.ports.store import Store
-from ruvd.core.sessions.registry import Sessions
+from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.exporters import Telemetry
@@ -66,7 +66,7 @@ class Monitoring:
         """The store, measured; `kind` is what it is."""
         return MeteredStore(store, kind, self._tracer, self._instruments)
 
-    def watch(self, sessions: Sessions, completions: Completions) -> None:
+    def watch(self, sessions: SessionRegistry, completions: CompletionRegistry) -> None:
         """Observe the core. Called on the event loop that the core is in."""
         loop = asyncio.get_running_loop()
         self._instruments.watch(
@@ -99,12 +99,12 @@ class Monitoring:
         await self._telemetry.close()
 
 
-def _waiting(sessions: Sessions, completions: Completions) -> Mapping[str, int]:
-    interactive, batch = completions.slots.waiting
-    return {"engine": interactive, "batch": batch, "session": sessions.lanes.waiting}
+def _waiting(sessions: SessionRegistry, completions: CompletionRegistry) -> Mapping[str, int]:
+    interactive, batch = completions.scheduler.waiting
+    return {"engine": interactive, "batch": batch, "session": sessions.turn_queue.waiting}
 
 
-def _counter(sessions: Sessions) -> Callable[[], int | None]:
+def _counter(sessions: SessionRegistry) -> Callable[[], int | None]:
     """Asks the store on its event loop, from the thread of whoever collects."""
     loop, home = asyncio.get_running_loop(), threading.get_ident()
 

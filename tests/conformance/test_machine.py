@@ -30,13 +30,13 @@ from session_model import (
     WINDOW,
     Addition,
     Answered,
+    AnswerRecorder,
     Ask,
     Creation,
     Failure,
     Fork,
     Model,
     Row,
-    Said,
     Spoken,
     Turn,
     open_calls,
@@ -48,7 +48,7 @@ from ruvd.core.completions.completion import (
     CompletionRef,
     CompletionRequest,
 )
-from ruvd.core.completions.registry import Completions
+from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.errors import (
     CompletionCancelled,
     CompletionInterrupted,
@@ -81,8 +81,8 @@ from ruvd.core.model import (
 from ruvd.core.ports.engine import EngineDone, EngineReasoning, EngineText
 from ruvd.core.ports.events import Event, SessionGone
 from ruvd.core.ports.store import Store
-from ruvd.core.sessions.commands import Lifecycle, NewFork, SessionChanges
-from ruvd.core.sessions.registry import NewSession, SessionPolicy, Sessions, SessionState
+from ruvd.core.sessions.commands import NewFork, SessionChanges, SessionCommands
+from ruvd.core.sessions.registry import NewSession, SessionPolicy, SessionRegistry, SessionState
 from ruvd.stores.memory import MemoryStore
 from ruvd.stores.sqlite.store import SqliteStore
 
@@ -231,11 +231,11 @@ class SessionsMachine(RuleBasedStateMachine):
         self.events: list[Event] = []
         self.store = self.make_store(path)
         await self.store.open()
-        self.sessions = Sessions(self.store, self.clock, self.events.append, SESSION_POLICY)
-        self.lifecycle = Lifecycle(
+        self.sessions = SessionRegistry(self.store, self.clock, self.events.append, SESSION_POLICY)
+        self.commands = SessionCommands(
             self.sessions, self.store, self.clock, self.events.append, SESSION_POLICY
         )
-        self.completions = Completions(
+        self.completions = CompletionRegistry(
             self.sessions, self.engine, self.clock, self.events.append, COMPLETION_POLICY
         )
 
@@ -254,7 +254,7 @@ class SessionsMachine(RuleBasedStateMachine):
         self.words += 1
         return f"{prefix} {self.words}"
 
-    def said(self, pattern: str, row: Row | None = None) -> Said:
+    def said(self, pattern: str, row: Row | None = None) -> AnswerRecorder:
         history = row.messages if row else []
         said: list[Spoken] = []
         for letter in pattern:
@@ -709,7 +709,7 @@ class SessionsMachine(RuleBasedStateMachine):
         self.go(self.created(new))
 
     async def created(self, new: Creation) -> None:
-        call = self.lifecycle.create(
+        call = self.commands.create(
             NewSession(
                 session_id=new.session_id,
                 system_prompt=new.system,
@@ -763,7 +763,7 @@ class SessionsMachine(RuleBasedStateMachine):
             new = self.forks[request_id]
         elif request_id:
             self.forks[request_id] = new
-        call = self.lifecycle.fork(
+        call = self.commands.fork(
             NewFork(new.parent_id, new.exchange_count, new.session_id, new.request_id)
         )
         self.go(self.newcomer(call, lambda made: self.model.fork(new, made), new.session_id))
@@ -783,7 +783,7 @@ class SessionsMachine(RuleBasedStateMachine):
         match row.requests.get(request_id) if again and row else None:
             case (Addition() as before, _):
                 new = before
-        call = self.lifecycle.append(new.session_id, messages(new.said), request_id)
+        call = self.commands.append(new.session_id, messages(new.said), request_id)
         self.go(self.changed(call, self.model.append(new)))
 
     @rule(who=WHO, labels=st.none() | LABELS, idle=st.none() | IDLES, window=st.none() | WINDOWS)
@@ -807,7 +807,7 @@ class SessionsMachine(RuleBasedStateMachine):
             idle,
             ContextWindow(*window) if window else None,
         )
-        call = self.lifecycle.update(session_id, changes)
+        call = self.commands.update(session_id, changes)
         self.go(self.changed(call, row or SessionNotFound))
 
     async def changed(
@@ -827,10 +827,10 @@ class SessionsMachine(RuleBasedStateMachine):
     async def ended(self, session_id: str, *, allow_missing: bool) -> None:
         held = self.held.pop(session_id, None)
         if self.model.end(session_id) or allow_missing:
-            await self.lifecycle.end(session_id, allow_missing=allow_missing)
+            await self.commands.end(session_id, allow_missing=allow_missing)
         else:
             with pytest.raises(SessionNotFound):
-                await self.lifecycle.end(session_id)
+                await self.commands.end(session_id)
         if held:
             calls = [*([] if held.left else [held.call]), *held.others, *held.waiting]
             for call in calls:
@@ -846,7 +846,7 @@ class SessionsMachine(RuleBasedStateMachine):
         async def sweep() -> None:
             expected = self.model.sweep()
             del self.events[:]
-            assert await self.lifecycle.sweep() == len(expected)
+            assert await self.commands.sweep() == len(expected)
             gone = [event for event in self.events if isinstance(event, SessionGone)]
             assert gone == [SessionGone(session_id, "idle") for session_id in expected]
 
@@ -907,20 +907,20 @@ class SessionsMachine(RuleBasedStateMachine):
         # The turn went on after the copy was made, so its generation counts in any case.
         turn = self.model.begin(ask)
         assert isinstance(turn, Turn)
-        receipt = await self.store.receipt(ask.session_id, ask.request_id)
-        assert receipt or not seen
+        idempotency_record = await self.store.idempotency_record(ask.session_id, ask.request_id)
+        assert idempotency_record or not seen
         if len(self.engine.requests) > len(self.prompts):
             self.generated(turn)
-        if receipt:
+        if idempotency_record:
             self.model.finish(turn, Spoken("assistant", f"answer {len(self.prompts)}"))
             self.model.gone.clear()  # who was told of it is gone as well
         again = self.start(ask)
         await again.ended()
-        if receipt:
+        if idempotency_record:
             outcome = self.model.known(ask)
             assert isinstance(outcome, Answered)
-            assert receipt.finished
-            last = CompletionEvent(receipt.last_sequence, receipt.finished)
+            assert idempotency_record.finished
+            last = CompletionEvent(idempotency_record.last_sequence, idempotency_record.finished)
             assert seen in (None, last)
             self.finished[ask.session_id, turn.row.made, named(ask)] = last
             self.compare(again, outcome)
@@ -996,7 +996,7 @@ def made(row: Row) -> int:
     return row.made
 
 
-def messages(said: Said) -> tuple[Message, ...]:
+def messages(said: AnswerRecorder) -> tuple[Message, ...]:
     return tuple(
         Message(Role(role), text, tuple(ToolCall(*call) for call in calls), answers, thought)
         for role, text, calls, answers, thought in said

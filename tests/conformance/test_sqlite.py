@@ -31,9 +31,9 @@ from conversations import (
 from tool_conversation import TOOL_EXCHANGE, said
 
 from ruvd.core.errors import SessionNotFound, StoreUnavailable
-from ruvd.core.model import Message, Receipt, Role
+from ruvd.core.model import IdempotencyRecord, Message, Role
 from ruvd.core.ports.events import Event, StoreBatch, StoreStateChanged
-from ruvd.core.ports.store import Beginning, Commit, StoreCounts, StoreLocked
+from ruvd.core.ports.store import Commit, StoreCounts, StoreLocked, TurnSnapshot
 from ruvd.stores.sqlite.rows import figures_of, session_values
 from ruvd.stores.sqlite.schema import MIGRATIONS
 from ruvd.stores.sqlite.store import SqliteStore
@@ -127,7 +127,7 @@ async def test_everything_survives_a_close(path: Path) -> None:
         await store.commit(commit)
     async with opened(path) as store:
         assert await texts(store, "f") == ["0", "own"]
-        assert await store.completion("c-1") == ("f", commit.receipt)
+        assert await store.completion("c-1") == ("f", commit.idempotency_record)
         assert [s.id for s in (await store.list(after=0, limit=9, labels={"x": "1"}, now=0))[0]]
         newcomer = Commit(session("d", now=4), create=True, max_sessions=4, now=4)
         assert list(await store.commit(newcomer)) == ["b"]
@@ -138,10 +138,13 @@ async def test_everything_survives_a_close(path: Path) -> None:
 async def test_tool_calls_and_reasoning_survive_a_close(path: Path) -> None:
     async with opened(path) as store:
         calls = said(await create(store), *TOOL_EXCHANGE[:2])
-        calls = replace(calls, receipt=Receipt("r", b"d", "c", 3, finished(TOOL_EXCHANGE[1])))
+        calls = replace(
+            calls,
+            idempotency_record=IdempotencyRecord("r", b"d", "c", 3, finished(TOOL_EXCHANGE[1])),
+        )
         await store.commit(calls)
     async with opened(path) as store:
-        assert await store.completion("c") == ("s", calls.receipt)
+        assert await store.completion("c") == ("s", calls.idempotency_record)
         await store.commit(said(calls.session, *TOOL_EXCHANGE[2:]))
     async with opened(path) as store:
         assert list(await store.exchanges("s", 0)) == [TOOL_EXCHANGE]
@@ -192,9 +195,14 @@ async def test_a_database_of_schema_1_is_brought_up_to_date_and_keeps_everything
         assert child is not None
         assert list(await store.exchanges("full", 0)) == [one, two]
         assert list(await store.exchanges("child", 0)) == [one]
-        assert await store.receipt("full", "r0") == Receipt("r0", b"d", "c0", 7, told)
+        assert await store.idempotency_record("full", "r0") == IdempotencyRecord(
+            "r0", b"d", "c0", 7, told
+        )
         told = replace(told, message=Message(Role.ASSISTANT, "elsewhere"))
-        assert await store.completion("c1") == ("full", Receipt("r1", b"d", "c1", 7, told))
+        assert await store.completion("c1") == (
+            "full",
+            IdempotencyRecord("r1", b"d", "c1", 7, told),
+        )
         await store.commit(said(child, *TOOL_EXCHANGE))
     async with opened(path) as store:
         assert list(await store.exchanges("child", 0)) == [one, TOOL_EXCHANGE]
@@ -606,13 +614,13 @@ async def test_a_turn_begins_at_once_in_what_is_known_and_after_the_writes_befor
 ) -> None:
     async with opened(path) as store:
         made = await create(store, "s", "a")
-        begins = store.begin("s", "", 1)
+        begins = store.begin_turn("s", "", 1)
         with pytest.raises(StopIteration) as at_once:
             begins.send(None)
         assert at_once.value.value.session == replace(made, last_used_time=1)
         ending = asyncio.create_task(store.end("s"))
         await asyncio.sleep(0)
-        assert await store.begin("s", "", 1) == Beginning()
+        assert await store.begin_turn("s", "", 1) == TurnSnapshot()
         assert await ending
 
 
@@ -620,7 +628,7 @@ async def test_a_turn_with_a_request_id_looks_for_its_receipt_in_the_file(path: 
     async with opened(path) as store:
         commit = completed(turn(await create(store, "s"), "a"), "r", "c")
         await store.commit(commit)
-        assert (await store.begin("s", "r", 1)).receipt == commit.receipt
+        assert (await store.begin_turn("s", "r", 1)).idempotency_record == commit.idempotency_record
 
 
 async def test_nothing_is_known_of_a_file_that_was_replaced_once_that_is_seen(path: Path) -> None:
@@ -631,7 +639,7 @@ async def test_nothing_is_known_of_a_file_that_was_replaced_once_that_is_seen(pa
             path.with_name(f"{path.name}{suffix}").unlink()
         with pytest.raises(SessionNotFound):
             await store.commit(turn(made, "b"))
-        assert await store.begin("s", "", 1) == Beginning()
+        assert await store.begin_turn("s", "", 1) == TurnSnapshot()
 
 
 async def test_a_turn_is_not_added_to_another_session_that_came_in_the_place_of_its_own(
@@ -642,11 +650,11 @@ async def test_a_turn_is_not_added_to_another_session_that_came_in_the_place_of_
         its = await create(store, "s", "x", now=5)
     async with opened(path) as store:
         ours = await create(store, "s", "a")
-        await store.begin("s", "", 1)
+        await store.begin_turn("s", "", 1)
         replace_file(path, other)
         with pytest.raises(SessionNotFound, match="another"):
             await store.commit(turn(ours, "b"))
-        begun = await store.begin("s", "", 6)
+        begun = await store.begin_turn("s", "", 6)
         assert begun.session == replace(its, last_used_time=6)
         assert await texts(store, "s") == ["x"]
 
@@ -655,10 +663,10 @@ async def test_only_what_changes_something_counts_as_written(path: Path) -> None
     seen: list[Event] = []
     async with opened(path, seen) as store:
         await create(store, "s", "a")
-        await store.begin("s", "", 1)
+        await store.begin_turn("s", "", 1)
         seen.clear()
         # Queued behind another, so that they are of one transaction, or none.
-        await asyncio.gather(store.end("none"), *(store.begin("s", "", 1) for _ in range(9)))
+        await asyncio.gather(store.end("none"), *(store.begin_turn("s", "", 1) for _ in range(9)))
         assert not [event for event in seen if isinstance(event, StoreBatch)]
         await asyncio.gather(store.end("none"), store.touch("s", 2))
         assert [event for event in seen if isinstance(event, StoreBatch)] == [StoreBatch(1)]

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from tool_conversation import CALLS, ODD_TEXTS, RESULTS, TOOL_EXCHANGE, said
 
 from ruvd.core.errors import RuvdError, SessionExists, SessionNotFound
-from ruvd.core.model import Message, Receipt, Role, Session, ToolCall
-from ruvd.core.ports.store import Beginning, Commit, Store, StoreCounts
+from ruvd.core.model import IdempotencyRecord, Message, Role, Session, ToolCall
+from ruvd.core.ports.store import Commit, Store, StoreCounts, TurnSnapshot
 from ruvd.stores.memory import MemoryStore
 from ruvd.stores.sqlite.store import SqliteStore
 
@@ -118,7 +118,7 @@ async def test_a_session_that_has_expired_is_replaced_with_nothing_left_of_it(
     await store.commit(completed(turn(made, "old"), "r", "c"))
     await create(store, "s", "new", now=100)
     assert await texts(store, "s") == ["new"]
-    assert await store.receipt("s", "r") is None
+    assert await store.idempotency_record("s", "r") is None
     assert await store.completion("c") is None
     assert not (await store.list(after=0, limit=9, labels={"a": "1"}, now=0))[0]
 
@@ -171,10 +171,10 @@ async def test_touching_an_unknown_session_does_nothing(store: Store) -> None:
 async def test_a_turn_begins_with_the_session_its_window_and_touches_it(store: Store) -> None:
     made = await talk(store, await create(store), "a", "b", "c")
     await store.commit(Commit(replace(made, window_start=1)))
-    begun = await store.begin("s", "r", 75)
+    begun = await store.begin_turn("s", "r", 75)
     assert begun.session == replace(made, window_start=1, last_used_time=75)
     assert begun.session == await store.get("s")
-    assert begun.receipt is None
+    assert begun.idempotency_record is None
     assert begun.exchanges is not None
     assert [*begun.exchanges] == [*await store.exchanges("s", 1)]
     assert [each[0].content for each in begun.exchanges] == ["b", "c"]
@@ -185,21 +185,21 @@ async def test_a_turn_that_begins_soon_after_the_last_one_leaves_the_touch_to_it
     store: Store, request_id: str
 ) -> None:
     made = await talk(store, await create(store, idle=10), "a")
-    begun = await store.begin("s", request_id, 0.9)
+    begun = await store.begin_turn("s", request_id, 0.9)
     assert begun.session == replace(made, last_used_time=0.9)
     assert await store.get("s") == made
-    begun = await store.begin("s", request_id, 1)
+    begun = await store.begin_turn("s", request_id, 1)
     assert begun.session == replace(made, last_used_time=1) == await store.get("s")
 
 
 async def test_a_turn_does_not_begin_in_what_is_unknown_or_has_expired(store: Store) -> None:
-    assert await store.begin("s", "", 1) == Beginning()
+    assert await store.begin_turn("s", "", 1) == TurnSnapshot()
     await create(store, idle=10)
-    assert await store.begin("s", "", 10) == Beginning()
+    assert await store.begin_turn("s", "", 10) == TurnSnapshot()
     kept = await store.get("s")
     assert kept is not None
     assert kept.last_used_time == 0
-    assert (await store.begin("s", "", 9.99)).session is not None
+    assert (await store.begin_turn("s", "", 9.99)).session is not None
 
 
 async def test_a_turn_that_has_been_begins_with_its_receipt_and_changes_nothing(
@@ -207,17 +207,20 @@ async def test_a_turn_that_has_been_begins_with_its_receipt_and_changes_nothing(
 ) -> None:
     commit = completed(turn(await create(store), "a"), "r1", "c1")
     await store.commit(commit)
-    begun = await store.begin("s", "r1", 5)
-    assert (begun.receipt, begun.session) == (commit.receipt, await store.get("s"))
+    begun = await store.begin_turn("s", "r1", 5)
+    assert (begun.idempotency_record, begun.session) == (
+        commit.idempotency_record,
+        await store.get("s"),
+    )
     assert begun.session is not None
     assert begun.session.last_used_time == 0
-    assert (await store.begin("s", "r2", 6)).receipt is None
-    assert (await store.begin("s", "", 7)).receipt is None
+    assert (await store.begin_turn("s", "r2", 6)).idempotency_record is None
+    assert (await store.begin_turn("s", "", 7)).idempotency_record is None
 
 
 async def test_a_long_window_is_not_read_beside_the_writes(store: Store) -> None:
     made = await talk(store, await create(store), *(f"{n}" * 2000 for n in range(150)))
-    begun = await store.begin("s", "", 1)
+    begun = await store.begin_turn("s", "", 1)
     assert begun.exchanges is None or isinstance(store, MemoryStore)
     assert begun.session == replace(made, last_used_time=1)
 
@@ -276,7 +279,9 @@ async def test_what_is_in_force_is_listed_and_counted_although_its_time_is_over(
 ) -> None:
     await create(store, "a", labels={"x": "1"}, idle=5)
     await create(store, "b", labels={"x": "1"}, idle=5)
-    found, _ = await store.list(after=0, limit=9, labels=labels, now=5, in_force={"b", "none"})
+    found, _ = await store.list(
+        after=0, limit=9, labels=labels, now=5, active_or_in_turn={"b", "none"}
+    )
     assert [each.id for each in found] == ["b"]
     assert await store.counts(5, {"b", "none"}) == StoreCounts(2, 1, 0)
 
@@ -366,19 +371,19 @@ async def test_size_at_counts_the_first_exchanges(store: Store) -> None:
 async def test_a_receipt_brings_the_finished_back(store: Store) -> None:
     commit = completed(turn(await create(store), "hi"), "r1", "c1")
     await store.commit(commit)
-    assert await store.receipt("s", "r1") == commit.receipt
-    assert await store.completion("c1") == ("s", commit.receipt)
-    assert await store.receipt("s", "r2") is None
-    assert await store.receipt("t", "r1") is None
+    assert await store.idempotency_record("s", "r1") == commit.idempotency_record
+    assert await store.completion("c1") == ("s", commit.idempotency_record)
+    assert await store.idempotency_record("s", "r2") is None
+    assert await store.idempotency_record("t", "r1") is None
     assert await store.completion("") is None
 
 
 async def test_an_answer_that_is_not_in_the_history_is_kept_in_the_receipt(store: Store) -> None:
     made = await create(store)
     answer = finished(Message(Role.ASSISTANT, "elsewhere"))
-    receipt = Receipt("r", b"d", "c", 3, answer)
-    await store.commit(Commit(made, receipt=receipt))
-    assert await store.completion("c") == ("s", receipt)
+    idempotency_record = IdempotencyRecord("r", b"d", "c", 3, answer)
+    await store.commit(Commit(made, idempotency_record=idempotency_record))
+    assert await store.completion("c") == ("s", idempotency_record)
 
 
 @pytest.mark.parametrize("in_history", [True, False])
@@ -387,18 +392,24 @@ async def test_a_receipt_brings_tool_calls_and_reasoning_back(
     in_history: bool,  # noqa: FBT001  # a parameter of the test
 ) -> None:
     commit = said(await create(store), *TOOL_EXCHANGE[:2])
-    receipt = Receipt("r", b"d", "c", 3, finished(TOOL_EXCHANGE[1]))
-    await store.commit(replace(commit, receipt=receipt, appended=commit.appended[: 1 + in_history]))
-    assert await store.receipt("s", "r") == receipt
-    assert await store.completion("c") == ("s", receipt)
+    idempotency_record = IdempotencyRecord("r", b"d", "c", 3, finished(TOOL_EXCHANGE[1]))
+    await store.commit(
+        replace(
+            commit,
+            idempotency_record=idempotency_record,
+            appended=commit.appended[: 1 + in_history],
+        )
+    )
+    assert await store.idempotency_record("s", "r") == idempotency_record
+    assert await store.completion("c") == ("s", idempotency_record)
 
 
 async def test_answers_that_differ_only_in_their_calls_are_told_apart(store: Store) -> None:
     one, other = (Message(Role.ASSISTANT, "", (ToolCall(each, "f", "{}"),)) for each in "ab")
     commit = said(await create(store), one)
-    receipt = Receipt("r", b"d", "c", 3, finished(other))
-    await store.commit(replace(commit, receipt=receipt))
-    assert await store.receipt("s", "r") == receipt
+    idempotency_record = IdempotencyRecord("r", b"d", "c", 3, finished(other))
+    await store.commit(replace(commit, idempotency_record=idempotency_record))
+    assert await store.idempotency_record("s", "r") == idempotency_record
     assert list(await store.exchanges("s", 0)) == [(one,)]
 
 
@@ -408,21 +419,21 @@ async def test_completions_without_a_request_id_are_all_kept(store: Store) -> No
     second = completed(turn(first.session, "2"), "", "c2")
     await store.commit(first)
     await store.commit(second)
-    assert await store.completion("c1") == ("s", first.receipt)
-    assert await store.completion("c2") == ("s", second.receipt)
-    assert await store.receipt("s", "") is None
+    assert await store.completion("c1") == ("s", first.idempotency_record)
+    assert await store.completion("c2") == ("s", second.idempotency_record)
+    assert await store.idempotency_record("s", "") is None
 
 
 async def test_created_by_knows_only_creations(store: Store) -> None:
-    receipt = Receipt("new", b"d")
-    await store.commit(Commit(session("s"), create=True, receipt=receipt))
+    idempotency_record = IdempotencyRecord("new", b"d")
+    await store.commit(Commit(session("s"), create=True, idempotency_record=idempotency_record))
     made = session("s")
-    await store.commit(Commit(made, receipt=Receipt("append", b"e")))
+    await store.commit(Commit(made, idempotency_record=IdempotencyRecord("append", b"e")))
     first_turn = completed(turn(session("t"), "hi"), "turn", "c")
     await store.commit(replace(first_turn, create=True))
-    child = Receipt("fork", b"f")
-    await store.fork(Commit(session("f"), create=True, receipt=child), "s")
-    assert await store.created_by("new") == ("s", receipt)
+    child = IdempotencyRecord("fork", b"f")
+    await store.fork(Commit(session("f"), create=True, idempotency_record=child), "s")
+    assert await store.created_by("new") == ("s", idempotency_record)
     assert await store.created_by("fork") == ("f", child)
     assert await store.created_by("append") is None
     assert await store.created_by("turn") is None
@@ -430,19 +441,19 @@ async def test_created_by_knows_only_creations(store: Store) -> None:
 
 
 async def test_receipts_end_with_their_session(store: Store) -> None:
-    receipt = Receipt("new", b"d")
-    await store.commit(Commit(session("s"), create=True, receipt=receipt))
+    idempotency_record = IdempotencyRecord("new", b"d")
+    await store.commit(Commit(session("s"), create=True, idempotency_record=idempotency_record))
     await store.commit(completed(turn(session("s"), "hi"), "r", "c"))
     await fork(store, session("s"), "child", 0)
     assert await store.end("s")
     assert not await store.end("s")
-    assert await store.receipt("s", "r") is None
+    assert await store.idempotency_record("s", "r") is None
     assert await store.completion("c") is None
     assert await store.created_by("new") is None
     # The ids are free again.
-    await store.commit(Commit(session("s"), create=True, receipt=receipt))
-    assert await store.created_by("new") == ("s", receipt)
-    assert await store.receipt("s", "r") is None
+    await store.commit(Commit(session("s"), create=True, idempotency_record=idempotency_record))
+    assert await store.created_by("new") == ("s", idempotency_record)
+    assert await store.idempotency_record("s", "r") is None
 
 
 async def test_counts_tell_sessions_live_ones_and_messages(store: Store) -> None:
@@ -522,8 +533,8 @@ class _Life:
         store, found = self.store, await self.store.get(session_id)
         if verb == "create":
             made = session(session_id, now=self.now, idle=int(one), labels={"n": str(two)})
-            receipt = Receipt(f"create-{number}", b"x")
-            change = Commit(made, (), receipt, True, two, ("b",), self.now)  # noqa: FBT003
+            idempotency_record = IdempotencyRecord(f"create-{number}", b"x")
+            change = Commit(made, (), idempotency_record, True, two, ("b",), self.now)  # noqa: FBT003
             return list(await store.commit(change))
         if verb == "turn":
             change = turn(found or session(session_id), f"said {number}", now=self.now)
@@ -559,7 +570,7 @@ class _Life:
         for number in range(0, 30, 3):
             self.seen.append(await store.completion(f"c{number}"))
             self.seen.append(await store.created_by(f"create-{number}"))
-            self.seen.append(await store.receipt("a", f"r{number}"))
+            self.seen.append(await store.idempotency_record("a", f"r{number}"))
         page, cursor = await store.list(after=0, limit=2, labels={}, now=self.now)
         rest, end = await store.list(after=cursor, limit=9, labels={"n": "2"}, now=self.now)
         self.seen.append((list(page), list(rest), bool(cursor), end))
@@ -607,7 +618,7 @@ async def test_a_turn_begins_with_what_is_stored_whatever_came_before(
             await create(store, name, "first")
         elif step == "begin":
             now = number / 1000
-            begun = await store.begin(name, "", now)
+            begun = await store.begin_turn(name, "", now)
             assert begun.session == replace(at, last_used_time=now)
             if begun.exchanges is not None:
                 window = await store.exchanges(name, at.window_start)

@@ -38,7 +38,7 @@ NEVER = 1000.0
 
 
 def slots_of(engine: LlamaEngine) -> list[Slot]:
-    return engine._warm.child().table._slots
+    return engine._prefix_cache.child().table._slots
 
 
 def ahead(events: list[Event]) -> list[str]:
@@ -144,7 +144,7 @@ async def test_nothing_goes_on_while_somebody_waits_for_a_first_token(
     looks = Looks(monkeypatch)
     events: list[Event] = []
     async with running(events) as engine:
-        table = engine._warm.child().table
+        table = engine._prefix_cache.child().table
         async with table.hold(Talk("ben").asks("")) as waiting:
             await Talk("ann").turn(engine, STORIES["ann"] * 4)
             await looks.pass_by(3)
@@ -186,7 +186,7 @@ async def test_of_a_session_that_ends_meanwhile_nothing_is_kept(
     steps = Steps(monkeypatch)
     events: list[Event] = []
     async with running(events, states_path=tmp_path / "kv") as engine:
-        steps.before = lambda: engine._warm.forget("ann")
+        steps.before = lambda: engine._prefix_cache.forget("ann")
         await Talk("ann").turn(engine, STORIES["ann"] * 4)
         steps.go_on.set()
         await has_gone_on(engine)
@@ -300,7 +300,7 @@ async def test_a_session_that_ends_before_its_turn_to_go_on_comes_stays_ended(
         first = slots_of(engine)[steps.slots[0]]
         [second] = [slot for slot in slots_of(engine) if slot is not first]
         first_key = first.session_key
-        engine._warm.forget(second.session_key)
+        engine._prefix_cache.forget(second.session_key)
         steps.go_on.set()
         await has_gone_on(engine)
         assert (second.private, second.session_key) == (True, "")
@@ -312,7 +312,7 @@ async def test_a_turn_that_waits_for_its_slot_is_waited_for(
 ) -> None:
     steps = Steps(monkeypatch)
     async with running() as engine:
-        table = engine._warm.child().table
+        table = engine._prefix_cache.child().table
         talks = {name: Talk(name) for name in ("ann", "ben")}
         await asyncio.gather(*(talk.turn(engine, STORIES[n] * 4) for n, talk in talks.items()))
         await steps.begun.wait()
@@ -344,7 +344,7 @@ async def test_who_comes_before_the_step_goes_first(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Server, "following", slow)
     events: list[Event] = []
     async with running(events) as engine:
-        table = engine._warm.child().table
+        table = engine._prefix_cache.child().table
         await Talk("ann").turn(engine, STORIES["ann"] * 4)
         await reached.wait()
         async with table.hold(Talk("ben").asks("")) as waiting:
@@ -367,7 +367,7 @@ async def test_with_more_sessions_than_slots_the_next_to_go_is_saved_at_once(
     monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
     events: list[Event] = []
     async with running(events) as engine:
-        table = engine._warm.child().table
+        table = engine._prefix_cache.child().table
         talks = await tell_all(engine)
         took: list[list[tuple[str, str]]] = []
         for name, talk in talks.items():
@@ -473,7 +473,7 @@ async def test_where_every_slot_holds_a_session_the_next_one_waits_for_no_save(
     async with running(events) as engine:
         for name in ("ann", "ben"):
             await Talk(name).turn(engine, STORIES[name] * 4)
-        slots = engine._warm.child().table
+        slots = engine._prefix_cache.child().table
 
         async def both_are_saved() -> bool:
             return slots.is_idle and not slots.answered and not slots.resting(0.0)
@@ -493,7 +493,7 @@ async def test_nothing_is_saved_ahead_while_somebody_waits_for_a_first_token(
     monkeypatch.setattr(idle_work, "_LOOKS_AGAIN", 10_000)
     events: list[Event] = []
     async with running(events, slots=3) as engine:
-        table = engine._warm.child().table
+        table = engine._prefix_cache.child().table
         other = Talk("cay")
         other.messages = [Message(Role.SYSTEM, "Be brief.")]  # so that nothing is lent to it
         async with table.hold(Talk("ben").asks("")) as waiting:

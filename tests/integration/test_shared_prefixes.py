@@ -64,7 +64,7 @@ async def test_a_shared_prefix_is_evaluated_once_and_the_server_says_so() -> Non
         for other in others:
             assert other.prompt_tokens - other.cached_tokens < 40
             assert other.cached_tokens > 200
-        held = engine._warm.child().table._slots
+        held = engine._prefix_cache.child().table._slots
         assert [slot.holds.messages[0].content for slot in held] == [document] * 3
 
 
@@ -120,8 +120,8 @@ async def test_files_are_bounded_and_the_oldest_go_first() -> None:
             kept.append(files(engine))
         assert [len(each) for each in kept] == [1, 2, 2, 2]
         assert not set(kept[0]) & set(kept[2])
-        assert engine._warm.files is not None
-        directory = engine._warm.files.directory
+        assert engine._prefix_cache.files is not None
+        directory = engine._prefix_cache.files.directory
         assert directory.stat().st_mode & 0o777 == 0o700
         assert {path.stat().st_mode & 0o777 for path in files(engine)} == {0o600}
     assert not directory.exists()
@@ -178,7 +178,7 @@ async def test_after_a_crash_the_table_is_empty_and_the_files_are_there() -> Non
     async with running() as engine:
         request = ask(DOCUMENTS["harbour"], QUESTIONS[0], "k")
         await answer(engine, request)
-        before = engine._warm.child()
+        before = engine._prefix_cache.child()
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
         pid = engine.pid
@@ -188,7 +188,7 @@ async def test_after_a_crash_the_table_is_empty_and_the_files_are_there() -> Non
 
         await until(is_another)
         assert (await answer(engine, request)).cached_tokens > 200, "a file has it still"
-        assert engine._warm.child() is not before
+        assert engine._prefix_cache.child() is not before
         assert len(files(engine)) == 1
         await all_is_well(engine)
 
@@ -246,10 +246,10 @@ async def test_cancelling_a_save_or_a_restore_lets_it_end_and_frees_the_slot(
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        table = engine._warm.child().table
+        table = engine._prefix_cache.child().table
         assert [slot.busy for slot in table._slots].count(True) == 1
         go_on.set()
-        await table.settled()
+        await table.wait_idle()
         await all_is_well(engine)
         found = await answer(engine, ask(document, QUESTIONS[2], "k"))
         assert found.prompt_tokens - found.cached_tokens < 40, "what was saved is of use"

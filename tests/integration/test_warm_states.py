@@ -139,10 +139,10 @@ async def test_a_seal_that_could_not_be_written_is_none_and_goes_with_its_sessio
         await talk.turn(engine, STORIES["ann"] * 4)
         with monkeypatch.context() as patched:
             patched.setattr(Path, "write_bytes", half)
-            await engine._warm.save()
+            await engine._prefix_cache.save()
         assert list(kv.glob("*.kv"))
         assert not list(kv.glob("*.seal"))
-        engine._warm.forget("ann")
+        engine._prefix_cache.forget("ann")
     assert [path.name for path in kv.iterdir()] == ["lock"]
 
 
@@ -150,11 +150,11 @@ async def test_of_a_session_that_has_gone_no_file_stays(tmp_path: Path) -> None:
     kv = tmp_path / "kv"
     async with running(states_path=kv) as engine:
         talks = await tell_all(engine)
-        await engine._warm.save()
+        await engine._prefix_cache.save()
         assert len(list(kv.glob("*.seal"))) == len(talks)
         for name in talks:
-            engine._warm.forget(name)
-        engine._warm.forget("nobody")
+            engine._prefix_cache.forget(name)
+        engine._prefix_cache.forget("nobody")
     assert [path.name for path in kv.iterdir()] == ["lock"]
 
 
@@ -164,7 +164,7 @@ async def test_what_a_session_that_has_gone_left_in_a_slot_is_lent_to_nobody() -
         talk = Talk("ann")
         talk.messages = [Message(Role.SYSTEM, short)]
         await talk.turn(engine, STORIES["ann"] * 2)
-        engine._warm.forget("ann")
+        engine._prefix_cache.forget("ann")
         other = Talk("ben")
         other.messages = [Message(Role.SYSTEM, short)]
         await other.turn(engine, STORIES["ben"] * 2)
@@ -255,10 +255,10 @@ async def test_a_turn_that_is_cut_in_its_restore_leaves_its_session_one_slot(
         await asyncio.sleep(0)
         go_on.set()
         assert evaluated(await again) < 40
-        slots = engine._warm.child().table._slots
+        slots = engine._prefix_cache.child().table._slots
         assert [slot.session_key for slot in slots].count("ann") == 1
         for talk in talks:
-            engine._warm.forget(talk.name)
+            engine._prefix_cache.forget(talk.name)
     assert [path.name for path in (tmp_path / "kv").iterdir()] == ["lock"]
 
 
@@ -301,8 +301,8 @@ async def test_two_daemons_do_not_share_a_directory(
 ) -> None:
     async with running(states_path=tmp_path / "kv"), running(states_path=tmp_path / "kv") as second:
         assert "another daemon has it" in caplog.text
-        assert second._warm.files is not None
-        assert second._warm.files.directory != tmp_path / "kv"
+        assert second._prefix_cache.files is not None
+        assert second._prefix_cache.files.directory != tmp_path / "kv"
         await tell_all(second)
     assert not list((tmp_path / "kv").glob("*.kv"))
 
@@ -314,13 +314,13 @@ async def test_a_prompt_is_evaluated_ahead_in_steps_and_the_turn_finds_it() -> N
             await talk.turn(engine, story * 2)
         talk.messages = [talk.messages[0], *talk.messages[5:]]  # trimmed
         request = replace(talk.asks(""), messages=talk.messages)
-        async with aclosing(engine._warm.prepare(request)) as steps:
+        async with aclosing(engine._prefix_cache.prepare(request)) as steps:
             counts = [step.tokens async for step in steps]
         assert sum(counts) > 60
         assert max(counts) <= STEP_TOKENS + 1
         assert evaluated(await talk.turn(engine, "What came in?")) < 40
         request = replace(talk.asks(""), messages=talk.messages)
-        async with aclosing(engine._warm.prepare(request)) as steps:
+        async with aclosing(engine._prefix_cache.prepare(request)) as steps:
             again = [step.tokens async for step in steps]
         assert sum(again) < 20, "what was evaluated is not evaluated again"
 
@@ -331,7 +331,7 @@ async def test_a_caller_who_comes_meanwhile_waits_for_one_step() -> None:
         talk.messages.append(Message(Role.USER, STORIES["ann"] * 12))
         talk.messages.append(Message(Role.ASSISTANT, "Yes."))
         request = replace(talk.asks(""), messages=talk.messages)
-        steps = engine._warm.prepare(request)
+        steps = engine._prefix_cache.prepare(request)
         first = await anext(steps)
         second = asyncio.create_task(anext(steps))
         await asyncio.sleep(0)
@@ -354,8 +354,8 @@ async def test_a_turn_that_comes_while_its_session_is_prepared_loses_nothing(
     talk.messages.append(Message(Role.ASSISTANT, "Yes."))
     request = replace(talk.asks(""), messages=talk.messages)
     async with running(states_path=kv) as engine:
-        table = engine._warm.child().table
-        steps = engine._warm.prepare(request)
+        table = engine._prefix_cache.child().table
+        steps = engine._prefix_cache.prepare(request)
         async with table.hold(Talk("").asks("")):  # so that the turn would have an earlier slot
             first = asyncio.create_task(anext(steps))
 
@@ -373,8 +373,8 @@ async def test_a_turn_that_comes_while_its_session_is_prepared_loses_nothing(
 async def test_nothing_is_prepared_beside_a_turn_of_the_session() -> None:
     talk = Talk("ann")
     async with running() as engine:
-        table = engine._warm.child().table
+        table = engine._prefix_cache.child().table
         async with table.hold(talk.asks("What came in?")):  # it has the slot, and not begun yet
-            steps = engine._warm.prepare(talk.asks(STORIES["ann"] * 12))
+            steps = engine._prefix_cache.prepare(talk.asks(STORIES["ann"] * 12))
             assert [step async for step in steps] == []
         assert not any(slot.session_key == "ann" for slot in table._slots)

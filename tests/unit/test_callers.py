@@ -21,7 +21,7 @@ from ruvd.core.errors import (
 from ruvd.core.model import ContextWindow, IfBusy, Message, Role
 from ruvd.core.ports.engine import EngineText
 from ruvd.core.sessions.registry import SessionPolicy
-from ruvd.core.sessions.turn_queue import Holder
+from ruvd.core.sessions.turn_queue import TurnRequest
 
 
 def whole_history(**policy: Any) -> Core:
@@ -79,8 +79,8 @@ async def test_interrupters_take_only_the_running_turn_and_go_before_who_waits()
 async def test_an_interrupter_after_the_end_of_a_session_does_not_go_before_the_end() -> None:
     core = whole_history()
     await collect(core.start("zero"))
-    async with core.sessions.lanes.turn("s", Holder()):
-        end = asyncio.create_task(core.lifecycle.end("s"))
+    async with core.sessions.turn_queue.turn("s", TurnRequest()):
+        end = asyncio.create_task(core.commands.end("s"))
         await settle()
         late = core.start("one", if_busy=IfBusy.INTERRUPT)
         await settle()
@@ -134,7 +134,7 @@ async def test_an_append_that_a_completion_waited_for_has_used_the_request_id() 
     core.engine.scripts = [[gate, EngineText("a"), done()]]
     running = core.start("one")
     await settle()
-    append = asyncio.create_task(core.lifecycle.append("s", [Message(Role.USER, "more")], "r"))
+    append = asyncio.create_task(core.commands.append("s", [Message(Role.USER, "more")], "r"))
     await asyncio.sleep(0)
     late = core.start("two", request_id="r")
     await settle()

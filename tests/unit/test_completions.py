@@ -34,8 +34,8 @@ from ruvd.core.model import (
     Usage,
 )
 from ruvd.core.ports.engine import EngineText
-from ruvd.core.ports.events import CompletionEnded, SessionGone, SessionNotMade
-from ruvd.core.ports.store import Beginning, Commit
+from ruvd.core.ports.events import CompletionEnded, SessionCreationAborted, SessionGone
+from ruvd.core.ports.store import Commit, TurnSnapshot
 from ruvd.core.sessions.commands import NewFork
 from ruvd.core.sessions.registry import NewSession, SessionPolicy
 from ruvd.stores.memory import MemoryStore
@@ -87,7 +87,7 @@ async def test_a_session_that_is_being_created_shows_as_running_without_messages
 async def test_a_session_whose_turn_is_longer_than_its_idle_timeout_is_listed_meanwhile(
     core: Core,
 ) -> None:
-    await core.lifecycle.create(NewSession("s", idle_timeout_seconds=10.0))
+    await core.commands.create(NewSession("s", idle_timeout_seconds=10.0))
     gate = asyncio.Event()
     core.engine.scripts = [[EngineText("a"), gate, done()]]
     completion = core.start()
@@ -168,7 +168,7 @@ async def test_ending_a_session_fails_who_runs_and_who_waits_and_nobody_makes_it
     core.engine.scripts = [[asyncio.Event()]]
     completions = [core.start("one"), core.start("two"), core.start("three")]
     await settle()
-    await core.lifecycle.end("s")
+    await core.commands.end("s")
     for completion in completions:
         await failed(completion, SessionEnded)
     with pytest.raises(SessionNotFound):
@@ -180,11 +180,11 @@ async def test_a_session_that_is_being_created_can_be_ended(core: Core) -> None:
     core.engine.scripts = [[asyncio.Event()]]
     completion = core.start()
     await settle()
-    await core.lifecycle.end("s")
+    await core.commands.end("s")
     await failed(completion, SessionEnded)
     with pytest.raises(SessionNotFound):
-        await core.lifecycle.end("s")
-    await core.lifecycle.end("s", allow_missing=True)
+        await core.commands.end("s")
+    await core.commands.end("s", allow_missing=True)
 
 
 async def test_who_calls_after_the_end_gets_a_new_session(core: Core) -> None:
@@ -192,7 +192,7 @@ async def test_who_calls_after_the_end_gets_a_new_session(core: Core) -> None:
     core.engine.scripts = [[asyncio.Event()]]
     running = core.start("lost")
     await settle()
-    end = asyncio.create_task(core.lifecycle.end("s"))
+    end = asyncio.create_task(core.commands.end("s"))
     await asyncio.sleep(0)
     newcomer = core.start("new")
     await asyncio.gather(end, failed(running, SessionEnded), collect(newcomer))
@@ -238,11 +238,11 @@ async def test_a_first_turn_that_fails_leaves_no_session(core: Core) -> None:
     await failed(core.start(), EngineUnavailable)
     with pytest.raises(SessionNotFound):
         await core.sessions.get("s")
-    assert core.events.count(SessionNotMade("s")) == 1
+    assert core.events.count(SessionCreationAborted("s")) == 1
     await core.say()
     core.engine.scripts = [[EngineUnavailable("gone")]]
     await failed(core.start(), EngineUnavailable)
-    assert core.events.count(SessionNotMade("s")) == 1
+    assert core.events.count(SessionCreationAborted("s")) == 1
 
 
 async def test_what_is_kept_of_a_failure_holds_no_frames(core: Core) -> None:
@@ -326,7 +326,7 @@ async def test_a_queued_caller_who_leaves_never_reaches_the_engine(core: Core) -
 async def test_a_session_expires_exactly_at_its_idle_timeout_and_is_then_made_anew(
     core: Core,
 ) -> None:
-    await core.lifecycle.create(NewSession("s", "Be brief.", idle_timeout_seconds=10))
+    await core.commands.create(NewSession("s", "Be brief.", idle_timeout_seconds=10))
     core.clock.advance(9.999)
     await core.say("one")
     core.clock.advance(9.999)
@@ -343,11 +343,11 @@ async def test_a_session_expires_exactly_at_its_idle_timeout_and_is_then_made_an
 async def test_a_session_in_use_does_not_expire(core: Core) -> None:
     gate = asyncio.Event()
     core.engine.scripts = [[EngineText("a"), gate, done()]]
-    await core.lifecycle.create(NewSession("s"))
+    await core.commands.create(NewSession("s"))
     completion = core.start("one")
     await settle()
     core.clock.advance(1_000_000)
-    assert await core.lifecycle.sweep() == 0
+    assert await core.commands.sweep() == 0
     await core.sessions.get("s")
     gate.set()
     await collect(completion)
@@ -388,10 +388,10 @@ class SlowStore(MemoryStore):
             await self.begun.wait()
         return await super().commit(commit)
 
-    async def begin(self, session_id: str, request_id: str, now: float) -> Beginning:
+    async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
         self.begun.set()  # it waits for the writes before it
         await settle()
-        return await super().begin(session_id, request_id, now)
+        return await super().begin_turn(session_id, request_id, now)
 
 
 async def test_a_turn_in_a_session_that_is_just_being_evicted_begins_a_new_one() -> None:
@@ -419,7 +419,7 @@ async def test_when_every_place_is_in_use_a_newcomer_is_refused() -> None:
     await settle()
     await failed(core.start("q", "c"), SessionLimit)
     with pytest.raises(SessionLimit):
-        await core.lifecycle.create(NewSession("d"))
+        await core.commands.create(NewSession("d"))
     gate.set()
     for completion in running:
         await collect(completion)
@@ -530,7 +530,7 @@ async def test_a_session_in_use_can_be_forked_though_its_time_out_has_passed(cor
     core.start("two")
     await settle()
     core.clock.advance(1_000_000)
-    await core.lifecycle.fork(NewFork("s", session_id="f"))
+    await core.commands.fork(NewFork("s", session_id="f"))
     assert await core.history("f") == ["one", "answer 1"]
 
 
@@ -545,6 +545,6 @@ async def test_a_forks_window_is_its_parents_or_where_the_parents_was_then(
     for index in range(turns):
         await core.say(f"question {index}")
     assert (await core.sessions.get("s")).session.window_start == parent_start
-    await core.lifecycle.fork(NewFork("s", count, "f"))
+    await core.commands.fork(NewFork("s", count, "f"))
     await core.say("next", "f")
     assert len(core.prompts()[-1]) == 2 * (count - start) + 1

@@ -136,7 +136,7 @@ async def test_a_slot_is_not_given_on_before_what_is_being_done_to_it_has_ended(
     go_on.set()
     async with asyncio.timeout(5):
         assert await next_one == 0
-        await table.settled()
+        await table.wait_idle()
 
 
 async def test_a_session_has_one_slot_at_a_time_though_one_is_being_prepared_for_it() -> None:

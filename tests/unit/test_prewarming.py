@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from core import Core, settle
 from fakes import done
 
-from ruvd.core.completions.prewarming import Ahead
+from ruvd.core.completions.prewarming import Prewarmer
 from ruvd.core.errors import EngineUnavailable
 from ruvd.core.model import ContextWindow, Message, Role
 from ruvd.core.options import CompletionOptions
@@ -66,10 +66,12 @@ async def running(warm: Steps, window: ContextWindow = ContextWindow(1, 2)) -> A
         core.events.append(event)
         ahead(event)
 
-    ahead = Ahead(core.sessions, core.engine, warm, core.completions.slots, core.clock, tell)
+    ahead = Prewarmer(
+        core.sessions, core.engine, warm, core.completions.scheduler, core.clock, tell
+    )
     core.completions.on_turn = ahead.turned
 
-    for part in (core.sessions, core.completions, core.lifecycle):
+    for part in (core.sessions, core.completions, core.commands):
         part._observer = tell
     task = asyncio.create_task(ahead.run())
     try:
@@ -189,9 +191,9 @@ async def test_a_session_that_ends_meanwhile_is_prepared_no_further() -> None:
     warm = Steps(steps=9)
     async with running(warm) as core:
         history = (Message(Role.USER, "old"), Message(Role.ASSISTANT, "known"))
-        await core.lifecycle.create(NewSession("imported", messages=history))
+        await core.commands.create(NewSession("imported", messages=history))
         await settle()
-        await core.lifecycle.end("imported")
+        await core.commands.end("imported")
         warm.may_go_on.set()
         await settle()
         assert (len(warm.asked), warm.taken, warm.closed) == (1, 1, 1)
@@ -202,11 +204,11 @@ async def test_an_import_and_a_fork_are_prepared_and_an_empty_session_is_not() -
     warm.may_go_on.set()
     async with running(warm) as core:
         history = (Message(Role.USER, "old"), Message(Role.ASSISTANT, "known"))
-        await core.lifecycle.create(NewSession("imported", messages=history))
-        await core.lifecycle.create(NewSession("empty"))
+        await core.commands.create(NewSession("imported", messages=history))
+        await core.commands.create(NewSession("empty"))
         await settle()
         assert [texts(asked) for asked in warm.asked] == [["old", "known"]]
-        await core.lifecycle.fork(NewFork("imported", session_id="child"))
+        await core.commands.fork(NewFork("imported", session_id="child"))
         await settle()
         assert [asked.session_key for asked in warm.asked] == ["imported", "child"]
 

@@ -10,7 +10,7 @@ from ruvd_client.answers import GRACE_SECONDS, Answer, Request, resumable
 from ruvd_client.protocol import RuvdError
 from ruvd_client.v1 import session_service_pb2 as pb
 
-BREAKS = [
+CONNECTION_ERRORS = [
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
@@ -121,14 +121,14 @@ def test_an_error_with_a_reason_is_final_whatever_its_code(code: grpc.StatusCode
     assert answer.ended
 
 
-@pytest.mark.parametrize("code", BREAKS)
+@pytest.mark.parametrize("code", CONNECTION_ERRORS)
 def test_what_a_lost_connection_shows_itself_as_is_a_break(code: grpc.StatusCode) -> None:
     answer, _ = begun()
     assert answer.broke(RuvdError(code, "", "somebody in between")) > 0
     assert not answer.ended
 
 
-@pytest.mark.parametrize("code", [c for c in grpc.StatusCode if c not in BREAKS])
+@pytest.mark.parametrize("code", [c for c in grpc.StatusCode if c not in CONNECTION_ERRORS])
 def test_any_other_status_is_final(code: grpc.StatusCode) -> None:
     answer, _ = begun()
     with pytest.raises(RuvdError, match="somebody in between"):

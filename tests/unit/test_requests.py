@@ -177,7 +177,7 @@ async def test_a_request_id_belongs_to_its_session(core: Core) -> None:
     await core.say("two", "t", request_id="r")
     await core.say("three", "", request_id="r")
     assert len(core.engine.requests) == 3
-    await core.lifecycle.fork(NewFork("s", session_id="f"))
+    await core.commands.fork(NewFork("s", session_id="f"))
     await core.say("four", "f", request_id="r")
     assert await core.history("f") == ["one", "answer 1", "four", "answer 4"]
 
@@ -186,7 +186,7 @@ async def test_a_request_id_belongs_to_its_session(core: Core) -> None:
 async def test_a_request_id_goes_with_its_session(core: Core, how: str) -> None:
     await core.say("one", request_id="r")
     if how == "ended":
-        await core.lifecycle.end("s")
+        await core.commands.end("s")
     else:
         core.clock.advance(1800)
     await core.say("other", request_id="r")
@@ -228,7 +228,7 @@ async def test_ending_the_session_frees_the_request_id_of_a_running_completion(
     gated(core, EngineText("part"))
     running = core.start("one", request_id="r")
     await settle()
-    await core.lifecycle.end("s")
+    await core.commands.end("s")
     await failed(running, SessionEnded)
     with pytest.raises(SessionNotFound):
         await core.sessions.get("s")
@@ -282,13 +282,13 @@ async def test_how_to_wait_and_to_leave_are_no_part_of_a_request(core: Core) -> 
 
 
 async def test_a_request_id_of_an_append_is_no_completions(core: Core) -> None:
-    await core.lifecycle.create(NewSession("s"))
+    await core.commands.create(NewSession("s"))
     messages = (Message(Role.USER, "one"),)
-    await core.lifecycle.append("s", messages, "r")
+    await core.commands.append("s", messages, "r")
     await failed(core.start(messages=messages, request_id="r"), RequestIdReused)
     await core.say("two", request_id="q")
     with pytest.raises(RequestIdReused):
-        await core.lifecycle.append("s", (Message(Role.USER, "two"),), "q")
+        await core.commands.append("s", (Message(Role.USER, "two"),), "q")
 
 
 def test_a_digest_stays_the_same_over_versions() -> None:
@@ -397,14 +397,14 @@ async def test_a_committed_completion_past_the_retention_gives_its_finished_if_i
     assert await resume(core, ref, 0) == events[-1:]
     assert await resume(core, ref, 2) == events[-1:]
     assert await resume(core, ref, 3) == []
-    await core.lifecycle.end("s")
+    await core.commands.end("s")
     with pytest.raises(CompletionNotFound):
         await resume(core, ref)
 
 
 async def test_what_never_was_is_not_found(core: Core) -> None:
-    await core.lifecycle.create(NewSession("s"))
-    await core.lifecycle.append("s", (Message(Role.USER, "one"),), "a")
+    await core.commands.create(NewSession("s"))
+    await core.commands.append("s", (Message(Role.USER, "one"),), "a")
     for ref in (
         CompletionRef("cmpl-none"),
         CompletionRef("", "s", "none"),

@@ -10,14 +10,14 @@ from core import settle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ruvd.core.completions.scheduler import Slots
+from ruvd.core.completions.scheduler import SlotScheduler
 
 
 class Places:
     """Takes and gives places as told, and counts who has one."""
 
     def __init__(self, total: int | None, share: float) -> None:
-        self.slots = Slots(total, share)
+        self.scheduler = SlotScheduler(total, share)
         self.tasks: dict[int, tuple[bool, asyncio.Task[None], asyncio.Event]] = {}
         self.inside: dict[int, bool] = {}
 
@@ -25,7 +25,7 @@ class Places:
         leave = asyncio.Event()
 
         async def stay() -> None:
-            async with self.slots.take(batch=batch):
+            async with self.scheduler.take(batch=batch):
                 self.inside[number] = batch
                 try:
                     await leave.wait()
@@ -76,7 +76,7 @@ async def test_whatever_comes_places_are_kept_and_nobody_is_forgotten(
     )
     async with AsyncExitStack() as stack:  # all of them are free again
         for _ in range(total):
-            await asyncio.wait_for(stack.enter_async_context(places.slots.take()), 1)
+            await asyncio.wait_for(stack.enter_async_context(places.scheduler.take()), 1)
 
 
 async def test_without_a_bound_everybody_goes_at_once_until_the_engine_asks_to_slow_down() -> None:
@@ -85,8 +85,8 @@ async def test_without_a_bound_everybody_goes_at_once_until_the_engine_asks_to_s
         places.take(number, batch=True)
     await settle()
     assert len(places.inside) == 20
-    places.slots.narrow(0)
-    places.slots.narrow(0)  # the second of those that ran side by side
+    places.scheduler.narrow(0)
+    places.scheduler.narrow(0)  # the second of those that ran side by side
     for number in range(20, 30):
         places.take(number, batch=True)
     for number in range(11):
@@ -97,7 +97,7 @@ async def test_without_a_bound_everybody_goes_at_once_until_the_engine_asks_to_s
     await settle()
     assert 99 in places.inside
     for _ in range(12):
-        places.slots.widen()
+        places.scheduler.widen()
     await settle()
     assert sum(places.inside.values()) == 11
     for _, task, _ in places.tasks.values():
@@ -107,7 +107,7 @@ async def test_without_a_bound_everybody_goes_at_once_until_the_engine_asks_to_s
 
 @pytest.mark.parametrize("refusals", [1, 5, 50])
 async def test_the_bound_never_falls_below_one(refusals: int) -> None:
-    slots = Slots(4, 1.0)
+    slots = SlotScheduler(4, 1.0)
     for _ in range(refusals):
         slots.narrow(slots.narrowings)
     async with asyncio.timeout(1), slots.take(batch=True):
@@ -115,7 +115,7 @@ async def test_the_bound_never_falls_below_one(refusals: int) -> None:
 
 
 async def test_a_spare_place_is_for_when_nobody_has_or_wants_one() -> None:
-    slots = Slots(2, 0.5)
+    slots = SlotScheduler(2, 0.5)
     order: list[str] = []
 
     async def spare() -> None:
@@ -142,6 +142,6 @@ async def test_a_spare_place_is_for_when_nobody_has_or_wants_one() -> None:
 
 
 async def test_a_caller_takes_the_other_place_beside_a_spare_one() -> None:
-    slots = Slots(2, 0.5)
+    slots = SlotScheduler(2, 0.5)
     async with asyncio.timeout(5), slots.take_spare(), slots.take():
         assert slots.waiting == (0, 0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ruvd.core.model import Exchange, Message, Role
 from ruvd.core.sessions import window
-from ruvd.stores.sqlite.session_cache import Hot, HotSessions
+from ruvd.stores.sqlite.session_cache import CachedSession, SessionCache
 
 ROLES = st.sampled_from([Role.USER, Role.ASSISTANT, Role.TOOL])
 
@@ -29,7 +29,7 @@ def test_after_any_commits_it_has_the_exchanges_of_the_window(
     commits: list[tuple[list[Role], int]],
 ) -> None:
     at, whole = session("s"), list[tuple[int, Message]]()
-    hot = Hot(at, ())
+    hot = CachedSession(at, ())
     for number, (roles, trim) in enumerate(commits):
         messages = [Message(role, f"{number} {role}") for role in roles]
         appended = window.number(at.exchange_count, messages)
@@ -42,22 +42,22 @@ def test_after_any_commits_it_has_the_exchanges_of_the_window(
         if joins:  # an exchange that the window no longer has goes on
             assert after is None
             return
-        assert after == Hot(at, grouped(whole, start))
+        assert after == CachedSession(at, grouped(whole, start))
         assert after is not None
         hot = after
 
 
 def test_a_window_that_grows_backwards_is_not_known() -> None:
     at = replace(session("s"), window_start=2, exchange_count=3)
-    hot = Hot(at, ((Message(Role.USER, "third"),),))
+    hot = CachedSession(at, ((Message(Role.USER, "third"),),))
     assert hot.after(replace(at, window_start=1), ()) is None
 
 
 def test_the_least_recently_used_go_first_and_what_is_too_large_is_not_kept() -> None:
-    def of(name: str, size: int) -> Hot:
-        return Hot(session(name), ((Message(Role.USER, "x" * size),),))
+    def of(name: str, size: int) -> CachedSession:
+        return CachedSession(session(name), ((Message(Role.USER, "x" * size),),))
 
-    hot = HotSessions(max_bytes=3000, max_session_bytes=1500)
+    hot = SessionCache(max_bytes=3000, max_session_bytes=1500)
     hot.put(of("a", 600))
     hot.put(of("b", 600))
     hot.put(of("c", 600))

@@ -31,7 +31,7 @@ def test_every_reason_is_in_the_proto_and_no_more() -> None:
 
 @pytest.mark.parametrize("leaf", [leaf for leaf in LEAVES if leaf is not InvalidRequest])
 def test_an_error_carries_its_reason_and_our_domain(leaf: type[RuvdError]) -> None:
-    code, rich = status.of(leaf("what happened"))
+    code, rich = status.to_status(leaf("what happened"))
     info = error_details_pb2.ErrorInfo()
     assert rich.details[0].Unpack(info)
     assert (info.domain, info.reason, rich.message) == ("ruvd", leaf.reason(), "what happened")
@@ -43,7 +43,7 @@ def test_an_error_that_is_worth_a_retry_says_when() -> None:
     for leaf, code in status.CODES.items():
         if code in waits:
             assert leaf.retry_after_seconds, leaf
-    _, rich = status.of(errors.Overloaded("full", retry_after_seconds=2.5))
+    _, rich = status.to_status(errors.Overloaded("full", retry_after_seconds=2.5))
     retry = error_details_pb2.RetryInfo()
     assert rich.details[-1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 2500
@@ -51,7 +51,7 @@ def test_an_error_that_is_worth_a_retry_says_when() -> None:
 
 def test_every_wrong_field_is_named() -> None:
     error = InvalidRequest([FieldViolation("a", "is wrong"), FieldViolation("b", "too")])
-    _, rich = status.of(error)
+    _, rich = status.to_status(error)
     bad = error_details_pb2.BadRequest()
     assert rich.details[1].Unpack(bad)
     assert [violation.field for violation in bad.field_violations] == ["a", "b"]
@@ -59,7 +59,7 @@ def test_every_wrong_field_is_named() -> None:
 
 def test_a_status_always_fits_the_metadata_that_a_peer_takes() -> None:
     wrong = [FieldViolation(f"messages[{index}].role", "must be set") for index in range(1000)]
-    _, rich = status.of(InvalidRequest(wrong))
+    _, rich = status.to_status(InvalidRequest(wrong))
     bad = error_details_pb2.BadRequest()
     assert rich.details[1].Unpack(bad)
     assert len(rich.SerializeToString()) * 4 / 3 + len(rich.message) < 8192
@@ -74,12 +74,12 @@ def test_a_status_fits_whatever_is_in_it(text: str) -> None:
         errors.EngineRejected(text),
         InvalidRequest([FieldViolation(text, text), FieldViolation("b", text)]),
     ):
-        _, rich = status.of(error)
+        _, rich = status.to_status(error)
         on_the_wire = len(quote(rich.message)) + len(rich.SerializeToString()) * 4 / 3
         assert on_the_wire < 8000
 
 
 def test_a_bug_tells_nothing_of_itself() -> None:
-    code, rich = status.of(KeyError("secret"))
+    code, rich = status.to_status(KeyError("secret"))
     assert code is grpc.StatusCode.INTERNAL
     assert "secret" not in str(rich)

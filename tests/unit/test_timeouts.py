@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from ruvd.core.errors import EngineTimeout
-from ruvd.engines.http.timeouts import Patience
+from ruvd.engines.http.timeouts import ReadTimeout
 
 SILENCE = 0.05
 
@@ -32,18 +32,18 @@ def soon(seconds: float) -> float:
 
 async def test_parts_come_through_and_then_their_end() -> None:
     come = reading(0, 0)
-    with Patience(soon(10), 10) as patience:
+    with ReadTimeout(soon(10), 10) as patience:
         assert [await patience.wait(come) for _ in range(4)] == [b"part", b"part", b"", b""]
 
 
 async def test_without_bounds_it_waits() -> None:
-    with Patience(None, None) as patience:
+    with ReadTimeout(None, None) as patience:
         assert await patience.wait(reading(SILENCE)) == b"part"
 
 
 async def test_a_silence_is_bounded_also_after_parts_that_came_in_time() -> None:
     come = reading(0, SILENCE / 2, SILENCE / 2, SILENCE / 2, 10)
-    with Patience(None, SILENCE) as patience:
+    with ReadTimeout(None, SILENCE) as patience:
         for _ in range(4):
             assert await patience.wait(come) == b"part"
         with pytest.raises(EngineTimeout, match="silent") as caught:
@@ -54,7 +54,7 @@ async def test_a_silence_is_bounded_also_after_parts_that_came_in_time() -> None
 
 async def test_what_the_reader_does_between_two_parts_is_no_silence() -> None:
     come = reading(0, 0)
-    with Patience(None, SILENCE) as patience:
+    with ReadTimeout(None, SILENCE) as patience:
         await patience.wait(come)
         await asyncio.sleep(2 * SILENCE)
         assert await patience.wait(come) == b"part"
@@ -63,7 +63,7 @@ async def test_what_the_reader_does_between_two_parts_is_no_silence() -> None:
 async def test_the_deadline_holds_however_often_something_comes() -> None:
     come = reading(*[SILENCE / 5] * 1000)
     with (
-        Patience(soon(SILENCE), 10) as patience,
+        ReadTimeout(soon(SILENCE), 10) as patience,
         pytest.raises(EngineTimeout, match="end its answer in time") as caught,
     ):
         while True:
@@ -73,7 +73,7 @@ async def test_the_deadline_holds_however_often_something_comes() -> None:
 
 async def test_a_deadline_that_has_passed_ends_the_next_wait_and_not_what_is_before_it() -> None:
     come = reading(0, 0, 0)
-    with Patience(soon(SILENCE), None) as patience:
+    with ReadTimeout(soon(SILENCE), None) as patience:
         await patience.wait(come)
         await asyncio.sleep(2 * SILENCE)
         with pytest.raises(EngineTimeout):
@@ -82,7 +82,7 @@ async def test_a_deadline_that_has_passed_ends_the_next_wait_and_not_what_is_bef
 
 async def test_a_deadline_may_be_brought_forward_but_not_back() -> None:
     come = reading(0, 10)
-    with Patience(soon(10), 10) as patience:
+    with ReadTimeout(soon(10), 10) as patience:
         await patience.wait(come)
         patience.shorten(SILENCE)
         patience.shorten(10)
@@ -92,7 +92,7 @@ async def test_a_deadline_may_be_brought_forward_but_not_back() -> None:
 
 async def test_a_reader_that_is_cancelled_is_cancelled() -> None:
     async def read() -> None:
-        with Patience(soon(10), 10) as patience:
+        with ReadTimeout(soon(10), 10) as patience:
             await patience.wait(reading(10))
 
     reader = asyncio.create_task(read())
@@ -103,14 +103,14 @@ async def test_a_reader_that_is_cancelled_is_cancelled() -> None:
 
 
 async def test_within_a_time_out_of_the_callers_it_is_the_callers_that_ends_it() -> None:
-    with Patience(soon(10), 10) as patience, pytest.raises(TimeoutError):
+    with ReadTimeout(soon(10), 10) as patience, pytest.raises(TimeoutError):
         async with asyncio.timeout(SILENCE):
             await patience.wait(reading(10))
 
 
 async def test_a_wait_may_be_allowed_to_last_longer_and_the_next_is_not() -> None:
     come = reading(2 * SILENCE, 10)
-    with Patience(None, SILENCE) as patience:
-        assert await patience.wait(come, longer_seconds=10) == b"part"
+    with ReadTimeout(None, SILENCE) as patience:
+        assert await patience.wait(come, first_read_extra_seconds=10) == b"part"
         with pytest.raises(EngineTimeout, match="silent"):
             await patience.wait(come)

@@ -151,12 +151,12 @@ async def test_results_are_checked_wherever_messages_come_in(core: Core) -> None
     for session_id in ("", "new"):
         await failed(core.start(session_id=session_id, messages=wrong), InvalidRequest)
     with pytest.raises(InvalidRequest):
-        await core.lifecycle.create(NewSession(session_id="x", messages=wrong))
+        await core.commands.create(NewSession(session_id="x", messages=wrong))
     await core.say()
     with pytest.raises(InvalidRequest):
-        await core.lifecycle.append("s", (result("call_c"),))
-    await core.lifecycle.append("s", (result("call_a"),))
-    await core.lifecycle.append("s", (result("call_b"),))
+        await core.commands.append("s", (result("call_c"),))
+    await core.commands.append("s", (result("call_a"),))
+    await core.commands.append("s", (result("call_b"),))
     finished = await core.say(messages=())
     assert (finished.message.content, finished.exchange_count) == ("answer 2", 1)
 

@@ -38,9 +38,9 @@ class GatedStore(MemoryStore):
         await self.gate.wait()
         return await super().commit(commit)
 
-    async def receipt(self, session_id: str, request_id: str):  # type: ignore[no-untyped-def]
+    async def idempotency_record(self, session_id: str, request_id: str):  # type: ignore[no-untyped-def]
         await self.gate.wait()
-        return await super().receipt(session_id, request_id)
+        return await super().idempotency_record(session_id, request_id)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def test_an_append_whose_caller_leaves_in_mid_write_is_seen_by_the_next_tu
     await core.say("zero")
     gate(core).clear()
     message = Message(Role.USER, "appended")
-    append = asyncio.create_task(core.lifecycle.append("s", [message]))
+    append = asyncio.create_task(core.commands.append("s", [message]))
     await settle()
     turn = core.start("one")
     append.cancel()
@@ -98,7 +98,7 @@ async def test_a_caller_whose_request_id_is_being_looked_up_is_ended_with_the_se
     gate(core).clear()
     waiting = core.start("two", request_id="r")
     await settle()
-    end = asyncio.create_task(core.lifecycle.end("s"))
+    end = asyncio.create_task(core.commands.end("s"))
     await settle()
     gate(core).set()
     await end
@@ -126,7 +126,7 @@ async def test_a_take_over_does_not_count_as_waiting_and_an_append_does() -> Non
     core.start("one")
     await settle()
     with pytest.raises(Overloaded):
-        await core.lifecycle.append("s", [Message(Role.USER, "more")])
+        await core.commands.append("s", [Message(Role.USER, "more")])
     await collect(core.start("two", if_busy=IfBusy.INTERRUPT))
     assert await core.history() == ["two", "answer 2"]
 
@@ -142,16 +142,16 @@ async def test_a_system_message_that_is_the_sessions_own_is_not_stored_again(cor
 async def test_a_window_that_is_widened_takes_in_what_was_trimmed(core: Core) -> None:
     for index in range(13):
         await core.say(f"question {index}")
-    await core.lifecycle.update("s", SessionChanges(context_window=ContextWindow(3, 12)))
+    await core.commands.update("s", SessionChanges(context_window=ContextWindow(3, 12)))
     await core.say("next")
     assert len(core.prompts()[-1]) == 2 * 12 + 1
-    await core.lifecycle.update("s", SessionChanges(context_window=ContextWindow(3, 0)))
+    await core.commands.update("s", SessionChanges(context_window=ContextWindow(3, 0)))
     await core.say("all")
     assert len(core.prompts()[-1]) == 2 * 14 + 1
 
 
 async def test_a_completion_is_reported_under_the_model_that_answered(core: Core) -> None:
-    await core.lifecycle.create(NewSession("s", model="of-the-session"))
+    await core.commands.create(NewSession("s", model="of-the-session"))
     await core.say("one")
     ended = [event for event in core.events if isinstance(event, CompletionEnded)]
     assert ended[-1].model == "of-the-session"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from ruvd.core.completions import shared_prefixes
 from ruvd.core.completions.completion import CompletionRequest
-from ruvd.core.completions.registry import Completions
+from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.errors import EngineRateLimited, Overloaded, RuvdError, forget_frames
 from ruvd.core.model import Delta, Finished, Started, Usage
 from ruvd.core.ports.clock import Clock
@@ -77,7 +77,9 @@ class _Run:
 class Batches:
     """Runs batches; a call that names no bound runs `default_concurrency` items side by side."""
 
-    def __init__(self, completions: Completions, clock: Clock, default_concurrency: int) -> None:
+    def __init__(
+        self, completions: CompletionRegistry, clock: Clock, default_concurrency: int
+    ) -> None:
         self._completions = completions
         self._clock = clock
         self._default_concurrency = default_concurrency
@@ -109,7 +111,7 @@ class _Batch:
     """One call: what is ready to run, and the outcomes that nobody has taken yet."""
 
     def __init__(
-        self, completions: Completions, items: Sequence[CompletionRequest | RuvdError]
+        self, completions: CompletionRegistry, items: Sequence[CompletionRequest | RuvdError]
     ) -> None:
         self._completions = completions
         self._items = items
@@ -142,13 +144,13 @@ class _Batch:
         request = replace(item, batch=True, prefix_key=run.prefix_key)
         attempt = 0
         while True:
-            narrowings = self._completions.slots.narrowings
+            narrowings = self._completions.scheduler.narrowings
             try:
                 outcome = await self._complete(index, request, run)
             except (EngineRateLimited, Overloaded) as error:
                 forget_frames(error)  # it is its completion's, which keeps it
                 if isinstance(error, EngineRateLimited):
-                    self._completions.slots.narrow(narrowings)
+                    self._completions.scheduler.narrow(narrowings)
                 attempt += 1
                 if attempt == _TRIES:
                     return BatchOutcome(index, session_id=request.session_id, error=error)
@@ -159,7 +161,7 @@ class _Batch:
                 forget_frames(error)
                 return BatchOutcome(index, session_id=request.session_id, error=error)
             else:
-                self._completions.slots.widen()
+                self._completions.scheduler.widen()
                 return outcome
 
     async def _complete(self, index: int, request: CompletionRequest, run: _Run) -> BatchOutcome:

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import field, replace
 
 from ruvd.core.completions.event_log import EventLog
-from ruvd.core.completions.scheduler import Slots
+from ruvd.core.completions.scheduler import SlotScheduler
 from ruvd.core.errors import ContextTooLong, EngineUnavailable
 from ruvd.core.model import (
     Exchange,
@@ -93,13 +93,15 @@ class Answer:
         )
 
 
-class Generator:
+class AnswerGenerator:
     """Generates answers, as many side by side as the engine has slots."""
 
-    def __init__(self, engine: Engine, clock: Clock, slots: Slots, observer: Observer) -> None:
+    def __init__(
+        self, engine: Engine, clock: Clock, scheduler: SlotScheduler, observer: Observer
+    ) -> None:
         self._engine = engine
         self._clock = clock
-        self._slots = slots
+        self._scheduler = scheduler
         self._observer = observer
 
     def model(self, options: CompletionOptions, session: Session | None = None) -> str:
@@ -111,7 +113,7 @@ class Generator:
         session = prompt.session
         limit = self._engine.window_tokens if session.id else None
         plan = window.plan(session, prompt.history, prompt.messages, default_max_tokens=limit)
-        async with self._slots.take(batch=prompt.batch):
+        async with self._scheduler.take(batch=prompt.batch):
             await self._engine.ready()
             answer.plan = plan
             answer.queue_seconds = self._clock.monotonic() - answer.arrived

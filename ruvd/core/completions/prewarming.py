@@ -12,12 +12,12 @@ import logging
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from ruvd.core.completions.scheduler import Slots
+from ruvd.core.completions.scheduler import SlotScheduler
 from ruvd.core.errors import RuvdError
 from ruvd.core.model import Message, Session
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.clock import Clock
-from ruvd.core.ports.engine import Engine, EngineRequest, Warm
+from ruvd.core.ports.engine import Engine, EngineRequest, PrefixCache
 from ruvd.core.ports.events import (
     CompletionEnded,
     Event,
@@ -25,33 +25,33 @@ from ruvd.core.ports.events import (
     PromptEvaluated,
     PromptFoundEvaluated,
     SessionCreated,
+    SessionCreationAborted,
     SessionGone,
-    SessionNotMade,
 )
 from ruvd.core.sessions import window
-from ruvd.core.sessions.registry import Sessions
+from ruvd.core.sessions.registry import SessionRegistry
 
 _log = logging.getLogger("ruvd.ahead")
 # How many sessions may have something evaluated that no turn has used yet.
 _MOST_REMEMBERED = 10_000
 
 
-class Ahead:
+class Prewarmer:
     """Prepares sessions, one after the other, the longest waiting first. An Observer."""
 
     def __init__(
         self,
-        sessions: Sessions,
+        sessions: SessionRegistry,
         engine: Engine,
-        warm: Warm,
-        slots: Slots,
+        prefix_cache: PrefixCache,
+        scheduler: SlotScheduler,
         clock: Clock,
         observer: Observer,
     ) -> None:
         self._sessions = sessions
         self._engine = engine
-        self._warm = warm
-        self._slots = slots
+        self._prefix_cache = prefix_cache
+        self._scheduler = scheduler
         self._clock = clock
         self._observer = observer
         self._waiting: dict[str, CompletionOptions] = {}
@@ -81,7 +81,7 @@ class Ahead:
                     del self._evaluated[next(iter(self._evaluated))]
             case CompletionEnded(session_id=session_id) if session_id not in ("", self._at):
                 self._found(event)
-            case SessionGone(session_id) | SessionNotMade(session_id):
+            case SessionGone(session_id) | SessionCreationAborted(session_id):
                 self._waiting.pop(session_id, None)
                 self._evaluated.pop(session_id, None)
                 if session_id == self._at:
@@ -115,16 +115,16 @@ class Ahead:
 
     async def _prepare(self, session_id: str, options: CompletionOptions) -> None:
         await self._engine.ready()
-        async with self._slots.take_spare():
+        async with self._scheduler.take_spare():
             prompt = await self._prompt(session_id)
         if not prompt:
             return
         request, tokens = EngineRequest(prompt, options, session_id), 0
-        async with aclosing(self._warm.prepare(request)) as steps:
+        async with aclosing(self._prefix_cache.prepare(request)) as steps:
             while True:
-                async with self._slots.take_spare():
-                    holder = self._sessions.lanes.holder(session_id)
-                    if self._at != session_id or (holder and holder.completion_id):
+                async with self._scheduler.take_spare():
+                    turn_request = self._sessions.turn_queue.turn_request(session_id)
+                    if self._at != session_id or (turn_request and turn_request.completion_id):
                         return
                     step = await anext(steps, None)
                 if step is None:

@@ -17,9 +17,9 @@ from ruvd.core.completions.completion import (
     CompletionRequest,
 )
 from ruvd.core.completions.event_log import EventLog
-from ruvd.core.completions.generation import Generator
-from ruvd.core.completions.scheduler import Slots
-from ruvd.core.completions.turn import Turns
+from ruvd.core.completions.generation import AnswerGenerator
+from ruvd.core.completions.scheduler import SlotScheduler
+from ruvd.core.completions.turn import TurnRunner
 from ruvd.core.errors import (
     CompletionCancelled,
     CompletionNotFound,
@@ -28,19 +28,19 @@ from ruvd.core.errors import (
     Overloaded,
     ShuttingDown,
 )
-from ruvd.core.model import CompletionEvent, Receipt, Session
+from ruvd.core.model import CompletionEvent, IdempotencyRecord, Session
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import CompletionBegan, CompletionJoined, Observer
 from ruvd.core.sessions import idempotency
-from ruvd.core.sessions.registry import Sessions
+from ruvd.core.sessions.registry import SessionRegistry
 
 # An allowance for an ended completion beside its events; bench/streams.py shows the sum.
 _COMPLETION_BYTES = 3000
 
 
-class Completions:
+class CompletionRegistry:
     """Starts completions, and knows those that run and those that ended a while ago.
 
     `on_turn` is told of each session whose turn was committed.
@@ -48,7 +48,7 @@ class Completions:
 
     def __init__(
         self,
-        sessions: Sessions,
+        sessions: SessionRegistry,
         engine: Engine,
         clock: Clock,
         observer: Observer,
@@ -56,9 +56,9 @@ class Completions:
     ) -> None:
         self.on_turn: Callable[[Session, CompletionOptions], None] | None = None
         self._sessions = sessions
-        self.slots = Slots(engine.slots, policy.batch_share)
-        self._generator = Generator(engine, clock, self.slots, observer)
-        self._turns = Turns(sessions, self._generator, clock, self._kept, self._told)
+        self.scheduler = SlotScheduler(engine.slots, policy.batch_share)
+        self._generator = AnswerGenerator(engine, clock, self.scheduler, observer)
+        self._turns = TurnRunner(sessions, self._generator, clock, self._kept, self._told)
         self._clock = clock
         self._observer = observer
         self._policy = policy
@@ -114,13 +114,15 @@ class Completions:
         CompletionNotFound."""
         completion = self._find(ref)
         if completion is None:
-            receipt = await self._receipt(ref)
-            completion = self._ended.get(receipt.completion_id)
+            idempotency_record = await self._receipt(ref)
+            completion = self._ended.get(idempotency_record.completion_id)
             if completion is None:
-                self._observer(CompletionJoined(receipt.completion_id, resumed=True))
-                _check_after(after, receipt.last_sequence)
-                if receipt.finished and after < receipt.last_sequence:
-                    yield CompletionEvent(receipt.last_sequence, receipt.finished)
+                self._observer(CompletionJoined(idempotency_record.completion_id, resumed=True))
+                _check_after(after, idempotency_record.last_sequence)
+                if idempotency_record.finished and after < idempotency_record.last_sequence:
+                    yield CompletionEvent(
+                        idempotency_record.last_sequence, idempotency_record.finished
+                    )
                 return
         # Without an event yet it may be a repeat whose first events are being looked up.
         if completion.log.last_sequence:
@@ -165,17 +167,19 @@ class Completions:
             return self._running.get(ref.completion_id) or self._ended.get(ref.completion_id)
         return self._by_request.get((ref.session_id, ref.request_id))
 
-    async def _receipt(self, ref: CompletionRef) -> Receipt:
+    async def _receipt(self, ref: CompletionRef) -> IdempotencyRecord:
         if ref.completion_id:
-            receipt = await self._sessions.completion(ref.completion_id)
+            idempotency_record = await self._sessions.completion(ref.completion_id)
         else:
-            receipt = await self._sessions.receipt(ref.session_id, ref.request_id)
-        if receipt is None or not receipt.completion_id:
+            idempotency_record = await self._sessions.idempotency_record(
+                ref.session_id, ref.request_id
+            )
+        if idempotency_record is None or not idempotency_record.completion_id:
             raise CompletionNotFound(
                 "there is no such completion: it was not committed, and its events are gone; "
                 "call Complete again"
             )
-        return receipt
+        return idempotency_record
 
     def _retire(self, completion: Completion, options: CompletionOptions) -> None:
         """Report a completion that ended, and keep its events for a while."""

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 
-class Slots:
+class SlotScheduler:
     """`total` places, None for no bound; a batch may have `batch_share` of them, one at least."""
 
     def __init__(self, total: int | None, batch_share: float) -> None:

@@ -11,14 +11,14 @@ from dataclasses import replace
 
 from ruvd.core.completions.completion import Completion, CompletionRequest
 from ruvd.core.completions.event_log import EventLog
-from ruvd.core.completions.generation import Answer, Generator, Prompt
+from ruvd.core.completions.generation import Answer, AnswerGenerator, Prompt
 from ruvd.core.errors import FieldViolation, InvalidRequest
 from ruvd.core.model import (
     Exchange,
     FinishReason,
+    IdempotencyRecord,
     IfBusy,
     Message,
-    Receipt,
     Role,
     Session,
     Usage,
@@ -26,21 +26,21 @@ from ruvd.core.model import (
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import EngineDone
-from ruvd.core.ports.store import Beginning, Commit
+from ruvd.core.ports.store import Commit, TurnSnapshot
 from ruvd.core.sessions import idempotency, window
-from ruvd.core.sessions.registry import Sessions, grown, missing
+from ruvd.core.sessions.registry import SessionRegistry, session_not_found, with_messages
 from ruvd.core.sessions.tool_results import check_results
-from ruvd.core.sessions.turn_queue import Holder
+from ruvd.core.sessions.turn_queue import TurnRequest
 
 
-class Turns:
+class TurnRunner:
     """Runs completions. `kept` finds the event log of one that has ended, if it is kept;
     `turned` is told of each session whose turn was committed."""
 
     def __init__(
         self,
-        sessions: Sessions,
-        generator: Generator,
+        sessions: SessionRegistry,
+        generator: AnswerGenerator,
         clock: Clock,
         kept: Callable[[str], EventLog | None],
         turned: Callable[[Session, CompletionOptions], None],
@@ -67,65 +67,70 @@ class Turns:
             now = self._clock.monotonic()
             completion.log.append(answer.finished(done, now, exchange_count=0))
             return
-        holder = Holder(completion.id, completion.cancel)
-        lanes, session_id = self._sessions.lanes, request.session_id
+        turn_request = TurnRequest(completion.id, completion.cancel)
+        turn_queue, session_id = self._sessions.turn_queue, request.session_id
         if request.if_busy is not IfBusy.QUEUE:
             # A request id goes before if_busy, and whoever takes over must be able to go on.
             if await self._replay(completion, request):
                 return
             if request.if_busy is IfBusy.INTERRUPT:
                 await self._check_fits(request)
-        lanes.join(session_id, holder, request.if_busy)
+        turn_queue.join(session_id, turn_request, request.if_busy)
         try:
             # Nobody waits for what is known. In the lane already, so that the look-up costs
             # nobody its place; and `begin` looks again, because what this waited for may have used
             # the request id.
-            if holder.turn and await self._replay(completion, request):
+            if turn_request.turn and await self._replay(completion, request):
                 return
-            await lanes.wait(holder)
-            begun = await self._sessions.begin(
+            await turn_queue.wait(turn_request)
+            begun = await self._sessions.begin_turn(
                 request.session_id,
-                holder,
+                turn_request,
                 request.system_prompt,
                 request_id=request.request_id,
                 require_existing=request.require_existing,
             )
-            if begun.receipt:
-                self._give_again(completion, request, begun.receipt)
+            if begun.idempotency_record:
+                self._give_again(completion, request, begun.idempotency_record)
                 return
-            creates, is_done = holder.newcomer is not None, False
+            creates, is_done = turn_request.pending_session is not None, False
             try:
                 await self._turn(completion, request, begun, creates=creates)
                 is_done = True
             finally:
                 if creates and not is_done:
-                    self._sessions.not_made(session_id)
+                    self._sessions.creation_aborted(session_id)
                 elif not completion.committing:
                     await self._sessions.touch(session_id)
         finally:
-            lanes.leave(session_id, holder)
+            turn_queue.leave(session_id, turn_request)
 
     async def _replay(self, completion: Completion, request: CompletionRequest) -> bool:
         """Give a committed request its events again, or its Finished; False if there is none."""
         if not request.request_id:
             return False
-        receipt = await self._sessions.receipt(request.session_id, request.request_id)
-        if receipt is None:
+        idempotency_record = await self._sessions.idempotency_record(
+            request.session_id, request.request_id
+        )
+        if idempotency_record is None:
             return False
-        self._give_again(completion, request, receipt)
+        self._give_again(completion, request, idempotency_record)
         return True
 
     def _give_again(
-        self, completion: Completion, request: CompletionRequest, receipt: Receipt
+        self,
+        completion: Completion,
+        request: CompletionRequest,
+        idempotency_record: IdempotencyRecord,
     ) -> None:
         """Raises RequestIdReused if it was another request."""
-        idempotency.check(receipt.digest, completion.digest, request.request_id)
-        completion.replayed = receipt.completion_id
-        kept = self._kept(receipt.completion_id)
+        idempotency.check(idempotency_record.digest, completion.digest, request.request_id)
+        completion.replayed = idempotency_record.completion_id
+        kept = self._kept(idempotency_record.completion_id)
         if kept:
             completion.log.adopt(kept)
-        elif receipt.finished:
-            completion.log.append(receipt.finished, receipt.last_sequence)
+        elif idempotency_record.finished:
+            completion.log.append(idempotency_record.finished, idempotency_record.last_sequence)
 
     async def _check_fits(self, request: CompletionRequest) -> None:
         """Raises what the turn would raise, before it costs somebody else theirs."""
@@ -140,13 +145,13 @@ class Turns:
         self,
         completion: Completion,
         request: CompletionRequest,
-        begun: Beginning,
+        begun: TurnSnapshot,
         *,
         creates: bool,
     ) -> None:
         session, history = begun.session, begun.exchanges
         if session is None:
-            raise missing(request.session_id)
+            raise session_not_found(request.session_id)
         if not creates:
             _check_continues(session, request)
         session, messages = _adopt_system(session, request.messages)
@@ -176,7 +181,7 @@ class Turns:
         after = _after(session, numbered, answer, done.usage, now=self._clock.now())
         now = self._clock.monotonic()
         finished = answer.finished(done, now, exchange_count=after.exchange_count)
-        receipt = Receipt(
+        idempotency_record = IdempotencyRecord(
             request_id=request.request_id,
             digest=completion.digest,
             completion_id=completion.id,
@@ -184,7 +189,7 @@ class Turns:
             finished=finished,
         )
         # `committing` keeps everyone from cancelling this task.
-        await self._sessions.write(Commit(after, numbered, receipt, create=creates))
+        await self._sessions.write(Commit(after, numbered, idempotency_record, create=creates))
         completion.log.append(finished)
         self._turned(after, request.options)
 
@@ -250,7 +255,7 @@ def _after(
 ) -> Session:
     """The session as it is once the turn is committed."""
     plan = answer.plan
-    return grown(
+    return with_messages(
         session,
         numbered,
         last_used_time=now,

@@ -93,14 +93,14 @@ class Engine(Protocol):
         """What `CompletionOptions.model` may be. Raises as `generate` does."""
 
     @property
-    def warm(self) -> Warm | None:
+    def prefix_cache(self) -> PrefixCache | None:
         """What it can be asked to do with the state that it keeps; None if it keeps none."""
 
     async def close(self) -> None:
         """Save what may be saved, stop, and leave no process behind. Idempotent."""
 
 
-class Warm(Protocol):
+class PrefixCache(Protocol):
     """An engine's own state of conversations, such as a KV cache. It makes answers come sooner
     and never changes them."""
 

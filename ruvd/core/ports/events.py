@@ -115,7 +115,7 @@ class SessionCreated:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionNotMade:
+class SessionCreationAborted:
     """The first turn of a session ended without a commit: there is none, as there was none."""
 
     session_id: str
@@ -141,7 +141,7 @@ Event: TypeAlias = (
     | EngineTaken
     | CompletionEnded
     | SessionCreated
-    | SessionNotMade
+    | SessionCreationAborted
     | SessionGone
 )
 Observer: TypeAlias = Callable[[Event], None]

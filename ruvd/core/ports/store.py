@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from ruvd.core.model import Exchange, Message, Receipt, Session
+from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
 from ruvd.core.values import dataclass
 
 
@@ -20,7 +20,7 @@ class Commit:
 
     session: Session
     appended: Sequence[tuple[int, Message]] = ()
-    receipt: Receipt | None = None
+    idempotency_record: IdempotencyRecord | None = None
     create: bool = False
     max_sessions: int | None = None
     protected: Collection[str] = ()
@@ -37,7 +37,7 @@ class StoreCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
+class TurnSnapshot:
     """What a turn begins with. `session` is None if there is none, or it has expired.
 
     With a `receipt` the turn has been already. `exchanges` are those of the session's window, None
@@ -45,7 +45,7 @@ class Beginning:
     """
 
     session: Session | None = None
-    receipt: Receipt | None = None
+    idempotency_record: IdempotencyRecord | None = None
     exchanges: Sequence[Exchange] | None = None
 
 
@@ -74,7 +74,7 @@ class Store(Protocol):
         Costs what it returns, however long the history before it. Empty for an unknown session.
         """
 
-    async def begin(self, session_id: str, request_id: str, now: float) -> Beginning:
+    async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
         """What a turn at `now` begins with, in one step, after the writes before it.
 
         Unless it has a receipt under the request id (empty: none), the session's
@@ -117,27 +117,29 @@ class Store(Protocol):
         limit: int,
         labels: Mapping[str, str],
         now: float,
-        in_force: Collection[str] = (),
+        active_or_in_turn: Collection[str] = (),
     ) -> tuple[Sequence[Session], int]:
         """Up to `limit` sessions not expired at `now`, or `in_force` all the same, in the order
         of creation, that have all `labels`; with the cursor for the next page (0 on the last).
         `after` 0 is the start.
         """
 
-    async def receipt(self, session_id: str, request_id: str) -> Receipt | None:
+    async def idempotency_record(
+        self, session_id: str, request_id: str
+    ) -> IdempotencyRecord | None:
         """What was committed in the session under this request id."""
 
-    async def completion(self, completion_id: str) -> tuple[str, Receipt] | None:
+    async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
         """The session id and the receipt of a committed completion."""
 
-    async def created_by(self, request_id: str) -> tuple[str, Receipt] | None:
+    async def created_by(self, request_id: str) -> tuple[str, IdempotencyRecord] | None:
         """The session id and the receipt of the commit with `create` under this request id.
 
         Only receipts without a `completion_id` count: those of CreateSession and ForkSession,
         whose request ids are unique over all sessions.
         """
 
-    async def counts(self, now: float, in_force: Collection[str] = ()) -> StoreCounts:
+    async def counts(self, now: float, active_or_in_turn: Collection[str] = ()) -> StoreCounts:
         """How much there is; active are those that `list` would give."""
 
 

@@ -16,7 +16,7 @@ from ruvd.core.errors import (
     SessionExists,
 )
 from ruvd.core.ids import unguessable
-from ruvd.core.model import ContextWindow, IfBusy, Message, Receipt, Session, Usage
+from ruvd.core.model import ContextWindow, IdempotencyRecord, IfBusy, Message, Session, Usage
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.events import Observer, SessionGone
 from ruvd.core.ports.store import Commit, Store
@@ -24,13 +24,13 @@ from ruvd.core.sessions import idempotency, window
 from ruvd.core.sessions.registry import (
     NewSession,
     SessionPolicy,
-    Sessions,
+    SessionRegistry,
     SessionState,
-    grown,
-    missing,
+    session_not_found,
+    with_messages,
 )
 from ruvd.core.sessions.tool_results import check_results
-from ruvd.core.sessions.turn_queue import Holder, Lanes, to_its_end
+from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest, to_its_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,12 @@ class NewFork:
     request_id: str = ""
 
 
-class Lifecycle:
+class SessionCommands:
     """The changes of all sessions."""
 
     def __init__(
         self,
-        sessions: Sessions,
+        sessions: SessionRegistry,
         store: Store,
         clock: Clock,
         observer: Observer,
@@ -68,7 +68,7 @@ class Lifecycle:
         self._clock = clock
         self._observer = observer
         # One lane a request id, so that two calls with the same one make one session.
-        self._creating = Lanes(policy.max_sessions, policy.max_queue)
+        self._creating = TurnQueue(policy.max_sessions, policy.max_queue)
 
     async def create(self, new: NewSession) -> SessionState:
         """Make a session, with the history it comes with; once per request id."""
@@ -77,12 +77,12 @@ class Lifecycle:
         asked = (new.session_id, new.system_prompt, new.messages, new.labels, new.context_window)
         digest = idempotency.digest("create", *asked, new.idle_timeout_seconds, new.model)
 
-        async def make(receipt: Receipt | None) -> Session:
+        async def make(idempotency_record: IdempotencyRecord | None) -> Session:
             session = self._sessions.prepare(new)
             self._sessions.check_room(session, new.messages)
             numbered = window.number(0, new.messages)
-            session = grown(session, numbered)
-            await self._make(Commit(session, numbered, receipt, create=True))
+            session = with_messages(session, numbered)
+            await self._make(Commit(session, numbered, idempotency_record, create=True))
             return session
 
         return await self._once(new.request_id, digest, make)
@@ -92,11 +92,11 @@ class Lifecycle:
         self._sessions.check_enabled()
         digest = idempotency.digest("fork", new.parent_id, new.exchange_count, new.session_id)
 
-        async def make(receipt: Receipt | None) -> Session:
-            holder = self._sessions.lanes.holder(new.parent_id)
+        async def make(idempotency_record: IdempotencyRecord | None) -> Session:
+            turn_request = self._sessions.turn_queue.turn_request(new.parent_id)
             parent = await self._store.get(new.parent_id)
-            if parent is None or not self._sessions.in_force(parent, holder):
-                raise missing(new.parent_id)
+            if parent is None or not self._sessions.active_or_in_turn(parent, turn_request):
+                raise session_not_found(new.parent_id)
             keep = parent.exchange_count if new.exchange_count is None else new.exchange_count
             if keep > parent.exchange_count:
                 text = f"the session has {parent.exchange_count} exchanges"
@@ -117,31 +117,34 @@ class Lifecycle:
                 window_start=_start_at(parent, keep),
                 context_tokens=parent.context_tokens if whole else None,
             )
-            await self._make(Commit(session, (), receipt, create=True), parent.id)
+            await self._make(Commit(session, (), idempotency_record, create=True), parent.id)
             return session
 
         return await self._once(new.request_id, digest, make)
 
     async def _once(
-        self, request_id: str, digest: bytes, make: Callable[[Receipt | None], Awaitable[Session]]
+        self,
+        request_id: str,
+        digest: bytes,
+        make: Callable[[IdempotencyRecord | None], Awaitable[Session]],
     ) -> SessionState:
         """Make a session, or find the one that this request id has made."""
         if not request_id:
             return self._sessions.state(await make(None))
-        async with self._creating.turn(request_id, Holder()):
+        async with self._creating.turn(request_id, TurnRequest()):
             made = await self._store.created_by(request_id)
-            holder = self._sessions.lanes.holder(made[0]) if made else None
+            turn_request = self._sessions.turn_queue.turn_request(made[0]) if made else None
             session = await self._store.get(made[0]) if made else None
-            if made and session and self._sessions.in_force(session, holder):
+            if made and session and self._sessions.active_or_in_turn(session, turn_request):
                 idempotency.check(made[1].digest, digest, request_id)
                 return self._sessions.state(session)
-            return self._sessions.state(await make(Receipt(request_id, digest)))
+            return self._sessions.state(await make(IdempotencyRecord(request_id, digest)))
 
     async def _make(self, commit: Commit, parent_id: str = "") -> None:
         session = commit.session
         try:
-            holder = Holder(newcomer=session)
-            async with self._sessions.lanes.turn(session.id, holder, IfBusy.REJECT):
+            turn_request = TurnRequest(pending_session=session)
+            async with self._sessions.turn_queue.turn(session.id, turn_request, IfBusy.REJECT):
                 await self._sessions.commit(commit, parent_id)
         except SessionBusy:
             raise SessionExists(f"session {session.id!r} is being created or used") from None
@@ -149,7 +152,7 @@ class Lifecycle:
     async def update(self, session_id: str, changes: SessionChanges) -> SessionState:
         """Change what may be changed, after the turns before."""
         self._sessions.check_enabled()
-        async with self._sessions.lanes.turn(session_id, Holder()):
+        async with self._sessions.turn_queue.turn(session_id, TurnRequest()):
             session = await self._sessions.existing(session_id)
             given = {name: getattr(changes, name) for name in SessionChanges.__slots__}
             window = changes.context_window or session.context_window
@@ -165,9 +168,11 @@ class Lifecycle:
         """Commit messages without generating, after the turns before; once per request id."""
         self._sessions.check_enabled()
         digest = idempotency.digest("append", messages)
-        async with self._sessions.lanes.turn(session_id, Holder()):
+        async with self._sessions.turn_queue.turn(session_id, TurnRequest()):
             session = await self._sessions.existing(session_id)
-            known = await self._store.receipt(session_id, request_id) if request_id else None
+            known = (
+                await self._store.idempotency_record(session_id, request_id) if request_id else None
+            )
             if known:
                 idempotency.check(known.digest, digest, request_id)
                 return self._sessions.state(session)
@@ -175,28 +180,32 @@ class Lifecycle:
             last = await self._store.exchanges(session_id, max(0, session.exchange_count - 1))
             check_results(last[-1] if last else (), messages)
             numbered = window.number(session.exchange_count, messages)
-            session = grown(session, numbered, last_used_time=self._clock.now())
-            receipt = Receipt(request_id, digest) if request_id else None
-            await self._sessions.commit(Commit(session, numbered, receipt))
+            session = with_messages(session, numbered, last_used_time=self._clock.now())
+            idempotency_record = IdempotencyRecord(request_id, digest) if request_id else None
+            await self._sessions.commit(Commit(session, numbered, idempotency_record))
         return self._sessions.state(session)
 
     async def end(self, session_id: str, *, allow_missing: bool = False) -> None:
         """Delete the session. Everyone who has or waits for its turn fails with SessionEnded."""
         self._sessions.check_enabled()
-        holder = self._sessions.lanes.holder(session_id)
-        being_made = holder is not None and holder.newcomer is not None
-        self._sessions.lanes.cancel(session_id, SessionEnded(f"session {session_id!r} was ended"))
-        async with self._sessions.lanes.turn(session_id, Holder(ends=True)):
+        turn_request = self._sessions.turn_queue.turn_request(session_id)
+        being_made = turn_request is not None and turn_request.pending_session is not None
+        self._sessions.turn_queue.cancel(
+            session_id, SessionEnded(f"session {session_id!r} was ended")
+        )
+        async with self._sessions.turn_queue.turn(session_id, TurnRequest(ends=True)):
             alive = self._sessions.alive(await self._store.get(session_id)) or being_made
             if await to_its_end(self._store.end(session_id)):
                 self._observer(SessionGone(session_id, "client"))
             if not alive and not allow_missing:
-                raise missing(session_id)
+                raise session_not_found(session_id)
 
     async def sweep(self) -> int:
         """Delete the sessions that have expired; how many."""
         gone = 0
-        while ids := await self._store.expire(self._clock.now(), self._sessions.lanes.in_use()):
+        while ids := await self._store.expire(
+            self._clock.now(), self._sessions.turn_queue.in_use()
+        ):
             gone += len(ids)
             for session_id in ids:
                 self._observer(SessionGone(session_id, "idle"))

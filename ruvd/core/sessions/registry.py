@@ -13,11 +13,11 @@ from typing import Any
 
 from ruvd.core.errors import SessionNotFound, SessionsDisabled, SessionTooLarge
 from ruvd.core.ids import unguessable
-from ruvd.core.model import ContextWindow, Message, Receipt, Session
+from ruvd.core.model import ContextWindow, IdempotencyRecord, Message, Session
 from ruvd.core.ports.clock import Clock
-from ruvd.core.ports.events import Observer, SessionCreated, SessionGone, SessionNotMade
-from ruvd.core.ports.store import Beginning, Commit, Store, StoreCounts
-from ruvd.core.sessions.turn_queue import Holder, Lanes, to_its_end
+from ruvd.core.ports.events import Observer, SessionCreated, SessionCreationAborted, SessionGone
+from ruvd.core.ports.store import Commit, Store, StoreCounts, TurnSnapshot
+from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest, to_its_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class SessionState:
     messages: Sequence[Message] | None = None
 
 
-class Sessions:
+class SessionRegistry:
     """All sessions of one store."""
 
     def __init__(
@@ -66,20 +66,20 @@ class Sessions:
         self._clock = clock
         self._observer = observer
         self._policy = policy
-        self.lanes = Lanes(policy.max_sessions, policy.max_queue)
+        self.turn_queue = TurnQueue(policy.max_sessions, policy.max_queue)
 
     # --- reading ----------------------------------------------------------------------------
 
     async def get(self, session_id: str, *, with_messages: bool = False) -> SessionState:
         """The session, unless it has expired. A session that is being made has no messages."""
         self.check_enabled()
-        holder = self.lanes.holder(session_id)
+        turn_request = self.turn_queue.turn_request(session_id)
         messages: Sequence[Message] = ()
-        session = holder.newcomer if holder else None
+        session = turn_request.pending_session if turn_request else None
         if session is None:
             session = await self._store.get(session_id)
-            if session is None or not self.in_force(session, holder):
-                raise missing(session_id)
+            if session is None or not self.active_or_in_turn(session, turn_request):
+                raise session_not_found(session_id)
         if with_messages and session.message_count:
             exchanges = await self._store.exchanges(session_id, 0)
             messages = [message for exchange in exchanges for message in exchange]
@@ -97,21 +97,27 @@ class Sessions:
             limit=limit,
             labels=labels,
             now=self._clock.now(),
-            in_force=self.lanes.begun(),
+            active_or_in_turn=self.turn_queue.begun(),
         )
         return [self.state(session) for session in page], cursor
 
     async def counts(self) -> StoreCounts:
         """How much there is in the store."""
-        return await self._store.counts(self._clock.now(), self.lanes.begun())
+        return await self._store.counts(self._clock.now(), self.turn_queue.begun())
 
     def state(self, session: Session, messages: Sequence[Message] | None = None) -> SessionState:
         """The session as a reader sees it now."""
-        holder = self.lanes.holder(session.id)
-        running = holder.completion_id if holder else ""
-        if holder and holder.began is not None and holder.began > session.last_used_time:
-            session = replace(session, last_used_time=holder.began)  # the store may learn it later
-        return SessionState(session, running, holder is not None, messages)
+        turn_request = self.turn_queue.turn_request(session.id)
+        running = turn_request.completion_id if turn_request else ""
+        if (
+            turn_request
+            and turn_request.began is not None
+            and turn_request.began > session.last_used_time
+        ):
+            session = replace(
+                session, last_used_time=turn_request.began
+            )  # the store may learn it later
+        return SessionState(session, running, turn_request is not None, messages)
 
     async def current(self, session_id: str) -> Session | None:
         """The session; None if there is none, or it has expired."""
@@ -122,16 +128,16 @@ class Sessions:
         """The session. Raises SessionNotFound if there is none, or it has expired."""
         session = await self.current(session_id)
         if session is None:
-            raise missing(session_id)
+            raise session_not_found(session_id)
         return session
 
     def alive(self, session: Session | None) -> bool:
         """Whether there is such a session and it has not expired."""
         return session is not None and session.expire_time > self._clock.now()
 
-    def in_force(self, session: Session, holder: Holder | None) -> bool:
+    def active_or_in_turn(self, session: Session, turn_request: TurnRequest | None) -> bool:
         """Whether it is alive, or was when the turn began that `holder` has in it."""
-        return self.alive(session) or (holder is not None and holder.began is not None)
+        return self.alive(session) or (turn_request is not None and turn_request.began is not None)
 
     def prepare(self, new: NewSession) -> Session:
         """The session that `new` asks for, not stored yet; an id of ours is unguessable."""
@@ -150,15 +156,15 @@ class Sessions:
 
     # --- for completions --------------------------------------------------------------------
 
-    async def begin(
+    async def begin_turn(
         self,
         session_id: str,
-        holder: Holder,
+        turn_request: TurnRequest,
         system_prompt: str,
         *,
         request_id: str,
         require_existing: bool,
-    ) -> Beginning:
+    ) -> TurnSnapshot:
         """What a turn begins with, with a session; a new one is put into `holder.newcomer`.
 
         The caller has the turn. Raises SessionNotFound with `require_existing`.
@@ -167,14 +173,14 @@ class Sessions:
         # What evicts the session may be on its way to the store since before this lane was taken;
         # this comes after it.
         now = self._clock.now()
-        begun = await self._store.begin(session_id, request_id, now)
+        begun = await self._store.begin_turn(session_id, request_id, now)
         if begun.session is not None:
-            holder.began = None if begun.receipt else now
+            turn_request.began = None if begun.idempotency_record else now
             return begun
         if require_existing:
-            raise missing(session_id)
-        holder.newcomer = self.prepare(NewSession(session_id, system_prompt))
-        return Beginning(holder.newcomer, exchanges=())
+            raise session_not_found(session_id)
+        turn_request.pending_session = self.prepare(NewSession(session_id, system_prompt))
+        return TurnSnapshot(turn_request.pending_session, exchanges=())
 
     def check_room(self, session: Session, messages: Sequence[Message]) -> None:
         """Raises SessionTooLarge if the messages do not fit into the session any more."""
@@ -191,20 +197,28 @@ class Sessions:
             return ()
         return await self._store.exchanges(session.id, session.window_start)
 
-    async def receipt(self, session_id: str, request_id: str) -> Receipt | None:
+    async def idempotency_record(
+        self, session_id: str, request_id: str
+    ) -> IdempotencyRecord | None:
         """What the session has committed under a request id; None if it has expired."""
-        receipt = await self._store.receipt(session_id, request_id)
-        return await self._if_in_force(session_id, receipt)
+        idempotency_record = await self._store.idempotency_record(session_id, request_id)
+        return await self._if_active_or_in_turn(session_id, idempotency_record)
 
-    async def completion(self, completion_id: str) -> Receipt | None:
+    async def completion(self, completion_id: str) -> IdempotencyRecord | None:
         """What a completion has committed; None if its session has expired."""
         found = await self._store.completion(completion_id)
-        return await self._if_in_force(*found) if found else None
+        return await self._if_active_or_in_turn(*found) if found else None
 
-    async def _if_in_force(self, session_id: str, receipt: Receipt | None) -> Receipt | None:
-        holder = self.lanes.holder(session_id)
-        session = await self._store.get(session_id) if receipt else None
-        return receipt if session and self.in_force(session, holder) else None
+    async def _if_active_or_in_turn(
+        self, session_id: str, idempotency_record: IdempotencyRecord | None
+    ) -> IdempotencyRecord | None:
+        turn_request = self.turn_queue.turn_request(session_id)
+        session = await self._store.get(session_id) if idempotency_record else None
+        return (
+            idempotency_record
+            if session and self.active_or_in_turn(session, turn_request)
+            else None
+        )
 
     async def commit(self, commit: Commit, parent_id: str = "") -> None:
         """Write one change, evicting whom a newcomer displaces; with a parent it is a fork.
@@ -220,7 +234,7 @@ class Sessions:
             commit = replace(
                 commit,
                 max_sessions=self._policy.max_sessions,
-                protected=(*self.lanes.in_use(), parent_id),
+                protected=(*self.turn_queue.in_use(), parent_id),
                 now=self._clock.now(),
             )
         if parent_id:
@@ -236,9 +250,9 @@ class Sessions:
         """Note that a turn ended in the session without a commit."""
         await self._store.touch(session_id, self._clock.now())
 
-    def not_made(self, session_id: str) -> None:
+    def creation_aborted(self, session_id: str) -> None:
         """The turn that was to make the session ended without a commit."""
-        self._observer(SessionNotMade(session_id))
+        self._observer(SessionCreationAborted(session_id))
 
     def check_enabled(self) -> None:
         """Raises SessionsDisabled where this daemon keeps none."""
@@ -249,7 +263,9 @@ class Sessions:
             )
 
 
-def grown(session: Session, numbered: Sequence[tuple[int, Message]], **changes: Any) -> Session:
+def with_messages(
+    session: Session, numbered: Sequence[tuple[int, Message]], **changes: Any
+) -> Session:
     """The session with these messages at its end, and other changes."""
     return replace(
         session,
@@ -260,6 +276,6 @@ def grown(session: Session, numbered: Sequence[tuple[int, Message]], **changes: 
     )
 
 
-def missing(session_id: str) -> SessionNotFound:
+def session_not_found(session_id: str) -> SessionNotFound:
     """The error for a session that there is not."""
     return SessionNotFound(f"there is no session {session_id!r}, or it has expired")

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
-class Holder:
+class TurnRequest:
     """Someone who has, or waits for, a session's turn. `cancel` is told why it must go.
 
     `newcomer` is the session that the holder is about to create, while it is not yet stored;
@@ -36,7 +36,7 @@ class Holder:
 
     completion_id: str = ""
     cancel: Callable[[RuvdError], None] | None = None
-    newcomer: Session | None = None
+    pending_session: Session | None = None
     began: float | None = None
     ends: bool = False
     turn: asyncio.Future[None] | None = None
@@ -44,11 +44,11 @@ class Holder:
 
 @dataclass(eq=False, slots=True)
 class _Lane:
-    running: Holder
-    waiting: deque[Holder] = field(default_factory=deque)
+    running: TurnRequest
+    waiting: deque[TurnRequest] = field(default_factory=deque)
 
 
-class Lanes:
+class TurnQueue:
     """The lanes of all sessions in use, `max_in_use` at most, each with `max_waiting` at most."""
 
     def __init__(self, max_in_use: int, max_waiting: int) -> None:
@@ -69,7 +69,7 @@ class Lanes:
         """How many wait for a turn, in all lanes. Safe to ask from another thread."""
         return sum(len(lane.waiting) for lane in list(self._lanes.values()))
 
-    def holder(self, session_id: str) -> Holder | None:
+    def turn_request(self, session_id: str) -> TurnRequest | None:
         """Who has the session's turn."""
         lane = self._lanes.get(session_id)
         return lane.running if lane else None
@@ -77,65 +77,67 @@ class Lanes:
     def cancel(self, session_id: str, error: RuvdError) -> None:
         """Tell everyone in the lane to go."""
         lane = self._lanes.get(session_id)
-        for holder in (*lane.waiting, lane.running) if lane else ():
-            if holder.cancel:
-                holder.cancel(error)
+        for turn_request in (*lane.waiting, lane.running) if lane else ():
+            if turn_request.cancel:
+                turn_request.cancel(error)
 
     @asynccontextmanager
     async def turn(
-        self, session_id: str, holder: Holder, if_busy: IfBusy = IfBusy.QUEUE
+        self, session_id: str, turn_request: TurnRequest, if_busy: IfBusy = IfBusy.QUEUE
     ) -> AsyncGenerator[None, None]:
         """Have the session to oneself: first in, first out; see IfBusy for the other ways.
 
         Raises SessionBusy, SessionLimit when every place is in use, and Overloaded when the lane
         is full.
         """
-        self.join(session_id, holder, if_busy)
+        self.join(session_id, turn_request, if_busy)
         try:
-            await self.wait(holder)
+            await self.wait(turn_request)
             yield
         finally:
-            self.leave(session_id, holder)
+            self.leave(session_id, turn_request)
 
-    def join(self, session_id: str, holder: Holder, if_busy: IfBusy = IfBusy.QUEUE) -> None:
+    def join(
+        self, session_id: str, turn_request: TurnRequest, if_busy: IfBusy = IfBusy.QUEUE
+    ) -> None:
         """Take a place in the lane, to be left in any case; raises as `turn` does."""
         lane = self._lanes.get(session_id)
         if lane is None:
-            takes_place = holder.completion_id or holder.newcomer
+            takes_place = turn_request.completion_id or turn_request.pending_session
             if takes_place and len(self._lanes) >= self._max_in_use:
                 raise SessionLimit(
                     f"all {self._max_in_use} sessions are in use; "
                     "wait for one, or raise max_sessions"
                 )
-            self._lanes[session_id] = _Lane(holder)
+            self._lanes[session_id] = _Lane(turn_request)
             return
         if if_busy is IfBusy.REJECT:
             raise SessionBusy(f"session {session_id!r} has a completion running")
         if if_busy is IfBusy.INTERRUPT:
             ends = (at for at, each in enumerate(lane.waiting, start=1) if each.ends)
-            lane.waiting.insert(max(ends, default=0), holder)
+            lane.waiting.insert(max(ends, default=0), turn_request)
             if lane.running.cancel:
                 error = CompletionInterrupted(f"another caller took session {session_id!r} over")
                 lane.running.cancel(error)
-        elif holder.ends or len(lane.waiting) < self._max_waiting:
-            lane.waiting.append(holder)
+        elif turn_request.ends or len(lane.waiting) < self._max_waiting:
+            lane.waiting.append(turn_request)
         else:
             raise Overloaded(
                 f"{self._max_waiting} callers wait for session {session_id!r} (max_queue)"
             )
-        holder.turn = asyncio.get_running_loop().create_future()
+        turn_request.turn = asyncio.get_running_loop().create_future()
 
-    async def wait(self, holder: Holder) -> None:
+    async def wait(self, turn_request: TurnRequest) -> None:
         """Return when the holder has the turn."""
-        if holder.turn:
-            await holder.turn
+        if turn_request.turn:
+            await turn_request.turn
 
-    def leave(self, session_id: str, holder: Holder) -> None:
+    def leave(self, session_id: str, turn_request: TurnRequest) -> None:
         """Give the turn, or the place in the lane, up."""
         lane = self._lanes[session_id]
-        if lane.running is not holder:
-            if holder in lane.waiting:
-                lane.waiting.remove(holder)
+        if lane.running is not turn_request:
+            if turn_request in lane.waiting:
+                lane.waiting.remove(turn_request)
             return
         while lane.waiting:
             lane.running = lane.waiting.popleft()

@@ -19,10 +19,10 @@ import msgspec
 from ruvd.core.errors import EngineTimeout, EngineUnavailable
 from ruvd.core.ports.engine import EngineChunk, EngineRequest
 from ruvd.engines.chat.credentials import ApiKey
-from ruvd.engines.chat.errors import BREAKS, InOurWords, refusal, was_stale
+from ruvd.engines.chat.errors import CONNECTION_ERRORS, EngineErrorTranslator, refusal, was_stale
 from ruvd.engines.chat.request import encode
 from ruvd.engines.chat.stream import Answer, AnswerBytes
-from ruvd.engines.http.timeouts import Patience
+from ruvd.engines.http.timeouts import ReadTimeout
 from ruvd.engines.http.transport import Request, Response, Transport
 
 T = TypeVar("T")
@@ -60,8 +60,8 @@ class ChatCompletionsClient:
         max_tokens_field: str = "max_tokens",
     ) -> None:
         self._api_key = api_key or ApiKey()
-        self._words = InOurWords(self._api_key.redact)
-        self._words_before_head = InOurWords(self._api_key.redact, before_head=True)
+        self._words = EngineErrorTranslator(self._api_key.redact)
+        self._words_before_head = EngineErrorTranslator(self._api_key.redact, before_head=True)
         self._max_tokens_field = max_tokens_field
         self._read_seconds = read_seconds
         self._connect_seconds = connect_seconds
@@ -152,7 +152,7 @@ class ChatCompletionsClient:
                 while not come.ended or come.answer.finished:
                     try:
                         part = await patience.wait(response.read)
-                    except (*BREAKS, EngineTimeout):
+                    except (*CONNECTION_ERRORS, EngineTimeout):
                         if come.answer.finished:
                             break  # nothing is missing
                         raise
@@ -183,7 +183,7 @@ class ChatCompletionsClient:
             headers.append((b"Content-Length", b"%d" % len(content)))
         return Request(method, whole, headers, content, self._connect_seconds)
 
-    async def _sent(self, request: Request, patience: Patience) -> Response:
+    async def _sent(self, request: Request, patience: ReadTimeout) -> Response:
         """The response, whose status is 200. To be used within `_words`."""
         if key := await patience.wait(self._api_key.current):
             request.headers = (*request.headers, (b"Authorization", b"Bearer %s" % key.encode()))
@@ -200,7 +200,7 @@ class ChatCompletionsClient:
             retry_after=response.header("retry-after"),
         )
 
-    async def _fresh_head(self, request: Request, patience: Patience) -> Response:
+    async def _fresh_head(self, request: Request, patience: ReadTimeout) -> Response:
         """The head, over another connection if the server has closed the one that was kept.
 
         That says nothing about the server, so it takes nothing from whoever counts failures.
@@ -214,21 +214,22 @@ class ChatCompletionsClient:
                 self._check_open()
         return await self._head(request, patience)
 
-    async def _head(self, request: Request, patience: Patience) -> Response:
+    async def _head(self, request: Request, patience: ReadTimeout) -> Response:
         with self._words_before_head:
             return await patience.wait(
-                partial(self._transport.send, request), longer_seconds=self._connect_seconds
+                partial(self._transport.send, request),
+                first_read_extra_seconds=self._connect_seconds,
             )
 
     def _check_open(self) -> None:
         if self._closed:
             raise EngineUnavailable("the connection to the engine is closed")
 
-    def _patience(self, deadline: float | None) -> Patience:
-        return Patience(deadline, self._read_seconds)
+    def _patience(self, deadline: float | None) -> ReadTimeout:
+        return ReadTimeout(deadline, self._read_seconds)
 
 
-async def _check_streams(response: Response, patience: Patience) -> None:
+async def _check_streams(response: Response, patience: ReadTimeout) -> None:
     kind = response.header("content-type").partition(";")[0].strip().lower()
     if kind in ("", "text/event-stream"):
         return
@@ -238,7 +239,7 @@ async def _check_streams(response: Response, patience: Patience) -> None:
     raise EngineUnavailable(f"the engine answered with {kind}, not with a stream of events")
 
 
-async def _content(response: Response, most: int, patience: Patience) -> bytes:
+async def _content(response: Response, most: int, patience: ReadTimeout) -> bytes:
     """The body, up to about `most` bytes of it."""
     content = b""
     while len(content) < most and (part := await patience.wait(response.read)):

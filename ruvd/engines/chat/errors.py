@@ -180,12 +180,12 @@ def is_failing(error: RuvdError) -> bool:
 
 
 # What a connection that breaks raises.
-BREAKS = (httpx.HTTPError, httpx.StreamError, OSError)
+CONNECTION_ERRORS = (httpx.HTTPError, httpx.StreamError, OSError)
 # What an answer that is none raises.
 _NONSENSE = (msgspec.MsgspecError, UnicodeDecodeError, EventTooLarge)
 
 
-class InOurWords:
+class EngineErrorTranslator:
     """What goes wrong inside is raised as one of our errors, whose cause says what it was; `redact`
     hides what no text may have in it. A context manager, to be entered as often as one likes."""
 
@@ -205,7 +205,7 @@ class InOurWords:
         if isinstance(error, RuvdError):
             self._hide(error)
         elif error is not None:
-            told, cause = _told(error, before_head=self._before_head)
+            told, cause = _translate(error, before_head=self._before_head)
             if told is not None:
                 self._hide(told)
                 try:
@@ -217,9 +217,11 @@ class InOurWords:
         error.args = tuple(self._redact(str(text)) for text in error.args)
 
 
-def _told(error: BaseException, *, before_head: bool) -> tuple[RuvdError | None, BaseException]:
+def _translate(
+    error: BaseException, *, before_head: bool
+) -> tuple[RuvdError | None, BaseException]:
     """Our error for one of theirs, if it has one, and its cause."""
-    if isinstance(error, BREAKS):
+    if isinstance(error, CONNECTION_ERRORS):
         text = clip(str(error)) or type(error).__name__
         told = EngineUnavailable(f"the engine cannot be reached: {text}")
         if before_head and _is_drop(error):

@@ -27,7 +27,7 @@ from dataclasses import replace
 
 from ruvd.core.errors import EngineUnavailable
 from ruvd.core.model import Message, Role, Usage
-from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText, Warm
+from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText, PrefixCache
 from ruvd.core.ports.events import EngineStateChanged, Observer
 from ruvd.engines.echo import faults
 from ruvd.engines.echo.answer import answer
@@ -117,7 +117,7 @@ class EchoEngine:
         return [self.model]
 
     @property
-    def warm(self) -> Warm | None:
+    def prefix_cache(self) -> PrefixCache | None:
         """None: it keeps nothing."""
         return None
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 
 from ruvd.engines.http.http1_connection import Connection
-from ruvd.engines.http.read_coalescing import Pace
+from ruvd.engines.http.read_coalescing import ReadCoalescer
 from ruvd.engines.http.transport import Request, Response
 
 # Servers close what is idle after 5 s (uvicorn) to 75 s (nginx); a stale one costs a round trip.
@@ -42,7 +42,7 @@ class Http1Transport:
         self._path = path
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
-        self._pace = Pace()
+        self._pace = ReadCoalescer()
         self._sweep: asyncio.TimerHandle | None = None
 
     async def send(self, request: Request) -> Response:

@@ -9,7 +9,7 @@ from typing import cast
 import httptools
 import httpx
 
-from ruvd.engines.http.read_coalescing import Pace, Paced
+from ruvd.engines.http.read_coalescing import CoalescedStream, ReadCoalescer
 
 _MAX_HEAD_BYTES = 65_536
 _MAX_BUFFERED_BYTES = 262_144
@@ -20,7 +20,7 @@ _BODILESS = (204, 304)
 class Connection(asyncio.Protocol):
     """One connection and the answer that is on it; also what llhttp calls back."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: ReadCoalescer) -> None:
         self.status = 0
         self.headers: dict[bytes, bytes] = {}  # by their names in lower case
         self.idle_since = 0.0
@@ -41,7 +41,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._error: Exception | None = None
         self._pace = pace
-        self._paced = Paced(self._wake)
+        self._paced = CoalescedStream(self._wake)
         self._flows = False
 
     # --- for the transport ------------------------------------------------------------------
@@ -157,7 +157,7 @@ class Connection(asyncio.Protocol):
                 text = "there is much beside the answer's body and nothing of it"
                 self._fail(httpx.RemoteProtocolError(text))
         elif self._flows:
-            self._pace.news(self._paced)
+            self._pace.data_arrived(self._paced)
             return
         self._wake()
 

@@ -24,7 +24,7 @@ _FIRST_READS = 2
 _TICK_SECONDS = 0.002
 
 
-class Paced:
+class CoalescedStream:
     """One stream, whose reader `wake` wakes."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -38,16 +38,16 @@ class Paced:
         self.reads, self.woken = 0, 0.0
 
 
-class Pace:
+class ReadCoalescer:
     """Wakes the readers of one server's streams; `flowing` is how many are in mid-answer."""
 
     def __init__(self) -> None:
         self.flowing = 0
-        self._waiting: list[tuple[float, int, Paced]] = []
+        self._waiting: list[tuple[float, int, CoalescedStream]] = []
         self._numbers = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
 
-    def news(self, stream: Paced) -> None:
+    def data_arrived(self, stream: CoalescedStream) -> None:
         """Something has come: wake the reader now, or when it is due."""
         if self.flowing <= _FEW:
             stream.wake()
@@ -79,7 +79,7 @@ class Pace:
             due = max(self._waiting[0][0], now + _TICK_SECONDS)
             self._timer = loop.call_at(due, self._tick)
 
-    def _wake(self, stream: Paced, now: float) -> None:
+    def _wake(self, stream: CoalescedStream, now: float) -> None:
         stream.reads += 1
         stream.woken = now
         stream.waits = False

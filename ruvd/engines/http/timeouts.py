@@ -12,7 +12,7 @@ from ruvd.core.errors import EngineTimeout
 T = TypeVar("T")
 
 
-class Patience:
+class ReadTimeout:
     """Bounds each wait: by `deadline`, of the loop's clock, and by a longest silence.
 
     One timer looks after all waits, because to arm one for each part costs more than the part. Use
@@ -47,12 +47,14 @@ class Patience:
         if self._deadline is None or soon < self._deadline:
             self._deadline = soon
 
-    async def wait(self, begin: Callable[[], Awaitable[T]], *, longer_seconds: float = 0.0) -> T:
+    async def wait(
+        self, begin: Callable[[], Awaitable[T]], *, first_read_extra_seconds: float = 0.0
+    ) -> T:
         """What comes of `begin`, which may be silent so much longer. Raises EngineTimeout, whose
         cause is TimeoutError if it was the deadline."""
         waiter = cast("asyncio.Task[object]", asyncio.current_task(self._loop))
         now = self._loop.time()
-        self._since = now + longer_seconds
+        self._since = now + first_read_extra_seconds
         bound = self._bound()
         if bound is not None:
             if bound <= now:

@@ -22,7 +22,7 @@ import msgspec
 from ruvd.core.errors import EngineRejected, EngineUnavailable, RuvdError
 from ruvd.core.model import Usage
 from ruvd.core.options import ToolChoiceMode
-from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText, Warm
+from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText, PrefixCache
 from ruvd.core.ports.events import Observer
 from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.errors import never_sent
@@ -72,7 +72,7 @@ class LlamaEngine:
         self._slots = slots
         self._window_tokens = max(1, context_tokens - answer_tokens)
         self._model = (model_path or Path(DEFAULT_MODEL)).name.removesuffix(".gguf")
-        self._warm = LlamaWarm(
+        self._prefix_cache = LlamaWarm(
             lambda: self._server.client,
             slots=slots,
             model=self._model,
@@ -91,7 +91,7 @@ class LlamaEngine:
             slots=slots,
             threads=threads,
             batch_tokens=batch_tokens,
-            open_states=self._warm.open,
+            open_states=self._prefix_cache.open,
         )
         self._supervisor = Supervisor(self._server, start_seconds=start_seconds)
         self._looking: asyncio.Task[None] | None = None
@@ -119,7 +119,7 @@ class LlamaEngine:
     async def start(self) -> None:
         """Begin to come up, and return at once."""
         self._supervisor.start()
-        self._looking = asyncio.create_task(self._warm.look())
+        self._looking = asyncio.create_task(self._prefix_cache.look())
 
     async def ready(self) -> None:
         """Return when the engine is up; see `Engine.ready`."""
@@ -130,18 +130,18 @@ class LlamaEngine:
         return [self._model]
 
     @property
-    def warm(self) -> Warm | None:
+    def prefix_cache(self) -> PrefixCache | None:
         """The KV states of its slots."""
-        return self._warm
+        return self._prefix_cache
 
     async def close(self) -> None:
         """Save what may be saved, stop the child, and remove what it left behind."""
         if self._looking:
             self._looking.cancel()
-            await self._warm.save()
+            await self._prefix_cache.save()
             self._looking = None
         await self._supervisor.close()
-        await self._warm.close()
+        await self._prefix_cache.close()
         await self._server.close()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
@@ -165,7 +165,7 @@ class LlamaEngine:
                 return
 
     async def _generate_once(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        child = self._warm.child()
+        child = self._prefix_cache.child()
         options = request.options
         if "lora" in options.extra_body:  # no state says by which adapters it was evaluated
             options = replace(options, bypass_cache=True)
@@ -184,7 +184,7 @@ class LlamaEngine:
         self, child: Child, slot: Slot, request: EngineRequest
     ) -> AsyncGenerator[EngineChunk, None]:
         evaluate = partial(self._evaluate, child, slot, request)
-        evaluated = await self._warm.enter(child, slot, request, evaluate)
+        evaluated = await self._prefix_cache.enter(child, slot, request, evaluate)
         slot.begins(slot.busy_for)
         prompt, begun = prompt_of(request), False
         answer: list[str] | None = []
@@ -209,7 +209,7 @@ class LlamaEngine:
                         slot.busy_for,
                         answered=_answered(request, chunk.usage),
                     )
-                self._warm.began(slot, chunk)
+                self._prefix_cache.began(slot, chunk)
                 yield chunk if evaluated is None else _together(evaluated, chunk)
 
     async def _evaluate(self, child: Child, slot: Slot, request: EngineRequest) -> EngineDone:
@@ -226,7 +226,7 @@ class LlamaEngine:
     async def _generate_privately(
         self, child: Child, slot: Slot, request: EngineRequest
     ) -> AsyncGenerator[EngineChunk, None]:
-        await self._warm.enter(child, slot, request)
+        await self._prefix_cache.enter(child, slot, request)
         slot.begins("")
         try:
             complete = self._complete(child.client, request, cache_prompt=False, id_slot=slot.id)

@@ -79,7 +79,7 @@ class IdleWork:
         """Do what there is to do, for as long as this runs."""
         while True:
             if child := self._child():
-                await child.table.happened(_LOOK_SECONDS)
+                await child.table.activity(_LOOK_SECONDS)
             await asyncio.sleep(_PAUSE_SECONDS if child else _LOOK_SECONDS)
             try:
                 await self._look()
@@ -93,7 +93,7 @@ class IdleWork:
             return
         for slot in child.table.resting(seconds):
             if not at_once:
-                await self._quiet()
+                await self._wait_until_uncontended()
             if self._child() is not child:
                 return
             await _save(child, child.mover, slot)
@@ -119,12 +119,12 @@ class IdleWork:
         if self._lasts():
             await self.save_resting(_REST_SECONDS)
             if table.is_idle:
-                await files.seal(self._quiet)
+                await files.seal(self._wait_until_uncontended)
 
     async def _go_on(self, child: Child, slot: Slot) -> None:
         """Evaluate what comes after the answer that the slot holds, whatever is said next."""
         server = Server(child.client, ROOT, self._model)
-        async with child.table.borrow(slot) as lent:
+        async with child.table.try_acquire(slot) as lent:
             if not lent or slot.answered is None:  # the session has come back, or has ended
                 return
             answered, slot.answered = slot.answered, None
@@ -145,7 +145,7 @@ class IdleWork:
                 slot.has(prompt, key)
                 self._observer(PromptEvaluated(count, seconds, key))
 
-    async def _quiet(self) -> None:
+    async def _wait_until_uncontended(self) -> None:
         """Return when nobody waits for a first token, because what takes the cores would delay it;
         or after a while, because somebody may always wait."""
         for _ in range(_LOOKS_AGAIN):
@@ -162,6 +162,6 @@ def _is_short(answered: Answered, tokens: list[int], rest: int) -> bool:
 
 
 async def _save(child: Child, mover: SlotMover, slot: Slot) -> None:
-    async with child.table.borrow(slot) as lent:
+    async with child.table.try_acquire(slot) as lent:
         if lent:
             await asyncio.shield(slot.begin(mover.keep(slot)))

@@ -195,7 +195,7 @@ class LlamaWarm:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SAVE_SECONDS):
                 if self._child is not None:
-                    await self._child.table.settled()  # what is being saved belongs to it
+                    await self._child.table.wait_idle()  # what is being saved belongs to it
                 await self._idle.save_resting(0.0, at_once=True)
                 if self._files and self._lasts:
                     await self._files.seal()
@@ -207,7 +207,7 @@ class LlamaWarm:
     async def close(self) -> None:
         """Let go of the files. The child is gone."""
         if self._child is not None:
-            await self._child.table.settled()
+            await self._child.table.wait_idle()
         if self._removals:
             await asyncio.wait(self._removals)
         if self._files:
@@ -232,10 +232,10 @@ class LlamaWarm:
         is_here = bool(request.session_key) and slot.session_key == request.session_key
         state = self._files.best(prompt, "" if is_here else request.session_key, held)
         known = state.holds.common(prompt) if state and state.holds else prompt.size
-        lender = child.table.lender(request, slot)
-        if lender and not (state and known >= lender.holds.common(prompt)):
-            async with child.table.borrow(lender) as lent:
-                state = await mover.save(lender, lender.session_key) if lent else state
+        donor_slot = child.table.donor_slot(request, slot)
+        if donor_slot and not (state and known >= donor_slot.holds.common(prompt)):
+            async with child.table.try_acquire(donor_slot) as lent:
+                state = await mover.save(donor_slot, donor_slot.session_key) if lent else state
         if state and not state.gone:
             is_unknown = state.holds is None
             tokens = await mover.restore(slot, state)

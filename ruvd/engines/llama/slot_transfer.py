@@ -88,7 +88,7 @@ class SlotMover:
         """Let the slot begin with what the file holds, and return its tokens; 0 if that failed.
         The slot is held."""
         begun = self._now()
-        if not await self._files.sound(state):
+        if not await self._files.verify_checksum(state):
             _log.warning("the state of a session is not as it was saved")
             self._observer(EngineStateMoved("restore", "corrupt", self._now() - begun))
             return 0

@@ -95,7 +95,7 @@ class Slot:
         """Whether something is done to it that is going to its end."""
         return self.background is not None or (self.duty is not None and not self.duty.done())
 
-    async def settled(self) -> None:
+    async def wait_idle(self) -> None:
         """Return when it has come to its end."""
         if self.background is not None:
             await self.background.wait()
@@ -137,7 +137,7 @@ class SlotTable:
         try:
             while True:
                 while own := self._at_work_for(key):
-                    await own.settled()
+                    await own.wait_idle()
                 await self._idle.acquire()
                 if self._at_work_for(key) is None:
                     break
@@ -152,7 +152,7 @@ class SlotTable:
             yield slot
 
     @asynccontextmanager
-    async def borrow(self, slot: Slot) -> AsyncGenerator[bool, None]:
+    async def try_acquire(self, slot: Slot) -> AsyncGenerator[bool, None]:
         """Have this slot in the background if it is idle; whether it is."""
         if slot.busy or self._idle.locked():
             yield False
@@ -209,7 +209,7 @@ class SlotTable:
         is_due = slot.dirty and slot.session_key and slot.holds.size >= WORTH_CHARACTERS
         return slot if is_due and not slot.busy else None
 
-    async def happened(self, seconds: float) -> None:
+    async def activity(self, seconds: float) -> None:
         """Return when somebody got a first token or gave a slot back, or after that time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -255,7 +255,7 @@ class SlotTable:
         prompt = prompt_of(request)
         return min(idle, key=lambda slot: _cost(slot, prompt))
 
-    def lender(self, request: EngineRequest, slot: Slot) -> Slot | None:
+    def donor_slot(self, request: EngineRequest, slot: Slot) -> Slot | None:
         """An idle slot that has much more in common with the request than its own, for a fork or
         the same system prompt."""
         prompt = prompt_of(request)
@@ -267,11 +267,11 @@ class SlotTable:
         gain = best.holds.common(prompt) - slot.holds.common(prompt) if best else 0
         return best if gain >= WORTH_CHARACTERS else None
 
-    async def settled(self) -> None:
+    async def wait_idle(self) -> None:
         """Return when what is being done to slots in the background has come to its end."""
         for slot in self._slots:
             if slot.is_at_work:
-                await slot.settled()
+                await slot.wait_idle()
 
     @contextmanager
     def _busy(
@@ -282,11 +282,11 @@ class SlotTable:
         try:
             yield
         finally:
-            self._give(slot)
+            self._release(slot)
 
-    def _give(self, slot: Slot) -> None:
+    def _release(self, slot: Slot) -> None:
         if slot.duty is not None and not slot.duty.done():
-            slot.duty.add_done_callback(lambda _: self._give(slot))
+            slot.duty.add_done_callback(lambda _: self._release(slot))
             return
         slot.duty = None
         slot.busy, slot.busy_for = False, ""

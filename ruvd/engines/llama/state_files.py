@@ -177,7 +177,7 @@ class StateFiles:
                 with contextlib.suppress(OSError):  # the disk is full, or the file has gone
                     await asyncio.to_thread(self._seal, state)
 
-    async def sound(self, state: State) -> bool:
+    async def verify_checksum(self, state: State) -> bool:
         """Whether the file is as it was written; removed if not."""
         if not state.sha256:
             return True

@@ -169,7 +169,7 @@ class Supervisor:
                 self._failed_starts += 1
                 if not exited.done():
                     return f"the engine did not come up within {self._start_seconds:g} s"
-                return await _obituary("while starting", exited, output, lines)
+                return await _exit_reason("while starting", exited, output, lines)
             self._failed_starts = 0
             self._change(up=True, reason="")
             self._child.went_up(loop.time() - began)
@@ -179,7 +179,7 @@ class Supervisor:
             _signal_group(process.pid, signal.SIGKILL)
             if loop.time() - came_up >= _STEADY_SECONDS:
                 self._wait_seconds = _FIRST_WAIT_SECONDS
-            return await _obituary("while running", exited, output, lines)
+            return await _exit_reason("while running", exited, output, lines)
         finally:
             await _end(process, exited)
             output.cancel()
@@ -225,7 +225,7 @@ async def _unless(exited: asyncio.Task[int], question: Awaitable[bool]) -> bool:
         asked.cancel()
 
 
-async def _obituary(
+async def _exit_reason(
     when: str, exited: asyncio.Task[int], output: asyncio.Task[None], lines: deque[str]
 ) -> str:
     """Why the child has exited: its status and its last lines."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ruvd.core.errors import EngineTimeout, EngineUnavailable, RuvdError
 from ruvd.core.model import Message, Role
-from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, Warm
+from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, PrefixCache
 from ruvd.core.ports.events import EngineStateChanged, Observer, PromptEvaluated
 from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.credentials import ApiKey
@@ -144,7 +144,7 @@ class OpenAIEngine:
         raise error or EngineUnavailable(self._troubles())
 
     @property
-    def warm(self) -> Warm | None:
+    def prefix_cache(self) -> PrefixCache | None:
         """Itself: it can have a prompt evaluated; what servers keep is theirs."""
         return self
 

@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Collection, Mapping
 from itertools import groupby
 
-from ruvd.core.model import Exchange, Receipt, Session
+from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports.store import StoreCounts
 from ruvd.stores.sqlite.rows import Row, message_of, receipt_of, session_of
 
@@ -72,10 +72,10 @@ def page(
     limit: int,
     labels: Mapping[str, str],
     now: float,
-    in_force: Collection[str],
+    active_or_in_turn: Collection[str],
 ) -> tuple[list[Session], int]:
     """See `Store.list`."""
-    kept = json.dumps(list(in_force))
+    kept = json.dumps(list(active_or_in_turn))
     if labels:
         # One label leads by its index, the others are looked at in the rows that it finds.
         key, value = next(iter(labels.items()))
@@ -105,8 +105,10 @@ def page(
     return sessions, 0
 
 
-def receipt(db: sqlite3.Connection, session_id: str, request_id: str) -> Receipt | None:
-    """See `Store.receipt`."""
+def idempotency_record(
+    db: sqlite3.Connection, session_id: str, request_id: str
+) -> IdempotencyRecord | None:
+    """See `Store.idempotency_record`."""
     if not request_id:
         return None
     row = db.execute(
@@ -118,7 +120,7 @@ def receipt(db: sqlite3.Connection, session_id: str, request_id: str) -> Receipt
     return receipt_of(row) if row else None
 
 
-def completion(db: sqlite3.Connection, completion_id: str) -> tuple[str, Receipt] | None:
+def completion(db: sqlite3.Connection, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
     """See `Store.completion`."""
     row = db.execute(
         "SELECT s.id, r.request_id, r.digest, r.completion_id, r.last_sequence, r.figures,"
@@ -130,7 +132,7 @@ def completion(db: sqlite3.Connection, completion_id: str) -> tuple[str, Receipt
     return (row[0], receipt_of(row[1:])) if row else None
 
 
-def created_by(db: sqlite3.Connection, request_id: str) -> tuple[str, Receipt] | None:
+def created_by(db: sqlite3.Connection, request_id: str) -> tuple[str, IdempotencyRecord] | None:
     """See `Store.created_by`."""
     row = db.execute(
         "SELECT s.id, r.request_id, r.digest, r.completion_id, r.last_sequence, r.figures,"
@@ -141,7 +143,7 @@ def created_by(db: sqlite3.Connection, request_id: str) -> tuple[str, Receipt] |
     return (row[0], receipt_of(row[1:])) if row else None
 
 
-def counts(db: sqlite3.Connection, now: float, in_force: Collection[str]) -> StoreCounts:
+def counts(db: sqlite3.Connection, now: float, active_or_in_turn: Collection[str]) -> StoreCounts:
     """See `Store.counts`. Looks at no message."""
     (sessions, messages) = db.execute(
         "SELECT COUNT(*), COALESCE(SUM(message_count), 0) FROM sessions"
@@ -149,7 +151,7 @@ def counts(db: sqlite3.Connection, now: float, in_force: Collection[str]) -> Sto
     (expired,) = db.execute(
         "SELECT COUNT(*) FROM sessions WHERE expire_time <= ?"
         " AND id NOT IN (SELECT value FROM json_each(?))",
-        (now, json.dumps(list(in_force))),
+        (now, json.dumps(list(active_or_in_turn))),
     ).fetchone()
     return StoreCounts(sessions, sessions - expired, messages)
 

@@ -14,8 +14,8 @@ from ruvd.core.model import (
     ContextWindow,
     Finished,
     FinishReason,
+    IdempotencyRecord,
     Message,
-    Receipt,
     Rendering,
     Role,
     Session,
@@ -122,7 +122,7 @@ def figures_of(finished: Finished, *, with_message: bool) -> str:
     return json.dumps(figures)
 
 
-def receipt_of(row: Row) -> Receipt:
+def receipt_of(row: Row) -> IdempotencyRecord:
     """From (request_id, digest, completion_id, last_sequence, figures, role, content, extra)."""
     request_id, digest, completion_id, last_sequence, figures, *message = row
     finished = None
@@ -135,4 +135,4 @@ def receipt_of(row: Row) -> Receipt:
             timings=Timings(*told["timings"]),
             exchange_count=told["exchange_count"],
         )
-    return Receipt(request_id, digest, completion_id, last_sequence, finished)
+    return IdempotencyRecord(request_id, digest, completion_id, last_sequence, finished)

@@ -20,7 +20,7 @@ _MESSAGE_BYTES = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Hot:
+class CachedSession:
     """A session as it is stored, and the exchanges of its window. `place`, where it is known, is
     its `pk` and `end_bytes`."""
 
@@ -42,7 +42,7 @@ class Hot:
         session: Session,
         appended: Sequence[tuple[int, Message]],
         place: tuple[int, int] | None = None,
-    ) -> Hot | None:
+    ) -> CachedSession | None:
         """As it is after a commit; None if that needs what is not known here."""
         exchanges = list(self.exchanges)
         first = self.session.window_start
@@ -55,19 +55,19 @@ class Hot:
                 return None
         if session.window_start < first:
             return None
-        return Hot(session, tuple(exchanges[session.window_start - first :]), place)
+        return CachedSession(session, tuple(exchanges[session.window_start - first :]), place)
 
 
-class HotSessions:
+class SessionCache:
     """The latest, as many as fit into `max_bytes`; none larger than `max_session_bytes`."""
 
     def __init__(self, max_bytes: int, max_session_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._max_session_bytes = max_session_bytes
-        self._sessions: OrderedDict[str, tuple[Hot, int]] = OrderedDict()
+        self._sessions: OrderedDict[str, tuple[CachedSession, int]] = OrderedDict()
         self._bytes = 0
 
-    def get(self, session_id: str) -> Hot | None:
+    def get(self, session_id: str) -> CachedSession | None:
         """What is remembered of a session."""
         try:
             self._sessions.move_to_end(session_id)
@@ -75,13 +75,13 @@ class HotSessions:
         except KeyError:  # also of what the other thread has emptied in between
             return None
 
-    def put(self, hot: Hot) -> None:
+    def put(self, session_cache: CachedSession) -> None:
         """Remember a session as it is now."""
-        self.drop(hot.session.id)
-        size = hot.size_bytes
+        self.drop(session_cache.session.id)
+        size = session_cache.size_bytes
         if size > self._max_session_bytes:
             return
-        self._sessions[hot.session.id] = (hot, size)
+        self._sessions[session_cache.session.id] = (session_cache, size)
         self._bytes += size
         while self._bytes > self._max_bytes:
             self._bytes -= self._sessions.popitem(last=False)[1][1]

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from ruvd.core.errors import StoreUnavailable
-from ruvd.core.model import Exchange, Receipt, Session
+from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports.events import Observer, StoreBatch, StoreStateChanged
-from ruvd.core.ports.store import Beginning, Commit, StoreCounts, StoreLocked
+from ruvd.core.ports.store import Commit, StoreCounts, StoreLocked, TurnSnapshot
 from ruvd.stores.sqlite import reads, writes
 from ruvd.stores.sqlite.database import DatabaseFile, Durability
 from ruvd.stores.sqlite.purge import purge_step
-from ruvd.stores.sqlite.session_cache import HotSessions
-from ruvd.stores.sqlite.worker import Lane
+from ruvd.stores.sqlite.session_cache import SessionCache
+from ruvd.stores.sqlite.worker import SqliteWorker
 
 _T = TypeVar("_T")
 
@@ -42,12 +42,12 @@ class SqliteStore:
         self._path = path
         self._file = DatabaseFile(path, durability)
         self._observer = observer
-        self._writer: Lane | None = None
-        self._reader: Lane | None = None
+        self._writer: SqliteWorker | None = None
+        self._reader: SqliteWorker | None = None
         # Until the writer has opened the file, a reader may find none, or an old schema.
         self._opened = False
         self._faults: dict[str, str] = {}
-        self._hot = HotSessions(_HOT_BYTES, _HOT_SESSION_BYTES)
+        self._session_cache = SessionCache(_HOT_BYTES, _HOT_SESSION_BYTES)
         self._up: bool | None = None
 
     async def open(self) -> None:
@@ -56,7 +56,7 @@ class SqliteStore:
         Raises StoreLocked if another process has it open, and StoreUnavailable if it cannot be
         used now; after the latter, every call tries to open it again.
         """
-        self._writer = Lane(
+        self._writer = SqliteWorker(
             "store-writer",
             self._file,
             self._file.open_writer,
@@ -64,10 +64,10 @@ class SqliteStore:
             committed=lambda writes: self._observer(StoreBatch(writes)),
             begin="BEGIN IMMEDIATE",
             idle=purge_step,
-            undone=self._hot.clear,
+            undone=self._session_cache.clear,
             at_end=self._file.release,
         )
-        self._reader = Lane(
+        self._reader = SqliteWorker(
             "store-reader",
             self._file,
             self._file.open_reader,
@@ -98,20 +98,20 @@ class SqliteStore:
         """See `Store.exchanges`."""
         return await self._read(lambda db: reads.exchanges(db, session_id, first))
 
-    async def begin(self, session_id: str, request_id: str, now: float) -> Beginning:
-        """See `Store.begin`."""
+    async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
+        """See `Store.begin_turn`."""
         return await self._write(
-            lambda db: writes.begin(db, self._hot, session_id, request_id, now),
-            lambda: writes.begin_hot(self._hot, session_id, request_id, now),
+            lambda db: writes.begin_turn(db, self._session_cache, session_id, request_id, now),
+            lambda: writes.begin_turn_cached(self._session_cache, session_id, request_id, now),
         )
 
     async def commit(self, commit: Commit) -> Sequence[str]:
         """See `Store.commit`."""
-        return await self._write(lambda db: writes.commit(db, self._hot, commit))
+        return await self._write(lambda db: writes.commit(db, self._session_cache, commit))
 
     async def fork(self, commit: Commit, parent_id: str) -> Sequence[str]:
         """See `Store.fork`."""
-        return await self._write(lambda db: writes.fork(db, self._hot, commit, parent_id))
+        return await self._write(lambda db: writes.fork(db, self._session_cache, commit, parent_id))
 
     async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
         """See `Store.size_at`."""
@@ -119,16 +119,16 @@ class SqliteStore:
 
     async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`."""
-        return await self._write(lambda db: writes.touch(db, self._hot, session_id, now))
+        return await self._write(lambda db: writes.touch(db, self._session_cache, session_id, now))
 
     async def end(self, session_id: str) -> bool:
         """See `Store.end`."""
-        return await self._write(lambda db: writes.end(db, self._hot, session_id))
+        return await self._write(lambda db: writes.end(db, self._session_cache, session_id))
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """See `Store.expire`."""
         kept = frozenset(protected)
-        return await self._write(lambda db: writes.expire(db, self._hot, now, kept))
+        return await self._write(lambda db: writes.expire(db, self._session_cache, now, kept))
 
     async def list(
         self,
@@ -137,26 +137,30 @@ class SqliteStore:
         limit: int,
         labels: Mapping[str, str],
         now: float,
-        in_force: Collection[str] = (),
+        active_or_in_turn: Collection[str] = (),
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
-        return await self._read(lambda db: reads.page(db, after, limit, labels, now, in_force))
+        return await self._read(
+            lambda db: reads.page(db, after, limit, labels, now, active_or_in_turn)
+        )
 
-    async def receipt(self, session_id: str, request_id: str) -> Receipt | None:
-        """See `Store.receipt`."""
-        return await self._read(lambda db: reads.receipt(db, session_id, request_id))
+    async def idempotency_record(
+        self, session_id: str, request_id: str
+    ) -> IdempotencyRecord | None:
+        """See `Store.idempotency_record`."""
+        return await self._read(lambda db: reads.idempotency_record(db, session_id, request_id))
 
-    async def completion(self, completion_id: str) -> tuple[str, Receipt] | None:
+    async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.completion`."""
         return await self._read(lambda db: reads.completion(db, completion_id))
 
-    async def created_by(self, request_id: str) -> tuple[str, Receipt] | None:
+    async def created_by(self, request_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.created_by`."""
         return await self._read(lambda db: reads.created_by(db, request_id))
 
-    async def counts(self, now: float, in_force: Collection[str] = ()) -> StoreCounts:
+    async def counts(self, now: float, active_or_in_turn: Collection[str] = ()) -> StoreCounts:
         """See `Store.counts`."""
-        return await self._read(lambda db: reads.counts(db, now, in_force))
+        return await self._read(lambda db: reads.counts(db, now, active_or_in_turn))
 
     async def _write(
         self,
@@ -172,24 +176,24 @@ class SqliteStore:
 
     async def _run(
         self,
-        lane: Lane | None,
+        worker: SqliteWorker | None,
         operation: Callable[[sqlite3.Connection], _T],
         known: Callable[[], _T | None] = lambda: None,
     ) -> _T:
-        if lane is None:
+        if worker is None:
             raise StoreUnavailable("the store is not open")
         try:
-            return await lane.run(operation, known)
+            return await worker.run(operation, known)
         except StoreLocked as locked:
             raise StoreUnavailable(str(locked)) from locked
 
-    def _report(self, lane: str, fault: str | None) -> None:
+    def _report(self, worker: str, fault: str | None) -> None:
         if fault is not None:
-            self._faults[lane] = fault
+            self._faults[worker] = fault
             self._opened = False
         else:
-            self._faults.pop(lane, None)
-            if lane == "writer":
+            self._faults.pop(worker, None)
+            if worker == "writer":
                 self._opened = True
         up = not self._faults
         if up is not self._up:

@@ -63,7 +63,7 @@ class _Job:
         self.wrote = db.total_changes != changes
 
 
-class Lane:
+class SqliteWorker:
     """Runs operations one after the other on a thread. Its methods are for the event loop.
 
     `report` is called on the loop after every batch, with the fault that undid it or None;

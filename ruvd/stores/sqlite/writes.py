@@ -10,11 +10,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from ruvd.core.errors import SessionExists, SessionNotFound
-from ruvd.core.model import Receipt
-from ruvd.core.ports.store import Beginning, Commit
+from ruvd.core.model import IdempotencyRecord
+from ruvd.core.ports.store import Commit, TurnSnapshot
 from ruvd.stores.sqlite import reads
 from ruvd.stores.sqlite.rows import extra_of, figures_of, session_values
-from ruvd.stores.sqlite.session_cache import Hot, HotSessions
+from ruvd.stores.sqlite.session_cache import CachedSession, SessionCache
 
 _EXPIRE_AT_ONCE = 1_000
 # What a turn's window may have to be read beside writes: well under a millisecond.
@@ -25,74 +25,84 @@ _MOST_AT_ONCE = 100
 _MESSAGE_VALUES = 7
 
 
-def commit(db: sqlite3.Connection, hot: HotSessions, change: Commit) -> list[str]:
+def commit(db: sqlite3.Connection, session_cache: SessionCache, change: Commit) -> list[str]:
     """See `Store.commit`."""
     session = change.session
-    known = Hot(session, ()) if change.create else hot.get(session.id)
-    hot.drop(session.id)
+    known = CachedSession(session, ()) if change.create else session_cache.get(session.id)
+    session_cache.drop(session.id)
     if change.create:
-        _free_id(db, hot, change)
+        _free_id(db, session_cache, change)
         branch = _insert(db, change, 0)
         place = branch, _append(db, branch, change, 0, 0)
     else:
         place = _update(db, change, known)
-    evicted = _evict(db, hot, change)
+    evicted = _evict(db, session_cache, change)
     after = known.after(session, change.appended, place) if known else None
     if after:
-        hot.put(after)
+        session_cache.put(after)
     return evicted
 
 
-def fork(db: sqlite3.Connection, hot: HotSessions, change: Commit, parent_id: str) -> list[str]:
+def fork(
+    db: sqlite3.Connection, session_cache: SessionCache, change: Commit, parent_id: str
+) -> list[str]:
     """See `Store.fork`."""
     row = db.execute("SELECT pk FROM sessions WHERE id = ?", (parent_id,)).fetchone()
     if row is None:
         raise SessionNotFound(f"there is no session {parent_id!r}")
     shared = change.session.message_count - len(change.appended)
     base = _base(db, row[0], shared, change.session.exchange_count) if shared else None
-    _free_id(db, hot, change)
+    _free_id(db, session_cache, change)
     end_bytes = base[2] if base else 0
     branch = _insert(db, change, end_bytes)
     if base:
         db.execute("INSERT INTO forks VALUES (?, ?, ?, ?)", (branch, base[0], shared, base[1]))
     _append(db, branch, change, shared, end_bytes)
-    return _evict(db, hot, change)
+    return _evict(db, session_cache, change)
 
 
-def begin(
-    db: sqlite3.Connection, hot: HotSessions, session_id: str, request_id: str, now: float
-) -> Beginning:
-    """See `Store.begin`. A long window is left to the reader: nobody's commit waits for it."""
-    known = hot.get(session_id)
+def begin_turn(
+    db: sqlite3.Connection,
+    session_cache: SessionCache,
+    session_id: str,
+    request_id: str,
+    now: float,
+) -> TurnSnapshot:
+    """See `Store.begin_turn`. A long window is left to the reader: nobody's commit waits for it."""
+    known = session_cache.get(session_id)
     session = known.session if known else reads.get(db, session_id)
     if session is None or session.expire_time <= now:
-        return Beginning()
-    receipt = reads.receipt(db, session_id, request_id) if request_id else None
-    if receipt is not None:
-        return Beginning(session, receipt)
+        return TurnSnapshot()
+    idempotency_record = (
+        reads.idempotency_record(db, session_id, request_id) if request_id else None
+    )
+    if idempotency_record is not None:
+        return TurnSnapshot(session, idempotency_record)
     touched = replace(session, last_used_time=now)
     if session.is_touch_due(now):
-        touch(db, hot, session_id, now)
+        touch(db, session_cache, session_id, now)
         session = touched
     if known is None:
         if session.size_bytes > _MOST_BYTES or session.message_count > _MOST_MESSAGES:
-            return Beginning(touched)
-        known = Hot(session, tuple(reads.exchanges(db, session_id, session.window_start)))
-    hot.put(replace(known, session=session))
-    return Beginning(touched, exchanges=known.exchanges)
+            return TurnSnapshot(touched)
+        known = CachedSession(session, tuple(reads.exchanges(db, session_id, session.window_start)))
+    session_cache.put(replace(known, session=session))
+    return TurnSnapshot(touched, exchanges=known.exchanges)
 
 
-def begin_hot(hot: HotSessions, session_id: str, request_id: str, now: float) -> Beginning | None:
+def begin_turn_cached(
+    session_cache: SessionCache, session_id: str, request_id: str, now: float
+) -> TurnSnapshot | None:
     """The same without the database; None if it needs that."""
-    known = None if request_id else hot.get(session_id)
+    known = None if request_id else session_cache.get(session_id)
     if known is None or known.session.is_touch_due(now):
         return None
-    return Beginning(replace(known.session, last_used_time=now), exchanges=known.exchanges)
+    return TurnSnapshot(replace(known.session, last_used_time=now), exchanges=known.exchanges)
 
 
-def touch(db: sqlite3.Connection, hot: HotSessions, session_id: str, now: float) -> bool:
+def touch(db: sqlite3.Connection, session_cache: SessionCache, session_id: str, now: float) -> bool:
     """See `Store.touch`."""
-    hot.drop(session_id)
+    session_cache.drop(session_id)
     cursor = db.execute(
         "UPDATE sessions SET last_used_time = ?1, expire_time = ?1 + idle_timeout_seconds"
         " WHERE id = ?2",
@@ -101,18 +111,18 @@ def touch(db: sqlite3.Connection, hot: HotSessions, session_id: str, now: float)
     return cursor.rowcount > 0
 
 
-def end(db: sqlite3.Connection, hot: HotSessions, session_id: str) -> bool:
+def end(db: sqlite3.Connection, session_cache: SessionCache, session_id: str) -> bool:
     """See `Store.end`."""
     row = db.execute("SELECT pk, labels FROM sessions WHERE id = ?", (session_id,)).fetchone()
     if row is None:
         return False
-    hot.drop(session_id)
+    session_cache.drop(session_id)
     _delete(db, row[0], json.loads(row[1]))
     return True
 
 
 def expire(
-    db: sqlite3.Connection, hot: HotSessions, now: float, protected: Collection[str]
+    db: sqlite3.Connection, session_cache: SessionCache, now: float, protected: Collection[str]
 ) -> list[str]:
     """See `Store.expire`."""
     gone: list[str] = []
@@ -124,11 +134,11 @@ def expire(
         if session_id not in protected:
             gone.append(session_id)
     for session_id in gone:
-        end(db, hot, session_id)
+        end(db, session_cache, session_id)
     return gone
 
 
-def _free_id(db: sqlite3.Connection, hot: HotSessions, change: Commit) -> None:
+def _free_id(db: sqlite3.Connection, session_cache: SessionCache, change: Commit) -> None:
     row = db.execute(
         "SELECT pk, labels, expire_time FROM sessions WHERE id = ?", (change.session.id,)
     ).fetchone()
@@ -136,7 +146,7 @@ def _free_id(db: sqlite3.Connection, hot: HotSessions, change: Commit) -> None:
         return
     if row[2] > change.now:
         raise SessionExists(f"there is a session {change.session.id!r} already")
-    hot.drop(change.session.id)
+    session_cache.drop(change.session.id)
     _delete(db, row[0], json.loads(row[1]))
 
 
@@ -153,7 +163,7 @@ def _insert(db: sqlite3.Connection, change: Commit, end_bytes: int) -> int:
     return branch
 
 
-def _update(db: sqlite3.Connection, change: Commit, known: Hot | None) -> tuple[int, int]:
+def _update(db: sqlite3.Connection, change: Commit, known: CachedSession | None) -> tuple[int, int]:
     """Its `pk` and `end_bytes` as they are then."""
     session = change.session
     if known and known.place:
@@ -209,34 +219,42 @@ def _append(
         some = values[start : start + _MOST_AT_ONCE * _MESSAGE_VALUES]
         rows = ", ".join(["(NULL, ?, ?, ?, ?, ?, ?, ?)"] * (len(some) // _MESSAGE_VALUES))
         last = db.execute(f"INSERT INTO messages VALUES {rows}", some).lastrowid  # noqa: S608
-    if change.receipt is not None:
-        _keep(db, branch, change, change.receipt, last)
+    if change.idempotency_record is not None:
+        _keep(db, branch, change, change.idempotency_record, last)
     return end_bytes
 
 
 def _keep(
-    db: sqlite3.Connection, branch: int, change: Commit, receipt: Receipt, last: int | None
+    db: sqlite3.Connection,
+    branch: int,
+    change: Commit,
+    idempotency_record: IdempotencyRecord,
+    last: int | None,
 ) -> None:
     figures = message = None
-    if receipt.finished is not None:
-        if change.appended and change.appended[-1][1] == receipt.finished.message:
+    if idempotency_record.finished is not None:
+        if change.appended and change.appended[-1][1] == idempotency_record.finished.message:
             message = last
-        figures = figures_of(receipt.finished, with_message=message is None)
-    if receipt.request_id:
+        figures = figures_of(idempotency_record.finished, with_message=message is None)
+    if idempotency_record.request_id:
         db.execute(
             "DELETE FROM receipts WHERE session = ? AND request_id = ?",
-            (branch, receipt.request_id),
+            (branch, idempotency_record.request_id),
         )
-    creates = change.create and bool(receipt.request_id) and not receipt.completion_id
+    creates = (
+        change.create
+        and bool(idempotency_record.request_id)
+        and not idempotency_record.completion_id
+    )
     db.execute(
         "INSERT INTO receipts VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             branch,
-            receipt.request_id,
+            idempotency_record.request_id,
             creates,
-            receipt.digest,
-            receipt.completion_id,
-            receipt.last_sequence,
+            idempotency_record.digest,
+            idempotency_record.completion_id,
+            idempotency_record.last_sequence,
             message,
             figures,
         ),
@@ -264,7 +282,7 @@ def _base(
     return owner, row[0], row[1]
 
 
-def _evict(db: sqlite3.Connection, hot: HotSessions, change: Commit) -> list[str]:
+def _evict(db: sqlite3.Connection, session_cache: SessionCache, change: Commit) -> list[str]:
     if change.max_sessions is None:
         return []
     (sessions,) = db.execute("SELECT sessions FROM totals").fetchone()
@@ -286,7 +304,7 @@ def _evict(db: sqlite3.Connection, hot: HotSessions, change: Commit) -> list[str
             if session_id not in kept:
                 gone[session_id] = None
     for session_id in gone:
-        end(db, hot, session_id)
+        end(db, session_cache, session_id)
     return list(gone)
 
 
