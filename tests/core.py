@@ -14,7 +14,7 @@ from ruvd.core.completions.completion import Completion, CompletionPolicy, Compl
 from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.errors import RuvdError
 from ruvd.core.model import CompletionEvent, Finished, Message, Role
-from ruvd.core.ports.events import Event
+from ruvd.core.ports.events import Event, Observer
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
 from ruvd.stores.memory import MemoryStore
@@ -22,7 +22,7 @@ from ruvd.stores.memory import MemoryStore
 
 @dataclass
 class Core:
-    """The core on a memory store."""
+    """The core on a memory store. `events` has all events, `observers` are told of them too."""
 
     engine: ScriptedEngine = field(default_factory=ScriptedEngine)
     clock: FrozenClock = field(default_factory=FrozenClock)
@@ -30,15 +30,21 @@ class Core:
     completion_policy: CompletionPolicy = CompletionPolicy()
     events: list[Event] = field(default_factory=list)
     store: MemoryStore = field(default_factory=MemoryStore)
+    observers: list[Observer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sessions = SessionRegistry(self.store, self.clock, self.events.append, self.policy)
+        self.sessions = SessionRegistry(self.store, self.clock, self.observe, self.policy)
         self.commands = SessionCommands(
-            self.sessions, self.store, self.clock, self.events.append, self.policy
+            self.sessions, self.store, self.clock, self.observe, self.policy
         )
         self.completions = CompletionRegistry(
-            self.sessions, self.engine, self.clock, self.events.append, self.completion_policy
+            self.sessions, self.engine, self.clock, self.observe, self.completion_policy
         )
+
+    def observe(self, event: Event) -> None:
+        self.events.append(event)
+        for observer in self.observers:
+            observer(event)
 
     def start(self, text: str = "hi", session_id: str = "s", **fields: object) -> Completion:
         messages = fields.pop("messages", (Message(Role.USER, text),))

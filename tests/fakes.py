@@ -56,6 +56,10 @@ class ScriptedEngine:
     async def start(self) -> None:
         pass
 
+    @property
+    def is_ready(self) -> bool:
+        return True
+
     async def ready(self) -> None:
         pass
 

@@ -105,7 +105,6 @@ def build_core(
         prewarmer = Prewarmer(
             sessions, engine, engine.prefix_cache, completions.scheduler, clock, observer
         )
-        completions.on_turn = prewarmer.turned
     return Core(sessions, commands, completions, service, prewarmer)
 
 

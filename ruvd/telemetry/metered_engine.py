@@ -72,6 +72,11 @@ class MeteredEngine:
         """See `Engine.start`."""
         await self._engine.start()
 
+    @property
+    def is_ready(self) -> bool:
+        """See `Engine.is_ready`."""
+        return self._engine.is_ready
+
     async def ready(self) -> None:
         """See `Engine.ready`."""
         await self._engine.ready()

@@ -18,7 +18,7 @@ from ruvd.core.errors import (
     RuvdError,
     SessionNotFound,
 )
-from ruvd.core.model import ContextWindow, IfBusy, Message, Role
+from ruvd.core.model import ContextWindow, Finished, IfBusy, Message, Role
 from ruvd.core.ports.engine import EngineText
 from ruvd.core.sessions.registry import SessionPolicy
 from ruvd.core.sessions.turn_queue import TurnRequest
@@ -166,3 +166,18 @@ async def test_a_session_that_a_cancelled_turn_would_have_created_is_not_there()
 
 
 # --- memory ---------------------------------------------------------------------------------
+
+
+async def test_a_cancel_that_comes_as_a_stateless_completion_ends_is_too_late() -> None:
+    """A reader wakes between the end of the completion's task and the task's callbacks. If the
+    cancel counted, the request id would look free, and a repeat would generate a second time."""
+    core = Core()
+    first = core.start("one", "", request_id="r")
+    async with aclosing(first.events()) as events:
+        async for event in events:
+            if isinstance(event.event, Finished):
+                first.cancel(CompletionCancelled("the caller has gone"))
+                repeated = core.start("one", "", request_id="r")
+    assert repeated is first
+    await collect(repeated)
+    assert len(core.engine.requests) == 1

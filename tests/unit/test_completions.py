@@ -139,6 +139,52 @@ async def test_sessions_do_not_wait_for_each_other_but_for_the_engines_slots() -
     assert core.engine.most_running == 2
 
 
+class StartingEngine(ScriptedEngine):
+    """An engine that comes up, and goes down, when told to."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots=slots)
+        self.up = asyncio.Event()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.up.is_set()
+
+    async def ready(self) -> None:
+        await self.up.wait()
+
+
+async def test_a_completion_that_waits_for_the_engine_holds_no_slot() -> None:
+    engine = StartingEngine(slots=1)
+    core = Core(engine=engine)
+    first, second = core.start("a", "a"), core.start("b", "b")
+    await settle()
+    assert core.completions.scheduler.waiting == (2, 0)
+    async with asyncio.timeout(1), core.completions.scheduler.take():
+        pass
+    engine.up.set()
+    await asyncio.gather(collect(first), collect(second))
+    assert core.prompts() == [["a"], ["b"]]
+
+
+async def test_a_completion_whose_engine_went_down_while_it_waited_for_a_slot_gives_it_back() -> (
+    None
+):
+    engine = StartingEngine(slots=1)
+    core = Core(engine=engine)
+    engine.up.set()
+    async with core.completions.scheduler.take():
+        waiting = core.start("a", "a")
+        await settle()
+        engine.up.clear()
+    await settle()
+    async with asyncio.timeout(1), core.completions.scheduler.take():
+        pass
+    engine.up.set()
+    await collect(waiting)
+    assert core.prompts() == [["a"]]
+
+
 async def test_reject_fails_at_once_when_the_session_is_busy(core: Core) -> None:
     gate = asyncio.Event()
     core.engine.scripts = [[gate, EngineText("a"), done()]]

@@ -9,8 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ruvd.core.completions.event_log import EventLog
-from ruvd.core.errors import EngineUnavailable
-from ruvd.core.model import CompletionEvent, Delta, Started
+from ruvd.core.errors import CompletionNotFound, EngineUnavailable
+from ruvd.core.model import (
+    CompletionEvent,
+    Delta,
+    Finished,
+    FinishReason,
+    Message,
+    Role,
+    Started,
+    Timings,
+)
 
 STARTED = Started(
     "c", "s", session_created=False, model="m", context_messages=1, context_trimmed=False
@@ -78,3 +87,61 @@ def test_every_reader_sees_the_same_numbered_events(parts: list[str], readers: l
             assert await collect(log, after) == whole[after:]
 
     asyncio.run(play())
+
+
+async def test_the_text_that_still_gathers_counts_in_the_size() -> None:
+    log = EventLog(1 << 20)
+    log.append(STARTED)
+    before = log.size_bytes
+    for _ in range(1000):
+        log.append_text("x" * 100)
+    assert log.size_bytes >= before + 100_000
+    await log.next(1)
+    assert 100_000 <= log.size_bytes - before < 110_000
+
+
+async def test_text_that_nobody_reads_never_gathers_far_beyond_the_limit() -> None:
+    log = EventLog(10_000)
+    for _ in range(1000):
+        log.append_text("x" * 100)
+        assert log.size_bytes < 25_000
+    assert log.last_sequence > 1
+
+
+def finished(text: str) -> Finished:
+    timings = Timings(0.0, 0.0, 1.0, None)
+    message = Message(Role.ASSISTANT, text)
+    return Finished(FinishReason.STOP, message, None, timings, exchange_count=1)
+
+
+async def test_a_reader_whose_next_events_are_gone_gets_finished_once_it_is_there() -> None:
+    """Also if the reader asks while the completion still runs: only then is the end unknown."""
+    log = EventLog(1_000)
+    log.append(STARTED)
+    text = []
+    for number in range(20):
+        text.append(f"{number} " * 50)
+        log.append_text(text[-1])
+        await log.next(log.last_sequence - 1)  # the fast reader takes it, which seals it
+    slow = asyncio.ensure_future(log.next(1))
+    await asyncio.sleep(0)
+    assert not slow.done()
+    log.append(finished("".join(text)))
+    event = await slow
+    assert event is not None
+    assert event.event == finished("".join(text))
+
+
+@pytest.mark.parametrize("error", [None, EngineUnavailable("gone")])
+async def test_a_reader_whose_next_events_are_gone_gets_the_reason_of_a_failure(
+    error: EngineUnavailable | None,
+) -> None:
+    log = EventLog(1_000)
+    for _ in range(20):
+        log.append_text("x" * 200)
+        await log.next(log.last_sequence - 1)
+    slow = asyncio.ensure_future(log.next(0))
+    await asyncio.sleep(0)
+    log.close(error)
+    with pytest.raises(EngineUnavailable if error else CompletionNotFound):
+        await slow

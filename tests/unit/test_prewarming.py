@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from core import Core, settle
 from fakes import done
@@ -16,7 +16,7 @@ from ruvd.core.model import ContextWindow, Message, Role
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.engine import EngineDone, EngineRequest, EngineText
 from ruvd.core.ports.events import (
-    CompletionEnded,
+    CompletionCommitted,
     Event,
     PromptEvaluated,
     PromptFoundEvaluated,
@@ -62,18 +62,11 @@ class Steps:
 async def running(warm: Steps, window: ContextWindow = ContextWindow(1, 2)) -> AsyncIterator[Core]:
     core = Core(policy=SessionPolicy(context_window=window))
 
-    def tell(event: Event) -> None:
-        core.events.append(event)
-        ahead(event)
-
-    ahead = Prewarmer(
-        core.sessions, core.engine, warm, core.completions.scheduler, core.clock, tell
+    prewarmer = Prewarmer(
+        core.sessions, core.engine, warm, core.completions.scheduler, core.clock, core.observe
     )
-    core.completions.on_turn = ahead.turned
-
-    for part in (core.sessions, core.completions, core.commands):
-        part._observer = tell
-    task = asyncio.create_task(ahead.run())
+    core.observers.append(prewarmer)
+    task = asyncio.create_task(prewarmer.run())
     try:
         yield core
     finally:
@@ -119,8 +112,8 @@ async def test_what_it_saved_is_what_the_turn_found_cached_of_it() -> None:
 async def test_what_the_engine_evaluated_by_itself_counts_as_well() -> None:
     async with running(Steps()) as core:
         await core.say("q0")
-        core.completions._observer(PromptEvaluated(6, 0.02, "s"))
-        core.completions._observer(PromptEvaluated(4, 0.02, "another"))
+        core.observe(PromptEvaluated(6, 0.02, "s"))
+        core.observe(PromptEvaluated(4, 0.02, "another"))
         core.engine.scripts.append([EngineText("x"), done(prompt=200, cached=100)])
         await core.say("q1")
         await settle()
@@ -131,21 +124,18 @@ async def test_what_the_engine_evaluated_by_itself_counts_as_well() -> None:
 async def test_what_was_evaluated_before_the_commit_is_found_by_the_next_turn() -> None:
     answer: list[EngineText | EngineDone] = [EngineText("x"), done(prompt=200, cached=100)]
     async with running(Steps()) as core:
-        tell = core.completions._observer
 
-        def committed(event: Event) -> None:
-            if isinstance(event, CompletionEnded):  # the engine is ahead of the store
+        def evaluate_ahead(event: Event) -> None:
+            if isinstance(event, CompletionCommitted):  # and the completion has not ended yet
                 core.clock.advance(1.0)
-                tell(PromptEvaluated(6, 0.02, "s"))
-                event = replace(event, timings=replace(event.timings, total_seconds=1.0))
-            tell(event)
+                core.observe(PromptEvaluated(6, 0.02, "s"))
 
-        core.completions._observer = committed
+        core.observers.append(evaluate_ahead)
         core.engine.scripts.append(answer)
         await core.say("q0")
         await settle()
         assert not any(isinstance(event, PromptFoundEvaluated) for event in core.events)
-        core.completions._observer = tell
+        core.observers.remove(evaluate_ahead)
         core.engine.scripts.append(answer)
         await core.say("q1")
         await settle()

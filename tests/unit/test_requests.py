@@ -585,7 +585,7 @@ async def test_an_answer_too_large_for_its_log_leaves_finished_which_has_it_whol
     assert events[-1].sequence == 3
 
 
-async def test_who_has_fallen_behind_what_a_running_log_keeps_is_told() -> None:
+async def test_a_reader_whose_next_events_are_gone_waits_for_finished() -> None:
     core = Core(completion_policy=CompletionPolicy(max_log_bytes=700))
     gate = asyncio.Event()
     steps: list[Step] = []
@@ -599,10 +599,12 @@ async def test_who_has_fallen_behind_what_a_running_log_keeps_is_told() -> None:
         await settle()
         pause.set()
     await settle()
-    with pytest.raises(CompletionNotFound):
-        await resume(core, CompletionRef(completion.id))
+    late = asyncio.create_task(resume(core, CompletionRef(completion.id)))
+    await settle()
+    assert not late.done()
     gate.set()
     events = await reading
+    assert await late == events[-1:]
     assert [event.sequence for event in events] == [*range(1, 13)]
     assert await resume(core, CompletionRef(completion.id)) == events[-1:]
     await core.completions.drain(0)

@@ -12,17 +12,20 @@ from fakes import done
 from ruvd.core.completions.completion import CompletionRef
 from ruvd.core.errors import (
     CompletionNotFound,
+    EngineTimeout,
     InvalidRequest,
     Overloaded,
     SessionEnded,
     SessionNotFound,
+    StoreUnavailable,
 )
 from ruvd.core.model import ContextWindow, IfBusy, Message, Role
 from ruvd.core.ports.engine import EngineText
-from ruvd.core.ports.events import CompletionEnded
+from ruvd.core.ports.events import CompletionEnded, SessionGone
 from ruvd.core.ports.store import Commit
 from ruvd.core.sessions.commands import SessionChanges
 from ruvd.core.sessions.registry import NewSession, SessionPolicy
+from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest
 from ruvd.stores.memory import MemoryStore
 
 
@@ -165,6 +168,74 @@ async def test_a_resume_past_the_end_is_refused_also_when_the_events_are_gone(co
         assert [event async for event in core.completions.resume(ref, last)] == []
         with pytest.raises(InvalidRequest):
             await anext(core.completions.resume(ref, last + 1))
-        core.completions._ended.clear()  # as a restart would
+        core.clock.advance(core.completion_policy.retention_seconds + 1)
+        await core.say(session_id="another")  # which forgets the events of the first
     with pytest.raises(CompletionNotFound):
         await anext(core.completions.resume(CompletionRef("unknown"), 0))
+
+
+async def test_a_waiter_who_is_cancelled_as_the_turn_is_given_up_leaves_without_an_error() -> None:
+    turn_queue = TurnQueue(max_in_use=10, max_waiting=10)
+    has_turn, give_up = asyncio.Event(), asyncio.Event()
+
+    async def run() -> None:
+        async with turn_queue.turn("s", TurnRequest()):
+            has_turn.set()
+            await give_up.wait()
+
+    async def wait() -> None:
+        async with turn_queue.turn("s", TurnRequest()):
+            raise AssertionError("it was cancelled before it had the turn")
+
+    running = asyncio.create_task(run())
+    await has_turn.wait()
+    waiting = asyncio.create_task(wait())
+    await settle()
+    give_up.set()
+    waiting.cancel()  # in the same pass of the event loop
+    await running
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not turn_queue.in_use()
+
+
+class SlowEndStore(MemoryStore):
+    """A disk that takes its time to delete a session."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def end(self, session_id: str) -> bool:
+        await self.gate.wait()
+        return await super().end(session_id)
+
+
+async def test_a_session_whose_end_is_cancelled_halfway_is_told_as_gone_if_it_is_gone() -> None:
+    store = SlowEndStore()
+    core = Core(store=store)
+    await core.say()
+    end = asyncio.create_task(core.commands.end("s"))
+    await settle()
+    end.cancel()
+    await settle()
+    store.gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await end
+    assert await core.sessions.current("s") is None
+    assert core.events[-1] == SessionGone("s", "client")
+
+
+class StoreThatBreaks(MemoryStore):
+    """A store whose `touch` fails: the disk went away during the turn."""
+
+    async def touch(self, session_id: str, now: float) -> bool:
+        raise StoreUnavailable("the disk is gone")
+
+
+async def test_the_error_of_a_turn_is_told_also_when_the_store_has_gone_meanwhile() -> None:
+    core = Core(store=StoreThatBreaks())
+    await core.say("one")
+    core.engine.scripts.append([EngineTimeout("too slow")])
+    await failed(core.start("two"), EngineTimeout)
+    assert (await core.say("three")).exchange_count == 2

@@ -1,8 +1,8 @@
-"""One completion: what was asked, its events, its readers, its end.
+"""One completion: its request, its events, its readers and its end.
 
-It is a task of its own, so that it outlives the call that began it; the call is one reader of its
-event log. Every way to end it early is `Completion.cancel`, which says why, and which comes too
-late once the commit has begun: then the turn is as good as finished.
+A completion runs in a task of its own, so that it outlives the call that began it; the call is one
+reader of its event log. Every early end goes through `Completion.cancel`, which takes the reason.
+A cancel has no effect once the commit has begun, because the turn is as good as finished then.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _log = logging.getLogger("ruvd.completion")
 
 @dataclass(frozen=True, slots=True)
 class CompletionPolicy:
-    """What a deployment decides about completions."""
+    """The settings of a deployment that concern completions."""
 
     max_inflight: int = 1000
     retention_seconds: float = 600.0
@@ -37,9 +37,9 @@ class CompletionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """What a caller asks for. An empty `session_id` is a stateless completion.
+    """A caller's request. With an empty `session_id` it is stateless.
 
-    An item of a `batch` generates in the batches' share of the engine; items with the same
+    The items of a `batch` generate in the batches' share of the engine; items with the same
     `prefix_key` have prompts that begin alike.
     """
 
@@ -56,13 +56,13 @@ class CompletionRequest:
     prefix_key: str = ""
 
     def digest(self) -> bytes:
-        """What must be the same when the request id comes again."""
+        """Returns the digest that must be the same when the request id is repeated."""
         return idempotency.digest("complete", self.messages, self.options, self.system_prompt)
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRef:
-    """Which completion: its id, or the request id it began with, within its session."""
+    """A reference to a completion: its id, or its session and request id."""
 
     completion_id: str = ""
     session_id: str = ""
@@ -70,7 +70,7 @@ class CompletionRef:
 
 
 class Completion:
-    """One generation, running or ended. Made by `Completions.start`."""
+    """One generation, running or ended. `CompletionRegistry.start` makes it."""
 
     def __init__(self, request: CompletionRequest, arrived: float, max_log_bytes: int) -> None:
         self.id = f"cmpl-{unguessable()}"
@@ -80,7 +80,7 @@ class Completion:
         self.digest = request.digest() if request.request_id else b""
         self.log = EventLog(max_log_bytes)
         self.answer = Answer(arrived)
-        self.replayed = ""  # the completion whose events it gives again
+        self.replayed = ""  # the id of the completion whose events this one repeats
         self.committing = False
         self.keep_partial = False
         self.ended_at: float | None = None
@@ -93,35 +93,38 @@ class Completion:
         self._task: asyncio.Task[None] | None = None
 
     def run(self, task: asyncio.Task[None]) -> None:
-        """Take the task that generates; the log closes with it."""
+        """Takes over the task that generates. The log closes when the task ends."""
         self._task = task
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_end)
 
     def cancel(self, reason: RuvdError, *, keep_partial: bool = False) -> None:
-        """Stop, with `reason` for the readers; too late once the commit has begun."""
-        if self._task and not self.committing and not self._reason:
+        """Stops the completion; its readers get `reason`.
+
+        Has no effect once the commit has begun or the task has ended.
+        """
+        if self._task and not (self._task.done() or self.committing or self._reason):
             self._reason = reason
             self.keep_partial = keep_partial
             self._task.cancel()
 
     @property
     def stopping(self) -> bool:
-        """Whether it was cancelled, though it may not have ended yet."""
+        """Whether it was cancelled. It may still be running."""
         return self._reason is not None
 
     async def ended(self) -> None:
-        """Return when the completion has ended, however."""
+        """Returns when the completion has ended, with success or not."""
         if self._task:
             await asyncio.wait([self._task])
 
     async def events(
         self, after: int = 0, *, is_out_of_time: Callable[[], bool] = lambda: False
     ) -> AsyncGenerator[CompletionEvent, None]:
-        """The events above `after`; raises what the completion failed with.
+        """Yields the events above `after`, then raises the error of a failed completion.
 
-        Close it (`aclosing`) when the reader leaves: with the last reader the completion is
-        cancelled, after its grace, unless it is to continue. Without a grace if it leaves because
-        it `is_out_of_time`: then nobody means to come back.
+        The reader must close the generator (`aclosing`) when it leaves. When the last reader
+        leaves, the completion is cancelled after its grace period, unless it is to continue. There
+        is no grace period for a reader that `is_out_of_time`, because it will not come back.
         """
         self._readers += 1
         if self._grace:
@@ -133,25 +136,24 @@ class Completion:
         finally:
             self._readers -= 1
             if not self._readers and self._task:
-                self._abandoned(for_good=is_out_of_time())
+                self._on_last_reader_gone(for_good=is_out_of_time())
 
-    def _abandoned(self, *, for_good: bool) -> None:
-        """The last reader has gone."""
+    def _on_last_reader_gone(self, *, for_good: bool) -> None:
         if self._on_disconnect is OnDisconnect.CONTINUE:
             return
         if for_good:
             self.cancel(CompletionCancelled("the caller's deadline has passed"))
         elif self._grace_seconds and self.log.last_sequence:
             loop = asyncio.get_running_loop()
-            self._grace = loop.call_later(self._grace_seconds, self._grace_over)
+            self._grace = loop.call_later(self._grace_seconds, self._on_grace_over)
         else:
             self.cancel(CompletionCancelled("the caller has gone"))
 
-    def _grace_over(self) -> None:
+    def _on_grace_over(self) -> None:
         if not self._readers:
             self.cancel(CompletionCancelled("the caller has gone and did not come back"))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _on_end(self, task: asyncio.Task[None]) -> None:
         self._task = None
         if self._grace:
             self._grace.cancel()
@@ -160,15 +162,15 @@ class Completion:
         elif failure := task.exception():
             self.error = self._reason or failure
         if self.error is not None:
-            if not isinstance(self.error, RuvdError):  # a bug, and perhaps nobody reads
+            if not isinstance(self.error, RuvdError):  # a bug, which perhaps no reader sees
                 _log.error("completion %s failed", self.id, exc_info=self.error)
             forget_frames(self.error)
         self.log.close(self.error)
 
     def report(self, model: str, now: float) -> CompletionEnded:
-        """What came of it, once it has ended; the answer is let go, the events have it.
+        """Returns the event that reports the end, and frees the answer, which the log has too.
 
-        `model` is what would have answered, for a completion that never had the engine.
+        `model` is the model that was asked for, for a completion that never got a slot.
         """
         error, answer = self.error, self.answer
         reason = (answer.done.finish_reason if answer.done else FinishReason.CANCELLED).name

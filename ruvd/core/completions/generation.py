@@ -1,6 +1,6 @@
 """One answer from the engine: a slot, the stream, one retry after an overflow, the figures.
 
-Nothing here knows of turns or commits; a cancelled task leaves `Answer` as far as it came.
+This module knows nothing of turns or commits. After a cancel, `Answer` holds what came so far.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ruvd.core.values import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is to be answered: `history` is the session's from its window's start on."""
+    """The input of a generation. `history` is the session's, from its window's start on."""
 
     completion_id: str
     session: Session
@@ -53,7 +53,7 @@ class Prompt:
 
 @dataclass(eq=False, slots=True)
 class Answer:
-    """What is known of an answer while it comes; times are the clock's monotonic ones."""
+    """An answer while it is generated. Times are those of the monotonic clock."""
 
     arrived: float
     plan: window.Plan | None = None
@@ -67,7 +67,7 @@ class Answer:
 
     @property
     def message(self) -> Message:
-        """The answer as it is by now."""
+        """The answer as far as it has come."""
         return Message(
             Role.ASSISTANT,
             "".join(self.text),
@@ -76,7 +76,7 @@ class Answer:
         )
 
     def timings(self, now: float) -> Timings:
-        """How long it has taken until `now`."""
+        """Returns the durations until `now`."""
         first = self.first_output
         total = now - self.arrived
         return Timings(
@@ -87,14 +87,14 @@ class Answer:
         )
 
     def finished(self, done: EngineDone, now: float, *, exchange_count: int) -> Finished:
-        """The event that ends the completion."""
+        """Returns the event that ends the completion."""
         return Finished(
             done.finish_reason, self.message, done.usage, self.timings(now), exchange_count
         )
 
 
 class AnswerGenerator:
-    """Generates answers, as many side by side as the engine has slots."""
+    """Generates answers, at most as many at a time as the engine has slots."""
 
     def __init__(
         self, engine: Engine, clock: Clock, scheduler: SlotScheduler, observer: Observer
@@ -105,39 +105,52 @@ class AnswerGenerator:
         self._observer = observer
 
     def model(self, options: CompletionOptions, session: Session | None = None) -> str:
-        """The model that answers."""
+        """Returns the name of the model that answers."""
         return options.model or (session.model if session else "") or self._engine.model
 
     async def generate(self, prompt: Prompt, log: EventLog, answer: Answer) -> EngineDone:
-        """Fill `log` and `answer`, once the engine has a slot and is up."""
+        """Fills `log` and `answer` with one generation, once the engine is up and has a slot.
+
+        No slot is held while the engine starts. Raises as `Engine.ready` and `Engine.generate` do.
+        """
         session = prompt.session
         limit = self._engine.window_tokens if session.id else None
         plan = window.plan(session, prompt.history, prompt.messages, default_max_tokens=limit)
-        async with self._scheduler.take(batch=prompt.batch):
-            await self._engine.ready()
-            answer.plan = plan
-            answer.queue_seconds = self._clock.monotonic() - answer.arrived
-            answer.model = self.model(prompt.options, session)
-            self._observer(EngineTaken(prompt.completion_id, prompt.batch, answer.queue_seconds))
-            started = Started(
-                completion_id=prompt.completion_id,
-                session_id=session.id,
-                session_created=prompt.creates,
-                model=answer.model,
-                context_messages=len(plan.messages),
-                context_trimmed=plan.trimmed,
+        while True:
+            if not self._engine.is_ready:
+                with self._scheduler.count_as_waiting(batch=prompt.batch):
+                    await self._engine.ready()
+            async with self._scheduler.take(batch=prompt.batch):
+                if self._engine.is_ready:  # or it went down while this waited for the slot
+                    return await self._generate(prompt, plan, log, answer)
+
+    async def _generate(
+        self, prompt: Prompt, plan: window.Plan, log: EventLog, answer: Answer
+    ) -> EngineDone:
+        session = prompt.session
+        answer.plan = plan
+        answer.queue_seconds = self._clock.monotonic() - answer.arrived
+        answer.model = self.model(prompt.options, session)
+        self._observer(EngineTaken(prompt.completion_id, prompt.batch, answer.queue_seconds))
+        started = Started(
+            completion_id=prompt.completion_id,
+            session_id=session.id,
+            session_created=prompt.creates,
+            model=answer.model,
+            context_messages=len(plan.messages),
+            context_trimmed=plan.trimmed,
+        )
+        log.append(started)
+        try:
+            return await self._stream(prompt, plan, log, answer)
+        except ContextTooLong as overflow:
+            shorter = window.shorten(
+                session, prompt.history, prompt.messages, refused=plan, overflow=overflow
             )
-            log.append(started)
-            try:
-                return await self._stream(prompt, plan, log, answer)
-            except ContextTooLong as overflow:
-                shorter = window.shorten(
-                    session, prompt.history, prompt.messages, refused=plan, overflow=overflow
-                )
-                if shorter is None or answer.first_output is not None:
-                    raise
-                answer.plan = shorter
-                return await self._stream(prompt, shorter, log, answer)
+            if shorter is None or answer.first_output is not None:
+                raise
+            answer.plan = shorter
+            return await self._stream(prompt, shorter, log, answer)
 
     async def _stream(
         self, prompt: Prompt, plan: window.Plan, log: EventLog, answer: Answer

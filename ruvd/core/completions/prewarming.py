@@ -1,8 +1,9 @@
-"""What the next turn is going to need, evaluated while the engine is idle.
+"""Evaluates the prompt of a session's next turn while the engine is idle.
 
 A turn that trims its window begins with a prompt that the engine has not seen, and so does the
-first turn of an import: whoever asks would wait for all of it. The rest of the time there is
-nothing to do. A turn that comes meanwhile goes first; it waits for one step at most.
+first turn of an imported session. Without prewarming its caller would wait for all of the prompt
+to be evaluated. Other turns need no prewarming. A turn that arrives meanwhile goes first; it waits
+for at most one step.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import Engine, EngineRequest, PrefixCache
 from ruvd.core.ports.events import (
+    CompletionCommitted,
     CompletionEnded,
     Event,
     Observer,
@@ -32,12 +34,12 @@ from ruvd.core.sessions import window
 from ruvd.core.sessions.registry import SessionRegistry
 
 _log = logging.getLogger("ruvd.ahead")
-# How many sessions may have something evaluated that no turn has used yet.
-_MOST_REMEMBERED = 10_000
+# The number of sessions with an evaluated prompt that no turn has used yet.
+_MAX_EVALUATED_SESSIONS = 10_000
 
 
 class Prewarmer:
-    """Prepares sessions, one after the other, the longest waiting first. An Observer."""
+    """Prewarms sessions one after the other, the longest waiting first. An Observer."""
 
     def __init__(
         self,
@@ -55,65 +57,69 @@ class Prewarmer:
         self._clock = clock
         self._observer = observer
         self._waiting: dict[str, CompletionOptions] = {}
-        self._more = asyncio.Event()
-        self._at = ""  # the session that is being prepared, unless it has moved on
-        self._evaluated: dict[str, list[tuple[float, int]]] = {}  # when, and how many tokens
-
-    def turned(self, session: Session, options: CompletionOptions) -> None:
-        """A turn of the session was committed; `options` are likely to be the next one's, too."""
-        if session.id == self._at:
-            self._at = ""
-        limit = self._engine.window_tokens
-        if not options.bypass_cache and window.is_trim_due(session, default_max_tokens=limit):
-            self._waiting[session.id] = options
-            self._more.set()
+        self._has_waiting = asyncio.Event()
+        self._current = ""  # the session that is being prewarmed, unless a turn made it useless
+        # By session: the times and numbers of tokens of the evaluated steps.
+        self._evaluated: dict[str, list[tuple[float, int]]] = {}
 
     def __call__(self, event: Event) -> None:
-        """See what came of it, and which sessions are new."""
+        """Queues sessions whose next turn needs it, and reports what turns found evaluated."""
         match event:
+            case CompletionCommitted(session, options):
+                self._queue_if_trim_due(session, options)
             case SessionCreated(session_id):
                 self._waiting.setdefault(session_id, CompletionOptions())
-                self._more.set()
+                self._has_waiting.set()
             case PromptEvaluated(tokens, _, session_id):
                 evaluated = self._evaluated.setdefault(session_id, [])
                 evaluated.append((self._clock.monotonic(), tokens))
-                if len(self._evaluated) > _MOST_REMEMBERED:
+                if len(self._evaluated) > _MAX_EVALUATED_SESSIONS:
                     del self._evaluated[next(iter(self._evaluated))]
-            case CompletionEnded(session_id=session_id) if session_id not in ("", self._at):
-                self._found(event)
+            case CompletionEnded(session_id=session_id) if session_id not in ("", self._current):
+                self._report_found(event)
             case SessionGone(session_id) | SessionCreationAborted(session_id):
                 self._waiting.pop(session_id, None)
                 self._evaluated.pop(session_id, None)
-                if session_id == self._at:
-                    self._at = ""
+                if session_id == self._current:
+                    self._current = ""
 
-    def _found(self, event: CompletionEnded) -> None:
-        """What the turn found of what was evaluated before its first token; the engine may be at
-        the next turn's before this one is committed."""
+    def _queue_if_trim_due(self, session: Session, options: CompletionOptions) -> None:
+        if session.id == self._current:
+            self._current = ""
+        limit = self._engine.window_tokens
+        if not options.bypass_cache and window.is_trim_due(session, default_max_tokens=limit):
+            self._waiting[session.id] = options
+            self._has_waiting.set()
+
+    def _report_found(self, event: CompletionEnded) -> None:
+        """Reports how many of the tokens evaluated before the turn's first token were cached.
+
+        The engine may have begun to evaluate for the next turn before this one was committed.
+        """
         evaluated = self._evaluated.pop(event.session_id, [])
         began = self._clock.monotonic() - event.timings.total_seconds
         first = began + (event.timings.time_to_first_token_seconds or 0.0)
-        if later := [each for each in evaluated if each[0] > first]:
+        if later := [step for step in evaluated if step[0] > first]:
             self._evaluated[event.session_id] = later
         tokens = sum(count for at, count in evaluated if at <= first)
         if tokens and event.usage and event.usage.cached_tokens:
             self._observer(PromptFoundEvaluated(min(tokens, event.usage.cached_tokens)))
 
     async def run(self) -> None:
-        """Prepare what waits, for as long as this runs."""
+        """Prewarms the waiting sessions, until it is cancelled."""
         while True:
-            await self._more.wait()
+            await self._has_waiting.wait()
             while self._waiting:
-                self._at = next(iter(self._waiting))
-                options = self._waiting.pop(self._at)
+                self._current = next(iter(self._waiting))
+                options = self._waiting.pop(self._current)
                 try:
-                    await self._prepare(self._at, options)
+                    await self._prewarm(self._current, options)
                 except RuvdError as error:
-                    # If it is still so by then, the turn itself is going to say it.
-                    _log.debug("not prepared: %s", error)
-            self._more.clear()
+                    # If the cause persists, the turn itself is going to report it.
+                    _log.debug("not prewarmed: %s", error)
+            self._has_waiting.clear()
 
-    async def _prepare(self, session_id: str, options: CompletionOptions) -> None:
+    async def _prewarm(self, session_id: str, options: CompletionOptions) -> None:
         await self._engine.ready()
         async with self._scheduler.take_spare():
             prompt = await self._prompt(session_id)
@@ -123,8 +129,8 @@ class Prewarmer:
         async with aclosing(self._prefix_cache.prepare(request)) as steps:
             while True:
                 async with self._scheduler.take_spare():
-                    turn_request = self._sessions.turn_queue.turn_request(session_id)
-                    if self._at != session_id or (turn_request and turn_request.completion_id):
+                    running = self._sessions.turn_queue.running(session_id)
+                    if self._current != session_id or (running and running.completion_id):
                         return
                     step = await anext(steps, None)
                 if step is None:
@@ -134,7 +140,7 @@ class Prewarmer:
         _log.debug("evaluated ahead", extra={"session_id": session_id, "tokens": tokens})
 
     async def _prompt(self, session_id: str) -> Sequence[Message]:
-        """What the next turn's prompt begins with, if the engine has not seen it; or nothing."""
+        """Returns the beginning of the next turn's prompt, or nothing if the engine has seen it."""
         session = await self._sessions.current(session_id)
         if session is None or not session.exchange_count:
             return ()

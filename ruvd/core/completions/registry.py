@@ -1,7 +1,7 @@
-"""The completions that run, and those that ended a while ago; and the way back to them.
+"""The completions that run, and those that ended recently, for resume, cancel and repeats.
 
-Events stay for a while after the end, bounded in time and bytes, so that a cut stream can be
-resumed; after that, and after a restart, the store has the `Finished` of what was committed.
+Events are kept for a while after the end, bounded in time and bytes, so that a cut stream can be
+resumed. After that, and after a restart, the store has the `Finished` of every committed turn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from ruvd.core.completions.completion import (
     CompletionRef,
     CompletionRequest,
 )
-from ruvd.core.completions.event_log import EventLog
 from ruvd.core.completions.generation import AnswerGenerator
 from ruvd.core.completions.scheduler import SlotScheduler
 from ruvd.core.completions.turn import TurnRunner
@@ -28,7 +27,7 @@ from ruvd.core.errors import (
     Overloaded,
     ShuttingDown,
 )
-from ruvd.core.model import CompletionEvent, IdempotencyRecord, Session
+from ruvd.core.model import CompletionEvent, IdempotencyRecord
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import Engine
@@ -41,10 +40,7 @@ _COMPLETION_BYTES = 3000
 
 
 class CompletionRegistry:
-    """Starts completions, and knows those that run and those that ended a while ago.
-
-    `on_turn` is told of each session whose turn was committed.
-    """
+    """Starts completions, and finds those that run or ended recently."""
 
     def __init__(
         self,
@@ -54,11 +50,10 @@ class CompletionRegistry:
         observer: Observer,
         policy: CompletionPolicy,
     ) -> None:
-        self.on_turn: Callable[[Session, CompletionOptions], None] | None = None
         self._sessions = sessions
         self.scheduler = SlotScheduler(engine.slots, policy.batch_share)
         self._generator = AnswerGenerator(engine, clock, self.scheduler, observer)
-        self._turns = TurnRunner(sessions, self._generator, clock, self._kept, self._told)
+        self._turns = TurnRunner(sessions, self._generator, clock, observer)
         self._clock = clock
         self._observer = observer
         self._policy = policy
@@ -70,18 +65,19 @@ class CompletionRegistry:
 
     @property
     def running(self) -> int:
-        """How many completions run or wait."""
+        """The number of completions that run or wait."""
         return len(self._running)
 
     @property
     def log_bytes(self) -> int:
-        """What the events hold in memory, of completions that run and of those that ended."""
+        """The memory that the events of running and ended completions hold, in bytes."""
         return self._logs_bytes + sum(each.log.size_bytes for each in list(self._running.values()))
 
     def start(self, request: CompletionRequest) -> Completion:
-        """Begin a completion, in the order of the calls, or attach to that of the request id.
+        """Begins a completion, or returns the one that already runs under the request id.
 
-        Raises RequestIdReused, Overloaded, and ShuttingDown while draining.
+        Turns of a session run in the order of these calls. Raises RequestIdReused, Overloaded,
+        and ShuttingDown while draining.
         """
         self._expire()
         key = (request.session_id, request.request_id)
@@ -101,8 +97,7 @@ class CompletionRegistry:
         self._observer(CompletionBegan(completion.id))
         if request.request_id:
             self._by_request[key] = completion
-        running = self._turns.run(completion, request, known)
-        task = asyncio.create_task(running, name=completion.id)
+        task = asyncio.create_task(self._run(completion, request, known), name=completion.id)
         completion.run(task)
         task.add_done_callback(lambda _: self._retire(completion, request.options))
         return completion
@@ -110,21 +105,21 @@ class CompletionRegistry:
     async def resume(
         self, ref: CompletionRef, after: int, *, is_out_of_time: Callable[[], bool] = lambda: False
     ) -> AsyncGenerator[CompletionEvent, None]:
-        """The events above `after`, as they come; see `Completion.events`. Raises
-        CompletionNotFound."""
+        """Yields the events above `after`, as they come; see `Completion.events`.
+
+        Raises CompletionNotFound, and InvalidRequest if there are fewer than `after` events.
+        """
         completion = self._find(ref)
         if completion is None:
-            idempotency_record = await self._receipt(ref)
-            completion = self._ended.get(idempotency_record.completion_id)
+            record = await self._record(ref)
+            completion = self._ended.get(record.completion_id)
             if completion is None:
-                self._observer(CompletionJoined(idempotency_record.completion_id, resumed=True))
-                _check_after(after, idempotency_record.last_sequence)
-                if idempotency_record.finished and after < idempotency_record.last_sequence:
-                    yield CompletionEvent(
-                        idempotency_record.last_sequence, idempotency_record.finished
-                    )
+                self._observer(CompletionJoined(record.completion_id, resumed=True))
+                _check_after(after, record.last_sequence)
+                if record.finished and after < record.last_sequence:
+                    yield CompletionEvent(record.last_sequence, record.finished)
                 return
-        # Without an event yet it may be a repeat whose first events are being looked up.
+        # A completion without events may be a repeat, whose events are still being looked up.
         if completion.log.last_sequence:
             _check_after(after, completion.log.last_sequence)
         self._observer(CompletionJoined(completion.id, resumed=True))
@@ -133,10 +128,10 @@ class CompletionRegistry:
                 yield event
 
     async def cancel(self, ref: CompletionRef, *, keep_partial: bool) -> None:
-        """Stop a completion and wait for its end. Raises CompletionNotFound."""
+        """Stops a completion and waits for its end. Raises CompletionNotFound."""
         completion = self._find(ref)
         if completion is None:
-            await self._receipt(ref)
+            await self._record(ref)
             return
         completion.cancel(
             CompletionCancelled("cancelled by CancelCompletion"), keep_partial=keep_partial
@@ -144,7 +139,7 @@ class CompletionRegistry:
         await completion.ended()
 
     async def drain(self, seconds: float) -> None:
-        """Start nothing new, let what runs or waits end; after `seconds` cancel what is left."""
+        """Refuses new completions and lets the others end; cancels those left after `seconds`."""
         self._draining = True
         running = [asyncio.create_task(each.ended()) for each in self._running.values()]
         if running:
@@ -154,37 +149,41 @@ class CompletionRegistry:
         if running:
             await asyncio.wait(running)
 
-    def _told(self, session: Session, options: CompletionOptions) -> None:
-        if self.on_turn:
-            self.on_turn(session, options)
-
-    def _kept(self, completion_id: str) -> EventLog | None:
-        completion = self._ended.get(completion_id)
-        return completion.log if completion else None
+    async def _run(
+        self, completion: Completion, request: CompletionRequest, before: Completion | None
+    ) -> None:
+        record = await self._turns.run(completion, request, before)
+        if record is None:
+            return
+        completion.replayed = record.completion_id
+        ended = self._ended.get(record.completion_id)
+        if ended:
+            completion.log.adopt(ended.log)
+        elif record.finished:
+            completion.log.append(record.finished, record.last_sequence)
 
     def _find(self, ref: CompletionRef) -> Completion | None:
         if ref.completion_id:
             return self._running.get(ref.completion_id) or self._ended.get(ref.completion_id)
         return self._by_request.get((ref.session_id, ref.request_id))
 
-    async def _receipt(self, ref: CompletionRef) -> IdempotencyRecord:
+    async def _record(self, ref: CompletionRef) -> IdempotencyRecord:
+        """Returns the record of a committed completion. Raises CompletionNotFound."""
         if ref.completion_id:
-            idempotency_record = await self._sessions.completion(ref.completion_id)
+            record = await self._sessions.completion(ref.completion_id)
         else:
-            idempotency_record = await self._sessions.idempotency_record(
-                ref.session_id, ref.request_id
-            )
-        if idempotency_record is None or not idempotency_record.completion_id:
+            record = await self._sessions.idempotency_record(ref.session_id, ref.request_id)
+        if record is None or not record.completion_id:
             raise CompletionNotFound(
                 "there is no such completion: it was not committed, and its events are gone; "
                 "call Complete again"
             )
-        return idempotency_record
+        return record
 
     def _retire(self, completion: Completion, options: CompletionOptions) -> None:
-        """Report a completion that ended, and keep its events for a while."""
+        """Reports a completion that has ended, and keeps its events for a while."""
         del self._running[completion.id]
-        # In a session the store answers from now on; a failed request id is free again.
+        # The store knows what a session committed, and the request id of a failure is free again.
         if completion.session_id or completion.error:
             self._release(completion)
         if completion.replayed:
@@ -197,7 +196,7 @@ class CompletionRegistry:
         self._expire()
 
     def _expire(self) -> None:
-        """Forget the oldest of the ended, where they are too old or too large together."""
+        """Forgets the oldest ended completions that are too old or exceed the limit in bytes."""
         horizon = self._clock.monotonic() - self._policy.retention_seconds
         while self._ended:
             oldest = next(iter(self._ended.values()))
@@ -209,7 +208,7 @@ class CompletionRegistry:
             self._release(oldest)
 
     def _release(self, completion: Completion) -> None:
-        """Free its request id, unless a later completion has it by now."""
+        """Frees the completion's request id, unless a later completion uses it now."""
         key = (completion.session_id, completion.request_id)
         if self._by_request.get(key) is completion:
             del self._by_request[key]

@@ -1,9 +1,9 @@
-"""The engine's places: who may generate now.
+"""The engine's slots: which completion may generate now.
 
-Interactive completions go first. Those of a batch have a share of the places, so that chat never
-waits for all of them, and an own bound that follows what the engine says it can take: it halves
-when the engine asks to slow down and grows by one with every round that goes well. What nobody
-waits for has a place when nothing else has or wants one.
+Interactive completions go first. Completions of batches have a share of the slots, so that chat
+never waits for all of them. They also have a limit that follows the load that the engine accepts:
+it halves when the engine asks to slow down and grows by one with every successful round.
+Background work gets a slot when no completion has or wants one.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 
 
 class SlotScheduler:
-    """`total` places, None for no bound; a batch may have `batch_share` of them, one at least."""
+    """Gives out `total` slots (None is no limit), to batches `batch_share` of them or one."""
 
     def __init__(self, total: int | None, batch_share: float) -> None:
         self._free = math.inf if total is None else total
@@ -27,40 +27,54 @@ class SlotScheduler:
         self._batch: deque[asyncio.Future[None]] = deque()
         self._spare: deque[asyncio.Future[None]] = deque()
         self._running = 0
+        self._waiting_for_engine = [0, 0]  # interactive completions, and those of batches
         self.narrowings = 0
 
     @asynccontextmanager
     async def take(self, *, batch: bool = False) -> AsyncGenerator[None, None]:
-        """Have a place, once there is one: first come, first served, within each kind."""
+        """Waits for a slot and holds it; first come, first served, within each kind."""
         await self._wait(self._batch if batch else self._interactive, batch=batch)
         try:
             yield
         finally:
-            self._give(batch=batch)
+            self._release(batch=batch)
 
     @asynccontextmanager
     async def take_spare(self) -> AsyncGenerator[None, None]:
-        """Have a place when nobody has or wants one; keep it for a moment only."""
+        """Waits until no completion has or wants a slot, and holds one. Keep it only briefly."""
         await self._wait(self._spare, batch=False)
         try:
             yield
         finally:
-            self._give(batch=False)
+            self._release(batch=False)
+
+    @contextmanager
+    def count_as_waiting(self, *, batch: bool) -> Generator[None, None, None]:
+        """Counts a completion as waiting while it waits for the engine to come up."""
+        self._waiting_for_engine[batch] += 1
+        try:
+            yield
+        finally:
+            self._waiting_for_engine[batch] -= 1
 
     @property
     def waiting(self) -> tuple[int, int]:
-        """How many wait for a place: interactive completions, and those of batches."""
-        return len(self._interactive), len(self._batch)
+        """The numbers of waiting completions: interactive ones, and those of batches."""
+        interactive, batch = self._waiting_for_engine
+        return interactive + len(self._interactive), batch + len(self._batch)
 
     def narrow(self, narrowings: int) -> None:
-        """The engine asked a batch's completion to slow down, which began when there had been
-        `narrowings`: only the first of those that ran side by side counts."""
+        """Halves the limit of batches, because the engine asked a completion to slow down.
+
+        `narrowings` is the count at which that completion began. Of completions that ran at the
+        same time only the first one counts.
+        """
         if narrowings == self.narrowings:
             self.narrowings += 1
             self._batch_limit = max(1, min(self._batch_limit, self._batch_running + 1) // 2)
 
     def widen(self) -> None:
-        """A batch's completion went well."""
+        """Raises the limit of batches, because a completion of a batch succeeded."""
         self._batch_limit = min(self._batch_most, self._batch_limit + 1 / self._batch_limit)
         self._next()
 
@@ -72,30 +86,30 @@ class SlotScheduler:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._give(batch=batch)
+                self._release(batch=batch)
             elif turn in waiting:
                 waiting.remove(turn)
             raise
 
-    def _give(self, *, batch: bool) -> None:
+    def _release(self, *, batch: bool) -> None:
         self._free += 1
         self._running -= 1
         self._batch_running -= batch
         self._next()
 
     def _next(self) -> None:
-        """Let in whoever may go."""
-        while self._free >= 1 and self._let(self._interactive):
+        """Gives free slots to the completions that may have them."""
+        while self._free >= 1 and self._give_to_first(self._interactive):
             pass
         while self._free >= 1 and self._batch_running + 1 <= self._batch_limit:
-            if not self._let(self._batch):
+            if not self._give_to_first(self._batch):
                 break
             self._batch_running += 1
         if not self._running:
-            self._let(self._spare)
+            self._give_to_first(self._spare)
 
-    def _let(self, waiting: deque[asyncio.Future[None]]) -> bool:
-        """Give a place to the first who has not been cancelled; False if there is none."""
+    def _give_to_first(self, waiting: deque[asyncio.Future[None]]) -> bool:
+        """Gives a slot to the first waiter that is not cancelled; False if there is none."""
         while waiting:
             turn = waiting.popleft()
             if not turn.cancelled():

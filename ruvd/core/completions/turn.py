@@ -1,4 +1,4 @@
-"""A turn: begin in order, generate, commit. What a completion's task does.
+"""The work of a completion's task: wait for the turn, generate, commit.
 
 The new messages and the answer are committed together, once, before `Finished` is in the log.
 """
@@ -6,13 +6,13 @@ The new messages and the answer are committed together, once, before `Finished` 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ruvd.core.completions.completion import Completion, CompletionRequest
-from ruvd.core.completions.event_log import EventLog
 from ruvd.core.completions.generation import Answer, AnswerGenerator, Prompt
-from ruvd.core.errors import FieldViolation, InvalidRequest
+from ruvd.core.errors import FieldViolation, InvalidRequest, StoreUnavailable
 from ruvd.core.model import (
     Exchange,
     FinishReason,
@@ -23,9 +23,9 @@ from ruvd.core.model import (
     Session,
     Usage,
 )
-from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import EngineDone
+from ruvd.core.ports.events import CompletionCommitted, Observer
 from ruvd.core.ports.store import Commit, TurnSnapshot
 from ruvd.core.sessions import idempotency, window
 from ruvd.core.sessions.registry import SessionRegistry, session_not_found, with_messages
@@ -34,106 +34,101 @@ from ruvd.core.sessions.turn_queue import TurnRequest
 
 
 class TurnRunner:
-    """Runs completions. `kept` finds the event log of one that has ended, if it is kept;
-    `turned` is told of each session whose turn was committed."""
+    """Runs the turns of completions, and tells the observer of each commit."""
 
     def __init__(
         self,
         sessions: SessionRegistry,
         generator: AnswerGenerator,
         clock: Clock,
-        kept: Callable[[str], EventLog | None],
-        turned: Callable[[Session, CompletionOptions], None],
+        observer: Observer,
     ) -> None:
         self._sessions = sessions
         self._generator = generator
         self._clock = clock
-        self._kept = kept
-        self._turned = turned
+        self._observer = observer
 
     async def run(
         self, completion: Completion, request: CompletionRequest, before: Completion | None
-    ) -> None:
-        """Generate and commit; what goes wrong is raised. `before` is to end first."""
-        if before:  # of the same request id and being cancelled: it may yet commit a part
+    ) -> IdempotencyRecord | None:
+        """Generates and commits, after the completion `before`, which has the same request id.
+
+        Returns None, or the record of an earlier commit with the same request id, for which
+        nothing is generated. Raises the errors that the completion fails with.
+        """
+        if before:  # it is being cancelled, but may still commit a part of its answer
             await before.ended()
         if not request.session_id:
-            session = Session("", 0.0, 0.0, 0.0, system_prompt=request.system_prompt)
-            session, messages = _adopt_system(session, request.messages)
-            check_results((), request.messages)
-            prompt = _prompt(completion, request, session, (), messages)
-            answer = completion.answer
-            done = await self._generator.generate(prompt, completion.log, answer)
-            now = self._clock.monotonic()
-            completion.log.append(answer.finished(done, now, exchange_count=0))
-            return
+            await self._run_stateless(completion, request)
+            return None
         turn_request = TurnRequest(completion.id, completion.cancel)
         turn_queue, session_id = self._sessions.turn_queue, request.session_id
         if request.if_busy is not IfBusy.QUEUE:
-            # A request id goes before if_busy, and whoever takes over must be able to go on.
-            if await self._replay(completion, request):
-                return
+            # The request id is looked up before if_busy applies, and a request that interrupts
+            # another one must itself be able to continue the session.
+            if record := await self._committed(completion, request):
+                return record
             if request.if_busy is IfBusy.INTERRUPT:
                 await self._check_fits(request)
         turn_queue.join(session_id, turn_request, request.if_busy)
         try:
-            # Nobody waits for what is known. In the lane already, so that the look-up costs
-            # nobody its place; and `begin` looks again, because what this waited for may have used
-            # the request id.
-            if turn_request.turn and await self._replay(completion, request):
-                return
+            # A repeated request need not wait for the turn. The look-up comes after `join`, so that
+            # it does not cost the request its place. `begin_turn` looks again, because one of the
+            # requests before this one may have used the request id.
+            if turn_request.turn and (record := await self._committed(completion, request)):
+                return record
             await turn_queue.wait(turn_request)
-            begun = await self._sessions.begin_turn(
+            snapshot = await self._sessions.begin_turn(
                 request.session_id,
                 turn_request,
                 request.system_prompt,
                 request_id=request.request_id,
                 require_existing=request.require_existing,
             )
-            if begun.idempotency_record:
-                self._give_again(completion, request, begun.idempotency_record)
-                return
-            creates, is_done = turn_request.pending_session is not None, False
+            if record := snapshot.idempotency_record:
+                idempotency.check(record.digest, completion.digest, request.request_id)
+                return record
+            creates, is_committed = turn_request.pending_session is not None, False
             try:
-                await self._turn(completion, request, begun, creates=creates)
-                is_done = True
+                await self._turn(completion, request, snapshot, creates=creates)
+                is_committed = True
             finally:
-                if creates and not is_done:
+                if creates and not is_committed:
                     self._sessions.creation_aborted(session_id)
                 elif not completion.committing:
-                    await self._sessions.touch(session_id)
+                    # The turn's own error is what the caller must see; the store reports its own.
+                    with contextlib.suppress(StoreUnavailable):
+                        await self._sessions.touch(session_id)
         finally:
             turn_queue.leave(session_id, turn_request)
+        return None
 
-    async def _replay(self, completion: Completion, request: CompletionRequest) -> bool:
-        """Give a committed request its events again, or its Finished; False if there is none."""
+    async def _run_stateless(self, completion: Completion, request: CompletionRequest) -> None:
+        session = Session("", 0.0, 0.0, 0.0, system_prompt=request.system_prompt)
+        session, messages = _adopt_system(session, request.messages)
+        check_results((), request.messages)
+        prompt = _prompt(completion, request, session, (), messages)
+        answer = completion.answer
+        done = await self._generator.generate(prompt, completion.log, answer)
+        now = self._clock.monotonic()
+        completion.log.append(answer.finished(done, now, exchange_count=0))
+
+    async def _committed(
+        self, completion: Completion, request: CompletionRequest
+    ) -> IdempotencyRecord | None:
+        """Returns the record of an earlier commit with the same request id.
+
+        Raises RequestIdReused if that was another request.
+        """
         if not request.request_id:
-            return False
-        idempotency_record = await self._sessions.idempotency_record(
-            request.session_id, request.request_id
-        )
-        if idempotency_record is None:
-            return False
-        self._give_again(completion, request, idempotency_record)
-        return True
-
-    def _give_again(
-        self,
-        completion: Completion,
-        request: CompletionRequest,
-        idempotency_record: IdempotencyRecord,
-    ) -> None:
-        """Raises RequestIdReused if it was another request."""
-        idempotency.check(idempotency_record.digest, completion.digest, request.request_id)
-        completion.replayed = idempotency_record.completion_id
-        kept = self._kept(idempotency_record.completion_id)
-        if kept:
-            completion.log.adopt(kept)
-        elif idempotency_record.finished:
-            completion.log.append(idempotency_record.finished, idempotency_record.last_sequence)
+            return None
+        record = await self._sessions.idempotency_record(request.session_id, request.request_id)
+        if record:
+            idempotency.check(record.digest, completion.digest, request.request_id)
+        return record
 
     async def _check_fits(self, request: CompletionRequest) -> None:
-        """Raises what the turn would raise, before it costs somebody else theirs."""
+        """Raises the errors that the turn would raise, before it interrupts another turn."""
         session = await self._sessions.current(request.session_id)
         if session:
             _check_continues(session, request)
@@ -145,11 +140,11 @@ class TurnRunner:
         self,
         completion: Completion,
         request: CompletionRequest,
-        begun: TurnSnapshot,
+        snapshot: TurnSnapshot,
         *,
         creates: bool,
     ) -> None:
-        session, history = begun.session, begun.exchanges
+        session, history = snapshot.session, snapshot.exchanges
         if session is None:
             raise session_not_found(request.session_id)
         if not creates:
@@ -163,7 +158,7 @@ class TurnRunner:
         if not messages:
             _check_open(history)
         if not messages or messages[0].role is Role.TOOL:
-            # The exchange goes on, so it is sent whatever is trimmed.
+            # The messages continue the last exchange, so it is sent whatever is trimmed.
             history, turn = history[:-1], (*history[-1], *messages)
         prompt = _prompt(completion, request, session, history, turn, creates=creates)
         answer = completion.answer
@@ -173,7 +168,7 @@ class TurnRunner:
             task = asyncio.current_task()
             if not (completion.keep_partial and answer.text and task):
                 raise
-            answer.tool_calls.clear()  # half a call cannot be answered
+            answer.tool_calls.clear()  # an incomplete call cannot be answered
             task.uncancel()
             done = EngineDone(FinishReason.CANCELLED)
         completion.committing = True
@@ -181,17 +176,17 @@ class TurnRunner:
         after = _after(session, numbered, answer, done.usage, now=self._clock.now())
         now = self._clock.monotonic()
         finished = answer.finished(done, now, exchange_count=after.exchange_count)
-        idempotency_record = IdempotencyRecord(
+        record = IdempotencyRecord(
             request_id=request.request_id,
             digest=completion.digest,
             completion_id=completion.id,
             last_sequence=completion.log.last_sequence + 1,
             finished=finished,
         )
-        # `committing` keeps everyone from cancelling this task.
-        await self._sessions.write(Commit(after, numbered, idempotency_record, create=creates))
+        # While `committing` is set nothing cancels this task.
+        await self._sessions.write(Commit(after, numbered, record, create=creates))
         completion.log.append(finished)
-        self._turned(after, request.options)
+        self._observer(CompletionCommitted(after, request.options))
 
 
 def _prompt(
@@ -218,14 +213,14 @@ def _prompt(
 def _adopt_system(
     session: Session, messages: Sequence[Message]
 ) -> tuple[Session, Sequence[Message]]:
-    """A leading system message is the system prompt of the session that begins with it."""
+    """Makes a leading system message the session's system prompt."""
     if messages and messages[0].role is Role.SYSTEM:
         return replace(session, system_prompt=messages[0].content), messages[1:]
     return session, messages
 
 
 def _check_continues(session: Session, request: CompletionRequest) -> None:
-    """Raises InvalidRequest for a system message or prompt that is not the session's own."""
+    """Raises InvalidRequest for a system message or prompt other than the session's own."""
     wrong = []
     first = request.messages[0] if request.messages else None
     if first and first.role is Role.SYSTEM and first.content != session.system_prompt:
@@ -239,7 +234,7 @@ def _check_continues(session: Session, request: CompletionRequest) -> None:
 
 
 def _check_open(history: Sequence[Exchange]) -> None:
-    """Raises InvalidRequest if the history does not end with what waits for an answer."""
+    """Raises InvalidRequest unless the history ends with a message that needs an answer."""
     if not history or history[-1][-1].role not in (Role.USER, Role.TOOL):
         text = "must not be empty: the session's history has nothing to answer"
         raise InvalidRequest([FieldViolation("messages", text)])
@@ -253,7 +248,7 @@ def _after(
     *,
     now: float,
 ) -> Session:
-    """The session as it is once the turn is committed."""
+    """Returns the session as it is once the turn is committed."""
     plan = answer.plan
     return with_messages(
         session,

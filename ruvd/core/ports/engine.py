@@ -1,4 +1,4 @@
-"""What generates: the contract of every engine."""
+"""The contract of every engine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ruvd.core.values import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One generation. `session_key` is stable per session, empty if stateless.
+    """The input of one generation. `session_key` is stable per session, empty if stateless.
 
-    Requests with the same `prefix_key` have prompts that begin alike, for long enough that it is
-    worth to evaluate that once; empty if nothing is known.
+    Requests with the same `prefix_key` have prompts with a common beginning that is long enough to
+    be evaluated once for all of them; it is empty if no such beginning is known.
     """
 
     messages: Sequence[Message]
@@ -29,7 +29,7 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class EngineText:
-    """More text. Never empty."""
+    """More of the answer's text. Never empty."""
 
     text: str
 
@@ -38,7 +38,7 @@ class EngineText:
 class EngineDone:
     """The last chunk: figures as the engine reported them; None is unknown.
 
-    `prefill_seconds` is what the `prompt_tokens - cached_tokens` evaluated tokens took.
+    `prefill_seconds` is the time in which `prompt_tokens - cached_tokens` were evaluated.
     """
 
     finish_reason: FinishReason
@@ -48,7 +48,7 @@ class EngineDone:
 
 @dataclass(frozen=True, slots=True)
 class EngineReasoning:
-    """More of what the model thinks before it answers. Never empty."""
+    """More of the model's reasoning before its answer. Never empty."""
 
     text: str
 
@@ -57,7 +57,7 @@ EngineChunk: TypeAlias = EngineText | EngineReasoning | ToolCallDelta | EngineDo
 
 
 class Engine(Protocol):
-    """What generates."""
+    """A generator of answers: an embedded model, a remote server, or a fake."""
 
     @property
     def model(self) -> str:
@@ -65,22 +65,31 @@ class Engine(Protocol):
 
     @property
     def slots(self) -> int | None:
-        """How many completions it runs side by side; None if it sets no bound."""
+        """The number of completions that it runs at a time; None if it has no limit."""
 
     @property
     def window_tokens(self) -> int | None:
-        """The default of a context window's `max_tokens`: what one completion's context holds
-        less room for the answer; None if unknown."""
+        """The default of a context window's `max_tokens`; None if unknown.
+
+        It is the size of one completion's context less room for the answer.
+        """
 
     async def start(self) -> None:
-        """Begin to come up, and return at once. The observer is told when it is up."""
+        """Begins the start and returns at once. The observer is told when the engine is up."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `ready` would return at once."""
 
     async def ready(self) -> None:
-        """Return when the engine is up. Raises EngineUnavailable when it is not within its
-        start time-out, or has given up. Cancelling the wait is safe."""
+        """Returns when the engine is up.
+
+        Raises EngineUnavailable when it is not up within its start timeout, or has given up.
+        Cancelling the wait is safe.
+        """
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        """Generate: any number of chunks of the answer, then one EngineDone.
+        """Yields any number of chunks of the answer, then one EngineDone.
 
         Tool calls are numbered from 0; the first delta of each has its id and its name. Closing
         the generator or cancelling its task stops the generation in the engine, in every phase.
@@ -90,31 +99,33 @@ class Engine(Protocol):
         """
 
     async def models(self) -> Sequence[str]:
-        """What `CompletionOptions.model` may be. Raises as `generate` does."""
+        """Returns the allowed values of `CompletionOptions.model`. Raises as `generate` does."""
 
     @property
     def prefix_cache(self) -> PrefixCache | None:
-        """What it can be asked to do with the state that it keeps; None if it keeps none."""
+        """The cache of evaluated prompts that the engine keeps; None if it keeps none."""
 
     async def close(self) -> None:
-        """Save what may be saved, stop, and leave no process behind. Idempotent."""
+        """Saves its state, stops, and leaves no process behind. Idempotent."""
 
 
 class PrefixCache(Protocol):
-    """An engine's own state of conversations, such as a KV cache. It makes answers come sooner
-    and never changes them."""
+    """An engine's cache of evaluated prompts, such as a KV cache.
+
+    It makes answers come sooner and never changes them.
+    """
 
     def prepare(self, request: EngineRequest) -> AsyncGenerator[PromptEvaluated, None]:
-        """Evaluate the messages, in steps, after which something else is going to be said.
+        """Evaluates the beginning of a prompt, which more messages will follow, in steps.
 
-        It yields after every step, and may be closed then. Raises as `Engine.generate` does.
+        Yields after every step, and may be closed then. Raises as `Engine.generate` does.
         """
 
     def forget(self, session_key: str) -> None:
-        """The session is no more: keep nothing of it."""
+        """Deletes everything that is kept of a session that has ended."""
 
     def remembered(self) -> Collection[str]:
-        """The sessions of which an earlier daemon, or this one, has saved something."""
+        """Returns the sessions of which this daemon, or an earlier one, has saved state."""
 
     async def save(self) -> None:
-        """Save what a stop would lose. Raises nothing."""
+        """Saves the state that a stop would lose. Raises nothing."""

@@ -1,11 +1,12 @@
-"""What happened: the events that an observer is told of."""
+"""The events that observers are told of, within the call in which each happens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeAlias
 
-from ruvd.core.model import Timings, Usage
+from ruvd.core.model import Session, Timings, Usage
+from ruvd.core.options import CompletionOptions
 from ruvd.core.values import dataclass
 
 
@@ -19,10 +20,10 @@ class EngineStateChanged:
 
 @dataclass(frozen=True, slots=True)
 class EngineStateMoved:
-    """The state of a conversation went out of a slot into a file (`save`), or back (`restore`).
+    """A conversation's KV state was saved from a slot to a file (`save`), or back (`restore`).
 
-    The outcome is `ok`, `failed`, or of a file that was of no use `corrupt`, `foreign` (another
-    model's) or `stale` (another history's).
+    The outcome is `ok`, `failed`, or the reason why a file was unusable: `corrupt`, `foreign` (of
+    another model) or `stale` (of another history).
     """
 
     action: str
@@ -32,7 +33,7 @@ class EngineStateMoved:
 
 @dataclass(frozen=True, slots=True)
 class PromptEvaluated:
-    """A part of a session's prompt was evaluated before somebody asked for it."""
+    """A part of a session's prompt was evaluated before the turn that needs it."""
 
     tokens: int
     seconds: float
@@ -41,14 +42,14 @@ class PromptEvaluated:
 
 @dataclass(frozen=True, slots=True)
 class PromptFoundEvaluated:
-    """A turn found so much of its prompt evaluated ahead."""
+    """A turn found `tokens` of its prompt evaluated ahead."""
 
     tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class StoreStateChanged:
-    """The store could, or could not, be read and written."""
+    """The store became available, or unavailable, for reads and writes."""
 
     up: bool
     detail: str
@@ -56,23 +57,23 @@ class StoreStateChanged:
 
 @dataclass(frozen=True, slots=True)
 class StoreBatch:
-    """One transaction of the store: how many writes it committed together."""
+    """The store committed this many writes in one transaction."""
 
     writes: int
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionBegan:
-    """A call began a completion. Told within the call."""
+    """A call began a completion. Emitted within the call."""
 
     completion_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionJoined:
-    """A call got what another one began: it `resumed` it, or its request id was the same.
+    """A call attached to a completion that another call began. Emitted within the call.
 
-    Told within the call.
+    Either it `resumed` the completion, or it repeated the completion's request id.
     """
 
     completion_id: str
@@ -81,7 +82,7 @@ class CompletionJoined:
 
 @dataclass(frozen=True, slots=True)
 class EngineTaken:
-    """A completion that was begun `queue_seconds` ago has its place in the engine."""
+    """A completion got a slot of the engine, `queue_seconds` after it began."""
 
     completion_id: str
     batch: bool
@@ -90,9 +91,9 @@ class EngineTaken:
 
 @dataclass(frozen=True, slots=True)
 class CompletionEnded:
-    """A completion ended: `reason` is a finish reason's name or, if it `failed`, the error's.
+    """A completion ended: `reason` is the name of the finish reason or, if it `failed`, the error.
 
-    Of a `batch` it says nothing about latency: its items wait for each other on purpose.
+    The latency of a `batch` item means nothing, because items wait for each other on purpose.
     """
 
     completion_id: str
@@ -108,6 +109,17 @@ class CompletionEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class CompletionCommitted:
+    """A turn of the session was committed, which is now as `session` says.
+
+    The next turn is likely to have the same `options`.
+    """
+
+    session: Session
+    options: CompletionOptions
+
+
+@dataclass(frozen=True, slots=True)
 class SessionCreated:
     """A session was committed for the first time."""
 
@@ -116,14 +128,14 @@ class SessionCreated:
 
 @dataclass(frozen=True, slots=True)
 class SessionCreationAborted:
-    """The first turn of a session ended without a commit: there is none, as there was none."""
+    """The first turn of a session ended without a commit, so the session was never created."""
 
     session_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class SessionGone:
-    """A session is no longer: reason is `idle`, `capacity` or `client`."""
+    """A session was deleted: it was `idle`, evicted for `capacity`, or ended by a `client`."""
 
     session_id: str
     reason: str
@@ -139,6 +151,7 @@ Event: TypeAlias = (
     | CompletionBegan
     | CompletionJoined
     | EngineTaken
+    | CompletionCommitted
     | CompletionEnded
     | SessionCreated
     | SessionCreationAborted

@@ -1,6 +1,6 @@
-"""What clients do to sessions: create, fork, update, append, end; and what time does: expire.
+"""Changes of sessions: clients create, fork, update, append and end; time expires them.
 
-Each change takes its turn in the session, as completions do, and is one commit.
+Each change takes the session's turn, as completions do, and is one commit.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from ruvd.core.sessions.registry import (
     with_messages,
 )
 from ruvd.core.sessions.tool_results import check_results
-from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest, to_its_end
+from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest, finish_despite_cancel
 
 
 @dataclass(frozen=True, slots=True)
 class SessionChanges:
-    """What a client changes of a session; None stays as it is."""
+    """A client's changes of a session; a field that is None stays as it is."""
 
     labels: Mapping[str, str] | None = None
     idle_timeout_seconds: float | None = None
@@ -44,7 +44,7 @@ class SessionChanges:
 
 @dataclass(frozen=True, slots=True)
 class NewFork:
-    """A fork that a client asks for; `exchange_count` None keeps all exchanges."""
+    """A client's request for a fork; `exchange_count` None keeps all exchanges."""
 
     parent_id: str
     exchange_count: int | None = None
@@ -53,7 +53,7 @@ class NewFork:
 
 
 class SessionCommands:
-    """The changes of all sessions."""
+    """Changes sessions, one commit a change."""
 
     def __init__(
         self,
@@ -67,35 +67,35 @@ class SessionCommands:
         self._store = store
         self._clock = clock
         self._observer = observer
-        # One lane a request id, so that two calls with the same one make one session.
+        # One queue per request id, so that two calls with the same id create one session.
         self._creating = TurnQueue(policy.max_sessions, policy.max_queue)
 
     async def create(self, new: NewSession) -> SessionState:
-        """Make a session, with the history it comes with; once per request id."""
+        """Creates a session with the history that comes with it, once per request id."""
         self._sessions.check_enabled()
         check_results((), new.messages)
         asked = (new.session_id, new.system_prompt, new.messages, new.labels, new.context_window)
         digest = idempotency.digest("create", *asked, new.idle_timeout_seconds, new.model)
 
-        async def make(idempotency_record: IdempotencyRecord | None) -> Session:
+        async def make(record: IdempotencyRecord | None) -> Session:
             session = self._sessions.prepare(new)
             self._sessions.check_room(session, new.messages)
             numbered = window.number(0, new.messages)
             session = with_messages(session, numbered)
-            await self._make(Commit(session, numbered, idempotency_record, create=True))
+            await self._make(Commit(session, numbered, record, create=True))
             return session
 
         return await self._once(new.request_id, digest, make)
 
     async def fork(self, new: NewFork) -> SessionState:
-        """Make a session that shares the beginning of another's history, as it is committed."""
+        """Creates a session that shares the beginning of another's committed history."""
         self._sessions.check_enabled()
         digest = idempotency.digest("fork", new.parent_id, new.exchange_count, new.session_id)
 
-        async def make(idempotency_record: IdempotencyRecord | None) -> Session:
-            turn_request = self._sessions.turn_queue.turn_request(new.parent_id)
+        async def make(record: IdempotencyRecord | None) -> Session:
+            running = self._sessions.turn_queue.running(new.parent_id)
             parent = await self._store.get(new.parent_id)
-            if parent is None or not self._sessions.active_or_in_turn(parent, turn_request):
+            if parent is None or not self._sessions.active_or_in_turn(parent, running):
                 raise session_not_found(new.parent_id)
             keep = parent.exchange_count if new.exchange_count is None else new.exchange_count
             if keep > parent.exchange_count:
@@ -117,7 +117,7 @@ class SessionCommands:
                 window_start=_start_at(parent, keep),
                 context_tokens=parent.context_tokens if whole else None,
             )
-            await self._make(Commit(session, (), idempotency_record, create=True), parent.id)
+            await self._make(Commit(session, (), record, create=True), parent.id)
             return session
 
         return await self._once(new.request_id, digest, make)
@@ -128,14 +128,14 @@ class SessionCommands:
         digest: bytes,
         make: Callable[[IdempotencyRecord | None], Awaitable[Session]],
     ) -> SessionState:
-        """Make a session, or find the one that this request id has made."""
+        """Creates a session, or returns the one that this request id has created."""
         if not request_id:
             return self._sessions.state(await make(None))
         async with self._creating.turn(request_id, TurnRequest()):
             made = await self._store.created_by(request_id)
-            turn_request = self._sessions.turn_queue.turn_request(made[0]) if made else None
+            running = self._sessions.turn_queue.running(made[0]) if made else None
             session = await self._store.get(made[0]) if made else None
-            if made and session and self._sessions.active_or_in_turn(session, turn_request):
+            if made and session and self._sessions.active_or_in_turn(session, running):
                 idempotency.check(made[1].digest, digest, request_id)
                 return self._sessions.state(session)
             return self._sessions.state(await make(IdempotencyRecord(request_id, digest)))
@@ -150,13 +150,12 @@ class SessionCommands:
             raise SessionExists(f"session {session.id!r} is being created or used") from None
 
     async def update(self, session_id: str, changes: SessionChanges) -> SessionState:
-        """Change what may be changed, after the turns before."""
+        """Changes a session, after the turns that came before."""
         self._sessions.check_enabled()
         async with self._sessions.turn_queue.turn(session_id, TurnRequest()):
             session = await self._sessions.existing(session_id)
             given = {name: getattr(changes, name) for name in SessionChanges.__slots__}
-            window = changes.context_window or session.context_window
-            start = _widened(session, window)
+            start = _widened(session, changes.context_window or session.context_window)
             session = replace(session, **{k: v for k, v in given.items() if v is not None})
             session = replace(session, window_start=start)
             await self._sessions.commit(Commit(session))
@@ -165,43 +164,48 @@ class SessionCommands:
     async def append(
         self, session_id: str, messages: Sequence[Message], request_id: str = ""
     ) -> SessionState:
-        """Commit messages without generating, after the turns before; once per request id."""
+        """Commits messages without generating, after earlier turns, once per request id."""
         self._sessions.check_enabled()
         digest = idempotency.digest("append", messages)
         async with self._sessions.turn_queue.turn(session_id, TurnRequest()):
             session = await self._sessions.existing(session_id)
-            known = (
-                await self._store.idempotency_record(session_id, request_id) if request_id else None
-            )
-            if known:
-                idempotency.check(known.digest, digest, request_id)
-                return self._sessions.state(session)
+            record = None
+            if request_id:
+                known = await self._store.idempotency_record(session_id, request_id)
+                if known:
+                    idempotency.check(known.digest, digest, request_id)
+                    return self._sessions.state(session)
+                record = IdempotencyRecord(request_id, digest)
             self._sessions.check_room(session, messages)
             last = await self._store.exchanges(session_id, max(0, session.exchange_count - 1))
             check_results(last[-1] if last else (), messages)
             numbered = window.number(session.exchange_count, messages)
             session = with_messages(session, numbered, last_used_time=self._clock.now())
-            idempotency_record = IdempotencyRecord(request_id, digest) if request_id else None
-            await self._sessions.commit(Commit(session, numbered, idempotency_record))
+            await self._sessions.commit(Commit(session, numbered, record))
         return self._sessions.state(session)
 
     async def end(self, session_id: str, *, allow_missing: bool = False) -> None:
-        """Delete the session. Everyone who has or waits for its turn fails with SessionEnded."""
+        """Deletes a session. Its running and waiting requests fail with SessionEnded.
+
+        Raises SessionNotFound unless `allow_missing`.
+        """
         self._sessions.check_enabled()
-        turn_request = self._sessions.turn_queue.turn_request(session_id)
-        being_made = turn_request is not None and turn_request.pending_session is not None
-        self._sessions.turn_queue.cancel(
-            session_id, SessionEnded(f"session {session_id!r} was ended")
-        )
-        async with self._sessions.turn_queue.turn(session_id, TurnRequest(ends=True)):
-            alive = self._sessions.alive(await self._store.get(session_id)) or being_made
-            if await to_its_end(self._store.end(session_id)):
-                self._observer(SessionGone(session_id, "client"))
-            if not alive and not allow_missing:
+        turn_queue = self._sessions.turn_queue
+        running = turn_queue.running(session_id)
+        is_pending = running is not None and running.pending_session is not None
+        turn_queue.cancel(session_id, SessionEnded(f"session {session_id!r} was ended"))
+        async with turn_queue.turn(session_id, TurnRequest(ends=True)):
+            existed = self._sessions.alive(await self._store.get(session_id)) or is_pending
+            await finish_despite_cancel(self._delete(session_id))
+            if not existed and not allow_missing:
                 raise session_not_found(session_id)
 
+    async def _delete(self, session_id: str) -> None:
+        if await self._store.end(session_id):
+            self._observer(SessionGone(session_id, "client"))
+
     async def sweep(self) -> int:
-        """Delete the sessions that have expired; how many."""
+        """Deletes the expired sessions and returns their number."""
         gone = 0
         while ids := await self._store.expire(
             self._clock.now(), self._sessions.turn_queue.in_use()
@@ -213,7 +217,7 @@ class SessionCommands:
 
 
 def _widened(session: Session, window: ContextWindow) -> int:
-    """Where the session's window starts if it is to be `window`, which may take in more."""
+    """Returns where the session's window starts once it is `window`, which may be wider."""
     if window.max_exchanges == session.context_window.max_exchanges:
         return session.window_start
     if not window.max_exchanges:
@@ -222,16 +226,16 @@ def _widened(session: Session, window: ContextWindow) -> int:
 
 
 def _start_at(session: Session, exchange_count: int) -> int:
-    """Where the window of a fork with the first `exchange_count` exchanges starts.
+    """Returns where the window of a fork with the first `exchange_count` exchanges starts.
 
-    Where the parent's window starts, so that the fork's first prompt begins as the parent's did;
-    of a fork that would have nothing in its window, where the parent's started then, as far as
-    exchanges decide.
+    That is where the parent's window starts, so that the fork's first prompt begins as the
+    parent's did. If that would leave the fork's window empty, it is where the parent's window
+    started when the parent was that long, as far as the number of exchanges decides it.
     """
     if session.window_start < exchange_count:
         return session.window_start
     window = session.context_window
-    before = exchange_count - 1  # what was in the history when that exchange was planned
+    before = exchange_count - 1  # the length of the history when that exchange was planned
     if not window.max_exchanges or before <= window.max_exchanges:
         return 0
     cycle = window.max_exchanges + 1 - window.keep_exchanges

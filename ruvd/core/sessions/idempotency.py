@@ -1,7 +1,7 @@
-"""Request ids: what makes two requests the same, and the check that they are.
+"""Idempotency: a digest of each request, so that a repeated request id can be checked.
 
-A digest covers what decides the outcome and leaves out what has its default, so that a daemon whose
-requests have more fields than the last one's still knows its requests.
+A digest covers the fields that decide the outcome and leaves out those with their default value.
+A newer daemon, whose requests have more fields, therefore still recognises older requests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ruvd.core.options import ToolChoiceMode
 
 
 def digest(kind: str, *parts: Any) -> bytes:
-    """32 bytes that are equal for equal requests, over restarts and versions."""
+    """Returns 32 bytes that are equal for equal requests, over restarts and versions."""
     text = json.dumps([kind, *map(_plain, parts)], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).digest()
 
@@ -32,7 +32,7 @@ def check(known: bytes, given: bytes, request_id: str) -> None:
 
 
 def _unset(field: Field[Any], value: Any) -> bool:
-    # A temperature of 0 is set, and so is a False where the default is None.
+    # A temperature of 0 is a value, and so is False where the default is None.
     default = field.default
     if field.default_factory is not MISSING:
         default = field.default_factory()
@@ -40,7 +40,7 @@ def _unset(field: Field[Any], value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, ToolChoiceMode):  # a tool may be named `auto`
+    if isinstance(value, ToolChoiceMode):  # distinct from a tool that is named `auto`
         return [value.value]
     if isinstance(value, Enum):
         return value.value

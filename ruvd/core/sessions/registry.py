@@ -1,8 +1,8 @@
-"""Sessions as they are: who is alive, who has the turn, what is committed.
+"""The sessions of one store: which are alive, which have a turn running, what is committed.
 
-A session in use (its lane has someone running or waiting) is never expired or evicted. A session
-that a completion creates is written with its first commit; until then its lane holds its place
-and shows it. Expiry is strict at every access, whatever the sweeper has done.
+A session in use (it has a running or waiting turn) is never expired or evicted. A session that a
+completion creates is written with its first commit; until then its place in the turn queue counts
+as a session and shows as one. Expiry is strict at every access, whatever the sweeper has done.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ruvd.core.model import ContextWindow, IdempotencyRecord, Message, Session
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.events import Observer, SessionCreated, SessionCreationAborted, SessionGone
 from ruvd.core.ports.store import Commit, Store, StoreCounts, TurnSnapshot
-from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest, to_its_end
+from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest, finish_despite_cancel
 
 
 @dataclass(frozen=True, slots=True)
 class SessionPolicy:
-    """What a deployment decides about sessions."""
+    """The settings of a deployment that concern sessions."""
 
     enabled: bool = True
     idle_timeout_seconds: float = 1800.0
@@ -34,7 +34,7 @@ class SessionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class NewSession:
-    """What a client says of a session that is to be made; None is the daemon's default."""
+    """A client's request for a new session; None stands for the daemon's default."""
 
     session_id: str = ""
     system_prompt: str = ""
@@ -48,7 +48,7 @@ class NewSession:
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
-    """A session as a reader sees it; `messages` only if asked for."""
+    """A session as clients see it; `messages` is None unless it was asked for."""
 
     session: Session
     running_completion_id: str = ""
@@ -57,7 +57,7 @@ class SessionState:
 
 
 class SessionRegistry:
-    """All sessions of one store."""
+    """The sessions of one store, and the rules of their lifetime."""
 
     def __init__(
         self, store: Store, clock: Clock, observer: Observer, policy: SessionPolicy
@@ -71,14 +71,17 @@ class SessionRegistry:
     # --- reading ----------------------------------------------------------------------------
 
     async def get(self, session_id: str, *, with_messages: bool = False) -> SessionState:
-        """The session, unless it has expired. A session that is being made has no messages."""
+        """Returns the session. One that is being created has no messages yet.
+
+        Raises SessionNotFound if there is none, or it has expired.
+        """
         self.check_enabled()
-        turn_request = self.turn_queue.turn_request(session_id)
+        running = self.turn_queue.running(session_id)
         messages: Sequence[Message] = ()
-        session = turn_request.pending_session if turn_request else None
+        session = running.pending_session if running else None
         if session is None:
             session = await self._store.get(session_id)
-            if session is None or not self.active_or_in_turn(session, turn_request):
+            if session is None or not self.active_or_in_turn(session, running):
                 raise session_not_found(session_id)
         if with_messages and session.message_count:
             exchanges = await self._store.exchanges(session_id, 0)
@@ -90,7 +93,7 @@ class SessionRegistry:
     async def list(
         self, *, after: int, limit: int, labels: Mapping[str, str]
     ) -> tuple[Sequence[SessionState], int]:
-        """A page of the stored sessions, in the order of their creation; and the next cursor."""
+        """Returns a page of the stored sessions, in order of creation, and the next cursor."""
         self.check_enabled()
         page, cursor = await self._store.list(
             after=after,
@@ -102,45 +105,40 @@ class SessionRegistry:
         return [self.state(session) for session in page], cursor
 
     async def counts(self) -> StoreCounts:
-        """How much there is in the store."""
+        """Returns how many sessions and messages the store holds."""
         return await self._store.counts(self._clock.now(), self.turn_queue.begun())
 
     def state(self, session: Session, messages: Sequence[Message] | None = None) -> SessionState:
-        """The session as a reader sees it now."""
-        turn_request = self.turn_queue.turn_request(session.id)
-        running = turn_request.completion_id if turn_request else ""
-        if (
-            turn_request
-            and turn_request.began is not None
-            and turn_request.began > session.last_used_time
-        ):
-            session = replace(
-                session, last_used_time=turn_request.began
-            )  # the store may learn it later
-        return SessionState(session, running, turn_request is not None, messages)
+        """Returns the session as clients see it now."""
+        running = self.turn_queue.running(session.id)
+        completion_id = running.completion_id if running else ""
+        if running and running.began is not None and running.began > session.last_used_time:
+            # The store may be told of the turn's begin only at the turn's end.
+            session = replace(session, last_used_time=running.began)
+        return SessionState(session, completion_id, running is not None, messages)
 
     async def current(self, session_id: str) -> Session | None:
-        """The session; None if there is none, or it has expired."""
+        """Returns the session, or None if there is none or it has expired."""
         session = await self._store.get(session_id)
         return session if self.alive(session) else None
 
     async def existing(self, session_id: str) -> Session:
-        """The session. Raises SessionNotFound if there is none, or it has expired."""
+        """Returns the session. Raises SessionNotFound if there is none, or it has expired."""
         session = await self.current(session_id)
         if session is None:
             raise session_not_found(session_id)
         return session
 
     def alive(self, session: Session | None) -> bool:
-        """Whether there is such a session and it has not expired."""
+        """Whether the session exists and has not expired."""
         return session is not None and session.expire_time > self._clock.now()
 
-    def active_or_in_turn(self, session: Session, turn_request: TurnRequest | None) -> bool:
-        """Whether it is alive, or was when the turn began that `holder` has in it."""
-        return self.alive(session) or (turn_request is not None and turn_request.began is not None)
+    def active_or_in_turn(self, session: Session, running: TurnRequest | None) -> bool:
+        """Whether the session is alive, or was alive when its running turn began."""
+        return self.alive(session) or (running is not None and running.began is not None)
 
     def prepare(self, new: NewSession) -> Session:
-        """The session that `new` asks for, not stored yet; an id of ours is unguessable."""
+        """Returns the session that `new` asks for. It is not stored; an id made here is random."""
         now = self._clock.now()
         idle = new.idle_timeout_seconds
         return Session(
@@ -165,25 +163,26 @@ class SessionRegistry:
         request_id: str,
         require_existing: bool,
     ) -> TurnSnapshot:
-        """What a turn begins with, with a session; a new one is put into `holder.newcomer`.
+        """Begins the turn of a caller that has it, and returns what the turn starts from.
 
-        The caller has the turn. Raises SessionNotFound with `require_existing`.
+        A session that does not exist is prepared and put into `turn_request.pending_session`.
+        Raises SessionNotFound instead with `require_existing`.
         """
         self.check_enabled()
-        # What evicts the session may be on its way to the store since before this lane was taken;
-        # this comes after it.
+        # An eviction of this session may have been on its way to the store before the turn was
+        # taken. The store applies it first, because it keeps the order of its calls.
         now = self._clock.now()
-        begun = await self._store.begin_turn(session_id, request_id, now)
-        if begun.session is not None:
-            turn_request.began = None if begun.idempotency_record else now
-            return begun
+        snapshot = await self._store.begin_turn(session_id, request_id, now)
+        if snapshot.session is not None:
+            turn_request.began = None if snapshot.idempotency_record else now
+            return snapshot
         if require_existing:
             raise session_not_found(session_id)
         turn_request.pending_session = self.prepare(NewSession(session_id, system_prompt))
         return TurnSnapshot(turn_request.pending_session, exchanges=())
 
     def check_room(self, session: Session, messages: Sequence[Message]) -> None:
-        """Raises SessionTooLarge if the messages do not fit into the session any more."""
+        """Raises SessionTooLarge if the session's history has no room for the messages."""
         size = session.size_bytes + sum(message.size_bytes for message in messages)
         if size > self._policy.max_session_bytes:
             raise SessionTooLarge(
@@ -192,7 +191,7 @@ class SessionRegistry:
             )
 
     async def window(self, session: Session) -> Sequence[tuple[Message, ...]]:
-        """The exchanges from the start of the session's context window on."""
+        """Returns the exchanges from the start of the session's context window on."""
         if not session.message_count:
             return ()
         return await self._store.exchanges(session.id, session.window_start)
@@ -200,36 +199,37 @@ class SessionRegistry:
     async def idempotency_record(
         self, session_id: str, request_id: str
     ) -> IdempotencyRecord | None:
-        """What the session has committed under a request id; None if it has expired."""
-        idempotency_record = await self._store.idempotency_record(session_id, request_id)
-        return await self._if_active_or_in_turn(session_id, idempotency_record)
+        """Returns the record that the session committed under a request id.
+
+        None if there is no such record, or the session has expired.
+        """
+        record = await self._store.idempotency_record(session_id, request_id)
+        return await self._if_active_or_in_turn(session_id, record)
 
     async def completion(self, completion_id: str) -> IdempotencyRecord | None:
-        """What a completion has committed; None if its session has expired."""
+        """Returns the record that a completion committed, or None as `idempotency_record` does."""
         found = await self._store.completion(completion_id)
         return await self._if_active_or_in_turn(*found) if found else None
 
     async def _if_active_or_in_turn(
-        self, session_id: str, idempotency_record: IdempotencyRecord | None
+        self, session_id: str, record: IdempotencyRecord | None
     ) -> IdempotencyRecord | None:
-        turn_request = self.turn_queue.turn_request(session_id)
-        session = await self._store.get(session_id) if idempotency_record else None
-        return (
-            idempotency_record
-            if session and self.active_or_in_turn(session, turn_request)
-            else None
-        )
+        if record is None:
+            return None
+        running = self.turn_queue.running(session_id)
+        session = await self._store.get(session_id)
+        return record if session and self.active_or_in_turn(session, running) else None
 
     async def commit(self, commit: Commit, parent_id: str = "") -> None:
-        """Write one change, evicting whom a newcomer displaces; with a parent it is a fork.
+        """Writes one change and evicts sessions to make room for a new one.
 
-        A caller that is cancelled meanwhile leaves when the write has ended, not before: whoever
-        has the session's turn next must see it.
+        With a parent the change is a fork. A caller that is cancelled meanwhile returns only when
+        the write has ended, because the session's next turn must see it.
         """
-        await to_its_end(self.write(commit, parent_id))
+        await finish_despite_cancel(self.write(commit, parent_id))
 
     async def write(self, commit: Commit, parent_id: str = "") -> None:
-        """As `commit`, for a caller that nobody cancels meanwhile: it costs no task."""
+        """Does the same as `commit` without a task, for a caller that cannot be cancelled."""
         if commit.create:
             commit = replace(
                 commit,
@@ -247,15 +247,15 @@ class SessionRegistry:
             self._observer(SessionCreated(commit.session.id))
 
     async def touch(self, session_id: str) -> None:
-        """Note that a turn ended in the session without a commit."""
+        """Records that a turn ended in the session without a commit."""
         await self._store.touch(session_id, self._clock.now())
 
     def creation_aborted(self, session_id: str) -> None:
-        """The turn that was to make the session ended without a commit."""
+        """Tells the observer that the turn that would have created the session failed."""
         self._observer(SessionCreationAborted(session_id))
 
     def check_enabled(self) -> None:
-        """Raises SessionsDisabled where this daemon keeps none."""
+        """Raises SessionsDisabled if this daemon keeps no sessions."""
         if not self._policy.enabled:
             raise SessionsDisabled(
                 "this daemon keeps no sessions (sessions_enabled is false); "
@@ -266,7 +266,7 @@ class SessionRegistry:
 def with_messages(
     session: Session, numbered: Sequence[tuple[int, Message]], **changes: Any
 ) -> Session:
-    """The session with these messages at its end, and other changes."""
+    """Returns the session with these messages appended to its counts, and with other changes."""
     return replace(
         session,
         message_count=session.message_count + len(numbered),
@@ -277,5 +277,5 @@ def with_messages(
 
 
 def session_not_found(session_id: str) -> SessionNotFound:
-    """The error for a session that there is not."""
+    """Returns the error for a session that does not exist or has expired."""
     return SessionNotFound(f"there is no session {session_id!r}, or it has expired")

@@ -1,4 +1,4 @@
-"""Tool results: each answers a call that the model has made and nobody has answered. Pure."""
+"""The check that each tool result answers an open tool call of the conversation. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ruvd.core.model import Message, Role
 
 
 def check_results(before: Sequence[Message], messages: Sequence[Message]) -> None:
-    """Raises InvalidRequest for every message of a tool that answers no open call.
+    """Raises InvalidRequest, naming each tool message that answers no open call.
 
-    `before` is the exchange that the messages go on with. A call is open from the assistant's
-    message that makes it until it is answered, or somebody else speaks.
+    `before` is the exchange that the messages continue. A call is open from the assistant's
+    message that makes it until it is answered or a message of another role follows.
     """
     open_calls: set[str] = set()
     wrong = []

@@ -1,7 +1,7 @@
-"""Who has the turn in a session, and who waits for it: one lane per session in use.
+"""Turns in sessions: each session in use has one running turn and a queue of waiting ones.
 
-First in, first out, but for an interrupter, who goes to the head. Within one event loop and
-without a lock: nothing here awaits but a place in a lane.
+The order is first in, first out, except that an interrupting request goes to the head. All of it
+happens within one event loop and needs no lock: the only await is the wait for the turn.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ T = TypeVar("T")
 
 @dataclass(eq=False, slots=True)
 class TurnRequest:
-    """Someone who has, or waits for, a session's turn. `cancel` is told why it must go.
+    """A request for a session's turn, from the moment it joins the queue until it leaves.
 
-    `newcomer` is the session that the holder is about to create, while it is not yet stored;
-    `began` is when it has begun a turn in one that was alive, which cannot expire under it.
-    `ends` says that it deletes the session: nobody goes before it who came after it.
+    `cancel` stops its owner, for the reason given. `pending_session` is the session that the turn
+    is about to create, as long as it is not stored. `began` is the time at which the turn began in
+    a session that was alive: that session cannot expire until the turn ends. `ends` marks a
+    request that deletes the session: no later request overtakes it.
     """
 
     completion_id: str = ""
@@ -43,113 +44,122 @@ class TurnRequest:
 
 
 @dataclass(eq=False, slots=True)
-class _Lane:
+class _SessionQueue:
     running: TurnRequest
     waiting: deque[TurnRequest] = field(default_factory=deque)
 
 
 class TurnQueue:
-    """The lanes of all sessions in use, `max_in_use` at most, each with `max_waiting` at most."""
+    """The turn queues of all sessions in use.
+
+    At most `max_in_use` sessions are in use, and at most `max_waiting` requests wait in each.
+    """
 
     def __init__(self, max_in_use: int, max_waiting: int) -> None:
         self._max_in_use = max_in_use
         self._max_waiting = max_waiting
-        self._lanes: dict[str, _Lane] = {}
+        self._queues: dict[str, _SessionQueue] = {}
 
     def in_use(self) -> Collection[str]:
-        """The ids of the sessions in use, now."""
-        return tuple(self._lanes)
+        """Returns the ids of the sessions in use."""
+        return tuple(self._queues)
 
     def begun(self) -> Collection[str]:
-        """The ids of those in which a turn has begun, which so do not expire."""
-        return {each for each, lane in self._lanes.items() if lane.running.began is not None}
+        """Returns the ids of the sessions in which a turn has begun, so that they do not expire."""
+        return {each for each, queue in self._queues.items() if queue.running.began is not None}
 
     @property
     def waiting(self) -> int:
-        """How many wait for a turn, in all lanes. Safe to ask from another thread."""
-        return sum(len(lane.waiting) for lane in list(self._lanes.values()))
+        """The number of requests that wait for a turn. Safe to read from another thread."""
+        return sum(len(queue.waiting) for queue in list(self._queues.values()))
 
-    def turn_request(self, session_id: str) -> TurnRequest | None:
-        """Who has the session's turn."""
-        lane = self._lanes.get(session_id)
-        return lane.running if lane else None
+    def running(self, session_id: str) -> TurnRequest | None:
+        """Returns the request that has the session's turn, or None if the session is not in use."""
+        queue = self._queues.get(session_id)
+        return queue.running if queue else None
 
     def cancel(self, session_id: str, error: RuvdError) -> None:
-        """Tell everyone in the lane to go."""
-        lane = self._lanes.get(session_id)
-        for turn_request in (*lane.waiting, lane.running) if lane else ():
-            if turn_request.cancel:
-                turn_request.cancel(error)
+        """Cancels the session's running and waiting requests."""
+        queue = self._queues.get(session_id)
+        for request in (*queue.waiting, queue.running) if queue else ():
+            if request.cancel:
+                request.cancel(error)
 
     @asynccontextmanager
     async def turn(
-        self, session_id: str, turn_request: TurnRequest, if_busy: IfBusy = IfBusy.QUEUE
+        self, session_id: str, request: TurnRequest, if_busy: IfBusy = IfBusy.QUEUE
     ) -> AsyncGenerator[None, None]:
-        """Have the session to oneself: first in, first out; see IfBusy for the other ways.
+        """Waits for the session's turn and holds it while the context lasts.
 
-        Raises SessionBusy, SessionLimit when every place is in use, and Overloaded when the lane
-        is full.
+        Raises SessionBusy with REJECT, SessionLimit when all sessions allowed are in use, and
+        Overloaded when the session's queue is full.
         """
-        self.join(session_id, turn_request, if_busy)
+        self.join(session_id, request, if_busy)
         try:
-            await self.wait(turn_request)
+            await self.wait(request)
             yield
         finally:
-            self.leave(session_id, turn_request)
+            self.leave(session_id, request)
 
-    def join(
-        self, session_id: str, turn_request: TurnRequest, if_busy: IfBusy = IfBusy.QUEUE
-    ) -> None:
-        """Take a place in the lane, to be left in any case; raises as `turn` does."""
-        lane = self._lanes.get(session_id)
-        if lane is None:
-            takes_place = turn_request.completion_id or turn_request.pending_session
-            if takes_place and len(self._lanes) >= self._max_in_use:
+    def join(self, session_id: str, request: TurnRequest, if_busy: IfBusy = IfBusy.QUEUE) -> None:
+        """Enters the session's queue. The caller must call `leave`, whatever happens.
+
+        Raises as `turn` does; after an error there is nothing to leave.
+        """
+        queue = self._queues.get(session_id)
+        if queue is None:
+            needs_place = request.completion_id or request.pending_session
+            if needs_place and len(self._queues) >= self._max_in_use:
                 raise SessionLimit(
                     f"all {self._max_in_use} sessions are in use; "
                     "wait for one, or raise max_sessions"
                 )
-            self._lanes[session_id] = _Lane(turn_request)
+            self._queues[session_id] = _SessionQueue(request)
             return
         if if_busy is IfBusy.REJECT:
             raise SessionBusy(f"session {session_id!r} has a completion running")
         if if_busy is IfBusy.INTERRUPT:
-            ends = (at for at, each in enumerate(lane.waiting, start=1) if each.ends)
-            lane.waiting.insert(max(ends, default=0), turn_request)
-            if lane.running.cancel:
+            ends = (at for at, each in enumerate(queue.waiting, start=1) if each.ends)
+            queue.waiting.insert(max(ends, default=0), request)
+            if queue.running.cancel:
                 error = CompletionInterrupted(f"another caller took session {session_id!r} over")
-                lane.running.cancel(error)
-        elif turn_request.ends or len(lane.waiting) < self._max_waiting:
-            lane.waiting.append(turn_request)
+                queue.running.cancel(error)
+        elif request.ends or len(queue.waiting) < self._max_waiting:
+            queue.waiting.append(request)
         else:
             raise Overloaded(
                 f"{self._max_waiting} callers wait for session {session_id!r} (max_queue)"
             )
-        turn_request.turn = asyncio.get_running_loop().create_future()
+        request.turn = asyncio.get_running_loop().create_future()
 
-    async def wait(self, turn_request: TurnRequest) -> None:
-        """Return when the holder has the turn."""
-        if turn_request.turn:
-            await turn_request.turn
+    async def wait(self, request: TurnRequest) -> None:
+        """Returns when the request has the turn."""
+        if request.turn:
+            await request.turn
 
-    def leave(self, session_id: str, turn_request: TurnRequest) -> None:
-        """Give the turn, or the place in the lane, up."""
-        lane = self._lanes[session_id]
-        if lane.running is not turn_request:
-            if turn_request in lane.waiting:
-                lane.waiting.remove(turn_request)
+    def leave(self, session_id: str, request: TurnRequest) -> None:
+        """Gives up the turn, or the place in the queue."""
+        queue = self._queues.get(session_id)
+        if queue is None:  # a waiting request was cancelled just as the last turn was given up
             return
-        while lane.waiting:
-            lane.running = lane.waiting.popleft()
-            if lane.running.turn and not lane.running.turn.done():
-                lane.running.turn.set_result(None)
+        if queue.running is not request:
+            if request in queue.waiting:
+                queue.waiting.remove(request)
+            return
+        while queue.waiting:
+            queue.running = queue.waiting.popleft()
+            if queue.running.turn and not queue.running.turn.done():
+                queue.running.turn.set_result(None)
                 return
-        del self._lanes[session_id]
+        del self._queues[session_id]
 
 
-async def to_its_end(write: Coroutine[None, None, T]) -> T:
-    """The outcome of a write, awaited to its end also when the caller is cancelled meanwhile:
-    it keeps the lane until then, because whoever is next must see the write."""
+async def finish_despite_cancel(write: Coroutine[None, None, T]) -> T:
+    """Awaits a write to its end, even if the caller is cancelled meanwhile, and returns its result.
+
+    The caller keeps the session's turn until then, because the next turn must see the write. A
+    cancel is raised afterwards.
+    """
     task = asyncio.create_task(write)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

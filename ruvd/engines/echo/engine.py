@@ -77,6 +77,11 @@ class EchoEngine:
         """Be up."""
         self._observer(EngineStateChanged(up=True, detail="echo"))
 
+    @property
+    def is_ready(self) -> bool:
+        """See `Engine.is_ready`."""
+        return not self._closed
+
     async def ready(self) -> None:
         """Return. Raises EngineUnavailable after `close`."""
         if self._closed:

@@ -121,6 +121,11 @@ class LlamaEngine:
         self._supervisor.start()
         self._looking = asyncio.create_task(self._prefix_cache.look())
 
+    @property
+    def is_ready(self) -> bool:
+        """See `Engine.is_ready`."""
+        return self._supervisor.is_up
+
     async def ready(self) -> None:
         """Return when the engine is up; see `Engine.ready`."""
         await self._supervisor.ready()

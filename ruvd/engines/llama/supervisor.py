@@ -88,6 +88,11 @@ class Supervisor:
             self._reason = "the engine is starting"
             self._task = asyncio.create_task(self._run(), name="engine-supervisor")
 
+    @property
+    def is_up(self) -> bool:
+        """Whether the child is up."""
+        return self._up
+
     async def ready(self) -> None:
         """Return when the child is up.
 

@@ -110,6 +110,12 @@ class OpenAIEngine:
         if self._checks is None and not self._closed:
             self._checks = asyncio.create_task(self._check_for_ever(), name="engine-health")
 
+    @property
+    def is_ready(self) -> bool:
+        """See `Engine.is_ready`."""
+        has_checked = self._checks is None or self._checked.is_set()
+        return has_checked and not self._closed and self._told_up is not False
+
     async def ready(self) -> None:
         """Return at once, or after the first check of a fresh start, unless all are down."""
         self._check_open()
