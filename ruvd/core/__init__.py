@@ -1,1 +1,1 @@
-"""The words, the contracts and the rules of `ruvd`. It imports nothing third-party."""
+"""The vocabulary, the contracts and the rules of `ruvd`. It imports nothing third-party."""

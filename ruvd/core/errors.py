@@ -1,7 +1,7 @@
-"""What can go wrong, named once.
+"""The errors that callers are told of, each defined once.
 
-Each leaf is a fact; its reason on the wire is its class's name in UPPER_SNAKE, and
-`ruvd.rpc.status` maps every leaf to a gRPC code. Nothing here knows of gRPC.
+The reason on the wire is the class's name in UPPER_SNAKE, and `ruvd.rpc.status` maps every class to
+a gRPC code. This module knows nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One wrong field of a request: its path (`messages[2].role`) and what to do about it."""
+    """One wrong field of a request: its path (`messages[2].role`) and how to correct it."""
 
     field: str
     description: str
 
 
 class RuvdError(Exception):
-    """Something a caller is told about. `retry_after_seconds` is set where waiting helps."""
+    """An error that the caller is told of. `retry_after_seconds` is set if waiting helps."""
 
     retry_after_seconds: float | None = None
 
@@ -31,16 +31,16 @@ class RuvdError(Exception):
 
     @classmethod
     def reason(cls) -> str:
-        """The reason on the wire: `SessionNotFound` is `SESSION_NOT_FOUND`."""
+        """Returns the reason on the wire: `SESSION_NOT_FOUND` for `SessionNotFound`."""
         return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).upper()
 
 
 class SessionNotFound(RuvdError):
-    """No such session, or it has expired."""
+    """There is no such session, or it has expired."""
 
 
 class CompletionNotFound(RuvdError):
-    """No such completion, or its events are no longer kept."""
+    """There is no such completion, or its events are no longer kept."""
 
 
 class CompletionCancelled(RuvdError):
@@ -48,7 +48,7 @@ class CompletionCancelled(RuvdError):
 
 
 class SessionBusy(RuvdError):
-    """The session has a completion running and the call asked not to wait."""
+    """The session has a completion running, and the call asked not to wait."""
 
     retry_after_seconds = 1.0
 
@@ -62,7 +62,7 @@ class CompletionInterrupted(RuvdError):
 
 
 class SessionLimit(RuvdError):
-    """Every place for a session is in use."""
+    """All sessions that the daemon may keep are in use."""
 
     retry_after_seconds = 1.0
 
@@ -92,11 +92,11 @@ class EngineRejected(RuvdError):
 
 
 class RequestIdReused(RuvdError):
-    """The request id came with other content before."""
+    """The request id was used before for a request with other content."""
 
 
 class ContextTooLong(RuvdError):
-    """The prompt does not fit the engine's context; with both figures if the engine says them."""
+    """The prompt does not fit the engine's context; with both sizes if the engine reports them."""
 
     def __init__(
         self, message: str, *, prompt_tokens: int | None = None, limit_tokens: int | None = None
@@ -141,13 +141,15 @@ class EngineTimeout(RuvdError):
 
 
 def forget_frames(error: BaseException) -> None:
-    """Let go of the frames that an error and its causes have come through: one that is kept would
-    keep all that was at hand in them, requests and connections."""
-    left: list[BaseException | None] = [error]
+    """Drops the tracebacks of an error and its causes.
+
+    A kept error would otherwise keep alive every object in those frames: requests, connections.
+    """
+    pending: list[BaseException | None] = [error]
     seen: set[int] = set()
-    while left:
-        each = left.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
-            each.__traceback__ = None
-            left += (each.__cause__, each.__context__)
+    while pending:
+        current = pending.pop()
+        if current is not None and id(current) not in seen:
+            seen.add(id(current))
+            current.__traceback__ = None
+            pending += (current.__cause__, current.__context__)

@@ -1,4 +1,4 @@
-"""Ids that nobody guesses."""
+"""Random ids that cannot be guessed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import base64
 import secrets
 
 _BYTES = 18
-# As many ids as one request to the kernel makes; it takes longer than all else that an id needs.
-_AT_ONCE = 64
+# The number of ids made with the random bytes of one system call, which costs more than the rest.
+_IDS_PER_CALL = 64
 
-_left = bytearray()
+_random_bytes = bytearray()
 
 
 def unguessable() -> str:
-    """144 random bits as 24 characters of A-Z a-z 0-9 _ -."""
-    if not _left:
-        _left.extend(secrets.token_bytes(_BYTES * _AT_ONCE))
-    taken = bytes(_left[:_BYTES])
-    del _left[:_BYTES]
+    """Returns 144 random bits as 24 characters of A-Z a-z 0-9 _ -."""
+    if not _random_bytes:
+        _random_bytes.extend(secrets.token_bytes(_BYTES * _IDS_PER_CALL))
+    taken = bytes(_random_bytes[:_BYTES])
+    del _random_bytes[:_BYTES]
     return base64.urlsafe_b64encode(taken).decode()

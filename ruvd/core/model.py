@@ -1,7 +1,7 @@
-"""The words of `ruvd`, as frozen values: what sessions, messages and completions are.
+"""The vocabulary of `ruvd` as immutable values: sessions, messages, completions and their parts.
 
-Times are seconds: `*_time` since the epoch (wall clock), `*_seconds` are durations. A value that
-is unknown is None, never 0. The vocabulary is the API's (`proto/ruvd/v1`).
+Times are in seconds: `*_time` is wall-clock time since the epoch, `*_seconds` is a duration. An
+unknown value is None, never 0. The words are those of the API (`proto/ruvd/v1`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import field
 from enum import Enum
 from typing import TypeAlias
 
-from ruvd.core.values import dataclass
+from ruvd.core.values import value
 
 
 class Role(Enum):
-    """Who a message is from. The values are the words of OpenAI's API and of the store."""
+    """The author of a message. The values are the words of OpenAI's API and of the store."""
 
     SYSTEM = "system"
     USER = "user"
@@ -24,14 +24,14 @@ class Role(Enum):
 
 
 class Rendering(Enum):
-    """How a context window is put into a prompt."""
+    """The form in which a context window is put into a prompt."""
 
     MESSAGES = "messages"
     TRANSCRIPT = "transcript"
 
 
 class FinishReason(Enum):
-    """Why a completion ended."""
+    """The reason why a completion ended."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -40,7 +40,7 @@ class FinishReason(Enum):
 
 
 class IfBusy(Enum):
-    """What a completion does when its session has one running."""
+    """The behaviour of a completion whose session already has one running."""
 
     QUEUE = "queue"
     REJECT = "reject"
@@ -48,27 +48,27 @@ class IfBusy(Enum):
 
 
 class OnDisconnect(Enum):
-    """What happens to a completion when its last reader has gone."""
+    """The behaviour of a completion when its last reader has gone."""
 
     CANCEL = "cancel"
     CONTINUE = "continue"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ToolCall:
-    """A model's wish that the caller runs a function; `arguments` is JSON as the model wrote it."""
+    """A model's request to call a function; `arguments` is JSON text as the model wrote it."""
 
     id: str
     name: str
     arguments: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Message:
     """One message of a conversation.
 
-    `tool_call_id` is the call that a tool's message answers. `reasoning` is what the model
-    thought before it answered: kept, and never sent again.
+    `tool_call_id` is the call that a tool's message answers. `reasoning` is the model's reasoning
+    before its answer; it is stored and never sent to an engine again.
     """
 
     role: Role
@@ -79,11 +79,11 @@ class Message:
 
     @property
     def size_bytes(self) -> int:
-        """What the message counts against `max_session_bytes`."""
+        """The size that counts against `max_session_bytes`."""
         content = self.content
         size = len(content) if content.isascii() else len(content.encode())
         if not (self.tool_calls or self.reasoning or self.tool_call_id):
-            return size  # nearly all; it is asked of every message of a window at every turn
+            return size  # the common case: this runs for every message of a window in every turn
         size += _size(self.reasoning) + _size(self.tool_call_id)
         for call in self.tool_calls:
             size += _size(call.id) + _size(call.name) + _size(call.arguments)
@@ -97,10 +97,12 @@ def _size(text: str) -> int:
 Exchange: TypeAlias = tuple[Message, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ContextWindow:
-    """How much of the history is sent. `max_exchanges` 0 is all of it; see
-    `ruvd.core.sessions.window`."""
+    """The part of the history that is sent; see `ruvd.core.sessions.window`.
+
+    `max_exchanges` 0 sends the whole history.
+    """
 
     keep_exchanges: int = 3
     max_exchanges: int = 10
@@ -108,9 +110,9 @@ class ContextWindow:
     rendering: Rendering = Rendering.MESSAGES
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Usage:
-    """Tokens as the engine counted them. `cached_tokens` is None where it does not say."""
+    """Tokens as the engine counted them. `cached_tokens` is None if it does not report them."""
 
     prompt_tokens: int = 0
     cached_tokens: int | None = None
@@ -125,9 +127,9 @@ class Usage:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Timings:
-    """How long a completion took, from the call's arrival; `prefill` is by the engine's clock."""
+    """Durations of a completion since the call arrived; prefill is by the engine's clock."""
 
     queue_seconds: float
     time_to_first_token_seconds: float | None
@@ -135,17 +137,17 @@ class Timings:
     prefill_seconds: float | None
 
 
-# How much of its idle time-out a session may lose to a daemon that dies in a turn.
+# The share of its idle timeout that a session may lose if the daemon dies during a turn.
 _TOUCH_SHARE = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Session:
-    """A conversation as the store has it, without its messages.
+    """A conversation as it is stored, without its messages.
 
-    `window_start` is the first exchange that is sent to the engine; `context_tokens` is the last
-    turn's prompt and answer as the engine reported them (None if it did not), and
-    `context_bytes` how many bytes of messages those tokens were.
+    `window_start` is the first exchange that is sent to the engine. `context_tokens` are the
+    tokens of the last turn's prompt and answer as the engine reported them, None if it did not.
+    `context_bytes` is the size of the messages that those tokens stand for.
     """
 
     id: str
@@ -167,18 +169,21 @@ class Session:
 
     @property
     def expire_time(self) -> float:
-        """When it expires if nothing happens. At that instant it has expired."""
+        """The time at which it expires unless it is used before. At that time it has expired."""
         return self.last_used_time + self.idle_timeout_seconds
 
     def is_touch_due(self, now: float) -> bool:
-        """Whether a turn that begins writes that it does. Its end will, and who has the turn is
-        neither expired nor evicted, so that it matters only to a daemon that dies in between."""
+        """Whether a turn that begins must be written to the store.
+
+        The end of the turn is written anyway, and a session with a running turn neither expires
+        nor is evicted. So the write at the beginning matters only if the daemon dies meanwhile.
+        """
         return now - self.last_used_time >= self.idle_timeout_seconds * _TOUCH_SHARE
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Started:
-    """The turn has the engine; its prompt is evaluated next."""
+    """The turn has a slot of the engine; its prompt is evaluated next."""
 
     completion_id: str
     session_id: str
@@ -188,9 +193,9 @@ class Started:
     context_trimmed: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ToolCallDelta:
-    """More of the tool call `index`; the id and the name come with its first."""
+    """More of the tool call `index`; its first delta has the id and the name."""
 
     index: int
     id: str = ""
@@ -198,7 +203,7 @@ class ToolCallDelta:
     arguments: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Delta:
     """More of the answer: of its text, of its reasoning or of one tool call."""
 
@@ -207,7 +212,7 @@ class Delta:
     tool_call: ToolCallDelta | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Finished:
     """The answer is complete and, in a session, durably committed; `usage` None is unknown."""
 
@@ -218,7 +223,7 @@ class Finished:
     exchange_count: int
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CompletionEvent:
     """A step of a completion, numbered from 1."""
 
@@ -226,12 +231,12 @@ class CompletionEvent:
     event: Started | Delta | Finished
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class IdempotencyRecord:
-    """What the store remembers of a committed request, so that it is never committed twice.
+    """The store's record of a committed request, so that it is never committed twice.
 
-    `digest` is of everything in the request that must be the same when its id comes again. A
-    completion also leaves `completion_id`, the number of its `Finished` event and that event.
+    `digest` covers everything in the request that must be the same when its id is repeated. The
+    record of a completion also has `completion_id`, its `Finished` event and that event's number.
     """
 
     request_id: str

@@ -1,4 +1,4 @@
-"""How to generate: what a caller may ask of any engine. Each is on the wire as the proto has it."""
+"""The options of a generation that a caller may set for any engine; see the proto."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import field
 from enum import Enum
 from typing import Any
 
-from ruvd.core.values import dataclass
+from ruvd.core.values import value
 
-# What `extra_body` must not have, for engines and edge alike: what CompletionOptions has, under
-# every name that a server knows it by; what the daemon decides, above all who shares a cache with
-# whom and what the conversation is; and what asks for more than an answer of this API can hold.
+# The fields that `extra_body` must not have. They are the fields of CompletionOptions, under every
+# name that a server knows them by; the fields that the daemon decides, above all the conversation
+# and the sharing of caches; and fields that ask for more than an answer of this API can hold.
 RESERVED_FIELDS = frozenset(
     {
         "model", "temperature", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty",
@@ -28,16 +28,16 @@ RESERVED_FIELDS = frozenset(
 
 
 class ToolChoiceMode(Enum):
-    """Whether the model may, must not or must ask for tools; the words of OpenAI's API."""
+    """Whether the model may, must not or must call tools, in the words of OpenAI's API."""
 
     AUTO = "auto"
     NONE = "none"
     REQUIRED = "required"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Tool:
-    """A function that the model may ask for; `parameters` is a JSON Schema as text, or empty."""
+    """A function that the model may call; `parameters` is a JSON Schema as text, or empty."""
 
     name: str
     description: str = ""
@@ -45,7 +45,7 @@ class Tool:
     strict: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ResponseFormat:
     """The answer is JSON that follows a JSON Schema, given as text."""
 
@@ -54,12 +54,12 @@ class ResponseFormat:
     strict: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CompletionOptions:
-    """How to generate; None is left to the engine.
+    """The options of a generation; None leaves the choice to the engine.
 
-    `tool_choice` is a rule for all tools or the name of the one to use. `extra_body` is JSON
-    values for the request's body that only the engine's server understands.
+    `tool_choice` is a rule for all tools or the name of one tool. `extra_body` has JSON values for
+    the body of the engine's request that only the engine's server understands.
     """
 
     model: str = ""

@@ -1,9 +1,9 @@
-"""Dataclasses that are frozen by the type checker's word.
+"""Value classes: frozen dataclasses whose immutability only the type checker enforces.
 
-What a frozen dataclass does at run time is to set each field of a new object by a call, which
-takes four times as long as an assignment, and a turn makes dozens of objects. mypy refuses an
-assignment to a field of these wherever it is written, so nothing is left to refuse at run time.
-They are hashed by their fields, as frozen ones are.
+A frozen dataclass sets each field of a new object by a function call, which takes four times as
+long as an assignment, and a turn makes dozens of such objects. mypy rejects every assignment to
+a field of a value, so there is nothing left to check at run time. Values are hashed by their
+fields, as frozen dataclasses are.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["dataclass"]
+__all__ = ["value"]
 
 if TYPE_CHECKING:
-    from dataclasses import dataclass
+    from dataclasses import dataclass as value
 else:
 
-    def dataclass(cls: type | None = None, /, *, frozen: bool = False, **options: Any) -> Any:
-        """`dataclasses.dataclass`, without what `frozen` does to each new object."""
+    def value(cls: type | None = None, /, *, frozen: bool = False, **options: Any) -> Any:
+        """Does what `dataclasses.dataclass` does, without the run-time cost of `frozen`."""
         return dataclasses.dataclass(cls, unsafe_hash=frozen, **options)

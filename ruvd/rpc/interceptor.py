@@ -1,7 +1,7 @@
-"""What every RPC of `ruvd.v1` passes: errors leave by this one door, and each is measured.
+"""The interceptor of every RPC of `ruvd.v1`: it turns errors into statuses and measures calls.
 
-Health and reflection are left alone: wrapping their handlers would break `Watch` (a stream that
-outlives us) and tell nothing.
+Health and reflection are not wrapped: that would break `Watch`, a stream that outlives the service,
+and would measure nothing useful.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _OURS = "/ruvd.v1."
 _metadata: ContextVar[Sequence[tuple[str, str | bytes]]] = ContextVar("ruvd_metadata", default=())
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
-# A stream's writes what it answers.
+# The handler of a streaming RPC writes its messages to the context and returns None.
 Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
 class Outcome(Protocol):
-    """How one RPC ended: `code` is the name of its gRPC status."""
+    """The outcome of one RPC: `code` is the name of its gRPC status."""
 
     code: str
 
 
 class RpcMeasurements(Protocol):
-    """What measures every RPC; `records` says whether it keeps spans, which name the peer."""
+    """Measures every RPC; `records` says whether it records spans, which have the peer."""
 
     @property
     def records(self) -> bool:
@@ -48,34 +48,37 @@ class RpcMeasurements(Protocol):
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns what a handler raises into a status with details; `rpcs` measures each call. Without
-    `peers` nobody is asked who calls, as on a Unix socket, where it is always the same."""
+    """Turns the error of a handler into a status with details; `rpcs` measures each call.
+
+    Without `peers` the peer's address is not asked for: on a Unix socket it tells nothing.
+    """
 
     def __init__(self, rpcs: RpcMeasurements | None = None, *, peers: bool = True) -> None:
         self._rpcs = rpcs
         self._peers = peers and rpcs is not None and rpcs.records
-        self._wrapped: dict[str, Any] = {}
+        self._wrapped: dict[str, tuple[Any, Any]] = {}  # by method: the handler, and wrapped
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap the handlers of `ruvd.v1`, pass every other on."""
+        """Wraps the handlers of `ruvd.v1` and passes on every other."""
         method = handler_call_details.method
         if self._rpcs:
-            # The handler runs in the same task, and to ask the call for it makes it anew.
+            # The handler runs in the same task. Its context could give the metadata as well, but
+            # would convert it again.
             _metadata.set(handler_call_details.invocation_metadata or ())
-        wrapped = self._wrapped.get(method)
-        if wrapped is None:
-            wrapped = self._wrap(method, await continuation(handler_call_details))
-            if wrapped and method.startswith(_OURS):
-                self._wrapped[method] = wrapped  # there are as many as we have methods
+        handler = await continuation(handler_call_details)
+        if handler is None or not method.startswith(_OURS):
+            return handler
+        known, wrapped = self._wrapped.get(method, (None, None))
+        if known is not handler:
+            wrapped = self._wrap(method, handler)
+            self._wrapped[method] = (handler, wrapped)  # bounded by the number of our methods
         return wrapped
 
     def _wrap(self, method: str, handler: Any) -> Any:
-        if handler is None or not method.startswith(_OURS):
-            return handler
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._measured(method, _guarded(method, handler.unary_stream)),
@@ -112,7 +115,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _name(code: Any) -> str:
-    """A status code's name; grpc.aio has it as its number."""
+    """Returns the name of a status code, which grpc.aio gives as a number."""
     return next((each.name for each in grpc.StatusCode if code in (each, each.value[0])), "UNKNOWN")
 
 
@@ -120,7 +123,7 @@ def _guarded(method: str, handle: Handler) -> Handler:
     async def wrapped(request: Any, call: Context) -> Any:
         try:
             return await handle(request, call)
-        except Exception as error:  # noqa: BLE001  # the one door
+        except Exception as error:  # noqa: BLE001  # the one place where errors leave
             return await _abort(method, call, error)
 
     return wrapped
@@ -129,6 +132,6 @@ def _guarded(method: str, handle: Handler) -> Handler:
 async def _abort(method: str, call: Context, error: Exception) -> None:
     if not isinstance(error, RuvdError):
         _log.error("%s failed", method, exc_info=error)
-    forget_frames(error)  # it may be a completion's, which keeps it
+    forget_frames(error)  # the completion may keep the error
     code, rich = status.to_status(error)
     await call.abort(code, rich.message, (("grpc-status-details-bin", rich.SerializeToString()),))

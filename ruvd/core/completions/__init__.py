@@ -1,1 +1,1 @@
-"""Completions: one answer, its turn, its events, and many of them side by side."""
+"""Completions: one answer, its turn, its events, and batches of them."""

@@ -1,9 +1,9 @@
-"""Many completions in one call, bounded, each with its own outcome.
+"""Batches: many completions in one call, with a concurrency limit and an outcome per item.
 
-Items run as completions do, in the batch's share of the engine's slots. Those of one session run
-in order. Of those whose prompts begin alike the first goes ahead until the engine has evaluated
-its prompt, and the others start from what is cached then. The bound slides: whenever one ends the
-next begins, and outcomes wait for their reader, so that what is held is bounded by it as well.
+Items run as completions do, in the batches' share of the engine's slots. Items of one session run
+in order. Of items whose prompts begin alike the first one runs alone until the engine has
+evaluated its prompt; the others then start from the cache. Whenever an item ends the next one
+begins. Outcomes wait for their reader, so the concurrency limit also bounds the memory they hold.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ruvd.core.errors import EngineRateLimited, Overloaded, RuvdError, forget_fr
 from ruvd.core.model import Delta, Finished, Started, Usage
 from ruvd.core.ports.clock import Clock
 
-# How often an item is run that is refused because there is too much to do.
-_TRIES = 6
-_LONGEST_WAIT_SECONDS = 30.0
+# The attempts at an item that is refused because of load.
+_MAX_ATTEMPTS = 6
+_MAX_WAIT_SECONDS = 30.0
 
 _log = logging.getLogger("ruvd.batch")
 
 
 @dataclass(frozen=True, slots=True)
 class BatchOutcome:
-    """What came of the item `index`: `finished`, or `error`."""
+    """The outcome of the item `index`: `finished`, or `error`."""
 
     index: int
     completion_id: str = ""
@@ -44,7 +44,7 @@ class BatchOutcome:
 
 @dataclass(frozen=True, slots=True)
 class BatchSummary:
-    """What came of all items; `latency_seconds` is the sum of the answers' own total times."""
+    """The outcome of all items; `latency_seconds` is the sum of the answers' own total times."""
 
     succeeded: int = 0
     failed: int = 0
@@ -53,7 +53,7 @@ class BatchSummary:
     latency_seconds: float = 0.0
 
     def with_outcome(self, outcome: BatchOutcome) -> BatchSummary:
-        """The summary with one more outcome."""
+        """Returns the summary with one more outcome."""
         finished = outcome.finished
         if finished is None:
             return replace(self, failed=self.failed + 1)
@@ -67,7 +67,7 @@ class BatchSummary:
 
 @dataclass(eq=False, slots=True)
 class _Run:
-    """Items that run one after the other: those of one session, or one alone."""
+    """Items that run one after the other: those of one session, or a single one."""
 
     indexes: list[int]
     prefix_key: str = ""
@@ -75,7 +75,7 @@ class _Run:
 
 
 class Batches:
-    """Runs batches; a call that names no bound runs `default_concurrency` items side by side."""
+    """Runs batches, by default with `default_concurrency` items at a time."""
 
     def __init__(
         self, completions: CompletionRegistry, clock: Clock, default_concurrency: int
@@ -87,9 +87,11 @@ class Batches:
     async def run(
         self, items: Sequence[CompletionRequest | RuvdError], max_concurrency: int = 0
     ) -> AsyncGenerator[BatchOutcome | BatchSummary, None]:
-        """The outcome of every item as it ends, then the summary. An item that is an error has
-        failed with it already. Closing the generator leaves every item that runs, as the caller
-        of a completion does."""
+        """Yields the outcome of every item as it ends, then the summary.
+
+        An item that is an error has failed with that error already. Closing the generator leaves
+        the running items in the same way as the caller of a completion leaves it.
+        """
         began = self._clock.monotonic()
         batch = _Batch(self._completions, items)
         concurrency = min(max_concurrency or self._default_concurrency, max(1, len(items)))
@@ -108,7 +110,7 @@ class Batches:
 
 
 class _Batch:
-    """One call: what is ready to run, and the outcomes that nobody has taken yet."""
+    """One call: the runs that may begin, and the outcomes that wait for their reader."""
 
     def __init__(
         self, completions: CompletionRegistry, items: Sequence[CompletionRequest | RuvdError]
@@ -120,7 +122,7 @@ class _Batch:
         self.outcomes: asyncio.Queue[BatchOutcome] = asyncio.Queue(maxsize=1)
 
     async def work(self) -> None:
-        """Run what is ready, until cancelled."""
+        """Runs items, until it is cancelled."""
         while True:
             while not self._ready:
                 await self._changed.wait()
@@ -130,7 +132,7 @@ class _Batch:
             self._release(run)
 
     def _release(self, run: _Run) -> None:
-        """The prefix is evaluated, or nobody is going to: the others of the group go next."""
+        """Lets the rest of a group run: its shared prefix is evaluated, or its first run failed."""
         if run.followers:
             self._ready.extendleft(reversed(run.followers))
             run.followers = []
@@ -148,14 +150,14 @@ class _Batch:
             try:
                 outcome = await self._complete(index, request, run)
             except (EngineRateLimited, Overloaded) as error:
-                forget_frames(error)  # it is its completion's, which keeps it
+                forget_frames(error)  # the completion keeps the error
                 if isinstance(error, EngineRateLimited):
                     self._completions.scheduler.narrow(narrowings)
                 attempt += 1
-                if attempt == _TRIES:
+                if attempt == _MAX_ATTEMPTS:
                     return BatchOutcome(index, session_id=request.session_id, error=error)
                 await asyncio.sleep(_wait_seconds(error, attempt))
-            except Exception as error:  # noqa: BLE001  # even a bug in one ends only that one
+            except Exception as error:  # noqa: BLE001  # even a bug fails only its own item
                 if not isinstance(error, RuvdError):
                     _log.error("an item of BatchComplete failed", exc_info=error)
                 forget_frames(error)
@@ -180,21 +182,21 @@ class _Batch:
 
 
 def _plan(items: Sequence[CompletionRequest | RuvdError]) -> list[_Run]:
-    """What may begin at once, in the order of the items; followers wait behind their leaders."""
+    """Returns the runs that may begin at once, in order; followers wait for their leaders."""
     runs: dict[object, _Run] = {}
     for index, item in enumerate(items):
         key = index if isinstance(item, RuvdError) else item.session_id or index
         runs.setdefault(key, _Run([])).indexes.append(index)
-    firsts = {run.indexes[0]: run for run in runs.values()}
+    first_items = {run.indexes[0]: run for run in runs.values()}
     texts = {
         index: shared_prefixes.beginning(item)
-        for index in firsts
+        for index in first_items
         if not isinstance(item := items[index], RuvdError)
     }
     leaders: dict[str, _Run] = {}
     ready = []
     keys = shared_prefixes.group(texts)
-    for index, run in firsts.items():
+    for index, run in first_items.items():
         key = run.prefix_key = keys.get(index, "")
         if key in leaders:
             leaders[key].followers.append(run)
@@ -206,7 +208,7 @@ def _plan(items: Sequence[CompletionRequest | RuvdError]) -> list[_Run]:
 
 
 def _wait_seconds(error: RuvdError, attempt: int) -> float:
-    """As long as the error says or, if that is not longer, exponentially longer, with jitter."""
+    """Returns the error's own delay or an exponential one, whichever is longer, with jitter."""
     wait: float = max(error.retry_after_seconds or 0.0, 0.25 * 2**attempt)
     jitter = random.uniform(0.8, 1.2)  # noqa: S311  # no secret
-    return min(wait, _LONGEST_WAIT_SECONDS) * jitter
+    return min(wait, _MAX_WAIT_SECONDS) * jitter

@@ -19,12 +19,12 @@ from ruvd.core.model import CompletionEvent, FinishReason, IfBusy, Message, OnDi
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.events import CompletionEnded
 from ruvd.core.sessions import idempotency
-from ruvd.core.values import dataclass
+from ruvd.core.values import value
 
 _log = logging.getLogger("ruvd.completion")
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CompletionPolicy:
     """The settings of a deployment that concern completions."""
 
@@ -35,7 +35,7 @@ class CompletionPolicy:
     batch_share: float = 0.5
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CompletionRequest:
     """A caller's request. With an empty `session_id` it is stateless.
 
@@ -60,7 +60,7 @@ class CompletionRequest:
         return idempotency.digest("complete", self.messages, self.options, self.system_prompt)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CompletionRef:
     """A reference to a completion: its id, or its session and request id."""
 

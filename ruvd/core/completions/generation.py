@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 from ruvd.core.completions.event_log import EventLog
 from ruvd.core.completions.scheduler import SlotScheduler
@@ -34,10 +34,10 @@ from ruvd.core.ports.engine import (
 )
 from ruvd.core.ports.events import EngineTaken, Observer
 from ruvd.core.sessions import window
-from ruvd.core.values import dataclass
+from ruvd.core.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Prompt:
     """The input of a generation. `history` is the session's, from its window's start on."""
 

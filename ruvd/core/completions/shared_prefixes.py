@@ -1,7 +1,7 @@
-"""Which requests of a batch begin alike. Pure.
+"""Groups the requests of a batch whose prompts begin alike. Pure.
 
 Requests that share a long beginning (a system prompt, a document) are best run together: the
-engine evaluates it once and the others start from it.
+engine evaluates it once, and the other requests start from it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from ruvd.core.completions.completion import CompletionRequest
 from ruvd.core.sessions import idempotency
 from ruvd.core.text import common_beginning
 
-# About 250 tokens: less is evaluated faster than it is shared.
-_LEAST_CHARACTERS = 1000
+# About 250 tokens: to evaluate a shorter beginning is faster than to share it.
+_MIN_SHARED_CHARACTERS = 1000
 
 
 def beginning(request: CompletionRequest) -> str:
-    """What the prompt of a request without a history is made of, in its order."""
+    """Returns the text of a request's prompt, in the order in which it is evaluated."""
     options = request.options
     tools = [asdict(tool) for tool in options.tools]
     head = f"{options.model}\0{idempotency.digest('tools', tools).hex() if tools else ''}\0"
@@ -29,10 +29,10 @@ def beginning(request: CompletionRequest) -> str:
 
 
 def group(texts: Mapping[int, str]) -> dict[int, str]:
-    """For every index whose text begins as that of another, a key of the beginning they share.
+    """Returns a key of the shared beginning for each index whose text shares one with another.
 
-    Neighbours in the order of their texts share the most; a group ends where the next text would
-    leave it less than half of what it shares.
+    Sorted texts share the most with their neighbours. A group ends where the next text would
+    leave the group less than half of its shared beginning.
     """
     keys: dict[int, str] = {}
     order = sorted(texts, key=lambda index: texts[index])
@@ -40,7 +40,7 @@ def group(texts: Mapping[int, str]) -> dict[int, str]:
     shared = 0
     for index in order[1:]:
         common = common_beginning(texts[members[-1]], texts[index])
-        if common >= _LEAST_CHARACTERS and (len(members) == 1 or common * 2 >= shared):
+        if common >= _MIN_SHARED_CHARACTERS and (len(members) == 1 or common * 2 >= shared):
             shared = min(common, shared) if len(members) > 1 else common
             members.append(index)
             continue
@@ -50,7 +50,7 @@ def group(texts: Mapping[int, str]) -> dict[int, str]:
 
 
 def _keyed(members: list[int], texts: Mapping[int, str], shared: int) -> dict[int, str]:
-    if len(members) < 2:  # nobody to share with
+    if len(members) < 2:  # a group of one shares nothing
         return {}
     text = texts[members[0]][:shared]
     key = hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""What the core needs from outside, and the contracts, written once: a port is a module.
+"""The contracts of the core's adapters, one module each.
 
 Adapters live in `ruvd.stores` and `ruvd.engines`, and know nothing of each other.
 """

@@ -1,4 +1,4 @@
-"""The time, as the core asks for it."""
+"""The contract of the clock."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """The time. Expiry is by the wall clock, so that it holds over a restart."""
+    """The time. Expiry uses wall-clock time, so that it holds over a restart."""
 
     def now(self) -> float:
-        """Seconds since the epoch."""
+        """Returns the seconds since the epoch."""
 
     def monotonic(self) -> float:
-        """Seconds that never go back, for durations."""
+        """Returns seconds that never go back, for durations."""

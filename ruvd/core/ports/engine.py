@@ -9,10 +9,10 @@ from typing import Protocol, TypeAlias
 from ruvd.core.model import FinishReason, Message, ToolCallDelta, Usage
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.events import PromptEvaluated
-from ruvd.core.values import dataclass
+from ruvd.core.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class EngineRequest:
     """The input of one generation. `session_key` is stable per session, empty if stateless.
 
@@ -27,14 +27,14 @@ class EngineRequest:
     trace_headers: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class EngineText:
     """More of the answer's text. Never empty."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class EngineDone:
     """The last chunk: figures as the engine reported them; None is unknown.
 
@@ -46,7 +46,7 @@ class EngineDone:
     prefill_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class EngineReasoning:
     """More of the model's reasoning before its answer. Never empty."""
 

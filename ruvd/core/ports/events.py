@@ -7,10 +7,10 @@ from typing import TypeAlias
 
 from ruvd.core.model import Session, Timings, Usage
 from ruvd.core.options import CompletionOptions
-from ruvd.core.values import dataclass
+from ruvd.core.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class EngineStateChanged:
     """The engine came up or went down."""
 
@@ -18,7 +18,7 @@ class EngineStateChanged:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class EngineStateMoved:
     """A conversation's KV state was saved from a slot to a file (`save`), or back (`restore`).
 
@@ -31,7 +31,7 @@ class EngineStateMoved:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class PromptEvaluated:
     """A part of a session's prompt was evaluated before the turn that needs it."""
 
@@ -40,14 +40,14 @@ class PromptEvaluated:
     session_key: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class PromptFoundEvaluated:
     """A turn found `tokens` of its prompt evaluated ahead."""
 
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class StoreStateChanged:
     """The store became available, or unavailable, for reads and writes."""
 
@@ -55,21 +55,21 @@ class StoreStateChanged:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class StoreBatch:
     """The store committed this many writes in one transaction."""
 
     writes: int
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CompletionBegan:
     """A call began a completion. Emitted within the call."""
 
     completion_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CompletionJoined:
     """A call attached to a completion that another call began. Emitted within the call.
 
@@ -80,7 +80,7 @@ class CompletionJoined:
     resumed: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class EngineTaken:
     """A completion got a slot of the engine, `queue_seconds` after it began."""
 
@@ -89,7 +89,7 @@ class EngineTaken:
     queue_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CompletionEnded:
     """A completion ended: `reason` is the name of the finish reason or, if it `failed`, the error.
 
@@ -108,7 +108,7 @@ class CompletionEnded:
     context_trimmed: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CompletionCommitted:
     """A turn of the session was committed, which is now as `session` says.
 
@@ -119,21 +119,21 @@ class CompletionCommitted:
     options: CompletionOptions
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class SessionCreated:
     """A session was committed for the first time."""
 
     session_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class SessionCreationAborted:
     """The first turn of a session ended without a commit, so the session was never created."""
 
     session_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class SessionGone:
     """A session was deleted: it was `idle`, evicted for `capacity`, or ended by a `client`."""
 

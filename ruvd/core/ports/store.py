@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
-from ruvd.core.values import dataclass
+from ruvd.core.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Commit:
     """One atomic change of one session: the row as it is afterwards, and what is added to it.
 
@@ -27,7 +27,7 @@ class Commit:
     now: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class StoreCounts:
     """What the store holds: all sessions, those not expired, and their messages."""
 
@@ -36,7 +36,7 @@ class StoreCounts:
     messages: int
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TurnSnapshot:
     """What a turn begins with. `session` is None if there is none, or it has expired.
 

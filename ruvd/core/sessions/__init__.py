@@ -1,1 +1,1 @@
-"""Sessions: what they are, who has the turn in one, and how they change."""
+"""Sessions: their lifetime, their turns, their context window and their changes."""

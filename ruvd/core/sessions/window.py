@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ruvd.core.errors import ContextTooLong
 from ruvd.core.model import ContextWindow, Exchange, Message, Rendering, Role, Session
-from ruvd.core.values import dataclass
+from ruvd.core.values import value
 
 # The share of the token limit that the exchanges kept by a trim may take.
 _KEPT_SHARE = 0.75
@@ -24,7 +24,7 @@ _SPEAKERS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Plan:
     """A prompt: its messages, its first exchange and its number of exchanges."""
 

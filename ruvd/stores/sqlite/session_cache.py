@@ -13,13 +13,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from ruvd.core.model import Exchange, Message, Session
-from ruvd.core.values import dataclass
+from ruvd.core.values import value
 
 # An allowance for the objects of a message.
 _MESSAGE_BYTES = 300
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CachedSession:
     """A session as it is stored, and the exchanges of its window. `place`, where it is known, is
     its `pk` and `end_bytes`."""
