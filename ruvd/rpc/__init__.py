@@ -1,1 +1,1 @@
-"""gRPC in and out: requests are checked and converted, errors become statuses."""
+"""The gRPC API: requests are validated and converted, and errors become statuses."""

@@ -1,4 +1,7 @@
-"""Model to proto, and the enums both ways. Reading requests is `ruvd.rpc.requests`."""
+"""Conversion of values of the core to protos, and of enums both ways.
+
+The conversion of requests is in `ruvd.rpc.requests`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from ruvd.core.sessions.registry import SessionState
 from ruvd.core.statistics import Statistics
 from ruvd.v1 import session_service_pb2 as pb
 
-# What the wire can say at most: 10,000 years, and the end of the year 9999.
+# The limits of the protos: a duration of 10,000 years, and the end of the year 9999.
 _MAX_DURATION = 315_576_000_000
 _MAX_TIMESTAMP = 253_402_300_799
 
@@ -58,42 +61,42 @@ FINISH_REASONS = {
 
 
 def page_token(cursor: int) -> str:
-    """The opaque token for a cursor; empty for none."""
+    """Returns the opaque page token of a cursor; empty for cursor 0."""
     return base64.urlsafe_b64encode(str(cursor).encode()).decode() if cursor else ""
 
 
 def session(state: SessionState, *, listed: bool = False) -> pb.Session:
-    """A session for the wire; in a list without its system prompt, which may be long."""
-    of: Session = state.session
-    window = of.context_window
+    """Converts a session; in a list without its system prompt, which may be long."""
+    stored: Session = state.session
+    window = stored.context_window
     return pb.Session(
-        id=of.id,
-        create_time=_timestamp(of.create_time),
-        last_used_time=_timestamp(of.last_used_time),
-        expire_time=None if state.in_use else _timestamp(of.expire_time),
-        message_count=of.message_count,
-        exchange_count=of.exchange_count,
-        system_prompt="" if listed else of.system_prompt,
+        id=stored.id,
+        create_time=_timestamp(stored.create_time),
+        last_used_time=_timestamp(stored.last_used_time),
+        expire_time=None if state.in_use else _timestamp(stored.expire_time),
+        message_count=stored.message_count,
+        exchange_count=stored.exchange_count,
+        system_prompt="" if listed else stored.system_prompt,
         messages=[message(each) for each in state.messages or ()],
-        labels=of.labels,
+        labels=stored.labels,
         context_window=pb.ContextWindow(
             keep_exchanges=window.keep_exchanges,
             max_exchanges=window.max_exchanges,
             max_tokens=window.max_tokens,
             rendering=RENDERING_PROTOS[window.rendering],
         ),
-        parent_id=of.parent_id,
+        parent_id=stored.parent_id,
         running_completion_id=state.running_completion_id,
-        usage=usage(of.usage),
-        model=of.model,
-        idle_timeout=duration(of.idle_timeout_seconds),
+        usage=usage(stored.usage),
+        model=stored.model,
+        idle_timeout=duration(stored.idle_timeout_seconds),
     )
 
 
-def event(of: model.CompletionEvent, into: pb.CompletionEvent) -> None:
-    """A completion's event for the wire, written where it goes out."""
-    into.sequence = of.sequence
-    match of.event:
+def event(completion_event: model.CompletionEvent, into: pb.CompletionEvent) -> None:
+    """Converts a completion's event into the given proto."""
+    into.sequence = completion_event.sequence
+    match completion_event.event:
         case model.Delta(tool_call=None) as delta:
             if delta.reasoning:
                 into.delta.reasoning = delta.reasoning
@@ -104,90 +107,91 @@ def event(of: model.CompletionEvent, into: pb.CompletionEvent) -> None:
             piece.index, piece.id, piece.name = call.index, call.id, call.name
             piece.arguments = call.arguments
         case model.Started() as started:
-            told = into.started
-            told.completion_id, told.session_id = started.completion_id, started.session_id
-            told.session_created, told.model = started.session_created, started.model
-            told.context_messages = started.context_messages
-            told.context_trimmed = started.context_trimmed
+            proto = into.started
+            proto.completion_id, proto.session_id = started.completion_id, started.session_id
+            proto.session_created, proto.model = started.session_created, started.model
+            proto.context_messages = started.context_messages
+            proto.context_trimmed = started.context_trimmed
         case model.Finished() as finished:
             _finished(finished, into.finished)
 
 
-def batch_result(of: BatchOutcome, error: Status | None) -> pb.BatchCompleteResponse:
-    """The outcome of an item for the wire; `error` is the status of its error, if it has one."""
-    result = pb.BatchResult(index=of.index, error=error)
-    if of.finished:
-        told = result.completion
-        told.completion_id, told.session_id, told.model = of.completion_id, of.session_id, of.model
-        _finished(of.finished, told.finished)
+def batch_result(outcome: BatchOutcome, error: Status | None) -> pb.BatchCompleteResponse:
+    """Converts the outcome of an item; `error` is the status of its error, if any."""
+    result = pb.BatchResult(index=outcome.index, error=error)
+    if outcome.finished:
+        proto = result.completion
+        proto.completion_id, proto.session_id = outcome.completion_id, outcome.session_id
+        proto.model = outcome.model
+        _finished(outcome.finished, proto.finished)
     return pb.BatchCompleteResponse(result=result)
 
 
-def batch_summary(of: BatchSummary) -> pb.BatchCompleteResponse:
-    """What came of a batch, for the wire."""
+def batch_summary(summary: BatchSummary) -> pb.BatchCompleteResponse:
+    """Converts the summary of a batch."""
     return pb.BatchCompleteResponse(
         summary=pb.BatchSummary(
-            succeeded=of.succeeded,
-            failed=of.failed,
-            usage=usage(of.usage),
-            wall_time=duration(of.wall_seconds),
-            total_latency=duration(of.latency_seconds),
+            succeeded=summary.succeeded,
+            failed=summary.failed,
+            usage=usage(summary.usage),
+            wall_time=duration(summary.wall_seconds),
+            total_latency=duration(summary.latency_seconds),
         )
     )
 
 
-def _finished(of: model.Finished, into: pb.Finished) -> None:
-    into.finish_reason = FINISH_REASONS[of.finish_reason]
-    _message(of.message, into.message)
-    if of.usage is not None:
-        into.usage.CopyFrom(usage(of.usage))
-    timings, told = of.timings, into.timings
-    _duration(timings.queue_seconds, told.queue)
-    _duration(timings.total_seconds, told.total)
+def _finished(finished: model.Finished, into: pb.Finished) -> None:
+    into.finish_reason = FINISH_REASONS[finished.finish_reason]
+    _message(finished.message, into.message)
+    if finished.usage is not None:
+        into.usage.CopyFrom(usage(finished.usage))
+    timings, proto = finished.timings, into.timings
+    _duration(timings.queue_seconds, proto.queue)
+    _duration(timings.total_seconds, proto.total)
     if timings.time_to_first_token_seconds is not None:
-        _duration(timings.time_to_first_token_seconds, told.time_to_first_token)
+        _duration(timings.time_to_first_token_seconds, proto.time_to_first_token)
     if timings.prefill_seconds is not None:
-        _duration(timings.prefill_seconds, told.prefill)
-    into.exchange_count = of.exchange_count
+        _duration(timings.prefill_seconds, proto.prefill)
+    into.exchange_count = finished.exchange_count
 
 
-def message(of: Message) -> pb.Message:
-    """A message for the wire."""
-    told = pb.Message()
-    _message(of, told)
-    return told
+def message(message: Message) -> pb.Message:
+    """Converts a message."""
+    proto = pb.Message()
+    _message(message, proto)
+    return proto
 
 
-def _message(of: Message, into: pb.Message) -> None:
-    into.role = ROLE_PROTOS[of.role]
-    into.content = of.content
-    if of.tool_calls:
+def _message(message: Message, into: pb.Message) -> None:
+    into.role = ROLE_PROTOS[message.role]
+    into.content = message.content
+    if message.tool_calls:
         into.tool_calls.extend(
             pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments)
-            for call in of.tool_calls
+            for call in message.tool_calls
         )
-    if of.tool_call_id:
-        into.tool_call_id = of.tool_call_id
-    if of.reasoning:
-        into.reasoning = of.reasoning
+    if message.tool_call_id:
+        into.tool_call_id = message.tool_call_id
+    if message.reasoning:
+        into.reasoning = message.reasoning
 
 
-def usage(of: model.Usage) -> pb.Usage:
-    """Token counts for the wire."""
+def usage(usage: model.Usage) -> pb.Usage:
+    """Converts token counts."""
     return pb.Usage(
-        prompt_tokens=of.prompt_tokens,
-        cached_tokens=of.cached_tokens,
-        completion_tokens=of.completion_tokens,
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
     )
 
 
 def duration(seconds: float | None) -> Duration | None:
-    """A duration for the wire; None stays unset."""
+    """Converts a duration; None stays unset."""
     if seconds is None:
         return None
-    told = Duration()
-    _duration(seconds, told)
-    return told
+    proto = Duration()
+    _duration(seconds, proto)
+    return proto
 
 
 def _duration(seconds: float, into: Duration) -> None:
@@ -196,7 +200,7 @@ def _duration(seconds: float, into: Duration) -> None:
 
 
 def metrics(counts: StoreCounts, statistics: Statistics) -> pb.SessionMetrics:
-    """The daemon's figures for the wire; what is unknown stays unset."""
+    """Converts the daemon's metrics; unknown figures stay unset."""
     session, stateless = statistics.session, statistics.stateless
     return pb.SessionMetrics(
         total_sessions=counts.sessions,

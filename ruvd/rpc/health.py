@@ -1,10 +1,12 @@
-"""What the daemon says of its own health, over grpc.health.v1.
+"""The daemon's health over grpc.health.v1.
 
-grpcio's servicer is not used: a watcher that does not read blocks its `set`, and with it the
-daemon's way down, and of two watchers of a name the second is forgotten when the first leaves.
-Here a state is a plain assignment and every watcher follows at its own pace. Each answer carries
-in its metadata who gave it (`ruvd-version`) and how many completions run (`ruvd-running`), which
-`ruvd drain` waits for without an RPC of its own.
+grpcio's own servicer is not used for two reasons. A watcher that does not read blocks its `set`,
+and with it the shutdown of the daemon. Of two watchers of a name the second is forgotten when the
+first leaves. Here a state is a plain assignment, and every watcher follows at its own pace.
+
+Each response has the daemon's version (`ruvd-version`) and the number of completions
+(`ruvd-running`) in its metadata. `ruvd drain` waits for that number to be 0 and needs no RPC of its
+own.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ Context: TypeAlias = "ServicerContext[Any, Any]"
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """grpc.health.v1.Health; any number of servers may serve one of it.
+    """The servicer of grpc.health.v1.Health, which several servers may share.
 
-    `running` says how many completions run or wait.
+    `running` returns the number of completions that run or wait.
     """
 
     def __init__(self, version: str, running: Callable[[], int] = lambda: 0) -> None:
@@ -41,7 +43,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._changed = asyncio.Event()
 
     def set(self, name: str, state: int) -> None:
-        """Change a name's state; whoever watches it is told."""
+        """Changes the state of a service name, and wakes its watchers."""
         self._states[name] = state
         self._changed.set()
         self._changed = asyncio.Event()
@@ -49,7 +51,7 @@ class Health(health_pb2_grpc.HealthServicer):
     async def Check(  # noqa: N802  # gRPC's name
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> health_pb2.HealthCheckResponse:
-        """The state of a name; NOT_FOUND for one that is unknown."""
+        """Returns the state of a service name, or NOT_FOUND if the name is unknown."""
         await context.send_initial_metadata(self._metadata())
         state = self._states.get(request.service)
         if state is None:
@@ -59,15 +61,15 @@ class Health(health_pb2_grpc.HealthServicer):
     async def Watch(  # noqa: N802  # gRPC's name
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> None:
-        """The state of a name now, and whenever it has changed since it was last told."""
+        """Writes the state of a service name now, and again whenever it has changed."""
         await context.send_initial_metadata(self._metadata())
-        told = None
+        sent = None
         while True:
             changed = self._changed
             state = self._states.get(request.service, UNKNOWN)
-            if state != told:
+            if state != sent:
                 await context.write(health_pb2.HealthCheckResponse(status=state))
-            told = state
+            sent = state
             await changed.wait()
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
@@ -75,7 +77,7 @@ class Health(health_pb2_grpc.HealthServicer):
 
 
 class Readiness:
-    """Keeps the health service true. An Observer of the engine's and the store's state."""
+    """Derives the health states from the events of the engine and the store. An Observer."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
@@ -84,7 +86,7 @@ class Readiness:
         self._draining = False
 
     def __call__(self, event: Event) -> None:
-        """Follow what goes up and down."""
+        """Follows the state of the engine and the store."""
         match event:
             case EngineStateChanged(up):
                 self._engine = up
@@ -95,18 +97,18 @@ class Readiness:
         self._publish()
 
     def drain(self) -> None:
-        """Readiness off, for good: somebody else should get the next calls."""
+        """Turns readiness off for good, so that other instances get the next calls."""
         self._draining = True
         self._publish()
 
     def serve(self) -> None:
-        """The daemon listens."""
+        """Turns health and liveness on: the daemon listens."""
         for name in ("", SERVICE, "liveness"):
             self._health.set(name, SERVING)
         self._publish()
 
     def stop(self) -> None:
-        """The daemon takes no new turns; it is alive until it has ended."""
+        """Turns health and readiness off: new turns are refused. Liveness stays on."""
         for name in ("", SERVICE):
             self._health.set(name, NOT_SERVING)
         self.drain()

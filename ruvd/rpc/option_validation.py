@@ -1,9 +1,9 @@
-"""Checks of how to generate: CompletionOptions, with every wrong field named by its path.
+"""Validation of CompletionOptions, naming every wrong field by its path.
 
-A schema is parsed to see that it is JSON, and then goes on as the text that it came as. Names of
-tools follow OpenAI's rule, the strictest among the servers. What OpenAI's API refuses without
-tools is refused here for every engine; a `tool_choice` of AUTO or NONE without tools says what is
-so anyway, and goes no further.
+A schema is parsed to check that it is JSON, and is then passed on as the original text. Tool names
+follow OpenAI's rule, the strictest among the servers. Options that OpenAI's API refuses without
+tools are refused here for every engine. A `tool_choice` of AUTO or NONE without tools has no effect
+and is dropped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_DEPTH = 32
 _MAX_TEMPERATURE = 2.0
 _MAX_PENALTY = 2.0
 _MAX_BIAS = 100.0
-# Beyond it a double has no neighbours one apart: a whole number there is a large one, not a count.
+# A double above this cannot represent every whole number, so it is not a count.
 _MAX_WHOLE = 2.0**53
 _Rule: TypeAlias = Callable[[Checker, pb.CompletionOptions], Any]
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -42,7 +42,7 @@ _FORMAT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def options(check: Checker, asked: pb.CompletionOptions) -> CompletionOptions:
-    """How to generate. Costs what is set, and most callers set little."""
+    """Converts the options. Only fields that are set cost time, and most callers set few."""
     given = [descriptor.name for descriptor, _ in asked.ListFields()]
     return CompletionOptions(**{name: _RULES[name](check, asked) for name in given})
 
@@ -69,7 +69,9 @@ def _max_tokens(check: Checker, asked: pb.CompletionOptions) -> int:
 
 
 def _stop(check: Checker, asked: pb.CompletionOptions) -> tuple[str, ...]:
-    check.check(len(asked.stop) <= _MAX_STOPS, "options.stop", f"more than {_MAX_STOPS}")
+    check.check(
+        len(asked.stop) <= _MAX_STOPS, "options.stop", f"has more than {_MAX_STOPS} strings"
+    )
     for index, stop in enumerate(asked.stop):
         check.check(bool(stop), f"options.stop[{index}]", "must not be empty")
     return tuple(asked.stop)
@@ -92,7 +94,7 @@ def _parallel_tool_calls(check: Checker, asked: pb.CompletionOptions) -> bool:
 
 def _logit_bias(check: Checker, asked: pb.CompletionOptions) -> dict[int, float]:
     field, biases = "options.logit_bias", dict(sorted(asked.logit_bias.items()))
-    check.check(len(biases) <= _MAX_BIASES, field, f"more than {_MAX_BIASES}")
+    check.check(len(biases) <= _MAX_BIASES, field, f"has more than {_MAX_BIASES} entries")
     for token, bias in biases.items():
         check.check(token >= 0, f"{field}[{token}]", "a token's id must not be negative")
         check.check(-_MAX_BIAS <= bias <= _MAX_BIAS, f"{field}[{token}]", "must be -100 to 100")
@@ -100,14 +102,16 @@ def _logit_bias(check: Checker, asked: pb.CompletionOptions) -> dict[int, float]
 
 
 def _tools(check: Checker, asked: pb.CompletionOptions) -> tuple[Tool, ...]:
-    check.check(len(asked.tools) <= _MAX_TOOLS, "options.tools", f"more than {_MAX_TOOLS}")
+    check.check(
+        len(asked.tools) <= _MAX_TOOLS, "options.tools", f"has more than {_MAX_TOOLS} tools"
+    )
     names: set[str] = set()
     for index, tool in enumerate(asked.tools[:_MAX_TOOLS]):
         field = f"options.tools[{index}]"
         well_formed = _TOOL_NAME.fullmatch(tool.name) is not None
         rule = "must be 1 to 64 characters of A-Z a-z 0-9 _ . -"
         check.check(well_formed, f"{field}.name", rule)
-        check.check(tool.name not in names, f"{field}.name", "is another tool's already")
+        check.check(tool.name not in names, f"{field}.name", "is the name of another tool")
         names.add(tool.name)
         validation.text(check, f"{field}.description", tool.description)
         if tool.parameters:
@@ -149,7 +153,7 @@ def _response_format(check: Checker, asked: pb.CompletionOptions) -> ResponseFor
 
 
 def _schema(check: Checker, field: str, text: str) -> None:
-    """Check that a text is a JSON object, as every engine will have to read it."""
+    """Checks that a text is a JSON object that every engine can read."""
     if len(text.encode()) > check.limits.max_message_bytes:
         validation.text(check, field, text)
         return
@@ -165,19 +169,19 @@ def _schema(check: Checker, field: str, text: str) -> None:
 
 
 def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Readers differ in which of two equal names they take."""
+    """Refuses duplicate names, because JSON parsers differ in the one that they take."""
     named = dict(pairs)
     if len(named) < len(pairs):
-        raise ValueError("a name is there twice in one object")
+        raise ValueError("an object has the same name twice")
     return named
 
 
 def _is_shallow(parsed: Any) -> bool:
-    """Whether nothing in it is nested deeper than what every reader of JSON takes."""
+    """Whether the value is nested no deeper than every JSON parser accepts."""
     level = [parsed]
     for _ in range(_MAX_DEPTH):
         level = [
@@ -200,7 +204,7 @@ def _extra_body(check: Checker, asked: pb.CompletionOptions) -> dict[str, Any]:
 
 
 def _plain(check: Checker, field: str, value: Value, depth: int) -> Any:
-    """A Struct's value as Python's: whole numbers as int, names in one order for one request."""
+    """Converts a Struct's value to Python: whole numbers to int, names in sorted order."""
     if depth > _MAX_DEPTH:
         check.refuse(field, f"is nested deeper than {_MAX_DEPTH}")
         return None
@@ -221,11 +225,11 @@ def _plain(check: Checker, field: str, value: Value, depth: int) -> Any:
         case "null_value":
             return None
         case _:
-            check.refuse(field, "has a value that is not set; null is one")
+            check.refuse(field, "has a value that is not set; use null for no value")
             return None
 
 
-# What checks and reads each field, once it is set.
+# The rule of each field, which validates and converts it if it is set.
 _RULES: dict[str, _Rule] = {
     "model": _model,
     "temperature": _temperature,

@@ -1,4 +1,7 @@
-"""What each request asks for: proto to model, checked. Raises InvalidRequest."""
+"""Conversion of requests: each proto is validated and becomes a value of the core.
+
+Every function raises InvalidRequest, naming every wrong field.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ _UPDATABLE = {"labels", "idle_timeout", "context_window"}
 def create_session(
     request: pb.CreateSessionRequest, limits: RequestLimits, policy: SessionPolicy
 ) -> NewSession:
-    """What CreateSession asks for; the policy fills what its context window leaves out."""
+    """Converts CreateSession; the policy has the defaults of its context window."""
     check = Checker(request, limits)
     if request.session_id:
         check.check(validation.is_id(request.session_id), "session_id", ID_RULE)
@@ -59,13 +62,13 @@ def create_session(
 
 
 def complete(request: pb.CompleteRequest, limits: RequestLimits) -> CompletionRequest:
-    """What Complete asks for."""
+    """Converts Complete."""
     check = Checker(request, limits)
     session_id = request.session_id
     if session_id:
         check.check(validation.is_id(session_id), "session_id", ID_RULE)
     messages = validation.messages(check, request.messages, history=False)
-    # A session's history may end with what is to be answered; the turn will see.
+    # Without messages the session's history must end with one to answer; the turn checks that.
     check.check(bool(messages or session_id), "messages", "must not be empty")
     validation.text(check, "system_prompt", request.system_prompt)
     if messages and messages[0].role is Role.SYSTEM:
@@ -75,9 +78,9 @@ def complete(request: pb.CompleteRequest, limits: RequestLimits) -> CompletionRe
     options = option_validation.options(check, request.options)
     validation.request_id(check, request.request_id)
     if_busy = convert.IF_BUSY.get(request.if_busy)
-    check.check(if_busy is not None, "if_busy", "is no known choice")
+    check.check(if_busy is not None, "if_busy", "is not a known value")
     on_disconnect = convert.ON_DISCONNECT.get(request.on_disconnect)
-    check.check(on_disconnect is not None, "on_disconnect", "is no known choice")
+    check.check(on_disconnect is not None, "on_disconnect", "is not a known value")
     grace = 0.0
     if request.HasField("disconnect_grace"):
         grace = request.disconnect_grace.ToNanoseconds() / 1e9
@@ -100,7 +103,10 @@ def complete(request: pb.CompleteRequest, limits: RequestLimits) -> CompletionRe
 def batch_complete(
     request: pb.BatchCompleteRequest, limits: RequestLimits
 ) -> Sequence[CompletionRequest | RuvdError]:
-    """What each item asks for, or why it cannot be done; raises for what concerns the call."""
+    """Converts each item of BatchComplete, or returns the item's error in its place.
+
+    Raises InvalidRequest only for fields of the call itself.
+    """
     check = Checker(request, limits)
     count = len(request.items)
     check.check(count <= _MAX_ITEMS, "items", f"{count} are more than {_MAX_ITEMS}; split them")
@@ -118,7 +124,7 @@ def batch_complete(
 def update_session(
     request: pb.UpdateSessionRequest, limits: RequestLimits, policy: SessionPolicy
 ) -> tuple[str, SessionChanges]:
-    """What UpdateSession asks for; the policy fills what is in the mask and unset."""
+    """Converts UpdateSession; the policy has the defaults of masked fields that are unset."""
     check = Checker(request, limits)
     check.check(validation.is_id(request.session_id), "session_id", ID_RULE)
     mask = set(request.update_mask.paths)
@@ -143,7 +149,7 @@ def update_session(
 
 
 def append_messages(request: pb.AppendMessagesRequest, limits: RequestLimits) -> Sequence[Message]:
-    """What AppendMessages appends."""
+    """Converts AppendMessages to the messages that it appends."""
     check = Checker(request, limits)
     check.check(validation.is_id(request.session_id), "session_id", ID_RULE)
     messages = validation.messages(check, request.messages, history=True)
@@ -156,7 +162,7 @@ def append_messages(request: pb.AppendMessagesRequest, limits: RequestLimits) ->
 
 
 def fork_session(request: pb.ForkSessionRequest, limits: RequestLimits) -> NewFork:
-    """What ForkSession asks for."""
+    """Converts ForkSession."""
     check = Checker(request, limits)
     check.check(validation.is_id(request.session_id), "session_id", ID_RULE)
     if request.new_session_id:
@@ -171,7 +177,7 @@ def fork_session(request: pb.ForkSessionRequest, limits: RequestLimits) -> NewFo
 def completion_ref(
     request: pb.ResumeCompletionRequest | pb.CancelCompletionRequest, limits: RequestLimits
 ) -> CompletionRef:
-    """The completion that a request names."""
+    """Converts the reference to a completion in a request."""
     check = Checker(request, limits)
     if request.completion_id:
         for field in ("session_id", "request_id"):
@@ -185,18 +191,18 @@ def completion_ref(
 
 
 def session_id(request: pb.GetSessionRequest | pb.EndSessionRequest, limits: RequestLimits) -> str:
-    """The session that a request names."""
+    """Returns the session id of a request."""
     check = Checker(request, limits)
     check.check(validation.is_id(request.session_id), "session_id", ID_RULE)
     if isinstance(request, pb.GetSessionRequest):
-        check.check(request.view in pb.SessionView.values(), "view", "is no known view")
+        check.check(request.view in pb.SessionView.values(), "view", "is not a known view")
     check.raise_if_wrong()
     return request.session_id
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Which page of a list is asked for."""
+    """One page of a list."""
 
     after: int
     limit: int
@@ -204,7 +210,7 @@ class Page:
 
 
 def list_sessions(request: pb.ListSessionsRequest, limits: RequestLimits) -> Page:
-    """Which page ListSessions asks for."""
+    """Converts ListSessions."""
     check = Checker(request, limits)
     size = request.page_size
     check.check(0 <= size <= _MAX_PAGE, "page_size", f"must be 0 to {_MAX_PAGE}")
@@ -216,7 +222,7 @@ def list_sessions(request: pb.ListSessionsRequest, limits: RequestLimits) -> Pag
 
 
 def _cursor(token: str) -> int | None:
-    """The number in a page token; 0 for the first page, None for what is none of ours."""
+    """Returns the cursor of a page token: 0 for the first page, None for a foreign token."""
     if not token:
         return 0
     try:

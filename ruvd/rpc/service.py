@@ -1,4 +1,7 @@
-"""`ruvd.v1.SessionService`: convert, one call of the core, convert. Errors pass through."""
+"""The servicer of `ruvd.v1.SessionService`: convert, call the core once, convert back.
+
+Errors pass through to the interceptor.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from ruvd.v1 import session_service_pb2_grpc as pb_grpc
 
 
 class SessionService(pb_grpc.SessionServiceServicer):
-    """The servicer: one method an RPC."""
+    """The servicer, with one method per RPC."""
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self._policy = policy
         self._engine = engine
 
-    async def CreateSession(  # noqa: D102, N802  # the proto documents and names it, as all below
+    async def CreateSession(  # noqa: D102, N802  # the proto documents and names all RPCs
         self, request: pb.CreateSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.CreateSessionResponse:
         new = requests.create_session(request, self._limits, self._policy)
@@ -109,7 +112,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         counts = await self._sessions.counts()
         return pb.GetSessionMetricsResponse(metrics=convert.metrics(counts, self._statistics))
 
-    # The streams write what they answer: a generator would be one more layer for each event.
+    # Streaming RPCs write to the context: a generator would add a layer to every event.
 
     async def Complete(  # type: ignore[override]  # noqa: D102, N802
         self, request: pb.CompleteRequest, context: ServicerContext[Any, pb.CompleteResponse]

@@ -1,7 +1,7 @@
-"""THE table: which gRPC status an error of the core becomes, and its rich details.
+"""The error table: the gRPC status of every error of the core, with rich details.
 
-Every detail follows google.rpc's error model: an ErrorInfo with our domain and the reason, a
-BadRequest that names every wrong field, a RetryInfo where waiting helps.
+The details follow google.rpc's error model: an ErrorInfo with our domain and the reason, a
+BadRequest that names every wrong field, and a RetryInfo where waiting helps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ruvd.core import errors
 from ruvd.core.errors import InvalidRequest, RuvdError
 
 DOMAIN = "ruvd"
-# A status travels in trailing metadata, of which a peer takes 8 KiB by default, base64 included.
+# A status travels in trailing metadata, for which gRPC's default limit is 8 KiB, with base64.
 _MAX_DETAIL_BYTES = 2048
 _MAX_MESSAGE_BYTES = 1500
 _DEADLINE_SLACK_SECONDS = 0.1
@@ -51,14 +51,19 @@ CODES: dict[type[RuvdError], grpc.StatusCode] = {
 
 
 def is_too_late(call: ServicerContext[Any, Any]) -> bool:
-    """Whether a call that was cancelled was so by its deadline. The caller gives up at its own,
-    which is earlier than ours by the way that its call took."""
+    """Whether a cancelled call was cancelled by its deadline.
+
+    The client's deadline passes earlier than the server's, by the time that the call travelled.
+    """
     left = call.time_remaining()
     return left is not None and left <= _DEADLINE_SLACK_SECONDS
 
 
 def to_status(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]:
-    """The gRPC code and the rich status of an error; INTERNAL with a fixed text for a bug."""
+    """Returns the gRPC code and the rich status of an error.
+
+    An error that is no RuvdError is a bug and becomes INTERNAL with a fixed text.
+    """
     if not isinstance(error, RuvdError):
         return _status(grpc.StatusCode.INTERNAL, INTERNAL_TEXT, [_info("INTERNAL")])
     details: list[ProtoMessage] = [_info(error.reason())]
@@ -72,7 +77,7 @@ def to_status(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]
 
 
 def _bad_request(error: InvalidRequest) -> error_details_pb2.BadRequest:
-    """Every violation, or as many as fit with a last one that says how many are left out."""
+    """Returns the violations that fit, and a last one with the number of the others, if any."""
     bad = error_details_pb2.BadRequest()
     for number, violation in enumerate(error.violations):
         field, description = _cut(violation.field, 200), _cut(violation.description, 400)
@@ -102,8 +107,8 @@ def _status(
 
 
 def _cut(text: str, most: int) -> str:
-    """The text, or as much of it as takes `most` bytes percent-encoded, as gRPC sends it."""
-    head = text[: most + 1]  # however long the rest, it is over the limit
+    """Cuts a text to `most` bytes in percent-encoding, which is how gRPC sends it."""
+    head = text[: most + 1]  # one character more than can fit
     if len(quote(head, safe=string.printable)) <= most:
         return text
     size = 0

@@ -1,7 +1,7 @@
-"""Checks of a request's fields. Every wrong one is named, not only the first.
+"""Validation of request fields, naming every wrong field and not only the first.
 
-A field that this daemon has no rule for is refused, and so is one that its proto does not know:
-what a caller asks for is done or refused, never ignored.
+A field that this daemon has no rule for is refused, and so is a field that its proto does not have:
+a caller's request is fulfilled or refused, and no part of it is ignored.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ruvd.v1 import session_service_pb2 as pb
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 ID_RULE = "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"
-_NOT_BUILT = "is not supported by this version of ruvd"
+_NOT_SUPPORTED = "is not supported by this version of ruvd"
 _MAX_ID_BYTES = 128
 _MAX_CALL_BYTES = 256
-_ASSISTANTS = "only an assistant's message has it"
+_ASSISTANTS = "is allowed only in an assistant's message"
 MAX_IDLE_SECONDS = 10 * 366 * 86_400
 _MAX_LABELS = 64
 _MAX_KEY_BYTES = 63
@@ -32,7 +32,7 @@ _MAX_VALUE_BYTES = 255
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What a request may hold."""
+    """The limits of a request."""
 
     max_request_bytes: int = 4 << 20
     max_message_bytes: int = 1 << 20
@@ -42,7 +42,7 @@ class RequestLimits:
 
 
 class Checker:
-    """Collects what is wrong with a request; `raise_if_wrong` ends the check."""
+    """Collects the violations of a request; `raise_if_wrong` ends the validation."""
 
     def __init__(self, request: ProtoMessage, limits: RequestLimits) -> None:
         self._violations: list[FieldViolation] = []
@@ -55,33 +55,33 @@ class Checker:
             self.raise_if_wrong()
         if _has_unknown(request, size):
             for path in _unknown(request, ""):
-                self.refuse(path, _NOT_BUILT)
+                self.refuse(path, _NOT_SUPPORTED)
 
     def refuse(self, field: str, description: str) -> None:
-        """Note that a field is wrong."""
+        """Adds a violation."""
         self._violations.append(FieldViolation(field, description))
 
     def check(self, ok: bool, field: str, description: str) -> None:  # noqa: FBT001  # a predicate
-        """Note that a field is wrong unless it is `ok`."""
+        """Adds a violation unless the field is `ok`."""
         if not ok:
             self.refuse(field, description)
 
     def raise_if_wrong(self) -> None:
-        """Raises InvalidRequest with everything that was noted."""
+        """Raises InvalidRequest with all violations, if there are any."""
         if self._violations:
             raise InvalidRequest(self._violations)
 
 
 def request_id(check: Checker, request_id: str) -> None:
-    """Check a request id; any text of a bounded size will do."""
+    """Checks a request id, which may be any text of a bounded size."""
     size = len(request_id.encode())
-    check.check(size <= _MAX_ID_BYTES, "request_id", f"may have {_MAX_ID_BYTES} bytes")
+    check.check(size <= _MAX_ID_BYTES, "request_id", f"may have at most {_MAX_ID_BYTES} bytes")
 
 
 def idle_timeout(
     check: Checker, request: pb.CreateSessionRequest | pb.UpdateSessionRequest
 ) -> float | None:
-    """The idle time-out in seconds, None if unset."""
+    """Returns the idle timeout in seconds, None if unset."""
     if not request.HasField("idle_timeout"):
         return None
     seconds = request.idle_timeout.ToNanoseconds() / 1e9
@@ -92,12 +92,15 @@ def idle_timeout(
 
 
 def messages(check: Checker, protos: Sequence[pb.Message], *, history: bool) -> Sequence[Message]:
-    """The messages of a request: a whole history, or a turn, which ends with what to answer."""
+    """Converts the messages of a request.
+
+    They are a `history` or the messages of a turn, which ends with a message to answer.
+    """
     limits = check.limits
     check.check(
         len(protos) <= limits.max_messages,
         "messages",
-        f"more than {limits.max_messages} (max_messages)",
+        f"has more than {limits.max_messages} messages (max_messages)",
     )
     messages = []
     for index, proto in enumerate(protos):
@@ -120,7 +123,7 @@ def messages(check: Checker, protos: Sequence[pb.Message], *, history: bool) -> 
 
 
 def _message(check: Checker, field: str, proto: pb.Message, role: Role) -> Message:
-    """A message. Which call a tool's message answers is checked where the history is known."""
+    """Converts a message. A tool's message is matched to its call where the history is known."""
     content, call_id, reasoning = proto.content, proto.tool_call_id, proto.reasoning
     calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in proto.tool_calls)
     if not content and role in (Role.SYSTEM, Role.USER):
@@ -133,7 +136,7 @@ def _message(check: Checker, field: str, proto: pb.Message, role: Role) -> Messa
     if role is Role.TOOL:
         _call_id(check, f"{field}.tool_call_id", call_id)
     elif call_id:
-        check.refuse(f"{field}.tool_call_id", "only a tool's message has it")
+        check.refuse(f"{field}.tool_call_id", "is allowed only in a tool's message")
     if calls:
         _calls(check, f"{field}.tool_calls", calls)
     message = Message(role, content, calls, call_id, reasoning)
@@ -148,12 +151,12 @@ def _message(check: Checker, field: str, proto: pb.Message, role: Role) -> Messa
 
 def _calls(check: Checker, field: str, calls: Sequence[ToolCall]) -> None:
     limit = check.limits.max_tool_calls
-    check.check(len(calls) <= limit, field, f"more than {limit}")
+    check.check(len(calls) <= limit, field, f"has more than {limit} calls")
     ids: set[str] = set()
     for index, call in enumerate(calls):
         path = f"{field}[{index}]"
         _call_id(check, f"{path}.id", call.id)
-        check.check(call.id not in ids, f"{path}.id", "another call has this id")
+        check.check(call.id not in ids, f"{path}.id", "is the id of another call")
         ids.add(call.id)
         fits = 0 < len(call.name.encode()) <= _MAX_CALL_BYTES
         check.check(fits, f"{path}.name", f"must have 1 to {_MAX_CALL_BYTES} bytes")
@@ -165,7 +168,7 @@ def _call_id(check: Checker, field: str, value: str) -> None:
 
 
 def window(check: Checker, asked: pb.ContextWindow, default: ContextWindow) -> ContextWindow:
-    """The context window; what it leaves unset is the default's."""
+    """Converts a context window; unset fields have the default's values."""
     keep, most = default.keep_exchanges, default.max_exchanges
     if asked.HasField("max_exchanges"):
         most = asked.max_exchanges
@@ -184,7 +187,7 @@ def window(check: Checker, asked: pb.ContextWindow, default: ContextWindow) -> C
     check.check(
         asked.rendering in pb.Rendering.values(),
         "context_window.rendering",
-        "is no known rendering",
+        "is not a known rendering",
     )
     return replace(
         default,
@@ -196,7 +199,7 @@ def window(check: Checker, asked: pb.ContextWindow, default: ContextWindow) -> C
 
 
 def text(check: Checker, field: str, value: str) -> None:
-    """Check a text against `max_message_bytes`."""
+    """Checks a text against `max_message_bytes`."""
     size = len(value.encode())
     limit = check.limits.max_message_bytes
     if size > limit:
@@ -204,19 +207,21 @@ def text(check: Checker, field: str, value: str) -> None:
 
 
 def labels(check: Checker, field: str, given: Mapping[str, str]) -> None:
-    """Check labels: how many, and how long keys and values are."""
-    check.check(len(given) <= _MAX_LABELS, field, f"more than {_MAX_LABELS}")
+    """Checks the number of labels and the sizes of their keys and values."""
+    check.check(len(given) <= _MAX_LABELS, field, f"has more than {_MAX_LABELS} labels")
     for key, value in given.items():
         path = f"{field}[{key!r}]"
         key_fits = 0 < len(key.encode()) <= _MAX_KEY_BYTES
         check.check(key_fits, path, f"the key must have 1 to {_MAX_KEY_BYTES} bytes")
         value_fits = len(value.encode()) <= _MAX_VALUE_BYTES
-        check.check(value_fits, path, f"the value may have {_MAX_VALUE_BYTES} bytes")
+        check.check(value_fits, path, f"the value may have at most {_MAX_VALUE_BYTES} bytes")
 
 
 def model_name(check: Checker, field: str, value: str) -> None:
-    """Check a model's name; it goes into logs, so its length is bounded."""
-    check.check(len(value.encode()) <= _MAX_ID_BYTES, field, f"may have {_MAX_ID_BYTES} bytes")
+    """Checks a model's name, whose length is bounded because it goes into logs."""
+    check.check(
+        len(value.encode()) <= _MAX_ID_BYTES, field, f"may have at most {_MAX_ID_BYTES} bytes"
+    )
 
 
 def is_id(value: str) -> bool:
@@ -225,7 +230,10 @@ def is_id(value: str) -> bool:
 
 
 def _has_unknown(message: ProtoMessage, size: int) -> bool:
-    """Whether `message`, of so many bytes, has any; a quarter of the time that a list takes."""
+    """Whether a message of `size` bytes has unknown fields.
+
+    It takes a quarter of the time that it takes to list them.
+    """
     known = type(message)()
     known.CopyFrom(message)
     known.DiscardUnknownFields()
@@ -233,9 +241,9 @@ def _has_unknown(message: ProtoMessage, size: int) -> bool:
 
 
 def _unknown(message: ProtoMessage, path: str) -> list[str]:
-    """The fields in `message` that our proto does not have, by number."""
-    strangers = unknown_fields.UnknownFieldSet(message)
-    paths = [f"{path}#{strangers[index].field_number}" for index in range(len(strangers))]
+    """Returns the paths of the fields that our proto does not have, which end with a number."""
+    unknown = unknown_fields.UnknownFieldSet(message)
+    paths = [f"{path}#{unknown[index].field_number}" for index in range(len(unknown))]
     for descriptor, value in message.ListFields():
         kind = descriptor.message_type
         if kind is None or kind.GetOptions().map_entry:
