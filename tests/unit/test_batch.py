@@ -13,7 +13,6 @@ from fakes import ScriptedEngine, done
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ruvd.core.completions import batch as batch_module
 from ruvd.core.completions.batch import Batches, BatchOutcome, BatchSummary
 from ruvd.core.completions.completion import CompletionPolicy, CompletionRequest
 from ruvd.core.completions.shared_prefixes import beginning, group
@@ -48,8 +47,13 @@ class Reader:
     summary: BatchSummary | None = None
 
     def stream(self) -> AsyncGenerator[BatchOutcome | BatchSummary, None]:
-        batches = Batches(self.core.completions, self.core.clock, default_concurrency=32)
+        batches = Batches(self.core.completions, self.core.clock, 32, sleep=self.sleep)
         return batches.run(self.items, self.max_concurrency)
+
+    async def sleep(self, seconds: float) -> None:
+        """Lets the clock go on instead of waiting."""
+        self.core.clock.advance(seconds)
+        await asyncio.sleep(0)
 
     async def read(self) -> None:
         async with aclosing(self.stream()) as events:
@@ -208,10 +212,7 @@ async def test_interactive_completions_go_first_and_find_slots_free() -> None:
     await asyncio.gather(reading, *(collect(chat) for chat in chats))
 
 
-async def test_a_batch_slows_down_when_the_engine_asks_and_loses_nothing(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batch_module, "_wait_seconds", lambda _error, _attempt: 0.0)
+async def test_a_batch_slows_down_when_the_engine_asks_and_loses_nothing(core: Core) -> None:
     limited = EngineRateLimited("slow down")
     gates = [asyncio.Event() for _ in range(16)]
     core.engine.scripts = [[limited] for _ in range(8)]
@@ -228,10 +229,7 @@ async def test_a_batch_slows_down_when_the_engine_asks_and_loses_nothing(
     assert all(outcome.finished for outcome in reader.outcomes)
 
 
-async def test_an_engine_that_always_refuses_ends_the_item_with_its_error(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batch_module, "_wait_seconds", lambda _error, _attempt: 0.0)
+async def test_an_engine_that_always_refuses_ends_the_item_with_its_error(core: Core) -> None:
     core.engine.scripts = [[EngineRateLimited("slow down")] for _ in range(100)]
     reader = await run(core, item())
     assert isinstance(reader.outcomes[0].error, EngineRateLimited)

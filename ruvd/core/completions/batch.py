@@ -12,9 +12,10 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from ruvd.core.completions import shared_prefixes
 from ruvd.core.completions.completion import CompletionRequest
@@ -27,6 +28,7 @@ from ruvd.core.ports.clock import Clock
 _MAX_ATTEMPTS = 6
 _MAX_WAIT_SECONDS = 30.0
 
+Sleep: TypeAlias = Callable[[float], Awaitable[None]]
 _log = logging.getLogger("ruvd.batch")
 
 
@@ -75,14 +77,22 @@ class _Run:
 
 
 class Batches:
-    """Runs batches, by default with `default_concurrency` items at a time."""
+    """Runs batches, by default with `default_concurrency` items at a time.
+
+    `sleep` waits before a refused item is run again.
+    """
 
     def __init__(
-        self, completions: CompletionRegistry, clock: Clock, default_concurrency: int
+        self,
+        completions: CompletionRegistry,
+        clock: Clock,
+        default_concurrency: int,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._completions = completions
         self._clock = clock
         self._default_concurrency = default_concurrency
+        self._sleep = sleep
 
     async def run(
         self, items: Sequence[CompletionRequest | RuvdError], max_concurrency: int = 0
@@ -93,7 +103,7 @@ class Batches:
         the running items in the same way as the caller of a completion leaves it.
         """
         began = self._clock.monotonic()
-        batch = _Batch(self._completions, items)
+        batch = _Batch(self._completions, items, self._sleep)
         concurrency = min(max_concurrency or self._default_concurrency, max(1, len(items)))
         workers = [asyncio.create_task(batch.work()) for _ in range(concurrency)]
         summary = BatchSummary()
@@ -113,8 +123,12 @@ class _Batch:
     """One call: the runs that may begin, and the outcomes that wait for their reader."""
 
     def __init__(
-        self, completions: CompletionRegistry, items: Sequence[CompletionRequest | RuvdError]
+        self,
+        completions: CompletionRegistry,
+        items: Sequence[CompletionRequest | RuvdError],
+        sleep: Sleep,
     ) -> None:
+        self._sleep = sleep
         self._completions = completions
         self._items = items
         self._ready = deque(_plan(items))
@@ -156,7 +170,7 @@ class _Batch:
                 attempt += 1
                 if attempt == _MAX_ATTEMPTS:
                     return BatchOutcome(index, session_id=request.session_id, error=error)
-                await asyncio.sleep(_wait_seconds(error, attempt))
+                await self._sleep(_wait_seconds(error, attempt))
             except Exception as error:  # noqa: BLE001  # even a bug fails only its own item
                 if not isinstance(error, RuvdError):
                     _log.error("an item of BatchComplete failed", exc_info=error)
