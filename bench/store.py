@@ -44,22 +44,13 @@ from ruvd.core.sessions import window
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.registry import NewSession, SessionPolicy, SessionRegistry, with_messages
 from ruvd.core.sessions.turn_queue import TurnRequest
+from ruvd.server.system_clock import SystemClock
 from ruvd.stores.sqlite.store import SqliteStore
 
 _MEBIBYTE = 1 << 20
 _AT_ONCE = 256
 _WINDOW = 10
 _numbers = count()
-
-
-class SystemClock:
-    """The machine's clock."""
-
-    def now(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
 
 
 @dataclass

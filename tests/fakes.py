@@ -11,10 +11,23 @@ from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, Engin
 
 
 @dataclass
+class FrozenTimer:
+    """A call that a frozen clock makes when it has come to its time."""
+
+    time: float
+    callback: Callable[[], None]
+    is_pending: bool = True
+
+    def cancel(self) -> None:
+        self.is_pending = False
+
+
+@dataclass
 class FrozenClock:
-    """A clock that moves when told to."""
+    """A clock that moves when told to, and then makes the calls that are due."""
 
     time: float = 1_000_000.0
+    timers: list[FrozenTimer] = field(default_factory=list)
 
     def now(self) -> float:
         return self.time
@@ -22,8 +35,18 @@ class FrozenClock:
     def monotonic(self) -> float:
         return self.time
 
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> FrozenTimer:
+        self.timers.append(FrozenTimer(self.time + seconds, callback))
+        return self.timers[-1]
+
     def advance(self, seconds: float) -> None:
         self.time += seconds
+        due = [timer for timer in self.timers if timer.time <= self.time]
+        self.timers = [timer for timer in self.timers if timer.time > self.time]
+        for timer in due:
+            if timer.is_pending:
+                timer.is_pending = False
+                timer.callback()
 
 
 def done(prompt: int = 10, cached: int | None = 0, completion: int = 1) -> EngineDone:

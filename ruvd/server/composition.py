@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -31,24 +30,13 @@ from ruvd.rpc.interceptor import ErrorInterceptor
 from ruvd.rpc.service import SessionService
 from ruvd.rpc.validation import RequestLimits
 from ruvd.server import logs
+from ruvd.server.system_clock import SystemClock
 from ruvd.telemetry import conventions, environment
 
 if TYPE_CHECKING:
     from ruvd.telemetry.setup import Monitoring
 
 _log = logging.getLogger("ruvd.daemon")
-
-
-class SystemClock:
-    """The machine's clock."""
-
-    def now(self) -> float:
-        """Seconds since the epoch."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """Seconds that never go back."""
-        return time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)

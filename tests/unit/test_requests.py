@@ -455,13 +455,18 @@ async def test_a_turn_that_comes_to_its_end_within_the_grace_is_committed(core: 
 
 async def test_who_comes_back_and_leaves_again_begins_a_new_grace(core: Core) -> None:
     gated(core, EngineText("part"))
-    completion = core.start("one", grace_seconds=0.01)
+    completion = core.start("one", grace_seconds=10)
     staying = completion.events()
     await anext(staying)
     await leave(completion)
-    await asyncio.sleep(0.02)  # longer than the grace, which must not have begun
+    core.clock.advance(11)  # longer than the grace, which must not have begun
+    await settle()
     assert core.engine.running == 1
     await staying.aclose()
+    core.clock.advance(9)
+    await settle()
+    assert core.engine.running == 1
+    core.clock.advance(1)
     await completion.ended()
     assert isinstance(completion.error, CompletionCancelled)
 
@@ -470,8 +475,9 @@ async def test_when_the_grace_is_over_the_turn_is_cancelled_and_leaves_nothing(
     core: Core,
 ) -> None:
     gated(core, EngineText("part"))
-    completion = core.start("one", grace_seconds=0.01)
+    completion = core.start("one", grace_seconds=10)
     await leave(completion)
+    core.clock.advance(10)
     await completion.ended()
     assert isinstance(completion.error, CompletionCancelled)
     assert core.engine.stopped == 1

@@ -17,6 +17,7 @@ from ruvd.core.errors import CompletionCancelled, RuvdError, forget_frames
 from ruvd.core.ids import unguessable
 from ruvd.core.model import CompletionEvent, FinishReason, IfBusy, Message, OnDisconnect
 from ruvd.core.options import CompletionOptions
+from ruvd.core.ports.clock import Clock, Timer
 from ruvd.core.ports.events import CompletionEnded
 from ruvd.core.sessions import idempotency
 from ruvd.core.values import value
@@ -72,14 +73,15 @@ class CompletionRef:
 class Completion:
     """One generation, running or ended. `CompletionRegistry.start` makes it."""
 
-    def __init__(self, request: CompletionRequest, arrived: float, max_log_bytes: int) -> None:
+    def __init__(self, request: CompletionRequest, clock: Clock, max_log_bytes: int) -> None:
         self.id = f"cmpl-{unguessable()}"
         self.session_id = request.session_id
         self.request_id = request.request_id
         self._batch = request.batch
         self.digest = request.digest() if request.request_id else b""
         self.log = EventLog(max_log_bytes)
-        self.answer = Answer(arrived)
+        self.answer = Answer(clock.monotonic())
+        self._clock = clock
         self.replayed = ""  # the id of the completion whose events this one repeats
         self.committing = False
         self.keep_partial = False
@@ -87,7 +89,7 @@ class Completion:
         self.error: BaseException | None = None
         self._on_disconnect = request.on_disconnect
         self._grace_seconds = request.grace_seconds
-        self._grace: asyncio.TimerHandle | None = None
+        self._grace: Timer | None = None
         self._reason: RuvdError | None = None
         self._readers = 0
         self._task: asyncio.Task[None] | None = None
@@ -144,8 +146,7 @@ class Completion:
         if for_good:
             self.cancel(CompletionCancelled("the caller's deadline has passed"))
         elif self._grace_seconds and self.log.last_sequence:
-            loop = asyncio.get_running_loop()
-            self._grace = loop.call_later(self._grace_seconds, self._on_grace_over)
+            self._grace = self._clock.call_later(self._grace_seconds, self._on_grace_over)
         else:
             self.cancel(CompletionCancelled("the caller has gone"))
 

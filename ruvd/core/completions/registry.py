@@ -92,7 +92,7 @@ class CompletionRegistry:
             raise Overloaded(
                 f"{self._policy.max_inflight} completions run or wait (max_inflight); try again"
             )
-        completion = Completion(request, self._clock.monotonic(), self._policy.max_log_bytes)
+        completion = Completion(request, self._clock, self._policy.max_log_bytes)
         self._running[completion.id] = completion
         self._observer(CompletionBegan(completion.id))
         if request.request_id:

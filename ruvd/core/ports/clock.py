@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+
+class Timer(Protocol):
+    """A pending call of `Clock.call_later`."""
+
+    def cancel(self) -> None:
+        """Drops the call. Has no effect after it was made."""
 
 
 class Clock(Protocol):
@@ -13,3 +21,6 @@ class Clock(Protocol):
 
     def monotonic(self) -> float:
         """Returns seconds that never go back, for durations."""
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Calls back on the running event loop after this many seconds."""
