@@ -1,4 +1,4 @@
-"""The interceptor of every RPC of `ruvd.v1`: it turns errors into statuses and measures calls.
+"""The interceptor of every RPC of `ruvd.v1`: it parses, measures, and turns errors into statuses.
 
 Health and reflection are not wrapped: that would break `Watch`, a stream that outlives the service,
 and would measure nothing useful.
@@ -14,10 +14,11 @@ from contextvars import ContextVar
 from typing import Any, Protocol, TypeAlias
 
 import grpc
+from google.protobuf import descriptor_pool, message_factory
 from grpc.aio import ServicerContext
 
 from ruvd.core.errors import RuvdError, forget_frames
-from ruvd.rpc import status
+from ruvd.rpc import status, wire
 
 _log = logging.getLogger("ruvd.rpc")
 _OURS = "/ruvd.v1."
@@ -47,13 +48,22 @@ class RpcMeasurements(Protocol):
         """Measure the RPC `method` (`/package.Service/Method`) while the context lasts."""
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns the error of a handler into a status with details; `rpcs` measures each call.
+class RpcInterceptor(grpc.aio.ServerInterceptor):
+    """Parses requests of up to `max_request_bytes` and turns errors into statuses with details.
 
+    Bytes that are no request are refused as other errors are; grpcio would answer UNKNOWN and log
+    a traceback each time. `rpcs` measures each call.
     Without `peers` the peer's address is not asked for: on a Unix socket it tells nothing.
     """
 
-    def __init__(self, rpcs: RpcMeasurements | None = None, *, peers: bool = True) -> None:
+    def __init__(
+        self,
+        max_request_bytes: int,
+        rpcs: RpcMeasurements | None = None,
+        *,
+        peers: bool = True,
+    ) -> None:
+        self._max_request_bytes = max_request_bytes
         self._rpcs = rpcs
         self._peers = peers and rpcs is not None and rpcs.records
         self._wrapped: dict[str, tuple[Any, Any]] = {}  # by method: the handler, and wrapped
@@ -79,17 +89,23 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, method: str, handler: Any) -> Any:
+        handle = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        handle = self._measured(method, _guarded(method, self._parsed(method, handle)))
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._measured(method, _guarded(method, handler.unary_stream)),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._measured(method, _guarded(method, handler.unary_unary)),
-            handler.request_deserializer,
-            handler.response_serializer,
-        )
+            return grpc.unary_stream_rpc_method_handler(handle, None, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(handle, None, handler.response_serializer)
+
+    def _parsed(self, method: str, handle: Handler) -> Handler:
+        descriptor = descriptor_pool.Default().FindMethodByName(method[1:].replace("/", "."))
+        kind = message_factory.GetMessageClass(descriptor.input_type)
+        max_bytes = self._max_request_bytes
+
+        async def wrapped(data: bytes, call: Context) -> Any:
+            if len(data) < wire.LARGE_BYTES:
+                return await handle(wire.parse(kind, data, max_bytes), call)
+            return await handle(await asyncio.to_thread(wire.parse, kind, data, max_bytes), call)
+
+        return wrapped
 
     def _measured(self, method: str, handle: Handler) -> Handler:
         rpcs = self._rpcs

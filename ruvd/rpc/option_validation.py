@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NoReturn, TypeAlias
 
-from google.protobuf.struct_pb2 import Value
+from google.protobuf.struct_pb2 import Struct, Value
 
 from ruvd.core.options import (
     RESERVED_FIELDS,
@@ -31,6 +32,9 @@ _MAX_STOPS = 16
 _MAX_BIASES = 300
 _MAX_TOOLS = 128
 _MAX_DEPTH = 32
+# llama.cpp's grammar grows with the square of a schema's breadth: 20,000 properties took 6.8 GB.
+_MAX_SCHEMA_VALUES = 5000
+_MAX_EXTRA_VALUES = 5000
 _MAX_TEMPERATURE = 2.0
 _MAX_PENALTY = 2.0
 _MAX_BIAS = 100.0
@@ -72,9 +76,9 @@ def _stop(check: Checker, asked: pb.CompletionOptions) -> tuple[str, ...]:
     check.check(
         len(asked.stop) <= _MAX_STOPS, "options.stop", f"has more than {_MAX_STOPS} strings"
     )
-    for index, stop in enumerate(asked.stop):
+    for index, stop in enumerate(asked.stop[:_MAX_STOPS]):
         check.check(bool(stop), f"options.stop[{index}]", "must not be empty")
-    return tuple(asked.stop)
+    return tuple(asked.stop[:_MAX_STOPS])
 
 
 def _penalty(name: str) -> _Rule:
@@ -95,7 +99,7 @@ def _parallel_tool_calls(check: Checker, asked: pb.CompletionOptions) -> bool:
 def _logit_bias(check: Checker, asked: pb.CompletionOptions) -> dict[int, float]:
     field, biases = "options.logit_bias", dict(sorted(asked.logit_bias.items()))
     check.check(len(biases) <= _MAX_BIASES, field, f"has more than {_MAX_BIASES} entries")
-    for token, bias in biases.items():
+    for token, bias in islice(biases.items(), _MAX_BIASES):
         check.check(token >= 0, f"{field}[{token}]", "a token's id must not be negative")
         check.check(-_MAX_BIAS <= bias <= _MAX_BIAS, f"{field}[{token}]", "must be -100 to 100")
     return biases
@@ -123,7 +127,7 @@ def _tools(check: Checker, asked: pb.CompletionOptions) -> tuple[Tool, ...]:
             tool.parameters,
             tool.strict if tool.HasField("strict") else None,
         )
-        for tool in asked.tools
+        for tool in asked.tools[:_MAX_TOOLS]
     )
 
 
@@ -165,7 +169,10 @@ def _schema(check: Checker, field: str, text: str) -> None:
         check.refuse(field, f"must be a JSON Schema: {error}")
     else:
         check.check(isinstance(parsed, dict), field, "must be a JSON Schema: an object")
-        check.check(_is_shallow(parsed), field, f"is nested deeper than {_MAX_DEPTH}")
+        depth, count = _extent(parsed)
+        check.check(depth <= _MAX_DEPTH, field, f"is nested deeper than {_MAX_DEPTH}")
+        text = f"has {count} values, the limit is {_MAX_SCHEMA_VALUES}"
+        check.check(count <= _MAX_SCHEMA_VALUES, field, text)
 
 
 def _no_number(word: str) -> NoReturn:
@@ -180,27 +187,45 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return named
 
 
-def _is_shallow(parsed: Any) -> bool:
-    """Whether the value is nested no deeper than every JSON parser accepts."""
-    level = [parsed]
-    for _ in range(_MAX_DEPTH):
+def _extent(parsed: Any) -> tuple[int, int]:
+    """Returns the number of levels of JSON, at most _MAX_DEPTH + 1, and of the values in them."""
+    level, count = [parsed], 0
+    for depth in range(_MAX_DEPTH + 1):
+        if not level:
+            return depth, count
+        count += len(level)
         level = [
             each
             for value in level
             if isinstance(value, dict | list)
             for each in (value.values() if isinstance(value, dict) else value)
         ]
-    return not level
+    return _MAX_DEPTH + 1, count
 
 
 def _extra_body(check: Checker, asked: pb.CompletionOptions) -> dict[str, Any]:
     field, fields = "options.extra_body", asked.extra_body.fields
+    if sum(1 for _ in islice(_values(asked.extra_body), _MAX_EXTRA_VALUES + 1)) > _MAX_EXTRA_VALUES:
+        check.refuse(field, f"has more than {_MAX_EXTRA_VALUES} values")
+        return {}
     for name in sorted(RESERVED_FIELDS & fields.keys()):
         text = "is not for extra_body: this API has a field for it, or the daemon decides it"
         check.refuse(f"{field}.{name}", text)
     return {
         name: _plain(check, f"{field}.{name}", value, 1) for name, value in sorted(fields.items())
     }
+
+
+def _values(struct: Struct) -> Iterator[Value]:
+    """Yields all values in a Struct."""
+    pending: list[Iterable[Value]] = [struct.fields.values()]
+    while pending:
+        for value in pending.pop():
+            yield value
+            if value.HasField("struct_value"):
+                pending.append(value.struct_value.fields.values())
+            elif value.HasField("list_value"):
+                pending.append(value.list_value.values)
 
 
 def _plain(check: Checker, field: str, value: Value, depth: int) -> Any:

@@ -5,6 +5,7 @@ Every function raises InvalidRequest, naming every wrong field.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from ruvd.v1 import session_service_pb2 as pb
 _MAX_PAGE = 1000
 _DEFAULT_PAGE = 100
 _MAX_ITEMS = 10_000
+_ITEMS_AT_ONCE = 100
 _MAX_CURSOR = 2**63
 _UPDATABLE = {"labels", "idle_timeout", "context_window"}
 
@@ -100,7 +102,7 @@ def complete(request: pb.CompleteRequest, limits: RequestLimits) -> CompletionRe
     )
 
 
-def batch_complete(
+async def batch_complete(
     request: pb.BatchCompleteRequest, limits: RequestLimits
 ) -> Sequence[CompletionRequest | RuvdError]:
     """Converts each item of BatchComplete, or returns the item's error in its place.
@@ -113,7 +115,9 @@ def batch_complete(
     check.check(request.max_concurrency >= 0, "max_concurrency", "must not be negative")
     check.raise_if_wrong()
     items: list[CompletionRequest | RuvdError] = []
-    for item in request.items:
+    for index, item in enumerate(request.items):
+        if index % _ITEMS_AT_ONCE == 0:
+            await asyncio.sleep(0)  # 10,000 items take 0.3 s, in which others are to be served
         try:
             items.append(complete(item, limits))
         except InvalidRequest as error:

@@ -146,7 +146,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         request: pb.BatchCompleteRequest,
         context: ServicerContext[Any, pb.BatchCompleteResponse],
     ) -> None:
-        items = requests.batch_complete(request, self._limits)
+        items = await requests.batch_complete(request, self._limits)
         async with aclosing(self._batches.run(items, request.max_concurrency)) as events:
             async for event in events:
                 if isinstance(event, BatchSummary):

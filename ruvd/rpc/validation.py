@@ -7,8 +7,9 @@ a caller's request is fulfilled or refused, and no part of it is ignored.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from google.protobuf import unknown_fields
 from google.protobuf.message import Message as ProtoMessage
@@ -21,6 +22,7 @@ from ruvd.v1 import session_service_pb2 as pb
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 ID_RULE = "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"
 _NOT_SUPPORTED = "is not supported by this version of ruvd"
+_MAX_VIOLATIONS = 100
 _MAX_ID_BYTES = 128
 _MAX_CALL_BYTES = 256
 _ASSISTANTS = "is allowed only in an assistant's message"
@@ -46,6 +48,7 @@ class Checker:
 
     def __init__(self, request: ProtoMessage, limits: RequestLimits) -> None:
         self._violations: list[FieldViolation] = []
+        self._more = 0
         self.limits = limits
         if (size := request.ByteSize()) > limits.max_request_bytes:
             self.refuse(
@@ -54,12 +57,15 @@ class Checker:
             )
             self.raise_if_wrong()
         if _has_unknown(request, size):
-            for path in _unknown(request, ""):
+            for path in islice(_unknown(request, ""), _MAX_VIOLATIONS):
                 self.refuse(path, _NOT_SUPPORTED)
 
     def refuse(self, field: str, description: str) -> None:
-        """Adds a violation."""
-        self._violations.append(FieldViolation(field, description))
+        """Adds a violation. Those above the limit are only counted."""
+        if len(self._violations) < _MAX_VIOLATIONS:
+            self._violations.append(FieldViolation(field, description))
+        else:
+            self._more += 1
 
     def check(self, ok: bool, field: str, description: str) -> None:  # noqa: FBT001  # a predicate
         """Adds a violation unless the field is `ok`."""
@@ -68,6 +74,9 @@ class Checker:
 
     def raise_if_wrong(self) -> None:
         """Raises InvalidRequest with all violations, if there are any."""
+        if self._more:
+            text = f"{self._more} more of its fields are wrong"
+            self._violations.append(FieldViolation("request", text))
         if self._violations:
             raise InvalidRequest(self._violations)
 
@@ -103,7 +112,7 @@ def messages(check: Checker, protos: Sequence[pb.Message], *, history: bool) -> 
         f"has more than {limits.max_messages} messages (max_messages)",
     )
     messages = []
-    for index, proto in enumerate(protos):
+    for index, proto in enumerate(protos[: limits.max_messages]):
         field = f"messages[{index}]"
         role = convert.ROLES.get(proto.role)
         if role is None:
@@ -125,7 +134,10 @@ def messages(check: Checker, protos: Sequence[pb.Message], *, history: bool) -> 
 def _message(check: Checker, field: str, proto: pb.Message, role: Role) -> Message:
     """Converts a message. A tool's message is matched to its call where the history is known."""
     content, call_id, reasoning = proto.content, proto.tool_call_id, proto.reasoning
-    calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in proto.tool_calls)
+    limit = check.limits.max_tool_calls
+    calls = tuple(
+        ToolCall(call.id, call.name, call.arguments) for call in proto.tool_calls[: limit + 1]
+    )
     if not content and role in (Role.SYSTEM, Role.USER):
         check.refuse(f"{field}.content", "must not be empty")
     if role is not Role.ASSISTANT:
@@ -209,7 +221,7 @@ def text(check: Checker, field: str, value: str) -> None:
 def labels(check: Checker, field: str, given: Mapping[str, str]) -> None:
     """Checks the number of labels and the sizes of their keys and values."""
     check.check(len(given) <= _MAX_LABELS, field, f"has more than {_MAX_LABELS} labels")
-    for key, value in given.items():
+    for key, value in islice(given.items(), _MAX_LABELS):
         path = f"{field}[{key!r}]"
         key_fits = 0 < len(key.encode()) <= _MAX_KEY_BYTES
         check.check(key_fits, path, f"the key must have 1 to {_MAX_KEY_BYTES} bytes")
@@ -240,17 +252,16 @@ def _has_unknown(message: ProtoMessage, size: int) -> bool:
     return known.ByteSize() != size
 
 
-def _unknown(message: ProtoMessage, path: str) -> list[str]:
-    """Returns the paths of the fields that our proto does not have, which end with a number."""
+def _unknown(message: ProtoMessage, path: str) -> Iterator[str]:
+    """Yields the paths of the fields that our proto does not have, which end with a number."""
     unknown = unknown_fields.UnknownFieldSet(message)
-    paths = [f"{path}#{unknown[index].field_number}" for index in range(len(unknown))]
+    yield from (f"{path}#{unknown[index].field_number}" for index in range(len(unknown)))
     for descriptor, value in message.ListFields():
         kind = descriptor.message_type
         if kind is None or kind.GetOptions().map_entry:
             continue
         if isinstance(value, ProtoMessage):
-            paths += _unknown(value, f"{path}{descriptor.name}.")
+            yield from _unknown(value, f"{path}{descriptor.name}.")
         else:
             for index, item in enumerate(value):
-                paths += _unknown(item, f"{path}{descriptor.name}[{index}].")
-    return paths
+                yield from _unknown(item, f"{path}{descriptor.name}[{index}].")

@@ -26,7 +26,7 @@ from ruvd.core.ports.store import Store
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
 from ruvd.core.statistics import Statistics
-from ruvd.rpc.interceptor import ErrorInterceptor
+from ruvd.rpc.interceptor import RpcInterceptor
 from ruvd.rpc.service import SessionService
 from ruvd.rpc.validation import RequestLimits
 from ruvd.server import logs
@@ -202,7 +202,11 @@ def build_server(settings: Settings, monitoring: Monitoring | None) -> grpc.aio.
     # request cannot take the pod's memory.
     receive = max(64 << 20, 4 * settings.max_request_bytes)
     server = grpc.aio.server(
-        interceptors=(ErrorInterceptor(monitoring.rpcs if monitoring else None, peers=by_tcp),),
+        interceptors=(
+            RpcInterceptor(
+                settings.max_request_bytes, monitoring.rpcs if monitoring else None, peers=by_tcp
+            ),
+        ),
         options=(
             ("grpc.max_receive_message_length", receive),
             ("grpc.max_send_message_length", -1),  # what we send is bounded by what we keep

@@ -253,7 +253,7 @@ async def test_an_unknown_completion_is_not_found(daemon: StartDaemon) -> None:
             assert await refused(stub.CancelCompletion(cancel)) == NOT_FOUND
 
 
-async def test_events_that_fell_off_are_not_found_while_it_runs_and_then_finished_has_it_all(
+async def test_a_reader_whose_next_events_are_no_longer_kept_gets_finished_once_it_is_there(
     daemon: StartDaemon,
 ) -> None:
     text = " ".join(f"w{index}" for index in range(80))
@@ -261,12 +261,14 @@ async def test_events_that_fell_off_are_not_found_while_it_runs_and_then_finishe
     async with daemon(*flags) as running, running.stub() as stub:
         call = stub.Complete(turn(text, "s", request_id="r"))
         seen = await read(call, 40)
-        assert await refused(resumed(stub, by_id(seen), after=2)) == NOT_FOUND
-        assert await refused(resumed(stub, by_request("s", "r"))) == NOT_FOUND
-        near, rest = await asyncio.gather(
-            resumed(stub, by_id(seen), after=seen[-1].sequence), read(call, 0)
+        late, later, near, rest = await asyncio.gather(
+            resumed(stub, by_id(seen), after=2),
+            resumed(stub, by_request("s", "r")),
+            resumed(stub, by_id(seen), after=seen[-1].sequence),
+            read(call, 0),
         )
         assert near == rest
+        assert late == later == rest[-1:]
         seen += rest
         answer = check_whole(seen)
         [finished] = await resumed(stub, by_id(seen), after=2)
