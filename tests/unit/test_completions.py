@@ -10,10 +10,12 @@ import pytest
 from core import Core, collect, failed, settle
 from fakes import ScriptedEngine, done
 
+from ruvd.core.completions.completion import CompletionPolicy
 from ruvd.core.errors import (
     CompletionCancelled,
     CompletionInterrupted,
     ContextTooLong,
+    EngineRejected,
     EngineUnavailable,
     InvalidRequest,
     SessionBusy,
@@ -26,11 +28,13 @@ from ruvd.core.errors import (
 from ruvd.core.model import (
     Delta,
     Finished,
+    FinishReason,
     IfBusy,
     Message,
     OnDisconnect,
     Role,
     Started,
+    ToolCallDelta,
     Usage,
 )
 from ruvd.core.ports.engine import EngineText
@@ -546,6 +550,24 @@ async def test_tokens_past_the_engines_window_trim_the_next_turn(core: Core) -> 
     started = (await collect(core.start("seven")))[0].event
     assert isinstance(started, Started)
     assert started.context_trimmed
+
+
+async def test_an_answer_that_is_too_long_ends_there_and_is_committed() -> None:
+    core = Core(completion_policy=CompletionPolicy(max_answer_bytes=1000))
+    core.engine.scripts.append([EngineText("é" * 100)] * 1000)
+    finished = await core.say("one")
+    assert finished.finish_reason is FinishReason.LENGTH
+    assert 1000 < len(finished.message.content.encode()) <= 1200
+    assert core.engine.stopped == 1
+    assert await core.history() == ["one", finished.message.content]
+
+
+async def test_tool_calls_that_are_too_long_fail_because_half_a_call_is_useless() -> None:
+    core = Core(completion_policy=CompletionPolicy(max_answer_bytes=1000))
+    endless = [ToolCallDelta(0, "c", "f"), *[ToolCallDelta(0)] * 1000]  # without arguments, too
+    core.engine.scripts.append(endless)
+    await failed(core.start("one"), EngineRejected)
+    assert core.engine.stopped == 1
 
 
 async def test_usage_adds_up_and_unknown_cached_tokens_stay_unknown(core: Core) -> None:

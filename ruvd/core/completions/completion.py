@@ -33,6 +33,7 @@ class CompletionPolicy:
     retention_seconds: float = 600.0
     max_log_bytes: int = 1 << 20
     max_logs_bytes: int = 16 << 20
+    max_answer_bytes: int = 2 << 20
     batch_share: float = 0.5
 
 

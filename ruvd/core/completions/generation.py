@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 
 from ruvd.core.completions.event_log import EventLog
 from ruvd.core.completions.scheduler import SlotScheduler
-from ruvd.core.errors import ContextTooLong, EngineUnavailable
+from ruvd.core.errors import ContextTooLong, EngineRejected, EngineUnavailable
 from ruvd.core.model import (
     Exchange,
     Finished,
+    FinishReason,
     Message,
     Role,
     Session,
@@ -35,6 +36,9 @@ from ruvd.core.ports.engine import (
 from ruvd.core.ports.events import EngineTaken, Observer
 from ruvd.core.sessions import window
 from ruvd.core.values import value
+
+# An allowance for the objects of a tool call's delta, which may be empty.
+_DELTA_BYTES = 64
 
 
 @value(frozen=True, slots=True)
@@ -94,11 +98,20 @@ class Answer:
 
 
 class AnswerGenerator:
-    """Generates answers, at most as many at a time as the engine has slots."""
+    """Generates answers, at most as many at a time as the engine has slots.
+
+    An answer that reaches `max_answer_bytes` ends there, with the finish reason LENGTH.
+    """
 
     def __init__(
-        self, engine: Engine, clock: Clock, scheduler: SlotScheduler, observer: Observer
+        self,
+        engine: Engine,
+        clock: Clock,
+        scheduler: SlotScheduler,
+        observer: Observer,
+        max_answer_bytes: int,
     ) -> None:
+        self._max_answer_bytes = max_answer_bytes
         self._engine = engine
         self._clock = clock
         self._scheduler = scheduler
@@ -159,25 +172,40 @@ class AnswerGenerator:
         if own and not options.model:
             options = replace(options, model=own)
         request = EngineRequest(plan.messages, options, prompt.session.id, prompt.prefix_key)
+        size = 0
         async with aclosing(self._engine.generate(request)) as chunks:
             async for chunk in chunks:
                 if answer.first_output is None and not isinstance(chunk, EngineDone):
                     answer.first_output = self._clock.monotonic()
                 match chunk:
                     case EngineText(text):
+                        size += len(text.encode())
                         answer.text.append(text)
                         log.append_text(text)
                     case EngineReasoning(text):
+                        size += len(text.encode())
                         answer.reasoning.append(text)
                         log.append_reasoning(text)
                     case ToolCallDelta():
+                        size += _DELTA_BYTES + len(chunk.name) + len(chunk.arguments.encode())
                         answer.tool_calls.setdefault(chunk.index, []).append(chunk)
                         log.append_tool_call(chunk)
                     case EngineDone():
                         answer.done = chunk
+                if size > self._max_answer_bytes and answer.done is None:
+                    answer.done = self._cut(answer)
+                    break
         if answer.done is None:
             raise EngineUnavailable("the engine's answer ended before it was complete")
         return answer.done
+
+    def _cut(self, answer: Answer) -> EngineDone:
+        """Ends an answer that is too long. Raises EngineRejected if it has tool calls."""
+        if answer.tool_calls:
+            limit = self._max_answer_bytes
+            text = f"the answer with its tool calls has more than {limit} bytes (max_answer_bytes)"
+            raise EngineRejected(text)
+        return EngineDone(FinishReason.LENGTH)
 
 
 def _tool_call(deltas: Sequence[ToolCallDelta]) -> ToolCall:

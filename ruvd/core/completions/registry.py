@@ -52,7 +52,9 @@ class CompletionRegistry:
     ) -> None:
         self._sessions = sessions
         self.scheduler = SlotScheduler(engine.slots, policy.batch_share)
-        self._generator = AnswerGenerator(engine, clock, self.scheduler, observer)
+        self._generator = AnswerGenerator(
+            engine, clock, self.scheduler, observer, policy.max_answer_bytes
+        )
         self._turns = TurnRunner(sessions, self._generator, clock, observer)
         self._clock = clock
         self._observer = observer
