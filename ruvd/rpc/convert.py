@@ -5,7 +5,9 @@ The conversion of requests is in `ruvd.rpc.requests`.
 
 from __future__ import annotations
 
+import asyncio
 import base64
+from collections.abc import Sequence
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -23,6 +25,10 @@ from ruvd.v1 import session_service_pb2 as pb
 # The limits of the protos: a duration of 10,000 years, and the end of the year 9999.
 _MAX_DURATION = 315_576_000_000
 _MAX_TIMESTAMP = 253_402_300_799
+# Below the 4 MiB that a gRPC client takes by default.
+MAX_RESPONSE_BYTES = (4 << 20) - (64 << 10)
+_FIELD_BYTES = 8  # the tag and the length of a field, at most
+_SESSIONS_AT_ONCE = 50
 
 IF_BUSY = {
     pb.IF_BUSY_UNSPECIFIED: model.IfBusy.QUEUE,
@@ -91,6 +97,20 @@ def session(state: SessionState, *, listed: bool = False) -> pb.Session:
         model=stored.model,
         idle_timeout=duration(stored.idle_timeout_seconds),
     )
+
+
+async def add_sessions(states: Sequence[SessionState], response: pb.ListSessionsResponse) -> int:
+    """Adds as many sessions as a response may hold, at least one, and returns their number."""
+    size = 0
+    for count, state in enumerate(states):
+        if count and count % _SESSIONS_AT_ONCE == 0:
+            await asyncio.sleep(0)  # labels may make a page large, and others are to be served
+        proto = session(state, listed=True)
+        size += proto.ByteSize() + _FIELD_BYTES
+        if count and size > MAX_RESPONSE_BYTES:
+            return count
+        response.sessions.append(proto)
+    return len(states)
 
 
 def event(completion_event: model.CompletionEvent, into: pb.CompletionEvent) -> None:

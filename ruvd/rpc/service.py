@@ -6,6 +6,7 @@ Errors pass through to the interceptor.
 from __future__ import annotations
 
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -65,13 +66,15 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self, request: pb.ListSessionsRequest, context: ServicerContext[Any, Any]
     ) -> pb.ListSessionsResponse:
         page = requests.list_sessions(request, self._limits)
-        states, cursor = await self._sessions.list(
-            after=page.after, limit=page.limit, labels=page.labels
-        )
-        return pb.ListSessionsResponse(
-            sessions=[convert.session(state, listed=True) for state in states],
-            next_page_token=convert.page_token(cursor),
-        )
+        while True:
+            states, cursor = await self._sessions.list(
+                after=page.after, limit=page.limit, labels=page.labels
+            )
+            response = pb.ListSessionsResponse(next_page_token=convert.page_token(cursor))
+            count = await convert.add_sessions(states, response)
+            if count == len(states):
+                return response
+            page = replace(page, limit=count)  # the store's cursor is that of a whole page
 
     async def UpdateSession(  # noqa: D102, N802
         self, request: pb.UpdateSessionRequest, context: ServicerContext[Any, Any]
