@@ -141,8 +141,16 @@ class SessionGone:
     reason: str
 
 
+@value(frozen=True, slots=True)
+class BackgroundTaskFailed:
+    """A background task of the daemon raised an error. It will be started again."""
+
+    name: str
+
+
 Event: TypeAlias = (
-    EngineStateChanged
+    BackgroundTaskFailed
+    | EngineStateChanged
     | EngineStateMoved
     | PromptEvaluated
     | PromptFoundEvaluated
