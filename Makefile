@@ -6,7 +6,7 @@ READY := .venv/.ready
 SOURCES := ruvd clients/python tests bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-clients bench bench-quick soak lint proto check-proto pins clean
+.PHONY: help setup demo test test-clients bench bench-quick soak lint proto check-proto docs pins clean
 
 # The clients that are not in Python; each has the targets build, lint, generate and
 # check-generated.
@@ -78,6 +78,10 @@ check-proto: setup ## fail if the committed stubs are not what proto/ generates
 	  && diff proto/service_config.json clients/python/ruvd_client/service_config.json \
 	  && echo "the stubs are those of proto/"
 	@PYTHON=$(CURDIR)/$(BIN)/python proto/check-breaking.sh
+
+docs: setup ## regenerate docs/settings.md from the settings
+	$(BIN)/python docs/settings_page.py > docs/settings.md.new
+	@mv docs/settings.md.new docs/settings.md
 
 pins: setup ## renew requirements*.txt from pyproject.toml (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

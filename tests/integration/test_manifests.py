@@ -295,7 +295,7 @@ def test_the_sidecar_starts_before_the_app_and_shares_one_folder_with_it(
 def test_the_grace_period_has_room_for_the_app_and_then_the_sidecar(
     rendered: list[Resource],
 ) -> None:
-    """Numbers and text of deploy/kubernetes.md are those of the manifests."""
+    """The numbers in docs/kubernetes.md are those of the manifests."""
     pod = pod_of(rendered)
     (app,) = pod["containers"]
     stop = app["lifecycle"]["preStop"]["sleep"]["seconds"]
@@ -307,7 +307,7 @@ def test_the_grace_period_has_room_for_the_app_and_then_the_sidecar(
     drain = int(environment_of(sidecar_of(pod), rendered)["RUVD_DRAIN_SECONDS"])
     grace = pod["terminationGracePeriodSeconds"]
     assert grace >= stop + graceful + drain + LAST_SECONDS
-    manual = (DEPLOY / "kubernetes.md").read_text()
+    manual = (DEPLOY.parent / "docs" / "kubernetes.md").read_text()
     assert f"| `{stop} + {graceful}` |" in manual
     assert f"| `{drain}` |" in manual
     assert f"| `{grace}` |" in manual
