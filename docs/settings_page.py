@@ -24,8 +24,8 @@ variable, file, default.
   working directory if there is one.
 - An unknown name is an error that suggests the nearest setting. All errors are reported at once,
   and `ruvd serve` exits with code 2.
-- In an environment variable, the items of a list are separated by commas, unless the setting's
-  description says otherwise. On the command line, repeat the flag.
+- In an environment variable, a list is written with commas between its items, or as a JSON array
+  of strings if an item contains a comma. On the command line, repeat the flag.
 - A secret has no flag, because every user of a machine can read command lines.
 - `ruvd config` prints the settings in effect and where each value comes from, with secrets hidden.
 
