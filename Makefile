@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-SOURCES := ruvd clients/python tests bench
+SOURCES := ruvd clients/python tests bench docs
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-clients bench bench-quick soak lint proto check-proto docs pins clean
