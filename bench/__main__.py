@@ -29,7 +29,7 @@ from types import FrameType
 
 from bench import environments, page
 from bench.machine import describe
-from bench.steps import NAMES, STEPS, Step
+from bench.suite import NAMES, STEPS, Step
 
 ROOT = Path(__file__).parent.parent
 _RESULTS = Path("bench/results")

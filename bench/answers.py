@@ -10,8 +10,8 @@ trimmed    the window is trimmed, and was evaluated ahead in a pause
 forked     the first turn of a fork, which begins from its parent's state
 
 Then the same prompts are asked again without any cache. Where two texts part, the server by itself
-tells the log-probabilities of the two tokens (`bench/same_answer.py`). The cached share, by the
-engine's count, shows that there was a cache to go wrong. Beside it stands how often llama.cpp's
+tells the log-probabilities of the two tokens (`bench/answer_comparison.py`). The cached share, by
+the engine's count, shows that there was a cache to go wrong. Beside it stands how often llama.cpp's
 server, with nothing of ours, answers otherwise with its own cache than without, and by how much
 that cache changes the distance of its two likeliest tokens: what is within that is a near-tie.
 
@@ -38,14 +38,14 @@ from typing import Any
 
 from ruvd_client import AsyncClient
 
+from bench.answer_comparison import NEAR_TIE, Alone, Difference, Sameness, alone, compare
 from bench.conversation import SUBJECTS, talk
 from bench.machine import describe
-from bench.multi_turn_arms import RuvdChat, Sent, Turn
+from bench.multi_turn_chats import RuvdChat, Sent, Turn
 from bench.multi_turn_plan import made, tell
 from bench.multi_turn_report import Criterion, cached_share
 from bench.multi_turn_servers import THREADS, Shape, daemon, direct
 from bench.relay_servers import Failed
-from bench.same_answer import NEAR_TIE, Alone, Difference, Sameness, alone, compare
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "conversations.jsonl"
 TURNS = ("first", "moved", "restarted", "trimmed")

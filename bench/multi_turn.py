@@ -16,7 +16,7 @@ restart    A history of 2,500 tokens, the processes stopped by SIGTERM and start
            hand. Time counts from when each is ready.
 
 Then some of the daemon's answers are compared with those to the same prompts without any cache
-(`bench/same_answer.py`).
+(`bench/answer_comparison.py`).
 
 Run it with `.venv/bin/python -m bench.multi_turn`; it takes about six minutes, `--quick` under one.
 `hearth-llm` (24 kB) gets an environment of its own in the user's cache directory, or in

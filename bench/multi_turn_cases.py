@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 
 from bench.conversation import talk
-from bench.multi_turn_arms import Chat, HttpChat, RuvdChat, original, rolling, whole
+from bench.multi_turn_chats import Chat, HttpChat, RuvdChat, original, rolling, whole
 from bench.multi_turn_plan import (
     Plan,
     check,

@@ -13,10 +13,10 @@ import httpx
 from ruvd_client import AsyncClient
 
 from bench import multi_turn_servers as servers
-from bench.multi_turn_arms import Chat, Sent
+from bench.answer_comparison import Prober, compare, spaced
+from bench.multi_turn_chats import Chat, Sent
 from bench.multi_turn_report import Case, Criterion
 from bench.multi_turn_servers import Shape
-from bench.same_answer import Prober, compare, spaced
 
 _SETTLE_SECONDS = 0.2
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.multi_turn_arms import Chat, Turn
-from bench.same_answer import Sameness
+from bench.answer_comparison import Sameness
+from bench.multi_turn_chats import Chat, Turn
 
 TurnRunner = Sequence[Turn]
 

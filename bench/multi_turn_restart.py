@@ -14,7 +14,7 @@ import httpx
 from ruvd_client import ContextWindow, Message
 
 from bench.conversation import SYSTEM_PROMPT, past, question
-from bench.multi_turn_arms import ROLES, Chat, HandChat, HttpChat, Line, RuvdChat, whole
+from bench.multi_turn_chats import ROLES, Chat, HandChat, HttpChat, Line, RuvdChat, whole
 from bench.multi_turn_plan import Plan, check, daemon, direct, hearth, made, tell, workload
 from bench.multi_turn_report import Case
 from bench.multi_turn_servers import Shape

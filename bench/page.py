@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.steps import STEPS, Step
+from bench.suite import STEPS, Step
 
 _ROOT = Path(__file__).parent.parent
 _RUNS = "runs.json"

@@ -14,7 +14,7 @@ is bounded tightly (1 MiB, 20 s), so that memory is level early.
 
 Each second the daemons' resident memory, open files and threads are taken, and the completions and
 asyncio tasks under way, by their Prometheus endpoint. Level means: the median of the last quarter
-of the time is at most so much above that of the second (`bench/soak_parts.py`). At the end no
+of the time is at most so much above that of the second (`bench/soak_daemons.py`). At the end no
 completion is under way, and no more tasks than before, but for a few. Every error is counted, and
 none but those provoked is allowed: those that an operation asks for, and ENGINE_UNAVAILABLE within
 15 s (30 s) of a kill.
@@ -45,8 +45,8 @@ from bench import relay_servers as servers
 from bench.machine import describe
 from bench.mock_upstream import PACED_MODEL, token
 from bench.relay_targets import tell
+from bench.soak_daemons import TOKENS, Part, Upstream
 from bench.soak_load import Faults, Load, Tally
-from bench.soak_parts import TOKENS, Part, Upstream
 
 _OPERATIONS = {
     "turn": 30, "stateless": 20, "leave": 10, "cancel": 8, "resume": 8, "repeat": 5, "busy": 4,

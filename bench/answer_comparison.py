@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 from ruvd_client import AsyncClient
 
-from bench.multi_turn_arms import Line, Sent, request_body, uncached, whole
+from bench.multi_turn_chats import Line, Sent, request_body, uncached, whole
 from ruvd.core.text import common_beginning
 
 # Of log-probabilities. So much does the cache of llama.cpp's server by itself change, in one of a
