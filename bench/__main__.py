@@ -1,13 +1,14 @@
-"""All benchmarks in one session: figures as JSON, tables and pictures in `bench/results`.
+"""Runs the benchmarks and writes figures as JSON, tables and pictures to `bench/results`.
 
-`make bench` runs this in its standard form, about ten minutes; `--quick` takes under two and writes
-to `build/bench-quick`, so that what is shown stays what was measured well; `--full` gives every
-benchmark its own defaults, about forty. Each is a process of its own, one after the other, and can
-be run by itself; `--only NAME` runs some and keeps the results of the others. What is compared with
-gets environments of its own in the user's cache directory, nothing is installed into the project's.
-With `--quick` nothing is installed at all: what is not there is left out.
+`make bench` runs the standard length, which takes about ten minutes. `--quick` takes under two and
+writes to `build/bench-quick`, so that its less precise figures do not replace the published ones.
+`--full` gives every benchmark its own defaults and takes about forty minutes. The benchmarks run
+one after the other, each as a process of its own. `--only NAME` runs some of them and keeps the
+results of the others. Programs that ruvd is compared with are installed in environments in the
+user's cache directory, never in the project's environment. `--quick` installs nothing and leaves
+out the programs that are missing.
 
-Ctrl-C and SIGTERM end the running benchmark, which ends its processes; results before it are kept.
+Ctrl-C and SIGTERM end the running benchmark, which ends its processes; earlier results are kept.
 The exit code is 1 if a benchmark failed.
 """
 
@@ -29,22 +30,22 @@ from types import FrameType
 
 from bench import environments, page
 from bench.machine import describe
-from bench.suite import NAMES, STEPS, Step
+from bench.suite import BENCHMARKS, NAMES, Benchmark
 
 ROOT = Path(__file__).parent.parent
 _RESULTS = Path("bench/results")
 _QUICK_RESULTS = Path("build/bench-quick")
-# An interrupted benchmark ends its processes, of which some take their time.
+# An interrupted benchmark ends its processes first, and some of them end slowly.
 _STOP_SECONDS = 60.0
 
 
 class Interrupted(Exception):
-    """SIGTERM, or Ctrl-C."""
+    """The run was interrupted by SIGTERM or Ctrl-C."""
 
 
 def main() -> int:
     options = parse()
-    folder: Path = options.out or (_QUICK_RESULTS if options.form == "quick" else _RESULTS)
+    folder: Path = options.out or (_QUICK_RESULTS if options.length == "quick" else _RESULTS)
     (ROOT / folder).mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
@@ -52,19 +53,19 @@ def main() -> int:
     failed: list[str] = []
     try:
         failed += [
-            step.name
-            for step in STEPS
-            if step.name in options.only and not run(step, options, folder)
+            benchmark.name
+            for benchmark in BENCHMARKS
+            if benchmark.name in options.only and not run(benchmark, options, folder)
         ]
         draw(options, folder)
     except Interrupted:
-        tell("interrupted")
+        log("interrupted")
         return 130
     finally:
         page.write(ROOT / folder)
-    tell(f"{time.monotonic() - began:.0f} s; see {folder}/README.md")
+    log(f"{time.monotonic() - began:.0f} s; see {folder}/README.md")
     if failed:
-        tell(f"failed: {', '.join(failed)}")
+        log(f"failed: {', '.join(failed)}")
     return int(bool(failed))
 
 
@@ -74,42 +75,42 @@ def parse() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    form = parser.add_mutually_exclusive_group()
-    form.set_defaults(form="standard")
+    length = parser.add_mutually_exclusive_group()
+    length.set_defaults(length="standard")
     for name in ("quick", "full"):
-        form.add_argument(f"--{name}", dest="form", action="store_const", const=name)
-    usual = [step.name for step in STEPS if not step.asked_only]
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=usual)
-    parser.add_argument("--soak-seconds", type=int, metavar="N", help="how long the soak lasts")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go")
+        length.add_argument(f"--{name}", dest="length", action="store_const", const=name)
+    default = [benchmark.name for benchmark in BENCHMARKS if not benchmark.only_if_named]
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=default)
+    parser.add_argument("--soak-seconds", type=int, metavar="N", help="duration of the soak")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument(
-        "--installed-only", action="store_true", help="install nothing, leave out what is not there"
+        "--installed-only", action="store_true", help="install nothing; leave out missing programs"
     )
     parser.add_argument(
-        "--litellm-env", type=Path, metavar="DIR", help="LiteLLM's environment, if elsewhere"
+        "--litellm-env", type=Path, metavar="DIR", help="LiteLLM's environment, if it is elsewhere"
     )
     options = parser.parse_args()
-    if options.form == "quick":
+    if options.length == "quick":
         options.installed_only = True
     return options
 
 
-def run(step: Step, options: argparse.Namespace, folder: Path) -> bool:
-    """Run a benchmark, showing what it prints; whether it succeeded. Its results are kept."""
-    figures = folder / f"{step.name}.json"
-    arguments = list(step.arguments(options.form))
-    if step.name == "soak" and options.soak_seconds:
+def run(benchmark: Benchmark, options: argparse.Namespace, folder: Path) -> bool:
+    """Runs a benchmark, shows its output and stores its results. Returns whether it succeeded."""
+    figures = folder / f"{benchmark.name}.json"
+    arguments = list(benchmark.arguments(options.length))
+    if benchmark.name == "soak" and options.soak_seconds:
         arguments = ["--seconds", str(options.soak_seconds)]
-    shown = shlex.join(["python", "-m", f"bench.{step.name}", *arguments])
-    tell(f"{step.title}: {shown}")
+    shown = shlex.join(["python", "-m", f"bench.{benchmark.name}", *arguments])
+    log(f"{benchmark.title}: {shown}")
     machine, load, began = describe(), os.getloadavg()[0], time.monotonic()
     at = datetime.datetime.now(datetime.UTC)
     command = [
-        sys.executable, "-m", f"bench.{step.name}", *arguments, *where(step, options),
-        "--json", str(figures),
+        sys.executable, "-m", f"bench.{benchmark.name}", *arguments,
+        *local_arguments(benchmark, options), "--json", str(figures),
     ]  # fmt: skip
     code, output = output_of(command)
-    if code == 0 or step.name == "soak":
+    if code == 0 or benchmark.name == "soak":
         run = {
             "command": shown,
             "began": f"{at:%Y-%m-%d %H:%M} UTC",
@@ -119,29 +120,30 @@ def run(step: Step, options: argparse.Namespace, folder: Path) -> bool:
             "exit_code": code,
             "output": output,
         }
-        page.record(ROOT / folder, step.name, run)
+        page.record(ROOT / folder, benchmark.name, run)
         path = ROOT / figures
         if path.is_file():
             path.write_text(page.without_names(path.read_text()))
     return code == 0
 
 
-def where(step: Step, options: argparse.Namespace) -> list[str]:
-    """Arguments about this machine, which are in no result."""
-    given = []
-    if step.name == "relay":
-        given += ["--installed-only"] if options.installed_only else []
-        given += ["--litellm-env", str(options.litellm_env)] if options.litellm_env else []
+def local_arguments(benchmark: Benchmark, options: argparse.Namespace) -> list[str]:
+    """Returns the arguments that concern only this machine, which no result contains."""
+    arguments = []
+    if benchmark.name == "relay":
+        arguments += ["--installed-only"] if options.installed_only else []
+        arguments += ["--litellm-env", str(options.litellm_env)] if options.litellm_env else []
     hearth = environments.DEFAULT / "hearth"
-    if step.name == "multi_turn" and options.installed_only:
-        given += [] if environments.is_whole("hearth", hearth) else ["--no-hearth"]
-    return given
+    if benchmark.name == "multi_turn" and options.installed_only:
+        arguments += [] if environments.is_installed("hearth", hearth) else ["--no-hearth"]
+    return arguments
 
 
 def output_of(command: Sequence[str]) -> tuple[int, str]:
-    """Run a process to its end; its exit code and standard output, which is shown as well.
+    """Runs a process to its end, shows its output, and returns its exit code and output.
 
-    It leads a session of its own, so that Ctrl-C comes to this process alone, which passes it on.
+    The process leads a session of its own, so that Ctrl-C reaches only this process, which then
+    interrupts it.
     """
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -163,30 +165,30 @@ def output_of(command: Sequence[str]) -> tuple[int, str]:
 
 
 def draw(options: argparse.Namespace, folder: Path) -> None:
-    """Draw the pictures, unless what draws them is not there."""
+    """Draws the pictures, unless matplotlib cannot be had."""
     environment = environments.DEFAULT / "plots"
-    if options.installed_only and not environments.is_whole("plots", environment):
-        tell("no pictures: matplotlib is not installed")
+    if options.installed_only and not environments.is_installed("plots", environment):
+        log("no pictures: matplotlib is not installed")
         return
     try:
         asyncio.run(environments.install("plots", environment))
     except environments.NotInstalled as failure:
-        tell(f"no pictures: {failure}")
+        log(f"no pictures: {failure}")
         return
     code, _ = output_of([str(environment / "bin" / "python"), "bench/plots.py", str(folder)])
     if code:
-        tell(f"no pictures: plots.py ended with {code}")
+        log(f"no pictures: plots.py ended with {code}")
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Only the first: what it ends needs its time."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+    """Raises Interrupted at the first signal and ignores others, so that processes can end."""
+    for handled in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(handled, signal.SIG_IGN)
     raise Interrupted
 
 
-def tell(what: str) -> None:
-    print(f"bench: {what}", file=sys.stderr, flush=True)
+def log(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,36 @@
-"""What BatchComplete gains over calling Complete, and what it costs those who chat meanwhile.
+"""Compares BatchComplete with calling Complete, and measures how it slows interactive calls down.
 
-Four cases, each on a daemon process of its own, both sides in turns in one run:
+There are four cases, each with a daemon process of its own. Both sides run alternately:
 
-remote     A mock upstream (50 ms to the first token, 10 ms a token) with room for 32, answers of 64
-           tokens and of 16: completions a second by BatchComplete, against one Complete after the
-           other and against the ideal, which is 32 times what the mock's pace allows; and what
-           clients that parse nothing get from the mock, which shares the machine's cores.
+remote     A mock upstream (50 ms to the first token, 10 ms per token) that serves 32 completions at
+           a time, with answers of 64 and of 16 tokens. BatchComplete's completions per second are
+           compared with one Complete after the other, and with the ideal: 32 times the rate that
+           the mock's pace allows. The rate of clients that call the mock directly and parse nothing
+           is measured as well, because the mock shares the machine's cores.
 document   The embedded engine, 32 short questions on one document of about 1,500 tokens, answers of
-           16 tokens at temperature 0: `cold` one by one without the cache, `cached` one by one
-           with it, `batch` by BatchComplete. Every side has a document of its own in every round,
-           so that none finds what another left. Cold takes minutes, so a few questions stand for
-           32; they cost the same, as each evaluates all of it. What the engine itself says was
-           cached is printed.
+           16 tokens at temperature 0: `cold` one by one without a cache, `cached` one by one with
+           it, `batch` with BatchComplete. Each side gets a new document in each round, so that it
+           cannot use another side's cache. Cold takes minutes, so only a few questions are measured
+           and the time is scaled to 32; each of them evaluates the whole document. The share of
+           cached tokens, as the engine counts them, is printed.
 curve      The embedded engine with 16 slots, short prompts, answers of 64 tokens: the rate at
-           max_concurrency 1, 2, 4, 8 and 16, the same daemon for all.
-chat       The time to the first token of interactive calls, p99, while a batch of 200 runs, against
-           the idle daemon: on the mock (a batch's share is half of 32) and on the embedded engine.
+           max_concurrency 1, 2, 4, 8 and 16, with the same daemon.
+chat       The p99 of the time to the first token of interactive calls while a batch of 200 runs,
+           compared with the idle daemon: on the mock, where a batch may use half of the 32 places,
+           and on the embedded engine.
 
-Figures are medians over the rounds with their spread. Run it with `.venv/bin/python
-bench/batch.py`; it takes about fifteen minutes, `--quick` about four, with fewer rounds and items.
-The aims: remote 4 times one by one and 90 % of the ideal; document 8 times cold and faster than
-cached; chat on the mock at most twice the idle p99.
+Figures are medians over the rounds with their range. Run it with `.venv/bin/python -m bench.batch`;
+it takes about fifteen minutes, `--quick` about four, with fewer rounds and items. The aims are:
+remote 4 times one by one and 90 % of the ideal; document 8 times cold and faster than cached; chat
+on the mock at most twice the idle p99.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import math
-import os
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -42,17 +40,18 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench import relay_servers as servers
+from bench import runner
 from bench.machine import describe
 from bench.mock_upstream import PACED_MODEL
 from bench.relay_clients import HttpClient
+from bench.report import percentile
 from ruvd.v1 import session_service_pb2 as pb
 from ruvd.v1 import session_service_pb2_grpc as pb_grpc
 
-_ROOM = 32
-_FIRST_MS, _TOKEN_MS, _SHORT, _LONG = 50.0, 10.0, 16, 64
+_MAX_PARALLEL = 32
+_FIRST_MS, _TOKEN_MS, _SHORT_TOKENS, _LONG_TOKENS = 50.0, 10.0, 16, 64
 _WIDTHS = (1, 2, 4, 8, 16)
 _QUESTIONS = [
     f"What does the text say about {what}, and {how}?"
@@ -60,72 +59,54 @@ _QUESTIONS = [
     for how in ("when", "why", "where", "who saw it")
 ]
 _SUBJECTS = [
-    "The harbour master",
-    "A captain",
-    "The keeper of the lamp",
-    "An old merchant",
-    "The pilot",
-]
+    "The harbour master", "A captain", "The keeper of the lamp", "An old merchant", "The pilot",
+]  # fmt: skip
 _VERBS = ["writes down", "counts", "forgets", "brings", "asks for", "carries", "sells", "finds"]
 _THINGS = ["the cargo", "a letter", "the price of grain", "seven barrels", "a grey dog", "the rope"]
 _TIMES = ["at dusk", "before the storm", "in the morning", "when the bell rings", "on Sundays"]
 
 
 def document(seed: str, sentences: int = 82) -> str:
-    """A text that is no other's, about 1,500 tokens of the default model."""
+    """Returns a text that only this seed gives, about 1,500 tokens of the default model."""
     draw = random.Random(seed)
     words = (_SUBJECTS, _VERBS, _THINGS, _TIMES)
     return " ".join(
-        " ".join(draw.choice(each) for each in words) + f", as page {number} says."
+        " ".join(draw.choice(choices) for choices in words) + f", as page {number} says."
         for number in range(sentences)
     )
 
 
 def ask(text: str, *, system: str = "", tokens: int = 16, **options: Any) -> pb.CompleteRequest:
-    """A stateless request. The embedded engine does not end it early, so that lengths compare."""
-    asked = pb.CompletionOptions(max_tokens=tokens, temperature=0, **options)
+    """Returns a stateless request."""
+    all_options = pb.CompletionOptions(max_tokens=tokens, temperature=0, **options)
     messages = [pb.Message(role=pb.ROLE_USER, content=text)]
-    return pb.CompleteRequest(messages=messages, system_prompt=system, options=asked)
+    return pb.CompleteRequest(messages=messages, system_prompt=system, options=all_options)
 
 
-def endless(request: pb.CompleteRequest) -> pb.CompleteRequest:
+def without_early_end(request: pb.CompleteRequest) -> pb.CompleteRequest:
+    """Makes the embedded engine generate all of `max_tokens`, so that all answers are as long."""
     request.options.extra_body["ignore_eos"] = True
     return request
 
 
 @asynccontextmanager
 async def daemon(folder: Path, *flags: str) -> AsyncIterator[Any]:
-    """A daemon that is ready; its stub."""
-    address = f"unix:{folder}/r.sock"
-    environment = {name: value for name, value in os.environ.items() if name[:5] != "RUVD_"}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ruvd", "serve", "--store", "memory", "--log-level", "error",
-        "--listen", address, *flags, env=environment, cwd=servers.ROOT,
-    )  # fmt: skip
-    try:
+    """Runs a daemon and yields its stub when it is ready."""
+    flags = ("--store", "memory", "--log-level", "error", *flags)
+    async with servers.daemon("ruvd", folder, *flags) as (server, address):
+        await servers.until_serving(server, address, service="readiness")
         async with grpc.aio.insecure_channel(address) as channel:
-            health: Any = health_pb2_grpc.HealthStub(channel)
-            request = health_pb2.HealthCheckRequest(service="readiness")
-            async with asyncio.timeout(60):
-                while True:
-                    told = await health.Check(request, wait_for_ready=True)
-                    if told.status == health_pb2.HealthCheckResponse.SERVING:
-                        break
-                    await asyncio.sleep(0.1)
             yield pb_grpc.SessionServiceStub(channel)
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 @asynccontextmanager
 async def on_mock(folder: Path, share: float, tokens: int) -> AsyncIterator[tuple[Any, HttpClient]]:
-    """A daemon on the mock: its stub, and a client that speaks to the mock itself."""
+    """Runs a daemon with the mock and yields its stub and a client that calls the mock directly."""
     mock = servers.mock(folder, tokens=tokens, first_ms=_FIRST_MS, token_ms=_TOKEN_MS)
     async with mock as (_, port):
         flags = ("--engine", "openai", "--base-url", f"http://127.0.0.1:{port}/v1")
-        room = ("--max-parallel", str(_ROOM), "--batch-share", str(share))
-        async with daemon(folder, *flags, "--model", PACED_MODEL, *room) as stub:
+        limits = ("--max-parallel", str(_MAX_PARALLEL), "--batch-share", str(share))
+        async with daemon(folder, *flags, "--model", PACED_MODEL, *limits) as stub:
             direct = HttpClient(port, tokens)
             yield stub, direct
             await direct.close()
@@ -133,7 +114,7 @@ async def on_mock(folder: Path, share: float, tokens: int) -> AsyncIterator[tupl
 
 @dataclass
 class Run:
-    """What a number of completions took together, and what the engine counted."""
+    """The time that some completions took together, and their usage."""
 
     seconds: float
     usage: pb.Usage
@@ -172,7 +153,7 @@ def add(total: pb.Usage, usage: pb.Usage) -> None:
 
 
 async def first_token(stub: Any, request: pb.CompleteRequest) -> float:
-    """Seconds to the first text; the call is cancelled then."""
+    """Returns the seconds to the first text, and cancels the call then."""
     began = time.perf_counter()
     call = stub.Complete(request)
     async for response in call:
@@ -184,41 +165,42 @@ async def first_token(stub: Any, request: pb.CompleteRequest) -> float:
 
 
 def spread(values: Sequence[float], unit: str = "", digits: int = 1) -> str:
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, math.ceil(share * len(values)) - 1)]
+    low, median, high = min(values), statistics.median(values), max(values)
+    return f"{median:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 async def remote(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    return {str(tokens): await at_pace(options, folder, tokens) for tokens in (_LONG, _SHORT)}
+    return {
+        str(tokens): await with_answers_of(options, folder, tokens)
+        for tokens in (_LONG_TOKENS, _SHORT_TOKENS)
+    }
 
 
-async def at_pace(options: argparse.Namespace, folder: Path, tokens: int) -> dict[str, Any]:
+async def with_answers_of(options: argparse.Namespace, folder: Path, tokens: int) -> dict[str, Any]:
+    """Measures the remote case with answers of one length."""
     rounds, waves = (min(options.rounds, 3), 4) if options.quick else (options.rounds, 10)
-    single: list[float] = []
-    together: list[float] = []
-    ceiling: list[float] = []
+    single_rates: list[float] = []
+    batch_rates: list[float] = []
+    direct_rates: list[float] = []
     async with on_mock(folder, 1.0, tokens) as (stub, direct):
-        await batch(stub, [ask("warm")] * 64, _ROOM)
+        await batch(stub, [ask("warm")] * 64, _MAX_PARALLEL)
         for number in range(rounds):
-            items = [ask(f"item {number} {item}") for item in range(_ROOM * waves)]
-            single.append((await one_by_one(stub, items[:8])).rate)
-            together.append((await batch(stub, items, _ROOM)).rate)
-            ceiling.append(await direct_rate(direct, waves))
-    ideal = _ROOM / ((_FIRST_MS + (tokens - 1) * _TOKEN_MS) / 1000)
-    gains = [many / one for many, one in zip(together, single, strict=True)]
-    shares = [100 * many / ideal for many in together]
-    print(f"  {tokens} tokens: one by one {spread(single, '/s')}, batch {spread(together, '/s')},")
-    print(f"    gain {spread(gains, 'x')}, of the ideal {ideal:.0f}/s {spread(shares, ' %')};")
-    print(f"    the mock itself with {_ROOM} clients {spread(ceiling, '/s')}", flush=True)
-    return {"one_by_one": single, "batch": together, "ideal": ideal, "mock": ceiling}
+            items = [ask(f"item {number} {item}") for item in range(_MAX_PARALLEL * waves)]
+            single_rates.append((await one_by_one(stub, items[:8])).rate)
+            batch_rates.append((await batch(stub, items, _MAX_PARALLEL)).rate)
+            direct_rates.append(await direct_rate(direct, waves))
+    ideal = _MAX_PARALLEL / ((_FIRST_MS + (tokens - 1) * _TOKEN_MS) / 1000)
+    gains = [many / one for many, one in zip(batch_rates, single_rates, strict=True)]
+    shares = [100 * rate / ideal for rate in batch_rates]
+    print(f"  answers of {tokens} tokens, completions per second (median, smallest to largest):")
+    print(f"    one by one {spread(single_rates)}, BatchComplete {spread(batch_rates)},")
+    print(f"    {spread(gains, 'x')} as fast, {spread(shares, ' %')} of the ideal {ideal:.0f};")
+    print(f"    the mock with {_MAX_PARALLEL} direct clients {spread(direct_rates)}", flush=True)
+    return {"one_by_one": single_rates, "batch": batch_rates, "ideal": ideal, "mock": direct_rates}
 
 
 async def direct_rate(client: HttpClient, waves: int) -> float:
-    """What the mock does without a daemon, by clients that parse nothing."""
+    """Returns the mock's rate without a daemon, with clients that parse nothing."""
 
     async def caller(worker: int) -> None:
         for _ in range(waves):
@@ -226,50 +208,51 @@ async def direct_rate(client: HttpClient, waves: int) -> float:
 
     client.new_round()
     began = time.perf_counter()
-    await asyncio.gather(*(caller(worker) for worker in range(_ROOM)))
-    return _ROOM * waves / (time.perf_counter() - began)
+    await asyncio.gather(*(caller(worker) for worker in range(_MAX_PARALLEL)))
+    return _MAX_PARALLEL * waves / (time.perf_counter() - began)
 
 
 async def one_document(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    rounds, colds = (min(options.rounds, 2), 1) if options.quick else (options.rounds, 2)
+    rounds, cold_count = (min(options.rounds, 2), 1) if options.quick else (options.rounds, 2)
     questions = _QUESTIONS[: options.questions]
     cold: list[float] = []
     cached: list[float] = []
-    together: list[float] = []
+    batched: list[float] = []
     flags = ("--engine", "llama", "--llama-slots", str(options.slots), "--batch-share", "1.0")
     async with daemon(folder, *flags, *options.ruvd_flag) as stub:
         await one_by_one(stub, [ask("Say hello")])
 
-        def asked(side: str, **more: Any) -> list[pb.CompleteRequest]:
+        def new_requests(side: str, **more: Any) -> list[pb.CompleteRequest]:
             text = document(f"{random.random()} {side}")
-            return [endless(ask(question, system=text, **more)) for question in questions]
+            return [without_early_end(ask(question, system=text, **more)) for question in questions]
 
         for number in range(rounds):
-            run = await one_by_one(stub, asked("cold", bypass_cache=True)[:colds])
-            cold.append(run.seconds / colds * len(questions))
+            run = await one_by_one(stub, new_requests("cold", bypass_cache=True)[:cold_count])
+            cold.append(run.seconds / cold_count * len(questions))
             sides = ["cached", "batch"] if number % 2 else ["batch", "cached"]
-            told = []
+            results = []
             for side in sides:
-                requests = asked(side)
+                requests = new_requests(side)
                 run = await (batch if side == "batch" else one_by_one)(stub, requests)
-                (together if side == "batch" else cached).append(run.seconds)
+                (batched if side == "batch" else cached).append(run.seconds)
                 prompt = run.usage.prompt_tokens
-                told.append(
+                results.append(
                     f"{side} {run.seconds:.1f} s ({100 * run.usage.cached_tokens / prompt:.0f} %"
-                    f" of {prompt // len(questions)} cached, {run.usage.completion_tokens} out)"
+                    f" of {prompt // len(questions)} prompt tokens cached,"
+                    f" {run.usage.completion_tokens} generated)"
                 )
-            print(f"  round {number + 1}: cold {cold[-1]:.0f} s, {', '.join(told)}", flush=True)
-    against = {
-        "cold": [one / other for one, other in zip(cold, together, strict=True)],
-        "cached": [one / other for one, other in zip(cached, together, strict=True)],
-    }
+            print(f"  round {number + 1}: cold {cold[-1]:.0f} s, {', '.join(results)}", flush=True)
+    gain_over_cold = [one / many for one, many in zip(cold, batched, strict=True)]
+    gain_over_cached = [one / many for one, many in zip(cached, batched, strict=True)]
     print(
-        f"  cold {spread(cold, ' s', 0)} ({colds} of {len(questions)} measured),"
-        f" cached {spread(cached, ' s')}, batch {spread(together, ' s')}"
+        f"  cold {spread(cold, ' s', 0)} ({cold_count} of {len(questions)} measured),"
+        f" cached {spread(cached, ' s')}, batch {spread(batched, ' s')}"
     )
-    print(f"  batch gains {spread(against['cold'], 'x')} over cold,", end=" ")
-    print(f"{spread(against['cached'], 'x', 2)} over cached")
-    return {"cold": cold, "cached": cached, "batch": together}
+    print(
+        f"  batch is {spread(gain_over_cold, 'x')} as fast as cold,"
+        f" {spread(gain_over_cached, 'x', 2)} as fast as cached"
+    )
+    return {"cold": cold, "cached": cached, "batch": batched}
 
 
 async def curve(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -282,76 +265,80 @@ async def curve(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for number in range(rounds):
             for width in _WIDTHS if number % 2 == 0 else reversed(_WIDTHS):
                 texts = [f"Tell story {item} of round {number}" for item in range(items)]
-                requests = [endless(ask(text, tokens=64)) for text in texts]
+                requests = [without_early_end(ask(text, tokens=64)) for text in texts]
                 run = await batch(stub, requests, width)
                 rates[width].append(run.usage.completion_tokens / run.seconds)
     alone = statistics.median(rates[1])
     for width, values in rates.items():
         gain = statistics.median(values) / alone
-        print(f"  {width:2} side by side: {spread(values, ' tokens/s')}, {gain:.2f}x")
+        print(f"  {width:2} in parallel: {spread(values, ' tokens/s')}, {gain:.2f}x")
     print(
-        "  A pass over the weights serves all that run side by side, which pays while it is memory"
-        "\n  that is waited for; then arithmetic is, and that grows with each of them."
+        "  Parallel answers share each pass over the model's weights. This helps as long as memory"
+        "\n  bandwidth is the limit. Beyond that, each further answer adds computing time."
     )
     return {str(width): values for width, values in rates.items()}
 
 
 async def chat(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     figures = {}
-    async with on_mock(folder, 0.5, _SHORT) as (stub, _):
-        few = 100 if options.quick else 400
+    async with on_mock(folder, 0.5, _SHORT_TOKENS) as (stub, _):
+        calls = 100 if options.quick else 400
         await batch(stub, [ask("warm")] * 32)
-        figures["mock"] = await beside(stub, [ask("item")] * 200, ask("chat"), few, callers=4)
-    show_beside(figures["mock"], "mock")
+        figures["mock"] = await measure_interactive(
+            stub, [ask("item")] * 200, ask("chat"), calls, callers=4
+        )
+    show_interactive(figures["mock"], "mock")
     async with daemon(folder, "--engine", "llama", *options.ruvd_flag) as stub:
-        items = [endless(ask(f"Tell story {item}")) for item in range(200)]
-        few = 10 if options.quick else 30
-        figures["embedded"] = await beside(stub, items, ask("Say hello"), few, callers=1)
-    show_beside(figures["embedded"], "embedded")
+        items = [without_early_end(ask(f"Tell story {item}")) for item in range(200)]
+        calls = 10 if options.quick else 30
+        figures["embedded"] = await measure_interactive(
+            stub, items, ask("Say hello"), calls, callers=1
+        )
+    show_interactive(figures["embedded"], "embedded")
     return figures
 
 
-def show_beside(figures: dict[str, list[float]], where: str) -> None:
+def show_interactive(figures: dict[str, list[float]], engine: str) -> None:
     idle, busy = figures["idle_ms"], figures["busy_ms"]
     p99 = [percentile(values, 0.99) for values in (idle, busy)]
     p50 = [statistics.median(values) for values in (idle, busy)]
     print(
-        f"  {where}: p50 {p50[0]:.0f} ms idle, {p50[1]:.0f} ms beside a batch;"
+        f"  {engine}, first token: p50 {p50[0]:.0f} ms idle, {p50[1]:.0f} ms during a batch;"
         f" p99 {p99[0]:.0f} and {p99[1]:.0f} ms, {p99[1] / p99[0]:.2f}x"
         f" ({len(idle)} and {len(busy)} calls)"
     )
 
 
-async def beside(
+async def measure_interactive(
     stub: Any,
     items: Sequence[pb.CompleteRequest],
     request: pb.CompleteRequest,
-    few: int,
+    calls: int,
     *,
     callers: int,
 ) -> dict[str, list[float]]:
-    """The milliseconds to the first token on an idle daemon and beside batches, in turns."""
+    """Returns the milliseconds to the first token, alternately idle and during batches."""
 
-    async def some(number: int) -> list[float]:
+    async def measure_calls(number: int) -> list[float]:
         async def caller() -> list[float]:
             return [1000 * await first_token(stub, request) for _ in range(number // callers)]
 
-        found = await asyncio.gather(*(caller() for _ in range(callers)))
-        return [each for one in found for each in one]
+        results = await asyncio.gather(*(caller() for _ in range(callers)))
+        return [milliseconds for result in results for milliseconds in result]
 
-    async def batches() -> None:
+    async def run_batches() -> None:
         while True:
             await batch(stub, items)
 
-    await some(callers)
+    await measure_calls(callers)
     idle: list[float] = []
     busy: list[float] = []
     for _ in range(2):
-        idle += await some(few // 2)
-        running = asyncio.create_task(batches())
+        idle += await measure_calls(calls // 2)
+        running = asyncio.create_task(run_batches())
         try:
-            await asyncio.sleep(0.5)  # until it has all of its share
-            busy += await some(few // 2)
+            await asyncio.sleep(0.5)  # until the batch uses all of its share
+            busy += await measure_calls(calls // 2)
         finally:
             running.cancel()
             await asyncio.wait([running])
@@ -367,37 +354,25 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     for name in options.only:
         print(name, flush=True)
         with tempfile.TemporaryDirectory(prefix="ruvd-bench-") as folder:
-            async with asyncio.timeout(options.most_seconds):
+            async with runner.case_timeout(options.case_timeout_seconds):
                 figures[name] = await _CASES[name](options, Path(folder))
     return figures
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main() -> None:
+    parser = runner.argument_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=_CASES, default=list(_CASES))
     parser.add_argument("--quick", action="store_true", help="fewer rounds and items")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--slots", type=int, default=4, help="document: the engine's")
-    parser.add_argument("--questions", type=int, default=32, help="document: how many")
-    parser.add_argument("--most-seconds", type=float, default=900.0, help="a case may take")
     parser.add_argument(
-        "--ruvd-flag", action="append", default=[], metavar="FLAG", help="one more, embedded engine"
+        "--slots", type=int, default=4, help="slots of the engine in the document case"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as JSON")
+    parser.add_argument("--questions", type=int, default=32, help="questions in the document case")
+    parser.add_argument("--case-timeout-seconds", type=float, default=900.0)
+    runner.add_ruvd_flag(parser)
     options = parser.parse_args()
-    try:
-        figures = asyncio.run(measure(options))
-    except TimeoutError:
-        print(f"batch: a case took more than {options.most_seconds:.0f} s", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
-    return 0
+    runner.write_json(options.json, runner.run("batch", measure(options)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,8 +1,8 @@
-"""What is said in `bench/multi_turn.py`: the same words in every run, and no two subjects alike.
+"""The messages of `bench/multi_turn.py`: the same in every run, with a subject per conversation.
 
-Everyday engineering, so that nobody's data is needed. What differs between two conversations of
-the same turns is the subject, which comes early in each message: past the system prompt two
-sessions have nothing in common that a cache could find.
+They are about everyday repairs, so that no private data is needed. Two conversations differ in
+their subject, which comes early in each message. So two sessions share nothing but the system
+prompt that a cache could reuse.
 """
 
 from __future__ import annotations
@@ -81,13 +81,8 @@ _QUESTIONS = (
 )
 _WHO = ("The fitter", "An apprentice", "The owner", "Whoever mended it last", "The workshop book")
 _DID = (
-    "recommends",
-    "warns against",
-    "once measured",
-    "drew a sketch of",
-    "asks about",
-    "swears by",
-)
+    "recommends", "warns against", "once measured", "drew a sketch of", "asks about", "swears by",
+)  # fmt: skip
 _WHAT = (
     "a brass bush with 2 mm of wall", "the seized axle", "a longer lever", "two thin shims",
     "the bent bracket", "a left-hand thread", "felt instead of rubber", "the hollow rivet",
@@ -99,33 +94,33 @@ _WHEN = (
 
 
 def question(subject: int, turn: int) -> str:
-    """The user's message in a turn, from 0: about 30 tokens, at most 20 turns of a subject."""
+    """Returns the user's message in a turn (0 to 19) of a subject: about 30 tokens."""
     return _QUESTIONS[turn].format(it=SUBJECTS[subject % len(SUBJECTS)])
 
 
-def opening(subject: int) -> str:
-    """A first message that tells the matter: about 170 tokens."""
+def opening_message(subject: int) -> str:
+    """Returns a first message that describes the trouble: about 170 tokens."""
     it = SUBJECTS[subject % len(SUBJECTS)]
-    told = f"{_OPENINGS[subject % len(_OPENINGS)]} {_TROUBLES[subject % len(_TROUBLES)]}"
-    return f"I have come because of {it}. {told} {question(subject, 0)}"
+    description = f"{_OPENINGS[subject % len(_OPENINGS)]} {_TROUBLES[subject % len(_TROUBLES)]}"
+    return f"I have come because of {it}. {description} {question(subject, 0)}"
 
 
-def talk(subject: int, turns: int, *, opened: bool = False) -> list[str]:
-    """The user's messages of a conversation; `opened` begins it with an opening."""
-    first = opening(subject) if opened else question(subject, 0)
+def user_messages(subject: int, turns: int, *, long_opening: bool = False) -> list[str]:
+    """Returns the user's messages of a conversation, the first one long or short."""
+    first = opening_message(subject) if long_opening else question(subject, 0)
     return [first, *(question(subject, turn) for turn in range(1, turns))][:turns]
 
 
-def past(subject: int, exchanges: int, sentences: int = 11) -> list[tuple[str, str]]:
-    """Exchanges that have been held before: a question and a long answer, some 240 tokens."""
+def earlier_exchanges(subject: int, exchanges: int, sentences: int = 11) -> list[tuple[str, str]]:
+    """Returns exchanges for an imported history: question and answer, about 240 tokens each."""
     draw = random.Random(subject)
     it = SUBJECTS[subject % len(SUBJECTS)]
 
     def answer(number: int) -> str:
-        said = (
+        text = (
             f"{draw.choice(_WHO)} {draw.choice(_DID)} {draw.choice(_WHAT)} {draw.choice(_WHEN)}."
             for _ in range(sentences)
         )
-        return f"For {it}, point {number + 1}. {' '.join(said)}"
+        return f"For {it}, point {number + 1}. {' '.join(text)}"
 
     return [(question(subject, number), answer(number)) for number in range(exchanges)]

@@ -1,8 +1,9 @@
-"""Environments for what is measured beside ruvd, one each, never the project's own.
+"""Virtual environments for the programs that ruvd is compared with, one for each program.
 
-They are in the user's cache directory (`ruvd-bench/NAME`), or wherever the caller says. What goes
-into one is pinned by hash in `bench/NAME.txt`, wheels only and complete, so pip resolves nothing. A
-copy of that list in the environment says that it is whole; another list makes it anew.
+They are in the user's cache directory (`ruvd-bench/NAME`), unless the caller names another place;
+the project's own environment is never changed. `bench/NAME.txt` pins every package by hash, wheels
+only, so pip resolves no dependencies. A copy of that list is stored in the environment when the
+installation is complete. If the list has changed, the packages are installed again.
 """
 
 from __future__ import annotations
@@ -19,31 +20,31 @@ DEFAULT = platformdirs.user_cache_path("ruvd-bench")
 
 
 class NotInstalled(Exception):
-    """An environment is not there and could not be made; the message says why."""
+    """An environment is missing and could not be made; the message says why."""
 
 
 def pins(name: str) -> Path:
-    """The list of what an environment holds."""
+    """Returns the path of the list of an environment's packages."""
     return _PINS / f"{name}.txt"
 
 
-def version(name: str) -> str:
-    """The version that a list pins of the package that it is named after."""
+def version(name: str, package: str) -> str:
+    """Returns the version of a package that an environment's list pins."""
     for line in pins(name).read_text().splitlines():
-        if line.startswith(f"{name}=="):
-            return line.removeprefix(f"{name}==").split()[0]
-    raise NotInstalled(f"{pins(name).name} pins no {name}")
+        if line.startswith(f"{package}=="):
+            return line.removeprefix(f"{package}==").split()[0]
+    raise NotInstalled(f"{pins(name).name} pins no {package}")
 
 
-def is_whole(name: str, environment: Path) -> bool:
-    """Whether everything of the list as it is now is in the environment."""
+def is_installed(name: str, environment: Path) -> bool:
+    """Returns whether the environment has all packages of the list as it is now."""
     copy = environment / "installed.txt"
     return copy.is_file() and copy.read_bytes() == pins(name).read_bytes()
 
 
 async def install(name: str, environment: Path) -> None:
-    """Make an environment, unless it is whole. Raises NotInstalled; pip has said why by then."""
-    if is_whole(name, environment):
+    """Makes an environment, unless it is installed. Raises NotInstalled after pip has said why."""
+    if is_installed(name, environment):
         return
     print(f"... installing {name} into {environment}", file=sys.stderr, flush=True)
     python = environment / "bin" / "python"
@@ -54,7 +55,7 @@ async def install(name: str, environment: Path) -> None:
             "--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", str(pins(name)),
         ),
     ):  # fmt: skip
-        # What it says is progress: standard output is for figures.
+        # Standard output is for the figures, so pip's output goes to standard error.
         process = await asyncio.create_subprocess_exec(*command, stdout=sys.stderr)
         try:
             if await process.wait():

@@ -1,7 +1,7 @@
-"""The embedded engine's own child, on a loopback port and without a key: for `hearth-llm`.
+"""Runs the embedded engine's child process on a loopback port and without an API key.
 
-That takes no Unix socket and sends no key. All other parameters are those of the child, which
-reads them from stdin as ever: `python -m bench.llama_on_port PARENT_PID PORT`.
+`hearth-llm` needs this, as it supports neither Unix sockets nor keys. The child reads all other
+parameters from standard input, as usual: `python -m bench.llama_on_port PARENT_PID PORT`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from ruvd.engines.llama import child
 
 
 def main() -> None:
-    # Read when the library is loaded, and the child loads it only after its settings.
-    os.environ.setdefault("GOMP_SPINCOUNT", child._SPIN_COUNT)  # noqa: SLF001  the same
+    # The library reads this when it is loaded, which the child does after reading its settings.
+    os.environ.setdefault("GOMP_SPINCOUNT", child._SPIN_COUNT)  # noqa: SLF001  the same value as the child
     import xllamacpp  # noqa: PLC0415
 
     serve = xllamacpp.Server

@@ -1,4 +1,4 @@
-"""The machine that a benchmark ran on, in a line: figures mean little without it."""
+"""The description of the machine that a benchmark ran on; figures mean little without it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import psutil
 
 
 def describe() -> str:
-    """Date, cores, memory, load, versions."""
+    """Returns one line with date, cores, memory, load and versions."""
     cores = psutil.cpu_count()
     memory = psutil.virtual_memory().total / (1 << 30)
     load = psutil.getloadavg()[0]

@@ -1,18 +1,18 @@
-"""An OpenAI-compatible server that costs next to nothing, to measure relays against.
+"""An OpenAI-compatible server that uses very little CPU, as the upstream of measured relays.
 
-It parses as little HTTP as it can and answers every chat completion with the same bytes, made
-before the first request: a chunk for the role, one for each token, one for the finish reason, one
-for the usage if asked for, `[DONE]`. Each token is a write of its own, in a turn of the event loop
-of its own, as a server that generates for many at a time does it; so a relay gets them one by one
-unless it is busy. The Responses API is answered likewise, for gateways that keep a history only
-there; each answer has an id of its own.
+It parses as little HTTP as possible and answers every chat completion with the same prepared bytes:
+a chunk for the role, one for each token, one for the finish reason, one for the usage if requested,
+and `[DONE]`. Each token is a separate write in a separate pass of the event loop, like those of a
+server that generates for many callers at a time. So a relay receives the tokens one by one, unless
+it is busy. The Responses API is answered in the same way, each answer with a new id, for gateways
+that keep a history only there.
 
-The model decides about the pace. `MODEL` does not wait; `PACED_MODEL` waits before the first token
-and between tokens; so does `POD_MODEL`, as an engine does that serves a pod: 64 tokens, 50 ms to
-the first, 10 ms each. They are names that gateways with a catalogue of models know.
+The model of a request sets the pace. `MODEL` does not wait. `PACED_MODEL` waits before the first
+token and between tokens. `POD_MODEL` has the pace of an engine that serves a pod: 64 tokens, 50 ms
+to the first, 10 ms for each other. The models have names that gateways with a catalogue know.
 
-Run it with `.venv/bin/python bench/mock_upstream.py`; it prints the port that it has on loopback.
-`bench/relay.py` runs it by itself, and measures what it can do.
+Run it with `.venv/bin/python -m bench.mock_upstream`; it prints its loopback port. `bench/relay.py`
+starts it and measures its throughput without a relay as well.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + _CHUNKED
 _JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 _END = b"0\r\n\r\n"
-# As long as any number that takes its place, so that the chunks keep their lengths.
+# As long as the ids that replace it, so that the HTTP chunks keep their lengths.
 _RESPONSE_ID = b"resp_0123456789"
 _MESSAGE_ID = "msg_0123456789"
 
 
 def token(number: int) -> str:
-    """The text of a token."""
+    """Returns the text of a token."""
     return f" word{number:02}"
 
 
@@ -58,17 +58,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answers: a chat completion with the usage and without, a response."""
+    """The answers of a model: a chat completion with usage and one without, a response."""
 
     with_usage: Answer
     without_usage: Answer
     response: Answer
 
 
-def answers(
+def prepare_answers(
     model: str, tokens: int, first_seconds: float = 0.0, token_seconds: float = 0.0
 ) -> Answers:
-    """Prebuild the answers of a model."""
+    """Prepares the answers of a model."""
     pace = first_seconds, token_seconds
     return Answers(
         _completion(model, tokens, *pace, usage=True),
@@ -156,7 +156,7 @@ def _http_chunk(content: bytes) -> bytes:
 
 
 class Connection(asyncio.Protocol):
-    """One connection: requests one after the other, kept alive."""
+    """A persistent connection that serves one request after the other."""
 
     _responses = itertools.count(1)
 
@@ -167,7 +167,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's derive from no class
+        # A cast, as uvloop's transports do not derive from this class.
+        self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -182,17 +183,17 @@ class Connection(asyncio.Protocol):
             return
         body, self._buffer = rest[:length], rest[length:]
         if head.startswith(b"POST /v1/chat/completions"):
-            asked = self._asked(body)
+            answers = self._answers_for(body)
             usage = b'"include_usage"' in body
-            self._begin(asked.with_usage if usage else asked.without_usage)
+            self._begin(answers.with_usage if usage else answers.without_usage)
         elif head.startswith(b"POST /v1/responses"):
-            self._begin(self._asked(body).response, b"resp_%010d" % next(self._responses))
+            self._begin(self._answers_for(body).response, b"resp_%010d" % next(self._responses))
         else:
             models = [{"id": name, "object": "model"} for name in self._models]
             content = json.dumps({"object": "list", "data": models}).encode()
             self._write(_JSON_HEAD % len(content) + content)
 
-    def _asked(self, body: bytes) -> Answers:
+    def _answers_for(self, body: bytes) -> Answers:
         for name in (PACED_MODEL, POD_MODEL):
             if f'"{name}"'.encode() in body:
                 return self._models[name]
@@ -210,7 +211,7 @@ class Connection(asyncio.Protocol):
             self._send(answer, 0, head, rest)
 
     def _send(self, answer: Answer, number: int, head: bytes, rest: bytes) -> None:
-        """Write token `number`, after what comes before it, and arrange for the next."""
+        """Writes token `number` after `head`, and schedules the next token."""
         if self._transport is None:
             return
         if number + 1 == len(answer.tokens):
@@ -238,9 +239,9 @@ def _content_length(head: bytes) -> int:
 async def serve(options: argparse.Namespace) -> None:
     pace = options.first_ms / 1000, options.token_ms / 1000
     models = {
-        MODEL: answers(MODEL, options.tokens),
-        PACED_MODEL: answers(PACED_MODEL, options.tokens, *pace),
-        POD_MODEL: answers(POD_MODEL, POD_TOKENS, POD_FIRST_MS / 1000, POD_TOKEN_MS / 1000),
+        MODEL: prepare_answers(MODEL, options.tokens),
+        PACED_MODEL: prepare_answers(PACED_MODEL, options.tokens, *pace),
+        POD_MODEL: prepare_answers(POD_MODEL, POD_TOKENS, POD_FIRST_MS / 1000, POD_TOKEN_MS / 1000),
     }
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
@@ -254,10 +255,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=int, default=0, help="0 is any free one")
-    parser.add_argument("--tokens", type=int, default=32, help="a stream")
-    parser.add_argument("--first-ms", type=float, default=20.0, help="to the first token, if paced")
-    parser.add_argument("--token-ms", type=float, default=1.0, help="between tokens, if paced")
+    parser.add_argument("--port", type=int, default=0, help="0 means any free port")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens per stream")
+    parser.add_argument(
+        "--first-ms", type=float, default=20.0, help="time to the first token, if paced"
+    )
+    parser.add_argument("--token-ms", type=float, default=1.0, help="time between tokens, if paced")
     uvloop.run(serve(parser.parse_args()))
 
 

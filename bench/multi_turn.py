@@ -1,49 +1,43 @@
-"""What a session saves over many turns, and where it saves nothing, beside the other ways.
+"""Measures how much a session saves over many turns, compared with other approaches.
 
-On the embedded model, all sides in turns in one run, each server a process of its own with the
-same number of threads, slots and tokens:
+All approaches use the embedded model and run alternately. Each server is a process of its own, with
+the same number of threads, slots and tokens. The cases are:
 
-warm       One conversation on a warm server that nobody else uses: the daemon, and llama.cpp's own
-           server that is told the whole history. There is nothing to gain here.
-window     20 turns with room for 15: the daemon (at most 10 exchanges are sent, a trim leaves 3),
-           the whole history, a rolling window of 3 exchanges, the original design (the last three
-           lines in the system message), and the whole history without any cache in a few of the
-           turns. Each way has a slot of its own, and rests while the others have their turn. Then
-           the daemon again, alone, with 3 s between turns.
-sessions   12 conversations by turns on 4 slots: the daemon, llama.cpp's own server, `hearth-llm`.
-restart    A history of 2,500 tokens, the processes stopped by SIGTERM and started again between
-           turns: the daemon, a cold server, `hearth-llm`, and slots that are saved and restored by
-           hand. Time counts from when each is ready.
+warm       One conversation on a warm server that nothing else uses: the daemon, and llama.cpp's own
+           server, which gets the full history in each request. A session cannot save time here.
+window     20 turns in a context that has room for 15: the daemon (at most 10 exchanges are sent, a
+           trim leaves 3), the full history, a rolling window of 3 exchanges, the project's original
+           design (the last three messages inside the system prompt), and in a few of the turns the
+           full history without a cache. Each approach has a slot of its own and idles while the
+           others run. Then the daemon runs alone, with 3 s between turns.
+sessions   12 alternating conversations on 4 slots: the daemon, llama.cpp's server, `hearth-llm`.
+restart    A history of 2,500 tokens. The processes are stopped by SIGTERM and started again between
+           turns: the daemon, a cold server, `hearth-llm`, and a server whose slot the client saves
+           and restores. Times are measured from when each is ready.
 
-Then some of the daemon's answers are compared with those to the same prompts without any cache
+Then some of the daemon's answers are compared with uncached answers to the same prompts
 (`bench/answer_comparison.py`).
 
 Run it with `.venv/bin/python -m bench.multi_turn`; it takes about six minutes, `--quick` under one.
-`hearth-llm` (24 kB) gets an environment of its own in the user's cache directory, or in
-`--hearth-env DIR`. It gathers 8 kB of a stream before it sends them on, so an answer of these
-lengths comes all at once: what its client sees counts, and what the engine alone needed is printed.
+`hearth-llm` (24 kB) is installed in an environment of its own in the user's cache directory, or in
+`--hearth-env DIR`. It buffers 8 kB of a stream before it forwards them, so a short answer arrives
+all at once. Its figures are the times that its client sees; the time without buffering is printed
+beside them.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import datetime
-import json
-import shlex
-import signal
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import environments
+from bench import environments, runner
 from bench import multi_turn_cases as cases
-from bench.machine import describe
 from bench.multi_turn_plan import QUICK, Plan
 from bench.multi_turn_restart import restart
-from bench.relay_servers import Failed
 
 _HEARTH = "hearth"
 _CASES = {
@@ -54,17 +48,8 @@ _CASES = {
 }
 
 
-def hearth_version() -> str:
-    """The version that its list pins."""
-    words = environments.pins(_HEARTH).read_text().split()
-    return next(word.partition("==")[2] for word in words if word.startswith("hearth-llm=="))
-
-
 async def measure(options: argparse.Namespace) -> None:
-    """The cases one after the other; their processes end with them, also on SIGTERM."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    """Runs the cases one after the other and prints their reports."""
     plan = replace(QUICK if options.quick else Plan(), ruvd_flags=tuple(options.ruvd_flag))
     hearth = None
     if not (options.quick or options.no_hearth):
@@ -72,62 +57,44 @@ async def measure(options: argparse.Namespace) -> None:
             await environments.install(_HEARTH, options.hearth_env.absolute())
             hearth = options.hearth_env.absolute()
         except environments.NotInstalled as reason:
-            print(f"multi_turn: without hearth-llm: {reason}", file=sys.stderr)
+            runner.log_progress(f"hearth-llm is left out: {reason}")
     plan = replace(plan, hearth=hearth)
     figures: dict[str, Any] = {
-        "machine": describe(),
-        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
-        "command": shlex.join(["python", "-m", "bench.multi_turn", *sys.argv[1:]]),
+        **runner.origin("multi_turn"),
         "quick": options.quick,
-        "hearth-llm": hearth_version() if hearth else None,
+        "hearth-llm": environments.version(_HEARTH, "hearth-llm") if hearth else None,
         "cases": {},
     }
     print(f"{figures['machine']}\n{figures['command']}", flush=True)
     if options.quick:
-        print("a quick run: the criteria are those of the whole one, and mean little here")
+        print("a quick run: the aims are those of the complete benchmark and do not apply")
     for name in options.only:
         with tempfile.TemporaryDirectory(prefix="ruvd-bench-") as folder:
-            async with asyncio.timeout(options.most_seconds):
+            async with runner.case_timeout(options.case_timeout_seconds):
                 case = await _CASES[name](plan, Path(folder))
         case.show()
         sys.stdout.flush()
         figures["cases"][name] = case.as_json()
-        if options.json:  # after each case, as the next one may be interrupted
-            options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        # After each case, as the next one may be interrupted.
+        runner.write_json(options.json, figures)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main() -> None:
+    parser = runner.argument_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=_CASES, default=list(_CASES))
-    parser.add_argument("--quick", action="store_true", help="less of everything, no hearth-llm")
-    parser.add_argument("--most-seconds", type=float, default=900.0, help="a case may take")
-    parser.add_argument(
-        "--ruvd-flag", action="append", default=[], metavar="FLAG", help="one more of `ruvd serve`"
-    )
+    parser.add_argument("--quick", action="store_true", help="fewer turns, without hearth-llm")
+    parser.add_argument("--case-timeout-seconds", type=float, default=900.0)
+    runner.add_ruvd_flag(parser)
     parser.add_argument(
         "--hearth-env",
         type=Path,
         metavar="DIR",
         default=environments.DEFAULT / _HEARTH,
-        help="hearth-llm's environment, made if it is not there (default: %(default)s)",
+        help="hearth-llm's environment, made if it is missing (default: %(default)s)",
     )
     parser.add_argument("--no-hearth", action="store_true", help="leave hearth-llm out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as JSON")
-    options = parser.parse_args()
-    try:
-        asyncio.run(measure(options))
-    except Failed as failure:
-        print(f"multi_turn: {failure}", file=sys.stderr)
-        return 1
-    except TimeoutError:
-        print(f"multi_turn: a case took more than {options.most_seconds:.0f} s", file=sys.stderr)
-        return 1
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        return 130
-    return 0
+    runner.run("multi_turn", measure(parser.parse_args()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""The cases of `bench/multi_turn.py` in which no server is restarted; each returns its figures."""
+"""The cases of `bench/multi_turn.py` without restarts; each returns its figures."""
 
 from __future__ import annotations
 
@@ -7,139 +7,137 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 
-from bench.conversation import talk
-from bench.multi_turn_chats import Chat, HttpChat, RuvdChat, original, rolling, whole
-from bench.multi_turn_plan import (
-    Plan,
-    check,
-    daemon,
-    direct,
-    hearth,
-    settle,
-    tell,
-    turn_of_all,
-    workload,
+from bench.conversation import user_messages
+from bench.multi_turn_chats import (
+    Chat,
+    HttpChat,
+    RuvdChat,
+    full_history,
+    history_in_system_prompt,
+    rolling_window,
 )
+from bench.multi_turn_plan import Plan, compare_with_uncached, say_to_all, settle, workload
 from bench.multi_turn_report import Case
-from bench.multi_turn_servers import Shape
+from bench.multi_turn_servers import Shape, daemon, direct, hearth
+from bench.runner import log_progress
 
-_ANSWER_ROOM = 256
+_ANSWER_TOKENS = 256
 
 
 async def warm(plan: Plan, folder: Path) -> Case:
-    """Nothing to gain: one conversation at a time, alternately, turn by turn."""
-    shape = Shape(2048, _ANSWER_ROOM, 4)
-    case = Case("warm", workload(plan, shape, conversations=plan.warm_talks, turns=plan.warm_turns))
+    """Runs one conversation at a time on warm servers, alternating after each turn."""
+    shape = Shape(2048, _ANSWER_TOKENS, 4)
+    count, tokens = plan.warm_conversations, plan.answer_tokens
+    case = Case("warm", workload(plan, shape, conversations=count, turns=plan.warm_turns))
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(daemon(plan, folder, shape))
-        server = await stack.enter_async_context(direct(folder, shape))
-        talks: list[RuvdChat] = []
-        for number in range(plan.warm_talks):
-            mine = RuvdChat("ruvd", plan.answer_tokens, client, session=number)
-            its = HttpChat("direct", plan.answer_tokens, server, whole, session=number)
-            for turn, text in enumerate(talk(number, plan.warm_turns), 1):
-                tell(f"warm: conversation {number + 1} of {plan.warm_talks}, turn {turn}")
-                await turn_of_all([mine, its], text, turn)
-            case.add(mine, its)
-            talks.append(mine)
-        sent = [each for chat in talks for each in chat.sent]
-        await check(case, plan, client, lambda: nullcontext(server), sent)
-    case.require("total time, of direct's", case.whole("ruvd"), case.whole("direct"), 1.05)
-    case.notes.append("a warm server with one conversation already has what a session gives")
+        client = await stack.enter_async_context(daemon(folder / "ruvd", shape, *plan.ruvd_flags))
+        server = await stack.enter_async_context(direct(folder / "direct", shape))
+        ruvd_chats: list[RuvdChat] = []
+        for number in range(count):
+            ruvd_chat = RuvdChat("ruvd", tokens, client, session=number)
+            direct_chat = HttpChat("direct", tokens, server, full_history, session=number)
+            for turn, text in enumerate(user_messages(number, plan.warm_turns), 1):
+                log_progress(f"warm: conversation {number + 1} of {count}, turn {turn}")
+                await say_to_all([ruvd_chat, direct_chat], text, turn)
+            case.add(ruvd_chat, direct_chat)
+            ruvd_chats.append(ruvd_chat)
+        sent = [prompt for chat in ruvd_chats for prompt in chat.sent]
+        await compare_with_uncached(case, plan, client, lambda: nullcontext(server), sent)
+    own, other = case.total_ms("ruvd"), case.total_ms("direct")
+    case.require("total time, as a multiple of direct's", own, other, 1.05)
+    case.notes.append("a warm server with one conversation already has its prompt in the cache")
     return case
 
 
 async def window(plan: Plan, folder: Path) -> Case:
-    """A conversation that outgrows its window: the ways to cut it, alternately, turn by turn."""
+    """Runs a conversation that outgrows the context, alternating after each turn."""
     shape, tokens = plan.window, plan.answer_tokens
-    case = Case(
-        "window",
-        workload(plan, shape, turns=plan.window_turns, pause_seconds=plan.pause_seconds),
-    )
-    limits = (
+    turns, pause = plan.window_turns, plan.pause_seconds
+    case = Case("window", workload(plan, shape, turns=turns, pause_seconds=pause))
+    flags = (
         "--keep-exchanges", str(plan.keep_exchanges), "--max-exchanges", str(plan.max_exchanges),
+        *plan.ruvd_flags,
     )  # fmt: skip
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(daemon(plan, folder, shape, *limits))
-        server = await stack.enter_async_context(direct(folder, shape))
-        mine = RuvdChat("ruvd", tokens, client)
-        everything = HttpChat("direct", tokens, server, whole, slot=0)
+        client = await stack.enter_async_context(daemon(folder / "ruvd", shape, *flags))
+        server = await stack.enter_async_context(direct(folder / "direct", shape))
+        ruvd_chat = RuvdChat("ruvd", tokens, client)
+        direct_chat = HttpChat("direct", tokens, server, full_history, slot=0)
         chats: list[Chat] = [
-            mine,
-            everything,
-            HttpChat("rolling", tokens, server, rolling, slot=1),
-            HttpChat("original", tokens, server, original, slot=2),
+            ruvd_chat,
+            direct_chat,
+            HttpChat("rolling", tokens, server, rolling_window, slot=1),
+            HttpChat("original", tokens, server, history_in_system_prompt, slot=2),
         ]
-        cold = HttpChat("uncached", tokens, server, whole, slot=3, cached=False)
-        for number, text in enumerate(talk(0, plan.window_turns), 1):
-            tell(f"window: turn {number} of {plan.window_turns}")
+        uncached = HttpChat("uncached", tokens, server, full_history, slot=3, cached=False)
+        for number, text in enumerate(user_messages(0, turns), 1):
+            log_progress(f"window: turn {number} of {turns}")
             if number in plan.uncached_turns:
-                cold.lines = list(everything.lines)
-                await cold.say(text, number=number)
-            await turn_of_all(chats, text, number)
+                uncached.lines = list(direct_chat.lines)
+                await uncached.say(text, number=number)
+            await say_to_all(chats, text, number)
         paused = RuvdChat("ruvd, paused", tokens, client, session=1)
-        for number, text in enumerate(talk(1, plan.paused_turns), 1):
-            tell(f"window, with pauses: turn {number} of {plan.paused_turns}")
-            await asyncio.sleep(plan.pause_seconds)
+        for number, text in enumerate(user_messages(1, plan.paused_turns), 1):
+            log_progress(f"window, with pauses: turn {number} of {plan.paused_turns}")
+            await asyncio.sleep(pause)
             await paused.say(text)
-        case.add(*chats, cold, paused)
-        sent = [*mine.sent, *paused.sent]
-        await check(case, plan, client, lambda: nullcontext(server), sent)
-    first = case.first("ruvd")
-    case.require("first token, of rolling's", first, case.first("rolling"), 1 / 3)
-    case.require("first token, of the original design's", first, case.first("original"), 1 / 2)
+        case.add(*chats, uncached, paused)
+        sent = [*ruvd_chat.sent, *paused.sent]
+        await compare_with_uncached(case, plan, client, lambda: nullcontext(server), sent)
+    first = case.first_ms("ruvd")
+    for name, limit in (("rolling", 1 / 3), ("original", 1 / 2)):
+        what = f"time to first token, as a multiple of {name}'s"
+        case.require(what, first, case.first_ms(name), limit)
     slowest = max((turn.first_ms for turn in case.counted("ruvd, paused")), default=None)
-    case.require(
-        "slowest turn with pauses from turn 2, of the median",
-        slowest,
-        case.first("ruvd, paused"),
-        2,
-    )
+    what = "slowest first token with pauses from turn 2, as a multiple of the median"
+    case.require(what, slowest, case.first_ms("ruvd, paused"), 2)
     return case
 
 
 async def sessions(plan: Plan, folder: Path) -> Case:
-    """More conversations than slots, by turns: the same turn of as many as there are slots, one
-    right after the other, in one way, then in the next, and so on with the others."""
-    shape, tokens = Shape(1024, _ANSWER_ROOM, plan.session_slots), plan.answer_tokens
-    case = Case(
-        "sessions",
-        workload(plan, shape, sessions=plan.sessions, turns=plan.session_turns),
-    )
+    """Runs more conversations than there are slots.
+
+    They are divided into blocks of as many conversations as there are slots. In each turn one
+    approach runs a block, one conversation right after the other, then the next approach runs it.
+    """
+    shape, tokens = Shape(1024, _ANSWER_TOKENS, plan.session_slots), plan.answer_tokens
+    turns = plan.session_turns
+    case = Case("sessions", workload(plan, shape, sessions=plan.sessions, turns=turns))
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(daemon(plan, folder, shape))
-        server = await stack.enter_async_context(direct(folder, shape))
+        client = await stack.enter_async_context(daemon(folder / "ruvd", shape, *plan.ruvd_flags))
+        server = await stack.enter_async_context(direct(folder / "direct", shape))
         numbers = range(plan.sessions)
-        some = [numbers[at : at + plan.session_slots] for at in numbers[:: plan.session_slots]]
-        mine = [RuvdChat("ruvd", tokens, client, session=number) for number in numbers]
-        ways: list[Sequence[Chat]] = [
-            mine,
-            [HttpChat("direct", tokens, server, whole, session=number) for number in numbers],
-        ]
+        blocks = [numbers[at : at + plan.session_slots] for at in numbers[:: plan.session_slots]]
+        ruvd_chats = [RuvdChat("ruvd", tokens, client, session=number) for number in numbers]
+        http_servers = {"direct": server}
         if plan.hearth:
-            proxy = await stack.enter_async_context(hearth(plan.hearth, folder, shape))
-            ways.append(
-                [HttpChat("hearth-llm", tokens, proxy, whole, session=each) for each in numbers]
+            http_servers["hearth-llm"] = await stack.enter_async_context(
+                hearth(folder / "hearth", shape, plan.hearth)
             )
-        texts = [talk(number, plan.session_turns, opened=True) for number in numbers]
-        for turn in range(plan.session_turns):
-            tell(f"sessions: turn {turn + 1} of {plan.session_turns}")
-            for at, block in enumerate(some):
-                for chats in ways if (turn + at) % 2 == 0 else ways[::-1]:
+        approaches: list[Sequence[Chat]] = [ruvd_chats]
+        approaches += (
+            [HttpChat(name, tokens, http, full_history, session=number) for number in numbers]
+            for name, http in http_servers.items()
+        )
+        texts = [user_messages(number, turns, long_opening=True) for number in numbers]
+        for turn in range(turns):
+            log_progress(f"sessions: turn {turn + 1} of {turns}")
+            for at, block in enumerate(blocks):
+                for chats in approaches if (turn + at) % 2 == 0 else approaches[::-1]:
                     for number in block:
                         await chats[number].say(texts[number][turn])
                     await settle()
-        for chats in ways:
+        for chats in approaches:
             case.add(*chats)
-        last = [chat.sent[-1] for chat in mine if chat.sent]
-        await check(case, plan, client, lambda: nullcontext(server), last)
-    first = case.first("ruvd")
-    case.require("first token from turn 2, of direct's", first, case.first("direct"), 0.4)
+        last = [chat.sent[-1] for chat in ruvd_chats if chat.sent]
+        await compare_with_uncached(case, plan, client, lambda: nullcontext(server), last)
+    first = case.first_ms("ruvd")
+    for name in http_servers:
+        what = f"time to first token from turn 2, as a multiple of {name}'s"
+        case.require(what, first, case.first_ms(name), 0.4)
     if plan.hearth:
-        case.require(
-            "first token from turn 2, of hearth-llm's", first, case.first("hearth-llm"), 0.4
-        )
-        case.note_unheld("hearth-llm")
-    case.require("cached tokens from turn 2", case.cached("ruvd"), 1.0, 0.9, at_least=True)
-    case.require("first turns, of direct's", case.opening("ruvd"), case.opening("direct"), 1.0)
+        case.note_unbuffered("hearth-llm")
+    case.require("share of cached tokens from turn 2", case.cached("ruvd"), 1.0, 0.9, at_least=True)
+    what = "time to first token of first turns, as a multiple of direct's"
+    case.require(what, case.first_turn_ms("ruvd"), case.first_turn_ms("direct"), 1.0)
     return case

@@ -1,8 +1,8 @@
-"""The ways to hold a conversation that `bench/multi_turn.py` compares, each a `Chat`.
+"""The approaches to a conversation that `bench/multi_turn.py` compares, each a kind of `Chat`.
 
-All ask for the same number of tokens at temperature 0 and let no answer end early. Times are the
-client's: from the call to the first text, and to the end of the stream. Cached tokens are the
-engine's own count. Each way goes on from its own answers.
+All request the same number of tokens at temperature 0, and no answer may end early. Times are
+measured by the client, from the call to the first text and to the end of the stream. The engine
+counts the cached tokens. Each conversation continues from its own answers.
 """
 
 from __future__ import annotations
@@ -20,22 +20,25 @@ from ruvd_client.protocol import CompleteArguments, to_seconds
 
 from bench.conversation import SYSTEM_PROMPT
 
-# A role and what it says.
+# A role and its message.
 Line = tuple[str, str]
-# From the lines so far and the new message, what is sent.
+# Makes the messages to send from the history and the new message.
 Window = Callable[[Sequence[Line], str], list[Line]]
 
 ROLES = {"user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT}
 
 
 class Refused(Exception):
-    """The server did not answer; the message says why."""
+    """The server refused the request; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one turn cost. `unheld_ms` is the time to the first token had no proxy held it back:
-    the whole less the time that the engine says it generated."""
+    """The figures of one turn.
+
+    `unbuffered_first_ms` is the time to the first token if no proxy had buffered the stream: the
+    total time minus the engine's own generation time.
+    """
 
     first_ms: float
     total_ms: float
@@ -44,21 +47,21 @@ class Turn:
     answer_tokens: int
     prefill_ms: float | None
     text: str = field(repr=False)
-    unheld_ms: float | None = None
+    unbuffered_first_ms: float | None = None
     turn: int = 0
     session: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
-    """A prompt as the engine got it after the system prompt, and the answer."""
+class SentPrompt:
+    """A prompt as the engine got it, without the system prompt, and the answer to it."""
 
     lines: tuple[Line, ...]
     text: str
 
 
 class Chat(ABC):
-    """One conversation: its turns, and the one that failed, if any, after which it stops."""
+    """One conversation with the figures of its turns; it stops at the first failure."""
 
     def __init__(self, name: str, tokens: int, *, session: int = 0) -> None:
         self.name = name
@@ -69,7 +72,7 @@ class Chat(ABC):
         self.failed = ""
 
     async def say(self, text: str, *, number: int | None = None) -> None:
-        """One turn, unless one has failed before; the next, if no number is given."""
+        """Holds one turn, the next if no number is given, unless an earlier one has failed."""
         if self.failed:
             return
         number = number or len(self.turns) + 1
@@ -83,11 +86,14 @@ class Chat(ABC):
 
     @abstractmethod
     async def _ask(self, text: str) -> Turn:
-        """Raises Refused."""
+        """Holds one turn. Raises Refused."""
 
 
 class RuvdChat(Chat):
-    """A session of the daemon: only the new message is sent. `client` changes with the daemon."""
+    """A session of the daemon, which gets only the new message.
+
+    `client` has to be replaced after the daemon was restarted.
+    """
 
     def __init__(
         self, name: str, tokens: int, client: AsyncClient | None = None, *, session: int = 0
@@ -95,24 +101,24 @@ class RuvdChat(Chat):
         super().__init__(name, tokens, session=session)
         self.client = client
         self.session_id = f"bench-{session}"
-        self.sent: list[Sent] = []
+        self.sent: list[SentPrompt] = []
 
     async def _ask(self, text: str) -> Turn:
         assert self.client is not None
         arguments = _arguments(self.tokens)
         arguments["session_id"] = self.session_id
-        # What a session began with may not be changed, and to repeat it is allowed.
+        # The first request creates the session; its system prompt cannot be changed later.
         if not self.lines:
             arguments["system_prompt"] = SYSTEM_PROMPT
         turn, count = await _complete(self.client, text, arguments)
-        before = count - 2  # without the system prompt and the new message
-        lines = [*self.lines[len(self.lines) - before :], ("user", text)]
-        self.sent.append(Sent(tuple(lines), turn.text))
+        history_count = count - 2  # without the system prompt and the new message
+        lines = [*self.lines[len(self.lines) - history_count :], ("user", text)]
+        self.sent.append(SentPrompt(tuple(lines), turn.text))
         return turn
 
 
-async def uncached(client: AsyncClient, lines: Sequence[Line], tokens: int) -> Turn:
-    """The daemon's answer to the same prompt, without a session and without any cache."""
+async def ask_uncached(client: AsyncClient, lines: Sequence[Line], tokens: int) -> Turn:
+    """Returns the daemon's answer to the same prompt, without a session and without a cache."""
     arguments = _arguments(tokens)
     arguments["system_prompt"] = SYSTEM_PROMPT
     arguments["bypass_cache"] = True
@@ -127,7 +133,7 @@ def _arguments(tokens: int) -> CompleteArguments:
 async def _complete(
     client: AsyncClient, messages: str | list[Message], arguments: CompleteArguments
 ) -> tuple[Turn, int]:
-    """The turn, and how many messages the engine got."""
+    """Returns the turn and the number of messages that the engine got."""
     began, first = time.perf_counter(), None
     try:
         async with client.complete(messages, **arguments) as answer:
@@ -153,9 +159,10 @@ async def _complete(
 
 
 class HttpChat(Chat):
-    """A chat completions server that is told everything in each turn, as `window` makes it.
+    """A conversation with a chat completions server, which gets the history in each request.
 
-    `slot` ties it to one of the server's, so that ways on the same server leave each other alone.
+    `window` selects the messages to send. `slot` names one of the server's slots, so that several
+    approaches on the same server do not share their caches.
     """
 
     def __init__(
@@ -207,26 +214,28 @@ class HttpChat(Chat):
             answer_tokens=timings["predicted_n"],
             prefill_ms=timings["prompt_ms"],
             text="".join(pieces),
-            unheld_ms=total - timings["predicted_ms"],
+            unbuffered_first_ms=total - timings["predicted_ms"],
         )
 
 
-class HandChat(HttpChat):
-    """One whose slot is saved after each turn, and restored before the first after a restart."""
+class SavedSlotChat(HttpChat):
+    """A conversation whose client saves the slot after a turn and restores it after a restart."""
 
-    _saved: httpx.AsyncClient | None = None
+    _saved_on: httpx.AsyncClient | None = None
 
     async def _ask(self, text: str) -> Turn:
         began = time.perf_counter()
-        if self._saved not in (None, self.client):
-            await self._act("restore")
-        took = 1000 * (time.perf_counter() - began)
+        if self._saved_on not in (None, self.client):
+            await self._slot_action("restore")
+        restore_ms = 1000 * (time.perf_counter() - began)
         turn = await super()._ask(text)
-        await self._act("save")
-        self._saved = self.client
-        return replace(turn, first_ms=turn.first_ms + took, total_ms=turn.total_ms + took)
+        await self._slot_action("save")
+        self._saved_on = self.client
+        return replace(
+            turn, first_ms=turn.first_ms + restore_ms, total_ms=turn.total_ms + restore_ms
+        )
 
-    async def _act(self, action: str) -> None:
+    async def _slot_action(self, action: str) -> None:
         assert self.client is not None
         response = await self.client.post(f"/slots/0?action={action}", json={"filename": "state"})
         if response.status_code != httpx.codes.OK:
@@ -234,7 +243,7 @@ class HandChat(HttpChat):
 
 
 def request_body(lines: Sequence[Line], tokens: int) -> dict[str, Any]:
-    """What every way asks of the server."""
+    """Returns the request body that all HTTP approaches send."""
     return {
         "messages": [{"role": role, "content": text} for role, text in lines],
         "max_tokens": tokens,
@@ -244,6 +253,7 @@ def request_body(lines: Sequence[Line], tokens: int) -> dict[str, Any]:
 
 
 def _reason(body: bytes) -> str:
+    """Returns the error message of a response body."""
     try:
         error = json.loads(body)["error"]
         return f"{error.get('type', '')}: {error.get('message', '')}"
@@ -251,20 +261,20 @@ def _reason(body: bytes) -> str:
         return body[:200].decode(errors="replace")
 
 
-def whole(lines: Sequence[Line], text: str) -> list[Line]:
-    """The whole history."""
+def full_history(lines: Sequence[Line], text: str) -> list[Line]:
+    """Returns the system prompt, all of the history and the new message."""
     return [("system", SYSTEM_PROMPT), *lines, ("user", text)]
 
 
-def rolling(lines: Sequence[Line], text: str) -> list[Line]:
-    """The last three exchanges."""
-    return whole(lines[-6:], text)
+def rolling_window(lines: Sequence[Line], text: str) -> list[Line]:
+    """Returns the system prompt, the last three exchanges and the new message."""
+    return full_history(lines[-6:], text)
 
 
-def original(lines: Sequence[Line], text: str) -> list[Line]:
-    """The design that the project began with: the last three lines in the system message."""
+def history_in_system_prompt(lines: Sequence[Line], text: str) -> list[Line]:
+    """Returns the project's original design: the last three messages inside the system prompt."""
     if not lines:
-        return whole((), text)
-    told = "\n".join(f"{role.capitalize()}: {said}" for role, said in lines[-3:])
-    system = f"{SYSTEM_PROMPT}\n\nPrevious conversation context:\n{told}"
+        return full_history((), text)
+    history = "\n".join(f"{role.capitalize()}: {content}" for role, content in lines[-3:])
+    system = f"{SYSTEM_PROMPT}\n\nPrevious conversation context:\n{history}"
     return [("system", system), ("user", text)]

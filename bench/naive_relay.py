@@ -1,8 +1,9 @@
-"""What one would write first: a gRPC relay of a chat completion, with no other concern.
+"""A minimal gRPC relay of chat completions, as one would first write it, for comparison.
 
-It speaks `ruvd.v1`'s Complete so that one client measures both, and knows only its first and last
-events and text: no sessions, no resuming, no cancelling, no errors. httpx with its own transport,
-`aiter_lines`, `json.loads`, a message a token. `bench/relay.py` runs it as a yardstick.
+It serves `ruvd.v1`'s Complete, so that one client measures both, but sends only the first event,
+the text and the last event. It has no sessions and does not resume, cancel or map errors. It uses
+httpx with its own transport, `aiter_lines` and `json.loads`, and sends one message per token.
+`bench/relay.py` runs it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _ROLES = {pb.ROLE_SYSTEM: "system", pb.ROLE_USER: "user", pb.ROLE_ASSISTANT: "as
 
 
 class Relay:
-    """Only `Complete`."""
+    """Serves `Complete`."""
 
     def __init__(self, base_url: str) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)

@@ -1,7 +1,7 @@
-"""Pictures of the results: reads the JSON files of a folder, writes SVG files beside them.
+"""Draws pictures of the results: reads the JSON files of a folder, writes SVG files beside them.
 
-It needs matplotlib, which is in an environment of its own (`plots.txt`); `python -m bench` runs it
-there, so it imports nothing of this project. A benchmark without results has no picture.
+`python -m bench` runs this module in an environment that has matplotlib (`plots.txt`), so it
+imports nothing of this project. A benchmark without results gets no picture.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ try:
     import matplotlib as mpl  # type: ignore[import-not-found]  # in an environment of its own
     from matplotlib import pyplot as plt
 except ModuleNotFoundError:
-    sys.exit("plots: matplotlib is not here; run `python -m bench`, which has it elsewhere")
+    sys.exit("plots: matplotlib is not installed here; use `python -m bench`, which installs it")
 
 _TITLES = {
     "mock": "no relay",
@@ -24,14 +24,14 @@ _TITLES = {
     "smg": "smg",
     "smg-history": "smg, history",
     "ferrogw": "ferrogw",
-    "ferrogw-told": "ferrogw, told all",
+    "ferrogw-told": "ferrogw, history sent",
     "naive": "naive grpc.aio",
     "ruvd": "ruvd",
     "tcp": "ruvd, TCP",
     "sessions": "ruvd, sessions",
 }
-# Ours stand out, all others are grey.
-_OURS, _OUR_SESSIONS, _OTHERS = "#2a9d8f", "#e76f51", "#9aa5b1"
+# ruvd is coloured, all others are grey.
+_RUVD, _RUVD_SESSIONS, _OTHERS = "#2a9d8f", "#e76f51", "#9aa5b1"
 _Figures = Any
 
 
@@ -66,12 +66,12 @@ def main() -> int:
 
 def _colour(name: str) -> str:
     if name == "sessions":
-        return _OUR_SESSIONS
-    return _OTHERS if name in _TITLES and name not in ("ruvd", "tcp") else _OURS
+        return _RUVD_SESSIONS
+    return _OTHERS if name in _TITLES and name not in ("ruvd", "tcp") else _RUVD
 
 
 def _bars(axes: _Figures, rows: dict[str, float], *, title: str, form: str, log: bool) -> None:
-    """Horizontal bars, the first on top, each with its figure."""
+    """Draws horizontal bars, the first on top, each with its figure."""
     names = list(rows)[::-1]
     values = [rows[name] for name in names]
     drawn = axes.barh(
@@ -85,8 +85,9 @@ def _bars(axes: _Figures, rows: dict[str, float], *, title: str, form: str, log:
         axes.set_xlim(min(values) / 3, max(values) * 4)
 
 
-def _measured(case: _Figures, of: Callable[[_Figures], float]) -> dict[str, float]:
-    return {name: of(row) for name, row in case["targets"].items() if "streams" in row}
+def _measured(case: _Figures, figure: Callable[[_Figures], float]) -> dict[str, float]:
+    """Returns one figure of each target that was measured in the case."""
+    return {name: figure(row) for name, row in case["targets"].items() if "streams" in row}
 
 
 def relay_rate(figures: _Figures) -> _Figures:
@@ -111,10 +112,10 @@ def relay_rate(figures: _Figures) -> _Figures:
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xticks(sorted(cases), [str(each) for each in sorted(cases)])
+    axes.set_xticks(sorted(cases), [str(parallel) for parallel in sorted(cases)])
     axes.margins(x=0.25)
-    axes.set_xlabel("streams in parallel")
-    axes.set_title(f"Streams a second, {figures['tokens']} tokens each", loc="left")
+    axes.set_xlabel("parallel streams")
+    axes.set_title(f"Streams per second, {figures['tokens']} tokens each", loc="left")
     return plot
 
 
@@ -127,7 +128,7 @@ def relay_first_token(figures: _Figures) -> _Figures:
         for name, row in figures["cases"]["alone"]["targets"].items()
         if "added_first_token_ms" in row
     }
-    _bars(axes, rows, title="Added to the first token, one stream, ms", form=".1f", log=True)
+    _bars(axes, rows, title="Time added to the first token, one stream, ms", form=".1f", log=True)
     return plot
 
 
@@ -137,11 +138,11 @@ def relay_pod(figures: _Figures) -> _Figures:
     case = figures["cases"]["pod"]
     plot, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.2), sharey=True)
     plot.suptitle(
-        "As a pod sees it: 64 streams, 50 ms to the first of 64 tokens, 10 ms a token", x=0.01,
+        "A pod's load: 64 streams, 50 ms to the first of 64 tokens, 10 ms per token", x=0.01,
         ha="left", fontsize=9,
     )  # fmt: skip
     cpu = _measured(case, lambda row: float(row["cpu_seconds_per_1000"]["median"]))
-    _bars(left, cpu, title="CPU seconds per 1,000", form=".1f", log=True)
+    _bars(left, cpu, title="CPU seconds per 1,000 streams", form=".1f", log=True)
     first = _measured(case, lambda row: float(row["first_token_ms"]["p99"]))
     _bars(middle, first, title="First token, p99, ms", form=".0f", log=True)
     memory = _measured(case, lambda row: float(row["resident_mib"]))
@@ -150,7 +151,7 @@ def relay_pod(figures: _Figures) -> _Figures:
 
 
 def multi_turn(figures: _Figures) -> _Figures:
-    """The time to the first token, turn by turn, of each way: the median of its conversations."""
+    """Draws the time to the first token by turn: the median of each approach's conversations."""
     cases = {name: case for name, case in figures["cases"].items() if case["arms"]}
     if not cases:
         return None
@@ -158,14 +159,14 @@ def multi_turn(figures: _Figures) -> _Figures:
     rows = -(-len(cases) // columns)
     plot, grid = plt.subplots(rows, columns, figsize=(6 * columns, 3.4 * rows), squeeze=False)
     for axes, (name, case) in zip(grid.flat, cases.items(), strict=False):
-        for arm, kept in case["arms"].items():
+        for approach, results in case["arms"].items():
             by_turn: dict[int, list[float]] = {}
-            for turn in kept["turns"]:
+            for turn in results["turns"]:
                 by_turn.setdefault(turn["turn"], []).append(turn["first_ms"])
-            points = [(turn, sorted(of)[len(of) // 2]) for turn, of in sorted(by_turn.items())]
+            points = [(turn, _median(times)) for turn, times in sorted(by_turn.items())]
             if points:
-                wide = 2.0 if "ruvd" in arm or "daemon" in arm else 1.0
-                axes.plot(*zip(*points, strict=True), marker=".", label=arm, linewidth=wide)
+                width = 2.0 if "ruvd" in approach or "daemon" in approach else 1.0
+                axes.plot(*zip(*points, strict=True), marker=".", label=approach, linewidth=width)
         axes.set_yscale("log")
         axes.set_title(f"{name}: first token, ms", loc="left")
         axes.set_xlabel("turn")
@@ -185,26 +186,26 @@ def batch(figures: _Figures) -> _Figures:
         rows[f"{tokens} tokens, one by one"] = _median(case["one_by_one"])
         rows[f"{tokens} tokens, BatchComplete"] = _median(case["batch"])
         rows[f"{tokens} tokens, ideal"] = case["ideal"]
-    _bars(axes, rows, title="Completions a second, room for 32", form=".1f", log=False)
+    _bars(axes, rows, title="Completions per second, 32 at a time", form=".1f", log=False)
     return plot
 
 
 def telemetry(figures: _Figures) -> _Figures:
     plot, (left, right) = plt.subplots(1, 2, figsize=(8, 2.2), sharey=True)
     rates = {name: row["streams_per_second"]["median"] for name, row in figures["results"].items()}
-    _bars(left, rates, title="Streams a second", form=".0f", log=False)
+    _bars(left, rates, title="Streams per second", form=".0f", log=False)
     paced = {
         name: row["paced_cpu_ms_per_stream"]["median"] for name, row in figures["results"].items()
     }
-    _bars(right, paced, title="CPU ms a stream, at a pace", form=".2f", log=False)
+    _bars(right, paced, title="CPU ms per stream at a pod's pace", form=".2f", log=False)
     return plot
 
 
 def streams(figures: _Figures) -> _Figures:
     plot, axes = plt.subplots(figsize=(7, 2.2))
-    axes.plot(*zip(*figures["resident_mib"], strict=True), marker=".", color=_OURS)
+    axes.plot(*zip(*figures["resident_mib"], strict=True), marker=".", color=_RUVD)
     axes.set_ylim(bottom=0)
-    axes.set_title("Resident MiB over cancelled streams", loc="left")
+    axes.set_title("Resident MiB by number of cancelled streams", loc="left")
     return plot
 
 
@@ -215,10 +216,12 @@ def soak(figures: _Figures) -> _Figures:
         "tasks": "asyncio tasks",
     }
     plot, grid = plt.subplots(len(shown), 1, figsize=(8, 5.5), sharex=True)
-    for (name, part), colour in zip(figures["parts"].items(), (_OURS, _OUR_SESSIONS), strict=False):
+    colours = (_RUVD, _RUVD_SESSIONS)
+    for (name, part), colour in zip(figures["parts"].items(), colours, strict=False):
         times = [sample["at"] for sample in part["samples"]]
-        for axes, what in zip(grid, shown, strict=True):
-            axes.plot(times, [sample[what] for sample in part["samples"]], color=colour, label=name)
+        for axes, figure in zip(grid, shown, strict=True):
+            values = [sample[figure] for sample in part["samples"]]
+            axes.plot(times, values, color=colour, label=name)
     for axes, title in zip(grid, shown.values(), strict=True):
         axes.set_ylim(bottom=0)
         axes.set_title(title, loc="left")

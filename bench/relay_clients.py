@@ -1,8 +1,8 @@
-"""The clients of `bench/relay.py`: one stream each call, checked to be whole.
+"""The clients of `bench/relay.py`: each call runs one stream and checks that it is complete.
 
-They are as cheap as they can be made, because they have to share the machine with what they
-measure. The HTTP clients write a request made before and look for bytes in the answer, they parse
-no JSON; the gRPC client parses its messages, which protobuf does in C.
+The clients share the machine's cores with the servers that they measure, so they do as little work
+as possible. The HTTP clients send a prepared request and search the answer for bytes; they parse no
+JSON. The gRPC client parses its messages, which protobuf does in C.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ruvd.v1 import session_service_pb2 as pb
 TEXT = "Tell me in a few words what a sidecar is, and when one is better than a library. " * 3
 _TOKEN = re.compile(rb'"(?:content|delta)": ?"( word\d\d)"')
 _RESPONSE_ID = re.compile(rb'"id": ?"(resp_[^"]+)"')
-# A session's context window has at most so many exchanges, a trim keeps the last of them: so a
-# chain of responses and a client's own history have them too.
-_CHAIN, _KEPT = 10, 3
-_SESSIONS = itertools.count()
+# The defaults of a session's context window: at most 10 exchanges, of which a trim keeps 3. A chain
+# of responses and a client's own history are as long, so that all prompts are alike.
+_MAX_EXCHANGES, _KEEP_EXCHANGES = 10, 3
+_ROUNDS = itertools.count()
 _METHOD = "/ruvd.v1.SessionService/Complete"
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What a stream was like: seconds to its first token and to its end, messages with text."""
+    """One finished stream: seconds to its first token and to its end, messages with text."""
 
     first_seconds: float
     total_seconds: float
@@ -40,24 +40,24 @@ class Stream:
 
 
 class StreamBroken(Exception):
-    """An answer was not what the mock says."""
+    """An answer differs from the mock's."""
 
 
 class Client(Protocol):
-    """Runs streams on one server. `worker` tells the streams in parallel apart."""
+    """Runs streams on one server; `worker` is the number of one of the parallel streams."""
 
     async def stream(self, worker: int, *, paced: bool) -> Stream:
-        """One stream, from its request to its last byte."""
+        """Runs one stream, from its request to its last byte."""
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Closes the connections."""
 
     def new_round(self) -> None:
-        """Forget what earlier rounds left, such as sessions."""
+        """Forgets the state of earlier rounds, such as sessions."""
 
 
 class _HttpStream(asyncio.Protocol):
-    """A connection that is used for one request after the other."""
+    """A connection for one request after the other."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
@@ -66,7 +66,8 @@ class _HttpStream(asyncio.Protocol):
         self._first = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's derive from no class
+        # A cast, as uvloop's transports do not derive from this class.
+        self.transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
@@ -81,7 +82,7 @@ class _HttpStream(asyncio.Protocol):
             self._done.set_result(time.perf_counter())
 
     async def request(self, request: bytes, expected: list[bytes]) -> tuple[Stream, bytes]:
-        """Write a request; what its stream was like, and the whole answer."""
+        """Sends a request and returns its stream and the complete answer."""
         if self.transport is None:
             raise StreamBroken("the connection is closed")
         self._parts.clear()
@@ -92,7 +93,7 @@ class _HttpStream(asyncio.Protocol):
         try:
             ended = await self._done
         except asyncio.CancelledError:
-            self.transport.close()  # what is still to come belongs to no other request
+            self.transport.close()  # the rest of this answer must not reach another request
             raise
         answer = b"".join(self._parts)
         tokens = _TOKEN.findall(answer)
@@ -102,7 +103,7 @@ class _HttpStream(asyncio.Protocol):
 
 
 class HttpClient:
-    """A client of chat completions: of the mock and of the gateways."""
+    """A client of the chat completions API, for the mock and the gateways."""
 
     path = "/v1/chat/completions"
 
@@ -113,10 +114,10 @@ class HttpClient:
         self._connections: dict[int, _HttpStream] = {}
         self._requests = {paced: self._request(self._body(paced)) for paced in (False, True)}
 
-    def _body(self, paced: bool, past: str = "") -> str:  # noqa: FBT001  as the key of the requests
+    def _body(self, paced: bool, history: str = "") -> str:  # noqa: FBT001  the key of the requests
         return (
             f'{{"model":"{self._models[paced]}",'
-            f'"messages":[{past}{{"role":"user","content":"{TEXT}"}}],'
+            f'"messages":[{history}{{"role":"user","content":"{TEXT}"}}],'
             '"stream":true,"stream_options":{"include_usage":true}}'
         )
 
@@ -149,9 +150,7 @@ class HttpClient:
 
 
 class HistoryClient(HttpClient):
-    """A client of chat completions that holds its conversations itself, as it has to where a
-    gateway keeps none: each worker sends the exchanges before, as many as ruvd sends of a session.
-    """
+    """A client of the chat completions API that sends the history, as much of it as ruvd sends."""
 
     def __init__(self, port: int, tokens: int, *, paced_model: str = PACED_MODEL) -> None:
         super().__init__(port, tokens, paced_model=paced_model)
@@ -159,10 +158,11 @@ class HistoryClient(HttpClient):
         exchange = (
             f'{{"role":"user","content":"{TEXT}"}},{{"role":"assistant","content":"{answer}"}},'
         )
-        # What is said is always the same, so a history is known by its length.
-        self._turns = {
+        # All messages are the same, so the number of exchanges determines the history.
+        self._history_requests = {
             paced: [
-                self._request(self._body(paced, exchange * count)) for count in range(_CHAIN + 1)
+                self._request(self._body(paced, exchange * count))
+                for count in range(_MAX_EXCHANGES + 1)
             ]
             for paced in (False, True)
         }
@@ -171,8 +171,8 @@ class HistoryClient(HttpClient):
     async def stream(self, worker: int, *, paced: bool) -> Stream:
         connection = await self._connection(worker)
         count = self._exchanges.get(worker, 0)
-        stream, _ = await connection.request(self._turns[paced][count], self._expected)
-        self._exchanges[worker] = count + 1 if count < _CHAIN else _KEPT
+        stream, _ = await connection.request(self._history_requests[paced][count], self._expected)
+        self._exchanges[worker] = count + 1 if count < _MAX_EXCHANGES else _KEEP_EXCHANGES
         return stream
 
     def new_round(self) -> None:
@@ -180,8 +180,10 @@ class HistoryClient(HttpClient):
 
 
 class ResponsesClient(HttpClient):
-    """A client of the Responses API, where a gateway keeps the history: each worker goes on with
-    its last response, ten times; then it begins anew."""
+    """A client of the Responses API, for a gateway that keeps the history.
+
+    Each worker continues its previous response; after ten responses it starts a new chain.
+    """
 
     path = "/v1/responses"
 
@@ -204,7 +206,7 @@ class ResponsesClient(HttpClient):
         found = _RESPONSE_ID.search(answer)
         if found is None:
             raise StreamBroken("a response without an id")
-        length = (length + 1) % _CHAIN
+        length = (length + 1) % _MAX_EXCHANGES
         self._chains[worker] = (length, found[1].decode() if length else "")
         return stream
 
@@ -213,8 +215,10 @@ class ResponsesClient(HttpClient):
 
 
 class GrpcClient:
-    """A client of ruvd and of the naive relay, over one connection; with `sessions` each worker
-    has one a round."""
+    """A client of ruvd and of the naive relay over one connection.
+
+    With `sessions` each worker has its own session in each round.
+    """
 
     def __init__(
         self, address: str, tokens: int, *, sessions: bool, paced_model: str = PACED_MODEL
@@ -224,7 +228,7 @@ class GrpcClient:
         self._connection: GrpcConnection | None = None
         self._expected = "".join(token(number) for number in range(tokens))
         self._sessions = sessions
-        self._round = next(_SESSIONS)
+        self._round = next(_ROUNDS)
         self._messages = [pb.Message(role=pb.ROLE_USER, content=TEXT)]
 
     async def stream(self, worker: int, *, paced: bool) -> Stream:
@@ -240,7 +244,7 @@ class GrpcClient:
         except CallBroken as failure:
             raise StreamBroken(str(failure)) from failure
         ended = time.perf_counter()
-        events = [pb.CompleteResponse.FromString(each).event for each in call.messages()]
+        events = [pb.CompleteResponse.FromString(message).event for message in call.messages()]
         texts = [event.delta.text for event in events if event.HasField("delta")]
         finished = bool(events) and events[-1].HasField("finished")
         if not finished or "".join(texts) != self._expected:
@@ -253,7 +257,7 @@ class GrpcClient:
         return self._connection
 
     def new_round(self) -> None:
-        self._round = next(_SESSIONS)
+        self._round = next(_ROUNDS)
 
     async def close(self) -> None:
         if self._connection and self._connection.transport:
@@ -262,6 +266,7 @@ class GrpcClient:
 
 @asynccontextmanager
 async def closing(client: Client) -> AsyncIterator[Client]:
+    """Closes the client's connections when the block is left."""
     try:
         yield client
     finally:

@@ -1,14 +1,14 @@
-"""The gateways of other makers that `bench/relay.py` measures, in front of the mock upstream.
+"""Starts the third-party gateways that `bench/relay.py` measures, in front of the mock upstream.
 
-Each has an environment of its own (`bench/environments.py`), an empty home and none of the caller's
-variables, so that no credential of the caller's is within its reach; releases of LiteLLM have been
-compromised before (1.82.7, 1.82.8, 1.107.0). Each runs as it comes, logging errors only, without a
-key to check, and with no database but what is its own default.
+Each gateway has an environment of its own (`bench/environments.py`), an empty home directory and
+none of the caller's variables, so that it cannot read the caller's credentials: releases of LiteLLM
+have been compromised before (1.82.7, 1.82.8, 1.107.0). Each runs with its default settings and
+database, but logs errors only and checks no API key.
 
-litellm    LiteLLM's proxy, one worker; does not ask the network for prices
-smg        the Shepherd Model Gateway, which came out of SGLang's router: a router in Rust
-ferrogw    Ferro Labs' gateway: a static binary in Go. It listens on all interfaces and cannot be
-           told otherwise, so its administration is behind a random key; what it serves is the mock.
+litellm    LiteLLM's proxy with one worker; it does not fetch model prices from the network
+smg        the Shepherd Model Gateway, written in Rust, which grew out of SGLang's router
+ferrogw    Ferro Labs' gateway, a static binary in Go. It always listens on all interfaces, so its
+           administration API has a random key; all that it serves is the mock.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bench.relay_servers import Server, free_port, running, until_answering
 async def litellm(
     folder: Path, environment: Path, mock_port: int
 ) -> AsyncIterator[tuple[Server, int]]:
-    """LiteLLM's proxy, and its port: its default server and HTTP client (aiohttp)."""
+    """Runs LiteLLM's proxy with its default server and HTTP client (aiohttp); yields its port."""
     port = free_port()
     config = folder / "litellm.json"  # JSON is YAML
     config.write_text(json.dumps(_litellm_config(mock_port)))
@@ -37,7 +37,7 @@ async def litellm(
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "LITELLM_LOG": "ERROR",
         "LITELLM_MODE": "PRODUCTION",
-        # Only loopback can reach it, and checking a key would cost it time.
+        # It listens on loopback only, and checking a key would cost it time.
         "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
     }
     command = (
@@ -69,7 +69,7 @@ def _litellm_config(mock_port: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def smg(folder: Path, environment: Path, mock_port: int) -> AsyncIterator[tuple[Server, int]]:
-    """The Shepherd Model Gateway, and its port. Its history is in memory, as by default."""
+    """Runs the Shepherd Model Gateway with its default, a history in memory; yields its port."""
     port, metrics_port = free_port(), free_port()
     command = (
         str(environment / "bin" / "smg"), "launch", "--backend", "openai",
@@ -80,7 +80,7 @@ async def smg(folder: Path, environment: Path, mock_port: int) -> AsyncIterator[
     )  # fmt: skip
     env = _bare_environment("smg", folder, environment)
     async with running("smg", folder, *command, env=env) as server:
-        # It answers with 503 until it has found its worker.
+        # It answers with 503 until it has found the mock.
         await until_answering(server, port, "/readiness")
         yield server, port
 
@@ -89,7 +89,7 @@ async def smg(folder: Path, environment: Path, mock_port: int) -> AsyncIterator[
 async def ferrogw(
     folder: Path, environment: Path, mock_port: int
 ) -> AsyncIterator[tuple[Server, int]]:
-    """Ferro Labs' gateway, and its port: its provider `openai`, pointed to the mock."""
+    """Runs Ferro Labs' gateway with the mock as its provider `openai`; yields its port."""
     port = free_port()
     config = folder / "ferrogw.json"
     target = {"strategy": {"mode": "single"}, "targets": [{"virtual_key": "openai"}]}
@@ -103,7 +103,7 @@ async def ferrogw(
         "LOG_LEVEL": "error",
         "MASTER_KEY": f"fgw_{secrets.token_hex(32)}",
         "ALLOW_UNAUTHENTICATED_PROXY": "true",
-        "RATE_LIMIT_RPS": "0",  # by default a client's calls are limited
+        "RATE_LIMIT_RPS": "0",  # its default limits the calls of a client
     }
     command = (str(environment / "bin" / "ferrogw"), "serve")
     async with running("ferrogw", folder, *command, env=env) as server:
@@ -112,6 +112,7 @@ async def ferrogw(
 
 
 def _bare_environment(name: str, folder: Path, environment: Path) -> dict[str, str]:
+    """Returns variables for a gateway, without any of the caller's."""
     home = folder / f"{name}-home"
     home.mkdir(exist_ok=True)
     return {
@@ -124,4 +125,3 @@ def _bare_environment(name: str, folder: Path, environment: Path) -> dict[str, s
 GATEWAYS: dict[
     str, Callable[[Path, Path, int], AbstractAsyncContextManager[tuple[Server, int]]]
 ] = {"litellm": litellm, "smg": smg, "ferrogw": ferrogw}
-TITLES = {"litellm": "LiteLLM", "smg": "smg", "ferrogw": "ferrogw"}

@@ -1,55 +1,34 @@
-"""What `bench/relay.py` says: its figures as JSON, its tables, its criteria.
+"""The report of `bench/relay.py`: figures for JSON, tables and criteria.
 
-A figure of several rounds is their median, with the least and the most. Ratios and added times are
-of the same round; a p99 is of the streams of all rounds.
+A figure of several rounds is their median, with the smallest and the largest. Ratios and added
+times compare the two sides in the same round. A p99 is over the streams of all rounds.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.relay_targets import ALONE, CASES, FAST, POD, Case, Run, Target
+from bench.report import Criterion, percentile, spread
 
 TITLES = {
     "mock": "no relay",
     "litellm": "LiteLLM",
     "smg": "smg",
-    "smg-history": "smg, history in memory",
+    "smg-history": "smg, history kept in memory",
     "ferrogw": "ferrogw",
-    "ferrogw-told": "ferrogw, told the history",
+    "ferrogw-told": "ferrogw, history sent by the client",
     "naive": "naive grpc.aio",
     "ruvd": "ruvd, Unix socket",
     "tcp": "ruvd, TCP",
     "sessions": "ruvd, sessions on sqlite",
 }
-# What is asked of the daemon with sessions, each answer durable before its stream ends.
-_MOST_ADDED_MS = 2.5
-_LEAST_OF_FERROGW = 0.5
-_MOST_POD_CPU = 2.0
-_MOST_POD_P99_MS = 15.0
-_LEAST_OF_LITELLM = 20.0
-_MOST_OF_LITELLM = 1 / 6
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """The median, and the range."""
-    return {
-        "median": round(statistics.median(values), 3),
-        "min": round(min(values), 3),
-        "max": round(max(values), 3),
-    }
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest rank."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def results(targets: Sequence[Target]) -> dict[str, Any]:
-    """The figures of every case and target."""
+    """Returns the figures of every case and target."""
     base = next((target for target in targets if target.name == "mock"), None)
     found: dict[str, Any] = {}
     for case in CASES:
@@ -75,7 +54,7 @@ def _row(target: Target, base: Target | None, case: Case) -> dict[str, Any]:
         "streams": sum(run.streams for run in runs),
         "streams_per_second": spread([run.rate for run in runs]),
         "cpu_seconds_per_1000": spread([run.cpu_per_1000 for run in runs]),
-        "first_token_ms": _first(runs),
+        "first_token_ms": _first_token(runs),
         "resident_mib": round(max(run.resident_mib for run in runs)),
     }
     if base and target is not base and base.all(case):
@@ -83,113 +62,101 @@ def _row(target: Target, base: Target | None, case: Case) -> dict[str, Any]:
     return row
 
 
-def _first(runs: Sequence[Run]) -> dict[str, float]:
+def _first_token(runs: Sequence[Run]) -> dict[str, float]:
     pooled = [value for run in runs for value in run.first_ms]
     return {"p50": round(percentile(pooled, 0.5), 3), "p99": round(percentile(pooled, 0.99), 3)}
 
 
 def _added(target: Target, base: Target, case: Case) -> dict[str, Any]:
     pairs = target.beside(base, case)
-    mine, its = _first([run for run, _ in pairs]), _first([run for _, run in pairs])
+    own_p99, base_p99 = (_first_token(runs)["p99"] for runs in zip(*pairs, strict=True))
     return {
-        "p50": spread([run.median_ms - other.median_ms for run, other in pairs]),
-        "p99": round(mine["p99"] - its["p99"], 3),
+        "p50": spread([own_run.median_ms - base_run.median_ms for own_run, base_run in pairs]),
+        "p99": round(own_p99 - base_p99, 3),
     }
 
 
 def criteria(targets: Sequence[Target]) -> list[dict[str, Any]]:
-    """What is asked, what was measured, whether it is met; None where a side is not there."""
+    """Returns the aims for the daemon with sessions, each answer durable before its stream ends.
+
+    The figure of an aim is None if it was not measured.
+    """
     by_name = {target.name: target for target in targets}
 
-    def ratios(other: str, case: Case, of: Callable[[Run], float]) -> float | None:
+    def ratio(other: str, case: Case, figure: Callable[[Run], float]) -> float | None:
         if other not in by_name or "sessions" not in by_name:
             return None
         pairs = by_name["sessions"].beside(by_name[other], case)
-        return statistics.median(of(mine) / of(its) for mine, its in pairs) if pairs else None
+        if not pairs:
+            return None
+        return statistics.median(figure(own) / figure(others) for own, others in pairs)
 
-    def added(name: str, case: Case, which: str) -> float | None:
+    def added(name: str, case: Case, percentile_name: str) -> float | None:
         if name not in by_name or "mock" not in by_name:
             return None
         if not by_name[name].beside(by_name["mock"], case):
             return None
-        figure = _added(by_name[name], by_name["mock"], case)[which]
-        return float(figure["median"] if which == "p50" else figure)
+        figure = _added(by_name[name], by_name["mock"], case)[percentile_name]
+        return float(figure["median"] if percentile_name == "p50" else figure)
 
-    mine, lite = added("sessions", ALONE, "p50"), added("litellm", ALONE, "p50")
-    share = mine / lite if mine is not None and lite else None
-    asked: list[tuple[str, float | None, str, float]] = [
-        ("one stream: ms added to the first token", mine, "at most", _MOST_ADDED_MS),
-        (
-            "16 streams: rate, of ferrogw's",
-            ratios("ferrogw", FAST[1], lambda run: run.rate),
-            "at least",
-            _LEAST_OF_FERROGW,
+    def rate(run: Run) -> float:
+        return run.rate
+
+    own, litellm = added("sessions", ALONE, "p50"), added("litellm", ALONE, "p50")
+    share = own / litellm if own is not None and litellm else None
+    multiple = "16 streams: rate, as a multiple of"
+    pod_cpu = ratio("ferrogw", POD, lambda run: run.cpu_per_1000)
+    aims = [
+        Criterion("one stream: time added to the first token, ms", own, 2.5),
+        Criterion(f"{multiple} ferrogw's", ratio("ferrogw", FAST[1], rate), 0.5, at_least=True),
+        Criterion(
+            f"{multiple} ferrogw's with the history sent by the client",
+            ratio("ferrogw-told", FAST[1], rate), 0.5, at_least=True,
         ),
-        (
-            "16 streams: rate, of ferrogw's that is told the history",
-            ratios("ferrogw-told", FAST[1], lambda run: run.rate),
-            "at least",
-            _LEAST_OF_FERROGW,
+        Criterion("pod: CPU per stream, as a multiple of ferrogw's", pod_cpu, 2.0),
+        Criterion(
+            "pod: time added to the p99 of the first token, ms", added("sessions", POD, "p99"), 15.0
         ),
-        (
-            "pod: CPU seconds per 1,000 streams, of ferrogw's",
-            ratios("ferrogw", POD, lambda run: run.cpu_per_1000),
-            "at most",
-            _MOST_POD_CPU,
-        ),
-        (
-            "pod: p99 of the first token, ms above no relay",
-            added("sessions", POD, "p99"),
-            "at most",
-            _MOST_POD_P99_MS,
-        ),
-        (
-            "16 streams: rate, of LiteLLM's",
-            ratios("litellm", FAST[1], lambda run: run.rate),
-            "at least",
-            _LEAST_OF_LITELLM,
-        ),
-        ("one stream: added time, of LiteLLM's", share, "at most", _MOST_OF_LITELLM),
-    ]
+        Criterion(f"{multiple} LiteLLM's", ratio("litellm", FAST[1], rate), 20.0, at_least=True),
+        Criterion("one stream: added time, as a multiple of LiteLLM's", share, 1 / 6),
+    ]  # fmt: skip
     return [
-        {"what": what, "value": value, "aim": f"{sign} {limit:.3g}", "verdict": verdict}
-        for what, value, sign, limit in asked
-        for verdict in [_verdict(value, sign, limit)]
+        {"what": aim.what, "value": aim.value, "aim": aim.aim, "verdict": aim.verdict}
+        for aim in aims
     ]
-
-
-def _verdict(value: float | None, sign: str, limit: float) -> str:
-    if value is None:
-        return "not measured"
-    return "met" if (value >= limit if sign == "at least" else value <= limit) else "not met"
 
 
 def show(figures: Mapping[str, Any]) -> None:
-    """The tables and the criteria, as Markdown."""
+    """Prints the tables and the criteria as Markdown."""
     cases = figures["cases"]
-    versions = ", ".join(f"{TITLES[name]} {of}" for name, of in figures["versions"].items())
-    print(f"{figures['rounds']} rounds, medians (least to most). {versions or 'No other gateway.'}")
+    versions = ", ".join(f"{TITLES[name]} {pin}" for name, pin in figures["versions"].items())
+    print(f"Rounds: {figures['rounds']}. Each figure is the median (smallest to largest).")
+    print("Times in brackets are total times to the first token, where there is no relay.")
+    print(f"Gateways: {versions or 'none'}.")
     for name, why in figures["left_out"].items():
         print(f"\nLeft out: {TITLES[name]}: {why}")
     pace = figures["paced_ms"]
     print(
-        f"\nOne stream after the other, {pace['first']:g} ms to the first of"
-        f" {figures['tokens']} tokens, {pace['token']:g} ms a token:\n"
+        f"\nOne stream at a time, {pace['first']:g} ms to the first of {figures['tokens']} tokens,"
+        f" {pace['token']:g} ms per token; time added to the first token:\n"
     )
     _table(cases, [ALONE], ("added p50", "added p99", "CPU"))
-    print(f"\nStreams of {figures['tokens']} tokens, the mock not paced; streams a second:\n")
+    print(f"\nStreams of {figures['tokens']} tokens, without pace; streams per second:\n")
     _table(cases, FAST, ("rate",))
-    print("\nThe same, CPU seconds per 1,000 streams:\n")
+    print("\nThe same streams, CPU seconds per 1,000:\n")
     _table(cases, FAST, ("CPU",))
-    print("\nThe same, ms added to the first token, median and p99:\n")
+    print("\nThe same streams, time added to the first token, median and p99:\n")
     _table(cases, FAST, ("added p50", "added p99"))
-    print("\nAs a pod sees it: 64 streams, 50 ms to the first of 64 tokens, 10 ms a token:\n")
+    print(
+        "\nA pod's load: 64 parallel streams, 50 ms to the first of 64 tokens, 10 ms per token;"
+        " time added to the first token:\n"
+    )
     _table(cases, [POD], ("added p50", "added p99", "CPU", "rate", "resident"))
-    print("\nAsked of ruvd with sessions, each answer committed before its stream ends:\n")
-    print("| | | aim | |\n|---|---|---|---|")
-    for each in figures["criteria"]:
-        value = "" if each["value"] is None else f"{each['value']:.3g}"
-        print(f"| {each['what']} | {value} | {each['aim']} | **{each['verdict']}** |")
+    print("\nAims for ruvd with sessions, each answer committed before its stream ends:\n")
+    print("| figure | measured | aim | |\n|---|---|---|---|")
+    for aim in figures["criteria"]:
+        value = "" if aim["value"] is None else f"{aim['value']:.3g}"
+        print(f"| {aim['what']} | {value} | {aim['aim']} | **{aim['verdict']}** |")
 
 
 _CELLS: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -201,37 +168,36 @@ _CELLS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
-def _table(cases: Mapping[str, Any], of: Sequence[Case], cells: Sequence[str]) -> None:
-    of = [case for case in of if case.name in cases]
-    if not of:
+def _table(cases: Mapping[str, Any], shown: Sequence[Case], cells: Sequence[str]) -> None:
+    shown = [case for case in shown if case.name in cases]
+    if not shown:
         print("(not measured)")
         return
-    names = list(dict.fromkeys(name for case in of for name in cases[case.name]["targets"]))
+    names = list(dict.fromkeys(name for case in shown for name in cases[case.name]["targets"]))
     heads = [
-        f"{case.parallel}: {_CELLS[cell][0]}" if len(of) > 1 else _CELLS[cell][0]
-        for case in of
+        f"{case.parallel}: {_CELLS[cell][0]}" if len(shown) > 1 else _CELLS[cell][0]
+        for case in shown
         for cell in cells
     ]
     print(f"| | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
     for name in names:
         texts = []
-        for case in of:
+        for case in shown:
             row = cases[case.name]["targets"].get(name, {})
             texts += [_CELLS[cell][1](row) if "streams" in row else "" for cell in cells]
         print(f"| {TITLES[name]} | {' | '.join(texts)} |")
 
 
-def _time(row: Mapping[str, Any], which: str) -> str:
-    """Added, or in brackets the whole of it where there is no relay."""
+def _time(row: Mapping[str, Any], percentile_name: str) -> str:
+    """Formats the added time, or in brackets the whole time where there is no relay."""
     added = row.get("added_first_token_ms")
     if added is None:
-        return f"({row['first_token_ms'][which]:.1f} ms)"
-    if which == "p99":
+        return f"({row['first_token_ms'][percentile_name]:.1f} ms)"
+    if percentile_name == "p99":
         return f"{added['p99']:+.1f} ms"
     return f"{_range(added['p50'], 1)} ms"
 
 
-def _range(of: Mapping[str, float], digits: int) -> str:
-    if of["min"] == of["max"]:
-        return f"{of['median']:.{digits}f}"
-    return f"{of['median']:.{digits}f} ({of['min']:.{digits}f} to {of['max']:.{digits}f})"
+def _range(values: Mapping[str, float], digits: int) -> str:
+    median, low, high = (f"{values[key]:.{digits}f}" for key in ("median", "min", "max"))
+    return median if values["min"] == values["max"] else f"{median} ({low} to {high})"

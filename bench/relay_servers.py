@@ -1,6 +1,7 @@
-"""Server processes for benchmarks, each ended by its process id when its block is left.
+"""Starts the server processes of the benchmarks and ends each by its process id.
 
-Each leads a session of its own, so that Ctrl-C reaches the benchmark alone, which then ends them.
+Each process leads a session of its own, so that Ctrl-C reaches only the benchmark, which then ends
+its servers.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import os
 import socket
 import sys
 import time
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,6 @@ from bench.mock_upstream import MODEL
 
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 120.0
-_STOP_SECONDS = 10.0
 
 
 class Failed(Exception):
@@ -32,28 +33,28 @@ class Failed(Exception):
 
 
 class Server:
-    """A process that serves; what it writes goes to a file."""
+    """A server process; its output goes to a log file."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, name: str, process: Process, log: Path) -> None:
         self.name = name
         self.process = process
         self.log = log
 
     def cpu_seconds(self) -> float:
-        """What it and its children have used."""
-        own = psutil.Process(self.process.pid)
-        times = [each.cpu_times() for each in (own, *own.children(recursive=True))]
-        return sum(each.user + each.system for each in times)
+        """Returns the CPU time that the process and its children have used."""
+        times = [process.cpu_times() for process in self._processes()]
+        return sum(used.user + used.system for used in times)
 
     def memory_mib(self) -> float:
-        """What it and its children hold, resident."""
+        """Returns the resident memory of the process and its children."""
+        return sum(process.memory_info().rss for process in self._processes()) / (1 << 20)
+
+    def _processes(self) -> list[psutil.Process]:
         own = psutil.Process(self.process.pid)
-        return sum(each.memory_info().rss for each in (own, *own.children(recursive=True))) / (
-            1 << 20
-        )
+        return [own, *own.children(recursive=True)]
 
     def check_runs(self) -> None:
-        """Raises Failed with the end of its log when it has ended."""
+        """Raises Failed with the end of the log if the process has ended."""
         if self.process.returncode is not None:
             end = self.log.read_text(errors="replace")[-2000:]
             raise Failed(f"{self.name} ended with {self.process.returncode}:\n{end}")
@@ -61,64 +62,81 @@ class Server:
 
 @asynccontextmanager
 async def running(
-    name: str, folder: Path, *command: str, env: Mapping[str, str] | None = None
+    name: str,
+    folder: Path,
+    *command: str,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+    pipe_output: bool = False,
+    stop_seconds: float = 10.0,
 ) -> AsyncIterator[Server]:
-    """A process: in the folder with these variables, or in the tree with the caller's."""
+    """Runs a command until the block is left.
+
+    With `env` it runs in the folder with only these variables. Without, it runs in the source tree
+    with the caller's variables. Its standard input stays open after `stdin` was written to it.
+    `pipe_output` lets the caller read its standard output.
+    """
     log = folder / f"{name}.log"
-    with log.open("wb") as stderr:
+    with log.open("ab") as stderr:
         process = await asyncio.create_subprocess_exec(
             *command,
             cwd=ROOT if env is None else folder,
-            env=_own_environment() if env is None else env,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE if name in ("mock", "sink") else stderr,
+            env=own_environment() if env is None else env,
+            stdin=PIPE if stdin else DEVNULL,
+            stdout=PIPE if pipe_output else stderr,
             stderr=stderr,
             start_new_session=True,
         )
     try:
+        if process.stdin is not None:
+            process.stdin.write(stdin)
         yield Server(name, process, log)
     finally:
-        await _end(process)
+        await _end(process, stop_seconds)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """End a process, and its children should they outlive it."""
+async def _end(process: Process, timeout_seconds: float) -> None:
+    """Ends a process by SIGTERM, then by SIGKILL, and kills children that outlive it."""
     if process.returncode is not None:
         return
     children = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     try:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+            await asyncio.wait_for(process.wait(), timeout_seconds)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
         for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()  # the same process, not another with its id
+                child.kill()  # psutil checks that the id has not been reused
 
 
-def _own_environment() -> dict[str, str]:
-    """The caller's variables without settings of ruvd, which would change what is measured."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RUVD_")}
+def own_environment() -> dict[str, str]:
+    """Returns the caller's variables without ruvd's settings, which would change what is measured.
+
+    `PYTHONPATH` makes this tree importable for the embedded engine's child process as well.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RUVD_")}
+    return {**kept, "PYTHONPATH": str(ROOT)}
 
 
 @asynccontextmanager
 async def mock(
     folder: Path, *, tokens: int, first_ms: float, token_ms: float, port: int = 0
 ) -> AsyncIterator[tuple[Server, int]]:
-    """The mock upstream, and its port: any free one, unless one is asked for."""
+    """Runs the mock upstream and yields it with its port. Port 0 means any free port."""
     command = (
         sys.executable, "-m", "bench.mock_upstream", "--port", str(port),
         "--tokens", str(tokens), "--first-ms", str(first_ms), "--token-ms", str(token_ms),
     )  # fmt: skip
-    async with running("mock", folder, *command) as server:
-        yield server, await _told_port(server)
+    async with running("mock", folder, *command, pipe_output=True) as server:
+        yield server, await _printed_port(server)
 
 
-async def _told_port(server: Server) -> int:
-    """The port that a process prints first."""
+async def _printed_port(server: Server) -> int:
+    """Reads the port from the first line that the process prints."""
     assert server.process.stdout is not None
     line = await asyncio.wait_for(server.process.stdout.readline(), _START_SECONDS)
     if not line:
@@ -128,7 +146,26 @@ async def _told_port(server: Server) -> int:
 
 
 @asynccontextmanager
-async def ruvd(
+async def daemon(
+    name: str,
+    folder: Path,
+    *flags: str,
+    listen: str = "",
+    environment: Mapping[str, str] | None = None,
+    stop_seconds: float = 10.0,
+) -> AsyncIterator[tuple[Server, str]]:
+    """Runs `ruvd serve` and yields it with its address: a Unix socket, unless `listen` is given.
+
+    `environment` is added to the caller's variables.
+    """
+    address = listen or f"unix:{folder / name}.sock"
+    command = (sys.executable, "-m", "ruvd", "serve", "--listen", address, *flags)
+    env = {**own_environment(), **(environment or {})}
+    async with running(name, folder, *command, env=env, stop_seconds=stop_seconds) as server:
+        yield server, address
+
+
+def ruvd(
     name: str,
     folder: Path,
     mock_port: int,
@@ -137,46 +174,33 @@ async def ruvd(
     listen: str = "",
     flags: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
-) -> AsyncIterator[tuple[Server, str]]:
-    """A daemon on the engine `openai`, and its address: a Unix socket, unless `listen` is another.
-    `environment` adds to the caller's."""
-    address = listen or f"unix:{folder / name}.sock"
-    command = (
-        sys.executable, "-m", "ruvd", "serve", "--engine", "openai",
-        "--base-url", f"http://127.0.0.1:{mock_port}/v1", "--model", MODEL,
-        "--store", store, "--listen", address, *flags,
+) -> AbstractAsyncContextManager[tuple[Server, str]]:
+    """Runs a daemon with the engine `openai` on the mock and yields it with its address."""
+    flags = (
+        "--engine", "openai", "--base-url", f"http://127.0.0.1:{mock_port}/v1", "--model", MODEL,
+        "--store", store, *flags,
     )  # fmt: skip
-    env = {**_own_environment(), "PYTHONPATH": str(ROOT), **(environment or {})}
-    async with running(name, folder, *command, env=env) as server:
-        yield server, address
+    return daemon(name, folder, *flags, listen=listen, environment=environment)
 
 
-@asynccontextmanager
-async def embedded(
+def embedded(
     name: str, folder: Path, *, flags: Sequence[str] = ()
-) -> AsyncIterator[tuple[Server, str]]:
-    """A daemon with its own engine and a store in the folder, and its address."""
-    address = f"unix:{folder / name}.sock"
-    store = f"sqlite:{folder / name}.db"
-    command = (
-        sys.executable, "-m", "ruvd", "serve", "--store", store, "--listen", address, *flags,
-    )  # fmt: skip
-    env = {**_own_environment(), "PYTHONPATH": str(ROOT)}
-    async with running(name, folder, *command, env=env) as server:
-        yield server, address
+) -> AbstractAsyncContextManager[tuple[Server, str]]:
+    """Runs a daemon with the embedded engine and a store in the folder; yields its address too."""
+    return daemon(name, folder, "--store", f"sqlite:{folder / name}.db", *flags)
 
 
 @asynccontextmanager
 async def sink(folder: Path) -> AsyncIterator[tuple[Server, int]]:
-    """A collector that looks at nothing, and its port."""
+    """Runs a telemetry collector that discards everything, and yields it with its port."""
     command = (sys.executable, "-m", "bench.otlp_sink")
-    async with running("sink", folder, *command) as server:
-        yield server, await _told_port(server)
+    async with running("sink", folder, *command, pipe_output=True) as server:
+        yield server, await _printed_port(server)
 
 
 @asynccontextmanager
 async def naive(folder: Path, mock_port: int) -> AsyncIterator[tuple[Server, str]]:
-    """The naive relay, and its address."""
+    """Runs the naive relay and yields it with its address."""
     address = f"unix:{folder}/naive.sock"
     command = (
         sys.executable, "-m", "bench.naive_relay",
@@ -187,14 +211,17 @@ async def naive(folder: Path, mock_port: int) -> AsyncIterator[tuple[Server, str
 
 
 def free_port() -> int:
-    """A loopback port that nobody has at the moment."""
+    """Returns a loopback port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 async def until_serving(server: Server, address: str, *, service: str | None) -> None:
-    """Wait until a gRPC server is connected and, if a health service is named, serving."""
+    """Waits until a gRPC server is connected and the health service, if named, is serving.
+
+    Raises Failed if the process ends or the start takes too long.
+    """
     async with grpc.aio.insecure_channel(address) as channel:
         deadline = time.monotonic() + _START_SECONDS
         health: Any = health_pb2_grpc.HealthStub(channel)
@@ -215,7 +242,7 @@ async def until_serving(server: Server, address: str, *, service: str | None) ->
 
 
 async def until_answering(server: Server, port: int, path: str) -> None:
-    """Wait until an HTTP server answers with 200."""
+    """Waits until an HTTP server answers with 200. Raises Failed as `until_serving` does."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         server.check_runs()

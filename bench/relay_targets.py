@@ -1,11 +1,10 @@
-"""What `bench/relay.py` measures: cases, and the servers that go through them in rounds."""
+"""The cases of `bench/relay.py`, and the servers that run through them in rounds."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import grpc
 from bench.mock_upstream import POD_FIRST_MS, POD_TOKEN_MS, POD_TOKENS
 from bench.relay_clients import Client, Stream, StreamBroken
 from bench.relay_servers import Failed, Server
+from bench.runner import log_progress
 
 _WARM_STREAMS = 16
 _POD_SECONDS = (POD_FIRST_MS + (POD_TOKENS - 1) * POD_TOKEN_MS) / 1000
@@ -22,8 +22,11 @@ _POD_SECONDS = (POD_FIRST_MS + (POD_TOKENS - 1) * POD_TOKEN_MS) / 1000
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """So many streams at a time. Paced ones wait as an engine makes them wait; `pod` is paced as
-    the pod's model is, and its streams begin spread out, as callers do."""
+    """A number of parallel streams.
+
+    For a paced case the mock waits before each token, as an engine does. The `pod` case uses the
+    pace of the pod's model, and its streams start spread over time, as those of real callers do.
+    """
 
     name: str
     parallel: int
@@ -39,7 +42,7 @@ CASES = (ALONE, *FAST, POD)
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One round of a case. CPU time and memory are those of the server's processes."""
+    """The figures of one case in one round; CPU time and memory are the server processes'."""
 
     streams: int
     seconds: float
@@ -49,23 +52,23 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """Streams a second."""
+        """Streams per second."""
         return self.streams / self.seconds
 
     @property
     def cpu_per_1000(self) -> float:
-        """CPU seconds for 1,000 streams, which is also milliseconds for one."""
+        """CPU seconds per 1,000 streams, which equals CPU milliseconds per stream."""
         return 1000 * self.cpu_seconds / self.streams
 
     @property
     def median_ms(self) -> float:
-        """To the first token."""
+        """The median time to the first token."""
         return statistics.median(self.first_ms)
 
 
 @dataclass
 class Target:
-    """A server and how to ask it: for the pod's case by a client of its own."""
+    """A server with its clients and results; the pod case has a client of its own."""
 
     name: str
     server: Server
@@ -75,18 +78,18 @@ class Target:
     failed: dict[str, str] = field(default_factory=dict)
 
     async def warm(self) -> None:
-        """Open the connections, import what is imported late."""
-        await _until(self.client, FAST[1], streams=2 * _WARM_STREAMS)
+        """Runs a few streams, so that connections are open and late imports are done."""
+        await _run_streams(self.client, FAST[1], streams=2 * _WARM_STREAMS)
         if self.pod_client:
             await self.pod_client.stream(0, paced=True)
 
     async def measure(self, case: Case, number: int, seconds: float) -> None:
-        """A round of a case. Raises StreamBroken or Failed."""
+        """Measures one case in one round. Raises StreamBroken or Failed."""
         client = self.pod_client if case.pod and self.pod_client else self.client
         client.new_round()
         cpu = self.server.cpu_seconds()
         began = time.perf_counter()
-        done = await _until(client, case, until=began + seconds)
+        done = await _run_streams(client, case, until=began + seconds)
         took = time.perf_counter() - began
         self.server.check_runs()
         run = Run(
@@ -99,29 +102,29 @@ class Target:
         self.runs.setdefault(case.name, {})[number] = run
 
     async def try_to_measure(self, case: Case, number: int, seconds: float) -> None:
-        """A round of a case; if it fails, the case is not measured again, and says why."""
+        """Measures one case in one round; after a failure the case is not measured again."""
         if case.name in self.failed:
             return
         try:
             await self.measure(case, number, seconds)
         except (StreamBroken, Failed, OSError) as failure:
             self.failed[case.name] = str(failure)[:500]
-            tell(f"{self.name}, case {case.name}: {failure}")
+            log_progress(f"{self.name}, case {case.name}: {failure}")
 
     def all(self, case: Case) -> list[Run]:
-        """The rounds of a case, the earliest first."""
+        """Returns the runs of a case in the order of the rounds."""
         return [run for _, run in sorted(self.runs.get(case.name, {}).items())]
 
     def beside(self, other: Target, case: Case) -> list[tuple[Run, Run]]:
-        """The rounds of a case that both have, with the other's."""
-        mine, its = self.runs.get(case.name, {}), other.runs.get(case.name, {})
-        return [(mine[number], its[number]) for number in sorted(mine.keys() & its.keys())]
+        """Returns the runs of both targets in the rounds of the case that both completed."""
+        own, others = self.runs.get(case.name, {}), other.runs.get(case.name, {})
+        return [(own[number], others[number]) for number in sorted(own.keys() & others.keys())]
 
 
-async def _until(
+async def _run_streams(
     client: Client, case: Case, *, until: float = 0.0, streams: int | None = None
 ) -> list[Stream]:
-    """So many streams at a time, until a time (each worker at least one) or for a number."""
+    """Runs streams in parallel, until a time (at least one per worker) or up to a number."""
     numbers = itertools.count() if streams is None else iter(range(streams))
     done: list[Stream] = []
 
@@ -142,8 +145,3 @@ async def _until(
     else:
         return done
     raise StreamBroken(f"{type(broken).__name__}: {broken}")
-
-
-def tell(what: str) -> None:
-    """Progress; standard output is for the figures."""
-    print(f"... {what}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The daemons of `bench/soak.py`, what is seen of them, and when that is level."""
+"""The daemons of `bench/soak.py`, their samples, and the criteria for constant figures."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from bench import relay_servers as servers
 from bench.soak_load import Load
 
 TOKENS, _FIRST_MS, _TOKEN_MS = 32, 20.0, 2.0
-_TOLD = re.compile(rb"^ruvd_(completions_active|tasks)(?:\{[^}]*\})? ([0-9.e+]+)", re.MULTILINE)
-# What the last quarter may have above the second: a share of it, and so much.
+_GAUGES = re.compile(rb"^ruvd_(completions_active|tasks)(?:\{[^}]*\})? ([0-9.e+]+)", re.MULTILINE)
+# By how much the last quarter may exceed the second quarter: a share of it plus a constant.
 _ALLOWED = {
     "resident_mib": (0.05, 4.0),
     "open_files": (0.05, 8.0),
@@ -30,8 +30,11 @@ _ALLOWED = {
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A daemon at a time. `children_mib` is its engine's; `under_way` and `tasks` None if it does
-    not say."""
+    """The state of a daemon at a time.
+
+    `children_mib` is the memory of its engine. `under_way` (running completions) and `tasks` are
+    None if its metrics could not be read.
+    """
 
     at: float
     resident_mib: float
@@ -42,26 +45,26 @@ class Sample:
     tasks: float | None
 
 
-class Part:
-    """A daemon under load."""
+class MonitoredDaemon:
+    """A daemon under load, with samples of its state."""
 
-    def __init__(self, load: Load, callers: int, server: servers.Server, metrics: int) -> None:
+    def __init__(self, load: Load, callers: int, server: servers.Server, metrics_port: int) -> None:
         self.load = load
         self.callers = callers
         self.server = server
         self.samples: list[Sample] = []
         self.tasks_before: float | None = None
-        self._metrics_port = metrics
+        self._metrics_port = metrics_port
 
     async def sample(self, at: float) -> None:
-        """Look at it once."""
+        """Takes one sample."""
         self.server.check_runs()
         process = psutil.Process(self.server.process.pid)
         children = 0
         for child in process.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 children += child.memory_info().rss
-        told = await self.told()
+        gauges = await self.read_gauges()
         with process.oneshot():
             self.samples.append(
                 Sample(
@@ -70,44 +73,43 @@ class Part:
                     round(children / (1 << 20), 1),
                     process.num_fds(),
                     process.num_threads(),
-                    told.get("completions_active"),
-                    told.get("tasks"),
+                    gauges.get("completions_active"),
+                    gauges.get("tasks"),
                 )
             )
 
-    async def told(self) -> dict[str, float]:
-        """Completions under way and tasks, by the daemon's own count; nothing if it does not
-        answer within a second."""
+    async def read_gauges(self) -> dict[str, float]:
+        """Returns the running completions and tasks, or nothing if there is no answer in 1 s."""
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(1):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self._metrics_port)
                 writer.write(b"GET /metrics HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
                 answer = await reader.read(-1)
                 writer.close()
-            return {name.decode(): float(value) for name, value in _TOLD.findall(answer)}
+            return {name.decode(): float(value) for name, value in _GAUGES.findall(answer)}
         return {}
 
     def judge(self) -> list[dict[str, Any]]:
-        """The medians of the second and of the last quarter, and whether they are level."""
+        """Returns the medians of the second and the last quarter, with limits and verdicts."""
         judged = []
-        for name, (share, more) in _ALLOWED.items():
+        for name, (share, constant) in _ALLOWED.items():
             values = [getattr(sample, name) for sample in self.samples]
             known = [value for value in values if value is not None]
-            if len(known) < 4:  # a quarter has to have one
+            if len(known) < 4:  # each quarter needs at least one
                 judged.append({"what": name, "part": self.load.name, "verdict": "not measured"})
                 continue
             quarter = len(known) // 4
             early = statistics.median(known[quarter : 2 * quarter])
             late = statistics.median(known[-quarter:])
-            most = early * (1 + share) + more
-            verdict = "met" if late <= most else "not met"
+            limit = early * (1 + share) + constant
+            verdict = "met" if late <= limit else "not met"
             judged.append(
                 {
                     "what": name,
                     "part": self.load.name,
                     "second_quarter": early,
                     "last_quarter": late,
-                    "most": round(most, 2),
+                    "limit": round(limit, 2),
                     "verdict": verdict,
                 }
             )
@@ -115,7 +117,7 @@ class Part:
 
 
 class Upstream:
-    """The mock, which is killed and started again on the same port."""
+    """The mock upstream, which can be killed and started again on the same port."""
 
     def __init__(self, folder: Path) -> None:
         self.port = 0

@@ -1,9 +1,9 @@
-"""The load of `bench/soak.py`: what its callers do, and what may go wrong in it.
+"""The load of `bench/soak.py`: the operations of its callers and their expected errors.
 
-Each caller draws one operation after the other from its part's list. An error counts as provoked if
-the operation asked for it (to be refused, interrupted, cancelled), or if the call was under way
-within a while of an engine's kill and says that the engine is not there. Any other error is not,
-nor an answer that is not the engine's text.
+Each caller runs one randomly chosen operation after the other. An error counts as provoked if the
+operation expects it (a refusal, an interruption, a cancellation), or if the engine was killed
+shortly before or during the call and the error is ENGINE_UNAVAILABLE. Every other error is
+unexpected, and so is an answer that differs from the engine's text.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from ruvd.v1 import session_service_pb2_grpc as pb_grpc
 TEXT = "Tell me in a few words what a sidecar is, and when one is better than a library."
 _THINK_SECONDS = 0.05
 _CALL_SECONDS = 120.0
-_NOT_THERE = "ENGINE_UNAVAILABLE"
+_ENGINE_UNAVAILABLE = "ENGINE_UNAVAILABLE"
 
 
-class Wrong(Exception):
-    """An answer is not what it has to be."""
+class WrongAnswer(Exception):
+    """An answer differs from the expected one."""
 
 
 class Faults:
-    """When engines were killed; until when their absence may be noticed."""
+    """The times at which an engine was killed, and how long calls may fail afterwards."""
 
     def __init__(self, recovery_seconds: float) -> None:
         self._recovery_seconds = recovery_seconds
         self.kills: list[float] = []
 
     def explain(self, began: float, ended: float) -> bool:
-        """Whether the engine may have been away between two times of the monotonic clock."""
+        """Returns whether the engine may have been down between two times (monotonic clock)."""
         return any(began <= kill + self._recovery_seconds and ended >= kill for kill in self.kills)
 
 
 @dataclass
 class Tally:
-    """What was done and what went wrong, by operation and reason."""
+    """Counts of finished operations and of errors, by operation and reason."""
 
     done: Counter[str] = field(default_factory=Counter)
     provoked: Counter[str] = field(default_factory=Counter)
@@ -57,7 +57,7 @@ class Tally:
 
 @dataclass
 class Load:
-    """A part's callers. `expected` is the text of every answer, None where it differs."""
+    """The load on one daemon. `expected` is the text of every answer, or None if it varies."""
 
     name: str
     address: str
@@ -68,7 +68,7 @@ class Load:
     tally: Tally
 
     async def run(self, callers: int, seconds: float) -> None:
-        """Everything, until the time is over and the last operations have ended."""
+        """Runs all callers, until the time is over and the last operations have ended."""
         until = time.monotonic() + seconds
         async with (
             AsyncClient(self.address, timeout=_CALL_SECONDS) as client,
@@ -94,7 +94,7 @@ class Caller:
         self._exchanges = 0
 
     async def run(self, until: float) -> None:
-        """One operation after the other."""
+        """Runs one operation after the other."""
         tally, names = self._load.tally, list(self._load.operations)
         weights = list(self._load.operations.values())
         while time.monotonic() < until:
@@ -106,35 +106,35 @@ class Caller:
                     await operation()
             except RuvdError as error:
                 what = f"{name}: {error.reason or error.code.name}"
-                away = self._load.faults.explain(began, time.monotonic())
-                if error.reason == _NOT_THERE and away:
+                engine_down = self._load.faults.explain(began, time.monotonic())
+                if error.reason == _ENGINE_UNAVAILABLE and engine_down:
                     tally.provoked[f"{what} (engine killed)"] += 1
                 else:
                     tally.unexpected[f"{what}: {error.message}"[:200]] += 1
-            except (Wrong, TimeoutError, grpc.aio.AioRpcError) as error:
+            except (WrongAnswer, TimeoutError, grpc.aio.AioRpcError) as error:
                 tally.unexpected[f"{name}: {type(error).__name__} {error}"[:200]] += 1
             else:
                 tally.done[name] += 1
             await asyncio.sleep(self._random.expovariate(1 / _THINK_SECONDS))
 
     def _ask(self, session_id: str = "", **arguments: Any) -> AsyncCompletion:
-        given = {**self._load.options, **arguments}
-        return self._client.complete(TEXT, session_id=session_id, timeout=_CALL_SECONDS, **given)
+        options = {**self._load.options, **arguments}
+        return self._client.complete(TEXT, session_id=session_id, timeout=_CALL_SECONDS, **options)
 
-    def _fresh(self) -> str:
+    def _new_id(self) -> str:
         return f"{self._prefix}-{next(self._numbers)}"
 
-    async def _whole(self, completion: AsyncCompletion) -> None:
+    async def _read_to_end(self, completion: AsyncCompletion) -> None:
         async with completion:
             self._check(await completion.text())
 
     def _check(self, text: str) -> None:
         if self._load.expected is not None and text != self._load.expected:
-            raise Wrong(f"text {text[:80]!r}")
+            raise WrongAnswer(f"text {text[:80]!r}")
 
     @asynccontextmanager
     async def _provoked(self, name: str, *reasons: str) -> AsyncGenerator[None, None]:
-        """Take these errors as asked for."""
+        """Counts errors with these reasons as provoked."""
         try:
             yield
         except RuvdError as error:
@@ -143,28 +143,29 @@ class Caller:
             self._load.tally.provoked[f"{name}: {error.reason}"] += 1
 
     async def turn(self) -> None:
-        """The next turn of a session; it follows the last that was committed."""
+        """Runs the next turn of a session and checks that it follows the last committed one."""
         completion = self._ask(f"{self._prefix}-turns")
-        await self._whole(completion)
+        await self._read_to_end(completion)
         started, finished = completion.started, completion.finished
         assert finished is not None
         created = started is not None and started.session_created
         self._exchanges = 1 if created else self._exchanges + 1
         if finished.exchange_count != self._exchanges:
-            told, self._exchanges = self._exchanges, finished.exchange_count
-            raise Wrong(f"{finished.exchange_count} exchanges after {told - 1}")
+            expected, self._exchanges = self._exchanges, finished.exchange_count
+            raise WrongAnswer(f"{finished.exchange_count} exchanges, expected {expected}")
 
     async def stateless(self) -> None:
-        await self._whole(self._ask())
+        """Runs a completion without a session."""
+        await self._read_to_end(self._ask())
 
     async def leave(self) -> None:
-        """Go away after the first piece of text."""
+        """Abandons a stream after the first piece of text."""
         session_id = self._random.choice(["", f"{self._prefix}-left"])
         async with self._ask(session_id) as completion:
             await anext(completion, None)
 
     async def cancel(self) -> None:
-        """Cancel from beside the stream."""
+        """Cancels a completion by a second call."""
         session_id = f"{self._prefix}-cancelled"
         async with self._provoked("cancel", "COMPLETION_CANCELLED"), self._ask(session_id) as it:
             await anext(it, None)
@@ -173,14 +174,14 @@ class Caller:
             await it.text()
 
     async def resume(self) -> None:
-        """Lose the stream after a few events, and read on."""
-        asked = pb.CompleteRequest(
+        """Drops a stream after a few events, and resumes it."""
+        complete_request = pb.CompleteRequest(
             session_id=f"{self._prefix}-resumed",
             messages=[pb.Message(role=pb.ROLE_USER, content=TEXT)],
             options=pb.CompletionOptions(**self._load.options),
             on_disconnect=pb.ON_DISCONNECT_CONTINUE,
         )
-        call = self._stub.Complete(asked)
+        call = self._stub.Complete(complete_request)
         text, events = [], self._random.randrange(2, 8)
         last, completion_id = pb.CompletionEvent(), ""
         try:
@@ -191,10 +192,10 @@ class Caller:
                 if last.HasField("finished") or last.sequence > events:
                     break
         except grpc.aio.AioRpcError as error:
-            # Told as the client tells it, so that an engine's kill explains it.
+            # Raised as the client library raises it, so that an engine's kill can explain it.
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise
-            raise RuvdError(error.code(), _NOT_THERE, error.details() or "") from error
+            raise RuvdError(error.code(), _ENGINE_UNAVAILABLE, error.details() or "") from error
         finally:
             call.cancel()
         if not last.HasField("finished"):
@@ -204,37 +205,37 @@ class Caller:
         self._check("".join(text))
 
     async def repeat(self) -> None:
-        """The same request id twice: one turn, the same answer."""
-        session_id, request_id = f"{self._prefix}-repeated", self._fresh()
+        """Sends the same request id twice, which must give one turn and the same answer."""
+        session_id, request_id = f"{self._prefix}-repeated", self._new_id()
         first = self._ask(session_id, request_id=request_id)
-        await self._whole(first)
+        await self._read_to_end(first)
         again = self._ask(session_id, request_id=request_id)
-        await self._whole(again)
+        await self._read_to_end(again)
         assert first.finished is not None
         assert again.finished is not None
         if first.finished.exchange_count != again.finished.exchange_count:
-            raise Wrong("a request id was committed twice")
+            raise WrongAnswer("a request id was committed twice")
 
     async def busy(self) -> None:
-        """A second caller that does not want to wait."""
+        """Calls a busy session a second time, without waiting for it."""
         session_id = f"{self._prefix}-busy"
         async with self._ask(session_id) as first:
             await anext(first, None)
             async with self._provoked("busy", "SESSION_BUSY"):
-                await self._whole(self._ask(session_id, if_busy=IfBusy.IF_BUSY_REJECT))
+                await self._read_to_end(self._ask(session_id, if_busy=IfBusy.IF_BUSY_REJECT))
             await first.text()
 
     async def interrupt(self) -> None:
-        """A second caller that takes over."""
+        """Calls a busy session a second time, interrupting the first call."""
         session_id = f"{self._prefix}-interrupted"
         async with self._ask(session_id) as first:
             await anext(first, None)
-            await self._whole(self._ask(session_id, if_busy=IfBusy.IF_BUSY_INTERRUPT))
+            await self._read_to_end(self._ask(session_id, if_busy=IfBusy.IF_BUSY_INTERRUPT))
             async with self._provoked("interrupt", "COMPLETION_INTERRUPTED"):
                 await first.text()
 
     async def end(self) -> None:
-        """End a session while it answers."""
+        """Ends a session while a completion is running."""
         session_id = f"{self._prefix}-ended"
         async with self._ask(session_id) as first:
             await anext(first, None)
@@ -243,20 +244,20 @@ class Caller:
                 await first.text()
 
     async def look(self) -> None:
-        """Read; what was evicted is not there."""
+        """Reads a session, which may have been evicted, and lists sessions."""
         async with self._provoked("look", "SESSION_NOT_FOUND"):
             await self._client.get_session(f"{self._prefix}-turns", SessionView.SESSION_VIEW_FULL)
         with suppress(StopAsyncIteration):
             await anext(self._client.list_sessions(page_size=10))
 
     async def fork(self) -> None:
-        """Fork a session and drop the fork."""
+        """Forks a session and ends the fork."""
         async with self._provoked("fork", "SESSION_NOT_FOUND"):
             forked = await self._client.fork_session(f"{self._prefix}-turns")
             await self._client.end_session(forked.id, allow_missing=True)
 
     async def batch(self) -> None:
-        """A few in one call."""
+        """Runs four completions in one batch."""
         batch = self._client.batch([request(TEXT, **self._load.options) for _ in range(4)])
         async for outcome in batch:
             self._check(outcome.text())

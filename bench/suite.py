@@ -1,18 +1,18 @@
-"""What `python -m bench` runs, one after the other, and how long each may be in its three forms."""
+"""The benchmarks that `python -m bench` runs one after the other, each in one of three lengths."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Benchmark:
     """A module of `bench` that prints its figures and writes them with `--json FILE`.
 
-    `quick`, `standard` and `full` are its arguments. `asked_only`: it is run when it is named, and
-    else not. `markdown`: what it prints can stand in a page as it is. `plots` are the names of its
-    pictures, without their suffix.
+    `quick`, `standard` and `full` are its arguments in the three lengths. With `only_if_named` it
+    runs only if `--only` names it. With `markdown` its output is inserted into the page of results
+    as Markdown. `plots` are the file names of its pictures, without their suffix.
     """
 
     name: str
@@ -21,95 +21,90 @@ class Step:
     quick: Sequence[str]
     standard: Sequence[str]
     full: Sequence[str] = ()
-    asked_only: bool = False
+    only_if_named: bool = False
     markdown: bool = False
     plots: Sequence[str] = ()
 
-    def arguments(self, form: str) -> Sequence[str]:
-        """Those of a form: quick, standard or full."""
-        forms: Mapping[str, Sequence[str]] = {
-            "quick": self.quick,
-            "standard": self.standard,
-            "full": self.full,
-        }
-        return forms[form]
+    def arguments(self, length: str) -> Sequence[str]:
+        """Returns the arguments for a length: quick, standard or full."""
+        return {"quick": self.quick, "standard": self.standard, "full": self.full}[length]
 
 
-STEPS = (
-    Step(
+BENCHMARKS = (
+    Benchmark(
         "relay",
         "Overhead",
-        "What does ruvd cost between a client and an OpenAI-compatible server, beside others?",
+        "How much overhead does ruvd add between a client and an OpenAI-compatible server?",
         quick=("--quick",),
         standard=(),
         full=("--rounds", "5", "--seconds", "3"),
         markdown=True,
         plots=("relay_rate", "relay_first_token", "relay_pod"),
     ),
-    Step(
+    Benchmark(
         "multi_turn",
         "Conversations",
-        "What does a session save over many turns, and where does it save nothing?",
+        "How much does a session save over many turns, and in which cases does it save nothing?",
         quick=("--quick", "--only", "warm"),
         standard=("--quick",),
         markdown=True,
         plots=("multi_turn",),
     ),
-    Step(
+    Benchmark(
         "answers",
         "Answers",
-        "Does what is kept warm change an answer? Real conversations, asked again without a cache.",
+        "Do cached prompts change an answer? Real conversations are repeated without a cache.",
         quick=("--conversations", "1"),
         standard=("--quick",),
         markdown=True,
     ),
-    Step(
+    Benchmark(
         "batch",
         "Batches",
-        "What does BatchComplete gain, and what does it cost those who chat meanwhile?",
+        "How much faster is BatchComplete, and how much does it slow down interactive calls?",
         quick=("--quick", "--rounds", "1", "--only", "remote"),
         standard=("--quick", "--rounds", "1", "--only", "remote", "document", "chat"),
         plots=("batch",),
     ),
-    Step(
+    Benchmark(
         "telemetry",
         "Telemetry",
-        "What does telemetry cost?",
+        "How much CPU and throughput does telemetry cost?",
         quick=("--quick",),
         standard=("--rounds", "3", "--seconds", "2"),
         markdown=True,
         plots=("telemetry",),
     ),
-    Step(
+    Benchmark(
         "store",
         "Store",
-        "What does a store's size cost?",
+        "Does a large store make a turn slower?",
         quick=("--quick",),
         standard=("--repeats", "3"),
     ),
-    Step(
+    Benchmark(
         "streams",
         "Cancelled streams",
-        "Do cancelled streams leave memory behind?",
+        "Do cancelled streams leak memory?",
         quick=("--quick",),
         standard=(),
         plots=("streams",),
     ),
-    Step(
+    Benchmark(
         "footprint",
         "Footprint",
-        "What does the daemon with the embedded engine hold in memory?",
+        "How much memory does the daemon with the embedded engine use?",
         quick=("--quick",),
         standard=("--quick",),
     ),
-    Step(
+    Benchmark(
         "soak",
         "Soak",
-        "Is everything level under a mixed load with faults, and is no error but those provoked?",
+        "Do memory, files and tasks stay constant under mixed load, with no unexpected errors?",
         quick=("--seconds", "60"),
         standard=(),
-        asked_only=True,
+        only_if_named=True,
         plots=("soak",),
     ),
 )
-NAMES = tuple(step.name for step in STEPS)
+NAMES = tuple(benchmark.name for benchmark in BENCHMARKS)

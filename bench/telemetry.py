@@ -36,7 +36,8 @@ import uvloop
 from bench import relay_servers as servers
 from bench.machine import describe
 from bench.relay_clients import GrpcClient, StreamBroken, closing
-from bench.relay_targets import Case, Target, tell
+from bench.relay_targets import Case, Target
+from bench.runner import log_progress
 
 _NAMES = ("off", "traces", "metrics", "on")
 _FIRST_MS, _TOKEN_MS, _PACED = 50.0, 10.0, 64
@@ -99,7 +100,7 @@ async def measure(options: argparse.Namespace, targets: Sequence[Target]) -> dic
     """The rounds; the paced figures by target."""
     paced: dict[str, list[float]] = {target.name: [] for target in targets}
     for number in range(options.rounds):
-        tell(f"round {number + 1} of {options.rounds}")
+        log_progress(f"round {number + 1} of {options.rounds}")
         order = targets if number % 2 == 0 else targets[::-1]
         for target in order:
             await target.measure(_fast(options), number, options.seconds)
