@@ -1,8 +1,8 @@
 """One health check over gRPC, by itself: what `ruvd health` and `ruvd drain` ask the daemon.
 
 A probe runs every few seconds in every pod, and is a process each time. Importing grpc takes
-twice the CPU time that all of this does, so the one unary call is spoken with h2 (a dependency of
-the engines' HTTP/2, too), and nothing is imported here that is not needed.
+twice the CPU time that all of this does, so the one unary call is spoken with h2, and
+nothing is imported here that is not needed.
 """
 
 from __future__ import annotations

@@ -134,11 +134,6 @@ class Settings(BaseSettings):
     client_key_file: Path | None = _setting(
         "Engine openai", None, "openai: its key (PEM), not encrypted."
     )
-    http2: bool = _setting(
-        "Engine openai",
-        default=False,
-        description="openai: HTTP/2 with https servers that have it.",
-    )
     connect_seconds: float = _setting(
         "Engine openai", 5.0, "openai: how long connecting may take.", gt=0
     )

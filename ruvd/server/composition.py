@@ -168,7 +168,6 @@ def build_engine(settings: Settings, observer: Observer) -> Engine:
             ca_file=settings.ca_file,
             client_cert_file=settings.client_cert_file,
             client_key_file=settings.client_key_file,
-            http2=settings.http2,
             connect_seconds=settings.connect_seconds,
             read_seconds=settings.read_seconds,
             total_seconds=settings.total_seconds,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 import ssl
@@ -14,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answers import CUT, DONE, STALL, Answer, chunk, deltas, http, models, refusal, streamed, text
-from h2.config import H2Configuration
-from h2.connection import H2Connection
-from h2.events import StreamEnded
+from answers import CUT, STALL, Answer, chunk, deltas, http, models, refusal, streamed, text
 from upstream import Upstream, deaf, serving, unused_url
 
 from ruvd.core.errors import (
@@ -531,8 +527,7 @@ def certificate(folder: Path, name: str) -> tuple[Path, Path]:
     return paths
 
 
-@pytest.mark.parametrize("http2", [False, True])
-async def test_tls_is_verified_and_may_show_a_certificate(tmp_path: Path, http2: bool) -> None:  # noqa: FBT001
+async def test_tls_is_verified_and_may_show_a_certificate(tmp_path: Path) -> None:
     ca, key = await asyncio.to_thread(certificate, tmp_path, "server")
     client, client_key = await asyncio.to_thread(certificate, tmp_path, "client")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(client))
@@ -561,65 +556,15 @@ async def test_tls_is_verified_and_may_show_a_certificate(tmp_path: Path, http2:
         "client_key_file": client_key,
     }
     try:
-        async with engine(url, http2=http2, **files) as made:
+        async with engine(url, **files) as made:
             assert await texts(made) == HELLO
-        async with engine(url, http2=http2, retries=0) as made:
+        async with engine(url, retries=0) as made:
             assert "certificate" in await fails(made, EngineUnavailable)
-        async with engine(url, http2=http2, ca_file=tmp_path / "none") as made:
+        async with engine(url, ca_file=tmp_path / "none") as made:
             assert "ca_file" in await fails(made, EngineUnavailable)
     finally:
         listening.close()
         await listening.wait_closed()
-
-
-async def test_leaving_an_http2_stream_closes_its_connection_and_ending_it_does_not(
-    tmp_path: Path,
-) -> None:
-    ca, key = await asyncio.to_thread(certificate, tmp_path, "server")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(ca, key)
-    context.set_alpn_protocols(["h2"])
-    seen: asyncio.Queue[str] = asyncio.Queue()
-    ends = True
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server = H2Connection(config=H2Configuration(client_side=False))
-        server.initiate_connection()
-        writer.write(server.data_to_send())
-        seen.put_nowait("opened")
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65_536):
-                for event in server.receive_data(data):
-                    if isinstance(event, StreamEnded):
-                        head = [(":status", "200"), ("content-type", "text/event-stream")]
-                        server.send_headers(event.stream_id, head)
-                        told = deltas({"content": "Hello"})
-                        body = b"".join([*told, DONE] if ends else told[:2])
-                        server.send_data(event.stream_id, body, end_stream=ends)
-                        seen.put_nowait("answered")
-                writer.write(server.data_to_send())
-        writer.close()
-        seen.put_nowait("closed")
-
-    async def sees(*words: str) -> None:
-        assert [await asyncio.wait_for(seen.get(), 5) for _ in words] == list(words)
-
-    listening = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
-    url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
-    async with engine(url, http2=True, ca_file=ca) as made:
-        for _ in range(2):
-            assert await texts(made) == "Hello"
-        await sees("opened", "answered", "answered")
-        ends = False
-        async with aclosing(made.generate(ask())) as chunks:
-            await anext(chunks)
-        await sees("answered", "closed")
-        task = asyncio.create_task(collect(made))
-        await sees("opened", "answered")
-        task.cancel()
-        await sees("closed")
-    listening.close()
-    await listening.wait_closed()
 
 
 async def test_models_are_of_the_first_server_that_answers() -> None:

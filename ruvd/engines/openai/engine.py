@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -21,7 +20,8 @@ from ruvd.core.ports.events import EngineStateChanged, Observer, PromptEvaluated
 from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.credentials import ApiKey
 from ruvd.engines.chat.errors import may_go_elsewhere, never_sent, refuses_credentials
-from ruvd.engines.http.factory import environment_proxy, tcp_transport, tls_context
+from ruvd.engines.http.factory import TransportFactory, transport_factory
+from ruvd.engines.http.transport import Transport
 from ruvd.engines.openai.affinity import Affinity, Preset
 from ruvd.engines.openai.retries import RetryBudget, attempts
 from ruvd.engines.openai.upstream import Breaker, Call, Upstream
@@ -55,7 +55,6 @@ class OpenAIEngine:
         ca_file: Path | None = None,
         client_cert_file: Path | None = None,
         client_key_file: Path | None = None,
-        http2: bool = False,
         connect_seconds: float = 5.0,
         read_seconds: float = 120.0,
         total_seconds: float = 600.0,
@@ -64,6 +63,7 @@ class OpenAIEngine:
         health_check_seconds: float = 10.0,
         breaker_failures: int = 5,
         breaker_seconds: float = 10.0,
+        transport: TransportFactory | None = None,
     ) -> None:
         self._observer = observer
         self._base_urls = tuple(base_urls)
@@ -72,7 +72,7 @@ class OpenAIEngine:
         self._key = ApiKey(api_key, api_key_file, secrets=[cache_salt])
         self._affinity = Affinity(affinity, affinity_header, cache_salt)
         self._files = (ca_file, client_cert_file, client_key_file)
-        self._http2 = http2
+        self._transport = transport
         self._connect_seconds = connect_seconds
         self._read_seconds = read_seconds
         self._total_seconds = total_seconds
@@ -238,18 +238,18 @@ class OpenAIEngine:
         if not self._upstreams:
             async with self._opening:
                 if not self._upstreams:
-                    # In a thread, because it reads the files of certificates.
-                    self._upstreams = await asyncio.to_thread(self._make_upstreams)
+                    make = self._transport
+                    if make is None:
+                        make = await asyncio.to_thread(transport_factory, *self._files)
+                    self._upstreams = [
+                        self._make_upstream(url, make(url)) for url in self._base_urls
+                    ]
             self._check_open()
         return self._upstreams
 
-    def _make_upstreams(self) -> Sequence[Upstream]:
-        tls = tls_context(*self._files)
-        return [self._make_upstream(url, tls) for url in self._base_urls]
-
-    def _make_upstream(self, url: str, tls: ssl.SSLContext) -> Upstream:
+    def _make_upstream(self, url: str, transport: Transport) -> Upstream:
         client = ChatCompletionsClient(
-            transport=tcp_transport(tls=tls, proxy=environment_proxy(url), http2=self._http2),
+            transport=transport,
             base_url=url,
             api_key=self._key,
             connect_seconds=self._connect_seconds,
