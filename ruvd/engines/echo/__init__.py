@@ -1,1 +1,1 @@
-"""The deterministic engine: it answers with the last message."""
+"""The deterministic engine, which answers with the last user message."""

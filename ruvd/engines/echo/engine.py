@@ -1,20 +1,22 @@
-"""The deterministic engine, for tests: ours and those of the services that use `ruvd`.
+"""The deterministic engine, for tests of ruvd and of the services that use it.
 
-It answers with the last user message, a word at a time. A word counts as a token, and so does a
-fragment of a tool call. What it has seen is remembered as a chain of hashes, one for each prefix,
-so that the longest shared prefix costs one look-up a word, however many prompts there were.
+It answers with the last user message, word by word. A word counts as a token, and so does a
+fragment of a tool call. Every prefix of the prompts and answers is remembered as a hash chained to
+that of the shorter prefix. Finding the longest cached prefix of a prompt therefore takes one
+look-up for each word, however many prompts there were.
 
-- With `tools`, it calls one if `tool_choice` is REQUIRED (the first, unless another is named in
-  the message) or a tool's name, or if the last user message has a tool's name as a word, unless
-  it is NONE. The arguments are `{"text": <the last user message>}`, in as many fragments as they
-  have words; the id is the same for the same question.
-- After a tool's message it answers with that message's content.
-- With `response_format` it answers with the smallest JSON that follows the schema: every
-  property, a string is the text it would have said, numbers are 0 or `minimum`, booleans false,
-  arrays as short as `minItems`, of `enum` and of `anyOf` the first, `const` itself. Patterns and
-  lengths are not followed.
-- `max_tokens` and `stop` cut the answer, `bypass_cache` leaves it unseen. It never reasons, and
-  penalties, `logit_bias`, `parallel_tool_calls` and `extra_body` are taken without effect.
+- Tools: a tool is called if `tool_choice` is a tool's name or REQUIRED, or if the last user message
+  contains a tool's name as a word and `tool_choice` is not NONE. REQUIRED calls the tool that the
+  message names, or else the first. The arguments are `{"text": <the last user message>}`, in one
+  fragment for each word. The same question always gets the same call id.
+- After a tool's message, the answer is that message's content.
+- With `response_format`, the answer is the smallest JSON that follows the schema: every property;
+  the text that would have been answered for each string; 0 or `minimum` for numbers; false for
+  booleans; `minItems` items in arrays; the first choice of `enum` and `anyOf`; the value of
+  `const`. Patterns and lengths are ignored.
+- `max_tokens` and `stop` cut the answer. With `bypass_cache`, nothing is looked up or remembered.
+- There is no reasoning. Penalties, `logit_bias`, `parallel_tool_calls` and `extra_body` are
+  accepted without effect.
 """
 
 from __future__ import annotations
@@ -29,18 +31,17 @@ from ruvd.core.errors import EngineUnavailable
 from ruvd.core.model import Message, Role, Usage
 from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText, PrefixCache
 from ruvd.core.ports.events import EngineStateChanged, Observer
-from ruvd.engines.echo import faults
-from ruvd.engines.echo.answer import answer
+from ruvd.engines.echo.answer import answer, split_fault
 
 _REMEMBERED_WORDS = 200_000
 
 
 class EchoEngine:
-    """Answers with the last user message; every model name is accepted.
+    """An engine that answers with the last user message. It accepts every model name.
 
-    Each word takes `delay_seconds`. With `nonce`, ` #` and eight random hex digits end every
-    answer as a last word, so that no two generations are the same. With `faults`, a message can
-    ask for an error (`ruvd.engines.echo.faults`).
+    Each word takes `delay_seconds`. With `nonce`, every answer ends with an extra word of `#` and
+    eight random hex digits, so that no two answers are equal. With `faults`, a message can request
+    an error (see `answer`).
     """
 
     def __init__(
@@ -65,16 +66,16 @@ class EchoEngine:
 
     @property
     def slots(self) -> int | None:
-        """None: any number of completions run side by side."""
+        """None, because the number of concurrent completions has no limit."""
         return None
 
     @property
     def window_tokens(self) -> int | None:
-        """None: a prompt may have any length."""
+        """None, because a prompt may have any length."""
         return None
 
     async def start(self) -> None:
-        """Be up."""
+        """Reports that the engine is up."""
         self._observer(EngineStateChanged(up=True, detail="echo"))
 
     @property
@@ -83,51 +84,51 @@ class EchoEngine:
         return not self._closed
 
     async def ready(self) -> None:
-        """Return. Raises EngineUnavailable after `close`."""
+        """Returns at once. Raises EngineUnavailable after `close`."""
         if self._closed:
             raise EngineUnavailable("the echo engine is closed")
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        """Say the last user message again, within `max_tokens` and up to a stop string."""
+        """Yields the last user message, up to `max_tokens` words or a stop string."""
         await self.ready()
-        remember = not request.options.bypass_cache
+        use_cache = not request.options.bypass_cache
         words = [
             (message.role, word) for message in request.messages for word in _text(message).split()
         ]
         prefixes = self._prefixes(words)
-        cached = self._cached(prefixes) if remember else 0
-        if remember:
+        cached = self._cached_count(prefixes) if use_cache else 0
+        if use_cache:
             self._remember(prefixes)
         last = prefixes[-1] if prefixes else 0
         nonce = f"#{secrets.token_hex(4)}" if self._nonce else ""
         messages, fault = request.messages, None
         if self._faults and messages:
-            text, fault = faults.split(messages[-1].content)
+            text, fault = split_fault(messages[-1].content)
             messages = [*messages[:-1], replace(messages[-1], content=text)]
-        said = answer(messages, request.options, nonce=nonce)
-        for piece in said.pieces:
+        echoed = answer(messages, request.options, nonce=nonce)
+        for piece in echoed.pieces:
             await asyncio.sleep(self._delay_seconds)
             text = piece.text if isinstance(piece, EngineText) else f"{piece.name}{piece.arguments}"
             last = hash((last, Role.ASSISTANT.value, text.strip()))
-            if remember:
+            if use_cache:
                 self._remember([last])
             yield piece
         if fault is not None:
             raise fault
-        yield EngineDone(said.finish_reason, Usage(len(words), cached, len(said.pieces)))
+        yield EngineDone(echoed.finish_reason, Usage(len(words), cached, len(echoed.pieces)))
 
     async def models(self) -> Sequence[str]:
-        """`echo`, though every name will do."""
+        """Returns `echo`, although every name is accepted."""
         await self.ready()
         return [self.model]
 
     @property
     def prefix_cache(self) -> PrefixCache | None:
-        """None: it keeps nothing."""
+        """None, because there is no state to prepare or save."""
         return None
 
     async def close(self) -> None:
-        """Refuse what comes from now on."""
+        """Rejects all later requests."""
         self._closed = True
 
     def _prefixes(self, words: Sequence[tuple[Role, str]]) -> list[int]:
@@ -138,14 +139,14 @@ class EchoEngine:
             prefixes.append(last)
         return prefixes
 
-    def _cached(self, prefixes: Sequence[int]) -> int:
+    def _cached_count(self, prefixes: Sequence[int]) -> int:
         for count, prefix in enumerate(prefixes):
             if prefix not in self._seen:
                 return count
         return len(prefixes)
 
     def _remember(self, prefixes: Sequence[int]) -> None:
-        # The longest first: what a later prompt shares is the beginning, so that goes last.
+        # Longest first, so that the short prefixes, which later prompts share, are evicted last.
         for prefix in reversed(prefixes):
             self._seen[prefix] = None
             self._seen.move_to_end(prefix)
@@ -154,6 +155,6 @@ class EchoEngine:
 
 
 def _text(message: Message) -> str:
-    """A message as the words that it counts: a call is its name and then its arguments."""
+    """Returns a message's content and tool calls (name, arguments) as one text."""
     calls = [f"{call.name} {call.arguments}" for call in message.tool_calls]
     return " ".join([message.content, *calls])
