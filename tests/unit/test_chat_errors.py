@@ -1,4 +1,4 @@
-"""What a server's refusals mean."""
+"""The errors for a server's refusals, and whether they are retried."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ruvd.core.errors import (
     EngineUnavailable,
     RuvdError,
 )
-from ruvd.engines.chat.errors import may_go_elsewhere, may_retry, refusal
+from ruvd.engines.chat.errors import response_error
+from ruvd.engines.chat.retryable import may_go_elsewhere, may_retry
 
 OPENAI = "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens. Please reduce the length of the messages."  # noqa: E501
 VLLM = "This model's maximum context length is 16384 tokens. However, you requested 122946 tokens (112946 in the messages, 10000 in the completion). Please reduce the length of the messages or completion."  # noqa: E501
@@ -48,7 +49,7 @@ def body(message: str, **fields: object) -> bytes:
 def test_an_overflow_is_known_in_the_words_of_each_server(
     content: bytes, prompt: int | None, limit: int | None
 ) -> None:
-    error = refusal(400, content)
+    error = response_error(400, content)
     assert isinstance(error, ContextTooLong)
     assert (error.prompt_tokens, error.limit_tokens) == (prompt, limit)
 
@@ -80,14 +81,14 @@ def test_a_status_is_an_error_and_says_whether_to_try_again(
     again: bool,  # noqa: FBT001
     elsewhere: bool,  # noqa: FBT001
 ) -> None:
-    error = refusal(status, body("Because."))
+    error = response_error(status, body("Because."))
     assert type(error) is kind
     assert (may_retry(error), may_go_elsewhere(error)) == (again, elsewhere)
     assert str(error).endswith(("Because.", f"HTTP status {status}"))
 
 
 def test_a_quota_that_is_used_up_is_not_asked_for_again() -> None:
-    error = refusal(429, body("You exceeded your quota.", code="insufficient_quota"))
+    error = response_error(429, body("You exceeded your quota.", code="insufficient_quota"))
     assert isinstance(error, EngineRateLimited)
     assert not may_retry(error)
     assert may_go_elsewhere(error)
@@ -96,7 +97,7 @@ def test_a_quota_that_is_used_up_is_not_asked_for_again() -> None:
 def test_retry_after_is_seconds_or_a_date() -> None:
     date = email.utils.formatdate(time.time() + 30, usegmt=True)
     for value, least, most in (("7", 7.0, 7.0), (date, 28.0, 30.0), ("soon", 1.0, 1.0)):
-        seconds = refusal(429, b"", retry_after=value).retry_after_seconds
+        seconds = response_error(429, b"", retry_after=value).retry_after_seconds
         assert seconds is not None
         assert least <= seconds <= most
 
@@ -117,4 +118,4 @@ def test_retry_after_is_seconds_or_a_date() -> None:
 def test_the_message_is_the_servers_unless_it_is_a_page_and_no_longer_than_a_status(
     status: int, content: bytes, text: str
 ) -> None:
-    assert str(refusal(status, content)) == text
+    assert str(response_error(status, content)) == text

@@ -19,8 +19,9 @@ import msgspec
 from ruvd.core.errors import EngineTimeout, EngineUnavailable
 from ruvd.core.ports.engine import EngineChunk, EngineRequest
 from ruvd.engines.chat.credentials import ApiKey
-from ruvd.engines.chat.errors import CONNECTION_ERRORS, EngineErrorTranslator, refusal, was_stale
+from ruvd.engines.chat.errors import CONNECTION_ERRORS, EngineErrorTranslator, response_error
 from ruvd.engines.chat.request import encode
+from ruvd.engines.chat.retryable import was_stale
 from ruvd.engines.chat.stream import Answer, AnswerBytes
 from ruvd.engines.http.timeouts import ReadTimeout
 from ruvd.engines.http.transport import Request, Response, Transport
@@ -193,7 +194,7 @@ class ChatCompletionsClient:
             return response
         async with aclosing(response):
             content = await _content(response, _MAX_ERROR_BYTES, patience)
-        raise refusal(
+        raise response_error(
             response.status,
             content,
             content_type=response.header("content-type"),

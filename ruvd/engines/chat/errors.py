@@ -1,24 +1,23 @@
-"""What a server's refusals, silences and broken answers mean in our words. THE table.
+"""The mapping of a server's refusals, silences and broken answers to errors of the core.
 
-| the server | the error | tried again |
+| the server | the error | retried |
 |---|---|---|
 | no connection, or closed before an answer began | ENGINE_UNAVAILABLE | yes |
 | 408, 425, 502, 503, 529 | ENGINE_UNAVAILABLE | yes |
-| 429 (but for a quota that is used up) | ENGINE_RATE_LIMITED | yes |
-| 401, 402, 403: the operator's fault, not the caller's | ENGINE_UNAVAILABLE | elsewhere |
+| 429 (unless a quota is used up) | ENGINE_RATE_LIMITED | yes |
+| 401, 402, 403: the operator's fault, not the caller's | ENGINE_UNAVAILABLE | on another server |
 | the prompt does not fit, in the words of each known server | CONTEXT_TOO_LONG | no |
 | any other 4xx, with the server's message | ENGINE_REJECTED | no |
-| any other status, an answer cut or without sense | ENGINE_UNAVAILABLE | no |
+| any other status, an answer that is cut or cannot be decoded | ENGINE_UNAVAILABLE | no |
 | silence for `read_seconds` | ENGINE_TIMEOUT | no |
 
-A 504 and a 500 are not tried again: the server has worked on it, and would once more.
+The last column is decided in `retryable`, from each error's cause.
 """
 
 from __future__ import annotations
 
 import email.utils
 import re
-import ssl
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -31,29 +30,21 @@ from ruvd.core.errors import (
     ContextTooLong,
     EngineRateLimited,
     EngineRejected,
-    EngineTimeout,
     EngineUnavailable,
     RuvdError,
 )
+from ruvd.engines.chat.retryable import (
+    CONNECT_ERRORS,
+    CREDENTIAL_STATUSES,
+    RETRYABLE_STATUSES,
+    NoAnswer,
+    Refused,
+)
 from ruvd.engines.chat.sse import EventTooLarge
-from ruvd.engines.http.http1 import StaleConnection
 
-_TRY_AGAIN = {
-    HTTPStatus.REQUEST_TIMEOUT,
-    HTTPStatus.TOO_EARLY,
-    HTTPStatus.TOO_MANY_REQUESTS,
-    HTTPStatus.BAD_GATEWAY,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-    529,  # what Anthropic's API says when it is overloaded
-}
-_OPERATORS_FAULT = {
-    HTTPStatus.UNAUTHORIZED,
-    HTTPStatus.PAYMENT_REQUIRED,
-    HTTPStatus.FORBIDDEN,
-}
-_TOO_LONG = {"exceed_context_size_error", "context_length_exceeded"}
-# The words of vLLM, OpenAI and OpenRouter, of SGLang, of vLLM's engine, of TGI (two), of Mistral,
-# of a router of SGLang's.
+_TOO_LONG_CODES = {"exceed_context_size_error", "context_length_exceeded"}
+# In the words of vLLM, OpenAI and OpenRouter (the same), SGLang, vLLM's engine, TGI (two), Mistral
+# and a router of SGLang's.
 _LIMIT = re.compile(
     r"maximum context length(?: is| of) (\d+) tokens"
     r"|model's context length \((\d+) tokens\)"
@@ -63,7 +54,7 @@ _LIMIT = re.compile(
     r"|model with (\d+) maximum context length"
     r"|maximum context length \((\d+)\)"
 )
-# The same servers' figures: the prompt alone if they say it, else all that was asked for.
+# The same servers' figures: the prompt alone if they give it, else prompt and answer together.
 _PROMPT = re.compile(
     r"\((\d+) in the messages"
     r"|(\d+) tokens from the input messages"
@@ -75,30 +66,19 @@ _PROMPT = re.compile(
     r"|Prompt contains (\d+) tokens"
     r"|Input length \((\d+)\)"
 )
-_ASKED = re.compile(r"you requested(?: a total of| about)? (\d+) tokens")
-_MAX_MESSAGE = 1000  # a status travels in trailers, for which gRPC has 8 KiB
+_REQUESTED = re.compile(r"you requested(?: a total of| about)? (\d+) tokens")
+_MAX_MESSAGE = 1000  # a gRPC status travels in trailers, which gRPC limits to 8 KiB
 
-
-class Refused(Exception):
-    """The cause of an error that is an HTTP status: what the table above goes by."""
-
-    def __init__(self, status: int, retry_after_seconds: float | None, code: str) -> None:
-        super().__init__(f"HTTP status {status}")
-        self.status = status
-        self.retry_after_seconds = retry_after_seconds
-        self.code = code
-
-
-class NoAnswer(Exception):
-    """The cause of an error: the connection ended before the answer's head."""
-
-
-_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
-_DROPS = (httpx.RemoteProtocolError, httpx.NetworkError, ConnectionError)
+# The exceptions of a connection that breaks.
+CONNECTION_ERRORS = (httpx.HTTPError, httpx.StreamError, OSError)
+# Those of a connection that breaks after it was established.
+_DROP_ERRORS = (httpx.RemoteProtocolError, httpx.NetworkError, ConnectionError)
+# The exceptions of an answer that cannot be decoded.
+_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, EventTooLarge)
 
 
 class Error(msgspec.Struct):
-    """An error object, as OpenAI has it; llama.cpp adds both figures."""
+    """An error object of OpenAI's API; llama.cpp adds both figures."""
 
     message: str | None = None
     type: str | None = None
@@ -108,7 +88,7 @@ class Error(msgspec.Struct):
 
 
 class _Body(msgspec.Struct):
-    """vLLM and SGLang had the error's fields at the top; FastAPI's own is `detail`."""
+    """An error body. vLLM and SGLang had the fields at the top level; FastAPI uses `detail`."""
 
     error: Error | str | None = None
     message: str | None = None
@@ -117,77 +97,34 @@ class _Body(msgspec.Struct):
     code: str | int | None = None
 
 
-def refusal(
+def response_error(
     status: int, content: bytes, *, content_type: str = "", retry_after: str = ""
 ) -> RuvdError:
-    """The error that a response other than 200 means, of its body and the values of two headers;
-    its cause is a `Refused`."""
-    error = _read(content, content_type)
+    """Returns the error for a response other than 200, from its body and two headers.
+
+    The error's cause is a `Refused`.
+    """
+    body = _decode(content, content_type)
     seconds = _retry_after(retry_after)
-    raised = _meaning(status, error, seconds)
-    raised.__cause__ = Refused(status, seconds, str(error.code or error.type or ""))
-    return raised
+    error = _status_error(status, body, seconds)
+    error.__cause__ = Refused(status, seconds, str(body.code or body.type or ""))
+    return error
 
 
-def broken(error: Error, *, begun: bool) -> RuvdError:
-    """The error that an error object inside a stream, or with status 200, means."""
-    if not begun and (too_long := _too_long(error)):
+def stream_error(body: Error, *, begun: bool) -> RuvdError:
+    """Returns the error for an error object in a stream; `begun` is set after the first chunk."""
+    if not begun and (too_long := _too_long(body)):
         return too_long
-    return EngineUnavailable(clip(error.message) or "the engine broke off with an error")
-
-
-def never_sent(error: RuvdError) -> bool:
-    """Whether there was no connection, so that the server has not seen the request."""
-    return isinstance(error.__cause__, _NO_CONNECTION)
-
-
-def dropped(error: RuvdError) -> bool:
-    """Whether the connection ended before the answer's head."""
-    return isinstance(error.__cause__, NoAnswer)
-
-
-def was_stale(error: RuvdError) -> bool:
-    """Whether the server had closed a connection that was kept, which says nothing about it."""
-    cause = error.__cause__
-    return isinstance(cause, NoAnswer) and isinstance(cause.__cause__, StaleConnection)
-
-
-def may_retry(error: RuvdError) -> bool:
-    """Whether the same server may be asked again, after a while."""
-    cause = error.__cause__
-    if isinstance(cause, Refused):
-        return cause.status in _TRY_AGAIN and cause.code != "insufficient_quota"
-    return (never_sent(error) and not _untrusted(error)) or dropped(error)
-
-
-def may_go_elsewhere(error: RuvdError) -> bool:
-    """Whether another server may be asked at once."""
-    cause = error.__cause__
-    quota = isinstance(cause, Refused) and cause.status == HTTPStatus.TOO_MANY_REQUESTS
-    return may_retry(error) or never_sent(error) or refuses_credentials(error) or quota
-
-
-def refuses_credentials(error: RuvdError) -> bool:
-    """Whether the server does not let the daemon in."""
-    return isinstance(error.__cause__, Refused) and error.__cause__.status in _OPERATORS_FAULT
-
-
-def is_failing(error: RuvdError) -> bool:
-    """Whether it says that the server is not well: what a circuit breaker counts."""
-    if isinstance(error.__cause__, Refused):
-        return error.__cause__.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return isinstance(error, (EngineUnavailable, EngineTimeout))
-
-
-# What a connection that breaks raises.
-CONNECTION_ERRORS = (httpx.HTTPError, httpx.StreamError, OSError)
-# What an answer that is none raises.
-_NONSENSE = (msgspec.MsgspecError, UnicodeDecodeError, EventTooLarge)
+    return EngineUnavailable(clip(body.message) or "the engine broke off with an error")
 
 
 class EngineErrorTranslator:
-    """What goes wrong inside is raised as one of our errors, whose cause says what it was; `redact`
-    hides what no text may have in it. A context manager, to be entered as often as one likes."""
+    """A context manager that raises the exceptions of HTTP as errors of the core.
+
+    Each error's cause is the original exception, or a `NoAnswer` with that cause if the connection
+    dropped and `before_head` is set. `redact` removes secrets from the texts. It holds no state, so
+    it may be entered again and at the same time.
+    """
 
     def __init__(self, redact: Callable[[str], str], *, before_head: bool = False) -> None:
         self._redact = redact
@@ -203,74 +140,73 @@ class EngineErrorTranslator:
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, RuvdError):
-            self._hide(error)
+            self._redact_args(error)
         elif error is not None:
-            told, cause = _translate(error, before_head=self._before_head)
-            if told is not None:
-                self._hide(told)
+            translated, cause = _translate(error, before_head=self._before_head)
+            if translated is not None:
+                self._redact_args(translated)
                 try:
-                    raise told from cause
+                    raise translated from cause
                 finally:
-                    del told  # or its traceback would hold this frame, and this frame it
+                    # The traceback refers to this frame, which must not refer to the error.
+                    del translated
 
-    def _hide(self, error: RuvdError) -> None:
+    def _redact_args(self, error: RuvdError) -> None:
         error.args = tuple(self._redact(str(text)) for text in error.args)
+
+
+def clip(text: str | None) -> str:
+    """Returns a server's text, shortened to what fits in a gRPC status."""
+    text = (text or "").strip()
+    return text if len(text) <= _MAX_MESSAGE else text[:_MAX_MESSAGE] + "…"
 
 
 def _translate(
     error: BaseException, *, before_head: bool
 ) -> tuple[RuvdError | None, BaseException]:
-    """Our error for one of theirs, if it has one, and its cause."""
+    """Returns the core's error, or None for an unrelated exception, and the error's cause."""
     if isinstance(error, CONNECTION_ERRORS):
         text = clip(str(error)) or type(error).__name__
-        told = EngineUnavailable(f"the engine cannot be reached: {text}")
-        if before_head and _is_drop(error):
+        translated = EngineUnavailable(f"the engine cannot be reached: {text}")
+        is_drop = isinstance(error, _DROP_ERRORS) and not isinstance(error, CONNECT_ERRORS)
+        if before_head and is_drop:
             cause = NoAnswer()
             cause.__cause__ = error
-            return told, cause
-        return told, error
-    if isinstance(error, _NONSENSE):
+            return translated, cause
+        return translated, error
+    if isinstance(error, _DECODE_ERRORS):
         return EngineUnavailable(f"the engine's answer makes no sense: {error}"), error
     return None, error
 
 
-def _is_drop(error: BaseException) -> bool:
-    return isinstance(error, _DROPS) and not isinstance(error, _NO_CONNECTION)
-
-
-def _untrusted(error: BaseException) -> bool:
-    """Whether TLS has failed, as it would again."""
-    cause = error.__cause__
-    return cause is not None and (isinstance(cause, ssl.SSLError) or _untrusted(cause))
-
-
-def _meaning(status: int, error: Error, retry_after: float | None) -> RuvdError:
-    message = clip(error.message) or f"the engine answered with HTTP status {status}"
-    if status in _OPERATORS_FAULT:
+def _status_error(status: int, body: Error, retry_after: float | None) -> RuvdError:
+    message = clip(body.message) or f"the engine answered with HTTP status {status}"
+    if status in CREDENTIAL_STATUSES:
         return EngineUnavailable(
             f"the engine's server refuses the daemon's credentials (HTTP status {status}):"
-            f" {clip(error.message) or 'it gives no reason'}"
+            f" {clip(body.message) or 'it gives no reason'}"
         )
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return EngineRateLimited(message, retry_after_seconds=retry_after)
-    if httpx.codes.is_client_error(status) and status not in _TRY_AGAIN:
-        return _too_long(error) or EngineRejected(message)
-    if not httpx.codes.is_server_error(status) or not error.message:
+    if httpx.codes.is_client_error(status) and status not in RETRYABLE_STATUSES:
+        return _too_long(body) or EngineRejected(message)
+    if not httpx.codes.is_server_error(status) or not body.message:
         message = f"the engine answered with HTTP status {status}"
-    # llama.cpp has said it with a 500, too.
-    return _too_long(error) or EngineUnavailable(message, retry_after_seconds=retry_after)
+    # llama.cpp has reported a context overflow with status 500, too.
+    return _too_long(body) or EngineUnavailable(message, retry_after_seconds=retry_after)
 
 
-def _too_long(error: Error) -> ContextTooLong | None:
-    message = error.message or ""
+def _too_long(body: Error) -> ContextTooLong | None:
+    """Returns the error for a context overflow, or None if the body reports something else."""
+    message = body.message or ""
     limit = _LIMIT.search(message)
-    if limit is None and not _TOO_LONG & {error.type, error.code}:
+    if limit is None and not _TOO_LONG_CODES & {body.type, body.code}:
         return None
-    asked = _PROMPT.search(message) or _ASKED.search(message)
+    prompt = _PROMPT.search(message) or _REQUESTED.search(message)
     return ContextTooLong(
         clip(message) or "the prompt does not fit the engine's context",
-        prompt_tokens=error.n_prompt_tokens or _figure(asked),
-        limit_tokens=error.n_ctx or _figure(limit),
+        prompt_tokens=body.n_prompt_tokens or _figure(prompt),
+        limit_tokens=body.n_ctx or _figure(limit),
     )
 
 
@@ -278,12 +214,12 @@ def _figure(match: re.Match[str] | None) -> int | None:
     return None if match is None else int(match[match.lastindex or 0])
 
 
-def _read(content: bytes, content_type: str) -> Error:
+def _decode(content: bytes, content_type: str) -> Error:
     try:
         body = msgspec.json.decode(content, type=_Body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         text = content[:_MAX_MESSAGE].decode(errors="replace").strip()
-        # A page is made for people with a browser; the status says as much.
+        # An HTML page is made for people with a browser. The status alone says as much.
         is_page = "html" in content_type.lower() or text.startswith("<")
         return Error(message="" if is_page else text)
     if isinstance(body.error, Error):
@@ -292,14 +228,8 @@ def _read(content: bytes, content_type: str) -> Error:
     return Error(message=message, type=body.type, code=body.code)
 
 
-def clip(text: str | None) -> str:
-    """A server's text, not longer than a gRPC status may be."""
-    text = (text or "").strip()
-    return text if len(text) <= _MAX_MESSAGE else text[:_MAX_MESSAGE] + "…"
-
-
 def _retry_after(value: str) -> float | None:
-    """Seconds from now: the header has a number of them, or a date."""
+    """Returns the seconds to wait by a Retry-After header: a number of seconds, or a date."""
     if value.strip().isdecimal():
         return float(value)
     try:

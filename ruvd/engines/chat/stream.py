@@ -18,7 +18,7 @@ import msgspec
 from ruvd.core.errors import EngineRejected, EngineUnavailable
 from ruvd.core.model import FinishReason, ToolCallDelta, Usage
 from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineReasoning, EngineText
-from ruvd.engines.chat.errors import Error, broken
+from ruvd.engines.chat.errors import Error, stream_error
 from ruvd.engines.chat.sse import SseDecoder
 
 _FINISH_REASONS = {
@@ -164,7 +164,7 @@ class Answer:
     def _take(self, chunk: _Chunk, out: list[EngineChunk]) -> None:
         if chunk.error is not None:
             error = Error(message=chunk.error) if isinstance(chunk.error, str) else chunk.error
-            raise broken(error, begun=self._begun)
+            raise stream_error(error, begun=self._begun)
         if chunk.choices:
             choice = chunk.choices[0]
             if choice.delta is not None:

@@ -25,7 +25,7 @@ from ruvd.core.options import ToolChoiceMode
 from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText, PrefixCache
 from ruvd.core.ports.events import Observer
 from ruvd.engines.chat.client import ChatCompletionsClient
-from ruvd.engines.chat.errors import never_sent
+from ruvd.engines.chat.retryable import never_sent
 from ruvd.engines.llama.idle_work import Child
 from ruvd.engines.llama.kv_cache import LlamaWarm
 from ruvd.engines.llama.prompt import prompt_of

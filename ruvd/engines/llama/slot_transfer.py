@@ -11,7 +11,7 @@ import msgspec
 
 from ruvd.core.errors import RuvdError
 from ruvd.core.ports.events import EngineStateMoved, Observer
-from ruvd.engines.chat.errors import Refused
+from ruvd.engines.chat.retryable import Refused
 from ruvd.engines.llama.prompt import WORTH_CHARACTERS, Prompt
 from ruvd.engines.llama.slots import Slot
 from ruvd.engines.llama.state_files import State, StateFiles, unlink

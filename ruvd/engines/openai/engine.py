@@ -19,7 +19,7 @@ from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, Prefi
 from ruvd.core.ports.events import EngineStateChanged, Observer, PromptEvaluated
 from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.credentials import ApiKey
-from ruvd.engines.chat.errors import may_go_elsewhere, never_sent, refuses_credentials
+from ruvd.engines.chat.retryable import may_go_elsewhere, never_sent, refuses_credentials
 from ruvd.engines.http.factory import TransportFactory, transport_factory
 from ruvd.engines.http.transport import Transport
 from ruvd.engines.openai.affinity import Affinity, Preset

@@ -14,7 +14,7 @@ import stamina
 from stamina.instrumentation import set_on_retry_hooks
 
 from ruvd.core.errors import RuvdError
-from ruvd.engines.chat.errors import Refused, may_retry
+from ruvd.engines.chat.retryable import Refused, may_retry
 
 _SHARE = 0.2
 _BURST = 10.0

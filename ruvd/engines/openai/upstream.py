@@ -16,7 +16,7 @@ from typing import Self
 from ruvd.core.errors import RuvdError
 from ruvd.core.ports.engine import EngineChunk, EngineRequest
 from ruvd.engines.chat.client import ChatCompletionsClient
-from ruvd.engines.chat.errors import Refused, is_failing, refuses_credentials
+from ruvd.engines.chat.retryable import Refused, is_failing, refuses_credentials
 from ruvd.engines.openai.affinity import Affinity
 
 _SERVER_ERROR = 500
