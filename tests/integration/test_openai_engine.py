@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from answers import CUT, STALL, Answer, chunk, deltas, http, models, refusal, streamed, text
+from manual_clock import ManualClock
 from upstream import Upstream, deaf, serving, unused_url
 
 from ruvd.core.errors import (
@@ -328,19 +329,23 @@ async def test_any_answer_below_500_is_alive_and_a_refused_key_is_told() -> None
         assert await texts(made) == HELLO
 
 
-async def test_an_open_breaker_refuses_at_once_until_one_call_has_shown_that_all_is_well() -> None:
-    loop = asyncio.get_running_loop()
-    settings: dict[str, Any] = {"retries": 0, "breaker_failures": 2, "breaker_seconds": 0.3}
+async def test_an_open_circuit_rejects_calls_at_once_until_a_probe_has_shown_that_all_is_well() -> (
+    None
+):
+    clock = ManualClock()
+    settings: dict[str, Any] = {
+        "retries": 0, "breaker_failures": 2, "breaker_seconds": 10.0, "monotonic": clock.monotonic
+    }  # fmt: skip
     async with serving() as server, engine(server, **settings) as made:
         server.answer = lambda _: refusal("500 Oops", "boom")
         for _ in range(2):
             assert await fails(made, EngineUnavailable) == "boom"
-        opened = loop.time()
+        clock.advance(9.9)
         assert server.url in await fails(made, EngineUnavailable)
         assert len(server.requests) == 2
+        clock.advance(0.1)
         go = asyncio.Event()
         server.answer = lambda _: [go, *text(*PIECES)]
-        await asyncio.sleep(opened + 0.35 - loop.time())
         probe = asyncio.create_task(texts(made))
         await server.asked(3)
         await fails(made, EngineUnavailable)
@@ -348,6 +353,54 @@ async def test_an_open_breaker_refuses_at_once_until_one_call_has_shown_that_all
         assert await probe == HELLO
         assert await texts(made) == HELLO
         assert len(server.requests) == 4
+
+
+async def test_a_probe_that_says_nothing_about_the_server_leaves_the_next_call_to_probe() -> None:
+    clock = ManualClock()
+    settings: dict[str, Any] = {
+        "retries": 0, "breaker_failures": 1, "breaker_seconds": 10.0, "monotonic": clock.monotonic
+    }  # fmt: skip
+    async with serving() as server, engine(server, **settings) as made:
+        server.scripts.append(refusal("500 Oops", "boom"))
+        await fails(made, EngineUnavailable)
+        clock.advance(10.0)
+        # The caller's own error, before anything is sent.
+        assert "extra_body" in await fails(made, EngineRejected, ask(extra_body={"stream": False}))
+        server.scripts.append([STALL])
+        task = asyncio.create_task(collect(made))
+        await server.asked(2)
+        task.cancel()
+        await asyncio.wait([task])
+        assert await texts(made) == HELLO
+        assert len(server.requests) == 3
+
+
+async def test_only_one_call_at_a_time_probes_a_server_whose_circuit_is_half_open() -> None:
+    """Also of two calls that were on their way to another server when the circuit half opened."""
+    clock = ManualClock()
+    settings: dict[str, Any] = {
+        "retries": 0, "breaker_failures": 1, "breaker_seconds": 10.0, "monotonic": clock.monotonic
+    }  # fmt: skip
+    async with serving() as first, serving() as second, engine(first, second, **settings) as made:
+        first.answer = lambda _: refusal(
+            "429 Busy", "later"
+        )  # the server is well, another is asked
+        second.scripts.append(refusal("500 Oops", "boom"))
+        await fails(made, EngineUnavailable)
+        await fails(made, EngineRateLimited)  # the circuit of the second server is open
+        assert len(second.requests) == 1
+        clock.advance(10.0)
+        leave_first, answer_probe = asyncio.Event(), asyncio.Event()
+        first.answer = lambda _: [leave_first, *refusal("429 Busy", "later")]
+        second.answer = lambda _: [answer_probe, *text(*PIECES)]
+        calls = [asyncio.create_task(texts(made)) for _ in range(2)]
+        await first.asked(4)
+        leave_first.set()
+        (rejected,), (probe,) = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        assert isinstance(rejected.exception(), EngineRateLimited)
+        answer_probe.set()
+        assert await probe == HELLO
+        assert len(second.requests) == 2
 
 
 async def test_a_cancelled_call_says_nothing_about_the_server() -> None:

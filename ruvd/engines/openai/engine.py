@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Collection, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,9 @@ from ruvd.engines.chat.retryable import may_go_elsewhere, never_sent, refuses_cr
 from ruvd.engines.http.factory import TransportFactory, transport_factory
 from ruvd.engines.http.transport import Transport
 from ruvd.engines.openai.affinity import Affinity, Preset
+from ruvd.engines.openai.circuit_breaker import CircuitBreaker
 from ruvd.engines.openai.retries import RetryBudget, attempts
-from ruvd.engines.openai.upstream import Breaker, Call, Upstream
+from ruvd.engines.openai.upstream import Call, Upstream
 
 # How often a server that is down is asked whether it is up again.
 _DOWN_SECONDS = 1.0
@@ -64,6 +66,7 @@ class OpenAIEngine:
         breaker_failures: int = 5,
         breaker_seconds: float = 10.0,
         transport: TransportFactory | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._observer = observer
         self._base_urls = tuple(base_urls)
@@ -80,6 +83,7 @@ class OpenAIEngine:
         self._health_check_seconds = health_check_seconds
         self._breaker_failures = breaker_failures
         self._breaker_seconds = breaker_seconds
+        self._monotonic = monotonic
         self._budget = RetryBudget()
         self._upstreams: Sequence[Upstream] = ()
         self._opening = asyncio.Lock()
@@ -211,7 +215,9 @@ class OpenAIEngine:
         for upstream in await self._candidates():
             model = request.options.model or self._model
             try:
-                return await upstream.complete(request, model=model, deadline=deadline)
+                call = await upstream.complete(request, model=model, deadline=deadline)
+                if call is not None:
+                    return call
             except RuvdError as failure:
                 if never_sent(failure):
                     self._check_now.set()
@@ -260,7 +266,12 @@ class OpenAIEngine:
                 "max_completion_tokens" if self._affinity.preset == "openai" else "max_tokens"
             ),
         )
-        breaker = Breaker(failures=self._breaker_failures, seconds=self._breaker_seconds)
+        breaker = CircuitBreaker(
+            failures=self._breaker_failures,
+            open_seconds=self._breaker_seconds,
+            probe_seconds=self._total_seconds,
+            monotonic=self._monotonic,
+        )
         return Upstream(url, client, self._affinity, breaker, self._tell)
 
     async def _check_for_ever(self) -> None:
@@ -291,15 +302,15 @@ class OpenAIEngine:
         self._told_up = up
         there = [upstream for upstream in self._upstreams if upstream.up]
         detail = f"{self._model} at {there[0].url}" if there else self._troubles()
-        if there and there[0].trouble:
-            detail = f"{detail}, but {there[0].trouble}"
+        if there and there[0].problem:
+            detail = f"{detail}, but {there[0].problem}"
         self._observer(EngineStateChanged(up=up, detail=detail))
 
     def _troubles(self) -> str:
         """Why no server can be asked."""
         if not self._upstreams:
             return self._cannot_open
-        told = [f"{each.url}: {each.trouble or 'failing'}" for each in self._upstreams]
+        told = [f"{each.url}: {each.problem or 'failing'}" for each in self._upstreams]
         return f"no server of the engine is up: {'; '.join(told)}"
 
     def _check_open(self) -> None:
