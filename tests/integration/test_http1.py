@@ -10,6 +10,8 @@ import httpx
 import pytest
 
 from ruvd.engines.http.http1 import Http1Transport, StaleConnection
+from ruvd.engines.http.http1_connection import Connection
+from ruvd.engines.http.read_coalescing import ReadCoalescer
 from ruvd.engines.http.transport import Request, Response
 
 Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -279,23 +281,44 @@ async def test_headers_are_found_by_their_names_in_any_case() -> None:
         assert (response.header("Content-Type"), response.header("Retry-After")) == ("a/b", "")
 
 
-async def test_a_connection_with_a_large_answer_that_nobody_read_is_not_used_again() -> None:
+class RecordingTransport(asyncio.Transport):
+    """A transport without a socket, which knows whether it is being read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_reading_now = True
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        self.is_reading_now = False
+
+    def resume_reading(self) -> None:
+        self.is_reading_now = True
+
+
+@pytest.mark.parametrize(("size", "reusable"), [(1 << 17, True), (1 << 18, False)])
+async def test_a_connection_with_a_large_answer_that_nobody_read_is_not_used_again(
+    size: int,
+    reusable: bool,  # noqa: FBT001
+) -> None:
     """It is no longer being read, so the next answer would never come."""
-    size = 1 << 18
-    large = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size)
-    answers = [large, OK]
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asked(reader)
-        writer.write(answers.pop(0))
-        await writer.drain()
-        await reader.read()
-
-    async with serving(handle) as (transport, url):
-        response = await transport.send(asking(url))
-        (connection,) = transport._busy
-        while not connection._complete:  # noqa: ASYNC110  # it has no event for that
-            await asyncio.sleep(0)
-        await response.aclose()
-        assert await get(transport, url) == (200, b"ok")
-    assert answers == []
+    transport = RecordingTransport()
+    connection = Connection(ReadCoalescer())
+    connection.connection_made(transport)
+    exchange = asyncio.create_task(connection.exchange(b"", close_after=False))
+    await asyncio.sleep(0)
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+    await exchange
+    for _ in range(size >> 16):
+        connection.data_received(bytes(1 << 16))
+    assert transport.is_reading_now is reusable
+    assert connection.is_reusable is reusable
+    assert len(await connection.read()) == size
+    assert connection.is_whole
+    assert transport.is_reading_now
+    assert connection.is_reusable

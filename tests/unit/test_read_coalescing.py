@@ -1,97 +1,131 @@
-"""How often readers are woken: at once while they are few, together when they are many."""
+"""The coalescing of reads: readers are woken at once while they are few, together when many."""
 
 from __future__ import annotations
 
 import asyncio
 
+from virtual_time import in_virtual_time
+
 from ruvd.engines.http.read_coalescing import CoalescedStream, ReadCoalescer
 
-SECONDS = 10.0
+# At most 2,000 reads a second for 40 streams.
+STREAMS = 40
+INTERVAL = 0.020
 
 
 class Reader:
-    """Counts how often it was woken."""
+    """A stream's reader, which counts how often it was woken."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.woken = asyncio.Event()
-        self.paced = CoalescedStream(self.wake)
+    def __init__(self, coalescer: ReadCoalescer) -> None:
+        self.wakes = 0
+        self._coalescer = coalescer
+        self._stream = CoalescedStream(self._wake)
 
-    def wake(self) -> None:
-        self.count += 1
-        self.woken.set()
+    def _wake(self) -> None:
+        self.wakes += 1
 
-    async def next_wake(self) -> None:
-        self.woken.clear()
-        async with asyncio.timeout(SECONDS):
-            await self.woken.wait()
+    def start_answer(self) -> None:
+        self._stream.start_answer()
+
+    def receive(self, count: int = 1) -> None:
+        for _ in range(count):
+            self._coalescer.data_arrived(self._stream)
 
 
-async def test_while_few_streams_flow_each_read_wakes_its_reader_at_once() -> None:
-    pace, reader = ReadCoalescer(), Reader()
-    pace.flowing = 8
+def coalescer(active_streams: int) -> ReadCoalescer:
+    made = ReadCoalescer()
+    made.active_streams = active_streams
+    return made
+
+
+@in_virtual_time
+async def test_while_few_streams_are_active_each_read_wakes_its_reader_at_once() -> None:
+    reader = Reader(coalescer(8))
     for count in range(1, 20):
-        pace.data_arrived(reader.paced)
-        assert reader.count == count
+        reader.receive()
+        assert reader.wakes == count
 
 
-async def test_the_first_reads_of_an_answer_are_never_held_back() -> None:
-    pace, reader = ReadCoalescer(), Reader()
-    pace.flowing = 64
+@in_virtual_time
+async def test_the_first_reads_of_an_answer_are_never_delayed() -> None:
+    reader = Reader(coalescer(STREAMS))
     for count in range(1, 3):
-        pace.data_arrived(reader.paced)
-        assert reader.count == count
-    reader.paced.begin()
-    pace.data_arrived(reader.paced)
-    assert reader.count == 3
+        reader.receive()
+        assert reader.wakes == count
+    reader.start_answer()
+    reader.receive()
+    assert reader.wakes == 3
 
 
+@in_virtual_time
 async def test_the_first_read_of_an_answer_does_not_wait_for_the_end_of_the_one_before() -> None:
-    pace, reader = ReadCoalescer(), Reader()
-    pace.flowing = 64
-    for _ in range(3):
-        pace.data_arrived(reader.paced)
-    assert (reader.count, reader.paced.waits) == (2, True)
-    reader.paced.begin()
-    pace.data_arrived(reader.paced)
-    assert reader.count == 3
-    pace.close()
+    reader = Reader(coalescer(STREAMS))
+    reader.receive(3)
+    assert reader.wakes == 2  # the third waits
+    reader.start_answer()
+    reader.receive()
+    assert reader.wakes == 3
 
 
-async def test_with_many_what_comes_within_the_time_goes_on_in_one_read() -> None:
-    pace = ReadCoalescer()
-    pace.flowing = 64
-    readers = [Reader() for _ in range(3)]
+@in_virtual_time
+async def test_with_many_streams_what_comes_within_an_interval_is_read_together() -> None:
+    shared = coalescer(STREAMS)
+    readers = [Reader(shared) for _ in range(3)]
     for reader in readers:
-        for _ in range(10):
-            pace.data_arrived(reader.paced)
-        assert reader.count == 2
-    began = asyncio.get_running_loop().time()
-    await asyncio.gather(*(reader.next_wake() for reader in readers))
-    assert [reader.count for reader in readers] == [3, 3, 3]
-    assert asyncio.get_running_loop().time() - began > 0.01
-    # Who was woken is woken again for what comes after.
-    pace.data_arrived(readers[0].paced)
-    await readers[0].next_wake()
-    assert readers[0].count == 4
+        reader.receive(10)
+    await asyncio.sleep(INTERVAL * 0.9)
+    assert [reader.wakes for reader in readers] == [2, 2, 2]
+    await asyncio.sleep(INTERVAL * 0.2)
+    assert [reader.wakes for reader in readers] == [3, 3, 3]
+    # What comes after that is delayed from the last wake on.
+    readers[0].receive(5)
+    await asyncio.sleep(INTERVAL * 0.8)
+    assert readers[0].wakes == 3
+    await asyncio.sleep(INTERVAL * 0.2)
+    assert [reader.wakes for reader in readers] == [4, 3, 3]
 
 
+@in_virtual_time
+async def test_readers_that_are_due_shortly_after_one_another_are_woken_together() -> None:
+    shared = coalescer(STREAMS)
+    early, late = Reader(shared), Reader(shared)
+    early.receive(2)
+    await asyncio.sleep(0.0015)
+    late.receive(2)
+    await asyncio.sleep(INTERVAL - 0.002)
+    early.receive()  # due in 0.5 ms, and the timer ticks every 2 ms
+    late.receive()
+    await asyncio.sleep(0.001)
+    assert (early.wakes, late.wakes) == (2, 2)
+    await asyncio.sleep(0.0011)
+    assert (early.wakes, late.wakes) == (3, 3)
+
+
+@in_virtual_time
+async def test_an_interval_is_never_longer_than_30_ms() -> None:
+    reader = Reader(coalescer(10_000))
+    reader.receive(3)
+    await asyncio.sleep(0.029)
+    assert reader.wakes == 2
+    await asyncio.sleep(0.0011)
+    assert reader.wakes == 3
+
+
+@in_virtual_time
 async def test_after_a_pause_the_next_read_wakes_at_once() -> None:
-    pace, reader = ReadCoalescer(), Reader()
-    pace.flowing = 1000
-    for _ in range(3):
-        pace.data_arrived(reader.paced)
-    await reader.next_wake()
-    reader.paced.woken -= 1.0  # as if it had been woken a second ago
-    pace.data_arrived(reader.paced)
-    assert reader.count == 4
+    reader = Reader(coalescer(STREAMS))
+    reader.receive(3)
+    await asyncio.sleep(1)
+    assert reader.wakes == 3
+    reader.receive()
+    assert reader.wakes == 4
 
 
-async def test_a_closed_pace_wakes_nobody() -> None:
-    pace, reader = ReadCoalescer(), Reader()
-    pace.flowing = 64
-    for _ in range(4):
-        pace.data_arrived(reader.paced)
-    pace.close()
-    await asyncio.sleep(0.05)
-    assert reader.count == 2
+@in_virtual_time
+async def test_a_closed_coalescer_wakes_no_reader() -> None:
+    shared = coalescer(STREAMS)
+    reader = Reader(shared)
+    reader.receive(4)
+    shared.close()
+    await asyncio.sleep(1)
+    assert reader.wakes == 2

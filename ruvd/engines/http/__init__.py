@@ -1,1 +1,1 @@
-"""HTTP for engines: transports, time-outs and reading."""
+"""HTTP for engines: transports, timeouts and the coalescing of reads."""

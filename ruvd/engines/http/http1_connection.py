@@ -1,4 +1,8 @@
-"""One HTTP/1.1 connection: llhttp (by `httptools`) between asyncio's callbacks and a reader."""
+"""One HTTP/1.1 connection, between asyncio's callbacks and the reader of a response.
+
+llhttp (`httptools`) parses. It appends a chunk's body to a list without a Python frame of ours,
+which is a part of the measured gain that `http1` names.
+"""
 
 from __future__ import annotations
 
@@ -18,41 +22,41 @@ _BODILESS = (204, 304)
 
 
 class Connection(asyncio.Protocol):
-    """One connection and the answer that is on it; also what llhttp calls back."""
+    """One connection and its current response. It also has the callbacks of llhttp."""
 
-    def __init__(self, pace: ReadCoalescer) -> None:
+    def __init__(self, coalescer: ReadCoalescer) -> None:
         self.status = 0
-        self.headers: dict[bytes, bytes] = {}  # by their names in lower case
+        self.headers: dict[bytes, bytes] = {}  # names are in lower case
         self.idle_since = 0.0
-        self.untouched = True  # nothing of this answer has come
+        self.has_received = False  # any byte of the current response
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._parts: list[bytes] = []
-        # Called by llhttp, without a frame for each chunk; after the answer's end nothing comes.
+        # The callback of llhttp for the body. After the response's end there are no more calls.
         self.on_body: Callable[[bytes], None] = self._parts.append
-        self._buffered = 0
+        self._buffered_bytes = 0
         self._head_bytes = 0
         self._has_head = False
         self._ends_with_connection = False
-        self._keeps = False
-        self._once = False
-        self._complete = True
-        self._paused = False
+        self._keep_alive = False
+        self._close_after = False
+        self._is_complete = True
+        self._is_paused = False
         self._error: Exception | None = None
-        self._pace = pace
-        self._paced = CoalescedStream(self._wake)
-        self._flows = False
+        self._coalescer = coalescer
+        self._stream = CoalescedStream(self._wake)
+        self._is_active = False
 
     # --- for the transport ------------------------------------------------------------------
 
     @property
-    def reusable(self) -> bool:
-        """Whether another request may go over it."""
+    def is_reusable(self) -> bool:
+        """Whether another request may use it."""
         return (
-            self._complete
-            and self._keeps
-            and not self._paused  # what was left unread has more behind it
+            self._is_complete
+            and self._keep_alive
+            and not self._is_paused  # more data waits behind the unread body
             and self._error is None
             and self._transport is not None
             and not self._transport.is_closing()
@@ -60,54 +64,58 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of the answer has been read."""
-        return self._complete and not self._parts
+        """Whether all of the response has been read."""
+        return self._is_complete and not self._parts
 
-    async def exchange(self, sent: bytes, *, once: bool) -> None:
-        """Send a request, the last one if `once`, and wait for the head of its answer."""
+    async def exchange(self, request: bytes, *, close_after: bool) -> None:
+        """Sends a request and waits for the head of its response.
+
+        With `close_after` the connection is not used again.
+        """
         if self._transport is None:
             raise httpx.RemoteProtocolError("the server has closed the connection")
-        self._once = once
+        self._close_after = close_after
         self.headers = {}
-        self.untouched = True
+        self.has_received = False
         self._parser = httptools.HttpResponseParser(self)
-        # Two things that the standard forbids, and servers do.
+        # Two violations of the standard that real servers commit.
         self._parser.set_dangerous_leniencies(
             lenient_headers=True, lenient_optional_cr_before_lf=True
         )
-        self._paced.begin()
+        self._stream.start_answer()
         self._parts.clear()
-        self._buffered = self._head_bytes = 0
-        self._has_head = self._complete = self._keeps = self._ends_with_connection = False
-        self._transport.write(sent)
+        self._buffered_bytes = self._head_bytes = 0
+        self._has_head = self._is_complete = False
+        self._keep_alive = self._ends_with_connection = False
+        self._transport.write(request)
         while not self._has_head:
             if self._error is not None:
                 raise self._error
-            await self._news()
+            await self._wait_for_wake()
 
     async def read(self) -> bytes:
-        """What has come of the body since; empty at its end."""
+        """Returns the part of the body that has arrived since the last call, empty at its end."""
         while not self._parts:
-            if self._complete:
+            if self._is_complete:
                 return b""
             if self._error is not None:
                 raise self._error
-            await self._news()
+            await self._wait_for_wake()
         parts = self._parts
         part = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
-        self._buffered = 0
-        if self._paused and self._transport is not None:
-            self._paused = False
+        self._buffered_bytes = 0
+        if self._is_paused and self._transport is not None:
+            self._is_paused = False
             self._transport.resume_reading()
         return part
 
     def close(self) -> None:
-        """Close it at once."""
+        """Closes it at once."""
         if self._transport is not None:
             self._transport.abort()
 
-    async def _news(self) -> None:
+    async def _wait_for_wake(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
@@ -120,95 +128,95 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, error: Exception) -> None:
         self._error = self._error or error
-        self._flow(flows=False)
+        self._set_active(active=False)
         self.close()
 
     # --- asyncio.Protocol -------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's derive from no class
+        # uvloop's transports do not derive from asyncio.Transport.
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        self.untouched = False
-        if self._complete or self._parser is None:
-            # Nobody has asked for it.
+        self.has_received = True
+        if self._is_complete or self._parser is None:
             self._fail(httpx.RemoteProtocolError("the server sent more than one answer"))
             return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if not self._complete:
-                self._fail(_broken(str(error), has_head=self._has_head))
-            self._keeps = False
+            if not self._is_complete:
+                self._fail(_read_error(str(error), has_head=self._has_head))
+            self._keep_alive = False
         if not self._has_head:
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES:
                 self._fail(httpx.RemoteProtocolError("the answer's head has no end"))
             self._wake()
             return
-        self._buffered += len(data)
-        if self._buffered > _MAX_BUFFERED_BYTES and not self._paused and self._transport:
+        self._buffered_bytes += len(data)
+        if self._buffered_bytes > _MAX_BUFFERED_BYTES and not self._is_paused and self._transport:
             if self._parts:
-                self._paused = True
+                self._is_paused = True
                 self._transport.pause_reading()
-            elif not self._complete:  # nobody would read it, and so go on
+            elif not self._is_complete:  # without a part to read, nothing would resume reading
                 text = "there is much beside the answer's body and nothing of it"
                 self._fail(httpx.RemoteProtocolError(text))
-        elif self._flows:
-            self._pace.data_arrived(self._paced)
+        elif self._is_active:
+            self._coalescer.data_arrived(self._stream)
             return
         self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._transport = None
-        self._flow(flows=False)
-        if not self._complete:
+        self._set_active(active=False)
+        if not self._is_complete:
             if self._has_head and self._ends_with_connection and error is None:
-                self._complete = True
+                self._is_complete = True
             elif self._error is None:
                 text = str(error) if error else "the connection was closed before the answer's end"
-                self._error = _broken(text, has_head=self._has_head)
+                self._error = _read_error(text, has_head=self._has_head)
         self._wake()
 
-    # --- what llhttp has read ---------------------------------------------------------------
+    # --- llhttp -----------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """An answer begins. More than was asked for is not read."""
-        if self._complete:
-            self._keeps = False
+        """Refuses a second response, which was not requested."""
+        if self._is_complete:
+            self._keep_alive = False
             raise httptools.HttpParserError("more than was asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer."""
+        """Stores a header or a trailer."""
         self.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        """The head is there, of the answer or of what may come before it."""
-        if self._parser is None or self._complete:
+        """Takes the response's head, or drops that of an informational response before it."""
+        if self._parser is None or self._is_complete:
             return
         self.status = self._parser.get_status_code()
         if self.status in _INFORMATIONAL:
             self.headers = {}
             return
-        self._keeps = not self._once and self._parser.should_keep_alive()
-        framed = b"content-length" in self.headers or b"transfer-encoding" in self.headers
-        self._ends_with_connection = not framed and self.status not in _BODILESS
+        self._keep_alive = not self._close_after and self._parser.should_keep_alive()
+        is_framed = b"content-length" in self.headers or b"transfer-encoding" in self.headers
+        self._ends_with_connection = not is_framed and self.status not in _BODILESS
         self._has_head = True
-        self._flow(flows=True)
+        self._set_active(active=True)
 
     def on_message_complete(self) -> None:
-        """The answer is whole."""
+        """Marks the response as complete."""
         if self._has_head:
-            self._complete = True
-            self._flow(flows=False)
+            self._is_complete = True
+            self._set_active(active=False)
 
-    def _flow(self, *, flows: bool) -> None:
-        self._pace.flowing += flows - self._flows
-        self._flows = flows
+    def _set_active(self, *, active: bool) -> None:
+        self._coalescer.active_streams += active - self._is_active
+        self._is_active = active
 
 
-def _broken(text: str, *, has_head: bool) -> httpx.TransportError:
+def _read_error(text: str, *, has_head: bool) -> httpx.TransportError:
     return httpx.ReadError(text) if has_head else httpx.RemoteProtocolError(text)

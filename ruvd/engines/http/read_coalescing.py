@@ -1,11 +1,13 @@
-"""How often the readers of many streams are woken.
+"""Wakes the readers of many streams less often, as a network card coalesces interrupts under load.
 
-What a token costs between the engine's socket and the caller's is mostly waking: its reader, the
-reader of its event log, gRPC's threads. A network card gathers interrupts under load for that
-reason, and so does this. While few streams flow, whatever comes wakes its reader at once. With
-more, a stream's reads are so far apart that there are about `_READS_PER_SECOND` in all, at most
-`_LONGEST_SECONDS` each, and tokens that come meanwhile go on together. The first reads of an
-answer, its end and its failure are never held back. What it gains: bench/README.md.
+Most of a token's cost between the engine's socket and the caller's is waking: the stream's reader,
+the reader of its event log, gRPC's threads. While few streams are active, arriving data wakes its
+reader at once. With more, a stream's reads are spaced so that there are about `_READS_PER_SECOND`
+in all, at most `_MAX_INTERVAL_SECONDS` apart, and tokens that arrive in between are read together.
+The first reads of an answer, its end and its failure are never delayed.
+
+Measured with 64 streams of 10 ms a token: 14.3 to about 11 CPU seconds per 1,000 streams, and 382
+to 61 ms for the 99th percentile of the time to first token (bench/README.md).
 """
 
 from __future__ import annotations
@@ -15,57 +17,58 @@ import heapq
 import itertools
 from collections.abc import Callable
 
-_FEW = 8
+_FEW_STREAMS = 8
 _READS_PER_SECOND = 2000
-_LONGEST_SECONDS = 0.030
+_MAX_INTERVAL_SECONDS = 0.030
 # The role and the first token.
-_FIRST_READS = 2
-# Those that are due within it are woken together.
+_IMMEDIATE_READS = 2
+# Readers that are due within this time are woken together.
 _TICK_SECONDS = 0.002
 
 
 class CoalescedStream:
-    """One stream, whose reader `wake` wakes."""
+    """One stream of a `ReadCoalescer`. `wake` wakes its reader."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self.wake = wake
         self.reads = 0
-        self.woken = 0.0
-        self.waits = False
+        self.woken_at = 0.0
+        self.is_waiting = False
 
-    def begin(self) -> None:
-        """The next answer comes."""
-        self.reads, self.woken = 0, 0.0
+    def start_answer(self) -> None:
+        """Prepares for the next answer, whose first reads are immediate again."""
+        self.reads, self.woken_at = 0, 0.0
 
 
 class ReadCoalescer:
-    """Wakes the readers of one server's streams; `flowing` is how many are in mid-answer."""
+    """Wakes the readers of one server's streams. `active_streams` counts those in mid-answer."""
 
     def __init__(self) -> None:
-        self.flowing = 0
+        self.active_streams = 0
         self._waiting: list[tuple[float, int, CoalescedStream]] = []
         self._numbers = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
 
     def data_arrived(self, stream: CoalescedStream) -> None:
-        """Something has come: wake the reader now, or when it is due."""
-        if self.flowing <= _FEW:
+        """Wakes the stream's reader now, or when its next read is due."""
+        if self.active_streams <= _FEW_STREAMS:
             stream.wake()
-        elif not stream.waits or stream.reads < _FIRST_READS:
-            # What waits may be the end of the connection's last answer.
+        # A stream that waits may wait because of the end of its connection's last answer.
+        elif not stream.is_waiting or stream.reads < _IMMEDIATE_READS:
             loop = asyncio.get_running_loop()
             now = loop.time()
-            due = stream.woken + min(self.flowing / _READS_PER_SECOND, _LONGEST_SECONDS)
-            if due <= now or stream.reads < _FIRST_READS:
+            interval = min(self.active_streams / _READS_PER_SECOND, _MAX_INTERVAL_SECONDS)
+            due = stream.woken_at + interval
+            if due <= now or stream.reads < _IMMEDIATE_READS:
                 self._wake(stream, now)
             else:
-                stream.waits = True
+                stream.is_waiting = True
                 heapq.heappush(self._waiting, (due, next(self._numbers), stream))
                 if self._timer is None:
                     self._timer = loop.call_at(max(due, now + _TICK_SECONDS), self._tick)
 
     def close(self) -> None:
-        """Wake nobody any more."""
+        """Cancels all delayed wakes."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -81,6 +84,6 @@ class ReadCoalescer:
 
     def _wake(self, stream: CoalescedStream, now: float) -> None:
         stream.reads += 1
-        stream.woken = now
-        stream.waits = False
+        stream.woken_at = now
+        stream.is_waiting = False
         stream.wake()

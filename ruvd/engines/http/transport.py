@@ -1,6 +1,6 @@
-"""A request, its response, and what carries them, as the engines see HTTP.
+"""HTTP as the engines use it: a request, its response, and the transport between them.
 
-What goes wrong on the way is raised as httpx names it, whoever carries.
+Every transport raises httpx's exceptions.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import httpx
 
 @dataclass(slots=True)
 class Request:
-    """One request. `headers` are all that go out, Host and Content-Length too; `connect_seconds`
-    bounds a new connection."""
+    """One request. `headers` are complete, with Host and Content-Length.
+
+    `connect_seconds` limits the establishment of a new connection.
+    """
 
     method: str
     url: httpx.URL
@@ -25,36 +27,36 @@ class Request:
 
 
 class Response(Protocol):
-    """The head of an answer, and the way to its body."""
+    """The head of a response, and access to its body."""
 
     status: int
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of it is known to be there, so that another `read` would say so at once."""
+        """Whether the body is known to have been read, so that `read` would return at once."""
 
     def header(self, name: str) -> str:
-        """A header's value; empty if there is none."""
+        """Returns a header's value, empty if there is none."""
 
     async def read(self) -> bytes:
-        """The next part of the body, as it came; empty after the last."""
+        """Returns the next part of the body as it arrived, empty after the last."""
 
     async def aclose(self) -> None:
-        """Leave it. Before its end that closes the connection, which is what stops a server."""
+        """Leaves the response. Before its end this closes the connection, which stops a server."""
 
 
 class Transport(Protocol):
-    """Connections to one server."""
+    """Connections to one server. Timeouts for reading are the caller's."""
 
     async def send(self, request: Request) -> Response:
-        """Send a request; return when the answer's head is there."""
+        """Sends a request and returns when the response's head has arrived."""
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Closes all connections."""
 
 
 class HttpxTransport:
-    """One of httpx's transports. Silence is not its to bound."""
+    """A transport of httpx's."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self._transport = transport
@@ -63,14 +65,14 @@ class HttpxTransport:
         """See `Transport.send`."""
         seconds = request.connect_seconds
         timeout = {"connect": seconds, "pool": seconds, "read": None, "write": None}
-        sent = httpx.Request(
+        httpx_request = httpx.Request(
             request.method,
             request.url,
             headers=list(request.headers),
             stream=httpx.ByteStream(request.content),
             extensions={"timeout": timeout},
         )
-        return _HttpxResponse(await self._transport.handle_async_request(sent))
+        return _HttpxResponse(await self._transport.handle_async_request(httpx_request))
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
@@ -81,7 +83,7 @@ class _HttpxResponse:
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
         self._response = response
-        # It is a generator, whatever its type says, and has to be closed like one.
+        # The stream's iterator is a generator, whatever its type says, and must be closed as one.
         stream = cast("httpx.AsyncByteStream", response.stream)
         self._parts = cast("AsyncGenerator[bytes, None]", aiter(stream))
 
