@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ruvd.core.errors import ContextTooLong, EngineRejected, EngineUnavailable
 from ruvd.core.model import FinishReason, ToolCall, ToolCallDelta, Usage
 from ruvd.core.ports.engine import EngineDone, EngineReasoning, EngineText
-from ruvd.engines.chat.stream import Answer, AnswerBytes
+from ruvd.engines.chat.stream import AnswerDecoder, BodyDecoder
 
 
 def chunk(delta: dict[str, Any] | None = None, **fields: Any) -> bytes:
@@ -29,7 +29,7 @@ def fragment(**fields: Any) -> dict[str, Any]:
 
 def calls(*fragments: dict[str, Any], finish: str = "stop") -> tuple[list[ToolCall], EngineDone]:
     """The calls that the fragments make, each fragment a chunk of its own."""
-    answer = Answer()
+    answer = AnswerDecoder()
     found: dict[int, list[ToolCallDelta]] = {}
     for each in fragments:
         for delta in answer.feed(chunk({"tool_calls": [each]})):
@@ -155,7 +155,7 @@ def test_a_call_that_never_gets_a_name_is_no_answer() -> None:
     ],
 )
 def test_a_finish_reason_is_one_of_ours(said: str, meant: FinishReason) -> None:
-    answer = Answer()
+    answer = AnswerDecoder()
     assert answer.feed(chunk({"content": "hi"}, finish_reason="")) == [EngineText("hi")]
     assert not answer.finished
     assert answer.feed(chunk(None, finish_reason=said)) == []
@@ -169,16 +169,16 @@ def test_a_call_that_was_cut_by_the_length_has_ended_by_the_length() -> None:
 
 def test_what_the_server_has_cut_is_no_answer() -> None:
     for reason, error in (("content_filter", EngineRejected), ("abort", EngineUnavailable)):
-        answer = Answer()
+        answer = AnswerDecoder()
         answer.feed(chunk({"content": "hi"}, finish_reason=reason))
         with pytest.raises(error):
             answer.done()
     with pytest.raises(EngineUnavailable, match="before its end"):
-        Answer().done()
+        AnswerDecoder().done()
 
 
 def test_reasoning_is_kept_apart_under_either_name() -> None:
-    answer = Answer()
+    answer = AnswerDecoder()
     both = {"reasoning_content": "hm", "content": "yes"}
     assert answer.feed(chunk(both)) == [EngineReasoning("hm"), EngineText("yes")]
     assert answer.feed(chunk({"reasoning": "hm", "content": None})) == [EngineReasoning("hm")]
@@ -200,7 +200,7 @@ def test_cached_tokens_are_unset_where_the_server_does_not_say(
     fields: dict[str, Any], cached: int | None
 ) -> None:
     usage = {"prompt_tokens": 9, "completion_tokens": 2, **fields}
-    answer = Answer()
+    answer = AnswerDecoder()
     answer.feed(chunk({}, finish_reason="stop", usage=usage))
     assert answer.done().usage == Usage(9, cached, 2)
 
@@ -210,14 +210,14 @@ def test_usage_counts_wherever_it_comes(place: str) -> None:
     usage = {"prompt_tokens": 9, "completion_tokens": 2}
     alone = msgspec.json.encode({"choices": [], "usage": usage})
     end = chunk({}, finish_reason="stop", usage=usage if place == "with" else None)
-    answer = Answer()
+    answer = AnswerDecoder()
     for data in {"before": [alone, end], "with": [end], "after": [end, alone]}[place]:
         answer.feed(data)
     assert answer.done().usage == Usage(9, None, 2)
 
 
 def test_no_usage_is_none() -> None:
-    answer = Answer()
+    answer = AnswerDecoder()
     answer.feed(chunk({}, finish_reason="stop", usage={}))
     assert answer.done().usage is None
 
@@ -225,15 +225,15 @@ def test_no_usage_is_none() -> None:
 def test_an_overflow_inside_a_stream_counts_only_before_its_first_chunk() -> None:
     error = msgspec.json.encode({"error": {"message": "x", "code": "context_length_exceeded"}})
     with pytest.raises(ContextTooLong):
-        Answer().feed(error)
-    answer = Answer()
+        AnswerDecoder().feed(error)
+    answer = AnswerDecoder()
     answer.feed(chunk({"content": "hi"}))
     with pytest.raises(EngineUnavailable):
         answer.feed(error)
 
 
 def test_what_is_wrong_in_one_event_of_many_is_told_of_that_event() -> None:
-    answer = Answer()
+    answer = AnswerDecoder()
     with pytest.raises(EngineUnavailable, match="no more room"):
         answer.feed_all([chunk({"content": "a"}), b'{"error":{"message":"no more room"}}'])
     with pytest.raises(msgspec.DecodeError):
@@ -258,7 +258,7 @@ def test_the_answer_is_the_same_however_its_events_come_together(
     events: list[bytes], cuts: list[int]
 ) -> None:
     def told(parts: list[list[bytes]]) -> tuple[list[object], bool]:
-        come = AnswerBytes()
+        come = BodyDecoder()
         chunks = [c for part in parts for c in come.feed(b"".join(map(sse, part)))]
         merged: list[object] = []
         for each in chunks:

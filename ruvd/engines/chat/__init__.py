@@ -1,1 +1,1 @@
-"""The chat completions protocol of OpenAI's API, as a client."""
+"""A client of the chat completions protocol of OpenAI's API."""

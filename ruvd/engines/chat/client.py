@@ -1,8 +1,9 @@
 """The client of one OpenAI-compatible server.
 
-Leaving the stream in any phase, also before the headers, closes the connection, and that is
-what stops the server. An answer that is one JSON object instead of a stream of events is refused:
-a server that cannot stream is no engine. One without a content type is taken for a stream.
+Leaving the stream in any phase, also before the response's head, closes the connection, and that
+stops the server. A response that is one JSON object instead of a stream of events is an error,
+because a server that cannot stream cannot be an engine. A response without a content type is read
+as a stream.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ruvd.engines.chat.credentials import ApiKey
 from ruvd.engines.chat.errors import CONNECTION_ERRORS, EngineErrorTranslator, response_error
 from ruvd.engines.chat.request import encode
 from ruvd.engines.chat.retryable import was_stale
-from ruvd.engines.chat.stream import Answer, AnswerBytes
+from ruvd.engines.chat.stream import AnswerDecoder, BodyDecoder
 from ruvd.engines.http.timeouts import ReadTimeout
 from ruvd.engines.http.transport import Request, Response, Transport
 
@@ -30,23 +31,24 @@ T = TypeVar("T")
 
 _MAX_ERROR_BYTES = 65_536
 _MAX_BODY_BYTES = 4 << 20
-# How long figures may come after the server has said why it ended: some never close.
+# Usage and timings may follow the finish reason for this long. Some servers never end the stream.
 _TAIL_SECONDS = 5.0
-# How long the end may take after [DONE]; a connection is used again only if it was read whole.
+# The response's end may follow [DONE] for this long. Only a response that was read to its end
+# leaves its connection for another request.
 _END_SECONDS = 0.1
-# How many of the connections that were kept may turn out to be closed, one after the other.
-_REPLACEMENTS = 2
+# The number of idle connections that may turn out to be closed, one after the other.
+_MAX_STALE_CONNECTIONS = 2
 _NO_HEADERS: Mapping[str, str] = {}
 _NO_FIELDS: Mapping[str, Any] = {}
 
 
 class ChatCompletionsClient:
-    """The server at `base_url`, which has the `/v1`, by `transport`, which it closes.
+    """A client of the server at `base_url`, which includes `/v1`. It closes its `transport`.
 
-    `read_seconds` is the longest silence that is borne, None for any, because a long prompt is
-    evaluated before the first byte comes. Without `keep_alive` every request has a connection
-    of its own: llama.cpp announces keep-alive and yet closes after a streamed answer, so a
-    pooled connection may be gone before it is used. Every method raises as `chat_errors` says.
+    `read_seconds` limits each silence, also before the first byte, when a long prompt is evaluated;
+    None is no limit. Without `keep_alive` every request has a connection of its own: llama.cpp
+    announces keep-alive and yet closes after a streamed answer, so a pooled connection may be
+    closed before it is used. Every method raises the errors of the table in `errors`.
     """
 
     def __init__(
@@ -61,13 +63,13 @@ class ChatCompletionsClient:
         max_tokens_field: str = "max_tokens",
     ) -> None:
         self._api_key = api_key or ApiKey()
-        self._words = EngineErrorTranslator(self._api_key.redact)
-        self._words_before_head = EngineErrorTranslator(self._api_key.redact, before_head=True)
+        self._translated_errors = EngineErrorTranslator(self._api_key.redact)
+        self._translated_head_errors = EngineErrorTranslator(self._api_key.redact, before_head=True)
         self._max_tokens_field = max_tokens_field
         self._read_seconds = read_seconds
         self._connect_seconds = connect_seconds
         self._transport = transport
-        self._closed = False
+        self._is_closed = False
         self._base_url = base_url
         self._completions_url = httpx.URL(f"{base_url}/chat/completions")
         self._headers = (
@@ -91,33 +93,33 @@ class ChatCompletionsClient:
         content: bytes = b"",
         seconds: float = 30.0,
     ) -> T:
-        """One request, with `content` as its body; its JSON answer decoded into a type.
+        """Sends one request with `content` as its body, and decodes the JSON response into a type.
 
-        `url` is a path below `base_url`, or whole. `seconds` bounds all of it.
+        `url` is absolute, or a path below `base_url`. `seconds` limits the whole call.
         """
         request = self._request(method, url, content)
-        with self._words, self._patience(_now() + seconds) as patience:
-            async with aclosing(await self._sent(request, patience)) as response:
-                content = await _content(response, _MAX_BODY_BYTES + 1, patience)
+        with self._translated_errors, self._timeout(_now() + seconds) as timeout:
+            async with aclosing(await self._send(request, timeout)) as response:
+                content = await _read_body(response, _MAX_BODY_BYTES + 1, timeout)
             if len(content) > _MAX_BODY_BYTES:
                 raise EngineUnavailable("the engine's answer makes no sense: it has no end")
             return msgspec.json.decode(content, type=into)
 
     async def models(self, *, seconds: float = 30.0) -> list[str]:
-        """The names of the models that the server offers."""
-        told = await self.call("GET", "/models", object, seconds=seconds)
-        # OpenAI's has a list in `data`, Together's is one.
-        found = told.get("data") if isinstance(told, dict) else told
-        if not isinstance(found, list):
+        """Returns the names of the models that the server offers."""
+        body = await self.call("GET", "/models", object, seconds=seconds)
+        # OpenAI's response has a list in `data`, Together's is a list.
+        models = body.get("data") if isinstance(body, dict) else body
+        if not isinstance(models, list):
             raise EngineUnavailable("the engine's answer makes no sense: it is no list of models")
-        return [str(each["id"]) for each in found if isinstance(each, dict) and "id" in each]
+        return [str(model["id"]) for model in models if isinstance(model, dict) and "id" in model]
 
     async def ping(self, *, seconds: float = 30.0) -> None:
-        """Raises what `models` would, but for what the answer's body says."""
+        """Requests the models and ignores the body. Raises as `models`."""
         request = self._request("GET", "/models")
-        with self._words, self._patience(_now() + seconds) as patience:
-            async with aclosing(await self._sent(request, patience)) as response:
-                await _content(response, _MAX_BODY_BYTES, patience)
+        with self._translated_errors, self._timeout(_now() + seconds) as timeout:
+            async with aclosing(await self._send(request, timeout)) as response:
+                await _read_body(response, _MAX_BODY_BYTES, timeout)
 
     async def complete(
         self,
@@ -128,72 +130,72 @@ class ChatCompletionsClient:
         headers: Mapping[str, str] = _NO_HEADERS,
         deadline: float | None = None,
     ) -> AsyncGenerator[EngineChunk, None]:
-        """Stream one chat completion, as `Engine.generate` has it.
+        """Streams one chat completion, by the contract of `Engine.generate`.
 
-        `extra` joins the body, `headers` the request's. `deadline` is of the loop's clock;
-        EngineTimeout after it.
+        `extra` is added to the body and `headers` to the request's headers. Raises EngineTimeout
+        after the `deadline`, a time of the loop's clock.
         """
         body = encode(request, model=model, extra=extra, max_tokens_field=self._max_tokens_field)
-        more = {**request.trace_headers, **headers}
-        sent = Request(
+        extra_headers = {**request.trace_headers, **headers}
+        http_request = Request(
             "POST",
             self._completions_url,
             [
                 *self._completions_headers,
-                *((name.encode(), value.encode()) for name, value in more.items()),
+                *((name.encode(), value.encode()) for name, value in extra_headers.items()),
                 (b"Content-Length", b"%d" % len(body)),
             ],
             body,
             self._connect_seconds,
         )
-        come = AnswerBytes()
-        with self._words, self._patience(deadline) as patience:
-            async with aclosing(await self._sent(sent, patience)) as response:
-                await _check_streams(response, patience)
-                while not come.ended or come.answer.finished:
+        decoder = BodyDecoder()
+        with self._translated_errors, self._timeout(deadline) as timeout:
+            async with aclosing(await self._send(http_request, timeout)) as response:
+                await _check_streams(response, timeout)
+                while not decoder.ended or decoder.answer.finished:
                     try:
-                        part = await patience.wait(response.read)
+                        part = await timeout.wait(response.read)
                     except (*CONNECTION_ERRORS, EngineTimeout):
-                        if come.answer.finished:
-                            break  # nothing is missing
+                        if decoder.answer.finished:
+                            break  # the answer is whole
                         raise
                     if not part:
                         break
-                    is_tail = come.answer.finished
-                    for chunk in come.feed(part):
+                    is_tail = decoder.answer.finished
+                    for chunk in decoder.feed(part):
                         yield chunk
-                    if come.ended:
+                    if decoder.ended:
                         if response.is_whole:
                             break
-                        patience.shorten(_END_SECONDS)
-                    elif come.answer.finished and not is_tail:
-                        patience.shorten(_TAIL_SECONDS)
-            yield come.answer.done()
+                        timeout.shorten(_END_SECONDS)
+                    elif decoder.answer.finished and not is_tail:
+                        timeout.shorten(_TAIL_SECONDS)
+            yield decoder.answer.done()
 
     async def close(self) -> None:
-        """Close every connection. Idempotent."""
-        self._closed = True
+        """Closes every connection. Idempotent."""
+        self._is_closed = True
         await self._transport.aclose()
 
     def _request(self, method: str, url: str, content: bytes = b"") -> Request:
-        whole = httpx.URL(f"{self._base_url}{url}" if url.startswith("/") else url)
-        headers = [(b"Host", whole.netloc), *self._headers]
+        absolute = httpx.URL(f"{self._base_url}{url}" if url.startswith("/") else url)
+        headers = [(b"Host", absolute.netloc), *self._headers]
         if content:
             headers.append((b"Content-Type", b"application/json"))
         if content or method != "GET":
             headers.append((b"Content-Length", b"%d" % len(content)))
-        return Request(method, whole, headers, content, self._connect_seconds)
+        return Request(method, absolute, headers, content, self._connect_seconds)
 
-    async def _sent(self, request: Request, patience: ReadTimeout) -> Response:
-        """The response, whose status is 200. To be used within `_words`."""
-        if key := await patience.wait(self._api_key.current):
+    async def _send(self, request: Request, timeout: ReadTimeout) -> Response:
+        """Returns the response, whose status is 200. Must be called in `_translated_errors`."""
+        if key := await timeout.wait(self._api_key.current):
             request.headers = (*request.headers, (b"Authorization", b"Bearer %s" % key.encode()))
         self._check_open()
-        response = await self._fresh_head(request, patience)
+        response = await self._send_replacing_stale(request, timeout)
         if response.status == httpx.codes.OK:
             return response
         async with aclosing(response):
-            content = await _content(response, _MAX_ERROR_BYTES, patience)
+            content = await _read_body(response, _MAX_ERROR_BYTES, timeout)
         raise response_error(
             response.status,
             content,
@@ -201,49 +203,50 @@ class ChatCompletionsClient:
             retry_after=response.header("retry-after"),
         )
 
-    async def _fresh_head(self, request: Request, patience: ReadTimeout) -> Response:
-        """The head, over another connection if the server has closed the one that was kept.
+    async def _send_replacing_stale(self, request: Request, timeout: ReadTimeout) -> Response:
+        """Returns the response, over another connection if the server has closed an idle one.
 
-        That says nothing about the server, so it takes nothing from whoever counts failures.
+        A stale connection is no failure of the server, so it takes nothing from the retries.
         """
-        for _ in range(_REPLACEMENTS):
+        for _ in range(_MAX_STALE_CONNECTIONS):
             try:
-                return await self._head(request, patience)
+                return await self._send_once(request, timeout)
             except EngineUnavailable as error:
                 if not was_stale(error):
                     raise
                 self._check_open()
-        return await self._head(request, patience)
+        return await self._send_once(request, timeout)
 
-    async def _head(self, request: Request, patience: ReadTimeout) -> Response:
-        with self._words_before_head:
-            return await patience.wait(
+    async def _send_once(self, request: Request, timeout: ReadTimeout) -> Response:
+        with self._translated_head_errors:
+            return await timeout.wait(
                 partial(self._transport.send, request),
                 first_read_extra_seconds=self._connect_seconds,
             )
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._is_closed:
             raise EngineUnavailable("the connection to the engine is closed")
 
-    def _patience(self, deadline: float | None) -> ReadTimeout:
+    def _timeout(self, deadline: float | None) -> ReadTimeout:
         return ReadTimeout(deadline, self._read_seconds)
 
 
-async def _check_streams(response: Response, patience: ReadTimeout) -> None:
+async def _check_streams(response: Response, timeout: ReadTimeout) -> None:
+    """Raises EngineUnavailable if the response is no stream of events."""
     kind = response.header("content-type").partition(";")[0].strip().lower()
     if kind in ("", "text/event-stream"):
         return
     if kind == "application/json":
-        # Some gateways answer so with an error inside.
-        Answer().feed(await _content(response, _MAX_ERROR_BYTES, patience))
+        # Some gateways report an error in such a body, which is raised here.
+        AnswerDecoder().feed(await _read_body(response, _MAX_ERROR_BYTES, timeout))
     raise EngineUnavailable(f"the engine answered with {kind}, not with a stream of events")
 
 
-async def _content(response: Response, most: int, patience: ReadTimeout) -> bytes:
-    """The body, up to about `most` bytes of it."""
+async def _read_body(response: Response, max_bytes: int, timeout: ReadTimeout) -> bytes:
+    """Returns the body, or about its first `max_bytes`."""
     content = b""
-    while len(content) < most and (part := await patience.wait(response.read)):
+    while len(content) < max_bytes and (part := await timeout.wait(response.read)):
         content += part
     return content
 

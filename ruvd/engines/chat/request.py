@@ -1,9 +1,9 @@
 """The body of a chat completions request.
 
-The same request gives the same bytes: fields are in one order, and a tool's schema goes out as
-its text came in, so that what the server caches by prefix is found again. Reasoning is never
-sent. `content` is null beside tool calls if there is none, as OpenAI's own clients send it back
-(vLLM and llama-server take null as well as nothing).
+The same request is always encoded to the same bytes, so that the server finds it in its prefix
+cache: the fields have a fixed order, and a tool's schema is sent as the text that was received.
+Reasoning is never sent. Without content, a message with tool calls has a `content` of null, as
+OpenAI's own clients send it (vLLM and llama-server accept null and no `content` alike).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ruvd.core.model import Message, Role
 from ruvd.core.options import RESERVED_FIELDS, ResponseFormat, Tool, ToolChoiceMode
 from ruvd.core.ports.engine import EngineRequest
 
-_AS_THEY_ARE = (
+_UNCHANGED_OPTIONS = (
     "parallel_tool_calls", "temperature", "top_p", "seed", "frequency_penalty", "presence_penalty",
 )  # fmt: skip
 
@@ -30,15 +30,15 @@ def encode(
     extra: Mapping[str, Any],
     max_tokens_field: str = "max_tokens",
 ) -> bytes:
-    """The body, with `extra` of the adapter and then the caller's `extra_body`.
+    """Returns the body, with the adapter's `extra` fields and then the caller's `extra_body`.
 
-    Raises EngineRejected for an `extra_body` that would change what is there.
+    Raises EngineRejected if `extra_body` would replace a field.
     """
     options = request.options
     body: dict[str, Any] = {"model": model, "messages": list(map(_message, request.messages))}
     if options.tools:
         body["tools"] = [_tool(tool) for tool in options.tools]
-    for name in _AS_THEY_ARE:
+    for name in _UNCHANGED_OPTIONS:
         if (value := getattr(options, name)) is not None:
             body[name] = value
     if options.max_tokens is not None:
@@ -56,15 +56,15 @@ def encode(
     body["stream_options"] = {"include_usage": True}
     body |= extra
     if options.extra_body:
-        _add(options.extra_body, body)
+        _add_extra_body(options.extra_body, body)
     return msgspec.json.encode(body)
 
 
-def _add(extra_body: Mapping[str, Any], body: dict[str, Any]) -> None:
-    """Raises EngineRejected for what would change what is there."""
+def _add_extra_body(extra_body: Mapping[str, Any], body: dict[str, Any]) -> None:
+    """Adds the caller's fields. Raises EngineRejected if one exists or is reserved."""
     if taken := sorted(name for name in extra_body if name in body or name in RESERVED_FIELDS):
         raise EngineRejected(f"extra_body must not have {', '.join(taken)}")
-    # Its maps come from protobuf, which gives them in any order.
+    # The maps come from protobuf, which does not keep their order.
     for name, value in sorted(extra_body.items()):
         body[name] = msgspec.Raw(msgspec.json.encode(value, order="deterministic"))
 
@@ -106,11 +106,11 @@ def _tool_choice(choice: ToolChoiceMode | str) -> str | dict[str, Any]:
     return {"type": "function", "function": {"name": choice}}
 
 
-def _response_format(asked: ResponseFormat) -> dict[str, Any]:
+def _response_format(wanted: ResponseFormat) -> dict[str, Any]:
     # OpenAI requires a name.
-    schema: dict[str, Any] = {"name": asked.name or "answer", "schema": _raw(asked.json_schema)}
-    if asked.strict is not None:
-        schema["strict"] = asked.strict
+    schema: dict[str, Any] = {"name": wanted.name or "answer", "schema": _raw(wanted.json_schema)}
+    if wanted.strict is not None:
+        schema["strict"] = wanted.strict
     return {"type": "json_schema", "json_schema": schema}
 
 

@@ -1,10 +1,10 @@
-"""The chunks of a streamed chat completion, made into those of the `Engine` port. Pure.
+"""Decoders of a streamed chat completion to the chunks of the `Engine` port, without I/O.
 
-Servers differ in how they stream tool calls, and each way is taken: no index, an index that does
+Servers differ in how they stream tool calls, and each way is accepted: no index, an index that does
 not begin with 0 or is the same for several whole calls (Gemini), an id in every fragment, even a
-new one each (older vLLM), no id at all, arguments as an object, a name that comes late.
-`content_filter` is an error, because what came is not the model's whole answer, and so is
-`abort`; a reason that nobody knows is taken for STOP.
+new one in each (older vLLM), no id at all, arguments as an object, a name that comes late. The
+finish reasons `content_filter` and `abort` are errors, because the answer is not the model's whole
+answer. An unknown finish reason is taken for STOP.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _PromptDetails(msgspec.Struct, gc=False):
 
 
 class _Usage(msgspec.Struct, gc=False):
-    """OpenAI's; then the field of DeepSeek and that of Moonshot."""
+    """Token counts: OpenAI's fields, then one of DeepSeek's and one of Moonshot's."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -69,7 +69,7 @@ class _Usage(msgspec.Struct, gc=False):
 
 
 class _Timings(msgspec.Struct, gc=False):
-    """What llama.cpp adds; `cache_n` tokens were cached."""
+    """The timings that llama.cpp adds. `cache_n` tokens of the prompt were cached."""
 
     cache_n: int | None = None
     prompt_ms: float | None = None
@@ -83,13 +83,13 @@ class _Chunk(msgspec.Struct, gc=False):
 
 
 class _Call:
-    """A tool call that is being streamed; nothing is told before its name is known."""
+    """A tool call that is being streamed. Its first delta waits until its name is known."""
 
     def __init__(self, number: int, id_: str) -> None:
         self.number = number
         self.id = id_
         self.name = ""
-        self.held = ""
+        self.arguments = ""
 
     def add(self, fragment: _ToolCall) -> list[ToolCallDelta]:
         function = fragment.function or _Function()
@@ -99,12 +99,12 @@ class _Call:
         if self.name:
             return [ToolCallDelta(self.number, arguments=arguments)] if arguments else []
         self.id = self.id or fragment.id or ""
-        self.held += arguments
+        self.arguments += arguments
         if not function.name:
             return []
         self.name = function.name
         self.id = self.id or f"call_{secrets.token_urlsafe(18)}"
-        return [ToolCallDelta(self.number, self.id, self.name, self.held)]
+        return [ToolCallDelta(self.number, self.id, self.name, self.arguments)]
 
 
 _decoder = msgspec.json.Decoder(_Chunk)
@@ -112,8 +112,8 @@ _all_decoder = msgspec.json.Decoder(list[_Chunk])
 _DONE = b"[DONE]"
 
 
-class Answer:
-    """One answer as it comes: `feed` each event's data, then `done`."""
+class AnswerDecoder:
+    """Decodes one answer from its events: `feed` each event's data, then call `done`."""
 
     def __init__(self) -> None:
         self._calls: list[_Call] = []
@@ -125,22 +125,22 @@ class Answer:
 
     @property
     def finished(self) -> bool:
-        """Whether the server has said why it ended; only figures may follow."""
+        """Whether the finish reason has come. Only usage and timings may follow."""
         return self._finish_reason is not None
 
     def feed(self, data: bytes) -> list[EngineChunk]:
-        """The chunks in an event. Raises MsgspecError, or the error that the server sent."""
+        """Returns the chunks in an event. Raises MsgspecError, or the error in the event."""
         out: list[EngineChunk] = []
         self._take(_decoder.decode(data), out)
         return out
 
     def feed_all(self, events: Sequence[bytes]) -> list[EngineChunk]:
-        """The chunks in several events, texts that follow one another as one. Raises as `feed`."""
+        """Returns the chunks in several events, with adjacent texts joined. Raises as `feed`."""
         out: list[EngineChunk] = []
         texts: list[str] = []
         for chunk in _decode_all(events):
             choices = chunk.choices
-            # Nearly all have a text and nothing else.
+            # The fast path: nearly all chunks have a text and nothing else.
             if choices and chunk.error is None and chunk.usage is None and chunk.timings is None:
                 choice = choices[0]
                 delta = choice.delta
@@ -155,10 +155,10 @@ class Answer:
                     texts.append(delta.content)
                     continue
             self._begun = self._begun or bool(texts)
-            _join(texts, out)
+            _flush(texts, out)
             self._take(chunk, out)
         self._begun = self._begun or bool(texts)
-        _join(texts, out)
+        _flush(texts, out)
         return out
 
     def _take(self, chunk: _Chunk, out: list[EngineChunk]) -> None:
@@ -172,15 +172,18 @@ class Answer:
                 self._begun = self._begun or bool(out)
             if choice.finish_reason:
                 self._finish_reason = choice.finish_reason
-        # Some servers send it with every chunk, the last is the whole.
+        # Some servers send it with every chunk. The last has the totals.
         if chunk.usage is not None:
             self._usage = chunk.usage
         if chunk.timings is not None:
             self._timings = chunk.timings
 
     def done(self) -> EngineDone:
-        """The last chunk. Raises EngineUnavailable if the answer is not whole, and
-        EngineRejected if the server's filter has ended it."""
+        """Returns the last chunk.
+
+        Raises EngineUnavailable if the answer is not whole, and EngineRejected if the server's
+        content filter has ended it.
+        """
         reason = self._finish_reason
         if reason is None:
             raise EngineUnavailable("the engine's answer ended before its end")
@@ -196,22 +199,22 @@ class Answer:
         prompt_ms = self._timings.prompt_ms if self._timings else None
         return EngineDone(
             finish_reason,
-            self._measured(),
+            self._usage_counts(),
             prefill_seconds=None if prompt_ms is None else prompt_ms / 1000,
         )
 
-    def _measured(self) -> Usage | None:
+    def _usage_counts(self) -> Usage | None:
         usage = self._usage
         if usage is None or usage.prompt_tokens is None:
             return None
         details = usage.prompt_tokens_details
-        told = [
+        counts = [
             None if details is None else details.cached_tokens,
             None if self._timings is None else self._timings.cache_n,
             usage.prompt_cache_hit_tokens,
             usage.cached_tokens,
         ]
-        cached = next((count for count in told if count is not None), None)
+        cached = next((count for count in counts if count is not None), None)
         return Usage(usage.prompt_tokens, cached, usage.completion_tokens or 0)
 
     def _add(self, delta: _Delta, out: list[EngineChunk]) -> None:
@@ -224,6 +227,7 @@ class Answer:
                 out += self._call(fragment).add(fragment)
 
     def _call(self, fragment: _ToolCall) -> _Call:
+        """Returns the call that a fragment belongs to, a new one if the fragment starts it."""
         named = bool(fragment.function and fragment.function.name)
         if fragment.index is not None:
             call = self._by_index.get(fragment.index)
@@ -244,17 +248,19 @@ class Answer:
         return call
 
 
-class AnswerBytes:
-    """One answer from the parts of a response's body: `feed` each; the rest is `answer`'s."""
+class BodyDecoder:
+    """Decodes one answer from the parts of a response's body. The result is in `answer`."""
 
     def __init__(self) -> None:
-        self.answer = Answer()
-        self.ended = False  # [DONE] has come, after which nothing counts
+        self.answer = AnswerDecoder()
+        self.ended = False  # after [DONE], everything is ignored
         self._events = SseDecoder()
 
     def feed(self, part: bytes) -> list[EngineChunk]:
-        """The chunks in a part; texts that came together as one, because each passes every layer
-        on its own. Raises as `Answer.feed`, and EventTooLarge."""
+        """Returns the chunks in a part. Raises as `AnswerDecoder.feed`, and EventTooLarge.
+
+        Texts that came together are joined, because each chunk passes through every layer.
+        """
         events = self._events.feed(part)
         if self.ended or not events:
             return []
@@ -267,16 +273,16 @@ class AnswerBytes:
 
 
 def _decode_all(events: Sequence[bytes]) -> Sequence[_Chunk]:
-    """As each by itself, in half of the time."""
+    """Decodes events as one array, which takes half the time of decoding each by itself."""
     try:
         chunks = _all_decoder.decode(b"[%s]" % b",".join(events))
     except msgspec.MsgspecError:
         chunks = []
-    # What is wrong is told of its event.
+    # If this fails, decoding one by one raises the error of the event that is wrong.
     return chunks if len(chunks) == len(events) else [_decoder.decode(data) for data in events]
 
 
-def _join(texts: list[str], out: list[EngineChunk]) -> None:
+def _flush(texts: list[str], out: list[EngineChunk]) -> None:
     if texts:
         out.append(EngineText("".join(texts)))
         texts.clear()
