@@ -1,5 +1,5 @@
 """The adapters of the `Engine` port: `llama` (embedded), `openai` (any server with its API) and
 `echo` (deterministic).
 
-Each is opened by its name, and its libraries are imported only then.
+An adapter's modules and libraries are imported only when it is chosen.
 """

@@ -1,1 +1,1 @@
-"""The engine for any server with OpenAI's chat completions API."""
+"""The engine that uses any servers with OpenAI's chat completions API."""

@@ -1,20 +1,19 @@
-"""How a server is told which calls belong together, so that they find the same cache.
+"""The key that tells a server which calls belong to one session, and so use the same cache.
 
-A session's id may be personal, so what goes out is a hash of it with the deployment's salt.
+A session's id may be personal data, so the key is a hash of it with the deployment's salt.
 
-| preset | the key goes into | source |
+| preset | where the key is sent | source |
 |---|---|---|
 | `openai` | the body's `prompt_cache_key` | developers.openai.com, guide Prompt caching |
 | `vllm` | the header `X-Session-ID` | vllm-project/router, docs/load_balancing |
 | `sglang` | the header `X-SMG-Routing-Key` | SGLang model gateway, sticky sessions |
-| `llama-server` | nothing: it finds the slot by the prompt | |
+| `llama-server` | nowhere, because the server finds the slot by the prompt | |
 
-`affinity_header` is another name for the header, or one for a preset that has none.
+`affinity_header` replaces the header's name, or adds a header to a preset that has none.
 
-`cache_salt` keeps a deployment's cache apart where the server has that field (vLLM, SGLang). A
-completion that bypasses the cache gets a salt of its own there. llama-server has none: with
-`cache_prompt` false it reuses nothing, but keeps what it evaluated, so it is refused, as it is
-for a server that is not known.
+`cache_salt` separates the cache of a deployment on servers with that field (vLLM, SGLang). A
+completion that bypasses the cache gets a salt of its own there, and is rejected everywhere else.
+llama-server has no salt: with `cache_prompt` false it reuses nothing, but keeps what it evaluated.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from ruvd.core.ports.engine import EngineRequest
 Preset: TypeAlias = Literal["none", "openai", "vllm", "sglang", "llama-server"]
 
 _HEADERS: dict[str, str] = {"vllm": "X-Session-ID", "sglang": "X-SMG-Routing-Key"}
-_SALTED = {"vllm", "sglang"}
+_SALTED_PRESETS = {"vllm", "sglang"}
 _KEY_BYTES = 24
 
 
 class Affinity:
-    """One server's way to be told."""
+    """The fields and headers that one kind of server takes."""
 
     def __init__(self, preset: Preset = "none", header: str = "", cache_salt: str = "") -> None:
         self.preset = preset
@@ -43,19 +42,19 @@ class Affinity:
         self._salt = cache_salt
 
     def check(self, request: EngineRequest) -> None:
-        """Raises EngineRejected for what this server cannot do."""
-        if request.options.bypass_cache and self.preset not in _SALTED:
+        """Raises EngineRejected if the request must bypass the cache and the server cannot."""
+        if request.options.bypass_cache and self.preset not in _SALTED_PRESETS:
             raise EngineRejected(
                 "bypass_cache needs a server with a cache salt: the setting affinity is"
                 f" {self.preset!r}, only vllm and sglang have one"
             )
 
     def fields(self, request: EngineRequest) -> dict[str, str]:
-        """What joins the body."""
+        """Returns the fields to add to the body."""
         fields: dict[str, str] = {}
         if self.preset == "openai" and request.session_key:
             fields["prompt_cache_key"] = self._key(request.session_key)
-        if self.preset in _SALTED:
+        if self.preset in _SALTED_PRESETS:
             if request.options.bypass_cache:
                 fields["cache_salt"] = secrets.token_urlsafe(_KEY_BYTES)
             elif self._salt:
@@ -63,7 +62,7 @@ class Affinity:
         return fields
 
     def headers(self, request: EngineRequest) -> dict[str, str]:
-        """What joins the headers."""
+        """Returns the headers to add."""
         if not (self._header and request.session_key):
             return {}
         return {self._header: self._key(request.session_key)}

@@ -1,7 +1,7 @@
-"""Any OpenAI-compatible server as the engine, or several: the first that is well is asked.
+"""Any OpenAI-compatible servers as the engine. The first server that works gets each request.
 
-A call is tried again only before its first chunk. Each round asks every server that may be well,
-at once, and only then waits. Affinity, credentials and faults are decided in modules of their own.
+A request is retried only before its first chunk. An attempt tries every server that may work, one
+after the other without a pause; only the next attempt waits.
 """
 
 from __future__ import annotations
@@ -28,19 +28,22 @@ from ruvd.engines.openai.circuit_breaker import CircuitBreaker
 from ruvd.engines.openai.retries import RetryBudget, attempts
 from ruvd.engines.openai.upstream import Call, Upstream
 
-# How often a server that is down is asked whether it is up again.
-_DOWN_SECONDS = 1.0
-_PAUSE_SECONDS = 0.2
-# How long a server may take to say which models it has.
-_ANSWER_SECONDS = 5.0
+# The interval of health checks while all servers are down.
+_DOWN_CHECK_SECONDS = 1.0
+# The shortest interval, also if many failing calls request a check.
+_MIN_CHECK_SECONDS = 0.2
+# The timeout of a health check, after connecting.
+_CHECK_SECONDS = 5.0
 
 
 class OpenAIEngine:
-    """The servers at `base_urls`, in order of preference, each with its `/v1`.
+    """The servers at `base_urls`, in order of preference; each URL includes `/v1`.
 
-    `connect_seconds` bounds connecting, `read_seconds` each silence, `total_seconds` the call
-    with all its `retries`. `breaker_failures` in a row keep a server from being asked for
-    `breaker_seconds`. `max_parallel` is the engine's `slots`.
+    `connect_seconds` limits connecting, `read_seconds` each silence, and `total_seconds` the call
+    with all its `retries`. `breaker_failures` in a row open a server's circuit for
+    `breaker_seconds`. `max_parallel` is the engine's `slots`. `transport` makes the transport to
+    the server at a URL, by default one that uses the certificate files and the environment's proxy.
+    `monotonic` is the clock of the circuit breakers.
     """
 
     def __init__(
@@ -72,9 +75,9 @@ class OpenAIEngine:
         self._base_urls = tuple(base_urls)
         self._model = model
         self._max_parallel = max_parallel
-        self._key = ApiKey(api_key, api_key_file, secrets=[cache_salt])
+        self._api_key = ApiKey(api_key, api_key_file, secrets=[cache_salt])
         self._affinity = Affinity(affinity, affinity_header, cache_salt)
-        self._files = (ca_file, client_cert_file, client_key_file)
+        self._tls_files = (ca_file, client_cert_file, client_key_file)
         self._transport = transport
         self._connect_seconds = connect_seconds
         self._read_seconds = read_seconds
@@ -86,84 +89,88 @@ class OpenAIEngine:
         self._monotonic = monotonic
         self._budget = RetryBudget()
         self._upstreams: Sequence[Upstream] = ()
-        self._opening = asyncio.Lock()
-        self._checks: asyncio.Task[None] | None = None
-        self._checked = asyncio.Event()
-        self._check_now = asyncio.Event()
-        self._told_up: bool | None = None
-        self._cannot_open = "the engine has not been started"
-        self._closed = False
+        self._open_lock = asyncio.Lock()
+        self._check_task: asyncio.Task[None] | None = None
+        self._first_check_done = asyncio.Event()
+        self._check_requested = asyncio.Event()
+        self._reported_up: bool | None = None
+        self._open_problem = "the engine has not been started"
+        self._is_closed = False
 
     @property
     def model(self) -> str:
-        """The model that is asked for if the caller names none."""
+        """The model for requests that name none."""
         return self._model
 
     @property
     def slots(self) -> int | None:
-        """`max_parallel`."""
+        """The setting `max_parallel`."""
         return self._max_parallel
 
     @property
     def window_tokens(self) -> int | None:
-        """None: it is not known what a server's context holds."""
+        """None, because the size of a server's context is not known."""
         return None
 
     async def start(self) -> None:
-        """Begin to ask the servers whether they are up, and return at once."""
-        if self._checks is None and not self._closed:
-            self._checks = asyncio.create_task(self._check_for_ever(), name="engine-health")
+        """Starts the health checks of the servers, and returns at once."""
+        if self._check_task is None and not self._is_closed:
+            self._check_task = asyncio.create_task(self._run_checks(), name="engine-health")
 
     @property
     def is_ready(self) -> bool:
         """See `Engine.is_ready`."""
-        has_checked = self._checks is None or self._checked.is_set()
-        return has_checked and not self._closed and self._told_up is not False
+        has_checked = self._check_task is None or self._first_check_done.is_set()
+        return has_checked and not self._is_closed and self._reported_up is not False
 
     async def ready(self) -> None:
-        """Return at once, or after the first check of a fresh start, unless all are down."""
+        """Waits for the first health check. Raises EngineUnavailable if all servers are down."""
         self._check_open()
-        if self._checks is not None:
-            await self._checked.wait()
+        if self._check_task is not None:
+            await self._first_check_done.wait()
         self._check_open()
-        if self._told_up is False:
-            raise EngineUnavailable(self._troubles())
+        if self._reported_up is False:
+            raise EngineUnavailable(self._down_reason())
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        """Generate; see `Engine.generate`."""
+        """See `Engine.generate`."""
         self._affinity.check(request)
         deadline = asyncio.get_running_loop().time() + self._total_seconds
         self._budget.deposit()
         try:
-            call = await self._ask_each(request, deadline)
+            call = await self._try_servers(request, deadline)
         except RuvdError as failure:
-            call = await self._ask_again(request, deadline, [failure])
+            call = await self._retry(request, deadline, [failure])
         async with call:
             yield call.first
             async for chunk in call.chunks:
                 yield chunk
 
     async def models(self) -> Sequence[str]:
-        """What the first server that answers offers."""
+        """Returns the models of the first server that answers."""
         error: RuvdError | None = None
         for upstream in await self._candidates():
             try:
                 return await upstream.client.models(seconds=self._read_seconds)
             except RuvdError as failure:
                 error = failure
-        raise error or EngineUnavailable(self._troubles())
+        raise error or EngineUnavailable(self._down_reason())
 
     @property
     def prefix_cache(self) -> PrefixCache | None:
-        """Itself: it can have a prompt evaluated; what servers keep is theirs."""
+        """The engine itself. It can have a prompt evaluated; the cache is the server's."""
         return self
 
     async def prepare(self, request: EngineRequest) -> AsyncGenerator[PromptEvaluated, None]:
-        """In one step, which is paid as any prompt is; see `Warm.prepare`."""
-        messages = (*request.messages, Message(Role.USER, "."))  # an answer must be due
+        """Evaluates the messages in one step, by an answer of one token, which servers charge for.
+
+        See `PrefixCache.prepare`.
+        """
+        # Servers answer only a prompt that ends with a user message.
+        messages = (*request.messages, Message(Role.USER, "."))
         options = replace(request.options, max_tokens=1)
-        asked = replace(request, messages=messages, options=options)
-        async with aclosing(self.generate(asked)) as chunks:
+        probe = replace(request, messages=messages, options=options)
+        async with aclosing(self.generate(probe)) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, EngineDone) and chunk.usage:
                     count = chunk.usage.prompt_tokens - (chunk.usage.cached_tokens or 0)
@@ -171,46 +178,46 @@ class OpenAIEngine:
                     yield PromptEvaluated(count, seconds, request.session_key)
 
     def forget(self, session_key: str) -> None:
-        """Nothing is kept here."""
+        """Does nothing, because the cache is the server's."""
 
     def remembered(self) -> Collection[str]:
-        """Nothing is kept here."""
+        """Returns nothing, because the cache is the server's."""
         return ()
 
     async def save(self) -> None:
-        """Nothing is kept here."""
+        """Does nothing, because the cache is the server's."""
 
     async def close(self) -> None:
-        """Close every connection. Idempotent."""
-        self._closed = True
-        self._checked.set()
-        if self._checks is not None:
-            self._checks.cancel()
-            await asyncio.wait([self._checks])
-        async with self._opening:
+        """Closes every connection. Idempotent."""
+        self._is_closed = True
+        self._first_check_done.set()
+        if self._check_task is not None:
+            self._check_task.cancel()
+            await asyncio.wait([self._check_task])
+        async with self._open_lock:
             for upstream in self._upstreams:
                 await upstream.client.close()
 
-    async def _ask_again(
+    async def _retry(
         self, request: EngineRequest, deadline: float, failed: list[RuvdError]
     ) -> Call:
-        """The same after the first try has `failed`, as often as it may."""
-        tries = attempts(retries=self._retries, deadline=deadline, budget=self._budget)
+        """Returns an answer that has begun, by retries of a first attempt, which has `failed`."""
+        retries = attempts(retries=self._retries, deadline=deadline, budget=self._budget)
         try:
             async with asyncio.timeout_at(deadline):
-                async for attempt in tries:
+                async for attempt in retries:
                     with attempt:
                         if failed:
                             raise failed.pop()
-                        return await self._ask_each(request, deadline)
+                        return await self._try_servers(request, deadline)
         except TimeoutError as error:
             raise EngineTimeout(
                 f"the engine did not answer within {self._total_seconds:g} s"
             ) from error
-        raise AssertionError  # the last try has raised
+        raise AssertionError  # the last attempt has raised
 
-    async def _ask_each(self, request: EngineRequest, deadline: float) -> Call:
-        """An answer that has begun, of the first server that gives one."""
+    async def _try_servers(self, request: EngineRequest, deadline: float) -> Call:
+        """Returns an answer that has begun, of the first server that gives one."""
         error: RuvdError | None = None
         for upstream in await self._candidates():
             model = request.options.model or self._model
@@ -220,9 +227,9 @@ class OpenAIEngine:
                     return call
             except RuvdError as failure:
                 if never_sent(failure):
-                    self._check_now.set()
+                    self._check_requested.set()
                 if refuses_credentials(failure):
-                    self._key.forget()
+                    self._api_key.forget()
                 if not may_go_elsewhere(failure):
                     raise
                 error = failure
@@ -230,23 +237,23 @@ class OpenAIEngine:
             try:
                 raise error
             finally:
-                del error  # its traceback holds this frame, which is not to hold it
+                del error  # its traceback refers to this frame, which must not refer to it
         waits = [upstream.breaker.wait_seconds for upstream in self._upstreams]
-        raise EngineUnavailable(self._troubles(), retry_after_seconds=max(1.0, min(waits)))
+        raise EngineUnavailable(self._down_reason(), retry_after_seconds=max(1.0, min(waits)))
 
     async def _candidates(self) -> Sequence[Upstream]:
-        """Those whose breakers let a call through: not known to be down first."""
-        upstreams = [each for each in await self._open() if each.breaker.wait_seconds == 0.0]
-        return [each for each in upstreams if each.up is not False] or upstreams
+        """Returns the servers with no open circuit, without those that are down if any is not."""
+        upstreams = [server for server in await self._open() if server.breaker.wait_seconds == 0.0]
+        return [server for server in upstreams if server.up is not False] or upstreams
 
     async def _open(self) -> Sequence[Upstream]:
         self._check_open()
         if not self._upstreams:
-            async with self._opening:
+            async with self._open_lock:
                 if not self._upstreams:
                     make = self._transport
                     if make is None:
-                        make = await asyncio.to_thread(transport_factory, *self._files)
+                        make = await asyncio.to_thread(transport_factory, *self._tls_files)
                     self._upstreams = [
                         self._make_upstream(url, make(url)) for url in self._base_urls
                     ]
@@ -257,7 +264,7 @@ class OpenAIEngine:
         client = ChatCompletionsClient(
             transport=transport,
             base_url=url,
-            api_key=self._key,
+            api_key=self._api_key,
             connect_seconds=self._connect_seconds,
             read_seconds=self._read_seconds,
             keep_alive=self._affinity.preset != "llama-server",
@@ -272,47 +279,47 @@ class OpenAIEngine:
             probe_seconds=self._total_seconds,
             monotonic=self._monotonic,
         )
-        return Upstream(url, client, self._affinity, breaker, self._tell)
+        return Upstream(url, client, self._affinity, breaker, self._report_state)
 
-    async def _check_for_ever(self) -> None:
-        seconds = self._connect_seconds + min(self._read_seconds, _ANSWER_SECONDS)
+    async def _run_checks(self) -> None:
+        seconds = self._connect_seconds + min(self._read_seconds, _CHECK_SECONDS)
         while True:
-            self._check_now.clear()
+            self._check_requested.clear()
             try:
                 upstreams = await self._open()
             except EngineUnavailable as error:
-                self._cannot_open = str(error)
-                self._tell()
+                self._open_problem = str(error)
+                self._report_state()
             else:
                 await asyncio.gather(*(upstream.check(seconds) for upstream in upstreams))
-            self._checked.set()
-            pause = self._health_check_seconds if self._told_up else _DOWN_SECONDS
-            # A failed call brings the next check forward, but many do not make many.
-            await asyncio.sleep(min(_PAUSE_SECONDS, pause))
+            self._first_check_done.set()
+            pause = self._health_check_seconds if self._reported_up else _DOWN_CHECK_SECONDS
+            # A failed call requests a check at once.
+            await asyncio.sleep(min(_MIN_CHECK_SECONDS, pause))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._check_now.wait()
+                    await self._check_requested.wait()
 
-    def _tell(self) -> None:
-        """Tell the observer if the engine as a whole has come up or gone down."""
-        known = [upstream.up for upstream in self._upstreams]
-        up = any(known)
-        if up == self._told_up or (None in known and not up):
+    def _report_state(self) -> None:
+        """Tells the observer if the engine as a whole has come up or gone down."""
+        states = [upstream.up for upstream in self._upstreams]
+        is_up = any(states)
+        if is_up == self._reported_up or (None in states and not is_up):
             return
-        self._told_up = up
-        there = [upstream for upstream in self._upstreams if upstream.up]
-        detail = f"{self._model} at {there[0].url}" if there else self._troubles()
-        if there and there[0].problem:
-            detail = f"{detail}, but {there[0].problem}"
-        self._observer(EngineStateChanged(up=up, detail=detail))
+        self._reported_up = is_up
+        first = next((upstream for upstream in self._upstreams if upstream.up), None)
+        detail = f"{self._model} at {first.url}" if first else self._down_reason()
+        if first and first.problem:
+            detail = f"{detail}, but {first.problem}"
+        self._observer(EngineStateChanged(up=is_up, detail=detail))
 
-    def _troubles(self) -> str:
-        """Why no server can be asked."""
+    def _down_reason(self) -> str:
+        """Returns the reason why no server can be used."""
         if not self._upstreams:
-            return self._cannot_open
-        told = [f"{each.url}: {each.problem or 'failing'}" for each in self._upstreams]
-        return f"no server of the engine is up: {'; '.join(told)}"
+            return self._open_problem
+        reasons = [f"{server.url}: {server.problem or 'failing'}" for server in self._upstreams]
+        return f"no server of the engine is up: {'; '.join(reasons)}"
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._is_closed:
             raise EngineUnavailable("the engine is closed")

@@ -1,7 +1,7 @@
-"""When a call that has failed is made again: at most so often, so soon, and so many of all.
+"""The retries of failed calls: their back-off, and a budget that all calls share.
 
-stamina does the waiting, with back-off and jitter. All calls share a budget, because retries
-that everybody makes are what keeps a server down.
+stamina waits, with exponential back-off and jitter. The budget is shared because unlimited retries
+of many callers keep an overloaded server down.
 """
 
 from __future__ import annotations
@@ -16,57 +16,57 @@ from stamina.instrumentation import set_on_retry_hooks
 from ruvd.core.errors import RuvdError
 from ruvd.engines.chat.retryable import Refused, may_retry
 
-_SHARE = 0.2
-_BURST = 10.0
+_RETRIES_PER_CALL = 0.2
+_MAX_RETRIES = 10.0
 _FIRST_WAIT_SECONDS = 0.25
-_LONGEST_WAIT_SECONDS = 5.0
-_LONGEST_ASKED_SECONDS = 60.0
+_MAX_WAIT_SECONDS = 5.0
+_MAX_RETRY_AFTER_SECONDS = 60.0
 
-# Its own would log a retry's arguments, and import a logger in the event loop to do it.
+# stamina's own hooks would log the arguments, and import a logger on the event loop to do it.
 set_on_retry_hooks([])
 
 
 class RetryBudget:
-    """A retry for every fifth call, and ten at once."""
+    """One retry for every fifth call, and at most ten saved up."""
 
     def __init__(self) -> None:
-        self._left = _BURST
+        self._retries = _MAX_RETRIES
 
     def deposit(self) -> None:
-        """A call begins."""
-        self._left = min(_BURST, self._left + _SHARE)
+        """Adds the share of a new call."""
+        self._retries = min(_MAX_RETRIES, self._retries + _RETRIES_PER_CALL)
 
-    def take(self) -> bool:
-        """Whether one more retry is in it."""
-        if self._left < 1.0:
+    def withdraw(self) -> bool:
+        """Takes one retry. Returns whether there was one."""
+        if self._retries < 1.0:
             return False
-        self._left -= 1.0
+        self._retries -= 1.0
         return True
 
 
 def attempts(
     *, retries: int, deadline: float, budget: RetryBudget
 ) -> AsyncIterator[stamina.Attempt]:
-    """The tries of one call, the first and up to `retries` more, all before `deadline`.
+    """Yields the attempts of one call: the first and up to `retries` more, all before `deadline`.
 
-    What the server asks for with Retry-After is waited for if it ends before `deadline` and is a
-    minute at most: about more, the caller should decide.
+    A server's Retry-After is obeyed if it ends before `deadline` and is a minute at most. Whether
+    to wait longer is the caller's decision.
     """
-    left = retries
+    retries_left = retries
 
     def back_off(error: Exception) -> bool | float:
-        nonlocal left
-        if not isinstance(error, RuvdError) or not may_retry(error) or left == 0:
+        nonlocal retries_left
+        if not isinstance(error, RuvdError) or not may_retry(error) or retries_left == 0:
             return False
         cause = error.__cause__
         wait = cause.retry_after_seconds if isinstance(cause, Refused) else None
-        if wait is not None and wait > _LONGEST_ASKED_SECONDS:
+        if wait is not None and wait > _MAX_RETRY_AFTER_SECONDS:
             return False
-        least = _FIRST_WAIT_SECONDS if wait is None else wait
-        if asyncio.get_running_loop().time() + least >= deadline or not budget.take():
+        min_wait = _FIRST_WAIT_SECONDS if wait is None else wait
+        if asyncio.get_running_loop().time() + min_wait >= deadline or not budget.withdraw():
             return False
-        left -= 1
-        # Not everybody who was told the same number comes back at the same moment.
+        retries_left -= 1
+        # The jitter spreads callers that got the same Retry-After.
         return True if wait is None else wait * random.uniform(1.0, 1.1)  # noqa: S311
 
     return stamina.retry_context(
@@ -74,6 +74,6 @@ def attempts(
         attempts=retries + 1,
         timeout=None,
         wait_initial=_FIRST_WAIT_SECONDS,
-        wait_max=_LONGEST_WAIT_SECONDS,
+        wait_max=_MAX_WAIT_SECONDS,
         wait_jitter=_FIRST_WAIT_SECONDS,
     ).__aiter__()
