@@ -41,7 +41,8 @@ def environment_proxy(url: str) -> str | None:
     """Returns the URL of the proxy that the environment names for a server, or None."""
     server = httpx.URL(url)
     proxies = urllib.request.getproxies()
-    if urllib.request.proxy_bypass(server.host):
+    # NO_PROXY may name a host with its port, or an IPv6 address without brackets.
+    if any(map(urllib.request.proxy_bypass, (server.host, server.netloc.decode()))):
         return None
     proxy = proxies.get(server.scheme) or proxies.get("all")
     return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
