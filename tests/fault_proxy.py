@@ -1,7 +1,6 @@
-"""A proxy that cuts gRPC connections where a test wants it, by counting the answers' messages.
+"""A proxy that cuts gRPC connections after a chosen message of a response stream.
 
-It reads just enough of HTTP/2 and gRPC to know when the n-th message of a response stream has
-passed: frame headers and message lengths. Nothing is decrypted or decoded.
+It parses only frame headers of HTTP/2 and message lengths of gRPC, by which it counts the messages.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ from contextlib import asynccontextmanager, suppress
 _DATA = 0
 _HEADER = 9
 _PREFIX = 5  # a gRPC message: a flag and four bytes of length
-# gRPC drops what has come and was not handed over when its connection breaks. A cut after a
-# message is one that was read; otherwise a client that is always cut might never get anywhere.
+# When a connection breaks, gRPC drops messages that it has received and not yet delivered. So a cut
+# waits until the message before it was read, or else a client might never advance.
 _READ_SECONDS = 0.1
 
 
 class FaultProxy:
     """Relays to `target`, a `host:port`, and aborts connections.
 
-    After `after` messages on one response stream its connection is aborted; with 0, before the
-    first. It happens `times` times, None for always. While `closed` is set, what connects is
-    aborted at once, and setting it aborts what is there.
+    After `after` messages on a response stream its connection is aborted; 0 means before the first.
+    This happens `times` times, None for always. While `closed` is set, new connections are aborted
+    at once. Setting it aborts the open ones.
     """
 
     def __init__(self, target: str, *, after: int | None = None, times: int | None = 1) -> None:
@@ -37,7 +36,7 @@ class FaultProxy:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing comes through."""
+        """Whether all connections are aborted."""
         return self._closed
 
     @closed.setter
@@ -49,7 +48,7 @@ class FaultProxy:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[FaultProxy]:
-        """Listen on a loopback port; `address` says which."""
+        """Listens on a loopback port, which `address` names."""
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         host, port = server.sockets[0].getsockname()
         self.address = f"{host}:{port}"
@@ -111,7 +110,7 @@ class FaultProxy:
                 sink.write(header + payload)
                 await sink.drain()
         if not sink.transport.is_closing():
-            sink.close()  # what was written still goes out, unlike with abort
+            sink.close()  # unlike abort, this still sends what was written
         back.transport.abort()
 
     def _may_cut(self) -> bool:
@@ -119,7 +118,7 @@ class FaultProxy:
 
 
 class _Messages:
-    """The messages of one response stream so far."""
+    """A counter of the messages of one response stream."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -127,7 +126,10 @@ class _Messages:
         self._prefix = b""
 
     def end_of(self, wanted: int, data: bytes) -> int | None:
-        """Where in `data` the wanted message ends, 0 for before the first; None if not in it."""
+        """Returns the offset in `data` at which the wanted message ends, or None if it does not.
+
+        Before the first message, message 0 has ended.
+        """
         if wanted == 0:
             return 0
         at = 0

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server on loopback that answers as a test says, down to single bytes.
+"""An OpenAI-compatible server on loopback whose answers a test chooses, down to single bytes.
 
-It is written on bare TCP so that it can do what no HTTP server would: cut, stall and garble an
-answer at any byte. What it is asked is kept, with when the client left.
+It is written on bare TCP, because no HTTP server can cut, stall and garble an answer at any byte.
+It records each request, and whether the client left before its answer was sent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from answers import CUT, STALL, TURN, Answer, Json, Step, models, text
 
 @dataclass(eq=False)
 class Request:
-    """A request as it came; header names are in lower case.
+    """A request. Header names are in lower case.
 
     `answered` is set when the whole answer was sent, `left` when the client closed the
     connection before that.
@@ -46,7 +46,7 @@ class Request:
 
     @property
     def messages_json(self) -> bytes:
-        """The bytes of `messages` in the body, from `[` to `]`."""
+        """The bytes of the array `messages` in the body."""
         start = self.raw.index(b'"messages":') + len(b'"messages":')
         text = self.raw[start:].decode()
         _, end = json.JSONDecoder().raw_decode(text)
@@ -54,10 +54,10 @@ class Request:
 
 
 class Upstream:
-    """The server: what it was asked, and how it answers.
+    """The server, with its recorded requests and its answers.
 
-    `scripts` are answers for the next completions, one each; after them `answer` decides.
-    Everything but `POST .../chat/completions` is kept in `lookups` and gets `lookup`.
+    `scripts` are the answers to the next completions. After them, `answer` chooses. Requests other
+    than `POST .../chat/completions` are recorded in `lookups` and answered by `lookup`.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Upstream:
         return len(self._open)
 
     async def start(self) -> None:
-        """Listen, at the same port as before if there was one."""
+        """Listens, on the same port as before if there was one."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
             lambda: _Connection(self), "127.0.0.1", self.port, reuse_address=True, backlog=512
@@ -89,7 +89,7 @@ class Upstream:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Refuse connections, and reset those that there are. Can be started again."""
+        """Refuses connections and resets the open ones. It can be started again."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -98,13 +98,13 @@ class Upstream:
         await self.until(lambda: not self._open)
 
     async def until(self, condition: Callable[[], object], seconds: float = 10.0) -> None:
-        """Wait until a condition on this server's state holds."""
+        """Waits until a condition on this server's state holds."""
         async with asyncio.timeout(seconds):
             while not condition():
                 await self._changed.wait()
 
     async def asked(self, count: int = 1, seconds: float = 10.0) -> Request:
-        """Wait until there were so many completions; the last of them."""
+        """Waits for `count` completion requests, and returns the last of them."""
         await self.until(lambda: len(self.requests) >= count, seconds)
         return self.requests[count - 1]
 
@@ -113,7 +113,7 @@ class Upstream:
         self._changed = asyncio.Event()
 
     def choose(self, request: Request) -> Answer:
-        """Keep the request, and find its answer."""
+        """Records the request and returns its answer."""
         if request.method != "POST" or not request.path.endswith("/chat/completions"):
             self.lookups.append(request)
             return self.lookup(request)
@@ -186,7 +186,7 @@ class _Connection(asyncio.Protocol):
             self._task = asyncio.create_task(self._play(request, answer))
 
     def _take(self) -> Request | None:
-        """A whole request, if it is there."""
+        """Returns the next request if it has arrived completely."""
         head, end, rest = bytes(self._received).partition(b"\r\n\r\n")
         if not end:
             return None
@@ -230,7 +230,7 @@ class _Connection(asyncio.Protocol):
         elif step is CUT:
             self._transport.close()
         else:
-            # RST instead of FIN.
+            # This sends RST instead of FIN.
             endpoint = self._transport.get_extra_info("socket")
             endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
@@ -246,12 +246,12 @@ class _Connection(asyncio.Protocol):
 
 @contextmanager
 def deaf() -> Iterator[str]:
-    """The URL of a server that never accepts: connections to it are not even refused."""
+    """The URL of a server that neither accepts nor refuses connections."""
     with socket.socket() as listening, suppress(BlockingIOError):
         listening.bind(("127.0.0.1", 0))
         listening.listen(0)
         port = listening.getsockname()[1]
-        # Until the queue is full: what comes next is not answered.
+        # These fill the queue, so that later connections are not answered.
         fillers = [socket.socket() for _ in range(3)]
         for filler in fillers:
             filler.settimeout(0)
@@ -264,7 +264,7 @@ def deaf() -> Iterator[str]:
 
 
 def unused_url() -> str:
-    """A URL where nobody listens."""
+    """A URL at which no server listens."""
     with socket.socket() as endpoint:
         endpoint.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{endpoint.getsockname()[1]}/v1"

@@ -1,4 +1,4 @@
-"""Short words for talking to a daemon with generated code only."""
+"""Shortcuts for calls of a daemon with nothing but generated code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def events(stub: Any, request: pb.CompleteRequest, **call: Any) -> list[pb
 
 
 async def say(stub: Any, text: str, session_id: str = "", **fields: Any) -> pb.Finished:
-    """One turn to its end."""
+    """Runs one turn to its end and returns `Finished`."""
     return (await events(stub, turn(text, session_id, **fields)))[-1].finished
 
 
@@ -38,7 +38,7 @@ async def contents(stub: Any, session_id: str) -> list[str]:
 
 
 def details(error: grpc.aio.AioRpcError) -> tuple[str, list[str], float | None]:
-    """(reason, wrong fields, seconds to wait) of a refused call."""
+    """The reason, invalid fields and retry delay in seconds of a failed call."""
     status = status_pb2.Status()
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":

@@ -1,4 +1,4 @@
-"""What every engine promises: the deterministic, the embedded, and a remote llama-server."""
+"""The contract of every engine: the deterministic, the embedded, and a remote llama-server."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Make = Callable[[Observer], Engine]
 
-# One, two, three and four bytes in UTF-8, and letters that are several code points; tokens of the
-# model end within them.
+# Characters of one to four bytes in UTF-8, and some of several code points. Some of the model's
+# tokens end within a character.
 UNICODE = "na\u00efve \u65e5\u672c\u8a9e \U0001f600\U0001f468\u200d\U0001f469 e\u0301"
 WEATHER = Tool(
     "get_weather",
@@ -95,7 +95,7 @@ async def collect(engine: Engine, request: EngineRequest) -> tuple[str, EngineDo
 
 
 async def answer(engine: Engine, request: EngineRequest) -> Message:
-    """The whole answer as a message, its tool calls put together from their deltas."""
+    """The whole answer as a message, with its tool calls assembled from their deltas."""
     chunks = [chunk async for chunk in engine.generate(request)]
     assert isinstance(chunks[-1], EngineDone)
     calls: list[ToolCall] = []
@@ -195,7 +195,7 @@ async def test_a_cancelled_generation_ends_at_once_and_leaves_the_engine_usable(
 
 async def test_bypass_cache_neither_reuses_nor_leaves_or_is_refused(engine: Engine) -> None:
     private = user("The secret of the house is that nobody has ever lived in it for long. " * 4)
-    if isinstance(engine, OpenAIEngine):  # this server would keep what it has evaluated
+    if isinstance(engine, OpenAIEngine):  # llama-server would keep what it has evaluated
         with pytest.raises(EngineRejected, match="bypass_cache"):
             await collect(engine, ask(private, bypass_cache=True))
         return
@@ -207,13 +207,13 @@ async def test_bypass_cache_neither_reuses_nor_leaves_or_is_refused(engine: Engi
     _, done = await collect(engine, ask(private, bypass_cache=True))
     assert cached_tokens(done) == 0
     _, done = await collect(engine, ask(private))
-    # A chat template begins every prompt with the same tokens; the message must not be seen.
+    # Only the tokens with which the chat template begins every prompt may be cached.
     assert done.usage is not None
     assert seen < done.usage.prompt_tokens / 2
 
 
 async def test_a_generation_that_has_run_out_of_time_ends_at_once(engine: Engine) -> None:
-    """Before the first chunk and between chunks, and the engine goes on with the next."""
+    """Before the first chunk and between chunks. The engine then serves the next request."""
     loop = asyncio.get_running_loop()
     story = "Tell me a long story of a cat" + (" and on" * 100 if engine.model == "echo" else "")
     for chunks_before in (0, 3):
@@ -231,7 +231,7 @@ async def test_a_generation_that_has_run_out_of_time_ends_at_once(engine: Engine
 
 
 async def test_letters_that_are_cut_between_chunks_come_whole(engine: Engine) -> None:
-    """Every chunk is text of its own: no half of a letter, and no substitute for one."""
+    """No chunk has a part of a character, or a replacement character for one."""
     if isinstance(engine, EchoEngine):
         request = ask(user(UNICODE))
         expected = UNICODE
@@ -334,7 +334,7 @@ async def test_chunks_are_text_reasoning_or_calls_and_done_comes_once_and_last(
 async def test_the_observer_hears_that_the_engine_is_up_and_a_closed_one_refuses(
     make: Make,
 ) -> None:
-    """An engine tells once when it is up, closes twice without harm, and then refuses."""
+    """An engine reports once that it is up. It may be closed twice, and then refuses."""
     events: list[Event] = []
     engine = make(events.append)
     await engine.start()

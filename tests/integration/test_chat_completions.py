@@ -1,4 +1,4 @@
-"""The client of the chat completions API against servers that misbehave, byte by byte."""
+"""The client of the chat completions API, against servers that misbehave."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TOO_LONG = (
 
 
 def answer(body: bytes, *, status: str = "200 OK", kind: str = "text/event-stream") -> bytes:
-    """A response that ends with the connection."""
+    """A response whose end is the end of the connection."""
     head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n"
     return head.encode() + body
 

@@ -1,7 +1,7 @@
-"""The engine `openai` against a server that refuses, stalls, cuts and garbles: a real daemon.
+"""A real daemon with the engine `openai`, whose server refuses, stalls, cuts and garbles.
 
-A circuit breaker opens after five failures in a row. Where every answer counts, a good call
-comes after each bad one, and at most four run side by side.
+A circuit opens after five failures in a row. Tests whose every call must reach the server therefore
+make a good call after each bad one, and run at most four calls at the same time.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ TIMEOUT = (grpc.StatusCode.DEADLINE_EXCEEDED, "ENGINE_TIMEOUT")
 TOO_LONG = (grpc.StatusCode.FAILED_PRECONDITION, "CONTEXT_TOO_LONG")
 OK = (grpc.StatusCode.OK, "")
 
-# How often a call is made again at no cost, because it went over a connection that was kept.
+# The number of stale idle connections that are replaced for one call, outside of the retries.
 REPLACED = 2
 WORKERS = 4
-pytestmark = pytest.mark.timeout(400)  # a thousand rounds on a busy machine
+pytestmark = pytest.mark.timeout(400)  # for the thousand rounds on a busy machine
 DEADLINE = 10.0
 
 
 def flags(*servers: Upstream | str, **settings: object) -> list[str]:
-    """The command line of an engine `openai` at these servers."""
+    """The command line of a daemon with the engine `openai` and these servers."""
     urls = [each if isinstance(each, str) else each.url for each in servers]
     pairs = [("engine", "openai"), ("model", "m"), *(("base_url", url) for url in urls)]
     return [
@@ -59,7 +59,7 @@ def flags(*servers: Upstream | str, **settings: object) -> list[str]:
 
 @dataclass
 class Outcome:
-    """How a call went; `finished` only if it went well."""
+    """The result of a call. `finished` is set only if it succeeded."""
 
     status: tuple[grpc.StatusCode, str]
     text: str
@@ -72,7 +72,7 @@ class Outcome:
 async def attempt(
     stub: Any, text: str = "hi", session_id: str = "", *, seconds: float = DEADLINE
 ) -> Outcome:
-    """One turn, however it ends."""
+    """Runs one turn and returns its outcome, also if it fails."""
     began = time.monotonic()
     said: list[str] = []
     finished = None
@@ -92,7 +92,7 @@ async def attempt(
 
 
 async def good(stub: Any, server: Upstream, session_id: str = "") -> None:
-    """A call that goes well, which also sets the breaker back."""
+    """Makes a call that succeeds, which also resets the circuit breaker."""
     outcome = await attempt(stub, "fine", session_id)
     assert outcome.status == OK, (len(server.requests), outcome)
 
@@ -101,7 +101,7 @@ async def good(stub: Any, server: Upstream, session_id: str = "") -> None:
 async def facing(
     daemon: StartDaemon, **settings: object
 ) -> AsyncIterator[tuple[Upstream, RunningDaemon, Any]]:
-    """A server, a daemon whose engine it is, and a stub."""
+    """A server, a daemon with the engine `openai` that uses it, and a stub."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(serving())
         running = await stack.enter_async_context(daemon(*flags(server, **settings)))
@@ -110,7 +110,7 @@ async def facing(
 
 
 def by_message(cases: dict[str, Answer], server: Upstream) -> None:
-    """Let the server answer a message that names a case with it, and others well."""
+    """Makes the server answer a message that names a case with it, and others with success."""
     fine = answers.text("Hello", " there")
     server.answer = lambda request: cases.get(request.last, fine)
 
@@ -123,7 +123,7 @@ async def test_an_answer_cut_after_any_byte_fails_or_is_whole(
     daemon: StartDaemon,
     chunked: bool,  # noqa: FBT001
 ) -> None:
-    """Of every length from nothing on: UNAVAILABLE, and the session is as it was."""
+    """A cut of every length is UNAVAILABLE and leaves the session unchanged."""
     parts = [{"delta": {"content": "Grüß"}}, {"delta": {"content": " dich"}}]
     chosen = [*parts, {"delta": {}, "finish_reason": "stop"}]
     usage = answers.event({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}})
@@ -131,7 +131,7 @@ async def test_an_answer_cut_after_any_byte_fails_or_is_whole(
     whole = answers.streamed(told, chunked=chunked)
     size = answers.size(whole)
     raw = b"".join(step for step in whole if isinstance(step, bytes))
-    ended = raw.index(b'"stop"')  # before it no answer is whole
+    ended = raw.index(b'"stop"')  # an answer that is cut before this is not whole
     cases = {f"cut {count}": answers.cut(whole, count) for count in range(size)}
     cases["cut all"] = whole
     async with facing(daemon, retries=0) as (server, _, stub):
@@ -161,15 +161,15 @@ async def test_an_answer_cut_after_any_byte_fails_or_is_whole(
 
         good_ones = sum(await asyncio.gather(*(work(number) for number in range(WORKERS))))
         assert good_ones > len(cases)
-        # Each was asked for once: without retries no call is made again, but for those that went
-        # over a connection that was kept and closed before the answer's head was whole.
+        # Without retries each call is one request, except for calls over an idle connection that
+        # was closed before the head was whole.
         headless = raw.index(b"\r\n\r\n") + 4
         assert 0 <= len(server.requests) - 2 * len(cases) <= REPLACED * headless
         await server.until(lambda: server.open_connections <= WORKERS)
 
 
 async def test_only_what_was_cut_before_it_began_is_asked_for_again(daemon: StartDaemon) -> None:
-    """At most `retries` times more, but for kept connections, and never after the first token."""
+    """At most `retries` times, except for stale connections, and never after the first token."""
     whole = answers.text("Hello", " there")
     raw = b"".join(step for step in whole if isinstance(step, bytes))
     head = raw.index(b"\r\n\r\n") + 4
@@ -206,7 +206,7 @@ async def test_only_what_was_cut_before_it_began_is_asked_for_again(daemon: Star
 
 
 def stalls() -> dict[str, Answer]:
-    """An answer that comes to nothing more at each point."""
+    """Answers that stop at each point while the connection stays open."""
     whole = answers.text("Hello", " there")
     raw = b"".join(step for step in whole if isinstance(step, bytes))
     points = {
@@ -221,7 +221,7 @@ def stalls() -> dict[str, Answer]:
 
 
 async def test_every_stall_ends_at_the_read_time_out(daemon: StartDaemon) -> None:
-    """With ENGINE_TIMEOUT, the connection closed and the session as it was."""
+    """The error is ENGINE_TIMEOUT. The connection is closed and the session unchanged."""
     async with facing(daemon, read_seconds=0.6, connect_seconds=1, retries=0) as made:
         server, _, stub = made
         by_message(stalls(), server)
@@ -232,7 +232,7 @@ async def test_every_stall_ends_at_the_read_time_out(daemon: StartDaemon) -> Non
             await asyncio.wait_for(server.requests[-1].left.wait(), 2.0)
             await good(stub, server, "s")
             assert len(await contents(stub, "s")) == 2 * (count + 1)
-        # A whole answer whose last bytes never come is an answer.
+        # An answer with a finish reason is whole, even if the last bytes never come.
         whole = answers.text("Hello", " there")
         raw = b"".join(step for step in whole if isinstance(step, bytes))
         for marker in (b'"usage": {', DONE):
@@ -246,7 +246,7 @@ async def test_every_stall_ends_at_the_read_time_out(daemon: StartDaemon) -> Non
 async def test_a_server_that_goes_on_after_the_end_does_not_hold_the_answer(
     daemon: StartDaemon, after: str
 ) -> None:
-    """Comments that never end, as some gateways send them to keep a connection."""
+    """The server sends comments for ever, as some gateways do to keep a connection alive."""
     async with facing(daemon) as (server, _, stub):
         told = [*answers.deltas({"content": "Hello"}), *([DONE] if after == "[DONE]" else [])]
         ticks = [asyncio.Event() for _ in range(200)]
@@ -260,7 +260,7 @@ async def test_a_server_that_goes_on_after_the_end_does_not_hold_the_answer(
 
 
 async def test_every_stall_ends_at_the_callers_deadline(daemon: StartDaemon) -> None:
-    """Long before the time-outs of the daemon, and the server's connection is closed."""
+    """Long before the daemon's timeouts. The connection to the server is closed."""
     async with facing(daemon, read_seconds=60) as (server, _, stub):
         by_message(stalls(), server)
         outcomes = await asyncio.gather(
@@ -272,7 +272,7 @@ async def test_every_stall_ends_at_the_callers_deadline(daemon: StartDaemon) -> 
         assert len(server.requests) == len(outcomes)
         for request in server.requests:
             await asyncio.wait_for(request.left.wait(), 2.0)
-        await server.until(lambda: server.open_connections <= 1)  # the health check's
+        await server.until(lambda: server.open_connections <= 1)  # that of the health checks
         await good(stub, server, "s0")
         assert len(await contents(stub, "s0")) == 2
 
@@ -293,7 +293,7 @@ async def test_the_total_time_out_bounds_an_answer_that_never_ends(daemon: Start
 
 
 async def test_a_server_that_never_accepts_is_given_up(daemon: StartDaemon) -> None:
-    """After `connect_seconds`; and one that refuses at once."""
+    """After `connect_seconds`. A server that refuses connections is given up at once."""
     with deaf() as url:
         settings = flags(url, connect_seconds=0.3, retries=1)
         async with daemon(*settings) as running, running.stub() as stub:
@@ -306,7 +306,7 @@ async def test_a_server_that_never_accepts_is_given_up(daemon: StartDaemon) -> N
         assert outcome.retry_after is not None
 
 
-# --- what makes no sense ---------------------------------------------------------------------
+# --- invalid answers -------------------------------------------------------------------------
 
 
 def sse(*parts: bytes) -> Answer:
@@ -314,7 +314,7 @@ def sse(*parts: bytes) -> Answer:
 
 
 def garbage() -> dict[str, tuple[Answer, tuple[grpc.StatusCode, str], str]]:
-    """By name: what comes, what the caller gets, and words of it."""
+    """By name: the server's answer, the caller's status, and a part of the caller's error text."""
     refusal, http = answers.refusal, answers.http
     token = answers.event({"choices": [{"delta": {"content": "Hel"}}]})
     html = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
@@ -362,7 +362,7 @@ def garbage() -> dict[str, tuple[Answer, tuple[grpc.StatusCode, str], str]]:
 
 
 async def test_every_answer_that_makes_no_sense_has_its_status(daemon: StartDaemon) -> None:
-    """At once, the session as it was, and no connection is left over."""
+    """The error comes at once. The session is unchanged, and no connection is left over."""
     async with facing(daemon, retries=0) as (server, _, stub):
         cases = garbage()
         by_message({name: case[0] for name, case in cases.items()}, server)
@@ -378,11 +378,14 @@ async def test_every_answer_that_makes_no_sense_has_its_status(daemon: StartDaem
 
 
 @pytest.mark.parametrize("end", [CUT, STALL], ids=["closed", "left open"])
-async def test_a_chunk_that_is_none_ends_the_answer_also_after_the_head(
+async def test_an_invalid_chunk_ends_the_answer_also_after_the_head(
     daemon: StartDaemon, end: answers.Step
 ) -> None:
-    """Not only in the same packet as the head: aiohttp then closes the connection and says so to
-    nobody who reads the body, so that its own read time-out is over as well."""
+    """Also if it comes in a later packet than the head.
+
+    There, aiohttp closes the connection without telling the reader of the body, and without a read
+    timeout.
+    """
     async with facing(daemon, retries=0, read_seconds=0.5) as (server, _, stub):
         proceed = asyncio.Event()
         token = answers.chunk(answers.event({"choices": [{"delta": {"content": "Hel"}}]}))
@@ -398,7 +401,7 @@ async def test_a_chunk_that_is_none_ends_the_answer_also_after_the_head(
 
 
 async def test_a_server_that_is_busy_says_when_to_come_back(daemon: StartDaemon) -> None:
-    """In seconds or as a date; the caller is told, or the daemon waits itself."""
+    """Retry-After has seconds or a date. It is passed to the caller, or the daemon waits itself."""
     date = email.utils.formatdate(time.time() + 30, usegmt=True)
     async with facing(daemon, retries=0) as (server, _, stub):
         for status, answer in ((LIMITED, "429 Too Many"), (UNAVAILABLE, "503 Unavailable")):
@@ -423,7 +426,7 @@ async def test_a_server_that_is_busy_says_when_to_come_back(daemon: StartDaemon)
 async def test_what_has_no_end_is_given_up_without_being_kept(
     daemon: StartDaemon, case: str
 ) -> None:
-    """64 MiB of it cost the daemon little memory."""
+    """64 MiB without an end cost the daemon little memory."""
     piece = b"x" * 65_536
     status = b"HTTP/1.1 200 OK\r\n"
     endings = {
@@ -486,7 +489,7 @@ async def test_a_call_that_is_cancelled_while_it_waits_asks_no_more(daemon: Star
         call.cancel()
         await running.logged("completion failed", reason="COMPLETION_CANCELLED")
         server.scripts.append(answers.refusal("503 Unavailable", "busy", Retry_After="1"))
-        # It comes back when the cancelled one would have, at the latest.
+        # Its retry comes after that of the cancelled call would have.
         assert (await attempt(stub)).status == OK
         assert len(server.requests) == 3
 
@@ -495,7 +498,7 @@ async def test_a_call_that_is_cancelled_while_it_waits_asks_no_more(daemon: Star
 
 
 def faults() -> list[Answer]:
-    """One of each kind; of the stalls only two, because each takes its time."""
+    """One fault of each kind, but only two stalls, because these take time."""
     whole = answers.text("Hello", " there")
     cuts = [answers.cut(whole, count) for count in (0, 30, 100, 180, 300, 500, 900)]
     resets = [answers.cut(whole, count, RESET) for count in (0, 300)]
@@ -508,7 +511,7 @@ def faults() -> list[Answer]:
 
 
 def in_turn(many: Sequence[Answer]) -> Iterator[Answer]:
-    """Faults and good answers, one after the other, for ever."""
+    """Yields faults and good answers alternately, for ever."""
     fine = answers.text("Hello", " there")
     for fault in cycle(many):
         yield fault
@@ -522,7 +525,7 @@ async def test_a_thousand_rounds_of_faults_leave_no_socket_behind(daemon: StartD
         server.answer = lambda _: answers.text("Hello", " there")
 
         async def settled() -> tuple[int, int]:
-            """Connections to the server and open files, when each worker has had a good call."""
+            """The counts of connections and open files, after a good call of each worker."""
             await asyncio.gather(*(good(stub, server) for _ in range(WORKERS)))
             held = await asyncio.to_thread(process.net_connections, "inet")
             ports = [each.raddr.port for each in held if each.raddr]
@@ -545,8 +548,8 @@ async def test_a_thousand_rounds_of_faults_leave_no_socket_behind(daemon: StartD
                 await good(stub, server, session_id)
 
         await asyncio.gather(*(work(number) for number in range(WORKERS)))
-        # What is too long is asked for once more, with a shorter window; and what was dropped on
-        # a connection that was kept.
+        # A prompt that is too long is sent again with a shorter window. So is a request whose idle
+        # connection was stale.
         again = len(server.requests) - asked - 2000
         assert 0 <= again <= ends[TOO_LONG[1]] + REPLACED * ends[UNAVAILABLE[1]]
         assert set(ends) == {end[1] for end in (UNAVAILABLE, REJECTED, LIMITED, TIMEOUT, TOO_LONG)}
@@ -558,7 +561,7 @@ async def test_a_thousand_rounds_of_faults_leave_no_socket_behind(daemon: StartD
 
 
 async def test_a_thousand_rounds_in_process_leave_no_task_and_no_connection_behind() -> None:
-    """With retries, cancellations and closed generators among them."""
+    """The rounds include retries, cancellations and closed generators."""
     async with serving() as server:
         tasks = len(asyncio.all_tasks())
         engine = OpenAIEngine(
@@ -641,7 +644,8 @@ async def test_the_next_server_answers_while_the_first_is_down_failing_or_shut_o
             assert await answered() == "second"
             await first.start()
             await until_answered_by("first")
-            # A 500 may have been worked on, so it is not asked for elsewhere; five shut it out.
+            # After a 500 no other server is tried, because the first may have worked on the request.
+            # After five in a row, the circuit of the first is open.
             first.answer = lambda _: answers.refusal("500 Oops", "out of memory")
             async with asyncio.timeout(10):
                 while (await attempt(stub, "hi", "s")).status == UNAVAILABLE:
@@ -653,8 +657,10 @@ async def test_the_next_server_answers_while_the_first_is_down_failing_or_shut_o
 
 
 async def test_a_server_that_closes_after_each_answer_costs_no_call() -> None:
-    """Though it announces keep-alive, as llama-server does: the next call, be it made at once, has
-    a new connection. Found with a real llama-server, where a third of such calls failed."""
+    """Although it announces keep-alive, as llama-server does: the next call gets a new connection.
+
+    With a real llama-server, a third of the calls that follow at once had failed.
+    """
     async with serving() as server:
         server.answer = lambda _: [*answers.text("Hello"), CUT]
         engine = OpenAIEngine(observer=lambda _: None, base_urls=[server.url], model="m")
@@ -675,7 +681,7 @@ async def test_a_server_that_closes_after_each_answer_costs_no_call() -> None:
 
 
 async def test_a_dead_server_gets_hardly_more_tries_than_calls(daemon: StartDaemon) -> None:
-    """Retries cannot double an outage, nor may a breaker be needed for that."""
+    """Retries cannot double the load of an outage, even without a circuit breaker."""
     async with facing(daemon, retries=5) as (server, _, stub):
         server.answer = lambda _: [CUT]
         outcomes = [
@@ -688,7 +694,7 @@ async def test_a_dead_server_gets_hardly_more_tries_than_calls(daemon: StartDaem
     async with facing(daemon, retries=5) as (server, _, stub):
         fine = answers.text("Hello")
         turns = itertools.count()
-        # 429 says that the server is well, so that no breaker opens.
+        # A 429 is no server failure, so no circuit opens.
         busy = answers.refusal("429 Too Many", "slow down", Retry_After="0")
         server.answer = lambda _: fine if next(turns) % 4 == 0 else busy
         calls = [attempt(stub, seconds=20.0) for _ in range(200)]

@@ -1,4 +1,4 @@
-"""Our HTTP/1.1 transport against a server that writes every byte as the test says."""
+"""The HTTP/1.1 transport, against a server whose every byte the test chooses."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def asked(reader: asyncio.StreamReader) -> bytes:
 
 
 def answering(*answers: bytes, close: bool = False) -> Handle:
-    """Answer so many requests on each connection."""
+    """Gives these answers, in order, to the requests on each connection."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for answer in answers:
@@ -164,7 +164,7 @@ async def test_a_head_without_an_end_is_refused() -> None:
 
 
 async def test_a_kept_connection_that_the_server_has_closed_is_told_from_a_new_one() -> None:
-    """Only of it is it known that the server has not seen the request."""
+    """Only a closed idle connection is no failure of the server."""
     closing = asyncio.Event()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -208,7 +208,7 @@ async def test_leaving_an_answer_closes_its_connection(head: bytes) -> None:
 
 
 async def test_a_server_that_is_faster_than_the_reader_has_to_wait() -> None:
-    """What is held is bounded, whatever is sent."""
+    """The buffer has a limit, whatever the server sends."""
     size, sent = 32 << 20, 0
     written = asyncio.Event()
 
@@ -225,7 +225,7 @@ async def test_a_server_that_is_faster_than_the_reader_has_to_wait() -> None:
     async with serving(handle) as (transport, url):
         response = await transport.send(asking(url))
         before = -1
-        while sent != before:  # until it is stuck
+        while sent != before:  # until the server is blocked
             before = sent
             await asyncio.sleep(0.2)
         assert sent < size
@@ -306,7 +306,7 @@ async def test_a_connection_with_a_large_answer_that_nobody_read_is_not_used_aga
     size: int,
     reusable: bool,  # noqa: FBT001
 ) -> None:
-    """It is no longer being read, so the next answer would never come."""
+    """Reading is paused there, so the next answer would never arrive."""
     transport = RecordingTransport()
     connection = Connection(ReadCoalescer())
     connection.connection_made(transport)

@@ -36,7 +36,7 @@ Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 KEY = "sk-0123456789abcdef"
 PIECES = ["Hello", " there", "!"]
 HELLO = "".join(PIECES)
-# What has not happened within this time on a busy machine does not happen.
+# The time for what should happen at once, on a busy machine.
 SECONDS = 20.0
 # An answer after its first token.
 BEGUN = streamed(deltas({"content": "Hello"})[:2], done=False)[:-1]
@@ -50,7 +50,7 @@ def ask(*, session: str = "", **options: Any) -> EngineRequest:
 async def engine(
     *servers: Upstream | str, observer: Observer = lambda _: None, **settings: Any
 ) -> AsyncIterator[OpenAIEngine]:
-    """An engine at these servers. When it has been closed, it has left no task and no socket."""
+    """An engine with these servers. At the end, it is closed and has left no task and no socket."""
     before = asyncio.all_tasks()
     made = OpenAIEngine(
         observer=observer,
@@ -78,7 +78,7 @@ async def _abandoned(server: Upstream) -> None:
 
 
 def text_of(chunks: Sequence[EngineChunk]) -> str:
-    """The text, however its pieces came together."""
+    """The text of all chunks."""
     return "".join(chunk.text for chunk in chunks if isinstance(chunk, EngineText))
 
 
@@ -251,7 +251,7 @@ async def test_nothing_is_asked_again_after_the_first_token() -> None:
 
 
 async def test_an_outage_is_not_doubled() -> None:
-    """Ten retries, then one for every fifth call."""
+    """There are ten retries, then one for every fifth call."""
     async with serving() as server, engine(server, retries=10, breaker_failures=10_000) as made:
         server.answer = lambda _: refusal("503 Busy", "later", Retry_After="0")
         for _ in range(40):
@@ -372,7 +372,7 @@ async def test_a_probe_that_says_nothing_about_the_server_leaves_the_next_call_t
 
 
 async def test_only_one_call_at_a_time_probes_a_server_whose_circuit_is_half_open() -> None:
-    """Also of two calls that were on their way to another server when the circuit half opened."""
+    """Two calls that first try another server do not both become the probe."""
     clock = ManualClock()
     settings: dict[str, Any] = {
         "retries": 0, "breaker_failures": 1, "breaker_seconds": 10.0, "monotonic": clock.monotonic
@@ -434,7 +434,7 @@ async def test_connecting_is_limited() -> None:
 
 @pytest.mark.parametrize("phase", ["connect", "headers", "stream", "back-off"])
 async def test_cancelling_ends_everything_in_every_phase(phase: str) -> None:
-    """Nothing else would end it for a minute."""
+    """Without the cancellation, nothing would end for a minute."""
     scripts: dict[str, Answer] = {
         "headers": [STALL],
         "stream": [*BEGUN, STALL],
@@ -529,7 +529,7 @@ async def test_a_key_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
         (tmp_path / "new").symlink_to("two")
         (tmp_path / "new").rename(path)  # as Kubernetes does
         server.scripts.append(refusal("401 Unauthorized", "old"))
-        await fails(made, EngineUnavailable)  # a key that is refused is looked at again at once
+        await fails(made, EngineUnavailable)  # after this, the file is checked at once
         await collect(made)
         path.unlink()
         await collect(made)

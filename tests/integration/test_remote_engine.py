@@ -1,4 +1,4 @@
-"""What the engine `openai` sends and takes, by a real daemon and a server that keeps every byte."""
+"""The requests and responses of the engine `openai`: a real daemon, and a server that records."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEY = "sk-the-key-of-the-house"
 async def facing(
     daemon: StartDaemon, *flags: str, folder: Path | None = None
 ) -> AsyncIterator[tuple[Upstream, RunningDaemon, Any]]:
-    """A server, a daemon whose engine it is, and a stub."""
+    """A server, a daemon with the engine `openai` that uses it, and a stub."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(serving())
         command = ("--engine", "openai", "--base-url", server.url, "--model", "m", *flags)
@@ -47,7 +47,7 @@ async def history(stub: Any, session_id: str) -> list[pb.Message]:
 
 
 async def test_each_servers_answer_is_read_with_what_it_has_measured(daemon: StartDaemon) -> None:
-    """Cached tokens as the server has them, and unset, not 0, where it does not say."""
+    """Cached tokens are as the server reports them, and unset, not 0, if it does not."""
     async with facing(daemon) as (server, _, stub):
         seen = {}
         for shape in SHAPES:
@@ -63,14 +63,14 @@ async def test_each_servers_answer_is_read_with_what_it_has_measured(daemon: Sta
                 else None,
             )
         assert seen == {"openai": (4, None), "vllm": (None, None), "llama-server": (4, 250)}
-        # Without the chunk of figures, and with one that has none.
+        # Without the chunk with usage, and with an empty usage.
         for silent in (answers.deltas({"content": "Hi"})[:-1], answers.deltas(usage={})):
             server.scripts.append(answers.streamed(silent))
             assert not (await say(stub, "hi")).HasField("usage")
 
 
 async def test_an_answer_cut_into_small_writes_is_the_same_text(daemon: StartDaemon) -> None:
-    """Letters of up to four bytes, escapes and surrogate pairs, and ends of lines, cut anywhere."""
+    """Characters of up to four bytes, escapes, surrogate pairs and line ends are cut anywhere."""
     words = ["naïve ", "日本語 ", "😀👨\u200d👩", " e\u0301 ", "a\r\nb\n\n", '"\\ ', "\u2028\x00"]
     escaped = [
         b"data: " + json.dumps({"choices": [{"delta": {"content": word}}]}).encode() + b"\r\n\r\n"
@@ -110,7 +110,7 @@ async def test_why_an_answer_ended_is_told(daemon: StartDaemon) -> None:
 async def test_reasoning_is_apart_from_the_text_kept_and_not_sent_again(
     daemon: StartDaemon, field: str
 ) -> None:
-    """Under the name that DeepSeek and vLLM gave it, and under the one that vLLM has now."""
+    """Under the name of DeepSeek and older vLLM, and under that of newer vLLM."""
     async with facing(daemon) as (server, _, stub):
         thoughts = [{field: "Let me "}, {field: "think."}, {"content": "Yes"}, {"content": "."}]
         server.scripts.append(answers.streamed(answers.deltas(*thoughts)))
@@ -143,7 +143,7 @@ TOOLS = pb.CompletionOptions(
 async def test_tool_calls_and_their_results_go_over_two_turns_byte_for_byte(
     daemon: StartDaemon, shape: Shape
 ) -> None:
-    """What was streamed in fragments is stored and sent again as the model wrote it."""
+    """Calls that were streamed in fragments are stored, and sent again as the model wrote them."""
     calls = [("call_a", "get_weather", FRAGMENTS[1:]), ("call_b", "now", [])]
     parts = [{"content": "One moment."}, *answers.tool_deltas(*calls, shape=shape)]
     asked = answers.deltas(*parts, finish_reason="tool_calls", shape=shape)
@@ -195,11 +195,11 @@ async def test_tool_calls_and_their_results_go_over_two_turns_byte_for_byte(
             {"role": "tool", "tool_call_id": "call_a", "content": "12 °C"},
             {"role": "tool", "tool_call_id": "call_b", "content": ""},
         ]
-        # Each prompt begins with the bytes of the one before.
+        # Each prompt begins with the bytes of the previous prompt.
         for before, after in ((one, two), (two, three)):
             assert after.messages_json.startswith(before.messages_json[:-1] + b",")
             assert after.body["tools"] == before.body["tools"]
-        # The schema goes out as it came in, spaces and all.
+        # The schema is sent as it was received, with its spaces.
         assert b'"parameters":' + SCHEMA.encode() in one.raw.replace(
             b'"parameters": ', b'"parameters":'
         )
@@ -333,7 +333,7 @@ async def test_the_command_models_lists_what_the_server_offers(daemon: StartDaem
 
 
 def keys_of(server: Upstream, place: str) -> Sequence[str | None]:
-    """What each completion had in a header or in a field of its body."""
+    """The value of a header or body field in each completion request."""
     return [
         request.headers.get(place.lower()) or request.body.get(place) for request in server.requests
     ]
@@ -352,8 +352,8 @@ AFFINITIES = [
 async def test_a_session_has_one_key_for_good_and_another_than_every_other(
     daemon: StartDaemon, tmp_path: Path, flags: Sequence[str], place: str
 ) -> None:
-    """Over turns and a restart; a completion without a session has none; and it tells no id."""
-    restarts = 1 if place == "X-Session-ID" else 0  # one will do for all
+    """Over turns and a restart. Without a session there is no key. The key contains no id."""
+    restarts = 1 if place == "X-Session-ID" else 0  # one preset with a restart is enough
     command = ("--affinity", *flags, "--store", f"sqlite:{tmp_path}/s.db")
     seen: list[str | None] = []
     for _ in range(1 + restarts):
@@ -408,7 +408,7 @@ async def test_the_salt_of_the_deployment_is_sent_and_a_private_call_has_its_own
 async def test_the_key_reaches_the_server_and_no_log_and_no_error(
     daemon: StartDaemon, tmp_path: Path
 ) -> None:
-    """Though the server echoes it, in every kind of answer."""
+    """The server echoes the key in every kind of answer."""
     (tmp_path / "ruvd.toml").write_text(f'api_key = "{KEY}"\n')
     config = ("--config", str(tmp_path / "ruvd.toml"), "--log-level", "debug", "--retries", "0")
     text = f"Incorrect API key provided: Bearer {KEY}"

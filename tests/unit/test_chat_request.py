@@ -1,4 +1,4 @@
-"""The bytes of a request."""
+"""The encoding of a request's body."""
 
 from __future__ import annotations
 

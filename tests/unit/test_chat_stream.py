@@ -1,4 +1,4 @@
-"""The chunks of a chat completion, in each way in which real servers send them."""
+"""The decoding of a chat completion's chunks, in each form in which real servers send them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def chunk(delta: dict[str, Any] | None = None, **fields: Any) -> bytes:
 
 
 def fragment(**fields: Any) -> dict[str, Any]:
-    """A fragment of a call; `name` and `arguments` are its function's."""
+    """A fragment of a tool call. `name` and `arguments` go into its function."""
     function = {key: fields.pop(key) for key in ("name", "arguments") if key in fields}
     return {**fields, "function": function}
 
 
 def calls(*fragments: dict[str, Any], finish: str = "stop") -> tuple[list[ToolCall], EngineDone]:
-    """The calls that the fragments make, each fragment a chunk of its own."""
+    """Feeds each fragment as a chunk of its own, and returns the whole calls and the last chunk."""
     answer = AnswerDecoder()
     found: dict[int, list[ToolCallDelta]] = {}
     for each in fragments:
@@ -167,7 +167,7 @@ def test_a_call_that_was_cut_by_the_length_has_ended_by_the_length() -> None:
     assert done.finish_reason is FinishReason.LENGTH
 
 
-def test_what_the_server_has_cut_is_no_answer() -> None:
+def test_an_answer_that_the_server_has_cut_is_an_error() -> None:
     for reason, error in (("content_filter", EngineRejected), ("abort", EngineUnavailable)):
         answer = AnswerDecoder()
         answer.feed(chunk({"content": "hi"}, finish_reason=reason))
@@ -232,13 +232,13 @@ def test_an_overflow_inside_a_stream_counts_only_before_its_first_chunk() -> Non
         answer.feed(error)
 
 
-def test_what_is_wrong_in_one_event_of_many_is_told_of_that_event() -> None:
+def test_the_error_of_one_event_of_many_is_that_events() -> None:
     answer = AnswerDecoder()
     with pytest.raises(EngineUnavailable, match="no more room"):
         answer.feed_all([chunk({"content": "a"}), b'{"error":{"message":"no more room"}}'])
     with pytest.raises(msgspec.DecodeError):
         answer.feed_all([chunk({"content": "a"}), b'{"choices":', chunk({"content": "b"})])
-    with pytest.raises(msgspec.DecodeError):  # together they would be JSON
+    with pytest.raises(msgspec.DecodeError):  # joined, these two events would be JSON
         answer.feed_all([b'{"error":"a', b'b"}'])
 
 
@@ -257,21 +257,21 @@ _SOME_CHUNKS = st.one_of(
 def test_the_answer_is_the_same_however_its_events_come_together(
     events: list[bytes], cuts: list[int]
 ) -> None:
-    def told(parts: list[list[bytes]]) -> tuple[list[object], bool]:
-        come = BodyDecoder()
-        chunks = [c for part in parts for c in come.feed(b"".join(map(sse, part)))]
+    def decoded(parts: list[list[bytes]]) -> tuple[list[object], bool]:
+        decoder = BodyDecoder()
+        chunks = [c for part in parts for c in decoder.feed(b"".join(map(sse, part)))]
         merged: list[object] = []
-        for each in chunks:
+        for chunk in chunks:
             last = merged[-1] if merged else None
-            if isinstance(each, EngineText) and isinstance(last, EngineText):
-                merged[-1] = EngineText(last.text + each.text)
+            if isinstance(chunk, EngineText) and isinstance(last, EngineText):
+                merged[-1] = EngineText(last.text + chunk.text)
             else:
-                merged.append(each)
-        return merged, come.answer.finished
+                merged.append(chunk)
+        return merged, decoder.answer.finished
 
     places = sorted({0, len(events), *(cut for cut in cuts if cut < len(events))})
     together = [events[a:b] for a, b in pairwise(places)]
-    assert told(together) == told([[event] for event in events])
+    assert decoded(together) == decoded([[event] for event in events])
 
 
 def sse(event: bytes) -> bytes:

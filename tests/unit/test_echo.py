@@ -1,4 +1,4 @@
-"""The deterministic engine's own rules."""
+"""The rules of the deterministic engine's answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def engine(*, nonce: bool = False) -> EchoEngine:
 async def say(
     engine: EchoEngine, *texts: str, options: CompletionOptions = PLAIN
 ) -> tuple[list[str], EngineDone]:
-    """User and assistant take turns in `texts`."""
+    """Asks with `texts`, which are of the user and the assistant in turns. Returns the answer."""
     messages = [
         Message(Role.ASSISTANT if index % 2 else Role.USER, text)
         for index, text in enumerate(texts)

@@ -1,4 +1,4 @@
-"""Server-sent events, however the bytes are cut."""
+"""The decoder of server-sent events, wherever the bytes are cut."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class CircuitBreaker:
 
     @property
     def wait_seconds(self) -> float:
-        """How long calls are still rejected; 0 if a call would be let through now."""
+        """The seconds for which calls are still rejected; 0 if a call would be let through now."""
         if self._opened_at is None:
             return 0.0
         now = self._monotonic()
