@@ -644,8 +644,8 @@ async def test_the_next_server_answers_while_the_first_is_down_failing_or_shut_o
             assert await answered() == "second"
             await first.start()
             await until_answered_by("first")
-            # After a 500 no other server is tried, because the first may have worked on the request.
-            # After five in a row, the circuit of the first is open.
+            # After a 500 no other server is tried, because the first may have worked on it. After
+            # five in a row, its circuit is open.
             first.answer = lambda _: answers.refusal("500 Oops", "out of memory")
             async with asyncio.timeout(10):
                 while (await attempt(stub, "hi", "s")).status == UNAVAILABLE:

@@ -44,10 +44,8 @@ class ApiKey:
         return f"ApiKey({_HIDDEN})"
 
     async def current(self) -> str:
-        """Returns the key, empty if there is none.
-
-        Raises EngineUnavailable if the file has never been readable, or if the key is no header.
-        """
+        """Returns the key, empty if there is none. Raises EngineUnavailable if the file has never
+        been readable, or if the key cannot be sent in a header."""
         # While one call reads the file, others use the last key. All wait for the first key.
         if self._path is not None and not (self._value and self._check_lock.locked()):
             async with self._check_lock:

@@ -100,10 +100,7 @@ class _Body(msgspec.Struct):
 def response_error(
     status: int, content: bytes, *, content_type: str = "", retry_after: str = ""
 ) -> RuvdError:
-    """Returns the error for a response other than 200, from its body and two headers.
-
-    The error's cause is a `Refused`.
-    """
+    """Returns the error for a response other than 200. The error's cause is a `Refused`."""
     body = _decode(content, content_type)
     seconds = _retry_after(retry_after)
     error = _status_error(status, body, seconds)

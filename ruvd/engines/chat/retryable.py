@@ -15,19 +15,8 @@ import httpx
 from ruvd.core.errors import EngineTimeout, EngineUnavailable, RuvdError
 from ruvd.engines.http.http1 import StaleConnection
 
-RETRYABLE_STATUSES = {
-    HTTPStatus.REQUEST_TIMEOUT,
-    HTTPStatus.TOO_EARLY,
-    HTTPStatus.TOO_MANY_REQUESTS,
-    HTTPStatus.BAD_GATEWAY,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-    529,  # Anthropic's API when it is overloaded
-}
-CREDENTIAL_STATUSES = {
-    HTTPStatus.UNAUTHORIZED,
-    HTTPStatus.PAYMENT_REQUIRED,
-    HTTPStatus.FORBIDDEN,
-}
+RETRYABLE_STATUSES = {408, 425, 429, 502, 503, 529}  # 529 is Anthropic's, for an overload
+CREDENTIAL_STATUSES = {401, 402, 403}
 CONNECT_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 

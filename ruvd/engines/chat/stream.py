@@ -179,11 +179,8 @@ class AnswerDecoder:
             self._timings = chunk.timings
 
     def done(self) -> EngineDone:
-        """Returns the last chunk.
-
-        Raises EngineUnavailable if the answer is not whole, and EngineRejected if the server's
-        content filter has ended it.
-        """
+        """Returns the last chunk. Raises EngineUnavailable if the answer is not whole, and
+        EngineRejected if the server's content filter has ended it."""
         reason = self._finish_reason
         if reason is None:
             raise EngineUnavailable("the engine's answer ended before its end")
@@ -257,10 +254,8 @@ class BodyDecoder:
         self._events = SseDecoder()
 
     def feed(self, part: bytes) -> list[EngineChunk]:
-        """Returns the chunks in a part. Raises as `AnswerDecoder.feed`, and EventTooLarge.
-
-        Texts that came together are joined, because each chunk passes through every layer.
-        """
+        """Returns the chunks in a part, with adjacent texts joined, because each chunk passes
+        through every layer. Raises as `AnswerDecoder.feed`, and EventTooLarge."""
         events = self._events.feed(part)
         if self.ended or not events:
             return []

@@ -37,10 +37,8 @@ class Answer:
 
 
 def answer(messages: Sequence[Message], options: CompletionOptions, *, nonce: str = "") -> Answer:
-    """Returns the answer. A `nonce` is appended to a text.
-
-    Raises EngineRejected for an unreadable schema, and for a tool choice that names no tool.
-    """
+    """Returns the answer. A `nonce` is appended to a text. Raises EngineRejected for an unreadable
+    schema, and for a tool choice that names no tool."""
     question = next((m.content for m in reversed(messages) if m.role is Role.USER), "")
     is_result = bool(messages) and messages[-1].role is Role.TOOL
     if not is_result and (name := _chosen_tool(question, options)):

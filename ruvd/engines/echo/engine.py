@@ -26,6 +26,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 from ruvd.core.errors import EngineUnavailable
 from ruvd.core.model import Message, Role, Usage
@@ -96,7 +97,7 @@ class EchoEngine:
             (message.role, word) for message in request.messages for word in _text(message).split()
         ]
         prefixes = self._prefixes(words)
-        cached = self._cached_count(prefixes) if use_cache else 0
+        cached = len(list(takewhile(self._seen.__contains__, prefixes))) if use_cache else 0
         if use_cache:
             self._remember(prefixes)
         last = prefixes[-1] if prefixes else 0
@@ -138,12 +139,6 @@ class EchoEngine:
             last = hash((last, role.value, word))
             prefixes.append(last)
         return prefixes
-
-    def _cached_count(self, prefixes: Sequence[int]) -> int:
-        for count, prefix in enumerate(prefixes):
-            if prefix not in self._seen:
-                return count
-        return len(prefixes)
 
     def _remember(self, prefixes: Sequence[int]) -> None:
         # Longest first, so that the short prefixes, which later prompts share, are evicted last.

@@ -21,8 +21,7 @@ from ruvd.engines.http.http1_connection import Connection
 from ruvd.engines.http.read_coalescing import ReadCoalescer
 from ruvd.engines.http.transport import Request, Response
 
-# Servers close idle connections after 5 s (uvicorn) to 75 s (nginx). A stale one costs a round
-# trip.
+# Servers close idle connections after 5 s (uvicorn) to 75 s (nginx). A stale one costs time.
 _IDLE_SECONDS = 15.0
 
 

@@ -68,10 +68,7 @@ class Connection(asyncio.Protocol):
         return self._is_complete and not self._parts
 
     async def exchange(self, request: bytes, *, close_after: bool) -> None:
-        """Sends a request and waits for the head of its response.
-
-        With `close_after` the connection is not used again.
-        """
+        """Sends a request, the last one if `close_after`, and waits for its response's head."""
         if self._transport is None:
             raise httpx.RemoteProtocolError("the server has closed the connection")
         self._close_after = close_after
@@ -135,8 +132,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
-        # uvloop's transports do not derive from asyncio.Transport.
-        self._transport = cast("asyncio.Transport", transport)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclasses
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""

@@ -55,10 +55,8 @@ class ReadTimeout:
     async def wait(
         self, read: Callable[[], Awaitable[T]], *, first_read_extra_seconds: float = 0.0
     ) -> T:
-        """Returns the result of `read`, which may take `first_read_extra_seconds` longer.
-
-        Raises EngineTimeout, whose cause is TimeoutError if the deadline has passed.
-        """
+        """Returns the result of `read`, which may take `first_read_extra_seconds` longer. Raises
+        EngineTimeout, whose cause is TimeoutError if the deadline has passed."""
         reader = cast("asyncio.Task[object]", asyncio.current_task(self._loop))
         now = self._loop.time()
         self._read_started_at = now + first_read_extra_seconds
@@ -66,8 +64,7 @@ class ReadTimeout:
         if due is not None:
             if due <= now:
                 self._raise_timeout()
-            # With extra time, the timer also fires where it would without. So it need not be set
-            # anew for the next read, which has none.
+            # The timer ignores the extra time and checks again, so the next read can use it too.
             due = min(due, now + self._read_seconds) if self._read_seconds else due
             if self._timer is None or due < self._timer_due:
                 self._set_timer(due)

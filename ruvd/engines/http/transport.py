@@ -14,10 +14,8 @@ import httpx
 
 @dataclass(slots=True)
 class Request:
-    """One request. `headers` are complete, with Host and Content-Length.
-
-    `connect_seconds` limits the establishment of a new connection.
-    """
+    """One request. `headers` are complete, with Host and Content-Length; `connect_seconds` limits
+    connecting."""
 
     method: str
     url: httpx.URL

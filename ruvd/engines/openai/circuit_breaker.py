@@ -28,7 +28,6 @@ class CircuitBreaker:
 
     def __init__(
         self,
-        *,
         failures: int,
         open_seconds: float,
         probe_seconds: float,

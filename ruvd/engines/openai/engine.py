@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ruvd.core.errors import EngineTimeout, EngineUnavailable, RuvdError
@@ -22,7 +23,6 @@ from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.credentials import ApiKey
 from ruvd.engines.chat.retryable import may_go_elsewhere, never_sent, refuses_credentials
 from ruvd.engines.http.factory import TransportFactory, transport_factory
-from ruvd.engines.http.transport import Transport
 from ruvd.engines.openai.affinity import Affinity, Preset
 from ruvd.engines.openai.circuit_breaker import CircuitBreaker
 from ruvd.engines.openai.retries import RetryBudget, attempts
@@ -78,15 +78,15 @@ class OpenAIEngine:
         self._api_key = ApiKey(api_key, api_key_file, secrets=[cache_salt])
         self._affinity = Affinity(affinity, affinity_header, cache_salt)
         self._tls_files = (ca_file, client_cert_file, client_key_file)
-        self._transport = transport
+        self._make_transport = transport
         self._connect_seconds = connect_seconds
         self._read_seconds = read_seconds
         self._total_seconds = total_seconds
         self._retries = retries
         self._health_check_seconds = health_check_seconds
-        self._breaker_failures = breaker_failures
-        self._breaker_seconds = breaker_seconds
-        self._monotonic = monotonic
+        self._make_breaker = partial(
+            CircuitBreaker, breaker_failures, breaker_seconds, total_seconds, monotonic
+        )
         self._budget = RetryBudget()
         self._upstreams: Sequence[Upstream] = ()
         self._open_lock = asyncio.Lock()
@@ -162,10 +162,7 @@ class OpenAIEngine:
         return self
 
     async def prepare(self, request: EngineRequest) -> AsyncGenerator[PromptEvaluated, None]:
-        """Evaluates the messages in one step, by an answer of one token, which servers charge for.
-
-        See `PrefixCache.prepare`.
-        """
+        """Evaluates the messages in one step, by an answer of one token. See `PrefixCache`."""
         # Servers answer only a prompt that ends with a user message.
         messages = (*request.messages, Message(Role.USER, "."))
         options = replace(request.options, max_tokens=1)
@@ -251,18 +248,16 @@ class OpenAIEngine:
         if not self._upstreams:
             async with self._open_lock:
                 if not self._upstreams:
-                    make = self._transport
+                    make = self._make_transport
                     if make is None:
                         make = await asyncio.to_thread(transport_factory, *self._tls_files)
-                    self._upstreams = [
-                        self._make_upstream(url, make(url)) for url in self._base_urls
-                    ]
+                    self._upstreams = [self._make_upstream(url, make) for url in self._base_urls]
             self._check_open()
         return self._upstreams
 
-    def _make_upstream(self, url: str, transport: Transport) -> Upstream:
+    def _make_upstream(self, url: str, make_transport: TransportFactory) -> Upstream:
         client = ChatCompletionsClient(
-            transport=transport,
+            transport=make_transport(url),
             base_url=url,
             api_key=self._api_key,
             connect_seconds=self._connect_seconds,
@@ -273,13 +268,7 @@ class OpenAIEngine:
                 "max_completion_tokens" if self._affinity.preset == "openai" else "max_tokens"
             ),
         )
-        breaker = CircuitBreaker(
-            failures=self._breaker_failures,
-            open_seconds=self._breaker_seconds,
-            probe_seconds=self._total_seconds,
-            monotonic=self._monotonic,
-        )
-        return Upstream(url, client, self._affinity, breaker, self._report_state)
+        return Upstream(url, client, self._affinity, self._make_breaker(), self._report_state)
 
     async def _run_checks(self) -> None:
         seconds = self._connect_seconds + min(self._read_seconds, _CHECK_SECONDS)

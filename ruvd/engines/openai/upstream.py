@@ -14,8 +14,6 @@ from ruvd.engines.chat.retryable import Refused, is_failing, refuses_credentials
 from ruvd.engines.openai.affinity import Affinity
 from ruvd.engines.openai.circuit_breaker import CircuitBreaker, Permit
 
-_SERVER_ERROR = 500
-
 _log = logging.getLogger("ruvd.engine")
 
 
@@ -46,8 +44,7 @@ class Upstream:
         try:
             await self.client.ping(seconds=seconds)
         except RuvdError as error:
-            cause = error.__cause__
-            is_up = isinstance(cause, Refused) and cause.status < _SERVER_ERROR
+            is_up = not is_failing(error)
             is_problem = not is_up or refuses_credentials(error)
             self.set_state(up=is_up, problem=str(error) if is_problem else "")
         else:
