@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from answers import CUT, STALL, Answer, deltas, http, models, refusal, streamed, text
-from manual_clock import ManualClock
+from fakes import FrozenClock
 from upstream import Upstream, deaf, serving, unused_url
 
 from ruvd.core.errors import (
@@ -328,7 +328,7 @@ async def test_any_answer_below_500_is_alive_and_a_refused_key_is_told() -> None
 async def test_an_open_circuit_rejects_calls_at_once_until_a_probe_has_shown_that_all_is_well() -> (
     None
 ):
-    clock = ManualClock()
+    clock = FrozenClock()
     settings: dict[str, Any] = {
         "retries": 0, "breaker_failures": 2, "breaker_seconds": 10.0, "monotonic": clock.monotonic
     }  # fmt: skip
@@ -336,10 +336,10 @@ async def test_an_open_circuit_rejects_calls_at_once_until_a_probe_has_shown_tha
         server.answer = lambda _: refusal("500 Oops", "boom")
         for _ in range(2):
             assert await fails(made, EngineUnavailable) == "boom"
-        clock.advance(9.9)
+        clock.advance(9.0)
         assert server.url in await fails(made, EngineUnavailable)
         assert len(server.requests) == 2
-        clock.advance(0.1)
+        clock.advance(1.0)
         go = asyncio.Event()
         server.answer = lambda _: [go, *text(*PIECES)]
         probe = asyncio.create_task(texts(made))
@@ -352,7 +352,7 @@ async def test_an_open_circuit_rejects_calls_at_once_until_a_probe_has_shown_tha
 
 
 async def test_a_probe_that_says_nothing_about_the_server_leaves_the_next_call_to_probe() -> None:
-    clock = ManualClock()
+    clock = FrozenClock()
     settings: dict[str, Any] = {
         "retries": 0, "breaker_failures": 1, "breaker_seconds": 10.0, "monotonic": clock.monotonic
     }  # fmt: skip
@@ -373,7 +373,7 @@ async def test_a_probe_that_says_nothing_about_the_server_leaves_the_next_call_t
 
 async def test_only_one_call_at_a_time_probes_a_server_whose_circuit_is_half_open() -> None:
     """Two calls that first try another server do not both become the probe."""
-    clock = ManualClock()
+    clock = FrozenClock()
     settings: dict[str, Any] = {
         "retries": 0, "breaker_failures": 1, "breaker_seconds": 10.0, "monotonic": clock.monotonic
     }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from manual_clock import ManualClock
+from fakes import FrozenClock
 
 from ruvd.engines.openai.circuit_breaker import CircuitBreaker, Permit
 
@@ -17,7 +17,7 @@ class Circuit:
     """A breaker that opens after two failures, and its clock."""
 
     def __init__(self) -> None:
-        self.clock = ManualClock()
+        self.clock = FrozenClock()
         self.breaker = CircuitBreaker(
             failures=2,
             open_seconds=OPEN_SECONDS,
