@@ -31,7 +31,7 @@ class Refused(Exception):
 
 
 class NoAnswer(Exception):
-    """The cause of an error after which no response's head came over an open connection."""
+    """The cause of an error when an open connection ended before the response's head."""
 
 
 def never_sent(error: RuvdError) -> bool:

@@ -85,7 +85,11 @@ class OpenAIEngine:
         self._retries = retries
         self._health_check_seconds = health_check_seconds
         self._make_breaker = partial(
-            CircuitBreaker, breaker_failures, breaker_seconds, total_seconds, monotonic
+            CircuitBreaker,
+            failures=breaker_failures,
+            open_seconds=breaker_seconds,
+            probe_seconds=total_seconds,
+            monotonic=monotonic,
         )
         self._budget = RetryBudget()
         self._upstreams: Sequence[Upstream] = ()
@@ -166,8 +170,8 @@ class OpenAIEngine:
         # Servers answer only a prompt that ends with a user message.
         messages = (*request.messages, Message(Role.USER, "."))
         options = replace(request.options, max_tokens=1)
-        probe = replace(request, messages=messages, options=options)
-        async with aclosing(self.generate(probe)) as chunks:
+        evaluation = replace(request, messages=messages, options=options)
+        async with aclosing(self.generate(evaluation)) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, EngineDone) and chunk.usage:
                     count = chunk.usage.prompt_tokens - (chunk.usage.cached_tokens or 0)
@@ -208,9 +212,8 @@ class OpenAIEngine:
                             raise failed.pop()
                         return await self._try_servers(request, deadline)
         except TimeoutError as error:
-            raise EngineTimeout(
-                f"the engine did not answer within {self._total_seconds:g} s"
-            ) from error
+            text = f"the engine did not answer within {self._total_seconds:g} s"
+            raise EngineTimeout(text) from error
         raise AssertionError  # the last attempt has raised
 
     async def _try_servers(self, request: EngineRequest, deadline: float) -> Call:
@@ -283,7 +286,7 @@ class OpenAIEngine:
                 await asyncio.gather(*(upstream.check(seconds) for upstream in upstreams))
             self._first_check_done.set()
             pause = self._health_check_seconds if self._reported_up else _DOWN_CHECK_SECONDS
-            # A failed call requests a check at once.
+            # A failed call requests a check, but many of them do not cause many checks.
             await asyncio.sleep(min(_MIN_CHECK_SECONDS, pause))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
