@@ -7,7 +7,8 @@ up after the longest time that a call can take, so the circuit is never stuck.
 
 It is written by hand because none of the libraries that were looked at lets just one asynchronous
 call through a half-open circuit. Besides, purgatory 3.0.1 and pybreaker 1.4.1 go by the wall clock
-(and pybreaker needs Tornado), and purgatory and circuitbreaker 2.1.3 count a cancelled call as a failure or a success.
+(and pybreaker needs Tornado); purgatory and circuitbreaker 2.1.3 count a cancelled call as a
+failure or a success.
 """
 
 from __future__ import annotations
