@@ -18,11 +18,9 @@ T = TypeVar("T")
 
 
 class ReadTimeout:
-    """Limits each read to `read_seconds`, and all of them to a `deadline` of the loop's clock.
-
-    None is no limit. It is a context manager for one task, which reads by `wait`. Only a read is
-    interrupted, nothing else that the task does.
-    """
+    """Limits each read to `read_seconds`, and all of them to a `deadline` of the loop's clock; None
+    is no limit. It is a context manager for one task, which reads by `wait`. Only a read is
+    interrupted, nothing else that the task does."""
 
     def __init__(self, deadline: float | None, read_seconds: float | None) -> None:
         self._loop = asyncio.get_running_loop()

@@ -25,10 +25,7 @@ class Permit:
 
 
 class CircuitBreaker:
-    """A circuit that is open for `open_seconds` after `failures` in a row.
-
-    A probe is given up after `probe_seconds`.
-    """
+    """A circuit, open for `open_seconds` after `failures` in a row. `probe_seconds` limit a probe."""
 
     def __init__(
         self,

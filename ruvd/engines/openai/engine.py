@@ -42,8 +42,7 @@ class OpenAIEngine:
     `connect_seconds` limits connecting, `read_seconds` each silence, and `total_seconds` the call
     with all its `retries`. `breaker_failures` in a row open a server's circuit for
     `breaker_seconds`. `max_parallel` is the engine's `slots`. `transport` makes the transport to
-    the server at a URL, by default one that uses the certificate files and the environment's proxy.
-    `monotonic` is the clock of the circuit breakers.
+    a URL, if not the default one. `monotonic` is the clock of the circuit breakers.
     """
 
     def __init__(

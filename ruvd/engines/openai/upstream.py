@@ -87,11 +87,9 @@ class Upstream:
 
 
 class Call:
-    """An answer that has begun: its `first` chunk, and the `chunks` after it.
-
-    The chunks are read inside `async with`, which closes them and records the call's result. It is
-    no generator, because that would be one more layer for each chunk.
-    """
+    """An answer that has begun: its `first` chunk, and the `chunks` after it, to be read inside
+    `async with`, which closes them and records the call's result. It is no generator, because that
+    would be one more layer for each chunk."""
 
     def __init__(
         self,
