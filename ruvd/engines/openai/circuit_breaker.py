@@ -25,7 +25,7 @@ class Permit:
 
 
 class CircuitBreaker:
-    """A circuit, open for `open_seconds` after `failures` in a row. `probe_seconds` limit a probe."""
+    """A circuit, open for `open_seconds` after `failures` in a row. A probe has `probe_seconds`."""
 
     def __init__(
         self,
