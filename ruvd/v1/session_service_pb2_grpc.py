@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SessionServiceStub(object):
-    """Holds conversations and completes them.
+    """Stores conversations and generates the answers in them.
     """
 
     def __init__(self, channel):
@@ -103,29 +103,30 @@ class SessionServiceStub(object):
 
 
 class SessionServiceServicer(object):
-    """Holds conversations and completes them.
+    """Stores conversations and generates the answers in them.
     """
 
     def CreateSession(self, request, context):
-        """CreateSession makes a session before its first turn, to give it a system prompt, labels or
-        a history. Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE,
-        SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+        """CreateSession creates a session before its first turn, for example to give it a system prompt,
+        labels or a history.
+        Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+        REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSession(self, request, context):
-        """GetSession reads one session. A session that has expired is not found. Reading does not
-        move last_used_time. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED,
-        STORE_UNAVAILABLE.
+        """GetSession returns one session. An expired session is not found. Reading a session does not
+        change its last_used_time.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """ListSessions pages through the sessions in the order of their creation.
+        """ListSessions returns the sessions page by page, in the order of their creation.
         Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -133,15 +134,17 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSession(self, request, context):
-        """UpdateSession changes what a client may change of a session, once the turns before it are
-        done. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        """UpdateSession changes a session's labels, idle timeout or context window. It runs after the
+        turns that are already running or queued in the session.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AppendMessages(self, request, context):
-        """AppendMessages commits messages without generating, once the turns before it are done.
+        """AppendMessages commits messages to a session without generating an answer. It runs after the
+        turns that are already running or queued in the session.
         Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
         REQUEST_ID_REUSED, STORE_UNAVAILABLE.
         """
@@ -150,33 +153,35 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ForkSession(self, request, context):
-        """ForkSession makes a session that shares the beginning of another one's history; both go on
-        independently. It sees what is committed. Errors: INVALID_REQUEST, SESSION_NOT_FOUND,
-        SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+        """ForkSession creates a session that starts with the beginning of another session's history. Only
+        committed turns are copied, and the two sessions are independent from then on.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
+        REQUEST_ID_REUSED, STORE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EndSession(self, request, context):
-        """EndSession deletes a session with its messages. Its running and queued completions fail
-        with SESSION_ENDED. Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing),
-        SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        """EndSession deletes a session and its messages. Its running and queued completions fail with
+        SESSION_ENDED.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing), SESSIONS_DISABLED,
+        STORE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """ListModels asks the engine which models it offers. Errors: ENGINE_UNAVAILABLE,
-        ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
+        """ListModels returns the models that the engine offers.
+        Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSessionMetrics(self, request, context):
-        """GetSessionMetrics reports what the daemon has measured since it started.
+        """GetSessionMetrics returns the daemon's measurements since it started.
         Errors: STORE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -184,46 +189,48 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Complete(self, request, context):
-        """Complete answers the new messages and streams the answer. With a session_id the messages
-        and the answer are committed together, durably, before Finished is sent; a completion that
-        fails or is cancelled leaves the session as it was and ends with a status and no Finished.
-        A second caller on one session waits for the first (see if_busy). Cancelling the call
-        cancels the completion (see on_disconnect). Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with
-        require_existing), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE,
-        SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG,
-        ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
-        REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+        """Complete generates an answer to the new messages and streams it. With a session_id, the
+        messages and the answer are committed together, durably, before Finished is sent. A completion
+        that fails or is cancelled leaves the session unchanged; its stream ends with an error status
+        and without Finished. A second call for the same session waits for the first (see if_busy).
+        Cancelling the call cancels the completion (see on_disconnect).
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
+        SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
+        COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+        ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeCompletion(self, request, context):
-        """ResumeCompletion sends the events after after_sequence and goes on live: the way back for a
-        stream that was cut. A completion that failed replays its events, then its status. Where its
-        events are no longer kept but its answer is committed, as after a restart, Finished comes
-        under its own number. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and
-        those of Complete.
+        """ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
+        the new ones as they occur. Clients call it after their stream broke. For a failed completion
+        it replays the events, then returns the error. If the events are no longer kept but the answer
+        is committed, as after a restart, it sends only Finished, with its original sequence number.
+        Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and those of Complete.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchComplete(self, request, context):
-        """BatchComplete answers many requests and sends each answer, or what went wrong with it, as soon
-        as it is there; the summary comes last. Items of one session run in order, others side by
-        side. An item fails alone. Interactive completions go before items, which have a share of the
-        engine of their own. Cancelling the call is to every item what cancelling Complete is; those
-        that have not begun do not begin. Repeating the call with the same request ids runs what was
-        not finished. Errors: INVALID_REQUEST (of the call; an item's own are its outcome).
+        """BatchComplete runs many completions and sends each answer or error as soon as it is available,
+        then a summary. Items of the same session run in order; all others run concurrently. An item's
+        failure does not affect the other items. Interactive completions have priority over batch
+        items, which are limited to their own share of the engine. Cancelling the call affects each
+        running item like cancelling Complete; items that have not started are not started. Repeating
+        the call with the same request ids runs only the items that had not finished.
+        Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelCompletion(self, request, context):
-        """CancelCompletion stops a completion and returns when it has ended; one that ended before is
-        left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
+        """CancelCompletion stops a completion and returns when it has ended. It has no effect on a
+        completion that has already ended.
+        Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -306,7 +313,7 @@ def add_SessionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SessionService(object):
-    """Holds conversations and completes them.
+    """Stores conversations and generates the answers in them.
     """
 
     @staticmethod

@@ -2,328 +2,331 @@
 /// One message of a conversation.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Message {
-    /// Who it is from.
+    /// The author of the message.
     #[prost(enumeration = "Role", tag = "1")]
     pub role: i32,
-    /// The text. May be empty beside tool calls, and as the result of one.
+    /// The text. It may be empty in a message with tool calls and in a tool result.
     #[prost(string, tag = "2")]
     pub content: ::prost::alloc::string::String,
-    /// What an assistant's message asks the caller to do.
+    /// The tool calls of an assistant's message.
     #[prost(message, repeated, tag = "3")]
     pub tool_calls: ::prost::alloc::vec::Vec<ToolCall>,
-    /// The call that a tool's message is the result of.
+    /// The id of the tool call whose result this message is. Set with ROLE_TOOL only.
     #[prost(string, tag = "4")]
     pub tool_call_id: ::prost::alloc::string::String,
-    /// What the model thought before it answered, where the engine tells. It is kept with the
+    /// The model's reasoning before its answer, if the engine reports it. It is stored with the
     /// message and not sent to the engine again.
     #[prost(string, tag = "5")]
     pub reasoning: ::prost::alloc::string::String,
 }
-/// A model's wish that the caller runs a function. The result is a ROLE_TOOL message of the next
-/// turn, or of several messages where there were several calls.
+/// The model's request that the caller runs a function. The next turn answers each call with one
+/// ROLE_TOOL message.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToolCall {
-    /// Names the call in its result.
+    /// The id of the call, which its result repeats in tool_call_id.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
-    /// The function.
+    /// The name of the function.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
-    /// Its arguments as JSON text, as the model wrote it: it may be no valid JSON.
+    /// The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON.
     #[prost(string, tag = "3")]
     pub arguments: ::prost::alloc::string::String,
 }
-/// A function that the model may ask for.
+/// A function that the model may call.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Tool {
-    /// 1 to 64 of A-Z a-z 0-9 _ . -
+    /// The function's name: 1 to 64 characters of A-Z a-z 0-9 _ . -
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// When to use it, for the model.
+    /// A description for the model of the function and when to call it.
     #[prost(string, tag = "2")]
     pub description: ::prost::alloc::string::String,
-    /// Its arguments: a JSON Schema of an object, as JSON text, sent to the engine byte for byte.
-    /// Empty for none.
+    /// The function's arguments: the JSON Schema of an object, as JSON text, sent to the engine byte
+    /// for byte. Empty for a function without arguments.
     #[prost(string, tag = "3")]
     pub parameters: ::prost::alloc::string::String,
-    /// Whether the arguments must follow the schema to the letter; unset is the engine's default.
+    /// Whether the arguments must conform to the schema exactly. Unset: the engine's default.
     #[prost(bool, optional, tag = "4")]
     pub strict: ::core::option::Option<bool>,
 }
-/// Whether the model may, must or must not ask for tools.
+/// A rule whether the model may, must or must not call tools.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToolChoice {
-    /// One of the two; unset is the engine's default (AUTO where there are tools).
+    /// The rule. Unset: the engine's default (AUTO if there are tools).
     #[prost(oneof = "tool_choice::Choice", tags = "1, 2")]
     pub choice: ::core::option::Option<tool_choice::Choice>,
 }
 /// Nested message and enum types in `ToolChoice`.
 pub mod tool_choice {
-    /// One of the two; unset is the engine's default (AUTO where there are tools).
+    /// The rule. Unset: the engine's default (AUTO if there are tools).
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Choice {
-        /// A rule for all tools.
+        /// A rule that applies to all tools.
         #[prost(enumeration = "super::ToolChoiceMode", tag = "1")]
         Mode(i32),
-        /// The name of the one that it must ask for.
+        /// The name of the function that the model must call.
         #[prost(string, tag = "2")]
         Function(::prost::alloc::string::String),
     }
 }
-/// The form of the answer.
+/// The format of the answer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResponseFormat {
-    /// A JSON Schema, as JSON text, sent to the engine byte for byte: the answer is JSON that
-    /// follows it.
+    /// The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
     #[prost(string, tag = "1")]
     pub json_schema: ::prost::alloc::string::String,
-    /// The schema's name, 1 to 64 of A-Z a-z 0-9 _ -; unset is "answer".
+    /// The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer".
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
-    /// Whether to the letter; unset is the engine's default.
+    /// Whether the answer must conform to the schema exactly. Unset: the engine's default.
     #[prost(bool, optional, tag = "3")]
     pub strict: ::core::option::Option<bool>,
 }
-/// How much of the history is sent to the engine. Exchanges are appended, so that the prompt's
-/// prefix stays the same and the engine's cache hits, until there are more than max_exchanges;
-/// one trim then drops down to the last keep_exchanges.
+/// The part of the history that is sent to the engine. Exchanges are appended until there are more
+/// than max_exchanges; a trim then keeps only the last keep_exchanges. Between trims the prompt's
+/// prefix stays the same, so the engine's cache hits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ContextWindow {
-    /// How many exchanges a trim leaves; unset is the daemon's default (3).
+    /// The number of exchanges that a trim keeps. Unset: the daemon's default (3).
     #[prost(int32, optional, tag = "1")]
     pub keep_exchanges: ::core::option::Option<i32>,
-    /// How many exchanges are sent at most; 0 is the whole history, unset the daemon's default (10).
+    /// The maximum number of exchanges that are sent. 0: the whole history. Unset: the daemon's
+    /// default (10).
     #[prost(int32, optional, tag = "2")]
     pub max_exchanges: ::core::option::Option<i32>,
-    /// A trim is also due when the last prompt and answer passed this many tokens; unset is the
-    /// daemon's default, on the embedded engine what its context holds less room for the answer.
+    /// The number of tokens in the last prompt and answer above which a trim occurs as well. Unset:
+    /// the daemon's default, on the embedded engine its context size less room for the answer.
     #[prost(int32, optional, tag = "3")]
     pub max_tokens: ::core::option::Option<i32>,
-    /// How it is put into a prompt; unset is the daemon's default (MESSAGES).
+    /// The form in which the window is written into the prompt. Unset: the daemon's default
+    /// (MESSAGES).
     #[prost(enumeration = "Rendering", tag = "4")]
     pub rendering: i32,
 }
-/// Tokens as the engine counted them.
+/// Token counts, as reported by the engine.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
-    /// Tokens in the prompts.
+    /// The number of tokens in the prompts.
     #[prost(int64, tag = "1")]
     pub prompt_tokens: i64,
-    /// Those of them that came from the engine's cache; unset where the engine does not say.
+    /// The number of prompt tokens read from the engine's cache; unset if the engine does not report
+    /// it.
     #[prost(int64, optional, tag = "2")]
     pub cached_tokens: ::core::option::Option<i64>,
-    /// Tokens generated.
+    /// The number of generated tokens.
     #[prost(int64, tag = "3")]
     pub completion_tokens: i64,
 }
-/// How long a completion took, measured in the daemon unless said otherwise.
+/// The durations of a completion, measured by the daemon unless a field says otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Timings {
-    /// From the call's arrival until the turn had the engine.
+    /// The time from the call's arrival until the engine was available to the turn.
     #[prost(message, optional, tag = "1")]
     pub queue: ::core::option::Option<::prost_types::Duration>,
-    /// From the call's arrival until the first text; unset if there was none.
+    /// The time from the call's arrival until the first text; unset if there was no text.
     #[prost(message, optional, tag = "2")]
     pub time_to_first_token: ::core::option::Option<::prost_types::Duration>,
-    /// From the call's arrival until the answer was complete.
+    /// The time from the call's arrival until the answer was complete.
     #[prost(message, optional, tag = "3")]
     pub total: ::core::option::Option<::prost_types::Duration>,
-    /// What the engine spent on the prompt, by its own clock; unset where it does not say.
+    /// The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+    /// not report it.
     #[prost(message, optional, tag = "4")]
     pub prefill: ::core::option::Option<::prost_types::Duration>,
 }
 /// A conversation.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Session {
-    /// The id: chosen by the client, or unguessable.
+    /// The session's id: chosen by the client, or an unguessable one made by the daemon.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
-    /// When it was created.
+    /// The time when the session was created.
     #[prost(message, optional, tag = "2")]
     pub create_time: ::core::option::Option<::prost_types::Timestamp>,
-    /// When a turn last started or ended in it.
+    /// The time when a turn last started or ended in the session.
     #[prost(message, optional, tag = "3")]
     pub last_used_time: ::core::option::Option<::prost_types::Timestamp>,
-    /// When it expires if nothing happens; unset while a completion runs.
+    /// The time when the session expires if it is not used; unset while a completion runs.
     #[prost(message, optional, tag = "4")]
     pub expire_time: ::core::option::Option<::prost_types::Timestamp>,
-    /// Messages in the history.
+    /// The number of messages in the history.
     #[prost(int64, tag = "5")]
     pub message_count: i64,
-    /// Exchanges in the history: a user message and everything up to the next.
+    /// The number of exchanges in the history: a user message and all messages up to the next one.
     #[prost(int64, tag = "6")]
     pub exchange_count: i64,
-    /// What the model was told first; never trimmed.
+    /// The system prompt, which is never trimmed.
     #[prost(string, tag = "7")]
     pub system_prompt: ::prost::alloc::string::String,
-    /// The history; only in SESSION_VIEW_FULL.
+    /// The history. Set in SESSION_VIEW_FULL only.
     #[prost(message, repeated, tag = "8")]
     pub messages: ::prost::alloc::vec::Vec<Message>,
-    /// The client's own labels.
+    /// The labels, which are for the client's own use.
     #[prost(map = "string, string", tag = "9")]
     pub labels: ::std::collections::HashMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// The context window in force.
+    /// The context window in effect.
     #[prost(message, optional, tag = "10")]
     pub context_window: ::core::option::Option<ContextWindow>,
-    /// The session it was forked from; empty if none.
+    /// The id of the session that this one was forked from; empty if it is not a fork.
     #[prost(string, tag = "11")]
     pub parent_id: ::prost::alloc::string::String,
-    /// The completion that runs now; empty if none.
+    /// The id of the running completion; empty if none is running.
     #[prost(string, tag = "12")]
     pub running_completion_id: ::prost::alloc::string::String,
-    /// The sums over its committed completions.
+    /// The token counts of all committed completions of the session.
     #[prost(message, optional, tag = "13")]
     pub usage: ::core::option::Option<Usage>,
-    /// The model it uses; empty for the engine's default.
+    /// The session's model; empty for the engine's default.
     #[prost(string, tag = "14")]
     pub model: ::prost::alloc::string::String,
-    /// How long it may be idle before it expires.
+    /// The time without use after which the session expires.
     #[prost(message, optional, tag = "15")]
     pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
 }
-/// How to generate. What is unset is left to the engine.
+/// Options of the generation. For an unset option the engine's default applies.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CompletionOptions {
-    /// The model, for engines that have several.
+    /// The model, for engines that offer several.
     #[prost(string, tag = "1")]
     pub model: ::prost::alloc::string::String,
-    /// 0 for the likeliest text, up to 2.
+    /// The sampling temperature, from 0 (the most likely text) to 2.
     #[prost(double, optional, tag = "2")]
     pub temperature: ::core::option::Option<f64>,
-    /// Nucleus sampling, above 0 and up to 1.
+    /// The probability mass for nucleus sampling, above 0 and at most 1.
     #[prost(double, optional, tag = "3")]
     pub top_p: ::core::option::Option<f64>,
-    /// The most tokens to generate.
+    /// The maximum number of tokens to generate.
     #[prost(int32, optional, tag = "4")]
     pub max_tokens: ::core::option::Option<i32>,
-    /// Strings that end the answer; they are not part of it. 16 at most.
+    /// Strings that end the answer and are not part of it. At most 16.
     #[prost(string, repeated, tag = "5")]
     pub stop: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Makes sampling repeatable where the engine can.
+    /// The seed for sampling, which makes it repeatable if the engine supports that.
     #[prost(int64, optional, tag = "6")]
     pub seed: ::core::option::Option<i64>,
-    /// Neither reuse nor leave anything in the engine's prompt cache.
+    /// Whether the completion neither reads the engine's prompt cache nor leaves anything in it.
     #[prost(bool, tag = "7")]
     pub bypass_cache: bool,
-    /// -2 to 2: above 0 discourages what was said often.
+    /// From -2 to 2. Positive values penalise tokens in proportion to how often they have occurred.
     #[prost(double, optional, tag = "8")]
     pub frequency_penalty: ::core::option::Option<f64>,
-    /// -2 to 2: above 0 discourages what was said at all.
+    /// From -2 to 2. Positive values penalise tokens that have occurred at all.
     #[prost(double, optional, tag = "9")]
     pub presence_penalty: ::core::option::Option<f64>,
-    /// -100 to 100 for token ids of the model: added to their chance before sampling.
+    /// Values from -100 to 100 by token id, added to the tokens' logits before sampling.
     #[prost(map = "int32, double", tag = "10")]
     pub logit_bias: ::std::collections::HashMap<i32, f64>,
-    /// What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-    /// same with every turn of a session, or the engine's cache does not hit.
+    /// The functions that the model may call, at most 128. They are part of the prompt: if they
+    /// change between the turns of a session, the engine's cache does not hit.
     #[prost(message, repeated, tag = "11")]
     pub tools: ::prost::alloc::vec::Vec<Tool>,
-    /// Whether it may, must or must not.
+    /// A rule whether the model may, must or must not call tools.
     #[prost(message, optional, tag = "12")]
     pub tool_choice: ::core::option::Option<ToolChoice>,
-    /// Whether it may ask for several at once; unset is the engine's default.
+    /// Whether the model may call several tools in one answer. Unset: the engine's default.
     #[prost(bool, optional, tag = "13")]
     pub parallel_tool_calls: ::core::option::Option<bool>,
-    /// The form of the answer; unset is text.
+    /// The format of the answer. Unset: text.
     #[prost(message, optional, tag = "14")]
     pub response_format: ::core::option::Option<ResponseFormat>,
-    /// More fields of the request to the engine's server, for what it has beyond this API. Those
-    /// that this API has, and those that the daemon decides, are refused. A whole number is sent as
-    /// one.
+    /// Additional fields for the body of the request to the engine's server, for features that this
+    /// API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+    /// whole number is sent as an integer.
     #[prost(message, optional, tag = "15")]
     pub extra_body: ::core::option::Option<::prost_types::Struct>,
 }
 /// The request of BatchComplete.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchCompleteRequest {
-    /// What to complete; an item may be anything that Complete takes.
+    /// The completions to run. An item may be any request that Complete accepts.
     #[prost(message, repeated, tag = "1")]
     pub items: ::prost::alloc::vec::Vec<CompleteRequest>,
-    /// How many run side by side at most; 0 is the daemon's default. Fewer run where the engine
-    /// cannot take more.
+    /// The maximum number of items that run concurrently. 0: the daemon's default. Fewer run if the
+    /// engine has less capacity.
     #[prost(int32, tag = "2")]
     pub max_concurrency: i32,
 }
 /// The response of BatchComplete.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchCompleteResponse {
-    /// What there is to tell.
+    /// The event.
     #[prost(oneof = "batch_complete_response::Event", tags = "1, 2")]
     pub event: ::core::option::Option<batch_complete_response::Event>,
 }
 /// Nested message and enum types in `BatchCompleteResponse`.
 pub mod batch_complete_response {
-    /// What there is to tell.
+    /// The event.
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Event {
-        /// The outcome of one item, in the order in which they end.
+        /// The result of one item. Results are sent in the order in which the items end.
         #[prost(message, tag = "1")]
         Result(super::BatchResult),
-        /// The last: what came of all items.
+        /// The summary of all items, which is the last event.
         #[prost(message, tag = "2")]
         Summary(super::BatchSummary),
     }
 }
-/// The outcome of one item of a batch.
+/// The result of one item of a batch.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchResult {
-    /// Which item, from 0 on.
+    /// The position of the item in the request, starting at 0.
     #[prost(int32, tag = "1")]
     pub index: i32,
-    /// What came of it.
+    /// The answer or the error.
     #[prost(oneof = "batch_result::Outcome", tags = "2, 3")]
     pub outcome: ::core::option::Option<batch_result::Outcome>,
 }
 /// Nested message and enum types in `BatchResult`.
 pub mod batch_result {
-    /// What came of it.
+    /// The answer or the error.
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Outcome {
-        /// Its answer.
+        /// The item's answer.
         #[prost(message, tag = "2")]
         Completion(super::Completion),
-        /// What its Complete would have failed with.
+        /// The error with which Complete would have failed for this item.
         #[prost(message, tag = "3")]
         Error(::tonic_types::pb::Status),
     }
 }
-/// A completion that has ended well.
+/// A completion that has succeeded.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Completion {
-    /// Its id.
+    /// The completion's id.
     #[prost(string, tag = "1")]
     pub completion_id: ::prost::alloc::string::String,
-    /// The session; empty if stateless.
+    /// The session's id; empty if stateless.
     #[prost(string, tag = "2")]
     pub session_id: ::prost::alloc::string::String,
-    /// The model that answered; empty for an answer from before a restart of the daemon.
+    /// The model that answered; empty for an answer generated before the daemon's last restart.
     #[prost(string, tag = "3")]
     pub model: ::prost::alloc::string::String,
     /// The answer.
     #[prost(message, optional, tag = "4")]
     pub finished: ::core::option::Option<Finished>,
 }
-/// What came of a batch.
+/// The summary of a batch.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BatchSummary {
-    /// Items that have an answer.
+    /// The number of items with an answer.
     #[prost(int32, tag = "1")]
     pub succeeded: i32,
-    /// Items that have an error.
+    /// The number of items with an error.
     #[prost(int32, tag = "2")]
     pub failed: i32,
-    /// Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-    /// them. Answers that were there already, from an earlier call, count as well.
+    /// The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+    /// is unset if no answer reports it.
     #[prost(message, optional, tag = "3")]
     pub usage: ::core::option::Option<Usage>,
-    /// From the call's arrival until the last outcome.
+    /// The time from the call's arrival until the last result.
     #[prost(message, optional, tag = "4")]
     pub wall_time: ::core::option::Option<::prost_types::Duration>,
-    /// The sum of the answers' own total times: what they would have taken one after the other, had
-    /// each been as fast alone.
+    /// The sum of the answers' total times. It estimates the time that the items would have taken one
+    /// after the other, if each had been as fast when run alone.
     #[prost(message, optional, tag = "5")]
     pub total_latency: ::core::option::Option<::prost_types::Duration>,
 }
@@ -333,41 +336,43 @@ pub struct ListModelsRequest {}
 /// The response of ListModels.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListModelsResponse {
-    /// What CompletionOptions.model may be, in the engine's order.
+    /// The values that CompletionOptions.model may have, in the engine's order.
     #[prost(string, repeated, tag = "1")]
     pub models: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// The one that is used where a call names none.
+    /// The model of calls that do not name one.
     #[prost(string, tag = "2")]
     pub default_model: ::prost::alloc::string::String,
 }
 /// The request of CreateSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateSessionRequest {
-    /// 1 to 128 of A-Z a-z 0-9 . _ : -; empty for an unguessable one.
+    /// The session's id: 1 to 128 characters of A-Z a-z 0-9 . _ : -. Empty: the daemon makes an
+    /// unguessable id.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
-    /// What the model is told first.
+    /// The system prompt.
     #[prost(string, tag = "2")]
     pub system_prompt: ::prost::alloc::string::String,
-    /// A history to start from.
+    /// The history that the session starts with.
     #[prost(message, repeated, tag = "3")]
     pub messages: ::prost::alloc::vec::Vec<Message>,
-    /// At most 64, keys of 1 to 63 bytes, values of at most 255.
+    /// At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
     #[prost(map = "string, string", tag = "4")]
     pub labels: ::std::collections::HashMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// How much of the history is sent to the engine.
+    /// The part of the history that is sent to the engine.
     #[prost(message, optional, tag = "5")]
     pub context_window: ::core::option::Option<ContextWindow>,
-    /// How long it may be idle, 10 years at most; unset is the daemon's default.
+    /// The time without use after which the session expires, at most 10 years. Unset: the daemon's
+    /// default.
     #[prost(message, optional, tag = "6")]
     pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
-    /// The model, for engines that have several.
+    /// The session's model, for engines that offer several.
     #[prost(string, tag = "7")]
     pub model: ::prost::alloc::string::String,
-    /// Makes a retry safe: the same id gives the same session.
+    /// An id that makes retries safe: a call with the same id returns the same session.
     #[prost(string, tag = "8")]
     pub request_id: ::prost::alloc::string::String,
 }
@@ -381,10 +386,10 @@ pub struct CreateSessionResponse {
 /// The request of GetSession.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetSessionRequest {
-    /// Which session.
+    /// The session's id.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
-    /// How much of it.
+    /// The parts of the session to return.
     #[prost(enumeration = "SessionView", tag = "2")]
     pub view: i32,
 }
@@ -398,13 +403,13 @@ pub struct GetSessionResponse {
 /// The request of ListSessions.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListSessionsRequest {
-    /// At most this many; 0 is 100, the most is 1000.
+    /// The maximum number of sessions to return, at most 1000. 0: 100.
     #[prost(int32, tag = "1")]
     pub page_size: i32,
-    /// next_page_token of the page before; empty for the first.
+    /// The next_page_token of the previous page; empty for the first page.
     #[prost(string, tag = "2")]
     pub page_token: ::prost::alloc::string::String,
-    /// Only sessions that have all of these labels.
+    /// The labels that a session must have to be returned; it must have all of them.
     #[prost(map = "string, string", tag = "3")]
     pub label_filter: ::std::collections::HashMap<
         ::prost::alloc::string::String,
@@ -417,72 +422,72 @@ pub struct ListSessionsResponse {
     /// The sessions, without their messages and system prompts.
     #[prost(message, repeated, tag = "1")]
     pub sessions: ::prost::alloc::vec::Vec<Session>,
-    /// For the next page; empty on the last.
+    /// The page_token of the next page; empty on the last page.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
 /// The request of UpdateSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateSessionRequest {
-    /// Which session.
+    /// The session's id.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
-    /// The new labels, all of them.
+    /// The new labels, which replace all existing ones.
     #[prost(map = "string, string", tag = "2")]
     pub labels: ::std::collections::HashMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// The new idle time-out; the daemon's default if it is in the mask and unset.
+    /// The new idle timeout. Unset but in the mask: the daemon's default.
     #[prost(message, optional, tag = "3")]
     pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
-    /// The new context window; the daemon's default if it is in the mask and unset.
+    /// The new context window. Unset but in the mask: the daemon's default.
     #[prost(message, optional, tag = "4")]
     pub context_window: ::core::option::Option<ContextWindow>,
-    /// What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+    /// The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
     #[prost(message, optional, tag = "5")]
     pub update_mask: ::core::option::Option<::prost_types::FieldMask>,
 }
 /// The response of UpdateSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateSessionResponse {
-    /// The session as it is now.
+    /// The session after the change.
     #[prost(message, optional, tag = "1")]
     pub session: ::core::option::Option<Session>,
 }
 /// The request of AppendMessages.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AppendMessagesRequest {
-    /// Which session.
+    /// The session's id.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
-    /// What to append.
+    /// The messages to append.
     #[prost(message, repeated, tag = "2")]
     pub messages: ::prost::alloc::vec::Vec<Message>,
-    /// Makes a retry safe: the same id is never appended twice.
+    /// An id that makes retries safe: messages with the same id are never appended twice.
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
 }
 /// The response of AppendMessages.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AppendMessagesResponse {
-    /// The session as it is now.
+    /// The session after the change.
     #[prost(message, optional, tag = "1")]
     pub session: ::core::option::Option<Session>,
 }
 /// The request of ForkSession.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForkSessionRequest {
-    /// The session to fork.
+    /// The id of the session to fork.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
-    /// How many exchanges to keep; unset is all.
+    /// The number of exchanges that the fork starts with. Unset: all.
     #[prost(int64, optional, tag = "2")]
     pub exchange_count: ::core::option::Option<i64>,
-    /// The id of the fork; empty for an unguessable one.
+    /// The id of the fork. Empty: the daemon makes an unguessable id.
     #[prost(string, tag = "3")]
     pub new_session_id: ::prost::alloc::string::String,
-    /// Makes a retry safe: the same id gives the same fork.
+    /// An id that makes retries safe: a call with the same id returns the same fork.
     #[prost(string, tag = "4")]
     pub request_id: ::prost::alloc::string::String,
 }
@@ -496,16 +501,16 @@ pub struct ForkSessionResponse {
 /// The request of ResumeCompletion.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResumeCompletionRequest {
-    /// Which completion; or name it by session_id and request_id.
+    /// The completion's id. Alternatively, set session_id and request_id.
     #[prost(string, tag = "1")]
     pub completion_id: ::prost::alloc::string::String,
-    /// The session of the completion; empty for a stateless one.
+    /// The id of the completion's session; empty for a stateless completion.
     #[prost(string, tag = "2")]
     pub session_id: ::prost::alloc::string::String,
-    /// The request id that the completion began with.
+    /// The request_id with which the completion was started.
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
-    /// The last sequence that the client has; 0 for all.
+    /// The sequence number of the last event that the client has received; 0 for all events.
     #[prost(int64, tag = "4")]
     pub after_sequence: i64,
 }
@@ -519,17 +524,18 @@ pub struct ResumeCompletionResponse {
 /// The request of CancelCompletion.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CancelCompletionRequest {
-    /// Which completion; or name it by session_id and request_id.
+    /// The completion's id. Alternatively, set session_id and request_id.
     #[prost(string, tag = "1")]
     pub completion_id: ::prost::alloc::string::String,
-    /// The session of the completion; empty for a stateless one.
+    /// The id of the completion's session; empty for a stateless completion.
     #[prost(string, tag = "2")]
     pub session_id: ::prost::alloc::string::String,
-    /// The request id that the completion began with.
+    /// The request_id with which the completion was started.
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
-    /// Commit what there is of the answer: the stream then ends with Finished and CANCELLED. Without
-    /// any text yet, or without a session, there is nothing to keep.
+    /// Whether to commit the part of the answer that has been generated; the stream then ends with a
+    /// Finished whose reason is CANCELLED. It has no effect before the first text, nor without a
+    /// session.
     #[prost(bool, tag = "4")]
     pub keep_partial: bool,
 }
@@ -539,10 +545,10 @@ pub struct CancelCompletionResponse {}
 /// The request of EndSession.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EndSessionRequest {
-    /// Which session.
+    /// The session's id.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
-    /// Succeed if there is none.
+    /// Whether the call succeeds if the session does not exist.
     #[prost(bool, tag = "2")]
     pub allow_missing: bool,
 }
@@ -555,79 +561,81 @@ pub struct GetSessionMetricsRequest {}
 /// The response of GetSessionMetrics.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct GetSessionMetricsResponse {
-    /// The figures.
+    /// The measurements.
     #[prost(message, optional, tag = "1")]
     pub metrics: ::core::option::Option<SessionMetrics>,
 }
-/// What the daemon measured since it started; the first three are of the store, now.
+/// The daemon's measurements since it started. The first three fields describe the store's current
+/// content.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct SessionMetrics {
-    /// Sessions in the store.
+    /// The number of sessions in the store.
     #[prost(int64, tag = "1")]
     pub total_sessions: i64,
-    /// Those that have not expired.
+    /// The number of sessions that have not expired.
     #[prost(int64, tag = "2")]
     pub active_sessions: i64,
-    /// Messages per session; 0 without sessions.
+    /// The mean number of messages per session; 0 without sessions.
     #[prost(double, tag = "3")]
     pub avg_messages_per_session: f64,
-    /// Cached prompt tokens per prompt tokens of session completions, in percent, 0 to 100, as the
-    /// engine reported them; unset while it has reported none.
+    /// The share of cached tokens in the prompt tokens of session completions, in percent from 0 to
+    /// 100, as reported by the engine; unset until the engine has reported cached tokens.
     #[prost(double, optional, tag = "4")]
     pub cache_hit_rate: ::core::option::Option<f64>,
-    /// Mean total latency of the session completions that finished; unset without one. Items of
-    /// batches do not count in latencies, as they wait for each other on purpose.
+    /// The mean total latency of finished session completions; unset if there are none. Batch items
+    /// do not count towards latencies, because they wait for each other by design.
     #[prost(message, optional, tag = "5")]
     pub avg_session_latency: ::core::option::Option<::prost_types::Duration>,
-    /// Mean total latency of the stateless completions that finished; unset without one.
+    /// The mean total latency of finished stateless completions; unset if there are none.
     #[prost(message, optional, tag = "6")]
     pub avg_stateless_latency: ::core::option::Option<::prost_types::Duration>,
-    /// Session completions that finished, without items of batches.
+    /// The number of finished session completions, without batch items.
     #[prost(int64, tag = "7")]
     pub session_completions: i64,
-    /// Stateless completions that finished, without items of batches.
+    /// The number of finished stateless completions, without batch items.
     #[prost(int64, tag = "8")]
     pub stateless_completions: i64,
-    /// (stateless - session) / stateless latency, in percent; negative when sessions were slower,
-    /// unset without both.
+    /// (stateless latency - session latency) / stateless latency, in percent. Negative if sessions
+    /// were slower; unset until both latencies are known.
     #[prost(double, optional, tag = "9")]
     pub avg_latency_reduction: ::core::option::Option<f64>,
-    /// Prefill time that cached tokens saved per (that + prefill time spent), in percent, by the
-    /// engine's own measured rate; unset while the engine has reported none.
+    /// Saved prefill time / (saved prefill time + spent prefill time), in percent. The time that
+    /// cached tokens saved is computed from the engine's measured prefill rate. Unset until the
+    /// engine has reported one.
     #[prost(double, optional, tag = "10")]
     pub avg_prefill_reduction: ::core::option::Option<f64>,
 }
 /// The request of Complete.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CompleteRequest {
-    /// Which session; unknown ones are created. Empty is a stateless completion.
+    /// The session's id. A session that does not exist is created. Empty: a stateless completion.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
-    /// What is new since the last turn; for a stateless completion, the whole conversation. May be
-    /// empty when the session's history ends with a message of the user.
+    /// The messages since the last turn; in a stateless completion, the whole conversation. May be
+    /// empty if the session's history ends with a user message.
     #[prost(message, repeated, tag = "2")]
     pub messages: ::prost::alloc::vec::Vec<Message>,
-    /// How to generate.
+    /// Options of the generation.
     #[prost(message, optional, tag = "3")]
     pub options: ::core::option::Option<CompletionOptions>,
-    /// Makes a retry safe: the same id is never generated twice.
+    /// An id that makes retries safe: an answer with the same id is never generated twice.
     #[prost(string, tag = "4")]
     pub request_id: ::prost::alloc::string::String,
-    /// Fail with SESSION_NOT_FOUND instead of creating the session.
+    /// Whether to fail with SESSION_NOT_FOUND instead of creating the session.
     #[prost(bool, tag = "5")]
     pub require_existing: bool,
-    /// What to do when the session has a completion running.
+    /// The behaviour if the session already has a running completion.
     #[prost(enumeration = "IfBusy", tag = "6")]
     pub if_busy: i32,
-    /// What happens when the last reader has gone.
+    /// The behaviour when the last reader has disconnected.
     #[prost(enumeration = "OnDisconnect", tag = "7")]
     pub on_disconnect: i32,
-    /// How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-    /// call that ends by its deadline is not waited for.
+    /// The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+    /// turn; 0 if unset. It does not apply if the call ended by its deadline.
     #[prost(message, optional, tag = "8")]
     pub disconnect_grace: ::core::option::Option<::prost_types::Duration>,
-    /// What the model is told first: for a stateless completion, or a session that this call
-    /// creates. On an existing session it must be the same or empty.
+    /// The system prompt of a stateless completion or of a session that this call creates. For an
+    /// existing session it must be the session's own or empty.
     #[prost(string, tag = "9")]
     pub system_prompt: ::prost::alloc::string::String,
 }
@@ -638,25 +646,25 @@ pub struct CompleteResponse {
     #[prost(message, optional, tag = "1")]
     pub event: ::core::option::Option<CompletionEvent>,
 }
-/// A numbered step of a completion.
+/// One event of a completion.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CompletionEvent {
-    /// 1, 2, 3, ...
+    /// The sequence number: 1, 2, 3, ...
     #[prost(int64, tag = "1")]
     pub sequence: i64,
-    /// What happened.
+    /// The event.
     #[prost(oneof = "completion_event::Event", tags = "2, 3, 4")]
     pub event: ::core::option::Option<completion_event::Event>,
 }
 /// Nested message and enum types in `CompletionEvent`.
 pub mod completion_event {
-    /// What happened.
+    /// The event.
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Event {
-        /// The first event: the turn has the engine.
+        /// The first event: the engine is available to the turn.
         #[prost(message, tag = "2")]
         Started(super::Started),
-        /// More of the answer.
+        /// The next part of the answer.
         #[prost(message, tag = "3")]
         Delta(super::Delta),
         /// The last event: the answer is complete and committed.
@@ -664,98 +672,98 @@ pub mod completion_event {
         Finished(super::Finished),
     }
 }
-/// The turn has the engine; its prompt is evaluated next.
+/// The first event: the engine is available to the turn and evaluates the prompt next.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Started {
     /// The completion's id.
     #[prost(string, tag = "1")]
     pub completion_id: ::prost::alloc::string::String,
-    /// The session; empty if stateless.
+    /// The session's id; empty if stateless.
     #[prost(string, tag = "2")]
     pub session_id: ::prost::alloc::string::String,
     /// Whether this completion creates the session.
     #[prost(bool, tag = "3")]
     pub session_created: bool,
-    /// The model that answers.
+    /// The model that generates the answer.
     #[prost(string, tag = "4")]
     pub model: ::prost::alloc::string::String,
-    /// Messages sent to the engine, the system message included.
+    /// The number of messages sent to the engine, including the system message.
     #[prost(int32, tag = "5")]
     pub context_messages: i32,
     /// Whether the context window was trimmed for this turn.
     #[prost(bool, tag = "6")]
     pub context_trimmed: bool,
 }
-/// More of the answer. One delta may hold several tokens.
+/// The next part of the answer. One delta may contain several tokens.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Delta {
-    /// What to append to.
+    /// The part of the message that the delta extends.
     #[prost(oneof = "delta::Part", tags = "1, 2, 3")]
     pub part: ::core::option::Option<delta::Part>,
 }
 /// Nested message and enum types in `Delta`.
 pub mod delta {
-    /// What to append to.
+    /// The part of the message that the delta extends.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Part {
-        /// To the text.
+        /// Text to append to the content.
         #[prost(string, tag = "1")]
         Text(::prost::alloc::string::String),
-        /// To a tool call.
+        /// An addition to a tool call.
         #[prost(message, tag = "2")]
         ToolCall(super::ToolCallDelta),
-        /// To the reasoning.
+        /// Text to append to the reasoning.
         #[prost(string, tag = "3")]
         Reasoning(::prost::alloc::string::String),
     }
 }
-/// More of a tool call.
+/// The next part of a tool call.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToolCallDelta {
-    /// Which of the message's tool calls, from 0 on.
+    /// The position of the call among the message's tool calls, starting at 0.
     #[prost(int32, tag = "1")]
     pub index: i32,
-    /// The call's id; in its first delta only.
+    /// The call's id. Set in the call's first delta only.
     #[prost(string, tag = "2")]
     pub id: ::prost::alloc::string::String,
-    /// The function's name; in its first delta only.
+    /// The function's name. Set in the call's first delta only.
     #[prost(string, tag = "3")]
     pub name: ::prost::alloc::string::String,
-    /// What to append to the arguments.
+    /// Text to append to the arguments.
     #[prost(string, tag = "4")]
     pub arguments: ::prost::alloc::string::String,
 }
-/// The answer is complete and, in a session, durably committed.
+/// The last event: the answer is complete and, in a session, durably committed.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Finished {
-    /// Why it ended.
+    /// The reason why the completion ended.
     #[prost(enumeration = "FinishReason", tag = "1")]
     pub finish_reason: i32,
     /// The whole answer.
     #[prost(message, optional, tag = "2")]
     pub message: ::core::option::Option<Message>,
-    /// Tokens as the engine counted them; unset where it did not say.
+    /// The token counts, as reported by the engine; unset if the engine does not report them.
     #[prost(message, optional, tag = "3")]
     pub usage: ::core::option::Option<Usage>,
-    /// How long it took.
+    /// The durations of the completion.
     #[prost(message, optional, tag = "4")]
     pub timings: ::core::option::Option<Timings>,
-    /// Exchanges in the session now; 0 if stateless.
+    /// The number of exchanges in the session after this one; 0 if stateless.
     #[prost(int64, tag = "5")]
     pub exchange_count: i64,
 }
-/// Who a message is from.
+/// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Role {
-    /// Not set; refused in requests.
+    /// Not set. Rejected in requests.
     Unspecified = 0,
     /// Instructions to the model. Allowed only as the first message of a new session or of a
-    /// stateless completion, where it is the same as system_prompt.
+    /// stateless completion, where it is equivalent to system_prompt.
     System = 1,
-    /// What the user says.
+    /// The user's message.
     User = 2,
-    /// What the model answered.
+    /// The model's answer.
     Assistant = 3,
     /// The result of a tool call.
     Tool = 4,
@@ -786,15 +794,15 @@ impl Role {
         }
     }
 }
-/// How much of a session is read.
+/// The parts of a session that are returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum SessionView {
-    /// As BASIC.
+    /// The same as BASIC.
     Unspecified = 0,
     /// Everything but the messages.
     Basic = 1,
-    /// With all messages of the history.
+    /// Everything, including all messages of the history.
     Full = 2,
 }
 impl SessionView {
@@ -819,17 +827,17 @@ impl SessionView {
         }
     }
 }
-/// What Complete does when the session has a completion running.
+/// The behaviour of Complete when the session already has a running completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum IfBusy {
-    /// As QUEUE.
+    /// The same as QUEUE.
     Unspecified = 0,
-    /// Wait, first in, first out, within the call's deadline.
+    /// Wait in first-in, first-out order, until the call's deadline.
     Queue = 1,
     /// Fail with SESSION_BUSY.
     Reject = 2,
-    /// Cancel the running completion and go next; callers who wait keep their order behind.
+    /// Cancel the running completion and run next, ahead of the waiting calls, which keep their order.
     Interrupt = 3,
 }
 impl IfBusy {
@@ -856,15 +864,15 @@ impl IfBusy {
         }
     }
 }
-/// What happens to a completion when its last reader has gone.
+/// The behaviour of a completion when its last reader has disconnected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum OnDisconnect {
-    /// As CANCEL.
+    /// The same as CANCEL.
     Unspecified = 0,
-    /// Stop the engine, after disconnect_grace, and leave the session as it was.
+    /// Cancel the completion after disconnect_grace and leave the session unchanged.
     Cancel = 1,
-    /// Let it finish and commit.
+    /// Let the completion finish and commit.
     Continue = 2,
 }
 impl OnDisconnect {
@@ -889,19 +897,19 @@ impl OnDisconnect {
         }
     }
 }
-/// Why a completion ended.
+/// The reason why a completion ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum FinishReason {
     /// Not set.
     Unspecified = 0,
-    /// The model was done, or a stop string came up.
+    /// The model ended its answer, or a stop string occurred.
     Stop = 1,
-    /// max_tokens or the engine's context was reached.
+    /// max_tokens or the limit of the engine's context was reached.
     Length = 2,
-    /// The model asked for tools.
+    /// The model called tools.
     ToolCalls = 3,
-    /// Cancelled with keep_partial; the message is what there was by then.
+    /// Cancelled with keep_partial. The message is the part that was generated until then.
     Cancelled = 4,
 }
 impl FinishReason {
@@ -930,16 +938,16 @@ impl FinishReason {
         }
     }
 }
-/// How a context window is put into a prompt.
+/// The form in which a context window is written into the prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Rendering {
-    /// As MESSAGES.
+    /// The same as MESSAGES.
     Unspecified = 0,
     /// Each message keeps its role.
     Messages = 1,
-    /// The window becomes one transcript inside the system message, for engines without chat
-    /// roles. It puts what users said into a system message, so choose it on purpose.
+    /// The window is written as one transcript inside the system message, for engines without chat
+    /// roles. This puts user text into a system message, so it has to be chosen explicitly.
     Transcript = 2,
 }
 impl Rendering {
@@ -964,17 +972,17 @@ impl Rendering {
         }
     }
 }
-/// A rule for all tools.
+/// A rule that applies to all tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum ToolChoiceMode {
-    /// Not set; refused.
+    /// Not set. Rejected in requests.
     Unspecified = 0,
-    /// The model decides.
+    /// The model decides whether to call tools.
     Auto = 1,
-    /// No tool, though they are listed: the prompt stays the same, and with it the cache.
+    /// The model must not call tools. The tools stay in the prompt, so the engine's cache still hits.
     None = 2,
-    /// At least one.
+    /// The model must call at least one tool.
     Required = 3,
 }
 impl ToolChoiceMode {
@@ -1001,49 +1009,50 @@ impl ToolChoiceMode {
         }
     }
 }
-/// The reasons in google.rpc.ErrorInfo.reason, without their prefix (SESSION_NOT_FOUND).
+/// The values of google.rpc.ErrorInfo.reason, which omits the prefix (SESSION_NOT_FOUND). Each
+/// comment names the gRPC status code in parentheses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum ErrorReason {
     /// Not set.
     Unspecified = 0,
-    /// No such session, or it has expired (NOT_FOUND).
+    /// The session does not exist or has expired (NOT_FOUND).
     SessionNotFound = 1,
-    /// No such completion, or its events are no longer kept (NOT_FOUND).
+    /// The completion does not exist, or its events are no longer kept (NOT_FOUND).
     CompletionNotFound = 2,
     /// The completion was cancelled (CANCELLED).
     CompletionCancelled = 3,
-    /// The session has a completion running and the call asked not to wait (ABORTED).
+    /// The session has a running completion, and the call set IF_BUSY_REJECT (ABORTED).
     SessionBusy = 4,
-    /// The session was ended while the call waited or ran (ABORTED).
+    /// The session was ended while the call was queued or running (ABORTED).
     SessionEnded = 5,
-    /// Another caller took the session over (ABORTED).
+    /// Another call interrupted the completion with IF_BUSY_INTERRUPT (ABORTED).
     CompletionInterrupted = 6,
-    /// Every place for a session is in use (RESOURCE_EXHAUSTED).
+    /// The maximum number of sessions exists, and all of them are in use (RESOURCE_EXHAUSTED).
     SessionLimit = 7,
-    /// Too many completions are running or waiting (RESOURCE_EXHAUSTED).
+    /// Too many completions are running or queued (RESOURCE_EXHAUSTED).
     Overloaded = 8,
-    /// The engine asked to slow down (RESOURCE_EXHAUSTED).
+    /// The engine's rate limit was exceeded (RESOURCE_EXHAUSTED).
     EngineRateLimited = 9,
-    /// The request is wrong; BadRequest names the fields (INVALID_ARGUMENT).
+    /// The request is invalid; BadRequest names the fields (INVALID_ARGUMENT).
     InvalidRequest = 10,
-    /// The engine refused the request (INVALID_ARGUMENT).
+    /// The engine rejected the request (INVALID_ARGUMENT).
     EngineRejected = 11,
-    /// The request id came with other content before (INVALID_ARGUMENT).
+    /// The request id was used before with different content (INVALID_ARGUMENT).
     RequestIdReused = 12,
-    /// The prompt does not fit the engine's context, even trimmed (FAILED_PRECONDITION).
+    /// The prompt exceeds the engine's context, even after trimming (FAILED_PRECONDITION).
     ContextTooLong = 13,
-    /// The session's history has reached its limit (FAILED_PRECONDITION).
+    /// The session's history has reached its size limit (FAILED_PRECONDITION).
     SessionTooLarge = 14,
-    /// This daemon keeps no sessions (FAILED_PRECONDITION).
+    /// This daemon is configured to keep no sessions (FAILED_PRECONDITION).
     SessionsDisabled = 15,
-    /// The session id is taken (ALREADY_EXISTS).
+    /// A session with this id already exists (ALREADY_EXISTS).
     SessionExists = 16,
-    /// The engine is starting, restarting or out of reach (UNAVAILABLE).
+    /// The engine is starting, restarting or unreachable (UNAVAILABLE).
     EngineUnavailable = 17,
-    /// The store cannot be read or written now (UNAVAILABLE).
+    /// The store cannot be read or written at the moment (UNAVAILABLE).
     StoreUnavailable = 18,
-    /// The daemon is going down (UNAVAILABLE).
+    /// The daemon is shutting down (UNAVAILABLE).
     ShuttingDown = 19,
     /// The engine did not answer in time (DEADLINE_EXCEEDED).
     EngineTimeout = 20,
@@ -1121,7 +1130,7 @@ pub mod session_service_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Holds conversations and completes them.
+    /// Stores conversations and generates the answers in them.
     #[derive(Debug, Clone)]
     pub struct SessionServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -1202,9 +1211,10 @@ pub mod session_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// CreateSession makes a session before its first turn, to give it a system prompt, labels or
-        /// a history. Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE,
-        /// SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+        /// CreateSession creates a session before its first turn, for example to give it a system prompt,
+        /// labels or a history.
+        /// Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+        /// REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
         pub async fn create_session(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateSessionRequest>,
@@ -1229,9 +1239,9 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "CreateSession"));
             self.inner.unary(req, path, codec).await
         }
-        /// GetSession reads one session. A session that has expired is not found. Reading does not
-        /// move last_used_time. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED,
-        /// STORE_UNAVAILABLE.
+        /// GetSession returns one session. An expired session is not found. Reading a session does not
+        /// change its last_used_time.
+        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
         pub async fn get_session(
             &mut self,
             request: impl tonic::IntoRequest<super::GetSessionRequest>,
@@ -1256,7 +1266,7 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "GetSession"));
             self.inner.unary(req, path, codec).await
         }
-        /// ListSessions pages through the sessions in the order of their creation.
+        /// ListSessions returns the sessions page by page, in the order of their creation.
         /// Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
         pub async fn list_sessions(
             &mut self,
@@ -1282,8 +1292,9 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "ListSessions"));
             self.inner.unary(req, path, codec).await
         }
-        /// UpdateSession changes what a client may change of a session, once the turns before it are
-        /// done. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        /// UpdateSession changes a session's labels, idle timeout or context window. It runs after the
+        /// turns that are already running or queued in the session.
+        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
         pub async fn update_session(
             &mut self,
             request: impl tonic::IntoRequest<super::UpdateSessionRequest>,
@@ -1308,7 +1319,8 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "UpdateSession"));
             self.inner.unary(req, path, codec).await
         }
-        /// AppendMessages commits messages without generating, once the turns before it are done.
+        /// AppendMessages commits messages to a session without generating an answer. It runs after the
+        /// turns that are already running or queued in the session.
         /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
         /// REQUEST_ID_REUSED, STORE_UNAVAILABLE.
         pub async fn append_messages(
@@ -1335,9 +1347,10 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "AppendMessages"));
             self.inner.unary(req, path, codec).await
         }
-        /// ForkSession makes a session that shares the beginning of another one's history; both go on
-        /// independently. It sees what is committed. Errors: INVALID_REQUEST, SESSION_NOT_FOUND,
-        /// SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+        /// ForkSession creates a session that starts with the beginning of another session's history. Only
+        /// committed turns are copied, and the two sessions are independent from then on.
+        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
+        /// REQUEST_ID_REUSED, STORE_UNAVAILABLE.
         pub async fn fork_session(
             &mut self,
             request: impl tonic::IntoRequest<super::ForkSessionRequest>,
@@ -1362,9 +1375,10 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "ForkSession"));
             self.inner.unary(req, path, codec).await
         }
-        /// EndSession deletes a session with its messages. Its running and queued completions fail
-        /// with SESSION_ENDED. Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing),
-        /// SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        /// EndSession deletes a session and its messages. Its running and queued completions fail with
+        /// SESSION_ENDED.
+        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing), SESSIONS_DISABLED,
+        /// STORE_UNAVAILABLE.
         pub async fn end_session(
             &mut self,
             request: impl tonic::IntoRequest<super::EndSessionRequest>,
@@ -1389,8 +1403,8 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "EndSession"));
             self.inner.unary(req, path, codec).await
         }
-        /// ListModels asks the engine which models it offers. Errors: ENGINE_UNAVAILABLE,
-        /// ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
+        /// ListModels returns the models that the engine offers.
+        /// Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
         pub async fn list_models(
             &mut self,
             request: impl tonic::IntoRequest<super::ListModelsRequest>,
@@ -1415,7 +1429,7 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "ListModels"));
             self.inner.unary(req, path, codec).await
         }
-        /// GetSessionMetrics reports what the daemon has measured since it started.
+        /// GetSessionMetrics returns the daemon's measurements since it started.
         /// Errors: STORE_UNAVAILABLE.
         pub async fn get_session_metrics(
             &mut self,
@@ -1441,15 +1455,15 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "GetSessionMetrics"));
             self.inner.unary(req, path, codec).await
         }
-        /// Complete answers the new messages and streams the answer. With a session_id the messages
-        /// and the answer are committed together, durably, before Finished is sent; a completion that
-        /// fails or is cancelled leaves the session as it was and ends with a status and no Finished.
-        /// A second caller on one session waits for the first (see if_busy). Cancelling the call
-        /// cancels the completion (see on_disconnect). Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with
-        /// require_existing), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE,
-        /// SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG,
-        /// ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
-        /// REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+        /// Complete generates an answer to the new messages and streams it. With a session_id, the
+        /// messages and the answer are committed together, durably, before Finished is sent. A completion
+        /// that fails or is cancelled leaves the session unchanged; its stream ends with an error status
+        /// and without Finished. A second call for the same session waits for the first (see if_busy).
+        /// Cancelling the call cancels the completion (see on_disconnect).
+        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
+        /// SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
+        /// COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+        /// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
         pub async fn complete(
             &mut self,
             request: impl tonic::IntoRequest<super::CompleteRequest>,
@@ -1474,11 +1488,11 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "Complete"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// ResumeCompletion sends the events after after_sequence and goes on live: the way back for a
-        /// stream that was cut. A completion that failed replays its events, then its status. Where its
-        /// events are no longer kept but its answer is committed, as after a restart, Finished comes
-        /// under its own number. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and
-        /// those of Complete.
+        /// ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
+        /// the new ones as they occur. Clients call it after their stream broke. For a failed completion
+        /// it replays the events, then returns the error. If the events are no longer kept but the answer
+        /// is committed, as after a restart, it sends only Finished, with its original sequence number.
+        /// Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and those of Complete.
         pub async fn resume_completion(
             &mut self,
             request: impl tonic::IntoRequest<super::ResumeCompletionRequest>,
@@ -1503,12 +1517,13 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "ResumeCompletion"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// BatchComplete answers many requests and sends each answer, or what went wrong with it, as soon
-        /// as it is there; the summary comes last. Items of one session run in order, others side by
-        /// side. An item fails alone. Interactive completions go before items, which have a share of the
-        /// engine of their own. Cancelling the call is to every item what cancelling Complete is; those
-        /// that have not begun do not begin. Repeating the call with the same request ids runs what was
-        /// not finished. Errors: INVALID_REQUEST (of the call; an item's own are its outcome).
+        /// BatchComplete runs many completions and sends each answer or error as soon as it is available,
+        /// then a summary. Items of the same session run in order; all others run concurrently. An item's
+        /// failure does not affect the other items. Interactive completions have priority over batch
+        /// items, which are limited to their own share of the engine. Cancelling the call affects each
+        /// running item like cancelling Complete; items that have not started are not started. Repeating
+        /// the call with the same request ids runs only the items that had not finished.
+        /// Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
         pub async fn batch_complete(
             &mut self,
             request: impl tonic::IntoRequest<super::BatchCompleteRequest>,
@@ -1533,8 +1548,9 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "BatchComplete"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// CancelCompletion stops a completion and returns when it has ended; one that ended before is
-        /// left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
+        /// CancelCompletion stops a completion and returns when it has ended. It has no effect on a
+        /// completion that has already ended.
+        /// Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
         pub async fn cancel_completion(
             &mut self,
             request: impl tonic::IntoRequest<super::CancelCompletionRequest>,

@@ -31,145 +31,148 @@ export const protobufPackage = "ruvd.v1";
 export const protobufFileName = "ruvd/v1/session_service.proto";
 
 /**
- * The contract of ruvd: sessions with a language model, kept beside the service that uses them.
+ * The API of ruvd, a daemon that keeps a service's conversations with a language model.
  *
  * Every error carries a google.rpc.ErrorInfo whose domain is "ruvd" and whose reason is one of
- * ErrorReason. INVALID_REQUEST also carries a google.rpc.BadRequest that names every wrong field;
- * an error that is worth a retry carries a google.rpc.RetryInfo.
+ * ErrorReason. INVALID_REQUEST also carries a google.rpc.BadRequest that names every invalid
+ * field. An error that is worth a retry carries a google.rpc.RetryInfo.
  *
- * Field numbers that are missing here are kept for fields that come with a later version.
- * A field whose rule the running daemon does not have is refused, never ignored.
+ * Skipped field numbers are reserved for fields of later versions. A request that sets a field
+ * which the running daemon does not implement is rejected; such a field is never ignored.
  */
 
-/** Who a message is from. */
+/** The author of a message. */
 export enum Role {
-  /** ROLE_UNSPECIFIED - Not set; refused in requests. */
+  /** ROLE_UNSPECIFIED - Not set. Rejected in requests. */
   ROLE_UNSPECIFIED = 0,
   /**
    * ROLE_SYSTEM - Instructions to the model. Allowed only as the first message of a new session or of a
-   * stateless completion, where it is the same as system_prompt.
+   * stateless completion, where it is equivalent to system_prompt.
    */
   ROLE_SYSTEM = 1,
-  /** ROLE_USER - What the user says. */
+  /** ROLE_USER - The user's message. */
   ROLE_USER = 2,
-  /** ROLE_ASSISTANT - What the model answered. */
+  /** ROLE_ASSISTANT - The model's answer. */
   ROLE_ASSISTANT = 3,
   /** ROLE_TOOL - The result of a tool call. */
   ROLE_TOOL = 4,
 }
 
-/** How much of a session is read. */
+/** The parts of a session that are returned. */
 export enum SessionView {
-  /** SESSION_VIEW_UNSPECIFIED - As BASIC. */
+  /** SESSION_VIEW_UNSPECIFIED - The same as BASIC. */
   SESSION_VIEW_UNSPECIFIED = 0,
   /** SESSION_VIEW_BASIC - Everything but the messages. */
   SESSION_VIEW_BASIC = 1,
-  /** SESSION_VIEW_FULL - With all messages of the history. */
+  /** SESSION_VIEW_FULL - Everything, including all messages of the history. */
   SESSION_VIEW_FULL = 2,
 }
 
-/** What Complete does when the session has a completion running. */
+/** The behaviour of Complete when the session already has a running completion. */
 export enum IfBusy {
-  /** IF_BUSY_UNSPECIFIED - As QUEUE. */
+  /** IF_BUSY_UNSPECIFIED - The same as QUEUE. */
   IF_BUSY_UNSPECIFIED = 0,
-  /** IF_BUSY_QUEUE - Wait, first in, first out, within the call's deadline. */
+  /** IF_BUSY_QUEUE - Wait in first-in, first-out order, until the call's deadline. */
   IF_BUSY_QUEUE = 1,
   /** IF_BUSY_REJECT - Fail with SESSION_BUSY. */
   IF_BUSY_REJECT = 2,
-  /** IF_BUSY_INTERRUPT - Cancel the running completion and go next; callers who wait keep their order behind. */
+  /** IF_BUSY_INTERRUPT - Cancel the running completion and run next, ahead of the waiting calls, which keep their order. */
   IF_BUSY_INTERRUPT = 3,
 }
 
-/** What happens to a completion when its last reader has gone. */
+/** The behaviour of a completion when its last reader has disconnected. */
 export enum OnDisconnect {
-  /** ON_DISCONNECT_UNSPECIFIED - As CANCEL. */
+  /** ON_DISCONNECT_UNSPECIFIED - The same as CANCEL. */
   ON_DISCONNECT_UNSPECIFIED = 0,
-  /** ON_DISCONNECT_CANCEL - Stop the engine, after disconnect_grace, and leave the session as it was. */
+  /** ON_DISCONNECT_CANCEL - Cancel the completion after disconnect_grace and leave the session unchanged. */
   ON_DISCONNECT_CANCEL = 1,
-  /** ON_DISCONNECT_CONTINUE - Let it finish and commit. */
+  /** ON_DISCONNECT_CONTINUE - Let the completion finish and commit. */
   ON_DISCONNECT_CONTINUE = 2,
 }
 
-/** Why a completion ended. */
+/** The reason why a completion ended. */
 export enum FinishReason {
   /** FINISH_REASON_UNSPECIFIED - Not set. */
   FINISH_REASON_UNSPECIFIED = 0,
-  /** FINISH_REASON_STOP - The model was done, or a stop string came up. */
+  /** FINISH_REASON_STOP - The model ended its answer, or a stop string occurred. */
   FINISH_REASON_STOP = 1,
-  /** FINISH_REASON_LENGTH - max_tokens or the engine's context was reached. */
+  /** FINISH_REASON_LENGTH - max_tokens or the limit of the engine's context was reached. */
   FINISH_REASON_LENGTH = 2,
-  /** FINISH_REASON_TOOL_CALLS - The model asked for tools. */
+  /** FINISH_REASON_TOOL_CALLS - The model called tools. */
   FINISH_REASON_TOOL_CALLS = 3,
-  /** FINISH_REASON_CANCELLED - Cancelled with keep_partial; the message is what there was by then. */
+  /** FINISH_REASON_CANCELLED - Cancelled with keep_partial. The message is the part that was generated until then. */
   FINISH_REASON_CANCELLED = 4,
 }
 
-/** How a context window is put into a prompt. */
+/** The form in which a context window is written into the prompt. */
 export enum Rendering {
-  /** RENDERING_UNSPECIFIED - As MESSAGES. */
+  /** RENDERING_UNSPECIFIED - The same as MESSAGES. */
   RENDERING_UNSPECIFIED = 0,
   /** RENDERING_MESSAGES - Each message keeps its role. */
   RENDERING_MESSAGES = 1,
   /**
-   * RENDERING_TRANSCRIPT - The window becomes one transcript inside the system message, for engines without chat
-   * roles. It puts what users said into a system message, so choose it on purpose.
+   * RENDERING_TRANSCRIPT - The window is written as one transcript inside the system message, for engines without chat
+   * roles. This puts user text into a system message, so it has to be chosen explicitly.
    */
   RENDERING_TRANSCRIPT = 2,
 }
 
-/** A rule for all tools. */
+/** A rule that applies to all tools. */
 export enum ToolChoiceMode {
-  /** TOOL_CHOICE_MODE_UNSPECIFIED - Not set; refused. */
+  /** TOOL_CHOICE_MODE_UNSPECIFIED - Not set. Rejected in requests. */
   TOOL_CHOICE_MODE_UNSPECIFIED = 0,
-  /** TOOL_CHOICE_MODE_AUTO - The model decides. */
+  /** TOOL_CHOICE_MODE_AUTO - The model decides whether to call tools. */
   TOOL_CHOICE_MODE_AUTO = 1,
-  /** TOOL_CHOICE_MODE_NONE - No tool, though they are listed: the prompt stays the same, and with it the cache. */
+  /** TOOL_CHOICE_MODE_NONE - The model must not call tools. The tools stay in the prompt, so the engine's cache still hits. */
   TOOL_CHOICE_MODE_NONE = 2,
-  /** TOOL_CHOICE_MODE_REQUIRED - At least one. */
+  /** TOOL_CHOICE_MODE_REQUIRED - The model must call at least one tool. */
   TOOL_CHOICE_MODE_REQUIRED = 3,
 }
 
-/** The reasons in google.rpc.ErrorInfo.reason, without their prefix (SESSION_NOT_FOUND). */
+/**
+ * The values of google.rpc.ErrorInfo.reason, which omits the prefix (SESSION_NOT_FOUND). Each
+ * comment names the gRPC status code in parentheses.
+ */
 export enum ErrorReason {
   /** ERROR_REASON_UNSPECIFIED - Not set. */
   ERROR_REASON_UNSPECIFIED = 0,
-  /** ERROR_REASON_SESSION_NOT_FOUND - No such session, or it has expired (NOT_FOUND). */
+  /** ERROR_REASON_SESSION_NOT_FOUND - The session does not exist or has expired (NOT_FOUND). */
   ERROR_REASON_SESSION_NOT_FOUND = 1,
-  /** ERROR_REASON_COMPLETION_NOT_FOUND - No such completion, or its events are no longer kept (NOT_FOUND). */
+  /** ERROR_REASON_COMPLETION_NOT_FOUND - The completion does not exist, or its events are no longer kept (NOT_FOUND). */
   ERROR_REASON_COMPLETION_NOT_FOUND = 2,
   /** ERROR_REASON_COMPLETION_CANCELLED - The completion was cancelled (CANCELLED). */
   ERROR_REASON_COMPLETION_CANCELLED = 3,
-  /** ERROR_REASON_SESSION_BUSY - The session has a completion running and the call asked not to wait (ABORTED). */
+  /** ERROR_REASON_SESSION_BUSY - The session has a running completion, and the call set IF_BUSY_REJECT (ABORTED). */
   ERROR_REASON_SESSION_BUSY = 4,
-  /** ERROR_REASON_SESSION_ENDED - The session was ended while the call waited or ran (ABORTED). */
+  /** ERROR_REASON_SESSION_ENDED - The session was ended while the call was queued or running (ABORTED). */
   ERROR_REASON_SESSION_ENDED = 5,
-  /** ERROR_REASON_COMPLETION_INTERRUPTED - Another caller took the session over (ABORTED). */
+  /** ERROR_REASON_COMPLETION_INTERRUPTED - Another call interrupted the completion with IF_BUSY_INTERRUPT (ABORTED). */
   ERROR_REASON_COMPLETION_INTERRUPTED = 6,
-  /** ERROR_REASON_SESSION_LIMIT - Every place for a session is in use (RESOURCE_EXHAUSTED). */
+  /** ERROR_REASON_SESSION_LIMIT - The maximum number of sessions exists, and all of them are in use (RESOURCE_EXHAUSTED). */
   ERROR_REASON_SESSION_LIMIT = 7,
-  /** ERROR_REASON_OVERLOADED - Too many completions are running or waiting (RESOURCE_EXHAUSTED). */
+  /** ERROR_REASON_OVERLOADED - Too many completions are running or queued (RESOURCE_EXHAUSTED). */
   ERROR_REASON_OVERLOADED = 8,
-  /** ERROR_REASON_ENGINE_RATE_LIMITED - The engine asked to slow down (RESOURCE_EXHAUSTED). */
+  /** ERROR_REASON_ENGINE_RATE_LIMITED - The engine's rate limit was exceeded (RESOURCE_EXHAUSTED). */
   ERROR_REASON_ENGINE_RATE_LIMITED = 9,
-  /** ERROR_REASON_INVALID_REQUEST - The request is wrong; BadRequest names the fields (INVALID_ARGUMENT). */
+  /** ERROR_REASON_INVALID_REQUEST - The request is invalid; BadRequest names the fields (INVALID_ARGUMENT). */
   ERROR_REASON_INVALID_REQUEST = 10,
-  /** ERROR_REASON_ENGINE_REJECTED - The engine refused the request (INVALID_ARGUMENT). */
+  /** ERROR_REASON_ENGINE_REJECTED - The engine rejected the request (INVALID_ARGUMENT). */
   ERROR_REASON_ENGINE_REJECTED = 11,
-  /** ERROR_REASON_REQUEST_ID_REUSED - The request id came with other content before (INVALID_ARGUMENT). */
+  /** ERROR_REASON_REQUEST_ID_REUSED - The request id was used before with different content (INVALID_ARGUMENT). */
   ERROR_REASON_REQUEST_ID_REUSED = 12,
-  /** ERROR_REASON_CONTEXT_TOO_LONG - The prompt does not fit the engine's context, even trimmed (FAILED_PRECONDITION). */
+  /** ERROR_REASON_CONTEXT_TOO_LONG - The prompt exceeds the engine's context, even after trimming (FAILED_PRECONDITION). */
   ERROR_REASON_CONTEXT_TOO_LONG = 13,
-  /** ERROR_REASON_SESSION_TOO_LARGE - The session's history has reached its limit (FAILED_PRECONDITION). */
+  /** ERROR_REASON_SESSION_TOO_LARGE - The session's history has reached its size limit (FAILED_PRECONDITION). */
   ERROR_REASON_SESSION_TOO_LARGE = 14,
-  /** ERROR_REASON_SESSIONS_DISABLED - This daemon keeps no sessions (FAILED_PRECONDITION). */
+  /** ERROR_REASON_SESSIONS_DISABLED - This daemon is configured to keep no sessions (FAILED_PRECONDITION). */
   ERROR_REASON_SESSIONS_DISABLED = 15,
-  /** ERROR_REASON_SESSION_EXISTS - The session id is taken (ALREADY_EXISTS). */
+  /** ERROR_REASON_SESSION_EXISTS - A session with this id already exists (ALREADY_EXISTS). */
   ERROR_REASON_SESSION_EXISTS = 16,
-  /** ERROR_REASON_ENGINE_UNAVAILABLE - The engine is starting, restarting or out of reach (UNAVAILABLE). */
+  /** ERROR_REASON_ENGINE_UNAVAILABLE - The engine is starting, restarting or unreachable (UNAVAILABLE). */
   ERROR_REASON_ENGINE_UNAVAILABLE = 17,
-  /** ERROR_REASON_STORE_UNAVAILABLE - The store cannot be read or written now (UNAVAILABLE). */
+  /** ERROR_REASON_STORE_UNAVAILABLE - The store cannot be read or written at the moment (UNAVAILABLE). */
   ERROR_REASON_STORE_UNAVAILABLE = 18,
-  /** ERROR_REASON_SHUTTING_DOWN - The daemon is going down (UNAVAILABLE). */
+  /** ERROR_REASON_SHUTTING_DOWN - The daemon is shutting down (UNAVAILABLE). */
   ERROR_REASON_SHUTTING_DOWN = 19,
   /** ERROR_REASON_ENGINE_TIMEOUT - The engine did not answer in time (DEADLINE_EXCEEDED). */
   ERROR_REASON_ENGINE_TIMEOUT = 20,
@@ -179,168 +182,177 @@ export enum ErrorReason {
 
 /** One message of a conversation. */
 export interface Message {
-  /** Who it is from. */
+  /** The author of the message. */
   role: Role;
-  /** The text. May be empty beside tool calls, and as the result of one. */
+  /** The text. It may be empty in a message with tool calls and in a tool result. */
   content: string;
-  /** What an assistant's message asks the caller to do. */
+  /** The tool calls of an assistant's message. */
   toolCalls: ToolCall[];
-  /** The call that a tool's message is the result of. */
+  /** The id of the tool call whose result this message is. Set with ROLE_TOOL only. */
   toolCallId: string;
   /**
-   * What the model thought before it answered, where the engine tells. It is kept with the
+   * The model's reasoning before its answer, if the engine reports it. It is stored with the
    * message and not sent to the engine again.
    */
   reasoning: string;
 }
 
 /**
- * A model's wish that the caller runs a function. The result is a ROLE_TOOL message of the next
- * turn, or of several messages where there were several calls.
+ * The model's request that the caller runs a function. The next turn answers each call with one
+ * ROLE_TOOL message.
  */
 export interface ToolCall {
-  /** Names the call in its result. */
+  /** The id of the call, which its result repeats in tool_call_id. */
   id: string;
-  /** The function. */
+  /** The name of the function. */
   name: string;
-  /** Its arguments as JSON text, as the model wrote it: it may be no valid JSON. */
+  /** The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON. */
   arguments: string;
 }
 
-/** A function that the model may ask for. */
+/** A function that the model may call. */
 export interface Tool {
-  /** 1 to 64 of A-Z a-z 0-9 _ . - */
+  /** The function's name: 1 to 64 characters of A-Z a-z 0-9 _ . - */
   name: string;
-  /** When to use it, for the model. */
+  /** A description for the model of the function and when to call it. */
   description: string;
   /**
-   * Its arguments: a JSON Schema of an object, as JSON text, sent to the engine byte for byte.
-   * Empty for none.
+   * The function's arguments: the JSON Schema of an object, as JSON text, sent to the engine byte
+   * for byte. Empty for a function without arguments.
    */
   parameters: string;
-  /** Whether the arguments must follow the schema to the letter; unset is the engine's default. */
+  /** Whether the arguments must conform to the schema exactly. Unset: the engine's default. */
   strict?: boolean | undefined;
 }
 
-/** Whether the model may, must or must not ask for tools. */
+/** A rule whether the model may, must or must not call tools. */
 export interface ToolChoice {
-  /** A rule for all tools. */
+  /** A rule that applies to all tools. */
   mode?:
     | ToolChoiceMode
     | undefined;
-  /** The name of the one that it must ask for. */
+  /** The name of the function that the model must call. */
   function?: string | undefined;
 }
 
-/** The form of the answer. */
+/** The format of the answer. */
 export interface ResponseFormat {
-  /**
-   * A JSON Schema, as JSON text, sent to the engine byte for byte: the answer is JSON that
-   * follows it.
-   */
+  /** The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte. */
   jsonSchema: string;
-  /** The schema's name, 1 to 64 of A-Z a-z 0-9 _ -; unset is "answer". */
+  /** The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer". */
   name: string;
-  /** Whether to the letter; unset is the engine's default. */
+  /** Whether the answer must conform to the schema exactly. Unset: the engine's default. */
   strict?: boolean | undefined;
 }
 
 /**
- * How much of the history is sent to the engine. Exchanges are appended, so that the prompt's
- * prefix stays the same and the engine's cache hits, until there are more than max_exchanges;
- * one trim then drops down to the last keep_exchanges.
+ * The part of the history that is sent to the engine. Exchanges are appended until there are more
+ * than max_exchanges; a trim then keeps only the last keep_exchanges. Between trims the prompt's
+ * prefix stays the same, so the engine's cache hits.
  */
 export interface ContextWindow {
-  /** How many exchanges a trim leaves; unset is the daemon's default (3). */
+  /** The number of exchanges that a trim keeps. Unset: the daemon's default (3). */
   keepExchanges?:
     | number
     | undefined;
-  /** How many exchanges are sent at most; 0 is the whole history, unset the daemon's default (10). */
+  /**
+   * The maximum number of exchanges that are sent. 0: the whole history. Unset: the daemon's
+   * default (10).
+   */
   maxExchanges?:
     | number
     | undefined;
   /**
-   * A trim is also due when the last prompt and answer passed this many tokens; unset is the
-   * daemon's default, on the embedded engine what its context holds less room for the answer.
+   * The number of tokens in the last prompt and answer above which a trim occurs as well. Unset:
+   * the daemon's default, on the embedded engine its context size less room for the answer.
    */
   maxTokens?:
     | number
     | undefined;
-  /** How it is put into a prompt; unset is the daemon's default (MESSAGES). */
+  /**
+   * The form in which the window is written into the prompt. Unset: the daemon's default
+   * (MESSAGES).
+   */
   rendering: Rendering;
 }
 
-/** Tokens as the engine counted them. */
+/** Token counts, as reported by the engine. */
 export interface Usage {
-  /** Tokens in the prompts. */
+  /** The number of tokens in the prompts. */
   promptTokens: number;
-  /** Those of them that came from the engine's cache; unset where the engine does not say. */
+  /**
+   * The number of prompt tokens read from the engine's cache; unset if the engine does not report
+   * it.
+   */
   cachedTokens?:
     | number
     | undefined;
-  /** Tokens generated. */
+  /** The number of generated tokens. */
   completionTokens: number;
 }
 
-/** How long a completion took, measured in the daemon unless said otherwise. */
+/** The durations of a completion, measured by the daemon unless a field says otherwise. */
 export interface Timings {
-  /** From the call's arrival until the turn had the engine. */
+  /** The time from the call's arrival until the engine was available to the turn. */
   queue:
     | Duration
     | undefined;
-  /** From the call's arrival until the first text; unset if there was none. */
+  /** The time from the call's arrival until the first text; unset if there was no text. */
   timeToFirstToken:
     | Duration
     | undefined;
-  /** From the call's arrival until the answer was complete. */
+  /** The time from the call's arrival until the answer was complete. */
   total:
     | Duration
     | undefined;
-  /** What the engine spent on the prompt, by its own clock; unset where it does not say. */
+  /**
+   * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+   * not report it.
+   */
   prefill: Duration | undefined;
 }
 
 /** A conversation. */
 export interface Session {
-  /** The id: chosen by the client, or unguessable. */
+  /** The session's id: chosen by the client, or an unguessable one made by the daemon. */
   id: string;
-  /** When it was created. */
+  /** The time when the session was created. */
   createTime:
     | Date
     | undefined;
-  /** When a turn last started or ended in it. */
+  /** The time when a turn last started or ended in the session. */
   lastUsedTime:
     | Date
     | undefined;
-  /** When it expires if nothing happens; unset while a completion runs. */
+  /** The time when the session expires if it is not used; unset while a completion runs. */
   expireTime:
     | Date
     | undefined;
-  /** Messages in the history. */
+  /** The number of messages in the history. */
   messageCount: number;
-  /** Exchanges in the history: a user message and everything up to the next. */
+  /** The number of exchanges in the history: a user message and all messages up to the next one. */
   exchangeCount: number;
-  /** What the model was told first; never trimmed. */
+  /** The system prompt, which is never trimmed. */
   systemPrompt: string;
-  /** The history; only in SESSION_VIEW_FULL. */
+  /** The history. Set in SESSION_VIEW_FULL only. */
   messages: Message[];
-  /** The client's own labels. */
+  /** The labels, which are for the client's own use. */
   labels: { [key: string]: string };
-  /** The context window in force. */
+  /** The context window in effect. */
   contextWindow:
     | ContextWindow
     | undefined;
-  /** The session it was forked from; empty if none. */
+  /** The id of the session that this one was forked from; empty if it is not a fork. */
   parentId: string;
-  /** The completion that runs now; empty if none. */
+  /** The id of the running completion; empty if none is running. */
   runningCompletionId: string;
-  /** The sums over its committed completions. */
+  /** The token counts of all committed completions of the session. */
   usage:
     | Usage
     | undefined;
-  /** The model it uses; empty for the engine's default. */
+  /** The session's model; empty for the engine's default. */
   model: string;
-  /** How long it may be idle before it expires. */
+  /** The time without use after which the session expires. */
   idleTimeout: Duration | undefined;
 }
 
@@ -349,61 +361,61 @@ export interface Session_LabelsEntry {
   value: string;
 }
 
-/** How to generate. What is unset is left to the engine. */
+/** Options of the generation. For an unset option the engine's default applies. */
 export interface CompletionOptions {
-  /** The model, for engines that have several. */
+  /** The model, for engines that offer several. */
   model: string;
-  /** 0 for the likeliest text, up to 2. */
+  /** The sampling temperature, from 0 (the most likely text) to 2. */
   temperature?:
     | number
     | undefined;
-  /** Nucleus sampling, above 0 and up to 1. */
+  /** The probability mass for nucleus sampling, above 0 and at most 1. */
   topP?:
     | number
     | undefined;
-  /** The most tokens to generate. */
+  /** The maximum number of tokens to generate. */
   maxTokens?:
     | number
     | undefined;
-  /** Strings that end the answer; they are not part of it. 16 at most. */
+  /** Strings that end the answer and are not part of it. At most 16. */
   stop: string[];
-  /** Makes sampling repeatable where the engine can. */
+  /** The seed for sampling, which makes it repeatable if the engine supports that. */
   seed?:
     | number
     | undefined;
-  /** Neither reuse nor leave anything in the engine's prompt cache. */
+  /** Whether the completion neither reads the engine's prompt cache nor leaves anything in it. */
   bypassCache: boolean;
-  /** -2 to 2: above 0 discourages what was said often. */
+  /** From -2 to 2. Positive values penalise tokens in proportion to how often they have occurred. */
   frequencyPenalty?:
     | number
     | undefined;
-  /** -2 to 2: above 0 discourages what was said at all. */
+  /** From -2 to 2. Positive values penalise tokens that have occurred at all. */
   presencePenalty?:
     | number
     | undefined;
-  /** -100 to 100 for token ids of the model: added to their chance before sampling. */
+  /** Values from -100 to 100 by token id, added to the tokens' logits before sampling. */
   logitBias: { [key: number]: number };
   /**
-   * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-   * same with every turn of a session, or the engine's cache does not hit.
+   * The functions that the model may call, at most 128. They are part of the prompt: if they
+   * change between the turns of a session, the engine's cache does not hit.
    */
   tools: Tool[];
-  /** Whether it may, must or must not. */
+  /** A rule whether the model may, must or must not call tools. */
   toolChoice:
     | ToolChoice
     | undefined;
-  /** Whether it may ask for several at once; unset is the engine's default. */
+  /** Whether the model may call several tools in one answer. Unset: the engine's default. */
   parallelToolCalls?:
     | boolean
     | undefined;
-  /** The form of the answer; unset is text. */
+  /** The format of the answer. Unset: text. */
   responseFormat:
     | ResponseFormat
     | undefined;
   /**
-   * More fields of the request to the engine's server, for what it has beyond this API. Those
-   * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-   * one.
+   * Additional fields for the body of the request to the engine's server, for features that this
+   * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+   * whole number is sent as an integer.
    */
   extraBody: { [key: string]: any } | undefined;
 }
@@ -415,69 +427,69 @@ export interface CompletionOptions_LogitBiasEntry {
 
 /** The request of BatchComplete. */
 export interface BatchCompleteRequest {
-  /** What to complete; an item may be anything that Complete takes. */
+  /** The completions to run. An item may be any request that Complete accepts. */
   items: CompleteRequest[];
   /**
-   * How many run side by side at most; 0 is the daemon's default. Fewer run where the engine
-   * cannot take more.
+   * The maximum number of items that run concurrently. 0: the daemon's default. Fewer run if the
+   * engine has less capacity.
    */
   maxConcurrency: number;
 }
 
 /** The response of BatchComplete. */
 export interface BatchCompleteResponse {
-  /** The outcome of one item, in the order in which they end. */
+  /** The result of one item. Results are sent in the order in which the items end. */
   result?:
     | BatchResult
     | undefined;
-  /** The last: what came of all items. */
+  /** The summary of all items, which is the last event. */
   summary?: BatchSummary | undefined;
 }
 
-/** The outcome of one item of a batch. */
+/** The result of one item of a batch. */
 export interface BatchResult {
-  /** Which item, from 0 on. */
+  /** The position of the item in the request, starting at 0. */
   index: number;
-  /** Its answer. */
+  /** The item's answer. */
   completion?:
     | Completion
     | undefined;
-  /** What its Complete would have failed with. */
+  /** The error with which Complete would have failed for this item. */
   error?: Status | undefined;
 }
 
-/** A completion that has ended well. */
+/** A completion that has succeeded. */
 export interface Completion {
-  /** Its id. */
+  /** The completion's id. */
   completionId: string;
-  /** The session; empty if stateless. */
+  /** The session's id; empty if stateless. */
   sessionId: string;
-  /** The model that answered; empty for an answer from before a restart of the daemon. */
+  /** The model that answered; empty for an answer generated before the daemon's last restart. */
   model: string;
   /** The answer. */
   finished: Finished | undefined;
 }
 
-/** What came of a batch. */
+/** The summary of a batch. */
 export interface BatchSummary {
-  /** Items that have an answer. */
+  /** The number of items with an answer. */
   succeeded: number;
-  /** Items that have an error. */
+  /** The number of items with an error. */
   failed: number;
   /**
-   * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-   * them. Answers that were there already, from an earlier call, count as well.
+   * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+   * is unset if no answer reports it.
    */
   usage:
     | Usage
     | undefined;
-  /** From the call's arrival until the last outcome. */
+  /** The time from the call's arrival until the last result. */
   wallTime:
     | Duration
     | undefined;
   /**
-   * The sum of the answers' own total times: what they would have taken one after the other, had
-   * each been as fast alone.
+   * The sum of the answers' total times. It estimates the time that the items would have taken one
+   * after the other, if each had been as fast when run alone.
    */
   totalLatency: Duration | undefined;
 }
@@ -488,33 +500,39 @@ export interface ListModelsRequest {
 
 /** The response of ListModels. */
 export interface ListModelsResponse {
-  /** What CompletionOptions.model may be, in the engine's order. */
+  /** The values that CompletionOptions.model may have, in the engine's order. */
   models: string[];
-  /** The one that is used where a call names none. */
+  /** The model of calls that do not name one. */
   defaultModel: string;
 }
 
 /** The request of CreateSession. */
 export interface CreateSessionRequest {
-  /** 1 to 128 of A-Z a-z 0-9 . _ : -; empty for an unguessable one. */
+  /**
+   * The session's id: 1 to 128 characters of A-Z a-z 0-9 . _ : -. Empty: the daemon makes an
+   * unguessable id.
+   */
   sessionId: string;
-  /** What the model is told first. */
+  /** The system prompt. */
   systemPrompt: string;
-  /** A history to start from. */
+  /** The history that the session starts with. */
   messages: Message[];
-  /** At most 64, keys of 1 to 63 bytes, values of at most 255. */
+  /** At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes. */
   labels: { [key: string]: string };
-  /** How much of the history is sent to the engine. */
+  /** The part of the history that is sent to the engine. */
   contextWindow:
     | ContextWindow
     | undefined;
-  /** How long it may be idle, 10 years at most; unset is the daemon's default. */
+  /**
+   * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+   * default.
+   */
   idleTimeout:
     | Duration
     | undefined;
-  /** The model, for engines that have several. */
+  /** The session's model, for engines that offer several. */
   model: string;
-  /** Makes a retry safe: the same id gives the same session. */
+  /** An id that makes retries safe: a call with the same id returns the same session. */
   requestId: string;
 }
 
@@ -531,9 +549,9 @@ export interface CreateSessionResponse {
 
 /** The request of GetSession. */
 export interface GetSessionRequest {
-  /** Which session. */
+  /** The session's id. */
   sessionId: string;
-  /** How much of it. */
+  /** The parts of the session to return. */
   view: SessionView;
 }
 
@@ -545,11 +563,11 @@ export interface GetSessionResponse {
 
 /** The request of ListSessions. */
 export interface ListSessionsRequest {
-  /** At most this many; 0 is 100, the most is 1000. */
+  /** The maximum number of sessions to return, at most 1000. 0: 100. */
   pageSize: number;
-  /** next_page_token of the page before; empty for the first. */
+  /** The next_page_token of the previous page; empty for the first page. */
   pageToken: string;
-  /** Only sessions that have all of these labels. */
+  /** The labels that a session must have to be returned; it must have all of them. */
   labelFilter: { [key: string]: string };
 }
 
@@ -562,25 +580,25 @@ export interface ListSessionsRequest_LabelFilterEntry {
 export interface ListSessionsResponse {
   /** The sessions, without their messages and system prompts. */
   sessions: Session[];
-  /** For the next page; empty on the last. */
+  /** The page_token of the next page; empty on the last page. */
   nextPageToken: string;
 }
 
 /** The request of UpdateSession. */
 export interface UpdateSessionRequest {
-  /** Which session. */
+  /** The session's id. */
   sessionId: string;
-  /** The new labels, all of them. */
+  /** The new labels, which replace all existing ones. */
   labels: { [key: string]: string };
-  /** The new idle time-out; the daemon's default if it is in the mask and unset. */
+  /** The new idle timeout. Unset but in the mask: the daemon's default. */
   idleTimeout:
     | Duration
     | undefined;
-  /** The new context window; the daemon's default if it is in the mask and unset. */
+  /** The new context window. Unset but in the mask: the daemon's default. */
   contextWindow:
     | ContextWindow
     | undefined;
-  /** What to change: labels, idle_timeout, context_window. Empty is every field that is set. */
+  /** The fields to change: labels, idle_timeout, context_window. Empty: every field that is set. */
   updateMask: string[] | undefined;
 }
 
@@ -591,37 +609,37 @@ export interface UpdateSessionRequest_LabelsEntry {
 
 /** The response of UpdateSession. */
 export interface UpdateSessionResponse {
-  /** The session as it is now. */
+  /** The session after the change. */
   session: Session | undefined;
 }
 
 /** The request of AppendMessages. */
 export interface AppendMessagesRequest {
-  /** Which session. */
+  /** The session's id. */
   sessionId: string;
-  /** What to append. */
+  /** The messages to append. */
   messages: Message[];
-  /** Makes a retry safe: the same id is never appended twice. */
+  /** An id that makes retries safe: messages with the same id are never appended twice. */
   requestId: string;
 }
 
 /** The response of AppendMessages. */
 export interface AppendMessagesResponse {
-  /** The session as it is now. */
+  /** The session after the change. */
   session: Session | undefined;
 }
 
 /** The request of ForkSession. */
 export interface ForkSessionRequest {
-  /** The session to fork. */
+  /** The id of the session to fork. */
   sessionId: string;
-  /** How many exchanges to keep; unset is all. */
+  /** The number of exchanges that the fork starts with. Unset: all. */
   exchangeCount?:
     | number
     | undefined;
-  /** The id of the fork; empty for an unguessable one. */
+  /** The id of the fork. Empty: the daemon makes an unguessable id. */
   newSessionId: string;
-  /** Makes a retry safe: the same id gives the same fork. */
+  /** An id that makes retries safe: a call with the same id returns the same fork. */
   requestId: string;
 }
 
@@ -633,13 +651,13 @@ export interface ForkSessionResponse {
 
 /** The request of ResumeCompletion. */
 export interface ResumeCompletionRequest {
-  /** Which completion; or name it by session_id and request_id. */
+  /** The completion's id. Alternatively, set session_id and request_id. */
   completionId: string;
-  /** The session of the completion; empty for a stateless one. */
+  /** The id of the completion's session; empty for a stateless completion. */
   sessionId: string;
-  /** The request id that the completion began with. */
+  /** The request_id with which the completion was started. */
   requestId: string;
-  /** The last sequence that the client has; 0 for all. */
+  /** The sequence number of the last event that the client has received; 0 for all events. */
   afterSequence: number;
 }
 
@@ -651,15 +669,16 @@ export interface ResumeCompletionResponse {
 
 /** The request of CancelCompletion. */
 export interface CancelCompletionRequest {
-  /** Which completion; or name it by session_id and request_id. */
+  /** The completion's id. Alternatively, set session_id and request_id. */
   completionId: string;
-  /** The session of the completion; empty for a stateless one. */
+  /** The id of the completion's session; empty for a stateless completion. */
   sessionId: string;
-  /** The request id that the completion began with. */
+  /** The request_id with which the completion was started. */
   requestId: string;
   /**
-   * Commit what there is of the answer: the stream then ends with Finished and CANCELLED. Without
-   * any text yet, or without a session, there is nothing to keep.
+   * Whether to commit the part of the answer that has been generated; the stream then ends with a
+   * Finished whose reason is CANCELLED. It has no effect before the first text, nor without a
+   * session.
    */
   keepPartial: boolean;
 }
@@ -670,9 +689,9 @@ export interface CancelCompletionResponse {
 
 /** The request of EndSession. */
 export interface EndSessionRequest {
-  /** Which session. */
+  /** The session's id. */
   sessionId: string;
-  /** Succeed if there is none. */
+  /** Whether the call succeeds if the session does not exist. */
   allowMissing: boolean;
 }
 
@@ -686,85 +705,89 @@ export interface GetSessionMetricsRequest {
 
 /** The response of GetSessionMetrics. */
 export interface GetSessionMetricsResponse {
-  /** The figures. */
+  /** The measurements. */
   metrics: SessionMetrics | undefined;
 }
 
-/** What the daemon measured since it started; the first three are of the store, now. */
+/**
+ * The daemon's measurements since it started. The first three fields describe the store's current
+ * content.
+ */
 export interface SessionMetrics {
-  /** Sessions in the store. */
+  /** The number of sessions in the store. */
   totalSessions: number;
-  /** Those that have not expired. */
+  /** The number of sessions that have not expired. */
   activeSessions: number;
-  /** Messages per session; 0 without sessions. */
+  /** The mean number of messages per session; 0 without sessions. */
   avgMessagesPerSession: number;
   /**
-   * Cached prompt tokens per prompt tokens of session completions, in percent, 0 to 100, as the
-   * engine reported them; unset while it has reported none.
+   * The share of cached tokens in the prompt tokens of session completions, in percent from 0 to
+   * 100, as reported by the engine; unset until the engine has reported cached tokens.
    */
   cacheHitRate?:
     | number
     | undefined;
   /**
-   * Mean total latency of the session completions that finished; unset without one. Items of
-   * batches do not count in latencies, as they wait for each other on purpose.
+   * The mean total latency of finished session completions; unset if there are none. Batch items
+   * do not count towards latencies, because they wait for each other by design.
    */
   avgSessionLatency:
     | Duration
     | undefined;
-  /** Mean total latency of the stateless completions that finished; unset without one. */
+  /** The mean total latency of finished stateless completions; unset if there are none. */
   avgStatelessLatency:
     | Duration
     | undefined;
-  /** Session completions that finished, without items of batches. */
+  /** The number of finished session completions, without batch items. */
   sessionCompletions: number;
-  /** Stateless completions that finished, without items of batches. */
+  /** The number of finished stateless completions, without batch items. */
   statelessCompletions: number;
   /**
-   * (stateless - session) / stateless latency, in percent; negative when sessions were slower,
-   * unset without both.
+   * (stateless latency - session latency) / stateless latency, in percent. Negative if sessions
+   * were slower; unset until both latencies are known.
    */
   avgLatencyReduction?:
     | number
     | undefined;
   /**
-   * Prefill time that cached tokens saved per (that + prefill time spent), in percent, by the
-   * engine's own measured rate; unset while the engine has reported none.
+   * Saved prefill time / (saved prefill time + spent prefill time), in percent. The time that
+   * cached tokens saved is computed from the engine's measured prefill rate. Unset until the
+   * engine has reported one.
    */
   avgPrefillReduction?: number | undefined;
 }
 
 /** The request of Complete. */
 export interface CompleteRequest {
-  /** Which session; unknown ones are created. Empty is a stateless completion. */
+  /** The session's id. A session that does not exist is created. Empty: a stateless completion. */
   sessionId: string;
   /**
-   * What is new since the last turn; for a stateless completion, the whole conversation. May be
-   * empty when the session's history ends with a message of the user.
+   * The messages since the last turn; in a stateless completion, the whole conversation. May be
+   * empty if the session's history ends with a user message.
    */
   messages: Message[];
-  /** How to generate. */
+  /** Options of the generation. */
   options:
     | CompletionOptions
     | undefined;
-  /** Makes a retry safe: the same id is never generated twice. */
+  /** An id that makes retries safe: an answer with the same id is never generated twice. */
   requestId: string;
-  /** Fail with SESSION_NOT_FOUND instead of creating the session. */
+  /** Whether to fail with SESSION_NOT_FOUND instead of creating the session. */
   requireExisting: boolean;
-  /** What to do when the session has a completion running. */
+  /** The behaviour if the session already has a running completion. */
   ifBusy: IfBusy;
-  /** What happens when the last reader has gone. */
+  /** The behaviour when the last reader has disconnected. */
   onDisconnect: OnDisconnect;
   /**
-   * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-   * call that ends by its deadline is not waited for.
+   * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+   * turn; 0 if unset. It does not apply if the call ended by its deadline.
    */
   disconnectGrace:
     | Duration
     | undefined;
   /**
-   * What the model is told first: for a stateless completion, or a session that this call
-   * creates. On an existing session it must be the same or empty.
+   * The system prompt of a stateless completion or of a session that this call creates. For an
+   * existing session it must be the session's own or empty.
    */
   systemPrompt: string;
 }
@@ -775,15 +798,15 @@ export interface CompleteResponse {
   event: CompletionEvent | undefined;
 }
 
-/** A numbered step of a completion. */
+/** One event of a completion. */
 export interface CompletionEvent {
-  /** 1, 2, 3, ... */
+  /** The sequence number: 1, 2, 3, ... */
   sequence: number;
-  /** The first event: the turn has the engine. */
+  /** The first event: the engine is available to the turn. */
   started?:
     | Started
     | undefined;
-  /** More of the answer. */
+  /** The next part of the answer. */
   delta?:
     | Delta
     | undefined;
@@ -791,65 +814,65 @@ export interface CompletionEvent {
   finished?: Finished | undefined;
 }
 
-/** The turn has the engine; its prompt is evaluated next. */
+/** The first event: the engine is available to the turn and evaluates the prompt next. */
 export interface Started {
   /** The completion's id. */
   completionId: string;
-  /** The session; empty if stateless. */
+  /** The session's id; empty if stateless. */
   sessionId: string;
   /** Whether this completion creates the session. */
   sessionCreated: boolean;
-  /** The model that answers. */
+  /** The model that generates the answer. */
   model: string;
-  /** Messages sent to the engine, the system message included. */
+  /** The number of messages sent to the engine, including the system message. */
   contextMessages: number;
   /** Whether the context window was trimmed for this turn. */
   contextTrimmed: boolean;
 }
 
-/** More of the answer. One delta may hold several tokens. */
+/** The next part of the answer. One delta may contain several tokens. */
 export interface Delta {
-  /** To the text. */
+  /** Text to append to the content. */
   text?:
     | string
     | undefined;
-  /** To a tool call. */
+  /** An addition to a tool call. */
   toolCall?:
     | ToolCallDelta
     | undefined;
-  /** To the reasoning. */
+  /** Text to append to the reasoning. */
   reasoning?: string | undefined;
 }
 
-/** More of a tool call. */
+/** The next part of a tool call. */
 export interface ToolCallDelta {
-  /** Which of the message's tool calls, from 0 on. */
+  /** The position of the call among the message's tool calls, starting at 0. */
   index: number;
-  /** The call's id; in its first delta only. */
+  /** The call's id. Set in the call's first delta only. */
   id: string;
-  /** The function's name; in its first delta only. */
+  /** The function's name. Set in the call's first delta only. */
   name: string;
-  /** What to append to the arguments. */
+  /** Text to append to the arguments. */
   arguments: string;
 }
 
-/** The answer is complete and, in a session, durably committed. */
+/** The last event: the answer is complete and, in a session, durably committed. */
 export interface Finished {
-  /** Why it ended. */
+  /** The reason why the completion ended. */
   finishReason: FinishReason;
   /** The whole answer. */
   message:
     | Message
     | undefined;
-  /** Tokens as the engine counted them; unset where it did not say. */
+  /** The token counts, as reported by the engine; unset if the engine does not report them. */
   usage:
     | Usage
     | undefined;
-  /** How long it took. */
+  /** The durations of the completion. */
   timings:
     | Timings
     | undefined;
-  /** Exchanges in the session now; 0 if stateless. */
+  /** The number of exchanges in the session after this one; 0 if stateless. */
   exchangeCount: number;
 }
 
@@ -5263,13 +5286,14 @@ export const Finished: MessageFns<Finished> = {
   },
 };
 
-/** Holds conversations and completes them. */
+/** Stores conversations and generates the answers in them. */
 export type SessionServiceService = typeof SessionServiceService;
 export const SessionServiceService = {
   /**
-   * CreateSession makes a session before its first turn, to give it a system prompt, labels or
-   * a history. Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE,
-   * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+   * CreateSession creates a session before its first turn, for example to give it a system prompt,
+   * labels or a history.
+   * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
    */
   createSession: {
     path: "/ruvd.v1.SessionService/CreateSession" as const,
@@ -5282,9 +5306,9 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): CreateSessionResponse => CreateSessionResponse.decode(value),
   },
   /**
-   * GetSession reads one session. A session that has expired is not found. Reading does not
-   * move last_used_time. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED,
-   * STORE_UNAVAILABLE.
+   * GetSession returns one session. An expired session is not found. Reading a session does not
+   * change its last_used_time.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
    */
   getSession: {
     path: "/ruvd.v1.SessionService/GetSession" as const,
@@ -5296,7 +5320,7 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): GetSessionResponse => GetSessionResponse.decode(value),
   },
   /**
-   * ListSessions pages through the sessions in the order of their creation.
+   * ListSessions returns the sessions page by page, in the order of their creation.
    * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
    */
   listSessions: {
@@ -5310,8 +5334,9 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): ListSessionsResponse => ListSessionsResponse.decode(value),
   },
   /**
-   * UpdateSession changes what a client may change of a session, once the turns before it are
-   * done. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
+   * turns that are already running or queued in the session.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
    */
   updateSession: {
     path: "/ruvd.v1.SessionService/UpdateSession" as const,
@@ -5324,7 +5349,8 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): UpdateSessionResponse => UpdateSessionResponse.decode(value),
   },
   /**
-   * AppendMessages commits messages without generating, once the turns before it are done.
+   * AppendMessages commits messages to a session without generating an answer. It runs after the
+   * turns that are already running or queued in the session.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
    * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
    */
@@ -5340,9 +5366,10 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): AppendMessagesResponse => AppendMessagesResponse.decode(value),
   },
   /**
-   * ForkSession makes a session that shares the beginning of another one's history; both go on
-   * independently. It sees what is committed. Errors: INVALID_REQUEST, SESSION_NOT_FOUND,
-   * SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+   * ForkSession creates a session that starts with the beginning of another session's history. Only
+   * committed turns are copied, and the two sessions are independent from then on.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
+   * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
    */
   forkSession: {
     path: "/ruvd.v1.SessionService/ForkSession" as const,
@@ -5354,9 +5381,10 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): ForkSessionResponse => ForkSessionResponse.decode(value),
   },
   /**
-   * EndSession deletes a session with its messages. Its running and queued completions fail
-   * with SESSION_ENDED. Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing),
-   * SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * EndSession deletes a session and its messages. Its running and queued completions fail with
+   * SESSION_ENDED.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing), SESSIONS_DISABLED,
+   * STORE_UNAVAILABLE.
    */
   endSession: {
     path: "/ruvd.v1.SessionService/EndSession" as const,
@@ -5368,8 +5396,8 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): EndSessionResponse => EndSessionResponse.decode(value),
   },
   /**
-   * ListModels asks the engine which models it offers. Errors: ENGINE_UNAVAILABLE,
-   * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
+   * ListModels returns the models that the engine offers.
+   * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
    */
   listModels: {
     path: "/ruvd.v1.SessionService/ListModels" as const,
@@ -5381,7 +5409,7 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): ListModelsResponse => ListModelsResponse.decode(value),
   },
   /**
-   * GetSessionMetrics reports what the daemon has measured since it started.
+   * GetSessionMetrics returns the daemon's measurements since it started.
    * Errors: STORE_UNAVAILABLE.
    */
   getSessionMetrics: {
@@ -5396,15 +5424,15 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): GetSessionMetricsResponse => GetSessionMetricsResponse.decode(value),
   },
   /**
-   * Complete answers the new messages and streams the answer. With a session_id the messages
-   * and the answer are committed together, durably, before Finished is sent; a completion that
-   * fails or is cancelled leaves the session as it was and ends with a status and no Finished.
-   * A second caller on one session waits for the first (see if_busy). Cancelling the call
-   * cancels the completion (see on_disconnect). Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with
-   * require_existing), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE,
-   * SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG,
-   * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+   * Complete generates an answer to the new messages and streams it. With a session_id, the
+   * messages and the answer are committed together, durably, before Finished is sent. A completion
+   * that fails or is cancelled leaves the session unchanged; its stream ends with an error status
+   * and without Finished. A second call for the same session waits for the first (see if_busy).
+   * Cancelling the call cancels the completion (see on_disconnect).
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
+   * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
+   * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+   * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
    */
   complete: {
     path: "/ruvd.v1.SessionService/Complete" as const,
@@ -5416,11 +5444,11 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): CompleteResponse => CompleteResponse.decode(value),
   },
   /**
-   * ResumeCompletion sends the events after after_sequence and goes on live: the way back for a
-   * stream that was cut. A completion that failed replays its events, then its status. Where its
-   * events are no longer kept but its answer is committed, as after a restart, Finished comes
-   * under its own number. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and
-   * those of Complete.
+   * ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
+   * the new ones as they occur. Clients call it after their stream broke. For a failed completion
+   * it replays the events, then returns the error. If the events are no longer kept but the answer
+   * is committed, as after a restart, it sends only Finished, with its original sequence number.
+   * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and those of Complete.
    */
   resumeCompletion: {
     path: "/ruvd.v1.SessionService/ResumeCompletion" as const,
@@ -5434,12 +5462,13 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): ResumeCompletionResponse => ResumeCompletionResponse.decode(value),
   },
   /**
-   * BatchComplete answers many requests and sends each answer, or what went wrong with it, as soon
-   * as it is there; the summary comes last. Items of one session run in order, others side by
-   * side. An item fails alone. Interactive completions go before items, which have a share of the
-   * engine of their own. Cancelling the call is to every item what cancelling Complete is; those
-   * that have not begun do not begin. Repeating the call with the same request ids runs what was
-   * not finished. Errors: INVALID_REQUEST (of the call; an item's own are its outcome).
+   * BatchComplete runs many completions and sends each answer or error as soon as it is available,
+   * then a summary. Items of the same session run in order; all others run concurrently. An item's
+   * failure does not affect the other items. Interactive completions have priority over batch
+   * items, which are limited to their own share of the engine. Cancelling the call affects each
+   * running item like cancelling Complete; items that have not started are not started. Repeating
+   * the call with the same request ids runs only the items that had not finished.
+   * Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
    */
   batchComplete: {
     path: "/ruvd.v1.SessionService/BatchComplete" as const,
@@ -5452,8 +5481,9 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): BatchCompleteResponse => BatchCompleteResponse.decode(value),
   },
   /**
-   * CancelCompletion stops a completion and returns when it has ended; one that ended before is
-   * left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
+   * CancelCompletion stops a completion and returns when it has ended. It has no effect on a
+   * completion that has already ended.
+   * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
    */
   cancelCompletion: {
     path: "/ruvd.v1.SessionService/CancelCompletion" as const,
@@ -5470,96 +5500,104 @@ export const SessionServiceService = {
 
 export interface SessionServiceServer extends UntypedServiceImplementation {
   /**
-   * CreateSession makes a session before its first turn, to give it a system prompt, labels or
-   * a history. Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE,
-   * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+   * CreateSession creates a session before its first turn, for example to give it a system prompt,
+   * labels or a history.
+   * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
    */
   createSession: handleUnaryCall<CreateSessionRequest, CreateSessionResponse>;
   /**
-   * GetSession reads one session. A session that has expired is not found. Reading does not
-   * move last_used_time. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED,
-   * STORE_UNAVAILABLE.
+   * GetSession returns one session. An expired session is not found. Reading a session does not
+   * change its last_used_time.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
    */
   getSession: handleUnaryCall<GetSessionRequest, GetSessionResponse>;
   /**
-   * ListSessions pages through the sessions in the order of their creation.
+   * ListSessions returns the sessions page by page, in the order of their creation.
    * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
    */
   listSessions: handleUnaryCall<ListSessionsRequest, ListSessionsResponse>;
   /**
-   * UpdateSession changes what a client may change of a session, once the turns before it are
-   * done. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
+   * turns that are already running or queued in the session.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
    */
   updateSession: handleUnaryCall<UpdateSessionRequest, UpdateSessionResponse>;
   /**
-   * AppendMessages commits messages without generating, once the turns before it are done.
+   * AppendMessages commits messages to a session without generating an answer. It runs after the
+   * turns that are already running or queued in the session.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
    * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
    */
   appendMessages: handleUnaryCall<AppendMessagesRequest, AppendMessagesResponse>;
   /**
-   * ForkSession makes a session that shares the beginning of another one's history; both go on
-   * independently. It sees what is committed. Errors: INVALID_REQUEST, SESSION_NOT_FOUND,
-   * SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+   * ForkSession creates a session that starts with the beginning of another session's history. Only
+   * committed turns are copied, and the two sessions are independent from then on.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
+   * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
    */
   forkSession: handleUnaryCall<ForkSessionRequest, ForkSessionResponse>;
   /**
-   * EndSession deletes a session with its messages. Its running and queued completions fail
-   * with SESSION_ENDED. Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing),
-   * SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * EndSession deletes a session and its messages. Its running and queued completions fail with
+   * SESSION_ENDED.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing), SESSIONS_DISABLED,
+   * STORE_UNAVAILABLE.
    */
   endSession: handleUnaryCall<EndSessionRequest, EndSessionResponse>;
   /**
-   * ListModels asks the engine which models it offers. Errors: ENGINE_UNAVAILABLE,
-   * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
+   * ListModels returns the models that the engine offers.
+   * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
    */
   listModels: handleUnaryCall<ListModelsRequest, ListModelsResponse>;
   /**
-   * GetSessionMetrics reports what the daemon has measured since it started.
+   * GetSessionMetrics returns the daemon's measurements since it started.
    * Errors: STORE_UNAVAILABLE.
    */
   getSessionMetrics: handleUnaryCall<GetSessionMetricsRequest, GetSessionMetricsResponse>;
   /**
-   * Complete answers the new messages and streams the answer. With a session_id the messages
-   * and the answer are committed together, durably, before Finished is sent; a completion that
-   * fails or is cancelled leaves the session as it was and ends with a status and no Finished.
-   * A second caller on one session waits for the first (see if_busy). Cancelling the call
-   * cancels the completion (see on_disconnect). Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with
-   * require_existing), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE,
-   * SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG,
-   * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+   * Complete generates an answer to the new messages and streams it. With a session_id, the
+   * messages and the answer are committed together, durably, before Finished is sent. A completion
+   * that fails or is cancelled leaves the session unchanged; its stream ends with an error status
+   * and without Finished. A second call for the same session waits for the first (see if_busy).
+   * Cancelling the call cancels the completion (see on_disconnect).
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
+   * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
+   * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+   * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
    */
   complete: handleServerStreamingCall<CompleteRequest, CompleteResponse>;
   /**
-   * ResumeCompletion sends the events after after_sequence and goes on live: the way back for a
-   * stream that was cut. A completion that failed replays its events, then its status. Where its
-   * events are no longer kept but its answer is committed, as after a restart, Finished comes
-   * under its own number. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and
-   * those of Complete.
+   * ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
+   * the new ones as they occur. Clients call it after their stream broke. For a failed completion
+   * it replays the events, then returns the error. If the events are no longer kept but the answer
+   * is committed, as after a restart, it sends only Finished, with its original sequence number.
+   * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and those of Complete.
    */
   resumeCompletion: handleServerStreamingCall<ResumeCompletionRequest, ResumeCompletionResponse>;
   /**
-   * BatchComplete answers many requests and sends each answer, or what went wrong with it, as soon
-   * as it is there; the summary comes last. Items of one session run in order, others side by
-   * side. An item fails alone. Interactive completions go before items, which have a share of the
-   * engine of their own. Cancelling the call is to every item what cancelling Complete is; those
-   * that have not begun do not begin. Repeating the call with the same request ids runs what was
-   * not finished. Errors: INVALID_REQUEST (of the call; an item's own are its outcome).
+   * BatchComplete runs many completions and sends each answer or error as soon as it is available,
+   * then a summary. Items of the same session run in order; all others run concurrently. An item's
+   * failure does not affect the other items. Interactive completions have priority over batch
+   * items, which are limited to their own share of the engine. Cancelling the call affects each
+   * running item like cancelling Complete; items that have not started are not started. Repeating
+   * the call with the same request ids runs only the items that had not finished.
+   * Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
    */
   batchComplete: handleServerStreamingCall<BatchCompleteRequest, BatchCompleteResponse>;
   /**
-   * CancelCompletion stops a completion and returns when it has ended; one that ended before is
-   * left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
+   * CancelCompletion stops a completion and returns when it has ended. It has no effect on a
+   * completion that has already ended.
+   * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
    */
   cancelCompletion: handleUnaryCall<CancelCompletionRequest, CancelCompletionResponse>;
 }
 
 export interface SessionServiceClient extends Client {
   /**
-   * CreateSession makes a session before its first turn, to give it a system prompt, labels or
-   * a history. Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE,
-   * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+   * CreateSession creates a session before its first turn, for example to give it a system prompt,
+   * labels or a history.
+   * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
    */
   createSession(
     request: CreateSessionRequest,
@@ -5577,9 +5615,9 @@ export interface SessionServiceClient extends Client {
     callback: (error: ServiceError | null, response: CreateSessionResponse) => void,
   ): ClientUnaryCall;
   /**
-   * GetSession reads one session. A session that has expired is not found. Reading does not
-   * move last_used_time. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED,
-   * STORE_UNAVAILABLE.
+   * GetSession returns one session. An expired session is not found. Reading a session does not
+   * change its last_used_time.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
    */
   getSession(
     request: GetSessionRequest,
@@ -5597,7 +5635,7 @@ export interface SessionServiceClient extends Client {
     callback: (error: ServiceError | null, response: GetSessionResponse) => void,
   ): ClientUnaryCall;
   /**
-   * ListSessions pages through the sessions in the order of their creation.
+   * ListSessions returns the sessions page by page, in the order of their creation.
    * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
    */
   listSessions(
@@ -5616,8 +5654,9 @@ export interface SessionServiceClient extends Client {
     callback: (error: ServiceError | null, response: ListSessionsResponse) => void,
   ): ClientUnaryCall;
   /**
-   * UpdateSession changes what a client may change of a session, once the turns before it are
-   * done. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
+   * turns that are already running or queued in the session.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
    */
   updateSession(
     request: UpdateSessionRequest,
@@ -5635,7 +5674,8 @@ export interface SessionServiceClient extends Client {
     callback: (error: ServiceError | null, response: UpdateSessionResponse) => void,
   ): ClientUnaryCall;
   /**
-   * AppendMessages commits messages without generating, once the turns before it are done.
+   * AppendMessages commits messages to a session without generating an answer. It runs after the
+   * turns that are already running or queued in the session.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
    * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
    */
@@ -5655,9 +5695,10 @@ export interface SessionServiceClient extends Client {
     callback: (error: ServiceError | null, response: AppendMessagesResponse) => void,
   ): ClientUnaryCall;
   /**
-   * ForkSession makes a session that shares the beginning of another one's history; both go on
-   * independently. It sees what is committed. Errors: INVALID_REQUEST, SESSION_NOT_FOUND,
-   * SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+   * ForkSession creates a session that starts with the beginning of another session's history. Only
+   * committed turns are copied, and the two sessions are independent from then on.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
+   * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
    */
   forkSession(
     request: ForkSessionRequest,
@@ -5675,9 +5716,10 @@ export interface SessionServiceClient extends Client {
     callback: (error: ServiceError | null, response: ForkSessionResponse) => void,
   ): ClientUnaryCall;
   /**
-   * EndSession deletes a session with its messages. Its running and queued completions fail
-   * with SESSION_ENDED. Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing),
-   * SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * EndSession deletes a session and its messages. Its running and queued completions fail with
+   * SESSION_ENDED.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing), SESSIONS_DISABLED,
+   * STORE_UNAVAILABLE.
    */
   endSession(
     request: EndSessionRequest,
@@ -5695,8 +5737,8 @@ export interface SessionServiceClient extends Client {
     callback: (error: ServiceError | null, response: EndSessionResponse) => void,
   ): ClientUnaryCall;
   /**
-   * ListModels asks the engine which models it offers. Errors: ENGINE_UNAVAILABLE,
-   * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
+   * ListModels returns the models that the engine offers.
+   * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
    */
   listModels(
     request: ListModelsRequest,
@@ -5714,7 +5756,7 @@ export interface SessionServiceClient extends Client {
     callback: (error: ServiceError | null, response: ListModelsResponse) => void,
   ): ClientUnaryCall;
   /**
-   * GetSessionMetrics reports what the daemon has measured since it started.
+   * GetSessionMetrics returns the daemon's measurements since it started.
    * Errors: STORE_UNAVAILABLE.
    */
   getSessionMetrics(
@@ -5733,15 +5775,15 @@ export interface SessionServiceClient extends Client {
     callback: (error: ServiceError | null, response: GetSessionMetricsResponse) => void,
   ): ClientUnaryCall;
   /**
-   * Complete answers the new messages and streams the answer. With a session_id the messages
-   * and the answer are committed together, durably, before Finished is sent; a completion that
-   * fails or is cancelled leaves the session as it was and ends with a status and no Finished.
-   * A second caller on one session waits for the first (see if_busy). Cancelling the call
-   * cancels the completion (see on_disconnect). Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with
-   * require_existing), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE,
-   * SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG,
-   * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+   * Complete generates an answer to the new messages and streams it. With a session_id, the
+   * messages and the answer are committed together, durably, before Finished is sent. A completion
+   * that fails or is cancelled leaves the session unchanged; its stream ends with an error status
+   * and without Finished. A second call for the same session waits for the first (see if_busy).
+   * Cancelling the call cancels the completion (see on_disconnect).
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
+   * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
+   * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+   * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
    */
   complete(request: CompleteRequest, options?: Partial<CallOptions>): ClientReadableStream<CompleteResponse>;
   complete(
@@ -5750,11 +5792,11 @@ export interface SessionServiceClient extends Client {
     options?: Partial<CallOptions>,
   ): ClientReadableStream<CompleteResponse>;
   /**
-   * ResumeCompletion sends the events after after_sequence and goes on live: the way back for a
-   * stream that was cut. A completion that failed replays its events, then its status. Where its
-   * events are no longer kept but its answer is committed, as after a restart, Finished comes
-   * under its own number. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and
-   * those of Complete.
+   * ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
+   * the new ones as they occur. Clients call it after their stream broke. For a failed completion
+   * it replays the events, then returns the error. If the events are no longer kept but the answer
+   * is committed, as after a restart, it sends only Finished, with its original sequence number.
+   * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and those of Complete.
    */
   resumeCompletion(
     request: ResumeCompletionRequest,
@@ -5766,12 +5808,13 @@ export interface SessionServiceClient extends Client {
     options?: Partial<CallOptions>,
   ): ClientReadableStream<ResumeCompletionResponse>;
   /**
-   * BatchComplete answers many requests and sends each answer, or what went wrong with it, as soon
-   * as it is there; the summary comes last. Items of one session run in order, others side by
-   * side. An item fails alone. Interactive completions go before items, which have a share of the
-   * engine of their own. Cancelling the call is to every item what cancelling Complete is; those
-   * that have not begun do not begin. Repeating the call with the same request ids runs what was
-   * not finished. Errors: INVALID_REQUEST (of the call; an item's own are its outcome).
+   * BatchComplete runs many completions and sends each answer or error as soon as it is available,
+   * then a summary. Items of the same session run in order; all others run concurrently. An item's
+   * failure does not affect the other items. Interactive completions have priority over batch
+   * items, which are limited to their own share of the engine. Cancelling the call affects each
+   * running item like cancelling Complete; items that have not started are not started. Repeating
+   * the call with the same request ids runs only the items that had not finished.
+   * Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
    */
   batchComplete(
     request: BatchCompleteRequest,
@@ -5783,8 +5826,9 @@ export interface SessionServiceClient extends Client {
     options?: Partial<CallOptions>,
   ): ClientReadableStream<BatchCompleteResponse>;
   /**
-   * CancelCompletion stops a completion and returns when it has ended; one that ended before is
-   * left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
+   * CancelCompletion stops a completion and returns when it has ended. It has no effect on a
+   * completion that has already ended.
+   * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
    */
   cancelCompletion(
     request: CancelCompletionRequest,

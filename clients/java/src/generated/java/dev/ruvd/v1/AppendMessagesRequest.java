@@ -55,7 +55,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object sessionId_ = "";
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -76,7 +76,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -102,7 +102,7 @@ private static final long serialVersionUID = 0L;
   private java.util.List<dev.ruvd.v1.Message> messages_;
   /**
    * <pre>
-   * What to append.
+   * The messages to append.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -113,7 +113,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What to append.
+   * The messages to append.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -125,7 +125,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What to append.
+   * The messages to append.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -136,7 +136,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What to append.
+   * The messages to append.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -147,7 +147,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What to append.
+   * The messages to append.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -163,7 +163,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object requestId_ = "";
   /**
    * <pre>
-   * Makes a retry safe: the same id is never appended twice.
+   * An id that makes retries safe: messages with the same id are never appended twice.
    * </pre>
    *
    * <code>string request_id = 3;</code>
@@ -184,7 +184,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Makes a retry safe: the same id is never appended twice.
+   * An id that makes retries safe: messages with the same id are never appended twice.
    * </pre>
    *
    * <code>string request_id = 3;</code>
@@ -602,7 +602,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object sessionId_ = "";
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -622,7 +622,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -643,7 +643,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -660,7 +660,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -674,7 +674,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -705,7 +705,7 @@ private static final long serialVersionUID = 0L;
 
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -719,7 +719,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -733,7 +733,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -747,7 +747,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -768,7 +768,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -786,7 +786,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -806,7 +806,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -827,7 +827,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -845,7 +845,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -863,7 +863,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -882,7 +882,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -899,7 +899,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -916,7 +916,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -927,7 +927,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -941,7 +941,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -956,7 +956,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -967,7 +967,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -979,7 +979,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append.
+     * The messages to append.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1006,7 +1006,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object requestId_ = "";
     /**
      * <pre>
-     * Makes a retry safe: the same id is never appended twice.
+     * An id that makes retries safe: messages with the same id are never appended twice.
      * </pre>
      *
      * <code>string request_id = 3;</code>
@@ -1026,7 +1026,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id is never appended twice.
+     * An id that makes retries safe: messages with the same id are never appended twice.
      * </pre>
      *
      * <code>string request_id = 3;</code>
@@ -1047,7 +1047,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id is never appended twice.
+     * An id that makes retries safe: messages with the same id are never appended twice.
      * </pre>
      *
      * <code>string request_id = 3;</code>
@@ -1064,7 +1064,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id is never appended twice.
+     * An id that makes retries safe: messages with the same id are never appended twice.
      * </pre>
      *
      * <code>string request_id = 3;</code>
@@ -1078,7 +1078,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id is never appended twice.
+     * An id that makes retries safe: messages with the same id are never appended twice.
      * </pre>
      *
      * <code>string request_id = 3;</code>

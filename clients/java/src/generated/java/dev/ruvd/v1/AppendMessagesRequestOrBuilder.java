@@ -12,7 +12,7 @@ public interface AppendMessagesRequestOrBuilder extends
 
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -21,7 +21,7 @@ public interface AppendMessagesRequestOrBuilder extends
   java.lang.String getSessionId();
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -32,7 +32,7 @@ public interface AppendMessagesRequestOrBuilder extends
 
   /**
    * <pre>
-   * What to append.
+   * The messages to append.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -41,7 +41,7 @@ public interface AppendMessagesRequestOrBuilder extends
       getMessagesList();
   /**
    * <pre>
-   * What to append.
+   * The messages to append.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -49,7 +49,7 @@ public interface AppendMessagesRequestOrBuilder extends
   dev.ruvd.v1.Message getMessages(int index);
   /**
    * <pre>
-   * What to append.
+   * The messages to append.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -57,7 +57,7 @@ public interface AppendMessagesRequestOrBuilder extends
   int getMessagesCount();
   /**
    * <pre>
-   * What to append.
+   * The messages to append.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -66,7 +66,7 @@ public interface AppendMessagesRequestOrBuilder extends
       getMessagesOrBuilderList();
   /**
    * <pre>
-   * What to append.
+   * The messages to append.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -76,7 +76,7 @@ public interface AppendMessagesRequestOrBuilder extends
 
   /**
    * <pre>
-   * Makes a retry safe: the same id is never appended twice.
+   * An id that makes retries safe: messages with the same id are never appended twice.
    * </pre>
    *
    * <code>string request_id = 3;</code>
@@ -85,7 +85,7 @@ public interface AppendMessagesRequestOrBuilder extends
   java.lang.String getRequestId();
   /**
    * <pre>
-   * Makes a retry safe: the same id is never appended twice.
+   * An id that makes retries safe: messages with the same id are never appended twice.
    * </pre>
    *
    * <code>string request_id = 3;</code>

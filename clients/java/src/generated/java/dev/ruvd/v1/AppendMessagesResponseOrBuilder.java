@@ -12,7 +12,7 @@ public interface AppendMessagesResponseOrBuilder extends
 
   /**
    * <pre>
-   * The session as it is now.
+   * The session after the change.
    * </pre>
    *
    * <code>.ruvd.v1.Session session = 1;</code>
@@ -21,7 +21,7 @@ public interface AppendMessagesResponseOrBuilder extends
   boolean hasSession();
   /**
    * <pre>
-   * The session as it is now.
+   * The session after the change.
    * </pre>
    *
    * <code>.ruvd.v1.Session session = 1;</code>
@@ -30,7 +30,7 @@ public interface AppendMessagesResponseOrBuilder extends
   dev.ruvd.v1.Session getSession();
   /**
    * <pre>
-   * The session as it is now.
+   * The session after the change.
    * </pre>
    *
    * <code>.ruvd.v1.Session session = 1;</code>

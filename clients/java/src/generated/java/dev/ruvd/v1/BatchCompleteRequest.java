@@ -53,7 +53,7 @@ private static final long serialVersionUID = 0L;
   private java.util.List<dev.ruvd.v1.CompleteRequest> items_;
   /**
    * <pre>
-   * What to complete; an item may be anything that Complete takes.
+   * The completions to run. An item may be any request that Complete accepts.
    * </pre>
    *
    * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -64,7 +64,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What to complete; an item may be anything that Complete takes.
+   * The completions to run. An item may be any request that Complete accepts.
    * </pre>
    *
    * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -76,7 +76,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What to complete; an item may be anything that Complete takes.
+   * The completions to run. An item may be any request that Complete accepts.
    * </pre>
    *
    * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -87,7 +87,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What to complete; an item may be anything that Complete takes.
+   * The completions to run. An item may be any request that Complete accepts.
    * </pre>
    *
    * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -98,7 +98,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What to complete; an item may be anything that Complete takes.
+   * The completions to run. An item may be any request that Complete accepts.
    * </pre>
    *
    * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -113,8 +113,8 @@ private static final long serialVersionUID = 0L;
   private int maxConcurrency_ = 0;
   /**
    * <pre>
-   * How many run side by side at most; 0 is the daemon's default. Fewer run where the engine
-   * cannot take more.
+   * The maximum number of items that run concurrently. 0: the daemon's default. Fewer run if the
+   * engine has less capacity.
    * </pre>
    *
    * <code>int32 max_concurrency = 2;</code>
@@ -508,7 +508,7 @@ private static final long serialVersionUID = 0L;
 
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -522,7 +522,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -536,7 +536,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -550,7 +550,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -571,7 +571,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -589,7 +589,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -609,7 +609,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -630,7 +630,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -648,7 +648,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -666,7 +666,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -685,7 +685,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -702,7 +702,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -719,7 +719,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -730,7 +730,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -744,7 +744,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -759,7 +759,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -770,7 +770,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -782,7 +782,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to complete; an item may be anything that Complete takes.
+     * The completions to run. An item may be any request that Complete accepts.
      * </pre>
      *
      * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -809,8 +809,8 @@ private static final long serialVersionUID = 0L;
     private int maxConcurrency_ ;
     /**
      * <pre>
-     * How many run side by side at most; 0 is the daemon's default. Fewer run where the engine
-     * cannot take more.
+     * The maximum number of items that run concurrently. 0: the daemon's default. Fewer run if the
+     * engine has less capacity.
      * </pre>
      *
      * <code>int32 max_concurrency = 2;</code>
@@ -822,8 +822,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How many run side by side at most; 0 is the daemon's default. Fewer run where the engine
-     * cannot take more.
+     * The maximum number of items that run concurrently. 0: the daemon's default. Fewer run if the
+     * engine has less capacity.
      * </pre>
      *
      * <code>int32 max_concurrency = 2;</code>
@@ -839,8 +839,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How many run side by side at most; 0 is the daemon's default. Fewer run where the engine
-     * cannot take more.
+     * The maximum number of items that run concurrently. 0: the daemon's default. Fewer run if the
+     * engine has less capacity.
      * </pre>
      *
      * <code>int32 max_concurrency = 2;</code>

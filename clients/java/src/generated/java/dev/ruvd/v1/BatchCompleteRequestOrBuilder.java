@@ -12,7 +12,7 @@ public interface BatchCompleteRequestOrBuilder extends
 
   /**
    * <pre>
-   * What to complete; an item may be anything that Complete takes.
+   * The completions to run. An item may be any request that Complete accepts.
    * </pre>
    *
    * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -21,7 +21,7 @@ public interface BatchCompleteRequestOrBuilder extends
       getItemsList();
   /**
    * <pre>
-   * What to complete; an item may be anything that Complete takes.
+   * The completions to run. An item may be any request that Complete accepts.
    * </pre>
    *
    * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -29,7 +29,7 @@ public interface BatchCompleteRequestOrBuilder extends
   dev.ruvd.v1.CompleteRequest getItems(int index);
   /**
    * <pre>
-   * What to complete; an item may be anything that Complete takes.
+   * The completions to run. An item may be any request that Complete accepts.
    * </pre>
    *
    * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -37,7 +37,7 @@ public interface BatchCompleteRequestOrBuilder extends
   int getItemsCount();
   /**
    * <pre>
-   * What to complete; an item may be anything that Complete takes.
+   * The completions to run. An item may be any request that Complete accepts.
    * </pre>
    *
    * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -46,7 +46,7 @@ public interface BatchCompleteRequestOrBuilder extends
       getItemsOrBuilderList();
   /**
    * <pre>
-   * What to complete; an item may be anything that Complete takes.
+   * The completions to run. An item may be any request that Complete accepts.
    * </pre>
    *
    * <code>repeated .ruvd.v1.CompleteRequest items = 1;</code>
@@ -56,8 +56,8 @@ public interface BatchCompleteRequestOrBuilder extends
 
   /**
    * <pre>
-   * How many run side by side at most; 0 is the daemon's default. Fewer run where the engine
-   * cannot take more.
+   * The maximum number of items that run concurrently. 0: the daemon's default. Fewer run if the
+   * engine has less capacity.
    * </pre>
    *
    * <code>int32 max_concurrency = 2;</code>

@@ -92,7 +92,7 @@ private static final long serialVersionUID = 0L;
   public static final int RESULT_FIELD_NUMBER = 1;
   /**
    * <pre>
-   * The outcome of one item, in the order in which they end.
+   * The result of one item. Results are sent in the order in which the items end.
    * </pre>
    *
    * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -104,7 +104,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The outcome of one item, in the order in which they end.
+   * The result of one item. Results are sent in the order in which the items end.
    * </pre>
    *
    * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -119,7 +119,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The outcome of one item, in the order in which they end.
+   * The result of one item. Results are sent in the order in which the items end.
    * </pre>
    *
    * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -135,7 +135,7 @@ private static final long serialVersionUID = 0L;
   public static final int SUMMARY_FIELD_NUMBER = 2;
   /**
    * <pre>
-   * The last: what came of all items.
+   * The summary of all items, which is the last event.
    * </pre>
    *
    * <code>.ruvd.v1.BatchSummary summary = 2;</code>
@@ -147,7 +147,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The last: what came of all items.
+   * The summary of all items, which is the last event.
    * </pre>
    *
    * <code>.ruvd.v1.BatchSummary summary = 2;</code>
@@ -162,7 +162,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The last: what came of all items.
+   * The summary of all items, which is the last event.
    * </pre>
    *
    * <code>.ruvd.v1.BatchSummary summary = 2;</code>
@@ -556,7 +556,7 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.BatchResult, dev.ruvd.v1.BatchResult.Builder, dev.ruvd.v1.BatchResultOrBuilder> resultBuilder_;
     /**
      * <pre>
-     * The outcome of one item, in the order in which they end.
+     * The result of one item. Results are sent in the order in which the items end.
      * </pre>
      *
      * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -568,7 +568,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The outcome of one item, in the order in which they end.
+     * The result of one item. Results are sent in the order in which the items end.
      * </pre>
      *
      * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -590,7 +590,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The outcome of one item, in the order in which they end.
+     * The result of one item. Results are sent in the order in which the items end.
      * </pre>
      *
      * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -610,7 +610,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The outcome of one item, in the order in which they end.
+     * The result of one item. Results are sent in the order in which the items end.
      * </pre>
      *
      * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -628,7 +628,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The outcome of one item, in the order in which they end.
+     * The result of one item. Results are sent in the order in which the items end.
      * </pre>
      *
      * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -655,7 +655,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The outcome of one item, in the order in which they end.
+     * The result of one item. Results are sent in the order in which the items end.
      * </pre>
      *
      * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -678,7 +678,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The outcome of one item, in the order in which they end.
+     * The result of one item. Results are sent in the order in which the items end.
      * </pre>
      *
      * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -688,7 +688,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The outcome of one item, in the order in which they end.
+     * The result of one item. Results are sent in the order in which the items end.
      * </pre>
      *
      * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -706,7 +706,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The outcome of one item, in the order in which they end.
+     * The result of one item. Results are sent in the order in which the items end.
      * </pre>
      *
      * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -734,7 +734,7 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.BatchSummary, dev.ruvd.v1.BatchSummary.Builder, dev.ruvd.v1.BatchSummaryOrBuilder> summaryBuilder_;
     /**
      * <pre>
-     * The last: what came of all items.
+     * The summary of all items, which is the last event.
      * </pre>
      *
      * <code>.ruvd.v1.BatchSummary summary = 2;</code>
@@ -746,7 +746,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The last: what came of all items.
+     * The summary of all items, which is the last event.
      * </pre>
      *
      * <code>.ruvd.v1.BatchSummary summary = 2;</code>
@@ -768,7 +768,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The last: what came of all items.
+     * The summary of all items, which is the last event.
      * </pre>
      *
      * <code>.ruvd.v1.BatchSummary summary = 2;</code>
@@ -788,7 +788,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The last: what came of all items.
+     * The summary of all items, which is the last event.
      * </pre>
      *
      * <code>.ruvd.v1.BatchSummary summary = 2;</code>
@@ -806,7 +806,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The last: what came of all items.
+     * The summary of all items, which is the last event.
      * </pre>
      *
      * <code>.ruvd.v1.BatchSummary summary = 2;</code>
@@ -833,7 +833,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The last: what came of all items.
+     * The summary of all items, which is the last event.
      * </pre>
      *
      * <code>.ruvd.v1.BatchSummary summary = 2;</code>
@@ -856,7 +856,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The last: what came of all items.
+     * The summary of all items, which is the last event.
      * </pre>
      *
      * <code>.ruvd.v1.BatchSummary summary = 2;</code>
@@ -866,7 +866,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The last: what came of all items.
+     * The summary of all items, which is the last event.
      * </pre>
      *
      * <code>.ruvd.v1.BatchSummary summary = 2;</code>
@@ -884,7 +884,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The last: what came of all items.
+     * The summary of all items, which is the last event.
      * </pre>
      *
      * <code>.ruvd.v1.BatchSummary summary = 2;</code>

@@ -12,7 +12,7 @@ public interface BatchCompleteResponseOrBuilder extends
 
   /**
    * <pre>
-   * The outcome of one item, in the order in which they end.
+   * The result of one item. Results are sent in the order in which the items end.
    * </pre>
    *
    * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -21,7 +21,7 @@ public interface BatchCompleteResponseOrBuilder extends
   boolean hasResult();
   /**
    * <pre>
-   * The outcome of one item, in the order in which they end.
+   * The result of one item. Results are sent in the order in which the items end.
    * </pre>
    *
    * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -30,7 +30,7 @@ public interface BatchCompleteResponseOrBuilder extends
   dev.ruvd.v1.BatchResult getResult();
   /**
    * <pre>
-   * The outcome of one item, in the order in which they end.
+   * The result of one item. Results are sent in the order in which the items end.
    * </pre>
    *
    * <code>.ruvd.v1.BatchResult result = 1;</code>
@@ -39,7 +39,7 @@ public interface BatchCompleteResponseOrBuilder extends
 
   /**
    * <pre>
-   * The last: what came of all items.
+   * The summary of all items, which is the last event.
    * </pre>
    *
    * <code>.ruvd.v1.BatchSummary summary = 2;</code>
@@ -48,7 +48,7 @@ public interface BatchCompleteResponseOrBuilder extends
   boolean hasSummary();
   /**
    * <pre>
-   * The last: what came of all items.
+   * The summary of all items, which is the last event.
    * </pre>
    *
    * <code>.ruvd.v1.BatchSummary summary = 2;</code>
@@ -57,7 +57,7 @@ public interface BatchCompleteResponseOrBuilder extends
   dev.ruvd.v1.BatchSummary getSummary();
   /**
    * <pre>
-   * The last: what came of all items.
+   * The summary of all items, which is the last event.
    * </pre>
    *
    * <code>.ruvd.v1.BatchSummary summary = 2;</code>

@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * The outcome of one item of a batch.
+ * The result of one item of a batch.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.BatchResult}
@@ -93,7 +93,7 @@ private static final long serialVersionUID = 0L;
   private int index_ = 0;
   /**
    * <pre>
-   * Which item, from 0 on.
+   * The position of the item in the request, starting at 0.
    * </pre>
    *
    * <code>int32 index = 1;</code>
@@ -107,7 +107,7 @@ private static final long serialVersionUID = 0L;
   public static final int COMPLETION_FIELD_NUMBER = 2;
   /**
    * <pre>
-   * Its answer.
+   * The item's answer.
    * </pre>
    *
    * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -119,7 +119,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Its answer.
+   * The item's answer.
    * </pre>
    *
    * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -134,7 +134,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Its answer.
+   * The item's answer.
    * </pre>
    *
    * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -150,7 +150,7 @@ private static final long serialVersionUID = 0L;
   public static final int ERROR_FIELD_NUMBER = 3;
   /**
    * <pre>
-   * What its Complete would have failed with.
+   * The error with which Complete would have failed for this item.
    * </pre>
    *
    * <code>.google.rpc.Status error = 3;</code>
@@ -162,7 +162,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What its Complete would have failed with.
+   * The error with which Complete would have failed for this item.
    * </pre>
    *
    * <code>.google.rpc.Status error = 3;</code>
@@ -177,7 +177,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What its Complete would have failed with.
+   * The error with which Complete would have failed for this item.
    * </pre>
    *
    * <code>.google.rpc.Status error = 3;</code>
@@ -388,7 +388,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The outcome of one item of a batch.
+   * The result of one item of a batch.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.BatchResult}
@@ -593,7 +593,7 @@ private static final long serialVersionUID = 0L;
     private int index_ ;
     /**
      * <pre>
-     * Which item, from 0 on.
+     * The position of the item in the request, starting at 0.
      * </pre>
      *
      * <code>int32 index = 1;</code>
@@ -605,7 +605,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which item, from 0 on.
+     * The position of the item in the request, starting at 0.
      * </pre>
      *
      * <code>int32 index = 1;</code>
@@ -621,7 +621,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which item, from 0 on.
+     * The position of the item in the request, starting at 0.
      * </pre>
      *
      * <code>int32 index = 1;</code>
@@ -638,7 +638,7 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.Completion, dev.ruvd.v1.Completion.Builder, dev.ruvd.v1.CompletionOrBuilder> completionBuilder_;
     /**
      * <pre>
-     * Its answer.
+     * The item's answer.
      * </pre>
      *
      * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -650,7 +650,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its answer.
+     * The item's answer.
      * </pre>
      *
      * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -672,7 +672,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its answer.
+     * The item's answer.
      * </pre>
      *
      * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -692,7 +692,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its answer.
+     * The item's answer.
      * </pre>
      *
      * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -710,7 +710,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its answer.
+     * The item's answer.
      * </pre>
      *
      * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -737,7 +737,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its answer.
+     * The item's answer.
      * </pre>
      *
      * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -760,7 +760,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its answer.
+     * The item's answer.
      * </pre>
      *
      * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -770,7 +770,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its answer.
+     * The item's answer.
      * </pre>
      *
      * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -788,7 +788,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its answer.
+     * The item's answer.
      * </pre>
      *
      * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -816,7 +816,7 @@ private static final long serialVersionUID = 0L;
         com.google.rpc.Status, com.google.rpc.Status.Builder, com.google.rpc.StatusOrBuilder> errorBuilder_;
     /**
      * <pre>
-     * What its Complete would have failed with.
+     * The error with which Complete would have failed for this item.
      * </pre>
      *
      * <code>.google.rpc.Status error = 3;</code>
@@ -828,7 +828,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What its Complete would have failed with.
+     * The error with which Complete would have failed for this item.
      * </pre>
      *
      * <code>.google.rpc.Status error = 3;</code>
@@ -850,7 +850,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What its Complete would have failed with.
+     * The error with which Complete would have failed for this item.
      * </pre>
      *
      * <code>.google.rpc.Status error = 3;</code>
@@ -870,7 +870,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What its Complete would have failed with.
+     * The error with which Complete would have failed for this item.
      * </pre>
      *
      * <code>.google.rpc.Status error = 3;</code>
@@ -888,7 +888,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What its Complete would have failed with.
+     * The error with which Complete would have failed for this item.
      * </pre>
      *
      * <code>.google.rpc.Status error = 3;</code>
@@ -915,7 +915,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What its Complete would have failed with.
+     * The error with which Complete would have failed for this item.
      * </pre>
      *
      * <code>.google.rpc.Status error = 3;</code>
@@ -938,7 +938,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What its Complete would have failed with.
+     * The error with which Complete would have failed for this item.
      * </pre>
      *
      * <code>.google.rpc.Status error = 3;</code>
@@ -948,7 +948,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What its Complete would have failed with.
+     * The error with which Complete would have failed for this item.
      * </pre>
      *
      * <code>.google.rpc.Status error = 3;</code>
@@ -966,7 +966,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What its Complete would have failed with.
+     * The error with which Complete would have failed for this item.
      * </pre>
      *
      * <code>.google.rpc.Status error = 3;</code>

@@ -12,7 +12,7 @@ public interface BatchResultOrBuilder extends
 
   /**
    * <pre>
-   * Which item, from 0 on.
+   * The position of the item in the request, starting at 0.
    * </pre>
    *
    * <code>int32 index = 1;</code>
@@ -22,7 +22,7 @@ public interface BatchResultOrBuilder extends
 
   /**
    * <pre>
-   * Its answer.
+   * The item's answer.
    * </pre>
    *
    * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -31,7 +31,7 @@ public interface BatchResultOrBuilder extends
   boolean hasCompletion();
   /**
    * <pre>
-   * Its answer.
+   * The item's answer.
    * </pre>
    *
    * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -40,7 +40,7 @@ public interface BatchResultOrBuilder extends
   dev.ruvd.v1.Completion getCompletion();
   /**
    * <pre>
-   * Its answer.
+   * The item's answer.
    * </pre>
    *
    * <code>.ruvd.v1.Completion completion = 2;</code>
@@ -49,7 +49,7 @@ public interface BatchResultOrBuilder extends
 
   /**
    * <pre>
-   * What its Complete would have failed with.
+   * The error with which Complete would have failed for this item.
    * </pre>
    *
    * <code>.google.rpc.Status error = 3;</code>
@@ -58,7 +58,7 @@ public interface BatchResultOrBuilder extends
   boolean hasError();
   /**
    * <pre>
-   * What its Complete would have failed with.
+   * The error with which Complete would have failed for this item.
    * </pre>
    *
    * <code>.google.rpc.Status error = 3;</code>
@@ -67,7 +67,7 @@ public interface BatchResultOrBuilder extends
   com.google.rpc.Status getError();
   /**
    * <pre>
-   * What its Complete would have failed with.
+   * The error with which Complete would have failed for this item.
    * </pre>
    *
    * <code>.google.rpc.Status error = 3;</code>

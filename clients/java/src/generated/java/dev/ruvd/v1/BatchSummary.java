@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * What came of a batch.
+ * The summary of a batch.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.BatchSummary}
@@ -52,7 +52,7 @@ private static final long serialVersionUID = 0L;
   private int succeeded_ = 0;
   /**
    * <pre>
-   * Items that have an answer.
+   * The number of items with an answer.
    * </pre>
    *
    * <code>int32 succeeded = 1;</code>
@@ -67,7 +67,7 @@ private static final long serialVersionUID = 0L;
   private int failed_ = 0;
   /**
    * <pre>
-   * Items that have an error.
+   * The number of items with an error.
    * </pre>
    *
    * <code>int32 failed = 2;</code>
@@ -82,8 +82,8 @@ private static final long serialVersionUID = 0L;
   private dev.ruvd.v1.Usage usage_;
   /**
    * <pre>
-   * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-   * them. Answers that were there already, from an earlier call, count as well.
+   * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+   * is unset if no answer reports it.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -95,8 +95,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-   * them. Answers that were there already, from an earlier call, count as well.
+   * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+   * is unset if no answer reports it.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -108,8 +108,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-   * them. Answers that were there already, from an earlier call, count as well.
+   * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+   * is unset if no answer reports it.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -123,7 +123,7 @@ private static final long serialVersionUID = 0L;
   private com.google.protobuf.Duration wallTime_;
   /**
    * <pre>
-   * From the call's arrival until the last outcome.
+   * The time from the call's arrival until the last result.
    * </pre>
    *
    * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -135,7 +135,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * From the call's arrival until the last outcome.
+   * The time from the call's arrival until the last result.
    * </pre>
    *
    * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -147,7 +147,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * From the call's arrival until the last outcome.
+   * The time from the call's arrival until the last result.
    * </pre>
    *
    * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -161,8 +161,8 @@ private static final long serialVersionUID = 0L;
   private com.google.protobuf.Duration totalLatency_;
   /**
    * <pre>
-   * The sum of the answers' own total times: what they would have taken one after the other, had
-   * each been as fast alone.
+   * The sum of the answers' total times. It estimates the time that the items would have taken one
+   * after the other, if each had been as fast when run alone.
    * </pre>
    *
    * <code>.google.protobuf.Duration total_latency = 5;</code>
@@ -174,8 +174,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The sum of the answers' own total times: what they would have taken one after the other, had
-   * each been as fast alone.
+   * The sum of the answers' total times. It estimates the time that the items would have taken one
+   * after the other, if each had been as fast when run alone.
    * </pre>
    *
    * <code>.google.protobuf.Duration total_latency = 5;</code>
@@ -187,8 +187,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The sum of the answers' own total times: what they would have taken one after the other, had
-   * each been as fast alone.
+   * The sum of the answers' total times. It estimates the time that the items would have taken one
+   * after the other, if each had been as fast when run alone.
    * </pre>
    *
    * <code>.google.protobuf.Duration total_latency = 5;</code>
@@ -416,7 +416,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What came of a batch.
+   * The summary of a batch.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.BatchSummary}
@@ -642,7 +642,7 @@ private static final long serialVersionUID = 0L;
     private int succeeded_ ;
     /**
      * <pre>
-     * Items that have an answer.
+     * The number of items with an answer.
      * </pre>
      *
      * <code>int32 succeeded = 1;</code>
@@ -654,7 +654,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Items that have an answer.
+     * The number of items with an answer.
      * </pre>
      *
      * <code>int32 succeeded = 1;</code>
@@ -670,7 +670,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Items that have an answer.
+     * The number of items with an answer.
      * </pre>
      *
      * <code>int32 succeeded = 1;</code>
@@ -686,7 +686,7 @@ private static final long serialVersionUID = 0L;
     private int failed_ ;
     /**
      * <pre>
-     * Items that have an error.
+     * The number of items with an error.
      * </pre>
      *
      * <code>int32 failed = 2;</code>
@@ -698,7 +698,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Items that have an error.
+     * The number of items with an error.
      * </pre>
      *
      * <code>int32 failed = 2;</code>
@@ -714,7 +714,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Items that have an error.
+     * The number of items with an error.
      * </pre>
      *
      * <code>int32 failed = 2;</code>
@@ -732,8 +732,8 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.Usage, dev.ruvd.v1.Usage.Builder, dev.ruvd.v1.UsageOrBuilder> usageBuilder_;
     /**
      * <pre>
-     * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-     * them. Answers that were there already, from an earlier call, count as well.
+     * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+     * is unset if no answer reports it.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -744,8 +744,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-     * them. Answers that were there already, from an earlier call, count as well.
+     * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+     * is unset if no answer reports it.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -760,8 +760,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-     * them. Answers that were there already, from an earlier call, count as well.
+     * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+     * is unset if no answer reports it.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -781,8 +781,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-     * them. Answers that were there already, from an earlier call, count as well.
+     * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+     * is unset if no answer reports it.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -800,8 +800,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-     * them. Answers that were there already, from an earlier call, count as well.
+     * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+     * is unset if no answer reports it.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -826,8 +826,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-     * them. Answers that were there already, from an earlier call, count as well.
+     * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+     * is unset if no answer reports it.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -844,8 +844,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-     * them. Answers that were there already, from an earlier call, count as well.
+     * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+     * is unset if no answer reports it.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -857,8 +857,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-     * them. Answers that were there already, from an earlier call, count as well.
+     * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+     * is unset if no answer reports it.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -873,8 +873,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-     * them. Answers that were there already, from an earlier call, count as well.
+     * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+     * is unset if no answer reports it.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -898,7 +898,7 @@ private static final long serialVersionUID = 0L;
         com.google.protobuf.Duration, com.google.protobuf.Duration.Builder, com.google.protobuf.DurationOrBuilder> wallTimeBuilder_;
     /**
      * <pre>
-     * From the call's arrival until the last outcome.
+     * The time from the call's arrival until the last result.
      * </pre>
      *
      * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -909,7 +909,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the last outcome.
+     * The time from the call's arrival until the last result.
      * </pre>
      *
      * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -924,7 +924,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the last outcome.
+     * The time from the call's arrival until the last result.
      * </pre>
      *
      * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -944,7 +944,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the last outcome.
+     * The time from the call's arrival until the last result.
      * </pre>
      *
      * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -962,7 +962,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the last outcome.
+     * The time from the call's arrival until the last result.
      * </pre>
      *
      * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -987,7 +987,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the last outcome.
+     * The time from the call's arrival until the last result.
      * </pre>
      *
      * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -1004,7 +1004,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the last outcome.
+     * The time from the call's arrival until the last result.
      * </pre>
      *
      * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -1016,7 +1016,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the last outcome.
+     * The time from the call's arrival until the last result.
      * </pre>
      *
      * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -1031,7 +1031,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the last outcome.
+     * The time from the call's arrival until the last result.
      * </pre>
      *
      * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -1055,8 +1055,8 @@ private static final long serialVersionUID = 0L;
         com.google.protobuf.Duration, com.google.protobuf.Duration.Builder, com.google.protobuf.DurationOrBuilder> totalLatencyBuilder_;
     /**
      * <pre>
-     * The sum of the answers' own total times: what they would have taken one after the other, had
-     * each been as fast alone.
+     * The sum of the answers' total times. It estimates the time that the items would have taken one
+     * after the other, if each had been as fast when run alone.
      * </pre>
      *
      * <code>.google.protobuf.Duration total_latency = 5;</code>
@@ -1067,8 +1067,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The sum of the answers' own total times: what they would have taken one after the other, had
-     * each been as fast alone.
+     * The sum of the answers' total times. It estimates the time that the items would have taken one
+     * after the other, if each had been as fast when run alone.
      * </pre>
      *
      * <code>.google.protobuf.Duration total_latency = 5;</code>
@@ -1083,8 +1083,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The sum of the answers' own total times: what they would have taken one after the other, had
-     * each been as fast alone.
+     * The sum of the answers' total times. It estimates the time that the items would have taken one
+     * after the other, if each had been as fast when run alone.
      * </pre>
      *
      * <code>.google.protobuf.Duration total_latency = 5;</code>
@@ -1104,8 +1104,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The sum of the answers' own total times: what they would have taken one after the other, had
-     * each been as fast alone.
+     * The sum of the answers' total times. It estimates the time that the items would have taken one
+     * after the other, if each had been as fast when run alone.
      * </pre>
      *
      * <code>.google.protobuf.Duration total_latency = 5;</code>
@@ -1123,8 +1123,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The sum of the answers' own total times: what they would have taken one after the other, had
-     * each been as fast alone.
+     * The sum of the answers' total times. It estimates the time that the items would have taken one
+     * after the other, if each had been as fast when run alone.
      * </pre>
      *
      * <code>.google.protobuf.Duration total_latency = 5;</code>
@@ -1149,8 +1149,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The sum of the answers' own total times: what they would have taken one after the other, had
-     * each been as fast alone.
+     * The sum of the answers' total times. It estimates the time that the items would have taken one
+     * after the other, if each had been as fast when run alone.
      * </pre>
      *
      * <code>.google.protobuf.Duration total_latency = 5;</code>
@@ -1167,8 +1167,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The sum of the answers' own total times: what they would have taken one after the other, had
-     * each been as fast alone.
+     * The sum of the answers' total times. It estimates the time that the items would have taken one
+     * after the other, if each had been as fast when run alone.
      * </pre>
      *
      * <code>.google.protobuf.Duration total_latency = 5;</code>
@@ -1180,8 +1180,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The sum of the answers' own total times: what they would have taken one after the other, had
-     * each been as fast alone.
+     * The sum of the answers' total times. It estimates the time that the items would have taken one
+     * after the other, if each had been as fast when run alone.
      * </pre>
      *
      * <code>.google.protobuf.Duration total_latency = 5;</code>
@@ -1196,8 +1196,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The sum of the answers' own total times: what they would have taken one after the other, had
-     * each been as fast alone.
+     * The sum of the answers' total times. It estimates the time that the items would have taken one
+     * after the other, if each had been as fast when run alone.
      * </pre>
      *
      * <code>.google.protobuf.Duration total_latency = 5;</code>

@@ -12,7 +12,7 @@ public interface BatchSummaryOrBuilder extends
 
   /**
    * <pre>
-   * Items that have an answer.
+   * The number of items with an answer.
    * </pre>
    *
    * <code>int32 succeeded = 1;</code>
@@ -22,7 +22,7 @@ public interface BatchSummaryOrBuilder extends
 
   /**
    * <pre>
-   * Items that have an error.
+   * The number of items with an error.
    * </pre>
    *
    * <code>int32 failed = 2;</code>
@@ -32,8 +32,8 @@ public interface BatchSummaryOrBuilder extends
 
   /**
    * <pre>
-   * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-   * them. Answers that were there already, from an earlier call, count as well.
+   * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+   * is unset if no answer reports it.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -42,8 +42,8 @@ public interface BatchSummaryOrBuilder extends
   boolean hasUsage();
   /**
    * <pre>
-   * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-   * them. Answers that were there already, from an earlier call, count as well.
+   * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+   * is unset if no answer reports it.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -52,8 +52,8 @@ public interface BatchSummaryOrBuilder extends
   dev.ruvd.v1.Usage getUsage();
   /**
    * <pre>
-   * Tokens of the answers, as the engine counted them; cached_tokens unset where no answer has
-   * them. Answers that were there already, from an earlier call, count as well.
+   * The token counts of all answers, including replayed answers of an earlier call. cached_tokens
+   * is unset if no answer reports it.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -62,7 +62,7 @@ public interface BatchSummaryOrBuilder extends
 
   /**
    * <pre>
-   * From the call's arrival until the last outcome.
+   * The time from the call's arrival until the last result.
    * </pre>
    *
    * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -71,7 +71,7 @@ public interface BatchSummaryOrBuilder extends
   boolean hasWallTime();
   /**
    * <pre>
-   * From the call's arrival until the last outcome.
+   * The time from the call's arrival until the last result.
    * </pre>
    *
    * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -80,7 +80,7 @@ public interface BatchSummaryOrBuilder extends
   com.google.protobuf.Duration getWallTime();
   /**
    * <pre>
-   * From the call's arrival until the last outcome.
+   * The time from the call's arrival until the last result.
    * </pre>
    *
    * <code>.google.protobuf.Duration wall_time = 4;</code>
@@ -89,8 +89,8 @@ public interface BatchSummaryOrBuilder extends
 
   /**
    * <pre>
-   * The sum of the answers' own total times: what they would have taken one after the other, had
-   * each been as fast alone.
+   * The sum of the answers' total times. It estimates the time that the items would have taken one
+   * after the other, if each had been as fast when run alone.
    * </pre>
    *
    * <code>.google.protobuf.Duration total_latency = 5;</code>
@@ -99,8 +99,8 @@ public interface BatchSummaryOrBuilder extends
   boolean hasTotalLatency();
   /**
    * <pre>
-   * The sum of the answers' own total times: what they would have taken one after the other, had
-   * each been as fast alone.
+   * The sum of the answers' total times. It estimates the time that the items would have taken one
+   * after the other, if each had been as fast when run alone.
    * </pre>
    *
    * <code>.google.protobuf.Duration total_latency = 5;</code>
@@ -109,8 +109,8 @@ public interface BatchSummaryOrBuilder extends
   com.google.protobuf.Duration getTotalLatency();
   /**
    * <pre>
-   * The sum of the answers' own total times: what they would have taken one after the other, had
-   * each been as fast alone.
+   * The sum of the answers' total times. It estimates the time that the items would have taken one
+   * after the other, if each had been as fast when run alone.
    * </pre>
    *
    * <code>.google.protobuf.Duration total_latency = 5;</code>

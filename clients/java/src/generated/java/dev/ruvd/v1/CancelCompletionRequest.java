@@ -55,7 +55,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object completionId_ = "";
   /**
    * <pre>
-   * Which completion; or name it by session_id and request_id.
+   * The completion's id. Alternatively, set session_id and request_id.
    * </pre>
    *
    * <code>string completion_id = 1;</code>
@@ -76,7 +76,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Which completion; or name it by session_id and request_id.
+   * The completion's id. Alternatively, set session_id and request_id.
    * </pre>
    *
    * <code>string completion_id = 1;</code>
@@ -102,7 +102,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object sessionId_ = "";
   /**
    * <pre>
-   * The session of the completion; empty for a stateless one.
+   * The id of the completion's session; empty for a stateless completion.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -123,7 +123,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The session of the completion; empty for a stateless one.
+   * The id of the completion's session; empty for a stateless completion.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -149,7 +149,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object requestId_ = "";
   /**
    * <pre>
-   * The request id that the completion began with.
+   * The request_id with which the completion was started.
    * </pre>
    *
    * <code>string request_id = 3;</code>
@@ -170,7 +170,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The request id that the completion began with.
+   * The request_id with which the completion was started.
    * </pre>
    *
    * <code>string request_id = 3;</code>
@@ -195,8 +195,9 @@ private static final long serialVersionUID = 0L;
   private boolean keepPartial_ = false;
   /**
    * <pre>
-   * Commit what there is of the answer: the stream then ends with Finished and CANCELLED. Without
-   * any text yet, or without a session, there is nothing to keep.
+   * Whether to commit the part of the answer that has been generated; the stream then ends with a
+   * Finished whose reason is CANCELLED. It has no effect before the first text, nor without a
+   * session.
    * </pre>
    *
    * <code>bool keep_partial = 4;</code>
@@ -580,7 +581,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object completionId_ = "";
     /**
      * <pre>
-     * Which completion; or name it by session_id and request_id.
+     * The completion's id. Alternatively, set session_id and request_id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -600,7 +601,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which completion; or name it by session_id and request_id.
+     * The completion's id. Alternatively, set session_id and request_id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -621,7 +622,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which completion; or name it by session_id and request_id.
+     * The completion's id. Alternatively, set session_id and request_id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -638,7 +639,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which completion; or name it by session_id and request_id.
+     * The completion's id. Alternatively, set session_id and request_id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -652,7 +653,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which completion; or name it by session_id and request_id.
+     * The completion's id. Alternatively, set session_id and request_id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -672,7 +673,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object sessionId_ = "";
     /**
      * <pre>
-     * The session of the completion; empty for a stateless one.
+     * The id of the completion's session; empty for a stateless completion.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -692,7 +693,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session of the completion; empty for a stateless one.
+     * The id of the completion's session; empty for a stateless completion.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -713,7 +714,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session of the completion; empty for a stateless one.
+     * The id of the completion's session; empty for a stateless completion.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -730,7 +731,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session of the completion; empty for a stateless one.
+     * The id of the completion's session; empty for a stateless completion.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -744,7 +745,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session of the completion; empty for a stateless one.
+     * The id of the completion's session; empty for a stateless completion.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -764,7 +765,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object requestId_ = "";
     /**
      * <pre>
-     * The request id that the completion began with.
+     * The request_id with which the completion was started.
      * </pre>
      *
      * <code>string request_id = 3;</code>
@@ -784,7 +785,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The request id that the completion began with.
+     * The request_id with which the completion was started.
      * </pre>
      *
      * <code>string request_id = 3;</code>
@@ -805,7 +806,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The request id that the completion began with.
+     * The request_id with which the completion was started.
      * </pre>
      *
      * <code>string request_id = 3;</code>
@@ -822,7 +823,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The request id that the completion began with.
+     * The request_id with which the completion was started.
      * </pre>
      *
      * <code>string request_id = 3;</code>
@@ -836,7 +837,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The request id that the completion began with.
+     * The request_id with which the completion was started.
      * </pre>
      *
      * <code>string request_id = 3;</code>
@@ -856,8 +857,9 @@ private static final long serialVersionUID = 0L;
     private boolean keepPartial_ ;
     /**
      * <pre>
-     * Commit what there is of the answer: the stream then ends with Finished and CANCELLED. Without
-     * any text yet, or without a session, there is nothing to keep.
+     * Whether to commit the part of the answer that has been generated; the stream then ends with a
+     * Finished whose reason is CANCELLED. It has no effect before the first text, nor without a
+     * session.
      * </pre>
      *
      * <code>bool keep_partial = 4;</code>
@@ -869,8 +871,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Commit what there is of the answer: the stream then ends with Finished and CANCELLED. Without
-     * any text yet, or without a session, there is nothing to keep.
+     * Whether to commit the part of the answer that has been generated; the stream then ends with a
+     * Finished whose reason is CANCELLED. It has no effect before the first text, nor without a
+     * session.
      * </pre>
      *
      * <code>bool keep_partial = 4;</code>
@@ -886,8 +889,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Commit what there is of the answer: the stream then ends with Finished and CANCELLED. Without
-     * any text yet, or without a session, there is nothing to keep.
+     * Whether to commit the part of the answer that has been generated; the stream then ends with a
+     * Finished whose reason is CANCELLED. It has no effect before the first text, nor without a
+     * session.
      * </pre>
      *
      * <code>bool keep_partial = 4;</code>

@@ -12,7 +12,7 @@ public interface CancelCompletionRequestOrBuilder extends
 
   /**
    * <pre>
-   * Which completion; or name it by session_id and request_id.
+   * The completion's id. Alternatively, set session_id and request_id.
    * </pre>
    *
    * <code>string completion_id = 1;</code>
@@ -21,7 +21,7 @@ public interface CancelCompletionRequestOrBuilder extends
   java.lang.String getCompletionId();
   /**
    * <pre>
-   * Which completion; or name it by session_id and request_id.
+   * The completion's id. Alternatively, set session_id and request_id.
    * </pre>
    *
    * <code>string completion_id = 1;</code>
@@ -32,7 +32,7 @@ public interface CancelCompletionRequestOrBuilder extends
 
   /**
    * <pre>
-   * The session of the completion; empty for a stateless one.
+   * The id of the completion's session; empty for a stateless completion.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -41,7 +41,7 @@ public interface CancelCompletionRequestOrBuilder extends
   java.lang.String getSessionId();
   /**
    * <pre>
-   * The session of the completion; empty for a stateless one.
+   * The id of the completion's session; empty for a stateless completion.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -52,7 +52,7 @@ public interface CancelCompletionRequestOrBuilder extends
 
   /**
    * <pre>
-   * The request id that the completion began with.
+   * The request_id with which the completion was started.
    * </pre>
    *
    * <code>string request_id = 3;</code>
@@ -61,7 +61,7 @@ public interface CancelCompletionRequestOrBuilder extends
   java.lang.String getRequestId();
   /**
    * <pre>
-   * The request id that the completion began with.
+   * The request_id with which the completion was started.
    * </pre>
    *
    * <code>string request_id = 3;</code>
@@ -72,8 +72,9 @@ public interface CancelCompletionRequestOrBuilder extends
 
   /**
    * <pre>
-   * Commit what there is of the answer: the stream then ends with Finished and CANCELLED. Without
-   * any text yet, or without a session, there is nothing to keep.
+   * Whether to commit the part of the answer that has been generated; the stream then ends with a
+   * Finished whose reason is CANCELLED. It has no effect before the first text, nor without a
+   * session.
    * </pre>
    *
    * <code>bool keep_partial = 4;</code>

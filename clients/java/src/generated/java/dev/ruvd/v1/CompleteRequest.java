@@ -59,7 +59,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object sessionId_ = "";
   /**
    * <pre>
-   * Which session; unknown ones are created. Empty is a stateless completion.
+   * The session's id. A session that does not exist is created. Empty: a stateless completion.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -80,7 +80,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Which session; unknown ones are created. Empty is a stateless completion.
+   * The session's id. A session that does not exist is created. Empty: a stateless completion.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -106,8 +106,8 @@ private static final long serialVersionUID = 0L;
   private java.util.List<dev.ruvd.v1.Message> messages_;
   /**
    * <pre>
-   * What is new since the last turn; for a stateless completion, the whole conversation. May be
-   * empty when the session's history ends with a message of the user.
+   * The messages since the last turn; in a stateless completion, the whole conversation. May be
+   * empty if the session's history ends with a user message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -118,8 +118,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What is new since the last turn; for a stateless completion, the whole conversation. May be
-   * empty when the session's history ends with a message of the user.
+   * The messages since the last turn; in a stateless completion, the whole conversation. May be
+   * empty if the session's history ends with a user message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -131,8 +131,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What is new since the last turn; for a stateless completion, the whole conversation. May be
-   * empty when the session's history ends with a message of the user.
+   * The messages since the last turn; in a stateless completion, the whole conversation. May be
+   * empty if the session's history ends with a user message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -143,8 +143,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What is new since the last turn; for a stateless completion, the whole conversation. May be
-   * empty when the session's history ends with a message of the user.
+   * The messages since the last turn; in a stateless completion, the whole conversation. May be
+   * empty if the session's history ends with a user message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -155,8 +155,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What is new since the last turn; for a stateless completion, the whole conversation. May be
-   * empty when the session's history ends with a message of the user.
+   * The messages since the last turn; in a stateless completion, the whole conversation. May be
+   * empty if the session's history ends with a user message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -171,7 +171,7 @@ private static final long serialVersionUID = 0L;
   private dev.ruvd.v1.CompletionOptions options_;
   /**
    * <pre>
-   * How to generate.
+   * Options of the generation.
    * </pre>
    *
    * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -183,7 +183,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * How to generate.
+   * Options of the generation.
    * </pre>
    *
    * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -195,7 +195,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * How to generate.
+   * Options of the generation.
    * </pre>
    *
    * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -210,7 +210,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object requestId_ = "";
   /**
    * <pre>
-   * Makes a retry safe: the same id is never generated twice.
+   * An id that makes retries safe: an answer with the same id is never generated twice.
    * </pre>
    *
    * <code>string request_id = 4;</code>
@@ -231,7 +231,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Makes a retry safe: the same id is never generated twice.
+   * An id that makes retries safe: an answer with the same id is never generated twice.
    * </pre>
    *
    * <code>string request_id = 4;</code>
@@ -256,7 +256,7 @@ private static final long serialVersionUID = 0L;
   private boolean requireExisting_ = false;
   /**
    * <pre>
-   * Fail with SESSION_NOT_FOUND instead of creating the session.
+   * Whether to fail with SESSION_NOT_FOUND instead of creating the session.
    * </pre>
    *
    * <code>bool require_existing = 5;</code>
@@ -271,7 +271,7 @@ private static final long serialVersionUID = 0L;
   private int ifBusy_ = 0;
   /**
    * <pre>
-   * What to do when the session has a completion running.
+   * The behaviour if the session already has a running completion.
    * </pre>
    *
    * <code>.ruvd.v1.IfBusy if_busy = 6;</code>
@@ -282,7 +282,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What to do when the session has a completion running.
+   * The behaviour if the session already has a running completion.
    * </pre>
    *
    * <code>.ruvd.v1.IfBusy if_busy = 6;</code>
@@ -297,7 +297,7 @@ private static final long serialVersionUID = 0L;
   private int onDisconnect_ = 0;
   /**
    * <pre>
-   * What happens when the last reader has gone.
+   * The behaviour when the last reader has disconnected.
    * </pre>
    *
    * <code>.ruvd.v1.OnDisconnect on_disconnect = 7;</code>
@@ -308,7 +308,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What happens when the last reader has gone.
+   * The behaviour when the last reader has disconnected.
    * </pre>
    *
    * <code>.ruvd.v1.OnDisconnect on_disconnect = 7;</code>
@@ -323,8 +323,8 @@ private static final long serialVersionUID = 0L;
   private com.google.protobuf.Duration disconnectGrace_;
   /**
    * <pre>
-   * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-   * call that ends by its deadline is not waited for.
+   * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+   * turn; 0 if unset. It does not apply if the call ended by its deadline.
    * </pre>
    *
    * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -336,8 +336,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-   * call that ends by its deadline is not waited for.
+   * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+   * turn; 0 if unset. It does not apply if the call ended by its deadline.
    * </pre>
    *
    * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -349,8 +349,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-   * call that ends by its deadline is not waited for.
+   * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+   * turn; 0 if unset. It does not apply if the call ended by its deadline.
    * </pre>
    *
    * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -365,8 +365,8 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object systemPrompt_ = "";
   /**
    * <pre>
-   * What the model is told first: for a stateless completion, or a session that this call
-   * creates. On an existing session it must be the same or empty.
+   * The system prompt of a stateless completion or of a session that this call creates. For an
+   * existing session it must be the session's own or empty.
    * </pre>
    *
    * <code>string system_prompt = 9;</code>
@@ -387,8 +387,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What the model is told first: for a stateless completion, or a session that this call
-   * creates. On an existing session it must be the same or empty.
+   * The system prompt of a stateless completion or of a session that this call creates. For an
+   * existing session it must be the session's own or empty.
    * </pre>
    *
    * <code>string system_prompt = 9;</code>
@@ -982,7 +982,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object sessionId_ = "";
     /**
      * <pre>
-     * Which session; unknown ones are created. Empty is a stateless completion.
+     * The session's id. A session that does not exist is created. Empty: a stateless completion.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -1002,7 +1002,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session; unknown ones are created. Empty is a stateless completion.
+     * The session's id. A session that does not exist is created. Empty: a stateless completion.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -1023,7 +1023,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session; unknown ones are created. Empty is a stateless completion.
+     * The session's id. A session that does not exist is created. Empty: a stateless completion.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -1040,7 +1040,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session; unknown ones are created. Empty is a stateless completion.
+     * The session's id. A session that does not exist is created. Empty: a stateless completion.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -1054,7 +1054,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session; unknown ones are created. Empty is a stateless completion.
+     * The session's id. A session that does not exist is created. Empty: a stateless completion.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -1085,8 +1085,8 @@ private static final long serialVersionUID = 0L;
 
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1100,8 +1100,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1115,8 +1115,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1130,8 +1130,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1152,8 +1152,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1171,8 +1171,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1192,8 +1192,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1214,8 +1214,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1233,8 +1233,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1252,8 +1252,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1272,8 +1272,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1290,8 +1290,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1308,8 +1308,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1320,8 +1320,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1335,8 +1335,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1351,8 +1351,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1363,8 +1363,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1376,8 +1376,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What is new since the last turn; for a stateless completion, the whole conversation. May be
-     * empty when the session's history ends with a message of the user.
+     * The messages since the last turn; in a stateless completion, the whole conversation. May be
+     * empty if the session's history ends with a user message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1406,7 +1406,7 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.CompletionOptions, dev.ruvd.v1.CompletionOptions.Builder, dev.ruvd.v1.CompletionOptionsOrBuilder> optionsBuilder_;
     /**
      * <pre>
-     * How to generate.
+     * Options of the generation.
      * </pre>
      *
      * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -1417,7 +1417,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How to generate.
+     * Options of the generation.
      * </pre>
      *
      * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -1432,7 +1432,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How to generate.
+     * Options of the generation.
      * </pre>
      *
      * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -1452,7 +1452,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How to generate.
+     * Options of the generation.
      * </pre>
      *
      * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -1470,7 +1470,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How to generate.
+     * Options of the generation.
      * </pre>
      *
      * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -1495,7 +1495,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How to generate.
+     * Options of the generation.
      * </pre>
      *
      * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -1512,7 +1512,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How to generate.
+     * Options of the generation.
      * </pre>
      *
      * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -1524,7 +1524,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How to generate.
+     * Options of the generation.
      * </pre>
      *
      * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -1539,7 +1539,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How to generate.
+     * Options of the generation.
      * </pre>
      *
      * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -1561,7 +1561,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object requestId_ = "";
     /**
      * <pre>
-     * Makes a retry safe: the same id is never generated twice.
+     * An id that makes retries safe: an answer with the same id is never generated twice.
      * </pre>
      *
      * <code>string request_id = 4;</code>
@@ -1581,7 +1581,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id is never generated twice.
+     * An id that makes retries safe: an answer with the same id is never generated twice.
      * </pre>
      *
      * <code>string request_id = 4;</code>
@@ -1602,7 +1602,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id is never generated twice.
+     * An id that makes retries safe: an answer with the same id is never generated twice.
      * </pre>
      *
      * <code>string request_id = 4;</code>
@@ -1619,7 +1619,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id is never generated twice.
+     * An id that makes retries safe: an answer with the same id is never generated twice.
      * </pre>
      *
      * <code>string request_id = 4;</code>
@@ -1633,7 +1633,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id is never generated twice.
+     * An id that makes retries safe: an answer with the same id is never generated twice.
      * </pre>
      *
      * <code>string request_id = 4;</code>
@@ -1653,7 +1653,7 @@ private static final long serialVersionUID = 0L;
     private boolean requireExisting_ ;
     /**
      * <pre>
-     * Fail with SESSION_NOT_FOUND instead of creating the session.
+     * Whether to fail with SESSION_NOT_FOUND instead of creating the session.
      * </pre>
      *
      * <code>bool require_existing = 5;</code>
@@ -1665,7 +1665,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Fail with SESSION_NOT_FOUND instead of creating the session.
+     * Whether to fail with SESSION_NOT_FOUND instead of creating the session.
      * </pre>
      *
      * <code>bool require_existing = 5;</code>
@@ -1681,7 +1681,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Fail with SESSION_NOT_FOUND instead of creating the session.
+     * Whether to fail with SESSION_NOT_FOUND instead of creating the session.
      * </pre>
      *
      * <code>bool require_existing = 5;</code>
@@ -1697,7 +1697,7 @@ private static final long serialVersionUID = 0L;
     private int ifBusy_ = 0;
     /**
      * <pre>
-     * What to do when the session has a completion running.
+     * The behaviour if the session already has a running completion.
      * </pre>
      *
      * <code>.ruvd.v1.IfBusy if_busy = 6;</code>
@@ -1708,7 +1708,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to do when the session has a completion running.
+     * The behaviour if the session already has a running completion.
      * </pre>
      *
      * <code>.ruvd.v1.IfBusy if_busy = 6;</code>
@@ -1723,7 +1723,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to do when the session has a completion running.
+     * The behaviour if the session already has a running completion.
      * </pre>
      *
      * <code>.ruvd.v1.IfBusy if_busy = 6;</code>
@@ -1736,7 +1736,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to do when the session has a completion running.
+     * The behaviour if the session already has a running completion.
      * </pre>
      *
      * <code>.ruvd.v1.IfBusy if_busy = 6;</code>
@@ -1752,7 +1752,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to do when the session has a completion running.
+     * The behaviour if the session already has a running completion.
      * </pre>
      *
      * <code>.ruvd.v1.IfBusy if_busy = 6;</code>
@@ -1768,7 +1768,7 @@ private static final long serialVersionUID = 0L;
     private int onDisconnect_ = 0;
     /**
      * <pre>
-     * What happens when the last reader has gone.
+     * The behaviour when the last reader has disconnected.
      * </pre>
      *
      * <code>.ruvd.v1.OnDisconnect on_disconnect = 7;</code>
@@ -1779,7 +1779,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What happens when the last reader has gone.
+     * The behaviour when the last reader has disconnected.
      * </pre>
      *
      * <code>.ruvd.v1.OnDisconnect on_disconnect = 7;</code>
@@ -1794,7 +1794,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What happens when the last reader has gone.
+     * The behaviour when the last reader has disconnected.
      * </pre>
      *
      * <code>.ruvd.v1.OnDisconnect on_disconnect = 7;</code>
@@ -1807,7 +1807,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What happens when the last reader has gone.
+     * The behaviour when the last reader has disconnected.
      * </pre>
      *
      * <code>.ruvd.v1.OnDisconnect on_disconnect = 7;</code>
@@ -1823,7 +1823,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What happens when the last reader has gone.
+     * The behaviour when the last reader has disconnected.
      * </pre>
      *
      * <code>.ruvd.v1.OnDisconnect on_disconnect = 7;</code>
@@ -1841,8 +1841,8 @@ private static final long serialVersionUID = 0L;
         com.google.protobuf.Duration, com.google.protobuf.Duration.Builder, com.google.protobuf.DurationOrBuilder> disconnectGraceBuilder_;
     /**
      * <pre>
-     * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-     * call that ends by its deadline is not waited for.
+     * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+     * turn; 0 if unset. It does not apply if the call ended by its deadline.
      * </pre>
      *
      * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -1853,8 +1853,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-     * call that ends by its deadline is not waited for.
+     * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+     * turn; 0 if unset. It does not apply if the call ended by its deadline.
      * </pre>
      *
      * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -1869,8 +1869,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-     * call that ends by its deadline is not waited for.
+     * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+     * turn; 0 if unset. It does not apply if the call ended by its deadline.
      * </pre>
      *
      * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -1890,8 +1890,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-     * call that ends by its deadline is not waited for.
+     * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+     * turn; 0 if unset. It does not apply if the call ended by its deadline.
      * </pre>
      *
      * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -1909,8 +1909,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-     * call that ends by its deadline is not waited for.
+     * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+     * turn; 0 if unset. It does not apply if the call ended by its deadline.
      * </pre>
      *
      * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -1935,8 +1935,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-     * call that ends by its deadline is not waited for.
+     * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+     * turn; 0 if unset. It does not apply if the call ended by its deadline.
      * </pre>
      *
      * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -1953,8 +1953,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-     * call that ends by its deadline is not waited for.
+     * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+     * turn; 0 if unset. It does not apply if the call ended by its deadline.
      * </pre>
      *
      * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -1966,8 +1966,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-     * call that ends by its deadline is not waited for.
+     * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+     * turn; 0 if unset. It does not apply if the call ended by its deadline.
      * </pre>
      *
      * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -1982,8 +1982,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-     * call that ends by its deadline is not waited for.
+     * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+     * turn; 0 if unset. It does not apply if the call ended by its deadline.
      * </pre>
      *
      * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -2005,8 +2005,8 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object systemPrompt_ = "";
     /**
      * <pre>
-     * What the model is told first: for a stateless completion, or a session that this call
-     * creates. On an existing session it must be the same or empty.
+     * The system prompt of a stateless completion or of a session that this call creates. For an
+     * existing session it must be the session's own or empty.
      * </pre>
      *
      * <code>string system_prompt = 9;</code>
@@ -2026,8 +2026,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model is told first: for a stateless completion, or a session that this call
-     * creates. On an existing session it must be the same or empty.
+     * The system prompt of a stateless completion or of a session that this call creates. For an
+     * existing session it must be the session's own or empty.
      * </pre>
      *
      * <code>string system_prompt = 9;</code>
@@ -2048,8 +2048,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model is told first: for a stateless completion, or a session that this call
-     * creates. On an existing session it must be the same or empty.
+     * The system prompt of a stateless completion or of a session that this call creates. For an
+     * existing session it must be the session's own or empty.
      * </pre>
      *
      * <code>string system_prompt = 9;</code>
@@ -2066,8 +2066,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model is told first: for a stateless completion, or a session that this call
-     * creates. On an existing session it must be the same or empty.
+     * The system prompt of a stateless completion or of a session that this call creates. For an
+     * existing session it must be the session's own or empty.
      * </pre>
      *
      * <code>string system_prompt = 9;</code>
@@ -2081,8 +2081,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model is told first: for a stateless completion, or a session that this call
-     * creates. On an existing session it must be the same or empty.
+     * The system prompt of a stateless completion or of a session that this call creates. For an
+     * existing session it must be the session's own or empty.
      * </pre>
      *
      * <code>string system_prompt = 9;</code>

@@ -12,7 +12,7 @@ public interface CompleteRequestOrBuilder extends
 
   /**
    * <pre>
-   * Which session; unknown ones are created. Empty is a stateless completion.
+   * The session's id. A session that does not exist is created. Empty: a stateless completion.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -21,7 +21,7 @@ public interface CompleteRequestOrBuilder extends
   java.lang.String getSessionId();
   /**
    * <pre>
-   * Which session; unknown ones are created. Empty is a stateless completion.
+   * The session's id. A session that does not exist is created. Empty: a stateless completion.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -32,8 +32,8 @@ public interface CompleteRequestOrBuilder extends
 
   /**
    * <pre>
-   * What is new since the last turn; for a stateless completion, the whole conversation. May be
-   * empty when the session's history ends with a message of the user.
+   * The messages since the last turn; in a stateless completion, the whole conversation. May be
+   * empty if the session's history ends with a user message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -42,8 +42,8 @@ public interface CompleteRequestOrBuilder extends
       getMessagesList();
   /**
    * <pre>
-   * What is new since the last turn; for a stateless completion, the whole conversation. May be
-   * empty when the session's history ends with a message of the user.
+   * The messages since the last turn; in a stateless completion, the whole conversation. May be
+   * empty if the session's history ends with a user message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -51,8 +51,8 @@ public interface CompleteRequestOrBuilder extends
   dev.ruvd.v1.Message getMessages(int index);
   /**
    * <pre>
-   * What is new since the last turn; for a stateless completion, the whole conversation. May be
-   * empty when the session's history ends with a message of the user.
+   * The messages since the last turn; in a stateless completion, the whole conversation. May be
+   * empty if the session's history ends with a user message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -60,8 +60,8 @@ public interface CompleteRequestOrBuilder extends
   int getMessagesCount();
   /**
    * <pre>
-   * What is new since the last turn; for a stateless completion, the whole conversation. May be
-   * empty when the session's history ends with a message of the user.
+   * The messages since the last turn; in a stateless completion, the whole conversation. May be
+   * empty if the session's history ends with a user message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -70,8 +70,8 @@ public interface CompleteRequestOrBuilder extends
       getMessagesOrBuilderList();
   /**
    * <pre>
-   * What is new since the last turn; for a stateless completion, the whole conversation. May be
-   * empty when the session's history ends with a message of the user.
+   * The messages since the last turn; in a stateless completion, the whole conversation. May be
+   * empty if the session's history ends with a user message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -81,7 +81,7 @@ public interface CompleteRequestOrBuilder extends
 
   /**
    * <pre>
-   * How to generate.
+   * Options of the generation.
    * </pre>
    *
    * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -90,7 +90,7 @@ public interface CompleteRequestOrBuilder extends
   boolean hasOptions();
   /**
    * <pre>
-   * How to generate.
+   * Options of the generation.
    * </pre>
    *
    * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -99,7 +99,7 @@ public interface CompleteRequestOrBuilder extends
   dev.ruvd.v1.CompletionOptions getOptions();
   /**
    * <pre>
-   * How to generate.
+   * Options of the generation.
    * </pre>
    *
    * <code>.ruvd.v1.CompletionOptions options = 3;</code>
@@ -108,7 +108,7 @@ public interface CompleteRequestOrBuilder extends
 
   /**
    * <pre>
-   * Makes a retry safe: the same id is never generated twice.
+   * An id that makes retries safe: an answer with the same id is never generated twice.
    * </pre>
    *
    * <code>string request_id = 4;</code>
@@ -117,7 +117,7 @@ public interface CompleteRequestOrBuilder extends
   java.lang.String getRequestId();
   /**
    * <pre>
-   * Makes a retry safe: the same id is never generated twice.
+   * An id that makes retries safe: an answer with the same id is never generated twice.
    * </pre>
    *
    * <code>string request_id = 4;</code>
@@ -128,7 +128,7 @@ public interface CompleteRequestOrBuilder extends
 
   /**
    * <pre>
-   * Fail with SESSION_NOT_FOUND instead of creating the session.
+   * Whether to fail with SESSION_NOT_FOUND instead of creating the session.
    * </pre>
    *
    * <code>bool require_existing = 5;</code>
@@ -138,7 +138,7 @@ public interface CompleteRequestOrBuilder extends
 
   /**
    * <pre>
-   * What to do when the session has a completion running.
+   * The behaviour if the session already has a running completion.
    * </pre>
    *
    * <code>.ruvd.v1.IfBusy if_busy = 6;</code>
@@ -147,7 +147,7 @@ public interface CompleteRequestOrBuilder extends
   int getIfBusyValue();
   /**
    * <pre>
-   * What to do when the session has a completion running.
+   * The behaviour if the session already has a running completion.
    * </pre>
    *
    * <code>.ruvd.v1.IfBusy if_busy = 6;</code>
@@ -157,7 +157,7 @@ public interface CompleteRequestOrBuilder extends
 
   /**
    * <pre>
-   * What happens when the last reader has gone.
+   * The behaviour when the last reader has disconnected.
    * </pre>
    *
    * <code>.ruvd.v1.OnDisconnect on_disconnect = 7;</code>
@@ -166,7 +166,7 @@ public interface CompleteRequestOrBuilder extends
   int getOnDisconnectValue();
   /**
    * <pre>
-   * What happens when the last reader has gone.
+   * The behaviour when the last reader has disconnected.
    * </pre>
    *
    * <code>.ruvd.v1.OnDisconnect on_disconnect = 7;</code>
@@ -176,8 +176,8 @@ public interface CompleteRequestOrBuilder extends
 
   /**
    * <pre>
-   * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-   * call that ends by its deadline is not waited for.
+   * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+   * turn; 0 if unset. It does not apply if the call ended by its deadline.
    * </pre>
    *
    * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -186,8 +186,8 @@ public interface CompleteRequestOrBuilder extends
   boolean hasDisconnectGrace();
   /**
    * <pre>
-   * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-   * call that ends by its deadline is not waited for.
+   * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+   * turn; 0 if unset. It does not apply if the call ended by its deadline.
    * </pre>
    *
    * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -196,8 +196,8 @@ public interface CompleteRequestOrBuilder extends
   com.google.protobuf.Duration getDisconnectGrace();
   /**
    * <pre>
-   * How long CANCEL waits, once the turn has the engine, for a reader to come back; 0 if unset. A
-   * call that ends by its deadline is not waited for.
+   * The time that ON_DISCONNECT_CANCEL waits for a reader to return, once the engine works on the
+   * turn; 0 if unset. It does not apply if the call ended by its deadline.
    * </pre>
    *
    * <code>.google.protobuf.Duration disconnect_grace = 8;</code>
@@ -206,8 +206,8 @@ public interface CompleteRequestOrBuilder extends
 
   /**
    * <pre>
-   * What the model is told first: for a stateless completion, or a session that this call
-   * creates. On an existing session it must be the same or empty.
+   * The system prompt of a stateless completion or of a session that this call creates. For an
+   * existing session it must be the session's own or empty.
    * </pre>
    *
    * <code>string system_prompt = 9;</code>
@@ -216,8 +216,8 @@ public interface CompleteRequestOrBuilder extends
   java.lang.String getSystemPrompt();
   /**
    * <pre>
-   * What the model is told first: for a stateless completion, or a session that this call
-   * creates. On an existing session it must be the same or empty.
+   * The system prompt of a stateless completion or of a session that this call creates. For an
+   * existing session it must be the session's own or empty.
    * </pre>
    *
    * <code>string system_prompt = 9;</code>

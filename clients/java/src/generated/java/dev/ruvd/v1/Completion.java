@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * A completion that has ended well.
+ * A completion that has succeeded.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.Completion}
@@ -56,7 +56,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object completionId_ = "";
   /**
    * <pre>
-   * Its id.
+   * The completion's id.
    * </pre>
    *
    * <code>string completion_id = 1;</code>
@@ -77,7 +77,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Its id.
+   * The completion's id.
    * </pre>
    *
    * <code>string completion_id = 1;</code>
@@ -103,7 +103,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object sessionId_ = "";
   /**
    * <pre>
-   * The session; empty if stateless.
+   * The session's id; empty if stateless.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -124,7 +124,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The session; empty if stateless.
+   * The session's id; empty if stateless.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -150,7 +150,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object model_ = "";
   /**
    * <pre>
-   * The model that answered; empty for an answer from before a restart of the daemon.
+   * The model that answered; empty for an answer generated before the daemon's last restart.
    * </pre>
    *
    * <code>string model = 3;</code>
@@ -171,7 +171,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The model that answered; empty for an answer from before a restart of the daemon.
+   * The model that answered; empty for an answer generated before the daemon's last restart.
    * </pre>
    *
    * <code>string model = 3;</code>
@@ -424,7 +424,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * A completion that has ended well.
+   * A completion that has succeeded.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.Completion}
@@ -624,7 +624,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object completionId_ = "";
     /**
      * <pre>
-     * Its id.
+     * The completion's id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -644,7 +644,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its id.
+     * The completion's id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -665,7 +665,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its id.
+     * The completion's id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -682,7 +682,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its id.
+     * The completion's id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -696,7 +696,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its id.
+     * The completion's id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -716,7 +716,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object sessionId_ = "";
     /**
      * <pre>
-     * The session; empty if stateless.
+     * The session's id; empty if stateless.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -736,7 +736,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session; empty if stateless.
+     * The session's id; empty if stateless.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -757,7 +757,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session; empty if stateless.
+     * The session's id; empty if stateless.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -774,7 +774,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session; empty if stateless.
+     * The session's id; empty if stateless.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -788,7 +788,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session; empty if stateless.
+     * The session's id; empty if stateless.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -808,7 +808,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object model_ = "";
     /**
      * <pre>
-     * The model that answered; empty for an answer from before a restart of the daemon.
+     * The model that answered; empty for an answer generated before the daemon's last restart.
      * </pre>
      *
      * <code>string model = 3;</code>
@@ -828,7 +828,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model that answered; empty for an answer from before a restart of the daemon.
+     * The model that answered; empty for an answer generated before the daemon's last restart.
      * </pre>
      *
      * <code>string model = 3;</code>
@@ -849,7 +849,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model that answered; empty for an answer from before a restart of the daemon.
+     * The model that answered; empty for an answer generated before the daemon's last restart.
      * </pre>
      *
      * <code>string model = 3;</code>
@@ -866,7 +866,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model that answered; empty for an answer from before a restart of the daemon.
+     * The model that answered; empty for an answer generated before the daemon's last restart.
      * </pre>
      *
      * <code>string model = 3;</code>
@@ -880,7 +880,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model that answered; empty for an answer from before a restart of the daemon.
+     * The model that answered; empty for an answer generated before the daemon's last restart.
      * </pre>
      *
      * <code>string model = 3;</code>

@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * A numbered step of a completion.
+ * One event of a completion.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.CompletionEvent}
@@ -95,7 +95,7 @@ private static final long serialVersionUID = 0L;
   private long sequence_ = 0L;
   /**
    * <pre>
-   * 1, 2, 3, ...
+   * The sequence number: 1, 2, 3, ...
    * </pre>
    *
    * <code>int64 sequence = 1;</code>
@@ -109,7 +109,7 @@ private static final long serialVersionUID = 0L;
   public static final int STARTED_FIELD_NUMBER = 2;
   /**
    * <pre>
-   * The first event: the turn has the engine.
+   * The first event: the engine is available to the turn.
    * </pre>
    *
    * <code>.ruvd.v1.Started started = 2;</code>
@@ -121,7 +121,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The first event: the turn has the engine.
+   * The first event: the engine is available to the turn.
    * </pre>
    *
    * <code>.ruvd.v1.Started started = 2;</code>
@@ -136,7 +136,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The first event: the turn has the engine.
+   * The first event: the engine is available to the turn.
    * </pre>
    *
    * <code>.ruvd.v1.Started started = 2;</code>
@@ -152,7 +152,7 @@ private static final long serialVersionUID = 0L;
   public static final int DELTA_FIELD_NUMBER = 3;
   /**
    * <pre>
-   * More of the answer.
+   * The next part of the answer.
    * </pre>
    *
    * <code>.ruvd.v1.Delta delta = 3;</code>
@@ -164,7 +164,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * More of the answer.
+   * The next part of the answer.
    * </pre>
    *
    * <code>.ruvd.v1.Delta delta = 3;</code>
@@ -179,7 +179,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * More of the answer.
+   * The next part of the answer.
    * </pre>
    *
    * <code>.ruvd.v1.Delta delta = 3;</code>
@@ -449,7 +449,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * A numbered step of a completion.
+   * One event of a completion.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.CompletionEvent}
@@ -672,7 +672,7 @@ private static final long serialVersionUID = 0L;
     private long sequence_ ;
     /**
      * <pre>
-     * 1, 2, 3, ...
+     * The sequence number: 1, 2, 3, ...
      * </pre>
      *
      * <code>int64 sequence = 1;</code>
@@ -684,7 +684,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * 1, 2, 3, ...
+     * The sequence number: 1, 2, 3, ...
      * </pre>
      *
      * <code>int64 sequence = 1;</code>
@@ -700,7 +700,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * 1, 2, 3, ...
+     * The sequence number: 1, 2, 3, ...
      * </pre>
      *
      * <code>int64 sequence = 1;</code>
@@ -717,7 +717,7 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.Started, dev.ruvd.v1.Started.Builder, dev.ruvd.v1.StartedOrBuilder> startedBuilder_;
     /**
      * <pre>
-     * The first event: the turn has the engine.
+     * The first event: the engine is available to the turn.
      * </pre>
      *
      * <code>.ruvd.v1.Started started = 2;</code>
@@ -729,7 +729,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The first event: the turn has the engine.
+     * The first event: the engine is available to the turn.
      * </pre>
      *
      * <code>.ruvd.v1.Started started = 2;</code>
@@ -751,7 +751,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The first event: the turn has the engine.
+     * The first event: the engine is available to the turn.
      * </pre>
      *
      * <code>.ruvd.v1.Started started = 2;</code>
@@ -771,7 +771,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The first event: the turn has the engine.
+     * The first event: the engine is available to the turn.
      * </pre>
      *
      * <code>.ruvd.v1.Started started = 2;</code>
@@ -789,7 +789,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The first event: the turn has the engine.
+     * The first event: the engine is available to the turn.
      * </pre>
      *
      * <code>.ruvd.v1.Started started = 2;</code>
@@ -816,7 +816,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The first event: the turn has the engine.
+     * The first event: the engine is available to the turn.
      * </pre>
      *
      * <code>.ruvd.v1.Started started = 2;</code>
@@ -839,7 +839,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The first event: the turn has the engine.
+     * The first event: the engine is available to the turn.
      * </pre>
      *
      * <code>.ruvd.v1.Started started = 2;</code>
@@ -849,7 +849,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The first event: the turn has the engine.
+     * The first event: the engine is available to the turn.
      * </pre>
      *
      * <code>.ruvd.v1.Started started = 2;</code>
@@ -867,7 +867,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The first event: the turn has the engine.
+     * The first event: the engine is available to the turn.
      * </pre>
      *
      * <code>.ruvd.v1.Started started = 2;</code>
@@ -895,7 +895,7 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.Delta, dev.ruvd.v1.Delta.Builder, dev.ruvd.v1.DeltaOrBuilder> deltaBuilder_;
     /**
      * <pre>
-     * More of the answer.
+     * The next part of the answer.
      * </pre>
      *
      * <code>.ruvd.v1.Delta delta = 3;</code>
@@ -907,7 +907,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More of the answer.
+     * The next part of the answer.
      * </pre>
      *
      * <code>.ruvd.v1.Delta delta = 3;</code>
@@ -929,7 +929,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More of the answer.
+     * The next part of the answer.
      * </pre>
      *
      * <code>.ruvd.v1.Delta delta = 3;</code>
@@ -949,7 +949,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More of the answer.
+     * The next part of the answer.
      * </pre>
      *
      * <code>.ruvd.v1.Delta delta = 3;</code>
@@ -967,7 +967,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More of the answer.
+     * The next part of the answer.
      * </pre>
      *
      * <code>.ruvd.v1.Delta delta = 3;</code>
@@ -994,7 +994,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More of the answer.
+     * The next part of the answer.
      * </pre>
      *
      * <code>.ruvd.v1.Delta delta = 3;</code>
@@ -1017,7 +1017,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More of the answer.
+     * The next part of the answer.
      * </pre>
      *
      * <code>.ruvd.v1.Delta delta = 3;</code>
@@ -1027,7 +1027,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More of the answer.
+     * The next part of the answer.
      * </pre>
      *
      * <code>.ruvd.v1.Delta delta = 3;</code>
@@ -1045,7 +1045,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More of the answer.
+     * The next part of the answer.
      * </pre>
      *
      * <code>.ruvd.v1.Delta delta = 3;</code>

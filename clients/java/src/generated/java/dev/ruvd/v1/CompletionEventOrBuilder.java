@@ -12,7 +12,7 @@ public interface CompletionEventOrBuilder extends
 
   /**
    * <pre>
-   * 1, 2, 3, ...
+   * The sequence number: 1, 2, 3, ...
    * </pre>
    *
    * <code>int64 sequence = 1;</code>
@@ -22,7 +22,7 @@ public interface CompletionEventOrBuilder extends
 
   /**
    * <pre>
-   * The first event: the turn has the engine.
+   * The first event: the engine is available to the turn.
    * </pre>
    *
    * <code>.ruvd.v1.Started started = 2;</code>
@@ -31,7 +31,7 @@ public interface CompletionEventOrBuilder extends
   boolean hasStarted();
   /**
    * <pre>
-   * The first event: the turn has the engine.
+   * The first event: the engine is available to the turn.
    * </pre>
    *
    * <code>.ruvd.v1.Started started = 2;</code>
@@ -40,7 +40,7 @@ public interface CompletionEventOrBuilder extends
   dev.ruvd.v1.Started getStarted();
   /**
    * <pre>
-   * The first event: the turn has the engine.
+   * The first event: the engine is available to the turn.
    * </pre>
    *
    * <code>.ruvd.v1.Started started = 2;</code>
@@ -49,7 +49,7 @@ public interface CompletionEventOrBuilder extends
 
   /**
    * <pre>
-   * More of the answer.
+   * The next part of the answer.
    * </pre>
    *
    * <code>.ruvd.v1.Delta delta = 3;</code>
@@ -58,7 +58,7 @@ public interface CompletionEventOrBuilder extends
   boolean hasDelta();
   /**
    * <pre>
-   * More of the answer.
+   * The next part of the answer.
    * </pre>
    *
    * <code>.ruvd.v1.Delta delta = 3;</code>
@@ -67,7 +67,7 @@ public interface CompletionEventOrBuilder extends
   dev.ruvd.v1.Delta getDelta();
   /**
    * <pre>
-   * More of the answer.
+   * The next part of the answer.
    * </pre>
    *
    * <code>.ruvd.v1.Delta delta = 3;</code>

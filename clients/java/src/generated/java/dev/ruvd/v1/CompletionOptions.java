@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * How to generate. What is unset is left to the engine.
+ * Options of the generation. For an unset option the engine's default applies.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.CompletionOptions}
@@ -69,7 +69,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object model_ = "";
   /**
    * <pre>
-   * The model, for engines that have several.
+   * The model, for engines that offer several.
    * </pre>
    *
    * <code>string model = 1;</code>
@@ -90,7 +90,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The model, for engines that have several.
+   * The model, for engines that offer several.
    * </pre>
    *
    * <code>string model = 1;</code>
@@ -115,7 +115,7 @@ private static final long serialVersionUID = 0L;
   private double temperature_ = 0D;
   /**
    * <pre>
-   * 0 for the likeliest text, up to 2.
+   * The sampling temperature, from 0 (the most likely text) to 2.
    * </pre>
    *
    * <code>optional double temperature = 2;</code>
@@ -127,7 +127,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * 0 for the likeliest text, up to 2.
+   * The sampling temperature, from 0 (the most likely text) to 2.
    * </pre>
    *
    * <code>optional double temperature = 2;</code>
@@ -142,7 +142,7 @@ private static final long serialVersionUID = 0L;
   private double topP_ = 0D;
   /**
    * <pre>
-   * Nucleus sampling, above 0 and up to 1.
+   * The probability mass for nucleus sampling, above 0 and at most 1.
    * </pre>
    *
    * <code>optional double top_p = 3;</code>
@@ -154,7 +154,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Nucleus sampling, above 0 and up to 1.
+   * The probability mass for nucleus sampling, above 0 and at most 1.
    * </pre>
    *
    * <code>optional double top_p = 3;</code>
@@ -169,7 +169,7 @@ private static final long serialVersionUID = 0L;
   private int maxTokens_ = 0;
   /**
    * <pre>
-   * The most tokens to generate.
+   * The maximum number of tokens to generate.
    * </pre>
    *
    * <code>optional int32 max_tokens = 4;</code>
@@ -181,7 +181,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The most tokens to generate.
+   * The maximum number of tokens to generate.
    * </pre>
    *
    * <code>optional int32 max_tokens = 4;</code>
@@ -198,7 +198,7 @@ private static final long serialVersionUID = 0L;
       com.google.protobuf.LazyStringArrayList.emptyList();
   /**
    * <pre>
-   * Strings that end the answer; they are not part of it. 16 at most.
+   * Strings that end the answer and are not part of it. At most 16.
    * </pre>
    *
    * <code>repeated string stop = 5;</code>
@@ -210,7 +210,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Strings that end the answer; they are not part of it. 16 at most.
+   * Strings that end the answer and are not part of it. At most 16.
    * </pre>
    *
    * <code>repeated string stop = 5;</code>
@@ -221,7 +221,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Strings that end the answer; they are not part of it. 16 at most.
+   * Strings that end the answer and are not part of it. At most 16.
    * </pre>
    *
    * <code>repeated string stop = 5;</code>
@@ -233,7 +233,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Strings that end the answer; they are not part of it. 16 at most.
+   * Strings that end the answer and are not part of it. At most 16.
    * </pre>
    *
    * <code>repeated string stop = 5;</code>
@@ -249,7 +249,7 @@ private static final long serialVersionUID = 0L;
   private long seed_ = 0L;
   /**
    * <pre>
-   * Makes sampling repeatable where the engine can.
+   * The seed for sampling, which makes it repeatable if the engine supports that.
    * </pre>
    *
    * <code>optional int64 seed = 6;</code>
@@ -261,7 +261,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Makes sampling repeatable where the engine can.
+   * The seed for sampling, which makes it repeatable if the engine supports that.
    * </pre>
    *
    * <code>optional int64 seed = 6;</code>
@@ -276,7 +276,7 @@ private static final long serialVersionUID = 0L;
   private boolean bypassCache_ = false;
   /**
    * <pre>
-   * Neither reuse nor leave anything in the engine's prompt cache.
+   * Whether the completion neither reads the engine's prompt cache nor leaves anything in it.
    * </pre>
    *
    * <code>bool bypass_cache = 7;</code>
@@ -291,7 +291,7 @@ private static final long serialVersionUID = 0L;
   private double frequencyPenalty_ = 0D;
   /**
    * <pre>
-   * -2 to 2: above 0 discourages what was said often.
+   * From -2 to 2. Positive values penalise tokens in proportion to how often they have occurred.
    * </pre>
    *
    * <code>optional double frequency_penalty = 8;</code>
@@ -303,7 +303,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * -2 to 2: above 0 discourages what was said often.
+   * From -2 to 2. Positive values penalise tokens in proportion to how often they have occurred.
    * </pre>
    *
    * <code>optional double frequency_penalty = 8;</code>
@@ -318,7 +318,7 @@ private static final long serialVersionUID = 0L;
   private double presencePenalty_ = 0D;
   /**
    * <pre>
-   * -2 to 2: above 0 discourages what was said at all.
+   * From -2 to 2. Positive values penalise tokens that have occurred at all.
    * </pre>
    *
    * <code>optional double presence_penalty = 9;</code>
@@ -330,7 +330,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * -2 to 2: above 0 discourages what was said at all.
+   * From -2 to 2. Positive values penalise tokens that have occurred at all.
    * </pre>
    *
    * <code>optional double presence_penalty = 9;</code>
@@ -369,7 +369,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * -100 to 100 for token ids of the model: added to their chance before sampling.
+   * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
    * </pre>
    *
    * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -390,7 +390,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * -100 to 100 for token ids of the model: added to their chance before sampling.
+   * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
    * </pre>
    *
    * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -401,7 +401,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * -100 to 100 for token ids of the model: added to their chance before sampling.
+   * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
    * </pre>
    *
    * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -417,7 +417,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * -100 to 100 for token ids of the model: added to their chance before sampling.
+   * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
    * </pre>
    *
    * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -439,8 +439,8 @@ private static final long serialVersionUID = 0L;
   private java.util.List<dev.ruvd.v1.Tool> tools_;
   /**
    * <pre>
-   * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-   * same with every turn of a session, or the engine's cache does not hit.
+   * The functions that the model may call, at most 128. They are part of the prompt: if they
+   * change between the turns of a session, the engine's cache does not hit.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -451,8 +451,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-   * same with every turn of a session, or the engine's cache does not hit.
+   * The functions that the model may call, at most 128. They are part of the prompt: if they
+   * change between the turns of a session, the engine's cache does not hit.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -464,8 +464,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-   * same with every turn of a session, or the engine's cache does not hit.
+   * The functions that the model may call, at most 128. They are part of the prompt: if they
+   * change between the turns of a session, the engine's cache does not hit.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -476,8 +476,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-   * same with every turn of a session, or the engine's cache does not hit.
+   * The functions that the model may call, at most 128. They are part of the prompt: if they
+   * change between the turns of a session, the engine's cache does not hit.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -488,8 +488,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-   * same with every turn of a session, or the engine's cache does not hit.
+   * The functions that the model may call, at most 128. They are part of the prompt: if they
+   * change between the turns of a session, the engine's cache does not hit.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -504,7 +504,7 @@ private static final long serialVersionUID = 0L;
   private dev.ruvd.v1.ToolChoice toolChoice_;
   /**
    * <pre>
-   * Whether it may, must or must not.
+   * A rule whether the model may, must or must not call tools.
    * </pre>
    *
    * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -516,7 +516,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Whether it may, must or must not.
+   * A rule whether the model may, must or must not call tools.
    * </pre>
    *
    * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -528,7 +528,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Whether it may, must or must not.
+   * A rule whether the model may, must or must not call tools.
    * </pre>
    *
    * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -542,7 +542,7 @@ private static final long serialVersionUID = 0L;
   private boolean parallelToolCalls_ = false;
   /**
    * <pre>
-   * Whether it may ask for several at once; unset is the engine's default.
+   * Whether the model may call several tools in one answer. Unset: the engine's default.
    * </pre>
    *
    * <code>optional bool parallel_tool_calls = 13;</code>
@@ -554,7 +554,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Whether it may ask for several at once; unset is the engine's default.
+   * Whether the model may call several tools in one answer. Unset: the engine's default.
    * </pre>
    *
    * <code>optional bool parallel_tool_calls = 13;</code>
@@ -569,7 +569,7 @@ private static final long serialVersionUID = 0L;
   private dev.ruvd.v1.ResponseFormat responseFormat_;
   /**
    * <pre>
-   * The form of the answer; unset is text.
+   * The format of the answer. Unset: text.
    * </pre>
    *
    * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -581,7 +581,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The form of the answer; unset is text.
+   * The format of the answer. Unset: text.
    * </pre>
    *
    * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -593,7 +593,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The form of the answer; unset is text.
+   * The format of the answer. Unset: text.
    * </pre>
    *
    * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -607,9 +607,9 @@ private static final long serialVersionUID = 0L;
   private com.google.protobuf.Struct extraBody_;
   /**
    * <pre>
-   * More fields of the request to the engine's server, for what it has beyond this API. Those
-   * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-   * one.
+   * Additional fields for the body of the request to the engine's server, for features that this
+   * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+   * whole number is sent as an integer.
    * </pre>
    *
    * <code>.google.protobuf.Struct extra_body = 15;</code>
@@ -621,9 +621,9 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * More fields of the request to the engine's server, for what it has beyond this API. Those
-   * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-   * one.
+   * Additional fields for the body of the request to the engine's server, for features that this
+   * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+   * whole number is sent as an integer.
    * </pre>
    *
    * <code>.google.protobuf.Struct extra_body = 15;</code>
@@ -635,9 +635,9 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * More fields of the request to the engine's server, for what it has beyond this API. Those
-   * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-   * one.
+   * Additional fields for the body of the request to the engine's server, for features that this
+   * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+   * whole number is sent as an integer.
    * </pre>
    *
    * <code>.google.protobuf.Struct extra_body = 15;</code>
@@ -1039,7 +1039,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * How to generate. What is unset is left to the engine.
+   * Options of the generation. For an unset option the engine's default applies.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.CompletionOptions}
@@ -1479,7 +1479,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object model_ = "";
     /**
      * <pre>
-     * The model, for engines that have several.
+     * The model, for engines that offer several.
      * </pre>
      *
      * <code>string model = 1;</code>
@@ -1499,7 +1499,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model, for engines that have several.
+     * The model, for engines that offer several.
      * </pre>
      *
      * <code>string model = 1;</code>
@@ -1520,7 +1520,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model, for engines that have several.
+     * The model, for engines that offer several.
      * </pre>
      *
      * <code>string model = 1;</code>
@@ -1537,7 +1537,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model, for engines that have several.
+     * The model, for engines that offer several.
      * </pre>
      *
      * <code>string model = 1;</code>
@@ -1551,7 +1551,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model, for engines that have several.
+     * The model, for engines that offer several.
      * </pre>
      *
      * <code>string model = 1;</code>
@@ -1571,7 +1571,7 @@ private static final long serialVersionUID = 0L;
     private double temperature_ ;
     /**
      * <pre>
-     * 0 for the likeliest text, up to 2.
+     * The sampling temperature, from 0 (the most likely text) to 2.
      * </pre>
      *
      * <code>optional double temperature = 2;</code>
@@ -1583,7 +1583,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * 0 for the likeliest text, up to 2.
+     * The sampling temperature, from 0 (the most likely text) to 2.
      * </pre>
      *
      * <code>optional double temperature = 2;</code>
@@ -1595,7 +1595,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * 0 for the likeliest text, up to 2.
+     * The sampling temperature, from 0 (the most likely text) to 2.
      * </pre>
      *
      * <code>optional double temperature = 2;</code>
@@ -1611,7 +1611,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * 0 for the likeliest text, up to 2.
+     * The sampling temperature, from 0 (the most likely text) to 2.
      * </pre>
      *
      * <code>optional double temperature = 2;</code>
@@ -1627,7 +1627,7 @@ private static final long serialVersionUID = 0L;
     private double topP_ ;
     /**
      * <pre>
-     * Nucleus sampling, above 0 and up to 1.
+     * The probability mass for nucleus sampling, above 0 and at most 1.
      * </pre>
      *
      * <code>optional double top_p = 3;</code>
@@ -1639,7 +1639,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Nucleus sampling, above 0 and up to 1.
+     * The probability mass for nucleus sampling, above 0 and at most 1.
      * </pre>
      *
      * <code>optional double top_p = 3;</code>
@@ -1651,7 +1651,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Nucleus sampling, above 0 and up to 1.
+     * The probability mass for nucleus sampling, above 0 and at most 1.
      * </pre>
      *
      * <code>optional double top_p = 3;</code>
@@ -1667,7 +1667,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Nucleus sampling, above 0 and up to 1.
+     * The probability mass for nucleus sampling, above 0 and at most 1.
      * </pre>
      *
      * <code>optional double top_p = 3;</code>
@@ -1683,7 +1683,7 @@ private static final long serialVersionUID = 0L;
     private int maxTokens_ ;
     /**
      * <pre>
-     * The most tokens to generate.
+     * The maximum number of tokens to generate.
      * </pre>
      *
      * <code>optional int32 max_tokens = 4;</code>
@@ -1695,7 +1695,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The most tokens to generate.
+     * The maximum number of tokens to generate.
      * </pre>
      *
      * <code>optional int32 max_tokens = 4;</code>
@@ -1707,7 +1707,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The most tokens to generate.
+     * The maximum number of tokens to generate.
      * </pre>
      *
      * <code>optional int32 max_tokens = 4;</code>
@@ -1723,7 +1723,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The most tokens to generate.
+     * The maximum number of tokens to generate.
      * </pre>
      *
      * <code>optional int32 max_tokens = 4;</code>
@@ -1746,7 +1746,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Strings that end the answer; they are not part of it. 16 at most.
+     * Strings that end the answer and are not part of it. At most 16.
      * </pre>
      *
      * <code>repeated string stop = 5;</code>
@@ -1759,7 +1759,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Strings that end the answer; they are not part of it. 16 at most.
+     * Strings that end the answer and are not part of it. At most 16.
      * </pre>
      *
      * <code>repeated string stop = 5;</code>
@@ -1770,7 +1770,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Strings that end the answer; they are not part of it. 16 at most.
+     * Strings that end the answer and are not part of it. At most 16.
      * </pre>
      *
      * <code>repeated string stop = 5;</code>
@@ -1782,7 +1782,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Strings that end the answer; they are not part of it. 16 at most.
+     * Strings that end the answer and are not part of it. At most 16.
      * </pre>
      *
      * <code>repeated string stop = 5;</code>
@@ -1795,7 +1795,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Strings that end the answer; they are not part of it. 16 at most.
+     * Strings that end the answer and are not part of it. At most 16.
      * </pre>
      *
      * <code>repeated string stop = 5;</code>
@@ -1814,7 +1814,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Strings that end the answer; they are not part of it. 16 at most.
+     * Strings that end the answer and are not part of it. At most 16.
      * </pre>
      *
      * <code>repeated string stop = 5;</code>
@@ -1832,7 +1832,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Strings that end the answer; they are not part of it. 16 at most.
+     * Strings that end the answer and are not part of it. At most 16.
      * </pre>
      *
      * <code>repeated string stop = 5;</code>
@@ -1850,7 +1850,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Strings that end the answer; they are not part of it. 16 at most.
+     * Strings that end the answer and are not part of it. At most 16.
      * </pre>
      *
      * <code>repeated string stop = 5;</code>
@@ -1865,7 +1865,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Strings that end the answer; they are not part of it. 16 at most.
+     * Strings that end the answer and are not part of it. At most 16.
      * </pre>
      *
      * <code>repeated string stop = 5;</code>
@@ -1886,7 +1886,7 @@ private static final long serialVersionUID = 0L;
     private long seed_ ;
     /**
      * <pre>
-     * Makes sampling repeatable where the engine can.
+     * The seed for sampling, which makes it repeatable if the engine supports that.
      * </pre>
      *
      * <code>optional int64 seed = 6;</code>
@@ -1898,7 +1898,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes sampling repeatable where the engine can.
+     * The seed for sampling, which makes it repeatable if the engine supports that.
      * </pre>
      *
      * <code>optional int64 seed = 6;</code>
@@ -1910,7 +1910,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes sampling repeatable where the engine can.
+     * The seed for sampling, which makes it repeatable if the engine supports that.
      * </pre>
      *
      * <code>optional int64 seed = 6;</code>
@@ -1926,7 +1926,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes sampling repeatable where the engine can.
+     * The seed for sampling, which makes it repeatable if the engine supports that.
      * </pre>
      *
      * <code>optional int64 seed = 6;</code>
@@ -1942,7 +1942,7 @@ private static final long serialVersionUID = 0L;
     private boolean bypassCache_ ;
     /**
      * <pre>
-     * Neither reuse nor leave anything in the engine's prompt cache.
+     * Whether the completion neither reads the engine's prompt cache nor leaves anything in it.
      * </pre>
      *
      * <code>bool bypass_cache = 7;</code>
@@ -1954,7 +1954,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Neither reuse nor leave anything in the engine's prompt cache.
+     * Whether the completion neither reads the engine's prompt cache nor leaves anything in it.
      * </pre>
      *
      * <code>bool bypass_cache = 7;</code>
@@ -1970,7 +1970,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Neither reuse nor leave anything in the engine's prompt cache.
+     * Whether the completion neither reads the engine's prompt cache nor leaves anything in it.
      * </pre>
      *
      * <code>bool bypass_cache = 7;</code>
@@ -1986,7 +1986,7 @@ private static final long serialVersionUID = 0L;
     private double frequencyPenalty_ ;
     /**
      * <pre>
-     * -2 to 2: above 0 discourages what was said often.
+     * From -2 to 2. Positive values penalise tokens in proportion to how often they have occurred.
      * </pre>
      *
      * <code>optional double frequency_penalty = 8;</code>
@@ -1998,7 +1998,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * -2 to 2: above 0 discourages what was said often.
+     * From -2 to 2. Positive values penalise tokens in proportion to how often they have occurred.
      * </pre>
      *
      * <code>optional double frequency_penalty = 8;</code>
@@ -2010,7 +2010,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * -2 to 2: above 0 discourages what was said often.
+     * From -2 to 2. Positive values penalise tokens in proportion to how often they have occurred.
      * </pre>
      *
      * <code>optional double frequency_penalty = 8;</code>
@@ -2026,7 +2026,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * -2 to 2: above 0 discourages what was said often.
+     * From -2 to 2. Positive values penalise tokens in proportion to how often they have occurred.
      * </pre>
      *
      * <code>optional double frequency_penalty = 8;</code>
@@ -2042,7 +2042,7 @@ private static final long serialVersionUID = 0L;
     private double presencePenalty_ ;
     /**
      * <pre>
-     * -2 to 2: above 0 discourages what was said at all.
+     * From -2 to 2. Positive values penalise tokens that have occurred at all.
      * </pre>
      *
      * <code>optional double presence_penalty = 9;</code>
@@ -2054,7 +2054,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * -2 to 2: above 0 discourages what was said at all.
+     * From -2 to 2. Positive values penalise tokens that have occurred at all.
      * </pre>
      *
      * <code>optional double presence_penalty = 9;</code>
@@ -2066,7 +2066,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * -2 to 2: above 0 discourages what was said at all.
+     * From -2 to 2. Positive values penalise tokens that have occurred at all.
      * </pre>
      *
      * <code>optional double presence_penalty = 9;</code>
@@ -2082,7 +2082,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * -2 to 2: above 0 discourages what was said at all.
+     * From -2 to 2. Positive values penalise tokens that have occurred at all.
      * </pre>
      *
      * <code>optional double presence_penalty = 9;</code>
@@ -2123,7 +2123,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * -100 to 100 for token ids of the model: added to their chance before sampling.
+     * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
      * </pre>
      *
      * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -2144,7 +2144,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * -100 to 100 for token ids of the model: added to their chance before sampling.
+     * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
      * </pre>
      *
      * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -2155,7 +2155,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * -100 to 100 for token ids of the model: added to their chance before sampling.
+     * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
      * </pre>
      *
      * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -2171,7 +2171,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * -100 to 100 for token ids of the model: added to their chance before sampling.
+     * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
      * </pre>
      *
      * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -2195,7 +2195,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * -100 to 100 for token ids of the model: added to their chance before sampling.
+     * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
      * </pre>
      *
      * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -2218,7 +2218,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * -100 to 100 for token ids of the model: added to their chance before sampling.
+     * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
      * </pre>
      *
      * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -2235,7 +2235,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * -100 to 100 for token ids of the model: added to their chance before sampling.
+     * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
      * </pre>
      *
      * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -2262,8 +2262,8 @@ private static final long serialVersionUID = 0L;
 
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2277,8 +2277,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2292,8 +2292,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2307,8 +2307,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2329,8 +2329,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2348,8 +2348,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2369,8 +2369,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2391,8 +2391,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2410,8 +2410,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2429,8 +2429,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2449,8 +2449,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2467,8 +2467,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2485,8 +2485,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2497,8 +2497,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2512,8 +2512,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2528,8 +2528,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2540,8 +2540,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2553,8 +2553,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-     * same with every turn of a session, or the engine's cache does not hit.
+     * The functions that the model may call, at most 128. They are part of the prompt: if they
+     * change between the turns of a session, the engine's cache does not hit.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -2583,7 +2583,7 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.ToolChoice, dev.ruvd.v1.ToolChoice.Builder, dev.ruvd.v1.ToolChoiceOrBuilder> toolChoiceBuilder_;
     /**
      * <pre>
-     * Whether it may, must or must not.
+     * A rule whether the model may, must or must not call tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -2594,7 +2594,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether it may, must or must not.
+     * A rule whether the model may, must or must not call tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -2609,7 +2609,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether it may, must or must not.
+     * A rule whether the model may, must or must not call tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -2629,7 +2629,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether it may, must or must not.
+     * A rule whether the model may, must or must not call tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -2647,7 +2647,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether it may, must or must not.
+     * A rule whether the model may, must or must not call tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -2672,7 +2672,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether it may, must or must not.
+     * A rule whether the model may, must or must not call tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -2689,7 +2689,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether it may, must or must not.
+     * A rule whether the model may, must or must not call tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -2701,7 +2701,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether it may, must or must not.
+     * A rule whether the model may, must or must not call tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -2716,7 +2716,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether it may, must or must not.
+     * A rule whether the model may, must or must not call tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -2738,7 +2738,7 @@ private static final long serialVersionUID = 0L;
     private boolean parallelToolCalls_ ;
     /**
      * <pre>
-     * Whether it may ask for several at once; unset is the engine's default.
+     * Whether the model may call several tools in one answer. Unset: the engine's default.
      * </pre>
      *
      * <code>optional bool parallel_tool_calls = 13;</code>
@@ -2750,7 +2750,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether it may ask for several at once; unset is the engine's default.
+     * Whether the model may call several tools in one answer. Unset: the engine's default.
      * </pre>
      *
      * <code>optional bool parallel_tool_calls = 13;</code>
@@ -2762,7 +2762,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether it may ask for several at once; unset is the engine's default.
+     * Whether the model may call several tools in one answer. Unset: the engine's default.
      * </pre>
      *
      * <code>optional bool parallel_tool_calls = 13;</code>
@@ -2778,7 +2778,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether it may ask for several at once; unset is the engine's default.
+     * Whether the model may call several tools in one answer. Unset: the engine's default.
      * </pre>
      *
      * <code>optional bool parallel_tool_calls = 13;</code>
@@ -2796,7 +2796,7 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.ResponseFormat, dev.ruvd.v1.ResponseFormat.Builder, dev.ruvd.v1.ResponseFormatOrBuilder> responseFormatBuilder_;
     /**
      * <pre>
-     * The form of the answer; unset is text.
+     * The format of the answer. Unset: text.
      * </pre>
      *
      * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -2807,7 +2807,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The form of the answer; unset is text.
+     * The format of the answer. Unset: text.
      * </pre>
      *
      * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -2822,7 +2822,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The form of the answer; unset is text.
+     * The format of the answer. Unset: text.
      * </pre>
      *
      * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -2842,7 +2842,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The form of the answer; unset is text.
+     * The format of the answer. Unset: text.
      * </pre>
      *
      * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -2860,7 +2860,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The form of the answer; unset is text.
+     * The format of the answer. Unset: text.
      * </pre>
      *
      * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -2885,7 +2885,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The form of the answer; unset is text.
+     * The format of the answer. Unset: text.
      * </pre>
      *
      * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -2902,7 +2902,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The form of the answer; unset is text.
+     * The format of the answer. Unset: text.
      * </pre>
      *
      * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -2914,7 +2914,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The form of the answer; unset is text.
+     * The format of the answer. Unset: text.
      * </pre>
      *
      * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -2929,7 +2929,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The form of the answer; unset is text.
+     * The format of the answer. Unset: text.
      * </pre>
      *
      * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -2953,9 +2953,9 @@ private static final long serialVersionUID = 0L;
         com.google.protobuf.Struct, com.google.protobuf.Struct.Builder, com.google.protobuf.StructOrBuilder> extraBodyBuilder_;
     /**
      * <pre>
-     * More fields of the request to the engine's server, for what it has beyond this API. Those
-     * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-     * one.
+     * Additional fields for the body of the request to the engine's server, for features that this
+     * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+     * whole number is sent as an integer.
      * </pre>
      *
      * <code>.google.protobuf.Struct extra_body = 15;</code>
@@ -2966,9 +2966,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More fields of the request to the engine's server, for what it has beyond this API. Those
-     * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-     * one.
+     * Additional fields for the body of the request to the engine's server, for features that this
+     * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+     * whole number is sent as an integer.
      * </pre>
      *
      * <code>.google.protobuf.Struct extra_body = 15;</code>
@@ -2983,9 +2983,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More fields of the request to the engine's server, for what it has beyond this API. Those
-     * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-     * one.
+     * Additional fields for the body of the request to the engine's server, for features that this
+     * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+     * whole number is sent as an integer.
      * </pre>
      *
      * <code>.google.protobuf.Struct extra_body = 15;</code>
@@ -3005,9 +3005,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More fields of the request to the engine's server, for what it has beyond this API. Those
-     * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-     * one.
+     * Additional fields for the body of the request to the engine's server, for features that this
+     * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+     * whole number is sent as an integer.
      * </pre>
      *
      * <code>.google.protobuf.Struct extra_body = 15;</code>
@@ -3025,9 +3025,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More fields of the request to the engine's server, for what it has beyond this API. Those
-     * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-     * one.
+     * Additional fields for the body of the request to the engine's server, for features that this
+     * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+     * whole number is sent as an integer.
      * </pre>
      *
      * <code>.google.protobuf.Struct extra_body = 15;</code>
@@ -3052,9 +3052,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More fields of the request to the engine's server, for what it has beyond this API. Those
-     * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-     * one.
+     * Additional fields for the body of the request to the engine's server, for features that this
+     * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+     * whole number is sent as an integer.
      * </pre>
      *
      * <code>.google.protobuf.Struct extra_body = 15;</code>
@@ -3071,9 +3071,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More fields of the request to the engine's server, for what it has beyond this API. Those
-     * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-     * one.
+     * Additional fields for the body of the request to the engine's server, for features that this
+     * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+     * whole number is sent as an integer.
      * </pre>
      *
      * <code>.google.protobuf.Struct extra_body = 15;</code>
@@ -3085,9 +3085,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More fields of the request to the engine's server, for what it has beyond this API. Those
-     * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-     * one.
+     * Additional fields for the body of the request to the engine's server, for features that this
+     * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+     * whole number is sent as an integer.
      * </pre>
      *
      * <code>.google.protobuf.Struct extra_body = 15;</code>
@@ -3102,9 +3102,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * More fields of the request to the engine's server, for what it has beyond this API. Those
-     * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-     * one.
+     * Additional fields for the body of the request to the engine's server, for features that this
+     * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+     * whole number is sent as an integer.
      * </pre>
      *
      * <code>.google.protobuf.Struct extra_body = 15;</code>

@@ -12,7 +12,7 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * The model, for engines that have several.
+   * The model, for engines that offer several.
    * </pre>
    *
    * <code>string model = 1;</code>
@@ -21,7 +21,7 @@ public interface CompletionOptionsOrBuilder extends
   java.lang.String getModel();
   /**
    * <pre>
-   * The model, for engines that have several.
+   * The model, for engines that offer several.
    * </pre>
    *
    * <code>string model = 1;</code>
@@ -32,7 +32,7 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * 0 for the likeliest text, up to 2.
+   * The sampling temperature, from 0 (the most likely text) to 2.
    * </pre>
    *
    * <code>optional double temperature = 2;</code>
@@ -41,7 +41,7 @@ public interface CompletionOptionsOrBuilder extends
   boolean hasTemperature();
   /**
    * <pre>
-   * 0 for the likeliest text, up to 2.
+   * The sampling temperature, from 0 (the most likely text) to 2.
    * </pre>
    *
    * <code>optional double temperature = 2;</code>
@@ -51,7 +51,7 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * Nucleus sampling, above 0 and up to 1.
+   * The probability mass for nucleus sampling, above 0 and at most 1.
    * </pre>
    *
    * <code>optional double top_p = 3;</code>
@@ -60,7 +60,7 @@ public interface CompletionOptionsOrBuilder extends
   boolean hasTopP();
   /**
    * <pre>
-   * Nucleus sampling, above 0 and up to 1.
+   * The probability mass for nucleus sampling, above 0 and at most 1.
    * </pre>
    *
    * <code>optional double top_p = 3;</code>
@@ -70,7 +70,7 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * The most tokens to generate.
+   * The maximum number of tokens to generate.
    * </pre>
    *
    * <code>optional int32 max_tokens = 4;</code>
@@ -79,7 +79,7 @@ public interface CompletionOptionsOrBuilder extends
   boolean hasMaxTokens();
   /**
    * <pre>
-   * The most tokens to generate.
+   * The maximum number of tokens to generate.
    * </pre>
    *
    * <code>optional int32 max_tokens = 4;</code>
@@ -89,7 +89,7 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * Strings that end the answer; they are not part of it. 16 at most.
+   * Strings that end the answer and are not part of it. At most 16.
    * </pre>
    *
    * <code>repeated string stop = 5;</code>
@@ -99,7 +99,7 @@ public interface CompletionOptionsOrBuilder extends
       getStopList();
   /**
    * <pre>
-   * Strings that end the answer; they are not part of it. 16 at most.
+   * Strings that end the answer and are not part of it. At most 16.
    * </pre>
    *
    * <code>repeated string stop = 5;</code>
@@ -108,7 +108,7 @@ public interface CompletionOptionsOrBuilder extends
   int getStopCount();
   /**
    * <pre>
-   * Strings that end the answer; they are not part of it. 16 at most.
+   * Strings that end the answer and are not part of it. At most 16.
    * </pre>
    *
    * <code>repeated string stop = 5;</code>
@@ -118,7 +118,7 @@ public interface CompletionOptionsOrBuilder extends
   java.lang.String getStop(int index);
   /**
    * <pre>
-   * Strings that end the answer; they are not part of it. 16 at most.
+   * Strings that end the answer and are not part of it. At most 16.
    * </pre>
    *
    * <code>repeated string stop = 5;</code>
@@ -130,7 +130,7 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * Makes sampling repeatable where the engine can.
+   * The seed for sampling, which makes it repeatable if the engine supports that.
    * </pre>
    *
    * <code>optional int64 seed = 6;</code>
@@ -139,7 +139,7 @@ public interface CompletionOptionsOrBuilder extends
   boolean hasSeed();
   /**
    * <pre>
-   * Makes sampling repeatable where the engine can.
+   * The seed for sampling, which makes it repeatable if the engine supports that.
    * </pre>
    *
    * <code>optional int64 seed = 6;</code>
@@ -149,7 +149,7 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * Neither reuse nor leave anything in the engine's prompt cache.
+   * Whether the completion neither reads the engine's prompt cache nor leaves anything in it.
    * </pre>
    *
    * <code>bool bypass_cache = 7;</code>
@@ -159,7 +159,7 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * -2 to 2: above 0 discourages what was said often.
+   * From -2 to 2. Positive values penalise tokens in proportion to how often they have occurred.
    * </pre>
    *
    * <code>optional double frequency_penalty = 8;</code>
@@ -168,7 +168,7 @@ public interface CompletionOptionsOrBuilder extends
   boolean hasFrequencyPenalty();
   /**
    * <pre>
-   * -2 to 2: above 0 discourages what was said often.
+   * From -2 to 2. Positive values penalise tokens in proportion to how often they have occurred.
    * </pre>
    *
    * <code>optional double frequency_penalty = 8;</code>
@@ -178,7 +178,7 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * -2 to 2: above 0 discourages what was said at all.
+   * From -2 to 2. Positive values penalise tokens that have occurred at all.
    * </pre>
    *
    * <code>optional double presence_penalty = 9;</code>
@@ -187,7 +187,7 @@ public interface CompletionOptionsOrBuilder extends
   boolean hasPresencePenalty();
   /**
    * <pre>
-   * -2 to 2: above 0 discourages what was said at all.
+   * From -2 to 2. Positive values penalise tokens that have occurred at all.
    * </pre>
    *
    * <code>optional double presence_penalty = 9;</code>
@@ -197,7 +197,7 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * -100 to 100 for token ids of the model: added to their chance before sampling.
+   * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
    * </pre>
    *
    * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -205,7 +205,7 @@ public interface CompletionOptionsOrBuilder extends
   int getLogitBiasCount();
   /**
    * <pre>
-   * -100 to 100 for token ids of the model: added to their chance before sampling.
+   * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
    * </pre>
    *
    * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -220,7 +220,7 @@ public interface CompletionOptionsOrBuilder extends
   getLogitBias();
   /**
    * <pre>
-   * -100 to 100 for token ids of the model: added to their chance before sampling.
+   * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
    * </pre>
    *
    * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -229,7 +229,7 @@ public interface CompletionOptionsOrBuilder extends
   getLogitBiasMap();
   /**
    * <pre>
-   * -100 to 100 for token ids of the model: added to their chance before sampling.
+   * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
    * </pre>
    *
    * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -239,7 +239,7 @@ public interface CompletionOptionsOrBuilder extends
       double defaultValue);
   /**
    * <pre>
-   * -100 to 100 for token ids of the model: added to their chance before sampling.
+   * Values from -100 to 100 by token id, added to the tokens' logits before sampling.
    * </pre>
    *
    * <code>map&lt;int32, double&gt; logit_bias = 10;</code>
@@ -249,8 +249,8 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-   * same with every turn of a session, or the engine's cache does not hit.
+   * The functions that the model may call, at most 128. They are part of the prompt: if they
+   * change between the turns of a session, the engine's cache does not hit.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -259,8 +259,8 @@ public interface CompletionOptionsOrBuilder extends
       getToolsList();
   /**
    * <pre>
-   * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-   * same with every turn of a session, or the engine's cache does not hit.
+   * The functions that the model may call, at most 128. They are part of the prompt: if they
+   * change between the turns of a session, the engine's cache does not hit.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -268,8 +268,8 @@ public interface CompletionOptionsOrBuilder extends
   dev.ruvd.v1.Tool getTools(int index);
   /**
    * <pre>
-   * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-   * same with every turn of a session, or the engine's cache does not hit.
+   * The functions that the model may call, at most 128. They are part of the prompt: if they
+   * change between the turns of a session, the engine's cache does not hit.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -277,8 +277,8 @@ public interface CompletionOptionsOrBuilder extends
   int getToolsCount();
   /**
    * <pre>
-   * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-   * same with every turn of a session, or the engine's cache does not hit.
+   * The functions that the model may call, at most 128. They are part of the prompt: if they
+   * change between the turns of a session, the engine's cache does not hit.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -287,8 +287,8 @@ public interface CompletionOptionsOrBuilder extends
       getToolsOrBuilderList();
   /**
    * <pre>
-   * What the model may ask the caller to do, 128 at most. They are part of the prompt: send the
-   * same with every turn of a session, or the engine's cache does not hit.
+   * The functions that the model may call, at most 128. They are part of the prompt: if they
+   * change between the turns of a session, the engine's cache does not hit.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Tool tools = 11;</code>
@@ -298,7 +298,7 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * Whether it may, must or must not.
+   * A rule whether the model may, must or must not call tools.
    * </pre>
    *
    * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -307,7 +307,7 @@ public interface CompletionOptionsOrBuilder extends
   boolean hasToolChoice();
   /**
    * <pre>
-   * Whether it may, must or must not.
+   * A rule whether the model may, must or must not call tools.
    * </pre>
    *
    * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -316,7 +316,7 @@ public interface CompletionOptionsOrBuilder extends
   dev.ruvd.v1.ToolChoice getToolChoice();
   /**
    * <pre>
-   * Whether it may, must or must not.
+   * A rule whether the model may, must or must not call tools.
    * </pre>
    *
    * <code>.ruvd.v1.ToolChoice tool_choice = 12;</code>
@@ -325,7 +325,7 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * Whether it may ask for several at once; unset is the engine's default.
+   * Whether the model may call several tools in one answer. Unset: the engine's default.
    * </pre>
    *
    * <code>optional bool parallel_tool_calls = 13;</code>
@@ -334,7 +334,7 @@ public interface CompletionOptionsOrBuilder extends
   boolean hasParallelToolCalls();
   /**
    * <pre>
-   * Whether it may ask for several at once; unset is the engine's default.
+   * Whether the model may call several tools in one answer. Unset: the engine's default.
    * </pre>
    *
    * <code>optional bool parallel_tool_calls = 13;</code>
@@ -344,7 +344,7 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * The form of the answer; unset is text.
+   * The format of the answer. Unset: text.
    * </pre>
    *
    * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -353,7 +353,7 @@ public interface CompletionOptionsOrBuilder extends
   boolean hasResponseFormat();
   /**
    * <pre>
-   * The form of the answer; unset is text.
+   * The format of the answer. Unset: text.
    * </pre>
    *
    * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -362,7 +362,7 @@ public interface CompletionOptionsOrBuilder extends
   dev.ruvd.v1.ResponseFormat getResponseFormat();
   /**
    * <pre>
-   * The form of the answer; unset is text.
+   * The format of the answer. Unset: text.
    * </pre>
    *
    * <code>.ruvd.v1.ResponseFormat response_format = 14;</code>
@@ -371,9 +371,9 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * More fields of the request to the engine's server, for what it has beyond this API. Those
-   * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-   * one.
+   * Additional fields for the body of the request to the engine's server, for features that this
+   * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+   * whole number is sent as an integer.
    * </pre>
    *
    * <code>.google.protobuf.Struct extra_body = 15;</code>
@@ -382,9 +382,9 @@ public interface CompletionOptionsOrBuilder extends
   boolean hasExtraBody();
   /**
    * <pre>
-   * More fields of the request to the engine's server, for what it has beyond this API. Those
-   * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-   * one.
+   * Additional fields for the body of the request to the engine's server, for features that this
+   * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+   * whole number is sent as an integer.
    * </pre>
    *
    * <code>.google.protobuf.Struct extra_body = 15;</code>
@@ -393,9 +393,9 @@ public interface CompletionOptionsOrBuilder extends
   com.google.protobuf.Struct getExtraBody();
   /**
    * <pre>
-   * More fields of the request to the engine's server, for what it has beyond this API. Those
-   * that this API has, and those that the daemon decides, are refused. A whole number is sent as
-   * one.
+   * Additional fields for the body of the request to the engine's server, for features that this
+   * API does not have. Fields that this API has, and fields that the daemon sets, are rejected. A
+   * whole number is sent as an integer.
    * </pre>
    *
    * <code>.google.protobuf.Struct extra_body = 15;</code>

@@ -12,7 +12,7 @@ public interface CompletionOrBuilder extends
 
   /**
    * <pre>
-   * Its id.
+   * The completion's id.
    * </pre>
    *
    * <code>string completion_id = 1;</code>
@@ -21,7 +21,7 @@ public interface CompletionOrBuilder extends
   java.lang.String getCompletionId();
   /**
    * <pre>
-   * Its id.
+   * The completion's id.
    * </pre>
    *
    * <code>string completion_id = 1;</code>
@@ -32,7 +32,7 @@ public interface CompletionOrBuilder extends
 
   /**
    * <pre>
-   * The session; empty if stateless.
+   * The session's id; empty if stateless.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -41,7 +41,7 @@ public interface CompletionOrBuilder extends
   java.lang.String getSessionId();
   /**
    * <pre>
-   * The session; empty if stateless.
+   * The session's id; empty if stateless.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -52,7 +52,7 @@ public interface CompletionOrBuilder extends
 
   /**
    * <pre>
-   * The model that answered; empty for an answer from before a restart of the daemon.
+   * The model that answered; empty for an answer generated before the daemon's last restart.
    * </pre>
    *
    * <code>string model = 3;</code>
@@ -61,7 +61,7 @@ public interface CompletionOrBuilder extends
   java.lang.String getModel();
   /**
    * <pre>
-   * The model that answered; empty for an answer from before a restart of the daemon.
+   * The model that answered; empty for an answer generated before the daemon's last restart.
    * </pre>
    *
    * <code>string model = 3;</code>

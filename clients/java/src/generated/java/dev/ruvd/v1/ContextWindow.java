@@ -7,9 +7,9 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * How much of the history is sent to the engine. Exchanges are appended, so that the prompt's
- * prefix stays the same and the engine's cache hits, until there are more than max_exchanges;
- * one trim then drops down to the last keep_exchanges.
+ * The part of the history that is sent to the engine. Exchanges are appended until there are more
+ * than max_exchanges; a trim then keeps only the last keep_exchanges. Between trims the prompt's
+ * prefix stays the same, so the engine's cache hits.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.ContextWindow}
@@ -55,7 +55,7 @@ private static final long serialVersionUID = 0L;
   private int keepExchanges_ = 0;
   /**
    * <pre>
-   * How many exchanges a trim leaves; unset is the daemon's default (3).
+   * The number of exchanges that a trim keeps. Unset: the daemon's default (3).
    * </pre>
    *
    * <code>optional int32 keep_exchanges = 1;</code>
@@ -67,7 +67,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * How many exchanges a trim leaves; unset is the daemon's default (3).
+   * The number of exchanges that a trim keeps. Unset: the daemon's default (3).
    * </pre>
    *
    * <code>optional int32 keep_exchanges = 1;</code>
@@ -82,7 +82,8 @@ private static final long serialVersionUID = 0L;
   private int maxExchanges_ = 0;
   /**
    * <pre>
-   * How many exchanges are sent at most; 0 is the whole history, unset the daemon's default (10).
+   * The maximum number of exchanges that are sent. 0: the whole history. Unset: the daemon's
+   * default (10).
    * </pre>
    *
    * <code>optional int32 max_exchanges = 2;</code>
@@ -94,7 +95,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * How many exchanges are sent at most; 0 is the whole history, unset the daemon's default (10).
+   * The maximum number of exchanges that are sent. 0: the whole history. Unset: the daemon's
+   * default (10).
    * </pre>
    *
    * <code>optional int32 max_exchanges = 2;</code>
@@ -109,8 +111,8 @@ private static final long serialVersionUID = 0L;
   private int maxTokens_ = 0;
   /**
    * <pre>
-   * A trim is also due when the last prompt and answer passed this many tokens; unset is the
-   * daemon's default, on the embedded engine what its context holds less room for the answer.
+   * The number of tokens in the last prompt and answer above which a trim occurs as well. Unset:
+   * the daemon's default, on the embedded engine its context size less room for the answer.
    * </pre>
    *
    * <code>optional int32 max_tokens = 3;</code>
@@ -122,8 +124,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * A trim is also due when the last prompt and answer passed this many tokens; unset is the
-   * daemon's default, on the embedded engine what its context holds less room for the answer.
+   * The number of tokens in the last prompt and answer above which a trim occurs as well. Unset:
+   * the daemon's default, on the embedded engine its context size less room for the answer.
    * </pre>
    *
    * <code>optional int32 max_tokens = 3;</code>
@@ -138,7 +140,8 @@ private static final long serialVersionUID = 0L;
   private int rendering_ = 0;
   /**
    * <pre>
-   * How it is put into a prompt; unset is the daemon's default (MESSAGES).
+   * The form in which the window is written into the prompt. Unset: the daemon's default
+   * (MESSAGES).
    * </pre>
    *
    * <code>.ruvd.v1.Rendering rendering = 4;</code>
@@ -149,7 +152,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * How it is put into a prompt; unset is the daemon's default (MESSAGES).
+   * The form in which the window is written into the prompt. Unset: the daemon's default
+   * (MESSAGES).
    * </pre>
    *
    * <code>.ruvd.v1.Rendering rendering = 4;</code>
@@ -366,9 +370,9 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * How much of the history is sent to the engine. Exchanges are appended, so that the prompt's
-   * prefix stays the same and the engine's cache hits, until there are more than max_exchanges;
-   * one trim then drops down to the last keep_exchanges.
+   * The part of the history that is sent to the engine. Exchanges are appended until there are more
+   * than max_exchanges; a trim then keeps only the last keep_exchanges. Between trims the prompt's
+   * prefix stays the same, so the engine's cache hits.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.ContextWindow}
@@ -550,7 +554,7 @@ private static final long serialVersionUID = 0L;
     private int keepExchanges_ ;
     /**
      * <pre>
-     * How many exchanges a trim leaves; unset is the daemon's default (3).
+     * The number of exchanges that a trim keeps. Unset: the daemon's default (3).
      * </pre>
      *
      * <code>optional int32 keep_exchanges = 1;</code>
@@ -562,7 +566,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How many exchanges a trim leaves; unset is the daemon's default (3).
+     * The number of exchanges that a trim keeps. Unset: the daemon's default (3).
      * </pre>
      *
      * <code>optional int32 keep_exchanges = 1;</code>
@@ -574,7 +578,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How many exchanges a trim leaves; unset is the daemon's default (3).
+     * The number of exchanges that a trim keeps. Unset: the daemon's default (3).
      * </pre>
      *
      * <code>optional int32 keep_exchanges = 1;</code>
@@ -590,7 +594,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How many exchanges a trim leaves; unset is the daemon's default (3).
+     * The number of exchanges that a trim keeps. Unset: the daemon's default (3).
      * </pre>
      *
      * <code>optional int32 keep_exchanges = 1;</code>
@@ -606,7 +610,8 @@ private static final long serialVersionUID = 0L;
     private int maxExchanges_ ;
     /**
      * <pre>
-     * How many exchanges are sent at most; 0 is the whole history, unset the daemon's default (10).
+     * The maximum number of exchanges that are sent. 0: the whole history. Unset: the daemon's
+     * default (10).
      * </pre>
      *
      * <code>optional int32 max_exchanges = 2;</code>
@@ -618,7 +623,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How many exchanges are sent at most; 0 is the whole history, unset the daemon's default (10).
+     * The maximum number of exchanges that are sent. 0: the whole history. Unset: the daemon's
+     * default (10).
      * </pre>
      *
      * <code>optional int32 max_exchanges = 2;</code>
@@ -630,7 +636,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How many exchanges are sent at most; 0 is the whole history, unset the daemon's default (10).
+     * The maximum number of exchanges that are sent. 0: the whole history. Unset: the daemon's
+     * default (10).
      * </pre>
      *
      * <code>optional int32 max_exchanges = 2;</code>
@@ -646,7 +653,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How many exchanges are sent at most; 0 is the whole history, unset the daemon's default (10).
+     * The maximum number of exchanges that are sent. 0: the whole history. Unset: the daemon's
+     * default (10).
      * </pre>
      *
      * <code>optional int32 max_exchanges = 2;</code>
@@ -662,8 +670,8 @@ private static final long serialVersionUID = 0L;
     private int maxTokens_ ;
     /**
      * <pre>
-     * A trim is also due when the last prompt and answer passed this many tokens; unset is the
-     * daemon's default, on the embedded engine what its context holds less room for the answer.
+     * The number of tokens in the last prompt and answer above which a trim occurs as well. Unset:
+     * the daemon's default, on the embedded engine its context size less room for the answer.
      * </pre>
      *
      * <code>optional int32 max_tokens = 3;</code>
@@ -675,8 +683,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * A trim is also due when the last prompt and answer passed this many tokens; unset is the
-     * daemon's default, on the embedded engine what its context holds less room for the answer.
+     * The number of tokens in the last prompt and answer above which a trim occurs as well. Unset:
+     * the daemon's default, on the embedded engine its context size less room for the answer.
      * </pre>
      *
      * <code>optional int32 max_tokens = 3;</code>
@@ -688,8 +696,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * A trim is also due when the last prompt and answer passed this many tokens; unset is the
-     * daemon's default, on the embedded engine what its context holds less room for the answer.
+     * The number of tokens in the last prompt and answer above which a trim occurs as well. Unset:
+     * the daemon's default, on the embedded engine its context size less room for the answer.
      * </pre>
      *
      * <code>optional int32 max_tokens = 3;</code>
@@ -705,8 +713,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * A trim is also due when the last prompt and answer passed this many tokens; unset is the
-     * daemon's default, on the embedded engine what its context holds less room for the answer.
+     * The number of tokens in the last prompt and answer above which a trim occurs as well. Unset:
+     * the daemon's default, on the embedded engine its context size less room for the answer.
      * </pre>
      *
      * <code>optional int32 max_tokens = 3;</code>
@@ -722,7 +730,8 @@ private static final long serialVersionUID = 0L;
     private int rendering_ = 0;
     /**
      * <pre>
-     * How it is put into a prompt; unset is the daemon's default (MESSAGES).
+     * The form in which the window is written into the prompt. Unset: the daemon's default
+     * (MESSAGES).
      * </pre>
      *
      * <code>.ruvd.v1.Rendering rendering = 4;</code>
@@ -733,7 +742,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How it is put into a prompt; unset is the daemon's default (MESSAGES).
+     * The form in which the window is written into the prompt. Unset: the daemon's default
+     * (MESSAGES).
      * </pre>
      *
      * <code>.ruvd.v1.Rendering rendering = 4;</code>
@@ -748,7 +758,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How it is put into a prompt; unset is the daemon's default (MESSAGES).
+     * The form in which the window is written into the prompt. Unset: the daemon's default
+     * (MESSAGES).
      * </pre>
      *
      * <code>.ruvd.v1.Rendering rendering = 4;</code>
@@ -761,7 +772,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How it is put into a prompt; unset is the daemon's default (MESSAGES).
+     * The form in which the window is written into the prompt. Unset: the daemon's default
+     * (MESSAGES).
      * </pre>
      *
      * <code>.ruvd.v1.Rendering rendering = 4;</code>
@@ -777,7 +789,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How it is put into a prompt; unset is the daemon's default (MESSAGES).
+     * The form in which the window is written into the prompt. Unset: the daemon's default
+     * (MESSAGES).
      * </pre>
      *
      * <code>.ruvd.v1.Rendering rendering = 4;</code>

@@ -12,7 +12,7 @@ public interface ContextWindowOrBuilder extends
 
   /**
    * <pre>
-   * How many exchanges a trim leaves; unset is the daemon's default (3).
+   * The number of exchanges that a trim keeps. Unset: the daemon's default (3).
    * </pre>
    *
    * <code>optional int32 keep_exchanges = 1;</code>
@@ -21,7 +21,7 @@ public interface ContextWindowOrBuilder extends
   boolean hasKeepExchanges();
   /**
    * <pre>
-   * How many exchanges a trim leaves; unset is the daemon's default (3).
+   * The number of exchanges that a trim keeps. Unset: the daemon's default (3).
    * </pre>
    *
    * <code>optional int32 keep_exchanges = 1;</code>
@@ -31,7 +31,8 @@ public interface ContextWindowOrBuilder extends
 
   /**
    * <pre>
-   * How many exchanges are sent at most; 0 is the whole history, unset the daemon's default (10).
+   * The maximum number of exchanges that are sent. 0: the whole history. Unset: the daemon's
+   * default (10).
    * </pre>
    *
    * <code>optional int32 max_exchanges = 2;</code>
@@ -40,7 +41,8 @@ public interface ContextWindowOrBuilder extends
   boolean hasMaxExchanges();
   /**
    * <pre>
-   * How many exchanges are sent at most; 0 is the whole history, unset the daemon's default (10).
+   * The maximum number of exchanges that are sent. 0: the whole history. Unset: the daemon's
+   * default (10).
    * </pre>
    *
    * <code>optional int32 max_exchanges = 2;</code>
@@ -50,8 +52,8 @@ public interface ContextWindowOrBuilder extends
 
   /**
    * <pre>
-   * A trim is also due when the last prompt and answer passed this many tokens; unset is the
-   * daemon's default, on the embedded engine what its context holds less room for the answer.
+   * The number of tokens in the last prompt and answer above which a trim occurs as well. Unset:
+   * the daemon's default, on the embedded engine its context size less room for the answer.
    * </pre>
    *
    * <code>optional int32 max_tokens = 3;</code>
@@ -60,8 +62,8 @@ public interface ContextWindowOrBuilder extends
   boolean hasMaxTokens();
   /**
    * <pre>
-   * A trim is also due when the last prompt and answer passed this many tokens; unset is the
-   * daemon's default, on the embedded engine what its context holds less room for the answer.
+   * The number of tokens in the last prompt and answer above which a trim occurs as well. Unset:
+   * the daemon's default, on the embedded engine its context size less room for the answer.
    * </pre>
    *
    * <code>optional int32 max_tokens = 3;</code>
@@ -71,7 +73,8 @@ public interface ContextWindowOrBuilder extends
 
   /**
    * <pre>
-   * How it is put into a prompt; unset is the daemon's default (MESSAGES).
+   * The form in which the window is written into the prompt. Unset: the daemon's default
+   * (MESSAGES).
    * </pre>
    *
    * <code>.ruvd.v1.Rendering rendering = 4;</code>
@@ -80,7 +83,8 @@ public interface ContextWindowOrBuilder extends
   int getRenderingValue();
   /**
    * <pre>
-   * How it is put into a prompt; unset is the daemon's default (MESSAGES).
+   * The form in which the window is written into the prompt. Unset: the daemon's default
+   * (MESSAGES).
    * </pre>
    *
    * <code>.ruvd.v1.Rendering rendering = 4;</code>

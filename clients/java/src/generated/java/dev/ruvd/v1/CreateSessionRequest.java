@@ -70,7 +70,8 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object sessionId_ = "";
   /**
    * <pre>
-   * 1 to 128 of A-Z a-z 0-9 . _ : -; empty for an unguessable one.
+   * The session's id: 1 to 128 characters of A-Z a-z 0-9 . _ : -. Empty: the daemon makes an
+   * unguessable id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -91,7 +92,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * 1 to 128 of A-Z a-z 0-9 . _ : -; empty for an unguessable one.
+   * The session's id: 1 to 128 characters of A-Z a-z 0-9 . _ : -. Empty: the daemon makes an
+   * unguessable id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -117,7 +119,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object systemPrompt_ = "";
   /**
    * <pre>
-   * What the model is told first.
+   * The system prompt.
    * </pre>
    *
    * <code>string system_prompt = 2;</code>
@@ -138,7 +140,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What the model is told first.
+   * The system prompt.
    * </pre>
    *
    * <code>string system_prompt = 2;</code>
@@ -164,7 +166,7 @@ private static final long serialVersionUID = 0L;
   private java.util.List<dev.ruvd.v1.Message> messages_;
   /**
    * <pre>
-   * A history to start from.
+   * The history that the session starts with.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -175,7 +177,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * A history to start from.
+   * The history that the session starts with.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -187,7 +189,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * A history to start from.
+   * The history that the session starts with.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -198,7 +200,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * A history to start from.
+   * The history that the session starts with.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -209,7 +211,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * A history to start from.
+   * The history that the session starts with.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -248,7 +250,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * At most 64, keys of 1 to 63 bytes, values of at most 255.
+   * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -269,7 +271,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * At most 64, keys of 1 to 63 bytes, values of at most 255.
+   * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -280,7 +282,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * At most 64, keys of 1 to 63 bytes, values of at most 255.
+   * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -298,7 +300,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * At most 64, keys of 1 to 63 bytes, values of at most 255.
+   * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -319,7 +321,7 @@ java.lang.String defaultValue) {
   private dev.ruvd.v1.ContextWindow contextWindow_;
   /**
    * <pre>
-   * How much of the history is sent to the engine.
+   * The part of the history that is sent to the engine.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -331,7 +333,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * How much of the history is sent to the engine.
+   * The part of the history that is sent to the engine.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -343,7 +345,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * How much of the history is sent to the engine.
+   * The part of the history that is sent to the engine.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -357,7 +359,8 @@ java.lang.String defaultValue) {
   private com.google.protobuf.Duration idleTimeout_;
   /**
    * <pre>
-   * How long it may be idle, 10 years at most; unset is the daemon's default.
+   * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+   * default.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -369,7 +372,8 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * How long it may be idle, 10 years at most; unset is the daemon's default.
+   * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+   * default.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -381,7 +385,8 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * How long it may be idle, 10 years at most; unset is the daemon's default.
+   * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+   * default.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -396,7 +401,7 @@ java.lang.String defaultValue) {
   private volatile java.lang.Object model_ = "";
   /**
    * <pre>
-   * The model, for engines that have several.
+   * The session's model, for engines that offer several.
    * </pre>
    *
    * <code>string model = 7;</code>
@@ -417,7 +422,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The model, for engines that have several.
+   * The session's model, for engines that offer several.
    * </pre>
    *
    * <code>string model = 7;</code>
@@ -443,7 +448,7 @@ java.lang.String defaultValue) {
   private volatile java.lang.Object requestId_ = "";
   /**
    * <pre>
-   * Makes a retry safe: the same id gives the same session.
+   * An id that makes retries safe: a call with the same id returns the same session.
    * </pre>
    *
    * <code>string request_id = 8;</code>
@@ -464,7 +469,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * Makes a retry safe: the same id gives the same session.
+   * An id that makes retries safe: a call with the same id returns the same session.
    * </pre>
    *
    * <code>string request_id = 8;</code>
@@ -1075,7 +1080,8 @@ java.lang.String defaultValue) {
     private java.lang.Object sessionId_ = "";
     /**
      * <pre>
-     * 1 to 128 of A-Z a-z 0-9 . _ : -; empty for an unguessable one.
+     * The session's id: 1 to 128 characters of A-Z a-z 0-9 . _ : -. Empty: the daemon makes an
+     * unguessable id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -1095,7 +1101,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * 1 to 128 of A-Z a-z 0-9 . _ : -; empty for an unguessable one.
+     * The session's id: 1 to 128 characters of A-Z a-z 0-9 . _ : -. Empty: the daemon makes an
+     * unguessable id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -1116,7 +1123,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * 1 to 128 of A-Z a-z 0-9 . _ : -; empty for an unguessable one.
+     * The session's id: 1 to 128 characters of A-Z a-z 0-9 . _ : -. Empty: the daemon makes an
+     * unguessable id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -1133,7 +1141,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * 1 to 128 of A-Z a-z 0-9 . _ : -; empty for an unguessable one.
+     * The session's id: 1 to 128 characters of A-Z a-z 0-9 . _ : -. Empty: the daemon makes an
+     * unguessable id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -1147,7 +1156,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * 1 to 128 of A-Z a-z 0-9 . _ : -; empty for an unguessable one.
+     * The session's id: 1 to 128 characters of A-Z a-z 0-9 . _ : -. Empty: the daemon makes an
+     * unguessable id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -1167,7 +1177,7 @@ java.lang.String defaultValue) {
     private java.lang.Object systemPrompt_ = "";
     /**
      * <pre>
-     * What the model is told first.
+     * The system prompt.
      * </pre>
      *
      * <code>string system_prompt = 2;</code>
@@ -1187,7 +1197,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What the model is told first.
+     * The system prompt.
      * </pre>
      *
      * <code>string system_prompt = 2;</code>
@@ -1208,7 +1218,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What the model is told first.
+     * The system prompt.
      * </pre>
      *
      * <code>string system_prompt = 2;</code>
@@ -1225,7 +1235,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What the model is told first.
+     * The system prompt.
      * </pre>
      *
      * <code>string system_prompt = 2;</code>
@@ -1239,7 +1249,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What the model is told first.
+     * The system prompt.
      * </pre>
      *
      * <code>string system_prompt = 2;</code>
@@ -1270,7 +1280,7 @@ java.lang.String defaultValue) {
 
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1284,7 +1294,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1298,7 +1308,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1312,7 +1322,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1333,7 +1343,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1351,7 +1361,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1371,7 +1381,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1392,7 +1402,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1410,7 +1420,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1428,7 +1438,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1447,7 +1457,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1464,7 +1474,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1481,7 +1491,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1492,7 +1502,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1506,7 +1516,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1521,7 +1531,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1532,7 +1542,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1544,7 +1554,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * A history to start from.
+     * The history that the session starts with.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -1596,7 +1606,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * At most 64, keys of 1 to 63 bytes, values of at most 255.
+     * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -1617,7 +1627,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * At most 64, keys of 1 to 63 bytes, values of at most 255.
+     * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -1628,7 +1638,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * At most 64, keys of 1 to 63 bytes, values of at most 255.
+     * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -1646,7 +1656,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * At most 64, keys of 1 to 63 bytes, values of at most 255.
+     * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -1670,7 +1680,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * At most 64, keys of 1 to 63 bytes, values of at most 255.
+     * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -1693,7 +1703,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * At most 64, keys of 1 to 63 bytes, values of at most 255.
+     * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -1710,7 +1720,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * At most 64, keys of 1 to 63 bytes, values of at most 255.
+     * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -1728,7 +1738,7 @@ java.lang.String defaultValue) {
         dev.ruvd.v1.ContextWindow, dev.ruvd.v1.ContextWindow.Builder, dev.ruvd.v1.ContextWindowOrBuilder> contextWindowBuilder_;
     /**
      * <pre>
-     * How much of the history is sent to the engine.
+     * The part of the history that is sent to the engine.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -1739,7 +1749,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How much of the history is sent to the engine.
+     * The part of the history that is sent to the engine.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -1754,7 +1764,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How much of the history is sent to the engine.
+     * The part of the history that is sent to the engine.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -1774,7 +1784,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How much of the history is sent to the engine.
+     * The part of the history that is sent to the engine.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -1792,7 +1802,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How much of the history is sent to the engine.
+     * The part of the history that is sent to the engine.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -1817,7 +1827,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How much of the history is sent to the engine.
+     * The part of the history that is sent to the engine.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -1834,7 +1844,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How much of the history is sent to the engine.
+     * The part of the history that is sent to the engine.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -1846,7 +1856,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How much of the history is sent to the engine.
+     * The part of the history that is sent to the engine.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -1861,7 +1871,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How much of the history is sent to the engine.
+     * The part of the history that is sent to the engine.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -1885,7 +1895,8 @@ java.lang.String defaultValue) {
         com.google.protobuf.Duration, com.google.protobuf.Duration.Builder, com.google.protobuf.DurationOrBuilder> idleTimeoutBuilder_;
     /**
      * <pre>
-     * How long it may be idle, 10 years at most; unset is the daemon's default.
+     * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+     * default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -1896,7 +1907,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle, 10 years at most; unset is the daemon's default.
+     * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+     * default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -1911,7 +1923,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle, 10 years at most; unset is the daemon's default.
+     * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+     * default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -1931,7 +1944,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle, 10 years at most; unset is the daemon's default.
+     * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+     * default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -1949,7 +1963,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle, 10 years at most; unset is the daemon's default.
+     * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+     * default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -1974,7 +1989,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle, 10 years at most; unset is the daemon's default.
+     * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+     * default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -1991,7 +2007,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle, 10 years at most; unset is the daemon's default.
+     * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+     * default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -2003,7 +2020,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle, 10 years at most; unset is the daemon's default.
+     * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+     * default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -2018,7 +2036,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle, 10 years at most; unset is the daemon's default.
+     * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+     * default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -2040,7 +2059,7 @@ java.lang.String defaultValue) {
     private java.lang.Object model_ = "";
     /**
      * <pre>
-     * The model, for engines that have several.
+     * The session's model, for engines that offer several.
      * </pre>
      *
      * <code>string model = 7;</code>
@@ -2060,7 +2079,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The model, for engines that have several.
+     * The session's model, for engines that offer several.
      * </pre>
      *
      * <code>string model = 7;</code>
@@ -2081,7 +2100,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The model, for engines that have several.
+     * The session's model, for engines that offer several.
      * </pre>
      *
      * <code>string model = 7;</code>
@@ -2098,7 +2117,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The model, for engines that have several.
+     * The session's model, for engines that offer several.
      * </pre>
      *
      * <code>string model = 7;</code>
@@ -2112,7 +2131,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The model, for engines that have several.
+     * The session's model, for engines that offer several.
      * </pre>
      *
      * <code>string model = 7;</code>
@@ -2132,7 +2151,7 @@ java.lang.String defaultValue) {
     private java.lang.Object requestId_ = "";
     /**
      * <pre>
-     * Makes a retry safe: the same id gives the same session.
+     * An id that makes retries safe: a call with the same id returns the same session.
      * </pre>
      *
      * <code>string request_id = 8;</code>
@@ -2152,7 +2171,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id gives the same session.
+     * An id that makes retries safe: a call with the same id returns the same session.
      * </pre>
      *
      * <code>string request_id = 8;</code>
@@ -2173,7 +2192,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id gives the same session.
+     * An id that makes retries safe: a call with the same id returns the same session.
      * </pre>
      *
      * <code>string request_id = 8;</code>
@@ -2190,7 +2209,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id gives the same session.
+     * An id that makes retries safe: a call with the same id returns the same session.
      * </pre>
      *
      * <code>string request_id = 8;</code>
@@ -2204,7 +2223,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id gives the same session.
+     * An id that makes retries safe: a call with the same id returns the same session.
      * </pre>
      *
      * <code>string request_id = 8;</code>

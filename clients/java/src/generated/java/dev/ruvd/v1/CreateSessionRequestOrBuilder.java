@@ -12,7 +12,8 @@ public interface CreateSessionRequestOrBuilder extends
 
   /**
    * <pre>
-   * 1 to 128 of A-Z a-z 0-9 . _ : -; empty for an unguessable one.
+   * The session's id: 1 to 128 characters of A-Z a-z 0-9 . _ : -. Empty: the daemon makes an
+   * unguessable id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -21,7 +22,8 @@ public interface CreateSessionRequestOrBuilder extends
   java.lang.String getSessionId();
   /**
    * <pre>
-   * 1 to 128 of A-Z a-z 0-9 . _ : -; empty for an unguessable one.
+   * The session's id: 1 to 128 characters of A-Z a-z 0-9 . _ : -. Empty: the daemon makes an
+   * unguessable id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -32,7 +34,7 @@ public interface CreateSessionRequestOrBuilder extends
 
   /**
    * <pre>
-   * What the model is told first.
+   * The system prompt.
    * </pre>
    *
    * <code>string system_prompt = 2;</code>
@@ -41,7 +43,7 @@ public interface CreateSessionRequestOrBuilder extends
   java.lang.String getSystemPrompt();
   /**
    * <pre>
-   * What the model is told first.
+   * The system prompt.
    * </pre>
    *
    * <code>string system_prompt = 2;</code>
@@ -52,7 +54,7 @@ public interface CreateSessionRequestOrBuilder extends
 
   /**
    * <pre>
-   * A history to start from.
+   * The history that the session starts with.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -61,7 +63,7 @@ public interface CreateSessionRequestOrBuilder extends
       getMessagesList();
   /**
    * <pre>
-   * A history to start from.
+   * The history that the session starts with.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -69,7 +71,7 @@ public interface CreateSessionRequestOrBuilder extends
   dev.ruvd.v1.Message getMessages(int index);
   /**
    * <pre>
-   * A history to start from.
+   * The history that the session starts with.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -77,7 +79,7 @@ public interface CreateSessionRequestOrBuilder extends
   int getMessagesCount();
   /**
    * <pre>
-   * A history to start from.
+   * The history that the session starts with.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -86,7 +88,7 @@ public interface CreateSessionRequestOrBuilder extends
       getMessagesOrBuilderList();
   /**
    * <pre>
-   * A history to start from.
+   * The history that the session starts with.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 3;</code>
@@ -96,7 +98,7 @@ public interface CreateSessionRequestOrBuilder extends
 
   /**
    * <pre>
-   * At most 64, keys of 1 to 63 bytes, values of at most 255.
+   * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -104,7 +106,7 @@ public interface CreateSessionRequestOrBuilder extends
   int getLabelsCount();
   /**
    * <pre>
-   * At most 64, keys of 1 to 63 bytes, values of at most 255.
+   * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -119,7 +121,7 @@ public interface CreateSessionRequestOrBuilder extends
   getLabels();
   /**
    * <pre>
-   * At most 64, keys of 1 to 63 bytes, values of at most 255.
+   * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -128,7 +130,7 @@ public interface CreateSessionRequestOrBuilder extends
   getLabelsMap();
   /**
    * <pre>
-   * At most 64, keys of 1 to 63 bytes, values of at most 255.
+   * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -140,7 +142,7 @@ java.lang.String getLabelsOrDefault(
 java.lang.String defaultValue);
   /**
    * <pre>
-   * At most 64, keys of 1 to 63 bytes, values of at most 255.
+   * At most 64 labels, with keys of 1 to 63 bytes and values of at most 255 bytes.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 4;</code>
@@ -150,7 +152,7 @@ java.lang.String defaultValue);
 
   /**
    * <pre>
-   * How much of the history is sent to the engine.
+   * The part of the history that is sent to the engine.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -159,7 +161,7 @@ java.lang.String defaultValue);
   boolean hasContextWindow();
   /**
    * <pre>
-   * How much of the history is sent to the engine.
+   * The part of the history that is sent to the engine.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -168,7 +170,7 @@ java.lang.String defaultValue);
   dev.ruvd.v1.ContextWindow getContextWindow();
   /**
    * <pre>
-   * How much of the history is sent to the engine.
+   * The part of the history that is sent to the engine.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 5;</code>
@@ -177,7 +179,8 @@ java.lang.String defaultValue);
 
   /**
    * <pre>
-   * How long it may be idle, 10 years at most; unset is the daemon's default.
+   * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+   * default.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -186,7 +189,8 @@ java.lang.String defaultValue);
   boolean hasIdleTimeout();
   /**
    * <pre>
-   * How long it may be idle, 10 years at most; unset is the daemon's default.
+   * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+   * default.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -195,7 +199,8 @@ java.lang.String defaultValue);
   com.google.protobuf.Duration getIdleTimeout();
   /**
    * <pre>
-   * How long it may be idle, 10 years at most; unset is the daemon's default.
+   * The time without use after which the session expires, at most 10 years. Unset: the daemon's
+   * default.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 6;</code>
@@ -204,7 +209,7 @@ java.lang.String defaultValue);
 
   /**
    * <pre>
-   * The model, for engines that have several.
+   * The session's model, for engines that offer several.
    * </pre>
    *
    * <code>string model = 7;</code>
@@ -213,7 +218,7 @@ java.lang.String defaultValue);
   java.lang.String getModel();
   /**
    * <pre>
-   * The model, for engines that have several.
+   * The session's model, for engines that offer several.
    * </pre>
    *
    * <code>string model = 7;</code>
@@ -224,7 +229,7 @@ java.lang.String defaultValue);
 
   /**
    * <pre>
-   * Makes a retry safe: the same id gives the same session.
+   * An id that makes retries safe: a call with the same id returns the same session.
    * </pre>
    *
    * <code>string request_id = 8;</code>
@@ -233,7 +238,7 @@ java.lang.String defaultValue);
   java.lang.String getRequestId();
   /**
    * <pre>
-   * Makes a retry safe: the same id gives the same session.
+   * An id that makes retries safe: a call with the same id returns the same session.
    * </pre>
    *
    * <code>string request_id = 8;</code>

@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * More of the answer. One delta may hold several tokens.
+ * The next part of the answer. One delta may contain several tokens.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.Delta}
@@ -94,7 +94,7 @@ private static final long serialVersionUID = 0L;
   public static final int TEXT_FIELD_NUMBER = 1;
   /**
    * <pre>
-   * To the text.
+   * Text to append to the content.
    * </pre>
    *
    * <code>string text = 1;</code>
@@ -105,7 +105,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * To the text.
+   * Text to append to the content.
    * </pre>
    *
    * <code>string text = 1;</code>
@@ -130,7 +130,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * To the text.
+   * Text to append to the content.
    * </pre>
    *
    * <code>string text = 1;</code>
@@ -158,7 +158,7 @@ private static final long serialVersionUID = 0L;
   public static final int TOOL_CALL_FIELD_NUMBER = 2;
   /**
    * <pre>
-   * To a tool call.
+   * An addition to a tool call.
    * </pre>
    *
    * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -170,7 +170,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * To a tool call.
+   * An addition to a tool call.
    * </pre>
    *
    * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -185,7 +185,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * To a tool call.
+   * An addition to a tool call.
    * </pre>
    *
    * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -201,7 +201,7 @@ private static final long serialVersionUID = 0L;
   public static final int REASONING_FIELD_NUMBER = 3;
   /**
    * <pre>
-   * To the reasoning.
+   * Text to append to the reasoning.
    * </pre>
    *
    * <code>string reasoning = 3;</code>
@@ -212,7 +212,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * To the reasoning.
+   * Text to append to the reasoning.
    * </pre>
    *
    * <code>string reasoning = 3;</code>
@@ -237,7 +237,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * To the reasoning.
+   * Text to append to the reasoning.
    * </pre>
    *
    * <code>string reasoning = 3;</code>
@@ -462,7 +462,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * More of the answer. One delta may hold several tokens.
+   * The next part of the answer. One delta may contain several tokens.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.Delta}
@@ -660,7 +660,7 @@ private static final long serialVersionUID = 0L;
 
     /**
      * <pre>
-     * To the text.
+     * Text to append to the content.
      * </pre>
      *
      * <code>string text = 1;</code>
@@ -672,7 +672,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To the text.
+     * Text to append to the content.
      * </pre>
      *
      * <code>string text = 1;</code>
@@ -698,7 +698,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To the text.
+     * Text to append to the content.
      * </pre>
      *
      * <code>string text = 1;</code>
@@ -725,7 +725,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To the text.
+     * Text to append to the content.
      * </pre>
      *
      * <code>string text = 1;</code>
@@ -742,7 +742,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To the text.
+     * Text to append to the content.
      * </pre>
      *
      * <code>string text = 1;</code>
@@ -758,7 +758,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To the text.
+     * Text to append to the content.
      * </pre>
      *
      * <code>string text = 1;</code>
@@ -779,7 +779,7 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.ToolCallDelta, dev.ruvd.v1.ToolCallDelta.Builder, dev.ruvd.v1.ToolCallDeltaOrBuilder> toolCallBuilder_;
     /**
      * <pre>
-     * To a tool call.
+     * An addition to a tool call.
      * </pre>
      *
      * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -791,7 +791,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To a tool call.
+     * An addition to a tool call.
      * </pre>
      *
      * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -813,7 +813,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To a tool call.
+     * An addition to a tool call.
      * </pre>
      *
      * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -833,7 +833,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To a tool call.
+     * An addition to a tool call.
      * </pre>
      *
      * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -851,7 +851,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To a tool call.
+     * An addition to a tool call.
      * </pre>
      *
      * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -878,7 +878,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To a tool call.
+     * An addition to a tool call.
      * </pre>
      *
      * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -901,7 +901,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To a tool call.
+     * An addition to a tool call.
      * </pre>
      *
      * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -911,7 +911,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To a tool call.
+     * An addition to a tool call.
      * </pre>
      *
      * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -929,7 +929,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To a tool call.
+     * An addition to a tool call.
      * </pre>
      *
      * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -955,7 +955,7 @@ private static final long serialVersionUID = 0L;
 
     /**
      * <pre>
-     * To the reasoning.
+     * Text to append to the reasoning.
      * </pre>
      *
      * <code>string reasoning = 3;</code>
@@ -967,7 +967,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To the reasoning.
+     * Text to append to the reasoning.
      * </pre>
      *
      * <code>string reasoning = 3;</code>
@@ -993,7 +993,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To the reasoning.
+     * Text to append to the reasoning.
      * </pre>
      *
      * <code>string reasoning = 3;</code>
@@ -1020,7 +1020,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To the reasoning.
+     * Text to append to the reasoning.
      * </pre>
      *
      * <code>string reasoning = 3;</code>
@@ -1037,7 +1037,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To the reasoning.
+     * Text to append to the reasoning.
      * </pre>
      *
      * <code>string reasoning = 3;</code>
@@ -1053,7 +1053,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * To the reasoning.
+     * Text to append to the reasoning.
      * </pre>
      *
      * <code>string reasoning = 3;</code>

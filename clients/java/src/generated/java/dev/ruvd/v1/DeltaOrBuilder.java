@@ -12,7 +12,7 @@ public interface DeltaOrBuilder extends
 
   /**
    * <pre>
-   * To the text.
+   * Text to append to the content.
    * </pre>
    *
    * <code>string text = 1;</code>
@@ -21,7 +21,7 @@ public interface DeltaOrBuilder extends
   boolean hasText();
   /**
    * <pre>
-   * To the text.
+   * Text to append to the content.
    * </pre>
    *
    * <code>string text = 1;</code>
@@ -30,7 +30,7 @@ public interface DeltaOrBuilder extends
   java.lang.String getText();
   /**
    * <pre>
-   * To the text.
+   * Text to append to the content.
    * </pre>
    *
    * <code>string text = 1;</code>
@@ -41,7 +41,7 @@ public interface DeltaOrBuilder extends
 
   /**
    * <pre>
-   * To a tool call.
+   * An addition to a tool call.
    * </pre>
    *
    * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -50,7 +50,7 @@ public interface DeltaOrBuilder extends
   boolean hasToolCall();
   /**
    * <pre>
-   * To a tool call.
+   * An addition to a tool call.
    * </pre>
    *
    * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -59,7 +59,7 @@ public interface DeltaOrBuilder extends
   dev.ruvd.v1.ToolCallDelta getToolCall();
   /**
    * <pre>
-   * To a tool call.
+   * An addition to a tool call.
    * </pre>
    *
    * <code>.ruvd.v1.ToolCallDelta tool_call = 2;</code>
@@ -68,7 +68,7 @@ public interface DeltaOrBuilder extends
 
   /**
    * <pre>
-   * To the reasoning.
+   * Text to append to the reasoning.
    * </pre>
    *
    * <code>string reasoning = 3;</code>
@@ -77,7 +77,7 @@ public interface DeltaOrBuilder extends
   boolean hasReasoning();
   /**
    * <pre>
-   * To the reasoning.
+   * Text to append to the reasoning.
    * </pre>
    *
    * <code>string reasoning = 3;</code>
@@ -86,7 +86,7 @@ public interface DeltaOrBuilder extends
   java.lang.String getReasoning();
   /**
    * <pre>
-   * To the reasoning.
+   * Text to append to the reasoning.
    * </pre>
    *
    * <code>string reasoning = 3;</code>

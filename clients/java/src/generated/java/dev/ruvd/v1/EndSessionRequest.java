@@ -53,7 +53,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object sessionId_ = "";
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -74,7 +74,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -99,7 +99,7 @@ private static final long serialVersionUID = 0L;
   private boolean allowMissing_ = false;
   /**
    * <pre>
-   * Succeed if there is none.
+   * Whether the call succeeds if the session does not exist.
    * </pre>
    *
    * <code>bool allow_missing = 2;</code>
@@ -435,7 +435,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object sessionId_ = "";
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -455,7 +455,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -476,7 +476,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -493,7 +493,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -507,7 +507,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -527,7 +527,7 @@ private static final long serialVersionUID = 0L;
     private boolean allowMissing_ ;
     /**
      * <pre>
-     * Succeed if there is none.
+     * Whether the call succeeds if the session does not exist.
      * </pre>
      *
      * <code>bool allow_missing = 2;</code>
@@ -539,7 +539,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Succeed if there is none.
+     * Whether the call succeeds if the session does not exist.
      * </pre>
      *
      * <code>bool allow_missing = 2;</code>
@@ -555,7 +555,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Succeed if there is none.
+     * Whether the call succeeds if the session does not exist.
      * </pre>
      *
      * <code>bool allow_missing = 2;</code>

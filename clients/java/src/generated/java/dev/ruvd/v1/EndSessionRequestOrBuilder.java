@@ -12,7 +12,7 @@ public interface EndSessionRequestOrBuilder extends
 
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -21,7 +21,7 @@ public interface EndSessionRequestOrBuilder extends
   java.lang.String getSessionId();
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -32,7 +32,7 @@ public interface EndSessionRequestOrBuilder extends
 
   /**
    * <pre>
-   * Succeed if there is none.
+   * Whether the call succeeds if the session does not exist.
    * </pre>
    *
    * <code>bool allow_missing = 2;</code>

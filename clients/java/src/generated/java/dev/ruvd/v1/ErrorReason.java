@@ -7,7 +7,8 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * The reasons in google.rpc.ErrorInfo.reason, without their prefix (SESSION_NOT_FOUND).
+ * The values of google.rpc.ErrorInfo.reason, which omits the prefix (SESSION_NOT_FOUND). Each
+ * comment names the gRPC status code in parentheses.
  * </pre>
  *
  * Protobuf enum {@code ruvd.v1.ErrorReason}
@@ -25,7 +26,7 @@ public enum ErrorReason
   ERROR_REASON_UNSPECIFIED(0),
   /**
    * <pre>
-   * No such session, or it has expired (NOT_FOUND).
+   * The session does not exist or has expired (NOT_FOUND).
    * </pre>
    *
    * <code>ERROR_REASON_SESSION_NOT_FOUND = 1;</code>
@@ -33,7 +34,7 @@ public enum ErrorReason
   ERROR_REASON_SESSION_NOT_FOUND(1),
   /**
    * <pre>
-   * No such completion, or its events are no longer kept (NOT_FOUND).
+   * The completion does not exist, or its events are no longer kept (NOT_FOUND).
    * </pre>
    *
    * <code>ERROR_REASON_COMPLETION_NOT_FOUND = 2;</code>
@@ -49,7 +50,7 @@ public enum ErrorReason
   ERROR_REASON_COMPLETION_CANCELLED(3),
   /**
    * <pre>
-   * The session has a completion running and the call asked not to wait (ABORTED).
+   * The session has a running completion, and the call set IF_BUSY_REJECT (ABORTED).
    * </pre>
    *
    * <code>ERROR_REASON_SESSION_BUSY = 4;</code>
@@ -57,7 +58,7 @@ public enum ErrorReason
   ERROR_REASON_SESSION_BUSY(4),
   /**
    * <pre>
-   * The session was ended while the call waited or ran (ABORTED).
+   * The session was ended while the call was queued or running (ABORTED).
    * </pre>
    *
    * <code>ERROR_REASON_SESSION_ENDED = 5;</code>
@@ -65,7 +66,7 @@ public enum ErrorReason
   ERROR_REASON_SESSION_ENDED(5),
   /**
    * <pre>
-   * Another caller took the session over (ABORTED).
+   * Another call interrupted the completion with IF_BUSY_INTERRUPT (ABORTED).
    * </pre>
    *
    * <code>ERROR_REASON_COMPLETION_INTERRUPTED = 6;</code>
@@ -73,7 +74,7 @@ public enum ErrorReason
   ERROR_REASON_COMPLETION_INTERRUPTED(6),
   /**
    * <pre>
-   * Every place for a session is in use (RESOURCE_EXHAUSTED).
+   * The maximum number of sessions exists, and all of them are in use (RESOURCE_EXHAUSTED).
    * </pre>
    *
    * <code>ERROR_REASON_SESSION_LIMIT = 7;</code>
@@ -81,7 +82,7 @@ public enum ErrorReason
   ERROR_REASON_SESSION_LIMIT(7),
   /**
    * <pre>
-   * Too many completions are running or waiting (RESOURCE_EXHAUSTED).
+   * Too many completions are running or queued (RESOURCE_EXHAUSTED).
    * </pre>
    *
    * <code>ERROR_REASON_OVERLOADED = 8;</code>
@@ -89,7 +90,7 @@ public enum ErrorReason
   ERROR_REASON_OVERLOADED(8),
   /**
    * <pre>
-   * The engine asked to slow down (RESOURCE_EXHAUSTED).
+   * The engine's rate limit was exceeded (RESOURCE_EXHAUSTED).
    * </pre>
    *
    * <code>ERROR_REASON_ENGINE_RATE_LIMITED = 9;</code>
@@ -97,7 +98,7 @@ public enum ErrorReason
   ERROR_REASON_ENGINE_RATE_LIMITED(9),
   /**
    * <pre>
-   * The request is wrong; BadRequest names the fields (INVALID_ARGUMENT).
+   * The request is invalid; BadRequest names the fields (INVALID_ARGUMENT).
    * </pre>
    *
    * <code>ERROR_REASON_INVALID_REQUEST = 10;</code>
@@ -105,7 +106,7 @@ public enum ErrorReason
   ERROR_REASON_INVALID_REQUEST(10),
   /**
    * <pre>
-   * The engine refused the request (INVALID_ARGUMENT).
+   * The engine rejected the request (INVALID_ARGUMENT).
    * </pre>
    *
    * <code>ERROR_REASON_ENGINE_REJECTED = 11;</code>
@@ -113,7 +114,7 @@ public enum ErrorReason
   ERROR_REASON_ENGINE_REJECTED(11),
   /**
    * <pre>
-   * The request id came with other content before (INVALID_ARGUMENT).
+   * The request id was used before with different content (INVALID_ARGUMENT).
    * </pre>
    *
    * <code>ERROR_REASON_REQUEST_ID_REUSED = 12;</code>
@@ -121,7 +122,7 @@ public enum ErrorReason
   ERROR_REASON_REQUEST_ID_REUSED(12),
   /**
    * <pre>
-   * The prompt does not fit the engine's context, even trimmed (FAILED_PRECONDITION).
+   * The prompt exceeds the engine's context, even after trimming (FAILED_PRECONDITION).
    * </pre>
    *
    * <code>ERROR_REASON_CONTEXT_TOO_LONG = 13;</code>
@@ -129,7 +130,7 @@ public enum ErrorReason
   ERROR_REASON_CONTEXT_TOO_LONG(13),
   /**
    * <pre>
-   * The session's history has reached its limit (FAILED_PRECONDITION).
+   * The session's history has reached its size limit (FAILED_PRECONDITION).
    * </pre>
    *
    * <code>ERROR_REASON_SESSION_TOO_LARGE = 14;</code>
@@ -137,7 +138,7 @@ public enum ErrorReason
   ERROR_REASON_SESSION_TOO_LARGE(14),
   /**
    * <pre>
-   * This daemon keeps no sessions (FAILED_PRECONDITION).
+   * This daemon is configured to keep no sessions (FAILED_PRECONDITION).
    * </pre>
    *
    * <code>ERROR_REASON_SESSIONS_DISABLED = 15;</code>
@@ -145,7 +146,7 @@ public enum ErrorReason
   ERROR_REASON_SESSIONS_DISABLED(15),
   /**
    * <pre>
-   * The session id is taken (ALREADY_EXISTS).
+   * A session with this id already exists (ALREADY_EXISTS).
    * </pre>
    *
    * <code>ERROR_REASON_SESSION_EXISTS = 16;</code>
@@ -153,7 +154,7 @@ public enum ErrorReason
   ERROR_REASON_SESSION_EXISTS(16),
   /**
    * <pre>
-   * The engine is starting, restarting or out of reach (UNAVAILABLE).
+   * The engine is starting, restarting or unreachable (UNAVAILABLE).
    * </pre>
    *
    * <code>ERROR_REASON_ENGINE_UNAVAILABLE = 17;</code>
@@ -161,7 +162,7 @@ public enum ErrorReason
   ERROR_REASON_ENGINE_UNAVAILABLE(17),
   /**
    * <pre>
-   * The store cannot be read or written now (UNAVAILABLE).
+   * The store cannot be read or written at the moment (UNAVAILABLE).
    * </pre>
    *
    * <code>ERROR_REASON_STORE_UNAVAILABLE = 18;</code>
@@ -169,7 +170,7 @@ public enum ErrorReason
   ERROR_REASON_STORE_UNAVAILABLE(18),
   /**
    * <pre>
-   * The daemon is going down (UNAVAILABLE).
+   * The daemon is shutting down (UNAVAILABLE).
    * </pre>
    *
    * <code>ERROR_REASON_SHUTTING_DOWN = 19;</code>
@@ -213,7 +214,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_UNSPECIFIED_VALUE = 0;
   /**
    * <pre>
-   * No such session, or it has expired (NOT_FOUND).
+   * The session does not exist or has expired (NOT_FOUND).
    * </pre>
    *
    * <code>ERROR_REASON_SESSION_NOT_FOUND = 1;</code>
@@ -221,7 +222,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_SESSION_NOT_FOUND_VALUE = 1;
   /**
    * <pre>
-   * No such completion, or its events are no longer kept (NOT_FOUND).
+   * The completion does not exist, or its events are no longer kept (NOT_FOUND).
    * </pre>
    *
    * <code>ERROR_REASON_COMPLETION_NOT_FOUND = 2;</code>
@@ -237,7 +238,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_COMPLETION_CANCELLED_VALUE = 3;
   /**
    * <pre>
-   * The session has a completion running and the call asked not to wait (ABORTED).
+   * The session has a running completion, and the call set IF_BUSY_REJECT (ABORTED).
    * </pre>
    *
    * <code>ERROR_REASON_SESSION_BUSY = 4;</code>
@@ -245,7 +246,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_SESSION_BUSY_VALUE = 4;
   /**
    * <pre>
-   * The session was ended while the call waited or ran (ABORTED).
+   * The session was ended while the call was queued or running (ABORTED).
    * </pre>
    *
    * <code>ERROR_REASON_SESSION_ENDED = 5;</code>
@@ -253,7 +254,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_SESSION_ENDED_VALUE = 5;
   /**
    * <pre>
-   * Another caller took the session over (ABORTED).
+   * Another call interrupted the completion with IF_BUSY_INTERRUPT (ABORTED).
    * </pre>
    *
    * <code>ERROR_REASON_COMPLETION_INTERRUPTED = 6;</code>
@@ -261,7 +262,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_COMPLETION_INTERRUPTED_VALUE = 6;
   /**
    * <pre>
-   * Every place for a session is in use (RESOURCE_EXHAUSTED).
+   * The maximum number of sessions exists, and all of them are in use (RESOURCE_EXHAUSTED).
    * </pre>
    *
    * <code>ERROR_REASON_SESSION_LIMIT = 7;</code>
@@ -269,7 +270,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_SESSION_LIMIT_VALUE = 7;
   /**
    * <pre>
-   * Too many completions are running or waiting (RESOURCE_EXHAUSTED).
+   * Too many completions are running or queued (RESOURCE_EXHAUSTED).
    * </pre>
    *
    * <code>ERROR_REASON_OVERLOADED = 8;</code>
@@ -277,7 +278,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_OVERLOADED_VALUE = 8;
   /**
    * <pre>
-   * The engine asked to slow down (RESOURCE_EXHAUSTED).
+   * The engine's rate limit was exceeded (RESOURCE_EXHAUSTED).
    * </pre>
    *
    * <code>ERROR_REASON_ENGINE_RATE_LIMITED = 9;</code>
@@ -285,7 +286,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_ENGINE_RATE_LIMITED_VALUE = 9;
   /**
    * <pre>
-   * The request is wrong; BadRequest names the fields (INVALID_ARGUMENT).
+   * The request is invalid; BadRequest names the fields (INVALID_ARGUMENT).
    * </pre>
    *
    * <code>ERROR_REASON_INVALID_REQUEST = 10;</code>
@@ -293,7 +294,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_INVALID_REQUEST_VALUE = 10;
   /**
    * <pre>
-   * The engine refused the request (INVALID_ARGUMENT).
+   * The engine rejected the request (INVALID_ARGUMENT).
    * </pre>
    *
    * <code>ERROR_REASON_ENGINE_REJECTED = 11;</code>
@@ -301,7 +302,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_ENGINE_REJECTED_VALUE = 11;
   /**
    * <pre>
-   * The request id came with other content before (INVALID_ARGUMENT).
+   * The request id was used before with different content (INVALID_ARGUMENT).
    * </pre>
    *
    * <code>ERROR_REASON_REQUEST_ID_REUSED = 12;</code>
@@ -309,7 +310,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_REQUEST_ID_REUSED_VALUE = 12;
   /**
    * <pre>
-   * The prompt does not fit the engine's context, even trimmed (FAILED_PRECONDITION).
+   * The prompt exceeds the engine's context, even after trimming (FAILED_PRECONDITION).
    * </pre>
    *
    * <code>ERROR_REASON_CONTEXT_TOO_LONG = 13;</code>
@@ -317,7 +318,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_CONTEXT_TOO_LONG_VALUE = 13;
   /**
    * <pre>
-   * The session's history has reached its limit (FAILED_PRECONDITION).
+   * The session's history has reached its size limit (FAILED_PRECONDITION).
    * </pre>
    *
    * <code>ERROR_REASON_SESSION_TOO_LARGE = 14;</code>
@@ -325,7 +326,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_SESSION_TOO_LARGE_VALUE = 14;
   /**
    * <pre>
-   * This daemon keeps no sessions (FAILED_PRECONDITION).
+   * This daemon is configured to keep no sessions (FAILED_PRECONDITION).
    * </pre>
    *
    * <code>ERROR_REASON_SESSIONS_DISABLED = 15;</code>
@@ -333,7 +334,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_SESSIONS_DISABLED_VALUE = 15;
   /**
    * <pre>
-   * The session id is taken (ALREADY_EXISTS).
+   * A session with this id already exists (ALREADY_EXISTS).
    * </pre>
    *
    * <code>ERROR_REASON_SESSION_EXISTS = 16;</code>
@@ -341,7 +342,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_SESSION_EXISTS_VALUE = 16;
   /**
    * <pre>
-   * The engine is starting, restarting or out of reach (UNAVAILABLE).
+   * The engine is starting, restarting or unreachable (UNAVAILABLE).
    * </pre>
    *
    * <code>ERROR_REASON_ENGINE_UNAVAILABLE = 17;</code>
@@ -349,7 +350,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_ENGINE_UNAVAILABLE_VALUE = 17;
   /**
    * <pre>
-   * The store cannot be read or written now (UNAVAILABLE).
+   * The store cannot be read or written at the moment (UNAVAILABLE).
    * </pre>
    *
    * <code>ERROR_REASON_STORE_UNAVAILABLE = 18;</code>
@@ -357,7 +358,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_STORE_UNAVAILABLE_VALUE = 18;
   /**
    * <pre>
-   * The daemon is going down (UNAVAILABLE).
+   * The daemon is shutting down (UNAVAILABLE).
    * </pre>
    *
    * <code>ERROR_REASON_SHUTTING_DOWN = 19;</code>

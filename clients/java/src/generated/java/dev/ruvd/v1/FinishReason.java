@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * Why a completion ended.
+ * The reason why a completion ended.
  * </pre>
  *
  * Protobuf enum {@code ruvd.v1.FinishReason}
@@ -25,7 +25,7 @@ public enum FinishReason
   FINISH_REASON_UNSPECIFIED(0),
   /**
    * <pre>
-   * The model was done, or a stop string came up.
+   * The model ended its answer, or a stop string occurred.
    * </pre>
    *
    * <code>FINISH_REASON_STOP = 1;</code>
@@ -33,7 +33,7 @@ public enum FinishReason
   FINISH_REASON_STOP(1),
   /**
    * <pre>
-   * max_tokens or the engine's context was reached.
+   * max_tokens or the limit of the engine's context was reached.
    * </pre>
    *
    * <code>FINISH_REASON_LENGTH = 2;</code>
@@ -41,7 +41,7 @@ public enum FinishReason
   FINISH_REASON_LENGTH(2),
   /**
    * <pre>
-   * The model asked for tools.
+   * The model called tools.
    * </pre>
    *
    * <code>FINISH_REASON_TOOL_CALLS = 3;</code>
@@ -49,7 +49,7 @@ public enum FinishReason
   FINISH_REASON_TOOL_CALLS(3),
   /**
    * <pre>
-   * Cancelled with keep_partial; the message is what there was by then.
+   * Cancelled with keep_partial. The message is the part that was generated until then.
    * </pre>
    *
    * <code>FINISH_REASON_CANCELLED = 4;</code>
@@ -77,7 +77,7 @@ public enum FinishReason
   public static final int FINISH_REASON_UNSPECIFIED_VALUE = 0;
   /**
    * <pre>
-   * The model was done, or a stop string came up.
+   * The model ended its answer, or a stop string occurred.
    * </pre>
    *
    * <code>FINISH_REASON_STOP = 1;</code>
@@ -85,7 +85,7 @@ public enum FinishReason
   public static final int FINISH_REASON_STOP_VALUE = 1;
   /**
    * <pre>
-   * max_tokens or the engine's context was reached.
+   * max_tokens or the limit of the engine's context was reached.
    * </pre>
    *
    * <code>FINISH_REASON_LENGTH = 2;</code>
@@ -93,7 +93,7 @@ public enum FinishReason
   public static final int FINISH_REASON_LENGTH_VALUE = 2;
   /**
    * <pre>
-   * The model asked for tools.
+   * The model called tools.
    * </pre>
    *
    * <code>FINISH_REASON_TOOL_CALLS = 3;</code>
@@ -101,7 +101,7 @@ public enum FinishReason
   public static final int FINISH_REASON_TOOL_CALLS_VALUE = 3;
   /**
    * <pre>
-   * Cancelled with keep_partial; the message is what there was by then.
+   * Cancelled with keep_partial. The message is the part that was generated until then.
    * </pre>
    *
    * <code>FINISH_REASON_CANCELLED = 4;</code>

@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * The answer is complete and, in a session, durably committed.
+ * The last event: the answer is complete and, in a session, durably committed.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.Finished}
@@ -53,7 +53,7 @@ private static final long serialVersionUID = 0L;
   private int finishReason_ = 0;
   /**
    * <pre>
-   * Why it ended.
+   * The reason why the completion ended.
    * </pre>
    *
    * <code>.ruvd.v1.FinishReason finish_reason = 1;</code>
@@ -64,7 +64,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Why it ended.
+   * The reason why the completion ended.
    * </pre>
    *
    * <code>.ruvd.v1.FinishReason finish_reason = 1;</code>
@@ -117,7 +117,7 @@ private static final long serialVersionUID = 0L;
   private dev.ruvd.v1.Usage usage_;
   /**
    * <pre>
-   * Tokens as the engine counted them; unset where it did not say.
+   * The token counts, as reported by the engine; unset if the engine does not report them.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -129,7 +129,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Tokens as the engine counted them; unset where it did not say.
+   * The token counts, as reported by the engine; unset if the engine does not report them.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -141,7 +141,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Tokens as the engine counted them; unset where it did not say.
+   * The token counts, as reported by the engine; unset if the engine does not report them.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -155,7 +155,7 @@ private static final long serialVersionUID = 0L;
   private dev.ruvd.v1.Timings timings_;
   /**
    * <pre>
-   * How long it took.
+   * The durations of the completion.
    * </pre>
    *
    * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -167,7 +167,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * How long it took.
+   * The durations of the completion.
    * </pre>
    *
    * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -179,7 +179,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * How long it took.
+   * The durations of the completion.
    * </pre>
    *
    * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -193,7 +193,7 @@ private static final long serialVersionUID = 0L;
   private long exchangeCount_ = 0L;
   /**
    * <pre>
-   * Exchanges in the session now; 0 if stateless.
+   * The number of exchanges in the session after this one; 0 if stateless.
    * </pre>
    *
    * <code>int64 exchange_count = 5;</code>
@@ -422,7 +422,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The answer is complete and, in a session, durably committed.
+   * The last event: the answer is complete and, in a session, durably committed.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.Finished}
@@ -648,7 +648,7 @@ private static final long serialVersionUID = 0L;
     private int finishReason_ = 0;
     /**
      * <pre>
-     * Why it ended.
+     * The reason why the completion ended.
      * </pre>
      *
      * <code>.ruvd.v1.FinishReason finish_reason = 1;</code>
@@ -659,7 +659,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Why it ended.
+     * The reason why the completion ended.
      * </pre>
      *
      * <code>.ruvd.v1.FinishReason finish_reason = 1;</code>
@@ -674,7 +674,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Why it ended.
+     * The reason why the completion ended.
      * </pre>
      *
      * <code>.ruvd.v1.FinishReason finish_reason = 1;</code>
@@ -687,7 +687,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Why it ended.
+     * The reason why the completion ended.
      * </pre>
      *
      * <code>.ruvd.v1.FinishReason finish_reason = 1;</code>
@@ -703,7 +703,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Why it ended.
+     * The reason why the completion ended.
      * </pre>
      *
      * <code>.ruvd.v1.FinishReason finish_reason = 1;</code>
@@ -878,7 +878,7 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.Usage, dev.ruvd.v1.Usage.Builder, dev.ruvd.v1.UsageOrBuilder> usageBuilder_;
     /**
      * <pre>
-     * Tokens as the engine counted them; unset where it did not say.
+     * The token counts, as reported by the engine; unset if the engine does not report them.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -889,7 +889,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens as the engine counted them; unset where it did not say.
+     * The token counts, as reported by the engine; unset if the engine does not report them.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -904,7 +904,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens as the engine counted them; unset where it did not say.
+     * The token counts, as reported by the engine; unset if the engine does not report them.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -924,7 +924,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens as the engine counted them; unset where it did not say.
+     * The token counts, as reported by the engine; unset if the engine does not report them.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -942,7 +942,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens as the engine counted them; unset where it did not say.
+     * The token counts, as reported by the engine; unset if the engine does not report them.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -967,7 +967,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens as the engine counted them; unset where it did not say.
+     * The token counts, as reported by the engine; unset if the engine does not report them.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -984,7 +984,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens as the engine counted them; unset where it did not say.
+     * The token counts, as reported by the engine; unset if the engine does not report them.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -996,7 +996,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens as the engine counted them; unset where it did not say.
+     * The token counts, as reported by the engine; unset if the engine does not report them.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -1011,7 +1011,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens as the engine counted them; unset where it did not say.
+     * The token counts, as reported by the engine; unset if the engine does not report them.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -1035,7 +1035,7 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.Timings, dev.ruvd.v1.Timings.Builder, dev.ruvd.v1.TimingsOrBuilder> timingsBuilder_;
     /**
      * <pre>
-     * How long it took.
+     * The durations of the completion.
      * </pre>
      *
      * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -1046,7 +1046,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long it took.
+     * The durations of the completion.
      * </pre>
      *
      * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -1061,7 +1061,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long it took.
+     * The durations of the completion.
      * </pre>
      *
      * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -1081,7 +1081,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long it took.
+     * The durations of the completion.
      * </pre>
      *
      * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -1099,7 +1099,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long it took.
+     * The durations of the completion.
      * </pre>
      *
      * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -1124,7 +1124,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long it took.
+     * The durations of the completion.
      * </pre>
      *
      * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -1141,7 +1141,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long it took.
+     * The durations of the completion.
      * </pre>
      *
      * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -1153,7 +1153,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long it took.
+     * The durations of the completion.
      * </pre>
      *
      * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -1168,7 +1168,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How long it took.
+     * The durations of the completion.
      * </pre>
      *
      * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -1190,7 +1190,7 @@ private static final long serialVersionUID = 0L;
     private long exchangeCount_ ;
     /**
      * <pre>
-     * Exchanges in the session now; 0 if stateless.
+     * The number of exchanges in the session after this one; 0 if stateless.
      * </pre>
      *
      * <code>int64 exchange_count = 5;</code>
@@ -1202,7 +1202,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Exchanges in the session now; 0 if stateless.
+     * The number of exchanges in the session after this one; 0 if stateless.
      * </pre>
      *
      * <code>int64 exchange_count = 5;</code>
@@ -1218,7 +1218,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Exchanges in the session now; 0 if stateless.
+     * The number of exchanges in the session after this one; 0 if stateless.
      * </pre>
      *
      * <code>int64 exchange_count = 5;</code>

@@ -12,7 +12,7 @@ public interface FinishedOrBuilder extends
 
   /**
    * <pre>
-   * Why it ended.
+   * The reason why the completion ended.
    * </pre>
    *
    * <code>.ruvd.v1.FinishReason finish_reason = 1;</code>
@@ -21,7 +21,7 @@ public interface FinishedOrBuilder extends
   int getFinishReasonValue();
   /**
    * <pre>
-   * Why it ended.
+   * The reason why the completion ended.
    * </pre>
    *
    * <code>.ruvd.v1.FinishReason finish_reason = 1;</code>
@@ -58,7 +58,7 @@ public interface FinishedOrBuilder extends
 
   /**
    * <pre>
-   * Tokens as the engine counted them; unset where it did not say.
+   * The token counts, as reported by the engine; unset if the engine does not report them.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -67,7 +67,7 @@ public interface FinishedOrBuilder extends
   boolean hasUsage();
   /**
    * <pre>
-   * Tokens as the engine counted them; unset where it did not say.
+   * The token counts, as reported by the engine; unset if the engine does not report them.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -76,7 +76,7 @@ public interface FinishedOrBuilder extends
   dev.ruvd.v1.Usage getUsage();
   /**
    * <pre>
-   * Tokens as the engine counted them; unset where it did not say.
+   * The token counts, as reported by the engine; unset if the engine does not report them.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 3;</code>
@@ -85,7 +85,7 @@ public interface FinishedOrBuilder extends
 
   /**
    * <pre>
-   * How long it took.
+   * The durations of the completion.
    * </pre>
    *
    * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -94,7 +94,7 @@ public interface FinishedOrBuilder extends
   boolean hasTimings();
   /**
    * <pre>
-   * How long it took.
+   * The durations of the completion.
    * </pre>
    *
    * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -103,7 +103,7 @@ public interface FinishedOrBuilder extends
   dev.ruvd.v1.Timings getTimings();
   /**
    * <pre>
-   * How long it took.
+   * The durations of the completion.
    * </pre>
    *
    * <code>.ruvd.v1.Timings timings = 4;</code>
@@ -112,7 +112,7 @@ public interface FinishedOrBuilder extends
 
   /**
    * <pre>
-   * Exchanges in the session now; 0 if stateless.
+   * The number of exchanges in the session after this one; 0 if stateless.
    * </pre>
    *
    * <code>int64 exchange_count = 5;</code>

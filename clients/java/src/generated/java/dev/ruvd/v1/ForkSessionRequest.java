@@ -56,7 +56,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object sessionId_ = "";
   /**
    * <pre>
-   * The session to fork.
+   * The id of the session to fork.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -77,7 +77,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The session to fork.
+   * The id of the session to fork.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -102,7 +102,7 @@ private static final long serialVersionUID = 0L;
   private long exchangeCount_ = 0L;
   /**
    * <pre>
-   * How many exchanges to keep; unset is all.
+   * The number of exchanges that the fork starts with. Unset: all.
    * </pre>
    *
    * <code>optional int64 exchange_count = 2;</code>
@@ -114,7 +114,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * How many exchanges to keep; unset is all.
+   * The number of exchanges that the fork starts with. Unset: all.
    * </pre>
    *
    * <code>optional int64 exchange_count = 2;</code>
@@ -130,7 +130,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object newSessionId_ = "";
   /**
    * <pre>
-   * The id of the fork; empty for an unguessable one.
+   * The id of the fork. Empty: the daemon makes an unguessable id.
    * </pre>
    *
    * <code>string new_session_id = 3;</code>
@@ -151,7 +151,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The id of the fork; empty for an unguessable one.
+   * The id of the fork. Empty: the daemon makes an unguessable id.
    * </pre>
    *
    * <code>string new_session_id = 3;</code>
@@ -177,7 +177,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object requestId_ = "";
   /**
    * <pre>
-   * Makes a retry safe: the same id gives the same fork.
+   * An id that makes retries safe: a call with the same id returns the same fork.
    * </pre>
    *
    * <code>string request_id = 4;</code>
@@ -198,7 +198,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Makes a retry safe: the same id gives the same fork.
+   * An id that makes retries safe: a call with the same id returns the same fork.
    * </pre>
    *
    * <code>string request_id = 4;</code>
@@ -600,7 +600,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object sessionId_ = "";
     /**
      * <pre>
-     * The session to fork.
+     * The id of the session to fork.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -620,7 +620,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session to fork.
+     * The id of the session to fork.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -641,7 +641,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session to fork.
+     * The id of the session to fork.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -658,7 +658,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session to fork.
+     * The id of the session to fork.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -672,7 +672,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session to fork.
+     * The id of the session to fork.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -692,7 +692,7 @@ private static final long serialVersionUID = 0L;
     private long exchangeCount_ ;
     /**
      * <pre>
-     * How many exchanges to keep; unset is all.
+     * The number of exchanges that the fork starts with. Unset: all.
      * </pre>
      *
      * <code>optional int64 exchange_count = 2;</code>
@@ -704,7 +704,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How many exchanges to keep; unset is all.
+     * The number of exchanges that the fork starts with. Unset: all.
      * </pre>
      *
      * <code>optional int64 exchange_count = 2;</code>
@@ -716,7 +716,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How many exchanges to keep; unset is all.
+     * The number of exchanges that the fork starts with. Unset: all.
      * </pre>
      *
      * <code>optional int64 exchange_count = 2;</code>
@@ -732,7 +732,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How many exchanges to keep; unset is all.
+     * The number of exchanges that the fork starts with. Unset: all.
      * </pre>
      *
      * <code>optional int64 exchange_count = 2;</code>
@@ -748,7 +748,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object newSessionId_ = "";
     /**
      * <pre>
-     * The id of the fork; empty for an unguessable one.
+     * The id of the fork. Empty: the daemon makes an unguessable id.
      * </pre>
      *
      * <code>string new_session_id = 3;</code>
@@ -768,7 +768,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The id of the fork; empty for an unguessable one.
+     * The id of the fork. Empty: the daemon makes an unguessable id.
      * </pre>
      *
      * <code>string new_session_id = 3;</code>
@@ -789,7 +789,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The id of the fork; empty for an unguessable one.
+     * The id of the fork. Empty: the daemon makes an unguessable id.
      * </pre>
      *
      * <code>string new_session_id = 3;</code>
@@ -806,7 +806,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The id of the fork; empty for an unguessable one.
+     * The id of the fork. Empty: the daemon makes an unguessable id.
      * </pre>
      *
      * <code>string new_session_id = 3;</code>
@@ -820,7 +820,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The id of the fork; empty for an unguessable one.
+     * The id of the fork. Empty: the daemon makes an unguessable id.
      * </pre>
      *
      * <code>string new_session_id = 3;</code>
@@ -840,7 +840,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object requestId_ = "";
     /**
      * <pre>
-     * Makes a retry safe: the same id gives the same fork.
+     * An id that makes retries safe: a call with the same id returns the same fork.
      * </pre>
      *
      * <code>string request_id = 4;</code>
@@ -860,7 +860,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id gives the same fork.
+     * An id that makes retries safe: a call with the same id returns the same fork.
      * </pre>
      *
      * <code>string request_id = 4;</code>
@@ -881,7 +881,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id gives the same fork.
+     * An id that makes retries safe: a call with the same id returns the same fork.
      * </pre>
      *
      * <code>string request_id = 4;</code>
@@ -898,7 +898,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id gives the same fork.
+     * An id that makes retries safe: a call with the same id returns the same fork.
      * </pre>
      *
      * <code>string request_id = 4;</code>
@@ -912,7 +912,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Makes a retry safe: the same id gives the same fork.
+     * An id that makes retries safe: a call with the same id returns the same fork.
      * </pre>
      *
      * <code>string request_id = 4;</code>

@@ -12,7 +12,7 @@ public interface ForkSessionRequestOrBuilder extends
 
   /**
    * <pre>
-   * The session to fork.
+   * The id of the session to fork.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -21,7 +21,7 @@ public interface ForkSessionRequestOrBuilder extends
   java.lang.String getSessionId();
   /**
    * <pre>
-   * The session to fork.
+   * The id of the session to fork.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -32,7 +32,7 @@ public interface ForkSessionRequestOrBuilder extends
 
   /**
    * <pre>
-   * How many exchanges to keep; unset is all.
+   * The number of exchanges that the fork starts with. Unset: all.
    * </pre>
    *
    * <code>optional int64 exchange_count = 2;</code>
@@ -41,7 +41,7 @@ public interface ForkSessionRequestOrBuilder extends
   boolean hasExchangeCount();
   /**
    * <pre>
-   * How many exchanges to keep; unset is all.
+   * The number of exchanges that the fork starts with. Unset: all.
    * </pre>
    *
    * <code>optional int64 exchange_count = 2;</code>
@@ -51,7 +51,7 @@ public interface ForkSessionRequestOrBuilder extends
 
   /**
    * <pre>
-   * The id of the fork; empty for an unguessable one.
+   * The id of the fork. Empty: the daemon makes an unguessable id.
    * </pre>
    *
    * <code>string new_session_id = 3;</code>
@@ -60,7 +60,7 @@ public interface ForkSessionRequestOrBuilder extends
   java.lang.String getNewSessionId();
   /**
    * <pre>
-   * The id of the fork; empty for an unguessable one.
+   * The id of the fork. Empty: the daemon makes an unguessable id.
    * </pre>
    *
    * <code>string new_session_id = 3;</code>
@@ -71,7 +71,7 @@ public interface ForkSessionRequestOrBuilder extends
 
   /**
    * <pre>
-   * Makes a retry safe: the same id gives the same fork.
+   * An id that makes retries safe: a call with the same id returns the same fork.
    * </pre>
    *
    * <code>string request_id = 4;</code>
@@ -80,7 +80,7 @@ public interface ForkSessionRequestOrBuilder extends
   java.lang.String getRequestId();
   /**
    * <pre>
-   * Makes a retry safe: the same id gives the same fork.
+   * An id that makes retries safe: a call with the same id returns the same fork.
    * </pre>
    *
    * <code>string request_id = 4;</code>

@@ -12,7 +12,7 @@ public interface GetSessionMetricsResponseOrBuilder extends
 
   /**
    * <pre>
-   * The figures.
+   * The measurements.
    * </pre>
    *
    * <code>.ruvd.v1.SessionMetrics metrics = 1;</code>
@@ -21,7 +21,7 @@ public interface GetSessionMetricsResponseOrBuilder extends
   boolean hasMetrics();
   /**
    * <pre>
-   * The figures.
+   * The measurements.
    * </pre>
    *
    * <code>.ruvd.v1.SessionMetrics metrics = 1;</code>
@@ -30,7 +30,7 @@ public interface GetSessionMetricsResponseOrBuilder extends
   dev.ruvd.v1.SessionMetrics getMetrics();
   /**
    * <pre>
-   * The figures.
+   * The measurements.
    * </pre>
    *
    * <code>.ruvd.v1.SessionMetrics metrics = 1;</code>

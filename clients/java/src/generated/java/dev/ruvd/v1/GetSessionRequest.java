@@ -54,7 +54,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object sessionId_ = "";
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -75,7 +75,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -100,7 +100,7 @@ private static final long serialVersionUID = 0L;
   private int view_ = 0;
   /**
    * <pre>
-   * How much of it.
+   * The parts of the session to return.
    * </pre>
    *
    * <code>.ruvd.v1.SessionView view = 2;</code>
@@ -111,7 +111,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * How much of it.
+   * The parts of the session to return.
    * </pre>
    *
    * <code>.ruvd.v1.SessionView view = 2;</code>
@@ -445,7 +445,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object sessionId_ = "";
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -465,7 +465,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -486,7 +486,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -503,7 +503,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -517,7 +517,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -537,7 +537,7 @@ private static final long serialVersionUID = 0L;
     private int view_ = 0;
     /**
      * <pre>
-     * How much of it.
+     * The parts of the session to return.
      * </pre>
      *
      * <code>.ruvd.v1.SessionView view = 2;</code>
@@ -548,7 +548,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How much of it.
+     * The parts of the session to return.
      * </pre>
      *
      * <code>.ruvd.v1.SessionView view = 2;</code>
@@ -563,7 +563,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How much of it.
+     * The parts of the session to return.
      * </pre>
      *
      * <code>.ruvd.v1.SessionView view = 2;</code>
@@ -576,7 +576,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How much of it.
+     * The parts of the session to return.
      * </pre>
      *
      * <code>.ruvd.v1.SessionView view = 2;</code>
@@ -592,7 +592,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * How much of it.
+     * The parts of the session to return.
      * </pre>
      *
      * <code>.ruvd.v1.SessionView view = 2;</code>

@@ -12,7 +12,7 @@ public interface GetSessionRequestOrBuilder extends
 
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -21,7 +21,7 @@ public interface GetSessionRequestOrBuilder extends
   java.lang.String getSessionId();
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -32,7 +32,7 @@ public interface GetSessionRequestOrBuilder extends
 
   /**
    * <pre>
-   * How much of it.
+   * The parts of the session to return.
    * </pre>
    *
    * <code>.ruvd.v1.SessionView view = 2;</code>
@@ -41,7 +41,7 @@ public interface GetSessionRequestOrBuilder extends
   int getViewValue();
   /**
    * <pre>
-   * How much of it.
+   * The parts of the session to return.
    * </pre>
    *
    * <code>.ruvd.v1.SessionView view = 2;</code>

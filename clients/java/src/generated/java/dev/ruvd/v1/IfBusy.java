@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * What Complete does when the session has a completion running.
+ * The behaviour of Complete when the session already has a running completion.
  * </pre>
  *
  * Protobuf enum {@code ruvd.v1.IfBusy}
@@ -17,7 +17,7 @@ public enum IfBusy
     implements com.google.protobuf.ProtocolMessageEnum {
   /**
    * <pre>
-   * As QUEUE.
+   * The same as QUEUE.
    * </pre>
    *
    * <code>IF_BUSY_UNSPECIFIED = 0;</code>
@@ -25,7 +25,7 @@ public enum IfBusy
   IF_BUSY_UNSPECIFIED(0),
   /**
    * <pre>
-   * Wait, first in, first out, within the call's deadline.
+   * Wait in first-in, first-out order, until the call's deadline.
    * </pre>
    *
    * <code>IF_BUSY_QUEUE = 1;</code>
@@ -41,7 +41,7 @@ public enum IfBusy
   IF_BUSY_REJECT(2),
   /**
    * <pre>
-   * Cancel the running completion and go next; callers who wait keep their order behind.
+   * Cancel the running completion and run next, ahead of the waiting calls, which keep their order.
    * </pre>
    *
    * <code>IF_BUSY_INTERRUPT = 3;</code>
@@ -61,7 +61,7 @@ public enum IfBusy
   }
   /**
    * <pre>
-   * As QUEUE.
+   * The same as QUEUE.
    * </pre>
    *
    * <code>IF_BUSY_UNSPECIFIED = 0;</code>
@@ -69,7 +69,7 @@ public enum IfBusy
   public static final int IF_BUSY_UNSPECIFIED_VALUE = 0;
   /**
    * <pre>
-   * Wait, first in, first out, within the call's deadline.
+   * Wait in first-in, first-out order, until the call's deadline.
    * </pre>
    *
    * <code>IF_BUSY_QUEUE = 1;</code>
@@ -85,7 +85,7 @@ public enum IfBusy
   public static final int IF_BUSY_REJECT_VALUE = 2;
   /**
    * <pre>
-   * Cancel the running completion and go next; callers who wait keep their order behind.
+   * Cancel the running completion and run next, ahead of the waiting calls, which keep their order.
    * </pre>
    *
    * <code>IF_BUSY_INTERRUPT = 3;</code>

@@ -56,7 +56,7 @@ private static final long serialVersionUID = 0L;
       com.google.protobuf.LazyStringArrayList.emptyList();
   /**
    * <pre>
-   * What CompletionOptions.model may be, in the engine's order.
+   * The values that CompletionOptions.model may have, in the engine's order.
    * </pre>
    *
    * <code>repeated string models = 1;</code>
@@ -68,7 +68,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What CompletionOptions.model may be, in the engine's order.
+   * The values that CompletionOptions.model may have, in the engine's order.
    * </pre>
    *
    * <code>repeated string models = 1;</code>
@@ -79,7 +79,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What CompletionOptions.model may be, in the engine's order.
+   * The values that CompletionOptions.model may have, in the engine's order.
    * </pre>
    *
    * <code>repeated string models = 1;</code>
@@ -91,7 +91,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What CompletionOptions.model may be, in the engine's order.
+   * The values that CompletionOptions.model may have, in the engine's order.
    * </pre>
    *
    * <code>repeated string models = 1;</code>
@@ -108,7 +108,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object defaultModel_ = "";
   /**
    * <pre>
-   * The one that is used where a call names none.
+   * The model of calls that do not name one.
    * </pre>
    *
    * <code>string default_model = 2;</code>
@@ -129,7 +129,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The one that is used where a call names none.
+   * The model of calls that do not name one.
    * </pre>
    *
    * <code>string default_model = 2;</code>
@@ -497,7 +497,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What CompletionOptions.model may be, in the engine's order.
+     * The values that CompletionOptions.model may have, in the engine's order.
      * </pre>
      *
      * <code>repeated string models = 1;</code>
@@ -510,7 +510,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What CompletionOptions.model may be, in the engine's order.
+     * The values that CompletionOptions.model may have, in the engine's order.
      * </pre>
      *
      * <code>repeated string models = 1;</code>
@@ -521,7 +521,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What CompletionOptions.model may be, in the engine's order.
+     * The values that CompletionOptions.model may have, in the engine's order.
      * </pre>
      *
      * <code>repeated string models = 1;</code>
@@ -533,7 +533,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What CompletionOptions.model may be, in the engine's order.
+     * The values that CompletionOptions.model may have, in the engine's order.
      * </pre>
      *
      * <code>repeated string models = 1;</code>
@@ -546,7 +546,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What CompletionOptions.model may be, in the engine's order.
+     * The values that CompletionOptions.model may have, in the engine's order.
      * </pre>
      *
      * <code>repeated string models = 1;</code>
@@ -565,7 +565,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What CompletionOptions.model may be, in the engine's order.
+     * The values that CompletionOptions.model may have, in the engine's order.
      * </pre>
      *
      * <code>repeated string models = 1;</code>
@@ -583,7 +583,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What CompletionOptions.model may be, in the engine's order.
+     * The values that CompletionOptions.model may have, in the engine's order.
      * </pre>
      *
      * <code>repeated string models = 1;</code>
@@ -601,7 +601,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What CompletionOptions.model may be, in the engine's order.
+     * The values that CompletionOptions.model may have, in the engine's order.
      * </pre>
      *
      * <code>repeated string models = 1;</code>
@@ -616,7 +616,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What CompletionOptions.model may be, in the engine's order.
+     * The values that CompletionOptions.model may have, in the engine's order.
      * </pre>
      *
      * <code>repeated string models = 1;</code>
@@ -637,7 +637,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object defaultModel_ = "";
     /**
      * <pre>
-     * The one that is used where a call names none.
+     * The model of calls that do not name one.
      * </pre>
      *
      * <code>string default_model = 2;</code>
@@ -657,7 +657,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The one that is used where a call names none.
+     * The model of calls that do not name one.
      * </pre>
      *
      * <code>string default_model = 2;</code>
@@ -678,7 +678,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The one that is used where a call names none.
+     * The model of calls that do not name one.
      * </pre>
      *
      * <code>string default_model = 2;</code>
@@ -695,7 +695,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The one that is used where a call names none.
+     * The model of calls that do not name one.
      * </pre>
      *
      * <code>string default_model = 2;</code>
@@ -709,7 +709,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The one that is used where a call names none.
+     * The model of calls that do not name one.
      * </pre>
      *
      * <code>string default_model = 2;</code>

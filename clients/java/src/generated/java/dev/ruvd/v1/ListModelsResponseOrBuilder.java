@@ -12,7 +12,7 @@ public interface ListModelsResponseOrBuilder extends
 
   /**
    * <pre>
-   * What CompletionOptions.model may be, in the engine's order.
+   * The values that CompletionOptions.model may have, in the engine's order.
    * </pre>
    *
    * <code>repeated string models = 1;</code>
@@ -22,7 +22,7 @@ public interface ListModelsResponseOrBuilder extends
       getModelsList();
   /**
    * <pre>
-   * What CompletionOptions.model may be, in the engine's order.
+   * The values that CompletionOptions.model may have, in the engine's order.
    * </pre>
    *
    * <code>repeated string models = 1;</code>
@@ -31,7 +31,7 @@ public interface ListModelsResponseOrBuilder extends
   int getModelsCount();
   /**
    * <pre>
-   * What CompletionOptions.model may be, in the engine's order.
+   * The values that CompletionOptions.model may have, in the engine's order.
    * </pre>
    *
    * <code>repeated string models = 1;</code>
@@ -41,7 +41,7 @@ public interface ListModelsResponseOrBuilder extends
   java.lang.String getModels(int index);
   /**
    * <pre>
-   * What CompletionOptions.model may be, in the engine's order.
+   * The values that CompletionOptions.model may have, in the engine's order.
    * </pre>
    *
    * <code>repeated string models = 1;</code>
@@ -53,7 +53,7 @@ public interface ListModelsResponseOrBuilder extends
 
   /**
    * <pre>
-   * The one that is used where a call names none.
+   * The model of calls that do not name one.
    * </pre>
    *
    * <code>string default_model = 2;</code>
@@ -62,7 +62,7 @@ public interface ListModelsResponseOrBuilder extends
   java.lang.String getDefaultModel();
   /**
    * <pre>
-   * The one that is used where a call names none.
+   * The model of calls that do not name one.
    * </pre>
    *
    * <code>string default_model = 2;</code>

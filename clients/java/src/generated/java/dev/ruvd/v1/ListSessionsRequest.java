@@ -64,7 +64,7 @@ private static final long serialVersionUID = 0L;
   private int pageSize_ = 0;
   /**
    * <pre>
-   * At most this many; 0 is 100, the most is 1000.
+   * The maximum number of sessions to return, at most 1000. 0: 100.
    * </pre>
    *
    * <code>int32 page_size = 1;</code>
@@ -80,7 +80,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object pageToken_ = "";
   /**
    * <pre>
-   * next_page_token of the page before; empty for the first.
+   * The next_page_token of the previous page; empty for the first page.
    * </pre>
    *
    * <code>string page_token = 2;</code>
@@ -101,7 +101,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * next_page_token of the page before; empty for the first.
+   * The next_page_token of the previous page; empty for the first page.
    * </pre>
    *
    * <code>string page_token = 2;</code>
@@ -150,7 +150,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Only sessions that have all of these labels.
+   * The labels that a session must have to be returned; it must have all of them.
    * </pre>
    *
    * <code>map&lt;string, string&gt; label_filter = 3;</code>
@@ -171,7 +171,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Only sessions that have all of these labels.
+   * The labels that a session must have to be returned; it must have all of them.
    * </pre>
    *
    * <code>map&lt;string, string&gt; label_filter = 3;</code>
@@ -182,7 +182,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Only sessions that have all of these labels.
+   * The labels that a session must have to be returned; it must have all of them.
    * </pre>
    *
    * <code>map&lt;string, string&gt; label_filter = 3;</code>
@@ -200,7 +200,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * Only sessions that have all of these labels.
+   * The labels that a session must have to be returned; it must have all of them.
    * </pre>
    *
    * <code>map&lt;string, string&gt; label_filter = 3;</code>
@@ -602,7 +602,7 @@ java.lang.String defaultValue) {
     private int pageSize_ ;
     /**
      * <pre>
-     * At most this many; 0 is 100, the most is 1000.
+     * The maximum number of sessions to return, at most 1000. 0: 100.
      * </pre>
      *
      * <code>int32 page_size = 1;</code>
@@ -614,7 +614,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * At most this many; 0 is 100, the most is 1000.
+     * The maximum number of sessions to return, at most 1000. 0: 100.
      * </pre>
      *
      * <code>int32 page_size = 1;</code>
@@ -630,7 +630,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * At most this many; 0 is 100, the most is 1000.
+     * The maximum number of sessions to return, at most 1000. 0: 100.
      * </pre>
      *
      * <code>int32 page_size = 1;</code>
@@ -646,7 +646,7 @@ java.lang.String defaultValue) {
     private java.lang.Object pageToken_ = "";
     /**
      * <pre>
-     * next_page_token of the page before; empty for the first.
+     * The next_page_token of the previous page; empty for the first page.
      * </pre>
      *
      * <code>string page_token = 2;</code>
@@ -666,7 +666,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * next_page_token of the page before; empty for the first.
+     * The next_page_token of the previous page; empty for the first page.
      * </pre>
      *
      * <code>string page_token = 2;</code>
@@ -687,7 +687,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * next_page_token of the page before; empty for the first.
+     * The next_page_token of the previous page; empty for the first page.
      * </pre>
      *
      * <code>string page_token = 2;</code>
@@ -704,7 +704,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * next_page_token of the page before; empty for the first.
+     * The next_page_token of the previous page; empty for the first page.
      * </pre>
      *
      * <code>string page_token = 2;</code>
@@ -718,7 +718,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * next_page_token of the page before; empty for the first.
+     * The next_page_token of the previous page; empty for the first page.
      * </pre>
      *
      * <code>string page_token = 2;</code>
@@ -763,7 +763,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Only sessions that have all of these labels.
+     * The labels that a session must have to be returned; it must have all of them.
      * </pre>
      *
      * <code>map&lt;string, string&gt; label_filter = 3;</code>
@@ -784,7 +784,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Only sessions that have all of these labels.
+     * The labels that a session must have to be returned; it must have all of them.
      * </pre>
      *
      * <code>map&lt;string, string&gt; label_filter = 3;</code>
@@ -795,7 +795,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Only sessions that have all of these labels.
+     * The labels that a session must have to be returned; it must have all of them.
      * </pre>
      *
      * <code>map&lt;string, string&gt; label_filter = 3;</code>
@@ -813,7 +813,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Only sessions that have all of these labels.
+     * The labels that a session must have to be returned; it must have all of them.
      * </pre>
      *
      * <code>map&lt;string, string&gt; label_filter = 3;</code>
@@ -837,7 +837,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Only sessions that have all of these labels.
+     * The labels that a session must have to be returned; it must have all of them.
      * </pre>
      *
      * <code>map&lt;string, string&gt; label_filter = 3;</code>
@@ -860,7 +860,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Only sessions that have all of these labels.
+     * The labels that a session must have to be returned; it must have all of them.
      * </pre>
      *
      * <code>map&lt;string, string&gt; label_filter = 3;</code>
@@ -877,7 +877,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Only sessions that have all of these labels.
+     * The labels that a session must have to be returned; it must have all of them.
      * </pre>
      *
      * <code>map&lt;string, string&gt; label_filter = 3;</code>

@@ -12,7 +12,7 @@ public interface ListSessionsRequestOrBuilder extends
 
   /**
    * <pre>
-   * At most this many; 0 is 100, the most is 1000.
+   * The maximum number of sessions to return, at most 1000. 0: 100.
    * </pre>
    *
    * <code>int32 page_size = 1;</code>
@@ -22,7 +22,7 @@ public interface ListSessionsRequestOrBuilder extends
 
   /**
    * <pre>
-   * next_page_token of the page before; empty for the first.
+   * The next_page_token of the previous page; empty for the first page.
    * </pre>
    *
    * <code>string page_token = 2;</code>
@@ -31,7 +31,7 @@ public interface ListSessionsRequestOrBuilder extends
   java.lang.String getPageToken();
   /**
    * <pre>
-   * next_page_token of the page before; empty for the first.
+   * The next_page_token of the previous page; empty for the first page.
    * </pre>
    *
    * <code>string page_token = 2;</code>
@@ -42,7 +42,7 @@ public interface ListSessionsRequestOrBuilder extends
 
   /**
    * <pre>
-   * Only sessions that have all of these labels.
+   * The labels that a session must have to be returned; it must have all of them.
    * </pre>
    *
    * <code>map&lt;string, string&gt; label_filter = 3;</code>
@@ -50,7 +50,7 @@ public interface ListSessionsRequestOrBuilder extends
   int getLabelFilterCount();
   /**
    * <pre>
-   * Only sessions that have all of these labels.
+   * The labels that a session must have to be returned; it must have all of them.
    * </pre>
    *
    * <code>map&lt;string, string&gt; label_filter = 3;</code>
@@ -65,7 +65,7 @@ public interface ListSessionsRequestOrBuilder extends
   getLabelFilter();
   /**
    * <pre>
-   * Only sessions that have all of these labels.
+   * The labels that a session must have to be returned; it must have all of them.
    * </pre>
    *
    * <code>map&lt;string, string&gt; label_filter = 3;</code>
@@ -74,7 +74,7 @@ public interface ListSessionsRequestOrBuilder extends
   getLabelFilterMap();
   /**
    * <pre>
-   * Only sessions that have all of these labels.
+   * The labels that a session must have to be returned; it must have all of them.
    * </pre>
    *
    * <code>map&lt;string, string&gt; label_filter = 3;</code>
@@ -86,7 +86,7 @@ java.lang.String getLabelFilterOrDefault(
 java.lang.String defaultValue);
   /**
    * <pre>
-   * Only sessions that have all of these labels.
+   * The labels that a session must have to be returned; it must have all of them.
    * </pre>
    *
    * <code>map&lt;string, string&gt; label_filter = 3;</code>

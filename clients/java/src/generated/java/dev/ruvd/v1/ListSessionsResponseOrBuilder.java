@@ -56,7 +56,7 @@ public interface ListSessionsResponseOrBuilder extends
 
   /**
    * <pre>
-   * For the next page; empty on the last.
+   * The page_token of the next page; empty on the last page.
    * </pre>
    *
    * <code>string next_page_token = 2;</code>
@@ -65,7 +65,7 @@ public interface ListSessionsResponseOrBuilder extends
   java.lang.String getNextPageToken();
   /**
    * <pre>
-   * For the next page; empty on the last.
+   * The page_token of the next page; empty on the last page.
    * </pre>
    *
    * <code>string next_page_token = 2;</code>

@@ -56,7 +56,7 @@ private static final long serialVersionUID = 0L;
   private int role_ = 0;
   /**
    * <pre>
-   * Who it is from.
+   * The author of the message.
    * </pre>
    *
    * <code>.ruvd.v1.Role role = 1;</code>
@@ -67,7 +67,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Who it is from.
+   * The author of the message.
    * </pre>
    *
    * <code>.ruvd.v1.Role role = 1;</code>
@@ -83,7 +83,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object content_ = "";
   /**
    * <pre>
-   * The text. May be empty beside tool calls, and as the result of one.
+   * The text. It may be empty in a message with tool calls and in a tool result.
    * </pre>
    *
    * <code>string content = 2;</code>
@@ -104,7 +104,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The text. May be empty beside tool calls, and as the result of one.
+   * The text. It may be empty in a message with tool calls and in a tool result.
    * </pre>
    *
    * <code>string content = 2;</code>
@@ -130,7 +130,7 @@ private static final long serialVersionUID = 0L;
   private java.util.List<dev.ruvd.v1.ToolCall> toolCalls_;
   /**
    * <pre>
-   * What an assistant's message asks the caller to do.
+   * The tool calls of an assistant's message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -141,7 +141,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What an assistant's message asks the caller to do.
+   * The tool calls of an assistant's message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -153,7 +153,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What an assistant's message asks the caller to do.
+   * The tool calls of an assistant's message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -164,7 +164,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What an assistant's message asks the caller to do.
+   * The tool calls of an assistant's message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -175,7 +175,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What an assistant's message asks the caller to do.
+   * The tool calls of an assistant's message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -191,7 +191,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object toolCallId_ = "";
   /**
    * <pre>
-   * The call that a tool's message is the result of.
+   * The id of the tool call whose result this message is. Set with ROLE_TOOL only.
    * </pre>
    *
    * <code>string tool_call_id = 4;</code>
@@ -212,7 +212,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The call that a tool's message is the result of.
+   * The id of the tool call whose result this message is. Set with ROLE_TOOL only.
    * </pre>
    *
    * <code>string tool_call_id = 4;</code>
@@ -238,7 +238,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object reasoning_ = "";
   /**
    * <pre>
-   * What the model thought before it answered, where the engine tells. It is kept with the
+   * The model's reasoning before its answer, if the engine reports it. It is stored with the
    * message and not sent to the engine again.
    * </pre>
    *
@@ -260,7 +260,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What the model thought before it answered, where the engine tells. It is kept with the
+   * The model's reasoning before its answer, if the engine reports it. It is stored with the
    * message and not sent to the engine again.
    * </pre>
    *
@@ -725,7 +725,7 @@ private static final long serialVersionUID = 0L;
     private int role_ = 0;
     /**
      * <pre>
-     * Who it is from.
+     * The author of the message.
      * </pre>
      *
      * <code>.ruvd.v1.Role role = 1;</code>
@@ -736,7 +736,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Who it is from.
+     * The author of the message.
      * </pre>
      *
      * <code>.ruvd.v1.Role role = 1;</code>
@@ -751,7 +751,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Who it is from.
+     * The author of the message.
      * </pre>
      *
      * <code>.ruvd.v1.Role role = 1;</code>
@@ -764,7 +764,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Who it is from.
+     * The author of the message.
      * </pre>
      *
      * <code>.ruvd.v1.Role role = 1;</code>
@@ -780,7 +780,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Who it is from.
+     * The author of the message.
      * </pre>
      *
      * <code>.ruvd.v1.Role role = 1;</code>
@@ -796,7 +796,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object content_ = "";
     /**
      * <pre>
-     * The text. May be empty beside tool calls, and as the result of one.
+     * The text. It may be empty in a message with tool calls and in a tool result.
      * </pre>
      *
      * <code>string content = 2;</code>
@@ -816,7 +816,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The text. May be empty beside tool calls, and as the result of one.
+     * The text. It may be empty in a message with tool calls and in a tool result.
      * </pre>
      *
      * <code>string content = 2;</code>
@@ -837,7 +837,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The text. May be empty beside tool calls, and as the result of one.
+     * The text. It may be empty in a message with tool calls and in a tool result.
      * </pre>
      *
      * <code>string content = 2;</code>
@@ -854,7 +854,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The text. May be empty beside tool calls, and as the result of one.
+     * The text. It may be empty in a message with tool calls and in a tool result.
      * </pre>
      *
      * <code>string content = 2;</code>
@@ -868,7 +868,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The text. May be empty beside tool calls, and as the result of one.
+     * The text. It may be empty in a message with tool calls and in a tool result.
      * </pre>
      *
      * <code>string content = 2;</code>
@@ -899,7 +899,7 @@ private static final long serialVersionUID = 0L;
 
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -913,7 +913,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -927,7 +927,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -941,7 +941,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -962,7 +962,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -980,7 +980,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -1000,7 +1000,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -1021,7 +1021,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -1039,7 +1039,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -1057,7 +1057,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -1076,7 +1076,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -1093,7 +1093,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -1110,7 +1110,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -1121,7 +1121,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -1135,7 +1135,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -1150,7 +1150,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -1161,7 +1161,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -1173,7 +1173,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What an assistant's message asks the caller to do.
+     * The tool calls of an assistant's message.
      * </pre>
      *
      * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -1200,7 +1200,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object toolCallId_ = "";
     /**
      * <pre>
-     * The call that a tool's message is the result of.
+     * The id of the tool call whose result this message is. Set with ROLE_TOOL only.
      * </pre>
      *
      * <code>string tool_call_id = 4;</code>
@@ -1220,7 +1220,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The call that a tool's message is the result of.
+     * The id of the tool call whose result this message is. Set with ROLE_TOOL only.
      * </pre>
      *
      * <code>string tool_call_id = 4;</code>
@@ -1241,7 +1241,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The call that a tool's message is the result of.
+     * The id of the tool call whose result this message is. Set with ROLE_TOOL only.
      * </pre>
      *
      * <code>string tool_call_id = 4;</code>
@@ -1258,7 +1258,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The call that a tool's message is the result of.
+     * The id of the tool call whose result this message is. Set with ROLE_TOOL only.
      * </pre>
      *
      * <code>string tool_call_id = 4;</code>
@@ -1272,7 +1272,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The call that a tool's message is the result of.
+     * The id of the tool call whose result this message is. Set with ROLE_TOOL only.
      * </pre>
      *
      * <code>string tool_call_id = 4;</code>
@@ -1292,7 +1292,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object reasoning_ = "";
     /**
      * <pre>
-     * What the model thought before it answered, where the engine tells. It is kept with the
+     * The model's reasoning before its answer, if the engine reports it. It is stored with the
      * message and not sent to the engine again.
      * </pre>
      *
@@ -1313,7 +1313,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model thought before it answered, where the engine tells. It is kept with the
+     * The model's reasoning before its answer, if the engine reports it. It is stored with the
      * message and not sent to the engine again.
      * </pre>
      *
@@ -1335,7 +1335,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model thought before it answered, where the engine tells. It is kept with the
+     * The model's reasoning before its answer, if the engine reports it. It is stored with the
      * message and not sent to the engine again.
      * </pre>
      *
@@ -1353,7 +1353,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model thought before it answered, where the engine tells. It is kept with the
+     * The model's reasoning before its answer, if the engine reports it. It is stored with the
      * message and not sent to the engine again.
      * </pre>
      *
@@ -1368,7 +1368,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the model thought before it answered, where the engine tells. It is kept with the
+     * The model's reasoning before its answer, if the engine reports it. It is stored with the
      * message and not sent to the engine again.
      * </pre>
      *

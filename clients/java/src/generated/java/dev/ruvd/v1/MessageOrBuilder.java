@@ -12,7 +12,7 @@ public interface MessageOrBuilder extends
 
   /**
    * <pre>
-   * Who it is from.
+   * The author of the message.
    * </pre>
    *
    * <code>.ruvd.v1.Role role = 1;</code>
@@ -21,7 +21,7 @@ public interface MessageOrBuilder extends
   int getRoleValue();
   /**
    * <pre>
-   * Who it is from.
+   * The author of the message.
    * </pre>
    *
    * <code>.ruvd.v1.Role role = 1;</code>
@@ -31,7 +31,7 @@ public interface MessageOrBuilder extends
 
   /**
    * <pre>
-   * The text. May be empty beside tool calls, and as the result of one.
+   * The text. It may be empty in a message with tool calls and in a tool result.
    * </pre>
    *
    * <code>string content = 2;</code>
@@ -40,7 +40,7 @@ public interface MessageOrBuilder extends
   java.lang.String getContent();
   /**
    * <pre>
-   * The text. May be empty beside tool calls, and as the result of one.
+   * The text. It may be empty in a message with tool calls and in a tool result.
    * </pre>
    *
    * <code>string content = 2;</code>
@@ -51,7 +51,7 @@ public interface MessageOrBuilder extends
 
   /**
    * <pre>
-   * What an assistant's message asks the caller to do.
+   * The tool calls of an assistant's message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -60,7 +60,7 @@ public interface MessageOrBuilder extends
       getToolCallsList();
   /**
    * <pre>
-   * What an assistant's message asks the caller to do.
+   * The tool calls of an assistant's message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -68,7 +68,7 @@ public interface MessageOrBuilder extends
   dev.ruvd.v1.ToolCall getToolCalls(int index);
   /**
    * <pre>
-   * What an assistant's message asks the caller to do.
+   * The tool calls of an assistant's message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -76,7 +76,7 @@ public interface MessageOrBuilder extends
   int getToolCallsCount();
   /**
    * <pre>
-   * What an assistant's message asks the caller to do.
+   * The tool calls of an assistant's message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -85,7 +85,7 @@ public interface MessageOrBuilder extends
       getToolCallsOrBuilderList();
   /**
    * <pre>
-   * What an assistant's message asks the caller to do.
+   * The tool calls of an assistant's message.
    * </pre>
    *
    * <code>repeated .ruvd.v1.ToolCall tool_calls = 3;</code>
@@ -95,7 +95,7 @@ public interface MessageOrBuilder extends
 
   /**
    * <pre>
-   * The call that a tool's message is the result of.
+   * The id of the tool call whose result this message is. Set with ROLE_TOOL only.
    * </pre>
    *
    * <code>string tool_call_id = 4;</code>
@@ -104,7 +104,7 @@ public interface MessageOrBuilder extends
   java.lang.String getToolCallId();
   /**
    * <pre>
-   * The call that a tool's message is the result of.
+   * The id of the tool call whose result this message is. Set with ROLE_TOOL only.
    * </pre>
    *
    * <code>string tool_call_id = 4;</code>
@@ -115,7 +115,7 @@ public interface MessageOrBuilder extends
 
   /**
    * <pre>
-   * What the model thought before it answered, where the engine tells. It is kept with the
+   * The model's reasoning before its answer, if the engine reports it. It is stored with the
    * message and not sent to the engine again.
    * </pre>
    *
@@ -125,7 +125,7 @@ public interface MessageOrBuilder extends
   java.lang.String getReasoning();
   /**
    * <pre>
-   * What the model thought before it answered, where the engine tells. It is kept with the
+   * The model's reasoning before its answer, if the engine reports it. It is stored with the
    * message and not sent to the engine again.
    * </pre>
    *

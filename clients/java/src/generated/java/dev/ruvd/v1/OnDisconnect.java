@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * What happens to a completion when its last reader has gone.
+ * The behaviour of a completion when its last reader has disconnected.
  * </pre>
  *
  * Protobuf enum {@code ruvd.v1.OnDisconnect}
@@ -17,7 +17,7 @@ public enum OnDisconnect
     implements com.google.protobuf.ProtocolMessageEnum {
   /**
    * <pre>
-   * As CANCEL.
+   * The same as CANCEL.
    * </pre>
    *
    * <code>ON_DISCONNECT_UNSPECIFIED = 0;</code>
@@ -25,7 +25,7 @@ public enum OnDisconnect
   ON_DISCONNECT_UNSPECIFIED(0),
   /**
    * <pre>
-   * Stop the engine, after disconnect_grace, and leave the session as it was.
+   * Cancel the completion after disconnect_grace and leave the session unchanged.
    * </pre>
    *
    * <code>ON_DISCONNECT_CANCEL = 1;</code>
@@ -33,7 +33,7 @@ public enum OnDisconnect
   ON_DISCONNECT_CANCEL(1),
   /**
    * <pre>
-   * Let it finish and commit.
+   * Let the completion finish and commit.
    * </pre>
    *
    * <code>ON_DISCONNECT_CONTINUE = 2;</code>
@@ -53,7 +53,7 @@ public enum OnDisconnect
   }
   /**
    * <pre>
-   * As CANCEL.
+   * The same as CANCEL.
    * </pre>
    *
    * <code>ON_DISCONNECT_UNSPECIFIED = 0;</code>
@@ -61,7 +61,7 @@ public enum OnDisconnect
   public static final int ON_DISCONNECT_UNSPECIFIED_VALUE = 0;
   /**
    * <pre>
-   * Stop the engine, after disconnect_grace, and leave the session as it was.
+   * Cancel the completion after disconnect_grace and leave the session unchanged.
    * </pre>
    *
    * <code>ON_DISCONNECT_CANCEL = 1;</code>
@@ -69,7 +69,7 @@ public enum OnDisconnect
   public static final int ON_DISCONNECT_CANCEL_VALUE = 1;
   /**
    * <pre>
-   * Let it finish and commit.
+   * Let the completion finish and commit.
    * </pre>
    *
    * <code>ON_DISCONNECT_CONTINUE = 2;</code>

@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * How a context window is put into a prompt.
+ * The form in which a context window is written into the prompt.
  * </pre>
  *
  * Protobuf enum {@code ruvd.v1.Rendering}
@@ -17,7 +17,7 @@ public enum Rendering
     implements com.google.protobuf.ProtocolMessageEnum {
   /**
    * <pre>
-   * As MESSAGES.
+   * The same as MESSAGES.
    * </pre>
    *
    * <code>RENDERING_UNSPECIFIED = 0;</code>
@@ -33,8 +33,8 @@ public enum Rendering
   RENDERING_MESSAGES(1),
   /**
    * <pre>
-   * The window becomes one transcript inside the system message, for engines without chat
-   * roles. It puts what users said into a system message, so choose it on purpose.
+   * The window is written as one transcript inside the system message, for engines without chat
+   * roles. This puts user text into a system message, so it has to be chosen explicitly.
    * </pre>
    *
    * <code>RENDERING_TRANSCRIPT = 2;</code>
@@ -54,7 +54,7 @@ public enum Rendering
   }
   /**
    * <pre>
-   * As MESSAGES.
+   * The same as MESSAGES.
    * </pre>
    *
    * <code>RENDERING_UNSPECIFIED = 0;</code>
@@ -70,8 +70,8 @@ public enum Rendering
   public static final int RENDERING_MESSAGES_VALUE = 1;
   /**
    * <pre>
-   * The window becomes one transcript inside the system message, for engines without chat
-   * roles. It puts what users said into a system message, so choose it on purpose.
+   * The window is written as one transcript inside the system message, for engines without chat
+   * roles. This puts user text into a system message, so it has to be chosen explicitly.
    * </pre>
    *
    * <code>RENDERING_TRANSCRIPT = 2;</code>

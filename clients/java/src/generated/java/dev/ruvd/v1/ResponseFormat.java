@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * The form of the answer.
+ * The format of the answer.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.ResponseFormat}
@@ -55,8 +55,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object jsonSchema_ = "";
   /**
    * <pre>
-   * A JSON Schema, as JSON text, sent to the engine byte for byte: the answer is JSON that
-   * follows it.
+   * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
    * </pre>
    *
    * <code>string json_schema = 1;</code>
@@ -77,8 +76,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * A JSON Schema, as JSON text, sent to the engine byte for byte: the answer is JSON that
-   * follows it.
+   * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
    * </pre>
    *
    * <code>string json_schema = 1;</code>
@@ -104,7 +102,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object name_ = "";
   /**
    * <pre>
-   * The schema's name, 1 to 64 of A-Z a-z 0-9 _ -; unset is "answer".
+   * The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer".
    * </pre>
    *
    * <code>string name = 2;</code>
@@ -125,7 +123,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The schema's name, 1 to 64 of A-Z a-z 0-9 _ -; unset is "answer".
+   * The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer".
    * </pre>
    *
    * <code>string name = 2;</code>
@@ -150,7 +148,7 @@ private static final long serialVersionUID = 0L;
   private boolean strict_ = false;
   /**
    * <pre>
-   * Whether to the letter; unset is the engine's default.
+   * Whether the answer must conform to the schema exactly. Unset: the engine's default.
    * </pre>
    *
    * <code>optional bool strict = 3;</code>
@@ -162,7 +160,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Whether to the letter; unset is the engine's default.
+   * Whether the answer must conform to the schema exactly. Unset: the engine's default.
    * </pre>
    *
    * <code>optional bool strict = 3;</code>
@@ -358,7 +356,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The form of the answer.
+   * The format of the answer.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.ResponseFormat}
@@ -530,8 +528,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object jsonSchema_ = "";
     /**
      * <pre>
-     * A JSON Schema, as JSON text, sent to the engine byte for byte: the answer is JSON that
-     * follows it.
+     * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
      * </pre>
      *
      * <code>string json_schema = 1;</code>
@@ -551,8 +548,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * A JSON Schema, as JSON text, sent to the engine byte for byte: the answer is JSON that
-     * follows it.
+     * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
      * </pre>
      *
      * <code>string json_schema = 1;</code>
@@ -573,8 +569,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * A JSON Schema, as JSON text, sent to the engine byte for byte: the answer is JSON that
-     * follows it.
+     * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
      * </pre>
      *
      * <code>string json_schema = 1;</code>
@@ -591,8 +586,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * A JSON Schema, as JSON text, sent to the engine byte for byte: the answer is JSON that
-     * follows it.
+     * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
      * </pre>
      *
      * <code>string json_schema = 1;</code>
@@ -606,8 +600,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * A JSON Schema, as JSON text, sent to the engine byte for byte: the answer is JSON that
-     * follows it.
+     * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
      * </pre>
      *
      * <code>string json_schema = 1;</code>
@@ -627,7 +620,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object name_ = "";
     /**
      * <pre>
-     * The schema's name, 1 to 64 of A-Z a-z 0-9 _ -; unset is "answer".
+     * The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer".
      * </pre>
      *
      * <code>string name = 2;</code>
@@ -647,7 +640,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The schema's name, 1 to 64 of A-Z a-z 0-9 _ -; unset is "answer".
+     * The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer".
      * </pre>
      *
      * <code>string name = 2;</code>
@@ -668,7 +661,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The schema's name, 1 to 64 of A-Z a-z 0-9 _ -; unset is "answer".
+     * The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer".
      * </pre>
      *
      * <code>string name = 2;</code>
@@ -685,7 +678,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The schema's name, 1 to 64 of A-Z a-z 0-9 _ -; unset is "answer".
+     * The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer".
      * </pre>
      *
      * <code>string name = 2;</code>
@@ -699,7 +692,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The schema's name, 1 to 64 of A-Z a-z 0-9 _ -; unset is "answer".
+     * The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer".
      * </pre>
      *
      * <code>string name = 2;</code>
@@ -719,7 +712,7 @@ private static final long serialVersionUID = 0L;
     private boolean strict_ ;
     /**
      * <pre>
-     * Whether to the letter; unset is the engine's default.
+     * Whether the answer must conform to the schema exactly. Unset: the engine's default.
      * </pre>
      *
      * <code>optional bool strict = 3;</code>
@@ -731,7 +724,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether to the letter; unset is the engine's default.
+     * Whether the answer must conform to the schema exactly. Unset: the engine's default.
      * </pre>
      *
      * <code>optional bool strict = 3;</code>
@@ -743,7 +736,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether to the letter; unset is the engine's default.
+     * Whether the answer must conform to the schema exactly. Unset: the engine's default.
      * </pre>
      *
      * <code>optional bool strict = 3;</code>
@@ -759,7 +752,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether to the letter; unset is the engine's default.
+     * Whether the answer must conform to the schema exactly. Unset: the engine's default.
      * </pre>
      *
      * <code>optional bool strict = 3;</code>

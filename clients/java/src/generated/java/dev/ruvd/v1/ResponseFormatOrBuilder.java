@@ -12,8 +12,7 @@ public interface ResponseFormatOrBuilder extends
 
   /**
    * <pre>
-   * A JSON Schema, as JSON text, sent to the engine byte for byte: the answer is JSON that
-   * follows it.
+   * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
    * </pre>
    *
    * <code>string json_schema = 1;</code>
@@ -22,8 +21,7 @@ public interface ResponseFormatOrBuilder extends
   java.lang.String getJsonSchema();
   /**
    * <pre>
-   * A JSON Schema, as JSON text, sent to the engine byte for byte: the answer is JSON that
-   * follows it.
+   * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
    * </pre>
    *
    * <code>string json_schema = 1;</code>
@@ -34,7 +32,7 @@ public interface ResponseFormatOrBuilder extends
 
   /**
    * <pre>
-   * The schema's name, 1 to 64 of A-Z a-z 0-9 _ -; unset is "answer".
+   * The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer".
    * </pre>
    *
    * <code>string name = 2;</code>
@@ -43,7 +41,7 @@ public interface ResponseFormatOrBuilder extends
   java.lang.String getName();
   /**
    * <pre>
-   * The schema's name, 1 to 64 of A-Z a-z 0-9 _ -; unset is "answer".
+   * The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer".
    * </pre>
    *
    * <code>string name = 2;</code>
@@ -54,7 +52,7 @@ public interface ResponseFormatOrBuilder extends
 
   /**
    * <pre>
-   * Whether to the letter; unset is the engine's default.
+   * Whether the answer must conform to the schema exactly. Unset: the engine's default.
    * </pre>
    *
    * <code>optional bool strict = 3;</code>
@@ -63,7 +61,7 @@ public interface ResponseFormatOrBuilder extends
   boolean hasStrict();
   /**
    * <pre>
-   * Whether to the letter; unset is the engine's default.
+   * Whether the answer must conform to the schema exactly. Unset: the engine's default.
    * </pre>
    *
    * <code>optional bool strict = 3;</code>

@@ -55,7 +55,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object completionId_ = "";
   /**
    * <pre>
-   * Which completion; or name it by session_id and request_id.
+   * The completion's id. Alternatively, set session_id and request_id.
    * </pre>
    *
    * <code>string completion_id = 1;</code>
@@ -76,7 +76,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Which completion; or name it by session_id and request_id.
+   * The completion's id. Alternatively, set session_id and request_id.
    * </pre>
    *
    * <code>string completion_id = 1;</code>
@@ -102,7 +102,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object sessionId_ = "";
   /**
    * <pre>
-   * The session of the completion; empty for a stateless one.
+   * The id of the completion's session; empty for a stateless completion.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -123,7 +123,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The session of the completion; empty for a stateless one.
+   * The id of the completion's session; empty for a stateless completion.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -149,7 +149,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object requestId_ = "";
   /**
    * <pre>
-   * The request id that the completion began with.
+   * The request_id with which the completion was started.
    * </pre>
    *
    * <code>string request_id = 3;</code>
@@ -170,7 +170,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The request id that the completion began with.
+   * The request_id with which the completion was started.
    * </pre>
    *
    * <code>string request_id = 3;</code>
@@ -195,7 +195,7 @@ private static final long serialVersionUID = 0L;
   private long afterSequence_ = 0L;
   /**
    * <pre>
-   * The last sequence that the client has; 0 for all.
+   * The sequence number of the last event that the client has received; 0 for all events.
    * </pre>
    *
    * <code>int64 after_sequence = 4;</code>
@@ -579,7 +579,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object completionId_ = "";
     /**
      * <pre>
-     * Which completion; or name it by session_id and request_id.
+     * The completion's id. Alternatively, set session_id and request_id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -599,7 +599,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which completion; or name it by session_id and request_id.
+     * The completion's id. Alternatively, set session_id and request_id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -620,7 +620,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which completion; or name it by session_id and request_id.
+     * The completion's id. Alternatively, set session_id and request_id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -637,7 +637,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which completion; or name it by session_id and request_id.
+     * The completion's id. Alternatively, set session_id and request_id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -651,7 +651,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which completion; or name it by session_id and request_id.
+     * The completion's id. Alternatively, set session_id and request_id.
      * </pre>
      *
      * <code>string completion_id = 1;</code>
@@ -671,7 +671,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object sessionId_ = "";
     /**
      * <pre>
-     * The session of the completion; empty for a stateless one.
+     * The id of the completion's session; empty for a stateless completion.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -691,7 +691,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session of the completion; empty for a stateless one.
+     * The id of the completion's session; empty for a stateless completion.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -712,7 +712,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session of the completion; empty for a stateless one.
+     * The id of the completion's session; empty for a stateless completion.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -729,7 +729,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session of the completion; empty for a stateless one.
+     * The id of the completion's session; empty for a stateless completion.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -743,7 +743,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session of the completion; empty for a stateless one.
+     * The id of the completion's session; empty for a stateless completion.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -763,7 +763,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object requestId_ = "";
     /**
      * <pre>
-     * The request id that the completion began with.
+     * The request_id with which the completion was started.
      * </pre>
      *
      * <code>string request_id = 3;</code>
@@ -783,7 +783,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The request id that the completion began with.
+     * The request_id with which the completion was started.
      * </pre>
      *
      * <code>string request_id = 3;</code>
@@ -804,7 +804,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The request id that the completion began with.
+     * The request_id with which the completion was started.
      * </pre>
      *
      * <code>string request_id = 3;</code>
@@ -821,7 +821,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The request id that the completion began with.
+     * The request_id with which the completion was started.
      * </pre>
      *
      * <code>string request_id = 3;</code>
@@ -835,7 +835,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The request id that the completion began with.
+     * The request_id with which the completion was started.
      * </pre>
      *
      * <code>string request_id = 3;</code>
@@ -855,7 +855,7 @@ private static final long serialVersionUID = 0L;
     private long afterSequence_ ;
     /**
      * <pre>
-     * The last sequence that the client has; 0 for all.
+     * The sequence number of the last event that the client has received; 0 for all events.
      * </pre>
      *
      * <code>int64 after_sequence = 4;</code>
@@ -867,7 +867,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The last sequence that the client has; 0 for all.
+     * The sequence number of the last event that the client has received; 0 for all events.
      * </pre>
      *
      * <code>int64 after_sequence = 4;</code>
@@ -883,7 +883,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The last sequence that the client has; 0 for all.
+     * The sequence number of the last event that the client has received; 0 for all events.
      * </pre>
      *
      * <code>int64 after_sequence = 4;</code>

@@ -12,7 +12,7 @@ public interface ResumeCompletionRequestOrBuilder extends
 
   /**
    * <pre>
-   * Which completion; or name it by session_id and request_id.
+   * The completion's id. Alternatively, set session_id and request_id.
    * </pre>
    *
    * <code>string completion_id = 1;</code>
@@ -21,7 +21,7 @@ public interface ResumeCompletionRequestOrBuilder extends
   java.lang.String getCompletionId();
   /**
    * <pre>
-   * Which completion; or name it by session_id and request_id.
+   * The completion's id. Alternatively, set session_id and request_id.
    * </pre>
    *
    * <code>string completion_id = 1;</code>
@@ -32,7 +32,7 @@ public interface ResumeCompletionRequestOrBuilder extends
 
   /**
    * <pre>
-   * The session of the completion; empty for a stateless one.
+   * The id of the completion's session; empty for a stateless completion.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -41,7 +41,7 @@ public interface ResumeCompletionRequestOrBuilder extends
   java.lang.String getSessionId();
   /**
    * <pre>
-   * The session of the completion; empty for a stateless one.
+   * The id of the completion's session; empty for a stateless completion.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -52,7 +52,7 @@ public interface ResumeCompletionRequestOrBuilder extends
 
   /**
    * <pre>
-   * The request id that the completion began with.
+   * The request_id with which the completion was started.
    * </pre>
    *
    * <code>string request_id = 3;</code>
@@ -61,7 +61,7 @@ public interface ResumeCompletionRequestOrBuilder extends
   java.lang.String getRequestId();
   /**
    * <pre>
-   * The request id that the completion began with.
+   * The request_id with which the completion was started.
    * </pre>
    *
    * <code>string request_id = 3;</code>
@@ -72,7 +72,7 @@ public interface ResumeCompletionRequestOrBuilder extends
 
   /**
    * <pre>
-   * The last sequence that the client has; 0 for all.
+   * The sequence number of the last event that the client has received; 0 for all events.
    * </pre>
    *
    * <code>int64 after_sequence = 4;</code>

@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * Who a message is from.
+ * The author of a message.
  * </pre>
  *
  * Protobuf enum {@code ruvd.v1.Role}
@@ -17,7 +17,7 @@ public enum Role
     implements com.google.protobuf.ProtocolMessageEnum {
   /**
    * <pre>
-   * Not set; refused in requests.
+   * Not set. Rejected in requests.
    * </pre>
    *
    * <code>ROLE_UNSPECIFIED = 0;</code>
@@ -26,7 +26,7 @@ public enum Role
   /**
    * <pre>
    * Instructions to the model. Allowed only as the first message of a new session or of a
-   * stateless completion, where it is the same as system_prompt.
+   * stateless completion, where it is equivalent to system_prompt.
    * </pre>
    *
    * <code>ROLE_SYSTEM = 1;</code>
@@ -34,7 +34,7 @@ public enum Role
   ROLE_SYSTEM(1),
   /**
    * <pre>
-   * What the user says.
+   * The user's message.
    * </pre>
    *
    * <code>ROLE_USER = 2;</code>
@@ -42,7 +42,7 @@ public enum Role
   ROLE_USER(2),
   /**
    * <pre>
-   * What the model answered.
+   * The model's answer.
    * </pre>
    *
    * <code>ROLE_ASSISTANT = 3;</code>
@@ -70,7 +70,7 @@ public enum Role
   }
   /**
    * <pre>
-   * Not set; refused in requests.
+   * Not set. Rejected in requests.
    * </pre>
    *
    * <code>ROLE_UNSPECIFIED = 0;</code>
@@ -79,7 +79,7 @@ public enum Role
   /**
    * <pre>
    * Instructions to the model. Allowed only as the first message of a new session or of a
-   * stateless completion, where it is the same as system_prompt.
+   * stateless completion, where it is equivalent to system_prompt.
    * </pre>
    *
    * <code>ROLE_SYSTEM = 1;</code>
@@ -87,7 +87,7 @@ public enum Role
   public static final int ROLE_SYSTEM_VALUE = 1;
   /**
    * <pre>
-   * What the user says.
+   * The user's message.
    * </pre>
    *
    * <code>ROLE_USER = 2;</code>
@@ -95,7 +95,7 @@ public enum Role
   public static final int ROLE_USER_VALUE = 2;
   /**
    * <pre>
-   * What the model answered.
+   * The model's answer.
    * </pre>
    *
    * <code>ROLE_ASSISTANT = 3;</code>

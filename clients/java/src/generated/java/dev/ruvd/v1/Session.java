@@ -71,7 +71,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object id_ = "";
   /**
    * <pre>
-   * The id: chosen by the client, or unguessable.
+   * The session's id: chosen by the client, or an unguessable one made by the daemon.
    * </pre>
    *
    * <code>string id = 1;</code>
@@ -92,7 +92,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The id: chosen by the client, or unguessable.
+   * The session's id: chosen by the client, or an unguessable one made by the daemon.
    * </pre>
    *
    * <code>string id = 1;</code>
@@ -117,7 +117,7 @@ private static final long serialVersionUID = 0L;
   private com.google.protobuf.Timestamp createTime_;
   /**
    * <pre>
-   * When it was created.
+   * The time when the session was created.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -129,7 +129,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * When it was created.
+   * The time when the session was created.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -141,7 +141,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * When it was created.
+   * The time when the session was created.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -155,7 +155,7 @@ private static final long serialVersionUID = 0L;
   private com.google.protobuf.Timestamp lastUsedTime_;
   /**
    * <pre>
-   * When a turn last started or ended in it.
+   * The time when a turn last started or ended in the session.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -167,7 +167,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * When a turn last started or ended in it.
+   * The time when a turn last started or ended in the session.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -179,7 +179,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * When a turn last started or ended in it.
+   * The time when a turn last started or ended in the session.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -193,7 +193,7 @@ private static final long serialVersionUID = 0L;
   private com.google.protobuf.Timestamp expireTime_;
   /**
    * <pre>
-   * When it expires if nothing happens; unset while a completion runs.
+   * The time when the session expires if it is not used; unset while a completion runs.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -205,7 +205,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * When it expires if nothing happens; unset while a completion runs.
+   * The time when the session expires if it is not used; unset while a completion runs.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -217,7 +217,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * When it expires if nothing happens; unset while a completion runs.
+   * The time when the session expires if it is not used; unset while a completion runs.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -231,7 +231,7 @@ private static final long serialVersionUID = 0L;
   private long messageCount_ = 0L;
   /**
    * <pre>
-   * Messages in the history.
+   * The number of messages in the history.
    * </pre>
    *
    * <code>int64 message_count = 5;</code>
@@ -246,7 +246,7 @@ private static final long serialVersionUID = 0L;
   private long exchangeCount_ = 0L;
   /**
    * <pre>
-   * Exchanges in the history: a user message and everything up to the next.
+   * The number of exchanges in the history: a user message and all messages up to the next one.
    * </pre>
    *
    * <code>int64 exchange_count = 6;</code>
@@ -262,7 +262,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object systemPrompt_ = "";
   /**
    * <pre>
-   * What the model was told first; never trimmed.
+   * The system prompt, which is never trimmed.
    * </pre>
    *
    * <code>string system_prompt = 7;</code>
@@ -283,7 +283,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What the model was told first; never trimmed.
+   * The system prompt, which is never trimmed.
    * </pre>
    *
    * <code>string system_prompt = 7;</code>
@@ -309,7 +309,7 @@ private static final long serialVersionUID = 0L;
   private java.util.List<dev.ruvd.v1.Message> messages_;
   /**
    * <pre>
-   * The history; only in SESSION_VIEW_FULL.
+   * The history. Set in SESSION_VIEW_FULL only.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -320,7 +320,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The history; only in SESSION_VIEW_FULL.
+   * The history. Set in SESSION_VIEW_FULL only.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -332,7 +332,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The history; only in SESSION_VIEW_FULL.
+   * The history. Set in SESSION_VIEW_FULL only.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -343,7 +343,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The history; only in SESSION_VIEW_FULL.
+   * The history. Set in SESSION_VIEW_FULL only.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -354,7 +354,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The history; only in SESSION_VIEW_FULL.
+   * The history. Set in SESSION_VIEW_FULL only.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -393,7 +393,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The client's own labels.
+   * The labels, which are for the client's own use.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -414,7 +414,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The client's own labels.
+   * The labels, which are for the client's own use.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -425,7 +425,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The client's own labels.
+   * The labels, which are for the client's own use.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -443,7 +443,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The client's own labels.
+   * The labels, which are for the client's own use.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -464,7 +464,7 @@ java.lang.String defaultValue) {
   private dev.ruvd.v1.ContextWindow contextWindow_;
   /**
    * <pre>
-   * The context window in force.
+   * The context window in effect.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -476,7 +476,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The context window in force.
+   * The context window in effect.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -488,7 +488,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The context window in force.
+   * The context window in effect.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -503,7 +503,7 @@ java.lang.String defaultValue) {
   private volatile java.lang.Object parentId_ = "";
   /**
    * <pre>
-   * The session it was forked from; empty if none.
+   * The id of the session that this one was forked from; empty if it is not a fork.
    * </pre>
    *
    * <code>string parent_id = 11;</code>
@@ -524,7 +524,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The session it was forked from; empty if none.
+   * The id of the session that this one was forked from; empty if it is not a fork.
    * </pre>
    *
    * <code>string parent_id = 11;</code>
@@ -550,7 +550,7 @@ java.lang.String defaultValue) {
   private volatile java.lang.Object runningCompletionId_ = "";
   /**
    * <pre>
-   * The completion that runs now; empty if none.
+   * The id of the running completion; empty if none is running.
    * </pre>
    *
    * <code>string running_completion_id = 12;</code>
@@ -571,7 +571,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The completion that runs now; empty if none.
+   * The id of the running completion; empty if none is running.
    * </pre>
    *
    * <code>string running_completion_id = 12;</code>
@@ -596,7 +596,7 @@ java.lang.String defaultValue) {
   private dev.ruvd.v1.Usage usage_;
   /**
    * <pre>
-   * The sums over its committed completions.
+   * The token counts of all committed completions of the session.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -608,7 +608,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The sums over its committed completions.
+   * The token counts of all committed completions of the session.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -620,7 +620,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The sums over its committed completions.
+   * The token counts of all committed completions of the session.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -635,7 +635,7 @@ java.lang.String defaultValue) {
   private volatile java.lang.Object model_ = "";
   /**
    * <pre>
-   * The model it uses; empty for the engine's default.
+   * The session's model; empty for the engine's default.
    * </pre>
    *
    * <code>string model = 14;</code>
@@ -656,7 +656,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The model it uses; empty for the engine's default.
+   * The session's model; empty for the engine's default.
    * </pre>
    *
    * <code>string model = 14;</code>
@@ -681,7 +681,7 @@ java.lang.String defaultValue) {
   private com.google.protobuf.Duration idleTimeout_;
   /**
    * <pre>
-   * How long it may be idle before it expires.
+   * The time without use after which the session expires.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 15;</code>
@@ -693,7 +693,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * How long it may be idle before it expires.
+   * The time without use after which the session expires.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 15;</code>
@@ -705,7 +705,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * How long it may be idle before it expires.
+   * The time without use after which the session expires.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 15;</code>
@@ -1529,7 +1529,7 @@ java.lang.String defaultValue) {
     private java.lang.Object id_ = "";
     /**
      * <pre>
-     * The id: chosen by the client, or unguessable.
+     * The session's id: chosen by the client, or an unguessable one made by the daemon.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -1549,7 +1549,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The id: chosen by the client, or unguessable.
+     * The session's id: chosen by the client, or an unguessable one made by the daemon.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -1570,7 +1570,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The id: chosen by the client, or unguessable.
+     * The session's id: chosen by the client, or an unguessable one made by the daemon.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -1587,7 +1587,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The id: chosen by the client, or unguessable.
+     * The session's id: chosen by the client, or an unguessable one made by the daemon.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -1601,7 +1601,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The id: chosen by the client, or unguessable.
+     * The session's id: chosen by the client, or an unguessable one made by the daemon.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -1623,7 +1623,7 @@ java.lang.String defaultValue) {
         com.google.protobuf.Timestamp, com.google.protobuf.Timestamp.Builder, com.google.protobuf.TimestampOrBuilder> createTimeBuilder_;
     /**
      * <pre>
-     * When it was created.
+     * The time when the session was created.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -1634,7 +1634,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it was created.
+     * The time when the session was created.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -1649,7 +1649,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it was created.
+     * The time when the session was created.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -1669,7 +1669,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it was created.
+     * The time when the session was created.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -1687,7 +1687,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it was created.
+     * The time when the session was created.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -1712,7 +1712,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it was created.
+     * The time when the session was created.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -1729,7 +1729,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it was created.
+     * The time when the session was created.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -1741,7 +1741,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it was created.
+     * The time when the session was created.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -1756,7 +1756,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it was created.
+     * The time when the session was created.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -1780,7 +1780,7 @@ java.lang.String defaultValue) {
         com.google.protobuf.Timestamp, com.google.protobuf.Timestamp.Builder, com.google.protobuf.TimestampOrBuilder> lastUsedTimeBuilder_;
     /**
      * <pre>
-     * When a turn last started or ended in it.
+     * The time when a turn last started or ended in the session.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -1791,7 +1791,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When a turn last started or ended in it.
+     * The time when a turn last started or ended in the session.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -1806,7 +1806,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When a turn last started or ended in it.
+     * The time when a turn last started or ended in the session.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -1826,7 +1826,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When a turn last started or ended in it.
+     * The time when a turn last started or ended in the session.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -1844,7 +1844,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When a turn last started or ended in it.
+     * The time when a turn last started or ended in the session.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -1869,7 +1869,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When a turn last started or ended in it.
+     * The time when a turn last started or ended in the session.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -1886,7 +1886,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When a turn last started or ended in it.
+     * The time when a turn last started or ended in the session.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -1898,7 +1898,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When a turn last started or ended in it.
+     * The time when a turn last started or ended in the session.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -1913,7 +1913,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When a turn last started or ended in it.
+     * The time when a turn last started or ended in the session.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -1937,7 +1937,7 @@ java.lang.String defaultValue) {
         com.google.protobuf.Timestamp, com.google.protobuf.Timestamp.Builder, com.google.protobuf.TimestampOrBuilder> expireTimeBuilder_;
     /**
      * <pre>
-     * When it expires if nothing happens; unset while a completion runs.
+     * The time when the session expires if it is not used; unset while a completion runs.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -1948,7 +1948,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it expires if nothing happens; unset while a completion runs.
+     * The time when the session expires if it is not used; unset while a completion runs.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -1963,7 +1963,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it expires if nothing happens; unset while a completion runs.
+     * The time when the session expires if it is not used; unset while a completion runs.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -1983,7 +1983,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it expires if nothing happens; unset while a completion runs.
+     * The time when the session expires if it is not used; unset while a completion runs.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -2001,7 +2001,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it expires if nothing happens; unset while a completion runs.
+     * The time when the session expires if it is not used; unset while a completion runs.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -2026,7 +2026,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it expires if nothing happens; unset while a completion runs.
+     * The time when the session expires if it is not used; unset while a completion runs.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -2043,7 +2043,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it expires if nothing happens; unset while a completion runs.
+     * The time when the session expires if it is not used; unset while a completion runs.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -2055,7 +2055,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it expires if nothing happens; unset while a completion runs.
+     * The time when the session expires if it is not used; unset while a completion runs.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -2070,7 +2070,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * When it expires if nothing happens; unset while a completion runs.
+     * The time when the session expires if it is not used; unset while a completion runs.
      * </pre>
      *
      * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -2092,7 +2092,7 @@ java.lang.String defaultValue) {
     private long messageCount_ ;
     /**
      * <pre>
-     * Messages in the history.
+     * The number of messages in the history.
      * </pre>
      *
      * <code>int64 message_count = 5;</code>
@@ -2104,7 +2104,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Messages in the history.
+     * The number of messages in the history.
      * </pre>
      *
      * <code>int64 message_count = 5;</code>
@@ -2120,7 +2120,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Messages in the history.
+     * The number of messages in the history.
      * </pre>
      *
      * <code>int64 message_count = 5;</code>
@@ -2136,7 +2136,7 @@ java.lang.String defaultValue) {
     private long exchangeCount_ ;
     /**
      * <pre>
-     * Exchanges in the history: a user message and everything up to the next.
+     * The number of exchanges in the history: a user message and all messages up to the next one.
      * </pre>
      *
      * <code>int64 exchange_count = 6;</code>
@@ -2148,7 +2148,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Exchanges in the history: a user message and everything up to the next.
+     * The number of exchanges in the history: a user message and all messages up to the next one.
      * </pre>
      *
      * <code>int64 exchange_count = 6;</code>
@@ -2164,7 +2164,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Exchanges in the history: a user message and everything up to the next.
+     * The number of exchanges in the history: a user message and all messages up to the next one.
      * </pre>
      *
      * <code>int64 exchange_count = 6;</code>
@@ -2180,7 +2180,7 @@ java.lang.String defaultValue) {
     private java.lang.Object systemPrompt_ = "";
     /**
      * <pre>
-     * What the model was told first; never trimmed.
+     * The system prompt, which is never trimmed.
      * </pre>
      *
      * <code>string system_prompt = 7;</code>
@@ -2200,7 +2200,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What the model was told first; never trimmed.
+     * The system prompt, which is never trimmed.
      * </pre>
      *
      * <code>string system_prompt = 7;</code>
@@ -2221,7 +2221,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What the model was told first; never trimmed.
+     * The system prompt, which is never trimmed.
      * </pre>
      *
      * <code>string system_prompt = 7;</code>
@@ -2238,7 +2238,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What the model was told first; never trimmed.
+     * The system prompt, which is never trimmed.
      * </pre>
      *
      * <code>string system_prompt = 7;</code>
@@ -2252,7 +2252,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What the model was told first; never trimmed.
+     * The system prompt, which is never trimmed.
      * </pre>
      *
      * <code>string system_prompt = 7;</code>
@@ -2283,7 +2283,7 @@ java.lang.String defaultValue) {
 
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2297,7 +2297,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2311,7 +2311,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2325,7 +2325,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2346,7 +2346,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2364,7 +2364,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2384,7 +2384,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2405,7 +2405,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2423,7 +2423,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2441,7 +2441,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2460,7 +2460,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2477,7 +2477,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2494,7 +2494,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2505,7 +2505,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2519,7 +2519,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2534,7 +2534,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2545,7 +2545,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2557,7 +2557,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The history; only in SESSION_VIEW_FULL.
+     * The history. Set in SESSION_VIEW_FULL only.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -2609,7 +2609,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The client's own labels.
+     * The labels, which are for the client's own use.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -2630,7 +2630,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The client's own labels.
+     * The labels, which are for the client's own use.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -2641,7 +2641,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The client's own labels.
+     * The labels, which are for the client's own use.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -2659,7 +2659,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The client's own labels.
+     * The labels, which are for the client's own use.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -2683,7 +2683,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The client's own labels.
+     * The labels, which are for the client's own use.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -2706,7 +2706,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The client's own labels.
+     * The labels, which are for the client's own use.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -2723,7 +2723,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The client's own labels.
+     * The labels, which are for the client's own use.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -2741,7 +2741,7 @@ java.lang.String defaultValue) {
         dev.ruvd.v1.ContextWindow, dev.ruvd.v1.ContextWindow.Builder, dev.ruvd.v1.ContextWindowOrBuilder> contextWindowBuilder_;
     /**
      * <pre>
-     * The context window in force.
+     * The context window in effect.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -2752,7 +2752,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The context window in force.
+     * The context window in effect.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -2767,7 +2767,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The context window in force.
+     * The context window in effect.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -2787,7 +2787,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The context window in force.
+     * The context window in effect.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -2805,7 +2805,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The context window in force.
+     * The context window in effect.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -2830,7 +2830,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The context window in force.
+     * The context window in effect.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -2847,7 +2847,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The context window in force.
+     * The context window in effect.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -2859,7 +2859,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The context window in force.
+     * The context window in effect.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -2874,7 +2874,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The context window in force.
+     * The context window in effect.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -2896,7 +2896,7 @@ java.lang.String defaultValue) {
     private java.lang.Object parentId_ = "";
     /**
      * <pre>
-     * The session it was forked from; empty if none.
+     * The id of the session that this one was forked from; empty if it is not a fork.
      * </pre>
      *
      * <code>string parent_id = 11;</code>
@@ -2916,7 +2916,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The session it was forked from; empty if none.
+     * The id of the session that this one was forked from; empty if it is not a fork.
      * </pre>
      *
      * <code>string parent_id = 11;</code>
@@ -2937,7 +2937,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The session it was forked from; empty if none.
+     * The id of the session that this one was forked from; empty if it is not a fork.
      * </pre>
      *
      * <code>string parent_id = 11;</code>
@@ -2954,7 +2954,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The session it was forked from; empty if none.
+     * The id of the session that this one was forked from; empty if it is not a fork.
      * </pre>
      *
      * <code>string parent_id = 11;</code>
@@ -2968,7 +2968,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The session it was forked from; empty if none.
+     * The id of the session that this one was forked from; empty if it is not a fork.
      * </pre>
      *
      * <code>string parent_id = 11;</code>
@@ -2988,7 +2988,7 @@ java.lang.String defaultValue) {
     private java.lang.Object runningCompletionId_ = "";
     /**
      * <pre>
-     * The completion that runs now; empty if none.
+     * The id of the running completion; empty if none is running.
      * </pre>
      *
      * <code>string running_completion_id = 12;</code>
@@ -3008,7 +3008,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The completion that runs now; empty if none.
+     * The id of the running completion; empty if none is running.
      * </pre>
      *
      * <code>string running_completion_id = 12;</code>
@@ -3029,7 +3029,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The completion that runs now; empty if none.
+     * The id of the running completion; empty if none is running.
      * </pre>
      *
      * <code>string running_completion_id = 12;</code>
@@ -3046,7 +3046,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The completion that runs now; empty if none.
+     * The id of the running completion; empty if none is running.
      * </pre>
      *
      * <code>string running_completion_id = 12;</code>
@@ -3060,7 +3060,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The completion that runs now; empty if none.
+     * The id of the running completion; empty if none is running.
      * </pre>
      *
      * <code>string running_completion_id = 12;</code>
@@ -3082,7 +3082,7 @@ java.lang.String defaultValue) {
         dev.ruvd.v1.Usage, dev.ruvd.v1.Usage.Builder, dev.ruvd.v1.UsageOrBuilder> usageBuilder_;
     /**
      * <pre>
-     * The sums over its committed completions.
+     * The token counts of all committed completions of the session.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -3093,7 +3093,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The sums over its committed completions.
+     * The token counts of all committed completions of the session.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -3108,7 +3108,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The sums over its committed completions.
+     * The token counts of all committed completions of the session.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -3128,7 +3128,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The sums over its committed completions.
+     * The token counts of all committed completions of the session.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -3146,7 +3146,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The sums over its committed completions.
+     * The token counts of all committed completions of the session.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -3171,7 +3171,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The sums over its committed completions.
+     * The token counts of all committed completions of the session.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -3188,7 +3188,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The sums over its committed completions.
+     * The token counts of all committed completions of the session.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -3200,7 +3200,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The sums over its committed completions.
+     * The token counts of all committed completions of the session.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -3215,7 +3215,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The sums over its committed completions.
+     * The token counts of all committed completions of the session.
      * </pre>
      *
      * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -3237,7 +3237,7 @@ java.lang.String defaultValue) {
     private java.lang.Object model_ = "";
     /**
      * <pre>
-     * The model it uses; empty for the engine's default.
+     * The session's model; empty for the engine's default.
      * </pre>
      *
      * <code>string model = 14;</code>
@@ -3257,7 +3257,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The model it uses; empty for the engine's default.
+     * The session's model; empty for the engine's default.
      * </pre>
      *
      * <code>string model = 14;</code>
@@ -3278,7 +3278,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The model it uses; empty for the engine's default.
+     * The session's model; empty for the engine's default.
      * </pre>
      *
      * <code>string model = 14;</code>
@@ -3295,7 +3295,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The model it uses; empty for the engine's default.
+     * The session's model; empty for the engine's default.
      * </pre>
      *
      * <code>string model = 14;</code>
@@ -3309,7 +3309,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The model it uses; empty for the engine's default.
+     * The session's model; empty for the engine's default.
      * </pre>
      *
      * <code>string model = 14;</code>
@@ -3331,7 +3331,7 @@ java.lang.String defaultValue) {
         com.google.protobuf.Duration, com.google.protobuf.Duration.Builder, com.google.protobuf.DurationOrBuilder> idleTimeoutBuilder_;
     /**
      * <pre>
-     * How long it may be idle before it expires.
+     * The time without use after which the session expires.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 15;</code>
@@ -3342,7 +3342,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle before it expires.
+     * The time without use after which the session expires.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 15;</code>
@@ -3357,7 +3357,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle before it expires.
+     * The time without use after which the session expires.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 15;</code>
@@ -3377,7 +3377,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle before it expires.
+     * The time without use after which the session expires.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 15;</code>
@@ -3395,7 +3395,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle before it expires.
+     * The time without use after which the session expires.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 15;</code>
@@ -3420,7 +3420,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle before it expires.
+     * The time without use after which the session expires.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 15;</code>
@@ -3437,7 +3437,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle before it expires.
+     * The time without use after which the session expires.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 15;</code>
@@ -3449,7 +3449,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle before it expires.
+     * The time without use after which the session expires.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 15;</code>
@@ -3464,7 +3464,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * How long it may be idle before it expires.
+     * The time without use after which the session expires.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 15;</code>

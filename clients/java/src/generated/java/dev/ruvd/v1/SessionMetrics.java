@@ -7,7 +7,8 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * What the daemon measured since it started; the first three are of the store, now.
+ * The daemon's measurements since it started. The first three fields describe the store's current
+ * content.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.SessionMetrics}
@@ -52,7 +53,7 @@ private static final long serialVersionUID = 0L;
   private long totalSessions_ = 0L;
   /**
    * <pre>
-   * Sessions in the store.
+   * The number of sessions in the store.
    * </pre>
    *
    * <code>int64 total_sessions = 1;</code>
@@ -67,7 +68,7 @@ private static final long serialVersionUID = 0L;
   private long activeSessions_ = 0L;
   /**
    * <pre>
-   * Those that have not expired.
+   * The number of sessions that have not expired.
    * </pre>
    *
    * <code>int64 active_sessions = 2;</code>
@@ -82,7 +83,7 @@ private static final long serialVersionUID = 0L;
   private double avgMessagesPerSession_ = 0D;
   /**
    * <pre>
-   * Messages per session; 0 without sessions.
+   * The mean number of messages per session; 0 without sessions.
    * </pre>
    *
    * <code>double avg_messages_per_session = 3;</code>
@@ -97,8 +98,8 @@ private static final long serialVersionUID = 0L;
   private double cacheHitRate_ = 0D;
   /**
    * <pre>
-   * Cached prompt tokens per prompt tokens of session completions, in percent, 0 to 100, as the
-   * engine reported them; unset while it has reported none.
+   * The share of cached tokens in the prompt tokens of session completions, in percent from 0 to
+   * 100, as reported by the engine; unset until the engine has reported cached tokens.
    * </pre>
    *
    * <code>optional double cache_hit_rate = 4;</code>
@@ -110,8 +111,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Cached prompt tokens per prompt tokens of session completions, in percent, 0 to 100, as the
-   * engine reported them; unset while it has reported none.
+   * The share of cached tokens in the prompt tokens of session completions, in percent from 0 to
+   * 100, as reported by the engine; unset until the engine has reported cached tokens.
    * </pre>
    *
    * <code>optional double cache_hit_rate = 4;</code>
@@ -126,8 +127,8 @@ private static final long serialVersionUID = 0L;
   private com.google.protobuf.Duration avgSessionLatency_;
   /**
    * <pre>
-   * Mean total latency of the session completions that finished; unset without one. Items of
-   * batches do not count in latencies, as they wait for each other on purpose.
+   * The mean total latency of finished session completions; unset if there are none. Batch items
+   * do not count towards latencies, because they wait for each other by design.
    * </pre>
    *
    * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -139,8 +140,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Mean total latency of the session completions that finished; unset without one. Items of
-   * batches do not count in latencies, as they wait for each other on purpose.
+   * The mean total latency of finished session completions; unset if there are none. Batch items
+   * do not count towards latencies, because they wait for each other by design.
    * </pre>
    *
    * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -152,8 +153,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Mean total latency of the session completions that finished; unset without one. Items of
-   * batches do not count in latencies, as they wait for each other on purpose.
+   * The mean total latency of finished session completions; unset if there are none. Batch items
+   * do not count towards latencies, because they wait for each other by design.
    * </pre>
    *
    * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -167,7 +168,7 @@ private static final long serialVersionUID = 0L;
   private com.google.protobuf.Duration avgStatelessLatency_;
   /**
    * <pre>
-   * Mean total latency of the stateless completions that finished; unset without one.
+   * The mean total latency of finished stateless completions; unset if there are none.
    * </pre>
    *
    * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -179,7 +180,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Mean total latency of the stateless completions that finished; unset without one.
+   * The mean total latency of finished stateless completions; unset if there are none.
    * </pre>
    *
    * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -191,7 +192,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Mean total latency of the stateless completions that finished; unset without one.
+   * The mean total latency of finished stateless completions; unset if there are none.
    * </pre>
    *
    * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -205,7 +206,7 @@ private static final long serialVersionUID = 0L;
   private long sessionCompletions_ = 0L;
   /**
    * <pre>
-   * Session completions that finished, without items of batches.
+   * The number of finished session completions, without batch items.
    * </pre>
    *
    * <code>int64 session_completions = 7;</code>
@@ -220,7 +221,7 @@ private static final long serialVersionUID = 0L;
   private long statelessCompletions_ = 0L;
   /**
    * <pre>
-   * Stateless completions that finished, without items of batches.
+   * The number of finished stateless completions, without batch items.
    * </pre>
    *
    * <code>int64 stateless_completions = 8;</code>
@@ -235,8 +236,8 @@ private static final long serialVersionUID = 0L;
   private double avgLatencyReduction_ = 0D;
   /**
    * <pre>
-   * (stateless - session) / stateless latency, in percent; negative when sessions were slower,
-   * unset without both.
+   * (stateless latency - session latency) / stateless latency, in percent. Negative if sessions
+   * were slower; unset until both latencies are known.
    * </pre>
    *
    * <code>optional double avg_latency_reduction = 9;</code>
@@ -248,8 +249,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * (stateless - session) / stateless latency, in percent; negative when sessions were slower,
-   * unset without both.
+   * (stateless latency - session latency) / stateless latency, in percent. Negative if sessions
+   * were slower; unset until both latencies are known.
    * </pre>
    *
    * <code>optional double avg_latency_reduction = 9;</code>
@@ -264,8 +265,9 @@ private static final long serialVersionUID = 0L;
   private double avgPrefillReduction_ = 0D;
   /**
    * <pre>
-   * Prefill time that cached tokens saved per (that + prefill time spent), in percent, by the
-   * engine's own measured rate; unset while the engine has reported none.
+   * Saved prefill time / (saved prefill time + spent prefill time), in percent. The time that
+   * cached tokens saved is computed from the engine's measured prefill rate. Unset until the
+   * engine has reported one.
    * </pre>
    *
    * <code>optional double avg_prefill_reduction = 10;</code>
@@ -277,8 +279,9 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Prefill time that cached tokens saved per (that + prefill time spent), in percent, by the
-   * engine's own measured rate; unset while the engine has reported none.
+   * Saved prefill time / (saved prefill time + spent prefill time), in percent. The time that
+   * cached tokens saved is computed from the engine's measured prefill rate. Unset until the
+   * engine has reported one.
    * </pre>
    *
    * <code>optional double avg_prefill_reduction = 10;</code>
@@ -584,7 +587,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What the daemon measured since it started; the first three are of the store, now.
+   * The daemon's measurements since it started. The first three fields describe the store's current
+   * content.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.SessionMetrics}
@@ -863,7 +867,7 @@ private static final long serialVersionUID = 0L;
     private long totalSessions_ ;
     /**
      * <pre>
-     * Sessions in the store.
+     * The number of sessions in the store.
      * </pre>
      *
      * <code>int64 total_sessions = 1;</code>
@@ -875,7 +879,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Sessions in the store.
+     * The number of sessions in the store.
      * </pre>
      *
      * <code>int64 total_sessions = 1;</code>
@@ -891,7 +895,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Sessions in the store.
+     * The number of sessions in the store.
      * </pre>
      *
      * <code>int64 total_sessions = 1;</code>
@@ -907,7 +911,7 @@ private static final long serialVersionUID = 0L;
     private long activeSessions_ ;
     /**
      * <pre>
-     * Those that have not expired.
+     * The number of sessions that have not expired.
      * </pre>
      *
      * <code>int64 active_sessions = 2;</code>
@@ -919,7 +923,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Those that have not expired.
+     * The number of sessions that have not expired.
      * </pre>
      *
      * <code>int64 active_sessions = 2;</code>
@@ -935,7 +939,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Those that have not expired.
+     * The number of sessions that have not expired.
      * </pre>
      *
      * <code>int64 active_sessions = 2;</code>
@@ -951,7 +955,7 @@ private static final long serialVersionUID = 0L;
     private double avgMessagesPerSession_ ;
     /**
      * <pre>
-     * Messages per session; 0 without sessions.
+     * The mean number of messages per session; 0 without sessions.
      * </pre>
      *
      * <code>double avg_messages_per_session = 3;</code>
@@ -963,7 +967,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Messages per session; 0 without sessions.
+     * The mean number of messages per session; 0 without sessions.
      * </pre>
      *
      * <code>double avg_messages_per_session = 3;</code>
@@ -979,7 +983,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Messages per session; 0 without sessions.
+     * The mean number of messages per session; 0 without sessions.
      * </pre>
      *
      * <code>double avg_messages_per_session = 3;</code>
@@ -995,8 +999,8 @@ private static final long serialVersionUID = 0L;
     private double cacheHitRate_ ;
     /**
      * <pre>
-     * Cached prompt tokens per prompt tokens of session completions, in percent, 0 to 100, as the
-     * engine reported them; unset while it has reported none.
+     * The share of cached tokens in the prompt tokens of session completions, in percent from 0 to
+     * 100, as reported by the engine; unset until the engine has reported cached tokens.
      * </pre>
      *
      * <code>optional double cache_hit_rate = 4;</code>
@@ -1008,8 +1012,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Cached prompt tokens per prompt tokens of session completions, in percent, 0 to 100, as the
-     * engine reported them; unset while it has reported none.
+     * The share of cached tokens in the prompt tokens of session completions, in percent from 0 to
+     * 100, as reported by the engine; unset until the engine has reported cached tokens.
      * </pre>
      *
      * <code>optional double cache_hit_rate = 4;</code>
@@ -1021,8 +1025,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Cached prompt tokens per prompt tokens of session completions, in percent, 0 to 100, as the
-     * engine reported them; unset while it has reported none.
+     * The share of cached tokens in the prompt tokens of session completions, in percent from 0 to
+     * 100, as reported by the engine; unset until the engine has reported cached tokens.
      * </pre>
      *
      * <code>optional double cache_hit_rate = 4;</code>
@@ -1038,8 +1042,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Cached prompt tokens per prompt tokens of session completions, in percent, 0 to 100, as the
-     * engine reported them; unset while it has reported none.
+     * The share of cached tokens in the prompt tokens of session completions, in percent from 0 to
+     * 100, as reported by the engine; unset until the engine has reported cached tokens.
      * </pre>
      *
      * <code>optional double cache_hit_rate = 4;</code>
@@ -1057,8 +1061,8 @@ private static final long serialVersionUID = 0L;
         com.google.protobuf.Duration, com.google.protobuf.Duration.Builder, com.google.protobuf.DurationOrBuilder> avgSessionLatencyBuilder_;
     /**
      * <pre>
-     * Mean total latency of the session completions that finished; unset without one. Items of
-     * batches do not count in latencies, as they wait for each other on purpose.
+     * The mean total latency of finished session completions; unset if there are none. Batch items
+     * do not count towards latencies, because they wait for each other by design.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -1069,8 +1073,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the session completions that finished; unset without one. Items of
-     * batches do not count in latencies, as they wait for each other on purpose.
+     * The mean total latency of finished session completions; unset if there are none. Batch items
+     * do not count towards latencies, because they wait for each other by design.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -1085,8 +1089,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the session completions that finished; unset without one. Items of
-     * batches do not count in latencies, as they wait for each other on purpose.
+     * The mean total latency of finished session completions; unset if there are none. Batch items
+     * do not count towards latencies, because they wait for each other by design.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -1106,8 +1110,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the session completions that finished; unset without one. Items of
-     * batches do not count in latencies, as they wait for each other on purpose.
+     * The mean total latency of finished session completions; unset if there are none. Batch items
+     * do not count towards latencies, because they wait for each other by design.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -1125,8 +1129,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the session completions that finished; unset without one. Items of
-     * batches do not count in latencies, as they wait for each other on purpose.
+     * The mean total latency of finished session completions; unset if there are none. Batch items
+     * do not count towards latencies, because they wait for each other by design.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -1151,8 +1155,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the session completions that finished; unset without one. Items of
-     * batches do not count in latencies, as they wait for each other on purpose.
+     * The mean total latency of finished session completions; unset if there are none. Batch items
+     * do not count towards latencies, because they wait for each other by design.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -1169,8 +1173,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the session completions that finished; unset without one. Items of
-     * batches do not count in latencies, as they wait for each other on purpose.
+     * The mean total latency of finished session completions; unset if there are none. Batch items
+     * do not count towards latencies, because they wait for each other by design.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -1182,8 +1186,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the session completions that finished; unset without one. Items of
-     * batches do not count in latencies, as they wait for each other on purpose.
+     * The mean total latency of finished session completions; unset if there are none. Batch items
+     * do not count towards latencies, because they wait for each other by design.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -1198,8 +1202,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the session completions that finished; unset without one. Items of
-     * batches do not count in latencies, as they wait for each other on purpose.
+     * The mean total latency of finished session completions; unset if there are none. Batch items
+     * do not count towards latencies, because they wait for each other by design.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -1223,7 +1227,7 @@ private static final long serialVersionUID = 0L;
         com.google.protobuf.Duration, com.google.protobuf.Duration.Builder, com.google.protobuf.DurationOrBuilder> avgStatelessLatencyBuilder_;
     /**
      * <pre>
-     * Mean total latency of the stateless completions that finished; unset without one.
+     * The mean total latency of finished stateless completions; unset if there are none.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -1234,7 +1238,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the stateless completions that finished; unset without one.
+     * The mean total latency of finished stateless completions; unset if there are none.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -1249,7 +1253,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the stateless completions that finished; unset without one.
+     * The mean total latency of finished stateless completions; unset if there are none.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -1269,7 +1273,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the stateless completions that finished; unset without one.
+     * The mean total latency of finished stateless completions; unset if there are none.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -1287,7 +1291,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the stateless completions that finished; unset without one.
+     * The mean total latency of finished stateless completions; unset if there are none.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -1312,7 +1316,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the stateless completions that finished; unset without one.
+     * The mean total latency of finished stateless completions; unset if there are none.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -1329,7 +1333,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the stateless completions that finished; unset without one.
+     * The mean total latency of finished stateless completions; unset if there are none.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -1341,7 +1345,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the stateless completions that finished; unset without one.
+     * The mean total latency of finished stateless completions; unset if there are none.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -1356,7 +1360,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Mean total latency of the stateless completions that finished; unset without one.
+     * The mean total latency of finished stateless completions; unset if there are none.
      * </pre>
      *
      * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -1378,7 +1382,7 @@ private static final long serialVersionUID = 0L;
     private long sessionCompletions_ ;
     /**
      * <pre>
-     * Session completions that finished, without items of batches.
+     * The number of finished session completions, without batch items.
      * </pre>
      *
      * <code>int64 session_completions = 7;</code>
@@ -1390,7 +1394,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Session completions that finished, without items of batches.
+     * The number of finished session completions, without batch items.
      * </pre>
      *
      * <code>int64 session_completions = 7;</code>
@@ -1406,7 +1410,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Session completions that finished, without items of batches.
+     * The number of finished session completions, without batch items.
      * </pre>
      *
      * <code>int64 session_completions = 7;</code>
@@ -1422,7 +1426,7 @@ private static final long serialVersionUID = 0L;
     private long statelessCompletions_ ;
     /**
      * <pre>
-     * Stateless completions that finished, without items of batches.
+     * The number of finished stateless completions, without batch items.
      * </pre>
      *
      * <code>int64 stateless_completions = 8;</code>
@@ -1434,7 +1438,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Stateless completions that finished, without items of batches.
+     * The number of finished stateless completions, without batch items.
      * </pre>
      *
      * <code>int64 stateless_completions = 8;</code>
@@ -1450,7 +1454,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Stateless completions that finished, without items of batches.
+     * The number of finished stateless completions, without batch items.
      * </pre>
      *
      * <code>int64 stateless_completions = 8;</code>
@@ -1466,8 +1470,8 @@ private static final long serialVersionUID = 0L;
     private double avgLatencyReduction_ ;
     /**
      * <pre>
-     * (stateless - session) / stateless latency, in percent; negative when sessions were slower,
-     * unset without both.
+     * (stateless latency - session latency) / stateless latency, in percent. Negative if sessions
+     * were slower; unset until both latencies are known.
      * </pre>
      *
      * <code>optional double avg_latency_reduction = 9;</code>
@@ -1479,8 +1483,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * (stateless - session) / stateless latency, in percent; negative when sessions were slower,
-     * unset without both.
+     * (stateless latency - session latency) / stateless latency, in percent. Negative if sessions
+     * were slower; unset until both latencies are known.
      * </pre>
      *
      * <code>optional double avg_latency_reduction = 9;</code>
@@ -1492,8 +1496,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * (stateless - session) / stateless latency, in percent; negative when sessions were slower,
-     * unset without both.
+     * (stateless latency - session latency) / stateless latency, in percent. Negative if sessions
+     * were slower; unset until both latencies are known.
      * </pre>
      *
      * <code>optional double avg_latency_reduction = 9;</code>
@@ -1509,8 +1513,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * (stateless - session) / stateless latency, in percent; negative when sessions were slower,
-     * unset without both.
+     * (stateless latency - session latency) / stateless latency, in percent. Negative if sessions
+     * were slower; unset until both latencies are known.
      * </pre>
      *
      * <code>optional double avg_latency_reduction = 9;</code>
@@ -1526,8 +1530,9 @@ private static final long serialVersionUID = 0L;
     private double avgPrefillReduction_ ;
     /**
      * <pre>
-     * Prefill time that cached tokens saved per (that + prefill time spent), in percent, by the
-     * engine's own measured rate; unset while the engine has reported none.
+     * Saved prefill time / (saved prefill time + spent prefill time), in percent. The time that
+     * cached tokens saved is computed from the engine's measured prefill rate. Unset until the
+     * engine has reported one.
      * </pre>
      *
      * <code>optional double avg_prefill_reduction = 10;</code>
@@ -1539,8 +1544,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Prefill time that cached tokens saved per (that + prefill time spent), in percent, by the
-     * engine's own measured rate; unset while the engine has reported none.
+     * Saved prefill time / (saved prefill time + spent prefill time), in percent. The time that
+     * cached tokens saved is computed from the engine's measured prefill rate. Unset until the
+     * engine has reported one.
      * </pre>
      *
      * <code>optional double avg_prefill_reduction = 10;</code>
@@ -1552,8 +1558,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Prefill time that cached tokens saved per (that + prefill time spent), in percent, by the
-     * engine's own measured rate; unset while the engine has reported none.
+     * Saved prefill time / (saved prefill time + spent prefill time), in percent. The time that
+     * cached tokens saved is computed from the engine's measured prefill rate. Unset until the
+     * engine has reported one.
      * </pre>
      *
      * <code>optional double avg_prefill_reduction = 10;</code>
@@ -1569,8 +1576,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Prefill time that cached tokens saved per (that + prefill time spent), in percent, by the
-     * engine's own measured rate; unset while the engine has reported none.
+     * Saved prefill time / (saved prefill time + spent prefill time), in percent. The time that
+     * cached tokens saved is computed from the engine's measured prefill rate. Unset until the
+     * engine has reported one.
      * </pre>
      *
      * <code>optional double avg_prefill_reduction = 10;</code>

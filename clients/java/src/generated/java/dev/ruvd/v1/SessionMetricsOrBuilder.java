@@ -12,7 +12,7 @@ public interface SessionMetricsOrBuilder extends
 
   /**
    * <pre>
-   * Sessions in the store.
+   * The number of sessions in the store.
    * </pre>
    *
    * <code>int64 total_sessions = 1;</code>
@@ -22,7 +22,7 @@ public interface SessionMetricsOrBuilder extends
 
   /**
    * <pre>
-   * Those that have not expired.
+   * The number of sessions that have not expired.
    * </pre>
    *
    * <code>int64 active_sessions = 2;</code>
@@ -32,7 +32,7 @@ public interface SessionMetricsOrBuilder extends
 
   /**
    * <pre>
-   * Messages per session; 0 without sessions.
+   * The mean number of messages per session; 0 without sessions.
    * </pre>
    *
    * <code>double avg_messages_per_session = 3;</code>
@@ -42,8 +42,8 @@ public interface SessionMetricsOrBuilder extends
 
   /**
    * <pre>
-   * Cached prompt tokens per prompt tokens of session completions, in percent, 0 to 100, as the
-   * engine reported them; unset while it has reported none.
+   * The share of cached tokens in the prompt tokens of session completions, in percent from 0 to
+   * 100, as reported by the engine; unset until the engine has reported cached tokens.
    * </pre>
    *
    * <code>optional double cache_hit_rate = 4;</code>
@@ -52,8 +52,8 @@ public interface SessionMetricsOrBuilder extends
   boolean hasCacheHitRate();
   /**
    * <pre>
-   * Cached prompt tokens per prompt tokens of session completions, in percent, 0 to 100, as the
-   * engine reported them; unset while it has reported none.
+   * The share of cached tokens in the prompt tokens of session completions, in percent from 0 to
+   * 100, as reported by the engine; unset until the engine has reported cached tokens.
    * </pre>
    *
    * <code>optional double cache_hit_rate = 4;</code>
@@ -63,8 +63,8 @@ public interface SessionMetricsOrBuilder extends
 
   /**
    * <pre>
-   * Mean total latency of the session completions that finished; unset without one. Items of
-   * batches do not count in latencies, as they wait for each other on purpose.
+   * The mean total latency of finished session completions; unset if there are none. Batch items
+   * do not count towards latencies, because they wait for each other by design.
    * </pre>
    *
    * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -73,8 +73,8 @@ public interface SessionMetricsOrBuilder extends
   boolean hasAvgSessionLatency();
   /**
    * <pre>
-   * Mean total latency of the session completions that finished; unset without one. Items of
-   * batches do not count in latencies, as they wait for each other on purpose.
+   * The mean total latency of finished session completions; unset if there are none. Batch items
+   * do not count towards latencies, because they wait for each other by design.
    * </pre>
    *
    * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -83,8 +83,8 @@ public interface SessionMetricsOrBuilder extends
   com.google.protobuf.Duration getAvgSessionLatency();
   /**
    * <pre>
-   * Mean total latency of the session completions that finished; unset without one. Items of
-   * batches do not count in latencies, as they wait for each other on purpose.
+   * The mean total latency of finished session completions; unset if there are none. Batch items
+   * do not count towards latencies, because they wait for each other by design.
    * </pre>
    *
    * <code>.google.protobuf.Duration avg_session_latency = 5;</code>
@@ -93,7 +93,7 @@ public interface SessionMetricsOrBuilder extends
 
   /**
    * <pre>
-   * Mean total latency of the stateless completions that finished; unset without one.
+   * The mean total latency of finished stateless completions; unset if there are none.
    * </pre>
    *
    * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -102,7 +102,7 @@ public interface SessionMetricsOrBuilder extends
   boolean hasAvgStatelessLatency();
   /**
    * <pre>
-   * Mean total latency of the stateless completions that finished; unset without one.
+   * The mean total latency of finished stateless completions; unset if there are none.
    * </pre>
    *
    * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -111,7 +111,7 @@ public interface SessionMetricsOrBuilder extends
   com.google.protobuf.Duration getAvgStatelessLatency();
   /**
    * <pre>
-   * Mean total latency of the stateless completions that finished; unset without one.
+   * The mean total latency of finished stateless completions; unset if there are none.
    * </pre>
    *
    * <code>.google.protobuf.Duration avg_stateless_latency = 6;</code>
@@ -120,7 +120,7 @@ public interface SessionMetricsOrBuilder extends
 
   /**
    * <pre>
-   * Session completions that finished, without items of batches.
+   * The number of finished session completions, without batch items.
    * </pre>
    *
    * <code>int64 session_completions = 7;</code>
@@ -130,7 +130,7 @@ public interface SessionMetricsOrBuilder extends
 
   /**
    * <pre>
-   * Stateless completions that finished, without items of batches.
+   * The number of finished stateless completions, without batch items.
    * </pre>
    *
    * <code>int64 stateless_completions = 8;</code>
@@ -140,8 +140,8 @@ public interface SessionMetricsOrBuilder extends
 
   /**
    * <pre>
-   * (stateless - session) / stateless latency, in percent; negative when sessions were slower,
-   * unset without both.
+   * (stateless latency - session latency) / stateless latency, in percent. Negative if sessions
+   * were slower; unset until both latencies are known.
    * </pre>
    *
    * <code>optional double avg_latency_reduction = 9;</code>
@@ -150,8 +150,8 @@ public interface SessionMetricsOrBuilder extends
   boolean hasAvgLatencyReduction();
   /**
    * <pre>
-   * (stateless - session) / stateless latency, in percent; negative when sessions were slower,
-   * unset without both.
+   * (stateless latency - session latency) / stateless latency, in percent. Negative if sessions
+   * were slower; unset until both latencies are known.
    * </pre>
    *
    * <code>optional double avg_latency_reduction = 9;</code>
@@ -161,8 +161,9 @@ public interface SessionMetricsOrBuilder extends
 
   /**
    * <pre>
-   * Prefill time that cached tokens saved per (that + prefill time spent), in percent, by the
-   * engine's own measured rate; unset while the engine has reported none.
+   * Saved prefill time / (saved prefill time + spent prefill time), in percent. The time that
+   * cached tokens saved is computed from the engine's measured prefill rate. Unset until the
+   * engine has reported one.
    * </pre>
    *
    * <code>optional double avg_prefill_reduction = 10;</code>
@@ -171,8 +172,9 @@ public interface SessionMetricsOrBuilder extends
   boolean hasAvgPrefillReduction();
   /**
    * <pre>
-   * Prefill time that cached tokens saved per (that + prefill time spent), in percent, by the
-   * engine's own measured rate; unset while the engine has reported none.
+   * Saved prefill time / (saved prefill time + spent prefill time), in percent. The time that
+   * cached tokens saved is computed from the engine's measured prefill rate. Unset until the
+   * engine has reported one.
    * </pre>
    *
    * <code>optional double avg_prefill_reduction = 10;</code>

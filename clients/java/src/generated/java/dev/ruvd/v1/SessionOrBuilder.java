@@ -12,7 +12,7 @@ public interface SessionOrBuilder extends
 
   /**
    * <pre>
-   * The id: chosen by the client, or unguessable.
+   * The session's id: chosen by the client, or an unguessable one made by the daemon.
    * </pre>
    *
    * <code>string id = 1;</code>
@@ -21,7 +21,7 @@ public interface SessionOrBuilder extends
   java.lang.String getId();
   /**
    * <pre>
-   * The id: chosen by the client, or unguessable.
+   * The session's id: chosen by the client, or an unguessable one made by the daemon.
    * </pre>
    *
    * <code>string id = 1;</code>
@@ -32,7 +32,7 @@ public interface SessionOrBuilder extends
 
   /**
    * <pre>
-   * When it was created.
+   * The time when the session was created.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -41,7 +41,7 @@ public interface SessionOrBuilder extends
   boolean hasCreateTime();
   /**
    * <pre>
-   * When it was created.
+   * The time when the session was created.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -50,7 +50,7 @@ public interface SessionOrBuilder extends
   com.google.protobuf.Timestamp getCreateTime();
   /**
    * <pre>
-   * When it was created.
+   * The time when the session was created.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp create_time = 2;</code>
@@ -59,7 +59,7 @@ public interface SessionOrBuilder extends
 
   /**
    * <pre>
-   * When a turn last started or ended in it.
+   * The time when a turn last started or ended in the session.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -68,7 +68,7 @@ public interface SessionOrBuilder extends
   boolean hasLastUsedTime();
   /**
    * <pre>
-   * When a turn last started or ended in it.
+   * The time when a turn last started or ended in the session.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -77,7 +77,7 @@ public interface SessionOrBuilder extends
   com.google.protobuf.Timestamp getLastUsedTime();
   /**
    * <pre>
-   * When a turn last started or ended in it.
+   * The time when a turn last started or ended in the session.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp last_used_time = 3;</code>
@@ -86,7 +86,7 @@ public interface SessionOrBuilder extends
 
   /**
    * <pre>
-   * When it expires if nothing happens; unset while a completion runs.
+   * The time when the session expires if it is not used; unset while a completion runs.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -95,7 +95,7 @@ public interface SessionOrBuilder extends
   boolean hasExpireTime();
   /**
    * <pre>
-   * When it expires if nothing happens; unset while a completion runs.
+   * The time when the session expires if it is not used; unset while a completion runs.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -104,7 +104,7 @@ public interface SessionOrBuilder extends
   com.google.protobuf.Timestamp getExpireTime();
   /**
    * <pre>
-   * When it expires if nothing happens; unset while a completion runs.
+   * The time when the session expires if it is not used; unset while a completion runs.
    * </pre>
    *
    * <code>.google.protobuf.Timestamp expire_time = 4;</code>
@@ -113,7 +113,7 @@ public interface SessionOrBuilder extends
 
   /**
    * <pre>
-   * Messages in the history.
+   * The number of messages in the history.
    * </pre>
    *
    * <code>int64 message_count = 5;</code>
@@ -123,7 +123,7 @@ public interface SessionOrBuilder extends
 
   /**
    * <pre>
-   * Exchanges in the history: a user message and everything up to the next.
+   * The number of exchanges in the history: a user message and all messages up to the next one.
    * </pre>
    *
    * <code>int64 exchange_count = 6;</code>
@@ -133,7 +133,7 @@ public interface SessionOrBuilder extends
 
   /**
    * <pre>
-   * What the model was told first; never trimmed.
+   * The system prompt, which is never trimmed.
    * </pre>
    *
    * <code>string system_prompt = 7;</code>
@@ -142,7 +142,7 @@ public interface SessionOrBuilder extends
   java.lang.String getSystemPrompt();
   /**
    * <pre>
-   * What the model was told first; never trimmed.
+   * The system prompt, which is never trimmed.
    * </pre>
    *
    * <code>string system_prompt = 7;</code>
@@ -153,7 +153,7 @@ public interface SessionOrBuilder extends
 
   /**
    * <pre>
-   * The history; only in SESSION_VIEW_FULL.
+   * The history. Set in SESSION_VIEW_FULL only.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -162,7 +162,7 @@ public interface SessionOrBuilder extends
       getMessagesList();
   /**
    * <pre>
-   * The history; only in SESSION_VIEW_FULL.
+   * The history. Set in SESSION_VIEW_FULL only.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -170,7 +170,7 @@ public interface SessionOrBuilder extends
   dev.ruvd.v1.Message getMessages(int index);
   /**
    * <pre>
-   * The history; only in SESSION_VIEW_FULL.
+   * The history. Set in SESSION_VIEW_FULL only.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -178,7 +178,7 @@ public interface SessionOrBuilder extends
   int getMessagesCount();
   /**
    * <pre>
-   * The history; only in SESSION_VIEW_FULL.
+   * The history. Set in SESSION_VIEW_FULL only.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -187,7 +187,7 @@ public interface SessionOrBuilder extends
       getMessagesOrBuilderList();
   /**
    * <pre>
-   * The history; only in SESSION_VIEW_FULL.
+   * The history. Set in SESSION_VIEW_FULL only.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 8;</code>
@@ -197,7 +197,7 @@ public interface SessionOrBuilder extends
 
   /**
    * <pre>
-   * The client's own labels.
+   * The labels, which are for the client's own use.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -205,7 +205,7 @@ public interface SessionOrBuilder extends
   int getLabelsCount();
   /**
    * <pre>
-   * The client's own labels.
+   * The labels, which are for the client's own use.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -220,7 +220,7 @@ public interface SessionOrBuilder extends
   getLabels();
   /**
    * <pre>
-   * The client's own labels.
+   * The labels, which are for the client's own use.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -229,7 +229,7 @@ public interface SessionOrBuilder extends
   getLabelsMap();
   /**
    * <pre>
-   * The client's own labels.
+   * The labels, which are for the client's own use.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -241,7 +241,7 @@ java.lang.String getLabelsOrDefault(
 java.lang.String defaultValue);
   /**
    * <pre>
-   * The client's own labels.
+   * The labels, which are for the client's own use.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 9;</code>
@@ -251,7 +251,7 @@ java.lang.String defaultValue);
 
   /**
    * <pre>
-   * The context window in force.
+   * The context window in effect.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -260,7 +260,7 @@ java.lang.String defaultValue);
   boolean hasContextWindow();
   /**
    * <pre>
-   * The context window in force.
+   * The context window in effect.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -269,7 +269,7 @@ java.lang.String defaultValue);
   dev.ruvd.v1.ContextWindow getContextWindow();
   /**
    * <pre>
-   * The context window in force.
+   * The context window in effect.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 10;</code>
@@ -278,7 +278,7 @@ java.lang.String defaultValue);
 
   /**
    * <pre>
-   * The session it was forked from; empty if none.
+   * The id of the session that this one was forked from; empty if it is not a fork.
    * </pre>
    *
    * <code>string parent_id = 11;</code>
@@ -287,7 +287,7 @@ java.lang.String defaultValue);
   java.lang.String getParentId();
   /**
    * <pre>
-   * The session it was forked from; empty if none.
+   * The id of the session that this one was forked from; empty if it is not a fork.
    * </pre>
    *
    * <code>string parent_id = 11;</code>
@@ -298,7 +298,7 @@ java.lang.String defaultValue);
 
   /**
    * <pre>
-   * The completion that runs now; empty if none.
+   * The id of the running completion; empty if none is running.
    * </pre>
    *
    * <code>string running_completion_id = 12;</code>
@@ -307,7 +307,7 @@ java.lang.String defaultValue);
   java.lang.String getRunningCompletionId();
   /**
    * <pre>
-   * The completion that runs now; empty if none.
+   * The id of the running completion; empty if none is running.
    * </pre>
    *
    * <code>string running_completion_id = 12;</code>
@@ -318,7 +318,7 @@ java.lang.String defaultValue);
 
   /**
    * <pre>
-   * The sums over its committed completions.
+   * The token counts of all committed completions of the session.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -327,7 +327,7 @@ java.lang.String defaultValue);
   boolean hasUsage();
   /**
    * <pre>
-   * The sums over its committed completions.
+   * The token counts of all committed completions of the session.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -336,7 +336,7 @@ java.lang.String defaultValue);
   dev.ruvd.v1.Usage getUsage();
   /**
    * <pre>
-   * The sums over its committed completions.
+   * The token counts of all committed completions of the session.
    * </pre>
    *
    * <code>.ruvd.v1.Usage usage = 13;</code>
@@ -345,7 +345,7 @@ java.lang.String defaultValue);
 
   /**
    * <pre>
-   * The model it uses; empty for the engine's default.
+   * The session's model; empty for the engine's default.
    * </pre>
    *
    * <code>string model = 14;</code>
@@ -354,7 +354,7 @@ java.lang.String defaultValue);
   java.lang.String getModel();
   /**
    * <pre>
-   * The model it uses; empty for the engine's default.
+   * The session's model; empty for the engine's default.
    * </pre>
    *
    * <code>string model = 14;</code>
@@ -365,7 +365,7 @@ java.lang.String defaultValue);
 
   /**
    * <pre>
-   * How long it may be idle before it expires.
+   * The time without use after which the session expires.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 15;</code>
@@ -374,7 +374,7 @@ java.lang.String defaultValue);
   boolean hasIdleTimeout();
   /**
    * <pre>
-   * How long it may be idle before it expires.
+   * The time without use after which the session expires.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 15;</code>
@@ -383,7 +383,7 @@ java.lang.String defaultValue);
   com.google.protobuf.Duration getIdleTimeout();
   /**
    * <pre>
-   * How long it may be idle before it expires.
+   * The time without use after which the session expires.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 15;</code>

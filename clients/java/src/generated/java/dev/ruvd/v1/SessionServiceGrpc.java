@@ -4,7 +4,7 @@ import static io.grpc.MethodDescriptor.generateFullMethodName;
 
 /**
  * <pre>
- * Holds conversations and completes them.
+ * Stores conversations and generates the answers in them.
  * </pre>
  */
 @io.grpc.stub.annotations.GrpcGenerated
@@ -479,16 +479,17 @@ public final class SessionServiceGrpc {
 
   /**
    * <pre>
-   * Holds conversations and completes them.
+   * Stores conversations and generates the answers in them.
    * </pre>
    */
   public interface AsyncService {
 
     /**
      * <pre>
-     * CreateSession makes a session before its first turn, to give it a system prompt, labels or
-     * a history. Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE,
-     * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+     * CreateSession creates a session before its first turn, for example to give it a system prompt,
+     * labels or a history.
+     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
      * </pre>
      */
     default void createSession(dev.ruvd.v1.CreateSessionRequest request,
@@ -498,9 +499,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * GetSession reads one session. A session that has expired is not found. Reading does not
-     * move last_used_time. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED,
-     * STORE_UNAVAILABLE.
+     * GetSession returns one session. An expired session is not found. Reading a session does not
+     * change its last_used_time.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
     default void getSession(dev.ruvd.v1.GetSessionRequest request,
@@ -510,7 +511,7 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListSessions pages through the sessions in the order of their creation.
+     * ListSessions returns the sessions page by page, in the order of their creation.
      * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
@@ -521,8 +522,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * UpdateSession changes what a client may change of a session, once the turns before it are
-     * done. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
+     * turns that are already running or queued in the session.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
     default void updateSession(dev.ruvd.v1.UpdateSessionRequest request,
@@ -532,7 +534,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * AppendMessages commits messages without generating, once the turns before it are done.
+     * AppendMessages commits messages to a session without generating an answer. It runs after the
+     * turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
      * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
      * </pre>
@@ -544,9 +547,10 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ForkSession makes a session that shares the beginning of another one's history; both go on
-     * independently. It sees what is committed. Errors: INVALID_REQUEST, SESSION_NOT_FOUND,
-     * SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * ForkSession creates a session that starts with the beginning of another session's history. Only
+     * committed turns are copied, and the two sessions are independent from then on.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
      * </pre>
      */
     default void forkSession(dev.ruvd.v1.ForkSessionRequest request,
@@ -556,9 +560,10 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * EndSession deletes a session with its messages. Its running and queued completions fail
-     * with SESSION_ENDED. Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing),
-     * SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * EndSession deletes a session and its messages. Its running and queued completions fail with
+     * SESSION_ENDED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing), SESSIONS_DISABLED,
+     * STORE_UNAVAILABLE.
      * </pre>
      */
     default void endSession(dev.ruvd.v1.EndSessionRequest request,
@@ -568,8 +573,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListModels asks the engine which models it offers. Errors: ENGINE_UNAVAILABLE,
-     * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
+     * ListModels returns the models that the engine offers.
+     * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
      * </pre>
      */
     default void listModels(dev.ruvd.v1.ListModelsRequest request,
@@ -579,7 +584,7 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * GetSessionMetrics reports what the daemon has measured since it started.
+     * GetSessionMetrics returns the daemon's measurements since it started.
      * Errors: STORE_UNAVAILABLE.
      * </pre>
      */
@@ -590,15 +595,15 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * Complete answers the new messages and streams the answer. With a session_id the messages
-     * and the answer are committed together, durably, before Finished is sent; a completion that
-     * fails or is cancelled leaves the session as it was and ends with a status and no Finished.
-     * A second caller on one session waits for the first (see if_busy). Cancelling the call
-     * cancels the completion (see on_disconnect). Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with
-     * require_existing), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE,
-     * SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG,
-     * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+     * Complete generates an answer to the new messages and streams it. With a session_id, the
+     * messages and the answer are committed together, durably, before Finished is sent. A completion
+     * that fails or is cancelled leaves the session unchanged; its stream ends with an error status
+     * and without Finished. A second call for the same session waits for the first (see if_busy).
+     * Cancelling the call cancels the completion (see on_disconnect).
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
+     * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
+     * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+     * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
      * </pre>
      */
     default void complete(dev.ruvd.v1.CompleteRequest request,
@@ -608,11 +613,11 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ResumeCompletion sends the events after after_sequence and goes on live: the way back for a
-     * stream that was cut. A completion that failed replays its events, then its status. Where its
-     * events are no longer kept but its answer is committed, as after a restart, Finished comes
-     * under its own number. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and
-     * those of Complete.
+     * ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
+     * the new ones as they occur. Clients call it after their stream broke. For a failed completion
+     * it replays the events, then returns the error. If the events are no longer kept but the answer
+     * is committed, as after a restart, it sends only Finished, with its original sequence number.
+     * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and those of Complete.
      * </pre>
      */
     default void resumeCompletion(dev.ruvd.v1.ResumeCompletionRequest request,
@@ -622,12 +627,13 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * BatchComplete answers many requests and sends each answer, or what went wrong with it, as soon
-     * as it is there; the summary comes last. Items of one session run in order, others side by
-     * side. An item fails alone. Interactive completions go before items, which have a share of the
-     * engine of their own. Cancelling the call is to every item what cancelling Complete is; those
-     * that have not begun do not begin. Repeating the call with the same request ids runs what was
-     * not finished. Errors: INVALID_REQUEST (of the call; an item's own are its outcome).
+     * BatchComplete runs many completions and sends each answer or error as soon as it is available,
+     * then a summary. Items of the same session run in order; all others run concurrently. An item's
+     * failure does not affect the other items. Interactive completions have priority over batch
+     * items, which are limited to their own share of the engine. Cancelling the call affects each
+     * running item like cancelling Complete; items that have not started are not started. Repeating
+     * the call with the same request ids runs only the items that had not finished.
+     * Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
      * </pre>
      */
     default void batchComplete(dev.ruvd.v1.BatchCompleteRequest request,
@@ -637,8 +643,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * CancelCompletion stops a completion and returns when it has ended; one that ended before is
-     * left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
+     * CancelCompletion stops a completion and returns when it has ended. It has no effect on a
+     * completion that has already ended.
+     * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
      * </pre>
      */
     default void cancelCompletion(dev.ruvd.v1.CancelCompletionRequest request,
@@ -650,7 +657,7 @@ public final class SessionServiceGrpc {
   /**
    * Base class for the server implementation of the service SessionService.
    * <pre>
-   * Holds conversations and completes them.
+   * Stores conversations and generates the answers in them.
    * </pre>
    */
   public static abstract class SessionServiceImplBase
@@ -664,7 +671,7 @@ public final class SessionServiceGrpc {
   /**
    * A stub to allow clients to do asynchronous rpc calls to service SessionService.
    * <pre>
-   * Holds conversations and completes them.
+   * Stores conversations and generates the answers in them.
    * </pre>
    */
   public static final class SessionServiceStub
@@ -682,9 +689,10 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * CreateSession makes a session before its first turn, to give it a system prompt, labels or
-     * a history. Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE,
-     * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+     * CreateSession creates a session before its first turn, for example to give it a system prompt,
+     * labels or a history.
+     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
      * </pre>
      */
     public void createSession(dev.ruvd.v1.CreateSessionRequest request,
@@ -695,9 +703,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * GetSession reads one session. A session that has expired is not found. Reading does not
-     * move last_used_time. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED,
-     * STORE_UNAVAILABLE.
+     * GetSession returns one session. An expired session is not found. Reading a session does not
+     * change its last_used_time.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
     public void getSession(dev.ruvd.v1.GetSessionRequest request,
@@ -708,7 +716,7 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListSessions pages through the sessions in the order of their creation.
+     * ListSessions returns the sessions page by page, in the order of their creation.
      * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
@@ -720,8 +728,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * UpdateSession changes what a client may change of a session, once the turns before it are
-     * done. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
+     * turns that are already running or queued in the session.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
     public void updateSession(dev.ruvd.v1.UpdateSessionRequest request,
@@ -732,7 +741,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * AppendMessages commits messages without generating, once the turns before it are done.
+     * AppendMessages commits messages to a session without generating an answer. It runs after the
+     * turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
      * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
      * </pre>
@@ -745,9 +755,10 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ForkSession makes a session that shares the beginning of another one's history; both go on
-     * independently. It sees what is committed. Errors: INVALID_REQUEST, SESSION_NOT_FOUND,
-     * SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * ForkSession creates a session that starts with the beginning of another session's history. Only
+     * committed turns are copied, and the two sessions are independent from then on.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
      * </pre>
      */
     public void forkSession(dev.ruvd.v1.ForkSessionRequest request,
@@ -758,9 +769,10 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * EndSession deletes a session with its messages. Its running and queued completions fail
-     * with SESSION_ENDED. Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing),
-     * SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * EndSession deletes a session and its messages. Its running and queued completions fail with
+     * SESSION_ENDED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing), SESSIONS_DISABLED,
+     * STORE_UNAVAILABLE.
      * </pre>
      */
     public void endSession(dev.ruvd.v1.EndSessionRequest request,
@@ -771,8 +783,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListModels asks the engine which models it offers. Errors: ENGINE_UNAVAILABLE,
-     * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
+     * ListModels returns the models that the engine offers.
+     * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
      * </pre>
      */
     public void listModels(dev.ruvd.v1.ListModelsRequest request,
@@ -783,7 +795,7 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * GetSessionMetrics reports what the daemon has measured since it started.
+     * GetSessionMetrics returns the daemon's measurements since it started.
      * Errors: STORE_UNAVAILABLE.
      * </pre>
      */
@@ -795,15 +807,15 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * Complete answers the new messages and streams the answer. With a session_id the messages
-     * and the answer are committed together, durably, before Finished is sent; a completion that
-     * fails or is cancelled leaves the session as it was and ends with a status and no Finished.
-     * A second caller on one session waits for the first (see if_busy). Cancelling the call
-     * cancels the completion (see on_disconnect). Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with
-     * require_existing), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE,
-     * SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG,
-     * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+     * Complete generates an answer to the new messages and streams it. With a session_id, the
+     * messages and the answer are committed together, durably, before Finished is sent. A completion
+     * that fails or is cancelled leaves the session unchanged; its stream ends with an error status
+     * and without Finished. A second call for the same session waits for the first (see if_busy).
+     * Cancelling the call cancels the completion (see on_disconnect).
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
+     * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
+     * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+     * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
      * </pre>
      */
     public void complete(dev.ruvd.v1.CompleteRequest request,
@@ -814,11 +826,11 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ResumeCompletion sends the events after after_sequence and goes on live: the way back for a
-     * stream that was cut. A completion that failed replays its events, then its status. Where its
-     * events are no longer kept but its answer is committed, as after a restart, Finished comes
-     * under its own number. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and
-     * those of Complete.
+     * ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
+     * the new ones as they occur. Clients call it after their stream broke. For a failed completion
+     * it replays the events, then returns the error. If the events are no longer kept but the answer
+     * is committed, as after a restart, it sends only Finished, with its original sequence number.
+     * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and those of Complete.
      * </pre>
      */
     public void resumeCompletion(dev.ruvd.v1.ResumeCompletionRequest request,
@@ -829,12 +841,13 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * BatchComplete answers many requests and sends each answer, or what went wrong with it, as soon
-     * as it is there; the summary comes last. Items of one session run in order, others side by
-     * side. An item fails alone. Interactive completions go before items, which have a share of the
-     * engine of their own. Cancelling the call is to every item what cancelling Complete is; those
-     * that have not begun do not begin. Repeating the call with the same request ids runs what was
-     * not finished. Errors: INVALID_REQUEST (of the call; an item's own are its outcome).
+     * BatchComplete runs many completions and sends each answer or error as soon as it is available,
+     * then a summary. Items of the same session run in order; all others run concurrently. An item's
+     * failure does not affect the other items. Interactive completions have priority over batch
+     * items, which are limited to their own share of the engine. Cancelling the call affects each
+     * running item like cancelling Complete; items that have not started are not started. Repeating
+     * the call with the same request ids runs only the items that had not finished.
+     * Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
      * </pre>
      */
     public void batchComplete(dev.ruvd.v1.BatchCompleteRequest request,
@@ -845,8 +858,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * CancelCompletion stops a completion and returns when it has ended; one that ended before is
-     * left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
+     * CancelCompletion stops a completion and returns when it has ended. It has no effect on a
+     * completion that has already ended.
+     * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
      * </pre>
      */
     public void cancelCompletion(dev.ruvd.v1.CancelCompletionRequest request,
@@ -859,7 +873,7 @@ public final class SessionServiceGrpc {
   /**
    * A stub to allow clients to do synchronous rpc calls to service SessionService.
    * <pre>
-   * Holds conversations and completes them.
+   * Stores conversations and generates the answers in them.
    * </pre>
    */
   public static final class SessionServiceBlockingV2Stub
@@ -877,9 +891,10 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * CreateSession makes a session before its first turn, to give it a system prompt, labels or
-     * a history. Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE,
-     * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+     * CreateSession creates a session before its first turn, for example to give it a system prompt,
+     * labels or a history.
+     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
      * </pre>
      */
     public dev.ruvd.v1.CreateSessionResponse createSession(dev.ruvd.v1.CreateSessionRequest request) throws io.grpc.StatusException {
@@ -889,9 +904,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * GetSession reads one session. A session that has expired is not found. Reading does not
-     * move last_used_time. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED,
-     * STORE_UNAVAILABLE.
+     * GetSession returns one session. An expired session is not found. Reading a session does not
+     * change its last_used_time.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
     public dev.ruvd.v1.GetSessionResponse getSession(dev.ruvd.v1.GetSessionRequest request) throws io.grpc.StatusException {
@@ -901,7 +916,7 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListSessions pages through the sessions in the order of their creation.
+     * ListSessions returns the sessions page by page, in the order of their creation.
      * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
@@ -912,8 +927,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * UpdateSession changes what a client may change of a session, once the turns before it are
-     * done. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
+     * turns that are already running or queued in the session.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
     public dev.ruvd.v1.UpdateSessionResponse updateSession(dev.ruvd.v1.UpdateSessionRequest request) throws io.grpc.StatusException {
@@ -923,7 +939,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * AppendMessages commits messages without generating, once the turns before it are done.
+     * AppendMessages commits messages to a session without generating an answer. It runs after the
+     * turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
      * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
      * </pre>
@@ -935,9 +952,10 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ForkSession makes a session that shares the beginning of another one's history; both go on
-     * independently. It sees what is committed. Errors: INVALID_REQUEST, SESSION_NOT_FOUND,
-     * SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * ForkSession creates a session that starts with the beginning of another session's history. Only
+     * committed turns are copied, and the two sessions are independent from then on.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
      * </pre>
      */
     public dev.ruvd.v1.ForkSessionResponse forkSession(dev.ruvd.v1.ForkSessionRequest request) throws io.grpc.StatusException {
@@ -947,9 +965,10 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * EndSession deletes a session with its messages. Its running and queued completions fail
-     * with SESSION_ENDED. Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing),
-     * SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * EndSession deletes a session and its messages. Its running and queued completions fail with
+     * SESSION_ENDED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing), SESSIONS_DISABLED,
+     * STORE_UNAVAILABLE.
      * </pre>
      */
     public dev.ruvd.v1.EndSessionResponse endSession(dev.ruvd.v1.EndSessionRequest request) throws io.grpc.StatusException {
@@ -959,8 +978,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListModels asks the engine which models it offers. Errors: ENGINE_UNAVAILABLE,
-     * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
+     * ListModels returns the models that the engine offers.
+     * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
      * </pre>
      */
     public dev.ruvd.v1.ListModelsResponse listModels(dev.ruvd.v1.ListModelsRequest request) throws io.grpc.StatusException {
@@ -970,7 +989,7 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * GetSessionMetrics reports what the daemon has measured since it started.
+     * GetSessionMetrics returns the daemon's measurements since it started.
      * Errors: STORE_UNAVAILABLE.
      * </pre>
      */
@@ -981,15 +1000,15 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * Complete answers the new messages and streams the answer. With a session_id the messages
-     * and the answer are committed together, durably, before Finished is sent; a completion that
-     * fails or is cancelled leaves the session as it was and ends with a status and no Finished.
-     * A second caller on one session waits for the first (see if_busy). Cancelling the call
-     * cancels the completion (see on_disconnect). Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with
-     * require_existing), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE,
-     * SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG,
-     * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+     * Complete generates an answer to the new messages and streams it. With a session_id, the
+     * messages and the answer are committed together, durably, before Finished is sent. A completion
+     * that fails or is cancelled leaves the session unchanged; its stream ends with an error status
+     * and without Finished. A second call for the same session waits for the first (see if_busy).
+     * Cancelling the call cancels the completion (see on_disconnect).
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
+     * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
+     * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+     * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
      * </pre>
      */
     @io.grpc.ExperimentalApi("https://github.com/grpc/grpc-java/issues/10918")
@@ -1001,11 +1020,11 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ResumeCompletion sends the events after after_sequence and goes on live: the way back for a
-     * stream that was cut. A completion that failed replays its events, then its status. Where its
-     * events are no longer kept but its answer is committed, as after a restart, Finished comes
-     * under its own number. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and
-     * those of Complete.
+     * ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
+     * the new ones as they occur. Clients call it after their stream broke. For a failed completion
+     * it replays the events, then returns the error. If the events are no longer kept but the answer
+     * is committed, as after a restart, it sends only Finished, with its original sequence number.
+     * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and those of Complete.
      * </pre>
      */
     @io.grpc.ExperimentalApi("https://github.com/grpc/grpc-java/issues/10918")
@@ -1017,12 +1036,13 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * BatchComplete answers many requests and sends each answer, or what went wrong with it, as soon
-     * as it is there; the summary comes last. Items of one session run in order, others side by
-     * side. An item fails alone. Interactive completions go before items, which have a share of the
-     * engine of their own. Cancelling the call is to every item what cancelling Complete is; those
-     * that have not begun do not begin. Repeating the call with the same request ids runs what was
-     * not finished. Errors: INVALID_REQUEST (of the call; an item's own are its outcome).
+     * BatchComplete runs many completions and sends each answer or error as soon as it is available,
+     * then a summary. Items of the same session run in order; all others run concurrently. An item's
+     * failure does not affect the other items. Interactive completions have priority over batch
+     * items, which are limited to their own share of the engine. Cancelling the call affects each
+     * running item like cancelling Complete; items that have not started are not started. Repeating
+     * the call with the same request ids runs only the items that had not finished.
+     * Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
      * </pre>
      */
     @io.grpc.ExperimentalApi("https://github.com/grpc/grpc-java/issues/10918")
@@ -1034,8 +1054,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * CancelCompletion stops a completion and returns when it has ended; one that ended before is
-     * left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
+     * CancelCompletion stops a completion and returns when it has ended. It has no effect on a
+     * completion that has already ended.
+     * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
      * </pre>
      */
     public dev.ruvd.v1.CancelCompletionResponse cancelCompletion(dev.ruvd.v1.CancelCompletionRequest request) throws io.grpc.StatusException {
@@ -1047,7 +1068,7 @@ public final class SessionServiceGrpc {
   /**
    * A stub to allow clients to do limited synchronous rpc calls to service SessionService.
    * <pre>
-   * Holds conversations and completes them.
+   * Stores conversations and generates the answers in them.
    * </pre>
    */
   public static final class SessionServiceBlockingStub
@@ -1065,9 +1086,10 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * CreateSession makes a session before its first turn, to give it a system prompt, labels or
-     * a history. Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE,
-     * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+     * CreateSession creates a session before its first turn, for example to give it a system prompt,
+     * labels or a history.
+     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
      * </pre>
      */
     public dev.ruvd.v1.CreateSessionResponse createSession(dev.ruvd.v1.CreateSessionRequest request) {
@@ -1077,9 +1099,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * GetSession reads one session. A session that has expired is not found. Reading does not
-     * move last_used_time. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED,
-     * STORE_UNAVAILABLE.
+     * GetSession returns one session. An expired session is not found. Reading a session does not
+     * change its last_used_time.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
     public dev.ruvd.v1.GetSessionResponse getSession(dev.ruvd.v1.GetSessionRequest request) {
@@ -1089,7 +1111,7 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListSessions pages through the sessions in the order of their creation.
+     * ListSessions returns the sessions page by page, in the order of their creation.
      * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
@@ -1100,8 +1122,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * UpdateSession changes what a client may change of a session, once the turns before it are
-     * done. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
+     * turns that are already running or queued in the session.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
     public dev.ruvd.v1.UpdateSessionResponse updateSession(dev.ruvd.v1.UpdateSessionRequest request) {
@@ -1111,7 +1134,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * AppendMessages commits messages without generating, once the turns before it are done.
+     * AppendMessages commits messages to a session without generating an answer. It runs after the
+     * turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
      * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
      * </pre>
@@ -1123,9 +1147,10 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ForkSession makes a session that shares the beginning of another one's history; both go on
-     * independently. It sees what is committed. Errors: INVALID_REQUEST, SESSION_NOT_FOUND,
-     * SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * ForkSession creates a session that starts with the beginning of another session's history. Only
+     * committed turns are copied, and the two sessions are independent from then on.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
      * </pre>
      */
     public dev.ruvd.v1.ForkSessionResponse forkSession(dev.ruvd.v1.ForkSessionRequest request) {
@@ -1135,9 +1160,10 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * EndSession deletes a session with its messages. Its running and queued completions fail
-     * with SESSION_ENDED. Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing),
-     * SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * EndSession deletes a session and its messages. Its running and queued completions fail with
+     * SESSION_ENDED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing), SESSIONS_DISABLED,
+     * STORE_UNAVAILABLE.
      * </pre>
      */
     public dev.ruvd.v1.EndSessionResponse endSession(dev.ruvd.v1.EndSessionRequest request) {
@@ -1147,8 +1173,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListModels asks the engine which models it offers. Errors: ENGINE_UNAVAILABLE,
-     * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
+     * ListModels returns the models that the engine offers.
+     * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
      * </pre>
      */
     public dev.ruvd.v1.ListModelsResponse listModels(dev.ruvd.v1.ListModelsRequest request) {
@@ -1158,7 +1184,7 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * GetSessionMetrics reports what the daemon has measured since it started.
+     * GetSessionMetrics returns the daemon's measurements since it started.
      * Errors: STORE_UNAVAILABLE.
      * </pre>
      */
@@ -1169,15 +1195,15 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * Complete answers the new messages and streams the answer. With a session_id the messages
-     * and the answer are committed together, durably, before Finished is sent; a completion that
-     * fails or is cancelled leaves the session as it was and ends with a status and no Finished.
-     * A second caller on one session waits for the first (see if_busy). Cancelling the call
-     * cancels the completion (see on_disconnect). Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with
-     * require_existing), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE,
-     * SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG,
-     * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+     * Complete generates an answer to the new messages and streams it. With a session_id, the
+     * messages and the answer are committed together, durably, before Finished is sent. A completion
+     * that fails or is cancelled leaves the session unchanged; its stream ends with an error status
+     * and without Finished. A second call for the same session waits for the first (see if_busy).
+     * Cancelling the call cancels the completion (see on_disconnect).
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
+     * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
+     * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+     * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
      * </pre>
      */
     public java.util.Iterator<dev.ruvd.v1.CompleteResponse> complete(
@@ -1188,11 +1214,11 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ResumeCompletion sends the events after after_sequence and goes on live: the way back for a
-     * stream that was cut. A completion that failed replays its events, then its status. Where its
-     * events are no longer kept but its answer is committed, as after a restart, Finished comes
-     * under its own number. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and
-     * those of Complete.
+     * ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
+     * the new ones as they occur. Clients call it after their stream broke. For a failed completion
+     * it replays the events, then returns the error. If the events are no longer kept but the answer
+     * is committed, as after a restart, it sends only Finished, with its original sequence number.
+     * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE, and those of Complete.
      * </pre>
      */
     public java.util.Iterator<dev.ruvd.v1.ResumeCompletionResponse> resumeCompletion(
@@ -1203,12 +1229,13 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * BatchComplete answers many requests and sends each answer, or what went wrong with it, as soon
-     * as it is there; the summary comes last. Items of one session run in order, others side by
-     * side. An item fails alone. Interactive completions go before items, which have a share of the
-     * engine of their own. Cancelling the call is to every item what cancelling Complete is; those
-     * that have not begun do not begin. Repeating the call with the same request ids runs what was
-     * not finished. Errors: INVALID_REQUEST (of the call; an item's own are its outcome).
+     * BatchComplete runs many completions and sends each answer or error as soon as it is available,
+     * then a summary. Items of the same session run in order; all others run concurrently. An item's
+     * failure does not affect the other items. Interactive completions have priority over batch
+     * items, which are limited to their own share of the engine. Cancelling the call affects each
+     * running item like cancelling Complete; items that have not started are not started. Repeating
+     * the call with the same request ids runs only the items that had not finished.
+     * Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
      * </pre>
      */
     public java.util.Iterator<dev.ruvd.v1.BatchCompleteResponse> batchComplete(
@@ -1219,8 +1246,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * CancelCompletion stops a completion and returns when it has ended; one that ended before is
-     * left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
+     * CancelCompletion stops a completion and returns when it has ended. It has no effect on a
+     * completion that has already ended.
+     * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
      * </pre>
      */
     public dev.ruvd.v1.CancelCompletionResponse cancelCompletion(dev.ruvd.v1.CancelCompletionRequest request) {
@@ -1232,7 +1260,7 @@ public final class SessionServiceGrpc {
   /**
    * A stub to allow clients to do ListenableFuture-style rpc calls to service SessionService.
    * <pre>
-   * Holds conversations and completes them.
+   * Stores conversations and generates the answers in them.
    * </pre>
    */
   public static final class SessionServiceFutureStub
@@ -1250,9 +1278,10 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * CreateSession makes a session before its first turn, to give it a system prompt, labels or
-     * a history. Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE,
-     * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+     * CreateSession creates a session before its first turn, for example to give it a system prompt,
+     * labels or a history.
+     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.CreateSessionResponse> createSession(
@@ -1263,9 +1292,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * GetSession reads one session. A session that has expired is not found. Reading does not
-     * move last_used_time. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED,
-     * STORE_UNAVAILABLE.
+     * GetSession returns one session. An expired session is not found. Reading a session does not
+     * change its last_used_time.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.GetSessionResponse> getSession(
@@ -1276,7 +1305,7 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListSessions pages through the sessions in the order of their creation.
+     * ListSessions returns the sessions page by page, in the order of their creation.
      * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
@@ -1288,8 +1317,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * UpdateSession changes what a client may change of a session, once the turns before it are
-     * done. Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
+     * turns that are already running or queued in the session.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.UpdateSessionResponse> updateSession(
@@ -1300,7 +1330,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * AppendMessages commits messages without generating, once the turns before it are done.
+     * AppendMessages commits messages to a session without generating an answer. It runs after the
+     * turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
      * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
      * </pre>
@@ -1313,9 +1344,10 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ForkSession makes a session that shares the beginning of another one's history; both go on
-     * independently. It sees what is committed. Errors: INVALID_REQUEST, SESSION_NOT_FOUND,
-     * SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * ForkSession creates a session that starts with the beginning of another session's history. Only
+     * committed turns are copied, and the two sessions are independent from then on.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.ForkSessionResponse> forkSession(
@@ -1326,9 +1358,10 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * EndSession deletes a session with its messages. Its running and queued completions fail
-     * with SESSION_ENDED. Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing),
-     * SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * EndSession deletes a session and its messages. Its running and queued completions fail with
+     * SESSION_ENDED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing), SESSIONS_DISABLED,
+     * STORE_UNAVAILABLE.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.EndSessionResponse> endSession(
@@ -1339,8 +1372,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListModels asks the engine which models it offers. Errors: ENGINE_UNAVAILABLE,
-     * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
+     * ListModels returns the models that the engine offers.
+     * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.ListModelsResponse> listModels(
@@ -1351,7 +1384,7 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * GetSessionMetrics reports what the daemon has measured since it started.
+     * GetSessionMetrics returns the daemon's measurements since it started.
      * Errors: STORE_UNAVAILABLE.
      * </pre>
      */
@@ -1363,8 +1396,9 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * CancelCompletion stops a completion and returns when it has ended; one that ended before is
-     * left as it is. Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
+     * CancelCompletion stops a completion and returns when it has ended. It has no effect on a
+     * completion that has already ended.
+     * Errors: INVALID_REQUEST, COMPLETION_NOT_FOUND, STORE_UNAVAILABLE.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.CancelCompletionResponse> cancelCompletion(

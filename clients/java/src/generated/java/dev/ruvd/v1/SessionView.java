@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * How much of a session is read.
+ * The parts of a session that are returned.
  * </pre>
  *
  * Protobuf enum {@code ruvd.v1.SessionView}
@@ -17,7 +17,7 @@ public enum SessionView
     implements com.google.protobuf.ProtocolMessageEnum {
   /**
    * <pre>
-   * As BASIC.
+   * The same as BASIC.
    * </pre>
    *
    * <code>SESSION_VIEW_UNSPECIFIED = 0;</code>
@@ -33,7 +33,7 @@ public enum SessionView
   SESSION_VIEW_BASIC(1),
   /**
    * <pre>
-   * With all messages of the history.
+   * Everything, including all messages of the history.
    * </pre>
    *
    * <code>SESSION_VIEW_FULL = 2;</code>
@@ -53,7 +53,7 @@ public enum SessionView
   }
   /**
    * <pre>
-   * As BASIC.
+   * The same as BASIC.
    * </pre>
    *
    * <code>SESSION_VIEW_UNSPECIFIED = 0;</code>
@@ -69,7 +69,7 @@ public enum SessionView
   public static final int SESSION_VIEW_BASIC_VALUE = 1;
   /**
    * <pre>
-   * With all messages of the history.
+   * Everything, including all messages of the history.
    * </pre>
    *
    * <code>SESSION_VIEW_FULL = 2;</code>

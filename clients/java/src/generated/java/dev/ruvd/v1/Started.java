@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * The turn has the engine; its prompt is evaluated next.
+ * The first event: the engine is available to the turn and evaluates the prompt next.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.Started}
@@ -102,7 +102,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object sessionId_ = "";
   /**
    * <pre>
-   * The session; empty if stateless.
+   * The session's id; empty if stateless.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -123,7 +123,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The session; empty if stateless.
+   * The session's id; empty if stateless.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -164,7 +164,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object model_ = "";
   /**
    * <pre>
-   * The model that answers.
+   * The model that generates the answer.
    * </pre>
    *
    * <code>string model = 4;</code>
@@ -185,7 +185,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The model that answers.
+   * The model that generates the answer.
    * </pre>
    *
    * <code>string model = 4;</code>
@@ -210,7 +210,7 @@ private static final long serialVersionUID = 0L;
   private int contextMessages_ = 0;
   /**
    * <pre>
-   * Messages sent to the engine, the system message included.
+   * The number of messages sent to the engine, including the system message.
    * </pre>
    *
    * <code>int32 context_messages = 5;</code>
@@ -449,7 +449,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The turn has the engine; its prompt is evaluated next.
+   * The first event: the engine is available to the turn and evaluates the prompt next.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.Started}
@@ -748,7 +748,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object sessionId_ = "";
     /**
      * <pre>
-     * The session; empty if stateless.
+     * The session's id; empty if stateless.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -768,7 +768,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session; empty if stateless.
+     * The session's id; empty if stateless.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -789,7 +789,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session; empty if stateless.
+     * The session's id; empty if stateless.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -806,7 +806,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session; empty if stateless.
+     * The session's id; empty if stateless.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -820,7 +820,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session; empty if stateless.
+     * The session's id; empty if stateless.
      * </pre>
      *
      * <code>string session_id = 2;</code>
@@ -884,7 +884,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object model_ = "";
     /**
      * <pre>
-     * The model that answers.
+     * The model that generates the answer.
      * </pre>
      *
      * <code>string model = 4;</code>
@@ -904,7 +904,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model that answers.
+     * The model that generates the answer.
      * </pre>
      *
      * <code>string model = 4;</code>
@@ -925,7 +925,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model that answers.
+     * The model that generates the answer.
      * </pre>
      *
      * <code>string model = 4;</code>
@@ -942,7 +942,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model that answers.
+     * The model that generates the answer.
      * </pre>
      *
      * <code>string model = 4;</code>
@@ -956,7 +956,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model that answers.
+     * The model that generates the answer.
      * </pre>
      *
      * <code>string model = 4;</code>
@@ -976,7 +976,7 @@ private static final long serialVersionUID = 0L;
     private int contextMessages_ ;
     /**
      * <pre>
-     * Messages sent to the engine, the system message included.
+     * The number of messages sent to the engine, including the system message.
      * </pre>
      *
      * <code>int32 context_messages = 5;</code>
@@ -988,7 +988,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Messages sent to the engine, the system message included.
+     * The number of messages sent to the engine, including the system message.
      * </pre>
      *
      * <code>int32 context_messages = 5;</code>
@@ -1004,7 +1004,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Messages sent to the engine, the system message included.
+     * The number of messages sent to the engine, including the system message.
      * </pre>
      *
      * <code>int32 context_messages = 5;</code>

@@ -32,7 +32,7 @@ public interface StartedOrBuilder extends
 
   /**
    * <pre>
-   * The session; empty if stateless.
+   * The session's id; empty if stateless.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -41,7 +41,7 @@ public interface StartedOrBuilder extends
   java.lang.String getSessionId();
   /**
    * <pre>
-   * The session; empty if stateless.
+   * The session's id; empty if stateless.
    * </pre>
    *
    * <code>string session_id = 2;</code>
@@ -62,7 +62,7 @@ public interface StartedOrBuilder extends
 
   /**
    * <pre>
-   * The model that answers.
+   * The model that generates the answer.
    * </pre>
    *
    * <code>string model = 4;</code>
@@ -71,7 +71,7 @@ public interface StartedOrBuilder extends
   java.lang.String getModel();
   /**
    * <pre>
-   * The model that answers.
+   * The model that generates the answer.
    * </pre>
    *
    * <code>string model = 4;</code>
@@ -82,7 +82,7 @@ public interface StartedOrBuilder extends
 
   /**
    * <pre>
-   * Messages sent to the engine, the system message included.
+   * The number of messages sent to the engine, including the system message.
    * </pre>
    *
    * <code>int32 context_messages = 5;</code>

@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * How long a completion took, measured in the daemon unless said otherwise.
+ * The durations of a completion, measured by the daemon unless a field says otherwise.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.Timings}
@@ -52,7 +52,7 @@ private static final long serialVersionUID = 0L;
   private com.google.protobuf.Duration queue_;
   /**
    * <pre>
-   * From the call's arrival until the turn had the engine.
+   * The time from the call's arrival until the engine was available to the turn.
    * </pre>
    *
    * <code>.google.protobuf.Duration queue = 1;</code>
@@ -64,7 +64,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * From the call's arrival until the turn had the engine.
+   * The time from the call's arrival until the engine was available to the turn.
    * </pre>
    *
    * <code>.google.protobuf.Duration queue = 1;</code>
@@ -76,7 +76,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * From the call's arrival until the turn had the engine.
+   * The time from the call's arrival until the engine was available to the turn.
    * </pre>
    *
    * <code>.google.protobuf.Duration queue = 1;</code>
@@ -90,7 +90,7 @@ private static final long serialVersionUID = 0L;
   private com.google.protobuf.Duration timeToFirstToken_;
   /**
    * <pre>
-   * From the call's arrival until the first text; unset if there was none.
+   * The time from the call's arrival until the first text; unset if there was no text.
    * </pre>
    *
    * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -102,7 +102,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * From the call's arrival until the first text; unset if there was none.
+   * The time from the call's arrival until the first text; unset if there was no text.
    * </pre>
    *
    * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -114,7 +114,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * From the call's arrival until the first text; unset if there was none.
+   * The time from the call's arrival until the first text; unset if there was no text.
    * </pre>
    *
    * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -128,7 +128,7 @@ private static final long serialVersionUID = 0L;
   private com.google.protobuf.Duration total_;
   /**
    * <pre>
-   * From the call's arrival until the answer was complete.
+   * The time from the call's arrival until the answer was complete.
    * </pre>
    *
    * <code>.google.protobuf.Duration total = 3;</code>
@@ -140,7 +140,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * From the call's arrival until the answer was complete.
+   * The time from the call's arrival until the answer was complete.
    * </pre>
    *
    * <code>.google.protobuf.Duration total = 3;</code>
@@ -152,7 +152,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * From the call's arrival until the answer was complete.
+   * The time from the call's arrival until the answer was complete.
    * </pre>
    *
    * <code>.google.protobuf.Duration total = 3;</code>
@@ -166,7 +166,8 @@ private static final long serialVersionUID = 0L;
   private com.google.protobuf.Duration prefill_;
   /**
    * <pre>
-   * What the engine spent on the prompt, by its own clock; unset where it does not say.
+   * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+   * not report it.
    * </pre>
    *
    * <code>.google.protobuf.Duration prefill = 4;</code>
@@ -178,7 +179,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What the engine spent on the prompt, by its own clock; unset where it does not say.
+   * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+   * not report it.
    * </pre>
    *
    * <code>.google.protobuf.Duration prefill = 4;</code>
@@ -190,7 +192,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What the engine spent on the prompt, by its own clock; unset where it does not say.
+   * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+   * not report it.
    * </pre>
    *
    * <code>.google.protobuf.Duration prefill = 4;</code>
@@ -412,7 +415,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * How long a completion took, measured in the daemon unless said otherwise.
+   * The durations of a completion, measured by the daemon unless a field says otherwise.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.Timings}
@@ -638,7 +641,7 @@ private static final long serialVersionUID = 0L;
         com.google.protobuf.Duration, com.google.protobuf.Duration.Builder, com.google.protobuf.DurationOrBuilder> queueBuilder_;
     /**
      * <pre>
-     * From the call's arrival until the turn had the engine.
+     * The time from the call's arrival until the engine was available to the turn.
      * </pre>
      *
      * <code>.google.protobuf.Duration queue = 1;</code>
@@ -649,7 +652,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the turn had the engine.
+     * The time from the call's arrival until the engine was available to the turn.
      * </pre>
      *
      * <code>.google.protobuf.Duration queue = 1;</code>
@@ -664,7 +667,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the turn had the engine.
+     * The time from the call's arrival until the engine was available to the turn.
      * </pre>
      *
      * <code>.google.protobuf.Duration queue = 1;</code>
@@ -684,7 +687,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the turn had the engine.
+     * The time from the call's arrival until the engine was available to the turn.
      * </pre>
      *
      * <code>.google.protobuf.Duration queue = 1;</code>
@@ -702,7 +705,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the turn had the engine.
+     * The time from the call's arrival until the engine was available to the turn.
      * </pre>
      *
      * <code>.google.protobuf.Duration queue = 1;</code>
@@ -727,7 +730,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the turn had the engine.
+     * The time from the call's arrival until the engine was available to the turn.
      * </pre>
      *
      * <code>.google.protobuf.Duration queue = 1;</code>
@@ -744,7 +747,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the turn had the engine.
+     * The time from the call's arrival until the engine was available to the turn.
      * </pre>
      *
      * <code>.google.protobuf.Duration queue = 1;</code>
@@ -756,7 +759,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the turn had the engine.
+     * The time from the call's arrival until the engine was available to the turn.
      * </pre>
      *
      * <code>.google.protobuf.Duration queue = 1;</code>
@@ -771,7 +774,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the turn had the engine.
+     * The time from the call's arrival until the engine was available to the turn.
      * </pre>
      *
      * <code>.google.protobuf.Duration queue = 1;</code>
@@ -795,7 +798,7 @@ private static final long serialVersionUID = 0L;
         com.google.protobuf.Duration, com.google.protobuf.Duration.Builder, com.google.protobuf.DurationOrBuilder> timeToFirstTokenBuilder_;
     /**
      * <pre>
-     * From the call's arrival until the first text; unset if there was none.
+     * The time from the call's arrival until the first text; unset if there was no text.
      * </pre>
      *
      * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -806,7 +809,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the first text; unset if there was none.
+     * The time from the call's arrival until the first text; unset if there was no text.
      * </pre>
      *
      * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -821,7 +824,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the first text; unset if there was none.
+     * The time from the call's arrival until the first text; unset if there was no text.
      * </pre>
      *
      * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -841,7 +844,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the first text; unset if there was none.
+     * The time from the call's arrival until the first text; unset if there was no text.
      * </pre>
      *
      * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -859,7 +862,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the first text; unset if there was none.
+     * The time from the call's arrival until the first text; unset if there was no text.
      * </pre>
      *
      * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -884,7 +887,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the first text; unset if there was none.
+     * The time from the call's arrival until the first text; unset if there was no text.
      * </pre>
      *
      * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -901,7 +904,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the first text; unset if there was none.
+     * The time from the call's arrival until the first text; unset if there was no text.
      * </pre>
      *
      * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -913,7 +916,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the first text; unset if there was none.
+     * The time from the call's arrival until the first text; unset if there was no text.
      * </pre>
      *
      * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -928,7 +931,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the first text; unset if there was none.
+     * The time from the call's arrival until the first text; unset if there was no text.
      * </pre>
      *
      * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -952,7 +955,7 @@ private static final long serialVersionUID = 0L;
         com.google.protobuf.Duration, com.google.protobuf.Duration.Builder, com.google.protobuf.DurationOrBuilder> totalBuilder_;
     /**
      * <pre>
-     * From the call's arrival until the answer was complete.
+     * The time from the call's arrival until the answer was complete.
      * </pre>
      *
      * <code>.google.protobuf.Duration total = 3;</code>
@@ -963,7 +966,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the answer was complete.
+     * The time from the call's arrival until the answer was complete.
      * </pre>
      *
      * <code>.google.protobuf.Duration total = 3;</code>
@@ -978,7 +981,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the answer was complete.
+     * The time from the call's arrival until the answer was complete.
      * </pre>
      *
      * <code>.google.protobuf.Duration total = 3;</code>
@@ -998,7 +1001,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the answer was complete.
+     * The time from the call's arrival until the answer was complete.
      * </pre>
      *
      * <code>.google.protobuf.Duration total = 3;</code>
@@ -1016,7 +1019,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the answer was complete.
+     * The time from the call's arrival until the answer was complete.
      * </pre>
      *
      * <code>.google.protobuf.Duration total = 3;</code>
@@ -1041,7 +1044,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the answer was complete.
+     * The time from the call's arrival until the answer was complete.
      * </pre>
      *
      * <code>.google.protobuf.Duration total = 3;</code>
@@ -1058,7 +1061,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the answer was complete.
+     * The time from the call's arrival until the answer was complete.
      * </pre>
      *
      * <code>.google.protobuf.Duration total = 3;</code>
@@ -1070,7 +1073,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the answer was complete.
+     * The time from the call's arrival until the answer was complete.
      * </pre>
      *
      * <code>.google.protobuf.Duration total = 3;</code>
@@ -1085,7 +1088,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * From the call's arrival until the answer was complete.
+     * The time from the call's arrival until the answer was complete.
      * </pre>
      *
      * <code>.google.protobuf.Duration total = 3;</code>
@@ -1109,7 +1112,8 @@ private static final long serialVersionUID = 0L;
         com.google.protobuf.Duration, com.google.protobuf.Duration.Builder, com.google.protobuf.DurationOrBuilder> prefillBuilder_;
     /**
      * <pre>
-     * What the engine spent on the prompt, by its own clock; unset where it does not say.
+     * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+     * not report it.
      * </pre>
      *
      * <code>.google.protobuf.Duration prefill = 4;</code>
@@ -1120,7 +1124,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the engine spent on the prompt, by its own clock; unset where it does not say.
+     * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+     * not report it.
      * </pre>
      *
      * <code>.google.protobuf.Duration prefill = 4;</code>
@@ -1135,7 +1140,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the engine spent on the prompt, by its own clock; unset where it does not say.
+     * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+     * not report it.
      * </pre>
      *
      * <code>.google.protobuf.Duration prefill = 4;</code>
@@ -1155,7 +1161,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the engine spent on the prompt, by its own clock; unset where it does not say.
+     * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+     * not report it.
      * </pre>
      *
      * <code>.google.protobuf.Duration prefill = 4;</code>
@@ -1173,7 +1180,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the engine spent on the prompt, by its own clock; unset where it does not say.
+     * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+     * not report it.
      * </pre>
      *
      * <code>.google.protobuf.Duration prefill = 4;</code>
@@ -1198,7 +1206,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the engine spent on the prompt, by its own clock; unset where it does not say.
+     * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+     * not report it.
      * </pre>
      *
      * <code>.google.protobuf.Duration prefill = 4;</code>
@@ -1215,7 +1224,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the engine spent on the prompt, by its own clock; unset where it does not say.
+     * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+     * not report it.
      * </pre>
      *
      * <code>.google.protobuf.Duration prefill = 4;</code>
@@ -1227,7 +1237,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the engine spent on the prompt, by its own clock; unset where it does not say.
+     * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+     * not report it.
      * </pre>
      *
      * <code>.google.protobuf.Duration prefill = 4;</code>
@@ -1242,7 +1253,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What the engine spent on the prompt, by its own clock; unset where it does not say.
+     * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+     * not report it.
      * </pre>
      *
      * <code>.google.protobuf.Duration prefill = 4;</code>

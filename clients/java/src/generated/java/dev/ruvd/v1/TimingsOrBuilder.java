@@ -12,7 +12,7 @@ public interface TimingsOrBuilder extends
 
   /**
    * <pre>
-   * From the call's arrival until the turn had the engine.
+   * The time from the call's arrival until the engine was available to the turn.
    * </pre>
    *
    * <code>.google.protobuf.Duration queue = 1;</code>
@@ -21,7 +21,7 @@ public interface TimingsOrBuilder extends
   boolean hasQueue();
   /**
    * <pre>
-   * From the call's arrival until the turn had the engine.
+   * The time from the call's arrival until the engine was available to the turn.
    * </pre>
    *
    * <code>.google.protobuf.Duration queue = 1;</code>
@@ -30,7 +30,7 @@ public interface TimingsOrBuilder extends
   com.google.protobuf.Duration getQueue();
   /**
    * <pre>
-   * From the call's arrival until the turn had the engine.
+   * The time from the call's arrival until the engine was available to the turn.
    * </pre>
    *
    * <code>.google.protobuf.Duration queue = 1;</code>
@@ -39,7 +39,7 @@ public interface TimingsOrBuilder extends
 
   /**
    * <pre>
-   * From the call's arrival until the first text; unset if there was none.
+   * The time from the call's arrival until the first text; unset if there was no text.
    * </pre>
    *
    * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -48,7 +48,7 @@ public interface TimingsOrBuilder extends
   boolean hasTimeToFirstToken();
   /**
    * <pre>
-   * From the call's arrival until the first text; unset if there was none.
+   * The time from the call's arrival until the first text; unset if there was no text.
    * </pre>
    *
    * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -57,7 +57,7 @@ public interface TimingsOrBuilder extends
   com.google.protobuf.Duration getTimeToFirstToken();
   /**
    * <pre>
-   * From the call's arrival until the first text; unset if there was none.
+   * The time from the call's arrival until the first text; unset if there was no text.
    * </pre>
    *
    * <code>.google.protobuf.Duration time_to_first_token = 2;</code>
@@ -66,7 +66,7 @@ public interface TimingsOrBuilder extends
 
   /**
    * <pre>
-   * From the call's arrival until the answer was complete.
+   * The time from the call's arrival until the answer was complete.
    * </pre>
    *
    * <code>.google.protobuf.Duration total = 3;</code>
@@ -75,7 +75,7 @@ public interface TimingsOrBuilder extends
   boolean hasTotal();
   /**
    * <pre>
-   * From the call's arrival until the answer was complete.
+   * The time from the call's arrival until the answer was complete.
    * </pre>
    *
    * <code>.google.protobuf.Duration total = 3;</code>
@@ -84,7 +84,7 @@ public interface TimingsOrBuilder extends
   com.google.protobuf.Duration getTotal();
   /**
    * <pre>
-   * From the call's arrival until the answer was complete.
+   * The time from the call's arrival until the answer was complete.
    * </pre>
    *
    * <code>.google.protobuf.Duration total = 3;</code>
@@ -93,7 +93,8 @@ public interface TimingsOrBuilder extends
 
   /**
    * <pre>
-   * What the engine spent on the prompt, by its own clock; unset where it does not say.
+   * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+   * not report it.
    * </pre>
    *
    * <code>.google.protobuf.Duration prefill = 4;</code>
@@ -102,7 +103,8 @@ public interface TimingsOrBuilder extends
   boolean hasPrefill();
   /**
    * <pre>
-   * What the engine spent on the prompt, by its own clock; unset where it does not say.
+   * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+   * not report it.
    * </pre>
    *
    * <code>.google.protobuf.Duration prefill = 4;</code>
@@ -111,7 +113,8 @@ public interface TimingsOrBuilder extends
   com.google.protobuf.Duration getPrefill();
   /**
    * <pre>
-   * What the engine spent on the prompt, by its own clock; unset where it does not say.
+   * The time that the engine spent on the prompt, measured by the engine; unset if the engine does
+   * not report it.
    * </pre>
    *
    * <code>.google.protobuf.Duration prefill = 4;</code>

@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * A function that the model may ask for.
+ * A function that the model may call.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.Tool}
@@ -56,7 +56,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object name_ = "";
   /**
    * <pre>
-   * 1 to 64 of A-Z a-z 0-9 _ . -
+   * The function's name: 1 to 64 characters of A-Z a-z 0-9 _ . -
    * </pre>
    *
    * <code>string name = 1;</code>
@@ -77,7 +77,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * 1 to 64 of A-Z a-z 0-9 _ . -
+   * The function's name: 1 to 64 characters of A-Z a-z 0-9 _ . -
    * </pre>
    *
    * <code>string name = 1;</code>
@@ -103,7 +103,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object description_ = "";
   /**
    * <pre>
-   * When to use it, for the model.
+   * A description for the model of the function and when to call it.
    * </pre>
    *
    * <code>string description = 2;</code>
@@ -124,7 +124,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * When to use it, for the model.
+   * A description for the model of the function and when to call it.
    * </pre>
    *
    * <code>string description = 2;</code>
@@ -150,8 +150,8 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object parameters_ = "";
   /**
    * <pre>
-   * Its arguments: a JSON Schema of an object, as JSON text, sent to the engine byte for byte.
-   * Empty for none.
+   * The function's arguments: the JSON Schema of an object, as JSON text, sent to the engine byte
+   * for byte. Empty for a function without arguments.
    * </pre>
    *
    * <code>string parameters = 3;</code>
@@ -172,8 +172,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Its arguments: a JSON Schema of an object, as JSON text, sent to the engine byte for byte.
-   * Empty for none.
+   * The function's arguments: the JSON Schema of an object, as JSON text, sent to the engine byte
+   * for byte. Empty for a function without arguments.
    * </pre>
    *
    * <code>string parameters = 3;</code>
@@ -198,7 +198,7 @@ private static final long serialVersionUID = 0L;
   private boolean strict_ = false;
   /**
    * <pre>
-   * Whether the arguments must follow the schema to the letter; unset is the engine's default.
+   * Whether the arguments must conform to the schema exactly. Unset: the engine's default.
    * </pre>
    *
    * <code>optional bool strict = 4;</code>
@@ -210,7 +210,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Whether the arguments must follow the schema to the letter; unset is the engine's default.
+   * Whether the arguments must conform to the schema exactly. Unset: the engine's default.
    * </pre>
    *
    * <code>optional bool strict = 4;</code>
@@ -416,7 +416,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * A function that the model may ask for.
+   * A function that the model may call.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.Tool}
@@ -602,7 +602,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object name_ = "";
     /**
      * <pre>
-     * 1 to 64 of A-Z a-z 0-9 _ . -
+     * The function's name: 1 to 64 characters of A-Z a-z 0-9 _ . -
      * </pre>
      *
      * <code>string name = 1;</code>
@@ -622,7 +622,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * 1 to 64 of A-Z a-z 0-9 _ . -
+     * The function's name: 1 to 64 characters of A-Z a-z 0-9 _ . -
      * </pre>
      *
      * <code>string name = 1;</code>
@@ -643,7 +643,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * 1 to 64 of A-Z a-z 0-9 _ . -
+     * The function's name: 1 to 64 characters of A-Z a-z 0-9 _ . -
      * </pre>
      *
      * <code>string name = 1;</code>
@@ -660,7 +660,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * 1 to 64 of A-Z a-z 0-9 _ . -
+     * The function's name: 1 to 64 characters of A-Z a-z 0-9 _ . -
      * </pre>
      *
      * <code>string name = 1;</code>
@@ -674,7 +674,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * 1 to 64 of A-Z a-z 0-9 _ . -
+     * The function's name: 1 to 64 characters of A-Z a-z 0-9 _ . -
      * </pre>
      *
      * <code>string name = 1;</code>
@@ -694,7 +694,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object description_ = "";
     /**
      * <pre>
-     * When to use it, for the model.
+     * A description for the model of the function and when to call it.
      * </pre>
      *
      * <code>string description = 2;</code>
@@ -714,7 +714,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * When to use it, for the model.
+     * A description for the model of the function and when to call it.
      * </pre>
      *
      * <code>string description = 2;</code>
@@ -735,7 +735,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * When to use it, for the model.
+     * A description for the model of the function and when to call it.
      * </pre>
      *
      * <code>string description = 2;</code>
@@ -752,7 +752,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * When to use it, for the model.
+     * A description for the model of the function and when to call it.
      * </pre>
      *
      * <code>string description = 2;</code>
@@ -766,7 +766,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * When to use it, for the model.
+     * A description for the model of the function and when to call it.
      * </pre>
      *
      * <code>string description = 2;</code>
@@ -786,8 +786,8 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object parameters_ = "";
     /**
      * <pre>
-     * Its arguments: a JSON Schema of an object, as JSON text, sent to the engine byte for byte.
-     * Empty for none.
+     * The function's arguments: the JSON Schema of an object, as JSON text, sent to the engine byte
+     * for byte. Empty for a function without arguments.
      * </pre>
      *
      * <code>string parameters = 3;</code>
@@ -807,8 +807,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its arguments: a JSON Schema of an object, as JSON text, sent to the engine byte for byte.
-     * Empty for none.
+     * The function's arguments: the JSON Schema of an object, as JSON text, sent to the engine byte
+     * for byte. Empty for a function without arguments.
      * </pre>
      *
      * <code>string parameters = 3;</code>
@@ -829,8 +829,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its arguments: a JSON Schema of an object, as JSON text, sent to the engine byte for byte.
-     * Empty for none.
+     * The function's arguments: the JSON Schema of an object, as JSON text, sent to the engine byte
+     * for byte. Empty for a function without arguments.
      * </pre>
      *
      * <code>string parameters = 3;</code>
@@ -847,8 +847,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its arguments: a JSON Schema of an object, as JSON text, sent to the engine byte for byte.
-     * Empty for none.
+     * The function's arguments: the JSON Schema of an object, as JSON text, sent to the engine byte
+     * for byte. Empty for a function without arguments.
      * </pre>
      *
      * <code>string parameters = 3;</code>
@@ -862,8 +862,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its arguments: a JSON Schema of an object, as JSON text, sent to the engine byte for byte.
-     * Empty for none.
+     * The function's arguments: the JSON Schema of an object, as JSON text, sent to the engine byte
+     * for byte. Empty for a function without arguments.
      * </pre>
      *
      * <code>string parameters = 3;</code>
@@ -883,7 +883,7 @@ private static final long serialVersionUID = 0L;
     private boolean strict_ ;
     /**
      * <pre>
-     * Whether the arguments must follow the schema to the letter; unset is the engine's default.
+     * Whether the arguments must conform to the schema exactly. Unset: the engine's default.
      * </pre>
      *
      * <code>optional bool strict = 4;</code>
@@ -895,7 +895,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether the arguments must follow the schema to the letter; unset is the engine's default.
+     * Whether the arguments must conform to the schema exactly. Unset: the engine's default.
      * </pre>
      *
      * <code>optional bool strict = 4;</code>
@@ -907,7 +907,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether the arguments must follow the schema to the letter; unset is the engine's default.
+     * Whether the arguments must conform to the schema exactly. Unset: the engine's default.
      * </pre>
      *
      * <code>optional bool strict = 4;</code>
@@ -923,7 +923,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether the arguments must follow the schema to the letter; unset is the engine's default.
+     * Whether the arguments must conform to the schema exactly. Unset: the engine's default.
      * </pre>
      *
      * <code>optional bool strict = 4;</code>

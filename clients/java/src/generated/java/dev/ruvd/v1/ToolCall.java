@@ -7,8 +7,8 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * A model's wish that the caller runs a function. The result is a ROLE_TOOL message of the next
- * turn, or of several messages where there were several calls.
+ * The model's request that the caller runs a function. The next turn answers each call with one
+ * ROLE_TOOL message.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.ToolCall}
@@ -56,7 +56,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object id_ = "";
   /**
    * <pre>
-   * Names the call in its result.
+   * The id of the call, which its result repeats in tool_call_id.
    * </pre>
    *
    * <code>string id = 1;</code>
@@ -77,7 +77,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Names the call in its result.
+   * The id of the call, which its result repeats in tool_call_id.
    * </pre>
    *
    * <code>string id = 1;</code>
@@ -103,7 +103,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object name_ = "";
   /**
    * <pre>
-   * The function.
+   * The name of the function.
    * </pre>
    *
    * <code>string name = 2;</code>
@@ -124,7 +124,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The function.
+   * The name of the function.
    * </pre>
    *
    * <code>string name = 2;</code>
@@ -150,7 +150,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object arguments_ = "";
   /**
    * <pre>
-   * Its arguments as JSON text, as the model wrote it: it may be no valid JSON.
+   * The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON.
    * </pre>
    *
    * <code>string arguments = 3;</code>
@@ -171,7 +171,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Its arguments as JSON text, as the model wrote it: it may be no valid JSON.
+   * The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON.
    * </pre>
    *
    * <code>string arguments = 3;</code>
@@ -370,8 +370,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * A model's wish that the caller runs a function. The result is a ROLE_TOOL message of the next
-   * turn, or of several messages where there were several calls.
+   * The model's request that the caller runs a function. The next turn answers each call with one
+   * ROLE_TOOL message.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.ToolCall}
@@ -542,7 +542,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object id_ = "";
     /**
      * <pre>
-     * Names the call in its result.
+     * The id of the call, which its result repeats in tool_call_id.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -562,7 +562,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Names the call in its result.
+     * The id of the call, which its result repeats in tool_call_id.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -583,7 +583,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Names the call in its result.
+     * The id of the call, which its result repeats in tool_call_id.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -600,7 +600,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Names the call in its result.
+     * The id of the call, which its result repeats in tool_call_id.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -614,7 +614,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Names the call in its result.
+     * The id of the call, which its result repeats in tool_call_id.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -634,7 +634,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object name_ = "";
     /**
      * <pre>
-     * The function.
+     * The name of the function.
      * </pre>
      *
      * <code>string name = 2;</code>
@@ -654,7 +654,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The function.
+     * The name of the function.
      * </pre>
      *
      * <code>string name = 2;</code>
@@ -675,7 +675,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The function.
+     * The name of the function.
      * </pre>
      *
      * <code>string name = 2;</code>
@@ -692,7 +692,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The function.
+     * The name of the function.
      * </pre>
      *
      * <code>string name = 2;</code>
@@ -706,7 +706,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The function.
+     * The name of the function.
      * </pre>
      *
      * <code>string name = 2;</code>
@@ -726,7 +726,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object arguments_ = "";
     /**
      * <pre>
-     * Its arguments as JSON text, as the model wrote it: it may be no valid JSON.
+     * The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON.
      * </pre>
      *
      * <code>string arguments = 3;</code>
@@ -746,7 +746,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its arguments as JSON text, as the model wrote it: it may be no valid JSON.
+     * The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON.
      * </pre>
      *
      * <code>string arguments = 3;</code>
@@ -767,7 +767,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its arguments as JSON text, as the model wrote it: it may be no valid JSON.
+     * The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON.
      * </pre>
      *
      * <code>string arguments = 3;</code>
@@ -784,7 +784,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its arguments as JSON text, as the model wrote it: it may be no valid JSON.
+     * The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON.
      * </pre>
      *
      * <code>string arguments = 3;</code>
@@ -798,7 +798,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Its arguments as JSON text, as the model wrote it: it may be no valid JSON.
+     * The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON.
      * </pre>
      *
      * <code>string arguments = 3;</code>

@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * More of a tool call.
+ * The next part of a tool call.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.ToolCallDelta}
@@ -54,7 +54,7 @@ private static final long serialVersionUID = 0L;
   private int index_ = 0;
   /**
    * <pre>
-   * Which of the message's tool calls, from 0 on.
+   * The position of the call among the message's tool calls, starting at 0.
    * </pre>
    *
    * <code>int32 index = 1;</code>
@@ -70,7 +70,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object id_ = "";
   /**
    * <pre>
-   * The call's id; in its first delta only.
+   * The call's id. Set in the call's first delta only.
    * </pre>
    *
    * <code>string id = 2;</code>
@@ -91,7 +91,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The call's id; in its first delta only.
+   * The call's id. Set in the call's first delta only.
    * </pre>
    *
    * <code>string id = 2;</code>
@@ -117,7 +117,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object name_ = "";
   /**
    * <pre>
-   * The function's name; in its first delta only.
+   * The function's name. Set in the call's first delta only.
    * </pre>
    *
    * <code>string name = 3;</code>
@@ -138,7 +138,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The function's name; in its first delta only.
+   * The function's name. Set in the call's first delta only.
    * </pre>
    *
    * <code>string name = 3;</code>
@@ -164,7 +164,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object arguments_ = "";
   /**
    * <pre>
-   * What to append to the arguments.
+   * Text to append to the arguments.
    * </pre>
    *
    * <code>string arguments = 4;</code>
@@ -185,7 +185,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * What to append to the arguments.
+   * Text to append to the arguments.
    * </pre>
    *
    * <code>string arguments = 4;</code>
@@ -395,7 +395,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * More of a tool call.
+   * The next part of a tool call.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.ToolCallDelta}
@@ -578,7 +578,7 @@ private static final long serialVersionUID = 0L;
     private int index_ ;
     /**
      * <pre>
-     * Which of the message's tool calls, from 0 on.
+     * The position of the call among the message's tool calls, starting at 0.
      * </pre>
      *
      * <code>int32 index = 1;</code>
@@ -590,7 +590,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which of the message's tool calls, from 0 on.
+     * The position of the call among the message's tool calls, starting at 0.
      * </pre>
      *
      * <code>int32 index = 1;</code>
@@ -606,7 +606,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Which of the message's tool calls, from 0 on.
+     * The position of the call among the message's tool calls, starting at 0.
      * </pre>
      *
      * <code>int32 index = 1;</code>
@@ -622,7 +622,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object id_ = "";
     /**
      * <pre>
-     * The call's id; in its first delta only.
+     * The call's id. Set in the call's first delta only.
      * </pre>
      *
      * <code>string id = 2;</code>
@@ -642,7 +642,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The call's id; in its first delta only.
+     * The call's id. Set in the call's first delta only.
      * </pre>
      *
      * <code>string id = 2;</code>
@@ -663,7 +663,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The call's id; in its first delta only.
+     * The call's id. Set in the call's first delta only.
      * </pre>
      *
      * <code>string id = 2;</code>
@@ -680,7 +680,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The call's id; in its first delta only.
+     * The call's id. Set in the call's first delta only.
      * </pre>
      *
      * <code>string id = 2;</code>
@@ -694,7 +694,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The call's id; in its first delta only.
+     * The call's id. Set in the call's first delta only.
      * </pre>
      *
      * <code>string id = 2;</code>
@@ -714,7 +714,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object name_ = "";
     /**
      * <pre>
-     * The function's name; in its first delta only.
+     * The function's name. Set in the call's first delta only.
      * </pre>
      *
      * <code>string name = 3;</code>
@@ -734,7 +734,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The function's name; in its first delta only.
+     * The function's name. Set in the call's first delta only.
      * </pre>
      *
      * <code>string name = 3;</code>
@@ -755,7 +755,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The function's name; in its first delta only.
+     * The function's name. Set in the call's first delta only.
      * </pre>
      *
      * <code>string name = 3;</code>
@@ -772,7 +772,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The function's name; in its first delta only.
+     * The function's name. Set in the call's first delta only.
      * </pre>
      *
      * <code>string name = 3;</code>
@@ -786,7 +786,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The function's name; in its first delta only.
+     * The function's name. Set in the call's first delta only.
      * </pre>
      *
      * <code>string name = 3;</code>
@@ -806,7 +806,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object arguments_ = "";
     /**
      * <pre>
-     * What to append to the arguments.
+     * Text to append to the arguments.
      * </pre>
      *
      * <code>string arguments = 4;</code>
@@ -826,7 +826,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append to the arguments.
+     * Text to append to the arguments.
      * </pre>
      *
      * <code>string arguments = 4;</code>
@@ -847,7 +847,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append to the arguments.
+     * Text to append to the arguments.
      * </pre>
      *
      * <code>string arguments = 4;</code>
@@ -864,7 +864,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append to the arguments.
+     * Text to append to the arguments.
      * </pre>
      *
      * <code>string arguments = 4;</code>
@@ -878,7 +878,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * What to append to the arguments.
+     * Text to append to the arguments.
      * </pre>
      *
      * <code>string arguments = 4;</code>

@@ -12,7 +12,7 @@ public interface ToolCallDeltaOrBuilder extends
 
   /**
    * <pre>
-   * Which of the message's tool calls, from 0 on.
+   * The position of the call among the message's tool calls, starting at 0.
    * </pre>
    *
    * <code>int32 index = 1;</code>
@@ -22,7 +22,7 @@ public interface ToolCallDeltaOrBuilder extends
 
   /**
    * <pre>
-   * The call's id; in its first delta only.
+   * The call's id. Set in the call's first delta only.
    * </pre>
    *
    * <code>string id = 2;</code>
@@ -31,7 +31,7 @@ public interface ToolCallDeltaOrBuilder extends
   java.lang.String getId();
   /**
    * <pre>
-   * The call's id; in its first delta only.
+   * The call's id. Set in the call's first delta only.
    * </pre>
    *
    * <code>string id = 2;</code>
@@ -42,7 +42,7 @@ public interface ToolCallDeltaOrBuilder extends
 
   /**
    * <pre>
-   * The function's name; in its first delta only.
+   * The function's name. Set in the call's first delta only.
    * </pre>
    *
    * <code>string name = 3;</code>
@@ -51,7 +51,7 @@ public interface ToolCallDeltaOrBuilder extends
   java.lang.String getName();
   /**
    * <pre>
-   * The function's name; in its first delta only.
+   * The function's name. Set in the call's first delta only.
    * </pre>
    *
    * <code>string name = 3;</code>
@@ -62,7 +62,7 @@ public interface ToolCallDeltaOrBuilder extends
 
   /**
    * <pre>
-   * What to append to the arguments.
+   * Text to append to the arguments.
    * </pre>
    *
    * <code>string arguments = 4;</code>
@@ -71,7 +71,7 @@ public interface ToolCallDeltaOrBuilder extends
   java.lang.String getArguments();
   /**
    * <pre>
-   * What to append to the arguments.
+   * Text to append to the arguments.
    * </pre>
    *
    * <code>string arguments = 4;</code>

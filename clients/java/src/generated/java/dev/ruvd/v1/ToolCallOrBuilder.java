@@ -12,7 +12,7 @@ public interface ToolCallOrBuilder extends
 
   /**
    * <pre>
-   * Names the call in its result.
+   * The id of the call, which its result repeats in tool_call_id.
    * </pre>
    *
    * <code>string id = 1;</code>
@@ -21,7 +21,7 @@ public interface ToolCallOrBuilder extends
   java.lang.String getId();
   /**
    * <pre>
-   * Names the call in its result.
+   * The id of the call, which its result repeats in tool_call_id.
    * </pre>
    *
    * <code>string id = 1;</code>
@@ -32,7 +32,7 @@ public interface ToolCallOrBuilder extends
 
   /**
    * <pre>
-   * The function.
+   * The name of the function.
    * </pre>
    *
    * <code>string name = 2;</code>
@@ -41,7 +41,7 @@ public interface ToolCallOrBuilder extends
   java.lang.String getName();
   /**
    * <pre>
-   * The function.
+   * The name of the function.
    * </pre>
    *
    * <code>string name = 2;</code>
@@ -52,7 +52,7 @@ public interface ToolCallOrBuilder extends
 
   /**
    * <pre>
-   * Its arguments as JSON text, as the model wrote it: it may be no valid JSON.
+   * The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON.
    * </pre>
    *
    * <code>string arguments = 3;</code>
@@ -61,7 +61,7 @@ public interface ToolCallOrBuilder extends
   java.lang.String getArguments();
   /**
    * <pre>
-   * Its arguments as JSON text, as the model wrote it: it may be no valid JSON.
+   * The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON.
    * </pre>
    *
    * <code>string arguments = 3;</code>

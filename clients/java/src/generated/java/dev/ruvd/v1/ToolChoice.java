@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * Whether the model may, must or must not ask for tools.
+ * A rule whether the model may, must or must not call tools.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.ToolChoice}
@@ -92,7 +92,7 @@ private static final long serialVersionUID = 0L;
   public static final int MODE_FIELD_NUMBER = 1;
   /**
    * <pre>
-   * A rule for all tools.
+   * A rule that applies to all tools.
    * </pre>
    *
    * <code>.ruvd.v1.ToolChoiceMode mode = 1;</code>
@@ -103,7 +103,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * A rule for all tools.
+   * A rule that applies to all tools.
    * </pre>
    *
    * <code>.ruvd.v1.ToolChoiceMode mode = 1;</code>
@@ -117,7 +117,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * A rule for all tools.
+   * A rule that applies to all tools.
    * </pre>
    *
    * <code>.ruvd.v1.ToolChoiceMode mode = 1;</code>
@@ -135,7 +135,7 @@ private static final long serialVersionUID = 0L;
   public static final int FUNCTION_FIELD_NUMBER = 2;
   /**
    * <pre>
-   * The name of the one that it must ask for.
+   * The name of the function that the model must call.
    * </pre>
    *
    * <code>string function = 2;</code>
@@ -146,7 +146,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The name of the one that it must ask for.
+   * The name of the function that the model must call.
    * </pre>
    *
    * <code>string function = 2;</code>
@@ -171,7 +171,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The name of the one that it must ask for.
+   * The name of the function that the model must call.
    * </pre>
    *
    * <code>string function = 2;</code>
@@ -382,7 +382,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Whether the model may, must or must not ask for tools.
+   * A rule whether the model may, must or must not call tools.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.ToolChoice}
@@ -560,7 +560,7 @@ private static final long serialVersionUID = 0L;
 
     /**
      * <pre>
-     * A rule for all tools.
+     * A rule that applies to all tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoiceMode mode = 1;</code>
@@ -572,7 +572,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * A rule for all tools.
+     * A rule that applies to all tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoiceMode mode = 1;</code>
@@ -587,7 +587,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * A rule for all tools.
+     * A rule that applies to all tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoiceMode mode = 1;</code>
@@ -602,7 +602,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * A rule for all tools.
+     * A rule that applies to all tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoiceMode mode = 1;</code>
@@ -619,7 +619,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * A rule for all tools.
+     * A rule that applies to all tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoiceMode mode = 1;</code>
@@ -635,7 +635,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * A rule for all tools.
+     * A rule that applies to all tools.
      * </pre>
      *
      * <code>.ruvd.v1.ToolChoiceMode mode = 1;</code>
@@ -652,7 +652,7 @@ private static final long serialVersionUID = 0L;
 
     /**
      * <pre>
-     * The name of the one that it must ask for.
+     * The name of the function that the model must call.
      * </pre>
      *
      * <code>string function = 2;</code>
@@ -664,7 +664,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The name of the one that it must ask for.
+     * The name of the function that the model must call.
      * </pre>
      *
      * <code>string function = 2;</code>
@@ -690,7 +690,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The name of the one that it must ask for.
+     * The name of the function that the model must call.
      * </pre>
      *
      * <code>string function = 2;</code>
@@ -717,7 +717,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The name of the one that it must ask for.
+     * The name of the function that the model must call.
      * </pre>
      *
      * <code>string function = 2;</code>
@@ -734,7 +734,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The name of the one that it must ask for.
+     * The name of the function that the model must call.
      * </pre>
      *
      * <code>string function = 2;</code>
@@ -750,7 +750,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The name of the one that it must ask for.
+     * The name of the function that the model must call.
      * </pre>
      *
      * <code>string function = 2;</code>

@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * A rule for all tools.
+ * A rule that applies to all tools.
  * </pre>
  *
  * Protobuf enum {@code ruvd.v1.ToolChoiceMode}
@@ -17,7 +17,7 @@ public enum ToolChoiceMode
     implements com.google.protobuf.ProtocolMessageEnum {
   /**
    * <pre>
-   * Not set; refused.
+   * Not set. Rejected in requests.
    * </pre>
    *
    * <code>TOOL_CHOICE_MODE_UNSPECIFIED = 0;</code>
@@ -25,7 +25,7 @@ public enum ToolChoiceMode
   TOOL_CHOICE_MODE_UNSPECIFIED(0),
   /**
    * <pre>
-   * The model decides.
+   * The model decides whether to call tools.
    * </pre>
    *
    * <code>TOOL_CHOICE_MODE_AUTO = 1;</code>
@@ -33,7 +33,7 @@ public enum ToolChoiceMode
   TOOL_CHOICE_MODE_AUTO(1),
   /**
    * <pre>
-   * No tool, though they are listed: the prompt stays the same, and with it the cache.
+   * The model must not call tools. The tools stay in the prompt, so the engine's cache still hits.
    * </pre>
    *
    * <code>TOOL_CHOICE_MODE_NONE = 2;</code>
@@ -41,7 +41,7 @@ public enum ToolChoiceMode
   TOOL_CHOICE_MODE_NONE(2),
   /**
    * <pre>
-   * At least one.
+   * The model must call at least one tool.
    * </pre>
    *
    * <code>TOOL_CHOICE_MODE_REQUIRED = 3;</code>
@@ -61,7 +61,7 @@ public enum ToolChoiceMode
   }
   /**
    * <pre>
-   * Not set; refused.
+   * Not set. Rejected in requests.
    * </pre>
    *
    * <code>TOOL_CHOICE_MODE_UNSPECIFIED = 0;</code>
@@ -69,7 +69,7 @@ public enum ToolChoiceMode
   public static final int TOOL_CHOICE_MODE_UNSPECIFIED_VALUE = 0;
   /**
    * <pre>
-   * The model decides.
+   * The model decides whether to call tools.
    * </pre>
    *
    * <code>TOOL_CHOICE_MODE_AUTO = 1;</code>
@@ -77,7 +77,7 @@ public enum ToolChoiceMode
   public static final int TOOL_CHOICE_MODE_AUTO_VALUE = 1;
   /**
    * <pre>
-   * No tool, though they are listed: the prompt stays the same, and with it the cache.
+   * The model must not call tools. The tools stay in the prompt, so the engine's cache still hits.
    * </pre>
    *
    * <code>TOOL_CHOICE_MODE_NONE = 2;</code>
@@ -85,7 +85,7 @@ public enum ToolChoiceMode
   public static final int TOOL_CHOICE_MODE_NONE_VALUE = 2;
   /**
    * <pre>
-   * At least one.
+   * The model must call at least one tool.
    * </pre>
    *
    * <code>TOOL_CHOICE_MODE_REQUIRED = 3;</code>

@@ -12,7 +12,7 @@ public interface ToolChoiceOrBuilder extends
 
   /**
    * <pre>
-   * A rule for all tools.
+   * A rule that applies to all tools.
    * </pre>
    *
    * <code>.ruvd.v1.ToolChoiceMode mode = 1;</code>
@@ -21,7 +21,7 @@ public interface ToolChoiceOrBuilder extends
   boolean hasMode();
   /**
    * <pre>
-   * A rule for all tools.
+   * A rule that applies to all tools.
    * </pre>
    *
    * <code>.ruvd.v1.ToolChoiceMode mode = 1;</code>
@@ -30,7 +30,7 @@ public interface ToolChoiceOrBuilder extends
   int getModeValue();
   /**
    * <pre>
-   * A rule for all tools.
+   * A rule that applies to all tools.
    * </pre>
    *
    * <code>.ruvd.v1.ToolChoiceMode mode = 1;</code>
@@ -40,7 +40,7 @@ public interface ToolChoiceOrBuilder extends
 
   /**
    * <pre>
-   * The name of the one that it must ask for.
+   * The name of the function that the model must call.
    * </pre>
    *
    * <code>string function = 2;</code>
@@ -49,7 +49,7 @@ public interface ToolChoiceOrBuilder extends
   boolean hasFunction();
   /**
    * <pre>
-   * The name of the one that it must ask for.
+   * The name of the function that the model must call.
    * </pre>
    *
    * <code>string function = 2;</code>
@@ -58,7 +58,7 @@ public interface ToolChoiceOrBuilder extends
   java.lang.String getFunction();
   /**
    * <pre>
-   * The name of the one that it must ask for.
+   * The name of the function that the model must call.
    * </pre>
    *
    * <code>string function = 2;</code>

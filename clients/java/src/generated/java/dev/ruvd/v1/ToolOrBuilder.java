@@ -12,7 +12,7 @@ public interface ToolOrBuilder extends
 
   /**
    * <pre>
-   * 1 to 64 of A-Z a-z 0-9 _ . -
+   * The function's name: 1 to 64 characters of A-Z a-z 0-9 _ . -
    * </pre>
    *
    * <code>string name = 1;</code>
@@ -21,7 +21,7 @@ public interface ToolOrBuilder extends
   java.lang.String getName();
   /**
    * <pre>
-   * 1 to 64 of A-Z a-z 0-9 _ . -
+   * The function's name: 1 to 64 characters of A-Z a-z 0-9 _ . -
    * </pre>
    *
    * <code>string name = 1;</code>
@@ -32,7 +32,7 @@ public interface ToolOrBuilder extends
 
   /**
    * <pre>
-   * When to use it, for the model.
+   * A description for the model of the function and when to call it.
    * </pre>
    *
    * <code>string description = 2;</code>
@@ -41,7 +41,7 @@ public interface ToolOrBuilder extends
   java.lang.String getDescription();
   /**
    * <pre>
-   * When to use it, for the model.
+   * A description for the model of the function and when to call it.
    * </pre>
    *
    * <code>string description = 2;</code>
@@ -52,8 +52,8 @@ public interface ToolOrBuilder extends
 
   /**
    * <pre>
-   * Its arguments: a JSON Schema of an object, as JSON text, sent to the engine byte for byte.
-   * Empty for none.
+   * The function's arguments: the JSON Schema of an object, as JSON text, sent to the engine byte
+   * for byte. Empty for a function without arguments.
    * </pre>
    *
    * <code>string parameters = 3;</code>
@@ -62,8 +62,8 @@ public interface ToolOrBuilder extends
   java.lang.String getParameters();
   /**
    * <pre>
-   * Its arguments: a JSON Schema of an object, as JSON text, sent to the engine byte for byte.
-   * Empty for none.
+   * The function's arguments: the JSON Schema of an object, as JSON text, sent to the engine byte
+   * for byte. Empty for a function without arguments.
    * </pre>
    *
    * <code>string parameters = 3;</code>
@@ -74,7 +74,7 @@ public interface ToolOrBuilder extends
 
   /**
    * <pre>
-   * Whether the arguments must follow the schema to the letter; unset is the engine's default.
+   * Whether the arguments must conform to the schema exactly. Unset: the engine's default.
    * </pre>
    *
    * <code>optional bool strict = 4;</code>
@@ -83,7 +83,7 @@ public interface ToolOrBuilder extends
   boolean hasStrict();
   /**
    * <pre>
-   * Whether the arguments must follow the schema to the letter; unset is the engine's default.
+   * Whether the arguments must conform to the schema exactly. Unset: the engine's default.
    * </pre>
    *
    * <code>optional bool strict = 4;</code>

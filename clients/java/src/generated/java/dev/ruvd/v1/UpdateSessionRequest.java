@@ -66,7 +66,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object sessionId_ = "";
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -87,7 +87,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -136,7 +136,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The new labels, all of them.
+   * The new labels, which replace all existing ones.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -157,7 +157,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The new labels, all of them.
+   * The new labels, which replace all existing ones.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -168,7 +168,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The new labels, all of them.
+   * The new labels, which replace all existing ones.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -186,7 +186,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The new labels, all of them.
+   * The new labels, which replace all existing ones.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -207,7 +207,7 @@ java.lang.String defaultValue) {
   private com.google.protobuf.Duration idleTimeout_;
   /**
    * <pre>
-   * The new idle time-out; the daemon's default if it is in the mask and unset.
+   * The new idle timeout. Unset but in the mask: the daemon's default.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -219,7 +219,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The new idle time-out; the daemon's default if it is in the mask and unset.
+   * The new idle timeout. Unset but in the mask: the daemon's default.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -231,7 +231,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The new idle time-out; the daemon's default if it is in the mask and unset.
+   * The new idle timeout. Unset but in the mask: the daemon's default.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -245,7 +245,7 @@ java.lang.String defaultValue) {
   private dev.ruvd.v1.ContextWindow contextWindow_;
   /**
    * <pre>
-   * The new context window; the daemon's default if it is in the mask and unset.
+   * The new context window. Unset but in the mask: the daemon's default.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -257,7 +257,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The new context window; the daemon's default if it is in the mask and unset.
+   * The new context window. Unset but in the mask: the daemon's default.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -269,7 +269,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The new context window; the daemon's default if it is in the mask and unset.
+   * The new context window. Unset but in the mask: the daemon's default.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -283,7 +283,7 @@ java.lang.String defaultValue) {
   private com.google.protobuf.FieldMask updateMask_;
   /**
    * <pre>
-   * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+   * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
    * </pre>
    *
    * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -295,7 +295,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+   * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
    * </pre>
    *
    * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -307,7 +307,7 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+   * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
    * </pre>
    *
    * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -800,7 +800,7 @@ java.lang.String defaultValue) {
     private java.lang.Object sessionId_ = "";
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -820,7 +820,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -841,7 +841,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -858,7 +858,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -872,7 +872,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * Which session.
+     * The session's id.
      * </pre>
      *
      * <code>string session_id = 1;</code>
@@ -917,7 +917,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new labels, all of them.
+     * The new labels, which replace all existing ones.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -938,7 +938,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new labels, all of them.
+     * The new labels, which replace all existing ones.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -949,7 +949,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new labels, all of them.
+     * The new labels, which replace all existing ones.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -967,7 +967,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new labels, all of them.
+     * The new labels, which replace all existing ones.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -991,7 +991,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new labels, all of them.
+     * The new labels, which replace all existing ones.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -1014,7 +1014,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new labels, all of them.
+     * The new labels, which replace all existing ones.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -1031,7 +1031,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new labels, all of them.
+     * The new labels, which replace all existing ones.
      * </pre>
      *
      * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -1049,7 +1049,7 @@ java.lang.String defaultValue) {
         com.google.protobuf.Duration, com.google.protobuf.Duration.Builder, com.google.protobuf.DurationOrBuilder> idleTimeoutBuilder_;
     /**
      * <pre>
-     * The new idle time-out; the daemon's default if it is in the mask and unset.
+     * The new idle timeout. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -1060,7 +1060,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new idle time-out; the daemon's default if it is in the mask and unset.
+     * The new idle timeout. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -1075,7 +1075,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new idle time-out; the daemon's default if it is in the mask and unset.
+     * The new idle timeout. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -1095,7 +1095,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new idle time-out; the daemon's default if it is in the mask and unset.
+     * The new idle timeout. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -1113,7 +1113,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new idle time-out; the daemon's default if it is in the mask and unset.
+     * The new idle timeout. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -1138,7 +1138,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new idle time-out; the daemon's default if it is in the mask and unset.
+     * The new idle timeout. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -1155,7 +1155,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new idle time-out; the daemon's default if it is in the mask and unset.
+     * The new idle timeout. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -1167,7 +1167,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new idle time-out; the daemon's default if it is in the mask and unset.
+     * The new idle timeout. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -1182,7 +1182,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new idle time-out; the daemon's default if it is in the mask and unset.
+     * The new idle timeout. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -1206,7 +1206,7 @@ java.lang.String defaultValue) {
         dev.ruvd.v1.ContextWindow, dev.ruvd.v1.ContextWindow.Builder, dev.ruvd.v1.ContextWindowOrBuilder> contextWindowBuilder_;
     /**
      * <pre>
-     * The new context window; the daemon's default if it is in the mask and unset.
+     * The new context window. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -1217,7 +1217,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new context window; the daemon's default if it is in the mask and unset.
+     * The new context window. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -1232,7 +1232,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new context window; the daemon's default if it is in the mask and unset.
+     * The new context window. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -1252,7 +1252,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new context window; the daemon's default if it is in the mask and unset.
+     * The new context window. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -1270,7 +1270,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new context window; the daemon's default if it is in the mask and unset.
+     * The new context window. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -1295,7 +1295,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new context window; the daemon's default if it is in the mask and unset.
+     * The new context window. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -1312,7 +1312,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new context window; the daemon's default if it is in the mask and unset.
+     * The new context window. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -1324,7 +1324,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new context window; the daemon's default if it is in the mask and unset.
+     * The new context window. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -1339,7 +1339,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The new context window; the daemon's default if it is in the mask and unset.
+     * The new context window. Unset but in the mask: the daemon's default.
      * </pre>
      *
      * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -1363,7 +1363,7 @@ java.lang.String defaultValue) {
         com.google.protobuf.FieldMask, com.google.protobuf.FieldMask.Builder, com.google.protobuf.FieldMaskOrBuilder> updateMaskBuilder_;
     /**
      * <pre>
-     * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1374,7 +1374,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1389,7 +1389,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1409,7 +1409,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1427,7 +1427,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1452,7 +1452,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1469,7 +1469,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1481,7 +1481,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1496,7 +1496,7 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>

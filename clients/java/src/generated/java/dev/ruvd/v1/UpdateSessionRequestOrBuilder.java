@@ -12,7 +12,7 @@ public interface UpdateSessionRequestOrBuilder extends
 
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -21,7 +21,7 @@ public interface UpdateSessionRequestOrBuilder extends
   java.lang.String getSessionId();
   /**
    * <pre>
-   * Which session.
+   * The session's id.
    * </pre>
    *
    * <code>string session_id = 1;</code>
@@ -32,7 +32,7 @@ public interface UpdateSessionRequestOrBuilder extends
 
   /**
    * <pre>
-   * The new labels, all of them.
+   * The new labels, which replace all existing ones.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -40,7 +40,7 @@ public interface UpdateSessionRequestOrBuilder extends
   int getLabelsCount();
   /**
    * <pre>
-   * The new labels, all of them.
+   * The new labels, which replace all existing ones.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -55,7 +55,7 @@ public interface UpdateSessionRequestOrBuilder extends
   getLabels();
   /**
    * <pre>
-   * The new labels, all of them.
+   * The new labels, which replace all existing ones.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -64,7 +64,7 @@ public interface UpdateSessionRequestOrBuilder extends
   getLabelsMap();
   /**
    * <pre>
-   * The new labels, all of them.
+   * The new labels, which replace all existing ones.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -76,7 +76,7 @@ java.lang.String getLabelsOrDefault(
 java.lang.String defaultValue);
   /**
    * <pre>
-   * The new labels, all of them.
+   * The new labels, which replace all existing ones.
    * </pre>
    *
    * <code>map&lt;string, string&gt; labels = 2;</code>
@@ -86,7 +86,7 @@ java.lang.String defaultValue);
 
   /**
    * <pre>
-   * The new idle time-out; the daemon's default if it is in the mask and unset.
+   * The new idle timeout. Unset but in the mask: the daemon's default.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -95,7 +95,7 @@ java.lang.String defaultValue);
   boolean hasIdleTimeout();
   /**
    * <pre>
-   * The new idle time-out; the daemon's default if it is in the mask and unset.
+   * The new idle timeout. Unset but in the mask: the daemon's default.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -104,7 +104,7 @@ java.lang.String defaultValue);
   com.google.protobuf.Duration getIdleTimeout();
   /**
    * <pre>
-   * The new idle time-out; the daemon's default if it is in the mask and unset.
+   * The new idle timeout. Unset but in the mask: the daemon's default.
    * </pre>
    *
    * <code>.google.protobuf.Duration idle_timeout = 3;</code>
@@ -113,7 +113,7 @@ java.lang.String defaultValue);
 
   /**
    * <pre>
-   * The new context window; the daemon's default if it is in the mask and unset.
+   * The new context window. Unset but in the mask: the daemon's default.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -122,7 +122,7 @@ java.lang.String defaultValue);
   boolean hasContextWindow();
   /**
    * <pre>
-   * The new context window; the daemon's default if it is in the mask and unset.
+   * The new context window. Unset but in the mask: the daemon's default.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -131,7 +131,7 @@ java.lang.String defaultValue);
   dev.ruvd.v1.ContextWindow getContextWindow();
   /**
    * <pre>
-   * The new context window; the daemon's default if it is in the mask and unset.
+   * The new context window. Unset but in the mask: the daemon's default.
    * </pre>
    *
    * <code>.ruvd.v1.ContextWindow context_window = 4;</code>
@@ -140,7 +140,7 @@ java.lang.String defaultValue);
 
   /**
    * <pre>
-   * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+   * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
    * </pre>
    *
    * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -149,7 +149,7 @@ java.lang.String defaultValue);
   boolean hasUpdateMask();
   /**
    * <pre>
-   * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+   * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
    * </pre>
    *
    * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -158,7 +158,7 @@ java.lang.String defaultValue);
   com.google.protobuf.FieldMask getUpdateMask();
   /**
    * <pre>
-   * What to change: labels, idle_timeout, context_window. Empty is every field that is set.
+   * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
    * </pre>
    *
    * <code>.google.protobuf.FieldMask update_mask = 5;</code>

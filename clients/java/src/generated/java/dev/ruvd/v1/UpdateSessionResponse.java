@@ -52,7 +52,7 @@ private static final long serialVersionUID = 0L;
   private dev.ruvd.v1.Session session_;
   /**
    * <pre>
-   * The session as it is now.
+   * The session after the change.
    * </pre>
    *
    * <code>.ruvd.v1.Session session = 1;</code>
@@ -64,7 +64,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The session as it is now.
+   * The session after the change.
    * </pre>
    *
    * <code>.ruvd.v1.Session session = 1;</code>
@@ -76,7 +76,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The session as it is now.
+   * The session after the change.
    * </pre>
    *
    * <code>.ruvd.v1.Session session = 1;</code>
@@ -410,7 +410,7 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.Session, dev.ruvd.v1.Session.Builder, dev.ruvd.v1.SessionOrBuilder> sessionBuilder_;
     /**
      * <pre>
-     * The session as it is now.
+     * The session after the change.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -421,7 +421,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session as it is now.
+     * The session after the change.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -436,7 +436,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session as it is now.
+     * The session after the change.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -456,7 +456,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session as it is now.
+     * The session after the change.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -474,7 +474,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session as it is now.
+     * The session after the change.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -499,7 +499,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session as it is now.
+     * The session after the change.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -516,7 +516,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session as it is now.
+     * The session after the change.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -528,7 +528,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session as it is now.
+     * The session after the change.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -543,7 +543,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session as it is now.
+     * The session after the change.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>

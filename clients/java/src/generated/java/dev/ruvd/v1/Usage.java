@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * Tokens as the engine counted them.
+ * Token counts, as reported by the engine.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.Usage}
@@ -52,7 +52,7 @@ private static final long serialVersionUID = 0L;
   private long promptTokens_ = 0L;
   /**
    * <pre>
-   * Tokens in the prompts.
+   * The number of tokens in the prompts.
    * </pre>
    *
    * <code>int64 prompt_tokens = 1;</code>
@@ -67,7 +67,8 @@ private static final long serialVersionUID = 0L;
   private long cachedTokens_ = 0L;
   /**
    * <pre>
-   * Those of them that came from the engine's cache; unset where the engine does not say.
+   * The number of prompt tokens read from the engine's cache; unset if the engine does not report
+   * it.
    * </pre>
    *
    * <code>optional int64 cached_tokens = 2;</code>
@@ -79,7 +80,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Those of them that came from the engine's cache; unset where the engine does not say.
+   * The number of prompt tokens read from the engine's cache; unset if the engine does not report
+   * it.
    * </pre>
    *
    * <code>optional int64 cached_tokens = 2;</code>
@@ -94,7 +96,7 @@ private static final long serialVersionUID = 0L;
   private long completionTokens_ = 0L;
   /**
    * <pre>
-   * Tokens generated.
+   * The number of generated tokens.
    * </pre>
    *
    * <code>int64 completion_tokens = 3;</code>
@@ -294,7 +296,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * Tokens as the engine counted them.
+   * Token counts, as reported by the engine.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.Usage}
@@ -462,7 +464,7 @@ private static final long serialVersionUID = 0L;
     private long promptTokens_ ;
     /**
      * <pre>
-     * Tokens in the prompts.
+     * The number of tokens in the prompts.
      * </pre>
      *
      * <code>int64 prompt_tokens = 1;</code>
@@ -474,7 +476,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens in the prompts.
+     * The number of tokens in the prompts.
      * </pre>
      *
      * <code>int64 prompt_tokens = 1;</code>
@@ -490,7 +492,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens in the prompts.
+     * The number of tokens in the prompts.
      * </pre>
      *
      * <code>int64 prompt_tokens = 1;</code>
@@ -506,7 +508,8 @@ private static final long serialVersionUID = 0L;
     private long cachedTokens_ ;
     /**
      * <pre>
-     * Those of them that came from the engine's cache; unset where the engine does not say.
+     * The number of prompt tokens read from the engine's cache; unset if the engine does not report
+     * it.
      * </pre>
      *
      * <code>optional int64 cached_tokens = 2;</code>
@@ -518,7 +521,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Those of them that came from the engine's cache; unset where the engine does not say.
+     * The number of prompt tokens read from the engine's cache; unset if the engine does not report
+     * it.
      * </pre>
      *
      * <code>optional int64 cached_tokens = 2;</code>
@@ -530,7 +534,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Those of them that came from the engine's cache; unset where the engine does not say.
+     * The number of prompt tokens read from the engine's cache; unset if the engine does not report
+     * it.
      * </pre>
      *
      * <code>optional int64 cached_tokens = 2;</code>
@@ -546,7 +551,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Those of them that came from the engine's cache; unset where the engine does not say.
+     * The number of prompt tokens read from the engine's cache; unset if the engine does not report
+     * it.
      * </pre>
      *
      * <code>optional int64 cached_tokens = 2;</code>
@@ -562,7 +568,7 @@ private static final long serialVersionUID = 0L;
     private long completionTokens_ ;
     /**
      * <pre>
-     * Tokens generated.
+     * The number of generated tokens.
      * </pre>
      *
      * <code>int64 completion_tokens = 3;</code>
@@ -574,7 +580,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens generated.
+     * The number of generated tokens.
      * </pre>
      *
      * <code>int64 completion_tokens = 3;</code>
@@ -590,7 +596,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Tokens generated.
+     * The number of generated tokens.
      * </pre>
      *
      * <code>int64 completion_tokens = 3;</code>

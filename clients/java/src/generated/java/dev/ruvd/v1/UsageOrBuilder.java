@@ -12,7 +12,7 @@ public interface UsageOrBuilder extends
 
   /**
    * <pre>
-   * Tokens in the prompts.
+   * The number of tokens in the prompts.
    * </pre>
    *
    * <code>int64 prompt_tokens = 1;</code>
@@ -22,7 +22,8 @@ public interface UsageOrBuilder extends
 
   /**
    * <pre>
-   * Those of them that came from the engine's cache; unset where the engine does not say.
+   * The number of prompt tokens read from the engine's cache; unset if the engine does not report
+   * it.
    * </pre>
    *
    * <code>optional int64 cached_tokens = 2;</code>
@@ -31,7 +32,8 @@ public interface UsageOrBuilder extends
   boolean hasCachedTokens();
   /**
    * <pre>
-   * Those of them that came from the engine's cache; unset where the engine does not say.
+   * The number of prompt tokens read from the engine's cache; unset if the engine does not report
+   * it.
    * </pre>
    *
    * <code>optional int64 cached_tokens = 2;</code>
@@ -41,7 +43,7 @@ public interface UsageOrBuilder extends
 
   /**
    * <pre>
-   * Tokens generated.
+   * The number of generated tokens.
    * </pre>
    *
    * <code>int64 completion_tokens = 3;</code>
