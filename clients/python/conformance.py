@@ -1,7 +1,7 @@
 """The conformance program of clients/CONFORMANCE.md for the Python client.
 
-`conformance.py [--asyncio] scenario|restart`: the same steps by the blocking client or, with
-`--asyncio`, by the other, which a thin shell makes look like the first.
+`conformance.py [--asyncio] scenario|restart` uses the blocking client or, with `--asyncio`, the
+asyncio client, to which a wrapper gives the same interface.
 """
 
 from __future__ import annotations
@@ -27,45 +27,42 @@ def out(line: str) -> None:
 
 
 class Blocking:
-    """An AsyncClient with the calls of a Client: one loop, driven from here."""
+    """A wrapper that gives an AsyncClient the interface of a Client, with its own event loop."""
 
     loop = asyncio.new_event_loop()
 
     def __init__(self, address: str) -> None:
-        self._client = self._run(self._made(address))
+        self._client = self._run(self._connect(address))
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            made = self._run(_called(method, *args, **kwargs))
-            return self._iterated(made) if hasattr(made, "__aiter__") else made
+            result = self._run(_awaited(method, *args, **kwargs))
+            return BlockingIterator(self.loop, result) if hasattr(result, "__aiter__") else result
 
         return call
 
-    async def _made(self, address: str) -> AsyncClient:
+    async def _connect(self, address: str) -> AsyncClient:
         return AsyncClient(address)
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
 
-    def _iterated(self, made: Any) -> Any:
-        return Iterated(self, made)
 
+class BlockingIterator:
+    """A wrapper that makes an asynchronous iterator an ordinary one and keeps its attributes."""
 
-class Iterated:
-    """An asynchronous iterator as an ordinary one, with all else that it has."""
-
-    def __init__(self, client: Blocking, made: Any) -> None:
-        self._client = client
-        self._made = made
+    def __init__(self, loop: asyncio.AbstractEventLoop, iterator: Any) -> None:
+        self._loop = loop
+        self._iterator = iterator
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
         try:
-            return self._client._run(anext(self._made))  # noqa: SLF001
+            return self._loop.run_until_complete(anext(self._iterator))
         except StopAsyncIteration:
             raise StopIteration from None
 
@@ -73,24 +70,24 @@ class Iterated:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._client._run(self._made.__aexit__(*error))  # noqa: SLF001
+        self._loop.run_until_complete(self._iterator.__aexit__(*error))
 
     def events(self) -> Iterator[Any]:
-        return iter(Iterated(self._client, self._made.events()))
+        return BlockingIterator(self._loop, self._iterator.events())
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._made, name)
+        return getattr(self._iterator, name)
 
 
-async def _called(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    made = method(*args, **kwargs)
-    return await made if asyncio.iscoroutine(made) else made
+async def _awaited(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    result = method(*args, **kwargs)
+    return await result if asyncio.iscoroutine(result) else result
 
 
 Connect = Callable[[str], Any]
 
 
-def error(failure: RuvdError, *, with_reason: bool = True) -> None:
+def print_error(failure: RuvdError, *, with_reason: bool = True) -> None:
     line = f"error {failure.code.name}"
     if with_reason:
         line += f" {failure.reason or '-'}"
@@ -102,16 +99,16 @@ def error(failure: RuvdError, *, with_reason: bool = True) -> None:
 
 
 def attempt(call: Callable[[], object]) -> bool:
-    """Whether it went well; otherwise its error is printed."""
+    """Makes the call and returns whether it succeeded; its error is printed."""
     try:
         call()
     except RuvdError as failure:
-        error(failure)
+        print_error(failure)
         return False
     return True
 
 
-def say(client: Any, text: str, **arguments: Any) -> None:
+def complete(client: Any, text: str, **arguments: Any) -> None:
     def run() -> None:
         answer = client.complete(text, **arguments)
         for piece in answer:
@@ -126,14 +123,14 @@ def say(client: Any, text: str, **arguments: Any) -> None:
 
 def show_events(events: Iterable[pb.CompletionEvent]) -> None:
     for event in events:
-        which = event.WhichOneof("event")
-        line = f"event {event.sequence} {which}"
-        if which == "delta":
+        kind = event.WhichOneof("event")
+        line = f"event {event.sequence} {kind}"
+        if kind == "delta":
             line += f" [{event.delta.text}]"
-        elif which == "finished":
+        elif kind == "finished":
             reason = pb.FinishReason.Name(event.finished.finish_reason)
-            said = event.finished.message.content
-            line += f" {reason.removeprefix('FINISH_REASON_')} [{said}]"
+            content = event.finished.message.content
+            line += f" {reason.removeprefix('FINISH_REASON_')} [{content}]"
         out(line)
 
 
@@ -147,8 +144,8 @@ def get(client: Any, session_id: str) -> None:
     attempt(lambda: show(client.get_session(session_id)))
 
 
-def over(client: Any, session_id: str) -> bool:
-    """Whether nothing runs in the session within five seconds."""
+def wait_until_idle(client: Any, session_id: str) -> bool:
+    """Waits up to five seconds and returns whether the session has no running completion."""
     deadline = time.monotonic() + 5
     while client.get_session(session_id).running_completion_id:
         if time.monotonic() > deadline:
@@ -162,8 +159,8 @@ def scenario(connect: Connect) -> None:
 
     out("# sessions")
     show(client.create_session(session_id="alpha", system_prompt="Be brief.", labels={"team": "a"}))
-    say(client, "one two three", session_id="alpha")
-    say(client, "four", session_id="alpha")
+    complete(client, "one two three", session_id="alpha")
+    complete(client, "four", session_id="alpha")
     show(client.get_session("alpha", pb.SESSION_VIEW_FULL))
     for session in client.list_sessions():
         out(f"listed {session.id}")
@@ -177,24 +174,24 @@ def scenario(connect: Connect) -> None:
 
     out("# unicode")
     for text in ("Grüße aus Köln", "世界 👩‍🚀 ok", "नमस्ते दुनिया", "e\u0301 A\u030a"):
-        say(client, text)
+        complete(client, text)
 
     out("# request id")
     for text in ("once only", "once only", "other"):
-        say(client, text, session_id="beta", request_id="r-1")
+        complete(client, text, session_id="beta", request_id="r-1")
     get(client, "beta")
 
     out("# cut after the third event")
-    by_cut = connect(os.environ["RUVD_CUT_THIRD"])
-    show_events(by_cut.complete("a b c d e f", session_id="gamma").events())
+    cut_client = connect(os.environ["RUVD_CUT_THIRD"])
+    show_events(cut_client.complete("a b c d e f", session_id="gamma").events())
     get(client, "gamma")
 
     out("# cut always")
-    say(connect(os.environ["RUVD_CUT_ALWAYS"]), "a b c d e f g h", session_id="delta")
+    complete(connect(os.environ["RUVD_CUT_ALWAYS"]), "a b c d e f g h", session_id="delta")
     get(client, "delta")
 
     out("# cut before the first event")
-    say(connect(os.environ["RUVD_CUT_FIRST"]), "x y z", session_id="epsilon")
+    complete(connect(os.environ["RUVD_CUT_FIRST"]), "x y z", session_id="epsilon")
     get(client, "epsilon")
 
     out("# cancel")
@@ -202,35 +199,35 @@ def scenario(connect: Connect) -> None:
     with client.complete(WORDS, session_id="zeta") as answer:
         for _ in range(3):
             out(f"text [{next(answer)}]")
-    out("cancelled" if over(client, "zeta") else "still running")
+    out("cancelled" if wait_until_idle(client, "zeta") else "still running")
     get(client, "zeta")
 
     out("# busy")
     client.create_session(session_id="eta")
     first = client.complete(WORDS, session_id="eta")
     next(first)
-    say(client, "no", session_id="eta", if_busy=IfBusy.IF_BUSY_REJECT)
-    say(client, "mine", session_id="eta", if_busy=IfBusy.IF_BUSY_INTERRUPT)
+    complete(client, "no", session_id="eta", if_busy=IfBusy.IF_BUSY_REJECT)
+    complete(client, "mine", session_id="eta", if_busy=IfBusy.IF_BUSY_INTERRUPT)
     attempt(lambda: drain(first))
     get(client, "eta")
 
     out("# errors")
     for reason in REASONS:
         out(f"fault {reason}")
-        say(client, f"!fault {reason}")
+        complete(client, f"!fault {reason}")
 
     out("# error after text")
-    say(client, "!fault ENGINE_UNAVAILABLE one two", session_id="theta")
+    complete(client, "!fault ENGINE_UNAVAILABLE one two", session_id="theta")
     get(client, "theta")
 
     out("# wrong fields")
-    say(client, "hi", session_id="no spaces", temperature=3.0)
+    complete(client, "hi", session_id="no spaces", temperature=3.0)
 
     out("# fork")
-    say(client, "first", session_id="iota")
-    say(client, "second", session_id="iota")
+    complete(client, "first", session_id="iota")
+    complete(client, "second", session_id="iota")
     show(client.fork_session("iota", exchange_count=1, new_session_id="iota-fork"))
-    say(client, "third", session_id="iota-fork")
+    complete(client, "third", session_id="iota-fork")
     get(client, "iota")
     get(client, "iota-fork")
 
@@ -242,10 +239,9 @@ def scenario(connect: Connect) -> None:
         request("b3", session_id="kappa"),
     ]
     batch = client.batch(items)
-    for outcome in sorted(batch, key=lambda each: int(each.index)):
-        if outcome.error:
-            failed = outcome.error
-            out(f"item {outcome.index} error {failed.code.name} {failed.reason}")
+    for outcome in sorted(batch, key=lambda outcome: int(outcome.index)):
+        if failure := outcome.error:
+            out(f"item {outcome.index} error {failure.code.name} {failure.reason}")
         else:
             out(f"item {outcome.index} [{outcome.text()}]")
     out(f"summary succeeded={batch.summary.succeeded} failed={batch.summary.failed}")
@@ -256,8 +252,8 @@ def scenario(connect: Connect) -> None:
     try:
         drain(client.complete(WORDS, session_id="lambda", timeout=0.4))
     except RuvdError as failure:
-        error(failure, with_reason=False)
-    out("over" if over(client, "lambda") else "still running")
+        print_error(failure, with_reason=False)
+    out("over" if wait_until_idle(client, "lambda") else "still running")
     get(client, "lambda")
 
     out("# models")
@@ -283,16 +279,16 @@ def restart(connect: Connect) -> None:
     answer = client.complete(
         text, session_id="omega", on_disconnect=OnDisconnect.ON_DISCONNECT_CONTINUE
     )
-    said: list[str] = []
+    pieces: list[str] = []
 
     def read() -> None:
         for piece in answer:
-            if not said:
+            if not pieces:
                 out("ready")
-            said.append(piece)
+            pieces.append(piece)
 
     if attempt(read):
-        out(f"text [{''.join(said)}]")
+        out(f"text [{''.join(pieces)}]")
     get(client, "omega")
 
 

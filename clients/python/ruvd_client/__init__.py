@@ -1,7 +1,7 @@
 """The Python client of ruvd: sessions with a language model over gRPC.
 
-`Client` blocks, `AsyncClient` is for asyncio; both have the verbs of `ruvd.v1.SessionService` and
-give its messages, which are here too.
+`Client` has blocking calls, `AsyncClient` is for asyncio. Both have the methods of
+`ruvd.v1.SessionService` and return its messages, which this package exports, too.
 """
 
 from ruvd_client.batch_calls import BatchItem, BatchOutcome, BatchSummary

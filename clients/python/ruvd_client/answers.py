@@ -1,9 +1,9 @@
-"""One answer over as many calls as it takes: what has come of it, and what to call next.
+"""The state of one answer, which may be received over several calls.
 
-A stream that breaks without a word of ruvd's is not the end of its answer: it is resumed after the
-last event, or asked for again under the same request id. The rules are those of
-`clients/CONFORMANCE.md`, the same in every language. Pure but for the clock, which can be given;
-`ruvd_client.completions` does the I/O, for threads and for asyncio.
+When a stream breaks without an error of ruvd's, the answer is resumed after its last event or
+requested again with the same request id. The rules are in `clients/CONFORMANCE.md` and are the same
+in every language. This module does no I/O and takes its clock as an argument;
+`ruvd_client.completions` makes the calls, for threads and for asyncio.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ruvd_client.v1 import session_service_pb2 as pb
 # Complete and ResumeCompletion stream the same events.
 Request: TypeAlias = pb.CompleteRequest | pb.ResumeCompletionRequest
 
-# The daemon waits as long for a reader to come back as the reader tries to.
+# The daemon waits for a reader to return for as long as the reader tries to reconnect.
 GRACE_SECONDS = 10.0
 RECONNECT_SECONDS = 10.0
-# What a lost connection may show itself as; any other status is final, as are ruvd's errors.
-_BREAKS = (
+# A lost connection may cause these codes. Other codes, and errors with a ruvd reason, are final.
+_CONNECTION_ERRORS = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
@@ -36,7 +36,7 @@ _LONGEST_PAUSE_SECONDS = 1.0
 
 
 def resumable(request: pb.CompleteRequest) -> pb.CompleteRequest:
-    """The request, with what it takes to find its completion again: a request id and a grace."""
+    """Returns the request with a request id and a disconnect grace, which resuming requires."""
     if not request.request_id:
         request.request_id = str(uuid.uuid4())
     if not request.HasField("disconnect_grace"):
@@ -45,9 +45,10 @@ def resumable(request: pb.CompleteRequest) -> pb.CompleteRequest:
 
 
 class Answer:
-    """What has come of one answer. `finished` or `error` is set at the end, and not before.
+    """The state of one answer. `finished` or `error` is set when it ends, and not before.
 
-    `timeout` is for all calls together, `reconnect_seconds` for a break until the next event.
+    `timeout` limits all calls together; `reconnect_seconds` limits the time between a connection
+    failure and the next event.
     """
 
     def __init__(
@@ -59,43 +60,43 @@ class Answer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.request = request
-        self._call = request
+
         self.started: pb.Started | None = None
         self.finished: pb.Finished | None = None
         self.error: RuvdError | None = None
         self.last_sequence = 0
         if isinstance(request, pb.ResumeCompletionRequest):
             self.last_sequence = request.after_sequence
-        # What came before an event in the middle, nobody here knows.
-        self._from_the_beginning = self.last_sequence == 0
+        # False if the caller resumes after an event whose predecessors this client has not seen.
+        self._has_all_events = self.last_sequence == 0
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._arguments: dict[int, str] = {}
-        self._rest: list[pb.Delta] = []
+        self._missing: list[pb.Delta] = []
         self._clock = clock
         self._deadline = None if timeout is None else clock() + timeout
         self._reconnect_seconds = reconnect_seconds
-        self._resumes = False  # whether the last call was to resume
+        self._is_resuming = False  # whether the last call was to resume
         self._broken_since: float | None = None
         self._pause_seconds = _FIRST_PAUSE_SECONDS
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more comes."""
+        """Whether the answer has ended, successfully or with an error."""
         return self.finished is not None or self.error is not None
 
     def seconds_left(self) -> float | None:
-        """What is left until the caller's deadline; None without one."""
+        """Returns the seconds until the caller's deadline, or None if there is no deadline."""
         return None if self._deadline is None else max(0.0, self._deadline - self._clock())
 
     def next_call(self) -> Request:
-        """The call to make now: the first one again, or what reads on after the last event."""
-        call = self._call_after_last()
-        self._resumes = isinstance(call, pb.ResumeCompletionRequest)
+        """Returns the next request: the first one again, or one to resume after the last event."""
+        call = self._build_next_call()
+        self._is_resuming = isinstance(call, pb.ResumeCompletionRequest)
         return call
 
-    def take(self, event: pb.CompletionEvent) -> None:
-        """Keep what the event says. Raises DATA_LOSS if the answer is not what came of it."""
+    def handle_event(self, event: pb.CompletionEvent) -> None:
+        """Records an event. Raises DATA_LOSS if the answer contradicts the text received before."""
         self._broken_since, self._pause_seconds = None, _FIRST_PAUSE_SECONDS
         self.last_sequence = event.sequence
         if event.HasField("started"):
@@ -103,48 +104,45 @@ class Answer:
         elif event.HasField("delta"):
             self._append(event.delta)
         elif event.HasField("finished"):
-            if self._from_the_beginning:
-                self._rest = self._missing_of(event.finished.message)
+            if self._has_all_events:
+                self._missing = self._missing_deltas(event.finished.message)
             self.finished = event.finished
 
     def deltas(self, event: pb.CompletionEvent) -> list[pb.Delta]:
-        """What the event adds to the answer. Of Finished that is what no delta has brought."""
+        """Returns the event's deltas; for Finished, those that were not received before."""
         if event.HasField("delta"):
             return [event.delta]
-        return self._rest if event.HasField("finished") else []
+        return self._missing if event.HasField("finished") else []
 
-    def broke(self, error: RuvdError) -> float:
-        """The stream has ended with this error: how long to wait before the next call, in seconds.
-
-        Raises what the answer has failed with if there is to be none.
-        """
-        final = error.reason or error.code not in _BREAKS
-        if final and not self._may_begin_anew(error):
-            raise self.failed(error)
+    def handle_failure(self, error: RuvdError) -> float:
+        """Returns the seconds to wait after a stream's error. Raises the error if it is final."""
+        final = error.reason or error.code not in _CONNECTION_ERRORS
+        if final and not self._can_restart(error):
+            raise self.fail(error)
         now = self._clock()
         if self._deadline is not None and now >= self._deadline:
             text = f"the deadline has passed: {error.message}"
-            raise self.failed(RuvdError(grpc.StatusCode.DEADLINE_EXCEEDED, "", text)) from error
+            raise self.fail(RuvdError(grpc.StatusCode.DEADLINE_EXCEEDED, "", text)) from error
         if self._broken_since is None:
             self._broken_since = now
-        left = self._broken_since + self._reconnect_seconds - now
-        if left <= 0:
-            raise self.failed(error)
+        remaining = self._broken_since + self._reconnect_seconds - now
+        if remaining <= 0:
+            raise self.fail(error)
         if self._deadline is not None:
-            left = min(left, self._deadline - now)
-        pause = min(self._pause_seconds, left)
+            remaining = min(remaining, self._deadline - now)
+        pause = min(self._pause_seconds, remaining)
         self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
         return pause
 
-    def failed(self, error: RuvdError) -> RuvdError:
-        """The answer has ended with this error."""
+    def fail(self, error: RuvdError) -> RuvdError:
+        """Ends the answer with this error and returns the error."""
         self.error = error
         return error
 
     def cancel_request(self) -> pb.CancelCompletionRequest | None:
-        """The call that stops the completion now and not after its grace.
+        """Returns the request that stops the completion at once, not after its disconnect grace.
 
-        None where none is due: it has ended, or is to go on without a reader.
+        None if the completion has ended or is meant to continue without a reader.
         """
         request = self.request
         if self.ended:
@@ -163,7 +161,7 @@ class Answer:
             request_id=request.request_id,
         )
 
-    def _call_after_last(self) -> Request:
+    def _build_next_call(self) -> Request:
         if isinstance(self.request, pb.ResumeCompletionRequest):
             call = pb.ResumeCompletionRequest()
             call.CopyFrom(self.request)
@@ -175,9 +173,9 @@ class Answer:
             completion_id=self.started.completion_id, after_sequence=self.last_sequence
         )
 
-    def _may_begin_anew(self, error: RuvdError) -> bool:
-        """Whether the daemon has forgotten what nobody has seen anything of; forgets it as well."""
-        forgotten = error.reason == "COMPLETION_NOT_FOUND" and self._resumes
+    def _can_restart(self, error: RuvdError) -> bool:
+        """Resets an answer that the daemon has lost before any delta; returns whether it did so."""
+        forgotten = error.reason == "COMPLETION_NOT_FOUND" and self._is_resuming
         delivered = self._text or self._reasoning or self._arguments
         if not forgotten or delivered or isinstance(self.request, pb.ResumeCompletionRequest):
             return False
@@ -194,28 +192,28 @@ class Answer:
             index = delta.tool_call.index
             self._arguments[index] = self._arguments.get(index, "") + delta.tool_call.arguments
 
-    def _missing_of(self, message: pb.Message) -> list[pb.Delta]:
-        came = "".join(self._text)
-        if not message.content.startswith(came):
-            text = "the answer is not what came of it before the stream broke"
-            raise self.failed(RuvdError(grpc.StatusCode.DATA_LOSS, "", text))
+    def _missing_deltas(self, message: pb.Message) -> list[pb.Delta]:
+        received = "".join(self._text)
+        if not message.content.startswith(received):
+            text = "the answer does not start with the text received before the stream broke"
+            raise self.fail(RuvdError(grpc.StatusCode.DATA_LOSS, "", text))
         missing = []
-        if reasoning := _beyond("".join(self._reasoning), message.reasoning):
+        if reasoning := _suffix_after("".join(self._reasoning), message.reasoning):
             missing.append(pb.Delta(reasoning=reasoning))
-        if content := message.content[len(came) :]:
+        if content := message.content[len(received) :]:
             missing.append(pb.Delta(text=content))
         for index, call in enumerate(message.tool_calls):
             known = self._arguments.get(index)
             if known is None:
-                whole = pb.ToolCallDelta(
+                complete_call = pb.ToolCallDelta(
                     index=index, id=call.id, name=call.name, arguments=call.arguments
                 )
-                missing.append(pb.Delta(tool_call=whole))
-            elif arguments := _beyond(known, call.arguments):
-                rest = pb.ToolCallDelta(index=index, arguments=arguments)
-                missing.append(pb.Delta(tool_call=rest))
+                missing.append(pb.Delta(tool_call=complete_call))
+            elif arguments := _suffix_after(known, call.arguments):
+                addition = pb.ToolCallDelta(index=index, arguments=arguments)
+                missing.append(pb.Delta(tool_call=addition))
         return missing
 
 
-def _beyond(came: str, whole: str) -> str:
-    return whole[len(came) :] if whole.startswith(came) else ""
+def _suffix_after(received: str, whole: str) -> str:
+    return whole[len(received) :] if whole.startswith(received) else ""

@@ -1,9 +1,9 @@
-"""A batch as the calls that it takes: their sizes, what was cut, and what came of it.
+"""The calls of one batch: their sizes, their retries and their outcomes.
 
-Pure but for the clock; `ruvd_client.batches` does the I/O. Every item has a request id, its own or
-one that is made here, so an item that is repeated after a cut is not generated twice: over a
-restart of the daemon if it has a session, otherwise while the daemon runs and within its
-`completion_retention`.
+This module does no I/O but reads the clock; `ruvd_client.batches` makes the calls. Every item has a
+request id, its own or one made here, so that an item which is repeated after a connection failure
+is not generated twice. With a session this holds across restarts of the daemon; without one, only
+while the daemon runs and within its `completion_retention`.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ BatchItem: TypeAlias = pb.CompleteRequest | str
 MAX_CALL_BYTES = 3 << 20
 RECONNECT_SECONDS = 60.0
 _MAX_ITEMS = 10_000
-_ITEM_BYTES = 8  # what an item costs in a call beside itself, at most
+_ITEM_BYTES = 8  # the maximum overhead of an item in a call
 _LONGEST_PAUSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class BatchOutcome:
-    """What came of the item `index`, from 0 on: `completion`, or `error`.
+    """The `completion` or the `error` of the item at position `index`, starting at 0.
 
-    `request` is the item as it was sent, with the request id that it was given.
+    `request` is the item as it was sent, with its request id.
     """
 
     index: int
@@ -47,11 +47,11 @@ class BatchOutcome:
     error: RuvdError | None = None
 
     def text(self) -> str:
-        """The answer's text. Raises the item's RuvdError."""
+        """Returns the answer's text. Raises the item's RuvdError."""
         return self.message().content
 
     def message(self) -> pb.Message:
-        """The whole answer. Raises the item's RuvdError."""
+        """Returns the whole answer. Raises the item's RuvdError."""
         if self.completion is None:
             raise self.error or RuvdError(grpc.StatusCode.UNKNOWN, "", "no outcome")
         return self.completion.finished.message
@@ -59,11 +59,11 @@ class BatchOutcome:
 
 @dataclass(slots=True)
 class BatchSummary:
-    """What has come of the batch so far, over all its calls.
+    """The totals of the batch so far, over all its calls.
 
-    `usage.cached_tokens` is unset where no answer has them. `wall_seconds` is from the first call
-    until the last outcome, waiting for a daemon included; `latency_seconds` is the sum of the
-    answers' own total times, as in the daemon's `BatchSummary`.
+    `usage.cached_tokens` is unset if no answer reports it. `wall_seconds` is the time from the
+    first call until the last outcome, including the time without a daemon; `latency_seconds` is
+    the sum of the answers' total times, as in the daemon's `BatchSummary`.
     """
 
     succeeded: int = 0
@@ -86,32 +86,32 @@ class BatchSummary:
 
 
 class _Call:
-    """One call: its items that have no outcome yet, by their numbers in the batch."""
+    """One call and those of its items that have no outcome yet, by their numbers in the batch."""
 
     def __init__(self, items: dict[int, pb.CompleteRequest], max_concurrency: int) -> None:
-        self.open = items
+        self.unfinished = items
         self.request = pb.BatchCompleteRequest(
             items=items.values(), max_concurrency=max_concurrency
         )
         self._numbers = list(items)
 
     def outcome(self, response: pb.BatchCompleteResponse) -> BatchOutcome | None:
-        """The outcome in the response; None for the summary, and for an item to be repeated."""
+        """Returns the response's outcome; None for a summary and for an item to be repeated."""
         result = response.result
         which = result.WhichOneof("outcome")
         if which is None:
             return None
         number = self._numbers[result.index]
         if which == "completion":
-            return BatchOutcome(number, self.open.pop(number), completion=result.completion)
+            return BatchOutcome(number, self.unfinished.pop(number), completion=result.completion)
         error = error_from_status(result.error)
         if error.reason == "SHUTTING_DOWN":
-            return None  # stays open: the next daemon does it
-        return BatchOutcome(number, self.open.pop(number), error=error)
+            return None  # stays unfinished and is repeated when a daemon runs again
+        return BatchOutcome(number, self.unfinished.pop(number), error=error)
 
 
-class Work:
-    """The calls of one batch. `summary` grows with every outcome."""
+class BatchCalls:
+    """The calls of one batch. `summary` is updated with every outcome."""
 
     def __init__(
         self,
@@ -125,97 +125,100 @@ class Work:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._max_call_bytes = max_call_bytes
         self._reconnect_seconds = reconnect_seconds
-        self._taken = 0
-        self._next: dict[int, pb.CompleteRequest] = {}
-        self._next_bytes = 0
-        self._due: deque[dict[int, pb.CompleteRequest]] = deque()
-        self._began: float | None = None
-        self._answered = False
-        self._cut_since: float | None = None
-        self._pauses = 0
+        self._item_count = 0
+        self._unsent: dict[int, pb.CompleteRequest] = {}
+        self._unsent_bytes = 0
+        self._pending: deque[dict[int, pb.CompleteRequest]] = deque()
+        self._started_at: float | None = None
+        self._has_response = False
+        self._disconnected_since: float | None = None
+        self._attempts = 0
 
     def add(self, item: BatchItem) -> bool:
-        """Take an item; whether a call is full and due."""
-        asked = request(item) if isinstance(item, str) else item
-        if not asked.request_id:
-            given, asked = asked, pb.CompleteRequest(request_id=uuid.uuid4().hex)
-            asked.MergeFrom(given)
-        size = asked.ByteSize() + _ITEM_BYTES
-        full = self._next_bytes + size > self._max_call_bytes or len(self._next) == _MAX_ITEMS
+        """Adds an item and returns whether a call is full and can be made."""
+        item_request = request(item) if isinstance(item, str) else item
+        if not item_request.request_id:
+            without_id = item_request
+            item_request = pb.CompleteRequest(request_id=uuid.uuid4().hex)
+            item_request.MergeFrom(without_id)
+        size = item_request.ByteSize() + _ITEM_BYTES
+        full = self._unsent_bytes + size > self._max_call_bytes or len(self._unsent) == _MAX_ITEMS
         if full:
             self.flush()
-        self._next[self._taken] = asked
-        self._next_bytes += size
-        self._taken += 1
-        return bool(self._due)
+        self._unsent[self._item_count] = item_request
+        self._unsent_bytes += size
+        self._item_count += 1
+        return bool(self._pending)
 
     def flush(self) -> None:
-        """What was added and is in no call yet is due."""
-        if self._next:
-            self._due.append(self._next)
-        self._next, self._next_bytes = {}, 0
+        """Puts the added items that are in no call yet into one."""
+        if self._unsent:
+            self._pending.append(self._unsent)
+        self._unsent, self._unsent_bytes = {}, 0
 
     def next_call(self) -> _Call | None:
-        """The call to make now."""
-        if not self._due:
+        """Returns the next call, or None if none is pending."""
+        if not self._pending:
             return None
-        self._began = self._began or time.monotonic()
-        return _Call(self._due.popleft(), self._max_concurrency)
+        self._started_at = self._started_at or time.monotonic()
+        return _Call(self._pending.popleft(), self._max_concurrency)
 
     def seconds_left(self) -> float | None:
-        """What is left of the batch's time; None if it has no limit."""
+        """Returns the seconds until the batch's deadline, or None if it has no deadline."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
-    def take(self, call: _Call, response: pb.BatchCompleteResponse) -> BatchOutcome | None:
-        """The outcome in the response, if it is one to tell."""
-        self._answered = True
+    def handle_response(
+        self, call: _Call, response: pb.BatchCompleteResponse
+    ) -> BatchOutcome | None:
+        """Records a response and returns its outcome, if it has one."""
+        self._has_response = True
         outcome = call.outcome(response)
         if outcome is not None:
-            self._cut_since, self._pauses = None, 0
+            self._disconnected_since, self._attempts = None, 0
             self._count(outcome)
         return outcome
 
-    def refused(self, call: _Call, error: RuvdError) -> BatchOutcome | None:
-        """A call that failed: raises, or makes its items due again, or is its only item's outcome.
+    def handle_failure(self, call: _Call, error: RuvdError) -> BatchOutcome | None:
+        """Handles the failure of a call. Raises the error unless it is due to a single item.
 
-        A call is refused whole for its size and for a field that this daemon does not know. Then
-        its halves are due, until the item that is to blame is alone.
+        The daemon rejects a whole call for its size or for an unknown field of one item. Such calls
+        are split in two until the item is alone; the error is then returned as its outcome.
         """
-        if error.code is grpc.StatusCode.UNAVAILABLE and self._answered:
-            return None  # `ended` repeats what is open
-        about_the_call = any(each.field == "max_concurrency" for each in error.violations)
-        about_items = error.reason == "INVALID_REQUEST" and not about_the_call
+        if error.code is grpc.StatusCode.UNAVAILABLE and self._has_response:
+            return None  # `finish` repeats the unfinished items
+        about_call = any(violation.field == "max_concurrency" for violation in error.violations)
+        about_items = error.reason == "INVALID_REQUEST" and not about_call
         too_large = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and not error.reason
         if not (about_items or too_large):
             raise error
-        numbers = list(call.open)
+        numbers = list(call.unfinished)
         if len(numbers) == 1:
-            outcome = BatchOutcome(numbers[0], call.open.pop(numbers[0]), error=error)
+            outcome = BatchOutcome(numbers[0], call.unfinished.pop(numbers[0]), error=error)
             self._count(outcome)
             return outcome
         half = len(numbers) // 2
         for part in (numbers[half:], numbers[:half]):
-            self._due.appendleft({number: call.open.pop(number) for number in part})
+            self._pending.appendleft({number: call.unfinished.pop(number) for number in part})
         return None
 
-    def ended(self, call: _Call, error: RuvdError | None) -> float:
-        """What is still open is due again, after a pause of so many seconds.
+    def finish(self, call: _Call, error: RuvdError | None) -> float:
+        """Schedules the unfinished items again and returns the seconds to wait before that call.
 
-        Raises when nothing has come for `reconnect_seconds`.
+        Raises the error if there was no outcome for `reconnect_seconds`.
         """
-        if not call.open:
+        if not call.unfinished:
             return 0.0
         if error is None:
-            text = "the daemon went down before every item had its outcome"
+            text = "the daemon shut down before every item had an outcome"
             error = RuvdError(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", text)
         now = time.monotonic()
-        self._cut_since = self._cut_since or now
-        if now - self._cut_since >= self._reconnect_seconds:
+        self._disconnected_since = self._disconnected_since or now
+        if now - self._disconnected_since >= self._reconnect_seconds:
             raise error
-        self._due.appendleft(call.open)
-        self._pauses += 1
-        return float(min(_LONGEST_PAUSE_SECONDS, 0.05 * 2**self._pauses))
+        self._pending.appendleft(call.unfinished)
+        self._attempts += 1
+        return float(min(_LONGEST_PAUSE_SECONDS, 0.05 * 2**self._attempts))
 
     def _count(self, outcome: BatchOutcome) -> None:
-        self.summary._add(outcome)  # noqa: SLF001  # nobody else's to call
-        self.summary.wall_seconds = time.monotonic() - (self._began or 0.0)
+        self.summary._add(outcome)  # noqa: SLF001  # private to this module
+        self.summary.wall_seconds = time.monotonic() - (self._started_at or 0.0)

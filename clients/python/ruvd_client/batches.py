@@ -1,6 +1,6 @@
-"""The outcomes of a batch, for threads and for asyncio: one call after the other.
+"""Batches for threads and for asyncio, whose calls are made one after the other.
 
-Items are taken from their iterable only as calls need them, so that there may be any number.
+Items are taken from their iterable only when the next call needs them: there may be any number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 
 import grpc
 
-from ruvd_client.batch_calls import BatchItem, BatchOutcome, Work
+from ruvd_client.batch_calls import BatchCalls, BatchItem, BatchOutcome
 from ruvd_client.protocol import RuvdError, error_from
 from ruvd_client.v1 import session_service_pb2 as pb
 
@@ -33,23 +33,23 @@ class _Method(Protocol):
 
 
 class Batch(Iterator[BatchOutcome]):
-    """Outcomes as they come; leave the `with` block to cancel what has none yet.
+    """An iterator over a batch's outcomes. Leaving the `with` block cancels the unfinished items.
 
-    `summary` is what has come so far. Iterating raises RuvdError when a call fails as a whole;
-    the outcomes before it hold.
+    `summary` holds the totals so far. Iterating raises RuvdError when a call fails as a whole; the
+    outcomes before the error remain valid.
     """
 
-    def __init__(self, method: _Method, items: Iterable[BatchItem], work: Work) -> None:
-        self.summary = work.summary
+    def __init__(self, method: _Method, items: Iterable[BatchItem], calls: BatchCalls) -> None:
+        self.summary = calls.summary
         self._method = method
         self._items = items
-        self._work = work
+        self._calls = calls
         self._cancelled = threading.Event()
         self._responses: Any = None
-        self._outcomes = self._read()
+        self._outcomes = self._read_items()
 
     def cancel(self) -> None:
-        """Stop everything that runs. Does nothing after the end."""
+        """Cancels all unfinished items. Has no effect after the end."""
         self._cancelled.set()
         if self._responses is not None:
             self._responses.cancel()
@@ -68,54 +68,57 @@ class Batch(Iterator[BatchOutcome]):
     ) -> None:
         self.cancel()
 
-    def _read(self) -> Generator[BatchOutcome, None, None]:
+    def _read_items(self) -> Generator[BatchOutcome, None, None]:
         for item in self._items:
-            if self._work.add(item):
-                yield from self._run()
-        self._work.flush()
-        yield from self._run()
+            if self._calls.add(item):
+                yield from self._run_calls()
+        self._calls.flush()
+        yield from self._run_calls()
 
-    def _run(self) -> Generator[BatchOutcome, None, None]:
-        while call := self._work.next_call():
+    def _run_calls(self) -> Generator[BatchOutcome, None, None]:
+        while call := self._calls.next_call():
             failure = None
-            self._responses = self._method(call.request, timeout=self._work.seconds_left())
+            self._responses = self._method(call.request, timeout=self._calls.seconds_left())
             if self._cancelled.is_set():
                 self._responses.cancel()
             try:
                 for response in self._responses:
-                    if outcome := self._work.take(call, response):
+                    if outcome := self._calls.handle_response(call, response):
                         yield outcome
             except grpc.RpcError as error:
                 if self._cancelled.is_set():
                     raise RuvdError(*_CANCELLED) from error
                 failure = error_from(error)
-                if outcome := self._work.refused(call, failure):
+                if outcome := self._calls.handle_failure(call, failure):
                     yield outcome
             finally:
                 self._responses.cancel()
-            self._cancelled.wait(self._work.ended(call, failure))
+            self._cancelled.wait(self._calls.finish(call, failure))
 
 
 class AsyncBatch(AsyncIterator[BatchOutcome]):
-    """Outcomes as they come; leave the `async with` block to cancel what has none yet.
+    """An iterator over a batch's outcomes. Leaving `async with` cancels the unfinished items.
 
-    `summary` is what has come so far. Iterating raises RuvdError when a call fails as a whole;
-    the outcomes before it hold.
+    `summary` holds the totals so far. Iterating raises RuvdError when a call fails as a whole; the
+    outcomes before the error remain valid.
     """
 
     def __init__(
-        self, method: _Method, items: Iterable[BatchItem] | AsyncIterable[BatchItem], work: Work
+        self,
+        method: _Method,
+        items: Iterable[BatchItem] | AsyncIterable[BatchItem],
+        calls: BatchCalls,
     ) -> None:
-        self.summary = work.summary
+        self.summary = calls.summary
         self._method = method
         self._items = items
-        self._work = work
+        self._calls = calls
         self._cancelled = asyncio.Event()
         self._responses: Any = None
-        self._outcomes = self._read()
+        self._outcomes = self._read_items()
 
     def cancel(self) -> None:
-        """Stop everything that runs. Does nothing after the end."""
+        """Cancels all unfinished items. Has no effect after the end."""
         self._cancelled.set()
         if self._responses is not None:
             self._responses.cancel()
@@ -134,44 +137,44 @@ class AsyncBatch(AsyncIterator[BatchOutcome]):
     ) -> None:
         self.cancel()
 
-    async def _read(self) -> AsyncGenerator[BatchOutcome, None]:
-        async with aclosing(_each(self._items)) as items:
+    async def _read_items(self) -> AsyncGenerator[BatchOutcome, None]:
+        async with aclosing(_iterate(self._items)) as items:
             async for item in items:
-                if self._work.add(item):
-                    async with aclosing(self._run()) as outcomes:
+                if self._calls.add(item):
+                    async with aclosing(self._run_calls()) as outcomes:
                         async for outcome in outcomes:
                             yield outcome
-        self._work.flush()
-        async with aclosing(self._run()) as outcomes:
+        self._calls.flush()
+        async with aclosing(self._run_calls()) as outcomes:
             async for outcome in outcomes:
                 yield outcome
 
-    async def _run(self) -> AsyncGenerator[BatchOutcome, None]:
-        while call := self._work.next_call():
+    async def _run_calls(self) -> AsyncGenerator[BatchOutcome, None]:
+        while call := self._calls.next_call():
             failure = None
-            self._responses = self._method(call.request, timeout=self._work.seconds_left())
+            self._responses = self._method(call.request, timeout=self._calls.seconds_left())
             if self._cancelled.is_set():
                 self._responses.cancel()
             try:
                 async for response in self._responses:
-                    if outcome := self._work.take(call, response):
+                    if outcome := self._calls.handle_response(call, response):
                         yield outcome
             except grpc.RpcError as error:
                 failure = error_from(error)
-                if outcome := self._work.refused(call, failure):
+                if outcome := self._calls.handle_failure(call, failure):
                     yield outcome
             except asyncio.CancelledError as error:
-                # grpc.aio reports a call that was cancelled here as if the task had been.
+                # grpc.aio raises CancelledError also if only the call was cancelled, not the task.
                 task = asyncio.current_task()
                 if not self._cancelled.is_set() or (task is not None and task.cancelling()):
                     raise
                 raise RuvdError(*_CANCELLED) from error
             finally:
                 self._responses.cancel()
-            await asyncio.sleep(self._work.ended(call, failure))
+            await asyncio.sleep(self._calls.finish(call, failure))
 
 
-async def _each(
+async def _iterate(
     items: Iterable[BatchItem] | AsyncIterable[BatchItem],
 ) -> AsyncGenerator[BatchItem, None]:
     if isinstance(items, AsyncIterable):

@@ -1,7 +1,7 @@
-"""The clients: `Client` for threads, whose calls block, and `AsyncClient` for asyncio.
+"""The clients: `Client` with blocking calls, for threads, and `AsyncClient` for asyncio.
 
-What needs no waiting is said once, for both; the calls that have one response are there twice,
-because no type says that a method is awaited in one class and not in the other.
+A common base class has the methods that do not wait. The unary calls are written twice, because the
+type system cannot express that a method is awaited in one class and not in the other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeAlias, TypeVar, Unpack
 
 from ruvd_client.answers import RECONNECT_SECONDS, Answer, Request, resumable
-from ruvd_client.batch_calls import MAX_CALL_BYTES, BatchItem, Work
+from ruvd_client.batch_calls import MAX_CALL_BYTES, BatchCalls, BatchItem
 from ruvd_client.batch_calls import RECONNECT_SECONDS as BATCH_RECONNECT_SECONDS
 from ruvd_client.batches import AsyncBatch, Batch
 from ruvd_client.completions import AsyncCompletion, Completion
@@ -47,7 +47,7 @@ AsyncItems: TypeAlias = Iterable[BatchItem] | AsyncIterable[BatchItem]
 
 
 class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
-    """What needs no waiting."""
+    """The methods that do not wait, common to both clients."""
 
     def __init__(
         self,
@@ -57,13 +57,13 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
         metadata: Sequence[tuple[str, str]] = (),
         reconnect_seconds: float = RECONNECT_SECONDS,
     ) -> None:
-        """Make a client; it connects when the first call needs it.
+        """Creates a client, which connects at its first call.
 
-        `address` is `host:port` or `unix:PATH`, by default RUVD_ADDRESS, else 127.0.0.1:50051.
-        `timeout`, in seconds, holds for every call that streams no answer; without it those that
-        may be repeated have the time-outs and retries of `service_config.json`. `metadata` goes
-        out with every call, and so does the trace it is part of, where the process uses
-        OpenTelemetry. A stream that breaks is resumed for `reconnect_seconds`.
+        `address` is `host:port` or `unix:PATH`, by default RUVD_ADDRESS or 127.0.0.1:50051.
+        `timeout`, in seconds, applies to every unary call; without it, `service_config.json` sets
+        the timeouts and retries of the calls listed there. `metadata` is sent with every call,
+        together with the current trace context if the process uses OpenTelemetry. A broken stream
+        is resumed for up to `reconnect_seconds`.
         """
         self.address = address or os.environ.get("RUVD_ADDRESS") or DEFAULT_ADDRESS
         self._timeout = timeout
@@ -77,10 +77,10 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
         timeout: float | None = None,
         **arguments: Unpack[CompleteArguments],
     ) -> AnyCompletion:
-        """Answer the new messages, in a session or, without `session_id`, stateless.
+        """Starts a completion of the new messages, stateless if there is no `session_id`.
 
-        When the connection breaks, the answer goes on as soon as there is one again, within the
-        client's `reconnect_seconds` and `timeout`, which is for all of it.
+        If the connection breaks, the answer continues after a reconnect, within the client's
+        `reconnect_seconds`. `timeout`, in seconds, limits the whole answer.
         """
         return self._answer(resumable(complete_request(messages, arguments)), timeout)
 
@@ -93,17 +93,17 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
         max_call_bytes: int = MAX_CALL_BYTES,
         reconnect_seconds: float = BATCH_RECONNECT_SECONDS,
     ) -> AnyBatch:
-        """Answer many requests; each outcome comes as soon as it is there, in no order.
+        """Starts a batch, whose outcomes are returned in the order in which the items end.
 
-        An item is a `request(...)`, or a str for one user message. They go in calls of
-        `max_call_bytes` and 10,000 items at most, one call after the other, and are taken from
-        `items` only then; a larger one goes alone, and the daemon's refusal is its outcome.
-        `max_concurrency` 0 is the daemon's default; `timeout`, in seconds, is for the whole
-        batch. If the daemon goes away on the way, what has no outcome is repeated once it is
-        back, within `reconnect_seconds`; iterating raises RuvdError after that.
+        An item is a `request(...)`, or a str for one user message. Items are sent in calls of at
+        most `max_call_bytes` and 10,000 items, one call after the other, and are taken from `items`
+        only for the next call. An item larger than that is sent alone; if the daemon rejects it,
+        the error is its outcome. `max_concurrency` 0 is the daemon's default. `timeout`, in
+        seconds, limits the whole batch. If the daemon stops, the unfinished items are repeated when
+        it is back; after `reconnect_seconds` without it, iterating raises RuvdError.
         """
-        work = Work(max_concurrency, timeout, max_call_bytes, reconnect_seconds)
-        return self._batch(items, work)
+        calls = BatchCalls(max_concurrency, timeout, max_call_bytes, reconnect_seconds)
+        return self._batch(items, calls)
 
     def resume_completion(
         self,
@@ -114,10 +114,10 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
         after_sequence: int = 0,
         timeout: float | None = None,
     ) -> AnyCompletion:
-        """Read a completion on, after the event of that number.
+        """Reads a completion from the event after `after_sequence` on.
 
-        Name it by its id, or by the session and the request id that it began with. Leaving it
-        early stops it, as leaving that of `complete` does.
+        It is identified by its id, or by the session and the request id with which it was started.
+        Leaving it early stops it, as with `complete`.
         """
         request = pb.ResumeCompletionRequest(
             completion_id=completion_id,
@@ -128,8 +128,8 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
         return self._answer(request, timeout)
 
     def _answer(self, request: Request, timeout: float | None) -> AnyCompletion:
-        reconnect = self._reconnect_seconds
-        return self._completion(Answer(request, timeout=timeout, reconnect_seconds=reconnect))
+        seconds = self._reconnect_seconds
+        return self._completion(Answer(request, timeout=timeout, reconnect_seconds=seconds))
 
     def _connect(self, metadata: Sequence[tuple[str, str]]) -> None:
         raise NotImplementedError
@@ -137,29 +137,29 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
     def _completion(self, answer: Answer) -> AnyCompletion:
         raise NotImplementedError
 
-    def _batch(self, items: AnyItems, work: Work) -> AnyBatch:
+    def _batch(self, items: AnyItems, calls: BatchCalls) -> AnyBatch:
         raise NotImplementedError
 
 
 class Client(_Client[Completion, Iterable[BatchItem], Batch]):
-    """A connection to ruvd, safe to share between threads. Every method raises RuvdError."""
+    """A client with blocking calls, which threads may share. Every method raises RuvdError."""
 
     def create_session(self, **arguments: Unpack[CreateSessionArguments]) -> pb.Session:
-        """Make a session before its first turn."""
+        """Creates a session before its first turn."""
         request = create_session_request(arguments)
         return self._call(self._connection.stub.CreateSession, request).session
 
     def get_session(
         self, session_id: str, view: pb.SessionView.ValueType = pb.SESSION_VIEW_BASIC
     ) -> pb.Session:
-        """Read one session; with its messages in SESSION_VIEW_FULL."""
+        """Returns one session, including its messages with SESSION_VIEW_FULL."""
         request = pb.GetSessionRequest(session_id=session_id, view=view)
         return self._call(self._connection.stub.GetSession, request).session
 
     def list_sessions(
         self, label_filter: Mapping[str, str] | None = None, *, page_size: int = 0
     ) -> Iterator[pb.Session]:
-        """All sessions that have these labels, page by page, in the order of creation."""
+        """Yields all sessions that have these labels, in the order of their creation."""
         request = pb.ListSessionsRequest(page_size=page_size, label_filter=label_filter or {})
         while True:
             page = self._call(self._connection.stub.ListSessions, request)
@@ -176,14 +176,14 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
         idle_timeout_seconds: float | None = None,
         context_window: pb.ContextWindow | None = None,
     ) -> pb.Session:
-        """Change what is given, once the turns before it are done; `labels` are replaced."""
+        """Changes the given settings after the turns before it; `labels` replaces all labels."""
         request = update_session_request(session_id, labels, idle_timeout_seconds, context_window)
         return self._call(self._connection.stub.UpdateSession, request).session
 
     def append_messages(
         self, session_id: str, messages: Messages, *, request_id: str = ""
     ) -> pb.Session:
-        """Commit messages without generating, once the turns before it are done."""
+        """Commits messages without generating an answer, after the turns before it."""
         request = pb.AppendMessagesRequest(
             session_id=session_id, messages=to_messages(messages), request_id=request_id
         )
@@ -197,7 +197,7 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
         new_session_id: str = "",
         request_id: str = "",
     ) -> pb.Session:
-        """Make a session that begins with the first exchanges of another one, by default all."""
+        """Creates a session that starts with another one's first exchanges, by default all."""
         request = pb.ForkSessionRequest(
             session_id=session_id,
             exchange_count=exchange_count,
@@ -207,16 +207,16 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
         return self._call(self._connection.stub.ForkSession, request).session
 
     def end_session(self, session_id: str, *, allow_missing: bool = False) -> None:
-        """Delete a session with its messages."""
+        """Deletes a session and its messages."""
         request = pb.EndSessionRequest(session_id=session_id, allow_missing=allow_missing)
         self._call(self._connection.stub.EndSession, request)
 
     def list_models(self) -> pb.ListModelsResponse:
-        """Which models the engine offers, and the one that answers where a call names none."""
+        """Returns the models that the engine offers, and the default model."""
         return self._call(self._connection.stub.ListModels, pb.ListModelsRequest())
 
     def get_session_metrics(self) -> pb.SessionMetrics:
-        """What the daemon has measured since it started."""
+        """Returns the daemon's measurements since it started."""
         request = pb.GetSessionMetricsRequest()
         return self._call(self._connection.stub.GetSessionMetrics, request).metrics
 
@@ -228,9 +228,9 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
         request_id: str = "",
         keep_partial: bool = False,
     ) -> None:
-        """Stop a completion, whoever began it, and return when it has ended.
+        """Stops any client's completion and returns when it has ended.
 
-        With `keep_partial`, what there is of its answer is committed.
+        With `keep_partial`, the part of the answer generated so far is committed.
         """
         request = pb.CancelCompletionRequest(
             completion_id=completion_id,
@@ -241,7 +241,7 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
         self._call(self._connection.stub.CancelCompletion, request)
 
     def close(self) -> None:
-        """Close the connection; answers on it lose their reader."""
+        """Closes the connection. Completions that are running on it lose their reader."""
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -264,30 +264,30 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
     def _completion(self, answer: Answer) -> Completion:
         return Completion(self._connection, answer)
 
-    def _batch(self, items: Iterable[BatchItem], work: Work) -> Batch:
-        begin = partial(self._connection.stub.BatchComplete, metadata=self._connection.metadata())
-        return Batch(begin, items, work)
+    def _batch(self, items: Iterable[BatchItem], calls: BatchCalls) -> Batch:
+        method = partial(self._connection.stub.BatchComplete, metadata=self._connection.metadata())
+        return Batch(method, items, calls)
 
 
 class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
-    """A connection to ruvd; create it in its event loop. Every method raises RuvdError."""
+    """A client for asyncio, to be created in its event loop. Every method raises RuvdError."""
 
     async def create_session(self, **arguments: Unpack[CreateSessionArguments]) -> pb.Session:
-        """Make a session before its first turn."""
+        """Creates a session before its first turn."""
         request = create_session_request(arguments)
         return (await self._call(self._connection.stub.CreateSession, request)).session
 
     async def get_session(
         self, session_id: str, view: pb.SessionView.ValueType = pb.SESSION_VIEW_BASIC
     ) -> pb.Session:
-        """Read one session; with its messages in SESSION_VIEW_FULL."""
+        """Returns one session, including its messages with SESSION_VIEW_FULL."""
         request = pb.GetSessionRequest(session_id=session_id, view=view)
         return (await self._call(self._connection.stub.GetSession, request)).session
 
     async def list_sessions(
         self, label_filter: Mapping[str, str] | None = None, *, page_size: int = 0
     ) -> AsyncGenerator[pb.Session, None]:
-        """All sessions that have these labels, page by page, in the order of creation."""
+        """Yields all sessions that have these labels, in the order of their creation."""
         request = pb.ListSessionsRequest(page_size=page_size, label_filter=label_filter or {})
         while True:
             page = await self._call(self._connection.stub.ListSessions, request)
@@ -305,14 +305,14 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
         idle_timeout_seconds: float | None = None,
         context_window: pb.ContextWindow | None = None,
     ) -> pb.Session:
-        """Change what is given, once the turns before it are done; `labels` are replaced."""
+        """Changes the given settings after the turns before it; `labels` replaces all labels."""
         request = update_session_request(session_id, labels, idle_timeout_seconds, context_window)
         return (await self._call(self._connection.stub.UpdateSession, request)).session
 
     async def append_messages(
         self, session_id: str, messages: Messages, *, request_id: str = ""
     ) -> pb.Session:
-        """Commit messages without generating, once the turns before it are done."""
+        """Commits messages without generating an answer, after the turns before it."""
         request = pb.AppendMessagesRequest(
             session_id=session_id, messages=to_messages(messages), request_id=request_id
         )
@@ -326,7 +326,7 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
         new_session_id: str = "",
         request_id: str = "",
     ) -> pb.Session:
-        """Make a session that begins with the first exchanges of another one, by default all."""
+        """Creates a session that starts with another one's first exchanges, by default all."""
         request = pb.ForkSessionRequest(
             session_id=session_id,
             exchange_count=exchange_count,
@@ -336,16 +336,16 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
         return (await self._call(self._connection.stub.ForkSession, request)).session
 
     async def end_session(self, session_id: str, *, allow_missing: bool = False) -> None:
-        """Delete a session with its messages."""
+        """Deletes a session and its messages."""
         request = pb.EndSessionRequest(session_id=session_id, allow_missing=allow_missing)
         await self._call(self._connection.stub.EndSession, request)
 
     async def list_models(self) -> pb.ListModelsResponse:
-        """Which models the engine offers, and the one that answers where a call names none."""
+        """Returns the models that the engine offers, and the default model."""
         return await self._call(self._connection.stub.ListModels, pb.ListModelsRequest())
 
     async def get_session_metrics(self) -> pb.SessionMetrics:
-        """What the daemon has measured since it started."""
+        """Returns the daemon's measurements since it started."""
         request = pb.GetSessionMetricsRequest()
         return (await self._call(self._connection.stub.GetSessionMetrics, request)).metrics
 
@@ -357,9 +357,9 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
         request_id: str = "",
         keep_partial: bool = False,
     ) -> None:
-        """Stop a completion, whoever began it, and return when it has ended.
+        """Stops any client's completion and returns when it has ended.
 
-        With `keep_partial`, what there is of its answer is committed.
+        With `keep_partial`, the part of the answer generated so far is committed.
         """
         request = pb.CancelCompletionRequest(
             completion_id=completion_id,
@@ -370,7 +370,7 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
         await self._call(self._connection.stub.CancelCompletion, request)
 
     async def close(self) -> None:
-        """Close the connection; answers on it lose their reader."""
+        """Closes the connection. Completions that are running on it lose their reader."""
         await self._connection.close()
 
     async def __aenter__(self) -> Self:
@@ -393,6 +393,6 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
     def _completion(self, answer: Answer) -> AsyncCompletion:
         return AsyncCompletion(self._connection, answer)
 
-    def _batch(self, items: AsyncItems, work: Work) -> AsyncBatch:
-        begin = partial(self._connection.stub.BatchComplete, metadata=self._connection.metadata())
-        return AsyncBatch(begin, items, work)
+    def _batch(self, items: AsyncItems, calls: BatchCalls) -> AsyncBatch:
+        method = partial(self._connection.stub.BatchComplete, metadata=self._connection.metadata())
+        return AsyncBatch(method, items, calls)

@@ -1,8 +1,8 @@
-"""An answer on its way, for threads and for asyncio. When its stream breaks, it is resumed.
+"""Running completions, for threads and for asyncio. A broken stream is resumed.
 
-grpc.aio reports a call that was cancelled here as CancelledError, which would look as if the
-task had been cancelled. `AsyncCompletion` tells the two apart: its own `cancel` ends the
-iteration with RuvdError, as in the blocking client.
+grpc.aio raises CancelledError for a call that this client cancelled, as if the task had been
+cancelled. `AsyncCompletion` distinguishes the two: its own `cancel` ends the iteration with
+RuvdError, as in the blocking client.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ from ruvd_client.protocol import RuvdError, error_from
 from ruvd_client.v1 import session_service_pb2 as pb
 
 
-def _cancelled() -> RuvdError:
+def _cancelled_error() -> RuvdError:
     return RuvdError(grpc.StatusCode.CANCELLED, "", "cancelled by this client")
 
 
-def _cut_short() -> RuvdError:
-    return RuvdError(grpc.StatusCode.UNKNOWN, "", "the stream has ended without Finished")
+def _incomplete_error() -> RuvdError:
+    return RuvdError(grpc.StatusCode.UNKNOWN, "", "the stream ended without Finished")
 
 
-class _Progress:
-    """What both kinds say of themselves."""
+class _CompletionState:
+    """The properties of both kinds of completion."""
 
     _answer: Answer
 
     @property
     def request(self) -> Request:
-        """What was asked, with the request id that it was given."""
+        """The request, including its request id."""
         return self._answer.request
 
     @property
     def started(self) -> pb.Started | None:
-        """Set when the turn has the engine."""
+        """The Started event; None until the engine is available to the turn."""
         return self._answer.started
 
     @property
     def finished(self) -> pb.Finished | None:
-        """Set when the answer is complete and, in a session, committed."""
+        """The Finished event; None until the answer is complete and, in a session, committed."""
         return self._answer.finished
 
     @property
     def last_sequence(self) -> int:
-        """The number of the last event that has come, to resume after."""
+        """The sequence number of the last event received, after which to resume."""
         return self._answer.last_sequence
 
 
-class Completion(_Progress, Iterator[str]):
-    """One answer on its way: iterate for its text, leave the `with` block to cancel it.
+class Completion(_CompletionState, Iterator[str]):
+    """A running completion: an iterator over its text. Leaving the `with` block cancels it.
 
-    A stream that breaks is resumed by itself. Iterating raises RuvdError when the completion fails
+    A broken stream is resumed automatically. Iterating raises RuvdError when the completion fails
     or is cancelled.
     """
 
@@ -69,35 +69,35 @@ class Completion(_Progress, Iterator[str]):
         self._cancelled = threading.Event()
         self._metadata = connection.metadata()
         self._drained = False
-        self._responses = self._call()
+        self._responses = self._open_stream()
 
     def events(self) -> Generator[pb.CompletionEvent, None, None]:
-        """The events that have not been read yet, instead of their text.
+        """Yields the events that have not been read yet.
 
-        After a restart of the daemon Finished may come without deltas: its message is whole.
+        After a restart of the daemon, Finished, with the whole answer, may come without deltas.
         """
-        while (event := self._next()) is not None:
+        while (event := self._next_event()) is not None:
             yield event
 
     def deltas(self) -> Generator[pb.Delta, None, None]:
-        """What has not been read yet of the answer: text, reasoning and tool calls."""
+        """Yields the deltas that have not been read yet: text, reasoning and tool calls."""
         for event in self.events():
             yield from self._answer.deltas(event)
 
     def text(self) -> str:
-        """Wait for the end; the answer's whole text."""
+        """Waits for the end and returns the answer's whole text."""
         return self.message().content
 
     def message(self) -> pb.Message:
-        """Wait for the end; the whole answer, with its tool calls and its reasoning."""
+        """Waits for the end and returns the whole answer with its tool calls and reasoning."""
         for _ in self.events():
             pass
         return self.finished.message if self.finished else pb.Message()
 
     def cancel(self) -> None:
-        """Stop generating, and do not wait for it. Does nothing after the end.
+        """Stops the completion without waiting for its end. Has no effect after the end.
 
-        With ON_DISCONNECT_CONTINUE the completion loses this reader and no more.
+        With ON_DISCONNECT_CONTINUE the completion continues without this reader.
         """
         if self._cancelled.is_set() or self._answer.ended:
             return
@@ -125,11 +125,11 @@ class Completion(_Progress, Iterator[str]):
         self.cancel()
 
     def __del__(self) -> None:
-        # Who breaks out of a loop over it has left it, too; gRPC cancels the stream then.
+        # Breaking out of a loop over the completion cancels it, too; gRPC then ends the stream.
         if not self._cancelled.is_set() and (request := self._answer.cancel_request()):
-            self._connection.drop(request, self._metadata)
+            self._connection.cancel_later(request, self._metadata)
 
-    def _next(self) -> pb.CompletionEvent | None:
+    def _next_event(self) -> pb.CompletionEvent | None:
         answer = self._answer
         if answer.error is not None:
             raise answer.error
@@ -137,39 +137,39 @@ class Completion(_Progress, Iterator[str]):
             try:
                 event = next(self._responses).event
             except StopIteration:
-                failure = _cut_short()
+                failure = _incomplete_error()
             except grpc.RpcError as error:
                 failure = error_from(error)
             else:
-                answer.take(event)
+                answer.handle_event(event)
                 return event  # type: ignore[no-any-return]
-            if not self._has_left():
-                self._cancelled.wait(answer.broke(failure))
-            self._responses = self._call()
+            if not self._is_cancelled():
+                self._cancelled.wait(answer.handle_failure(failure))
+            self._responses = self._open_stream()
         if not self._drained:
             self._drained = True
             with suppress(grpc.RpcError):
-                next(self._responses, None)  # so that the call ends by itself and not cancelled
+                next(self._responses, None)  # lets the call end normally, not cancelled
         return None
 
-    def _call(self) -> Any:
-        if self._has_left():
-            raise self._answer.failed(_cancelled())
+    def _open_stream(self) -> Any:
+        if self._is_cancelled():
+            raise self._answer.fail(_cancelled_error())
         answer = self._answer
         call = self._connection.stream(answer.next_call(), answer.seconds_left(), self._metadata)
-        if self._cancelled.is_set():  # by another thread, in the meantime
+        if self._cancelled.is_set():  # by another thread in the meantime
             call.cancel()
         return call
 
-    def _has_left(self) -> bool:
+    def _is_cancelled(self) -> bool:
         return self._cancelled.is_set() or self._connection.closed
 
 
-class AsyncCompletion(_Progress, AsyncIterator[str]):
-    """One answer on its way: iterate for its text, leave the `async with` block to cancel it.
+class AsyncCompletion(_CompletionState, AsyncIterator[str]):
+    """A running completion: an iterator over its text. Leaving the `async with` block cancels it.
 
-    A stream that breaks is resumed by itself. Iterating raises RuvdError when the completion fails
-    or is cancelled. A task that is cancelled while it waits for more has left, too.
+    A broken stream is resumed automatically. Iterating raises RuvdError when the completion fails
+    or is cancelled. Cancelling a task that waits for the next event cancels the completion, too.
     """
 
     def __init__(self, connection: AsyncConnection, answer: Answer) -> None:
@@ -179,36 +179,36 @@ class AsyncCompletion(_Progress, AsyncIterator[str]):
         self._metadata = connection.metadata()
         self._drained = False
         self._loop = asyncio.get_running_loop()
-        self._call, self._responses = self._stream()
+        self._call, self._responses = self._open_stream()
 
     async def events(self) -> AsyncGenerator[pb.CompletionEvent, None]:
-        """The events that have not been read yet, instead of their text.
+        """Yields the events that have not been read yet.
 
-        After a restart of the daemon Finished may come without deltas: its message is whole.
+        After a restart of the daemon, Finished, with the whole answer, may come without deltas.
         """
-        while (event := await self._next()) is not None:
+        while (event := await self._next_event()) is not None:
             yield event
 
     async def deltas(self) -> AsyncGenerator[pb.Delta, None]:
-        """What has not been read yet of the answer: text, reasoning and tool calls."""
-        while (event := await self._next()) is not None:
+        """Yields the deltas that have not been read yet: text, reasoning and tool calls."""
+        while (event := await self._next_event()) is not None:
             for delta in self._answer.deltas(event):
                 yield delta
 
     async def text(self) -> str:
-        """Wait for the end; the answer's whole text."""
+        """Waits for the end and returns the answer's whole text."""
         return (await self.message()).content
 
     async def message(self) -> pb.Message:
-        """Wait for the end; the whole answer, with its tool calls and its reasoning."""
-        while await self._next() is not None:
+        """Waits for the end and returns the whole answer with its tool calls and reasoning."""
+        while await self._next_event() is not None:
             pass
         return self.finished.message if self.finished else pb.Message()
 
     def cancel(self) -> None:
-        """Stop generating, and do not wait for it. Does nothing after the end.
+        """Stops the completion without waiting for its end. Has no effect after the end.
 
-        With ON_DISCONNECT_CONTINUE the completion loses this reader and no more.
+        With ON_DISCONNECT_CONTINUE the completion continues without this reader.
         """
         if self._cancelled.is_set() or self._answer.ended:
             return
@@ -218,7 +218,7 @@ class AsyncCompletion(_Progress, AsyncIterator[str]):
             self._connection.cancel(request, self._metadata)
 
     async def __anext__(self) -> str:
-        while (event := await self._next()) is not None:
+        while (event := await self._next_event()) is not None:
             for delta in self._answer.deltas(event):
                 if delta.text:
                     return delta.text
@@ -236,55 +236,55 @@ class AsyncCompletion(_Progress, AsyncIterator[str]):
         self.cancel()
 
     def __del__(self) -> None:
-        # Who breaks out of a loop over it has left it, too; gRPC cancels the stream then.
+        # Breaking out of a loop over the completion cancels it, too; gRPC then ends the stream.
         if self._cancelled.is_set() or not (request := self._answer.cancel_request()):
             return
-        with suppress(RuntimeError):  # the loop is closed, and so is the channel
+        with suppress(RuntimeError):  # the loop is closed, and the channel with it
             self._loop.call_soon_threadsafe(self._connection.cancel, request, self._metadata)
 
-    async def _next(self) -> pb.CompletionEvent | None:
+    async def _next_event(self) -> pb.CompletionEvent | None:
         answer = self._answer
         if answer.error is not None:
             raise answer.error
         while answer.finished is None:
             try:
-                event = await self._received()
+                event = await self._receive_event()
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
                     self.cancel()
                     raise
-                raise answer.failed(_cancelled()) from error
+                raise answer.fail(_cancelled_error()) from error
             if event is not None:
-                answer.take(event)
+                answer.handle_event(event)
                 return event
-            self._call, self._responses = self._stream()
+            self._call, self._responses = self._open_stream()
         if not self._drained:
             self._drained = True
             with suppress(grpc.RpcError):
-                await anext(self._responses, None)  # so that the call ends by itself
+                await anext(self._responses, None)  # lets the call end normally
         return None
 
-    async def _received(self) -> pb.CompletionEvent | None:
-        """The next event; None where the stream broke and it is time to call again."""
+    async def _receive_event(self) -> pb.CompletionEvent | None:
+        """Returns the next event, or None if the stream broke and the next call is due."""
         try:
             return (await anext(self._responses)).event  # type: ignore[no-any-return]
         except StopAsyncIteration:
-            failure = _cut_short()
+            failure = _incomplete_error()
         except grpc.RpcError as error:
             failure = error_from(error)
-        if not self._has_left():
+        if not self._is_cancelled():
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._answer.broke(failure)):
+                async with asyncio.timeout(self._answer.handle_failure(failure)):
                     await self._cancelled.wait()
         return None
 
-    def _stream(self) -> tuple[Any, AsyncIterator[Any]]:
-        if self._has_left():
-            raise self._answer.failed(_cancelled())
+    def _open_stream(self) -> tuple[Any, AsyncIterator[Any]]:
+        if self._is_cancelled():
+            raise self._answer.fail(_cancelled_error())
         answer = self._answer
         call = self._connection.stream(answer.next_call(), answer.seconds_left(), self._metadata)
         return call, aiter(call)
 
-    def _has_left(self) -> bool:
+    def _is_cancelled(self) -> bool:
         return self._cancelled.is_set() or self._connection.closed

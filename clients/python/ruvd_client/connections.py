@@ -1,8 +1,8 @@
-"""What both clients stand on: the channel, its metadata, and the calls that nobody waits for.
+"""The connections of both clients: the channel, its metadata, and the cancel calls.
 
-A completion that its caller leaves is cancelled by a call of its own, because the daemon would
-otherwise wait its grace out. Leaving must not take that long, so the call is only sent, and
-closing the connection waits a moment for those that are on their way.
+When a caller leaves a completion early, the client sends CancelCompletion, because the daemon would
+otherwise wait for the disconnect grace to end. Leaving does not wait for the response; closing the
+connection waits briefly for cancel calls that are still pending.
 """
 
 from __future__ import annotations
@@ -30,137 +30,137 @@ if TYPE_CHECKING:
 Response = TypeVar("Response")
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
-# The daemon acts on a cancel when it has come, and answers once the engine has stopped: closing
-# waits for the first, which nothing tells, and so not for long.
+# The daemon acts on a cancel call when it arrives and responds once the engine has stopped. Closing
+# waits for the arrival only, which the client cannot observe, and therefore only this long.
 _CLOSE_SECONDS = 0.25
-# Time-outs and retries of the calls that may be repeated: a copy of proto/service_config.json.
+# Timeouts and retries of the calls that may be repeated: a copy of proto/service_config.json.
 _SERVICE_CONFIG = Path(__file__).with_name("service_config.json").read_text(encoding="utf-8")
 _OPTIONS = (*CHANNEL_OPTIONS, ("grpc.service_config", _SERVICE_CONFIG))
 
 
 class _Metadata:
-    """What goes out with every call: the caller's own metadata, and the trace it is part of."""
+    """The metadata of every call: the caller's own, and the current trace context."""
 
-    def __init__(self, own: Sequence[tuple[str, str]]) -> None:
-        self._own = tuple(own)
+    def __init__(self, custom: Sequence[tuple[str, str]]) -> None:
+        self._custom = tuple(custom)
 
     def metadata(self) -> Metadata:
-        """The metadata of a call that begins now.
+        """Returns the metadata of a call that starts now.
 
-        OpenTelemetry is not a dependency. A process that has not imported its API has no trace to
-        go on with, so that is what is looked at; without it a call costs one look into a dict.
+        OpenTelemetry is not a dependency. A process that has not imported its API has no current
+        trace, so the import is what is checked; without it, a call costs one dict lookup.
         """
         if "opentelemetry.context" not in sys.modules:
-            return self._own
+            return self._custom
         from opentelemetry.propagate import inject  # noqa: PLC0415  # only where it is installed
 
         carrier: dict[str, str] = {}
         inject(carrier)
-        # gRPC takes keys in lower case only.
-        return (*self._own, *((key.lower(), value) for key, value in carrier.items()))
+        # gRPC accepts only lower-case keys.
+        return (*self._custom, *((key.lower(), value) for key, value in carrier.items()))
 
 
 class Connection(_Metadata):
-    """A channel for threads."""
+    """A connection with blocking calls, for threads."""
 
     def __init__(self, address: str, metadata: Sequence[tuple[str, str]]) -> None:
         super().__init__(metadata)
         self.closed = False
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self.stub = pb_grpc.SessionServiceStub(self._channel)
-        self._cancels: set[Any] = set()
-        self._dropped: SimpleQueue[tuple[pb.CancelCompletionRequest, Metadata]] = SimpleQueue()
+        self._pending_cancels: set[Any] = set()
+        self._deferred: SimpleQueue[tuple[pb.CancelCompletionRequest, Metadata]] = SimpleQueue()
 
     def call(
         self, method: Callable[..., Response], request: object, timeout: float | None
     ) -> Response:
-        """One call and its response. Raises RuvdError."""
-        self._send_dropped()
+        """Makes a unary call and returns its response. Raises RuvdError."""
+        self._send_deferred_cancels()
         try:
             return method(request, timeout=timeout, metadata=self.metadata())
         except grpc.RpcError as error:
             raise error_from(error) from error
 
     def stream(self, request: Request, timeout: float | None, metadata: Metadata) -> Any:
-        """Begin or resume a completion: its responses."""
-        self._send_dropped()
+        """Starts or resumes a completion and returns the stream of its responses."""
+        self._send_deferred_cancels()
         if isinstance(request, pb.CompleteRequest):
             return self.stub.Complete(request, timeout=timeout, metadata=metadata)
         return self.stub.ResumeCompletion(request, timeout=timeout, metadata=metadata)
 
     def cancel(self, request: pb.CancelCompletionRequest, metadata: Metadata) -> None:
-        """Send it, and do not wait."""
+        """Sends a cancel request without waiting for the response."""
         if self.closed:
             return
         call = self.stub.CancelCompletion.future(request, metadata=metadata)
-        self._cancels.add(call)
-        call.add_done_callback(self._cancels.discard)
+        self._pending_cancels.add(call)
+        call.add_done_callback(self._pending_cancels.discard)
 
-    def drop(self, request: pb.CancelCompletionRequest, metadata: Metadata) -> None:
-        """Send it with the next call, or when the connection is closed.
+    def cancel_later(self, request: pb.CancelCompletionRequest, metadata: Metadata) -> None:
+        """Sends a cancel request with the next call, or when the connection is closed.
 
-        A destructor may run in any line, also of gRPC's with a lock held: no call begins there.
+        For destructors, which may run at any line, even while gRPC holds a lock: no call may start.
         """
-        self._dropped.put((request, metadata))
+        self._deferred.put((request, metadata))
 
     def close(self) -> None:
-        """Close the channel."""
+        """Closes the channel."""
         if self.closed:
             return
-        self._send_dropped()
+        self._send_deferred_cancels()
         self.closed = True
-        until = time.monotonic() + _CLOSE_SECONDS
-        for call in list(self._cancels):
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for call in list(self._pending_cancels):
             with suppress(grpc.RpcError, grpc.FutureTimeoutError, grpc.FutureCancelledError):
-                call.result(timeout=max(0.0, until - time.monotonic()))
+                call.result(timeout=max(0.0, deadline - time.monotonic()))
         self._channel.close()
 
-    def _send_dropped(self) -> None:
+    def _send_deferred_cancels(self) -> None:
         with suppress(Empty):
             while True:
-                self.cancel(*self._dropped.get_nowait())
+                self.cancel(*self._deferred.get_nowait())
 
 
 class AsyncConnection(_Metadata):
-    """A channel for asyncio."""
+    """A connection for asyncio."""
 
     def __init__(self, address: str, metadata: Sequence[tuple[str, str]]) -> None:
         super().__init__(metadata)
         self.closed = False
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self.stub: SessionServiceAsyncStub = pb_grpc.SessionServiceStub(self._channel)
-        self._cancels: set[Any] = set()
+        self._pending_cancels: set[Any] = set()
 
     async def call(
         self, method: Callable[..., Awaitable[Response]], request: object, timeout: float | None
     ) -> Response:
-        """One call and its response. Raises RuvdError."""
+        """Makes a unary call and returns its response. Raises RuvdError."""
         try:
             return await method(request, timeout=timeout, metadata=self.metadata())
         except grpc.RpcError as error:
             raise error_from(error) from error
 
     def stream(self, request: Request, timeout: float | None, metadata: Metadata) -> Any:
-        """Begin or resume a completion: its responses."""
+        """Starts or resumes a completion and returns the stream of its responses."""
         if isinstance(request, pb.CompleteRequest):
             return self.stub.Complete(request, timeout=timeout, metadata=metadata)
         return self.stub.ResumeCompletion(request, timeout=timeout, metadata=metadata)
 
     def cancel(self, request: pb.CancelCompletionRequest, metadata: Metadata) -> None:
-        """Send it, and do not wait."""
+        """Sends a cancel request without waiting for the response."""
         if self.closed:
             return
         call: Any = self.stub.CancelCompletion(request, metadata=metadata)
-        self._cancels.add(call)
-        call.add_done_callback(self._cancels.discard)
+        self._pending_cancels.add(call)
+        call.add_done_callback(self._pending_cancels.discard)
 
     async def close(self) -> None:
-        """Close the channel."""
+        """Closes the channel."""
         if self.closed:
             return
         self.closed = True
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
-                for call in list(self._cancels):
-                    await call.code()  # unlike the call itself, it does not raise
+                for call in list(self._pending_cancels):
+                    await call.code()  # unlike awaiting the call, this does not raise
         await self._channel.close()

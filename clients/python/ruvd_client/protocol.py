@@ -1,7 +1,7 @@
-"""What both clients share: where the daemon is, what a request looks like, what an error says.
+"""The address, requests and errors, common to both clients.
 
-Pure functions; nothing here does I/O. Requests take plain Python values: seconds for durations,
-a str for one user message, and enum values from `ruvd_client.v1.session_service_pb2`.
+Nothing here does I/O. Requests are built from plain Python values: seconds for durations, a str for
+one user message, and enum values from `ruvd_client.v1.session_service_pb2`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ruvd_client.v1 import session_service_pb2 as pb
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 CHANNEL_OPTIONS = (
-    # Sizes are the daemon's to limit: its refusal says why.
+    # The daemon limits the sizes, because its error says why a message was rejected.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # An error that names many wrong fields is longer than gRPC's 8 KiB of metadata.
+    # An error that names many invalid fields may exceed gRPC's default limit of 8 KiB of metadata.
     ("grpc.max_metadata_size", 65_536),
     ("grpc.absolute_max_metadata_size", 131_072),
-    # The daemon is on this machine: no proxy, and a restart is noticed soon.
+    # The daemon is local: there is no proxy, and the client reconnects soon after a restart.
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -38,12 +38,12 @@ CHANNEL_OPTIONS = (
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Messages: TypeAlias = str | pb.Message | Iterable[pb.Message]
-# A rule for all tools, or the name of the one that must be asked for.
+# A rule for all tools, or the name of the function that the model must call.
 ToolChoice: TypeAlias = pb.ToolChoiceMode.ValueType | str
 
 
 class CreateSessionArguments(TypedDict, total=False):
-    """What `create_session` takes; see `CreateSessionRequest`."""
+    """The arguments of `create_session`; see `CreateSessionRequest`."""
 
     session_id: str
     system_prompt: str
@@ -56,7 +56,7 @@ class CreateSessionArguments(TypedDict, total=False):
 
 
 class CompleteArguments(TypedDict, total=False):
-    """What `complete` takes; see `CompleteRequest` and `CompletionOptions`."""
+    """The arguments of `complete`; see `CompleteRequest` and `CompletionOptions`."""
 
     session_id: str
     system_prompt: str
@@ -83,7 +83,7 @@ class CompleteArguments(TypedDict, total=False):
 
 
 def to_messages(messages: Messages) -> list[pb.Message]:
-    """A str is one user message."""
+    """Returns the messages as a list; a str becomes one user message."""
     if isinstance(messages, str):
         return [pb.Message(role=pb.ROLE_USER, content=messages)]
     if isinstance(messages, pb.Message):
@@ -92,18 +92,18 @@ def to_messages(messages: Messages) -> list[pb.Message]:
 
 
 def tool_result(call: pb.ToolCall, content: str) -> pb.Message:
-    """What came of a tool call: a message of the next turn, as is that of every other call."""
+    """Returns the message with a tool call's result, for the next turn."""
     return pb.Message(role=pb.ROLE_TOOL, tool_call_id=call.id, content=content)
 
 
 def complete_request(messages: Messages, arguments: CompleteArguments) -> pb.CompleteRequest:
-    """The request of one completion. An option that is not given stays unset."""
+    """Returns the request of one completion. An option that is not given stays unset."""
     fields: dict[str, Any] = {k: v for k, v in arguments.items() if v is not None}
     if (grace := fields.pop("disconnect_grace_seconds", None)) is not None:
         fields["disconnect_grace"] = to_duration(grace)
     if (choice := fields.pop("tool_choice", None)) is not None:
-        which = "function" if isinstance(choice, str) else "mode"
-        fields["tool_choice"] = pb.ToolChoice(**{which: choice})
+        field = "function" if isinstance(choice, str) else "mode"
+        fields["tool_choice"] = pb.ToolChoice(**{field: choice})
     if (body := fields.pop("extra_body", None)) is not None:
         fields["extra_body"] = Struct()
         fields["extra_body"].update(body)
@@ -115,12 +115,12 @@ def complete_request(messages: Messages, arguments: CompleteArguments) -> pb.Com
 
 
 def request(messages: Messages, **arguments: Unpack[CompleteArguments]) -> pb.CompleteRequest:
-    """An item of a batch, with what `complete` takes."""
+    """Returns an item of a batch, built from the arguments of `complete`."""
     return complete_request(messages, arguments)
 
 
 def create_session_request(arguments: CreateSessionArguments) -> pb.CreateSessionRequest:
-    """The request of one CreateSession."""
+    """Returns the request of one CreateSession."""
     fields: dict[str, Any] = {k: v for k, v in arguments.items() if v is not None}
     if (timeout := fields.pop("idle_timeout_seconds", None)) is not None:
         fields["idle_timeout"] = to_duration(timeout)
@@ -134,43 +134,42 @@ def update_session_request(
     idle_timeout_seconds: float | None,
     context_window: pb.ContextWindow | None,
 ) -> pb.UpdateSessionRequest:
-    """The request of one UpdateSession. Only what is given is in its mask."""
+    """Returns the request of one UpdateSession, whose mask has only the given fields."""
     fields: dict[str, Any] = {"labels": labels, "context_window": context_window}
     if idle_timeout_seconds is not None:
         fields["idle_timeout"] = to_duration(idle_timeout_seconds)
-    given = {name: value for name, value in fields.items() if value is not None}
+    changes = {name: value for name, value in fields.items() if value is not None}
     return pb.UpdateSessionRequest(
-        session_id=session_id, update_mask=FieldMask(paths=sorted(given)), **given
+        session_id=session_id, update_mask=FieldMask(paths=sorted(changes)), **changes
     )
 
 
 def to_duration(seconds: float) -> Duration:
-    """Seconds as a Duration, to the microsecond."""
+    """Converts seconds to a Duration, with microsecond precision."""
     duration = Duration()
     duration.FromTimedelta(timedelta(seconds=seconds))
     return duration
 
 
 def to_seconds(duration: Duration) -> float:
-    """A Duration in seconds."""
+    """Converts a Duration to seconds."""
     return float(duration.seconds) + float(duration.nanos) / 1e9
 
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One wrong field of a request: its path and what to do about it."""
+    """An invalid field of a request: its path and how to correct it."""
 
     field: str
     description: str
 
 
 class RuvdError(Exception):
-    """A call that failed.
+    """The error of a failed call.
 
-    `code` is gRPC's. `reason` is one of `ErrorReason` without its prefix
-    (`SESSION_NOT_FOUND`), empty when the error is not ruvd's own: no daemon at the address, or
-    a deadline. `violations` are set for INVALID_REQUEST, `retry_after_seconds` where waiting
-    helps.
+    `code` is the gRPC status code. `reason` is an `ErrorReason` without its prefix
+    (`SESSION_NOT_FOUND`), or empty if the error is not ruvd's (no daemon, deadline exceeded).
+    `violations` is set for INVALID_REQUEST, `retry_after_seconds` if the call is worth a retry.
     """
 
     def __init__(
@@ -190,20 +189,21 @@ class RuvdError(Exception):
 
 
 def error_from(error: grpc.RpcError) -> RuvdError:
-    """The error of a call, with the google.rpc details that its trailing metadata carries."""
-    # Both flavours of RpcError are also a call with a final status, which the types do not say.
+    """Converts a call's error, including the google.rpc details in its trailing metadata."""
+    # Both kinds of RpcError are also a call with a final status, which the type stubs omit.
     call: Any = error
     trailing = call.trailing_metadata() or ()
-    details = _details(dict(trailing).get("grpc-status-details-bin"))
-    return _error(call.code(), call.details() or "", details)
+    details = _parse_details(dict(trailing).get("grpc-status-details-bin"))
+    return _build_error(call.code(), call.details() or "", details)
 
 
 def error_from_status(status: status_pb2.Status) -> RuvdError:
-    """The error of one item of a batch: as its own call would have failed."""
-    return _error(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status.details)
+    """Converts the status of a batch item to the error of an equivalent single call."""
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    return _build_error(code, status.message, status.details)
 
 
-def _error(code: grpc.StatusCode, message: str, details: Iterable[Any]) -> RuvdError:
+def _build_error(code: grpc.StatusCode, message: str, details: Iterable[Any]) -> RuvdError:
     reason = ""
     violations: tuple[FieldViolation, ...] = ()
     retry_after: float | None = None
@@ -222,10 +222,10 @@ def _error(code: grpc.StatusCode, message: str, details: Iterable[Any]) -> RuvdE
     return RuvdError(code, reason, message, violations, retry_after)
 
 
-def _details(raw: str | bytes | None) -> list[Any]:
+def _parse_details(raw: str | bytes | None) -> list[Any]:
     if not isinstance(raw, bytes):
         return []
     try:
         return list(status_pb2.Status.FromString(raw).details)
-    except DecodeError:  # whatever is in between wrote this; the status itself still holds
+    except DecodeError:  # written by a proxy, not by ruvd; the status itself is still valid
         return []
