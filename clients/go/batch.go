@@ -10,7 +10,7 @@ import (
 	"github.com/ruvd/ruvd/clients/go/ruvdv1"
 )
 
-// Batch is many answers on their way. Range over its Outcomes, once.
+// Batch is a running batch of completions. Range over its Outcomes, once.
 type Batch struct {
 	// Summary is set at the end.
 	Summary *ruvdv1.BatchSummary
@@ -20,19 +20,19 @@ type Batch struct {
 	request *ruvdv1.BatchCompleteRequest
 }
 
-// Outcome is what came of one item of a batch.
+// Outcome is the result of one item of a batch.
 type Outcome struct {
-	// Index says which item, from 0 on.
+	// Index is the position of the item, starting at 0.
 	Index int
-	// Completion is its answer; nil with Err.
+	// Completion is the answer; nil if Err is set.
 	Completion *ruvdv1.Completion
-	// Err is the *Error that its own Complete would have failed with.
+	// Err is the *Error with which Complete would have failed for this item.
 	Err error
 }
 
-// Batch answers the items, which Request makes, at most maxConcurrency side by side; 0 is the
-// daemon's default. They go in one call, of 10,000 items and 4 MiB at most by the daemon's defaults.
-// After a failure, a batch of the same items runs only those that were not finished.
+// Batch returns a batch of items, made by Request. At most maxConcurrency of them run concurrently;
+// 0 is the daemon's default. It is one call, limited by the daemon's defaults to 10,000 items and
+// 4 MiB. After a failure, a batch of the same items runs only the unfinished ones.
 func (c *Client) Batch(
 	ctx context.Context, maxConcurrency int, items ...*ruvdv1.CompleteRequest,
 ) *Batch {
@@ -40,8 +40,8 @@ func (c *Client) Batch(
 	return &Batch{client: c, ctx: ctx, request: request}
 }
 
-// Outcomes gives what came of each item as soon as it is there. An error is the call's own and ends
-// it. Leaving the loop, or the end of ctx, cancels what has no outcome yet.
+// Outcomes yields the outcome of each item as soon as it is available. An error is that of the whole
+// call and ends it. Leaving the loop, or the end of ctx, cancels the unfinished items.
 func (b *Batch) Outcomes() iter.Seq2[*Outcome, error] {
 	return func(yield func(*Outcome, error) bool) {
 		ctx, cancel := context.WithCancel(b.ctx)
@@ -52,7 +52,7 @@ func (b *Batch) Outcomes() iter.Seq2[*Outcome, error] {
 			if response, err = stream.Recv(); err != nil {
 				break
 			}
-			b.Summary = response.GetSummary() // which comes last
+			b.Summary = response.GetSummary() // nil except in the last response
 			if result := response.GetResult(); result != nil && !yield(outcomeOf(result), nil) {
 				return
 			}
@@ -66,7 +66,7 @@ func (b *Batch) Outcomes() iter.Seq2[*Outcome, error] {
 func outcomeOf(result *ruvdv1.BatchResult) *Outcome {
 	outcome := &Outcome{Index: int(result.GetIndex()), Completion: result.GetCompletion()}
 	if outcome.Completion == nil {
-		outcome.Err = errorOf(status.FromProto(result.GetError()))
+		outcome.Err = fromStatus(status.FromProto(result.GetError()))
 	}
 	return outcome
 }

@@ -1,10 +1,10 @@
 // Package ruvd is the Go client of ruvd, a sidecar daemon that keeps the conversation between a
-// service and its LLM engine: send only the new message.
+// service and its LLM engine, so that the service sends only the new message.
 //
-// A [Client] is one connection, made when the first call needs it and safe for concurrent use. It
-// has the generated calls of ruvd.v1.SessionService, which take and give the messages of package
-// ruvdv1, and what is more than one call: [Client.Complete], [Client.ResumeCompletion],
-// [Client.Batch] and [Client.ListSessions]. Every call fails with an [*Error].
+// A [Client] is one connection, made at its first call and safe for concurrent use. It has the
+// generated methods of ruvd.v1.SessionService, whose messages are in package ruvdv1. Its own methods
+// [Client.Complete], [Client.ResumeCompletion], [Client.Batch] and [Client.ListSessions] may make
+// several calls. The error of every call is an [*Error].
 package ruvd
 
 import (
@@ -27,7 +27,7 @@ import (
 	"github.com/ruvd/ruvd/clients/go/ruvdv1"
 )
 
-// DefaultAddress is where the daemon is looked for when neither WithAddress nor RUVD_ADDRESS says.
+// DefaultAddress is the daemon's address if neither WithAddress nor RUVD_ADDRESS is set.
 const DefaultAddress = "127.0.0.1:50051"
 
 const cancelTimeout = 5 * time.Second
@@ -35,18 +35,18 @@ const cancelTimeout = 5 * time.Second
 //go:embed service_config.json
 var serviceConfig string
 
-// Client is a connection to the daemon, with the generated calls of the service.
+// Client is a connection to the daemon, with the generated methods of the service.
 type Client struct {
 	ruvdv1.SessionServiceClient
 	connection *grpc.ClientConn
 	reconnect  time.Duration
 
-	mutex      sync.Mutex
-	closed     bool
-	cancelling sync.WaitGroup // grows only while not closed
+	mutex          sync.Mutex
+	closed         bool
+	pendingCancels sync.WaitGroup // grows only while not closed
 }
 
-// ClientOption is something that New takes.
+// ClientOption is an option of New.
 type ClientOption func(*settings)
 
 type settings struct {
@@ -55,42 +55,42 @@ type settings struct {
 	dial      []grpc.DialOption
 }
 
-// WithAddress says where the daemon is: host:port or unix:PATH.
+// WithAddress sets the daemon's address: host:port or unix:PATH.
 func WithAddress(address string) ClientOption {
 	return func(s *settings) { s.address = address }
 }
 
-// WithReconnect says how long after a break an answer is looked for again; 10 s by default, which
-// is how long the daemon keeps it going.
+// WithReconnect sets how long the client tries to resume a broken stream. The default of 10 s is
+// also how long the daemon keeps the completion running.
 func WithReconnect(duration time.Duration) ClientOption {
 	return func(s *settings) { s.reconnect = duration }
 }
 
-// WithDialOptions adds options of gRPC's, such as a stats handler, after those of this package.
+// WithDialOptions adds gRPC options, such as a stats handler, after those of this package.
 func WithDialOptions(options ...grpc.DialOption) ClientOption {
 	return func(s *settings) { s.dial = append(s.dial, options...) }
 }
 
-// New makes a client of the daemon at WithAddress, else at RUVD_ADDRESS, else at DefaultAddress.
-// It does not connect, so it fails only for options that are wrong.
+// New creates a client of the daemon at WithAddress, or at RUVD_ADDRESS, or at DefaultAddress. It
+// does not connect, so it fails only if an option is invalid.
 func New(options ...ClientOption) (*Client, error) {
 	chosen := settings{reconnect: grace, dial: []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithNoProxy(),
 		grpc.WithDefaultServiceConfig(serviceConfig),
-		grpc.WithDisableServiceConfig(),      // of DNS, which would be asked for one
-		grpc.WithMaxHeaderListSize(64 << 10), // an error may name many wrong fields
-		// Sizes are the daemon's to limit: its refusal says why.
+		grpc.WithDisableServiceConfig(),      // no DNS query for a service config
+		grpc.WithMaxHeaderListSize(64 << 10), // an error may name many invalid fields
+		// The daemon limits the sizes, because its error says why a message was rejected.
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.MaxCallSendMsgSize(math.MaxInt32),
 		),
-		// The daemon is on this machine: a restart is noticed soon.
+		// The daemon is local, so the client reconnects soon after a restart.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: firstPause, Multiplier: 2, MaxDelay: longestPause},
 			MinConnectTimeout: 2 * time.Second,
 		}),
-		grpc.WithChainUnaryInterceptor(unary),
-		grpc.WithChainStreamInterceptor(streaming),
+		grpc.WithChainUnaryInterceptor(unaryInterceptor),
+		grpc.WithChainStreamInterceptor(streamInterceptor),
 	}}
 	for _, option := range options {
 		option(&chosen)
@@ -106,18 +106,18 @@ func New(options ...ClientOption) (*Client, error) {
 	}, nil
 }
 
-// Close waits until the daemon knows of completions that were just cancelled, 5 s at most, and
-// closes the connection. What still runs on it fails.
+// Close waits up to 5 s for the cancel calls of completions that were just left, then closes the
+// connection. Calls that are still running fail.
 func (c *Client) Close() error {
 	c.mutex.Lock()
 	c.closed = true
 	c.mutex.Unlock()
-	c.cancelling.Wait()
+	c.pendingCancels.Wait()
 	return c.connection.Close()
 }
 
-// ListSessions gives all sessions that have these labels (nil for all), page by page, in the order
-// of their creation. An error ends it.
+// ListSessions yields all sessions that have these labels (nil for all), in the order of their
+// creation. It ends after an error.
 func (c *Client) ListSessions(
 	ctx context.Context, labels map[string]string,
 ) iter.Seq2[*ruvdv1.Session, error] {
@@ -139,49 +139,48 @@ func (c *Client) ListSessions(
 	}
 }
 
-// cancelSoon does not wait, as the caller's time may be over.
-func (c *Client) cancelSoon(ctx context.Context, request *ruvdv1.CancelCompletionRequest) {
+// cancelInBackground does not wait for the call, because the caller's deadline may have passed.
+func (c *Client) cancelInBackground(ctx context.Context, request *ruvdv1.CancelCompletionRequest) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	if c.closed {
 		return
 	}
-	c.cancelling.Add(1)
+	c.pendingCancels.Add(1)
 	go func() {
-		defer c.cancelling.Done()
+		defer c.pendingCancels.Done()
 		ctx, done := context.WithTimeout(context.WithoutCancel(ctx), cancelTimeout)
 		defer done()
-		_, _ = c.CancelCompletion(ctx, request) // if it fails, the grace ends it
+		_, _ = c.CancelCompletion(ctx, request) // if it fails, the completion ends after its grace
 	}()
 }
 
-// unary gives every call its trace and every failure its type.
-func unary(
+// unaryInterceptor adds the trace context to every call and converts its error.
+func unaryInterceptor(
 	ctx context.Context, method string, request, response any, connection *grpc.ClientConn,
 	invoke grpc.UnaryInvoker, options ...grpc.CallOption,
 ) error {
-	return typed(invoke(traced(ctx), method, request, response, connection, options...))
+	return toError(invoke(withTrace(ctx), method, request, response, connection, options...))
 }
 
-// streaming does so for streams.
-func streaming(
+// streamInterceptor does the same for streams.
+func streamInterceptor(
 	ctx context.Context, description *grpc.StreamDesc, connection *grpc.ClientConn, method string,
-	begin grpc.Streamer, options ...grpc.CallOption,
+	open grpc.Streamer, options ...grpc.CallOption,
 ) (grpc.ClientStream, error) {
-	stream, err := begin(traced(ctx), description, connection, method, options...)
-	return typedStream{stream}, typed(err)
+	stream, err := open(withTrace(ctx), description, connection, method, options...)
+	return errorStream{stream}, toError(err)
 }
 
-type typedStream struct{ grpc.ClientStream }
+type errorStream struct{ grpc.ClientStream }
 
-// RecvMsg fails with an *Error.
-func (s typedStream) RecvMsg(message any) error {
-	return typed(s.ClientStream.RecvMsg(message))
+// RecvMsg converts errors to *Error.
+func (s errorStream) RecvMsg(message any) error {
+	return toError(s.ClientStream.RecvMsg(message))
 }
 
-// traced adds what OpenTelemetry's global propagator says of the trace in ctx; nothing, where the
-// service has set none.
-func traced(ctx context.Context) context.Context {
+// withTrace adds the trace context of ctx by OpenTelemetry's global propagator, if one is set.
+func withTrace(ctx context.Context) context.Context {
 	carrier := propagation.MapCarrier{}
 	otel.GetTextMapPropagator().Inject(ctx, carrier)
 	for key, value := range carrier {

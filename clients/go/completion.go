@@ -19,50 +19,50 @@ import (
 )
 
 const (
-	grace        = 10 * time.Second // of the daemon for a lost reader, and how long this one tries
+	grace        = 10 * time.Second // the default disconnect grace and reconnect time
 	firstPause   = 50 * time.Millisecond
 	longestPause = time.Second
 )
 
 var (
-	// breaks are what a connection that is lost, or not there, ends a call with.
-	breaks = []codes.Code{codes.Unavailable, codes.Internal, codes.Unknown, codes.Canceled}
-	// errLeft is what a completion failed with whose caller has left the loop.
-	errLeft = errorOf(status.New(codes.Canceled, "left before the end"))
-	errLoss = errorOf(status.New(codes.DataLoss, "the answer is not what came of it"))
-	errEnds = errorOf(status.New(codes.Unavailable, "the stream ended before the answer"))
+	// connectionErrors are the codes of calls whose connection was lost or could not be made.
+	connectionErrors = []codes.Code{codes.Unavailable, codes.Internal, codes.Unknown, codes.Canceled}
+	// errAbandoned is the error of a completion whose caller has left the loop.
+	errAbandoned  = fromStatus(status.New(codes.Canceled, "the caller left before the end"))
+	errDataLoss   = fromStatus(status.New(codes.DataLoss, "the answer contradicts the text received before"))
+	errIncomplete = fromStatus(status.New(codes.Unavailable, "the stream ended without Finished"))
 )
 
-// Completion is one answer on its way. Range over its Text, or over its Events, or wait for its
-// Message; it can be read once, by one goroutine.
+// Completion is a running completion. Range over its Text or its Events, or wait for its Message.
+// It can be read once, by one goroutine.
 //
-// A stream that breaks is resumed, so what comes is whole: a restart of the daemon shows as a
-// pause, or as COMPLETION_NOT_FOUND when text had come and the answer was not committed. Leaving
-// the loop, or the end of ctx, cancels the completion; its session stays as it was.
+// A broken stream is resumed: after a restart of the daemon the answer continues, or it ends with
+// COMPLETION_NOT_FOUND if text was received and the answer was not committed. Leaving the loop, or
+// the end of ctx, cancels the completion and leaves its session unchanged.
 type Completion struct {
-	// Started is set once the turn has the engine.
+	// Started is set once the engine is available to the turn.
 	Started *ruvdv1.Started
 	// Finished is set once the answer is complete and committed.
 	Finished *ruvdv1.Finished
-	// LastSequence is the number of the last event that has come, to resume after.
+	// LastSequence is the sequence number of the last event received, after which to resume.
 	LastSequence int64
 
-	client   *Client
-	ctx      context.Context
-	complete *ruvdv1.CompleteRequest         // nil for a completion that is only resumed
-	resume   *ruvdv1.ResumeCompletionRequest // names the completion; nil before Started
-	midway   bool                            // resumed by the caller after some event
-	begun    bool
-	err      error
+	client        *Client
+	ctx           context.Context
+	complete      *ruvdv1.CompleteRequest         // nil if made by ResumeCompletion
+	resume        *ruvdv1.ResumeCompletionRequest // identifies the completion; nil before Started
+	resumedMidway bool                            // the first events are unknown here
+	consumed      bool
+	err           error
 
-	text      strings.Builder // delivered so far
-	rest      string          // what Finished has beyond it
-	delivered bool            // text, reasoning or a tool call
+	text        strings.Builder // received so far
+	missingText string          // the text of Finished beyond it
+	delivered   bool            // whether text, reasoning or a tool call was delivered
 }
 
-// Complete answers text, which is one message of the user, in the session of WithSession or, without
-// it, stateless; an empty text adds no message to those of WithMessages. Nothing is sent before the
-// answer is ranged over or waited for. It is cancelled when ctx ends.
+// Complete returns a completion of text, which is one user message, in the session of WithSession.
+// Without WithSession it is stateless. An empty text adds no message to those of WithMessages. The
+// call is made when the completion is first read. It is cancelled when ctx ends.
 func (c *Client) Complete(ctx context.Context, text string, options ...Option) *Completion {
 	request := Request(text, options...)
 	if request.DisconnectGrace == nil {
@@ -71,24 +71,24 @@ func (c *Client) Complete(ctx context.Context, text string, options ...Option) *
 	return &Completion{client: c, ctx: ctx, complete: request}
 }
 
-// ResumeCompletion reads a completion on, after the event with the number after_sequence. The
-// request names it by its id, or by the session and the request id that it began with. Leaving it
-// cancels the completion, as leaving that of Complete does.
+// ResumeCompletion reads a completion from the event after after_sequence on. The request identifies
+// it by its id, or by the session and the request id with which it was started. Leaving it early
+// cancels it, as with Complete.
 func (c *Client) ResumeCompletion(
 	ctx context.Context, request *ruvdv1.ResumeCompletionRequest,
 ) *Completion {
-	own := proto.CloneOf(request)
-	after := own.GetAfterSequence()
-	return &Completion{client: c, ctx: ctx, resume: own, midway: after > 0, LastSequence: after}
+	clone := proto.CloneOf(request)
+	sequence := clone.GetAfterSequence()
+	return &Completion{client: c, ctx: ctx, resume: clone, resumedMidway: sequence > 0, LastSequence: sequence}
 }
 
-// Text gives the answer's text as it comes. An error ends it.
+// Text yields the pieces of the answer's text. It ends after an error.
 func (c *Completion) Text() iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		for event, err := range c.Events() {
 			text := event.GetDelta().GetText()
 			if event.GetFinished() != nil {
-				text = c.rest
+				text = c.missingText
 			}
 			if (text != "" || err != nil) && !yield(text, err) {
 				return
@@ -97,13 +97,13 @@ func (c *Completion) Text() iter.Seq2[string, error] {
 	}
 }
 
-// Events gives the numbered events instead of their text. An error ends it. After a restart of the
-// daemon Finished may come without deltas; its message is the whole answer.
+// Events yields the numbered events. It ends after an error. After a restart of the daemon, Finished
+// may come without deltas; its message is the whole answer.
 func (c *Completion) Events() iter.Seq2[*ruvdv1.CompletionEvent, error] {
 	return func(yield func(*ruvdv1.CompletionEvent, error) bool) {
-		if !c.begun {
-			c.begun = true
-			if c.run(yield); c.err == errLeft {
+		if !c.consumed {
+			c.consumed = true
+			if c.readAndCancel(yield); c.err == errAbandoned {
 				return
 			}
 		}
@@ -113,7 +113,7 @@ func (c *Completion) Events() iter.Seq2[*ruvdv1.CompletionEvent, error] {
 	}
 }
 
-// Message waits for the end: the whole answer, with its tool calls and its reasoning.
+// Message waits for the end and returns the whole answer with its tool calls and reasoning.
 func (c *Completion) Message() (*ruvdv1.Message, error) {
 	for _, err := range c.Events() {
 		if err != nil {
@@ -123,65 +123,65 @@ func (c *Completion) Message() (*ruvdv1.Message, error) {
 	return c.Finished.GetMessage(), nil
 }
 
-// run reads to the end, and stops the completion if the caller does not want it any longer.
-func (c *Completion) run(yield func(*ruvdv1.CompletionEvent, error) bool) {
-	c.err = errLeft // also where yield panics
+// readAndCancel reads to the end, and cancels the completion if the caller leaves early.
+func (c *Completion) readAndCancel(yield func(*ruvdv1.CompletionEvent, error) bool) {
+	c.err = errAbandoned // also if yield panics
 	defer func() {
-		if c.err == errLeft || c.err != nil && c.ctx.Err() == context.Canceled {
-			c.stop()
+		if c.err == errAbandoned || c.err != nil && c.ctx.Err() == context.Canceled {
+			c.cancel()
 		}
 	}()
 	c.err = c.read(yield)
 }
 
-// read yields the events of as many calls as it takes.
+// read yields the events, over as many calls as are needed.
 func (c *Completion) read(yield func(*ruvdv1.CompletionEvent, error) bool) error {
 	var brokenAt time.Time
 	pause := firstPause
 	for {
 		resumed, last := c.resume != nil, c.LastSequence
-		err := typed(c.readCall(yield))
+		err := toError(c.readCall(yield))
 		if err == io.EOF {
-			err = errEnds
+			err = errIncomplete
 		}
 		if brokenAt.IsZero() || c.LastSequence != last {
 			brokenAt, pause = time.Now(), firstPause
 		}
-		left := c.client.reconnect - time.Since(brokenAt)
+		remaining := c.client.reconnect - time.Since(brokenAt)
 		switch {
 		case c.Finished != nil:
 			return nil
-		case err == errLeft:
+		case err == errAbandoned:
 			return err
 		case c.ctx.Err() != nil:
-			return typed(c.ctx.Err())
-		case !c.repeats(err, resumed) || left <= 0:
+			return toError(c.ctx.Err())
+		case !c.canRetry(err, resumed) || remaining <= 0:
 			return err
 		}
 		select {
 		case <-c.ctx.Done():
-		case <-time.After(min(pause, left)):
+		case <-time.After(min(pause, remaining)):
 		}
 		pause = min(2*pause, longestPause)
 	}
 }
 
-// repeats says whether another call may bring the rest.
-func (c *Completion) repeats(err error, resumed bool) bool {
+// canRetry reports whether another call may return the rest of the answer.
+func (c *Completion) canRetry(err error, resumed bool) bool {
 	var failure *Error
 	if !errors.As(err, &failure) {
 		return false
 	}
 	forgotten := resumed && failure.Reason == "COMPLETION_NOT_FOUND"
 	if forgotten && c.complete != nil && !c.delivered {
-		// The daemon has restarted. Nothing was delivered, so another answer is as good.
+		// The daemon has restarted. As nothing was delivered, the answer can be generated again.
 		c.resume, c.Started, c.LastSequence = nil, nil, 0
 		return true
 	}
-	return failure.Reason == "" && slices.Contains(breaks, failure.Code)
+	return failure.Reason == "" && slices.Contains(connectionErrors, failure.Code)
 }
 
-// readCall yields the events of one call until Finished, and says why there is none.
+// readCall yields the events of one call. It returns an error unless they include Finished.
 func (c *Completion) readCall(yield func(*ruvdv1.CompletionEvent, error) bool) error {
 	ctx, cancel := context.WithCancel(c.ctx)
 	defer cancel()
@@ -191,23 +191,23 @@ func (c *Completion) readCall(yield func(*ruvdv1.CompletionEvent, error) bool) e
 	}
 	for {
 		event, err := receive()
-		if err = cmp.Or(err, c.ctx.Err()); err != nil { // nothing is delivered after the latter
+		if err = cmp.Or(err, c.ctx.Err()); err != nil { // no event is delivered after ctx has ended
 			return err
 		}
-		if err := c.take(event); err != nil {
+		if err := c.handleEvent(event); err != nil {
 			return err
 		}
 		if !yield(event, nil) {
-			return errLeft
+			return errAbandoned
 		}
 		if c.Finished != nil {
-			_, _ = receive() // so that the call ends by itself rather than cancelled
+			_, _ = receive() // lets the call end normally, not cancelled
 			return nil
 		}
 	}
 }
 
-// call begins the completion, or resumes it after the last event; the function gives its events.
+// call starts the completion or resumes it after the last event. It returns a receive function.
 func (c *Completion) call(
 	ctx context.Context,
 ) (func() (*ruvdv1.CompletionEvent, error), error) {
@@ -226,8 +226,8 @@ func (c *Completion) call(
 	}, err
 }
 
-// take keeps what an event says. It fails if the answer is not what was delivered of it.
-func (c *Completion) take(event *ruvdv1.CompletionEvent) error {
+// handleEvent records an event. It fails if the answer contradicts the text received before.
+func (c *Completion) handleEvent(event *ruvdv1.CompletionEvent) error {
 	c.LastSequence = event.GetSequence()
 	switch event := event.GetEvent().(type) {
 	case *ruvdv1.CompletionEvent_Started:
@@ -237,20 +237,20 @@ func (c *Completion) take(event *ruvdv1.CompletionEvent) error {
 		c.delivered = true
 		c.text.WriteString(event.Delta.GetText())
 	case *ruvdv1.CompletionEvent_Finished:
-		rest, ok := strings.CutPrefix(event.Finished.GetMessage().GetContent(), c.text.String())
-		if !c.midway { // of which nobody here knows the beginning
+		missing, ok := strings.CutPrefix(event.Finished.GetMessage().GetContent(), c.text.String())
+		if !c.resumedMidway { // otherwise the beginning of the text is unknown here
 			if !ok {
-				return errLoss
+				return errDataLoss
 			}
-			c.rest = rest
+			c.missingText = missing
 		}
 		c.Finished = event.Finished
 	}
 	return nil
 }
 
-// stop cancels the completion: to the daemon, a stream that ends is a connection that may come back.
-func (c *Completion) stop() {
+// cancel sends CancelCompletion, because the daemon would wait for the reader of a closed stream.
+func (c *Completion) cancel() {
 	if c.complete.GetOnDisconnect() == ruvdv1.OnDisconnect_ON_DISCONNECT_CONTINUE {
 		return
 	}
@@ -261,5 +261,5 @@ func (c *Completion) stop() {
 		request.CompletionId = c.resume.GetCompletionId()
 		request.SessionId, request.RequestId = c.resume.GetSessionId(), c.resume.GetRequestId()
 	}
-	c.client.cancelSoon(c.ctx, request)
+	c.client.cancelInBackground(c.ctx, request)
 }

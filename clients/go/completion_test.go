@@ -23,14 +23,14 @@ import (
 	"github.com/ruvd/ruvd/clients/go/ruvdv1"
 )
 
-// call is how one streaming call goes: its events, then its status.
+// call is the script of one streaming call: its events, then its status.
 type call struct {
-	events []*ruvdv1.CompletionEvent
-	err    error
-	stays  bool // open, until the client goes
+	events    []*ruvdv1.CompletionEvent
+	err       error
+	staysOpen bool // until the client closes the call
 }
 
-// scriptedDaemon does what a daemon does only when it is killed at the right moment.
+// scriptedDaemon reproduces failures that a real daemon shows only if it is killed at a certain moment.
 type scriptedDaemon struct {
 	ruvdv1.UnimplementedSessionServiceServer
 	calls    []call
@@ -51,7 +51,7 @@ func (d *scriptedDaemon) answer(
 			return err
 		}
 	}
-	if next.stays {
+	if next.staysOpen {
 		<-ctx.Done()
 	}
 	return next.err
@@ -84,17 +84,17 @@ func (d *scriptedDaemon) CancelCompletion(
 func (d *scriptedDaemon) GetSession(
 	ctx context.Context, _ *ruvdv1.GetSessionRequest,
 ) (*ruvdv1.GetSessionResponse, error) {
-	sent, _ := metadata.FromIncomingContext(ctx)
-	d.requests <- sent
-	return nil, refusal(codes.InvalidArgument, "INVALID_REQUEST",
+	received, _ := metadata.FromIncomingContext(ctx)
+	d.requests <- received
+	return nil, ruvdError(codes.InvalidArgument, "INVALID_REQUEST",
 		&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
-			{Field: "session_id", Description: "is wrong"}, {Field: "view", Description: "too"},
+			{Field: "session_id", Description: "is invalid"}, {Field: "view", Description: "is unknown"},
 		}},
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)},
 	)
 }
 
-// request is the next one that came, which has to be of that kind.
+// request returns the next request that the daemon received, which has to be of this kind.
 func request[Kind any](t *testing.T, daemon *scriptedDaemon) Kind {
 	t.Helper()
 	select {
@@ -141,9 +141,9 @@ func serve(t *testing.T, calls ...call) (*scriptedDaemon, *ruvd.Client) {
 	return daemon, client
 }
 
-func refusal(code codes.Code, reason string, details ...protoadapt.MessageV1) error {
+func ruvdError(code codes.Code, reason string, details ...protoadapt.MessageV1) error {
 	info := &errdetails.ErrorInfo{Domain: "ruvd", Reason: reason}
-	withDetails, err := status.New(code, "refused").WithDetails(
+	withDetails, err := status.New(code, "rejected").WithDetails(
 		append([]protoadapt.MessageV1{info}, details...)...,
 	)
 	if err != nil {
@@ -172,38 +172,38 @@ func finished(sequence int64, content string) *ruvdv1.CompletionEvent {
 	}}
 }
 
-func events(each ...*ruvdv1.CompletionEvent) []*ruvdv1.CompletionEvent { return each }
+func events(list ...*ruvdv1.CompletionEvent) []*ruvdv1.CompletionEvent { return list }
 
-func texts(answer *ruvd.Completion) (all []string, failure *ruvd.Error) {
+func texts(answer *ruvd.Completion) (received []string, failure *ruvd.Error) {
 	for text, err := range answer.Text() {
 		if err != nil {
 			errors.As(err, &failure)
-			return all, failure
+			return received, failure
 		}
-		all = append(all, text)
+		received = append(received, text)
 	}
-	return all, nil
+	return received, nil
 }
 
-func expect(t *testing.T, found, wanted []string) {
+func expect(t *testing.T, received, wanted []string) {
 	t.Helper()
-	if !slices.Equal(found, wanted) {
-		t.Fatalf("texts %q, not %q", found, wanted)
+	if !slices.Equal(received, wanted) {
+		t.Fatalf("received texts %q, not %q", received, wanted)
 	}
 }
 
-// After a restart only Finished comes: the text that it has beyond what was delivered is delivered.
+// After a restart only Finished arrives. The part of its text that no delta had is delivered.
 func TestTextThatOnlyFinishedHasIsDelivered(t *testing.T) {
 	daemon, client := serve(t,
 		call{events: events(started(1), delta(2, "one")), err: broken},
 		call{events: events(finished(5, "one two three"))},
 	)
 	answer := client.Complete(t.Context(), "hi")
-	found, failure := texts(answer)
+	received, failure := texts(answer)
 	if failure != nil {
 		t.Fatal(failure)
 	}
-	expect(t, found, []string{"one", " two three"})
+	expect(t, received, []string{"one", " two three"})
 	request[*ruvdv1.CompleteRequest](t, daemon)
 	resumed := request[*ruvdv1.ResumeCompletionRequest](t, daemon)
 	if resumed.GetCompletionId() != "c-1" || resumed.GetAfterSequence() != 2 {
@@ -215,14 +215,14 @@ func TestTextThatOnlyFinishedHasIsDelivered(t *testing.T) {
 	noFurtherRequest(t, daemon)
 }
 
-// An answer that contradicts what was delivered of it is DATA_LOSS, and nothing is repeated.
-func TestAnotherAnswerThanWasDeliveredIsDataLoss(t *testing.T) {
+// A final answer that contradicts the text delivered before is DATA_LOSS, and no call is repeated.
+func TestAnswerThatContradictsDeliveredTextIsDataLoss(t *testing.T) {
 	daemon, client := serve(t,
 		call{events: events(started(1), delta(2, "one")), err: broken},
 		call{events: events(finished(5, "uno dos"))},
 	)
-	found, failure := texts(client.Complete(t.Context(), "hi"))
-	expect(t, found, []string{"one"})
+	received, failure := texts(client.Complete(t.Context(), "hi"))
+	expect(t, received, []string{"one"})
 	if failure == nil || failure.Code != codes.DataLoss {
 		t.Fatalf("ended with %v", failure)
 	}
@@ -231,19 +231,19 @@ func TestAnotherAnswerThanWasDeliveredIsDataLoss(t *testing.T) {
 	noFurtherRequest(t, daemon)
 }
 
-// A restarted daemon that knows nothing of a completion without text generates it anew, under the
-// same request id.
-func TestCompletionWithoutTextIsGeneratedAnew(t *testing.T) {
+// A completion that a restarted daemon has lost is generated again with the same request id, if no
+// text was delivered.
+func TestLostCompletionWithoutTextIsGeneratedAgain(t *testing.T) {
 	daemon, client := serve(t,
 		call{events: events(started(1)), err: broken},
-		call{err: refusal(codes.NotFound, "COMPLETION_NOT_FOUND")},
+		call{err: ruvdError(codes.NotFound, "COMPLETION_NOT_FOUND")},
 		call{events: events(started(1), delta(2, "one"), finished(3, "one"))},
 	)
-	found, failure := texts(client.Complete(t.Context(), "hi"))
+	received, failure := texts(client.Complete(t.Context(), "hi"))
 	if failure != nil {
 		t.Fatal(failure)
 	}
-	expect(t, found, []string{"one"})
+	expect(t, received, []string{"one"})
 	first := request[*ruvdv1.CompleteRequest](t, daemon)
 	request[*ruvdv1.ResumeCompletionRequest](t, daemon)
 	again := request[*ruvdv1.CompleteRequest](t, daemon)
@@ -252,14 +252,14 @@ func TestCompletionWithoutTextIsGeneratedAnew(t *testing.T) {
 	}
 }
 
-// Text that was delivered is never followed by text that was generated anew.
-func TestCompletionWithTextIsNotGeneratedAnew(t *testing.T) {
+// Delivered text is never followed by the text of another generation.
+func TestLostCompletionWithTextIsNotGeneratedAgain(t *testing.T) {
 	daemon, client := serve(t,
 		call{events: events(started(1), delta(2, "one")), err: broken},
-		call{err: refusal(codes.NotFound, "COMPLETION_NOT_FOUND")},
+		call{err: ruvdError(codes.NotFound, "COMPLETION_NOT_FOUND")},
 	)
-	found, failure := texts(client.Complete(t.Context(), "hi"))
-	expect(t, found, []string{"one"})
+	received, failure := texts(client.Complete(t.Context(), "hi"))
+	expect(t, received, []string{"one"})
 	if failure == nil || failure.Reason != "COMPLETION_NOT_FOUND" {
 		t.Fatalf("ended with %v", failure)
 	}
@@ -268,12 +268,12 @@ func TestCompletionWithTextIsNotGeneratedAnew(t *testing.T) {
 	noFurtherRequest(t, daemon)
 }
 
-// A status that no lost connection has is final, as is an error of the daemon's.
+// A status code that no lost connection causes is final, and so is an error of ruvd's.
 func TestOtherFailuresAreFinal(t *testing.T) {
 	for _, err := range []error{
 		status.Error(codes.Unimplemented, "not here"),
 		status.Error(codes.ResourceExhausted, "too large"),
-		refusal(codes.Unavailable, "ENGINE_UNAVAILABLE"),
+		ruvdError(codes.Unavailable, "ENGINE_UNAVAILABLE"),
 	} {
 		daemon, client := serve(t, call{events: events(started(1)), err: err})
 		_, failure := texts(client.Complete(t.Context(), "hi"))
@@ -285,25 +285,25 @@ func TestOtherFailuresAreFinal(t *testing.T) {
 	}
 }
 
-// A daemon that does not come back ends the answer with the error of the last try.
-func TestReconnectingEnds(t *testing.T) {
+// If the daemon does not return, the answer ends with the error of the last attempt.
+func TestReconnectingStopsAfterItsTimeLimit(t *testing.T) {
 	_, client := serve(t, call{events: events(started(1)), err: broken})
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	began := time.Now()
+	start := time.Now()
 	_, failure := texts(client.Complete(ctx, "hi"))
 	if failure == nil || failure.Code != codes.Unavailable ||
 		failure.Message != "nothing more in the script" {
 		t.Fatalf("ended with %v", failure)
 	}
-	if took := time.Since(began); took < 300*time.Millisecond {
-		t.Fatalf("gave up after %v", took)
+	if elapsed := time.Since(start); elapsed < 300*time.Millisecond {
+		t.Fatalf("gave up after %v", elapsed)
 	}
 }
 
-// Leaving the loop cancels the completion by its id, and it is an error to wait for it then.
+// Leaving the loop cancels the completion by its id, and waiting for it is an error afterwards.
 func TestLeavingTheLoopCancels(t *testing.T) {
-	daemon, client := serve(t, call{events: events(started(1), delta(2, "one")), stays: true})
+	daemon, client := serve(t, call{events: events(started(1), delta(2, "one")), staysOpen: true})
 	answer := client.Complete(t.Context(), "hi")
 	for range answer.Text() {
 		break
@@ -317,9 +317,9 @@ func TestLeavingTheLoopCancels(t *testing.T) {
 	}
 }
 
-// Who ends the context and leaves the loop in one step has left, and no more is yielded.
+// Leaving the loop after ending the context cancels the completion, too, and yields nothing more.
 func TestLeavingTheLoopWithAnEndedContextCancels(t *testing.T) {
-	daemon, client := serve(t, call{events: events(started(1), delta(2, "one")), stays: true})
+	daemon, client := serve(t, call{events: events(started(1), delta(2, "one")), staysOpen: true})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	for range client.Complete(ctx, "hi").Text() {
@@ -330,9 +330,9 @@ func TestLeavingTheLoopWithAnEndedContextCancels(t *testing.T) {
 	request[*ruvdv1.CancelCompletionRequest](t, daemon)
 }
 
-// Leaving a completion that somebody else began cancels it by the name that it was resumed by.
+// Leaving a resumed completion cancels it by the ids with which it was resumed.
 func TestLeavingAResumedCompletionCancels(t *testing.T) {
-	daemon, client := serve(t, call{events: events(delta(4, "one")), stays: true})
+	daemon, client := serve(t, call{events: events(delta(4, "one")), staysOpen: true})
 	answer := client.ResumeCompletion(t.Context(), &ruvdv1.ResumeCompletionRequest{
 		SessionId: "s", RequestId: "r", AfterSequence: 3,
 	})
@@ -348,7 +348,7 @@ func TestLeavingAResumedCompletionCancels(t *testing.T) {
 
 // Before Started a completion is cancelled by its session and request id.
 func TestEndOfTheContextCancelsBeforeStarted(t *testing.T) {
-	daemon, client := serve(t, call{stays: true})
+	daemon, client := serve(t, call{staysOpen: true})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan *ruvd.Error)
 	go func() {
@@ -366,19 +366,19 @@ func TestEndOfTheContextCancelsBeforeStarted(t *testing.T) {
 	}
 }
 
-// A completion that is to continue without readers is not cancelled.
+// A completion that continues without readers is not cancelled.
 func TestCompletionThatContinuesIsNotCancelled(t *testing.T) {
-	daemon, client := serve(t, call{events: events(started(1), delta(2, "one")), stays: true})
+	daemon, client := serve(t, call{events: events(started(1), delta(2, "one")), staysOpen: true})
 	rule := ruvd.WithOnDisconnect(ruvdv1.OnDisconnect_ON_DISCONNECT_CONTINUE)
 	for range client.Complete(t.Context(), "hi", rule).Text() {
 		break
 	}
-	_ = client.Close() // after which nothing is on its way
+	_ = client.Close() // waits for pending cancel calls
 	request[*ruvdv1.CompleteRequest](t, daemon)
 	noFurtherRequest(t, daemon)
 }
 
-// An error has all that its details say, and the trace goes out with the call.
+// An error has the contents of its details, and calls carry the trace context.
 func TestErrorsHaveDetailsAndCallsHaveTraces(t *testing.T) {
 	otel.SetTextMapPropagator(propagation.TraceContext{})
 	t.Cleanup(func() {
@@ -395,18 +395,18 @@ func TestErrorsHaveDetailsAndCallsHaveTraces(t *testing.T) {
 		t.Fatalf("failed with %v", err)
 	}
 	var violations []string
-	for _, each := range failure.Violations {
-		violations = append(violations, each.GetField()+" "+each.GetDescription())
+	for _, violation := range failure.Violations {
+		violations = append(violations, violation.GetField()+" "+violation.GetDescription())
 	}
-	wanted := []string{"session_id is wrong", "view too"}
+	wanted := []string{"session_id is invalid", "view is unknown"}
 	if failure.Code != codes.InvalidArgument || failure.Reason != "INVALID_REQUEST" ||
 		failure.RetryAfter != time.Second || !slices.Equal(violations, wanted) {
 		t.Fatalf("failed with %+v", failure)
 	}
 	if status.Code(err) != codes.InvalidArgument {
-		t.Fatalf("gRPC knows it as %v", status.Code(err))
+		t.Fatalf("its gRPC status is %v", status.Code(err))
 	}
-	if sent := request[metadata.MD](t, daemon); !slices.Equal(sent.Get("traceparent"), []string{trace}) {
-		t.Fatalf("sent %v", sent)
+	if md := request[metadata.MD](t, daemon); !slices.Equal(md.Get("traceparent"), []string{trace}) {
+		t.Fatalf("metadata %v", md)
 	}
 }

@@ -10,13 +10,13 @@ import (
 	"github.com/ruvd/ruvd/clients/go/ruvdv1"
 )
 
-// Option sets something of a completion's request. There are functions for what is used most; a
-// function literal sets any other field of CompleteRequest and its CompletionOptions, which are
-// never nil here.
+// Option sets fields of a completion's request. There are functions for the most common fields; a
+// function literal can set any other field of CompleteRequest and of its CompletionOptions, which
+// are never nil here.
 type Option func(*ruvdv1.CompleteRequest)
 
-// Request is what Complete sends for text: an item of a batch. It has a request id of its own
-// unless WithRequestID gives it one, so an item that is sent again is not generated twice.
+// Request returns the request that Complete sends for text, as an item of a batch. It gets a random
+// request id, unless WithRequestID sets one, so an item that is sent again is not generated twice.
 func Request(text string, options ...Option) *ruvdv1.CompleteRequest {
 	request := &ruvdv1.CompleteRequest{Options: &ruvdv1.CompletionOptions{}}
 	for _, option := range options {
@@ -31,52 +31,50 @@ func Request(text string, options ...Option) *ruvdv1.CompleteRequest {
 	return request
 }
 
-// ToolResult is what came of a tool call: a message of the next turn, as is that of every other
-// call.
+// ToolResult returns the message with a tool call's result, for the next turn.
 func ToolResult(call *ruvdv1.ToolCall, content string) *ruvdv1.Message {
 	return &ruvdv1.Message{
 		Role: ruvdv1.Role_ROLE_TOOL, ToolCallId: call.GetId(), Content: content,
 	}
 }
 
-// WithSession says in which session; one that does not exist is created.
+// WithSession sets the session, which is created if it does not exist.
 func WithSession(sessionID string) Option {
 	return func(r *ruvdv1.CompleteRequest) { r.SessionId = sessionID }
 }
 
-// WithMessages adds messages that come before the text.
+// WithMessages adds messages before the text.
 func WithMessages(messages ...*ruvdv1.Message) Option {
 	return func(r *ruvdv1.CompleteRequest) { r.Messages = append(r.Messages, messages...) }
 }
 
-// WithSystemPrompt says what the model is told first, in a stateless completion or a new session.
+// WithSystemPrompt sets the system prompt of a stateless completion or a new session.
 func WithSystemPrompt(prompt string) Option {
 	return func(r *ruvdv1.CompleteRequest) { r.SystemPrompt = prompt }
 }
 
-// WithMaxTokens limits the tokens that are generated.
+// WithMaxTokens limits the number of generated tokens.
 func WithMaxTokens(tokens int32) Option {
 	return func(r *ruvdv1.CompleteRequest) { r.Options.MaxTokens = proto.Int32(tokens) }
 }
 
-// WithTools says what the model may ask the caller to do. Send the same with every turn of a
-// session.
+// WithTools adds functions that the model may call. Send the same ones with every turn of a session.
 func WithTools(tools ...*ruvdv1.Tool) Option {
 	return func(r *ruvdv1.CompleteRequest) { r.Options.Tools = append(r.Options.Tools, tools...) }
 }
 
-// WithRequestID replaces the random request id: the same id is never generated twice.
+// WithRequestID replaces the random request id. An answer with the same id is never generated twice.
 func WithRequestID(requestID string) Option {
 	return func(r *ruvdv1.CompleteRequest) { r.RequestId = requestID }
 }
 
-// WithOnDisconnect says what happens when the last reader has gone. With ON_DISCONNECT_CONTINUE a
-// completion that is left goes on and is committed.
+// WithOnDisconnect sets the behaviour when the last reader has disconnected. With
+// ON_DISCONNECT_CONTINUE a completion that its caller leaves continues and is committed.
 func WithOnDisconnect(rule ruvdv1.OnDisconnect) Option {
 	return func(r *ruvdv1.CompleteRequest) { r.OnDisconnect = rule }
 }
 
-// uuid is a random one (version 4).
+// uuid returns a random UUID (version 4).
 func uuid() string {
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails since Go 1.24

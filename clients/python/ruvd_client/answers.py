@@ -195,7 +195,7 @@ class Answer:
     def _missing_deltas(self, message: pb.Message) -> list[pb.Delta]:
         received = "".join(self._text)
         if not message.content.startswith(received):
-            text = "the answer does not start with the text received before the stream broke"
+            text = "the answer contradicts the text received before"
             raise self.fail(RuvdError(grpc.StatusCode.DATA_LOSS, "", text))
         missing = []
         if reasoning := _suffix_after("".join(self._reasoning), message.reasoning):

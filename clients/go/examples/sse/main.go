@@ -1,4 +1,4 @@
-// Sse answers over HTTP: GET /chat?session=S&message=M streams the answer to a browser.
+// Sse is an HTTP server whose GET /chat?session=S&message=M streams the answer to a browser.
 package main
 
 import (
@@ -13,7 +13,7 @@ import (
 )
 
 func main() {
-	client, err := ruvd.New() // one connection, for all requests
+	client, err := ruvd.New() // one connection for all requests
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -21,10 +21,10 @@ func main() {
 		w.Header().Set("Content-Type", "text/event-stream")
 		w.Header().Set("Cache-Control", "no-cache")
 		message, session := r.FormValue("message"), ruvd.WithSession(r.FormValue("session"))
-		// The request's context ends when the page is left, and cancels the completion.
+		// Leaving the page ends the request's context, which cancels the completion.
 		for text, err := range client.Complete(r.Context(), message, session).Text() {
 			if err != nil {
-				send(w, "error", failure(err))
+				send(w, "error", details(err))
 				return
 			}
 			send(w, "", text)
@@ -34,15 +34,15 @@ func main() {
 	log.Fatal(http.ListenAndServe("127.0.0.1:"+os.Getenv("PORT"), nil))
 }
 
-func failure(err error) map[string]string {
-	var failed *ruvd.Error
-	if errors.As(err, &failed) {
-		return map[string]string{"reason": failed.Reason, "message": failed.Message}
+func details(err error) map[string]string {
+	var failure *ruvd.Error
+	if errors.As(err, &failure) {
+		return map[string]string{"reason": failure.Reason, "message": failure.Message}
 	}
 	return map[string]string{"reason": "", "message": err.Error()}
 }
 
-// send writes one server-sent event and does not wait for more.
+// send writes one server-sent event and flushes it.
 func send(w http.ResponseWriter, event string, data any) {
 	encoded, _ := json.Marshal(data)
 	if event != "" {

@@ -56,16 +56,16 @@ func line(format string, values ...any) {
 	must(err)
 }
 
-// words are w1 w2 ... wN.
+// words returns w1 w2 ... wN.
 func words(count int) string {
-	each := make([]string, count)
-	for i := range each {
-		each[i] = fmt.Sprintf("w%d", i+1)
+	list := make([]string, count)
+	for i := range list {
+		list[i] = fmt.Sprintf("w%d", i+1)
 	}
-	return strings.Join(each, " ")
+	return strings.Join(list, " ")
 }
 
-// typed is the client's error; there is no other.
+// typed returns the client's error, which every error has to be.
 func typed(err error) *ruvd.Error {
 	var failure *ruvd.Error
 	if !errors.As(err, &failure) {
@@ -88,8 +88,8 @@ func printError(err error) {
 		retry = fmt.Sprintf(" retry=%dms", after.Milliseconds())
 	}
 	line("error %s %s%s", codeOf(err), reasonOf(err), retry)
-	for _, each := range typed(err).Violations {
-		line("violation %s: %s", each.Field, each.Description)
+	for _, violation := range typed(err).Violations {
+		line("violation %s: %s", violation.Field, violation.Description)
 	}
 }
 
@@ -104,8 +104,8 @@ func finishReason(finished *ruvdv1.Finished) string {
 	return strings.TrimPrefix(finished.GetFinishReason().String(), "FINISH_REASON_")
 }
 
-// say completes and prints each text, then how it ended.
-func say(client *ruvd.Client, text string, options ...ruvd.Option) {
+// complete prints the texts of a completion, then its end.
+func complete(client *ruvd.Client, text string, options ...ruvd.Option) {
 	printTexts(client.Complete(ctx, text, options...))
 }
 
@@ -149,7 +149,7 @@ func create(client *ruvd.Client, request *ruvdv1.CreateSessionRequest) *ruvdv1.S
 	return response.GetSession()
 }
 
-// get prints a session, or why there is none.
+// get prints a session or the error.
 func get(client *ruvd.Client, id string) {
 	response, err := client.GetSession(ctx, &ruvdv1.GetSessionRequest{SessionId: id})
 	if err != nil {
@@ -159,16 +159,16 @@ func get(client *ruvd.Client, id string) {
 	printSession(response.GetSession())
 }
 
-// getWhenIdle prints `idle` once nothing runs in the session, then the session.
+// getWhenIdle waits until the session has no running completion, prints `idle`, then the session.
 func getWhenIdle(client *ruvd.Client, id, idle string) {
 	deadline := time.Now().Add(5 * time.Second)
 	for {
 		response, err := client.GetSession(ctx, &ruvdv1.GetSessionRequest{SessionId: id})
 		must(err)
 		session := response.GetSession()
-		over := session.GetRunningCompletionId() == ""
-		if over || time.Now().After(deadline) {
-			if !over {
+		isIdle := session.GetRunningCompletionId() == ""
+		if isIdle || time.Now().After(deadline) {
+			if !isIdle {
 				idle = "still running"
 			}
 			line("%s", idle)
@@ -184,20 +184,20 @@ func restart(client *ruvd.Client) {
 		ctx, words(40), ruvd.WithSession("omega"),
 		ruvd.WithOnDisconnect(ruvdv1.OnDisconnect_ON_DISCONNECT_CONTINUE),
 	)
-	all, failure := "", error(nil)
+	answerText, failure := "", error(nil)
 	for text, err := range answer.Text() {
 		if failure = err; err != nil {
 			break
 		}
-		if all == "" {
+		if answerText == "" {
 			line("ready")
 		}
-		all += text
+		answerText += text
 	}
 	if failure != nil {
 		printError(failure)
 	} else {
-		line("text [%s]", all)
+		line("text [%s]", answerText)
 	}
 	get(client, "omega")
 }
@@ -212,19 +212,20 @@ func sessions(client *ruvd.Client) {
 	printSession(create(client, &ruvdv1.CreateSessionRequest{
 		SessionId: "alpha", SystemPrompt: "Be brief.", Labels: map[string]string{"team": "a"},
 	}))
-	say(client, "one two three", ruvd.WithSession("alpha"))
-	say(client, "four", ruvd.WithSession("alpha"))
+	complete(client, "one two three", ruvd.WithSession("alpha"))
+	complete(client, "four", ruvd.WithSession("alpha"))
 	response, err := client.GetSession(ctx, &ruvdv1.GetSessionRequest{
 		SessionId: "alpha", View: ruvdv1.SessionView_SESSION_VIEW_FULL,
 	})
 	must(err)
 	printSession(response.GetSession())
-	for _, each := range response.GetSession().GetMessages() {
-		line("message %s [%s]", strings.TrimPrefix(each.GetRole().String(), "ROLE_"), each.GetContent())
+	for _, message := range response.GetSession().GetMessages() {
+		role := strings.TrimPrefix(message.GetRole().String(), "ROLE_")
+		line("message %s [%s]", role, message.GetContent())
 	}
-	for each, err := range client.ListSessions(ctx, nil) {
+	for session, err := range client.ListSessions(ctx, nil) {
 		must(err)
-		line("listed %s", each.GetId())
+		line("listed %s", session.GetId())
 	}
 	end := &ruvdv1.EndSessionRequest{SessionId: "alpha"}
 	_, err = client.EndSession(ctx, end)
@@ -243,16 +244,16 @@ func stream(client *ruvd.Client) {
 
 func unicode(client *ruvd.Client) {
 	line("# unicode")
-	say(client, "Grüße aus Köln")
-	say(client, "世界 👩‍🚀 ok")
-	say(client, "नमस्ते दुनिया")
-	say(client, "e\u0301 A\u030A")
+	complete(client, "Grüße aus Köln")
+	complete(client, "世界 👩‍🚀 ok")
+	complete(client, "नमस्ते दुनिया")
+	complete(client, "e\u0301 A\u030A")
 }
 
 func requestID(client *ruvd.Client) {
 	line("# request id")
 	for _, text := range []string{"once only", "once only", "other"} {
-		say(client, text, ruvd.WithSession("beta"), ruvd.WithRequestID("r-1"))
+		complete(client, text, ruvd.WithSession("beta"), ruvd.WithRequestID("r-1"))
 	}
 	get(client, "beta")
 }
@@ -266,13 +267,13 @@ func cuts(client *ruvd.Client) {
 
 	line("# cut always")
 	always := connect("RUVD_CUT_ALWAYS")
-	say(always, "a b c d e f g h", ruvd.WithSession("delta"))
+	complete(always, "a b c d e f g h", ruvd.WithSession("delta"))
 	get(always, "delta")
 	must(always.Close())
 
 	line("# cut before the first event")
 	first := connect("RUVD_CUT_FIRST")
-	say(first, "x y z", ruvd.WithSession("epsilon"))
+	complete(first, "x y z", ruvd.WithSession("epsilon"))
 	get(client, "epsilon")
 	must(first.Close())
 }
@@ -306,9 +307,9 @@ func busy(client *ruvd.Client) {
 	_, err, _ := next()
 	must(err)
 	reject := func(r *ruvdv1.CompleteRequest) { r.IfBusy = ruvdv1.IfBusy_IF_BUSY_REJECT }
-	say(client, "no", ruvd.WithSession("eta"), reject)
+	complete(client, "no", ruvd.WithSession("eta"), reject)
 	interrupt := func(r *ruvdv1.CompleteRequest) { r.IfBusy = ruvdv1.IfBusy_IF_BUSY_INTERRUPT }
-	say(client, "mine", ruvd.WithSession("eta"), interrupt)
+	complete(client, "mine", ruvd.WithSession("eta"), interrupt)
 	for more := true; more && err == nil; {
 		_, err, more = next()
 	}
@@ -322,29 +323,29 @@ func faults(client *ruvd.Client) {
 	for i := 1; i < values.Len(); i++ {
 		reason := strings.TrimPrefix(string(values.Get(i).Name()), "ERROR_REASON_")
 		line("fault %s", reason)
-		say(client, "!fault "+reason)
+		complete(client, "!fault "+reason)
 	}
 	line("# error after text")
-	say(client, "!fault ENGINE_UNAVAILABLE one two", ruvd.WithSession("theta"))
+	complete(client, "!fault ENGINE_UNAVAILABLE one two", ruvd.WithSession("theta"))
 	get(client, "theta")
 }
 
 func wrongFields(client *ruvd.Client) {
 	line("# wrong fields")
 	hot := func(r *ruvdv1.CompleteRequest) { r.Options.Temperature = proto.Float64(3) }
-	say(client, "hi", ruvd.WithSession("no spaces"), hot)
+	complete(client, "hi", ruvd.WithSession("no spaces"), hot)
 }
 
 func fork(client *ruvd.Client) {
 	line("# fork")
-	say(client, "first", ruvd.WithSession("iota"))
-	say(client, "second", ruvd.WithSession("iota"))
+	complete(client, "first", ruvd.WithSession("iota"))
+	complete(client, "second", ruvd.WithSession("iota"))
 	response, err := client.ForkSession(ctx, &ruvdv1.ForkSessionRequest{
 		SessionId: "iota", ExchangeCount: proto.Int64(1), NewSessionId: "iota-fork",
 	})
 	must(err)
 	printSession(response.GetSession())
-	say(client, "third", ruvd.WithSession("iota-fork"))
+	complete(client, "third", ruvd.WithSession("iota-fork"))
 	get(client, "iota")
 	get(client, "iota-fork")
 }
@@ -364,12 +365,12 @@ func batch(client *ruvd.Client) {
 		outcomes = append(outcomes, outcome)
 	}
 	slices.SortFunc(outcomes, func(a, b *ruvd.Outcome) int { return a.Index - b.Index })
-	for _, each := range outcomes {
-		if each.Err != nil {
-			line("item %d error %s %s", each.Index, codeOf(each.Err), reasonOf(each.Err))
+	for _, outcome := range outcomes {
+		if err := outcome.Err; err != nil {
+			line("item %d error %s %s", outcome.Index, codeOf(err), reasonOf(err))
 			continue
 		}
-		line("item %d [%s]", each.Index, each.Completion.GetFinished().GetMessage().GetContent())
+		line("item %d [%s]", outcome.Index, outcome.Completion.GetFinished().GetMessage().GetContent())
 	}
 	line("summary succeeded=%d failed=%d", batch.Summary.GetSucceeded(), batch.Summary.GetFailed())
 	get(client, "kappa")
@@ -390,8 +391,8 @@ func models(client *ruvd.Client) {
 	line("# models")
 	models, err := client.ListModels(ctx, &ruvdv1.ListModelsRequest{})
 	must(err)
-	for _, each := range models.GetModels() {
-		line("model %s", each)
+	for _, name := range models.GetModels() {
+		line("model %s", name)
 	}
 	line("default %s", models.GetDefaultModel())
 }
