@@ -31,10 +31,10 @@ import java.util.Iterator;
 import java.util.List;
 import java.util.stream.IntStream;
 
-/** The program of {@code clients/CONFORMANCE.md}: what it prints is the same in every language. */
+/** The program of {@code clients/CONFORMANCE.md}, whose output is the same in every language. */
 public final class Conformance {
   private static final Duration POLL = Duration.ofMillis(50);
-  private static final Duration POLL_AT_MOST = Duration.ofSeconds(5);
+  private static final Duration POLL_TIMEOUT = Duration.ofSeconds(5);
 
   private final PrintStream out =
       new PrintStream(new FileOutputStream(FileDescriptor.out), true, StandardCharsets.UTF_8);
@@ -53,7 +53,7 @@ public final class Conformance {
       switch (arguments.length == 1 ? arguments[0] : "") {
         case "scenario" -> conformance.scenario();
         case "restart" -> conformance.restart();
-        default -> throw new IllegalArgumentException("scenario or restart");
+        default -> throw new IllegalArgumentException("usage: scenario|restart");
       }
     }
   }
@@ -83,12 +83,12 @@ public final class Conformance {
                 .setSystemPrompt("Be brief.")
                 .putLabels("team", "a")
                 .build()));
-    say(request("one two three").setSessionId("alpha"));
-    say(request("four").setSessionId("alpha"));
+    complete(request("one two three").setSessionId("alpha"));
+    complete(request("four").setSessionId("alpha"));
     Session alpha = client.getSession("alpha", SessionView.SESSION_VIEW_FULL);
     print(alpha);
     for (Message message : alpha.getMessagesList()) {
-      line("message %s [%s]", bare(message.getRole(), "ROLE_"), message.getContent());
+      line("message %s [%s]", withoutPrefix(message.getRole(), "ROLE_"), message.getContent());
     }
     client
         .listSessions(ListSessionsRequest.getDefaultInstance())
@@ -106,17 +106,17 @@ public final class Conformance {
 
   private void unicode() {
     step("unicode");
-    say(request("Grüße aus Köln"));
-    say(request("世界 👩‍🚀 ok"));
-    say(request("नमस्ते दुनिया"));
-    say(request("e\u0301 A\u030A"));
+    complete(request("Grüße aus Köln"));
+    complete(request("世界 👩‍🚀 ok"));
+    complete(request("नमस्ते दुनिया"));
+    complete(request("e\u0301 A\u030A"));
   }
 
   private void requestId() {
     step("request id");
-    say(request("once only").setSessionId("beta").setRequestId("r-1"));
-    say(request("once only").setSessionId("beta").setRequestId("r-1"));
-    say(request("other").setSessionId("beta").setRequestId("r-1"));
+    complete(request("once only").setSessionId("beta").setRequestId("r-1"));
+    complete(request("once only").setSessionId("beta").setRequestId("r-1"));
+    complete(request("other").setSessionId("beta").setRequestId("r-1"));
     get("beta");
   }
 
@@ -128,12 +128,12 @@ public final class Conformance {
     }
     step("cut always");
     try (RuvdClient cut = at("RUVD_CUT_ALWAYS")) {
-      say(cut, request("a b c d e f g h").setSessionId("delta"));
+      complete(cut, request("a b c d e f g h").setSessionId("delta"));
       get(cut, "delta");
     }
     step("cut before the first event");
     try (RuvdClient cut = at("RUVD_CUT_FIRST")) {
-      say(cut, request("x y z").setSessionId("epsilon"));
+      complete(cut, request("x y z").setSessionId("epsilon"));
       get("epsilon");
     }
   }
@@ -147,7 +147,7 @@ public final class Conformance {
         line("text [%s]", texts.next());
       }
     }
-    line(isIdle("zeta") ? "cancelled" : "still running");
+    line(waitUntilIdle("zeta") ? "cancelled" : "still running");
     get("zeta");
   }
 
@@ -156,8 +156,8 @@ public final class Conformance {
     create("eta");
     try (Completion first = client.complete(request(words(200)).setSessionId("eta"))) {
       first.iterator().next();
-      say(request("no").setSessionId("eta").setIfBusy(IfBusy.IF_BUSY_REJECT));
-      say(request("mine").setSessionId("eta").setIfBusy(IfBusy.IF_BUSY_INTERRUPT));
+      complete(request("no").setSessionId("eta").setIfBusy(IfBusy.IF_BUSY_REJECT));
+      complete(request("mine").setSessionId("eta").setIfBusy(IfBusy.IF_BUSY_INTERRUPT));
       attempt(first::finished);
     }
     get("eta");
@@ -167,24 +167,24 @@ public final class Conformance {
     step("errors");
     for (ErrorReason reason : ErrorReason.values()) {
       if (reason != ErrorReason.ERROR_REASON_UNSPECIFIED && reason != ErrorReason.UNRECOGNIZED) {
-        String name = bare(reason, "ERROR_REASON_");
+        String name = withoutPrefix(reason, "ERROR_REASON_");
         line("fault %s", name);
-        say(request("!fault " + name));
+        complete(request("!fault " + name));
       }
     }
     step("error after text");
-    say(request("!fault ENGINE_UNAVAILABLE one two").setSessionId("theta"));
+    complete(request("!fault ENGINE_UNAVAILABLE one two").setSessionId("theta"));
     get("theta");
     step("wrong fields");
-    CompleteRequest.Builder wrong = request("hi").setSessionId("no spaces");
-    wrong.getOptionsBuilder().setTemperature(3);
-    say(wrong);
+    CompleteRequest.Builder invalid = request("hi").setSessionId("no spaces");
+    invalid.getOptionsBuilder().setTemperature(3);
+    complete(invalid);
   }
 
   private void fork() {
     step("fork");
-    say(request("first").setSessionId("iota"));
-    say(request("second").setSessionId("iota"));
+    complete(request("first").setSessionId("iota"));
+    complete(request("second").setSessionId("iota"));
     print(
         client.forkSession(
             ForkSessionRequest.newBuilder()
@@ -192,7 +192,7 @@ public final class Conformance {
                 .setExchangeCount(1)
                 .setNewSessionId("iota-fork")
                 .build()));
-    say(request("third").setSessionId("iota-fork"));
+    complete(request("third").setSessionId("iota-fork"));
     get("iota");
     get("iota-fork");
   }
@@ -229,7 +229,7 @@ public final class Conformance {
     } catch (RuvdException error) {
       line("error %s", error.code());
     }
-    line(isIdle("lambda") ? "over" : "still running");
+    line(waitUntilIdle("lambda") ? "over" : "still running");
     get("lambda");
   }
 
@@ -267,28 +267,28 @@ public final class Conformance {
     get("omega");
   }
 
-  private void say(CompleteRequest.Builder request) {
-    say(client, request);
+  private void complete(CompleteRequest.Builder request) {
+    complete(client, request);
   }
 
-  private void say(RuvdClient by, CompleteRequest.Builder request) {
+  private void complete(RuvdClient client, CompleteRequest.Builder request) {
     attempt(
         () -> {
-          Completion answer = by.complete(request);
+          Completion answer = client.complete(request);
           for (String text : answer) {
             line("text [%s]", text);
           }
           Finished finished = answer.finished();
           line(
               "finished %s sequence=%d exchanges=%d",
-              bare(finished.getFinishReason(), "FINISH_REASON_"),
+              withoutPrefix(finished.getFinishReason(), "FINISH_REASON_"),
               answer.lastSequence(),
               finished.getExchangeCount());
         });
   }
 
-  private void events(RuvdClient by, CompleteRequest.Builder request) {
-    attempt(() -> by.complete(request).events().forEachRemaining(this::print));
+  private void events(RuvdClient client, CompleteRequest.Builder request) {
+    attempt(() -> client.complete(request).events().forEachRemaining(this::print));
   }
 
   private void create(String id) {
@@ -299,14 +299,14 @@ public final class Conformance {
     get(client, id);
   }
 
-  private void get(RuvdClient by, String id) {
-    attempt(() -> print(by.getSession(id)));
+  private void get(RuvdClient client, String id) {
+    attempt(() -> print(client.getSession(id)));
   }
 
-  private boolean isIdle(String id) throws InterruptedException {
-    long end = System.nanoTime() + POLL_AT_MOST.toNanos();
+  private boolean waitUntilIdle(String id) throws InterruptedException {
+    long deadline = System.nanoTime() + POLL_TIMEOUT.toNanos();
     while (!client.getSession(id).getRunningCompletionId().isEmpty()) {
-      if (System.nanoTime() > end) {
+      if (System.nanoTime() > deadline) {
         return false;
       }
       Thread.sleep(POLL.toMillis());
@@ -327,19 +327,19 @@ public final class Conformance {
   }
 
   private void print(CompletionEvent event) {
-    String what =
+    String details =
         switch (event.getEventCase()) {
           case STARTED -> "started";
           case DELTA -> "delta [" + event.getDelta().getText() + "]";
           case FINISHED ->
               "finished "
-                  + bare(event.getFinished().getFinishReason(), "FINISH_REASON_")
+                  + withoutPrefix(event.getFinished().getFinishReason(), "FINISH_REASON_")
                   + " ["
                   + event.getFinished().getMessage().getContent()
                   + "]";
           default -> throw new IllegalArgumentException("an unknown event");
         };
-    line("event %d %s", event.getSequence(), what);
+    line("event %d %s", event.getSequence(), details);
   }
 
   private void print(Session session) {
@@ -360,7 +360,7 @@ public final class Conformance {
     return error.code() + " " + (error.reason().isEmpty() ? "-" : error.reason());
   }
 
-  private static String bare(Enum<?> value, String prefix) {
+  private static String withoutPrefix(Enum<?> value, String prefix) {
     return value.name().substring(prefix.length());
   }
 

@@ -14,7 +14,7 @@ import java.net.URLDecoder;
 import java.util.Map;
 import java.util.concurrent.Executors;
 
-/** Chat over server-sent events: {@code GET /chat?session=S&message=M}. */
+/** An example of a chat with server-sent events: {@code GET /chat?session=S&message=M}. */
 public final class ChatServer {
   private static final RuvdClient CLIENT = new RuvdClient();
 
@@ -30,7 +30,7 @@ public final class ChatServer {
     page.getResponseHeaders().set("Content-Type", "text/event-stream");
     page.sendResponseHeaders(200, 0);
     var request = RuvdClient.request(query(page, "message")).setSessionId(query(page, "session"));
-    // A page that was left fails the next write, which closes the answer: that cancels it.
+    // After the page was left, the next write fails; leaving the block cancels the answer.
     try (Completion answer = CLIENT.complete(request)) {
       for (String text : answer) {
         send(page, "", text);

@@ -24,44 +24,44 @@ import java.util.function.Function;
 import java.util.stream.Stream;
 
 /**
- * One answer on its way: iterate for its text, close it early to cancel it. A stream that breaks is
- * taken up again by the rules of clients/CONFORMANCE.md.
+ * A running completion, which is an iterable over its text. Closing it early cancels it. A broken
+ * stream is resumed by the rules of clients/CONFORMANCE.md.
  *
- * <p>It is read once, by one thread at a time; texts and events are two views of the same reading.
- * Reading throws {@link RuvdException} when the completion fails or is cancelled, and cancels it
- * when the thread is interrupted.
+ * <p>It can be read once, by one thread at a time; texts and events are two views of one stream.
+ * Reading throws {@link RuvdException} when the completion fails or is cancelled. Interrupting the
+ * reading thread cancels the completion.
  */
 public final class Completion implements Iterable<String>, AutoCloseable {
-  private static final Set<Code> BROKEN =
+  private static final Set<Code> CONNECTION_ERRORS =
       EnumSet.of(Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.CANCELLED);
   private static final long FIRST_PAUSE_NANOS = Duration.ofMillis(50).toNanos();
   private static final long LONGEST_PAUSE_NANOS = Duration.ofSeconds(1).toNanos();
   private static final Step END = new Step(null, "");
 
-  /** However this is completed, that ends the completion; cancelled, in the daemon as well. */
+  /** Completing this in any way ends the completion; cancelling it also cancels the daemon's. */
   final CompletableFuture<Finished> end = new CompletableFuture<>();
 
   private final RuvdClient client;
   private final Channel channel;
   private final Context.CancellableContext context = Context.current().withCancellation();
-  private final Deadline deadline; // null for none
-  private final CompleteRequest request; // null for a completion that somebody else began
+  private final Deadline deadline; // null for no deadline
+  private final CompleteRequest request; // null for a resumed completion
   private final BlockingQueue<Step> steps = new LinkedBlockingQueue<>();
-  private final Consumer<? super String> onText; // null for who iterates
+  private final Consumer<? super String> onText; // null if the caller iterates
   private long lastSequence;
 
-  // What gRPC's callbacks know, which come one after the other.
-  private volatile ResumeCompletionRequest name; // what the daemon knows the completion by
+  // Used by gRPC's callbacks, which run one after the other.
+  private volatile ResumeCompletionRequest target; // identifies the completion
   private boolean resumed;
   private long sequence;
-  private final StringBuilder text; // what was delivered; null if it is not known from the start
+  private final StringBuilder text; // the text received; null if its beginning is unknown
   private Finished finished;
-  private Long brokenAtNanos; // null while the stream is whole
+  private Long brokenAtNanos; // null while the stream works
 
-  /** An event, and what it adds to the text. */
+  /** An event and the text that it adds. */
   private record Step(CompletionEvent event, String text) {}
 
-  /** Either request or resume is null; so are timeout for none, and onText for who iterates. */
+  /** Either request or resume is null; timeout and onText may be null. */
   Completion(
       RuvdClient client,
       CompleteRequest request,
@@ -71,62 +71,62 @@ public final class Completion implements Iterable<String>, AutoCloseable {
     this.client = client;
     this.channel = client.tracedChannel();
     this.request = request;
-    name = resume == null ? nameOf(request) : resume;
-    sequence = name.getAfterSequence();
+    target = resume == null ? identify(request) : resume;
+    sequence = target.getAfterSequence();
     text = sequence == 0 ? new StringBuilder() : null;
     this.onText = onText;
     deadline =
         timeout == null
             ? context.getDeadline()
             : Deadline.after(timeout.toNanos(), TimeUnit.NANOSECONDS);
-    client.open.add(end);
-    end.whenComplete(this::ended);
+    client.running.add(end);
+    end.whenComplete(this::onEnd);
     context.addListener(this::contextCancelled, Runnable::run);
-    context.run(this::open);
+    context.run(this::openStream);
   }
 
-  /** The texts that have not been read yet, as they come. */
+  /** Returns the pieces of text that have not been read yet. */
   @Override
   public Iterator<String> iterator() {
     return steps().map(Step::text).filter(text -> !text.isEmpty()).iterator();
   }
 
-  /** The numbered events that have not been read yet, as the daemon sends them. */
+  /** Returns the numbered events that have not been read yet. */
   public Iterator<CompletionEvent> events() {
     return steps().map(Step::event).iterator();
   }
 
-  /** The number of the last event that was read, to resume after; 0 before the first. */
+  /** Returns the sequence number of the last event read, after which to resume; 0 if none. */
   public long lastSequence() {
     return lastSequence;
   }
 
-  /** Reads to the end: the whole message with reasoning and tool calls, usage and timings. */
+  /** Reads to the end and returns the whole message, the usage and the timings. */
   public Finished finished() {
-    steps().forEach(passedOver -> {});
+    steps().forEach(ignored -> {});
     return end.join();
   }
 
-  /** Reads to the end: the answer's whole text. */
+  /** Reads to the end and returns the answer's whole text. */
   public String text() {
     return finished().getMessage().getContent();
   }
 
-  /** Stops generating; the session stays as it was. Does nothing after the end. */
+  /** Cancels the completion, leaving the session unchanged. Has no effect after the end. */
   @Override
   public void close() {
     end.cancel(false);
   }
 
   private Stream<Step> steps() {
-    return Stream.generate(this::take).takeWhile(step -> step != END);
+    return Stream.generate(this::nextStep).takeWhile(step -> step != END);
   }
 
-  private Step take() {
+  private Step nextStep() {
     try {
       Step step = steps.take();
       if (step == END) {
-        steps.add(END); // for who reads again
+        steps.add(END); // for the next read
         end.join();
       } else {
         lastSequence = step.event().getSequence();
@@ -143,12 +143,12 @@ public final class Completion implements Iterable<String>, AutoCloseable {
     }
   }
 
-  private void open() {
-    resumed = request == null || !name.getCompletionId().isEmpty();
+  private void openStream() {
+    resumed = request == null || !target.getCompletionId().isEmpty();
     var stub = SessionServiceGrpc.newStub(channel).withDeadline(deadline);
     if (resumed) {
       stub.resumeCompletion(
-          name.toBuilder().setAfterSequence(sequence).build(),
+          target.toBuilder().setAfterSequence(sequence).build(),
           observer(ResumeCompletionResponse::getEvent));
     } else {
       stub.complete(request, observer(CompleteResponse::getEvent));
@@ -159,53 +159,53 @@ public final class Completion implements Iterable<String>, AutoCloseable {
     return new StreamObserver<>() {
       @Override
       public void onNext(R response) {
-        received(eventOf.apply(response));
+        handleEvent(eventOf.apply(response));
       }
 
       @Override
       public void onError(Throwable failed) {
-        closed(new RuvdException((StatusRuntimeException) failed));
+        handleFailure(new RuvdException((StatusRuntimeException) failed));
       }
 
       @Override
       public void onCompleted() {
-        closed(new RuvdException(Status.UNAVAILABLE, "the stream ended before the answer"));
+        handleFailure(new RuvdException(Status.UNAVAILABLE, "the stream ended without Finished"));
       }
     };
   }
 
-  private void received(CompletionEvent event) {
+  private void handleEvent(CompletionEvent event) {
     sequence = event.getSequence();
     brokenAtNanos = null;
-    String more = event.getDelta().getText();
+    String addition = event.getDelta().getText();
     if (event.hasStarted()) {
       String id = event.getStarted().getCompletionId();
-      name = ResumeCompletionRequest.newBuilder().setCompletionId(id).build();
+      target = ResumeCompletionRequest.newBuilder().setCompletionId(id).build();
     } else if (event.hasFinished()) {
       finished = event.getFinished();
-      String whole = finished.getMessage().getContent();
-      if (text != null && !whole.startsWith(text.toString())) {
+      String content = finished.getMessage().getContent();
+      if (text != null && !content.startsWith(text.toString())) {
         end.completeExceptionally(
-            new RuvdException(Status.DATA_LOSS, "the answer does not begin with what came of it"));
+            new RuvdException(Status.DATA_LOSS, "the answer contradicts the text received before"));
         return;
       }
-      more = text == null ? "" : whole.substring(text.length());
+      addition = text == null ? "" : content.substring(text.length());
     }
     if (text != null) {
-      text.append(more);
+      text.append(addition);
     }
     try {
       if (onText == null) {
-        steps.add(new Step(event, more));
-      } else if (!more.isEmpty()) {
-        onText.accept(more);
+        steps.add(new Step(event, addition));
+      } else if (!addition.isEmpty()) {
+        onText.accept(addition);
       }
     } catch (RuntimeException refused) {
       end.completeExceptionally(refused);
     }
   }
 
-  private void closed(RuvdException error) {
+  private void handleFailure(RuvdException error) {
     if (finished != null) {
       end.complete(finished);
     }
@@ -214,60 +214,60 @@ public final class Completion implements Iterable<String>, AutoCloseable {
     }
     boolean forgotten = resumed && error.reason().equals("COMPLETION_NOT_FOUND");
     boolean delivered = sequence > 1; // the first event is Started
-    boolean anew = forgotten && request != null && !delivered;
-    if (anew) {
-      name = nameOf(request);
+    boolean canRestart = forgotten && request != null && !delivered;
+    if (canRestart) {
+      target = identify(request);
       sequence = 0;
     }
     if (brokenAtNanos == null) {
       brokenAtNanos = System.nanoTime();
     }
-    long sinceNanos = System.nanoTime() - brokenAtNanos;
-    long leftNanos = client.reconnect.toNanos() - sinceNanos;
-    boolean broken = error.reason().isEmpty() && BROKEN.contains(error.code());
-    if (!anew && !broken || leftNanos <= 0 || client.channel.isShutdown()) {
+    long brokenNanos = System.nanoTime() - brokenAtNanos;
+    long remainingNanos = client.reconnect.toNanos() - brokenNanos;
+    boolean broken = error.reason().isEmpty() && CONNECTION_ERRORS.contains(error.code());
+    if (!canRestart && !broken || remainingNanos <= 0 || client.channel.isShutdown()) {
       end.completeExceptionally(error);
       return;
     }
-    client.channel.resetConnectBackoff(); // so that it connects during the pause
-    // What it has been broken for and 0.05 s: doubled each time, as tries fail at once.
-    long pause = Math.min(sinceNanos + FIRST_PAUSE_NANOS, LONGEST_PAUSE_NANOS);
-    pause = Math.min(pause, leftNanos);
+    client.channel.resetConnectBackoff(); // connects during the pause
+    // The time since the failure plus 0.05 s doubles with each attempt, as attempts fail at once.
+    long pause = Math.min(brokenNanos + FIRST_PAUSE_NANOS, LONGEST_PAUSE_NANOS);
+    pause = Math.min(pause, remainingNanos);
     if (deadline != null) {
-      // What is opened after the deadline fails with DEADLINE_EXCEEDED.
+      // A stream that is opened after the deadline fails with DEADLINE_EXCEEDED.
       pause = Math.min(pause, deadline.timeRemaining(TimeUnit.NANOSECONDS));
     }
     CompletableFuture.delayedExecutor(pause, TimeUnit.NANOSECONDS)
-        .execute(context.wrap(this::open));
+        .execute(context.wrap(this::openStream));
   }
 
   private void contextCancelled(Context caller) {
-    // At its deadline the call ends by itself, with the right code.
+    // At the deadline the call itself ends with DEADLINE_EXCEEDED.
     if (!(caller.cancellationCause() instanceof TimeoutException)) {
       end.cancel(false);
     }
   }
 
-  private void ended(Finished finished, Throwable error) {
+  private void onEnd(Finished finished, Throwable error) {
     context.cancel(null);
-    client.open.remove(end);
+    client.running.remove(end);
     steps.add(END);
-    boolean left = error != null && !(error instanceof RuvdException);
+    boolean cancelled = error != null && !(error instanceof RuvdException);
     boolean continues =
         request != null && request.getOnDisconnect() == OnDisconnect.ON_DISCONNECT_CONTINUE;
-    if (left && !continues) {
+    if (cancelled && !continues) {
       var cancel =
           CancelCompletionRequest.newBuilder()
-              .setCompletionId(name.getCompletionId())
-              .setSessionId(name.getSessionId())
-              .setRequestId(name.getRequestId());
-      // Not waited for, and not part of what was cancelled.
+              .setCompletionId(target.getCompletionId())
+              .setSessionId(target.getSessionId())
+              .setRequestId(target.getRequestId());
+      // The root context, because the current one is cancelled. The response is not waited for.
       Context.ROOT.run(
           () -> SessionServiceGrpc.newFutureStub(channel).cancelCompletion(cancel.build()));
     }
   }
 
-  private static ResumeCompletionRequest nameOf(CompleteRequest request) {
+  private static ResumeCompletionRequest identify(CompleteRequest request) {
     return ResumeCompletionRequest.newBuilder()
         .setSessionId(request.getSessionId())
         .setRequestId(request.getRequestId())

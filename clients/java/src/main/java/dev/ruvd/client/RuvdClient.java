@@ -32,10 +32,10 @@ import java.util.function.Consumer;
 import java.util.function.Function;
 
 /**
- * A connection to ruvd, made when the first call needs it. Make one and share it between threads.
+ * A client of ruvd, which connects at its first call. Create one and share it between threads.
  *
- * <p>Requests and answers are the messages of the contract, {@code dev.ruvd.v1}. Every method
- * throws {@link RuvdException}; deadline and cancellation of the current {@link Context} hold for
+ * <p>Requests and responses are the generated messages of {@code dev.ruvd.v1}. Every method throws
+ * {@link RuvdException}. The deadline and cancellation of the current {@link Context} apply to
  * every call, and the current OpenTelemetry span is its parent.
  */
 public final class RuvdClient implements AutoCloseable {
@@ -46,9 +46,9 @@ public final class RuvdClient implements AutoCloseable {
 
   final ManagedChannel channel;
   final Duration reconnect;
-  final Set<CompletableFuture<Finished>> open = ConcurrentHashMap.newKeySet();
+  final Set<CompletableFuture<Finished>> running = ConcurrentHashMap.newKeySet();
 
-  /** A connection to RUVD_ADDRESS, else 127.0.0.1:50051. */
+  /** Creates a client of the daemon at RUVD_ADDRESS or 127.0.0.1:50051. */
   public RuvdClient() {
     this(
         Optional.ofNullable(System.getenv("RUVD_ADDRESS"))
@@ -56,18 +56,18 @@ public final class RuvdClient implements AutoCloseable {
             .orElse(DEFAULT_ADDRESS));
   }
 
-  /** A connection to {@code host:port} or {@code unix:PATH}. */
+  /** Creates a client of the daemon at {@code host:port} or {@code unix:PATH}. */
   public RuvdClient(String address) {
     this(address, Duration.ofSeconds(10));
   }
 
-  /** A connection that tries to resume a broken completion for so long; otherwise it is 10 s. */
+  /** Creates a client that tries to resume a broken stream for this time instead of 10 s. */
   public RuvdClient(String address, Duration reconnect) {
     String target = address.startsWith("unix:") ? address : "dns:///" + address;
     this.reconnect = reconnect;
     this.channel =
         Grpc.newChannelBuilder(target, InsecureChannelCredentials.create())
-            // Sizes are the daemon's to limit: its refusal says why, and may name many fields.
+            // The daemon limits the sizes; its error says why, and may name many invalid fields.
             .maxInboundMessageSize(Integer.MAX_VALUE)
             .maxInboundMetadataSize(MAX_METADATA_BYTES)
             .proxyDetector(server -> null)
@@ -75,30 +75,30 @@ public final class RuvdClient implements AutoCloseable {
             .build();
   }
 
-  /** A request with one message of the user, for {@link #complete} or an item of {@link #batch}. */
+  /** Returns a request with one user message, for {@link #complete} or {@link #batch}. */
   public static CompleteRequest.Builder request(String content) {
     var request = CompleteRequest.newBuilder();
     request.addMessagesBuilder().setRole(Role.ROLE_USER).setContent(content);
     return request;
   }
 
-  /** Makes a session before its first turn. */
+  /** Creates a session before its first turn. */
   public Session createSession(CreateSessionRequest request) {
     return call(stub -> stub.createSession(request)).getSession();
   }
 
-  /** Reads one session, without its messages. */
+  /** Returns one session, without its messages. */
   public Session getSession(String sessionId) {
     return getSession(sessionId, SessionView.SESSION_VIEW_BASIC);
   }
 
-  /** Reads one session. */
+  /** Returns one session. */
   public Session getSession(String sessionId, SessionView view) {
     var request = GetSessionRequest.newBuilder().setSessionId(sessionId).setView(view).build();
     return call(stub -> stub.getSession(request)).getSession();
   }
 
-  /** All sessions that the request asks for, in the order of their creation, without messages. */
+  /** Returns all sessions that match, in the order of their creation, without messages. */
   public List<Session> listSessions(ListSessionsRequest request) {
     List<Session> sessions = new ArrayList<>();
     ListSessionsRequest.Builder next = request.toBuilder();
@@ -111,28 +111,28 @@ public final class RuvdClient implements AutoCloseable {
     return sessions;
   }
 
-  /** Makes a session that begins with the first exchanges of another one, by default all. */
+  /** Creates a session that starts with another one's first exchanges, by default all. */
   public Session forkSession(ForkSessionRequest request) {
     return call(stub -> stub.forkSession(request)).getSession();
   }
 
-  /** Deletes a session with its messages. */
+  /** Deletes a session and its messages. */
   public void endSession(String sessionId) {
     var request = EndSessionRequest.newBuilder().setSessionId(sessionId).build();
     call(stub -> stub.endSession(request));
   }
 
-  /** Which models the engine offers, and the one that answers where a call names none. */
+  /** Returns the models that the engine offers, and the default model. */
   public ListModelsResponse listModels() {
     return call(stub -> stub.listModels(ListModelsRequest.getDefaultInstance()));
   }
 
-  /** Stops a completion, whoever began it, and returns when it has ended. */
+  /** Stops any client's completion and returns when it has ended. */
   public void cancelCompletion(CancelCompletionRequest request) {
     call(stub -> stub.cancelCompletion(request));
   }
 
-  /** Any other call of the service, by its generated stub: {@code stub.updateSession(...)}. */
+  /** Makes any other call with the generated stub: {@code stub.updateSession(...)}. */
   public <T> T call(Function<SessionServiceBlockingStub, T> method) {
     try {
       return method.apply(SessionServiceGrpc.newBlockingStub(tracedChannel()));
@@ -142,46 +142,46 @@ public final class RuvdClient implements AutoCloseable {
   }
 
   /**
-   * Answers the new messages, in a session or, without a session id, stateless. A request id and a
-   * grace of 10 s are added where the request has none.
+   * Starts a completion of the new messages, stateless if there is no session id. A request id and
+   * a disconnect grace of 10 s are added if the request has none.
    */
   public Completion complete(CompleteRequest.Builder request) {
     return complete(request, null);
   }
 
-  /** As {@link #complete(CompleteRequest.Builder)}, with a time-out for the whole answer. */
+  /** Like {@link #complete(CompleteRequest.Builder)}, with a timeout for the whole answer. */
   public Completion complete(CompleteRequest.Builder request, Duration timeout) {
     return new Completion(this, resumable(request), null, timeout, null);
   }
 
   /**
-   * As {@link #complete(CompleteRequest.Builder)}, without waiting: {@code onText} is given each
-   * text, on a thread of gRPC's. The future fails with {@link RuvdException}; cancelling it cancels
-   * the completion.
+   * Like {@link #complete(CompleteRequest.Builder)}, without blocking: {@code onText} is called
+   * with each piece of text, on a gRPC thread. The future fails with {@link RuvdException};
+   * cancelling it cancels the completion.
    */
   public CompletableFuture<Finished> completeAsync(
       CompleteRequest.Builder request, Consumer<? super String> onText) {
     return new Completion(this, resumable(request), null, null, onText).end;
   }
 
-  /** Reads on a completion whose stream was cut, or that somebody else began. */
+  /** Continues to read a completion whose stream broke, or that another client started. */
   public Completion resumeCompletion(ResumeCompletionRequest request) {
     return new Completion(this, null, request, null, null);
   }
 
   /**
-   * Answers many requests in one call and gives each outcome, an answer or an error, as soon as it
-   * is there. A request id is added to each item that has none: with ids of your own, repeating a
-   * batch that failed runs only what was not finished. What {@code onResult} throws cancels it.
+   * Runs many completions in one call and passes each result to {@code onResult} as soon as it is
+   * available. A request id is added to each item that has none; with your own ids, repeating a
+   * failed batch runs only the unfinished items. An exception of {@code onResult} cancels it.
    */
   public BatchSummary batch(
       BatchCompleteRequest.Builder request, Consumer<? super BatchResult> onResult) {
-    BatchCompleteRequest.Builder named = request.clone();
-    named.getItemsBuilderList().forEach(RuvdClient::name);
+    BatchCompleteRequest.Builder items = request.clone();
+    items.getItemsBuilderList().forEach(RuvdClient::withRequestId);
     try (var context = Context.current().withCancellation()) {
       Context before = context.attach();
       try {
-        return call(stub -> read(stub.batchComplete(named.build()), onResult));
+        return call(stub -> read(stub.batchComplete(items.build()), onResult));
       } finally {
         context.detach(before);
       }
@@ -202,10 +202,10 @@ public final class RuvdClient implements AutoCloseable {
     return summary;
   }
 
-  /** Closes the connection; completions that run are cancelled. */
+  /** Closes the connection and cancels the running completions. */
   @Override
   public void close() {
-    open.forEach(end -> end.cancel(false));
+    running.forEach(end -> end.cancel(false));
     channel.shutdown();
     try {
       channel.awaitTermination(CLOSE_SECONDS, TimeUnit.SECONDS);
@@ -215,21 +215,21 @@ public final class RuvdClient implements AutoCloseable {
     channel.shutdownNow();
   }
 
-  /** The channel for calls of the span that is current now. */
+  /** Returns a channel whose calls carry the trace context of the current span. */
   Channel tracedChannel() {
     return ClientInterceptors.intercept(
         channel, MetadataUtils.newAttachHeadersInterceptor(Tracing.headers()));
   }
 
   private static CompleteRequest resumable(CompleteRequest.Builder request) {
-    CompleteRequest.Builder resumable = name(request.clone());
+    CompleteRequest.Builder resumable = withRequestId(request.clone());
     if (!resumable.hasDisconnectGrace()) {
       resumable.getDisconnectGraceBuilder().setSeconds(GRACE_SECONDS);
     }
     return resumable.build();
   }
 
-  private static CompleteRequest.Builder name(CompleteRequest.Builder request) {
+  private static CompleteRequest.Builder withRequestId(CompleteRequest.Builder request) {
     return request.getRequestId().isEmpty()
         ? request.setRequestId(UUID.randomUUID().toString())
         : request;
@@ -240,8 +240,8 @@ public final class RuvdClient implements AutoCloseable {
         new InputStreamReader(
             RuvdClient.class.getResourceAsStream("service_config.json"), StandardCharsets.UTF_8)) {
       return new Gson().fromJson(json, new TypeToken<Map<String, Object>>() {});
-    } catch (IOException broken) {
-      throw new UncheckedIOException(broken);
+    } catch (IOException failure) {
+      throw new UncheckedIOException(failure);
     }
   }
 }

@@ -14,7 +14,7 @@ import java.time.Duration;
 import java.util.List;
 import java.util.Optional;
 
-/** A call that failed, with the details that ruvd puts into gRPC's status. */
+/** The error of a failed call, with the details in its gRPC status. */
 public final class RuvdException extends StatusRuntimeException {
   private static final long serialVersionUID = 1L;
 
@@ -26,36 +26,36 @@ public final class RuvdException extends StatusRuntimeException {
     super(status.withDescription(message), null);
   }
 
-  /** The error of one item of a batch: as its own call would have failed. */
+  /** Converts the status of a batch item to the error of an equivalent single call. */
   public static RuvdException of(com.google.rpc.Status error) {
     return new RuvdException(StatusProto.toStatusRuntimeException(error));
   }
 
-  /** gRPC's code. */
+  /** Returns the gRPC status code. */
   public Code code() {
     return getStatus().getCode();
   }
 
   /**
-   * One of {@code ErrorReason} without its prefix, such as {@code SESSION_NOT_FOUND}; empty if the
-   * error is not ruvd's own, as where no daemon is at the address.
+   * Returns an {@code ErrorReason} without its prefix, such as {@code SESSION_NOT_FOUND}, or an
+   * empty string if the error does not come from ruvd, for example without a daemon.
    */
   public String reason() {
     ErrorInfo info = detail(ErrorInfo.getDefaultInstance());
     return info.getDomain().equals("ruvd") ? info.getReason() : "";
   }
 
-  /** What the daemon says about it. */
+  /** Returns the error's description. */
   public String message() {
     return Optional.ofNullable(getStatus().getDescription()).orElse("");
   }
 
-  /** Every wrong field of the request, for INVALID_REQUEST. */
+  /** Returns all invalid fields of the request, for INVALID_REQUEST. */
   public List<BadRequest.FieldViolation> violations() {
     return detail(BadRequest.getDefaultInstance()).getFieldViolationsList();
   }
 
-  /** How long to wait before a repetition; empty where waiting does not help. */
+  /** Returns the time to wait before a retry; empty if the call is not worth a retry. */
   public Optional<Duration> retryAfter() {
     return Optional.of(detail(RetryInfo.getDefaultInstance()))
         .filter(RetryInfo::hasRetryDelay)
@@ -69,7 +69,7 @@ public final class RuvdException extends StatusRuntimeException {
         if (detail.isSameTypeAs(absent)) {
           return detail.unpackSameTypeAs(absent);
         }
-      } catch (InvalidProtocolBufferException notOurs) {
+      } catch (InvalidProtocolBufferException malformed) {
         break;
       }
     }

@@ -4,7 +4,7 @@ import io.grpc.Metadata;
 import io.opentelemetry.api.trace.propagation.W3CTraceContextPropagator;
 import io.opentelemetry.context.Context;
 
-/** The current span as headers, where OpenTelemetry's API, an optional dependency, is installed. */
+/** The current trace context as headers, if OpenTelemetry's API (optional) is installed. */
 final class Tracing {
   private Tracing() {}
 
@@ -13,12 +13,12 @@ final class Tracing {
     try {
       Propagation.inject(headers);
     } catch (NoClassDefFoundError notInstalled) {
-      // There is no trace then.
+      // Without the API there is no trace context.
     }
     return headers;
   }
 
-  /** Loaded when it is used. The global propagator does nothing until an SDK has set it. */
+  /** Loaded at its first use. The global propagator would have no effect without an SDK. */
   private static final class Propagation {
     static void inject(Metadata headers) {
       W3CTraceContextPropagator.getInstance()
