@@ -1,6 +1,6 @@
 //! The program of `clients/CONFORMANCE.md`: `conformance scenario`, or `conformance restart`.
 //!
-//! It prints what every client prints, so it uses what users use: the crate's own words.
+//! Its output is the same in every language. It uses only the crate's public API.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
@@ -49,8 +49,8 @@ async fn sessions(client: &Client) -> Outcome {
         ..Default::default()
     };
     print_session(&client.create(request).await?);
-    say(client, asked("one two three", "alpha")).await;
-    say(client, asked("four", "alpha")).await;
+    complete(client, session_request("one two three", "alpha")).await;
+    complete(client, session_request("four", "alpha")).await;
     let session = client.get("alpha", SessionView::Full).await?;
     print_session(&session);
     for message in &session.messages {
@@ -71,18 +71,19 @@ async fn streams(client: &Client) -> Outcome {
     println!("# stream");
     print_events(client.complete("alpha beta gamma")).await?;
     println!("# unicode");
-    say(client, "Grüße aus Köln".into()).await;
-    say(client, "世界 👩\u{200d}🚀 ok".into()).await;
-    say(client, "नमस्ते दुनिया".into()).await;
-    say(client, "e\u{301} A\u{30a}".into()).await;
+    complete(client, "Grüße aus Köln".into()).await;
+    complete(client, "世界 👩\u{200d}🚀 ok".into()).await;
+    complete(client, "नमस्ते दुनिया".into()).await;
+    complete(client, "e\u{301} A\u{30a}".into()).await;
     Ok(())
 }
 
 async fn request_id(client: &Client) -> Outcome {
     println!("# request id");
     for content in ["once only", "once only", "other"] {
-        let request = CompleteRequest { request_id: "r-1".into(), ..asked(content, "beta") };
-        say(client, request).await;
+        let request =
+            CompleteRequest { request_id: "r-1".into(), ..session_request(content, "beta") };
+        complete(client, request).await;
     }
     print_session(&client.get("beta", SessionView::Basic).await?);
     Ok(())
@@ -90,15 +91,15 @@ async fn request_id(client: &Client) -> Outcome {
 
 async fn cuts(client: &Client) -> Outcome {
     println!("# cut after the third event");
-    let cut = at("RUVD_CUT_THIRD")?;
-    print_events(cut.complete(asked("a b c d e f", "gamma"))).await?;
+    let cut = connect("RUVD_CUT_THIRD")?;
+    print_events(cut.complete(session_request("a b c d e f", "gamma"))).await?;
     print_session(&cut.get("gamma", SessionView::Basic).await?);
     println!("# cut always");
-    let cut = at("RUVD_CUT_ALWAYS")?;
-    say(&cut, asked("a b c d e f g h", "delta")).await;
+    let cut = connect("RUVD_CUT_ALWAYS")?;
+    complete(&cut, session_request("a b c d e f g h", "delta")).await;
     print_session(&cut.get("delta", SessionView::Basic).await?);
     println!("# cut before the first event");
-    say(&at("RUVD_CUT_FIRST")?, asked("x y z", "epsilon")).await;
+    complete(&connect("RUVD_CUT_FIRST")?, session_request("x y z", "epsilon")).await;
     print_session(&client.get("epsilon", SessionView::Basic).await?);
     Ok(())
 }
@@ -106,10 +107,10 @@ async fn cuts(client: &Client) -> Outcome {
 async fn cancel(client: &Client) -> Outcome {
     println!("# cancel");
     create(client, "zeta").await?;
-    let answer = client.complete(asked(words(200), "zeta"));
-    print_texts(answer.take(3)).await; // Dropped then, which cancels it.
-    let over = stopped(client, "zeta").await?;
-    println!("{}", if over { "cancelled" } else { "still running" });
+    let answer = client.complete(session_request(words(200), "zeta"));
+    print_texts(answer.take(3)).await; // Dropping it cancels it.
+    let idle = wait_until_idle(client, "zeta").await?;
+    println!("{}", if idle { "cancelled" } else { "still running" });
     print_session(&client.get("zeta", SessionView::Basic).await?);
     Ok(())
 }
@@ -117,13 +118,14 @@ async fn cancel(client: &Client) -> Outcome {
 async fn busy(client: &Client) -> Outcome {
     println!("# busy");
     create(client, "eta").await?;
-    let mut first = client.complete(asked(words(200), "eta"));
+    let mut first = client.complete(session_request(words(200), "eta"));
     first.try_next().await?;
-    let rejected = CompleteRequest { if_busy: IfBusy::Reject.into(), ..asked("no", "eta") };
-    say(client, rejected).await;
+    let rejecting =
+        CompleteRequest { if_busy: IfBusy::Reject.into(), ..session_request("no", "eta") };
+    complete(client, rejecting).await;
     let interrupting =
-        CompleteRequest { if_busy: IfBusy::Interrupt.into(), ..asked("mine", "eta") };
-    say(client, interrupting).await;
+        CompleteRequest { if_busy: IfBusy::Interrupt.into(), ..session_request("mine", "eta") };
+    complete(client, interrupting).await;
     while let Some(text) = first.next().await {
         if let Err(error) = text {
             print_error(&error);
@@ -138,22 +140,22 @@ async fn errors(client: &Client) -> Outcome {
     for reason in (1..).map_while(|number| ErrorReason::try_from(number).ok()) {
         let reason = reason.as_str_name().trim_start_matches("ERROR_REASON_");
         println!("fault {reason}");
-        say(client, format!("!fault {reason}").into()).await;
+        complete(client, format!("!fault {reason}").into()).await;
     }
     println!("# error after text");
-    say(client, asked("!fault ENGINE_UNAVAILABLE one two", "theta")).await;
+    complete(client, session_request("!fault ENGINE_UNAVAILABLE one two", "theta")).await;
     print_error(&client.get("theta", SessionView::Basic).await.unwrap_err());
     println!("# wrong fields");
     let options = CompletionOptions { temperature: Some(3.0), ..Default::default() };
-    let wrong = CompleteRequest { options: Some(options), ..asked("hi", "no spaces") };
-    say(client, wrong).await;
+    let invalid = CompleteRequest { options: Some(options), ..session_request("hi", "no spaces") };
+    complete(client, invalid).await;
     Ok(())
 }
 
 async fn fork(client: &Client) -> Outcome {
     println!("# fork");
-    say(client, asked("first", "iota")).await;
-    say(client, asked("second", "iota")).await;
+    complete(client, session_request("first", "iota")).await;
+    complete(client, session_request("second", "iota")).await;
     let request = ForkSessionRequest {
         session_id: "iota".into(),
         exchange_count: Some(1),
@@ -161,7 +163,7 @@ async fn fork(client: &Client) -> Outcome {
         ..Default::default()
     };
     print_session(&client.fork(request).await?);
-    say(client, asked("third", "iota-fork")).await;
+    complete(client, session_request("third", "iota-fork")).await;
     print_session(&client.get("iota", SessionView::Basic).await?);
     print_session(&client.get("iota-fork", SessionView::Basic).await?);
     Ok(())
@@ -172,8 +174,8 @@ async fn batch(client: &Client) -> Outcome {
     let items = vec![
         "b0".into(),
         "!fault ENGINE_REJECTED".into(),
-        asked("b2", "kappa"),
-        asked("b3", "kappa"),
+        session_request("b2", "kappa"),
+        session_request("b3", "kappa"),
     ];
     let mut batch = client.batch(BatchCompleteRequest { items, ..Default::default() });
     let mut results = BTreeMap::new();
@@ -183,7 +185,7 @@ async fn batch(client: &Client) -> Outcome {
             batch_complete_response::Event::Result(result) => {
                 results.insert(result.index, result.outcome);
             }
-            batch_complete_response::Event::Summary(sums) => summary = Some(sums),
+            batch_complete_response::Event::Summary(totals) => summary = Some(totals),
         }
     }
     for (index, outcome) in results {
@@ -209,10 +211,10 @@ async fn batch(client: &Client) -> Outcome {
 async fn deadline(client: &Client) -> Outcome {
     println!("# deadline");
     create(client, "lambda").await?;
-    let answer = client.complete(asked(words(200), "lambda"));
+    let answer = client.complete(session_request(words(200), "lambda"));
     print_codes(answer.timeout(Duration::from_millis(400)), "").await;
-    let over = stopped(client, "lambda").await?;
-    println!("{}", if over { "over" } else { "still running" });
+    let idle = wait_until_idle(client, "lambda").await?;
+    println!("{}", if idle { "over" } else { "still running" });
     print_session(&client.get("lambda", SessionView::Basic).await?);
     Ok(())
 }
@@ -229,7 +231,7 @@ async fn models(client: &Client) -> Outcome {
 
 async fn nobody() -> Outcome {
     println!("# nobody there");
-    let client = at("RUVD_NOBODY")?;
+    let client = connect("RUVD_NOBODY")?;
     print_error(&client.models().await.unwrap_err());
     print_codes(client.complete("hi").timeout(Duration::from_millis(500)), " -").await;
     Ok(())
@@ -239,20 +241,20 @@ async fn restart() -> Outcome {
     let client = Client::from_env()?;
     let mut answer = client.complete(CompleteRequest {
         on_disconnect: OnDisconnect::Continue.into(),
-        ..asked(words(40), "omega")
+        ..session_request(words(40), "omega")
     });
-    let mut all = answer.try_next().await?.unwrap_or_default();
+    let mut received = answer.try_next().await?.unwrap_or_default();
     println!("ready");
     io::stdout().flush().expect("stdout is open");
-    let ended = loop {
+    let end = loop {
         match answer.next().await {
-            Some(Ok(text)) => all += &text,
+            Some(Ok(text)) => received += &text,
             Some(Err(error)) => break Err(error),
             None => break Ok(()),
         }
     };
-    match ended {
-        Ok(()) => println!("text [{all}]"),
+    match end {
+        Ok(()) => println!("text [{received}]"),
         Err(error) => print_error(&error),
     }
     match client.get("omega", SessionView::Basic).await {
@@ -262,11 +264,11 @@ async fn restart() -> Outcome {
     Ok(())
 }
 
-fn at(variable: &str) -> Result<Client, Error> {
+fn connect(variable: &str) -> Result<Client, Error> {
     Client::new(&std::env::var(variable).unwrap_or_default())
 }
 
-fn asked(content: impl Into<String>, session_id: &str) -> CompleteRequest {
+fn session_request(content: impl Into<String>, session_id: &str) -> CompleteRequest {
     CompleteRequest::from(content.into()).in_session(session_id)
 }
 
@@ -280,10 +282,10 @@ async fn create(client: &Client, session_id: &str) -> Outcome {
     client.create(request).await.map(drop)
 }
 
-/// Whether nothing runs in the session any more, within 5 s.
-async fn stopped(client: &Client, session_id: &str) -> Result<bool, Error> {
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(5) {
+/// Waits up to 5 s and returns whether the session has no running completion.
+async fn wait_until_idle(client: &Client, session_id: &str) -> Result<bool, Error> {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(5) {
         if client.get(session_id, SessionView::Basic).await?.running_completion_id.is_empty() {
             return Ok(true);
         }
@@ -292,7 +294,7 @@ async fn stopped(client: &Client, session_id: &str) -> Result<bool, Error> {
     Ok(false)
 }
 
-async fn say(client: &Client, request: CompleteRequest) {
+async fn complete(client: &Client, request: CompleteRequest) {
     let mut answer = client.complete(request);
     print_texts(&mut answer).await;
     if let Some(finished) = answer.finished() {
@@ -328,11 +330,11 @@ async fn print_events(mut answer: Completion) -> Outcome {
     Ok(())
 }
 
-/// The code of what ends the answer, and none of its texts.
-async fn print_codes(mut answer: Completion, after: &str) {
+/// Prints the code of the error that ends the answer, but no text.
+async fn print_codes(mut answer: Completion, suffix: &str) {
     match answer.text().await {
         Ok(text) => println!("text [{text}]"),
-        Err(error) => println!("error {}{after}", name(error.code)),
+        Err(error) => println!("error {}{suffix}", name(error.code)),
     }
 }
 
@@ -343,7 +345,7 @@ fn print_session(session: &Session) {
 
 fn print_error(error: &Error) {
     let reason = if error.reason.is_empty() { "-" } else { &error.reason };
-    let retry = error.retry_after.map(|after| format!(" retry={}ms", after.as_millis()));
+    let retry = error.retry_after.map(|delay| format!(" retry={}ms", delay.as_millis()));
     println!("error {} {reason}{}", name(error.code), retry.unwrap_or_default());
     for violation in &error.violations {
         println!("violation {}: {}", violation.field, violation.description);
@@ -354,7 +356,7 @@ fn reason(finished: &Finished) -> &'static str {
     finished.finish_reason().as_str_name().trim_start_matches("FINISH_REASON_")
 }
 
-/// gRPC's name of a code, `NotFound` as `NOT_FOUND`.
+/// Returns gRPC's name of a code: `NOT_FOUND` for `NotFound`.
 fn name(code: Code) -> String {
     let mut name = String::new();
     for letter in format!("{code:?}").chars() {

@@ -1,4 +1,4 @@
-//! A chat over server-sent events: `PORT=8080 cargo run --example sse`, then
+//! An example of a chat with server-sent events: `PORT=8080 cargo run --example sse`, then
 //! `curl -N 'http://127.0.0.1:8080/chat?session=ada&message=Hello'`.
 
 use std::{collections::HashMap, env, error::Error, net::Ipv4Addr};
@@ -11,7 +11,7 @@ use ruvd_client::{Client, CompleteRequest};
 use serde_json::json;
 use tokio::net::TcpListener;
 
-/// Axum drops the stream when the page is left, and with it the completion, which cancels it.
+/// Streams an answer. After the page was left, axum drops the stream, which cancels the completion.
 async fn chat(
     State(client): State<Client>,
     Query(mut query): Query<HashMap<String, String>>,

@@ -1,4 +1,4 @@
-//! One answer over as many streams as it takes, by the rules of clients/CONFORMANCE.md.
+//! A completion, received over one or several streams, by the rules of clients/CONFORMANCE.md.
 
 use std::task::{Context, Poll, ready};
 use std::{future::Future, pin::Pin, time::Duration};
@@ -7,7 +7,7 @@ use futures_util::stream::{BoxStream, Stream, StreamExt, TryStreamExt, once, pol
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Code, Response, Status, Streaming, metadata::MetadataMap};
 
-use crate::client::{outgoing, trace};
+use crate::client::{build_request, trace};
 use crate::v1::completion_event::Event;
 use crate::v1::delta::Part;
 use crate::v1::*;
@@ -15,38 +15,39 @@ use crate::{Client, Error};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-const BROKEN: [Code; 4] = [Code::Unavailable, Code::Internal, Code::Unknown, Code::Cancelled];
+const CONNECTION_ERRORS: [Code; 4] =
+    [Code::Unavailable, Code::Internal, Code::Unknown, Code::Cancelled];
+const CONTRADICTION: &str = "the answer contradicts the text received before";
 
 type Events = BoxStream<'static, Result<CompletionEvent, Error>>;
 
-/// An answer on its way: a stream of its text.
+/// A running completion, which is a stream of its text.
 ///
-/// The call is made when it is polled first. A stream that breaks without an error of ruvd's is
-/// taken up where it was, within 10 s: by `ResumeCompletion`, or before the first event by the same
-/// request again, which generates nothing twice. The text is the whole answer, each part once, or
-/// the stream ends with the error.
+/// The call is made at the first poll. A stream that breaks without an error of ruvd's is resumed
+/// within 10 s: by `ResumeCompletion`, or before the first event by the same request again, which is
+/// not generated twice. Each part of the text is delivered once, or the stream ends with an error.
 ///
-/// Drop it early and the daemon stops generating and leaves the session as it was before the turn;
-/// nothing waits for that. `Client::cancel` does, and can keep what there is.
-#[must_use = "nothing is asked until it is polled"]
+/// Dropping it early cancels the completion, without waiting, and leaves the session unchanged.
+/// `Client::cancel` waits for the end and can commit the part generated so far.
+#[must_use = "the call is made when it is polled"]
 pub struct Completion {
     client: Client,
     trace: MetadataMap,
     deadline: Option<Instant>,
-    /// None for a completion that somebody else began.
+    /// None for a resumed completion.
     request: Option<CompleteRequest>,
-    /// What the daemon knows it by, and the last event that came.
-    name: ResumeCompletionRequest,
+    /// Identifies the completion and the last event received.
+    target: ResumeCompletionRequest,
     /// None after the end.
     events: Option<Events>,
-    /// Whether these are of ResumeCompletion.
+    /// Whether the events come from ResumeCompletion.
     resumed: bool,
-    /// Whether there is something to cancel.
+    /// Whether there is a completion to cancel.
     running: bool,
-    /// What was delivered of the text; None if it is not known from the beginning on.
+    /// The text received; None if its beginning is unknown.
     text: Option<String>,
-    /// What the whole answer has beyond it.
-    rest: String,
+    /// The text of the whole answer beyond it.
+    missing_text: String,
     broken: Option<Instant>,
     finished: Option<Finished>,
 }
@@ -55,45 +56,45 @@ impl Completion {
     pub(crate) fn new(
         client: Client,
         request: Option<CompleteRequest>,
-        name: ResumeCompletionRequest,
+        target: ResumeCompletionRequest,
     ) -> Self {
         let mut completion = Self {
             client,
             trace: trace(),
             deadline: None,
             request,
-            text: (name.after_sequence == 0).then(String::new),
-            name,
+            text: (target.after_sequence == 0).then(String::new),
+            target,
             events: None,
             resumed: false,
             running: false,
-            rest: String::new(),
+            missing_text: String::new(),
             broken: None,
             finished: None,
         };
-        completion.open(None);
+        completion.open_stream(None);
         completion
     }
 
-    /// With a deadline for the whole answer, from now on.
+    /// Sets a timeout for the whole answer, which starts now.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.deadline = Some(Instant::now() + timeout);
         if self.events.is_some() {
-            self.open(None);
+            self.open_stream(None);
         }
         self
     }
 
-    /// The numbered events that have not been read yet, instead of their text.
+    /// Returns the numbered events that have not been read yet.
     pub fn events(&mut self) -> impl Stream<Item = Result<CompletionEvent, Error>> + Unpin {
         poll_fn(|context| self.poll_event(context))
     }
 
-    /// Wait for the whole text, with what was read before.
+    /// Waits for the end and returns the whole text, including the parts read before.
     ///
     /// # Errors
     ///
-    /// What the completion failed with; UNKNOWN if that was read before.
+    /// The error of the completion, or UNKNOWN if that error was read before.
     pub async fn text(&mut self) -> Result<String, Error> {
         while self.events().try_next().await?.is_some() {}
         let message = self.finished.as_ref().and_then(|end| end.message.as_ref());
@@ -101,14 +102,14 @@ impl Completion {
         text.ok_or_else(|| Error::local(Code::Unknown, "there is no answer"))
     }
 
-    /// The whole answer, with usage and timings; set once it has been read to its end.
+    /// The whole answer with its usage and timings; None until it has been read to its end.
     pub fn finished(&self) -> Option<&Finished> {
         self.finished.as_ref()
     }
 
-    /// The number of the last event that was read; 0 before the first.
+    /// The sequence number of the last event read; 0 before the first.
     pub fn last_sequence(&self) -> i64 {
-        self.name.after_sequence
+        self.target.after_sequence
     }
 
     fn poll_event(
@@ -118,11 +119,13 @@ impl Completion {
         while let Some(events) = &mut self.events {
             self.running = true;
             let outcome = match ready!(events.poll_next_unpin(context)) {
-                // That was the end of the call, which so is not cancelled.
+                // Reading on after Finished lets the call end normally, not cancelled.
                 _ if self.finished.is_some() => break,
-                Some(Ok(event)) => self.took(event).map(Some),
-                Some(Err(error)) => self.broke(error),
-                None => self.broke(Error::local(Code::Unavailable, "the stream ended early")),
+                Some(Ok(event)) => self.handle_event(event).map(Some),
+                Some(Err(error)) => self.handle_failure(error),
+                None => {
+                    self.handle_failure(Error::local(Code::Unavailable, "the stream ended early"))
+                }
             };
             if outcome.is_err() {
                 self.running = false;
@@ -136,19 +139,19 @@ impl Completion {
         Poll::Ready(None)
     }
 
-    /// Sets the events to those of a new call, which is made when they are polled, after the pause.
-    fn open(&mut self, pause: Option<Duration>) {
+    /// Opens a new stream, whose call is made after the pause when it is polled.
+    fn open_stream(&mut self, pause: Option<Duration>) {
         let mut stub = self.client.stub.clone();
-        let begin = self.request.clone().filter(|_| self.name.completion_id.is_empty());
-        self.resumed = begin.is_none();
-        let events = if let Some(request) = begin {
-            let request = outgoing(request, &self.trace, self.deadline);
+        let request = self.request.clone().filter(|_| self.target.completion_id.is_empty());
+        self.resumed = request.is_none();
+        let events = if let Some(request) = request {
+            let request = build_request(request, &self.trace, self.deadline);
             let call = async move { stub.complete(request).await };
-            events_of(pause, call, |response| response.event)
+            event_stream(pause, call, |response| response.event)
         } else {
-            let request = outgoing(self.name.clone(), &self.trace, self.deadline);
+            let request = build_request(self.target.clone(), &self.trace, self.deadline);
             let call = async move { stub.resume_completion(request).await };
-            events_of(pause, call, |response| response.event)
+            event_stream(pause, call, |response| response.event)
         };
         self.events = Some(match self.deadline {
             Some(deadline) => events.take_until(async move { sleep_until(deadline).await }).boxed(),
@@ -156,61 +159,65 @@ impl Completion {
         });
     }
 
-    fn took(&mut self, event: CompletionEvent) -> Result<CompletionEvent, Error> {
+    fn handle_event(&mut self, event: CompletionEvent) -> Result<CompletionEvent, Error> {
         let after_sequence = event.sequence;
-        self.name.after_sequence = after_sequence;
+        self.target.after_sequence = after_sequence;
         self.broken = None;
         match &event.event {
             Some(Event::Started(Started { completion_id, .. })) => {
                 let completion_id = completion_id.clone();
-                self.name =
+                self.target =
                     ResumeCompletionRequest { completion_id, after_sequence, ..Default::default() };
             }
-            Some(Event::Delta(Delta { part: Some(Part::Text(more)) })) => {
+            Some(Event::Delta(Delta { part: Some(Part::Text(addition)) })) => {
                 if let Some(text) = &mut self.text {
-                    text.push_str(more);
+                    text.push_str(addition);
                 }
             }
             Some(Event::Finished(finished)) => {
-                if let (Some(text), Some(whole)) = (&self.text, &finished.message) {
-                    let rest = whole.content.strip_prefix(text.as_str());
-                    let lost = || Error::local(Code::DataLoss, "the answer is not what came of it");
-                    self.rest = rest.ok_or_else(lost)?.to_owned();
+                if let (Some(text), Some(message)) = (&self.text, &finished.message) {
+                    let missing = message.content.strip_prefix(text.as_str());
+                    let data_loss = || Error::local(Code::DataLoss, CONTRADICTION);
+                    self.missing_text = missing.ok_or_else(data_loss)?.to_owned();
                 }
                 self.finished = Some(finished.clone());
             }
-            _ => {} // Reasoning, a part of a tool call, or an event of a later version.
+            _ => {} // Reasoning, part of a tool call, or an event of a later version.
         }
         Ok(event)
     }
 
-    /// Prepares another try, or says what ends the completion.
-    fn broke(&mut self, error: Error) -> Result<Option<CompletionEvent>, Error> {
+    /// Prepares another attempt, or returns the error that ends the completion.
+    fn handle_failure(&mut self, error: Error) -> Result<Option<CompletionEvent>, Error> {
         let now = Instant::now();
         if self.deadline.is_some_and(|deadline| deadline <= now) {
-            return Err(Error::late());
+            return Err(Error::timed_out());
         }
         let forgotten = self.resumed && error.reason == "COMPLETION_NOT_FOUND";
-        let delivered = self.name.after_sequence > 1; // The first is Started.
+        let delivered = self.target.after_sequence > 1; // The first is Started.
         if let (true, false, Some(request)) = (forgotten, delivered, &self.request) {
-            // The daemon was restarted. Nothing was delivered, so that another answer is as good.
-            self.name = name_of(request);
-        } else if !error.reason.is_empty() || !BROKEN.contains(&error.code) {
+            // The daemon has restarted. As nothing was delivered, the answer can be generated again.
+            self.target = identify(request);
+        } else if !error.reason.is_empty() || !CONNECTION_ERRORS.contains(&error.code) {
             return Err(error);
         }
         let since = now - *self.broken.get_or_insert(now);
-        let left = self.client.reconnect.saturating_sub(since);
-        if left.is_zero() {
+        let remaining = self.client.reconnect.saturating_sub(since);
+        if remaining.is_zero() {
             return Err(error);
         }
-        // What it has been broken for and 0.05 s: doubled each time, as tries fail at once.
-        self.open(Some((since + FIRST_PAUSE).min(LONGEST_PAUSE).min(left)));
+        self.open_stream(Some(next_pause(since).min(remaining)));
         Ok(None)
     }
 }
 
-/// What the daemon knows a completion by before it has an id.
-pub(crate) fn name_of(request: &CompleteRequest) -> ResumeCompletionRequest {
+/// The pause after a failed attempt. It doubles with each attempt, as attempts fail at once.
+pub(crate) fn next_pause(since_failure: Duration) -> Duration {
+    (since_failure + FIRST_PAUSE).min(LONGEST_PAUSE)
+}
+
+/// Returns the request that identifies a completion before its id is known.
+pub(crate) fn identify(request: &CompleteRequest) -> ResumeCompletionRequest {
     ResumeCompletionRequest {
         session_id: request.session_id.clone(),
         request_id: request.request_id.clone(),
@@ -218,7 +225,7 @@ pub(crate) fn name_of(request: &CompleteRequest) -> ResumeCompletionRequest {
     }
 }
 
-fn events_of<R: Send + 'static>(
+fn event_stream<R: Send + 'static>(
     pause: Option<Duration>,
     call: impl Future<Output = Result<Response<Streaming<R>>, Status>> + Send + 'static,
     event: fn(R) -> Option<CompletionEvent>,
@@ -239,8 +246,8 @@ impl Stream for Completion {
         while let Some(event) = ready!(self.poll_event(context)?) {
             let text = match event.event {
                 Some(Event::Delta(Delta { part: Some(Part::Text(text)) })) => text,
-                // After a restart of the daemon the events that brought the rest are gone.
-                Some(Event::Finished(_)) => std::mem::take(&mut self.rest),
+                // After a restart of the daemon, the deltas of the missing text are lost.
+                Some(Event::Finished(_)) => std::mem::take(&mut self.missing_text),
                 _ => continue,
             };
             if !text.is_empty() {
@@ -251,7 +258,7 @@ impl Stream for Completion {
     }
 }
 
-/// The daemon keeps a completion for the grace when its stream goes, so it is told.
+/// Cancels the completion, which the daemon would otherwise keep running for its grace.
 impl Drop for Completion {
     fn drop(&mut self) {
         let request = self.request.as_ref();
@@ -260,10 +267,10 @@ impl Drop for Completion {
             return;
         }
         let ResumeCompletionRequest { completion_id, session_id, request_id, .. } =
-            std::mem::take(&mut self.name);
+            std::mem::take(&mut self.target);
         let cancel =
             CancelCompletionRequest { completion_id, session_id, request_id, keep_partial: false };
-        let request = outgoing(cancel, &self.trace, None);
+        let request = build_request(cancel, &self.trace, None);
         let mut stub = self.client.stub.clone();
         self.client.runtime.spawn(async move { stub.cancel_completion(request).await });
     }

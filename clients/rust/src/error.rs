@@ -1,34 +1,34 @@
-//! The one error of this crate: gRPC's status with the google.rpc details that ruvd puts into it.
+//! The error of this crate: a gRPC status with ruvd's google.rpc details.
 
 use std::{error, fmt, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, RpcStatusExt, StatusExt};
 
-/// A call that failed.
+/// The error of a failed call.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Error {
-    /// gRPC's code.
+    /// The gRPC status code.
     pub code: Code,
-    /// One of `ErrorReason` without its prefix (`SESSION_NOT_FOUND`). Empty when the error is not
-    /// ruvd's own: no daemon at the address, or a deadline.
+    /// An `ErrorReason` without its prefix (`SESSION_NOT_FOUND`). Empty if the error does not come
+    /// from ruvd (no daemon at the address, deadline exceeded).
     pub reason: String,
-    /// What happened, for people.
+    /// A description for humans.
     pub message: String,
-    /// Every wrong field, for `INVALID_REQUEST`.
+    /// All invalid fields, for `INVALID_REQUEST`.
     pub violations: Vec<FieldViolation>,
-    /// After how long another try may help; `None` where waiting does not.
+    /// The time to wait before a retry; `None` if the call is not worth a retry.
     pub retry_after: Option<Duration>,
 }
 
 impl Error {
-    /// An error that no daemon has sent.
+    /// Creates an error of the client itself.
     pub(crate) fn local(code: Code, message: &str) -> Self {
         Self::new(code, message, ErrorDetails::default())
     }
 
-    pub(crate) fn late() -> Self {
+    pub(crate) fn timed_out() -> Self {
         Self::local(Code::DeadlineExceeded, "the deadline has passed")
     }
 
@@ -47,15 +47,15 @@ impl Error {
 
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
-        // tonic says UNKNOWN, INTERNAL or CANCELLED of a connection that broke. Only a status that
-        // is made here, not by the daemon, has a source.
-        let lost = error::Error::source(&status).is_some();
-        let code = if lost { Code::Unavailable } else { status.code() };
+        // For a lost connection tonic returns UNKNOWN, INTERNAL or CANCELLED. Only a status that
+        // tonic made, not the daemon, has a source.
+        let is_connection_error = error::Error::source(&status).is_some();
+        let code = if is_connection_error { Code::Unavailable } else { status.code() };
         Self::new(code, status.message(), status.get_error_details())
     }
 }
 
-/// The error of one item of a batch: as its own call would have failed.
+/// Converts the status of a batch item to the error of an equivalent single call.
 impl From<tonic_types::Status> for Error {
     fn from(status: tonic_types::Status) -> Self {
         Self::new(status.code.into(), &status.message, status.get_error_details())

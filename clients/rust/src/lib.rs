@@ -1,6 +1,6 @@
 //! The Rust client of ruvd: sessions with a language model over gRPC.
 //!
-//! Send only the new message; the daemon beside your service keeps the conversation.
+//! Your service sends only the new message; the daemon beside it keeps the conversation.
 //!
 //! ```no_run
 //! use futures_util::TryStreamExt;
@@ -16,8 +16,8 @@
 //! # }
 //! ```
 //!
-//! [`Client`] has the verbs of `ruvd.v1.SessionService`, [`Completion`] is an answer on its way,
-//! and [`v1`] holds the generated messages, which requests and answers are.
+//! [`Client`] has the methods of `ruvd.v1.SessionService`, [`Completion`] is a running completion,
+//! and [`v1`] has the generated messages for requests and responses.
 #![warn(missing_docs)]
 
 mod client;
@@ -26,7 +26,7 @@ mod error;
 #[cfg(test)]
 mod tests;
 
-/// The README's programs, so that they are compiled.
+/// The README's examples, compiled as doctests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
@@ -38,13 +38,13 @@ pub use tonic::Code;
 pub use tonic_types::FieldViolation;
 pub use v1::{CompleteRequest, CreateSessionRequest, Message, Session, Tool};
 
-/// The messages of the contract, generated from `session_service.proto`.
+/// The messages generated from `session_service.proto`.
 #[allow(missing_docs, clippy::all)]
 pub mod v1 {
     include!("v1/ruvd.v1.rs");
 }
 
-/// One message of the user.
+/// Creates a request with one user message.
 impl From<&str> for CompleteRequest {
     fn from(content: &str) -> Self {
         let role = v1::Role::User.into();
@@ -53,7 +53,7 @@ impl From<&str> for CompleteRequest {
     }
 }
 
-/// One message of the user.
+/// Creates a request with one user message.
 impl From<String> for CompleteRequest {
     fn from(content: String) -> Self {
         content.as_str().into()
@@ -61,7 +61,7 @@ impl From<String> for CompleteRequest {
 }
 
 impl CompleteRequest {
-    /// The same in a session, which is created if there is none; without, it is stateless.
+    /// Sets the session, which is created if it does not exist. Without it, it is stateless.
     #[must_use]
     pub fn in_session(mut self, session_id: impl Into<String>) -> Self {
         self.session_id = session_id.into();

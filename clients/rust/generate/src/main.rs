@@ -1,7 +1,7 @@
 //! Writes the client's stubs from a descriptor set: `generate DESCRIPTORS FOLDER`.
 //!
-//! It is a crate of its own, so that who builds the client compiles no generator. protoc is the one
-//! of grpcio-tools, which the repository has anyway; the Makefile calls it.
+//! It is a separate crate, so that building the client does not compile the generator. The Makefile
+//! makes the descriptor set with the protoc of grpcio-tools, which the repository needs anyway.
 
 use std::{env, error::Error, fs};
 
