@@ -15,14 +15,14 @@ import {
 } from "../src/client.js";
 import type { CompleteOptions, Completion, Session } from "../src/client.js";
 
-const WORDS = (count: number): string =>
+const words = (count: number): string =>
   Array.from({ length: count }, (_, index) => `w${String(index + 1)}`).join(" ");
 
 function print(line: string): void {
   process.stdout.write(`${line}\n`);
 }
 
-function at(variable: string): Client {
+function connect(variable: string): Client {
   const address = process.env[variable];
   if (!address) throw new Error(`${variable} is not set`);
   return new Client(address);
@@ -40,9 +40,9 @@ function printError(error: unknown): void {
   for (const { field, description } of violations) print(`violation ${field}: ${description}`);
 }
 
-async function fails(call: Promise<unknown>): Promise<void> {
+async function printFailure(call: Promise<unknown>): Promise<void> {
   await call.then(() => {
-    throw new Error("this should have failed");
+    throw new Error("the call should have failed");
   }, printError);
 }
 
@@ -54,7 +54,7 @@ async function printTexts(answer: Completion): Promise<void> {
   try {
     for await (const text of answer) print(`text [${text}]`);
     const { finished, lastSequence } = answer;
-    if (!finished) throw new Error("the answer has no end");
+    if (!finished) throw new Error("the stream ended without Finished");
     const reason = FinishReason[finished.finishReason].replace("FINISH_REASON_", "");
     const exchanges = String(finished.exchangeCount);
     print(`finished ${reason} sequence=${String(lastSequence)} exchanges=${exchanges}`);
@@ -75,14 +75,14 @@ async function printEvents(answer: Completion): Promise<void> {
   }
 }
 
-async function say(client: Client, message: string, options?: CompleteOptions): Promise<void> {
+async function complete(client: Client, message: string, options?: CompleteOptions): Promise<void> {
   await printTexts(client.complete(message, options));
 }
 
-async function over(client: Client, id: string): Promise<boolean> {
-  const end = Date.now() + 5000;
+async function waitUntilIdle(client: Client, id: string): Promise<boolean> {
+  const deadline = Date.now() + 5000;
   while ((await client.getSession(id)).runningCompletionId) {
-    if (Date.now() > end) return false;
+    if (Date.now() > deadline) return false;
     await sleep(50);
   }
   return true;
@@ -92,8 +92,8 @@ async function sessions(client: Client): Promise<void> {
   print("# sessions");
   const init = { sessionId: "alpha", systemPrompt: "Be brief.", labels: { team: "a" } };
   printSession(await client.createSession(init));
-  await say(client, "one two three", { sessionId: "alpha" });
-  await say(client, "four", { sessionId: "alpha" });
+  await complete(client, "one two three", { sessionId: "alpha" });
+  await complete(client, "four", { sessionId: "alpha" });
   const session = await client.getSession("alpha", SessionView.SESSION_VIEW_FULL);
   printSession(session);
   for (const { role, content } of session.messages) {
@@ -102,60 +102,60 @@ async function sessions(client: Client): Promise<void> {
   for await (const { id } of client.listSessions()) print(`listed ${id}`);
   await client.endSession("alpha");
   print("ended");
-  await fails(client.getSession("alpha"));
-  await fails(client.endSession("alpha"));
+  await printFailure(client.getSession("alpha"));
+  await printFailure(client.endSession("alpha"));
 }
 
 async function streams(client: Client): Promise<void> {
   print("# stream");
   await printEvents(client.complete("alpha beta gamma"));
   print("# unicode");
-  await say(client, "Grüße aus Köln");
-  await say(client, "世界 👩‍🚀 ok");
-  await say(client, "नमस्ते दुनिया");
-  await say(client, "e\u0301 A\u030A");
+  await complete(client, "Grüße aus Köln");
+  await complete(client, "世界 👩‍🚀 ok");
+  await complete(client, "नमस्ते दुनिया");
+  await complete(client, "e\u0301 A\u030A");
   print("# request id");
   for (const message of ["once only", "once only", "other"]) {
-    await say(client, message, { sessionId: "beta", requestId: "r-1" });
+    await complete(client, message, { sessionId: "beta", requestId: "r-1" });
   }
   printSession(await client.getSession("beta"));
 }
 
 async function cuts(client: Client): Promise<void> {
   print("# cut after the third event");
-  const third = at("RUVD_CUT_THIRD");
+  const third = connect("RUVD_CUT_THIRD");
   await printEvents(third.complete("a b c d e f", { sessionId: "gamma" }));
   printSession(await third.getSession("gamma"));
   print("# cut always");
-  const always = at("RUVD_CUT_ALWAYS");
-  await say(always, "a b c d e f g h", { sessionId: "delta" });
+  const always = connect("RUVD_CUT_ALWAYS");
+  await complete(always, "a b c d e f g h", { sessionId: "delta" });
   printSession(await always.getSession("delta"));
   print("# cut before the first event");
-  const first = at("RUVD_CUT_FIRST");
-  await say(first, "x y z", { sessionId: "epsilon" });
+  const first = connect("RUVD_CUT_FIRST");
+  await complete(first, "x y z", { sessionId: "epsilon" });
   printSession(await client.getSession("epsilon"));
-  for (const each of [third, always, first]) each.close();
+  for (const cut of [third, always, first]) cut.close();
 }
 
 async function cancel(client: Client): Promise<void> {
   print("# cancel");
   await client.createSession({ sessionId: "zeta" });
-  let left = 3;
-  for await (const text of client.complete(WORDS(200), { sessionId: "zeta" })) {
+  let remaining = 3;
+  for await (const text of client.complete(words(200), { sessionId: "zeta" })) {
     print(`text [${text}]`);
-    if (--left === 0) break;
+    if (--remaining === 0) break;
   }
-  print((await over(client, "zeta")) ? "cancelled" : "still running");
+  print((await waitUntilIdle(client, "zeta")) ? "cancelled" : "still running");
   printSession(await client.getSession("zeta"));
 }
 
 async function busy(client: Client): Promise<void> {
   print("# busy");
   await client.createSession({ sessionId: "eta" });
-  const first = client.complete(WORDS(200), { sessionId: "eta" })[Symbol.asyncIterator]();
+  const first = client.complete(words(200), { sessionId: "eta" })[Symbol.asyncIterator]();
   await first.next();
-  await say(client, "no", { sessionId: "eta", ifBusy: IfBusy.IF_BUSY_REJECT });
-  await say(client, "mine", { sessionId: "eta", ifBusy: IfBusy.IF_BUSY_INTERRUPT });
+  await complete(client, "no", { sessionId: "eta", ifBusy: IfBusy.IF_BUSY_REJECT });
+  await complete(client, "mine", { sessionId: "eta", ifBusy: IfBusy.IF_BUSY_INTERRUPT });
   try {
     while (!(await first.next()).done);
   } catch (error) {
@@ -170,22 +170,22 @@ async function errors(client: Client): Promise<void> {
     if (typeof name !== "string" || name === "ERROR_REASON_UNSPECIFIED") continue;
     const reason = name.replace("ERROR_REASON_", "");
     print(`fault ${reason}`);
-    await say(client, `!fault ${reason}`);
+    await complete(client, `!fault ${reason}`);
   }
   print("# error after text");
-  await say(client, "!fault ENGINE_UNAVAILABLE one two", { sessionId: "theta" });
-  await fails(client.getSession("theta"));
+  await complete(client, "!fault ENGINE_UNAVAILABLE one two", { sessionId: "theta" });
+  await printFailure(client.getSession("theta"));
   print("# wrong fields");
-  await say(client, "hi", { sessionId: "no spaces", temperature: 3 });
+  await complete(client, "hi", { sessionId: "no spaces", temperature: 3 });
 }
 
 async function fork(client: Client): Promise<void> {
   print("# fork");
-  await say(client, "first", { sessionId: "iota" });
-  await say(client, "second", { sessionId: "iota" });
+  await complete(client, "first", { sessionId: "iota" });
+  await complete(client, "second", { sessionId: "iota" });
   const options = { exchangeCount: 1, newSessionId: "iota-fork" };
   printSession(await client.forkSession("iota", options));
-  await say(client, "third", { sessionId: "iota-fork" });
+  await complete(client, "third", { sessionId: "iota-fork" });
   printSession(await client.getSession("iota"));
   printSession(await client.getSession("iota-fork"));
 }
@@ -203,8 +203,8 @@ async function batches(client: Client): Promise<void> {
   outcomes.sort((one, other) => one.index - other.index);
   for (const { index, completion, error } of outcomes) {
     const content = completion?.finished?.message?.content ?? "";
-    const said = error ? `error ${codeOf(error)} ${error.reason || "-"}` : `[${content}]`;
-    print(`item ${String(index)} ${said}`);
+    const result = error ? `error ${codeOf(error)} ${error.reason || "-"}` : `[${content}]`;
+    print(`item ${String(index)} ${result}`);
   }
   const { succeeded, failed } = batch.summary ?? {};
   print(`summary succeeded=${String(succeeded)} failed=${String(failed)}`);
@@ -214,7 +214,7 @@ async function batches(client: Client): Promise<void> {
 async function deadline(client: Client): Promise<void> {
   print("# deadline");
   await client.createSession({ sessionId: "lambda" });
-  const answer = client.complete(WORDS(200), { sessionId: "lambda", timeoutMs: 400 });
+  const answer = client.complete(words(200), { sessionId: "lambda", timeoutMs: 400 });
   await answer.text().then(
     () => {
       print("no error");
@@ -224,7 +224,7 @@ async function deadline(client: Client): Promise<void> {
       print(`error ${codeOf(error)}`);
     },
   );
-  print((await over(client, "lambda")) ? "over" : "still running");
+  print((await waitUntilIdle(client, "lambda")) ? "over" : "still running");
   printSession(await client.getSession("lambda"));
 }
 
@@ -237,9 +237,9 @@ async function models(client: Client): Promise<void> {
 
 async function nobody(): Promise<void> {
   print("# nobody there");
-  const client = at("RUVD_NOBODY");
-  await fails(client.listModels());
-  await fails(client.complete("hi", { timeoutMs: 500 }).text());
+  const client = connect("RUVD_NOBODY");
+  await printFailure(client.listModels());
+  await printFailure(client.complete("hi", { timeoutMs: 500 }).text());
   client.close();
 }
 
@@ -258,17 +258,17 @@ async function scenario(client: Client): Promise<void> {
 }
 
 async function restart(client: Client): Promise<void> {
-  let said = "";
+  let received = "";
   try {
-    const answer = client.complete(WORDS(40), {
+    const answer = client.complete(words(40), {
       sessionId: "omega",
       onDisconnect: OnDisconnect.ON_DISCONNECT_CONTINUE,
     });
     for await (const text of answer) {
-      if (!said) print("ready");
-      said += text;
+      if (!received) print("ready");
+      received += text;
     }
-    print(`text [${said}]`);
+    print(`text [${received}]`);
   } catch (error) {
     printError(error);
   }

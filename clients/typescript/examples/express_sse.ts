@@ -1,5 +1,5 @@
 /**
- * A chat over server-sent events: `PORT=8080 ./run example`, then
+ * An example of a chat with server-sent events: `PORT=8080 ./run example`, then
  * `curl -N 'http://127.0.0.1:8080/chat?session=ada&message=Hello'`.
  */
 
@@ -14,7 +14,7 @@ app.get("/chat", async (request, response) => {
   const { session = "", message = "" } = request.query as Record<string, string>;
   const answer = client.complete(message, { sessionId: session });
   response.on("close", () => {
-    answer.cancel(); // The page was left; after the end it does nothing.
+    answer.cancel(); // Has no effect after the end of the answer.
   });
   response.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-cache" });
   try {

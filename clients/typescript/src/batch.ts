@@ -1,34 +1,33 @@
-/** Many requests in one call. */
+/** Batches: many completions in one call. */
 
-import { traced } from "./connection.js";
+import { traceMetadata } from "./connection.js";
 import type { CallLimits, Connection } from "./connection.js";
 import { RuvdError } from "./errors.js";
 import { SessionServiceService as service } from "./v1/ruvd/v1/session_service.js";
 import type * as v1 from "./v1/ruvd/v1/session_service.js";
 
-/** What came of one item: its answer, or its error. */
+/** The outcome of one item: its answer or its error. */
 export interface BatchOutcome {
-  /** Which item, from 0 on. */
+  /** The position of the item, starting at 0. */
   index: number;
   completion: v1.Completion | undefined;
   error: RuvdError | undefined;
 }
 
-/** What holds for a batch as a whole. */
+/** Options of a whole batch. */
 export interface BatchOptions extends CallLimits {
-  /** How many run side by side at most; unset is the daemon's default. */
+  /** The maximum number of items that run concurrently. Unset: the daemon's default. */
   maxConcurrency?: number | undefined;
 }
 
 /**
- * The outcomes of a batch, each as soon as it is there; it can be read once.
+ * A running batch: an iterable over its outcomes, each as soon as it is available. It is read once.
  *
- * The call is made when it is read first. Leaving the loop cancels what has not ended. A batch that
- * breaks throws RuvdError and is not repeated: call it again with the same request ids, and only
- * what was not finished runs.
+ * The call is made when reading starts. Leaving the loop cancels the unfinished items. If it throws
+ * RuvdError, repeating it with the same request ids runs only the unfinished items.
  */
 export class Batch implements AsyncIterable<BatchOutcome> {
-  /** What came of all items; set after the last outcome. */
+  /** The summary of all items; set after the last outcome. */
   summary: v1.BatchSummary | undefined;
   readonly #outcomes: AsyncGenerator<BatchOutcome, void, undefined>;
 
@@ -45,21 +44,22 @@ export class Batch implements AsyncIterable<BatchOutcome> {
     items: v1.CompleteRequest[],
     { maxConcurrency = 0, signal, timeoutMs = Infinity }: BatchOptions,
   ): AsyncGenerator<BatchOutcome, void, undefined> {
-    const left = new AbortController();
-    const forget = connection.stopWith(left, signal);
-    const limits = { signal: left.signal, metadata: traced(), deadline: Date.now() + timeoutMs };
+    const controller = new AbortController();
+    const detach = connection.abortWith(controller, signal);
+    const deadline = Date.now() + timeoutMs;
+    const limits = { signal: controller.signal, metadata: traceMetadata(), deadline };
     const request = { items, maxConcurrency };
     try {
-      for await (const each of connection.stream(service.batchComplete, request, limits)) {
-        this.summary = each.summary;
-        if (!each.result) continue;
-        const { index, completion, error } = each.result;
-        // eslint-disable-next-line @typescript-eslint/no-unsafe-enum-assignment -- they are gRPC's
+      for await (const response of connection.stream(service.batchComplete, request, limits)) {
+        this.summary = response.summary;
+        if (!response.result) continue;
+        const { index, completion, error } = response.result;
+        // eslint-disable-next-line @typescript-eslint/no-unsafe-enum-assignment -- gRPC's codes
         const failure = error && new RuvdError(error.code, error.message, error.details);
         yield { index, completion, error: failure };
       }
     } finally {
-      forget();
+      detach();
     }
   }
 }

@@ -1,4 +1,4 @@
-/** The client: the verbs of `ruvd.v1.SessionService`. It gives the messages of the contract. */
+/** The client, with the methods of `ruvd.v1.SessionService`. They return its generated messages. */
 
 import { randomUUID } from "node:crypto";
 
@@ -23,29 +23,29 @@ export type { BatchOptions, CallLimits };
 export type { BatchOutcome } from "./batch.js";
 export type { FieldViolation } from "./errors.js";
 
-/** Where the daemon is unless something else is said. */
+/** The default address of the daemon. */
 export const DEFAULT_ADDRESS = "127.0.0.1:50051";
 
-/** How long the daemon waits for a reader to come back, and how long the client tries to. */
+/** How long the daemon waits for a reader to return, and how long the client tries to reconnect. */
 const GRACE_MS = 10_000;
 
-/** What holds for all calls of a client. */
+/** Options of a client. */
 export interface ClientOptions {
-  /** How long a call may take that streams no answer, in milliseconds. */
+  /** The timeout of unary calls, in milliseconds. */
   timeoutMs?: number | undefined;
-  /** How long a stream that broke is taken up again, in milliseconds: 10,000 by default. */
+  /** How long the client tries to resume a broken stream, in milliseconds: 10,000 by default. */
   reconnectMs?: number | undefined;
 }
 
-/** One text of the user, or messages: each a role and, as a rule, its content. */
+/** The text of one user message, or messages: each has a role and usually a content. */
 export type Messages = string | DeepPartial<Message>[];
 
 type RequestFields = Omit<v1.CompleteRequest, "messages" | "options" | "disconnectGrace">;
 
-/** What a completion may say beside its messages: the contract's fields, but milliseconds. */
+/** The fields of a request other than its messages, as in the proto, but with milliseconds. */
 export interface RequestOptions
   extends DeepPartial<RequestFields>, DeepPartial<v1.CompletionOptions> {
-  /** How long the daemon waits for a lost reader: 10 s by default, and 0 in a batch. */
+  /** How long the daemon waits for a reader to return: 10 s by default, and 0 in a batch. */
   disconnectGraceMs?: number | undefined;
 }
 
@@ -56,31 +56,31 @@ export interface CompleteRequestInit extends RequestOptions {
   messages: Messages;
 }
 
-/** A session before its first turn: the contract's fields, but milliseconds. */
+/** The fields of a new session, as in the proto, but with milliseconds. */
 export interface SessionInit extends DeepPartial<
   Omit<v1.CreateSessionRequest, "messages" | "idleTimeout">
 > {
-  /** A history to start from. */
+  /** The history that the session starts with. */
   messages?: Messages;
-  /** How long it may be idle; the daemon's default is used where it is unset. */
+  /** The time without use after which the session expires. Unset: the daemon's default. */
   idleTimeoutMs?: number;
 }
 
-/** Which completion: its id, or the session (none if stateless) and request id it began with. */
+/** Identifies a completion by its id, or by its session (unless stateless) and its request id. */
 export type CompletionRef = string | { sessionId?: string; requestId: string };
 
-/** Not generated, as it is so little: whether the service of this name serves. */
-const CHECK: Method<string, boolean> = {
+/** The health check, encoded by hand because it is so small: whether the named service serves. */
+const HEALTH_CHECK: Method<string, boolean> = {
   path: "/grpc.health.v1.Health/Check",
   requestSerialize: (name) => Buffer.from(`\x0a${String.fromCharCode(name.length)}${name}`),
   responseDeserialize: (bytes) => bytes.equals(Buffer.of(8, 1)),
 };
 
 /**
- * A connection to ruvd, made when the first call needs it. One is enough for a service.
+ * A client of ruvd, which connects at its first call. One is enough for a service.
  *
- * `address` is `host:port` or `unix:PATH`, by default RUVD_ADDRESS, else 127.0.0.1:50051. Every
- * method fails with RuvdError.
+ * `address` is `host:port` or `unix:PATH`, by default RUVD_ADDRESS or 127.0.0.1:50051. Every method
+ * fails with RuvdError.
  */
 export class Client {
   readonly address: string;
@@ -95,19 +95,19 @@ export class Client {
     this.#reconnectMs = reconnectMs;
   }
 
-  /** Make a session before its first turn. */
+  /** Creates a session before its first turn. */
   async createSession(init: SessionInit = {}): Promise<Session> {
     const messages = toMessages(init.messages ?? []);
     const fields = { ...init, messages, idleTimeout: toDuration(init.idleTimeoutMs) };
     return this.#session(service.createSession, v1.CreateSessionRequest.fromPartial(fields));
   }
 
-  /** Read one session; with its messages in SESSION_VIEW_FULL. */
+  /** Returns one session, including its messages with SESSION_VIEW_FULL. */
   async getSession(id: string, view = v1.SessionView.SESSION_VIEW_BASIC): Promise<Session> {
     return this.#session(service.getSession, { sessionId: id, view });
   }
 
-  /** All sessions that have these labels, page by page, in the order of creation. */
+  /** Yields all sessions that have these labels, in the order of their creation. */
   async *listSessions(labelFilter: Record<string, string> = {}): AsyncGenerator<Session, void> {
     const request = v1.ListSessionsRequest.fromPartial({ labelFilter });
     do {
@@ -117,7 +117,7 @@ export class Client {
     } while (request.pageToken);
   }
 
-  /** Change what is given, or what `updateMask` names, once the turns before it are done. */
+  /** Changes the given fields, or those in `updateMask`, after the turns before it. */
   async updateSession(
     id: string,
     changes: DeepPartial<Omit<v1.UpdateSessionRequest, "idleTimeout">> & { idleTimeoutMs?: number },
@@ -127,13 +127,13 @@ export class Client {
     return this.#session(service.updateSession, v1.UpdateSessionRequest.fromPartial(fields));
   }
 
-  /** Commit messages without generating, once the turns before it are done. */
+  /** Commits messages without generating an answer, after the turns before it. */
   async appendMessages(id: string, messages: Messages, { requestId = "" } = {}): Promise<Session> {
     const request = { sessionId: id, messages: toMessages(messages), requestId };
     return this.#session(service.appendMessages, request);
   }
 
-  /** Make a session that begins with the first exchanges of another one, by default all. */
+  /** Creates a session that starts with another one's first exchanges, by default all. */
   async forkSession(
     id: string,
     options: DeepPartial<Omit<v1.ForkSessionRequest, "sessionId">> = {},
@@ -142,62 +142,62 @@ export class Client {
     return this.#session(service.forkSession, request);
   }
 
-  /** Delete a session with its messages. */
+  /** Deletes a session and its messages. */
   async endSession(id: string, { allowMissing = false } = {}): Promise<void> {
     await this.#call(service.endSession, { sessionId: id, allowMissing });
   }
 
-  /** Answer the new messages, in a session or, without `sessionId`, stateless. */
+  /** Returns a completion of the new messages, stateless if there is no `sessionId`. */
   complete(messages: Messages, options: CompleteOptions = {}): Completion {
     const { disconnectGraceMs = GRACE_MS } = options;
     return this.#completion(toRequest({ ...options, messages, disconnectGraceMs }), options);
   }
 
-  /** Read a completion on, after the event of that number, whoever began it. Leaving it stops it. */
+  /** Reads any client's completion from the event after `afterSequence` on. Leaving it stops it. */
   resumeCompletion(
     ref: CompletionRef,
     { afterSequence = 0, ...limits }: CallLimits & { afterSequence?: number } = {},
   ): Completion {
-    const request = v1.ResumeCompletionRequest.fromPartial({ ...named(ref), afterSequence });
+    const request = v1.ResumeCompletionRequest.fromPartial({ ...identify(ref), afterSequence });
     return this.#completion(request, limits);
   }
 
   /**
-   * Stop a completion, whoever began it, and return when it has ended. With `keepPartial`, what there
-   * is of its answer is committed.
+   * Stops any client's completion and returns when it has ended. With `keepPartial`, the part of the
+   * answer generated so far is committed.
    */
   async cancelCompletion(ref: CompletionRef, { keepPartial = false } = {}): Promise<void> {
-    const request = v1.CancelCompletionRequest.fromPartial({ ...named(ref), keepPartial });
+    const request = v1.CancelCompletionRequest.fromPartial({ ...identify(ref), keepPartial });
     await this.#call(service.cancelCompletion, request);
   }
 
-  /** Answer many requests, 10,000 at most; each outcome comes as soon as it is there. */
+  /** Runs up to 10,000 completions; each outcome is returned as soon as it is available. */
   batch(items: readonly (string | CompleteRequestInit)[], options: BatchOptions = {}): Batch {
     return new Batch(this.#connection, items.map(toRequest), options);
   }
 
-  /** Which models the engine offers, and the one that answers where a call names none. */
+  /** Returns the models that the engine offers, and the default model. */
   async listModels(): Promise<v1.ListModelsResponse> {
     return this.#call(service.listModels, {});
   }
 
-  /** What the daemon has measured since it started. */
+  /** Returns the daemon's measurements since it started. */
   async getSessionMetrics(): Promise<v1.SessionMetrics> {
     const { metrics } = await this.#call(service.getSessionMetrics, {});
     return v1.SessionMetrics.fromPartial(metrics ?? {});
   }
 
-  /** Whether the daemon takes turns now; false also where none answers. */
+  /** Returns whether the daemon accepts turns; false also if no daemon answers. */
   async health(): Promise<boolean> {
     try {
-      return await this.#call(CHECK, "readiness");
+      return await this.#call(HEALTH_CHECK, "readiness");
     } catch (error) {
       if (error instanceof RuvdError && error.code === status.UNAVAILABLE) return false;
       throw error;
     }
   }
 
-  /** Cancel what runs, and close the connection once the daemon has heard of it. */
+  /** Cancels the running completions, then closes the connection. */
   close(): void {
     this.#connection.close();
   }
@@ -206,7 +206,7 @@ export class Client {
     return this.#connection.call(method, request, { timeoutMs: this.#timeoutMs });
   }
 
-  /** Every one of these calls gives a session. */
+  /** Makes a call that returns a session. */
   async #session<Request>(
     method: Method<Request, { session: Session | undefined }>,
     request: Request,
@@ -224,25 +224,25 @@ export class Client {
   }
 }
 
-/** The message that answers a tool call in the next turn. */
+/** Returns the message that answers a tool call in the next turn. */
 export function toolResult(call: v1.ToolCall, content: string): Message {
   return Message.fromPartial({ role: Role.ROLE_TOOL, content, toolCallId: call.id });
 }
 
-/** A request that may be repeated, as it has an id. */
+/** Returns a request with an id, so that it can be repeated. */
 function toRequest(item: string | CompleteRequestInit): v1.CompleteRequest {
   const init = typeof item === "string" ? { messages: item } : item;
   return v1.CompleteRequest.fromPartial({
     ...init,
     messages: toMessages(init.messages),
-    options: init, // Of what is given, each message takes the fields that it has.
+    options: init, // fromPartial ignores the fields that are not of this message.
     requestId: init.requestId ?? randomUUID(),
     disconnectGrace: toDuration(init.disconnectGraceMs),
   });
 }
 
 function toMessages(messages: Messages): Message[] {
-  if (typeof messages !== "string") return messages.map((each) => Message.fromPartial(each));
+  if (typeof messages !== "string") return messages.map((message) => Message.fromPartial(message));
   return [Message.fromPartial({ role: Role.ROLE_USER, content: messages })];
 }
 
@@ -252,6 +252,6 @@ function toDuration(milliseconds: number | undefined): Duration | undefined {
   return { seconds, nanos: Math.round((milliseconds - seconds * 1000) * 1e6) };
 }
 
-function named(ref: CompletionRef): DeepPartial<v1.ResumeCompletionRequest> {
+function identify(ref: CompletionRef): DeepPartial<v1.ResumeCompletionRequest> {
   return typeof ref === "string" ? { completionId: ref } : ref;
 }

@@ -1,15 +1,15 @@
 /**
- * One answer, over as many streams as it takes: a stream that breaks is not its end.
+ * A completion, received over one or several streams: a broken stream is resumed.
  *
- * The rules are those of clients/CONFORMANCE.md. Nothing runs by itself: the reader's own steps make
- * the calls, so there is nobody to tell when the reader forgets about them.
+ * The rules are those of clients/CONFORMANCE.md. Nothing runs in the background: reading makes the
+ * calls, so an abandoned reader leaves no task behind.
  */
 
 import { setTimeout as sleep } from "node:timers/promises";
 
 import { status } from "@grpc/grpc-js";
 
-import { traced } from "./connection.js";
+import { traceMetadata } from "./connection.js";
 import type { Connection } from "./connection.js";
 import { RuvdError, cancelled } from "./errors.js";
 import {
@@ -22,10 +22,10 @@ import type * as v1 from "./v1/ruvd/v1/session_service.js";
 const FIRST_PAUSE_MS = 50;
 const LONGEST_PAUSE_MS = 1000;
 
-/** What a connection that breaks, or is not there, ends a call with. */
-const BREAKS = new Set([status.UNAVAILABLE, status.CANCELLED, status.INTERNAL, status.UNKNOWN]);
+/** The codes of calls whose connection was lost or could not be made. */
+const RETRYABLE = new Set([status.UNAVAILABLE, status.CANCELLED, status.INTERNAL, status.UNKNOWN]);
 
-/** Until when, on the clock, and how long after a break an answer is tried to be read. */
+/** The deadline of a completion, on the clock, and how long a broken stream is resumed. */
 export interface Limits {
   signal: AbortSignal | undefined;
   deadline: number;
@@ -33,31 +33,31 @@ export interface Limits {
 }
 
 /**
- * An answer on its way: iterate for its text, once. Throws RuvdError.
+ * A running completion, which is an iterable over its text. It is read once. Throws RuvdError.
  *
- * The call is made when it is read first. A stream that breaks without an error of ruvd's is taken up
- * where it was: each text comes once, or there is an error. Leaving the loop, `cancel`, the signal,
- * or the time-out stops the daemon, and the session is as it was before the turn; but not if the
- * request said ON_DISCONNECT_CONTINUE.
+ * The call is made when reading starts. A stream that breaks without an error of ruvd's is resumed:
+ * each piece of text is delivered once, or there is an error. Leaving the loop, `cancel`, the signal
+ * and the timeout cancel the completion and leave the session unchanged, unless the request has
+ * ON_DISCONNECT_CONTINUE.
  */
 export class Completion implements AsyncIterable<string> {
-  /** Set once the turn has the engine: the completion's id, among others. */
+  /** Set once the engine is available to the turn; it has the completion's id. */
   started: v1.Started | undefined;
-  /** Set once the answer has been read to its end: usage and timings, among others. */
+  /** Set once the answer has been read to its end; it has the usage and the timings. */
   finished: v1.Finished | undefined;
-  /** The number of the last event that has come, to resume after. */
+  /** The sequence number of the last event received, after which to resume. */
   lastSequence: number;
 
   readonly #events = this.#read();
-  readonly #left = new AbortController();
-  readonly #metadata = traced();
+  readonly #controller = new AbortController();
+  readonly #metadata = traceMetadata();
   #failure: RuvdError | undefined;
   /** Whether text, reasoning or a tool call was delivered. */
   #delivered = false;
-  /** The text that was; undefined where its beginning is not known here. */
+  /** The text received; undefined if its beginning is unknown. */
   #text: string | undefined;
-  /** What the answer has beyond it. */
-  #rest = "";
+  /** The text of the whole answer beyond it. */
+  #missingText = "";
 
   constructor(
     private readonly connection: Connection,
@@ -68,83 +68,83 @@ export class Completion implements AsyncIterable<string> {
     this.#text = this.lastSequence === 0 ? "" : undefined;
   }
 
-  /** The numbered events that have not been read yet, instead of their text. */
+  /** Returns the numbered events that have not been read yet. */
   events(): AsyncIterable<v1.CompletionEvent> {
     return this.#events;
   }
 
   async *[Symbol.asyncIterator](): AsyncGenerator<string, void, undefined> {
     for await (const { delta, finished } of this.#events) {
-      const text = finished ? this.#rest : delta?.text;
+      const text = finished ? this.#missingText : delta?.text;
       if (text) yield text;
     }
   }
 
-  /** Wait for the end: the whole answer, with its tool calls and its reasoning. */
+  /** Waits for the end and returns the whole answer with its tool calls and reasoning. */
   async message(): Promise<v1.Message> {
     while (!(await this.#events.next()).done);
     if (this.finished?.message) return this.finished.message;
     throw this.#failure ?? new RuvdError(status.UNKNOWN, "the answer has no message");
   }
 
-  /** Wait for the end: the answer's whole text, also what was read before. */
+  /** Waits for the end and returns the whole text, including the parts read before. */
   async text(): Promise<string> {
     return (await this.message()).content;
   }
 
-  /** Stop it; who reads gets a RuvdError CANCELLED. Nothing happens after the end. */
+  /** Cancels it; the reader gets a RuvdError CANCELLED. Has no effect after the end. */
   cancel(): void {
-    if (!this.finished && !this.#failure) this.#left.abort(cancelled());
+    if (!this.finished && !this.#failure) this.#controller.abort(cancelled());
   }
 
   async *#read(): AsyncGenerator<v1.CompletionEvent, void, undefined> {
-    const { signal } = this.#left;
-    const forget = this.connection.stopWith(this.#left, this.limits.signal);
+    const { signal } = this.#controller;
+    const detach = this.connection.abortWith(this.#controller, this.limits.signal);
     try {
       signal.throwIfAborted();
-      signal.addEventListener("abort", this.#leave);
-      yield* this.#readOn(signal);
+      signal.addEventListener("abort", this.#onAbort);
+      yield* this.#readCalls(signal);
     } catch (error) {
       this.#failure ??= RuvdError.of(error);
       throw this.#failure;
     } finally {
-      forget();
+      detach();
       this.cancel(); // Leaving the loop ends here.
     }
   }
 
-  /** The events of as many calls as it takes. */
-  async *#readOn(signal: AbortSignal): AsyncGenerator<v1.CompletionEvent, void, undefined> {
+  /** Yields the events, over as many calls as are needed. */
+  async *#readCalls(signal: AbortSignal): AsyncGenerator<v1.CompletionEvent, void, undefined> {
     const { reconnectMs, deadline } = this.limits;
     let brokenAt: number | undefined;
     let pauseMs = FIRST_PAUSE_MS;
     for (;;) {
       const resumed = this.started !== undefined;
-      let broken = new RuvdError(status.UNAVAILABLE, "the stream ended before the answer");
+      let failure = new RuvdError(status.UNAVAILABLE, "the stream ended without Finished");
       try {
         for await (const { event } of this.#call(signal)) {
           if (!event || event.sequence <= this.lastSequence) continue;
           brokenAt = undefined;
           pauseMs = FIRST_PAUSE_MS;
-          this.#take(event);
+          this.#handleEvent(event);
           yield event;
         }
       } catch (error) {
-        broken = RuvdError.of(error);
+        failure = RuvdError.of(error);
       }
       if (this.finished) return;
       signal.throwIfAborted();
-      const forgotten = resumed && broken.reason === "COMPLETION_NOT_FOUND";
+      const forgotten = resumed && failure.reason === "COMPLETION_NOT_FOUND";
       if (forgotten && "messages" in this.request && !this.#delivered) {
-        // The daemon was started anew. Nothing was delivered, so another answer is as good.
+        // The daemon has restarted. As nothing was delivered, the answer can be generated again.
         this.started = undefined;
         this.lastSequence = 0;
-      } else if (broken.reason || !BREAKS.has(broken.code)) throw broken;
+      } else if (failure.reason || !RETRYABLE.has(failure.code)) throw failure;
       const now = Date.now();
       brokenAt ??= now;
-      const leftMs = brokenAt + reconnectMs - now;
-      if (leftMs <= 0) throw broken;
-      const waitMs = Math.max(0, Math.min(pauseMs, leftMs, deadline - now));
+      const remainingMs = brokenAt + reconnectMs - now;
+      if (remainingMs <= 0) throw failure;
+      const waitMs = Math.max(0, Math.min(pauseMs, remainingMs, deadline - now));
       await sleep(waitMs, undefined, { signal }).catch(() => undefined);
       pauseMs = Math.min(2 * pauseMs, LONGEST_PAUSE_MS);
     }
@@ -155,12 +155,12 @@ export class Completion implements AsyncIterable<string> {
     if ("messages" in this.request && !this.started) {
       return this.connection.stream(service.complete, this.request, options);
     }
-    const rest = { ...this.#name(), afterSequence: this.lastSequence };
-    const request = ResumeCompletionRequest.fromPartial(rest);
+    const fields = { ...this.#identify(), afterSequence: this.lastSequence };
+    const request = ResumeCompletionRequest.fromPartial(fields);
     return this.connection.stream(service.resumeCompletion, request, options);
   }
 
-  #take({ sequence, started, delta, finished }: v1.CompletionEvent): void {
+  #handleEvent({ sequence, started, delta, finished }: v1.CompletionEvent): void {
     this.lastSequence = sequence;
     if (started) this.started = started;
     if (delta) {
@@ -171,26 +171,26 @@ export class Completion implements AsyncIterable<string> {
       const content = finished.message?.content ?? "";
       const delivered = this.#text ?? content;
       if (!content.startsWith(delivered)) {
-        throw new RuvdError(status.DATA_LOSS, "the answer does not begin with what came of it");
+        throw new RuvdError(status.DATA_LOSS, "the answer contradicts the text received before");
       }
-      this.#rest = content.slice(delivered.length);
+      this.#missingText = content.slice(delivered.length);
       this.finished = finished;
     }
   }
 
-  /** What names the completion, for other calls. */
-  #name(): { completionId?: string; sessionId?: string; requestId?: string } {
+  /** Returns the fields that identify the completion in other calls. */
+  #identify(): { completionId?: string; sessionId?: string; requestId?: string } {
     if (this.started) return { completionId: this.started.completionId };
     const { sessionId, requestId } = this.request;
     return "completionId" in this.request ? this.request : { sessionId, requestId };
   }
 
-  /** The caller does not want it any longer, so the daemon need not wait for a reader. */
-  readonly #leave = (): void => {
-    this.#failure = RuvdError.of(this.#left.signal.reason);
+  /** Sends CancelCompletion, because the daemon would otherwise wait for a reader to return. */
+  readonly #onAbort = (): void => {
+    this.#failure = RuvdError.of(this.#controller.signal.reason);
     if ("messages" in this.request) {
       if (this.request.onDisconnect === OnDisconnect.ON_DISCONNECT_CONTINUE) return;
     }
-    this.connection.cancel(this.#name(), this.#metadata.clone());
+    this.connection.cancel(this.#identify(), this.#metadata.clone());
   };
 }

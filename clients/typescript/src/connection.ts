@@ -1,4 +1,4 @@
-/** The channel to the daemon: its options, the two kinds of calls, and how it is closed. */
+/** The connection to the daemon: its channel options, calls, and closing. */
 
 import { on } from "node:events";
 import { createRequire } from "node:module";
@@ -12,47 +12,47 @@ import { serviceConfig } from "./v1/service_config.js";
 const CANCEL_TIMEOUT_MS = 5000;
 
 const OPTIONS = {
-  // The daemon's own limits are lower, and their refusals say why.
+  // The daemon limits the sizes, because its error says why a message was rejected.
   "grpc.max_receive_message_length": -1,
   "grpc.max_send_message_length": -1,
   "grpc.enable_http_proxy": 0,
-  // A daemon that is started anew is found as soon as a stream that broke looks for it.
+  // The backoff of the stream's resumption, so that a restarted daemon is found at each attempt.
   "grpc.initial_reconnect_backoff_ms": 50,
   "grpc.max_reconnect_backoff_ms": 1000,
   "grpc.service_config": JSON.stringify(serviceConfig),
 };
 
-/** A method of a service, as generated code describes it. */
+/** A method of a service, as described by generated code. */
 export interface Method<Request, Response> {
   path: string;
   requestSerialize: (request: Request) => Buffer;
   responseDeserialize: (bytes: Buffer) => Response;
 }
 
-/** What ends an answer, or a batch of them, before its end. */
+/** The cancellation and timeout of a completion or a batch. */
 export interface CallLimits {
-  /** Cancels it. */
+  /** Cancels it when aborted. */
   signal?: AbortSignal | undefined;
-  /** How long the whole may take. */
+  /** The timeout of the whole, in milliseconds. */
   timeoutMs?: number | undefined;
 }
 
-/** A connection, made when the first call needs it. Every call fails with RuvdError. */
+/** A connection, opened by the first call. Every call fails with RuvdError. */
 export class Connection {
   readonly #grpc: Client;
   readonly #streams = new Set<() => void>();
-  readonly #cancels = new Set<Promise<unknown>>();
+  readonly #pendingCancels = new Set<Promise<unknown>>();
   #closed = false;
 
   constructor(address: string) {
     this.#grpc = new Client(address, credentials.createInsecure(), OPTIONS);
   }
 
-  /** One request, one response. */
+  /** Makes a unary call. */
   async call<Request, Response>(
     { path, requestSerialize: write, responseDeserialize: read }: Method<Request, Response>,
     request: Request,
-    { timeoutMs = Infinity, metadata = traced() } = {},
+    { timeoutMs = Infinity, metadata = traceMetadata() } = {},
   ): Promise<Response> {
     if (this.#closed) throw cancelled();
     const options = { deadline: Date.now() + timeoutMs };
@@ -65,7 +65,7 @@ export class Connection {
     });
   }
 
-  /** One request, many responses, until the signal is aborted: then the error is its reason. */
+  /** Makes a streaming call. Aborting the signal ends it with the signal's reason as the error. */
   async *stream<Request, Response>(
     { path, requestSerialize: write, responseDeserialize: read }: Method<Request, Response>,
     request: Request,
@@ -74,14 +74,14 @@ export class Connection {
     signal.throwIfAborted();
     const options = { deadline };
     const call = this.#grpc.makeServerStreamRequest(path, write, read, request, metadata, options);
-    call.on("error", () => undefined); // One that was left has an error too, and nobody reads it.
+    call.on("error", () => undefined); // An abandoned call also emits an error.
     const cancel = () => {
       call.cancel();
     };
     signal.addEventListener("abort", cancel);
     try {
-      // They are taken as they come and wait here for the reader: grpc-js throws away what it still
-      // holds when a stream ends with an error, which cost slow readers their last texts.
+      // Responses are buffered here: when a stream ends with an error, grpc-js discards those that it
+      // still holds, so a slow reader would lose the last pieces of text.
       const responses = on(call, "data", { close: ["end"] }) as AsyncIterable<[Response]>;
       for await (const [response] of responses) {
         signal.throwIfAborted();
@@ -96,8 +96,8 @@ export class Connection {
     }
   }
 
-  /** Let `close` and the caller's signal abort a stream; the function that is returned ends that. */
-  stopWith(controller: AbortController, signal?: AbortSignal): () => void {
+  /** Lets `close` and the caller's signal abort a stream. Returns a function that undoes this. */
+  abortWith(controller: AbortController, signal?: AbortSignal): () => void {
     const stop = () => {
       controller.abort(cancelled(signal?.reason));
     };
@@ -110,29 +110,29 @@ export class Connection {
     };
   }
 
-  /** Have the daemon stop a completion. Only `close` waits for it, and it throws nothing. */
-  cancel(named: Partial<CancelCompletionRequest>, metadata: Metadata): void {
-    const request = CancelCompletionRequest.fromPartial(named);
+  /** Sends a cancel call, whose errors are ignored. Only `close` waits for it. */
+  cancel(target: Partial<CancelCompletionRequest>, metadata: Metadata): void {
+    const request = CancelCompletionRequest.fromPartial(target);
     const options = { timeoutMs: CANCEL_TIMEOUT_MS, metadata };
-    const told = this.call(SessionServiceService.cancelCompletion, request, options)
-      .catch(() => undefined) // What it would stop has ended, or the daemon has.
-      .finally(() => this.#cancels.delete(told));
-    this.#cancels.add(told);
+    const cancellation = this.call(SessionServiceService.cancelCompletion, request, options)
+      .catch(() => undefined) // The completion or the daemon has already ended.
+      .finally(() => this.#pendingCancels.delete(cancellation));
+    this.#pendingCancels.add(cancellation);
   }
 
-  /** Stop all streams, and close once the daemon has heard of it. */
+  /** Aborts all streams, and closes the channel after the pending cancel calls. */
   close(): void {
     if (this.#closed) return;
     for (const stop of this.#streams) stop();
     this.#closed = true;
-    void Promise.all(this.#cancels).then(() => {
+    void Promise.all(this.#pendingCancels).then(() => {
       this.#grpc.close();
     });
   }
 }
 
-// Required rather than imported: an import that may fail would have to be awaited, at the top of a
-// module that some load with `require`. The API keeps its globals across both forms.
+// Loaded with `require`, because an optional import needs a top-level await, and modules with one
+// cannot be loaded with `require`. The API shares its globals between both forms.
 let openTelemetry: typeof import("@opentelemetry/api") | undefined;
 try {
   const require = createRequire(import.meta.url);
@@ -141,8 +141,8 @@ try {
   openTelemetry = undefined;
 }
 
-/** The metadata of a call that is made now: `traceparent`, where OpenTelemetry is installed. */
-export function traced(): Metadata {
+/** Returns the metadata of a call made now: `traceparent`, if OpenTelemetry is installed. */
+export function traceMetadata(): Metadata {
   const metadata = new Metadata();
   openTelemetry?.propagation.inject(openTelemetry.context.active(), metadata, {
     set: (carrier, key, value) => {

@@ -1,4 +1,4 @@
-/** The one error of the client, and how it is read from what gRPC says. */
+/** The error of the client, and its conversion from gRPC's errors. */
 
 import { status } from "@grpc/grpc-js";
 import type { ServiceError } from "@grpc/grpc-js";
@@ -10,21 +10,21 @@ import { Status } from "./v1/google/rpc/status.js";
 
 export type { FieldViolation };
 
-/** A call that failed. `message` is what the daemon says, for people. */
+/** The error of a failed call. `message` is the daemon's description for humans. */
 export class RuvdError extends Error {
   override readonly name = "RuvdError";
   /**
-   * One of `ErrorReason` without its prefix (`SESSION_NOT_FOUND`); empty where it is not ruvd that
-   * says it: no daemon at the address, a deadline, a cancellation.
+   * An `ErrorReason` without its prefix (`SESSION_NOT_FOUND`); empty if the error does not come from
+   * ruvd (no daemon at the address, deadline exceeded, cancelled).
    */
   readonly reason: string = "";
-  /** Every wrong field, for INVALID_REQUEST: its path, and what to do about it. */
+  /** All invalid fields, for INVALID_REQUEST: their paths and how to correct them. */
   readonly violations: readonly FieldViolation[] = [];
-  /** After how many milliseconds another try may help; unset where none does. */
+  /** The milliseconds to wait before a retry; unset if the call is not worth a retry. */
   readonly retryAfterMs: number | undefined;
 
   constructor(
-    /** gRPC's code. */
+    /** The gRPC status code. */
     readonly code: status,
     message: string,
     details: readonly Any[] = [],
@@ -44,27 +44,27 @@ export class RuvdError extends Error {
     }
   }
 
-  /** The error of a call that ended with `error`, one of gRPC's. Others become UNKNOWN. */
+  /** Converts an error of gRPC. Other errors become UNKNOWN. */
   static of(error: unknown): RuvdError {
     if (error instanceof RuvdError) return error;
     const { code = status.UNKNOWN, details, metadata } = error as Partial<ServiceError>;
     const [raw] = metadata?.get("grpc-status-details-bin") ?? [];
     const message = details ?? String(error);
-    return new RuvdError(code, message, raw instanceof Buffer ? detailsIn(raw) : [], {
+    return new RuvdError(code, message, raw instanceof Buffer ? parseDetails(raw) : [], {
       cause: error,
     });
   }
 }
 
-/** What a call ends with that the caller has left. */
+/** Returns the error of a call that this client cancelled. */
 export function cancelled(cause?: unknown): RuvdError {
   return new RuvdError(status.CANCELLED, "cancelled by this client", [], { cause });
 }
 
-function detailsIn(raw: Buffer): Any[] {
+function parseDetails(raw: Buffer): Any[] {
   try {
     return Status.decode(raw).details;
   } catch {
-    return []; // Whatever is in between wrote this; the status itself still holds.
+    return []; // Written by a proxy, not by ruvd; the status itself is still valid.
   }
 }

@@ -1,7 +1,7 @@
 /**
- * The messages of the old provider, which are Anthropic's, and how they become ruvd's and back.
+ * The conversion between the old provider's messages, which follow Anthropic's API, and ruvd's.
  *
- * Callers pass either what is new or the whole conversation: `unseen` tells the two apart.
+ * Callers pass either only new messages or the whole conversation; `unsentMessages` handles both.
  */
 
 import { FinishReason, Role, RuvdError, status } from "./client.js";
@@ -20,11 +20,11 @@ const STOP_REASONS: Partial<Record<FinishReason, LLMCompletionResponse["stop_rea
   [FinishReason.FINISH_REASON_TOOL_CALLS]: "tool_use",
 };
 
-/** A part of a message. What the model answers has `text` in every part; a tool call's is empty. */
+/** A part of an answer. Every part has a `text`; that of a tool call is empty. */
 export interface ContentBlock {
   type: "text" | "tool_use";
   text: string;
-  /** Of a tool call: its id, the tool, and its arguments (as text where they are no valid JSON). */
+  /** A tool call's id, tool, and arguments (as text if they are invalid JSON). */
   id?: string;
   name?: string;
   input?: unknown;
@@ -47,45 +47,43 @@ export interface LLMMessageParam {
   content: string | (ContentBlockParam | ContentBlock)[];
 }
 
-/** A call. What the client's `complete` takes besides (`topP`, `stop`, `seed`, `signal`) is taken too. */
+/** A call. The other options of the client's `complete` (`topP`, `stop`, `seed`, `signal`) work too. */
 export interface LLMCompletionOptions extends Omit<
   CompleteOptions,
   "sessionId" | "systemPrompt" | "requireExisting" | "tools"
 > {
-  /** In a session what is new, or the whole conversation; without one the whole conversation. */
+  /** The whole conversation; in a session alternatively only the new messages. */
   messages: LLMMessageParam[];
-  /** What the model is told first, as are the system messages; of a session it stays the same. */
+  /** The system prompt, joined with any system messages; a session's cannot be changed. */
   system?: string | { type: "text"; text: string }[] | undefined;
   tools?: { name: string; description?: string; input_schema: object }[] | undefined;
-  /** No effect: `streamComplete` streams. */
+  /** Has no effect: use `streamComplete`. */
   stream?: boolean | undefined;
   metadata?: { sessionId?: string | undefined; [key: string]: unknown } | undefined;
 }
 
 /** An answer. */
 export interface LLMCompletionResponse {
-  /** The text, also if it is empty, then the tool calls. */
+  /** The text, even if it is empty, then the tool calls. */
   content: ContentBlock[];
   model: string;
-  /** `end_turn` also where a stop string ended it: engines do not tell the two apart. */
+  /** `end_turn` also after a stop string, because engines do not distinguish the two. */
   stop_reason: "end_turn" | "max_tokens" | "tool_use" | "stop_sequence";
   /** The completion's id. */
   id: string;
-  /** As the engine counted; zeros where it did not say. Prompt tokens are the sum of both inputs. */
+  /** As reported by the engine; 0 if not reported. Both inputs add up to the prompt tokens. */
   usage: {
     /** Prompt tokens that were not in the engine's cache. */
     input_tokens: number;
     output_tokens: number;
-    /** Those that were; unset where the engine does not say. */
+    /** Prompt tokens from the engine's cache; unset if the engine does not report them. */
     cache_read_input_tokens?: number;
   };
-  /**
-   * `latency` in milliseconds; the `sessionId`; of a failed item of a batch `error` and `reason`.
-   */
+  /** The `latency` in milliseconds; the `sessionId`; a failed batch item's `error` and `reason`. */
   metadata: { latency: number; sessionId?: string; error?: string; reason?: string };
 }
 
-/** A step of a streamed answer: its text comes in `content_block_delta`, the whole in `message_stop`. */
+/** An event of a streamed answer: text in `content_block_delta`, the whole in `message_stop`. */
 export interface LLMStreamEvent {
   type:
     | "message_start" | "content_block_start" | "content_block_delta" | "content_block_stop"
@@ -95,7 +93,7 @@ export interface LLMStreamEvent {
   message?: Partial<LLMCompletionResponse>;
 }
 
-/** A call that failed. `cause` is the client's error, with ruvd's `reason`. */
+/** The error of a failed call. `cause` is the client's error, with ruvd's `reason`. */
 export class LLMProviderError extends Error {
   override readonly name = "LLMProviderError";
   readonly provider = "ruvllm";
@@ -104,7 +102,7 @@ export class LLMProviderError extends Error {
     message: string,
     /** NOT_INITIALIZED, INIT_ERROR, INFERENCE_ERROR, STREAM_ERROR, BATCH_ERROR or UNSUPPORTED. */
     readonly code: string,
-    /** Whether the same call may succeed later. */
+    /** Whether a retry may succeed. */
     readonly retryable = false,
     cause?: unknown,
   ) {
@@ -112,19 +110,19 @@ export class LLMProviderError extends Error {
   }
 }
 
-/** The error of a call that failed with `cause`. */
-export function failure(what: string, code: string, cause: unknown): LLMProviderError {
+/** Converts the error `cause` of an action. */
+export function providerError(action: string, code: string, cause: unknown): LLMProviderError {
   if (cause instanceof LLMProviderError) return cause;
   const retryable =
     cause instanceof RuvdError &&
     (cause.retryAfterMs !== undefined ||
       cause.code === status.UNAVAILABLE ||
-      // The daemon was started anew in the middle of the answer, and committed nothing of it.
+      // The daemon was restarted during the answer and committed nothing of it.
       cause.reason === "COMPLETION_NOT_FOUND");
-  return new LLMProviderError(`${what}: ${messageOf(cause)}`, code, retryable, cause);
+  return new LLMProviderError(`${action}: ${messageOf(cause)}`, code, retryable, cause);
 }
 
-/** The place of an item of a batch that failed. */
+/** Returns the response of a failed batch item. */
 export function failedItem(
   index: number,
   sessionId: string | undefined,
@@ -137,31 +135,33 @@ export function failedItem(
     stop_reason: "end_turn",
     id: `batch-error-${String(index)}`,
     usage: { input_tokens: 0, output_tokens: 0 },
-    metadata: { latency: 0, ...given({ sessionId }), error: messageOf(error), reason },
+    metadata: { latency: 0, ...defined({ sessionId }), error: messageOf(error), reason },
   };
 }
 
-/** What is set of some values. */
-export function given<T extends object>(values: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+/** Returns the values without undefined ones. */
+export function defined<T extends object>(
+  values: T,
+): { [K in keyof T]?: Exclude<T[K], undefined> } {
   const set = Object.entries(values).filter(([, value]) => value !== undefined);
   return Object.fromEntries(set) as { [K in keyof T]?: Exclude<T[K], undefined> };
 }
 
-/** What an error says. */
+/** Returns the message of an error. */
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-/** What a call asks of ruvd. Throws LLMProviderError UNSUPPORTED for an image. */
-export function fromCall(call: LLMCompletionOptions): Asked {
-  // eslint-disable-next-line @typescript-eslint/no-unused-vars -- what is left is for the client
+/** Converts a call to ruvd's fields. Throws LLMProviderError UNSUPPORTED for an image. */
+export function fromCall(call: LLMCompletionOptions): ConvertedCall {
+  // eslint-disable-next-line @typescript-eslint/no-unused-vars -- the rest is for the client
   const { messages, system, stream, tools, metadata, signal, timeoutMs, ...rest } = call;
   const prompts = [system ?? []].flat().map(textOf);
-  const asked: Message[] = [];
+  const converted: Message[] = [];
   for (const { role, content } of messages) {
     const blocks = blocksOf(content);
     if (role === "system") prompts.push(blocks.map(textOf).join(""));
-    else asked.push(...fromParam(role, blocks));
+    else converted.push(...fromParam(role, blocks));
   }
   const mapped = tools?.map(({ name, description = "", input_schema }) => ({
     name,
@@ -170,18 +170,18 @@ export function fromCall(call: LLMCompletionOptions): Asked {
   }));
   return {
     ...rest,
-    messages: asked,
+    messages: converted,
     systemPrompt: prompts.join("\n"),
-    ...given({ tools: mapped }),
+    ...defined({ tools: mapped }),
   };
 }
 
-interface Asked extends Omit<CompleteOptions, "signal" | "timeoutMs"> {
+interface ConvertedCall extends Omit<CompleteOptions, "signal" | "timeoutMs"> {
   messages: Message[];
   systemPrompt: string;
 }
 
-interface Answered {
+interface CompletedAnswer {
   completionId?: string;
   sessionId?: string;
   model?: string;
@@ -197,12 +197,12 @@ function blocksOf(content: string | Block[]): Block[] {
 function textOf(block: string | Block): string {
   if (typeof block === "string") return block;
   if (block.type === "image") {
-    throw new LLMProviderError("ruvd takes text only, not images", "UNSUPPORTED");
+    throw new LLMProviderError("ruvd supports text only, no images", "UNSUPPORTED");
   }
   return block.type === "text" ? block.text : "";
 }
 
-/** One message, after those for the results of tools that it holds. */
+/** Returns the message, preceded by a separate message for each tool result in it. */
 function fromParam(role: "user" | "assistant", blocks: Block[]): Message[] {
   const results: Message[] = [];
   const message: Message = {
@@ -220,8 +220,8 @@ function fromParam(role: "user" | "assistant", blocks: Block[]): Message[] {
       results.push({ ...message, role: Role.ROLE_TOOL, content, toolCallId: block.tool_use_id });
     } else if (block.type === "tool_use") {
       const { id = "", name = "", input } = block;
-      const written = typeof input === "string" ? input : JSON.stringify(input ?? {});
-      message.toolCalls.push({ id, name, arguments: written });
+      const argumentsText = typeof input === "string" ? input : JSON.stringify(input ?? {});
+      message.toolCalls.push({ id, name, arguments: argumentsText });
     }
   }
   return message.content || message.toolCalls.length || !results.length
@@ -230,46 +230,46 @@ function fromParam(role: "user" | "assistant", blocks: Block[]): Message[] {
 }
 
 /**
- * The messages of a call that its session has not seen.
+ * Returns the messages of a call that are not yet in the session.
  *
- * Where the call begins with what the history ends with, that is what comes after it. Otherwise a call
- * with answers in it tells the story differently (an edited answer, examples that it always begins
- * with): the session's history stands, and what comes after the last answer is new.
+ * If the call starts with the end of the history, those are the messages after it. Otherwise, a call
+ * with answers in it differs from the history (an edited answer, fixed examples at its start): the
+ * history is kept, and only the messages after the last answer are new.
  */
-export function unseen(history: Message[], messages: Message[]): Message[] {
+export function unsentMessages(history: Message[], messages: Message[]): Message[] {
   if (!history.length) return messages;
-  const known = history.map(keyOf);
-  const given = messages.map(keyOf);
-  for (let count = Math.min(known.length, given.length); count > 0; count--) {
-    const first = known.length - count;
-    if (given.slice(0, count).every((key, index) => key === known[first + index])) {
+  const historyKeys = history.map(messageKey);
+  const keys = messages.map(messageKey);
+  for (let count = Math.min(historyKeys.length, keys.length); count > 0; count--) {
+    const first = historyKeys.length - count;
+    if (keys.slice(0, count).every((key, index) => key === historyKeys[first + index])) {
       return messages.slice(count);
     }
   }
   return messages.slice(messages.findLastIndex(({ role }) => role === Role.ROLE_ASSISTANT) + 1);
 }
 
-/** What makes two messages the same: callers trim answers, and write a tool's arguments anew. */
-function keyOf({ role, content, toolCalls, toolCallId }: Message): string {
+/** Returns a key to compare messages, as callers trim answers and reformat tools' arguments. */
+function messageKey({ role, content, toolCalls, toolCallId }: Message): string {
   return JSON.stringify([role, content.trim(), toolCalls.map(({ id }) => id), toolCallId]);
 }
 
-/** The last messages of a history as `context` shows them. */
+/** Returns the last messages of a history in the form of `context`. */
 export function contextOf(history: Message[]): string[] {
   return history
     .slice(-CONTEXT_LINES)
     .map(({ role, content }) => `${SPEAKERS[role] ?? "System"}: ${content}`);
 }
 
-/** The answer of a completion that took so many milliseconds. */
+/** Converts the answer of a completion. `latency` is in milliseconds. */
 export function toResponse(
-  { completionId = "", model = "", sessionId, finished }: Answered,
+  { completionId = "", model = "", sessionId, finished }: CompletedAnswer,
   latency: number,
 ): LLMCompletionResponse {
   const { message, usage } = finished;
   const content: ContentBlock[] = [{ type: "text", text: message?.content ?? "" }];
-  for (const { id: callId, name, arguments: written } of message?.toolCalls ?? []) {
-    content.push({ type: "tool_use", text: "", id: callId, name, input: parsed(written) });
+  for (const { id: callId, name, arguments: argumentsText } of message?.toolCalls ?? []) {
+    content.push({ type: "tool_use", text: "", id: callId, name, input: parseJson(argumentsText) });
   }
   const cached = usage?.cachedTokens;
   return {
@@ -280,13 +280,13 @@ export function toResponse(
     usage: {
       input_tokens: (usage?.promptTokens ?? 0) - (cached ?? 0),
       output_tokens: usage?.completionTokens ?? 0,
-      ...given({ cache_read_input_tokens: cached }),
+      ...defined({ cache_read_input_tokens: cached }),
     },
     metadata: { latency, ...(sessionId ? { sessionId } : {}) },
   };
 }
 
-function parsed(text: string): unknown {
+function parseJson(text: string): unknown {
   try {
     return JSON.parse(text);
   } catch {

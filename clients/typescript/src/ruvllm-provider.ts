@@ -1,9 +1,9 @@
 /**
- * `RuvllmProvider` for code that was written for the provider of that name: the same calls, on ruvd.
+ * `RuvllmProvider`: the interface of the older provider of that name, implemented with ruvd.
  *
- * That code asks for sessions synchronously, so ids are made here, the daemon hears of a session with
- * its first call, and what is known of it is a snapshot that every awaited call refreshes. The history
- * is the daemon's: of the messages that a caller passes, only those that it has not seen are sent.
+ * That interface has synchronous methods for sessions. Ids are therefore made here, the daemon gets a
+ * session at its first call, and its state is a snapshot that every asynchronous call refreshes. The
+ * daemon keeps the history: of a caller's messages, only those that it does not have are sent.
  */
 
 import { randomUUID } from "node:crypto";
@@ -13,12 +13,12 @@ import type { CompleteRequestInit, Message } from "./client.js";
 import {
   LLMProviderError,
   failedItem,
-  failure,
+  providerError,
   fromCall,
-  given,
+  defined,
   messageOf,
   toResponse,
-  unseen,
+  unsentMessages,
 } from "./ruvllm-messages.js";
 import type {
   LLMCompletionOptions,
@@ -27,7 +27,7 @@ import type {
 } from "./ruvllm-messages.js";
 
 import { OpenSessions } from "./ruvllm-sessions.js";
-import type { Held, SessionInfo, SessionMetrics } from "./ruvllm-sessions.js";
+import type { SessionEntry, SessionInfo, SessionMetrics } from "./ruvllm-sessions.js";
 
 export { LLMProviderError } from "./ruvllm-messages.js";
 export type {
@@ -42,7 +42,7 @@ export type { SessionInfo, SessionMetrics } from "./ruvllm-sessions.js";
 
 const LONGEST_TIMEOUT_MS = 3650 * 86_400_000;
 
-/** What the old provider took and the daemon decides now: accepted, without effect. */
+/** Options of the old provider that the daemon decides now: accepted, but without effect. */
 type DecidedByTheDaemon =
   | "name" | "debug" | "maxRetries" | "ruvllmPath" | "port" | "gpuLayers" | "contextSize" | "threads"
   | "enableEmbeddings" | "enableTRM" | "enableSONA" | "maxTRMIterations" | "convergenceThreshold"
@@ -50,26 +50,26 @@ type DecidedByTheDaemon =
 
 /** Options of the provider. */
 export interface RuvllmProviderConfig extends Partial<Record<DecidedByTheDaemon, unknown>> {
-  /** The daemon: `host:port` or `unix:PATH`. Default: `RUVD_ADDRESS`, else 127.0.0.1:50051. */
+  /** The daemon: `host:port` or `unix:PATH`. Default: `RUVD_ADDRESS` or 127.0.0.1:50051. */
   address?: string | undefined;
-  /** Whether `metadata.sessionId` means a session; otherwise each call is stateless. Default: true. */
+  /** Whether `metadata.sessionId` selects a session; if not, calls are stateless. Default: true. */
   enableSessions?: boolean | undefined;
-  /** After how many milliseconds without use a session expires. Default: 30 minutes. */
+  /** The milliseconds without use after which a session expires. Default: 30 minutes. */
   sessionTimeout?: number | undefined;
-  /** How many sessions are open at most; the least recently used is ended for one more. Default: 100. */
+  /** The maximum number of open sessions; beyond it, the least recently used ends. Default: 100. */
   maxSessions?: number | undefined;
-  /** How many milliseconds an answer may take, but for batches. Default: as long as it takes. */
+  /** The timeout of an answer in milliseconds, except in batches. Default: none. */
   timeout?: number | undefined;
-  /** The model where a call names none. Default: the daemon's. */
+  /** The model of calls that do not set one. Default: the daemon's. */
   defaultModel?: string | undefined;
-  /** The temperature where a call names none. Default: the engine's. */
+  /** The temperature of calls that do not set one. Default: the engine's. */
   defaultTemperature?: number | undefined;
 }
 
-/** What `healthCheck` found. */
+/** The result of `healthCheck`. */
 export interface LLMHealthStatus {
   healthy: boolean;
-  /** How many milliseconds the check took. */
+  /** The duration of the check in milliseconds. */
   latency: number;
   timestamp: Date;
   error?: string;
@@ -77,12 +77,12 @@ export interface LLMHealthStatus {
 
 type Request = Omit<CompleteRequestInit, "messages"> & { messages: Message[] };
 
-/** Conversations with a model, kept by ruvd. `initialize` comes first, `shutdown` last. */
+/** A provider whose conversations ruvd keeps. Call `initialize` first and `shutdown` last. */
 export class RuvllmProvider {
   readonly #config: RuvllmProviderConfig;
   readonly #sessions: OpenSessions;
 
-  /** Throws RangeError for a time-out or a bound that leaves no room for a session. */
+  /** Throws RangeError if `sessionTimeout` or `maxSessions` allows no session. */
   constructor(config: RuvllmProviderConfig = {}) {
     const { sessionTimeout = 1_800_000, maxSessions = 100 } = config;
     if (!(sessionTimeout > 0)) throw new RangeError("sessionTimeout must be more than 0 ms");
@@ -91,49 +91,49 @@ export class RuvllmProvider {
     this.#sessions = new OpenSessions(Math.min(sessionTimeout, LONGEST_TIMEOUT_MS), maxSessions);
   }
 
-  /** Connect. Throws LLMProviderError INIT_ERROR if no daemon answers. Again, it does nothing. */
+  /** Connects, once. Throws LLMProviderError INIT_ERROR if no daemon answers. */
   async initialize(): Promise<void> {
     if (this.#sessions.client) return;
     const client = new Client(this.#config.address);
     try {
-      this.#sessions.measured = await client.getSessionMetrics();
+      this.#sessions.daemonMetrics = await client.getSessionMetrics();
     } catch (error) {
       client.close();
-      throw failure("Cannot reach ruvd", "INIT_ERROR", error);
+      throw providerError("Cannot reach ruvd", "INIT_ERROR", error);
     }
     this.#sessions.client = client;
   }
 
-  /** Disconnect. Calls under way fail; the daemon keeps the sessions until they expire. */
+  /** Disconnects. Running calls fail; the daemon keeps the sessions until they expire. */
   async shutdown(): Promise<void> {
-    await this.#sessions.ended();
+    await this.#sessions.waitForEnds();
     this.#sessions.client?.close();
     this.#sessions.client = undefined;
   }
 
-  /** A new session, of which the daemon hears with its first call. */
+  /** Creates a session, which the daemon gets at its first call. */
   createSession(): SessionInfo {
     return this.#sessions.use(`session-${randomUUID()}`).info;
   }
 
-  /** A session that this provider holds and that has not expired, as last seen. */
+  /** Returns the snapshot of a session of this provider, unless it has expired. */
   getSession(sessionId: string): SessionInfo | undefined {
     return this.#sessions.find(sessionId)?.info;
   }
 
-  /** End a session, here at once and in the daemon soon after. Whether this provider had it. */
+  /** Ends a session, in the daemon asynchronously. Returns whether this provider had it. */
   endSession(sessionId: string): boolean {
     return this.#sessions.end(sessionId);
   }
 
-  /** What there is and what was measured, as of the last awaited call. */
+  /** Returns the metrics as of the last asynchronous call. */
   getSessionMetrics(): SessionMetrics {
     return this.#sessions.metrics();
   }
 
-  /** Whether the daemon takes calls now: its store and its engine are up. Throws nothing. */
+  /** Checks whether the daemon's store and engine are ready. Does not throw. */
   async healthCheck(): Promise<LLMHealthStatus> {
-    const begun = performance.now();
+    const start = performance.now();
     let error: string | undefined;
     try {
       const client = this.#connected();
@@ -142,21 +142,21 @@ export class RuvllmProvider {
     } catch (cause) {
       error = messageOf(cause);
     }
-    const latency = performance.now() - begun;
-    return { healthy: error === undefined, latency, timestamp: new Date(), ...given({ error }) };
+    const latency = performance.now() - start;
+    return { healthy: error === undefined, latency, timestamp: new Date(), ...defined({ error }) };
   }
 
-  /** The answer to a call. Throws LLMProviderError INFERENCE_ERROR. */
+  /** Returns the answer to a call. Throws LLMProviderError INFERENCE_ERROR. */
   async complete(options: LLMCompletionOptions): Promise<LLMCompletionResponse> {
     try {
       for await (const step of this.#answer(options)) if (typeof step !== "string") return step;
-      throw new Error("the answer has no end");
+      throw new Error("the stream ended without Finished");
     } catch (error) {
-      throw failure("Completion failed", "INFERENCE_ERROR", error);
+      throw providerError("Completion failed", "INFERENCE_ERROR", error);
     }
   }
 
-  /** The answer as it comes; leaving the loop cancels it. Throws LLMProviderError STREAM_ERROR. */
+  /** Streams an answer. Leaving the loop cancels it. Throws LLMProviderError STREAM_ERROR. */
   async *streamComplete(options: LLMCompletionOptions): AsyncGenerator<LLMStreamEvent> {
     try {
       this.#connected();
@@ -175,54 +175,58 @@ export class RuvllmProvider {
         }
       }
     } catch (error) {
-      throw failure("Stream failed", "STREAM_ERROR", error);
+      throw providerError("Stream failed", "STREAM_ERROR", error);
     }
   }
 
   /**
-   * The answers to many calls, in their order. One that failed has an empty text and says `error` and
-   * `reason` in its metadata; LLMProviderError BATCH_ERROR is thrown if all have.
+   * Returns the answers to many calls, in the order of the calls. A failed one has an empty text, and
+   * `error` and `reason` in its metadata. Throws LLMProviderError BATCH_ERROR if all have failed.
    */
   async batchComplete(requests: LLMCompletionOptions[]): Promise<LLMCompletionResponse[]> {
-    const begun = performance.now();
+    const start = performance.now();
     const client = this.#connected();
-    const held = requests.map((options) => this.#begin(options));
+    const entries = requests.map((options) => this.#startCall(options));
     const answers = new Map<number, LLMCompletionResponse>();
     const failures = new Map<number, unknown>();
     try {
       const prepared = await Promise.allSettled(
-        requests.map((options, index) => this.#request(client, options, held[index])),
+        requests.map((options, index) => this.#request(client, options, entries[index])),
       );
       const items: { index: number; request: Request }[] = [];
-      for (const [index, each] of prepared.entries()) {
-        if (each.status === "rejected") failures.set(index, each.reason);
-        else items.push({ index, request: each.value });
+      for (const [index, result] of prepared.entries()) {
+        if (result.status === "rejected") failures.set(index, result.reason);
+        else items.push({ index, request: result.value });
       }
       try {
         const batch = items.length ? client.batch(items.map(({ request }) => request)) : [];
-        for await (const { index: nth, completion, error } of batch) {
-          const index = items[nth]?.index ?? nth;
+        for await (const { index: batchIndex, completion, error } of batch) {
+          const index = items[batchIndex]?.index ?? batchIndex;
           if (completion?.finished) {
-            const latency = performance.now() - begun;
+            const latency = performance.now() - start;
             answers.set(
               index,
               toResponse({ ...completion, finished: completion.finished }, latency),
             );
           } else {
             failures.set(index, error);
-            this.#sessions.lost(held[index], error);
+            this.#sessions.forgetIfLost(entries[index], error);
           }
         }
       } catch (error) {
         for (const { index } of items) if (!answers.has(index)) failures.set(index, error);
       }
-      await this.#sessions.refresh(client, held);
+      await this.#sessions.refresh(client, entries);
     } finally {
-      for (const each of held) this.#sessions.release(each);
+      for (const entry of entries) this.#sessions.release(entry);
     }
     if (requests.length && failures.size === requests.length) {
       const first = failures.get(0);
-      throw failure(`All ${String(requests.length)} items failed, the first`, "BATCH_ERROR", first);
+      throw providerError(
+        `All ${String(requests.length)} items failed, the first`,
+        "BATCH_ERROR",
+        first,
+      );
     }
     return requests.map(
       (options, index) =>
@@ -230,34 +234,34 @@ export class RuvllmProvider {
     );
   }
 
-  /** The texts of an answer, then the answer. */
+  /** Yields the pieces of an answer's text, then the answer. */
   async *#answer(options: LLMCompletionOptions): AsyncGenerator<string | LLMCompletionResponse> {
-    const begun = performance.now();
+    const start = performance.now();
     const client = this.#connected();
-    const held = this.#begin(options);
+    const entry = this.#startCall(options);
     try {
       for (let again = true; ; again = false) {
         try {
-          const { messages, ...rest } = await this.#request(client, options, held);
+          const { messages, ...rest } = await this.#request(client, options, entry);
           const { signal, timeoutMs = this.#config.timeout } = options;
           const completion = client.complete(messages, {
             ...rest,
-            ...given({ signal, timeoutMs }),
+            ...defined({ signal, timeoutMs }),
           });
           yield* completion;
           const { started, finished } = completion;
-          if (!finished) throw new Error("the answer has no end");
-          const latency = performance.now() - begun;
-          if (held && finished.message) held.history.push(...messages, finished.message);
-          await this.#sessions.refresh(client, [held]);
+          if (!finished) throw new Error("the stream ended without Finished");
+          const latency = performance.now() - start;
+          if (entry && finished.message) entry.history.push(...messages, finished.message);
+          await this.#sessions.refresh(client, [entry]);
           yield toResponse({ ...started, finished }, latency);
           return;
         } catch (error) {
-          if (!this.#sessions.lost(held, error) || !again) throw error;
+          if (!this.#sessions.forgetIfLost(entry, error) || !again) throw error;
         }
       }
     } finally {
-      this.#sessions.release(held);
+      this.#sessions.release(entry);
     }
   }
 
@@ -266,28 +270,28 @@ export class RuvllmProvider {
     throw new LLMProviderError("Call initialize() first", "NOT_INITIALIZED");
   }
 
-  /** Note that a call begins in its session; undefined for a stateless one. */
-  #begin({ metadata }: LLMCompletionOptions): Held | undefined {
+  /** Registers a call in its session and returns the session; undefined if stateless. */
+  #startCall({ metadata }: LLMCompletionOptions): SessionEntry | undefined {
     if (this.#config.enableSessions === false || !metadata?.sessionId) return undefined;
-    const held = this.#sessions.use(metadata.sessionId);
-    held.calls++;
-    return held;
+    const entry = this.#sessions.use(metadata.sessionId);
+    entry.calls++;
+    return entry;
   }
 
-  /** What to ask the daemon for; once it is there, the daemon has the session. */
+  /** Returns the request to send, after creating the session in the daemon if necessary. */
   async #request(
     client: Client,
     options: LLMCompletionOptions,
-    held: Held | undefined,
+    entry: SessionEntry | undefined,
   ): Promise<Request> {
-    const asked = fromCall(options);
-    const model = asked.model ?? this.#config.defaultModel;
-    const temperature = asked.temperature ?? this.#config.defaultTemperature;
-    const request = { ...asked, ...given({ model, temperature }) };
-    if (!held) return request;
-    await this.#sessions.open(client, held, request.systemPrompt);
-    const sessionId = held.info.id;
-    const messages = unseen(held.history, request.messages);
+    const converted = fromCall(options);
+    const model = converted.model ?? this.#config.defaultModel;
+    const temperature = converted.temperature ?? this.#config.defaultTemperature;
+    const request = { ...converted, ...defined({ model, temperature }) };
+    if (!entry) return request;
+    await this.#sessions.open(client, entry, request.systemPrompt);
+    const sessionId = entry.info.id;
+    const messages = unsentMessages(entry.history, request.messages);
     return { ...request, sessionId, requireExisting: true, messages };
   }
 }

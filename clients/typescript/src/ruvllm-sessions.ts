@@ -1,200 +1,200 @@
 /**
- * The sessions that a provider has open, as it last saw them: what its synchronous calls answer from.
+ * Snapshots of a provider's open sessions, from which its synchronous methods answer.
  *
- * A session is read from the daemon after each call in it, and its messages only where somebody else
- * wrote to it. Reading never fails a call: the answer is there, and an older snapshot is still one.
+ * A session is read from the daemon after each call in it; its messages only if another client has
+ * added some. A failed read does not fail the call: the older snapshot is kept.
  */
 
 import { RuvdError, SessionView } from "./client.js";
 import type { Client, Message, Session, SessionMetrics as DaemonMetrics } from "./client.js";
-import { contextOf, given } from "./ruvllm-messages.js";
+import { contextOf, defined } from "./ruvllm-messages.js";
 
-/** A session as last seen. The object stays the same for as long as the provider holds the session. */
+/** A snapshot of a session. The object stays the same while the provider has the session. */
 export interface SessionInfo {
   id: string;
-  /** Milliseconds since the epoch, as all times here. */
+  /** Milliseconds since the epoch, like all times here. */
   createdAt: number;
-  /** When a turn last began or ended in it. */
+  /** The time when a turn last started or ended in it. */
   lastUsedAt: number;
-  /** Messages in the history, the answers among them. */
+  /** The number of messages in the history, including answers. */
   messageCount: number;
   /** The last ten messages as `User: ...`, `Assistant: ...`, `Tool: ...`, the newest last. */
   context: string[];
 }
 
-/** The first three are of this provider's sessions, the others of the whole daemon since its start. */
+/** The first three describe this provider's sessions, the others the whole daemon since its start. */
 export interface SessionMetrics {
   totalSessions: number;
-  /** Those that have not expired. */
+  /** The number of sessions that have not expired. */
   activeSessions: number;
   avgMessagesPerSession: number;
-  /** In percent, measured; 0 while the daemon has no figure: `daemon` tells it from a measured 0. */
+  /** In percent; 0 also if not measured yet, in which case it is unset in `daemon`. */
   avgLatencyReduction: number;
-  /** Cached prompt tokens per prompt tokens in percent; 0 while the engine has reported none. */
+  /** The share of cached tokens in the prompt tokens, in percent; 0 until one is reported. */
   cacheHitRate: number;
-  /** All that the daemon measured, with what it does not know unset. */
+  /** All of the daemon's measurements; unknown ones are unset. */
   daemon?: DaemonMetrics;
 }
 
-/** A session, and what only the provider needs to know of it. */
-export interface Held {
+/** A session and the provider's internal state of it. */
+export interface SessionEntry {
   info: SessionInfo;
-  /** All messages, as last seen. */
+  /** All messages, as last read. */
   history: Message[];
-  /** That the daemon has it; unset before its first call and once the daemon has lost it. */
+  /** Its creation in the daemon; unset before its first call and after the daemon has lost it. */
   opened?: Promise<void> | undefined;
-  /** When it was last used, as the newest reading of it says. */
+  /** Its last use, as of the newest read. */
   readAt: number;
-  /** Calls under way: such a session is neither expired nor ended for another one. */
+  /** The number of running calls; a session with any neither expires nor is evicted. */
   calls: number;
 }
 
 /** The sessions of one provider. */
 export class OpenSessions {
-  /** Who tells the daemon; unset while the provider is not connected. */
+  /** The client; unset while the provider is not connected. */
   client: Client | undefined;
-  /** What the daemon measured, as of the last reading. */
-  measured: DaemonMetrics | undefined;
+  /** The daemon's metrics, as last read. */
+  daemonMetrics: DaemonMetrics | undefined;
   readonly #timeoutMs: number;
-  readonly #most: number;
-  /** In the order of their use, the least recent first. */
-  readonly #held = new Map<string, Held>();
-  /** Those that the daemon is being told to end. */
+  readonly #maxSessions: number;
+  /** The sessions in the order of their use, least recently used first. */
+  readonly #entries = new Map<string, SessionEntry>();
+  /** The pending EndSession calls. */
   readonly #ending = new Map<string, Promise<void>>();
 
-  /** At most so many that are not in use, each for so many milliseconds after its last use. */
-  constructor(timeoutMs: number, most: number) {
+  /** `maxSessions` does not apply to sessions with running calls. */
+  constructor(timeoutMs: number, maxSessions: number) {
     this.#timeoutMs = timeoutMs;
-    this.#most = most;
+    this.#maxSessions = maxSessions;
   }
 
-  /** A session that has not expired. */
-  find(id: string): Held | undefined {
-    const held = this.#held.get(id);
-    return held && !this.#expired(held) ? held : undefined;
+  /** Returns a session unless it has expired. */
+  find(id: string): SessionEntry | undefined {
+    const entry = this.#entries.get(id);
+    return entry && !this.#expired(entry) ? entry : undefined;
   }
 
-  /** The session as the one that was used last, made if need be. */
-  use(id: string): Held {
-    let held = this.find(id);
-    this.#held.delete(id);
-    this.#makeRoom(this.#most - 1);
-    if (!held) {
+  /** Returns the session as the most recently used one, creating it if necessary. */
+  use(id: string): SessionEntry {
+    let entry = this.find(id);
+    this.#entries.delete(id);
+    this.#evict(this.#maxSessions - 1);
+    if (!entry) {
       const now = Date.now();
       const info = { id, createdAt: now, lastUsedAt: now, messageCount: 0, context: [] };
-      held = { info, history: [], readAt: 0, calls: 0 };
+      entry = { info, history: [], readAt: 0, calls: 0 };
     }
-    this.#held.set(id, held);
-    return held;
+    this.#entries.set(id, entry);
+    return entry;
   }
 
-  /** Note that a call in a session, if it had one, is over. */
-  release(held: Held | undefined): void {
-    if (held) held.calls--;
-    this.#makeRoom(this.#most);
+  /** Records the end of a call in a session, if it had one. */
+  release(entry: SessionEntry | undefined): void {
+    if (entry) entry.calls--;
+    this.#evict(this.#maxSessions);
   }
 
-  /** Forget a session at once and have the daemon end it. Whether there was one. */
+  /** Removes a session and ends it in the daemon. Returns whether it existed. */
   end(id: string): boolean {
-    const held = this.#held.get(id);
-    if (!held) return false;
-    this.#held.delete(id);
+    const entry = this.#entries.get(id);
+    if (!entry) return false;
+    this.#entries.delete(id);
     const { client } = this;
-    if (client && held.opened) {
-      const ended = held.opened
+    if (client && entry.opened) {
+      const ended = entry.opened
         .then(() => client.endSession(id, { allowMissing: true }))
-        .catch(() => undefined) // It never came to be, or nobody uses it any more: it will expire.
+        .catch(() => undefined) // It was never created, or it will expire because it is unused.
         .finally(() => {
           if (this.#ending.get(id) === ended) this.#ending.delete(id);
         });
       this.#ending.set(id, ended);
     }
-    return !this.#expired(held);
+    return !this.#expired(entry);
   }
 
-  /** Wait until the daemon has heard of every end. */
-  async ended(): Promise<void> {
+  /** Waits for all pending EndSession calls. */
+  async waitForEnds(): Promise<void> {
     await Promise.all(this.#ending.values());
   }
 
-  /** Have the daemon make the session, once; one that it has already is read. */
-  async open(client: Client, held: Held, systemPrompt: string): Promise<void> {
-    held.opened ??= this.#open(client, held, systemPrompt).catch((error: unknown) => {
-      held.opened = undefined;
+  /** Creates the session in the daemon, once; reads it if it already exists. */
+  async open(client: Client, entry: SessionEntry, systemPrompt: string): Promise<void> {
+    entry.opened ??= this.#open(client, entry, systemPrompt).catch((error: unknown) => {
+      entry.opened = undefined;
       throw error;
     });
-    await held.opened;
+    await entry.opened;
   }
 
-  /** Whether the error says that the daemon has no such session; its next call then makes it anew. */
-  lost(held: Held | undefined, error: unknown): boolean {
+  /** Returns whether the daemon has lost the session, which its next call then creates again. */
+  forgetIfLost(entry: SessionEntry | undefined, error: unknown): boolean {
     const lost = error instanceof RuvdError && error.reason === "SESSION_NOT_FOUND";
-    if (!held || !lost) return false;
-    held.opened = undefined;
-    held.history = [];
+    if (!entry || !lost) return false;
+    entry.opened = undefined;
+    entry.history = [];
     return true;
   }
 
-  /** Read sessions and figures. What cannot be read stays as it was. */
-  async refresh(client: Client, sessions: (Held | undefined)[]): Promise<void> {
-    const readings = [...new Set(sessions)].map(async (held) => {
-      if (!held?.opened) return;
-      const { id } = held.info;
+  /** Reads sessions and metrics. A failed read changes nothing. */
+  async refresh(client: Client, sessions: (SessionEntry | undefined)[]): Promise<void> {
+    const reads = [...new Set(sessions)].map(async (entry) => {
+      if (!entry?.opened) return;
+      const { id } = entry.info;
       const basic = await client.getSession(id);
-      const known = basic.messageCount === held.history.length;
-      adopt(held, known ? basic : await client.getSession(id, SessionView.SESSION_VIEW_FULL));
+      const known = basic.messageCount === entry.history.length;
+      update(entry, known ? basic : await client.getSession(id, SessionView.SESSION_VIEW_FULL));
     });
-    const figures = client.getSessionMetrics().then((measured) => (this.measured = measured));
-    await Promise.allSettled([...readings, figures]);
+    const metrics = client.getSessionMetrics().then((read) => (this.daemonMetrics = read));
+    await Promise.allSettled([...reads, metrics]);
   }
 
-  /** How many there are and what was measured. */
+  /** Returns the metrics of the sessions and the daemon. */
   metrics(): SessionMetrics {
-    const held = [...this.#held.values()];
-    const messages = held.reduce((sum, { info }) => sum + info.messageCount, 0);
+    const entries = [...this.#entries.values()];
+    const messages = entries.reduce((sum, { info }) => sum + info.messageCount, 0);
     return {
-      totalSessions: held.length,
-      activeSessions: held.filter((each) => !this.#expired(each)).length,
-      avgMessagesPerSession: held.length && messages / held.length,
-      avgLatencyReduction: this.measured?.avgLatencyReduction ?? 0,
-      cacheHitRate: this.measured?.cacheHitRate ?? 0,
-      ...given({ daemon: this.measured }),
+      totalSessions: entries.length,
+      activeSessions: entries.filter((entry) => !this.#expired(entry)).length,
+      avgMessagesPerSession: entries.length && messages / entries.length,
+      avgLatencyReduction: this.daemonMetrics?.avgLatencyReduction ?? 0,
+      cacheHitRate: this.daemonMetrics?.cacheHitRate ?? 0,
+      ...defined({ daemon: this.daemonMetrics }),
     };
   }
 
-  async #open(client: Client, held: Held, systemPrompt: string): Promise<void> {
-    const sessionId = held.info.id;
+  async #open(client: Client, entry: SessionEntry, systemPrompt: string): Promise<void> {
+    const sessionId = entry.info.id;
     await this.#ending.get(sessionId);
     try {
       const idleTimeoutMs = this.#timeoutMs;
-      adopt(held, await client.createSession({ sessionId, systemPrompt, idleTimeoutMs }));
+      update(entry, await client.createSession({ sessionId, systemPrompt, idleTimeoutMs }));
     } catch (error) {
-      // Another process of the service made it, or this one before it was started anew.
+      // Created by another process of the service, or by this service before its restart.
       if (!(error instanceof RuvdError) || error.reason !== "SESSION_EXISTS") throw error;
-      adopt(held, await client.getSession(sessionId, SessionView.SESSION_VIEW_FULL));
+      update(entry, await client.getSession(sessionId, SessionView.SESSION_VIEW_FULL));
     }
   }
 
-  #makeRoom(most: number): void {
-    for (const [id, { calls }] of this.#held) {
-      if (this.#held.size <= most) return;
+  #evict(maxSessions: number): void {
+    for (const [id, { calls }] of this.#entries) {
+      if (this.#entries.size <= maxSessions) return;
       if (!calls) this.end(id);
     }
   }
 
-  #expired({ info, calls }: Held): boolean {
+  #expired({ info, calls }: SessionEntry): boolean {
     return !calls && Date.now() - info.lastUsedAt >= this.#timeoutMs;
   }
 }
 
-/** Take over what the daemon says of a session, unless something newer is known. */
-function adopt(held: Held, session: Session): void {
+/** Updates an entry from the daemon's session, unless the entry is newer. */
+function update(entry: SessionEntry, session: Session): void {
   const readAt = session.lastUsedTime?.getTime() ?? 0;
-  if (readAt < held.readAt) return;
-  held.readAt = readAt;
-  if (session.messages.length === session.messageCount) held.history = session.messages;
-  held.info.createdAt = session.createTime?.getTime() ?? held.info.createdAt;
-  held.info.lastUsedAt = readAt;
-  held.info.messageCount = session.messageCount;
-  held.info.context = contextOf(held.history);
+  if (readAt < entry.readAt) return;
+  entry.readAt = readAt;
+  if (session.messages.length === session.messageCount) entry.history = session.messages;
+  entry.info.createdAt = session.createTime?.getTime() ?? entry.info.createdAt;
+  entry.info.lastUsedAt = readAt;
+  entry.info.messageCount = session.messageCount;
+  entry.info.context = contextOf(entry.history);
 }

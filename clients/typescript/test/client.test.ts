@@ -1,4 +1,4 @@
-/** What the layer does where a real daemon would have to die at the right moment. */
+/** Tests of the client where a real daemon would have to be killed at a certain moment. */
 
 /* eslint-disable @typescript-eslint/no-floating-promises -- node:test awaits its tests itself */
 
@@ -44,14 +44,6 @@ function finished(sequence: number, content: string): CompletionEvent {
   return { sequence, finished: { finishReason, message, ...nothing } };
 }
 
-async function until(condition: () => boolean): Promise<void> {
-  const deadline = Date.now() + 5000;
-  while (!condition()) {
-    assert.ok(Date.now() < deadline, `not within 5 s: ${String(condition)}`);
-    await sleep(5);
-  }
-}
-
 async function read(answer: Completion): Promise<{ texts: string[]; error: unknown }> {
   const texts: string[] = [];
   try {
@@ -67,13 +59,13 @@ function failsWith(error: unknown, code: status, reason: string): void {
   assert.deepEqual([status[error.code], error.reason], [status[code], reason]);
 }
 
-/** Run against a daemon that follows the scripts. */
+/** Runs a test against a daemon that follows the scripts. */
 async function against(
   scripts: ConstructorParameters<typeof ScriptedDaemon>,
   body: (client: Client, daemon: ScriptedDaemon) => Promise<void>,
   options: ConstructorParameters<typeof Client>[1] = {},
 ): Promise<void> {
-  const daemon = await new ScriptedDaemon(...scripts).listening();
+  const daemon = await new ScriptedDaemon(...scripts).listen();
   const client = new Client(daemon.address, options);
   try {
     await body(client, daemon);
@@ -83,8 +75,8 @@ async function against(
   }
 }
 
-describe("a stream that breaks", () => {
-  it("is resumed after its last event, and each text comes once", async () => {
+describe("a broken stream", () => {
+  it("is resumed after its last event, and each text is delivered once", async () => {
     const first = { events: [started(), delta(2, "a"), delta(3, " b")], ...LOST };
     const second = {
       events: [delta(3, " b"), delta(4, " c"), finished(5, "a b c")],
@@ -105,7 +97,7 @@ describe("a stream that breaks", () => {
     });
   });
 
-  it("before its first event is asked for again by the same request", async () => {
+  it("is requested again by the same request if it broke before its first event", async () => {
     const whole = { events: [started(), delta(2, "a"), finished(3, "a")], end: "ok" as const };
     await against([LOST, whole], async (client, daemon) => {
       assert.equal(await client.complete("hi").text(), "a");
@@ -116,17 +108,23 @@ describe("a stream that breaks", () => {
     });
   });
 
-  it("and that the daemon has forgotten begins anew if nothing was delivered", async () => {
-    const anew = { events: [started("c-2"), delta(2, "a"), finished(3, "a")], end: "ok" as const };
-    await against([{ events: [started()], ...LOST }, FORGOTTEN, anew], async (client, daemon) => {
-      const answer = client.complete("hi");
-      assert.deepEqual(await read(answer), { texts: ["a"], error: undefined });
-      assert.deepEqual(daemon.calls, ["Complete", "ResumeCompletion", "Complete"]);
-      assert.equal(answer.started?.completionId, "c-2");
-    });
+  it("is generated again if the daemon has lost it and nothing was delivered", async () => {
+    const regenerated = {
+      events: [started("c-2"), delta(2, "a"), finished(3, "a")],
+      end: "ok" as const,
+    };
+    await against(
+      [{ events: [started()], ...LOST }, FORGOTTEN, regenerated],
+      async (client, daemon) => {
+        const answer = client.complete("hi");
+        assert.deepEqual(await read(answer), { texts: ["a"], error: undefined });
+        assert.deepEqual(daemon.calls, ["Complete", "ResumeCompletion", "Complete"]);
+        assert.equal(answer.started?.completionId, "c-2");
+      },
+    );
   });
 
-  it("and that the daemon has forgotten is an error if a text was delivered", async () => {
+  it("is an error if the daemon has lost it and a text was delivered", async () => {
     const scripts = [{ events: [started(), delta(2, "a")], ...LOST }, FORGOTTEN];
     await against(scripts, async (client, daemon) => {
       const answer = client.complete("hi");
@@ -138,7 +136,7 @@ describe("a stream that breaks", () => {
     });
   });
 
-  it("of which only the end is kept gives the missing text to who reads text", async () => {
+  it("delivers the missing text from Finished, to readers of text only", async () => {
     const scripts: Script[] = [
       { events: [started(), delta(2, "a b")], ...LOST },
       { events: [finished(9, "a b c d")], end: "ok" },
@@ -153,7 +151,7 @@ describe("a stream that breaks", () => {
     });
   });
 
-  it("and that ends in another answer is DATA_LOSS", async () => {
+  it("is DATA_LOSS if the whole answer contradicts the delivered text", async () => {
     const first = { events: [started(), delta(2, "a b")], ...LOST };
     await against([first, { events: [finished(9, "b c")], end: "ok" }], async (client) => {
       const answer = client.complete("hi");
@@ -164,7 +162,7 @@ describe("a stream that breaks", () => {
     });
   });
 
-  it("is given up after reconnectMs with the error of the last try", async () => {
+  it("ends after reconnectMs with the error of the last attempt", async () => {
     const scripts = Array.from({ length: 9 }, () => LOST);
     await against(
       scripts,
@@ -177,7 +175,7 @@ describe("a stream that breaks", () => {
     );
   });
 
-  it("is not repeated where another try cannot help", async () => {
+  it("is not resumed after a status that no lost connection causes", async () => {
     for (const code of [status.UNIMPLEMENTED, status.PERMISSION_DENIED]) {
       await against([{ end: { code } }], async (client, daemon) => {
         failsWith((await read(client.complete("hi"))).error, code, "");
@@ -188,24 +186,24 @@ describe("a stream that breaks", () => {
 });
 
 describe("an error of the daemon", () => {
-  it("is final, and comes after every text before it, also to a slow reader", async () => {
+  it("is final, and a slow reader also gets all texts before it", async () => {
     const events = [started(), ...Array.from({ length: 99 }, (_, index) => delta(index + 2, "w "))];
     const end = { code: status.UNAVAILABLE, reason: "ENGINE_UNAVAILABLE" };
     await against([{ events, end }], async (client, daemon) => {
       let texts = 0;
-      const slowly = async () => {
+      const readSlowly = async () => {
         for await (const text of client.complete("hi")) {
           texts += text.length / 2;
           await sleep(1);
         }
       };
-      await assert.rejects(slowly, { reason: "ENGINE_UNAVAILABLE" });
+      await assert.rejects(readSlowly, { reason: "ENGINE_UNAVAILABLE" });
       assert.equal(texts, 99);
       assert.deepEqual(daemon.calls, ["Complete"]);
     });
   });
 
-  it("of another domain is none of ruvd's, so the stream is resumed", async () => {
+  it("is resumed if its reason has another domain than ruvd's", async () => {
     const other = { code: status.UNAVAILABLE, reason: "PROXY_SAYS", domain: "proxy.example" };
     const rest = { events: [finished(2, "")], end: "ok" as const };
     await against([{ events: [started()], end: other }, rest], async (client, daemon) => {
@@ -215,21 +213,21 @@ describe("an error of the daemon", () => {
   });
 });
 
-describe("a caller who leaves", () => {
+describe("a caller that leaves", () => {
   const open = { events: [started(), delta(2, "a")] };
 
   const ways: [string, (answer: Completion, controller: AbortController) => Promise<unknown>][] = [
     ["by leaving the loop", (answer) => first(answer)],
-    ["by cancel", (answer) => each(answer, () => { answer.cancel(); })],
-    ["by a signal", (answer, controller) => each(answer, () => { controller.abort(); })],
+    ["by cancel", (answer) => readAndLeave(answer, () => { answer.cancel(); })],
+    ["by a signal", (answer, controller) => readAndLeave(answer, () => { controller.abort(); })],
   ]; // prettier-ignore
   for (const [how, leave] of ways) {
-    it(`${how} cancels the stream and, because of the grace, the completion`, async () => {
+    it(`${how} cancels the stream and the completion`, async () => {
       await against([open], async (client, daemon) => {
         const controller = new AbortController();
         const answer = client.complete("hi", { signal: controller.signal });
         await leave(answer, controller);
-        await until(() => daemon.calls.length === 2 && daemon.left === 1);
+        await daemon.until(() => daemon.calls.length === 2 && daemon.cancelled === 1);
         assert.deepEqual(daemon.received[1]?.request, {
           completionId: "c-1",
           sessionId: "",
@@ -246,7 +244,7 @@ describe("a caller who leaves", () => {
     return undefined;
   }
 
-  async function each(answer: Completion, action: () => void): Promise<void> {
+  async function readAndLeave(answer: Completion, action: () => void): Promise<void> {
     const texts: string[] = [];
     const reading = async () => {
       for await (const text of answer) {
@@ -258,49 +256,49 @@ describe("a caller who leaves", () => {
     assert.deepEqual(texts, ["a"]);
   }
 
-  it("without reading on cancels all the same", async () => {
+  it("by cancel, without reading on, cancels both, too", async () => {
     await against([open], async (client, daemon) => {
       const answer = client.complete("hi");
       await answer[Symbol.asyncIterator]().next();
       answer.cancel();
-      await until(() => daemon.calls.length === 2 && daemon.left === 1);
+      await daemon.until(() => daemon.calls.length === 2 && daemon.cancelled === 1);
     });
   });
 
-  it("before the turn has the engine names session and request", async () => {
+  it("before Started cancels by session and request id", async () => {
     await against([{}], async (client, daemon) => {
       const answer = client.complete("hi", { sessionId: "s", requestId: "r" });
       const reading = read(answer);
-      await until(() => daemon.calls.length === 1);
+      await daemon.until(() => daemon.calls.length === 1);
       answer.cancel();
       failsWith((await reading).error, status.CANCELLED, "");
-      await until(() => daemon.calls.length === 2);
+      await daemon.until(() => daemon.calls.length === 2);
       const request = { completionId: "", sessionId: "s", requestId: "r", keepPartial: false };
       assert.deepEqual(daemon.received[1]?.request, request);
     });
   });
 
-  it("by the time-out, also without reading on, gets DEADLINE_EXCEEDED", async () => {
+  it("by the timeout, even without reading on, gets DEADLINE_EXCEEDED", async () => {
     await against([open], async (client, daemon) => {
       const answer = client.complete("hi", { timeoutMs: 100 });
       await answer[Symbol.asyncIterator]().next();
-      await until(() => daemon.left === 1);
+      await daemon.until(() => daemon.cancelled === 1);
       failsWith((await read(answer)).error, status.DEADLINE_EXCEEDED, "");
-      assert.deepEqual(daemon.calls, ["Complete"]); // The daemon itself ends what is out of time.
+      assert.deepEqual(daemon.calls, ["Complete"]); // The daemon itself ends it at its deadline.
     });
   });
 
-  it("before there is a daemon gets DEADLINE_EXCEEDED by the time-out", async () => {
+  it("by the timeout, without a daemon, gets DEADLINE_EXCEEDED", async () => {
     const client = new Client("127.0.0.1:1");
-    const begun = performance.now();
+    const start = performance.now();
     const answer = client.complete("hi", { timeoutMs: 300 });
     failsWith((await read(answer)).error, status.DEADLINE_EXCEEDED, "");
-    assert.ok(performance.now() - begun < 5000);
+    assert.ok(performance.now() - start < 5000);
     client.close();
   });
 
-  it("of a completion that somebody else began stops it, too", async () => {
-    for (const [ref, named] of [
+  it("cancels a completion that another client started, too", async () => {
+    for (const [ref, target] of [
       ["c-1", { completionId: "c-1", sessionId: "", requestId: "" }],
       [
         { sessionId: "s", requestId: "r" },
@@ -310,12 +308,12 @@ describe("a caller who leaves", () => {
       await against([{}], async (client, daemon) => {
         const answer = client.resumeCompletion(ref, { afterSequence: 3 });
         const reading = read(answer);
-        await until(() => daemon.calls.length === 1);
+        await daemon.until(() => daemon.calls.length === 1);
         answer.cancel();
         failsWith((await reading).error, status.CANCELLED, "");
-        await until(() => daemon.calls.length === 2);
-        assert.deepEqual(daemon.received[0]?.request, { ...named, afterSequence: 3 });
-        assert.deepEqual(daemon.received[1]?.request, { ...named, keepPartial: false });
+        await daemon.until(() => daemon.calls.length === 2);
+        assert.deepEqual(daemon.received[0]?.request, { ...target, afterSequence: 3 });
+        assert.deepEqual(daemon.received[1]?.request, { ...target, keepPartial: false });
       });
     }
   });
@@ -325,27 +323,27 @@ describe("a caller who leaves", () => {
       const answer = client.complete("hi");
       await answer[Symbol.asyncIterator]().next();
       client.close();
-      await until(() => daemon.calls.length === 2 && daemon.left === 1);
+      await daemon.until(() => daemon.calls.length === 2 && daemon.cancelled === 1);
       failsWith((await read(answer)).error, status.CANCELLED, "");
       failsWith((await read(client.complete("again"))).error, status.CANCELLED, "");
       await assert.rejects(client.listModels(), { code: status.CANCELLED });
     });
   });
 
-  it("while the daemon is away does not wait for it", async () => {
+  it("by a signal, without a daemon, does not wait for one", async () => {
     const client = new Client("127.0.0.1:1");
-    const begun = performance.now();
+    const start = performance.now();
     const answer = client.complete("hi", { signal: AbortSignal.timeout(100) });
     failsWith((await read(answer)).error, status.CANCELLED, "");
-    assert.ok(performance.now() - begun < 5000);
+    assert.ok(performance.now() - start < 5000);
     client.close();
   });
 
-  it("loses an answer that is to go on, and no more", async () => {
+  it("does not cancel a completion with ON_DISCONNECT_CONTINUE", async () => {
     await against([open], async (client, daemon) => {
       await first(client.complete("hi", { onDisconnect: OnDisconnect.ON_DISCONNECT_CONTINUE }));
-      await until(() => daemon.left === 1);
-      // What it would have said by itself would have come before this.
+      await daemon.until(() => daemon.cancelled === 1);
+      // A cancel call of the client's own would have arrived before this one.
       await client.cancelCompletion("another");
       assert.equal(daemon.calls.length, 2);
       const last = daemon.received[1]?.request;
@@ -353,7 +351,7 @@ describe("a caller who leaves", () => {
     });
   });
 
-  it("before anything was asked asks nothing", async () => {
+  it("before the call makes no call", async () => {
     await against([open], async (client, daemon) => {
       const answer = client.complete("hi", { signal: AbortSignal.abort("enough") });
       const { error } = await read(answer);
@@ -376,17 +374,17 @@ describe("a request", () => {
     return request;
   }
 
-  it("may be repeated, unless the caller says otherwise", async () => {
+  it("has a request id and a grace, unless the caller sets them", async () => {
     const { requestId, disconnectGrace } = await sent({});
     assert.notEqual(requestId, (await sent({})).requestId);
     assert.deepEqual(disconnectGrace, { seconds: 10, nanos: 0 });
-    const own = await sent({ requestId: "r", disconnectGraceMs: 1500 });
-    assert.equal(own.requestId, "r");
-    assert.deepEqual(own.disconnectGrace, { seconds: 1, nanos: 500_000_000 });
+    const custom = await sent({ requestId: "r", disconnectGraceMs: 1500 });
+    assert.equal(custom.requestId, "r");
+    assert.deepEqual(custom.disconnectGrace, { seconds: 1, nanos: 500_000_000 });
     assert.equal((await sent({ disconnectGraceMs: undefined })).disconnectGrace?.seconds, 10);
   });
 
-  it("has the options of the contract by their names", async () => {
+  it("has the options of the proto by their names", async () => {
     const toolChoice = { function: "weather" };
     const { sessionId, options, messages } = await sent({ sessionId: "s", seed: 7, toolChoice });
     assert.equal(sessionId, "s");
@@ -401,10 +399,10 @@ describe("a request", () => {
 });
 
 describe("a connection", () => {
-  it("goes to a Unix socket", async () => {
+  it("can be made to a Unix socket", async () => {
     const folder = await mkdtemp(join(tmpdir(), "ruvd-"));
     const script = { events: [started(), finished(2, "a")], end: "ok" as const };
-    const daemon = await new ScriptedDaemon(script).listening(`unix:${join(folder, "s")}`);
+    const daemon = await new ScriptedDaemon(script).listen(`unix:${join(folder, "s")}`);
     const client = new Client(daemon.address);
     try {
       assert.deepEqual((await read(client.complete("hi"))).texts, ["a"]);
@@ -422,14 +420,14 @@ describe("the caller's trace", () => {
     propagation.setGlobalPropagator(new W3CTraceContextPropagator());
   });
 
-  it("goes out with a completion, what resumes it and what cancels it", async () => {
+  it("is sent with a completion and with the calls that resume and cancel it", async () => {
     const scripts = [{ events: [started()], ...LOST }, { events: [delta(2, "a")] }];
     await against(scripts, async (client, daemon) => {
       const span = { traceId: "0af7651916cd43dd8448eb211c80319c", spanId: "b7ad6b7169203331" };
       const caller = trace.setSpanContext(context.active(), { ...span, traceFlags: 1 });
       const answer = context.with(caller, () => client.complete("hi"));
       for await (const text of answer) if (text) break;
-      await until(() => daemon.calls.length === 3);
+      await daemon.until(() => daemon.calls.length === 3);
       assert.deepEqual(
         daemon.received.map(({ method, traceparent }) => [method, traceparent]),
         ["Complete", "ResumeCompletion", "CancelCompletion"].map((method) => [

@@ -1,8 +1,8 @@
 /**
- * The drop-in provider: what it works out by itself, and what comes of it on a real daemon.
+ * Tests of the provider, without a daemon and with a real one.
  *
- * The last two groups need one at RUVD_ADDRESS, with `--engine echo --echo-faults
- * --echo-delay-seconds 0.02` or, when RUVD_ENGINE is llama, with the embedded engine.
+ * The last two groups need a daemon at RUVD_ADDRESS, with `--engine echo --echo-faults
+ * --echo-delay-seconds 0.02` or, if RUVD_ENGINE is llama, with the embedded engine.
  */
 
 /* eslint-disable @typescript-eslint/no-floating-promises -- node:test awaits its tests itself */
@@ -13,7 +13,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 import { Client, FinishReason, Role, RuvdError, SessionView } from "../src/client.js";
 import type { Message } from "../src/client.js";
-import { fromCall, toResponse, unseen } from "../src/ruvllm-messages.js";
+import { fromCall, toResponse, unsentMessages } from "../src/ruvllm-messages.js";
 import { LLMProviderError, RuvllmProvider } from "../src/ruvllm-provider.js";
 import type { LLMCompletionResponse, LLMMessageParam } from "../src/ruvllm-provider.js";
 
@@ -22,7 +22,7 @@ const ENGINE = process.env.RUVD_ADDRESS ? (process.env.RUVD_ENGINE ?? "echo") : 
 
 const user = (content: string): LLMMessageParam => ({ role: "user", content });
 const answer = (content: string): LLMMessageParam => ({ role: "assistant", content });
-const told = (...messages: LLMMessageParam[]): Message[] => fromCall({ messages }).messages;
+const convert = (...messages: LLMMessageParam[]): Message[] => fromCall({ messages }).messages;
 
 async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
   const deadline = Date.now() + 5000;
@@ -36,56 +36,56 @@ function text({ content }: LLMCompletionResponse): string {
   return content[0]?.text ?? "";
 }
 
-describe("what is new in a call", () => {
-  const history = told(user("one"), answer("1"), user("two"), answer("2"));
+describe("the new messages of a call", () => {
+  const history = convert(user("one"), answer("1"), user("two"), answer("2"));
 
   const cases: [string, LLMMessageParam[], LLMMessageParam[]][] = [
-    ["the new message alone is", [user("three")], [user("three")]],
-    ["a message that was said before is, said again", [user("one")], [user("one")]],
+    ["are all messages if it has only new ones", [user("three")], [user("three")]],
+    ["include a repetition of an earlier message", [user("one")], [user("one")]],
     [
-      "what follows the whole history is",
+      "are those after the whole history",
       [user("one"), answer("1"), user("two"), answer("2"), user("three")],
       [user("three")],
     ],
-    ["what follows its end is", [user("two"), answer("2"), user("three")], [user("three")]],
+    ["are those after its end", [user("two"), answer("2"), user("three")], [user("three")]],
     [
-      "what follows an answer whose white space was trimmed is",
+      "are those after an answer with different white space",
       [user("two"), answer(" 2\n"), user("three")],
       [user("three")],
     ],
     [
-      "a turn that was answered elsewhere is",
+      "include a turn that another model answered",
       [user("two"), answer("2"), user("three"), answer("3"), user("four")],
       [user("three"), answer("3"), user("four")],
     ],
     [
-      "what follows an answer that was edited is, and the edit is not",
+      "are those after an edited answer, without the edit",
       [user("two"), answer("II"), user("three")],
       [user("three")],
     ],
-    ["nothing is where the history is all there is", [user("two"), answer("2")], []],
+    ["are none if it only repeats the history", [user("two"), answer("2")], []],
   ];
-  for (const [claim, given, expected] of cases) {
+  for (const [claim, messages, expected] of cases) {
     it(claim, () => {
-      assert.deepEqual(unseen(history, told(...given)), told(...expected));
+      assert.deepEqual(unsentMessages(history, convert(...messages)), convert(...expected));
     });
   }
 
-  it("everything is in a session without a history", () => {
-    assert.deepEqual(unseen([], history), history);
+  it("are all messages in a session without a history", () => {
+    assert.deepEqual(unsentMessages([], history), history);
   });
 });
 
-describe("a call in ruvd's words", () => {
-  it("has the system texts, wherever they stand, as its system prompt", () => {
+describe("a converted call", () => {
+  it("has all system texts, in any position, as its system prompt", () => {
     const messages: LLMMessageParam[] = [user("hi"), { role: "system", content: "Be kind." }];
-    const asked = fromCall({ system: [{ type: "text", text: "Be brief." }], messages });
-    assert.equal(asked.systemPrompt, "Be brief.\nBe kind.");
-    assert.deepEqual(asked.messages, told(user("hi")));
+    const call = fromCall({ system: [{ type: "text", text: "Be brief." }], messages });
+    assert.equal(call.systemPrompt, "Be brief.\nBe kind.");
+    assert.deepEqual(call.messages, convert(user("hi")));
   });
 
   it("has tools, tool calls and their results", () => {
-    const asked = fromCall({
+    const converted = fromCall({
       tools: [{ name: "weather", input_schema: { type: "object" } }],
       messages: [
         {
@@ -101,8 +101,8 @@ describe("a call in ruvd's words", () => {
         },
       ],
     });
-    assert.deepEqual(asked.tools?.[0]?.parameters, '{"type":"object"}');
-    const [call, result, question] = asked.messages;
+    assert.deepEqual(converted.tools?.[0]?.parameters, '{"type":"object"}');
+    const [call, result, question] = converted.messages;
     assert.deepEqual(call?.toolCalls, [{ id: "c1", name: "weather", arguments: "{}" }]);
     assert.deepEqual(
       [result?.role, result?.toolCallId, result?.content],
@@ -111,13 +111,13 @@ describe("a call in ruvd's words", () => {
     assert.deepEqual([question?.role, question?.content], [Role.ROLE_USER, "And now?"]);
   });
 
-  it("is refused with an image in it, which ruvd would lose", () => {
+  it("is rejected if it has an image, which ruvd does not support", () => {
     const image = { role: "user" as const, content: [{ type: "image" as const, source: {} }] };
     assert.throws(() => fromCall({ messages: [image] }), { code: "UNSUPPORTED" });
   });
 });
 
-describe("an answer in the provider's words", () => {
+describe("a converted answer", () => {
   const finished = {
     finishReason: FinishReason.FINISH_REASON_TOOL_CALLS,
     message: {
@@ -135,7 +135,7 @@ describe("an answer in the provider's words", () => {
     exchangeCount: 1,
   };
 
-  it("has its tool calls after its text, and arguments that are no JSON as they are", () => {
+  it("has its tool calls after its text, and invalid JSON arguments as text", () => {
     const { content, stop_reason } = toResponse({ finished }, 1);
     assert.equal(stop_reason, "tool_use");
     assert.deepEqual(content, [
@@ -145,27 +145,27 @@ describe("an answer in the provider's words", () => {
     ]);
   });
 
-  it("tells cached tokens from others only where the engine does", () => {
+  it("separates cached tokens only if the engine reports them", () => {
     assert.deepEqual(toResponse({ finished }, 1).usage, {
       input_tokens: 20,
       output_tokens: 7,
       cache_read_input_tokens: 80,
     });
     const usage = { promptTokens: 100, completionTokens: 7 };
-    const { usage: found } = toResponse({ finished: { ...finished, usage } }, 1);
-    assert.deepEqual(found, { input_tokens: 100, output_tokens: 7 });
+    const { usage: converted } = toResponse({ finished: { ...finished, usage } }, 1);
+    assert.deepEqual(converted, { input_tokens: 100, output_tokens: 7 });
   });
 });
 
 describe("without a daemon", () => {
-  it("sessions are made, found and ended at once", () => {
+  it("sessions are created, found and ended synchronously", () => {
     const provider = new RuvllmProvider({ address: NOBODY });
-    const begun = Date.now();
+    const start = Date.now();
     const session = provider.createSession();
     assert.deepEqual({ ...session, id: "", createdAt: 0, lastUsedAt: 0 }, {
       id: "", createdAt: 0, lastUsedAt: 0, messageCount: 0, context: [],
     }); // prettier-ignore
-    assert.ok(session.createdAt >= begun && session.createdAt <= Date.now());
+    assert.ok(session.createdAt >= start && session.createdAt <= Date.now());
     assert.equal(session.lastUsedAt, session.createdAt);
     assert.match(session.id, /^[A-Za-z0-9._:-]{1,128}$/);
     assert.equal(provider.getSession(session.id), session);
@@ -182,7 +182,7 @@ describe("without a daemon", () => {
     assert.equal(provider.getSessionMetrics().totalSessions, 0);
   });
 
-  it("no more than maxSessions are open, and the least recent goes", () => {
+  it("no more than maxSessions are open, and the least recently used is evicted", () => {
     const provider = new RuvllmProvider({ maxSessions: 2 });
     const [first, second, third] = [1, 2, 3].map(() => provider.createSession().id);
     assert.equal(provider.getSession(first ?? ""), undefined);
@@ -190,15 +190,19 @@ describe("without a daemon", () => {
     assert.ok(provider.getSession(third ?? ""));
   });
 
-  it("a session that was not used for sessionTimeout is gone", async () => {
+  it("a session expires when it was not used for sessionTimeout", ({ mock }) => {
+    mock.timers.enable({ apis: ["Date"] });
     const provider = new RuvllmProvider({ sessionTimeout: 30 });
     const { id } = provider.createSession();
-    await until(() => provider.getSession(id) === undefined);
+    mock.timers.tick(29);
+    assert.ok(provider.getSession(id));
+    mock.timers.tick(1);
+    assert.equal(provider.getSession(id), undefined);
     assert.equal(provider.getSessionMetrics().activeSessions, 0);
     assert.equal(provider.endSession(id), false);
   });
 
-  it("a call before initialize, and initialize itself, say what is wrong", async () => {
+  it("initialize fails, and a call before it is an error", async () => {
     const provider = new RuvllmProvider({ address: NOBODY });
     const call = { messages: [user("hi")] };
     await assert.rejects(provider.complete(call), { code: "NOT_INITIALIZED", retryable: false });
@@ -211,7 +215,7 @@ describe("without a daemon", () => {
     await provider.shutdown();
   });
 
-  it("bounds that leave no room for a session are refused", () => {
+  it("limits that allow no session are rejected", () => {
     assert.throws(() => new RuvllmProvider({ maxSessions: 0 }), RangeError);
     assert.throws(() => new RuvllmProvider({ sessionTimeout: -1 }), RangeError);
   });
@@ -235,7 +239,7 @@ describe("on the echo engine", { skip: ENGINE !== "echo" && "needs a daemon" }, 
     client.close();
   });
 
-  it("a session comes to be with its first call, and its snapshot follows each", async () => {
+  it("a session is created with its first call, and each call updates its snapshot", async () => {
     const session = provider.createSession();
     assert.ok(await gone(session.id));
     const metadata = { sessionId: session.id };
@@ -258,53 +262,53 @@ describe("on the echo engine", { skip: ENGINE !== "echo" && "needs a daemon" }, 
       "User: two",
       "Assistant: two",
     ]);
-    const found = await find(session.id);
-    assert.equal(found.systemPrompt, "Be brief.");
-    assert.equal(found.idleTimeout?.seconds, 60);
-    assert.equal(session.createdAt, found.createTime?.getTime());
-    assert.equal(session.lastUsedAt, found.lastUsedTime?.getTime());
+    const stored = await find(session.id);
+    assert.equal(stored.systemPrompt, "Be brief.");
+    assert.equal(stored.idleTimeout?.seconds, 60);
+    assert.equal(session.createdAt, stored.createTime?.getTime());
+    assert.equal(session.lastUsedAt, stored.lastUsedTime?.getTime());
   });
 
-  it("a caller who passes the whole conversation every time doubles nothing", async () => {
+  it("passing the whole conversation every time duplicates no message", async () => {
     const { id } = provider.createSession();
     const conversation: LLMMessageParam[] = [];
     for (const words of ["one", "two", "three"]) {
       conversation.push(user(words));
-      const said = await say(id, ...conversation);
-      conversation.push(answer(text(said)));
+      const response = await say(id, ...conversation);
+      conversation.push(answer(text(response)));
     }
     const { messages } = await find(id);
-    assert.deepEqual(messages, told(...conversation));
+    assert.deepEqual(messages, convert(...conversation));
   });
 
-  it("a conversation that began elsewhere goes on in a session", async () => {
+  it("a conversation with another model continues in a session", async () => {
     const { id } = provider.createSession();
     await say(id, user("one"), answer("1"), user("two"));
     assert.deepEqual(
       (await find(id)).messages,
-      told(user("one"), answer("1"), user("two"), answer("two")),
+      convert(user("one"), answer("1"), user("two"), answer("two")),
     );
   });
 
-  it("options reach the engine, and an answer that they cut short says so", async () => {
-    const said = await provider.complete({ messages: [user("one two three")], maxTokens: 2 });
-    assert.equal(text(said).trim(), "one two");
-    assert.equal(said.stop_reason, "max_tokens");
-    assert.equal(said.usage.output_tokens, 2);
-    const wrong = provider.complete({ messages: [user("hi")], temperature: 3 });
-    await assert.rejects(wrong, (error: LLMProviderError) => {
+  it("options reach the engine, and stop_reason reports the token limit", async () => {
+    const response = await provider.complete({ messages: [user("one two three")], maxTokens: 2 });
+    assert.equal(text(response).trim(), "one two");
+    assert.equal(response.stop_reason, "max_tokens");
+    assert.equal(response.usage.output_tokens, 2);
+    const invalid = provider.complete({ messages: [user("hi")], temperature: 3 });
+    await assert.rejects(invalid, (error: LLMProviderError) => {
       assert.equal(error.code, "INFERENCE_ERROR");
       assert.equal(error.retryable, false);
       return error.cause instanceof RuvdError && error.cause.reason === "INVALID_REQUEST";
     });
   });
 
-  it("an error that passes is retryable", async () => {
+  it("a temporary error is retryable", async () => {
     const fault = provider.complete({ messages: [user("!fault ENGINE_UNAVAILABLE")] });
     await assert.rejects(fault, { code: "INFERENCE_ERROR", retryable: true });
   });
 
-  it("without enableSessions a session's id means nothing", async () => {
+  it("without enableSessions a session id has no effect", async () => {
     const stateless = new RuvllmProvider({ enableSessions: false });
     await stateless.initialize();
     const { id } = stateless.createSession();
@@ -313,7 +317,7 @@ describe("on the echo engine", { skip: ENGINE !== "echo" && "needs a daemon" }, 
     assert.ok(await gone(id));
   });
 
-  it("the least recently used session is ended in the daemon for one too many", async () => {
+  it("the least recently used session is ended in the daemon when there are too many", async () => {
     const ids = ["lru-1", "lru-2", "lru-3"];
     for (const id of ids) await say(id, user("hi"));
     await say("lru-1", user("again"));
@@ -323,7 +327,7 @@ describe("on the echo engine", { skip: ENGINE !== "echo" && "needs a daemon" }, 
     assert.equal((await find("lru-1")).messageCount, 4);
   });
 
-  it("an ended session is gone, and its id begins anew", async () => {
+  it("an ended session is deleted, and its id can be used for a new one", async () => {
     const { id } = provider.createSession();
     await say(id, user("one"));
     assert.equal(provider.endSession(id), true);
@@ -334,16 +338,16 @@ describe("on the echo engine", { skip: ENGINE !== "echo" && "needs a daemon" }, 
     await until(() => gone(id));
   });
 
-  it("a session that the daemon has lost begins anew with its next call", async () => {
+  it("a session that the daemon has lost is created again by its next call", async () => {
     const { id } = provider.createSession();
     await say(id, user("one"));
     await client.endSession(id);
     assert.equal(text(await say(id, user("two"))), "two");
-    assert.deepEqual((await find(id)).messages, told(user("two"), answer("two")));
+    assert.deepEqual((await find(id)).messages, convert(user("two"), answer("two")));
     assert.equal((await find(id)).idleTimeout?.seconds, 60);
   });
 
-  it("another provider goes on with a session that outlived the first", async () => {
+  it("another provider can continue a session after the first has shut down", async () => {
     const first = new RuvllmProvider();
     await first.initialize();
     const metadata = { sessionId: first.createSession().id };
@@ -359,14 +363,14 @@ describe("on the echo engine", { skip: ENGINE !== "echo" && "needs a daemon" }, 
     assert.ok(await gone(metadata.sessionId));
   });
 
-  it("calls side by side in a session all come to be in it", async () => {
+  it("concurrent calls in a session are all committed", async () => {
     const { id } = provider.createSession();
     await Promise.all(["a", "b", "c", "d"].map((words) => say(id, user(words))));
     assert.equal(provider.getSession(id)?.messageCount, 8);
     assert.equal((await find(id)).messageCount, 8);
   });
 
-  it("a stream gives the text as it comes and the whole at its end", async () => {
+  it("a stream yields the text in pieces and the whole at its end", async () => {
     const { id } = provider.createSession();
     const types: string[] = [];
     let streamed = "";
@@ -394,12 +398,14 @@ describe("on the echo engine", { skip: ENGINE !== "echo" && "needs a daemon" }, 
     assert.equal(provider.getSession(id)?.messageCount, 2);
   });
 
-  it("leaving a stream cancels its turn and leaves the session as it was", async () => {
+  it("leaving a stream cancels its turn and leaves the session unchanged", async () => {
     const { id } = provider.createSession();
     await say(id, user("before"));
-    const many = user(Array.from({ length: 500 }, (_, index) => `w${String(index)}`).join(" "));
+    const longMessage = user(
+      Array.from({ length: 500 }, (_, index) => `w${String(index)}`).join(" "),
+    );
     for await (const { delta } of provider.streamComplete({
-      messages: [many],
+      messages: [longMessage],
       metadata: { sessionId: id },
     })) {
       if (delta) break;
@@ -410,7 +416,7 @@ describe("on the echo engine", { skip: ENGINE !== "echo" && "needs a daemon" }, 
     assert.equal((await find(id)).messageCount, 4);
   });
 
-  it("a stream that fails says so", async () => {
+  it("a failing stream throws", async () => {
     const read = async () => {
       const messages = [user("!fault ENGINE_REJECTED")];
       for await (const { delta } of provider.streamComplete({ messages }))
@@ -419,7 +425,7 @@ describe("on the echo engine", { skip: ENGINE !== "echo" && "needs a daemon" }, 
     await assert.rejects(read, { code: "STREAM_ERROR", retryable: false });
   });
 
-  it("a batch keeps its order, and an item fails alone", async () => {
+  it("a batch keeps its order, and an item's failure does not affect the others", async () => {
     const { id } = provider.createSession();
     const metadata = { sessionId: id };
     const answers = await provider.batchComplete([
@@ -430,7 +436,7 @@ describe("on the echo engine", { skip: ENGINE !== "echo" && "needs a daemon" }, 
       { messages: [user("d")], metadata: { sessionId: "no spaces" } },
     ]);
     assert.deepEqual(answers.map(text), ["a", "", "b", "c", ""]);
-    const reasons = answers.map((each) => each.metadata.reason);
+    const reasons = answers.map(({ metadata }) => metadata.reason);
     assert.deepEqual(reasons, [
       undefined,
       "ENGINE_REJECTED",
@@ -443,30 +449,30 @@ describe("on the echo engine", { skip: ENGINE !== "echo" && "needs a daemon" }, 
     assert.deepEqual(await provider.batchComplete([]), []);
   });
 
-  it("a batch of failures throws", async () => {
-    const wrong = { messages: [user("!fault ENGINE_REJECTED")] };
-    await assert.rejects(provider.batchComplete([wrong, wrong]), { code: "BATCH_ERROR" });
+  it("a batch throws if all items fail", async () => {
+    const failing = { messages: [user("!fault ENGINE_REJECTED")] };
+    await assert.rejects(provider.batchComplete([failing, failing]), { code: "BATCH_ERROR" });
   });
 
-  it("is healthy until its end, which leaves the daemon and its sessions alone", async () => {
-    const own = new RuvllmProvider();
-    await own.initialize();
-    await own.initialize();
-    const health = await own.healthCheck();
+  it("is healthy until its shutdown, which does not affect the daemon and its sessions", async () => {
+    const fresh = new RuvllmProvider();
+    await fresh.initialize();
+    await fresh.initialize();
+    const health = await fresh.healthCheck();
     assert.equal(health.healthy, true);
     assert.equal(health.error, undefined);
     assert.ok(health.timestamp instanceof Date);
-    const { id } = own.createSession();
-    await own.complete({ messages: [user("hi")], metadata: { sessionId: id } });
-    await own.shutdown();
-    assert.equal((await own.healthCheck()).healthy, false);
+    const { id } = fresh.createSession();
+    await fresh.complete({ messages: [user("hi")], metadata: { sessionId: id } });
+    await fresh.shutdown();
+    assert.equal((await fresh.healthCheck()).healthy, false);
     assert.equal((await find(id)).messageCount, 2);
     await client.endSession(id);
   });
 });
 
 describe("on the embedded engine", { skip: ENGINE !== "llama" && "needs a daemon" }, () => {
-  it("a conversation of two turns is kept, cached and measured", async () => {
+  it("a conversation of two turns is stored, cached and measured", async () => {
     const provider = new RuvllmProvider({
       enableSessions: true,
       sessionTimeout: 30 * 60 * 1000,
@@ -483,11 +489,11 @@ describe("on the embedded engine", { skip: ENGINE !== "llama" && "needs a daemon
       });
     const first = await turn("What is quality engineering?");
     const second = await turn("How does it differ from QA?");
-    for (const said of [first, second]) {
-      assert.ok(text(said).length > 0);
-      assert.equal(said.content[0]?.type, "text");
-      assert.ok(["end_turn", "max_tokens"].includes(said.stop_reason));
-      assert.ok(said.usage.output_tokens > 0);
+    for (const response of [first, second]) {
+      assert.ok(text(response).length > 0);
+      assert.equal(response.content[0]?.type, "text");
+      assert.ok(["end_turn", "max_tokens"].includes(response.stop_reason));
+      assert.ok(response.usage.output_tokens > 0);
     }
     const { input_tokens, cache_read_input_tokens: cached = 0 } = second.usage;
     assert.ok(cached > 0 && cached > input_tokens, JSON.stringify(second.usage));
@@ -503,7 +509,7 @@ describe("on the embedded engine", { skip: ENGINE !== "llama" && "needs a daemon
     assert.equal(metrics.avgMessagesPerSession, 4);
     assert.ok(metrics.cacheHitRate > 0 && metrics.cacheHitRate < 100, String(metrics.cacheHitRate));
     assert.equal(metrics.cacheHitRate, metrics.daemon?.cacheHitRate);
-    // Nothing stateless has run: there is nothing to compare with, which is told from a measured 0.
+    // Without stateless completions there is no comparison; `daemon` distinguishes that from 0.
     assert.equal(metrics.avgLatencyReduction, 0);
     assert.equal(metrics.daemon?.avgLatencyReduction, undefined);
     await provider.complete({ messages: [user("Say hello.")], maxTokens: 8, temperature: 0 });

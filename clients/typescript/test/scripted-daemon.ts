@@ -1,4 +1,6 @@
-/** A gRPC server that answers as a test says: for what the real daemon does only when it dies. */
+/** A gRPC server that follows a script, for behaviour that a real daemon shows only if it is killed. */
+
+import { EventEmitter, once } from "node:events";
 
 import { Metadata, Server, ServerCredentials, status } from "@grpc/grpc-js";
 import type { ServerWritableStream, UntypedServiceImplementation } from "@grpc/grpc-js";
@@ -15,24 +17,25 @@ import type {
   ResumeCompletionRequest,
 } from "../src/v1/ruvd/v1/session_service.js";
 
-/** What one call sends: events, then how it ends. Without `end` it stays open. */
+/** The script of one call: its events and its end. Without `end` it stays open. */
 export interface Script {
   events?: CompletionEvent[];
   end?: "ok" | { code: status; reason?: string; domain?: string };
 }
 
-/** A call that came: its method, its request, and the `traceparent` that came with it. */
+/** A received call: its method, its request and its `traceparent`. */
 export type Received = { traceparent: string } & (
   | { method: "Complete"; request: CompleteRequest }
   | { method: "ResumeCompletion"; request: ResumeCompletionRequest }
   | { method: "CancelCompletion"; request: CancelCompletionRequest }
 );
 
-/** A daemon that streams one script after the other, whatever is asked. */
+/** A daemon that answers each streaming call with the next script. */
 export class ScriptedDaemon {
   readonly received: Received[] = [];
-  /** Streams whose caller has left. */
-  left = 0;
+  /** The number of streams that the client has cancelled. */
+  cancelled = 0;
+  readonly #changes = new EventEmitter();
   readonly #server = new Server();
   readonly #scripts: Script[];
   address = "";
@@ -41,17 +44,17 @@ export class ScriptedDaemon {
     this.#scripts = scripts;
   }
 
-  /** Listen at `address`, by default a free port; `this.address` says which. */
-  async listening(address = "127.0.0.1:0"): Promise<this> {
+  /** Listens at `address`, by default at a free port, and sets `this.address`. */
+  async listen(address = "127.0.0.1:0"): Promise<this> {
     const implementation: UntypedServiceImplementation = {
       complete: (call: ServerWritableStream<CompleteRequest, CompleteResponse>) => {
         const traceparent = traceOf(call.metadata);
-        this.received.push({ method: "Complete", request: call.request, traceparent });
+        this.#record({ method: "Complete", request: call.request, traceparent });
         this.#play(call);
       },
       resumeCompletion: (call: ServerWritableStream<ResumeCompletionRequest, CompleteResponse>) => {
         const traceparent = traceOf(call.metadata);
-        this.received.push({ method: "ResumeCompletion", request: call.request, traceparent });
+        this.#record({ method: "ResumeCompletion", request: call.request, traceparent });
         this.#play(call);
       },
       cancelCompletion: (
@@ -59,7 +62,7 @@ export class ScriptedDaemon {
         answer: (error: null, response: object) => void,
       ) => {
         const traceparent = traceOf(call.metadata);
-        this.received.push({ method: "CancelCompletion", request: call.request, traceparent });
+        this.#record({ method: "CancelCompletion", request: call.request, traceparent });
         answer(null, {});
       },
     };
@@ -74,17 +77,31 @@ export class ScriptedDaemon {
     return this;
   }
 
-  /** The names of the calls that came. */
+  /** The methods of the received calls. */
   get calls(): string[] {
     return this.received.map(({ method }) => method);
+  }
+
+  /** Waits until a call or a cancellation makes the condition true. Fails after 30 s. */
+  async until(condition: () => boolean): Promise<void> {
+    const signal = AbortSignal.timeout(30_000);
+    while (!condition()) await once(this.#changes, "change", { signal });
   }
 
   stop(): void {
     this.#server.forceShutdown();
   }
 
+  #record(call: Received): void {
+    this.received.push(call);
+    this.#changes.emit("change");
+  }
+
   #play<Request>(call: ServerWritableStream<Request, CompleteResponse>): void {
-    call.on("cancelled", () => this.left++);
+    call.on("cancelled", () => {
+      this.cancelled++;
+      this.#changes.emit("change");
+    });
     const { events = [], end } = this.#scripts.shift() ?? {
       end: { code: status.INTERNAL, reason: "NO_SCRIPT" },
     };
@@ -94,7 +111,7 @@ export class ScriptedDaemon {
   }
 }
 
-/** An error as the daemon sends it; without a reason, as whatever is in between does. */
+/** Returns an error as the daemon sends it, or without a reason, as a proxy would send it. */
 function errorOf({ code, reason, domain = "ruvd" }: Exclude<Script["end"], "ok" | undefined>) {
   const metadata = new Metadata();
   if (reason !== undefined) {
