@@ -1,11 +1,11 @@
-"""Runs a client's conformance program against a real daemon and says how it ended.
+"""Runs a client's conformance program against a real daemon.
 
-`clients/CONFORMANCE.md` is what the programs do. By hand, from the repository's root:
+`clients/CONFORMANCE.md` specifies the programs. By hand, from the repository's root:
 
     .venv/bin/python tests/conformance_run.py COMMAND...
 
 prints the transcript, compares it with clients/transcript.txt, and then runs the command with
-`restart` through the two restarts.
+`restart` through both kinds of restart.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ TRANSCRIPT = ROOT / "clients" / "transcript.txt"
 _SECONDS = 120.0
 _FLAGS = ("--engine", "echo", "--echo-faults", "--log-format", "json")
 _DELAY_SECONDS = 0.15
-# The answer, the second without a daemon and the start of another have to fit, also on a busy
-# machine, into the ten seconds for which a client tries.
+# The answer, a second without a daemon and the start of the next daemon have to fit into the ten
+# seconds for which a client tries to reconnect, also on a busy machine.
 _RESTART_DELAY_SECONDS = 0.04
 
 
@@ -38,7 +38,7 @@ _RESTART_DELAY_SECONDS = 0.04
 async def started(
     folder: Path, port: int = 0, *, delay_seconds: float = _DELAY_SECONDS
 ) -> AsyncIterator[RunningDaemon]:
-    """A daemon with the echo engine and sqlite in the folder."""
+    """Starts a daemon with the echo engine and a SQLite store in the folder."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RUVD_")}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "ruvd", "serve", *_FLAGS,
@@ -55,7 +55,7 @@ async def started(
 
 
 async def transcript(command: Sequence[str], cwd: Path) -> str:
-    """What the program prints for the scenario. Fails if it ends badly or complains."""
+    """Returns the program's output of the scenario. Fails if its exit code is not 0."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ruvd-")))
         running = await stack.enter_async_context(started(folder))
@@ -68,7 +68,7 @@ async def transcript(command: Sequence[str], cwd: Path) -> str:
         for proxy in cuts.values():
             await stack.enter_async_context(proxy.running())
         nobody = stack.enter_context(socket.socket())
-        nobody.bind(("127.0.0.1", 0))  # bound and not listening: refused, and nobody else's
+        nobody.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         environment = {
             **os.environ,
             "RUVD_ADDRESS": target,
@@ -81,21 +81,21 @@ async def transcript(command: Sequence[str], cwd: Path) -> str:
         )  # fmt: skip
         try:
             async with asyncio.timeout(_SECONDS):
-                said, complaints = await process.communicate()
+                output, errors = await process.communicate()
         finally:
             if process.returncode is None:
                 process.kill()
         if process.returncode != 0:
-            raise AssertionError(f"{process.returncode}: {said.decode()}\n{complaints.decode()}")
+            raise AssertionError(f"{process.returncode}: {output.decode()}\n{errors.decode()}")
         unused = [name for name, proxy in cuts.items() if not proxy.cuts]
-        assert not unused, f"nothing was cut at {unused}"
-        return said.decode()
+        assert not unused, f"no connection was cut at {unused}"
+        return output.decode()
 
 
 async def restarted(command: Sequence[str], cwd: Path, *, committed: bool) -> str:
-    """What the program prints when the daemon is killed in the middle of its answer, and another
-    one is there a second later. With `committed`, the connection is cut first, and the daemon
-    killed once the answer is on disk."""
+    """Returns the program's output if the daemon is killed during its answer and restarted after
+    a second. With `committed`, the connection is cut first, and the daemon is killed once the
+    answer is on disk."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ruvd-")))
         running = await stack.enter_async_context(
@@ -116,22 +116,22 @@ async def restarted(command: Sequence[str], cwd: Path, *, committed: bool) -> st
                     await running.logged("completion")
                 running.kill()
                 await running.ended()
-                await asyncio.sleep(1.0)  # as long as a supervisor takes
+                await asyncio.sleep(1.0)  # the restart delay of a supervisor
                 await stack.enter_async_context(started(folder, port))
                 proxy.closed = False
-                said, complaints = await process.communicate()
+                output, errors = await process.communicate()
         finally:
             if process.returncode is None:
                 process.kill()
         if process.returncode != 0:
-            raise AssertionError(f"{process.returncode}: {said.decode()}\n{complaints.decode()}")
-        return said.decode()
+            raise AssertionError(f"{process.returncode}: {output.decode()}\n{errors.decode()}")
+        return output.decode()
 
 
 async def _by_hand(command: Sequence[str]) -> int:
-    found = await transcript(command, Path.cwd())
-    print(found, end="")
-    equal = TRANSCRIPT.exists() and TRANSCRIPT.read_text() == found
+    output = await transcript(command, Path.cwd())
+    print(output, end="")
+    equal = TRANSCRIPT.exists() and TRANSCRIPT.read_text() == output
     print(f"--- {'equal to' if equal else 'DIFFERS from'} {TRANSCRIPT}")
     for committed in (False, True):
         print(f"--- restart, {'committed' if committed else 'not committed'}")

@@ -1,6 +1,6 @@
-"""Daemons with the echo engine, and the commands as a person would run them.
+"""Fixtures: daemons with the echo engine, and the `ruvd` commands run as child processes.
 
-The echo engine answers with the last user message, a delta a word, so every answer is known.
+The echo engine answers with the last user message, one delta per word, so answers are predictable.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ async def address(daemon: StartDaemon) -> AsyncIterator[str]:
 
 @pytest_asyncio.fixture
 async def slow_address(daemon: StartDaemon) -> AsyncIterator[str]:
-    """Each word takes a while: nobody waits for the end of a long answer by accident."""
+    """A daemon that takes 50 ms per word, so that no test waits for a long answer by mistake."""
     async with daemon(*ECHO, "--echo-delay-seconds", "0.05") as running:
         yield running.address
 
 
 @pytest.fixture
 def ruvd() -> Callable[..., Awaitable[subprocess.CompletedProcess[str]]]:
-    """Run a command to its end."""
+    """Runs a command to its end."""
 
     async def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RUVD_")}

@@ -1,4 +1,4 @@
-"""`ruvd backup`, beside a real daemon that goes on writing."""
+"""`ruvd backup` of the store of a real daemon that keeps writing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ruvd_client import AsyncClient, SessionView
 Ruvd = Callable[..., Awaitable[subprocess.CompletedProcess[str]]]
 
 
-async def test_a_daemon_answers_while_its_store_is_backed_up_and_the_copy_serves(
+async def test_a_store_is_backed_up_while_the_daemon_answers_and_a_daemon_runs_on_the_copy(
     daemon: StartDaemon, ruvd: Ruvd, tmp_path: Path
 ) -> None:
     path, copy = tmp_path / "state.db", tmp_path / "copy.db"
@@ -48,7 +48,9 @@ async def test_a_daemon_answers_while_its_store_is_backed_up_and_the_copy_serves
         assert await client.complete("and on", session_id="s").text() == "and on"
 
 
-async def test_a_backup_of_the_memory_store_is_wrong_usage(ruvd: Ruvd, tmp_path: Path) -> None:
+async def test_backing_up_a_memory_store_or_a_missing_file_is_an_error(
+    ruvd: Ruvd, tmp_path: Path
+) -> None:
     done = await ruvd("backup", str(tmp_path / "copy.db"), "--store", "memory")
     assert done.returncode == 2
     assert "the memory store has no file" in done.stderr

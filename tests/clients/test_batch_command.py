@@ -1,4 +1,4 @@
-"""`ruvd batch` as a person would run it, against real daemons."""
+"""The `ruvd batch` command against real daemons."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def line(custom_id: str, content: str, **options: Any) -> str:
     )
 
 
-def asked(folder: Path, lines: Iterable[str]) -> str:
+def input_file(folder: Path, lines: Iterable[str]) -> str:
     path = folder / "in.jsonl"
-    path.write_text("".join(f"{each}\n" for each in lines))
+    path.write_text("".join(f"{line}\n" for line in lines))
     return str(path)
 
 
 def outcomes(path: Path) -> dict[str, Outcome]:
-    """The lines of the out file by their custom_id, each of which must be there once."""
+    """Returns the lines of the output file by custom_id, each of which must occur only once."""
     assert path.read_bytes().endswith(b"\n")
-    lines = [json.loads(each) for each in path.read_text().splitlines()]
-    found = {each["custom_id"]: each for each in lines}
-    assert len(found) == len(lines), Counter(each["custom_id"] for each in lines).most_common(3)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    found = {line["custom_id"]: line for line in lines}
+    assert len(found) == len(lines), Counter(line["custom_id"] for line in lines).most_common(3)
     return found
 
 
@@ -59,7 +59,7 @@ def error(outcome: Outcome) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def begun(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def batch_process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RUVD_")}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "ruvd", "batch", *arguments,
@@ -73,25 +73,25 @@ async def begun(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         await process.communicate()
 
 
-async def lines_in(path: Path, count: int) -> None:
-    """Wait until the out file has so many lines."""
+async def wait_for_lines(path: Path, count: int) -> None:
+    """Waits until the output file has at least `count` lines."""
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not path.exists() or path.read_bytes().count(b"\n") < count:  # noqa: ASYNC110  # a file
             await asyncio.sleep(0.01)
 
 
-async def test_each_line_has_its_outcome_in_openais_format(
+async def test_each_line_has_an_outcome_in_openais_format(
     address: str, ruvd: Ruvd, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
     lines = [line(f"q{n}", f"number {n} \u2028 ä", model="m") for n in range(20)]
-    file = asked(tmp_path, [*lines, "", "  "])
+    file = input_file(tmp_path, [*lines, "", "  "])
     ended = await ruvd("batch", file, "--out", str(out), "--address", address)
     assert (ended.returncode, ended.stdout) == (0, "")
     assert "20 succeeded, 0 failed" in ended.stderr
     assert "wall time" in ended.stderr
     found = outcomes(out)
-    assert {key: answer(each) for key, each in found.items()} == {
+    assert {key: answer(outcome) for key, outcome in found.items()} == {
         f"q{n}": f"number {n} \u2028 ä" for n in range(20)
     }
     body = found["q3"]["response"]["body"]
@@ -102,13 +102,13 @@ async def test_each_line_has_its_outcome_in_openais_format(
     assert out.stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_wrong_line_and_a_wrong_option_fail_alone(
+async def test_invalid_lines_fail_without_affecting_the_others(
     address: str, ruvd: Ruvd, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
     wrong_role = line("role", "x").replace('"user"', '"usr"')
     lines = [line("good", "x"), "nonsense", line("hot", "x", temperature=9), wrong_role]
-    file = asked(tmp_path, [*lines, line("huge", "x " * 3_000_000), line("last", "y")])
+    file = input_file(tmp_path, [*lines, line("huge", "x " * 3_000_000), line("last", "y")])
     ended = await ruvd("batch", file, "--out", str(out), "--address", address)
     assert ended.returncode == 1
     assert "2 succeeded, 4 failed" in ended.stderr
@@ -126,13 +126,13 @@ async def test_a_wrong_line_and_a_wrong_option_fail_alone(
     assert {**outcomes(out)} == found
 
 
-async def test_failed_items_run_again_when_asked(
+async def test_failed_items_run_again_with_retry_failed(
     daemon: StartDaemon, ruvd: Ruvd, tmp_path: Path
 ) -> None:
-    """With nonces: what had succeeded is not run again."""
+    """The nonces in answers show that successful items are not run again."""
     out = tmp_path / "out.jsonl"
     long = "word " * 100
-    file = asked(tmp_path, [line("long", long), line("short", "word")])
+    file = input_file(tmp_path, [line("long", long), line("short", "word")])
     async with daemon("--engine", "echo", "--echo-nonce", "--max-message-bytes", "50") as running:
         ended = await ruvd("batch", file, "--out", str(out), "--address", running.address)
         assert ended.returncode == 1
@@ -151,12 +151,12 @@ async def test_failed_items_run_again_when_asked(
 
 
 @pytest.mark.parametrize("source", ["file", "stdin"])
-async def test_two_lines_with_one_custom_id_run_nothing(
+async def test_a_duplicate_custom_id_is_an_error_before_anything_runs(
     address: str, ruvd: Ruvd, tmp_path: Path, source: str
 ) -> None:
     out = tmp_path / "out.jsonl"
     lines = [line("a", "x"), line("b", "x"), "", line("a", "y")]
-    file, text = asked(tmp_path, lines), "\n".join(lines)
+    file, text = input_file(tmp_path, lines), "\n".join(lines)
     arguments = (file,) if source == "file" else ("-",)
     flags = ("--out", str(out), "--address", address)
     ended = await ruvd("batch", *arguments, *flags, stdin=text)
@@ -165,21 +165,24 @@ async def test_two_lines_with_one_custom_id_run_nothing(
     assert out.read_bytes() == b""
 
 
-async def test_stdin_is_a_file_like_any_other(address: str, ruvd: Ruvd, tmp_path: Path) -> None:
+async def test_stdin_can_be_the_input_file(address: str, ruvd: Ruvd, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     text = f"{line('a', 'x')}\n{line('b', 'y')}"
     for _ in range(2):
         flags = ("--out", str(out), "--address", address)
         ended = await ruvd("batch", "-", *flags, stdin=text)
         assert ended.returncode == 0
-        assert {key: answer(each) for key, each in outcomes(out).items()} == {"a": "x", "b": "y"}
+        assert {key: answer(outcome) for key, outcome in outcomes(out).items()} == {
+            "a": "x",
+            "b": "y",
+        }
     assert "0 succeeded, 0 failed, 2 done before" in ended.stderr
 
 
-async def test_an_out_file_that_is_none_is_not_touched(
+async def test_a_file_that_is_no_batch_output_is_not_overwritten(
     address: str, ruvd: Ruvd, tmp_path: Path
 ) -> None:
-    file, out = asked(tmp_path, [line("a", "x")]), tmp_path / "out.jsonl"
+    file, out = input_file(tmp_path, [line("a", "x")]), tmp_path / "out.jsonl"
     for text in ("notes", "notes\n", line("a", "x"), '{"id": "x"}\n'):
         out.write_text(text)
         ended = await ruvd("batch", file, "--out", str(out), "--address", address)
@@ -191,44 +194,44 @@ async def test_an_out_file_that_is_none_is_not_touched(
         assert ended.returncode == 2, ended
 
 
-async def test_answers_to_another_file_are_not_taken_for_these(
+async def test_the_outcomes_of_another_input_file_are_not_reused(
     address: str, ruvd: Ruvd, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
     flags = ("--out", str(out), "--address", address)
-    await ruvd("batch", asked(tmp_path, [line("a", "x")]), *flags)
+    await ruvd("batch", input_file(tmp_path, [line("a", "x")]), *flags)
     before = out.read_bytes()
-    ended = await ruvd("batch", asked(tmp_path, [line("b", "z"), line("a", "y")]), *flags)
+    ended = await ruvd("batch", input_file(tmp_path, [line("b", "z"), line("a", "y")]), *flags)
     assert ended.returncode == 2
     assert "another request with custom_id 'a' than line 2" in ended.stderr
     assert out.read_bytes() == before
 
 
-async def test_the_same_items_again_cost_nothing_within_the_retention(
+async def test_the_same_items_are_not_generated_twice_within_the_retention(
     daemon: StartDaemon, ruvd: Ruvd, tmp_path: Path
 ) -> None:
-    """With nonces: another answer would be another generation."""
-    file = asked(tmp_path, [line(f"q{n}", f"number {n}") for n in range(10)])
+    """The nonces in answers show that they were generated once."""
+    file = input_file(tmp_path, [line(f"q{n}", f"number {n}") for n in range(10)])
     async with daemon("--engine", "echo", "--echo-nonce") as running:
         found = []
         for name in ("one", "two"):
             out = tmp_path / name
             await ruvd("batch", file, "--out", str(out), "--address", running.address)
-            found.append({key: answer(each) for key, each in outcomes(out).items()})
+            found.append({key: answer(outcome) for key, outcome in outcomes(out).items()})
         assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-async def test_a_run_that_was_stopped_is_gone_on_with(
+async def test_a_stopped_run_can_be_continued(
     daemon: StartDaemon, ruvd: Ruvd, tmp_path: Path, how: signal.Signals
 ) -> None:
-    """With nonces: what has a line keeps its answer, to the byte."""
+    """The nonces in answers show that finished items are not run again."""
     out = tmp_path / "out.jsonl"
-    file = asked(tmp_path, [line(f"q{n}", f"number {n}") for n in range(100)])
+    file = input_file(tmp_path, [line(f"q{n}", f"number {n}") for n in range(100)])
     async with daemon(*SLOW) as running:
         flags = ("--out", str(out), "--address", running.address)
-        async with begun(file, *flags, "--max-concurrency", "2") as process:
-            await lines_in(out, 20)
+        async with batch_process(file, *flags, "--max-concurrency", "2") as process:
+            await wait_for_lines(out, 20)
             process.send_signal(how)
             _, complaints = await process.communicate()
         if how is signal.SIGINT:
@@ -243,46 +246,48 @@ async def test_a_run_that_was_stopped_is_gone_on_with(
         assert out.read_bytes().startswith(before)
         found = outcomes(out)
         assert set(found) == {f"q{n}" for n in range(100)}
-        assert all(answer(each).startswith("number ") for each in found.values())
+        assert all(answer(outcome).startswith("number ") for outcome in found.values())
         assert f"{before.count(bytes([10]))} done before" in ended.stderr
 
 
-async def test_a_last_line_without_its_end_is_kept(
+async def test_a_last_line_without_a_line_feed_is_kept(
     address: str, ruvd: Ruvd, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
     flags = ("--out", str(out), "--address", address)
-    await ruvd("batch", asked(tmp_path, [line("a", "x")]), *flags)
+    await ruvd("batch", input_file(tmp_path, [line("a", "x")]), *flags)
     whole = out.read_bytes()
     out.write_bytes(whole[:-1])
-    await ruvd("batch", asked(tmp_path, [line("a", "x"), line("b", "y")]), *flags)
+    await ruvd("batch", input_file(tmp_path, [line("a", "x"), line("b", "y")]), *flags)
     assert out.read_bytes().startswith(whole)
     assert set(outcomes(out)) == {"a", "b"}
 
 
-async def test_a_run_outlives_the_daemons_restart(daemon: StartDaemon, tmp_path: Path) -> None:
+async def test_a_run_continues_after_a_restart_of_the_daemon(
+    daemon: StartDaemon, tmp_path: Path
+) -> None:
     out = tmp_path / "out.jsonl"
-    file = asked(tmp_path, [line(f"q{n}", f"number {n}") for n in range(100)])
+    file = input_file(tmp_path, [line(f"q{n}", f"number {n}") for n in range(100)])
     async with daemon(*SLOW) as running:
         flags = ("--out", str(out), "--address", running.socket, "--max-concurrency", "2")
-        async with begun(file, *flags) as process:
-            await lines_in(out, 20)
+        async with batch_process(file, *flags) as process:
+            await wait_for_lines(out, 20)
             running.kill()
             await running.ended()
             before = out.read_bytes()
             async with daemon(*SLOW, folder=running.folder), asyncio.timeout(DEADLINE_SECONDS):
-                _, said = await process.communicate()
-            assert process.returncode == 0, said
-        assert "100 succeeded" in said.decode()
+                _, errors = await process.communicate()
+            assert process.returncode == 0, errors
+        assert "100 succeeded" in errors.decode()
         assert out.read_bytes().startswith(before)
         assert set(outcomes(out)) == {f"q{n}" for n in range(100)}
 
 
-async def test_without_a_daemon_the_run_says_so_and_can_be_gone_on_with(
+async def test_a_run_fails_without_a_daemon_and_can_be_continued(
     address: str, ruvd: Ruvd, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
-    file = asked(tmp_path, [line("a", "x")])
+    file = input_file(tmp_path, [line("a", "x")])
     ended = await ruvd("batch", file, "--out", str(out), "--address", "127.0.0.1:1")
     assert ended.returncode == 1
     assert "no daemon at 127.0.0.1:1" in ended.stderr
@@ -291,15 +296,15 @@ async def test_without_a_daemon_the_run_says_so_and_can_be_gone_on_with(
     assert ended.returncode == 0
 
 
-async def test_two_runs_do_not_write_one_file(
+async def test_two_runs_cannot_write_the_same_file(
     daemon: StartDaemon, ruvd: Ruvd, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
-    file = asked(tmp_path, [line("a", "x"), line("b", "word " * 10_000)])
+    file = input_file(tmp_path, [line("a", "x"), line("b", "word " * 10_000)])
     async with daemon(*SLOW) as running:
         flags = ("--out", str(out), "--address", running.address)
-        async with begun(file, *flags):
-            await lines_in(out, 1)
+        async with batch_process(file, *flags):
+            await wait_for_lines(out, 1)
             ended = await ruvd("batch", file, *flags)
             assert ended.returncode == 2
             assert "another ruvd batch is writing" in ended.stderr
@@ -310,20 +315,20 @@ async def test_ten_thousand_items_take_seconds_and_little_memory(
 ) -> None:
     out = tmp_path / "out.jsonl"
     padding = "x" * 2_000  # 20 MB in all, so seven calls
-    file = asked(tmp_path, (line(f"q{n}", f"{n} {padding}") for n in range(10_000)))
-    most = 0
-    async with begun(file, "--out", str(out), "--address", address) as process:
+    file = input_file(tmp_path, (line(f"q{n}", f"{n} {padding}") for n in range(10_000)))
+    peak = 0
+    async with batch_process(file, "--out", str(out), "--address", address) as process:
         watched = psutil.Process(process.pid)
         ending = asyncio.create_task(process.communicate())
         async with asyncio.timeout(120):
             while not ending.done():
                 try:
-                    most = max(most, watched.memory_info().rss)
+                    peak = max(peak, watched.memory_info().rss)
                 except psutil.NoSuchProcess:
                     break
                 await asyncio.wait({ending}, timeout=0.1)
-            _, said = await ending
-        assert process.returncode == 0, said
-    assert "10,000 succeeded, 0 failed" in said.decode()
+            _, errors = await ending
+        assert process.returncode == 0, errors
+    assert "10,000 succeeded, 0 failed" in errors.decode()
     assert len(outcomes(out)) == 10_000
-    assert most < 160 << 20
+    assert peak < 160 << 20

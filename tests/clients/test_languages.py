@@ -1,7 +1,7 @@
-"""The clients of all languages against a real daemon: one transcript, restarts, and their examples.
+"""The clients of all languages against a real daemon: conformance, restarts and examples.
 
-What the programs do is in clients/CONFORMANCE.md. Those that are not in Python have to be built
-before (`make test-clients`).
+clients/CONFORMANCE.md specifies the programs. Except for Python, they have to be built before
+(`make test-clients`).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from conformance_run import TRANSCRIPT, restarted, transcript
 from running import RunningDaemon, StartDaemon
 
 CLIENTS = Path(__file__).parents[2] / "clients"
-OTHERS = [
+NOT_PYTHON = [
     pytest.param(name, marks=pytest.mark.languages) for name in ("typescript", "go", "java", "rust")
 ]
-FLAVOURS = ["python", "python --asyncio", *OTHERS]
+FLAVOURS = ["python", "python --asyncio", *NOT_PYTHON]
 START_SECONDS = 60.0
-ALL = " ".join(f"w{number}" for number in range(1, 41))
+ANSWER = " ".join(f"w{number}" for number in range(1, 41))
 pytestmark = pytest.mark.timeout(300)
 
 
 def program(language: str) -> str:
-    """What runs the language's programs."""
+    """Returns the script that runs the language's programs."""
     run = CLIENTS / language / "run"
     assert os.access(run, os.X_OK), f"there is no {run}: is the client complete?"
     return str(run)
@@ -43,23 +43,23 @@ def command(flavour: str) -> list[str]:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-async def test_every_client_gives_the_same_transcript(flavour: str) -> None:
+async def test_every_client_prints_the_same_transcript(flavour: str) -> None:
     assert await transcript(command(flavour), CLIENTS) == TRANSCRIPT.read_text()
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-async def test_an_answer_that_a_killed_daemon_took_with_it_is_a_typed_error(flavour: str) -> None:
-    """Text was delivered, so it is not generated anew; and the session has no turn."""
-    said = await restarted(command(flavour), CLIENTS, committed=False)
-    assert said == "error NOT_FOUND COMPLETION_NOT_FOUND\nerror NOT_FOUND SESSION_NOT_FOUND\n"
+async def test_an_answer_lost_with_a_killed_daemon_is_a_typed_error(flavour: str) -> None:
+    """Text was delivered, so it is not generated again, and the session has no turn."""
+    output = await restarted(command(flavour), CLIENTS, committed=False)
+    assert output == "error NOT_FOUND COMPLETION_NOT_FOUND\nerror NOT_FOUND SESSION_NOT_FOUND\n"
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-async def test_an_answer_that_was_committed_is_delivered_whole_after_a_restart(
+async def test_a_committed_answer_is_delivered_completely_after_a_restart(
     flavour: str,
 ) -> None:
-    said = await restarted(command(flavour), CLIENTS, committed=True)
-    assert said == f"text [{ALL}]\nsession omega messages=2 exchanges=1\n"
+    output = await restarted(command(flavour), CLIENTS, committed=True)
+    assert output == f"text [{ANSWER}]\nsession omega messages=2 exchanges=1\n"
 
 
 # --- examples --------------------------------------------------------------------------------
@@ -67,12 +67,12 @@ async def test_an_answer_that_was_committed_is_delivered_whole_after_a_restart(
 
 @asynccontextmanager
 async def example(language: str, running: RunningDaemon) -> AsyncIterator[httpx.AsyncClient]:
-    """The language's example, and an HTTP client for it."""
+    """Runs the language's example and yields an HTTP client for it."""
     with socket.socket() as endpoint:
         endpoint.bind(("127.0.0.1", 0))
         port = endpoint.getsockname()[1]
-    said = running.folder / "example.txt"
-    with said.open("wb") as output:
+    log = running.folder / "example.txt"
+    with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             program(language), "example",
             env={**os.environ, "PORT": str(port), "RUVD_ADDRESS": running.address},
@@ -87,7 +87,7 @@ async def example(language: str, running: RunningDaemon) -> AsyncIterator[httpx.
                 while True:
                     assert process.returncode is None, (
                         f"the example has ended (make -C clients/{language} build?): "
-                        f"{said.read_text()}"
+                        f"{log.read_text()}"
                     )
                     with contextlib.suppress(httpx.TransportError):
                         await http.get("/")
@@ -106,7 +106,7 @@ async def example(language: str, running: RunningDaemon) -> AsyncIterator[httpx.
 
 
 async def chat(http: httpx.AsyncClient, message: str) -> list[tuple[str, object]]:
-    """The events of an answer: their kinds and data."""
+    """Returns the kinds and data of an answer's events."""
     query = {"session": "ada", "message": message}
     async with http.stream("GET", "/chat", params=query) as response:
         assert response.status_code == 200
@@ -119,14 +119,14 @@ async def chat(http: httpx.AsyncClient, message: str) -> list[tuple[str, object]
     return events
 
 
-@pytest.mark.parametrize("language", ["python", *OTHERS])
+@pytest.mark.parametrize("language", ["python", *NOT_PYTHON])
 async def test_the_example_streams_to_a_browser(daemon: StartDaemon, language: str) -> None:
     flags = ("--engine", "echo", "--echo-faults", "--echo-delay-seconds", "0.1")
     async with daemon(*flags) as running, example(language, running) as http:
         events = await chat(http, "Grüße aus 世界")
         assert events[-1] == ("done", {})
         assert {kind for kind, _ in events[:-1]} == {"message"}
-        assert len(events) > 2  # as it came, not all at once
+        assert len(events) > 2  # in pieces, not all at once
         assert "".join(str(data) for _, data in events[:-1]) == "Grüße aus 世界"
 
         kind, data = (await chat(http, "!fault ENGINE_REJECTED one"))[-1]
@@ -134,7 +134,7 @@ async def test_the_example_streams_to_a_browser(daemon: StartDaemon, language: s
         assert isinstance(data, dict)
         assert data["reason"] == "ENGINE_REJECTED"
 
-        # A page that is left stops its answer, long before it is whole.
+        # Leaving the page cancels the answer long before its end.
         long = " ".join(["word"] * 600)
         query = {"session": "bob", "message": long}
         async with http.stream("GET", "/chat", params=query) as response:

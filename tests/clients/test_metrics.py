@@ -1,4 +1,4 @@
-"""`ruvd metrics`, once and watched, against the real daemon."""
+"""The `ruvd metrics` command, once and with --watch, against a real daemon."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ruvd_client import AsyncClient
 Ruvd = Callable[..., Awaitable[subprocess.CompletedProcess[str]]]
 
 
-async def test_a_figure_that_is_unset_says_why(address: str, ruvd: Ruvd) -> None:
+async def test_a_metric_without_a_value_says_why(address: str, ruvd: Ruvd) -> None:
     async with AsyncClient(address) as client:
         await client.complete("hello there", session_id="s").text()
     done = await ruvd("metrics", "--address", address)
     assert done.returncode == 0
-    rows = {row[0]: row[1:] for each in done.stdout.splitlines() if (row := _cells(each))}
+    rows = {row[0]: row[1:] for line in done.stdout.splitlines() if (row := _cells(line))}
     assert rows["session completions"][0] == "1"
     assert rows["cache hit rate"][0].endswith("%")
     assert rows["mean stateless latency"] == ["-", "no stateless completions yet"]

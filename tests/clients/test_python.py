@@ -1,4 +1,4 @@
-"""The Python client and the commands that use it, against the real daemon."""
+"""The Python client and the commands that use it, against a real daemon."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ruvd_client.v1.session_service_pb2 import CompleteRequest
 
 Ruvd = Callable[..., Awaitable[subprocess.CompletedProcess[str]]]
 
-# Nobody waits for the end of its answer by accident.
+# Too long for a test to wait for the end of its answer by mistake.
 LONG_MESSAGE = " ".join(["word"] * 2_000)
-NOWHERE = "127.0.0.1:1"
+NO_DAEMON = "127.0.0.1:1"
 
 
 # --- AsyncClient ---------------------------------------------------------------------------
 
 
-async def test_an_answer_comes_in_pieces_and_then_has_its_figures(address: str) -> None:
+async def test_an_answer_is_streamed_and_then_has_its_usage(address: str) -> None:
     async with AsyncClient(address) as client:
         answer = client.complete("one two three", session_id="s")
         assert "".join([text async for text in answer]) == "one two three"
@@ -33,7 +33,7 @@ async def test_an_answer_comes_in_pieces_and_then_has_its_figures(address: str) 
         assert answer.finished.usage.prompt_tokens > 0
 
 
-async def test_a_session_remembers_and_only_the_new_message_is_sent(address: str) -> None:
+async def test_a_session_keeps_the_history_and_only_the_new_message_is_sent(address: str) -> None:
     async with AsyncClient(address) as client:
         await client.complete("my name is Ada", session_id="s").text()
         second = client.complete("and yours?", session_id="s")
@@ -67,14 +67,16 @@ async def test_events_are_numbered_from_one_and_end_with_finished(address: str) 
     assert events[-1].HasField("finished")
 
 
-async def test_every_page_of_the_list_is_read(address: str) -> None:
+async def test_list_sessions_reads_all_pages(address: str) -> None:
     async with AsyncClient(address) as client:
         for number in range(5):
             await client.create_session(session_id=f"s{number}", labels={"even": str(number % 2)})
-        every = [session.id async for session in client.list_sessions(page_size=2)]
-        assert every == ["s0", "s1", "s2", "s3", "s4"]
-        even = [session.id async for session in client.list_sessions({"even": "0"}, page_size=2)]
-        assert even == ["s0", "s2", "s4"]
+        all_ids = [session.id async for session in client.list_sessions(page_size=2)]
+        assert all_ids == ["s0", "s1", "s2", "s3", "s4"]
+        even_ids = [
+            session.id async for session in client.list_sessions({"even": "0"}, page_size=2)
+        ]
+        assert even_ids == ["s0", "s2", "s4"]
 
 
 async def test_a_session_is_created_read_and_ended(address: str) -> None:
@@ -95,7 +97,7 @@ async def test_a_session_is_created_read_and_ended(address: str) -> None:
         await client.end_session(created.id, allow_missing=True)
 
 
-async def test_an_invalid_request_names_every_wrong_field(address: str) -> None:
+async def test_an_invalid_request_names_all_invalid_fields(address: str) -> None:
     async with AsyncClient(address) as client:
         with pytest.raises(RuvdError) as caught:
             await client.complete("hello", session_id="not an id", temperature=-1.0).text()
@@ -105,24 +107,24 @@ async def test_an_invalid_request_names_every_wrong_field(address: str) -> None:
     assert fields == {"session_id", "options.temperature"}
 
 
-async def test_an_error_with_hundreds_of_wrong_fields_arrives(address: str) -> None:
-    wrong = [Message(content="x")] * 300
+async def test_an_error_with_hundreds_of_invalid_fields_is_received(address: str) -> None:
+    invalid = [Message(content="x")] * 300
     async with AsyncClient(address) as client:
         with pytest.raises(RuvdError) as caught:
-            await client.complete(wrong).text()
+            await client.complete(invalid).text()
     assert caught.value.reason == "INVALID_REQUEST"
     assert caught.value.violations
 
 
 async def test_a_missing_daemon_is_unavailable_and_has_no_reason() -> None:
-    async with AsyncClient(NOWHERE) as client:
+    async with AsyncClient(NO_DAEMON) as client:
         with pytest.raises(RuvdError) as caught:
             await client.get_session("s")
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
     assert caught.value.reason == ""
 
 
-async def test_a_history_above_grpcs_own_limit_arrives_whole(address: str) -> None:
+async def test_a_history_above_grpcs_default_message_limit_is_received(address: str) -> None:
     large = "x" * 1_000_000
     async with AsyncClient(address) as client:
         for _ in range(3):
@@ -131,7 +133,7 @@ async def test_a_history_above_grpcs_own_limit_arrives_whole(address: str) -> No
     assert sum(len(message.content) for message in session.messages) == 6_000_000
 
 
-async def test_a_cancelled_answer_ends_in_an_error_and_leaves_the_session(
+async def test_a_cancelled_answer_raises_and_leaves_the_session_unchanged(
     slow_address: str,
 ) -> None:
     async with AsyncClient(slow_address) as client:
@@ -143,7 +145,7 @@ async def test_a_cancelled_answer_ends_in_an_error_and_leaves_the_session(
             await answer.text()
         assert caught.value.code is grpc.StatusCode.CANCELLED
         assert answer.finished is None
-        # The next turn waits for the place of the cancelled one, so it sees what that left.
+        # The next turn waits for the end of the cancelled one, so it sees its effect.
         assert await client.complete("again", session_id="s").text() == "again"
         assert (await client.get_session("s")).message_count == 4
 
@@ -156,7 +158,7 @@ async def test_leaving_the_block_cancels_the_answer(slow_address: str) -> None:
         assert (await client.get_session("s")).message_count == 2
 
 
-async def test_a_cancelled_task_is_cancelled_and_not_failed(slow_address: str) -> None:
+async def test_cancelling_the_task_is_no_error_of_the_answer(slow_address: str) -> None:
     async with AsyncClient(slow_address) as client:
         answer = client.complete(LONG_MESSAGE)
         assert await anext(answer)
@@ -175,7 +177,7 @@ async def test_a_deadline_is_an_error_without_a_reason(slow_address: str) -> Non
 # --- Client --------------------------------------------------------------------------------
 
 
-async def test_the_blocking_client_has_the_same_verbs(address: str) -> None:
+async def test_the_blocking_client_has_the_same_methods(address: str) -> None:
     def use() -> None:
         with Client(address, timeout=10) as client:
             created = client.create_session(labels={"a": "b"})
@@ -224,7 +226,7 @@ async def test_health_exits_0_when_serving(address: str, ruvd: Ruvd) -> None:
     assert (await ruvd("health", "--address", address, "--service", "x")).returncode == 1
 
 
-async def test_a_piped_chat_answers_a_message_a_line_and_nothing_else(
+async def test_a_piped_chat_prints_one_answer_per_input_line_and_nothing_else(
     address: str, ruvd: Ruvd
 ) -> None:
     done = await ruvd("chat", "--session", "s", "--address", address, stdin="one two\n\nthree\n")
@@ -233,7 +235,7 @@ async def test_a_piped_chat_answers_a_message_a_line_and_nothing_else(
         assert (await client.get_session("s")).exchange_count == 2
 
 
-async def test_a_chat_goes_on_with_another_chats_session(address: str, ruvd: Ruvd) -> None:
+async def test_a_chat_can_continue_the_session_of_another_chat(address: str, ruvd: Ruvd) -> None:
     await ruvd("chat", "--session", "s", "--address", address, stdin="one\n")
     done = await ruvd("chat", "--session", "s", "--address", address, stdin="two\n")
     assert done.stdout == "two\n"

@@ -1,4 +1,4 @@
-"""Batches through the Python client, against the real daemon."""
+"""Batches of the Python client, against a real daemon."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ruvd_client import (
 NONCE = ("--engine", "echo", "--echo-nonce")
 
 
-def numbers(count: int, **more: str) -> Iterator[BatchItem]:
-    return (request(f"number {n}", **more) for n in range(count))  # type: ignore[arg-type]
+def numbers(count: int, **arguments: str) -> Iterator[BatchItem]:
+    return (request(f"number {n}", **arguments) for n in range(count))  # type: ignore[arg-type]
 
 
 def texts(outcomes: list[BatchOutcome]) -> list[str]:
-    """In the order of the items, each of which must be there once."""
+    """Returns the texts in the order of the items, each of which must occur only once."""
     by_index = {outcome.index: outcome.text() for outcome in outcomes}
     assert len(by_index) == len(outcomes)
     return [by_index[index] for index in range(len(outcomes))]
 
 
-async def test_every_outcome_comes_once_and_the_summary_adds_up(address: str) -> None:
+async def test_every_item_has_one_outcome_and_the_summary_has_their_totals(address: str) -> None:
     async with AsyncClient(address) as client:
         batch = client.batch(["just a text", *numbers(50)], max_concurrency=8)
         outcomes = [outcome async for outcome in batch]
@@ -48,13 +48,13 @@ async def test_every_outcome_comes_once_and_the_summary_adds_up(address: str) ->
         assert empty.summary.succeeded == 0
 
 
-async def test_the_order_of_outcomes_is_that_of_their_ends(slow_address: str) -> None:
+async def test_outcomes_come_in_the_order_in_which_items_end(slow_address: str) -> None:
     async with AsyncClient(slow_address) as client:
         items = ["word " * 20, "quick"]
         assert [outcome.index async for outcome in client.batch(items)] == [1, 0]
 
 
-async def test_items_are_split_into_calls_and_taken_only_then(address: str) -> None:
+async def test_items_are_split_into_calls_and_read_only_when_needed(address: str) -> None:
     taken = 0
 
     async def items() -> AsyncIterator[BatchItem]:
@@ -64,29 +64,33 @@ async def test_items_are_split_into_calls_and_taken_only_then(address: str) -> N
             yield f"number {n}"
 
     async with AsyncClient(address) as client:
-        most_ahead, outcomes = 0, []
+        max_read_ahead, outcomes = 0, []
         async for outcome in client.batch(items(), max_call_bytes=1000):
             outcomes.append(outcome)
-            most_ahead = max(most_ahead, taken - len(outcomes))
+            max_read_ahead = max(max_read_ahead, taken - len(outcomes))
         assert texts(outcomes) == [f"number {n}" for n in range(200)]
-        assert 1 < most_ahead < 20  # of at least 60 bytes each, and the first of the next call
+        assert (
+            1 < max_read_ahead < 20
+        )  # at least 60 bytes each, plus the first item of the next call
 
 
-async def test_sessions_keep_their_order_over_calls(address: str) -> None:
+async def test_the_items_of_a_session_keep_their_order_across_calls(address: str) -> None:
     async with AsyncClient(address) as client:
         items = [request(f"{name} {n}", session_id=name) for n in range(20) for name in ("a", "b")]
         batch = client.batch(items, max_call_bytes=500)
         assert all([outcome.error is None async for outcome in batch])
         for name in ("a", "b"):
             session = await client.get_session(name, SessionView.SESSION_VIEW_FULL)
-            asked = [message.content for message in session.messages[::2]]
-            assert asked == [f"{name} {n}" for n in range(20)]
+            questions = [message.content for message in session.messages[::2]]
+            assert questions == [f"{name} {n}" for n in range(20)]
 
 
-async def test_an_item_fails_alone_with_what_its_call_would_raise(address: str) -> None:
+async def test_a_failed_item_has_the_error_of_a_single_call_and_does_not_affect_the_others(
+    address: str,
+) -> None:
     async with AsyncClient(address) as client:
-        wrong = request("x", session_id="no spaces", top_p=7.0)
-        batch = client.batch(["fine", wrong, request("x", session_id="a", require_existing=True)])
+        invalid = request("x", session_id="no spaces", top_p=7.0)
+        batch = client.batch(["fine", invalid, request("x", session_id="a", require_existing=True)])
         outcomes = {outcome.index: outcome async for outcome in batch}
         assert outcomes[0].text() == "fine"
         with pytest.raises(RuvdError) as raised:
@@ -94,39 +98,42 @@ async def test_an_item_fails_alone_with_what_its_call_would_raise(address: str) 
         assert raised.value is outcomes[1].error
         assert raised.value.code is grpc.StatusCode.INVALID_ARGUMENT
         assert raised.value.reason == "INVALID_REQUEST"
-        assert {each.field for each in raised.value.violations} >= {"session_id", "options.top_p"}
+        assert {violation.field for violation in raised.value.violations} >= {
+            "session_id",
+            "options.top_p",
+        }
         missing = outcomes[2].error
         assert missing is not None
         assert missing.reason == "SESSION_NOT_FOUND"
         assert (batch.summary.succeeded, batch.summary.failed) == (1, 2)
 
 
-async def test_an_item_that_no_call_can_hold_is_refused_alone(daemon: StartDaemon) -> None:
-    """Also where the daemon takes less in a call than the client puts into one."""
+async def test_an_item_that_is_too_large_for_a_call_is_rejected_alone(daemon: StartDaemon) -> None:
+    """This holds also if the daemon's limit is below the client's call size."""
     async with (
         daemon("--engine", "echo", "--max-request-bytes", "2000") as running,
         AsyncClient(running.address) as client,
     ):
         items = [f"number {n}" for n in range(100)]
         items[40] = "word " * 1000
-        items[70] = "x" * (65 << 20)  # more than gRPC lets through
+        items[70] = "x" * (65 << 20)  # above gRPC's limit
         outcomes = {outcome.index: outcome async for outcome in client.batch(items)}
-        refused = {index: each.error for index, each in outcomes.items() if each.error}
+        errors = {index: outcome.error for index, outcome in outcomes.items() if outcome.error}
         assert len(outcomes) == 100
-        assert set(refused) == {40, 70}
-        assert refused[40].reason == "INVALID_REQUEST"
-        assert "max_request_bytes" in refused[40].message
-        assert refused[70].code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert set(errors) == {40, 70}
+        assert errors[40].reason == "INVALID_REQUEST"
+        assert "max_request_bytes" in errors[40].message
+        assert errors[70].code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_what_concerns_the_call_is_raised(address: str) -> None:
+async def test_an_error_of_the_whole_call_is_raised(address: str) -> None:
     async with AsyncClient(address) as client:
         with pytest.raises(RuvdError) as raised:
             _ = [outcome async for outcome in client.batch(["x", "y"], max_concurrency=-1)]
         assert raised.value.violations[0].field == "max_concurrency"
 
 
-async def test_without_a_daemon_nobody_waits_for_one() -> None:
+async def test_a_batch_fails_at_once_if_there_is_no_daemon_at_its_start() -> None:
     async with AsyncClient("127.0.0.1:1") as client:
         with pytest.raises(RuvdError) as raised:
             await anext(client.batch(["x"]))
@@ -142,8 +149,10 @@ async def test_the_same_request_ids_are_not_generated_twice(daemon: StartDaemon)
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
-async def test_a_batch_goes_on_when_the_daemon_is_back(daemon: StartDaemon, how: str) -> None:
-    """With nonces: an item of a session that ran twice would not have the answer it committed."""
+async def test_a_batch_continues_after_a_restart_of_the_daemon(
+    daemon: StartDaemon, how: str
+) -> None:
+    """The nonces show that each outcome is the answer that the session committed."""
     flags = (*NONCE, "--echo-delay-seconds", "0.02", "--store", "sqlite:s.db")
     items = [request(f"number {n}", session_id=f"s{n % 30}") for n in range(60)]
     async with (
@@ -163,12 +172,12 @@ async def test_a_batch_goes_on_when_the_daemon_is_back(daemon: StartDaemon, how:
             assert batch.summary.succeeded == 60
             for n in range(30):
                 session = await client.get_session(f"s{n}", SessionView.SESSION_VIEW_FULL)
-                said = [message.content for message in session.messages]
-                asked = f"number {n}", f"number {n + 30}"
-                assert said == [asked[0], answers[n], asked[1], answers[n + 30]]
+                messages = [message.content for message in session.messages]
+                assert messages[::2] == [f"number {n}", f"number {n + 30}"]
+                assert messages[1::2] == [answers[n], answers[n + 30]]
 
 
-async def test_a_daemon_that_stays_away_is_given_up(daemon: StartDaemon) -> None:
+async def test_a_batch_fails_after_reconnect_seconds_without_a_daemon(daemon: StartDaemon) -> None:
     async with (
         daemon("--engine", "echo", "--echo-delay-seconds", "0.05") as running,
         AsyncClient(running.address) as client,
@@ -182,10 +191,11 @@ async def test_a_daemon_that_stays_away_is_given_up(daemon: StartDaemon) -> None
         assert batch.summary.succeeded < 50
 
 
-async def test_a_timeout_is_for_the_whole_batch(slow_address: str) -> None:
+async def test_the_timeout_applies_to_the_whole_batch(slow_address: str) -> None:
     async with AsyncClient(slow_address) as client:
+        # Each call takes about a second, less than the timeout.
         batch = client.batch(
-            ["word " * 10] * 50, timeout=1.0, max_concurrency=1, max_call_bytes=200
+            ["word " * 20] * 50, timeout=4.0, max_concurrency=1, max_call_bytes=200
         )
         with pytest.raises(RuvdError) as raised:
             _ = [outcome async for outcome in batch]
@@ -193,7 +203,7 @@ async def test_a_timeout_is_for_the_whole_batch(slow_address: str) -> None:
         assert 0 < batch.summary.succeeded < 50
 
 
-async def test_leaving_the_block_stops_what_runs(daemon: StartDaemon) -> None:
+async def test_leaving_the_block_cancels_the_running_items(daemon: StartDaemon) -> None:
     async with (
         daemon("--engine", "echo", "--echo-delay-seconds", "0.05") as running,
         AsyncClient(running.address) as client,
@@ -221,7 +231,7 @@ async def test_cancelling_the_task_is_no_error_of_the_batch(slow_address: str) -
 # --- Client --------------------------------------------------------------------------------
 
 
-async def test_the_blocking_client_does_the_same(address: str) -> None:
+async def test_the_blocking_client_runs_batches_and_reports_errors(address: str) -> None:
     def run() -> None:
         with Client(address) as client:
             batch = client.batch(numbers(100), max_call_bytes=1000)
@@ -237,7 +247,9 @@ async def test_the_blocking_client_does_the_same(address: str) -> None:
     await asyncio.to_thread(run)
 
 
-async def test_the_blocking_client_goes_on_when_the_daemon_is_back(daemon: StartDaemon) -> None:
+async def test_the_blocking_client_continues_after_a_restart_of_the_daemon(
+    daemon: StartDaemon,
+) -> None:
     flags = ("--engine", "echo", "--echo-delay-seconds", "0.02")
     async with daemon(*flags) as running:
         with Client(running.socket) as client:
@@ -250,7 +262,7 @@ async def test_the_blocking_client_goes_on_when_the_daemon_is_back(daemon: Start
             assert texts(outcomes) == [f"number {n}" for n in range(60)]
 
 
-async def test_the_blocking_client_stops_what_runs(daemon: StartDaemon) -> None:
+async def test_the_blocking_client_cancels_the_running_items(daemon: StartDaemon) -> None:
     async with daemon("--engine", "echo", "--echo-delay-seconds", "0.05") as running:
         with Client(running.address) as client:
             with client.batch(["quick", *(f"{n} " + "word " * 1000 for n in range(3))]) as batch:

@@ -1,4 +1,4 @@
-"""What the Python client sends with its calls, and which of them it repeats by itself."""
+"""The metadata of the Python client's calls, and its retries of read-only calls."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ TRACE = trace.SpanContext(
 
 
 class Recorder:
-    """A server that keeps the metadata which comes. It is away at first, `away` times."""
+    """A server that records the metadata of calls. Its first `failures` calls are UNAVAILABLE."""
 
-    def __init__(self, away: int = 0) -> None:
+    def __init__(self, failures: int = 0) -> None:
         self.address = ""
-        self.came: list[Mapping[str, str | bytes]] = []
-        self._away = away
+        self.received: list[Mapping[str, str | bytes]] = []
+        self._failures = failures
 
     async def _list_models(
         self,
         request: pb.ListModelsRequest,
         context: grpc.aio.ServicerContext[pb.ListModelsRequest, pb.ListModelsResponse],
     ) -> pb.ListModelsResponse:
-        self.came.append(dict(context.invocation_metadata() or ()))
-        if len(self.came) <= self._away:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        self.received.append(dict(context.invocation_metadata() or ()))
+        if len(self.received) <= self._failures:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "scripted")
         return pb.ListModelsResponse(models=["m"])
 
     async def _complete(
@@ -43,12 +43,12 @@ class Recorder:
         request: pb.CompleteRequest,
         context: grpc.aio.ServicerContext[pb.CompleteRequest, pb.CompleteResponse],
     ) -> AsyncIterator[pb.CompleteResponse]:
-        self.came.append(dict(context.invocation_metadata() or ()))
+        self.received.append(dict(context.invocation_metadata() or ()))
         yield pb.CompleteResponse(event=pb.CompletionEvent(sequence=1, finished=pb.Finished()))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Recorder]:
-        """Listen on a loopback port; `address` says which."""
+        """Listens on a free loopback port and sets `address`."""
         server = grpc.aio.server()
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "ListModels": grpc.unary_unary_rpc_method_handler(
@@ -72,7 +72,7 @@ class Recorder:
             await server.stop(None)
 
 
-async def test_the_callers_metadata_and_its_trace_go_out_with_every_call() -> None:
+async def test_every_call_carries_the_callers_metadata_and_trace_context() -> None:
     def use(address: str) -> None:
         with (
             Client(address, metadata=[("x-tenant", "blue")]) as client,
@@ -88,7 +88,7 @@ async def test_the_callers_metadata_and_its_trace_go_out_with_every_call() -> No
                 await client.list_models()
                 await client.complete("hi").text()
             await client.list_models()
-    *traced, untraced = server.came
+    *traced, untraced = server.received
     assert len(traced) == 4
     for metadata in traced:
         assert metadata["x-tenant"] == "blue"
@@ -111,12 +111,12 @@ async def test_the_client_does_not_import_opentelemetry_by_itself(address: str) 
         assert await process.communicate() == (b"hi\n", b"")
 
 
-async def test_reading_is_tried_four_times_while_the_daemon_is_away() -> None:
-    async with Recorder(away=3).running() as server, AsyncClient(server.address) as client:
+async def test_a_read_is_attempted_four_times_while_the_daemon_is_unavailable() -> None:
+    async with Recorder(failures=3).running() as server, AsyncClient(server.address) as client:
         assert (await client.list_models()).models == ["m"]
-        assert len(server.came) == 4
-    async with Recorder(away=4).running() as server, AsyncClient(server.address) as client:
+        assert len(server.received) == 4
+    async with Recorder(failures=4).running() as server, AsyncClient(server.address) as client:
         with pytest.raises(RuvdError) as caught:
             await client.list_models()
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
-        assert len(server.came) == 4
+        assert len(server.received) == 4

@@ -1,4 +1,4 @@
-"""The Python client where its stream breaks, is left or is dropped."""
+"""The Python client after a broken stream, and completions that their caller leaves."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import pytest
 from fault_proxy import FaultProxy
 from running import RunningDaemon, StartDaemon
 from ruvd_client import AsyncClient, Client, OnDisconnect, RuvdError
-from ruvd_client.answers import GRACE_SECONDS
+from ruvd_client.protocol import CompleteArguments
 
 LONG_MESSAGE = " ".join(["word"] * 2_000)
+# With this grace, only an explicit cancel call ends a completion within the tests' time limits.
+LONG_GRACE: CompleteArguments = {"session_id": "s", "disconnect_grace_seconds": 120.0}
 SLOW = ("--engine", "echo", "--echo-delay-seconds", "0.05")
 
 
@@ -25,10 +27,10 @@ async def slow_daemon(daemon: StartDaemon) -> AsyncIterator[RunningDaemon]:
         yield running
 
 
-# --- breaks ------------------------------------------------------------------------------------
+# --- broken streams ----------------------------------------------------------------------------
 
 
-async def test_text_comes_whole_and_once_over_many_cuts(slow_address: str) -> None:
+async def test_each_text_is_delivered_once_over_many_cuts(slow_address: str) -> None:
     words = " ".join(f"w{number}" for number in range(12))
     for after in (0, 1, 2):
         times = None if after else 2
@@ -41,7 +43,7 @@ async def test_text_comes_whole_and_once_over_many_cuts(slow_address: str) -> No
         assert proxy.cuts > 1
 
 
-async def test_a_cut_is_resumed_for_threads_as_well(slow_address: str) -> None:
+async def test_the_blocking_client_resumes_a_cut_stream(slow_address: str) -> None:
     proxy = FaultProxy(slow_address, after=2, times=None)
 
     def use(address: str) -> None:
@@ -55,7 +57,7 @@ async def test_a_cut_is_resumed_for_threads_as_well(slow_address: str) -> None:
     assert proxy.cuts > 1
 
 
-async def test_a_completion_that_was_only_resumed_is_resumed_again(slow_address: str) -> None:
+async def test_a_resumed_completion_is_resumed_again_after_a_cut(slow_address: str) -> None:
     proxy = FaultProxy(slow_address, after=2, times=None)
     async with (
         proxy.running(),
@@ -70,91 +72,86 @@ async def test_a_completion_that_was_only_resumed_is_resumed_again(slow_address:
     assert proxy.cuts > 1
 
 
-async def test_a_daemon_that_stays_away_is_unavailable_after_reconnect_seconds(
+async def test_an_answer_fails_after_reconnect_seconds_without_a_daemon(
     slow_address: str,
 ) -> None:
     proxy = FaultProxy(slow_address)
     async with proxy.running(), AsyncClient(proxy.address, reconnect_seconds=0.5) as client:
         answer = client.complete(LONG_MESSAGE, disconnect_grace_seconds=0)
         assert await anext(answer)
-        began = time.monotonic()
+        start = time.monotonic()
         proxy.closed = True
         with pytest.raises(RuvdError) as caught:
             await answer.text()
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
         assert caught.value.reason == ""
-        assert 0.4 < time.monotonic() - began < 10
-        with pytest.raises(RuvdError):  # and it stays failed
+        assert 0.4 < time.monotonic() - start < 10
+        with pytest.raises(RuvdError):  # the error persists
             await answer.text()
 
 
 # --- leaving -----------------------------------------------------------------------------------
 
 
-async def test_leaving_stops_the_engine_at_once_and_not_after_the_grace(
+async def test_leaving_the_block_stops_the_engine_before_the_grace_ends(
     daemon: StartDaemon,
 ) -> None:
     async with slow_daemon(daemon) as running, AsyncClient(running.address) as client:
-        async with client.complete(LONG_MESSAGE, session_id="s") as answer:
+        async with client.complete(LONG_MESSAGE, **LONG_GRACE) as answer:
             assert await anext(answer)
-            left = time.monotonic()
-        assert time.monotonic() - left < 1.0
         line = await running.logged("completion failed", session_id="s")
         assert line["reason"] == "COMPLETION_CANCELLED"
-        assert time.monotonic() - left < GRACE_SECONDS / 2
 
 
-async def test_a_task_that_is_cancelled_stops_the_engine_at_once(daemon: StartDaemon) -> None:
+async def test_cancelling_the_task_stops_the_engine_before_the_grace_ends(
+    daemon: StartDaemon,
+) -> None:
     async with slow_daemon(daemon) as running, AsyncClient(running.address) as client:
-        answer = client.complete(LONG_MESSAGE, session_id="s")
+        answer = client.complete(LONG_MESSAGE, **LONG_GRACE)
         assert await anext(answer)
-        left = time.monotonic()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await answer.text()
         await running.logged("completion failed", session_id="s")
-        assert time.monotonic() - left < GRACE_SECONDS / 2
 
 
-async def test_a_loop_that_is_broken_out_of_stops_the_engine_at_once(daemon: StartDaemon) -> None:
+async def test_breaking_out_of_the_loop_stops_the_engine_before_the_grace_ends(
+    daemon: StartDaemon,
+) -> None:
     async with slow_daemon(daemon) as running, AsyncClient(running.address) as client:
-        async for _ in client.complete(LONG_MESSAGE, session_id="s"):
+        async for _ in client.complete(LONG_MESSAGE, **LONG_GRACE):
             break
-        left = time.monotonic()
         gc.collect()
         await running.logged("completion failed", session_id="s")
-        assert time.monotonic() - left < GRACE_SECONDS / 2
 
 
-async def test_a_loop_of_a_thread_that_is_broken_out_of_is_over_by_the_next_call(
+async def test_breaking_out_of_a_blocking_loop_stops_the_engine_with_the_next_call(
     slow_address: str,
 ) -> None:
     def use() -> None:
         with Client(slow_address) as client:
-            for _ in client.complete(LONG_MESSAGE, session_id="s"):
+            for _ in client.complete(LONG_MESSAGE, **LONG_GRACE):
                 break
             gc.collect()
-            left = time.monotonic()
-            assert client.complete("next", session_id="s").text() == "next"
-            assert time.monotonic() - left < GRACE_SECONDS / 2
+            assert client.complete("next", session_id="s", timeout=30).text() == "next"
             assert client.get_session("s").message_count == 2
 
     await asyncio.to_thread(use)
 
 
-async def test_closing_the_client_sends_what_is_to_be_cancelled(daemon: StartDaemon) -> None:
+async def test_closing_the_client_sends_pending_cancel_calls(daemon: StartDaemon) -> None:
     def use(address: str) -> None:
-        with Client(address) as client, client.complete(LONG_MESSAGE, session_id="s") as answer:
+        with Client(address) as client, client.complete(LONG_MESSAGE, **LONG_GRACE) as answer:
             assert next(answer)
 
     async with slow_daemon(daemon) as running:
         await asyncio.to_thread(use, running.address)
-        left = time.monotonic()
         await running.logged("completion failed", session_id="s")
-        assert time.monotonic() - left < GRACE_SECONDS / 2
 
 
-async def test_who_asks_to_go_on_without_a_reader_may_leave(slow_address: str) -> None:
+async def test_a_completion_with_on_disconnect_continue_is_committed_without_a_reader(
+    slow_address: str,
+) -> None:
     async with AsyncClient(slow_address) as client:
         async with client.complete(
             "a b c d", session_id="s", on_disconnect=OnDisconnect.ON_DISCONNECT_CONTINUE
@@ -164,7 +161,7 @@ async def test_who_asks_to_go_on_without_a_reader_may_leave(slow_address: str) -
         assert (await client.get_session("s")).message_count == 4
 
 
-async def test_an_answer_whose_client_is_closed_ends_with_an_error(slow_address: str) -> None:
+async def test_closing_the_client_ends_its_answers_with_an_error(slow_address: str) -> None:
     def use() -> None:
         client = Client(slow_address)
         answer = client.complete(LONG_MESSAGE, disconnect_grace_seconds=0)
@@ -181,7 +178,7 @@ async def test_an_answer_whose_client_is_closed_ends_with_an_error(slow_address:
         answer = client.complete(LONG_MESSAGE, disconnect_grace_seconds=0)
         assert await anext(answer)
         reading = asyncio.create_task(answer.text())
-        await asyncio.sleep(0)  # it reads now
+        await asyncio.sleep(0)  # lets the task start reading
         await client.close()
         with pytest.raises(RuvdError) as caught:
             await reading

@@ -1,4 +1,4 @@
-"""The Python client's verbs on a session and on somebody else's completion."""
+"""The Python client's methods for sessions and for other clients' completions."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ async def contents(client: AsyncClient, session_id: str) -> list[str]:
     return [message.content for message in session.messages]
 
 
-async def test_an_update_changes_only_what_is_given(address: str) -> None:
+async def test_an_update_changes_only_the_given_settings(address: str) -> None:
     async with AsyncClient(address) as client:
-        made = await client.create_session(labels={"a": "1", "b": "2"}, idle_timeout_seconds=60)
-        relabelled = await client.update_session(made.id, labels={"c": "3"})
+        created = await client.create_session(labels={"a": "1", "b": "2"}, idle_timeout_seconds=60)
+        relabelled = await client.update_session(created.id, labels={"c": "3"})
         assert dict(relabelled.labels) == {"c": "3"}
-        assert relabelled.idle_timeout == made.idle_timeout
-        assert relabelled.context_window == made.context_window
+        assert relabelled.idle_timeout == created.idle_timeout
+        assert relabelled.context_window == created.context_window
         updated = await client.update_session(
-            made.id,
+            created.id,
             idle_timeout_seconds=90.5,
             context_window=ContextWindow(keep_exchanges=1, max_exchanges=2),
         )
         assert dict(updated.labels) == {"c": "3"}
         assert updated.idle_timeout.ToTimedelta().total_seconds() == 90.5
         assert updated.context_window.max_exchanges == 2
-        bare = await client.update_session(made.id, labels={})
-        assert dict(bare.labels) == {}
+        unlabelled = await client.update_session(created.id, labels={})
+        assert dict(unlabelled.labels) == {}
 
 
 async def test_messages_are_appended_once_per_request_id(address: str) -> None:
@@ -47,15 +47,15 @@ async def test_messages_are_appended_once_per_request_id(address: str) -> None:
         Message(role=Role.ROLE_ASSISTANT, content="good day"),
     ]
     async with AsyncClient(address) as client:
-        made = await client.create_session()
+        created = await client.create_session()
         for _ in range(2):
-            appended = await client.append_messages(made.id, history, request_id="r1")
+            appended = await client.append_messages(created.id, history, request_id="r1")
         assert (appended.message_count, appended.exchange_count) == (2, 1)
-        await client.append_messages(made.id, "one more thing")
-        assert await contents(client, made.id) == ["hello", "good day", "one more thing"]
+        await client.append_messages(created.id, "one more thing")
+        assert await contents(client, created.id) == ["hello", "good day", "one more thing"]
 
 
-async def test_a_fork_goes_on_from_where_it_was_taken(address: str) -> None:
+async def test_a_fork_continues_from_the_given_exchange(address: str) -> None:
     async with AsyncClient(address) as client:
         for text in ("one", "two", "three"):
             await client.complete(text, session_id="s").text()
@@ -66,12 +66,12 @@ async def test_a_fork_goes_on_from_where_it_was_taken(address: str) -> None:
         assert (await client.get_session("s")).exchange_count == 3
         empty = await client.fork_session("s", exchange_count=0)
         assert empty.message_count == 0
-        whole = [await client.fork_session("s", request_id="r1") for _ in range(2)]
-        assert whole[0].id == whole[1].id
-        assert whole[0].exchange_count == 3
+        forks = [await client.fork_session("s", request_id="r1") for _ in range(2)]
+        assert forks[0].id == forks[1].id
+        assert forks[0].exchange_count == 3
 
 
-async def test_an_answer_is_read_on_after_the_last_event_that_came(slow_address: str) -> None:
+async def test_another_client_resumes_an_answer_after_the_last_event(slow_address: str) -> None:
     words = [f"word{number}" for number in range(20)]
     async with AsyncClient(slow_address) as client, AsyncClient(slow_address) as other:
         answer = client.complete(
@@ -95,7 +95,7 @@ async def test_an_answer_is_read_on_after_the_last_event_that_came(slow_address:
         assert again.last_sequence == rest.last_sequence
 
 
-async def test_a_completion_is_cancelled_by_somebody_else(slow_address: str) -> None:
+async def test_another_client_can_cancel_a_completion(slow_address: str) -> None:
     async with AsyncClient(slow_address) as client, AsyncClient(slow_address) as other:
         answer = client.complete(LONG_MESSAGE, session_id="s")
         assert await anext(answer)
@@ -111,7 +111,7 @@ async def test_a_completion_is_cancelled_by_somebody_else(slow_address: str) -> 
             await client.get_session("s")
 
 
-async def test_a_cancelled_completion_can_keep_what_there_is(slow_address: str) -> None:
+async def test_a_cancelled_completion_can_commit_its_partial_answer(slow_address: str) -> None:
     async with AsyncClient(slow_address) as client:
         answer = client.complete(LONG_MESSAGE, session_id="s", request_id="r1")
         assert await anext(answer)
@@ -131,13 +131,13 @@ async def test_an_unknown_completion_is_not_found(address: str) -> None:
             await client.cancel_completion("no-such-completion")
 
 
-async def test_the_blocking_client_has_these_verbs_too(slow_address: str) -> None:
+async def test_the_blocking_client_has_these_methods_too(slow_address: str) -> None:
     def use() -> None:
         with Client(slow_address, timeout=20) as client:
-            made = client.create_session(labels={"a": "b"})
-            assert client.update_session(made.id, idle_timeout_seconds=5).labels == {"a": "b"}
-            assert client.append_messages(made.id, "hello").message_count == 1
-            assert client.fork_session(made.id, new_session_id="fork").parent_id == made.id
+            created = client.create_session(labels={"a": "b"})
+            assert client.update_session(created.id, idle_timeout_seconds=5).labels == {"a": "b"}
+            assert client.append_messages(created.id, "hello").message_count == 1
+            assert client.fork_session(created.id, new_session_id="fork").parent_id == created.id
             answer = client.complete("one two", session_id="fork", request_id="r1")
             assert answer.text() == "one two"
             assert answer.started is not None
@@ -154,7 +154,7 @@ async def test_the_blocking_client_has_these_verbs_too(slow_address: str) -> Non
     await asyncio.to_thread(use)
 
 
-async def test_a_chat_can_begin_from_a_fork(address: str, ruvd: Ruvd) -> None:
+async def test_a_chat_can_start_with_a_fork(address: str, ruvd: Ruvd) -> None:
     at = ("--address", address)
     await ruvd("chat", "--session", "s", *at, stdin="one\n")
     done = await ruvd("chat", "--fork", "s", "--session", "mine", *at, stdin="two\n")

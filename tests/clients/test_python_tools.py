@@ -1,4 +1,4 @@
-"""Tools, reasoning and models through the Python client and the commands."""
+"""Tools, reasoning and models in the Python client and the commands."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ Ruvd = Callable[..., Awaitable[subprocess.CompletedProcess[str]]]
 SCHEMA = '{"type": "object", "properties": {"city": {"type": "string"}}}'
 TOOLS = [Tool(name="weather", parameters=SCHEMA), Tool(name="time")]
 ASK = "the weather in Bern?"
-# Thought, said, and a call: what a reasoning model may stream.
-THOUGHTS = answers.streamed(
+# The stream of a reasoning model: reasoning, text and a tool call.
+REASONED_ANSWER = answers.streamed(
     answers.deltas(
         {"reasoning_content": "Rain "},
         {"reasoning_content": "perhaps."},
@@ -47,10 +47,10 @@ THOUGHTS = answers.streamed(
 
 
 @pytest_asyncio.fixture
-async def thoughtful_address(daemon: StartDaemon) -> AsyncIterator[str]:
-    """A daemon whose engine thinks, says something and asks for a tool, whatever it is told."""
+async def reasoning_address(daemon: StartDaemon) -> AsyncIterator[str]:
+    """A daemon whose engine always answers with reasoning, text and a tool call."""
     async with serving() as server:
-        server.answer = lambda _: THOUGHTS
+        server.answer = lambda _: REASONED_ANSWER
         flags = ("--engine", "openai", "--base-url", server.url, "--model", "m")
         async with daemon(*flags) as running:
             yield running.address
@@ -90,14 +90,14 @@ def test_every_option_is_an_argument() -> None:
 
 async def test_a_tool_call_is_answered_in_the_next_turn(address: str) -> None:
     async with AsyncClient(address) as client:
-        asked = client.complete(ASK, session_id="s", tools=TOOLS)
-        assert [text async for text in asked] == []
-        assert asked.finished is not None
-        assert asked.finished.finish_reason == FINISH_REASON_TOOL_CALLS
-        (call,) = (await asked.message()).tool_calls
+        first = client.complete(ASK, session_id="s", tools=TOOLS)
+        assert [text async for text in first] == []
+        assert first.finished is not None
+        assert first.finished.finish_reason == FINISH_REASON_TOOL_CALLS
+        (call,) = (await first.message()).tool_calls
         assert (call.name, json.loads(call.arguments)) == ("weather", {"text": ASK})
-        told = client.complete(tool_result(call, "12 degrees"), session_id="s", tools=TOOLS)
-        assert await told.text() == "12 degrees"
+        second = client.complete(tool_result(call, "12 degrees"), session_id="s", tools=TOOLS)
+        assert await second.text() == "12 degrees"
         session = await client.get_session("s", SessionView.SESSION_VIEW_FULL)
     assert list(session.messages) == [
         Message(role=Role.ROLE_USER, content=ASK),
@@ -111,20 +111,19 @@ async def test_the_blocking_client_answers_a_tool_call(address: str) -> None:
     def use() -> None:
         with Client(address) as client:
             choice = ToolChoiceMode.TOOL_CHOICE_MODE_REQUIRED
-            asked = client.complete("hm", session_id="s", tools=TOOLS, tool_choice=choice)
-            begun, *more = asked.deltas()
-            (call,) = asked.message().tool_calls
-            assert (begun.tool_call.id, begun.tool_call.name) == (call.id, "weather")
-            pieces = [begun.tool_call.arguments, *(each.tool_call.arguments for each in more)]
-            assert "".join(pieces) == call.arguments
+            answer = client.complete("hm", session_id="s", tools=TOOLS, tool_choice=choice)
+            deltas = [delta.tool_call for delta in answer.deltas()]
+            (call,) = answer.message().tool_calls
+            assert (deltas[0].id, deltas[0].name) == (call.id, "weather")
+            assert "".join(delta.arguments for delta in deltas) == call.arguments
             assert client.complete(tool_result(call, "fog"), session_id="s").text() == "fog"
             assert list(client.list_models().models) == ["echo"]
 
     await asyncio.to_thread(use)
 
 
-async def test_reasoning_text_and_tool_calls_come_apart(thoughtful_address: str) -> None:
-    async with AsyncClient(thoughtful_address) as client:
+async def test_reasoning_text_and_tool_calls_are_separate_deltas(reasoning_address: str) -> None:
+    async with AsyncClient(reasoning_address) as client:
         parts = {"text": "", "reasoning": "", "arguments": ""}
         answer = client.complete("hi", session_id="s")
         async for delta in answer.deltas():
@@ -147,7 +146,7 @@ async def test_reasoning_text_and_tool_calls_come_apart(thoughtful_address: str)
         assert await client.complete("hi").text() == "One moment."
 
 
-async def test_a_client_that_is_cut_in_a_tool_call_reads_it_on(slow_address: str) -> None:
+async def test_another_client_resumes_in_the_middle_of_a_tool_call(slow_address: str) -> None:
     async with AsyncClient(slow_address) as client, AsyncClient(slow_address) as other:
         answer = client.complete(ASK, session_id="s", tools=TOOLS, request_id="r")
         first = await anext(answer.deltas())
@@ -166,17 +165,17 @@ async def test_a_client_that_is_cut_in_a_tool_call_reads_it_on(slow_address: str
 
 
 async def test_models_are_listed_and_the_default_is_marked(
-    address: str, thoughtful_address: str, ruvd: Ruvd
+    address: str, reasoning_address: str, ruvd: Ruvd
 ) -> None:
     done = await ruvd("models", "--address", address)
     assert (done.returncode, done.stdout) == (0, "echo  (default)\n")
-    done = await ruvd("models", "--address", thoughtful_address)
+    done = await ruvd("models", "--address", reasoning_address)
     assert (done.returncode, done.stdout) == (0, "m  (default)\nanother\n")
-    done = await ruvd("models", "--json", "--address", thoughtful_address)
+    done = await ruvd("models", "--json", "--address", reasoning_address)
     assert json.loads(done.stdout) == {"models": ["m", "another"], "default_model": "m"}
 
 
-async def test_a_default_model_that_the_server_does_not_list_is_told(
+async def test_a_default_model_that_the_server_does_not_list_is_marked(
     daemon: StartDaemon, ruvd: Ruvd
 ) -> None:
     async with serving() as server:
@@ -186,18 +185,18 @@ async def test_a_default_model_that_the_server_does_not_list_is_told(
     assert done.stdout == "m\nanother\nmine  (default, not listed by the engine)\n"
 
 
-async def test_a_piped_chat_shows_a_tool_call_as_a_line_and_no_reasoning(
-    thoughtful_address: str, ruvd: Ruvd
+async def test_a_piped_chat_prints_tool_calls_as_lines_and_no_reasoning(
+    reasoning_address: str, ruvd: Ruvd
 ) -> None:
-    done = await ruvd("chat", "--address", thoughtful_address, stdin="one\ntwo\n")
+    done = await ruvd("chat", "--address", reasoning_address, stdin="one\ntwo\n")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == 2 * 'One moment.\ncalls weather({"city": "Bern"})\n'
 
 
-async def test_on_a_terminal_a_chat_shows_reasoning_dim(thoughtful_address: str) -> None:
+async def test_on_a_terminal_a_chat_shows_reasoning_dim(reasoning_address: str) -> None:
     ours, theirs = os.openpty()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ruvd", "chat", "--address", thoughtful_address,
+        sys.executable, "-m", "ruvd", "chat", "--address", reasoning_address,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -210,7 +209,7 @@ async def test_on_a_terminal_a_chat_shows_reasoning_dim(thoughtful_address: str)
             while b"> " not in screen:
                 screen += await asyncio.to_thread(os.read, ours, 65_536)
             os.write(ours, b"hello\n")
-            # Before the prompt the keys are not the line editor's, and Ctrl-D would be lost.
+            # The line editor reads keys only after the prompt; an earlier Ctrl-D would be lost.
             while b"> " not in screen.partition(b"total")[2]:
                 screen += await asyncio.to_thread(os.read, ours, 65_536)
             os.write(ours, b"\x04")
@@ -219,7 +218,7 @@ async def test_on_a_terminal_a_chat_shows_reasoning_dim(thoughtful_address: str)
             assert await process.wait() == 0
     finally:
         if process.returncode is None:
-            process.kill()  # which ends the read of its terminal
+            process.kill()  # ends the read of its terminal
     os.close(ours)
     lines = [line.strip() for line in screen.decode().replace("\x1b[0m", "").splitlines()]
     assert "\x1b[2mRain perhaps." in lines or "\x1b[2mRain \x1b[2mperhaps." in lines

@@ -1,7 +1,7 @@
-"""The drop-in provider of the TypeScript client against real daemons, by its own tests.
+"""The tests of the TypeScript client's RuvllmProvider, run against real daemons.
 
-They are written for Node's test runner and say themselves which daemon they need; here the daemons
-are started, and no test may have been left out.
+The tests are written for Node's test runner and skip themselves without the daemon they need. This
+module starts the daemons and checks that no other test was skipped.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ LLAMA = ("--engine", "llama", "--llama-threads", "1")
 pytestmark = pytest.mark.languages
 
 
-async def left_out(address: str, engine: str) -> list[str]:
-    """Which groups of tests did not run on this daemon; fails if a test did not pass."""
-    # Below the folder that the build writes to, whatever its name; installed packages have none.
+async def skipped_groups(address: str, engine: str) -> list[str]:
+    """Runs the tests with this daemon and returns the skipped groups. Fails if a test fails."""
+    # Searches the build folder, whatever its name; installed packages have no such file.
     tests = sorted(CLIENT.glob("[!n]*/**/ruvllm-provider.test.js"))
-    assert tests, "it is not built: make -C clients/typescript build"
+    assert tests, "the client is not built: make -C clients/typescript build"
     process = await asyncio.create_subprocess_exec(
         "node", "--test", "--test-reporter=tap", str(tests[0]),
         cwd=CLIENT,
@@ -33,25 +33,25 @@ async def left_out(address: str, engine: str) -> list[str]:
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:
-        said = (await process.communicate())[0].decode()
+        output = (await process.communicate())[0].decode()
     finally:
         if process.returncode is None:
             process.kill()
-    assert process.returncode == 0, said
-    groups = re.findall(r"^ok \d+ - (.*?)( # SKIP.*)?$", said, re.MULTILINE)
-    assert len(groups) == 6, said
+    assert process.returncode == 0, output
+    groups = re.findall(r"^ok \d+ - (.*?)( # SKIP.*)?$", output, re.MULTILINE)
+    assert len(groups) == 6, output
     return [name for name, skipped in groups if skipped]
 
 
-async def test_code_written_for_the_old_provider_runs_on_the_echo_engine(
+async def test_the_provider_passes_its_tests_on_the_echo_engine(
     daemon: StartDaemon,
 ) -> None:
     async with daemon(*ECHO) as running:
-        assert await left_out(running.address, "echo") == ["on the embedded engine"]
+        assert await skipped_groups(running.address, "echo") == ["on the embedded engine"]
 
 
-async def test_the_two_turn_conversation_is_kept_cached_and_measured_on_the_embedded_engine(
+async def test_the_provider_passes_its_tests_on_the_embedded_engine(
     daemon: StartDaemon,
 ) -> None:
     async with daemon(*LLAMA) as running:
-        assert await left_out(running.address, "llama") == ["on the echo engine"]
+        assert await skipped_groups(running.address, "llama") == ["on the echo engine"]

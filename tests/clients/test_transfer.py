@@ -1,4 +1,4 @@
-"""`ruvd sessions export` and `import`, between real daemons."""
+"""The commands `ruvd sessions export` and `import`, between real daemons."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def without_times(export: str) -> list[dict[str, Any]]:
 
 
 def line(*contents: Any, **metadata: Any) -> str:
-    """A line with these contents, the user's first."""
+    """Returns an export line whose messages alternate, starting with the user's."""
     roles = ("user", "assistant")
-    messages = [{"role": roles[n % 2], "content": each} for n, each in enumerate(contents)]
+    messages = [{"role": roles[n % 2], "content": content} for n, content in enumerate(contents)]
     value: dict[str, Any] = {"messages": messages}
     if metadata:
         value["metadata"] = metadata
     return json.dumps(value)
 
 
-async def listed(address: str) -> list[str]:
+async def session_ids(address: str) -> list[str]:
     async with AsyncClient(address) as client:
         return [session.id async for session in client.list_sessions()]
 
 
-async def test_what_is_exported_imported_and_exported_again_is_equal_but_for_times(
+async def test_an_imported_export_is_exported_again_unchanged_except_for_times(
     address: str, daemon: StartDaemon, ruvd: Ruvd, tmp_path: Path
 ) -> None:
     async with AsyncClient(address) as client:
@@ -76,7 +76,7 @@ async def test_what_is_exported_imported_and_exported_again_is_equal_but_for_tim
         again = await ruvd("sessions", "export", "--out", "-", *at)
     assert without_times(again.stdout) == without_times(first.stdout)
     exported = without_times(first.stdout)
-    assert [each["metadata"]["session_id"] for each in exported] == ["full", "empty", "fork"]
+    assert [session["metadata"]["session_id"] for session in exported] == ["full", "empty", "fork"]
     assert exported[0]["messages"][0] == {"role": "system", "content": "Be kind.\x85\u2028\x9b"}
     assert exported[0]["messages"][1] == {"role": "user", "content": "hello\nthere"}
     assert exported[0]["metadata"] == {
@@ -93,7 +93,7 @@ async def test_what_is_exported_imported_and_exported_again_is_equal_but_for_tim
     }
 
 
-async def test_tool_calls_their_results_and_reasoning_come_over_byte_for_byte(
+async def test_tool_calls_results_and_reasoning_are_transferred_byte_for_byte(
     address: str, daemon: StartDaemon, ruvd: Ruvd
 ) -> None:
     messages = [proto_of(message) for message in TOOL_EXCHANGE]
@@ -101,14 +101,14 @@ async def test_tool_calls_their_results_and_reasoning_come_over_byte_for_byte(
         await client.create_session(session_id="tools", messages=messages)
     first = await ruvd("sessions", "export", "--address", address)
     assert (first.returncode, first.stderr) == (0, "")
-    told = without_times(first.stdout)[0]["messages"]
-    assert told[1]["content"] is None
-    assert told[1]["tool_calls"][0] == {
+    exported = without_times(first.stdout)[0]["messages"]
+    assert exported[1]["content"] is None
+    assert exported[1]["tool_calls"][0] == {
         "id": CALLS[0].id,
         "type": "function",
         "function": {"name": CALLS[0].name, "arguments": CALLS[0].arguments},
     }
-    assert [each["role"] for each in told[2:-1]] == ["tool"] * len(CALLS)
+    assert [message["role"] for message in exported[2:-1]] == ["tool"] * len(CALLS)
     async with daemon(*ECHO) as second:
         at = ("--address", second.address)
         done = await ruvd("sessions", "import", "-", *at, stdin=first.stdout)
@@ -119,7 +119,7 @@ async def test_tool_calls_their_results_and_reasoning_come_over_byte_for_byte(
         shown = await ruvd("sessions", "show", "tools", *at)
     assert list(session.messages) == messages
     assert without_times(again.stdout) == without_times(first.stdout)
-    assert [each.split() for each in shown.stdout.splitlines() if "[call 0]" in each] == [
+    assert [row.split() for row in shown.stdout.splitlines() if "[call 0]" in row] == [
         ["calls", "[call", "0]", 'f0({"a":', ")"],
         ["tool", "[call", "0]"],
     ]
@@ -128,7 +128,7 @@ async def test_tool_calls_their_results_and_reasoning_come_over_byte_for_byte(
 async def test_results_are_imported_after_the_calls_of_an_earlier_request(
     address: str, ruvd: Ruvd
 ) -> None:
-    """A long history is made in portions of 500 messages; here the results begin the second."""
+    """A history is imported in requests of 500 messages; here the second starts with results."""
     value = json.loads(line(*[f"message {number}" for number in range(499)], session_id="long"))
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     value["messages"] += [
@@ -143,30 +143,32 @@ async def test_results_are_imported_after_the_calls_of_an_earlier_request(
     assert without_times(exported.stdout)[0]["messages"] == value["messages"]
 
 
-async def test_a_result_that_answers_no_call_is_refused_by_name(address: str, ruvd: Ruvd) -> None:
+async def test_a_tool_result_without_a_call_is_rejected_with_its_field(
+    address: str, ruvd: Ruvd
+) -> None:
     value = json.loads(line("hello"))
     value["messages"].append({"role": "tool", "content": "x", "tool_call_id": "nobody"})
     at = ("--address", address)
     done = await ruvd("sessions", "import", "-", *at, stdin=json.dumps(value))
     assert done.returncode == 1
     assert done.stderr.startswith("ruvd: line 1: INVALID_REQUEST: messages[1].tool_call_id: ")
-    assert await listed(address) == []
+    assert await session_ids(address) == []
 
 
-async def test_only_the_sessions_that_are_named_are_exported(address: str, ruvd: Ruvd) -> None:
+async def test_only_the_named_sessions_are_exported(address: str, ruvd: Ruvd) -> None:
     async with AsyncClient(address) as client:
         for session_id in ("a", "b", "c"):
             await client.create_session(session_id=session_id)
     at = ("--address", address)
     done = await ruvd("sessions", "export", "c", "a", *at)
-    ids = [json.loads(each)["metadata"]["session_id"] for each in done.stdout.splitlines()]
+    ids = [json.loads(row)["metadata"]["session_id"] for row in done.stdout.splitlines()]
     assert ids == ["c", "a"]
     missing = await ruvd("sessions", "export", "a", "nobody", *at)
     assert missing.returncode == 1
     assert missing.stderr.startswith("ruvd: SESSION_NOT_FOUND: ")
 
 
-async def test_an_export_that_fails_leaves_the_file_as_it_was(
+async def test_a_failed_export_leaves_the_file_unchanged(
     address: str, ruvd: Ruvd, tmp_path: Path
 ) -> None:
     file = tmp_path / "sessions.jsonl"
@@ -180,19 +182,21 @@ async def test_an_export_that_fails_leaves_the_file_as_it_was(
     assert (done.returncode, done.stderr) == (1, f"ruvd: {nowhere}: No such file or directory\n")
 
 
-async def test_plain_lines_become_sessions_with_ids_of_their_own(address: str, ruvd: Ruvd) -> None:
+async def test_lines_without_an_id_get_new_ids(address: str, ruvd: Ruvd) -> None:
     parts = [{"type": "text", "text": "hello "}, {"type": "text", "text": "there"}]
     lines = [line("one", "two"), "", line(parts, "hi")]
     done = await ruvd("sessions", "import", "-", "--address", address, stdin="\n".join(lines))
     assert (done.returncode, done.stderr) == (0, "2 sessions imported\n")
-    ids = await listed(address)
+    ids = await session_ids(address)
     assert len(set(ids)) == 2
     async with AsyncClient(address) as client:
         session = await client.get_session(ids[1], SessionView.SESSION_VIEW_FULL)
     assert [message.content for message in session.messages] == ["hello there", "hi"]
 
 
-async def test_bad_lines_are_named_and_the_good_ones_are_imported(address: str, ruvd: Ruvd) -> None:
+async def test_invalid_lines_are_reported_and_the_others_are_imported(
+    address: str, ruvd: Ruvd
+) -> None:
     lines = [
         line("hello", session_id="a"),
         "{not json",
@@ -214,7 +218,7 @@ async def test_bad_lines_are_named_and_the_good_ones_are_imported(address: str, 
     assert "messages[0].content[0].type: 'image_url' is not text" in complaints[2]
     assert "SESSION_EXISTS" in complaints[3]
     assert complaints[-1] == "2 sessions imported, 4 failed"
-    assert await listed(address) == ["a", "b"]
+    assert await session_ids(address) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -224,18 +228,18 @@ async def test_bad_lines_are_named_and_the_good_ones_are_imported(address: str, 
         ("new-id", "1 session imported\n", 2),
     ],
 )
-async def test_a_taken_id_is_skipped_or_replaced_when_that_is_asked_for(
+async def test_on_conflict_skips_or_replaces_an_existing_id(
     address: str, ruvd: Ruvd, choice: str, summary: str, sessions: int
 ) -> None:
     at = ("--address", address)
-    taken = line("hello", session_id="a")
-    await ruvd("sessions", "import", "-", *at, stdin=taken)
-    done = await ruvd("sessions", "import", "-", "--on-conflict", choice, *at, stdin=taken)
+    existing = line("hello", session_id="a")
+    await ruvd("sessions", "import", "-", *at, stdin=existing)
+    done = await ruvd("sessions", "import", "-", "--on-conflict", choice, *at, stdin=existing)
     assert (done.returncode, done.stderr) == (0, summary)
-    assert len(await listed(address)) == sessions
+    assert len(await session_ids(address)) == sessions
 
 
-async def test_a_history_that_is_longer_than_a_request_may_be_comes_over_whole(
+async def test_a_history_longer_than_a_request_is_imported_completely(
     address: str, daemon: StartDaemon, ruvd: Ruvd, tmp_path: Path
 ) -> None:
     contents = [f"message {number}" for number in range(1_300)] + ["m" * 1_000_000] * 5
@@ -250,10 +254,10 @@ async def test_a_history_that_is_longer_than_a_request_may_be_comes_over_whole(
         done = await ruvd("sessions", "import", str(file), "--address", small.address)
         assert done.returncode == 1
         assert done.stderr.startswith("ruvd: line 1: SESSION_TOO_LARGE: ")
-        assert await listed(small.address) == []
+        assert await session_ids(small.address) == []
 
 
-async def test_sessions_that_had_to_go_for_others_are_not_counted_as_imported(
+async def test_evicted_sessions_are_not_counted_as_imported(
     daemon: StartDaemon, ruvd: Ruvd
 ) -> None:
     lines = [line("hello", session_id=f"s{number}") for number in range(5)]
@@ -261,14 +265,14 @@ async def test_sessions_that_had_to_go_for_others_are_not_counted_as_imported(
         at = ("--address", small.address)
         await ruvd("sessions", "import", "-", *at, stdin=line("hello", session_id="old"))
         done = await ruvd("sessions", "import", "-", *at, stdin="\n".join(lines))
-        assert await listed(small.address) == ["s2", "s3", "s4"]
+        assert await session_ids(small.address) == ["s2", "s3", "s4"]
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "3 sessions imported, 2 failed"
     assert "2 sessions are gone again" in done.stderr
     assert "1 session of before the import" in done.stderr
 
 
-async def test_an_import_ends_when_the_daemon_cannot_take_any_line(
+async def test_an_import_stops_if_the_daemon_accepts_no_line(
     daemon: StartDaemon, ruvd: Ruvd, tmp_path: Path
 ) -> None:
     async with daemon(*ECHO, "--no-sessions-enabled") as stateless:

@@ -1,4 +1,4 @@
-"""The Python client's rules of resuming, without a daemon: clients/CONFORMANCE.md, "Resume"."""
+"""The Python client's rules for resuming (clients/CONFORMANCE.md, "Resume"), without a daemon."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CONNECTION_ERRORS = [
 ]
 
 
-class Clock:
-    """Time that passes when it is told to."""
+class ManualClock:
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -28,14 +28,14 @@ class Clock:
         return self.now
 
 
-def asked(**fields: object) -> pb.CompleteRequest:
+def complete_request(**fields: object) -> pb.CompleteRequest:
     return resumable(pb.CompleteRequest(session_id="s", request_id="r", **fields))  # type: ignore[arg-type]
 
 
-def begun(request: Request | None = None, **limits: float) -> tuple[Answer, Clock]:
-    """An answer whose first call has been made."""
-    clock = Clock()
-    answer = Answer(request or asked(), clock=clock, **limits)
+def start_answer(request: Request | None = None, **limits: float) -> tuple[Answer, ManualClock]:
+    """Returns an answer whose first call has been made, and its clock."""
+    clock = ManualClock()
+    answer = Answer(request or complete_request(), clock=clock, **limits)
     answer.next_call()
     return answer, clock
 
@@ -44,8 +44,8 @@ def started(completion_id: str = "c") -> pb.CompletionEvent:
     return pb.CompletionEvent(sequence=1, started=pb.Started(completion_id=completion_id))
 
 
-def text(sequence: int, said: str) -> pb.CompletionEvent:
-    return pb.CompletionEvent(sequence=sequence, delta=pb.Delta(text=said))
+def text(sequence: int, content: str) -> pb.CompletionEvent:
+    return pb.CompletionEvent(sequence=sequence, delta=pb.Delta(text=content))
 
 
 def finished(sequence: int, **message: object) -> pb.CompletionEvent:
@@ -53,7 +53,7 @@ def finished(sequence: int, **message: object) -> pb.CompletionEvent:
     return pb.CompletionEvent(sequence=sequence, finished=end)
 
 
-def break_() -> RuvdError:
+def connection_error() -> RuvdError:
     return RuvdError(grpc.StatusCode.UNAVAILABLE, "", "connection reset")
 
 
@@ -61,7 +61,7 @@ def not_found() -> RuvdError:
     return RuvdError(grpc.StatusCode.NOT_FOUND, "COMPLETION_NOT_FOUND", "no such completion")
 
 
-def rest_of(answer: Answer, event: pb.CompletionEvent) -> str:
+def text_of(answer: Answer, event: pb.CompletionEvent) -> str:
     answer.handle_event(event)
     return "".join(delta.text for delta in answer.deltas(event))
 
@@ -69,52 +69,52 @@ def rest_of(answer: Answer, event: pb.CompletionEvent) -> str:
 # --- the request -----------------------------------------------------------------------------
 
 
-def test_a_request_gets_an_id_of_its_own_and_ten_seconds_of_grace() -> None:
+def test_a_request_gets_a_unique_id_and_ten_seconds_of_grace() -> None:
     first, second = (resumable(pb.CompleteRequest()) for _ in range(2))
     assert first.request_id
     assert first.request_id != second.request_id
     assert first.disconnect_grace.seconds == GRACE_SECONDS == 10
 
 
-def test_what_the_caller_has_set_stays() -> None:
+def test_the_callers_id_and_grace_are_kept() -> None:
     request = pb.CompleteRequest(request_id="mine")
     request.disconnect_grace.seconds = 0
     assert resumable(request).request_id == "mine"
     assert request.disconnect_grace.seconds == 0
 
 
-# --- what is called next ---------------------------------------------------------------------
+# --- the next call ---------------------------------------------------------------------------
 
 
 def test_before_started_the_same_request_is_made_again() -> None:
-    answer, _ = begun()
-    answer.handle_failure(break_())
+    answer, _ = start_answer()
+    answer.handle_failure(connection_error())
     assert answer.next_call() is answer.request
 
 
 def test_after_started_the_completion_is_resumed_after_the_last_event() -> None:
-    answer, _ = begun()
+    answer, _ = start_answer()
     answer.handle_event(started())
     answer.handle_event(text(2, "a"))
-    answer.handle_failure(break_())
-    wanted = pb.ResumeCompletionRequest(completion_id="c", after_sequence=2)
-    assert answer.next_call() == wanted
+    answer.handle_failure(connection_error())
+    expected = pb.ResumeCompletionRequest(completion_id="c", after_sequence=2)
+    assert answer.next_call() == expected
 
 
-def test_a_resumed_completion_is_named_as_it_was() -> None:
+def test_a_resumed_completion_is_identified_as_by_the_caller() -> None:
     request = pb.ResumeCompletionRequest(session_id="s", request_id="r", after_sequence=4)
-    answer, _ = begun(request)
+    answer, _ = start_answer(request)
     assert answer.last_sequence == 4
     answer.handle_event(text(5, "a"))
-    answer.handle_failure(break_())
-    wanted = pb.ResumeCompletionRequest(session_id="s", request_id="r", after_sequence=5)
-    assert answer.next_call() == wanted
+    answer.handle_failure(connection_error())
+    expected = pb.ResumeCompletionRequest(session_id="s", request_id="r", after_sequence=5)
+    assert answer.next_call() == expected
     assert request.after_sequence == 4
 
 
 @pytest.mark.parametrize("code", [c for c in grpc.StatusCode if c is not grpc.StatusCode.OK])
 def test_an_error_with_a_reason_is_final_whatever_its_code(code: grpc.StatusCode) -> None:
-    answer, _ = begun()
+    answer, _ = start_answer()
     answer.handle_event(started())
     with pytest.raises(RuvdError, match="ENGINE_REJECTED"):
         answer.handle_failure(RuvdError(code, "ENGINE_REJECTED", "no"))
@@ -122,33 +122,33 @@ def test_an_error_with_a_reason_is_final_whatever_its_code(code: grpc.StatusCode
 
 
 @pytest.mark.parametrize("code", CONNECTION_ERRORS)
-def test_what_a_lost_connection_shows_itself_as_is_a_break(code: grpc.StatusCode) -> None:
-    answer, _ = begun()
-    assert answer.handle_failure(RuvdError(code, "", "somebody in between")) > 0
+def test_the_codes_of_a_lost_connection_are_not_final(code: grpc.StatusCode) -> None:
+    answer, _ = start_answer()
+    assert answer.handle_failure(RuvdError(code, "", "from a proxy")) > 0
     assert not answer.ended
 
 
 @pytest.mark.parametrize("code", [c for c in grpc.StatusCode if c not in CONNECTION_ERRORS])
 def test_any_other_status_is_final(code: grpc.StatusCode) -> None:
-    answer, _ = begun()
-    with pytest.raises(RuvdError, match="somebody in between"):
-        answer.handle_failure(RuvdError(code, "", "somebody in between"))
+    answer, _ = start_answer()
+    with pytest.raises(RuvdError, match="from a proxy"):
+        answer.handle_failure(RuvdError(code, "", "from a proxy"))
     assert answer.ended
 
 
-# --- a daemon that has forgotten it ----------------------------------------------------------
+# --- a daemon that has lost the completion ---------------------------------------------------
 
 
-def test_what_nobody_has_seen_anything_of_is_asked_for_anew() -> None:
-    answer, _ = begun()
+def test_a_lost_answer_is_generated_again_if_nothing_was_delivered() -> None:
+    answer, _ = start_answer()
     answer.handle_event(started())
-    answer.handle_failure(break_())
+    answer.handle_failure(connection_error())
     answer.next_call()
     answer.handle_failure(not_found())
     assert answer.next_call() is answer.request
     assert (answer.started, answer.last_sequence) == (None, 0)
     answer.handle_event(started("another"))
-    assert rest_of(answer, text(2, "new")) == "new"
+    assert text_of(answer, text(2, "new")) == "new"
 
 
 @pytest.mark.parametrize(
@@ -159,25 +159,25 @@ def test_what_nobody_has_seen_anything_of_is_asked_for_anew() -> None:
         pb.Delta(tool_call=pb.ToolCallDelta(index=0, id="1", name="f")),
     ],
 )
-def test_nothing_is_generated_anew_after_a_delta(delta: pb.Delta) -> None:
-    answer, _ = begun()
+def test_a_lost_answer_is_not_generated_again_after_a_delta(delta: pb.Delta) -> None:
+    answer, _ = start_answer()
     answer.handle_event(started())
     answer.handle_event(pb.CompletionEvent(sequence=2, delta=delta))
-    answer.handle_failure(break_())
+    answer.handle_failure(connection_error())
     answer.next_call()
     with pytest.raises(RuvdError, match="COMPLETION_NOT_FOUND"):
         answer.handle_failure(not_found())
 
 
-def test_not_found_of_the_first_call_is_final() -> None:
-    answer, _ = begun()
+def test_not_found_is_final_unless_the_call_resumes() -> None:
+    answer, _ = start_answer()
     answer.handle_event(started())
     with pytest.raises(RuvdError, match="COMPLETION_NOT_FOUND"):
         answer.handle_failure(not_found())
 
 
-def test_not_found_is_final_for_who_only_resumes() -> None:
-    answer, _ = begun(pb.ResumeCompletionRequest(completion_id="c"))
+def test_not_found_is_final_for_a_caller_that_resumes() -> None:
+    answer, _ = start_answer(pb.ResumeCompletionRequest(completion_id="c"))
     with pytest.raises(RuvdError, match="COMPLETION_NOT_FOUND"):
         answer.handle_failure(not_found())
 
@@ -185,41 +185,41 @@ def test_not_found_is_final_for_who_only_resumes() -> None:
 # --- pauses and limits -----------------------------------------------------------------------
 
 
-def test_pauses_double_up_to_a_second_and_an_event_starts_them_anew() -> None:
-    answer, _ = begun()
-    pauses = [answer.handle_failure(break_()) for _ in range(7)]
+def test_pauses_double_up_to_a_second_and_an_event_resets_them() -> None:
+    answer, _ = start_answer()
+    pauses = [answer.handle_failure(connection_error()) for _ in range(7)]
     assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
     answer.handle_event(started())
-    assert answer.handle_failure(break_()) == 0.05
+    assert answer.handle_failure(connection_error()) == 0.05
 
 
-def test_it_gives_up_ten_seconds_after_the_break_with_the_error_of_the_last_try() -> None:
-    answer, clock = begun()
-    began, last = clock.now, break_()
+def test_an_answer_fails_after_ten_seconds_with_the_last_attempts_error() -> None:
+    answer, clock = start_answer()
+    start, last = clock.now, connection_error()
     with pytest.raises(RuvdError) as caught:
         while True:
             clock.now += answer.handle_failure(last)
-            last = break_()
+            last = connection_error()
     assert caught.value is last
-    assert clock.now - began == pytest.approx(10.0)
+    assert clock.now - start == pytest.approx(10.0)
 
 
-def test_the_ten_seconds_begin_anew_with_an_event() -> None:
-    answer, clock = begun()
+def test_an_event_restarts_the_ten_seconds() -> None:
+    answer, clock = start_answer()
     for sequence in range(1, 6):
-        answer.handle_failure(break_())
+        answer.handle_failure(connection_error())
         clock.now += 9.0
         answer.handle_event(text(sequence, "a"))
     assert not answer.ended
 
 
-def test_the_callers_deadline_ends_it_with_deadline_exceeded() -> None:
-    answer, clock = begun(timeout=0.5)
+def test_the_callers_deadline_ends_an_answer_with_deadline_exceeded() -> None:
+    answer, clock = start_answer(timeout=0.5)
     assert answer.seconds_left() == 0.5
     slept = 0.0
     with pytest.raises(RuvdError) as caught:
         while True:
-            pause = answer.handle_failure(break_())
+            pause = answer.handle_failure(connection_error())
             slept += pause
             clock.now += pause
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -228,29 +228,31 @@ def test_the_callers_deadline_ends_it_with_deadline_exceeded() -> None:
     assert answer.seconds_left() == 0.0
 
 
-# --- what Finished has beyond what was delivered ---------------------------------------------
+# --- text of Finished that was not delivered before ------------------------------------------
 
 
 @given(pieces=st.lists(st.text(min_size=1), max_size=6), cut=st.integers(0, 6))
-def test_each_character_is_delivered_once_wherever_it_was_cut(pieces: list[str], cut: int) -> None:
-    answer, _ = begun()
+def test_each_character_is_delivered_once_wherever_the_stream_broke(
+    pieces: list[str], cut: int
+) -> None:
+    answer, _ = start_answer()
     answer.handle_event(started())
-    said = [rest_of(answer, text(n, piece)) for n, piece in enumerate(pieces[:cut], 2)]
-    answer.handle_failure(break_())
-    said.append(rest_of(answer, finished(9, content="".join(pieces))))
-    assert "".join(said) == "".join(pieces)
+    delivered = [text_of(answer, text(n, piece)) for n, piece in enumerate(pieces[:cut], 2)]
+    answer.handle_failure(connection_error())
+    delivered.append(text_of(answer, finished(9, content="".join(pieces))))
+    assert "".join(delivered) == "".join(pieces)
     assert answer.ended
 
 
 @given(delivered=st.text(min_size=1), other=st.text())
-def test_text_that_is_not_the_beginning_of_the_answer_is_data_loss(
+def test_an_answer_that_contradicts_the_delivered_text_is_data_loss(
     delivered: str, other: str
 ) -> None:
-    answer, _ = begun()
+    answer, _ = start_answer()
     answer.handle_event(text(1, delivered))
     event = finished(2, content=other)
     if other.startswith(delivered):
-        assert rest_of(answer, event) == other[len(delivered) :]
+        assert text_of(answer, event) == other[len(delivered) :]
         return
     with pytest.raises(RuvdError) as caught:
         answer.handle_event(event)
@@ -259,7 +261,7 @@ def test_text_that_is_not_the_beginning_of_the_answer_is_data_loss(
 
 
 def test_reasoning_and_tool_calls_are_completed_too() -> None:
-    answer, _ = begun()
+    answer, _ = start_answer()
     answer.handle_event(pb.CompletionEvent(sequence=1, delta=pb.Delta(reasoning="be")))
     half = pb.ToolCallDelta(index=0, id="1", name="f", arguments='{"a"')
     answer.handle_event(pb.CompletionEvent(sequence=2, delta=pb.Delta(tool_call=half)))
@@ -276,42 +278,42 @@ def test_reasoning_and_tool_calls_are_completed_too() -> None:
     ]
 
 
-def test_who_reads_on_from_the_middle_gets_no_text_twice() -> None:
-    answer, _ = begun(pb.ResumeCompletionRequest(completion_id="c", after_sequence=3))
-    assert rest_of(answer, text(4, " c")) == " c"
-    assert rest_of(answer, finished(5, content="a b c")) == ""
+def test_a_caller_that_resumes_in_the_middle_gets_no_text_twice() -> None:
+    answer, _ = start_answer(pb.ResumeCompletionRequest(completion_id="c", after_sequence=3))
+    assert text_of(answer, text(4, " c")) == " c"
+    assert text_of(answer, finished(5, content="a b c")) == ""
 
 
 # --- leaving ---------------------------------------------------------------------------------
 
 
-def test_a_caller_who_leaves_cancels_by_request_id_and_then_by_the_completions() -> None:
-    answer, _ = begun()
+def test_the_cancel_request_has_the_request_id_before_started_and_the_completion_id_after() -> None:
+    answer, _ = start_answer()
     assert answer.cancel_request() == pb.CancelCompletionRequest(session_id="s", request_id="r")
     answer.handle_event(started())
     assert answer.cancel_request() == pb.CancelCompletionRequest(completion_id="c")
 
 
-def test_what_has_ended_needs_no_cancel() -> None:
-    answer, _ = begun()
+def test_an_ended_answer_has_no_cancel_request() -> None:
+    answer, _ = start_answer()
     answer.handle_event(finished(1, content=""))
     assert answer.cancel_request() is None
-    failed, _ = begun()
+    failed, _ = start_answer()
     with pytest.raises(RuvdError):
         failed.handle_failure(RuvdError(grpc.StatusCode.ABORTED, "SESSION_BUSY", "busy"))
     assert failed.cancel_request() is None
 
 
-def test_what_goes_on_without_a_reader_is_not_cancelled() -> None:
-    going_on, _ = begun(asked(on_disconnect=pb.ON_DISCONNECT_CONTINUE))
-    assert going_on.cancel_request() is None
+def test_a_completion_that_continues_has_no_cancel_request() -> None:
+    continuing, _ = start_answer(complete_request(on_disconnect=pb.ON_DISCONNECT_CONTINUE))
+    assert continuing.cancel_request() is None
 
 
-def test_a_resumed_completion_is_cancelled_by_the_name_it_was_resumed_by() -> None:
-    by_id, _ = begun(pb.ResumeCompletionRequest(completion_id="c", after_sequence=3))
+def test_a_resumed_completion_is_cancelled_by_the_ids_with_which_it_was_resumed() -> None:
+    by_id, _ = start_answer(pb.ResumeCompletionRequest(completion_id="c", after_sequence=3))
     assert by_id.cancel_request() == pb.CancelCompletionRequest(completion_id="c")
-    by_request, _ = begun(pb.ResumeCompletionRequest(session_id="s", request_id="r"))
-    wanted = pb.CancelCompletionRequest(session_id="s", request_id="r")
-    assert by_request.cancel_request() == wanted
+    by_request, _ = start_answer(pb.ResumeCompletionRequest(session_id="s", request_id="r"))
+    expected = pb.CancelCompletionRequest(session_id="s", request_id="r")
+    assert by_request.cancel_request() == expected
     by_request.handle_event(started())
     assert by_request.cancel_request() == pb.CancelCompletionRequest(completion_id="c")
