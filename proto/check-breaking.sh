@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Fails if proto/ breaks a client of the last release: `buf breaking` of the descriptors as they are
+# Fails if proto/ breaks clients of the last release: runs `buf breaking` on the current descriptors
 # against those of the last git tag, without a network.
 #
-#   proto/check-breaking.sh [TAG]     TAG is what to compare with; the last one before by default.
+#   proto/check-breaking.sh [TAG]     TAG: the tag or commit to compare with; default: the last tag.
 #
-# What counts as breaking is in buf.yaml. Without a tag there is nothing to compare with, which is
-# said and is no failure.
+# buf.yaml defines which changes are breaking. Without a tag there is nothing to compare with: the
+# script says so and succeeds.
 set -euo pipefail
 cd "$(dirname "$0")"
 python=${PYTHON:-$PWD/../.venv/bin/python}
 bin=$(cd "$(dirname "$python")" && pwd)
 
 if ! git rev-parse --git-dir >/dev/null 2>&1; then
-  echo "proto/: not compared: this is no git repository"
+  echo "proto/: not compared: this is not a git repository"
   exit 0
 fi
 tag=${1:-$(git describe --tags --abbrev=0 2>/dev/null || true)}
@@ -31,7 +31,7 @@ here=$(git rev-parse --show-prefix)
 git -C "$(git rev-parse --show-toplevel)" archive --prefix=old/ "$tag:${here%/}" |
   tar -x -C "$scratch"
 
-# The protos of both, whatever their number, by the same compiler.
+# Compiles all protos of both versions with the same compiler.
 google=$("$python" -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')
 image() ( # image FOLDER FILE
   cd "$1"
@@ -41,7 +41,7 @@ image() ( # image FOLDER FILE
 image . "$scratch/new.binpb"
 image "$scratch/old" "$scratch/old.binpb"
 
-# The imports are other people's.
+# Imported protos are not ours to check.
 if ! PATH="$bin:$PATH" buf breaking "$scratch/new.binpb" --against "$scratch/old.binpb" \
   --config buf.yaml --exclude-imports; then
   echo "proto/: breaks clients of $tag" >&2

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Regenerates the committed stubs from proto/, for the daemon and for the Python client.
 #
-#   proto/generate.sh [ROOT]          ROOT is where to write; the repository by default.
-#   proto/generate.sh --image FILE    write a descriptor set instead, which `buf` can read without
-#                                     a network: google/rpc/status.proto is in it.
+#   proto/generate.sh [ROOT]          writes to ROOT, by default the repository.
+#   proto/generate.sh --image FILE    writes a descriptor set instead, which `buf` can read without
+#                                     a network, because it includes google/rpc/status.proto.
 #
-# The generator is grpcio-tools of the lowest supported grpcio (pyproject.toml, group dev), because
-# generated code refuses a runtime older than itself and accepts a newer one.
+# The generator is grpcio-tools in the version of the lowest supported grpcio (pyproject.toml, group
+# dev), because generated code requires a runtime that is not older than its generator.
 set -euo pipefail
 cd "$(dirname "$0")"
 python=${PYTHON:-../.venv/bin/python}
@@ -30,10 +30,10 @@ generate() { # generate OUT
 
 generate "$root"
 
-# The client is a package of its own and must not need the daemon's, so its copy lives in
-# ruvd_client.v1. The descriptor keeps its name (ruvd/v1/session_service.proto): a process that
-# loads both, as the ruvd command does, then has one and the same set of messages. Only the
-# Python imports between the generated files change.
+# The client is a separate package that must not depend on the daemon's, so it has a copy in
+# ruvd_client.v1. The descriptor keeps its name (ruvd/v1/session_service.proto), so that a process
+# which loads both, such as the ruvd command, has only one set of messages. Only the Python imports
+# between the generated files change.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 generate "$scratch"

@@ -200,8 +200,8 @@ public final class Completion implements Iterable<String>, AutoCloseable {
       } else if (!addition.isEmpty()) {
         onText.accept(addition);
       }
-    } catch (RuntimeException refused) {
-      end.completeExceptionally(refused);
+    } catch (RuntimeException callbackError) {
+      end.completeExceptionally(callbackError);
     }
   }
 
