@@ -105,10 +105,16 @@ class Completion:
 
         Has no effect once the commit has begun or the task has ended.
         """
-        if self._task and not (self._task.done() or self.committing or self._reason):
+        if self._task and self.can_be_cancelled:
             self._reason = reason
             self.keep_partial = keep_partial
             self._task.cancel()
+
+    @property
+    def can_be_cancelled(self) -> bool:
+        """Whether a cancel would have an effect."""
+        is_running = self._task is not None and not self._task.done()
+        return is_running and not self.committing and self._reason is None
 
     @property
     def stopping(self) -> bool:

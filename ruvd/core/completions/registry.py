@@ -140,6 +140,17 @@ class CompletionRegistry:
         )
         await completion.ended()
 
+    def shed(self) -> bool:
+        """Fails the tenth of the running completions that hold the most memory, for overload.
+
+        Returns False if none can be failed.
+        """
+        running = [each for each in self._running.values() if each.can_be_cancelled]
+        running.sort(key=lambda each: each.log.size_bytes, reverse=True)
+        for completion in running[: len(running) // 10 + 1]:
+            completion.cancel(Overloaded("the daemon's memory is used up (max_memory_bytes)"))
+        return bool(running)
+
     async def drain(self, seconds: float) -> None:
         """Refuses new completions and lets the others end; cancels those left after `seconds`."""
         self._draining = True

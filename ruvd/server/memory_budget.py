@@ -1,0 +1,137 @@
+"""The memory budget: the daemon refuses work before the kernel kills it.
+
+Most of what the daemon holds is bounded by settings, but the product of the bounds (say, 1,000
+completions of 3 MiB each) is more than a sidecar's memory limit. So the resident memory is read
+several times a second. Above 85 % of the limit new calls are refused with OVERLOADED and readiness
+is off, until it is below 75 %. Above 95 % the largest running completions fail with OVERLOADED. A
+large request reserves the memory for its parsing and prompt, because the resident memory would show
+it too late. docs/operations.md has the sum of the parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+
+from ruvd.core.errors import Overloaded
+
+_TIGHT_SHARE = 0.85
+_RELAXED_SHARE = 0.75
+_CRITICAL_SHARE = 0.95
+_INTERVAL_SECONDS = 0.1
+_DEFAULT_BYTES = 512 << 20
+# A request's bytes, its proto, its messages, the prompt's JSON and its encoding.
+_COST_OF_A_BYTE = 6
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),  # version 2
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
+)
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_STATM = Path("/proc/self/statm")
+
+_log = logging.getLogger("ruvd.daemon")
+
+
+class MemoryBudget:
+    """Admits calls as long as there is memory for them.
+
+    `shed` fails some of the running work, and returns False if there is nothing left to fail;
+    `on_change` is told when the budget becomes tight (True) and relaxed again (False).
+    """
+
+    def __init__(
+        self,
+        limit_bytes: int,
+        *,
+        shed: Callable[[], bool],
+        on_change: Callable[[bool], None],
+        resident: Callable[[], int] | None = None,
+    ) -> None:
+        self.limit_bytes = limit_bytes
+        self.is_tight = False
+        self._shed = shed
+        self._on_change = on_change
+        self._resident = resident or resident_bytes
+        self._reserved = 0
+
+    def check(self) -> None:
+        """Raises Overloaded if the memory is nearly used up."""
+        if self.is_tight:
+            raise Overloaded(
+                f"the daemon's memory is nearly used up ({self.limit_bytes} bytes, "
+                "max_memory_bytes); try again"
+            )
+
+    @contextmanager
+    def reserve(self, request_bytes: int) -> Generator[None, None, None]:
+        """Holds the memory that a large request needs. Raises Overloaded if there is too little."""
+        needed = request_bytes * _COST_OF_A_BYTE
+        if self._resident() + self._reserved + needed > self.limit_bytes * _TIGHT_SHARE:
+            raise Overloaded(
+                f"there is no memory for a request of {request_bytes} bytes now "
+                "(max_memory_bytes); try again"
+            )
+        self._reserved += needed
+        try:
+            yield
+        finally:
+            self._reserved -= needed
+
+    async def watch(self) -> None:
+        """Follows the resident memory, until it is cancelled."""
+        while True:
+            self.look()
+            await asyncio.sleep(_INTERVAL_SECONDS)
+
+    def look(self) -> None:
+        """Reads the resident memory, and acts on it."""
+        resident = self._resident()
+        if resident > self.limit_bytes * _TIGHT_SHARE:
+            _return_free_memory()
+            resident = self._resident()
+        if resident > self.limit_bytes * _CRITICAL_SHARE and self._shed():
+            _log.warning("running work was failed for memory", extra={"resident": resident})
+        if resident > self.limit_bytes * (_RELAXED_SHARE if self.is_tight else _TIGHT_SHARE):
+            self._set_tight(resident, is_tight=True)
+        else:
+            self._set_tight(resident, is_tight=False)
+
+    def _set_tight(self, resident: int, *, is_tight: bool) -> None:
+        if is_tight == self.is_tight:
+            return
+        self.is_tight = is_tight
+        change = "memory is nearly used up" if is_tight else "there is memory again"
+        _log.warning(change, extra={"resident": resident, "limit": self.limit_bytes})
+        self._on_change(is_tight)
+
+
+def default_limit_bytes(paths: Iterable[Path] = _CGROUP_LIMITS) -> int:
+    """Returns the memory limit of the control group, or 512 MiB if there is none."""
+    total = os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+    for path in paths:
+        try:
+            limit = int(path.read_text())
+        except (OSError, ValueError):  # there is no such file, or it says `max`
+            continue
+        if limit < total:
+            return limit
+    return _DEFAULT_BYTES
+
+
+def resident_bytes() -> int:
+    """Returns the resident memory of this process; see proc(5), /proc/pid/statm."""
+    return int(_STATM.read_bytes().split()[1]) * _PAGE_BYTES
+
+
+def _return_free_memory() -> None:
+    """Returns free memory to the kernel: glibc keeps what lies between pieces in use."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

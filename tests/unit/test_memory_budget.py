@@ -1,0 +1,107 @@
+"""The memory budget: work is refused, then failed, before the memory is used up."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from core import Core, failed, settle
+
+from ruvd.core.errors import Overloaded
+from ruvd.core.ports.engine import EngineText
+from ruvd.server.memory_budget import MemoryBudget, default_limit_bytes, resident_bytes
+
+LIMIT = 1000
+
+
+class Watched:
+    """A budget whose resident memory is what the test says."""
+
+    def __init__(self) -> None:
+        self.resident = 0
+        self.shed = 0
+        self.changes: list[bool] = []
+        self.budget = MemoryBudget(
+            LIMIT,
+            shed=self.fail_some,
+            on_change=self.changes.append,
+            resident=lambda: self.resident,
+        )
+
+    def fail_some(self) -> bool:
+        self.shed += 1
+        return True
+
+    def at(self, resident: int) -> MemoryBudget:
+        self.resident = resident
+        self.budget.look()
+        return self.budget
+
+
+def test_calls_are_refused_near_the_limit_until_there_is_memory_again() -> None:
+    watched = Watched()
+    watched.at(850).check()
+    with pytest.raises(Overloaded) as caught:
+        watched.at(851).check()
+    assert caught.value.retry_after_seconds
+    with pytest.raises(Overloaded):
+        watched.at(751).check()
+    watched.at(750).check()
+    assert watched.changes == [True, False]
+    assert watched.shed == 0
+
+
+def test_running_work_is_failed_only_where_the_memory_is_all_but_used_up() -> None:
+    watched = Watched()
+    watched.at(950)
+    assert watched.shed == 0
+    watched.at(951)
+    watched.at(951)
+    assert watched.shed == 2
+
+
+def test_large_requests_reserve_memory_before_it_is_used() -> None:
+    budget = Watched().at(500)
+    with budget.reserve(50):
+        with pytest.raises(Overloaded), budget.reserve(50):
+            pass
+        with budget.reserve(5):
+            pass
+    with budget.reserve(50):
+        pass
+
+
+async def test_the_completions_that_hold_the_most_are_failed_first() -> None:
+    core = Core()
+    gate = asyncio.Event()
+    core.engine.scripts = [[EngineText("x" * size), gate] for size in (10, 5000, 20)]
+    small, large, medium = (core.start("hi", name) for name in ("a", "b", "c"))
+    await settle()
+    assert core.completions.shed()
+    events = await failed(large, Overloaded)
+    assert events
+    assert small.can_be_cancelled
+    assert medium.can_be_cancelled
+    await core.completions.drain(0)
+    assert not core.completions.shed()
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("402653184\n", 384 << 20), ("max\n", 512 << 20), ("9223372036854771712", 512 << 20)],
+    ids=["a limit", "version 2 without one", "version 1 without one"],
+)
+def test_the_limit_is_that_of_the_control_group_where_there_is_one(
+    tmp_path: Path, text: str, limit: int
+) -> None:
+    path = tmp_path / "memory.max"
+    path.write_text(text)
+    assert default_limit_bytes([tmp_path / "missing", path]) == limit
+
+
+def test_the_resident_memory_is_that_of_this_process() -> None:
+    before = resident_bytes()
+    held = bytearray(b"x" * (64 << 20))
+    assert 60 << 20 < resident_bytes() - before < 200 << 20
+    del held
