@@ -17,7 +17,7 @@ from ruvd.core.model import (
     Timings,
     Usage,
 )
-from ruvd.core.ports.store import Commit, Store
+from ruvd.core.ports.store import Commit, RemovedSession, Store
 
 
 def session(
@@ -91,6 +91,15 @@ async def create(
 async def fork(
     store: Store, parent: Session, session_id: str, exchange_count: int, *, now: float = 0.0
 ) -> Session:
+    commit = await forked(store, parent, session_id, exchange_count, now=now)
+    await store.fork(commit, parent.id)
+    return commit.session
+
+
+async def forked(
+    store: Store, parent: Session, session_id: str, exchange_count: int, *, now: float = 0.0
+) -> Commit:
+    """The commit of a fork that keeps the first `exchange_count` exchanges of its parent."""
     messages, size_bytes = await store.size_at(parent.id, exchange_count)
     child = replace(
         parent,
@@ -102,8 +111,15 @@ async def fork(
         exchange_count=exchange_count,
         size_bytes=size_bytes,
     )
-    await store.fork(Commit(child, create=True, now=now), parent.id)
-    return child
+    return Commit(child, create=True, now=now)
+
+
+def expired(*session_ids: str) -> list[RemovedSession]:
+    return [RemovedSession(session_id, expired=True) for session_id in session_ids]
+
+
+def evicted(*session_ids: str) -> list[RemovedSession]:
+    return [RemovedSession(session_id, expired=False) for session_id in session_ids]
 
 
 def finished(message: Message, exchange_count: int = 1) -> Finished:

@@ -15,6 +15,7 @@ from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.errors import RuvdError
 from ruvd.core.model import CompletionEvent, Finished, Message, Role
 from ruvd.core.ports.events import Event, Observer
+from ruvd.core.ports.store import Store
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
 from ruvd.stores.memory import MemoryStore
@@ -29,7 +30,7 @@ class Core:
     policy: SessionPolicy = SessionPolicy()  # frozen
     completion_policy: CompletionPolicy = CompletionPolicy()
     events: list[Event] = field(default_factory=list)
-    store: MemoryStore = field(default_factory=MemoryStore)
+    store: Store = field(default_factory=MemoryStore)
     observers: list[Observer] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -74,7 +74,6 @@ class ScriptedEngine:
     stopped: int = 0
     running: int = 0
     most_running: int = 0
-    on_generate: Callable[[], None] | None = None
 
     async def start(self) -> None:
         pass

@@ -165,13 +165,13 @@ class Turn:
 
 
 class Model:
-    """All sessions; `running` are the turns in progress, `gone` what a newcomer displaced."""
+    """All sessions; `running` are the turns in progress, `gone` the removed and the reason."""
 
     def __init__(self, now: float) -> None:
         self.now = now
         self.rows: dict[str, Row] = {}
         self.running: dict[str, Turn] = {}
-        self.gone: list[str] = []
+        self.gone: list[tuple[str, str]] = []
         self._made = 0
 
     # --- reading ----------------------------------------------------------------------------
@@ -209,6 +209,8 @@ class Model:
         found = self.live(ask.session_id)
         if found is None and ask.require_existing:
             return SessionNotFound
+        if found is None:
+            self._remove(ask.session_id, "idle")
         row = found or Row(ask.session_id, self.now, self.now, system=ask.system)
         soon = self.now - row.last_used < row.idle / 10
         row.unwritten = row.last_used if soon else None
@@ -309,15 +311,16 @@ class Model:
         """False if there is none. What has expired is gone, too."""
         there = self.shown(session_id) is not None
         self.running.pop(session_id, None)
-        self.rows.pop(session_id, None)
+        self._remove(session_id, "client")
         return there
 
-    def sweep(self) -> list[str]:
+    def sweep(self) -> int:
+        """How many went."""
         free = [row for row in self.rows.values() if row.id not in self.running]
         old = sorted((r for r in free if r.expires <= self.now), key=lambda r: (r.expires, r.made))
         for row in old:
-            del self.rows[row.id]
-        return [row.id for row in old]
+            self._remove(row.id, "idle")
+        return len(old)
 
     def _made_by(self, request_id: str, content: object) -> Row | Failure | None:
         for row in self.rows.values():
@@ -340,6 +343,7 @@ class Model:
         return row
 
     def _store(self, row: Row, parent_id: str = "") -> None:
+        self._remove(row.id, "idle")
         self._made += 1
         row.made = self._made
         self.rows[row.id] = row
@@ -348,11 +352,15 @@ class Model:
             free = [each for each in self.rows.values() if each.id not in kept]
             if not free:
                 return
-            gone = min(free, key=lambda each: (each.last_used, each.made))
             if old := [each for each in free if each.expires <= self.now]:
-                gone = min(old, key=lambda each: (each.expires, each.made))
-            del self.rows[gone.id]
-            self.gone.append(gone.id)
+                self._remove(min(old, key=lambda each: (each.expires, each.made)).id, "idle")
+            else:
+                first = min(free, key=lambda each: (each.last_used, each.made))
+                self._remove(first.id, "capacity")
+
+    def _remove(self, session_id: str, reason: str) -> None:
+        if self.rows.pop(session_id, None):
+            self.gone.append((session_id, reason))
 
 
 def open_calls(history: Sequence[Spoken]) -> list[str]:

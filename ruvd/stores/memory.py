@@ -15,7 +15,7 @@ from itertools import groupby
 
 from ruvd.core.errors import SessionExists, SessionNotFound
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
-from ruvd.core.ports.store import Commit, StoreCounts, TurnSnapshot
+from ruvd.core.ports.store import Commit, RemovedSession, StoreCounts, TurnSnapshot
 
 _EXPIRE_AT_ONCE = 1_000
 # Stale entries are dropped once they outnumber the live ones by this many.
@@ -114,18 +114,17 @@ class MemoryStore:
             for _, group in groupby(rows, key=lambda row: row[0])
         ]
 
-    async def commit(self, commit: Commit) -> Sequence[str]:
+    async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
         """See `Store.commit`."""
         if commit.create:
-            entry = self._create(commit)
-        else:
-            found = self._entries.get(commit.session.id)
-            if found is None:
-                raise SessionNotFound(f"there is no session {commit.session.id!r}")
-            entry = found
+            replaced = self._remove_expired(commit)
+            return [*replaced, *self._apply(self._create(commit.session), commit)]
+        entry = self._entries.get(commit.session.id)
+        if entry is None:
+            raise SessionNotFound(f"there is no session {commit.session.id!r}")
         return self._apply(entry, commit)
 
-    async def fork(self, commit: Commit, parent_id: str) -> Sequence[str]:
+    async def fork(self, commit: Commit, parent_id: str) -> Sequence[RemovedSession]:
         """See `Store.fork`."""
         parent = self._entries.get(parent_id)
         if parent is None:
@@ -133,11 +132,12 @@ class MemoryStore:
         shared = commit.session.message_count - len(commit.appended)
         if not 0 <= shared <= len(parent.messages):
             raise ValueError(f"{parent_id!r} has no {shared} messages to share")
-        entry = self._create(commit)
+        replaced = self._remove_expired(commit)
+        entry = self._create(commit.session)
         entry.messages = parent.messages[:shared]
         entry.numbers = parent.numbers[:shared]
         entry.end_bytes = parent.end_bytes[:shared]
-        return self._apply(entry, commit)
+        return [*replaced, *self._apply(entry, commit)]
 
     async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
         """See `Store.size_at`."""
@@ -151,7 +151,7 @@ class MemoryStore:
         """See `Store.begin_turn`."""
         session = await self.get(session_id)
         if session is None or session.expire_time <= now:
-            return TurnSnapshot()
+            return TurnSnapshot(has_expired=session is not None)
         idempotency_record = (
             await self.idempotency_record(session_id, request_id) if request_id else None
         )
@@ -234,13 +234,18 @@ class MemoryStore:
             messages=sum(session.message_count for session in sessions),
         )
 
-    def _create(self, commit: Commit) -> _Entry:
-        session = commit.session
-        old = self._entries.get(session.id)
-        if old is not None:
-            if old.session.expire_time > commit.now:
-                raise SessionExists(f"there is a session {session.id!r} already")
-            self._delete(old)
+    def _remove_expired(self, commit: Commit) -> Sequence[RemovedSession]:
+        """Makes room for a new session. Raises SessionExists if its id has not expired."""
+        session_id = commit.session.id
+        entry = self._entries.get(session_id)
+        if entry is None:
+            return ()
+        if entry.session.expire_time > commit.now:
+            raise SessionExists(f"there is a session {session_id!r} already")
+        self._delete(entry)
+        return [RemovedSession(session_id, expired=True)]
+
+    def _create(self, session: Session) -> _Entry:
         self._last_key += 1
         entry = _Entry(self._last_key, session)
         self._entries[session.id] = entry
@@ -248,7 +253,7 @@ class MemoryStore:
         self._keys.append(entry.key)
         return entry
 
-    def _apply(self, entry: _Entry, commit: Commit) -> Sequence[str]:
+    def _apply(self, entry: _Entry, commit: Commit) -> Sequence[RemovedSession]:
         for number, message in commit.appended:
             end = entry.end_bytes[-1] if entry.end_bytes else 0
             entry.messages.append(message)
@@ -279,7 +284,7 @@ class MemoryStore:
             self._created[idempotency_record.request_id] = (session_id, idempotency_record)
             entry.created_by = idempotency_record.request_id
 
-    def _evict(self, commit: Commit) -> Sequence[str]:
+    def _evict(self, commit: Commit) -> Sequence[RemovedSession]:
         if commit.max_sessions is None or len(self._entries) <= commit.max_sessions:
             return ()
 
@@ -288,10 +293,10 @@ class MemoryStore:
             return session_id != commit.session.id and session_id not in commit.protected
 
         excess = len(self._entries) - commit.max_sessions
-        gone = self._by_expiry.first(excess, may_go, commit.now)
-        taken = set(gone)
-        gone += self._by_use.first(excess - len(gone), lambda key: key not in taken and may_go(key))
-        return self._delete_all(gone)
+        expired = self._by_expiry.first(excess, may_go, commit.now)
+        removed = [RemovedSession(gone, expired=True) for gone in self._delete_all(expired)]
+        evicted = self._by_use.first(excess - len(expired), may_go)
+        return removed + [RemovedSession(gone, expired=False) for gone in self._delete_all(evicted)]
 
     def _delete_all(self, keys: Sequence[int]) -> Sequence[str]:
         entries = [self._entries[self._ids[key]] for key in keys]

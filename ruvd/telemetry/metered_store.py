@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from ruvd.core.errors import RuvdError, StoreUnavailable
 from ruvd.core.model import Exchange, IdempotencyRecord, Session
-from ruvd.core.ports.store import Commit, Store, StoreCounts, TurnSnapshot
+from ruvd.core.ports.store import Commit, RemovedSession, Store, StoreCounts, TurnSnapshot
 from ruvd.telemetry.instruments import Instruments
 from ruvd.telemetry.spans import Span, Tracer, current
 
@@ -49,12 +49,12 @@ class MeteredStore:
         with self._call("exchanges"):
             return await self._store.exchanges(session_id, first)
 
-    async def commit(self, commit: Commit) -> Sequence[str]:
+    async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
         """See `Store.commit`."""
         with self._commit("commit"):
             return await self._store.commit(commit)
 
-    async def fork(self, commit: Commit, parent_id: str) -> Sequence[str]:
+    async def fork(self, commit: Commit, parent_id: str) -> Sequence[RemovedSession]:
         """See `Store.fork`."""
         with self._commit("fork"):
             return await self._store.fork(commit, parent_id)

@@ -79,10 +79,11 @@ from ruvd.core.model import (
     Usage,
 )
 from ruvd.core.ports.engine import EngineDone, EngineReasoning, EngineText
-from ruvd.core.ports.events import Event, SessionGone
+from ruvd.core.ports.events import CompletionEnded, Event, SessionGone
 from ruvd.core.ports.store import Store
 from ruvd.core.sessions.commands import NewFork, SessionChanges, SessionCommands
 from ruvd.core.sessions.registry import NewSession, SessionPolicy, SessionRegistry, SessionState
+from ruvd.core.statistics import Statistics
 from ruvd.stores.memory import MemoryStore
 from ruvd.stores.sqlite.store import SqliteStore
 
@@ -229,15 +230,31 @@ class SessionsMachine(RuleBasedStateMachine):
     async def open(self, path: Path) -> None:
         self.path = path
         self.events: list[Event] = []
+        self.statistics = Statistics()
         self.store = self.make_store(path)
         await self.store.open()
-        self.sessions = SessionRegistry(self.store, self.clock, self.events.append, SESSION_POLICY)
+        self.found = (await self.store.counts(0)).sessions
+        self.ended_at: dict[str, float] = {}
+        self.pruned_at = self.clock.now()
+        self.sessions = SessionRegistry(self.store, self.clock, self.observe, SESSION_POLICY)
         self.commands = SessionCommands(
-            self.sessions, self.store, self.clock, self.events.append, SESSION_POLICY
+            self.sessions, self.store, self.clock, self.observe, SESSION_POLICY
         )
         self.completions = CompletionRegistry(
-            self.sessions, self.engine, self.clock, self.events.append, COMPLETION_POLICY
+            self.sessions, self.engine, self.clock, self.observe, COMPLETION_POLICY
         )
+
+    def observe(self, event: Event) -> None:
+        self.events.append(event)
+        self.statistics(event)
+        if isinstance(event, CompletionEnded):
+            self.ended_at[event.completion_id] = self.pruned_at = self.clock.now()
+
+    @property
+    def stored(self) -> int:
+        """How many sessions the store holds by the events: found, plus created, minus ended."""
+        ended = sum(self.statistics.sessions_ended.values())
+        return self.found + self.statistics.sessions_created - ended
 
     async def close(self) -> None:
         await self.completions.drain(0)
@@ -400,6 +417,7 @@ class SessionsMachine(RuleBasedStateMachine):
             if_busy=if_busy,
             on_disconnect=OnDisconnect.CONTINUE if continues else OnDisconnect.CANCEL,
         )
+        self.pruned_at = self.clock.now()
         return Call(ask, self.completions.start(request)).listen()
 
     async def ask(
@@ -669,7 +687,9 @@ class SessionsMachine(RuleBasedStateMachine):
         expected = self.finished[session_id, made, ref]
         row = self.model.live(session_id)
         if row is None or row.made != made:
-            if ref.completion_id and not self.kept(ref.completion_id):
+            if ref.completion_id and self.kept(ref.completion_id):
+                assert (await self.events_of(ref))[-1] == expected
+            elif ref.completion_id:
                 with pytest.raises(CompletionNotFound):
                     await self.events_of(ref)
             return
@@ -677,8 +697,13 @@ class SessionsMachine(RuleBasedStateMachine):
         assert await self.events_of(ref, after=expected.sequence) == []
 
     def kept(self, completion_id: str) -> bool:
-        """Whether the events of an ended completion may still be there without its session."""
-        return completion_id in self.completions._ended
+        """Whether the events of an ended completion are still there without its session.
+
+        They are dropped after the retention, when the next completion begins or ends.
+        """
+        ended_at = self.ended_at.get(completion_id)
+        limit = self.pruned_at - COMPLETION_POLICY.retention_seconds
+        return ended_at is not None and ended_at > limit
 
     async def events_of(self, ref: CompletionRef, after: int = 0) -> list[CompletionEvent]:
         async with aclosing(self.completions.resume(ref, after)) as events:
@@ -844,11 +869,9 @@ class SessionsMachine(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         async def sweep() -> None:
-            expected = self.model.sweep()
-            del self.events[:]
-            assert await self.commands.sweep() == len(expected)
-            gone = [event for event in self.events if isinstance(event, SessionGone)]
-            assert gone == [SessionGone(session_id, "idle") for session_id in expected]
+            assert await self.commands.sweep() == self.model.sweep()
+            counts = await self.sessions.counts()
+            assert counts.active == counts.sessions == self.stored
 
         self.go(sweep())
 
@@ -913,7 +936,8 @@ class SessionsMachine(RuleBasedStateMachine):
             self.generated(turn)
         if idempotency_record:
             self.model.finish(turn, Spoken("assistant", f"answer {len(self.prompts)}"))
-            self.model.gone.clear()  # who was told of it is gone as well
+        if idempotency_record or await self.store.get(ask.session_id) is None:
+            self.model.gone.clear()  # removed before the crash, as its observer was
         again = self.start(ask)
         await again.ended()
         if idempotency_record:
@@ -939,7 +963,7 @@ class SessionsMachine(RuleBasedStateMachine):
             (each.session_key, list(map(spoken, each.messages))) for each in self.engine.requests
         ]
         assert asked == self.prompts
-        gone = [e.session_id for e in self.events if e == SessionGone(_id(e), "capacity")]
+        gone = [(e.session_id, e.reason) for e in self.events if isinstance(e, SessionGone)]
         assert gone == self.model.gone
         del self.events[:], self.model.gone[:]
         ids = dict.fromkeys([*self.ids, *self.model.rows])
@@ -947,7 +971,8 @@ class SessionsMachine(RuleBasedStateMachine):
         await asyncio.gather(*map(self.same, ids), *map(self.same_list, filters))
         counts = await self.sessions.counts()
         rows = self.model.rows.values()
-        assert counts.sessions == len(rows)
+        assert counts.sessions == len(rows) == self.stored
+        assert counts.active == sum(self.model.live(row.id) is not None for row in rows)
         assert counts.messages == sum(len(row.messages) for row in rows)
 
     async def same(self, session_id: str) -> None:
@@ -982,10 +1007,6 @@ class SessionsMachine(RuleBasedStateMachine):
             await self.store.counts(0)
             await self.store.touch("", 0)
             await asyncio.sleep(0)
-
-
-def _id(event: Event) -> str:
-    return event.session_id if isinstance(event, SessionGone) else ""
 
 
 def named(ask: Ask) -> CompletionRef:
@@ -1094,7 +1115,7 @@ class SqliteMachine(SessionsMachine):
     durable = True
 
     def make_store(self, path: Path) -> Store:
-        return SqliteStore(path, observer=self.events.append)
+        return SqliteStore(path, observer=self.observe)
 
 
 # Ten minutes are for a failure, which takes long to shrink.

@@ -19,6 +19,7 @@ import pytest
 from conversations import (
     completed,
     create,
+    evicted,
     finished,
     fork,
     full_session,
@@ -130,7 +131,7 @@ async def test_everything_survives_a_close(path: Path) -> None:
         assert await store.completion("c-1") == ("f", commit.idempotency_record)
         assert [s.id for s in (await store.list(after=0, limit=9, labels={"x": "1"}, now=0))[0]]
         newcomer = Commit(session("d", now=4), create=True, max_sessions=4, now=4)
-        assert list(await store.commit(newcomer)) == ["b"]
+        assert list(await store.commit(newcomer)) == evicted("b")
         assert list(await store.expire(53, ())) == ["a"]
         assert await ids(store) == ["c", "f", "d"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import pytest
 from conversations import (
     completed,
     create,
+    evicted,
+    expired,
     finished,
     fork,
+    forked,
     full_session,
     ids,
     session,
@@ -26,7 +30,7 @@ from tool_conversation import CALLS, ODD_TEXTS, RESULTS, TOOL_EXCHANGE, said
 
 from ruvd.core.errors import RuvdError, SessionExists, SessionNotFound
 from ruvd.core.model import IdempotencyRecord, Message, Role, Session, ToolCall
-from ruvd.core.ports.store import Commit, Store, StoreCounts, TurnSnapshot
+from ruvd.core.ports.store import Commit, RemovedSession, Store, StoreCounts, TurnSnapshot
 from ruvd.stores.memory import MemoryStore
 from ruvd.stores.sqlite.store import SqliteStore
 
@@ -116,7 +120,9 @@ async def test_a_session_that_has_expired_is_replaced_with_nothing_left_of_it(
 ) -> None:
     made = await create(store, "s", idle=100, labels={"a": "1"})
     await store.commit(completed(turn(made, "old"), "r", "c"))
-    await create(store, "s", "new", now=100)
+    replacement = Commit(session("s", now=100), create=True, now=100)
+    assert list(await store.commit(replacement)) == expired("s")
+    await talk(store, replacement.session, "new")
     assert await texts(store, "s") == ["new"]
     assert await store.idempotency_record("s", "r") is None
     assert await store.completion("c") is None
@@ -130,7 +136,7 @@ async def test_at_capacity_the_least_recently_used_goes_with_the_newcomers_commi
         await create(store, f"s{number}", now=number)
     await store.touch("s0", 5)
     newcomer = Commit(session("s3", now=3), create=True, max_sessions=3, now=3)
-    assert list(await store.commit(newcomer)) == ["s1"]
+    assert list(await store.commit(newcomer)) == evicted("s1")
     assert await ids(store) == ["s0", "s2", "s3"]
 
 
@@ -138,9 +144,11 @@ async def test_expired_sessions_are_evicted_before_older_ones(store: Store) -> N
     await create(store, "old", now=0, idle=1_000)
     await create(store, "expired", now=5, idle=1)
     newcomer = Commit(session("new", now=10), create=True, max_sessions=2, now=10)
-    assert list(await store.commit(newcomer)) == ["expired"]
+    assert list(await store.commit(newcomer)) == expired("expired")
+    await create(store, "expired", now=5, idle=1)
     newcomer = Commit(session("newer", now=10), create=True, max_sessions=1, now=10)
-    assert list(await store.commit(newcomer)) == ["old", "new"]
+    removed = list(await store.commit(newcomer))
+    assert removed == [*expired("expired"), *evicted("old", "new")]
 
 
 async def test_neither_the_protected_nor_the_newcomer_is_evicted(store: Store) -> None:
@@ -152,7 +160,7 @@ async def test_neither_the_protected_nor_the_newcomer_is_evicted(store: Store) -
     assert not await store.commit(newcomer)
     assert await ids(store, now=0) == ["a", "b", "c"]
     newcomer = Commit(session("d", now=0), create=True, max_sessions=3, protected={"a"}, now=9)
-    assert list(await store.commit(newcomer)) == ["c"]
+    assert list(await store.commit(newcomer)) == evicted("c")
 
 
 async def test_a_refused_newcomer_evicts_nothing(store: Store) -> None:
@@ -195,7 +203,8 @@ async def test_a_turn_that_begins_soon_after_the_last_one_leaves_the_touch_to_it
 async def test_a_turn_does_not_begin_in_what_is_unknown_or_has_expired(store: Store) -> None:
     assert await store.begin_turn("s", "", 1) == TurnSnapshot()
     await create(store, idle=10)
-    assert await store.begin_turn("s", "", 10) == TurnSnapshot()
+    assert await store.begin_turn("s", "", 10) == TurnSnapshot(has_expired=True)
+    assert await store.begin_turn("s", "r", 10) == TurnSnapshot(has_expired=True)
     kept = await store.get("s")
     assert kept is not None
     assert kept.last_used_time == 0
@@ -351,11 +360,20 @@ async def test_a_fork_needs_its_parent_and_a_free_id(store: Store) -> None:
     assert await texts(store, "p") == ["0"]
 
 
+async def test_a_fork_into_an_expired_id_replaces_that_session(store: Store) -> None:
+    parent = await create(store, "p", "0", now=5)
+    await create(store, "c", "old", idle=5)
+    child = replace(parent, id="c")
+    removed = await store.fork(Commit(child, create=True, max_sessions=2, now=5), "p")
+    assert list(removed) == expired("c")
+    assert await texts(store, "c") == ["0"]
+
+
 async def test_a_fork_may_evict_its_parent(store: Store) -> None:
     parent = await create(store, "p", "0", now=0)
     child = replace(parent, id="c", last_used_time=1.0)
     gone = await store.fork(Commit(child, create=True, max_sessions=1, now=1), "p")
-    assert list(gone) == ["p"]
+    assert list(gone) == evicted("p")
     assert await texts(store, "c") == ["0"]
 
 
@@ -516,6 +534,7 @@ class _Life:
     store: Store
     now: float = 0.0
     seen: list[object] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
 
     async def run(self, steps: list[tuple[str, str, int | str, int]]) -> list[object]:
         for number, (verb, session_id, one, two) in enumerate(steps):
@@ -535,7 +554,7 @@ class _Life:
             made = session(session_id, now=self.now, idle=int(one), labels={"n": str(two)})
             idempotency_record = IdempotencyRecord(f"create-{number}", b"x")
             change = Commit(made, (), idempotency_record, True, two, ("b",), self.now)  # noqa: FBT003
-            return list(await store.commit(change))
+            return self._created(session_id, await store.commit(change))
         if verb == "turn":
             change = turn(found or session(session_id), f"said {number}", now=self.now)
             if one:
@@ -551,18 +570,34 @@ class _Life:
             return list(await store.commit(change))
         if verb == "fork":
             count = min(two, found.exchange_count if found else 0)
-            return await fork(store, found or session(session_id), str(one), count, now=self.now)
+            parent = found or session(session_id)
+            change = await forked(store, parent, str(one), count, now=self.now)
+            return self._created(str(one), await store.fork(change, session_id))
         if verb == "touch":
             await store.touch(session_id, self.now + int(one))
             return None
         if verb == "end":
+            self.known.discard(session_id)
             return await store.end(session_id)
-        return list(await store.expire(self.now, (session_id,)))
+        gone = list(await store.expire(self.now, (session_id,)))
+        self._forget(gone)
+        return gone
+
+    def _created(self, session_id: str, removed: Sequence[RemovedSession]) -> object:
+        self._forget([each.session_id for each in removed])
+        self.known.add(session_id)
+        return list(removed)
+
+    def _forget(self, session_ids: list[str]) -> None:
+        """Each of them was there until now."""
+        assert len(set(session_ids) & self.known) == len(session_ids)
+        self.known.difference_update(session_ids)
 
     async def _look(self) -> None:
         store = self.store
         for session_id in "abcd":
             found = await store.get(session_id)
+            assert (found is not None) == (session_id in self.known)
             self.seen.append(found)
             for first in range((found.exchange_count if found else 0) + 2):
                 self.seen.append(list(await store.exchanges(session_id, first)))

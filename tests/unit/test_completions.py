@@ -39,7 +39,7 @@ from ruvd.core.model import (
 )
 from ruvd.core.ports.engine import EngineText
 from ruvd.core.ports.events import CompletionEnded, SessionCreationAborted, SessionGone
-from ruvd.core.ports.store import Commit, TurnSnapshot
+from ruvd.core.ports.store import Commit, RemovedSession, TurnSnapshot
 from ruvd.core.sessions.commands import NewFork
 from ruvd.core.sessions.registry import NewSession, SessionPolicy
 from ruvd.stores.memory import MemoryStore
@@ -431,7 +431,7 @@ class SlowStore(MemoryStore):
         self.committing = asyncio.Event()
         self.begun = asyncio.Event()
 
-    async def commit(self, commit: Commit) -> Sequence[str]:
+    async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
         if self.slow:
             self.slow = False
             self.committing.set()

@@ -34,7 +34,7 @@ from ruvd.core.model import (
 )
 from ruvd.core.options import CompletionOptions, Tool
 from ruvd.core.ports.engine import Engine, EngineDone, EngineReasoning, EngineText
-from ruvd.core.ports.store import Commit, Store
+from ruvd.core.ports.store import Commit, RemovedSession, Store
 from ruvd.stores.memory import MemoryStore
 from ruvd.telemetry.conventions import NEWEST, V1_41_1, Conventions, Provider, provider
 from ruvd.telemetry.metered_engine import MeteredEngine
@@ -335,7 +335,7 @@ async def test_content_has_the_form_that_the_conventions_give_it(names: Any) -> 
 
 
 class BrokenStore(MemoryStore):
-    async def commit(self, commit: Commit) -> list[str]:
+    async def commit(self, commit: Commit) -> list[RemovedSession]:
         raise StoreUnavailable("the disk is full")
 
 

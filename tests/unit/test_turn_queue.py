@@ -22,7 +22,7 @@ from ruvd.core.errors import (
 from ruvd.core.model import ContextWindow, IfBusy, Message, Role
 from ruvd.core.ports.engine import EngineText
 from ruvd.core.ports.events import CompletionEnded, SessionGone
-from ruvd.core.ports.store import Commit
+from ruvd.core.ports.store import Commit, RemovedSession
 from ruvd.core.sessions.commands import SessionChanges
 from ruvd.core.sessions.registry import NewSession, SessionPolicy
 from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest
@@ -37,7 +37,7 @@ class GatedStore(MemoryStore):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def commit(self, commit: Commit) -> Sequence[str]:
+    async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
         await self.gate.wait()
         return await super().commit(commit)
 

@@ -207,13 +207,15 @@ class SessionCommands:
     async def sweep(self) -> int:
         """Deletes the expired sessions and returns their number."""
         gone = 0
-        while ids := await self._store.expire(
-            self._clock.now(), self._sessions.turn_queue.in_use()
-        ):
-            gone += len(ids)
-            for session_id in ids:
-                self._observer(SessionGone(session_id, "idle"))
+        while count := await finish_despite_cancel(self._expire()):
+            gone += count
         return gone
+
+    async def _expire(self) -> int:
+        ids = await self._store.expire(self._clock.now(), self._sessions.turn_queue.in_use())
+        for session_id in ids:
+            self._observer(SessionGone(session_id, "idle"))
+        return len(ids)
 
 
 def _widened(session: Session, window: ContextWindow) -> int:

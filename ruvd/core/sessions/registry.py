@@ -178,6 +178,9 @@ class SessionRegistry:
             return snapshot
         if require_existing:
             raise session_not_found(session_id)
+        if snapshot.has_expired:
+            # Before generation: the engine will cache the new conversation under the same id.
+            await finish_despite_cancel(self._remove_expired(session_id))
         turn_request.pending_session = self.prepare(NewSession(session_id, system_prompt))
         return TurnSnapshot(turn_request.pending_session, exchanges=())
 
@@ -238,13 +241,18 @@ class SessionRegistry:
                 now=self._clock.now(),
             )
         if parent_id:
-            evicted = await self._store.fork(commit, parent_id)
+            removed = await self._store.fork(commit, parent_id)
         else:
-            evicted = await self._store.commit(commit)
-        for session_id in evicted:
-            self._observer(SessionGone(session_id, "capacity"))
+            removed = await self._store.commit(commit)
+        for session in removed:
+            reason = "idle" if session.expired else "capacity"
+            self._observer(SessionGone(session.session_id, reason))
         if commit.create:
             self._observer(SessionCreated(commit.session.id))
+
+    async def _remove_expired(self, session_id: str) -> None:
+        if await self._store.end(session_id):
+            self._observer(SessionGone(session_id, "idle"))
 
     async def touch(self, session_id: str) -> None:
         """Records that a turn ended in the session without a commit."""

@@ -16,7 +16,7 @@ from typing import TypeVar
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports.events import Observer, StoreBatch, StoreStateChanged
-from ruvd.core.ports.store import Commit, StoreCounts, StoreLocked, TurnSnapshot
+from ruvd.core.ports.store import Commit, RemovedSession, StoreCounts, StoreLocked, TurnSnapshot
 from ruvd.stores.sqlite import reads, writes
 from ruvd.stores.sqlite.database import DatabaseFile, Durability
 from ruvd.stores.sqlite.purge import purge_step
@@ -105,11 +105,11 @@ class SqliteStore:
             lambda: writes.begin_turn_cached(self._session_cache, session_id, request_id, now),
         )
 
-    async def commit(self, commit: Commit) -> Sequence[str]:
+    async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
         """See `Store.commit`."""
         return await self._write(lambda db: writes.commit(db, self._session_cache, commit))
 
-    async def fork(self, commit: Commit, parent_id: str) -> Sequence[str]:
+    async def fork(self, commit: Commit, parent_id: str) -> Sequence[RemovedSession]:
         """See `Store.fork`."""
         return await self._write(lambda db: writes.fork(db, self._session_cache, commit, parent_id))
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 
 from ruvd.core.errors import SessionExists, SessionNotFound
 from ruvd.core.model import IdempotencyRecord
-from ruvd.core.ports.store import Commit, TurnSnapshot
+from ruvd.core.ports.store import Commit, RemovedSession, TurnSnapshot
 from ruvd.stores.sqlite import reads
 from ruvd.stores.sqlite.rows import extra_of, figures_of, session_values
 from ruvd.stores.sqlite.session_cache import CachedSession, SessionCache
@@ -24,41 +25,47 @@ _MOST_BYTES = 1 << 18
 _MOST_AT_ONCE = 100
 _MESSAGE_VALUES = 7
 
+_BY_EXPIRY = "SELECT id FROM sessions WHERE expire_time <= ? ORDER BY expire_time, pk"
+_BY_USE = "SELECT id FROM sessions ORDER BY last_used_time, pk"
 
-def commit(db: sqlite3.Connection, session_cache: SessionCache, change: Commit) -> list[str]:
+
+def commit(
+    db: sqlite3.Connection, session_cache: SessionCache, change: Commit
+) -> list[RemovedSession]:
     """See `Store.commit`."""
     session = change.session
     known = CachedSession(session, ()) if change.create else session_cache.get(session.id)
     session_cache.drop(session.id)
+    removed: list[RemovedSession] = []
     if change.create:
-        _free_id(db, session_cache, change)
+        removed = _remove_expired(db, session_cache, change)
         branch = _insert(db, change, 0)
         place = branch, _append(db, branch, change, 0, 0)
     else:
         place = _update(db, change, known)
-    evicted = _evict(db, session_cache, change)
+    removed += _evict(db, session_cache, change)
     after = known.after(session, change.appended, place) if known else None
     if after:
         session_cache.put(after)
-    return evicted
+    return removed
 
 
 def fork(
     db: sqlite3.Connection, session_cache: SessionCache, change: Commit, parent_id: str
-) -> list[str]:
+) -> list[RemovedSession]:
     """See `Store.fork`."""
     row = db.execute("SELECT pk FROM sessions WHERE id = ?", (parent_id,)).fetchone()
     if row is None:
         raise SessionNotFound(f"there is no session {parent_id!r}")
     shared = change.session.message_count - len(change.appended)
     base = _base(db, row[0], shared, change.session.exchange_count) if shared else None
-    _free_id(db, session_cache, change)
+    removed = _remove_expired(db, session_cache, change)
     end_bytes = base[2] if base else 0
     branch = _insert(db, change, end_bytes)
     if base:
         db.execute("INSERT INTO forks VALUES (?, ?, ?, ?)", (branch, base[0], shared, base[1]))
     _append(db, branch, change, shared, end_bytes)
-    return _evict(db, session_cache, change)
+    return removed + _evict(db, session_cache, change)
 
 
 def begin_turn(
@@ -72,7 +79,7 @@ def begin_turn(
     known = session_cache.get(session_id)
     session = known.session if known else reads.get(db, session_id)
     if session is None or session.expire_time <= now:
-        return TurnSnapshot()
+        return TurnSnapshot(has_expired=session is not None)
     idempotency_record = (
         reads.idempotency_record(db, session_id, request_id) if request_id else None
     )
@@ -125,29 +132,26 @@ def expire(
     db: sqlite3.Connection, session_cache: SessionCache, now: float, protected: Collection[str]
 ) -> list[str]:
     """See `Store.expire`."""
-    gone: list[str] = []
-    for (session_id,) in db.execute(
-        "SELECT id FROM sessions WHERE expire_time <= ? ORDER BY expire_time, pk", (now,)
-    ):
-        if len(gone) == _EXPIRE_AT_ONCE:
-            break
-        if session_id not in protected:
-            gone.append(session_id)
-    for session_id in gone:
+    expired = _first(db.execute(_BY_EXPIRY, (now,)), _EXPIRE_AT_ONCE, protected)
+    for session_id in expired:
         end(db, session_cache, session_id)
-    return gone
+    return expired
 
 
-def _free_id(db: sqlite3.Connection, session_cache: SessionCache, change: Commit) -> None:
+def _remove_expired(
+    db: sqlite3.Connection, session_cache: SessionCache, change: Commit
+) -> list[RemovedSession]:
+    """Makes room for a new session. Raises SessionExists if its id has not expired."""
     row = db.execute(
         "SELECT pk, labels, expire_time FROM sessions WHERE id = ?", (change.session.id,)
     ).fetchone()
     if row is None:
-        return
+        return []
     if row[2] > change.now:
         raise SessionExists(f"there is a session {change.session.id!r} already")
     session_cache.drop(change.session.id)
     _delete(db, row[0], json.loads(row[1]))
+    return [RemovedSession(change.session.id, expired=True)]
 
 
 def _insert(db: sqlite3.Connection, change: Commit, end_bytes: int) -> int:
@@ -282,30 +286,30 @@ def _base(
     return owner, row[0], row[1]
 
 
-def _evict(db: sqlite3.Connection, session_cache: SessionCache, change: Commit) -> list[str]:
+def _evict(
+    db: sqlite3.Connection, session_cache: SessionCache, change: Commit
+) -> list[RemovedSession]:
     if change.max_sessions is None:
         return []
-    (sessions,) = db.execute("SELECT sessions FROM totals").fetchone()
-    excess = sessions - change.max_sessions
+    (count,) = db.execute("SELECT sessions FROM totals").fetchone()
+    excess = count - change.max_sessions
     if excess <= 0:
         return []
     kept = {change.session.id, *change.protected}
-    gone: dict[str, None] = {}
-    for candidates in (
-        db.execute(
-            "SELECT id FROM sessions WHERE expire_time <= ? ORDER BY expire_time, pk",
-            (change.now,),
-        ),
-        db.execute("SELECT id FROM sessions ORDER BY last_used_time, pk"),
-    ):
-        for (session_id,) in candidates:
-            if len(gone) == excess:
-                break
-            if session_id not in kept:
-                gone[session_id] = None
-    for session_id in gone:
+    expired = _first(db.execute(_BY_EXPIRY, (change.now,)), excess, kept)
+    kept.update(expired)
+    evicted = _first(db.execute(_BY_USE), excess - len(expired), kept)
+    for session_id in (*expired, *evicted):
         end(db, session_cache, session_id)
-    return list(gone)
+    return [
+        *(RemovedSession(session_id, expired=True) for session_id in expired),
+        *(RemovedSession(session_id, expired=False) for session_id in evicted),
+    ]
+
+
+def _first(rows: Iterable[tuple[str]], count: int, excluded: Collection[str]) -> list[str]:
+    """Returns the first `count` ids that are not `excluded`."""
+    return list(islice((each for (each,) in rows if each not in excluded), count))
 
 
 def _delete(db: sqlite3.Connection, branch: int, labels: Mapping[str, str]) -> None:
