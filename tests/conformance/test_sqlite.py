@@ -8,12 +8,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import pytest
 from conversations import (
@@ -35,11 +36,13 @@ from ruvd.core.errors import SessionNotFound, StoreUnavailable
 from ruvd.core.model import IdempotencyRecord, Message, Role
 from ruvd.core.ports.events import Event, StoreBatch, StoreStateChanged
 from ruvd.core.ports.store import Commit, StoreCounts, StoreLocked, TurnSnapshot
+from ruvd.stores.sqlite import reads, writes
+from ruvd.stores.sqlite.database import DatabaseFile, Durability
 from ruvd.stores.sqlite.rows import figures_of, session_values
-from ruvd.stores.sqlite.schema import MIGRATIONS
+from ruvd.stores.sqlite.schema import MIGRATIONS, migrate
+from ruvd.stores.sqlite.session_cache import SessionCache
 from ruvd.stores.sqlite.store import SqliteStore
-
-_T = TypeVar("_T")
+from ruvd.stores.sqlite.worker import SqliteWorker
 
 _KILOBYTE = "k" * 1024
 
@@ -59,10 +62,15 @@ async def opened(path: Path, seen: list[Event] | None = None) -> AsyncIterator[S
         await store.close()
 
 
-async def on_writer(store: SqliteStore, work: Callable[[sqlite3.Connection], _T]) -> _T:
-    """Run `work` on the writer's connection."""
-    assert store._writer is not None
-    return await store._writer.run(work)
+async def query(path: Path, statement: str) -> tuple[Any, ...]:
+    """The first row that another connection to the open database reads."""
+
+    def first() -> tuple[Any, ...]:
+        with closing(sqlite3.connect(path)) as db:
+            row: tuple[Any, ...] = db.execute(statement).fetchone()
+            return row
+
+    return await asyncio.to_thread(first)
 
 
 async def until(
@@ -149,13 +157,8 @@ async def test_tool_calls_and_reasoning_survive_a_close(path: Path) -> None:
         await store.commit(said(calls.session, *TOOL_EXCHANGE[2:]))
     async with opened(path) as store:
         assert list(await store.exchanges("s", 0)) == [TOOL_EXCHANGE]
-        plain = await on_writer(
-            store,
-            lambda db: db.execute(
-                "SELECT COUNT(*) FROM messages WHERE extra IS NULL AND role = 'user'"
-            ).fetchone(),
-        )
-        assert plain == (1,), "a message of nothing but text takes no more room than it did"
+        plain = "SELECT COUNT(*) FROM messages WHERE extra IS NULL AND role = 'user'"
+        assert await query(path, plain) == (1,), "a message of text alone must need no extra"
 
 
 def store_of_schema_1(path: Path) -> None:
@@ -208,23 +211,32 @@ async def test_a_database_of_schema_1_is_brought_up_to_date_and_keeps_everything
     async with opened(path) as store:
         assert list(await store.exchanges("child", 0)) == [one, TOOL_EXCHANGE]
         assert list(await store.exchanges("full", 0)) == [one, two]
-        version = await on_writer(store, lambda db: db.execute("PRAGMA user_version").fetchone())
-        assert version == (len(MIGRATIONS),)
+        assert await query(path, "PRAGMA user_version") == (len(MIGRATIONS),)
 
 
-async def test_a_migration_that_fails_changes_nothing(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_migration_that_fails_changes_nothing(path: Path) -> None:
     await asyncio.to_thread(store_of_schema_1, path)
-    with monkeypatch.context() as patched:
-        broken = (*MIGRATIONS[1], "ALTER TABLE nowhere ADD COLUMN extra TEXT")
-        patched.setattr("ruvd.stores.sqlite.schema.MIGRATIONS", (MIGRATIONS[0], broken))
-        store = SqliteStore(path, observer=ignore)
-        with pytest.raises(StoreUnavailable, match="nowhere"):
-            await store.open()
-        await store.close()
+    broken = (*MIGRATIONS[1], "ALTER TABLE nowhere ADD COLUMN extra TEXT")
+
+    def fail() -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            migrate(db, 1, (MIGRATIONS[0], broken))
+
+    with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+        await asyncio.to_thread(fail)
+    assert await query(path, "PRAGMA user_version") == (1,)
     async with opened(path) as store:
         assert await texts(store, "full") == ["one", "two"]
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("normal", 1), ("full", 2)])
+def test_the_durability_reaches_the_connection_that_commits(
+    path: Path, durability: Durability, synchronous: int
+) -> None:
+    file = DatabaseFile(path, durability)
+    with closing(file.open_writer()) as db:
+        assert db.execute("PRAGMA synchronous").fetchone() == (synchronous,)
+    file.release()
 
 
 async def test_only_the_owner_can_read_the_files(path: Path) -> None:
@@ -271,7 +283,8 @@ async def test_a_store_that_is_not_open_is_unavailable(path: Path) -> None:
 async def test_a_database_of_a_newer_ruvd_is_refused_and_left_alone(path: Path) -> None:
     async with opened(path) as store:
         await create(store)
-        await on_writer(store, lambda db: db.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}"))
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
     before = content(path)
     with pytest.raises(StoreUnavailable, match=r"ruvd\.db was written by a newer ruvd"):
         async with opened(path):
@@ -386,28 +399,49 @@ async def test_kill_9_loses_no_commit_that_had_returned(path: Path) -> None:
 
 
 async def test_a_full_disk_fails_the_batch_and_is_recovered_from(path: Path) -> None:
-    seen: list[Event] = []
-    async with opened(path, seen) as store:
-        made = await create(store, "s", "kept")
+    file, faults = DatabaseFile(path, "normal"), list[str | None]()
+    worker = SqliteWorker("test", file, file.open_writer, faults.append, begin="BEGIN IMMEDIATE")
+    worker.start()
+    cache = SessionCache(max_bytes=0, max_session_bytes=0)
+    made, other = session("s"), session("other")
 
-        def fill(db: sqlite3.Connection) -> None:
-            (pages,) = db.execute("PRAGMA page_count").fetchone()
-            db.execute(f"PRAGMA max_page_count = {pages}").fetchone()
+    def fill(db: sqlite3.Connection) -> None:
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+        db.execute(f"PRAGMA max_page_count = {pages}").fetchone()
 
-        await on_writer(store, fill)
-        outcomes = await asyncio.gather(
-            create(store, "other"),
-            store.commit(turn(made, _KILOBYTE * 100)),
-            return_exceptions=True,
-        )
+    started, released = threading.Event(), threading.Event()
+
+    def wait(_: sqlite3.Connection) -> None:
+        started.set()
+        released.wait(30)
+
+    def commit(change: Commit) -> Awaitable[object]:
+        return worker.run(lambda db: writes.commit(db, cache, change))
+
+    try:
+        await commit(Commit(made, create=True))
+        await worker.run(fill)
+        # Both are queued while the worker is busy, so that they share a transaction.
+        busy = asyncio.ensure_future(worker.run(wait))
+        await asyncio.to_thread(started.wait, 30)
+        changes = (Commit(other, create=True), turn(made, _KILOBYTE * 100))
+        writing = [asyncio.ensure_future(commit(change)) for change in changes]
+        await asyncio.sleep(0)
+        released.set()
+        outcomes = await asyncio.gather(*writing, return_exceptions=True)
+        await busy
+        assert faults[:3] == [None] * 3
         assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 2
         assert "disk is full: free some space" in str(outcomes[1])
-        assert states(seen) == [True, False]
-        assert await texts(store, "s") == ["kept"]
-        assert await store.get("other") is None
-        await talk(store, made, "more")
-        assert await texts(store, "s") == ["kept", "more"]
-        assert states(seen) == [True, False, True]
+        assert faults[3:] == [str(outcomes[1])]
+        assert await worker.run(lambda db: reads.get(db, "s")) == made
+        assert await worker.run(lambda db: reads.get(db, "other")) is None
+        await commit(turn(made, "more"))
+        assert len(await worker.run(lambda db: reads.exchanges(db, "s", 0))) == 1
+        assert faults[4:] == [None] * 4
+    finally:
+        await worker.close()
+        file.release()
 
 
 async def test_a_file_that_is_taken_away_is_missed_and_found_again(path: Path) -> None:
@@ -517,11 +551,12 @@ async def test_a_callers_mistake_is_its_own(path: Path) -> None:
 
 
 async def test_concurrent_writes_share_transactions(path: Path) -> None:
-    async with opened(path) as store:
-        statements: list[str] = []
-        await on_writer(store, lambda db: db.set_trace_callback(statements.append))
+    seen: list[Event] = []
+    async with opened(path, seen) as store:
         await asyncio.gather(*(create(store, f"s{number}") for number in range(256)))
-        assert statements.count("COMMIT") < 30
+        transactions = [event.writes for event in seen if isinstance(event, StoreBatch)]
+        assert sum(transactions) == 256
+        assert len(transactions) < 30
         assert len(await ids(store)) == 256
 
 
@@ -536,28 +571,27 @@ async def test_a_thousand_forks_of_a_megabyte_write_little(path: Path) -> None:
 
 
 async def test_a_window_costs_the_same_however_long_the_history(path: Path) -> None:
+    def steps(name: str, turns: int) -> int:
+        taken = []
+
+        def step() -> None:
+            taken.append(1)
+
+        with closing(sqlite3.connect(path)) as db:
+            db.set_progress_handler(step, 1)
+            assert len(reads.exchanges(db, name, turns - 3)) == 3
+            assert reads.size_at(db, name, turns - 3) == (turns - 3, turns - 3)
+        return len(taken)
+
     async with opened(path) as store:
-        steps = {}
         for name, turns in (("short", 20), ("long", 2_000)):
             made = session(name)
             said = [(number, Message(Role.USER, "x")) for number in range(turns)]
             made = replace(made, message_count=turns, exchange_count=turns)
             await store.commit(Commit(made, said, create=True))
             await fork(store, made, f"{name}-fork", turns)
-            assert store._reader is not None
-            counted: list[int] = []
-
-            def count(db: sqlite3.Connection, counted: list[int] = counted) -> None:
-                def step() -> None:
-                    counted.append(1)
-
-                db.set_progress_handler(step, 1)
-
-            await store._reader.run(count)
-            assert len(await store.exchanges(f"{name}-fork", turns - 3)) == 3
-            assert await store.size_at(f"{name}-fork", turns - 3) == (turns - 3, turns - 3)
-            steps[name] = len(counted)
-        assert steps["long"] < steps["short"] * 1.2
+        short = await asyncio.to_thread(steps, "short-fork", 20)
+        assert await asyncio.to_thread(steps, "long-fork", 2_000) < short * 1.2
 
 
 async def test_the_file_shrinks_when_sessions_end(path: Path) -> None:
@@ -581,14 +615,12 @@ async def test_the_file_shrinks_when_sessions_end(path: Path) -> None:
         await store.end("f")
 
         async def empty() -> bool:
-            (left,) = await on_writer(
-                store,
-                lambda db: db.execute(
-                    "SELECT (SELECT COUNT(*) FROM messages) + (SELECT COUNT(*) FROM receipts)"
-                    " + (SELECT COUNT(*) FROM forks) + (SELECT COUNT(*) FROM garbage)"
-                ).fetchone(),
+            rows = await query(
+                path,
+                "SELECT (SELECT COUNT(*) FROM messages) + (SELECT COUNT(*) FROM receipts)"
+                " + (SELECT COUNT(*) FROM forks) + (SELECT COUNT(*) FROM garbage)",
             )
-            return bool(left == 0)
+            return rows == (0,)
 
         await until(empty)
         assert await store.counts(0) == StoreCounts(0, 0, 0)

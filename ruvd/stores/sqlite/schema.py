@@ -136,9 +136,13 @@ def is_newer(path: Path) -> bool:
     return int(version) > len(MIGRATIONS)
 
 
-def migrate(db: sqlite3.Connection, version: int) -> None:
+def migrate(
+    db: sqlite3.Connection,
+    version: int,
+    migrations: tuple[tuple[str, ...], ...] = MIGRATIONS,
+) -> None:
     """Bring a database of that version to the newest schema, a transaction a step."""
-    for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
+    for number, statements in enumerate(migrations[version:], start=version + 1):
         db.execute("BEGIN IMMEDIATE")
         for statement in statements:
             db.execute(statement)
