@@ -1,5 +1,4 @@
-"""Where sessions live: one adapter a technology, each the `Store` of `ruvd.core.ports`.
+"""The adapters of the `Store` port: `memory` loses everything at exit, `sqlite` keeps a file.
 
-`memory` forgets with the process, `sqlite` keeps a file. Nothing is imported from here, so that
-a daemon loads only the adapter it was told to use.
+This package imports neither of them, so that a daemon loads only the one that it is configured for.
 """

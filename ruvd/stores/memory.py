@@ -1,101 +1,60 @@
-"""Sessions in this process's memory, gone with it: for tests, demos and throw-away daemons.
+"""A store in the memory of the process, for tests, demos and daemons that may forget.
 
 No method awaits anything, so each is atomic on its event loop. Messages are immutable, so a fork
-shares them. The two orders (least recently used, soonest expired) are heaps whose stale entries
-are skipped, because a heap keeps the order right even when the clock steps back.
+shares them with its parent.
 """
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from ruvd.core.errors import SessionExists, SessionNotFound
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
 from ruvd.core.ports.store import Commit, RemovedSession, StoreCounts, TurnSnapshot
+from ruvd.stores.schedule import Schedule
 
-_EXPIRE_AT_ONCE = 1_000
-# Stale entries are dropped once they outnumber the live ones by this many.
-_SLACK = 64
-
-
-class _Schedule:
-    """Keys in the order of a time each has, ties in the order of the keys."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int]] = []
-        self._times: dict[int, float] = {}
-
-    def put(self, key: int, time: float) -> None:
-        """Give `key` this time, whether or not it had one. O(log n), amortised."""
-        if self._times.get(key) == time:
-            return
-        self._times[key] = time
-        heapq.heappush(self._heap, (time, key))
-        if len(self._heap) > 2 * len(self._times) + _SLACK:
-            self._heap = [(time, key) for key, time in self._times.items()]
-            heapq.heapify(self._heap)
-
-    def discard(self, key: int) -> None:
-        """Forget `key`."""
-        self._times.pop(key, None)
-
-    def first(
-        self, count: int, accept: Callable[[int], bool], until: float = float("inf")
-    ) -> list[int]:
-        """The earliest `count` keys that are accepted and whose time is at most `until`."""
-        chosen: list[int] = []
-        seen: list[tuple[float, int]] = []
-        while len(chosen) < count and self._heap and self._heap[0][0] <= until:
-            entry = heapq.heappop(self._heap)
-            time, key = entry
-            # A key that got an earlier time back has two equal entries, next to each other.
-            if self._times.get(key) != time or (seen and seen[-1] == entry):
-                continue
-            seen.append(entry)
-            if accept(key):
-                chosen.append(key)
-        for entry in seen:
-            heapq.heappush(self._heap, entry)
-        return chosen
+# The limit that `Store.expire` promises.
+_MAX_EXPIRED = 1_000
+# Keys of deleted sessions are dropped once they outnumber the others by this many.
+_MAX_SURPLUS = 64
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A session with what belongs to it; the three message lists run side by side."""
+    """A session with its data. The three lists have one item for each message."""
 
     key: int
     session: Session
     messages: list[Message] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
+    exchange_numbers: list[int] = field(default_factory=list)
     end_bytes: list[int] = field(default_factory=list)
-    receipts: dict[str, IdempotencyRecord] = field(default_factory=dict)
+    records: dict[str, IdempotencyRecord] = field(default_factory=dict)
     completion_ids: set[str] = field(default_factory=set)
     created_by: str = ""
 
 
 class MemoryStore:
-    """The `Store` that is gone with the process."""
+    """The `Store` in memory."""
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._ids: dict[int, str] = {}
-        # Keys in the order of creation; keys of sessions that are gone are skipped.
+        # In ascending order, which is that of creation. Keys of deleted sessions are skipped.
         self._keys: list[int] = []
         self._last_key = 0
-        self._by_use = _Schedule()
-        self._by_expiry = _Schedule()
+        self._by_use = Schedule()
+        self._by_expiry = Schedule()
         self._completions: dict[str, tuple[str, IdempotencyRecord]] = {}
-        self._created: dict[str, tuple[str, IdempotencyRecord]] = {}
+        self._creations: dict[str, tuple[str, IdempotencyRecord]] = {}
 
     async def open(self) -> None:
-        """Nothing to open."""
+        """Does nothing: there is nothing to open."""
 
     async def close(self) -> None:
-        """Nothing to let go."""
+        """Does nothing: there is nothing to release."""
 
     async def get(self, session_id: str) -> Session | None:
         """See `Store.get`."""
@@ -107,8 +66,8 @@ class MemoryStore:
         entry = self._entries.get(session_id)
         if entry is None:
             return ()
-        start = bisect_left(entry.numbers, first)
-        rows = zip(entry.numbers[start:], entry.messages[start:], strict=True)
+        start = bisect_left(entry.exchange_numbers, first)
+        rows = zip(entry.exchange_numbers[start:], entry.messages[start:], strict=True)
         return [
             tuple(message for _, message in group)
             for _, group in groupby(rows, key=lambda row: row[0])
@@ -135,7 +94,7 @@ class MemoryStore:
         replaced = self._remove_expired(commit)
         entry = self._create(commit.session)
         entry.messages = parent.messages[:shared]
-        entry.numbers = parent.numbers[:shared]
+        entry.exchange_numbers = parent.exchange_numbers[:shared]
         entry.end_bytes = parent.end_bytes[:shared]
         return [*replaced, *self._apply(entry, commit)]
 
@@ -144,7 +103,7 @@ class MemoryStore:
         entry = self._entries.get(session_id)
         if entry is None:
             return (0, 0)
-        messages = bisect_left(entry.numbers, exchange_count)
+        messages = bisect_left(entry.exchange_numbers, exchange_count)
         return (messages, entry.end_bytes[messages - 1] if messages else 0)
 
     async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
@@ -152,11 +111,9 @@ class MemoryStore:
         session = await self.get(session_id)
         if session is None or session.expire_time <= now:
             return TurnSnapshot(has_expired=session is not None)
-        idempotency_record = (
-            await self.idempotency_record(session_id, request_id) if request_id else None
-        )
-        if idempotency_record is not None:
-            return TurnSnapshot(session, idempotency_record)
+        record = await self.idempotency_record(session_id, request_id) if request_id else None
+        if record is not None:
+            return TurnSnapshot(session, record)
         if session.is_touch_due(now):
             await self.touch(session_id, now)
         exchanges = await self.exchanges(session_id, session.window_start)
@@ -180,10 +137,9 @@ class MemoryStore:
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """See `Store.expire`."""
-        keys = self._by_expiry.first(
-            _EXPIRE_AT_ONCE, lambda key: self._ids[key] not in protected, now
+        return self._delete_all(
+            self._by_expiry.first(_MAX_EXPIRED, lambda key: self._ids[key] not in protected, now)
         )
-        return self._delete_all(keys)
 
     async def list(
         self,
@@ -215,7 +171,7 @@ class MemoryStore:
     ) -> IdempotencyRecord | None:
         """See `Store.idempotency_record`."""
         entry = self._entries.get(session_id)
-        return entry.receipts.get(request_id) if entry else None
+        return entry.records.get(request_id) if entry else None
 
     async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.completion`."""
@@ -223,19 +179,21 @@ class MemoryStore:
 
     async def created_by(self, request_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.created_by`."""
-        return self._created.get(request_id)
+        return self._creations.get(request_id)
 
     async def counts(self, now: float, active_or_in_turn: Collection[str] = ()) -> StoreCounts:
         """See `Store.counts`."""
         sessions = [entry.session for entry in self._entries.values()]
         return StoreCounts(
             sessions=len(sessions),
-            active=sum(each.expire_time > now or each.id in active_or_in_turn for each in sessions),
+            active=sum(
+                session.expire_time > now or session.id in active_or_in_turn for session in sessions
+            ),
             messages=sum(session.message_count for session in sessions),
         )
 
     def _remove_expired(self, commit: Commit) -> Sequence[RemovedSession]:
-        """Makes room for a new session. Raises SessionExists if its id has not expired."""
+        """Deletes a session of the new one's id. Raises SessionExists if it has not expired."""
         session_id = commit.session.id
         entry = self._entries.get(session_id)
         if entry is None:
@@ -257,11 +215,11 @@ class MemoryStore:
         for number, message in commit.appended:
             end = entry.end_bytes[-1] if entry.end_bytes else 0
             entry.messages.append(message)
-            entry.numbers.append(number)
+            entry.exchange_numbers.append(number)
             entry.end_bytes.append(end + message.size_bytes)
         self._put(entry, commit.session)
         if commit.idempotency_record is not None:
-            self._keep(entry, commit.idempotency_record, create=commit.create)
+            self._store_record(entry, commit.idempotency_record, create=commit.create)
         return self._evict(commit)
 
     def _put(self, entry: _Entry, session: Session) -> None:
@@ -269,34 +227,36 @@ class MemoryStore:
         self._by_use.put(entry.key, session.last_used_time)
         self._by_expiry.put(entry.key, session.expire_time)
 
-    def _keep(self, entry: _Entry, idempotency_record: IdempotencyRecord, *, create: bool) -> None:
+    def _store_record(self, entry: _Entry, record: IdempotencyRecord, *, create: bool) -> None:
         session_id = entry.session.id
-        if idempotency_record.request_id:
-            old = entry.receipts.get(idempotency_record.request_id)
-            if old is not None and old.completion_id:
-                self._completions.pop(old.completion_id, None)
-                entry.completion_ids.discard(old.completion_id)
-            entry.receipts[idempotency_record.request_id] = idempotency_record
-        if idempotency_record.completion_id:
-            self._completions[idempotency_record.completion_id] = (session_id, idempotency_record)
-            entry.completion_ids.add(idempotency_record.completion_id)
-        elif create and idempotency_record.request_id:
-            self._created[idempotency_record.request_id] = (session_id, idempotency_record)
-            entry.created_by = idempotency_record.request_id
+        if record.request_id:
+            replaced = entry.records.get(record.request_id)
+            if replaced is not None and replaced.completion_id:
+                self._completions.pop(replaced.completion_id, None)
+                entry.completion_ids.discard(replaced.completion_id)
+            entry.records[record.request_id] = record
+        if record.completion_id:
+            self._completions[record.completion_id] = (session_id, record)
+            entry.completion_ids.add(record.completion_id)
+        elif create and record.request_id:
+            self._creations[record.request_id] = (session_id, record)
+            entry.created_by = record.request_id
 
     def _evict(self, commit: Commit) -> Sequence[RemovedSession]:
         if commit.max_sessions is None or len(self._entries) <= commit.max_sessions:
             return ()
 
-        def may_go(key: int) -> bool:
+        def may_delete(key: int) -> bool:
             session_id = self._ids[key]
             return session_id != commit.session.id and session_id not in commit.protected
 
-        excess = len(self._entries) - commit.max_sessions
-        expired = self._by_expiry.first(excess, may_go, commit.now)
-        removed = [RemovedSession(gone, expired=True) for gone in self._delete_all(expired)]
-        evicted = self._by_use.first(excess - len(expired), may_go)
-        return removed + [RemovedSession(gone, expired=False) for gone in self._delete_all(evicted)]
+        surplus = len(self._entries) - commit.max_sessions
+        expired = self._delete_all(self._by_expiry.first(surplus, may_delete, commit.now))
+        evicted = self._delete_all(self._by_use.first(surplus - len(expired), may_delete))
+        return [
+            *(RemovedSession(session_id, expired=True) for session_id in expired),
+            *(RemovedSession(session_id, expired=False) for session_id in evicted),
+        ]
 
     def _delete_all(self, keys: Sequence[int]) -> Sequence[str]:
         entries = [self._entries[self._ids[key]] for key in keys]
@@ -312,8 +272,8 @@ class MemoryStore:
         for completion_id in entry.completion_ids:
             self._completions.pop(completion_id, None)
         if entry.created_by:
-            created = self._created.get(entry.created_by)
+            created = self._creations.get(entry.created_by)
             if created is not None and created[0] == entry.session.id:
-                del self._created[entry.created_by]
-        if len(self._keys) > 2 * len(self._ids) + _SLACK:
+                del self._creations[entry.created_by]
+        if len(self._keys) > 2 * len(self._ids) + _MAX_SURPLUS:
             self._keys = sorted(self._ids)

@@ -38,7 +38,7 @@ from ruvd.core.ports.events import Event, StoreBatch, StoreStateChanged
 from ruvd.core.ports.store import Commit, StoreCounts, StoreLocked, TurnSnapshot
 from ruvd.stores.sqlite import reads, writes
 from ruvd.stores.sqlite.database import DatabaseFile, Durability
-from ruvd.stores.sqlite.rows import figures_of, session_values
+from ruvd.stores.sqlite.rows import figures_column, session_columns
 from ruvd.stores.sqlite.schema import MIGRATIONS, migrate
 from ruvd.stores.sqlite.session_cache import SessionCache
 from ruvd.stores.sqlite.store import SqliteStore
@@ -172,14 +172,14 @@ def store_of_schema_1(path: Path) -> None:
         child = replace(full, id="child", parent_id="full", message_count=2, exchange_count=1)
         places = ", ".join("?" * 23)
         for each, end_bytes in ((full, 12), (child, 6)):
-            row = session_values(each, end_bytes)
+            row = session_columns(each, end_bytes)
             db.execute(f"INSERT INTO sessions VALUES (NULL, {places})", row)  # noqa: S608
         db.execute("UPDATE totals SET sessions = 2")
         db.execute("INSERT INTO forks VALUES (2, 1, 2, 0)")
         for place, content in enumerate(("one", "\N{SNOWMAN}", "two", "re2")):
             row = (1, place // 2, place, 3 * (place + 1), ("user", "assistant")[place % 2], content)
             db.execute("INSERT INTO messages VALUES (NULL, ?, ?, ?, ?, ?, ?)", row)
-        figures = figures_of(finished(Message(Role.USER)), with_message=False)
+        figures = figures_column(finished(Message(Role.USER)), with_message=False)
         elsewhere = figures[:-1] + ', "message": ["assistant", "elsewhere"]}'
         for number, (message, told) in enumerate(((4, figures), (None, elsewhere))):
             kept = (1, f"r{number}", 0, b"d", f"c{number}", 7, message, told)

@@ -1,4 +1,4 @@
-"""The contract that every session store fulfils, and the values that it takes and returns."""
+"""The contract of every session store, and the values that a store takes and returns."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from ruvd.core.values import value
 class Commit:
     """One atomic change of one session.
 
-    `session` is the session's row after the change. `appended` holds the new messages in order,
-    each with the number of its exchange; the first one is stored at the position
-    `session.message_count - len(appended)`. `create` adds a new session instead of changing a
-    stored one. The other fields are used with `create` only, see `Store.commit`.
+    `session` is its row after the change. `appended` holds (exchange number, message) pairs in
+    order; the first takes the position `session.message_count - len(appended)`. `create` adds a
+    new session; `max_sessions`, `protected` and `now` are used only then, see `Store.commit`.
     """
 
     session: Session
@@ -30,7 +29,7 @@ class Commit:
 
 @value(frozen=True, slots=True)
 class RemovedSession:
-    """A session that a commit deleted: because it had `expired`, or else to hold `max_sessions`."""
+    """A session that a commit deleted because it had `expired`, or else because of its capacity."""
 
     session_id: str
     expired: bool
@@ -38,7 +37,7 @@ class RemovedSession:
 
 @value(frozen=True, slots=True)
 class StoreCounts:
-    """The numbers of all stored sessions, of the active ones, and of the messages of all."""
+    """The numbers of all stored sessions, of the active ones among them, and of all messages."""
 
     sessions: int
     active: int
@@ -49,10 +48,10 @@ class StoreCounts:
 class TurnSnapshot:
     """The stored state that a turn begins with.
 
-    `session` is None if the id is unknown, or if the session `has_expired` and is still stored.
-    If `idempotency_record` is set, the request has been committed before and `exchanges` is None.
-    Otherwise `exchanges` are those from `session.window_start` on, or None if they are too large
-    to be read together with the session: then `Store.exchanges` returns them.
+    `session` is None if it is unknown or, being stored still, `has_expired`. With an
+    `idempotency_record` the request was committed before, and `exchanges` is None. Otherwise
+    `exchanges` begin at `session.window_start`; None says that they are too many to be read along,
+    and that `Store.exchanges` returns them.
     """
 
     session: Session | None = None
@@ -64,90 +63,70 @@ class TurnSnapshot:
 class Store(Protocol):
     """A place where sessions are kept.
 
-    Every method is atomic, may be called by many tasks of one event loop at once, and never blocks
-    that loop. A write that has returned is durable and visible to every later read. A write that
-    has raised changed nothing. A write whose caller was cancelled may or may not take effect. The
-    caller makes the writes of one session one after the other.
+    Every method is atomic, may be called by many tasks of one event loop, and does not block it. A
+    write that has returned is durable and visible to every later read; one that has raised changed
+    nothing; one whose caller was cancelled takes effect completely or not at all. The caller
+    serialises the writes of one session.
 
     Every method but `close` raises StoreUnavailable while the store cannot be read or written, and
-    works again once the cause is gone. Unless their description mentions expiry, methods treat an
-    expired session like any other. Each session that the store deletes is returned by the call
-    that deleted it, exactly once; nothing else deletes a session.
+    works again once the cause is gone. An expired session is treated like any other where nothing
+    else is said. The call that deletes a session returns it; a session is never deleted otherwise.
     """
 
     async def open(self) -> None:
-        """Opens the store, creating it if it is missing.
-
-        Raises StoreLocked if another process has it open.
-        """
+        """Opens or creates the store. Raises StoreLocked if another process has it open."""
 
     async def close(self) -> None:
         """Completes the writes that have begun, then closes the store. Idempotent."""
 
     async def get(self, session_id: str) -> Session | None:
-        """Returns the session without its messages, or None if the id is unknown.
-
-        Costs O(log n) in the number of sessions and O(1) in the number of its messages.
-        """
+        """Returns the session or None. O(log n) in sessions, O(1) in the session's messages."""
 
     async def exchanges(self, session_id: str, first: int) -> Sequence[Exchange]:
-        """Returns the exchanges from number `first` on, in order.
+        """Returns the exchanges from number `first` on, in order; none for an unknown session.
 
-        The cost depends on what is returned, not on the length of the history before it. Returns
-        nothing for an unknown session.
+        The cost depends on what is returned, not on the length of the history before it.
         """
 
     async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
-        """Returns the state that a turn at `now` begins with, after all writes before this call.
+        """Returns what a turn at `now` begins with, in one step, after the writes before it.
 
-        If the session has not expired and has no record under `request_id` (an empty one has
-        none), the returned `last_used_time` is `now`. The store itself may keep the old one unless
-        `Session.is_touch_due`.
+        Without a record under the request id (an empty one has none), the `last_used_time` of a
+        session that has not expired becomes `now`: in the snapshot always, in the store at least
+        if `Session.is_touch_due`.
         """
 
     async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
-        """Applies one change and returns the sessions that it deleted to do so.
+        """Applies one change and returns the sessions that were deleted for it.
 
-        Without `create`, raises SessionNotFound if the session is unknown.
+        Without `create`, raises SessionNotFound if the session is unknown. With `create`, deletes a
+        session of that id if it has expired at `commit.now`, and raises SessionExists if it has
+        not. Then deletes what is stored beyond `max_sessions`: first the expired, by expiry time,
+        then the least recently used. Neither the new session nor a `protected` one is ever deleted
+        so, even if more than `max_sessions` remain.
 
-        With `create`, a stored session of the same id is deleted first if it has expired at
-        `commit.now`; otherwise SessionExists is raised. Then, if more than `max_sessions` are
-        stored, the surplus is deleted: the expired sessions first, by expiry time, then the least
-        recently used. Neither the new session nor a `protected` one is ever deleted, so that the
-        store may be left with more than `max_sessions`.
-
-        The idempotency record is stored with the session and deleted with it. It replaces the
-        session's record of the same request id.
+        The idempotency record replaces one of the same request id, and is deleted with the session.
         """
 
     async def fork(self, commit: Commit, parent_id: str) -> Sequence[RemovedSession]:
-        """Creates a session whose history begins with its parent's, and does what `commit` does.
+        """Does what `commit` with `create` does, for a session that continues another's history.
 
-        All of the child's messages but those `appended` are the parent's first ones. They are
-        shared, not copied; later changes of one session, its deletion included, do not affect the
-        other. Raises SessionNotFound for an unknown parent.
+        All messages but the `appended` are the first ones of the parent, shared and not copied.
+        Later changes of one session, deletion included, do not affect the other. Raises
+        SessionNotFound for an unknown parent.
         """
 
     async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
-        """Returns the number of messages in the first `exchange_count` exchanges, and their bytes.
-
-        Costs O(log n). Returns (0, 0) for an unknown session.
-        """
+        """Returns (messages, bytes) of the first exchanges; zeros for an unknown id. O(log n)."""
 
     async def touch(self, session_id: str, now: float) -> bool:
-        """Sets `last_used_time` after all writes before this call; returns False if unknown."""
+        """Sets `last_used_time`, after the writes before it; returns False for an unknown id."""
 
     async def end(self, session_id: str) -> bool:
-        """Deletes the session and returns True, or returns False if the id is unknown.
-
-        Costs O(log n): the messages may be deleted later.
-        """
+        """Deletes the session; returns False for an unknown id. O(log n): messages may go later."""
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
-        """Deletes expired sessions that are not `protected`, 1,000 at most, and returns their ids.
-
-        The caller repeats the call until nothing is returned.
-        """
+        """Deletes up to 1,000 expired sessions that are not `protected`, and returns their ids."""
 
     async def list(
         self,
@@ -158,20 +137,17 @@ class Store(Protocol):
         now: float,
         active_or_in_turn: Collection[str] = (),
     ) -> tuple[Sequence[Session], int]:
-        """Returns up to `limit` active sessions in the order of creation, and the next cursor.
+        """Returns a page of the active sessions with all `labels`, and the next page's cursor.
 
-        A session is active if it has not expired at `now`, or if it is in `active_or_in_turn`. A
-        session is only returned if it has all `labels`. `after` is the cursor of the page before,
-        0 for the first page. The returned cursor is 0 on the last page.
+        Active are those that have not expired at `now`, and those in `active_or_in_turn`. They are
+        in the order of creation. The cursor `after` is 0 for the first page; the returned one is 0
+        on the last page.
         """
 
     async def idempotency_record(
         self, session_id: str, request_id: str
     ) -> IdempotencyRecord | None:
-        """Returns the record that the session committed under this request id.
-
-        Returns None if there is none, or if the request id is empty.
-        """
+        """Returns the session's record of the request id, or None; None for an empty id."""
 
     async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
         """Returns the session id and the record of a committed completion, or None."""

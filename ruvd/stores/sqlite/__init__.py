@@ -1,1 +1,1 @@
-"""The SQLite store, which is the default."""
+"""The store in one SQLite file, which is the default."""

@@ -1,9 +1,9 @@
-"""A copy of a live SQLite store, taken while a daemon writes to it.
+"""A backup of a live SQLite store, taken while a daemon writes to it.
 
-The source is opened read-only and without the daemon's lock. One read transaction spans the whole
-copy: it is the store of one instant, and no commit makes the copying start again, as it would
-between the steps of a backup without one. The daemon's log grows meanwhile and is not held up. The
-copy is one file without a log of its own. It gets its name when it is complete, sound and on disk.
+The source is opened read-only and without the daemon's lock. One read transaction lasts for the
+whole copy: the copy is the store at one instant, and no commit restarts it, as happens between the
+steps of a backup without such a transaction. Meanwhile the daemon writes on, and its log grows. The
+copy is a single file without a log. It gets its name once it is complete, checked and on disk.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from ruvd.core.errors import StoreUnavailable
 from ruvd.stores.sqlite.database import DatabaseFile
-from ruvd.stores.sqlite.schema import version_of
+from ruvd.stores.sqlite.schema import schema_version
 
-# A step holds the interpreter's lock: 4 MiB in pages of 4 KiB.
-_PAGES_A_STEP = 1024
+# A step, which holds the interpreter's lock, copies 4 MiB in pages of 4 KiB.
+_STEP_PAGES = 1024
 _BUSY_SECONDS = 5.0
 
 
@@ -30,12 +30,12 @@ def back_up(
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Copy the store in `source` to `target`, mode 0600; its size in bytes. Blocks.
+    """Copies the store in `source` to `target`, with mode 0600, and returns the size in bytes.
 
-    `progress` gets the pages done and the pages in all. Raises FileExistsError for a target that
-    exists, unless `overwrite`, and for one that is in use; StoreUnavailable for a source that is
-    no store or cannot be read, and for a copy that turns out damaged; otherwise OSError. Where it
-    raises, the target is as it was.
+    Blocks. `progress` is called with the number of copied pages and of all pages. Raises
+    FileExistsError if the target exists (unless `overwrite`) or is in use; StoreUnavailable if the
+    source is not a store or cannot be read, or if the copy is damaged; otherwise OSError. If it
+    raises, the target is unchanged.
     """
     if not source.is_file():
         raise StoreUnavailable(f"there is no store at {source}")
@@ -66,16 +66,16 @@ def _copy(source: Path, part: Path, progress: Callable[[int, int], None]) -> Non
         closing(sqlite3.connect(part, isolation_level=None)) as copy,
     ):
         db.execute("BEGIN")
-        if version_of(db, str(source)) == 0:
+        if schema_version(db, str(source)) == 0:
             raise StoreUnavailable(f"{source} is empty: there is nothing to back up")
-        # The file is flushed as a whole, once.
+        # The whole file is flushed once, after the copy.
         copy.execute("PRAGMA synchronous = OFF")
         db.backup(
             copy,
-            pages=_PAGES_A_STEP,
+            pages=_STEP_PAGES,
             progress=lambda _, remaining, total: progress(total - remaining, total),
         )
-        # No log beside it: the copy can be moved about, and read from a medium that is read-only.
+        # Without a log, the copy can be moved, and read from a read-only medium.
         copy.execute("PRAGMA journal_mode = DELETE").fetchone()
         (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
@@ -90,7 +90,7 @@ def _check_target(source: Path, target: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"{target} is the store itself")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists")
-    # SQLite would take a log that lies there for the copy's own.
+    # SQLite would take a log that is already there for the copy's log.
     for suffix in ("-wal", "-journal"):
         if Path(f"{target}{suffix}").exists():
             raise FileExistsError(f"{target}{suffix} exists: {target} is in use, or was not closed")

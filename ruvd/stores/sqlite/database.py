@@ -1,7 +1,8 @@
-"""The SQLite file: who may use it, how it is opened, and what its faults mean to an operator.
+"""The SQLite file: its lock, its connections, and advice to the operator about its errors.
 
-One process at a time, by a lock file that is never removed (removing it would let two hold "the"
-lock). Files are made for their owner's eyes only. A file that cannot be used is left as it is.
+One process at a time has the database open, by a lock file. That is never removed, or two processes
+could each lock a file of its name. Only the owner can read the files. A file that cannot be used is
+left as it is.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Literal, TypeAlias
 
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.store import StoreLocked
-from ruvd.stores.sqlite.schema import migrate, version_of
+from ruvd.stores.sqlite.schema import migrate, schema_version
 
 Durability: TypeAlias = Literal["normal", "full"]
 
-# How long a statement waits for a lock that a foreign process holds on the file.
+# The time that a statement waits for a lock of another program on the database.
 _BUSY_SECONDS = 1.0
 _LOG_LIMIT_BYTES = 4 * 1024 * 1024
 
@@ -38,7 +39,7 @@ _ADVICE = {
 
 
 class DatabaseFile:
-    """A database file and its lock. Methods block: they are for the store's threads."""
+    """A database file and its lock. Methods block: they are called on the store's threads."""
 
     def __init__(self, path: Path, durability: Durability) -> None:
         self._path = path
@@ -47,14 +48,14 @@ class DatabaseFile:
         self._lock: int | None = None
 
     def open_writer(self) -> sqlite3.Connection:
-        """Take the lock, make what is missing, and connect, at the newest schema.
+        """Takes the lock, creates what is missing, connects, and migrates to the newest schema.
 
         Raises StoreLocked, StoreUnavailable, OSError or sqlite3.Error.
         """
         _make_private_directories(self._path.parent)
         self._take_lock()
         # SQLite gives its log and shared memory the mode of the database. An existing file must
-        # not be opened here: closing it would drop the locks of another connection to it.
+        # not be opened here: closing it would release the locks of another connection to it.
         if not self._path.exists():
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         db = self._connect()
@@ -66,7 +67,7 @@ class DatabaseFile:
         return db
 
     def open_reader(self) -> sqlite3.Connection:
-        """Connect for reading. Raises sqlite3.Error."""
+        """Connects for reading only. Raises sqlite3.Error."""
         db = self._connect()
         try:
             db.execute("PRAGMA query_only = ON")
@@ -77,7 +78,7 @@ class DatabaseFile:
         return db
 
     def identity(self) -> tuple[int, int] | None:
-        """Which file is at the path now; None if there is none."""
+        """Returns (device, inode) of the file at the path, or None if there is none."""
         try:
             status = os.stat(self._name)  # noqa: PTH116  # half of pathlib's time, at each batch
         except OSError:
@@ -85,13 +86,13 @@ class DatabaseFile:
         return (status.st_dev, status.st_ino)
 
     def release(self) -> None:
-        """Let the lock go, if it is held."""
+        """Releases the lock if it is held."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def explain(self, fault: sqlite3.Error | OSError) -> str:
-        """What is wrong, and what to do about it."""
+        """Returns a message for the operator: what is wrong, and what to do about it."""
         if isinstance(fault, OSError):
             return f"{fault.filename or self._path}: {fault.strerror}: ruvd needs to write there"
         code = getattr(fault, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
@@ -99,15 +100,15 @@ class DatabaseFile:
         return f"{self._path}: {advice} ({fault})" if advice else f"{self._path}: {fault}"
 
     def _connect(self) -> sqlite3.Connection:
-        # mode=rw: SQLite itself must never make the file, with a mode of its own choice.
+        # With mode=rw SQLite never creates the file, whose permissions it would choose itself.
         uri = f"{self._path.absolute().as_uri()}?mode=rw"
         return sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
 
     def _set_up(self, db: sqlite3.Connection) -> None:
-        # First of all: a database that is not ours is not changed by as much as a pragma.
-        version = version_of(db, str(self._path))
+        # This comes first, because not even a pragma may change another program's database.
+        version = schema_version(db, str(self._path))
         if version == 0:
-            # Before the first table, or it has no effect.
+            # This has an effect only before the first table is created.
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
@@ -118,7 +119,7 @@ class DatabaseFile:
         db.execute(f"PRAGMA journal_size_limit = {_LOG_LIMIT_BYTES}").fetchone()
         db.execute(f"PRAGMA synchronous = {self._durability}")
         migrate(db, version)
-        # Only a write shows that the file can be written.
+        # Only a write proves that the file can be written.
         db.execute("UPDATE totals SET sessions = sessions")
 
     def _take_lock(self) -> None:

@@ -1,37 +1,37 @@
-"""Purges what deleted sessions left in the SQLite database, in steps of a few milliseconds.
+"""The deletion of what deleted sessions left in the SQLite database, in steps of milliseconds.
 
-A deleted branch keeps what its forks still share, and is looked at again when one of them goes.
-Freed pages are given back to the file system, but for a few that the next sessions will need.
+A deleted branch keeps the messages that its forks share, and is purged again when a fork is
+deleted. Free pages are returned to the file system, except for some that new sessions will need.
 """
 
 from __future__ import annotations
 
 import sqlite3
 
-# A step deletes at most this many rows or, past its first message, bytes of content.
-_ROWS = 200
-_BYTES = 4 * 1024 * 1024
-# Pages given back in a step, and free ones that stay in the file (of 4 KiB each).
-_PAGES = 256
+# A step deletes at most this many rows, and messages of this many bytes besides the first one.
+_STEP_ROWS = 200
+_STEP_BYTES = 4 * 1024 * 1024
+# Pages of 4 KiB that a step returns to the file system, and free ones that stay in the file.
+_STEP_PAGES = 256
 _SPARE_PAGES = 256
 
 
 def purge_step(db: sqlite3.Connection) -> bool:
-    """Do a bounded piece of work, in transactions of its own; False when nothing is left."""
+    """Does one step in a transaction of its own; returns False if there was nothing to do."""
     row = db.execute("SELECT branch FROM garbage LIMIT 1").fetchone()
     if row is not None:
         db.execute("BEGIN IMMEDIATE")
         if not _purge_receipts(db, row[0]) and not _purge_messages(db, row[0]):
-            _forget(db, row[0])
+            _remove_branch(db, row[0])
         db.execute("COMMIT")
         return True
     (free,) = db.execute("PRAGMA freelist_count").fetchone()
     if free <= _SPARE_PAGES:
         return False
-    # The pragma works as its rows are fetched.
-    db.execute(f"PRAGMA incremental_vacuum({min(_PAGES, free - _SPARE_PAGES)})").fetchall()
-    if free - _PAGES <= _SPARE_PAGES:
-        # The file itself shrinks when the log is copied back into it.
+    # The pragma does its work while its rows are fetched.
+    db.execute(f"PRAGMA incremental_vacuum({min(_STEP_PAGES, free - _SPARE_PAGES)})").fetchall()
+    if free - _STEP_PAGES <= _SPARE_PAGES:
+        # The file shrinks when the write-ahead log is copied into it.
         db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
     return True
 
@@ -39,7 +39,7 @@ def purge_step(db: sqlite3.Connection) -> bool:
 def _purge_receipts(db: sqlite3.Connection, branch: int) -> int:
     return db.execute(
         "DELETE FROM receipts WHERE pk IN (SELECT pk FROM receipts WHERE session = ? LIMIT ?)",
-        (branch, _ROWS),
+        (branch, _STEP_ROWS),
     ).rowcount
 
 
@@ -49,19 +49,19 @@ def _purge_messages(db: sqlite3.Connection, branch: int) -> int:
         " FROM forks WHERE parent = ?",
         (branch,),
     ).fetchone()
-    # Exchanges never sink along a history, so that the index finds the end of the shared part.
+    # Exchange numbers never decrease along a history: the index finds the end of the shared part.
     rows = db.execute(
         "SELECT pk, end_bytes FROM messages WHERE branch = ? AND exchange >= ? AND position >= ?"
         " ORDER BY exchange DESC, position DESC LIMIT ?",
-        (branch, last_exchange, shared, _ROWS),
+        (branch, last_exchange, shared, _STEP_ROWS),
     ).fetchall()
-    doomed = [(pk,) for pk, end_bytes in rows if rows[0][1] - end_bytes <= _BYTES]
-    db.executemany("DELETE FROM messages WHERE pk = ?", doomed)
-    return len(doomed)
+    purged = [(pk,) for pk, end_bytes in rows if rows[0][1] - end_bytes <= _STEP_BYTES]
+    db.executemany("DELETE FROM messages WHERE pk = ?", purged)
+    return len(purged)
 
 
-def _forget(db: sqlite3.Connection, branch: int) -> None:
-    """Take the branch off the list and, if nothing forks from it, out of the database."""
+def _remove_branch(db: sqlite3.Connection, branch: int) -> None:
+    """Removes the branch from `garbage` and, if it has no forks, from `forks`."""
     db.execute("DELETE FROM garbage WHERE branch = ?", (branch,))
     if db.execute("SELECT 1 FROM forks WHERE parent = ? LIMIT 1", (branch,)).fetchone():
         return

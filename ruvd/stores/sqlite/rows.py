@@ -1,8 +1,8 @@
-"""Sessions and receipts to rows of the SQLite schema, and back.
+"""Conversions between the core's values and the rows of the SQLite schema.
 
-Scalars are columns, so that an index or a reader with the `sqlite3` tool can use them; what is
-only ever read whole (labels, a receipt's figures) is JSON. So is what few messages have (tool
-calls, the call that is answered, reasoning): `extra`, NULL for a message of nothing but text.
+Scalars have columns of their own, for indices and for people with the `sqlite3` tool. Values that
+are only read as a whole (labels, a receipt's figures) are JSON. So is `extra`, the fields that few
+messages have (tool calls, the answered call, reasoning); it is NULL for a message of text alone.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ruvd.core.model import (
 Row: TypeAlias = tuple[Any, ...]
 
 
-def session_values(session: Session, end_bytes: int) -> Row:
-    """The columns of `sessions` after `pk`, in the order of the schema."""
+def session_columns(session: Session, end_bytes: int) -> Row:
+    """Returns the columns of `sessions` after `pk`, in the order of the schema."""
     window, usage = session.context_window, session.usage
     return (
         session.id,
@@ -57,8 +57,8 @@ def session_values(session: Session, end_bytes: int) -> Row:
     )
 
 
-def session_of(row: Row) -> Session:
-    """The session of a whole row of `sessions`."""
+def to_session(row: Row) -> Session:
+    """Returns the session of a complete row of `sessions`."""
     return Session(
         id=row[1],
         create_time=row[2],
@@ -79,8 +79,8 @@ def session_of(row: Row) -> Session:
     )
 
 
-def extra_of(message: Message) -> str | None:
-    """What a message has besides its text, as JSON; None for nothing. Texts stay as they are."""
+def extra_column(message: Message) -> str | None:
+    """Returns the fields besides role and content as JSON, or None if the message has none."""
     if not (message.tool_calls or message.tool_call_id or message.reasoning):
         return None
     fields: dict[str, Any] = {}
@@ -93,8 +93,8 @@ def extra_of(message: Message) -> str | None:
     return json.dumps(fields, ensure_ascii=False)
 
 
-def message_of(role: str, content: str, extra: str | None = None) -> Message:
-    """The message of these columns."""
+def to_message(role: str, content: str, extra: str | None = None) -> Message:
+    """Returns the message of these columns of `messages`."""
     if extra is None:
         return Message(Role(role), content)
     fields = json.loads(extra)
@@ -102,8 +102,8 @@ def message_of(role: str, content: str, extra: str | None = None) -> Message:
     return Message(Role(role), content, calls, **fields)
 
 
-def figures_of(finished: Finished, *, with_message: bool) -> str:
-    """A `Finished` as JSON, with its message only where the history does not hold it."""
+def figures_column(finished: Finished, *, with_message: bool) -> str:
+    """Returns a `Finished` as JSON; `with_message` if the history does not hold its message."""
     usage, timings = finished.usage, finished.timings
     figures: dict[str, Any] = {
         "finish_reason": finished.finish_reason.value,
@@ -118,21 +118,21 @@ def figures_of(finished: Finished, *, with_message: bool) -> str:
     }
     if with_message:
         message = finished.message
-        figures["message"] = [message.role.value, message.content, extra_of(message)]
+        figures["message"] = [message.role.value, message.content, extra_column(message)]
     return json.dumps(figures)
 
 
-def receipt_of(row: Row) -> IdempotencyRecord:
-    """From (request_id, digest, completion_id, last_sequence, figures, role, content, extra)."""
+def to_record(row: Row) -> IdempotencyRecord:
+    """Takes (request_id, digest, completion_id, last_sequence, figures, role, content, extra)."""
     request_id, digest, completion_id, last_sequence, figures, *message = row
     finished = None
     if figures is not None:
-        told = json.loads(figures)
+        fields = json.loads(figures)
         finished = Finished(
-            finish_reason=FinishReason(told["finish_reason"]),
-            message=message_of(*told.get("message", message)),
-            usage=Usage(*told["usage"]) if told["usage"] else None,
-            timings=Timings(*told["timings"]),
-            exchange_count=told["exchange_count"],
+            finish_reason=FinishReason(fields["finish_reason"]),
+            message=to_message(*fields.get("message", message)),
+            usage=Usage(*fields["usage"]) if fields["usage"] else None,
+            timings=Timings(*fields["timings"]),
+            exchange_count=fields["exchange_count"],
         )
     return IdempotencyRecord(request_id, digest, completion_id, last_sequence, finished)

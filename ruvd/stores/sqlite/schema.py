@@ -1,10 +1,10 @@
-"""The SQLite schema, as numbered migrations: `PRAGMA user_version` is how many have run.
+"""The SQLite schema as numbered migrations; `PRAGMA user_version` counts those that have run.
 
-A fork copies nothing: messages belong to a branch (a session's `pk`, never reused), and a row in
-`forks` says that the branch begins with the first `base_position` messages of its parent's. A
-deleted session leaves its branch in `garbage`, to be purged later, so that ending costs O(log n).
-`end_bytes` adds up from the start of the history, which makes a size a look-up. A receipt points
-at its answer's message instead of repeating it.
+Forking copies nothing. Messages belong to a branch, which is a session's `pk` and is never reused.
+A row of `forks` says that a branch begins with the first `base_position` messages of its parent.
+Deleting a session puts its branch into `garbage`, which is purged later, so that it costs O(log n).
+`end_bytes` is the size of the history up to the end of a message, so that a size is one look-up.
+`receipts` are the idempotency records; they refer to the answer's message and do not repeat it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ruvd.core.errors import StoreUnavailable
 
-# What has been released is never edited, only added to.
+# A released migration is never edited.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """
@@ -104,13 +104,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX receipts_by_creation ON receipts (request_id) WHERE creates",
         "CREATE TABLE garbage (branch INTEGER PRIMARY KEY)",
     ),
-    # What a message has besides its text, see `rows`. It looks at no row, however many there are.
+    # The fields of a message besides its text, see `rows`. The statement rewrites no row.
     ("ALTER TABLE messages ADD COLUMN extra TEXT",),
 )
 
 
-def version_of(db: sqlite3.Connection, path: str) -> int:
-    """How many migrations the database has had; 0 for an empty one. Changes nothing.
+def schema_version(db: sqlite3.Connection, path: str) -> int:
+    """Returns how many migrations the database has had, 0 if it is empty. Changes nothing.
 
     Raises StoreUnavailable for a database of a newer ruvd or of another program.
     """
@@ -126,7 +126,7 @@ def version_of(db: sqlite3.Connection, path: str) -> int:
 
 
 def is_newer(path: Path) -> bool:
-    """Whether a newer ruvd wrote the file. Changes nothing; False where it cannot be read."""
+    """Tells whether a newer ruvd wrote the file; False if it cannot be read. Changes nothing."""
     try:
         uri = f"{path.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True)) as db:
@@ -141,7 +141,7 @@ def migrate(
     version: int,
     migrations: tuple[tuple[str, ...], ...] = MIGRATIONS,
 ) -> None:
-    """Bring a database of that version to the newest schema, a transaction a step."""
+    """Brings a database of this version to the newest, with one transaction for each migration."""
     for number, statements in enumerate(migrations[version:], start=version + 1):
         db.execute("BEGIN IMMEDIATE")
         for statement in statements:

@@ -1,10 +1,10 @@
-"""What the writer's thread remembers of the sessions that had a turn lately.
+"""A cache of the sessions that had a turn lately, each with the exchanges of its context window.
 
-A turn begins with its session and its window, which the turn before it has just written; to read
-them again takes a step of SQLite for each message, and each step gives the interpreter's lock
-away and takes it again. All changes pass the writer's thread, which keeps this, and it is emptied
-when a transaction is undone: so it is as true as the file. The event loop looks into it while that
-thread has nothing to do (it may then empty it, and nothing else).
+A turn begins with its session and its window, which the turn before has just written. To read them
+again would take SQLite a step for each message, each of which releases the interpreter's lock. All
+writes pass the writer's thread, which keeps the cache and clears it when a transaction is undone,
+so the cache is as current as the file. The event loop reads it only while that thread has no jobs;
+all that the thread may do meanwhile is clear it.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ from collections.abc import Sequence
 from ruvd.core.model import Exchange, Message, Session
 from ruvd.core.values import value
 
-# An allowance for the objects of a message.
+# An estimate of what the objects of a message take, besides its text.
 _MESSAGE_BYTES = 300
 
 
 @value(frozen=True, slots=True)
 class CachedSession:
-    """A session as it is stored, and the exchanges of its window. `place`, where it is known, is
-    its `pk` and `end_bytes`."""
+    """A stored session and its window. `branch_end` is its `pk` and `end_bytes`, if known."""
 
     session: Session
     exchanges: tuple[Exchange, ...]
-    place: tuple[int, int] | None = None
+    branch_end: tuple[int, int] | None = None
 
     @property
     def size_bytes(self) -> int:
-        """What it holds in memory, about."""
+        """The memory that the exchanges take, as an estimate."""
         return sum(
             message.size_bytes + _MESSAGE_BYTES
             for exchange in self.exchanges
@@ -41,9 +40,9 @@ class CachedSession:
         self,
         session: Session,
         appended: Sequence[tuple[int, Message]],
-        place: tuple[int, int] | None = None,
+        branch_end: tuple[int, int] | None = None,
     ) -> CachedSession | None:
-        """As it is after a commit; None if that needs what is not known here."""
+        """Returns the entry after a commit, or None if that needs exchanges that are not here."""
         exchanges = list(self.exchanges)
         first = self.session.window_start
         for number, message in appended:
@@ -55,44 +54,44 @@ class CachedSession:
                 return None
         if session.window_start < first:
             return None
-        return CachedSession(session, tuple(exchanges[session.window_start - first :]), place)
+        return CachedSession(session, tuple(exchanges[session.window_start - first :]), branch_end)
 
 
 class SessionCache:
-    """The latest, as many as fit into `max_bytes`; none larger than `max_session_bytes`."""
+    """The most recently used sessions, `max_bytes` in all and `max_session_bytes` each at most."""
 
     def __init__(self, max_bytes: int, max_session_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._max_session_bytes = max_session_bytes
-        self._sessions: OrderedDict[str, tuple[CachedSession, int]] = OrderedDict()
+        self._entries: OrderedDict[str, tuple[CachedSession, int]] = OrderedDict()
         self._bytes = 0
 
     def get(self, session_id: str) -> CachedSession | None:
-        """What is remembered of a session."""
+        """Returns the cached session, or None."""
         try:
-            self._sessions.move_to_end(session_id)
-            return self._sessions[session_id][0]
-        except KeyError:  # also of what the other thread has emptied in between
+            self._entries.move_to_end(session_id)
+            return self._entries[session_id][0]
+        except KeyError:  # the other thread may clear the cache between the two lines
             return None
 
-    def put(self, session_cache: CachedSession) -> None:
-        """Remember a session as it is now."""
-        self.drop(session_cache.session.id)
-        size = session_cache.size_bytes
+    def put(self, cached: CachedSession) -> None:
+        """Caches a session, unless it is too large, in place of what was cached of it before."""
+        self.drop(cached.session.id)
+        size = cached.size_bytes
         if size > self._max_session_bytes:
             return
-        self._sessions[session_cache.session.id] = (session_cache, size)
+        self._entries[cached.session.id] = (cached, size)
         self._bytes += size
         while self._bytes > self._max_bytes:
-            self._bytes -= self._sessions.popitem(last=False)[1][1]
+            self._bytes -= self._entries.popitem(last=False)[1][1]
 
     def drop(self, session_id: str) -> None:
-        """Forget a session."""
-        known = self._sessions.pop(session_id, None)
-        if known is not None:
-            self._bytes -= known[1]
+        """Removes a session if it is cached."""
+        entry = self._entries.pop(session_id, None)
+        if entry is not None:
+            self._bytes -= entry[1]
 
     def clear(self) -> None:
-        """Forget all."""
-        self._sessions.clear()
+        """Removes all sessions."""
+        self._entries.clear()
         self._bytes = 0

@@ -1,8 +1,8 @@
-"""Sessions in one SQLite file: the default store, which survives the daemon.
+"""The store in one SQLite file: the default, which survives the daemon.
 
-Writes go through one thread that commits them in groups, reads through another that has a
-connection of its own, so that a long read never holds up a commit. The store is up when the last
-transaction of both threads succeeded. A store that is down tries again with every call.
+One thread commits the writes in groups. Another one reads through its own connection, so that a
+long read never delays a commit. The store is up while the last transaction of both threads has
+succeeded. While it is down, each call tries again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ruvd.core.errors import StoreUnavailable
 from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports.events import Observer, StoreBatch, StoreStateChanged
 from ruvd.core.ports.store import Commit, RemovedSession, StoreCounts, StoreLocked, TurnSnapshot
-from ruvd.stores.sqlite import reads, writes
+from ruvd.stores.sqlite import reads, removals, writes
 from ruvd.stores.sqlite.database import DatabaseFile, Durability
 from ruvd.stores.sqlite.purge import purge_step
 from ruvd.stores.sqlite.session_cache import SessionCache
@@ -25,15 +25,16 @@ from ruvd.stores.sqlite.worker import SqliteWorker
 
 _T = TypeVar("_T")
 
-_HOT_BYTES = 8 << 20
-_HOT_SESSION_BYTES = 1 << 18
+_CACHE_BYTES = 8 << 20
+_CACHED_SESSION_BYTES = 1 << 18
 
 
 class SqliteStore:
     """The `Store` in a file.
 
-    `durability` "normal" survives the end of the process, "full" also a power cut, at the price
-    of a disk flush a commit. The observer is told of every change of the store's state.
+    With `durability` "normal", commits survive the end of the process; with "full" also a power
+    cut, for which each commit is flushed to the disk. The observer receives a StoreBatch for each
+    transaction that wrote something, and a StoreStateChanged when the store goes up or down.
     """
 
     def __init__(
@@ -44,17 +45,17 @@ class SqliteStore:
         self._observer = observer
         self._writer: SqliteWorker | None = None
         self._reader: SqliteWorker | None = None
-        # Until the writer has opened the file, a reader may find none, or an old schema.
+        # Before the writer has opened the file, it may be missing or have an old schema.
         self._opened = False
         self._faults: dict[str, str] = {}
-        self._session_cache = SessionCache(_HOT_BYTES, _HOT_SESSION_BYTES)
+        self._session_cache = SessionCache(_CACHE_BYTES, _CACHED_SESSION_BYTES)
         self._up: bool | None = None
 
     async def open(self) -> None:
-        """Open or make the file.
+        """Opens the file, creating it if it is missing.
 
         Raises StoreLocked if another process has it open, and StoreUnavailable if it cannot be
-        used now; after the latter, every call tries to open it again.
+        used. After the latter, each call tries to open it again.
         """
         self._writer = SqliteWorker(
             "store-writer",
@@ -64,8 +65,8 @@ class SqliteStore:
             committed=lambda writes: self._observer(StoreBatch(writes)),
             begin="BEGIN IMMEDIATE",
             idle=purge_step,
-            undone=self._session_cache.clear,
-            at_end=self._file.release,
+            rolled_back=self._session_cache.clear,
+            on_exit=self._file.release,
         )
         self._reader = SqliteWorker(
             "store-reader",
@@ -77,14 +78,14 @@ class SqliteStore:
         self._writer.start()
         self._reader.start()
         try:
-            await self._writer.run(_nothing)
+            await self._writer.run(_do_nothing)
         except StoreLocked:
             await self.close()
             raise
 
     async def close(self) -> None:
         """See `Store.close`."""
-        # The writer last: the last connection to close copies the log into the file.
+        # The writer closes last: the last connection copies the log into the file.
         if self._reader is not None:
             await self._reader.close()
         if self._writer is not None:
@@ -123,12 +124,12 @@ class SqliteStore:
 
     async def end(self, session_id: str) -> bool:
         """See `Store.end`."""
-        return await self._write(lambda db: writes.end(db, self._session_cache, session_id))
+        return await self._write(lambda db: removals.end(db, self._session_cache, session_id))
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """See `Store.expire`."""
-        kept = frozenset(protected)
-        return await self._write(lambda db: writes.expire(db, self._session_cache, now, kept))
+        excluded = frozenset(protected)
+        return await self._write(lambda db: removals.expire(db, self._session_cache, now, excluded))
 
     async def list(
         self,
@@ -165,25 +166,25 @@ class SqliteStore:
     async def _write(
         self,
         operation: Callable[[sqlite3.Connection], _T],
-        known: Callable[[], _T | None] = lambda: None,
+        cached: Callable[[], _T | None] = lambda: None,
     ) -> _T:
-        return await self._run(self._writer, operation, known)
+        return await self._run(self._writer, operation, cached)
 
     async def _read(self, operation: Callable[[sqlite3.Connection], _T]) -> _T:
         if not self._opened:
-            await self._run(self._writer, _nothing)
+            await self._run(self._writer, _do_nothing)
         return await self._run(self._reader, operation)
 
     async def _run(
         self,
         worker: SqliteWorker | None,
         operation: Callable[[sqlite3.Connection], _T],
-        known: Callable[[], _T | None] = lambda: None,
+        cached: Callable[[], _T | None] = lambda: None,
     ) -> _T:
         if worker is None:
             raise StoreUnavailable("the store is not open")
         try:
-            return await worker.run(operation, known)
+            return await worker.run(operation, cached)
         except StoreLocked as locked:
             raise StoreUnavailable(str(locked)) from locked
 
@@ -201,5 +202,5 @@ class SqliteStore:
             self._observer(StoreStateChanged(up, fault or f"{self._path} is open"))
 
 
-def _nothing(_: sqlite3.Connection) -> None:
-    """Only opens the file, where it is not open."""
+def _do_nothing(_: sqlite3.Connection) -> None:
+    """Makes the worker open the file if it is not open."""

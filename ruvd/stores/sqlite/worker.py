@@ -1,11 +1,11 @@
-"""A thread with a database connection of its own, and a queue of operations for it.
+"""A thread that has a database connection and runs queued operations on it.
 
-It takes everything that is queued, up to a bound, runs it in one transaction and answers all
-callers after one commit: under load, many writes cost one. If an operation is refused, all are
-undone and run again, each in a savepoint, so that the refused one is undone alone: savepoints are
-two statements each, and each statement gives the interpreter's lock away. A fault of the database
-undoes the batch and drops the connection, and the next operation connects anew, which is how a
-store recovers. What there is to do beside is done when idle.
+The thread runs all queued operations, up to a limit, in one transaction, and answers all callers
+after its commit: under load, one commit serves many writes. If an operation raises an error of its
+caller's, the transaction is rolled back and all operations run again, each in a savepoint, so that
+only the failed one is undone. Savepoints cost two statements each, and each statement releases the
+interpreter's lock, so they are not used at first. A database error undoes the batch and closes the
+connection. The next operation connects again, which is how a store recovers.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ruvd.stores.sqlite.database import DatabaseFile
 
 _T = TypeVar("_T")
 
-# What there is to do beside waits so long, as each look at it takes as much as a turn's commit.
-_REST_SECONDS = 0.05
-# Bounds how long the first caller of a batch waits for the last.
-_BATCH = 128
+# Idle work begins this long after a batch, because a step takes as much as the commit of a turn.
+_IDLE_DELAY_SECONDS = 0.05
+# Limits how long the first caller of a batch waits for the last operation.
+_MAX_BATCH = 128
 
-# What an operation may raise that says nothing about the database: it is its caller's alone.
-_REFUSALS = (
+# Errors that an operation raises because of its arguments. They say nothing about the database.
+_CALLER_ERRORS = (
     RuvdError,
     ValueError,
     TypeError,
@@ -45,13 +45,13 @@ _REFUSALS = (
     sqlite3.InterfaceError,
     sqlite3.ProgrammingError,
 )
-_FAULTS = (StoreLocked, StoreUnavailable, sqlite3.Error, OSError)
+_DATABASE_ERRORS = (StoreLocked, StoreUnavailable, sqlite3.Error, OSError)
 
 
 @dataclass(slots=True)
 class _Job:
     operation: Callable[[sqlite3.Connection], Any]
-    known: Callable[[], Any]
+    cached: Callable[[], Any]
     future: asyncio.Future[Any]
     result: Any = None
     error: Exception | None = None
@@ -64,13 +64,13 @@ class _Job:
 
 
 class SqliteWorker:
-    """Runs operations one after the other on a thread. Its methods are for the event loop.
+    """Runs operations one after the other on a thread. Its methods are called on the event loop.
 
-    `report` is called on the loop after every batch, with the fault that undid it or None;
-    `committed` with the number of operations whose changes one transaction committed.
-    Operations may run twice, and change nothing but the database and what `undone` resets.
-    `idle` does a bounded piece of work and returns whether there is more; `undone` and `at_end`
-    are called on the thread when a transaction was undone, and when it is done.
+    Operations may run twice. They may change only the database and what `rolled_back` resets.
+    After each batch, two callbacks run on the event loop: `report` with the database error that
+    undid it or None, and `committed` with the number of operations that changed something. The
+    others run on the thread: `idle` does a step of idle work and returns whether there is more;
+    `rolled_back` is called when a transaction was undone, `on_exit` when the thread ends.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class SqliteWorker:
         committed: Callable[[int], None] = lambda _: None,
         begin: str,
         idle: Callable[[sqlite3.Connection], bool] = lambda _: False,
-        undone: Callable[[], None] = lambda: None,
-        at_end: Callable[[], None] = lambda: None,
+        rolled_back: Callable[[], None] = lambda: None,
+        on_exit: Callable[[], None] = lambda: None,
     ) -> None:
         self._file = file
         self._connect = connect
@@ -92,47 +92,47 @@ class SqliteWorker:
         self._committed = committed
         self._begin = begin
         self._idle = idle
-        self._undone = undone
-        self._at_end = at_end
+        self._rolled_back = rolled_back
+        self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._unanswered = 0
+        self._pending = 0
         self._closing = False
         self._closed = asyncio.Event()
-        # The rest belongs to the thread.
+        # Only the thread uses the attributes below.
         self._db: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
         self._jobs: list[_Job] = []
-        self._last = False
-        # A daemon thread: a loop that died without closing must not keep the process.
+        self._is_last_batch = False
+        # As a daemon thread it does not keep a process alive whose event loop has failed.
         self._thread = threading.Thread(target=self._main, name=f"ruvd-{name}", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Starts the thread."""
         self._thread.start()
 
     async def run(
         self,
         operation: Callable[[sqlite3.Connection], _T],
-        known: Callable[[], _T | None] = lambda: None,
+        cached: Callable[[], _T | None] = lambda: None,
     ) -> _T:
-        """The operation's result, once its transaction is committed; or what is `known` of it
-        without the database, in its turn: on the thread, or here while that has nothing to do.
+        """Returns the operation's result once its transaction is committed.
 
-        Raises what the operation raised, StoreUnavailable for a fault, and StoreLocked. A
-        cancelled caller's operation is skipped or done, never half done.
+        If `cached` returns a result, that is returned instead. It is called after the operations
+        queued before: on the thread, or at once if there are none. Raises what the operation
+        raised, StoreUnavailable for a database error, and StoreLocked.
         """
         if self._closing:
             raise StoreUnavailable("the store is closed")
-        if not self._unanswered and (result := known()) is not None:
+        if not self._pending and (result := cached()) is not None:
             return result
         future: asyncio.Future[_T] = self._loop.create_future()
-        self._unanswered += 1
-        self._queue.put(_Job(operation, known, future))
+        self._pending += 1
+        self._queue.put(_Job(operation, cached, future))
         return await future
 
     async def close(self) -> None:
-        """Finish what is queued, disconnect and end the thread. Idempotent."""
+        """Runs what is queued, disconnects and ends the thread. Idempotent."""
         if not self._closing:
             self._closing = True
             self._queue.put(None)
@@ -141,32 +141,32 @@ class SqliteWorker:
     def _main(self) -> None:
         idle_due: float | None = None
         try:
-            while not self._last:
-                self._take(idle_due)
+            while not self._is_last_batch:
+                self._take_jobs(idle_due)
                 if self._jobs:
                     if not self._run_batch():
                         idle_due = None
                     elif idle_due is None:
-                        idle_due = time.monotonic() + _REST_SECONDS
-                elif not self._last:
+                        idle_due = time.monotonic() + _IDLE_DELAY_SECONDS
+                elif not self._is_last_batch:
                     idle_due = time.monotonic() if self._run_idle() else None
         finally:
             self._disconnect()
-            self._at_end()
-            self._post(self._finish, self._jobs, not self._last)
+            self._on_exit()
+            self._call_on_loop(self._finish, self._jobs, not self._is_last_batch)
 
-    def _take(self, until: float | None) -> None:
-        """Have what is queued, or wait for it."""
+    def _take_jobs(self, until: float | None) -> None:
+        """Takes the queued jobs, waiting for the first one."""
         self._jobs = []
         seconds = None if until is None else max(0.0, until - time.monotonic())
         try:
             job = self._queue.get(timeout=seconds)
             while job is not None:
                 self._jobs.append(job)
-                if len(self._jobs) == _BATCH:
+                if len(self._jobs) == _MAX_BATCH:
                     return
                 job = self._queue.get_nowait()
-            self._last = True
+            self._is_last_batch = True
         except queue.Empty:
             return
 
@@ -177,27 +177,27 @@ class SqliteWorker:
             try:
                 for job in self._jobs:
                     if not job.future.cancelled():
-                        self._do(db, job)
-            except _REFUSALS:
+                        self._run_job(db, job)
+            except _CALLER_ERRORS:
                 db.execute("ROLLBACK")
-                self._undone()
+                self._rolled_back()
                 db.execute(self._begin)
                 for job in self._jobs:
                     if not job.future.cancelled():
-                        _run_apart(db, job)
+                        _run_in_savepoint(db, job)
             if db.in_transaction:
                 db.execute("COMMIT")
-        except _FAULTS as error:
-            fault = self._drop(error)
+        except _DATABASE_ERRORS as error:
+            fault = self._disconnect_after(error)
             for job in self._jobs:
                 job.error = type(fault)(str(fault))
                 job.error.__cause__ = error
         jobs, self._jobs = self._jobs, []
-        self._post(self._answer, jobs, str(fault) if fault else None)
+        self._call_on_loop(self._answer, jobs, str(fault) if fault else None)
         return fault is None
 
-    def _do(self, db: sqlite3.Connection, job: _Job) -> None:
-        job.result = job.known()
+    def _run_job(self, db: sqlite3.Connection, job: _Job) -> None:
+        job.result = job.cached()
         if job.result is None:
             if not db.in_transaction:
                 db.execute(self._begin)
@@ -206,12 +206,12 @@ class SqliteWorker:
     def _run_idle(self) -> bool:
         try:
             return self._db is not None and self._idle(self._db)
-        except _FAULTS as error:
-            self._post(self._answer, [], str(self._drop(error)))
+        except _DATABASE_ERRORS as error:
+            self._call_on_loop(self._answer, [], str(self._disconnect_after(error)))
             return False
 
     def _connected(self) -> sqlite3.Connection:
-        # SQLite goes on with a file that was moved away or replaced, and loses what it writes.
+        # After the file was moved or replaced, SQLite would go on writing to the lost one.
         if self._db is not None and self._file.identity() != self._identity:
             self._disconnect()
         if self._db is None:
@@ -219,7 +219,7 @@ class SqliteWorker:
             self._identity = self._file.identity()
         return self._db
 
-    def _drop(self, error: Exception) -> Exception:
+    def _disconnect_after(self, error: Exception) -> Exception:
         self._disconnect()
         if isinstance(error, (sqlite3.Error, OSError)):
             return StoreUnavailable(self._file.explain(error))
@@ -229,14 +229,14 @@ class SqliteWorker:
         if self._db is not None:
             self._db.close()
             self._db = None
-            self._undone()
+            self._rolled_back()
 
-    def _post(self, callback: Callable[..., None], *args: Any) -> None:
+    def _call_on_loop(self, callback: Callable[..., None], *args: Any) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(callback, *args)
 
     def _answer(self, jobs: list[_Job], fault: str | None) -> None:
-        self._unanswered -= len(jobs)
+        self._pending -= len(jobs)
         self._report(fault)
         if fault is None and (writes := sum(job.wrote for job in jobs)):
             self._committed(writes)
@@ -251,7 +251,7 @@ class SqliteWorker:
     def _finish(self, jobs: list[_Job], failed: bool) -> None:  # noqa: FBT001 - called by the loop
         detail = "the store is closed"
         if failed:
-            # Only a bug ends the thread; its traceback is in the log.
+            # Only a bug ends the thread early. Its traceback is in the log.
             detail = "the store's thread has failed: restart ruvd"
             self._report(detail)
         self._closing = True
@@ -265,11 +265,11 @@ class SqliteWorker:
         self._closed.set()
 
 
-def _run_apart(db: sqlite3.Connection, job: _Job) -> None:
+def _run_in_savepoint(db: sqlite3.Connection, job: _Job) -> None:
     db.execute("SAVEPOINT job")
     try:
         job.run(db)
-    except _REFUSALS as refusal:
-        job.result, job.wrote, job.error = None, False, refusal
+    except _CALLER_ERRORS as error:
+        job.result, job.wrote, job.error = None, False, error
         db.execute("ROLLBACK TO job")
     db.execute("RELEASE job")
