@@ -1,20 +1,20 @@
-"""How much a store's size costs: a large store against a small one, the same work in both.
+"""A benchmark of the store's size: the same work in a large and in a small store.
 
-The large store has 100,000 sessions of one exchange and one session of 10,000 exchanges; the small
-one has 10 sessions and one of 10 exchanges (it begins another when that has 30). Both go through
-the real Sessions and SqliteStore. Two figures are taken in both, alternately, so that a busy
-machine is busy for both alike:
+The large store has 100,000 sessions of one exchange and one session of 10,000 exchanges. The small
+one has 10 sessions and one of 10 exchanges, which is replaced when it has 30. Both are used through
+SessionRegistry and SqliteStore. Two operations are timed in both stores alternately, so that other
+load on the machine affects both alike:
 
 get        `Store.get` of a random session
-turn       what a turn asks of the store: get, the exchanges of the context window, and the commit
-           of a user's message and its answer with a receipt (durability normal); in the long
-           session, so that a cost in its length would show
+turn       the store's part of a turn: get, the exchanges of the context window, and the commit of a
+           user's message and its answer with an idempotency record (durability normal). It is done
+           in the long session, where a cost that grows with the length would show
 
-The process has one core: on two, a thread that is woken on the other one takes 90 us longer, and
-which of the two stores that is stays the same for minutes (two equal ones: 40 and 130 us).
+The process runs on one core. On two, waking a thread on the other core takes 90 us longer, and the
+affected store stays the same for minutes (two equal stores took 40 and 130 us).
 
 Run it with `.venv/bin/python bench/store.py`; it takes about a minute.
-Every repeat prints the two medians and their ratio; the last lines are the median ratios and their
+Each repeat prints the two medians and their ratio. The last lines are the median ratios and their
 spread over the repeats. The aim is that no ratio is above 1.5.
 """
 
@@ -55,7 +55,7 @@ _numbers = count()
 
 @dataclass
 class Sample:
-    """A store with so many sessions, and one session with so many exchanges."""
+    """A store with `sessions` sessions, and another session with `exchanges` exchanges."""
 
     path: Path
     sessions: int
@@ -66,11 +66,11 @@ class Sample:
         self.long = ""
         policy = SessionPolicy(max_sessions=10 * self.sessions + 10_000, idle_timeout_seconds=1e9)
         clock = SystemClock()
-        self.core = SessionRegistry(self.store, clock, ignore, policy)
-        self.lifecycle = SessionCommands(self.core, self.store, clock, ignore, policy)
+        self.registry = SessionRegistry(self.store, clock, ignore, policy)
+        self.commands = SessionCommands(self.registry, self.store, clock, ignore, policy)
 
     async def build(self) -> float:
-        """Fill the store; the seconds that it took."""
+        """Fills the store and returns the seconds that it took."""
         began = time.perf_counter()
         await self.store.open()
         ids = iter(range(self.sessions))
@@ -78,21 +78,21 @@ class Sample:
         async def create() -> None:
             for number in ids:
                 messages = exchange(number)
-                await self.lifecycle.create(NewSession(f"s{number}", messages=messages))
+                await self.commands.create(NewSession(f"s{number}", messages=messages))
 
-        # Many at once, so that one commit of the database takes many of them.
+        # Many are created at once, so that they share transactions.
         await asyncio.gather(*(create() for _ in range(_AT_ONCE)))
         await self.begin_long()
         return time.perf_counter() - began
 
     async def begin_long(self) -> None:
-        """Make a session of so many exchanges, the one that `turn` goes on with."""
+        """Creates the long session, which `turn` continues."""
         messages = [message for number in range(self.exchanges) for message in exchange(number)]
         self.long = f"long-{next(_numbers)}"
-        await self.lifecycle.create(NewSession(self.long, messages=messages))
+        await self.commands.create(NewSession(self.long, messages=messages))
 
     async def keep_size(self) -> None:
-        """Begin another long session when turns have made this one three times as long."""
+        """Replaces the long session when turns have made it three times as long."""
         session = await self.store.get(self.long)
         if session and session.exchange_count > 3 * self.exchanges:
             await self.begin_long()
@@ -102,7 +102,7 @@ class Sample:
         assert found is not None
 
     async def turn(self) -> None:
-        """What `ruvd.core.completions.registry` asks of the store in one turn with a request id."""
+        """Does the store's part of one turn with a request id."""
         session = await self.store.get(self.long)
         assert session is not None
         start = max(0, session.exchange_count - _WINDOW)
@@ -118,15 +118,15 @@ class Sample:
         idempotency_record = IdempotencyRecord(
             f"r{number}", b"d" * 32, f"cmpl-{number}", 5, finished
         )
-        async with self.core.turn_queue.turn(self.long, TurnRequest()):
-            await self.core.commit(Commit(after, numbered, idempotency_record))
+        async with self.registry.turn_queue.turn(self.long, TurnRequest()):
+            await self.registry.commit(Commit(after, numbered, idempotency_record))
 
     async def close(self) -> None:
         await self.store.close()
 
 
 def ignore(event: Event) -> None:
-    """Observe nothing."""
+    """Ignores the event."""
 
 
 def exchange(number: int) -> Sequence[Message]:
@@ -143,7 +143,7 @@ async def seconds(work: Callable[[], Awaitable[None]]) -> float:
 
 
 async def compare(name: str, small: Sample, large: Sample, rounds: int) -> float:
-    """Do the same work in both, alternately; print the medians, return their ratio."""
+    """Times the same work in both alternately, prints the medians and returns their ratio."""
     times: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(rounds):
         for which, sample in enumerate((small, large)):
@@ -160,7 +160,7 @@ async def compare(name: str, small: Sample, large: Sample, rounds: int) -> float
 
 
 async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All figures, which are printed as they come."""
+    """Takes all figures, which are also printed at once, and returns them."""
     small = Sample(folder / "small.db", 10, 10)
     large = Sample(folder / "large.db", options.sessions, options.exchanges)
     await small.build()

@@ -1,4 +1,4 @@
-"""Builds the commits that the store tests make, as the core would."""
+"""Builders of the commits that the store tests make, like those of the core."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ def full_session() -> Session:
 
 
 def turn(before: Session, text: str, *, now: float | None = None) -> Commit:
-    """The commit of one more exchange: the user says `text` and is answered."""
-    said = (Message(Role.USER, text), Message(Role.ASSISTANT, f"re: {text}"))
+    """Returns the commit of one more exchange: a user message `text` and its answer."""
+    messages = (Message(Role.USER, text), Message(Role.ASSISTANT, f"re: {text}"))
     return Commit(
         replace(
             before,
             last_used_time=before.last_used_time if now is None else now,
             message_count=before.message_count + 2,
             exchange_count=before.exchange_count + 1,
-            size_bytes=before.size_bytes + sum(m.size_bytes for m in said),
+            size_bytes=before.size_bytes + sum(m.size_bytes for m in messages),
         ),
-        tuple((before.exchange_count, message) for message in said),
+        tuple((before.exchange_count, message) for message in messages),
     )
 
 
@@ -99,7 +99,7 @@ async def fork(
 async def forked(
     store: Store, parent: Session, session_id: str, exchange_count: int, *, now: float = 0.0
 ) -> Commit:
-    """The commit of a fork that keeps the first `exchange_count` exchanges of its parent."""
+    """Returns the commit of a fork that keeps the first `exchange_count` exchanges."""
     messages, size_bytes = await store.size_at(parent.id, exchange_count)
     child = replace(
         parent,
@@ -133,7 +133,7 @@ def finished(message: Message, exchange_count: int = 1) -> Finished:
 
 
 def completed(commit: Commit, request_id: str, completion_id: str) -> Commit:
-    """The same commit with the receipt of a completion."""
+    """Returns the same commit with the idempotency record of a completion."""
     answer = finished(commit.appended[-1][1], commit.session.exchange_count)
     return replace(
         commit,
@@ -142,7 +142,7 @@ def completed(commit: Commit, request_id: str, completion_id: str) -> Commit:
 
 
 async def texts(store: Store, session_id: str, first: int = 0) -> list[str]:
-    """What the users said, from exchange `first` on."""
+    """Returns the user messages from exchange `first` on."""
     return [exchange[0].content for exchange in await store.exchanges(session_id, first)]
 
 

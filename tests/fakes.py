@@ -1,4 +1,4 @@
-"""Fakes for what cannot be provoked: the clock, and an engine that does as the test says."""
+"""Fakes of what a test must control: the clock, and an engine that follows a script."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, Engin
 
 @dataclass
 class FrozenTimer:
-    """A call that a frozen clock makes when it has come to its time."""
+    """A call that a frozen clock makes once its time has come."""
 
     time: float
     callback: Callable[[], None]
@@ -24,7 +24,7 @@ class FrozenTimer:
 
 @dataclass
 class FrozenClock:
-    """A clock that moves when told to, and then makes the calls that are due."""
+    """A clock that moves only when a test advances it, and then makes the calls that are due."""
 
     time: float = 1_000_000.0
     timers: list[FrozenTimer] = field(default_factory=list)
@@ -50,7 +50,7 @@ class FrozenClock:
 
 
 def done(prompt: int = 10, cached: int | None = 0, completion: int = 1) -> EngineDone:
-    """The end of an answer, with these figures."""
+    """Returns the end of an answer with this usage."""
     return EngineDone(FinishReason.STOP, Usage(prompt, cached, completion), 0.1)
 
 
@@ -59,10 +59,11 @@ Step = EngineChunk | Exception | asyncio.Event
 
 @dataclass
 class ScriptedEngine:
-    """Plays scripts, one a generation: chunks are sent, errors raised, events waited for.
+    """An engine that follows one script for each generation.
 
-    Without a script left it answers `answer N` for its Nth generation. `requests` has what it
-    was asked, `stopped` how many generations were closed before their end.
+    Of each script, it yields the chunks, raises the exceptions and waits for the events. Without a
+    script left, the answer to the Nth request is `answer N`. `requests` holds what it was asked;
+    `stopped` counts the generations that were closed before their end.
     """
 
     scripts: list[Sequence[Step]] = field(default_factory=list)

@@ -1,12 +1,12 @@
-"""What sessions and turns must do, said a second time and as simply as can be.
+"""A second, simple implementation of sessions and turns, with which tests compare the core.
 
-The state machine compares the core with this. Nothing here is taken from the core but the names
-of its errors: histories are flat lists, a window is found by looking, who goes is a `min`.
+It takes nothing from the core but the error classes: histories are flat lists, windows and the
+sessions to evict are found by searching.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
@@ -21,14 +21,14 @@ from ruvd.core.errors import (
 
 MAX_SESSIONS = 4
 IDLE_SECONDS = 50.0
-# (keep_exchanges, max_exchanges), small so that windows move all the time.
+# (keep_exchanges, max_exchanges), which are small so that windows move often.
 WINDOW = (1, 3)
 
 Failure: TypeAlias = type[RuvdError]
 
 
 class Spoken(NamedTuple):
-    """A message: `calls` are (id, name, arguments), `answers` is the id of one of them."""
+    """A message. Its `calls` are (id, name, arguments); `answers` is the id of a call."""
 
     role: str
     text: str = ""
@@ -41,12 +41,12 @@ class Spoken(NamedTuple):
         return "".join((self.text, self.answers, self.thought, *map("".join, self.calls)))
 
 
-AnswerRecorder: TypeAlias = tuple[Spoken, ...]
+Messages: TypeAlias = tuple[Spoken, ...]
 
 
 @dataclass(frozen=True)
 class Answered:
-    """How a completion ends well."""
+    """The outcome of a completion that succeeds."""
 
     answer: Spoken
     exchange_count: int
@@ -55,16 +55,16 @@ class Answered:
 
 @dataclass(frozen=True)
 class Ask:
-    """A completion that a caller asks for."""
+    """A call of Complete."""
 
     session_id: str
-    said: AnswerRecorder
+    said: Messages
     system: str = ""
     request_id: str = ""
     require_existing: bool = False
 
     def repeats(self, before: object) -> bool:
-        """Whether it is the same request as one that came with its request id."""
+        """Returns whether it is the same request as an earlier one with its request id."""
         if not isinstance(before, Ask):
             return False
         return (self.said, self.system) == (before.said, before.system)
@@ -72,19 +72,19 @@ class Ask:
 
 @dataclass(frozen=True)
 class Addition:
-    """Messages that a caller appends."""
+    """A call of AppendMessages."""
 
     session_id: str
-    said: AnswerRecorder
+    said: Messages
     request_id: str = ""
 
 
 @dataclass(frozen=True)
 class Creation:
-    """A session that a caller asks for."""
+    """A call of CreateSession."""
 
     session_id: str
-    said: AnswerRecorder
+    said: Messages
     system: str
     labels: tuple[tuple[str, str], ...]
     window: tuple[int, int]
@@ -94,7 +94,7 @@ class Creation:
 
 @dataclass(frozen=True)
 class Fork:
-    """A fork that a caller asks for."""
+    """A call of ForkSession."""
 
     parent_id: str
     exchange_count: int | None
@@ -104,7 +104,7 @@ class Fork:
 
 @dataclass
 class Row:
-    """A session. `made` is its place in the order of creation, 0 while it is not stored."""
+    """A session. `made` is its position in the order of creation, 0 while it is not stored."""
 
     id: str
     create_time: float
@@ -120,7 +120,7 @@ class Row:
     made: int = 0
     requests: dict[str, tuple[object, Answered | None]] = field(default_factory=dict)
     created_by: str = ""
-    unwritten: float | None = None  # `last_used` as a crash in mid-turn leaves it
+    unwritten: float | None = None  # `last_used` after a crash during the turn
 
     @property
     def messages(self) -> list[Spoken]:
@@ -130,7 +130,7 @@ class Row:
     def expires(self) -> float:
         return self.last_used + self.idle
 
-    def add(self, said: AnswerRecorder) -> None:
+    def add(self, said: Messages) -> None:
         for message in said:
             if message.role == "user" or not self.exchanges:
                 self.exchanges.append([])
@@ -139,7 +139,7 @@ class Row:
 
 @dataclass
 class Turn:
-    """A completion that has its session's turn. `start` is the first exchange in its prompt."""
+    """A completion that has the turn. `start` is the first exchange in its prompt."""
 
     ask: Ask
     row: Row
@@ -152,20 +152,20 @@ class Turn:
     def prompt(self) -> list[Spoken]:
         system = [Spoken("system", self.row.system)] if self.row.system else []
         sent = [m for exchange in self.row.exchanges[self.start :] for m in exchange]
-        # What was thought is not said again.
+        # Reasoning is not sent again.
         return [message._replace(thought="") for message in (*system, *sent, *self.ask.said)]
 
     def shortened(self) -> Turn | None:
-        """After an overflow; None if no exchange is left to trim."""
+        """Returns the turn trimmed after an overflow, or None if nothing is left to trim."""
         sent, (keep, _) = self.before - self.start, self.row.window
         if not sent:
             return None
-        left = keep if keep < sent else sent // 2
-        return replace(self, start=self.before - left, trimmed=True)
+        remaining = keep if keep < sent else sent // 2
+        return replace(self, start=self.before - remaining, trimmed=True)
 
 
 class Model:
-    """All sessions; `running` are the turns in progress, `gone` the removed and the reason."""
+    """All sessions. `running` are the turns in progress, `gone` the announced (id, reason)."""
 
     def __init__(self, now: float) -> None:
         self.now = now
@@ -177,19 +177,19 @@ class Model:
     # --- reading ----------------------------------------------------------------------------
 
     def live(self, session_id: str) -> Row | None:
-        """The stored session, unless it has expired; one in use never has."""
+        """Returns the stored session unless it has expired, which one in use never does."""
         row, turn = self.rows.get(session_id), self.running.get(session_id)
         if row is None or (turn and turn.created):
             return None
         return row if turn or row.expires > self.now else None
 
     def shown(self, session_id: str) -> Row | None:
-        """What a reader is shown: also the session that a running turn creates."""
+        """Returns the session as readers see it, which may be one that a running turn creates."""
         turn = self.running.get(session_id)
         return turn.row if turn else self.live(session_id)
 
     def known(self, ask: Ask) -> Answered | Failure | None:
-        """What the request id has come to already."""
+        """Returns the outcome of a request id that was committed before, or None."""
         row = self.live(ask.session_id)
         if row is None or ask.request_id not in row.requests:
             return None
@@ -197,7 +197,7 @@ class Model:
         return answered if answered and ask.repeats(before) else RequestIdReused
 
     def may_take_over(self, ask: Ask) -> bool:
-        """Nobody loses a turn to results that answer nothing, as far as what is stored tells."""
+        """Returns whether the call may interrupt a turn: its tool results must answer calls."""
         row = self.rows.get(ask.session_id)
         return row is None or row.expires <= self.now or fits(row.messages, ask.said)
 
@@ -228,7 +228,7 @@ class Model:
         return Turn(ask, row, found is None, before, start, trimmed=start > row.start)
 
     def crash(self) -> None:
-        """The process is gone; who had a turn has none."""
+        """Ends the process: no turn is in progress any more."""
         for turn in self.running.values():
             if turn.row.unwritten is not None:
                 turn.row.last_used = turn.row.unwritten
@@ -239,7 +239,10 @@ class Model:
         if not turn.created:
             turn.row.last_used = self.now
 
-    def finish(self, turn: Turn, answer: Spoken, reason: str = "") -> Answered:
+    def finish(
+        self, turn: Turn, answer: Spoken, reason: str = "", *, in_use: Collection[str] = ()
+    ) -> Answered:
+        """Commits the turn. `in_use` are sessions that could not be evicted, besides `running`."""
         row, ask = turn.row, turn.ask
         reason = reason or ("tool_calls" if answer.calls else "stop")
         row.add((*ask.said, answer))
@@ -250,13 +253,13 @@ class Model:
         if ask.request_id:
             row.requests[ask.request_id] = (ask, answered)
         if turn.created:
-            self._store(row)
+            self._store(row, in_use)
         return answered
 
     # --- sessions ---------------------------------------------------------------------------
 
     def create(self, new: Creation, session_id: str) -> Row | Failure:
-        """`session_id` is the one that was made where `new` has none."""
+        """Creates a session. `session_id` is the one that the core chose if `new` has none."""
         if not fits((), new.said):
             return InvalidRequest
         found = self._made_by(new.request_id, new)
@@ -284,8 +287,8 @@ class Model:
         row = Row(session_id, self.now, self.now, parent.idle, parent.system)
         row.labels, row.window, row.parent_id = dict(parent.labels), parent.window, parent.id
         row.exchanges = [list(exchange) for exchange in parent.exchanges[:count]]
-        # The parent's window, unless nothing would be left in it: then as the parent's was when
-        # it had as many exchanges, had each been a turn.
+        # The window starts where the parent's does. If the fork has no exchange from there on, it
+        # starts where the parent's did when that had as many exchanges, each from a turn.
         row.start = parent.start
         if parent.start >= count:
             row.start = 0
@@ -308,19 +311,19 @@ class Model:
         return row
 
     def end(self, session_id: str) -> bool:
-        """False if there is none. What has expired is gone, too."""
+        """Removes the session, even an expired one; returns whether readers saw it."""
         there = self.shown(session_id) is not None
         self.running.pop(session_id, None)
         self._remove(session_id, "client")
         return there
 
     def sweep(self) -> int:
-        """How many went."""
+        """Removes the expired sessions that are not in use, and returns their number."""
         free = [row for row in self.rows.values() if row.id not in self.running]
-        old = sorted((r for r in free if r.expires <= self.now), key=lambda r: (r.expires, r.made))
-        for row in old:
+        expired = [row for row in free if row.expires <= self.now]
+        for row in sorted(expired, key=lambda row: (row.expires, row.made)):
             self._remove(row.id, "idle")
-        return len(old)
+        return len(expired)
 
     def _made_by(self, request_id: str, content: object) -> Row | Failure | None:
         for row in self.rows.values():
@@ -339,21 +342,21 @@ class Model:
         if request_id:
             row.created_by = request_id
             row.requests[request_id] = (content, None)
-        self._store(row, parent_id)
+        self._store(row, (parent_id,))
         return row
 
-    def _store(self, row: Row, parent_id: str = "") -> None:
+    def _store(self, row: Row, protected: Collection[str]) -> None:
         self._remove(row.id, "idle")
         self._made += 1
         row.made = self._made
         self.rows[row.id] = row
-        kept = {row.id, parent_id, *self.running}
+        kept = {row.id, *protected, *self.running}
         while len(self.rows) > MAX_SESSIONS:
             free = [each for each in self.rows.values() if each.id not in kept]
             if not free:
                 return
-            if old := [each for each in free if each.expires <= self.now]:
-                self._remove(min(old, key=lambda each: (each.expires, each.made)).id, "idle")
+            if expired := [each for each in free if each.expires <= self.now]:
+                self._remove(min(expired, key=lambda each: (each.expires, each.made)).id, "idle")
             else:
                 first = min(free, key=lambda each: (each.last_used, each.made))
                 self._remove(first.id, "capacity")
@@ -364,7 +367,7 @@ class Model:
 
 
 def open_calls(history: Sequence[Spoken]) -> list[str]:
-    """The ids of the calls at the end of a history that wait for their results."""
+    """Returns the ids of the calls at the end of a history that have no results yet."""
     answered = set()
     for message in reversed(history):
         if message.role != "tool":
@@ -373,8 +376,8 @@ def open_calls(history: Sequence[Spoken]) -> list[str]:
     return []
 
 
-def fits(history: Sequence[Spoken], said: AnswerRecorder) -> bool:
-    """Whether each result answers a call that waits for it when it is said."""
+def fits(history: Sequence[Spoken], said: Messages) -> bool:
+    """Returns whether each tool result answers a call that has no result yet."""
     return all(
         message.answers in open_calls([*history, *said[:place]])
         for place, message in enumerate(said)
@@ -383,6 +386,6 @@ def fits(history: Sequence[Spoken], said: AnswerRecorder) -> bool:
 
 
 def moved(start: int, before: int, window: tuple[int, int]) -> int:
-    """Where a window that started at `start` starts for a turn after `before` exchanges."""
-    keep, most = window
-    return before - keep if most and before - start > most else start
+    """Returns the new start of a window, for a turn after `before` exchanges."""
+    keep, maximum = window
+    return before - keep if maximum and before - start > maximum else start

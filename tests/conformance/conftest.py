@@ -1,4 +1,4 @@
-"""Every store under the same tests: `store` is each of them in turn, open and empty."""
+"""The fixture `store`, which runs a test on every kind of store, open and empty."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ruvd.stores.sqlite.store import SqliteStore
 
 
 def _ignore(event: Event) -> None:
-    """Observe nothing."""
+    """Ignores the event."""
 
 
 def _memory(path: Path) -> Store:

@@ -1,4 +1,4 @@
-"""What a backup of the SQLite store promises while the store is written to."""
+"""Backups of the SQLite store, taken while it is written to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DEADLINE_SECONDS = 30.0
 
 
 def ignore(event: Event) -> None:
-    """Observe nothing."""
+    """Ignores the event."""
 
 
 @asynccontextmanager
@@ -52,14 +52,14 @@ def left_behind(target: Path) -> list[str]:
 
 
 def damage(path: Path) -> None:
-    """Overwrite some pages in the middle."""
+    """Overwrites some pages in the middle."""
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
     data[middle : middle + 16_384] = b"\xaa" * 16_384
     path.write_bytes(data)
 
 
-async def test_a_commit_between_two_steps_neither_enters_the_copy_nor_starts_it_again(
+async def test_a_commit_between_two_steps_neither_enters_the_copy_nor_restarts_it(
     source: Path, target: Path
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -73,7 +73,7 @@ async def test_a_commit_between_two_steps_neither_enters_the_copy_nor_starts_it_
 
         def progress(done: int, total: int) -> None:
             steps.append((done, total))
-            assert len(steps) < 100, "the copying starts again and again"
+            assert len(steps) < 100, "the copying starts over and over"
             asyncio.run_coroutine_threadsafe(one_more_turn(), loop).result(_DEADLINE_SECONDS)
 
         size = await asyncio.to_thread(back_up, source, target, progress=progress)
@@ -89,7 +89,7 @@ async def test_a_commit_between_two_steps_neither_enters_the_copy_nor_starts_it_
         assert await texts(copy, "s", 0) == [_MEGABYTE] * 5
 
 
-async def test_every_copy_that_is_taken_under_writes_has_whole_turns_only(
+async def test_copies_taken_during_writes_have_complete_turns_only(
     source: Path, tmp_path: Path
 ) -> None:
     copies = [tmp_path / f"copy{number}.db" for number in range(5)]
@@ -119,7 +119,7 @@ async def test_every_copy_that_is_taken_under_writes_has_whole_turns_only(
                 assert sum(map(len, exchanges)) == found.message_count
 
 
-async def test_the_copy_is_one_private_file_that_can_be_read_where_nothing_can_be_written(
+async def test_the_copy_is_one_private_file_that_can_be_read_without_writing(
     source: Path, target: Path
 ) -> None:
     async with opened(source) as store:
@@ -173,9 +173,7 @@ async def test_a_store_of_an_older_ruvd_is_copied_as_it_is_and_opens_afterwards(
         assert await texts(copy, "s") == ["hello"]
 
 
-async def test_a_file_that_exists_is_replaced_only_when_that_is_asked_for(
-    source: Path, target: Path
-) -> None:
+async def test_an_existing_file_is_replaced_only_on_request(source: Path, target: Path) -> None:
     target.write_text("precious")
     async with opened(source) as store:
         await create(store, "s", "hello")
@@ -198,9 +196,7 @@ async def test_a_store_that_is_in_use_is_never_replaced(source: Path, target: Pa
         assert await ids(other) == ["other"]
 
 
-async def test_what_a_backup_that_was_killed_left_behind_does_no_harm(
-    source: Path, target: Path
-) -> None:
+async def test_the_remains_of_a_killed_backup_are_replaced(source: Path, target: Path) -> None:
     for suffix in (".part", ".part-wal", ".part-shm", ".part-journal"):
         Path(f"{target}{suffix}").write_bytes(b"half a backup")
     async with opened(source) as store:
@@ -220,7 +216,7 @@ async def test_a_damaged_store_gives_no_copy(source: Path, target: Path) -> None
     assert left_behind(target) == []
 
 
-def test_what_is_no_store_is_not_copied(tmp_path: Path, target: Path) -> None:
+def test_a_file_that_is_not_a_store_is_not_copied(tmp_path: Path, target: Path) -> None:
     with pytest.raises(StoreUnavailable, match="there is no store"):
         back_up(tmp_path / "nothing.db", target)
     foreign = tmp_path / "foreign.db"
@@ -239,7 +235,7 @@ def test_what_is_no_store_is_not_copied(tmp_path: Path, target: Path) -> None:
     assert left_behind(target) == []
 
 
-async def test_a_copy_into_a_directory_that_does_not_exist_says_so(
+async def test_a_copy_into_a_missing_directory_raises_file_not_found(
     source: Path, tmp_path: Path
 ) -> None:
     async with opened(source) as store:

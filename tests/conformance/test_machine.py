@@ -1,9 +1,10 @@
-"""The core against a model of itself: any sequence of calls, crashes and waits, on every store.
+"""The core, compared with a simple model in any sequence of calls, crashes and waits.
 
-The machine calls; `session_model` says what must come of it; after each step everything that a
-client can see is compared. The engine never gives the same answer twice, so that a turn that is
-lost, committed twice or generated twice shows. Turns can be held open over many steps. Answers may
-think and call tools; results come in later turns, and some answer nothing that was asked.
+After each step, the machine compares everything that a client can see with what `session_model`
+predicts, on every store. The number of stored sessions is also compared with the events about
+sessions. The engine never gives the same answer twice, so that a turn that was lost, committed
+twice or generated twice is detected. Turns can be held open over many steps. Answers may have
+reasoning and tool calls; results follow in later turns, and some of them match no call.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from session_model import (
     WINDOW,
     Addition,
     Answered,
-    AnswerRecorder,
     Ask,
     Creation,
     Failure,
     Fork,
+    Messages,
     Model,
     Row,
     Spoken,
@@ -95,13 +96,13 @@ SESSION_POLICY = SessionPolicy(
     max_sessions=MAX_SESSIONS,
     context_window=ContextWindow(*WINDOW),
 )
-# Shorter than the sessions live: replays come from the kept events and from the store.
+# Shorter than the idle timeouts, so that replays come both from kept events and from the store.
 COMPLETION_POLICY = CompletionPolicy(retention_seconds=30)
 
-# A disk's flushes make this slow and show nothing: a SIGKILL does not undo what they are for.
+# Flushing to a disk would be slow and is not tested here: a SIGKILL loses nothing of a file.
 MEMORY_DISK = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 
-# Most runs are to be long: what clears the stage is asked for twice.
+# Steps that end all turns are rare, so that turns last for many steps.
 SELDOM = st.sampled_from([False, False, False, True])
 ROLES = {"u": Role.USER, "a": Role.ASSISTANT, "s": Role.SYSTEM}
 PAUSES = st.sampled_from([0.0, 0.5, 1.0])
@@ -110,8 +111,9 @@ REQUEST_IDS = st.sampled_from(["", "", "r1", "r2"])
 LABELS = st.sampled_from([(), (("team", "x"),), (("team", "y"),), (("team", "x"), ("on", "1"))])
 IDLES = st.sampled_from([IDLE_SECONDS, 10.0, 20.0])
 WINDOWS = st.sampled_from([WINDOW, (2, 2), (1, 0), (2, 4), (0, 1)])
-# Who says what in a turn: "c" calls tools, "t" answers the last call that waits, "w" answers none;
-# "open" goes on with what waits in the history, if something does.
+# The messages of a turn: "u" is from the user, "a" an answer, "c" an answer that calls tools, "t"
+# the result of the last open call, "w" a result that matches no open call. "open" stands for what
+# the history needs next.
 PATTERNS = st.sampled_from(["u", "u", "uu", "open", "open", ""])
 RESULTS = st.sampled_from(["open", "open", "t", "tu", "tw", "w"])
 HISTORIES = st.sampled_from(
@@ -137,7 +139,7 @@ FATES = st.sampled_from(
 
 @dataclass(eq=False)
 class Call:
-    """One caller of Complete: what it asked for, and what it has been sent."""
+    """One caller of Complete, with its request and the events that it has received."""
 
     ask: Ask
     completion: Completion
@@ -181,7 +183,7 @@ class Call:
 
 @dataclass(eq=False)
 class Held:
-    """A turn that is held open: it ends when its gate opens."""
+    """A turn that is held open until its gate is set."""
 
     turn: Turn
     call: Call
@@ -196,7 +198,7 @@ class Held:
 
 
 class SessionsMachine(RuleBasedStateMachine):
-    """Drives the core; subclasses choose the store."""
+    """The state machine; subclasses choose the store."""
 
     durable: ClassVar[bool]
 
@@ -252,7 +254,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
     @property
     def stored(self) -> int:
-        """How many sessions the store holds by the events: found, plus created, minus ended."""
+        """The number of sessions by the events: found at the start, plus created minus ended."""
         ended = sum(self.statistics.sessions_ended.values())
         return self.found + self.statistics.sessions_created - ended
 
@@ -271,7 +273,7 @@ class SessionsMachine(RuleBasedStateMachine):
         self.words += 1
         return f"{prefix} {self.words}"
 
-    def said(self, pattern: str, row: Row | None = None) -> AnswerRecorder:
+    def said(self, pattern: str, row: Row | None = None) -> Messages:
         history = row.messages if row else []
         said: list[Spoken] = []
         for letter in pattern:
@@ -283,12 +285,12 @@ class SessionsMachine(RuleBasedStateMachine):
             return self.asking()
         if letter in "tw":
             waiting = open_calls(history) if letter == "t" else ()
-            # Where nothing waits, what may have been answered before.
+            # Without an open call, the result is for a call that may have been answered.
             return Spoken("tool", self.word("result"), answers=[*"xy", *waiting][-1])
         return Spoken(ROLES[letter].value, self.word("said"))
 
     def asking(self) -> Spoken:
-        """An answer that calls tools. Ids are the same in each, as some servers have it."""
+        """Returns an answer that calls tools. All use the same call ids, as some servers do."""
         text = self.word("asks") if self.words % 3 else ""
         return Spoken("assistant", text, self.calls(), thought=self.word("thought"))
 
@@ -297,7 +299,7 @@ class SessionsMachine(RuleBasedStateMachine):
         return tuple((call_id, self.word("name"), self.word('{"n": ')) for call_id in ids)
 
     def one(self, who: int) -> str:
-        """A session, mostly one that exists."""
+        """Chooses a session id, mostly that of a session that exists."""
         there = [*self.model.rows, *self.held]
         return there[who % len(there)] if there and who < 6 else POOL[who % len(POOL)]
 
@@ -307,7 +309,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
     @initialize(patterns=st.lists(HISTORIES, min_size=2, max_size=4), apart=PAUSES)
     def begin(self, patterns: list[str], apart: float) -> None:
-        """Most of what can go wrong takes a house that is nearly full."""
+        """Creates some sessions, because most faults need a store that is nearly full."""
         for session_id, pattern in zip(POOL, patterns, strict=False):
             self.go(self.created(Creation(session_id, self.said(pattern), "", (), WINDOW, 50.0)))
             self.passes(apart)
@@ -339,27 +341,27 @@ class SessionsMachine(RuleBasedStateMachine):
     def answer_calls(
         self, *, which: int, pattern: str, request_id: str, fate: str, slowly: bool
     ) -> None:
-        """Results come in, where calls wait for them: all of them, some, or wrong ones."""
+        """Sends results to a session with open calls: all of them, some, or wrong ones."""
         there = self.asked()
         ask = self.request(there[which % len(there)], pattern, request_id, again=False)
         self.go(self.ask(ask, IfBusy.QUEUE, "hold" if slowly else fate))
 
     @rule(who=WHO, request_id=REQUEST_IDS, rounds=st.integers(1, 3), last=FATES)
     def complete_with_tools(self, who: int, request_id: str, rounds: int, last: str) -> None:
-        """Calls and results by turns, and then the answer."""
+        """Alternates tool calls and results, and ends with an answer."""
         session_id = self.one(who)
         for fate in (*["calls"] * rounds, last):
             ask = self.request(session_id, "open", request_id, again=False)
             self.go(self.ask(ask, IfBusy.QUEUE, fate))
 
     def asked(self) -> list[str]:
-        """The sessions whose calls wait for results."""
+        """Returns the ids of the active sessions with open calls."""
         rows = [row for row in self.model.rows.values() if open_calls(row.messages)]
         return [row.id for row in rows if self.model.live(row.id)]
 
     @rule(who=WHO, pattern=PATTERNS, request_id=REQUEST_IDS, continues=st.booleans())
     def complete_slowly(self, who: int, pattern: str, request_id: str, *, continues: bool) -> None:
-        """A turn that is held open, over the next steps."""
+        """Begins a turn that is held open over the next steps."""
         ask = self.request(self.one(who), pattern, request_id, again=False)
         if ask.session_id not in self.held:
             self.go(self.ask(ask, IfBusy.QUEUE, "hold", continues=continues))
@@ -376,7 +378,7 @@ class SessionsMachine(RuleBasedStateMachine):
     def complete_in_use(
         self, *, which: int, pattern: str, request_id: str, again: bool, if_busy: IfBusy, queue: int
     ) -> None:
-        """Someone calls while the turn is held open, perhaps after others who wait already."""
+        """Calls Complete while a turn is held open, perhaps behind others in the queue."""
         session_id = [*self.held][which % len(self.held)]
         for _ in range(queue):
             self.go(self.ask(self.request(session_id, "u", "", again=False), IfBusy.QUEUE))
@@ -393,7 +395,7 @@ class SessionsMachine(RuleBasedStateMachine):
         return self.asked_before(ask) if again and request_id else ask
 
     def asked_before(self, ask: Ask) -> Ask:
-        """The same request again, if its id was used in this session."""
+        """Returns the earlier request with this request id in the session, if there is one."""
         for call in self.in_flight(ask.session_id):
             if call.ask.request_id == ask.request_id:
                 return call.ask
@@ -457,7 +459,7 @@ class SessionsMachine(RuleBasedStateMachine):
             self.compare(call, outcome, turn)
 
     def attach(self, ask: Ask, other: Call) -> None:
-        """The same request id while its completion runs or waits."""
+        """Repeats a request id while its completion runs or waits."""
         if not ask.repeats(other.ask):
             with pytest.raises(RequestIdReused):
                 self.start(ask)
@@ -467,7 +469,7 @@ class SessionsMachine(RuleBasedStateMachine):
         self.held[ask.session_id].others.append(call)
 
     def foretell(self, turn: Turn | Failure, fate: str = "answer") -> Answered | Failure:
-        """What must come of a turn; scripts the engine for it."""
+        """Returns the outcome that the model predicts, and scripts the engine for it."""
         if not isinstance(turn, Turn):
             return turn
         overflow = ContextTooLong("too long")
@@ -505,7 +507,7 @@ class SessionsMachine(RuleBasedStateMachine):
     def compare(
         self, call: Call, outcome: Answered | Failure, turn: Turn | Failure | None = None
     ) -> None:
-        """What the caller has got, against what must come of the call."""
+        """Compares what the caller has received with the predicted outcome."""
         if not isinstance(outcome, Answered):
             assert type(call.error) is outcome
             assert not call.finished
@@ -514,18 +516,18 @@ class SessionsMachine(RuleBasedStateMachine):
         last = call.finished
         assert last
         assert isinstance(last.event, Finished)
-        told = Answered(
+        received = Answered(
             spoken(last.event.message),
             last.event.exchange_count,
             last.event.finish_reason.value,
         )
-        assert told == outcome
+        assert received == outcome
         first = call.events[0].event
         if isinstance(first, Started):
             assert [event.sequence for event in call.events] == [*range(1, last.sequence + 1)]
             streamed = joined([e.event for e in call.events if isinstance(e.event, Delta)])
             if outcome.reason == "cancelled":
-                streamed = streamed._replace(calls=())  # half a call is not kept
+                streamed = streamed._replace(calls=())  # an incomplete call is not kept
             assert streamed == outcome.answer
         else:
             assert len(call.events) == 1
@@ -539,7 +541,7 @@ class SessionsMachine(RuleBasedStateMachine):
             if call.ask.request_id:
                 self.finished[turn.row.id, turn.row.made, named(call.ask)] = last
         elif row and call.ask.request_id:
-            # Nobody has seen it before if its reader had left.
+            # If the first reader had left, this is the first time that it is seen.
             assert last == self.finished.setdefault((row.id, row.made, named(call.ask)), last)
 
     # --- turns that are held open -------------------------------------------------------------
@@ -567,7 +569,7 @@ class SessionsMachine(RuleBasedStateMachine):
         self.held[ask.session_id] = Held(turn, call, gate, text, rest, calls, continues)
 
     async def ends(self, held: Held, outcome: Answered | Failure) -> None:
-        """A held turn ends, and then each that waits for it has its turn."""
+        """Ends a held turn, after which each waiting call has its turn."""
         session_id = held.turn.row.id
         del self.held[session_id]
         if not isinstance(outcome, Answered):
@@ -654,7 +656,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
     @rule(who=WHO, request_id=REQUEST_IDS, systems=st.sampled_from(["", "Be brief."]))
     def complete_twice_at_once(self, who: int, request_id: str, systems: str) -> None:
-        """Two callers at once: one after the other, or one turn for both by the request id."""
+        """Calls twice at once: with the same request id it is one turn, otherwise two."""
         session_id = self.one(who)
         first = Ask(session_id, self.said("u"), request_id=request_id, system=systems)
         second = first if request_id else Ask(session_id, self.said("u"))
@@ -678,7 +680,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1000))
     def resume(self, which: int) -> None:
-        """A committed completion can be resumed for as long as its session lives."""
+        """Resumes a committed completion, which must work for as long as its session exists."""
         if self.finished:
             key = [*self.finished][which % len(self.finished)]
             self.go(self.resumed(*key))
@@ -697,7 +699,7 @@ class SessionsMachine(RuleBasedStateMachine):
         assert await self.events_of(ref, after=expected.sequence) == []
 
     def kept(self, completion_id: str) -> bool:
-        """Whether the events of an ended completion are still there without its session.
+        """Returns whether the events of an ended completion are kept without its session.
 
         They are dropped after the retention, when the next completion begins or ends.
         """
@@ -745,15 +747,15 @@ class SessionsMachine(RuleBasedStateMachine):
                 request_id=new.request_id,
             )
         )
-        await self.newcomer(call, lambda made: self.model.create(new, made), new.session_id)
+        await self.check_created(call, lambda made: self.model.create(new, made), new.session_id)
 
-    async def newcomer(
+    async def check_created(
         self,
         call: Coroutine[Any, Any, SessionState],
         model: Callable[[str], Row | Failure],
         session_id: str,
     ) -> None:
-        """Make a session and compare; with no `session_id` the core makes one."""
+        """Creates a session and compares it; without a `session_id` the core chooses one."""
         state, failure = None, None
         try:
             state = await call
@@ -791,7 +793,7 @@ class SessionsMachine(RuleBasedStateMachine):
         call = self.commands.fork(
             NewFork(new.parent_id, new.exchange_count, new.session_id, new.request_id)
         )
-        self.go(self.newcomer(call, lambda made: self.model.fork(new, made), new.session_id))
+        self.go(self.check_created(call, lambda made: self.model.fork(new, made), new.session_id))
 
     @rule(
         who=WHO,
@@ -878,12 +880,12 @@ class SessionsMachine(RuleBasedStateMachine):
     # --- crashes ----------------------------------------------------------------------------
 
     def copied(self) -> Path:
-        """Where the store is found after a crash: its files as a SIGKILL leaves them."""
+        """Copies the store's files as a SIGKILL would leave them, and returns their path."""
         self.lives += 1
         path = Path(self.folder.name) / str(self.lives) / "ruvd.db"
         if self.durable:
             path.parent.mkdir()
-            # No commit may be under way: a copy, unlike a crash, takes time.
+            # No commit may happen meanwhile, because copying, unlike a crash, takes time.
             db = sqlite3.connect(self.path, timeout=DEADLINE_SECONDS, isolation_level=None)
             db.execute("BEGIN IMMEDIATE")
             for suffix in ("", "-wal"):
@@ -893,7 +895,7 @@ class SessionsMachine(RuleBasedStateMachine):
         return path
 
     async def restarted(self, path: Path) -> None:
-        """The process is gone, and the next one opens what it has left."""
+        """Ends the process and opens the store at `path` in the next one."""
         await self.close()
         for held in self.held.values():
             for call in (held.call, *held.others, *held.waiting):
@@ -914,7 +916,7 @@ class SessionsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.durable and len(self.held) < MAX_SESSIONS)
     @rule(who=WHO, hops=st.integers(0, 8), now=SELDOM)
     def crash_during_a_turn(self, *, who: int, hops: int, now: bool) -> None:
-        """A turn is committed or it is not; the same request then gives one turn, never two."""
+        """Crashes during a turn: repeating its request must give one turn, never two."""
         ask = Ask(self.one(who), self.said("u"), request_id=self.word("once"))
         if now and ask.session_id not in self.held:
             self.go(self.crashed(ask, hops))
@@ -924,7 +926,7 @@ class SessionsMachine(RuleBasedStateMachine):
         for _ in range(hops):
             await self.store.get("")
         seen = call.finished
-        path = self.copied()
+        path, in_use = self.copied(), tuple(self.model.running)
         await self.restarted(path)
         await call.ended()
         # The turn went on after the copy was made, so its generation counts in any case.
@@ -935,9 +937,10 @@ class SessionsMachine(RuleBasedStateMachine):
         if len(self.engine.requests) > len(self.prompts):
             self.generated(turn)
         if idempotency_record:
-            self.model.finish(turn, Spoken("assistant", f"answer {len(self.prompts)}"))
+            answer = Spoken("assistant", f"answer {len(self.prompts)}")
+            self.model.finish(turn, answer, in_use=in_use)  # committed before the crash
         if idempotency_record or await self.store.get(ask.session_id) is None:
-            self.model.gone.clear()  # removed before the crash, as its observer was
+            self.model.gone.clear()  # announced before the crash
         again = self.start(ask)
         await again.ended()
         if idempotency_record:
@@ -999,9 +1002,9 @@ class SessionsMachine(RuleBasedStateMachine):
         assert listed == [row.id for row in live if labels.items() <= row.labels.items()]
 
     async def settled(self) -> None:
-        """Return when everyone who was going to wait for a turn does.
+        """Returns when every call that is going to wait for a turn does so.
 
-        The store answers in order, so whoever asked before has gone on by then.
+        The store answers in order, so all calls before these have continued by then.
         """
         for _ in range(4):
             await self.store.counts(0)
@@ -1017,7 +1020,7 @@ def made(row: Row) -> int:
     return row.made
 
 
-def messages(said: AnswerRecorder) -> tuple[Message, ...]:
+def messages(said: Messages) -> tuple[Message, ...]:
     return tuple(
         Message(Role(role), text, tuple(ToolCall(*call) for call in calls), answers, thought)
         for role, text, calls, answers, thought in said
@@ -1031,7 +1034,7 @@ def spoken(message: Message) -> Spoken:
 
 
 def script(answer: Spoken) -> list[Step]:
-    """How an engine gives this answer, the calls side by side and piece by piece."""
+    """Returns the engine's chunks for an answer, with the parts of its calls interleaved."""
     steps: list[Step] = []
     if answer.thought:
         steps.append(EngineReasoning(answer.thought))
@@ -1047,7 +1050,7 @@ def script(answer: Spoken) -> list[Step]:
 
 
 def joined(deltas: Sequence[Delta]) -> Spoken:
-    """The answer that a reader of these has."""
+    """Returns the answer that these deltas add up to."""
     calls: dict[int, tuple[str, str, str]] = {}
     for each in deltas:
         if more := each.tool_call:
@@ -1062,7 +1065,7 @@ def joined(deltas: Sequence[Delta]) -> Spoken:
 
 
 def facts(session: Session) -> dict[str, object]:
-    """What of a session is compared, as its name and its value."""
+    """Returns the properties of a session that are compared."""
     window = session.context_window
     return {
         "id": session.id,
@@ -1082,7 +1085,7 @@ def facts(session: Session) -> dict[str, object]:
 
 
 def row_facts(row: Row) -> dict[str, object]:
-    """The same of a session of the model."""
+    """Returns the same properties of a session of the model."""
     return {
         "id": row.id,
         "create_time": row.create_time,
@@ -1101,7 +1104,7 @@ def row_facts(row: Row) -> dict[str, object]:
 
 
 class MemoryMachine(SessionsMachine):
-    """On the memory store, which forgets everything in a crash."""
+    """The machine on the memory store, which loses everything in a crash."""
 
     durable = False
 
@@ -1110,7 +1113,7 @@ class MemoryMachine(SessionsMachine):
 
 
 class SqliteMachine(SessionsMachine):
-    """On the SQLite store, which forgets nothing."""
+    """The machine on the SQLite store, which loses nothing in a crash."""
 
     durable = True
 
@@ -1118,10 +1121,10 @@ class SqliteMachine(SessionsMachine):
         return SqliteStore(path, observer=self.observe)
 
 
-# Ten minutes are for a failure, which takes long to shrink.
+# A failing example takes minutes to shrink.
 TestMemory = pytest.mark.timeout(600)(MemoryMachine.TestCase)
 TestSqlite = pytest.mark.timeout(600)(SqliteMachine.TestCase)
-# The same examples in every run: a failure in CI is found again at once.
+# All runs use the same examples, so that a failure in CI can be reproduced.
 _SETTINGS = settings(stateful_step_count=30, deadline=None, derandomize=True)
 TestMemory.settings = settings(_SETTINGS, max_examples=300)
 TestSqlite.settings = settings(_SETTINGS, max_examples=220)

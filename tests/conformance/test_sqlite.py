@@ -1,4 +1,4 @@
-"""What only the SQLite store promises: its file, its lock, its faults and its cost."""
+"""The promises of the SQLite store alone: its file, lock, errors, cost and cache."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def opened(path: Path, seen: list[Event] | None = None) -> AsyncIterator[S
 
 
 async def query(path: Path, statement: str) -> tuple[Any, ...]:
-    """The first row that another connection to the open database reads."""
+    """Returns the first row of a query on another connection to the open database."""
 
     def first() -> tuple[Any, ...]:
         with closing(sqlite3.connect(path)) as db:
@@ -83,14 +83,14 @@ async def until(
 
 
 def replace_file(path: Path, other: Path) -> None:
-    """Put the other in the place of an open database."""
+    """Replaces an open database by another file."""
     for suffix in ("-wal", "-shm"):
         path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
     other.replace(path)
 
 
 def ignore(event: Event) -> None:
-    """Observe nothing."""
+    """Ignores the event."""
 
 
 def content(path: Path) -> bytes:
@@ -101,12 +101,12 @@ def overwrite(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def take_away(path: Path, away: Path) -> None:
+def move_away(path: Path, away: Path) -> None:
     path.rename(away)
     path.mkdir()
 
 
-def put_back(path: Path, away: Path) -> None:
+def move_back(path: Path, away: Path) -> None:
     path.rmdir()
     away.rename(path)
 
@@ -138,8 +138,8 @@ async def test_everything_survives_a_close(path: Path) -> None:
         assert await texts(store, "f") == ["0", "own"]
         assert await store.completion("c-1") == ("f", commit.idempotency_record)
         assert [s.id for s in (await store.list(after=0, limit=9, labels={"x": "1"}, now=0))[0]]
-        newcomer = Commit(session("d", now=4), create=True, max_sessions=4, now=4)
-        assert list(await store.commit(newcomer)) == evicted("b")
+        creation = Commit(session("d", now=4), create=True, max_sessions=4, now=4)
+        assert list(await store.commit(creation)) == evicted("b")
         assert list(await store.expire(53, ())) == ["a"]
         assert await ids(store) == ["c", "f", "d"]
 
@@ -162,7 +162,7 @@ async def test_tool_calls_and_reasoning_survive_a_close(path: Path) -> None:
 
 
 def store_of_schema_1(path: Path) -> None:
-    """A database as the first ruvd left it: a session of two exchanges, a fork, two receipts."""
+    """Writes a database as the first ruvd did: two exchanges, a fork, two idempotency records."""
     path.parent.mkdir(parents=True)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for statement in MIGRATIONS[0]:
@@ -181,18 +181,18 @@ def store_of_schema_1(path: Path) -> None:
             db.execute("INSERT INTO messages VALUES (NULL, ?, ?, ?, ?, ?, ?)", row)
         figures = figures_column(finished(Message(Role.USER)), with_message=False)
         elsewhere = figures[:-1] + ', "message": ["assistant", "elsewhere"]}'
-        for number, (message, told) in enumerate(((4, figures), (None, elsewhere))):
-            kept = (1, f"r{number}", 0, b"d", f"c{number}", 7, message, told)
+        for number, (message, column) in enumerate(((4, figures), (None, elsewhere))):
+            kept = (1, f"r{number}", 0, b"d", f"c{number}", 7, message, column)
             db.execute("INSERT INTO receipts VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", kept)
 
 
-async def test_a_database_of_schema_1_is_brought_up_to_date_and_keeps_everything(
+async def test_a_database_of_schema_1_is_migrated_and_keeps_everything(
     path: Path,
 ) -> None:
     await asyncio.to_thread(store_of_schema_1, path)
     one = (Message(Role.USER, "one"), Message(Role.ASSISTANT, "\N{SNOWMAN}"))
     two = (Message(Role.USER, "two"), Message(Role.ASSISTANT, "re2"))
-    told = finished(two[1])
+    expected = finished(two[1])
     async with opened(path) as store:
         full, child = await store.get("full"), await store.get("child")
         assert full == replace(full_session(), message_count=4, exchange_count=2, size_bytes=12)
@@ -200,12 +200,12 @@ async def test_a_database_of_schema_1_is_brought_up_to_date_and_keeps_everything
         assert list(await store.exchanges("full", 0)) == [one, two]
         assert list(await store.exchanges("child", 0)) == [one]
         assert await store.idempotency_record("full", "r0") == IdempotencyRecord(
-            "r0", b"d", "c0", 7, told
+            "r0", b"d", "c0", 7, expected
         )
-        told = replace(told, message=Message(Role.ASSISTANT, "elsewhere"))
+        expected = replace(expected, message=Message(Role.ASSISTANT, "elsewhere"))
         assert await store.completion("c1") == (
             "full",
-            IdempotencyRecord("r1", b"d", "c1", 7, told),
+            IdempotencyRecord("r1", b"d", "c1", 7, expected),
         )
         await store.commit(said(child, *TOOL_EXCHANGE))
     async with opened(path) as store:
@@ -259,7 +259,7 @@ async def test_only_the_owner_can_read_the_files(path: Path) -> None:
     assert path.parent.parent.stat().st_mode & 0o777 == 0o700
 
 
-async def test_closing_finishes_what_was_begun_and_may_be_repeated(path: Path) -> None:
+async def test_closing_completes_the_pending_writes_and_may_be_repeated(path: Path) -> None:
     store = SqliteStore(path, observer=ignore)
     await store.open()
     writes = [asyncio.ensure_future(create(store, f"s{number}")) for number in range(10)]
@@ -336,7 +336,7 @@ asyncio.run(main())
 
 
 def hold(path: Path, turns: int) -> subprocess.Popen[str]:
-    """A process that has the store open, and says so."""
+    """Starts a process that opens the store, and returns once it has."""
     holder = subprocess.Popen(
         [sys.executable, "-c", _HOLDER, str(path), str(turns)], stdout=subprocess.PIPE, text=True
     )
@@ -346,7 +346,7 @@ def hold(path: Path, turns: int) -> subprocess.Popen[str]:
 
 
 def kill(holder: subprocess.Popen[str]) -> str:
-    """SIGKILL; what it had still said."""
+    """Sends SIGKILL and returns the output that had not been read yet."""
     holder.send_signal(signal.SIGKILL)
     said, _ = holder.communicate()
     return said
@@ -362,7 +362,7 @@ async def test_a_second_store_in_the_same_process_is_refused(path: Path) -> None
         assert await ids(store) == ["s"]
 
 
-async def test_the_lock_holds_between_processes_and_goes_with_its_holder(path: Path) -> None:
+async def test_the_lock_excludes_other_processes_until_its_holder_ends(path: Path) -> None:
     holder = await asyncio.to_thread(hold, path, 0)
     try:
         with pytest.raises(StoreLocked, match=f"process {holder.pid}"):
@@ -377,25 +377,25 @@ async def test_the_lock_holds_between_processes_and_goes_with_its_holder(path: P
 async def test_kill_9_loses_no_commit_that_had_returned(path: Path) -> None:
     holder = await asyncio.to_thread(hold, path, 1_000_000)
 
-    def listen_then_kill() -> list[str]:
+    def read_then_kill() -> list[str]:
         assert holder.stdout is not None
-        heard = [holder.stdout.readline() for _ in range(400)]
-        # Its last line may have been cut, but is then a commit that had returned all the same.
-        return heard + kill(holder).splitlines()[:-1]
+        acknowledged = [holder.stdout.readline() for _ in range(400)]
+        # The last line may be incomplete; it is left out.
+        return acknowledged + kill(holder).splitlines()[:-1]
 
-    returned = [line.split() for line in await asyncio.to_thread(listen_then_kill)]
+    returned = [line.split() for line in await asyncio.to_thread(read_then_kill)]
     async with opened(path) as store:
         for name in ("s0", "s1", "s2", "s3"):
-            told = [number for said, number in returned if said == name]
-            assert told
-            kept = await texts(store, name)
-            assert kept[: len(told)] == told
+            expected = [number for session_id, number in returned if session_id == name]
+            assert expected
+            stored = await texts(store, name)
+            assert stored[: len(expected)] == expected
             found = await store.get(name)
             assert found is not None
-            assert found.message_count == len(kept)
+            assert found.message_count == len(stored)
 
 
-# --- faults -------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
 async def test_a_full_disk_fails_the_batch_and_is_recovered_from(path: Path) -> None:
@@ -444,19 +444,19 @@ async def test_a_full_disk_fails_the_batch_and_is_recovered_from(path: Path) -> 
         file.release()
 
 
-async def test_a_file_that_is_taken_away_is_missed_and_found_again(path: Path) -> None:
+async def test_a_file_that_was_moved_away_is_reported_and_found_again(path: Path) -> None:
     seen: list[Event] = []
     async with opened(path, seen) as store:
         made = await create(store, "s", "kept")
         away = path.with_name("away.db")
-        take_away(path, away)
+        move_away(path, away)
         for _ in range(2):
             with pytest.raises(StoreUnavailable, match="check that it is a file"):
                 await store.commit(turn(made, "lost"))
             with pytest.raises(StoreUnavailable, match="check that it is a file"):
                 await store.get("s")
         assert states(seen) == [True, False]
-        put_back(path, away)
+        move_back(path, away)
         assert await texts(store, "s") == ["kept"]
         await talk(store, made, "more")
         assert states(seen) == [True, False, True]
@@ -486,11 +486,11 @@ async def test_a_damaged_file_is_never_touched_and_may_be_restored(path: Path) -
         await store.close()
 
 
-async def test_damage_inside_the_file_is_told_and_not_repaired(path: Path) -> None:
+async def test_damage_inside_the_file_is_reported_and_not_repaired(path: Path) -> None:
     async with opened(path) as store:
         await create(store, "s", *(_KILOBYTE for _ in range(100)))
     good = content(path)
-    # The header and the schema are whole; every later page is noise.
+    # The header and the schema are intact; every later page is damaged.
     overwrite(path, good[:4096] + b"\xff" * (len(good) - 4096))
     store = SqliteStore(path, observer=ignore)
     try:
@@ -502,7 +502,9 @@ async def test_damage_inside_the_file_is_told_and_not_repaired(path: Path) -> No
         await store.close()
 
 
-async def test_a_foreign_lock_makes_the_store_unavailable_until_it_goes(path: Path) -> None:
+async def test_another_programs_lock_makes_the_store_unavailable_until_it_is_released(
+    path: Path,
+) -> None:
     seen: list[Event] = []
     async with opened(path, seen) as store:
         made = await create(store, "s", "kept")
@@ -530,7 +532,7 @@ async def test_a_directory_that_cannot_be_made_is_retried(tmp_path: Path) -> Non
         await store.close()
 
 
-async def test_a_callers_mistake_is_its_own(path: Path) -> None:
+async def test_an_invalid_argument_fails_only_its_own_caller(path: Path) -> None:
     seen: list[Event] = []
     async with opened(path, seen) as store:
         await create(store, "s", "0")
@@ -560,7 +562,7 @@ async def test_concurrent_writes_share_transactions(path: Path) -> None:
         assert len(await ids(store)) == 256
 
 
-async def test_a_thousand_forks_of_a_megabyte_write_little(path: Path) -> None:
+async def test_a_thousand_forks_of_a_megabyte_take_less_than_another_megabyte(path: Path) -> None:
     async with opened(path) as store:
         parent = await create(store, "p", *(_KILOBYTE for _ in range(512)))
         before = await asyncio.to_thread(disk_bytes, path)
@@ -624,7 +626,7 @@ async def test_the_file_shrinks_when_sessions_end(path: Path) -> None:
 
         await until(empty)
         assert await store.counts(0) == StoreCounts(0, 0, 0)
-    # The log is gone with the last connection.
+    # The last connection has deleted the log.
     assert file_bytes(path) == disk_bytes(path) - file_bytes(path.with_name("ruvd.db.lock"))
     assert file_bytes(path) < 2 * 1024 * 1024
 
@@ -639,10 +641,10 @@ async def test_the_log_stays_bounded_under_load(path: Path) -> None:
         assert await asyncio.to_thread(lambda: wal.stat().st_size) < 12 * 1024 * 1024
 
 
-# --- what is known without the file -------------------------------------------------------------
+# --- the session cache -------------------------------------------------------------
 
 
-async def test_a_turn_begins_at_once_in_what_is_known_and_after_the_writes_before_it(
+async def test_a_turn_in_a_cached_session_begins_at_once_unless_a_write_is_pending(
     path: Path,
 ) -> None:
     async with opened(path) as store:
@@ -657,14 +659,14 @@ async def test_a_turn_begins_at_once_in_what_is_known_and_after_the_writes_befor
         assert await ending
 
 
-async def test_a_turn_with_a_request_id_looks_for_its_receipt_in_the_file(path: Path) -> None:
+async def test_a_turn_with_a_request_id_finds_its_record_in_the_file(path: Path) -> None:
     async with opened(path) as store:
         commit = completed(turn(await create(store, "s"), "a"), "r", "c")
         await store.commit(commit)
         assert (await store.begin_turn("s", "r", 1)).idempotency_record == commit.idempotency_record
 
 
-async def test_nothing_is_known_of_a_file_that_was_replaced_once_that_is_seen(path: Path) -> None:
+async def test_the_cache_is_cleared_once_the_file_is_found_to_be_gone(path: Path) -> None:
     async with opened(path) as store:
         made = await create(store, "s", "a")
         path.rename(path.with_name("away"))
@@ -675,7 +677,7 @@ async def test_nothing_is_known_of_a_file_that_was_replaced_once_that_is_seen(pa
         assert await store.begin_turn("s", "", 1) == TurnSnapshot()
 
 
-async def test_a_turn_is_not_added_to_another_session_that_came_in_the_place_of_its_own(
+async def test_a_turn_is_not_added_to_a_session_of_the_same_id_in_a_replaced_file(
     path: Path,
 ) -> None:
     other = path.with_name("other.db")
@@ -692,20 +694,20 @@ async def test_a_turn_is_not_added_to_another_session_that_came_in_the_place_of_
         assert await texts(store, "s") == ["x"]
 
 
-async def test_only_what_changes_something_counts_as_written(path: Path) -> None:
+async def test_only_operations_that_change_something_count_as_writes(path: Path) -> None:
     seen: list[Event] = []
     async with opened(path, seen) as store:
         await create(store, "s", "a")
         await store.begin_turn("s", "", 1)
         seen.clear()
-        # Queued behind another, so that they are of one transaction, or none.
+        # They are queued behind a write, so that the thread runs them.
         await asyncio.gather(store.end("none"), *(store.begin_turn("s", "", 1) for _ in range(9)))
         assert not [event for event in seen if isinstance(event, StoreBatch)]
         await asyncio.gather(store.end("none"), store.touch("s", 2))
         assert [event for event in seen if isinstance(event, StoreBatch)] == [StoreBatch(1)]
 
 
-async def test_a_turn_is_not_added_to_an_older_state_of_its_session_that_came_meanwhile(
+async def test_a_turn_is_not_added_to_an_older_state_of_its_session_in_a_restored_file(
     path: Path,
 ) -> None:
     backup = path.with_name("backup.db")

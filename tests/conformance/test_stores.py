@@ -1,4 +1,4 @@
-"""What every store promises, whatever it is made of."""
+"""The promises of the port `Store`, tested on every store."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_messages_come_back_in_order_grouped_by_exchange(store: Store) -> 
         (Message(Role.USER, "one"), Message(Role.ASSISTANT, "re: one")),
         (Message(Role.USER, "two"), Message(Role.ASSISTANT, "re: two")),
     ]
-    # A message may join the last exchange in a later commit.
+    # A later commit may add a message to the last exchange.
     more = Message(Role.TOOL, "\N{SNOWMAN}")
     await store.commit(Commit(replace(made, message_count=5), [(1, more)]))
     assert list(await store.exchanges("s", 1)) == [(*exchanges[1], more)]
@@ -74,7 +74,7 @@ async def test_tool_calls_their_results_and_reasoning_come_back_byte_for_byte(
     first = said(made, *TOOL_EXCHANGE[:2])
     await store.commit(first)
     assert list(await store.exchanges("s", 1)) == [TOOL_EXCHANGE[:2]]
-    # The results come in the next turn, and belong to the same exchange.
+    # The results arrive in the next turn and belong to the same exchange.
     second = said(first.session, *TOOL_EXCHANGE[2:])
     await store.commit(second)
     assert list(await store.exchanges("s", 1)) == [TOOL_EXCHANGE]
@@ -129,41 +129,41 @@ async def test_a_session_that_has_expired_is_replaced_with_nothing_left_of_it(
     assert not (await store.list(after=0, limit=9, labels={"a": "1"}, now=0))[0]
 
 
-async def test_at_capacity_the_least_recently_used_goes_with_the_newcomers_commit(
+async def test_at_capacity_a_new_sessions_commit_evicts_the_least_recently_used(
     store: Store,
 ) -> None:
     for number in range(3):
         await create(store, f"s{number}", now=number)
     await store.touch("s0", 5)
-    newcomer = Commit(session("s3", now=3), create=True, max_sessions=3, now=3)
-    assert list(await store.commit(newcomer)) == evicted("s1")
+    creation = Commit(session("s3", now=3), create=True, max_sessions=3, now=3)
+    assert list(await store.commit(creation)) == evicted("s1")
     assert await ids(store) == ["s0", "s2", "s3"]
 
 
 async def test_expired_sessions_are_evicted_before_older_ones(store: Store) -> None:
     await create(store, "old", now=0, idle=1_000)
     await create(store, "expired", now=5, idle=1)
-    newcomer = Commit(session("new", now=10), create=True, max_sessions=2, now=10)
-    assert list(await store.commit(newcomer)) == expired("expired")
+    creation = Commit(session("new", now=10), create=True, max_sessions=2, now=10)
+    assert list(await store.commit(creation)) == expired("expired")
     await create(store, "expired", now=5, idle=1)
-    newcomer = Commit(session("newer", now=10), create=True, max_sessions=1, now=10)
-    removed = list(await store.commit(newcomer))
+    creation = Commit(session("newer", now=10), create=True, max_sessions=1, now=10)
+    removed = list(await store.commit(creation))
     assert removed == [*expired("expired"), *evicted("old", "new")]
 
 
-async def test_neither_the_protected_nor_the_newcomer_is_evicted(store: Store) -> None:
+async def test_neither_a_protected_nor_the_new_session_is_evicted(store: Store) -> None:
     await create(store, "a", now=5)
     await create(store, "b", now=6)
-    newcomer = Commit(
+    creation = Commit(
         session("c", now=1), create=True, max_sessions=1, protected={"a", "b"}, now=200
     )
-    assert not await store.commit(newcomer)
+    assert not await store.commit(creation)
     assert await ids(store, now=0) == ["a", "b", "c"]
-    newcomer = Commit(session("d", now=0), create=True, max_sessions=3, protected={"a"}, now=9)
-    assert list(await store.commit(newcomer)) == evicted("c")
+    creation = Commit(session("d", now=0), create=True, max_sessions=3, protected={"a"}, now=9)
+    assert list(await store.commit(creation)) == evicted("c")
 
 
-async def test_a_refused_newcomer_evicts_nothing(store: Store) -> None:
+async def test_a_creation_that_is_refused_evicts_nothing(store: Store) -> None:
     await create(store, "a")
     await create(store, "b")
     with pytest.raises(SessionExists):
@@ -176,7 +176,9 @@ async def test_touching_an_unknown_session_does_nothing(store: Store) -> None:
     assert await store.get("s") is None
 
 
-async def test_a_turn_begins_with_the_session_its_window_and_touches_it(store: Store) -> None:
+async def test_beginning_a_turn_returns_the_session_and_its_window_and_touches_it(
+    store: Store,
+) -> None:
     made = await talk(store, await create(store), "a", "b", "c")
     await store.commit(Commit(replace(made, window_start=1)))
     begun = await store.begin_turn("s", "r", 75)
@@ -200,7 +202,7 @@ async def test_a_turn_that_begins_soon_after_the_last_one_leaves_the_touch_to_it
     assert begun.session == replace(made, last_used_time=1) == await store.get("s")
 
 
-async def test_a_turn_does_not_begin_in_what_is_unknown_or_has_expired(store: Store) -> None:
+async def test_no_turn_begins_in_an_unknown_or_an_expired_session(store: Store) -> None:
     assert await store.begin_turn("s", "", 1) == TurnSnapshot()
     await create(store, idle=10)
     assert await store.begin_turn("s", "", 10) == TurnSnapshot(has_expired=True)
@@ -211,7 +213,7 @@ async def test_a_turn_does_not_begin_in_what_is_unknown_or_has_expired(store: St
     assert (await store.begin_turn("s", "", 9.99)).session is not None
 
 
-async def test_a_turn_that_has_been_begins_with_its_receipt_and_changes_nothing(
+async def test_a_repeated_turn_begins_with_its_record_and_changes_nothing(
     store: Store,
 ) -> None:
     commit = completed(turn(await create(store), "a"), "r1", "c1")
@@ -227,7 +229,7 @@ async def test_a_turn_that_has_been_begins_with_its_receipt_and_changes_nothing(
     assert (await store.begin_turn("s", "", 7)).idempotency_record is None
 
 
-async def test_a_long_window_is_not_read_beside_the_writes(store: Store) -> None:
+async def test_sqlite_does_not_read_a_long_window_when_a_turn_begins(store: Store) -> None:
     made = await talk(store, await create(store), *(f"{n}" * 2000 for n in range(150)))
     begun = await store.begin_turn("s", "", 1)
     assert begun.exchanges is None or isinstance(store, MemoryStore)
@@ -255,7 +257,7 @@ async def test_a_read_does_not_look_at_expiry(store: Store) -> None:
     assert await texts(store, "s") == ["said"]
 
 
-async def test_pages_stay_in_step_while_sessions_come_and_go(store: Store) -> None:
+async def test_pages_stay_consistent_while_sessions_are_created_and_deleted(store: Store) -> None:
     for number in range(6):
         await create(store, f"s{number}")
     first, cursor = await store.list(after=0, limit=2, labels={}, now=0)
@@ -283,7 +285,7 @@ async def test_a_list_has_only_live_sessions_with_all_the_labels(store: Store) -
 
 
 @pytest.mark.parametrize("labels", [{}, {"x": "1"}])
-async def test_what_is_in_force_is_listed_and_counted_although_its_time_is_over(
+async def test_an_expired_session_in_a_turn_is_listed_and_counted_as_active(
     store: Store, labels: dict[str, str]
 ) -> None:
     await create(store, "a", labels={"x": "1"}, idle=5)
@@ -386,7 +388,7 @@ async def test_size_at_counts_the_first_exchanges(store: Store) -> None:
     assert await store.size_at("unknown", 1) == (0, 0)
 
 
-async def test_a_receipt_brings_the_finished_back(store: Store) -> None:
+async def test_a_record_returns_the_finished_event(store: Store) -> None:
     commit = completed(turn(await create(store), "hi"), "r1", "c1")
     await store.commit(commit)
     assert await store.idempotency_record("s", "r1") == commit.idempotency_record
@@ -396,7 +398,7 @@ async def test_a_receipt_brings_the_finished_back(store: Store) -> None:
     assert await store.completion("") is None
 
 
-async def test_an_answer_that_is_not_in_the_history_is_kept_in_the_receipt(store: Store) -> None:
+async def test_an_answer_that_is_not_in_the_history_is_stored_with_the_record(store: Store) -> None:
     made = await create(store)
     answer = finished(Message(Role.ASSISTANT, "elsewhere"))
     idempotency_record = IdempotencyRecord("r", b"d", "c", 3, answer)
@@ -405,7 +407,7 @@ async def test_an_answer_that_is_not_in_the_history_is_kept_in_the_receipt(store
 
 
 @pytest.mark.parametrize("in_history", [True, False])
-async def test_a_receipt_brings_tool_calls_and_reasoning_back(
+async def test_a_record_returns_tool_calls_and_reasoning(
     store: Store,
     in_history: bool,  # noqa: FBT001  # a parameter of the test
 ) -> None:
@@ -422,7 +424,7 @@ async def test_a_receipt_brings_tool_calls_and_reasoning_back(
     assert await store.completion("c") == ("s", idempotency_record)
 
 
-async def test_answers_that_differ_only_in_their_calls_are_told_apart(store: Store) -> None:
+async def test_answers_that_differ_only_in_their_calls_are_not_confused(store: Store) -> None:
     one, other = (Message(Role.ASSISTANT, "", (ToolCall(each, "f", "{}"),)) for each in "ab")
     commit = said(await create(store), one)
     idempotency_record = IdempotencyRecord("r", b"d", "c", 3, finished(other))
@@ -442,7 +444,7 @@ async def test_completions_without_a_request_id_are_all_kept(store: Store) -> No
     assert await store.idempotency_record("s", "") is None
 
 
-async def test_created_by_knows_only_creations(store: Store) -> None:
+async def test_created_by_finds_only_records_of_creations(store: Store) -> None:
     idempotency_record = IdempotencyRecord("new", b"d")
     await store.commit(Commit(session("s"), create=True, idempotency_record=idempotency_record))
     made = session("s")
@@ -458,7 +460,7 @@ async def test_created_by_knows_only_creations(store: Store) -> None:
     assert await store.created_by("") is None
 
 
-async def test_receipts_end_with_their_session(store: Store) -> None:
+async def test_records_are_deleted_with_their_session(store: Store) -> None:
     idempotency_record = IdempotencyRecord("new", b"d")
     await store.commit(Commit(session("s"), create=True, idempotency_record=idempotency_record))
     await store.commit(completed(turn(session("s"), "hi"), "r", "c"))
@@ -468,13 +470,13 @@ async def test_receipts_end_with_their_session(store: Store) -> None:
     assert await store.idempotency_record("s", "r") is None
     assert await store.completion("c") is None
     assert await store.created_by("new") is None
-    # The ids are free again.
+    # The ids can be used again.
     await store.commit(Commit(session("s"), create=True, idempotency_record=idempotency_record))
     assert await store.created_by("new") == ("s", idempotency_record)
     assert await store.idempotency_record("s", "r") is None
 
 
-async def test_counts_tell_sessions_live_ones_and_messages(store: Store) -> None:
+async def test_counts_of_sessions_active_sessions_and_messages(store: Store) -> None:
     await create(store, "a", "1", "2", idle=10)
     made = await create(store, "b", "1")
     await fork(store, made, "c", 1)
@@ -492,7 +494,7 @@ async def test_concurrent_commits_all_arrive(store: Store) -> None:
     assert await store.counts(0) == StoreCounts(50, 50, 300)
 
 
-async def test_a_refused_commit_does_not_touch_those_beside_it(store: Store) -> None:
+async def test_a_refused_commit_does_not_affect_concurrent_ones(store: Store) -> None:
     await create(store, "taken")
     outcomes = await asyncio.gather(
         *(create(store, each, "hi") for each in ("a", "taken", "b")), return_exceptions=True
@@ -501,7 +503,7 @@ async def test_a_refused_commit_does_not_touch_those_beside_it(store: Store) -> 
     assert await texts(store, "a") == await texts(store, "b") == ["hi"]
 
 
-async def test_a_cancelled_caller_does_not_touch_those_beside_it(store: Store) -> None:
+async def test_a_cancelled_caller_does_not_affect_concurrent_ones(store: Store) -> None:
     tasks = [asyncio.ensure_future(create(store, f"s{number}")) for number in range(20)]
     await asyncio.sleep(0)
     for task in tasks[::2]:
@@ -510,7 +512,7 @@ async def test_a_cancelled_caller_does_not_touch_those_beside_it(store: Store) -
     assert {f"s{number}" for number in range(1, 20, 2)} <= set(await ids(store))
 
 
-# --- both stores, the same random life ----------------------------------------------------------
+# --- both stores, the same random steps ----------------------------------------------------------
 
 _IDS = st.sampled_from(["a", "b", "c", "d"])
 _STEPS = st.lists(
@@ -528,8 +530,8 @@ _STEPS = st.lists(
 
 
 @dataclass(slots=True)
-class _Life:
-    """Runs steps on a store, and writes down everything that can be seen of it."""
+class _Recorder:
+    """Runs steps on a store, and records everything that its reads return after each of them."""
 
     store: Store
     now: float = 0.0
@@ -561,7 +563,7 @@ class _Life:
                 change = completed(change, f"r{number}", f"c{number}")
             return list(await store.commit(change))
         if verb == "tools":
-            # Results, calls and thoughts, which belong to the last exchange if there is one.
+            # Tool results, calls and reasoning belong to the last exchange, if there is one.
             calls = (replace(CALLS[two], name=f"f{number}"), *CALLS[:two])
             answer = Message(Role.ASSISTANT, "", calls, reasoning=ODD_TEXTS[two])
             change = said(found or session(session_id), *RESULTS[:two], answer)
@@ -589,7 +591,7 @@ class _Life:
         return list(removed)
 
     def _forget(self, session_ids: list[str]) -> None:
-        """Each of them was there until now."""
+        """Notes that the store deleted these sessions, each of which it must have had."""
         assert len(set(session_ids) & self.known) == len(session_ids)
         self.known.difference_update(session_ids)
 
@@ -616,14 +618,14 @@ class _Life:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 @given(_STEPS)
-def test_both_stores_live_the_same_life(
+def test_both_stores_behave_alike_in_any_sequence_of_steps(
     steps: list[tuple[str, str, int | str, int]],
 ) -> None:
     async def compare(path: Path) -> None:
         sqlite = SqliteStore(path, observer=lambda _: None)
         await sqlite.open()
         try:
-            assert await _Life(sqlite).run(steps) == await _Life(MemoryStore()).run(steps)
+            assert await _Recorder(sqlite).run(steps) == await _Recorder(MemoryStore()).run(steps)
         finally:
             await sqlite.close()
 
@@ -642,7 +644,7 @@ STEPS = st.lists(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
-async def test_a_turn_begins_with_what_is_stored_whatever_came_before(
+async def test_a_turn_begins_with_the_stored_state_after_any_sequence_of_steps(
     store: Store, steps: list[tuple[str, str]]
 ) -> None:
     for name in ("a", "b"):

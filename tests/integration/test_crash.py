@@ -1,8 +1,8 @@
-"""Killed again and again: what a client has seen as Finished is kept, once, and nothing by halves.
+"""A daemon that is killed again and again keeps each finished turn completely and once.
 
-Eight writers talk to a daemon that is killed at random points and started again on its store. A
-writer repeats the call that was not answered, with its request id. Every answer ends with a nonce,
-so a second generation shows as another text.
+Eight writers talk to a daemon that is killed at random points and restarted on the same store. A
+writer repeats a call that was not answered, with its request id. Every answer ends with a nonce, so
+that a second generation gives a different text.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ FLAGS = ("--engine", "echo", "--echo-nonce", "--echo-delay-seconds", "0.004")
 
 
 @dataclass
-class Asked:
-    """A call: what is asked in which session under which request id."""
+class Call:
+    """A call of Complete: a text, its session and its request id."""
 
     session_id: str
     request_id: str
@@ -43,17 +43,17 @@ class Asked:
 
 
 class Client:
-    """What the writers have asked, the answers that they have seen, and when to kill."""
+    """The calls of all writers, the answers that they have seen, and when to kill the daemon."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         self.answers: dict[str, str] = {}
-        self.asked: dict[str, Asked] = {}
+        self.calls: dict[str, Call] = {}
         self.killed = asyncio.Event()
         self._kill_at: tuple[int, RunningDaemon] | None = None
 
     async def kill_somewhere(self, running: RunningDaemon) -> None:
-        """SIGKILL: after a random time, or at the very moment of a Finished."""
+        """Sends SIGKILL after a random time, or at the moment of a Finished event."""
         if self.chance.random() < 0.4:
             await asyncio.sleep(self.chance.uniform(0.0, 0.3))
             self._kill(running)
@@ -67,65 +67,68 @@ class Client:
         self._kill_at = None
         self.killed.set()
 
-    def finished(self, asked: Asked, text: str) -> None:
-        """Note an answer; a request id has one and the same for ever."""
-        new = asked.request_id not in self.answers
+    def finished(self, call: Call, text: str) -> None:
+        """Records an answer, which must always be the same for a request id."""
+        new = call.request_id not in self.answers
         if new and self._kill_at and len(self.answers) + 1 >= self._kill_at[0]:
             self._kill(self._kill_at[1])
-        assert self.answers.setdefault(asked.request_id, text) == text
+        assert self.answers.setdefault(call.request_id, text) == text
 
-    async def ask(self, stub: Any, asked: Asked) -> bool:
-        """One call to its end; False if the daemon was killed meanwhile."""
-        self.asked[asked.request_id] = asked
+    async def ask(self, stub: Any, call: Call) -> bool:
+        """Makes one call; returns False if the daemon was killed meanwhile."""
+        self.calls[call.request_id] = call
         try:
-            async for response in stub.Complete(asked.request):
+            async for response in stub.Complete(call.request):
                 if response.event.HasField("finished"):
-                    self.finished(asked, response.event.finished.message.content)
+                    self.finished(call, response.event.finished.message.content)
         except grpc.aio.AioRpcError as error:
             if self.killed.is_set() and error.code() is grpc.StatusCode.UNAVAILABLE:
                 return False
             raise
-        assert asked.request_id in self.answers
+        assert call.request_id in self.answers
         return True
 
 
 @dataclass
 class Writer:
-    """Asks one thing after the other, and again what was not answered."""
+    """Makes one call after the other, and repeats a call that was not answered."""
 
     client: Client
-    calls: Iterator[Asked]
-    open: Asked | None = None
+    calls: Iterator[Call]
+    open: Call | None = None
 
     async def write(self, stub: Any) -> None:
-        """Until the daemon is killed."""
+        """Makes calls until the daemon is killed."""
         while True:
             self.open = self.open or next(self.calls)
-            asked = self.open
-            if not await self.client.ask(stub, asked):
+            call = self.open
+            if not await self.client.ask(stub, call):
                 return
             self.open = None
             repeat = self.client.chance.random() < 0.1
-            if repeat and not await self.client.ask(stub, asked):
+            if repeat and not await self.client.ask(stub, call):
                 return
 
     async def finish(self, stub: Any) -> None:
-        """The call that is still open."""
+        """Repeats the call that was not answered."""
         if self.open:
             assert await self.client.ask(stub, self.open)
 
 
-def calls(number: int) -> Iterator[Asked]:
-    """The calls of a writer: half of the writers use the shared session every other time."""
+def calls(number: int) -> Iterator[Call]:
+    """Yields the calls of a writer; every other one of half of them is in the shared session."""
     for index in count():
         shared = number % 2 and index % 2
         session_id = SHARED if shared else f"own-{number}"
         request_id = f"{number}:{index}"
-        yield Asked(session_id, request_id, f"writer {number} call {index}")
+        yield Call(session_id, request_id, f"writer {number} call {index}")
 
 
 async def check_history(stub: Any, client: Client, session_id: str) -> set[str]:
-    """The texts asked in a session: whole turns, each once, with the answers that were seen."""
+    """Checks that a session has complete turns, each once, with the answers that were seen.
+
+    Returns the texts of its user messages.
+    """
     wanted = pb.GetSessionRequest(session_id=session_id, view=pb.SESSION_VIEW_FULL)
     try:
         session = (await stub.GetSession(wanted)).session
@@ -144,13 +147,13 @@ async def check_history(stub: Any, client: Client, session_id: str) -> set[str]:
         for said, answer in zip(messages[::2], messages[1::2], strict=True)
     ]
     history = dict(turns)
-    assert len(history) == len(turns), "a turn is there twice"
+    assert len(history) == len(turns), "a turn was committed twice"
     for said, answer in turns:
-        assert answer.startswith(f"{said} #"), "an answer to something else"
+        assert answer.startswith(f"{said} #"), "the answer is not to this message"
     for request_id, answer in client.answers.items():
-        asked = client.asked[request_id]
-        if asked.session_id == session_id:
-            assert history.get(asked.text) == answer, "a turn that was seen as Finished"
+        call = client.calls[request_id]
+        if call.session_id == session_id:
+            assert history.get(call.text) == answer, "a finished turn is missing"
     in_order: dict[str, list[int]] = defaultdict(list)
     for said, _ in turns:
         _, writer, _, index = said.split()
@@ -160,12 +163,12 @@ async def check_history(stub: Any, client: Client, session_id: str) -> set[str]:
 
 
 async def check_asked_again(stub: Any, client: Client, request_ids: Sequence[str]) -> None:
-    """Asking again, or resuming, gives the answer that was seen and generates nothing."""
+    """Checks that a repeated or resumed call returns the answer that was seen."""
     for request_id in request_ids:
-        asked = client.asked[request_id]
-        answer = (await events(stub, asked.request))[-1]
+        call = client.calls[request_id]
+        answer = (await events(stub, call.request))[-1]
         assert answer.finished.message.content == client.answers[request_id]
-        ref = pb.ResumeCompletionRequest(session_id=asked.session_id, request_id=request_id)
+        ref = pb.ResumeCompletionRequest(session_id=call.session_id, request_id=request_id)
         resumed = [response.event async for response in stub.ResumeCompletion(ref)]
         assert resumed[-1] == answer
 
@@ -196,7 +199,7 @@ async def test_nothing_that_was_finished_is_lost_or_doubled_by_25_kills(
         await asyncio.gather(*(writer.finish(stub) for writer in writers))
         for repeat in range(2):
             kept = set().union(*[await check_history(stub, client, each) for each in sessions])
-            assert kept == {client.asked[request_id].text for request_id in client.answers}
+            assert kept == {client.calls[request_id].text for request_id in client.answers}
             if not repeat:
                 many = client.chance.sample(sorted(client.answers), min(200, len(client.answers)))
                 await check_asked_again(stub, client, many)

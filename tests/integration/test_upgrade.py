@@ -1,7 +1,7 @@
-"""From one version to the next, and back: the store's file and the API.
+"""Upgrades and downgrades: of the store's file, and of the API.
 
-`old_stores/N.sql` is what a ruvd of schema N left behind, with its sessions in it, dumped from a
-file that this very version had written. A new migration needs a new dump: a test says so.
+`old_stores/N.sql` is the dump of a file with sessions that a ruvd of schema N has written. A new
+migration needs a dump of the schema before it, and a test checks that it is there.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ OTHER = ["Another way.", "Another way. #08db115b"]
 
 
 def old_store(schema: int, path: Path) -> None:
-    """The file as that version left it, a moment ago."""
+    """Makes the file as that version left it, with sessions that were used just now."""
     with closing(sqlite3.connect(path)) as db, db:
         db.executescript((OLD_STORES / f"{schema}.sql").read_text())
         now = time.time()
         db.execute("UPDATE sessions SET last_used_time = ?, expire_time = ?", (now, now + 1800))
 
 
-def form(db: sqlite3.Connection) -> dict[str, str]:
-    """The tables and indices by their names, without the white space of their SQL."""
+def tables(db: sqlite3.Connection) -> dict[str, str]:
+    """Returns the SQL of tables and indices by their names, with white space collapsed."""
     rows = db.execute("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")
     return {name: " ".join(sql.split()) for name, sql in rows}
 
 
-def test_every_old_schema_has_a_store_to_test_with() -> None:
+def test_every_old_schema_has_a_dump() -> None:
     assert sorted(int(path.stem) for path in OLD_STORES.glob("*.sql")) == list(OLD)
 
 
@@ -61,11 +61,11 @@ def test_a_migration_that_was_released_is_never_edited(schema: int, tmp_path: Pa
         for statements in MIGRATIONS[:schema]:
             for statement in statements:
                 made.execute(statement)
-        assert form(made) == form(old)
+        assert tables(made) == tables(old)
 
 
 @pytest.mark.parametrize("schema", OLD)
-async def test_a_store_of_an_older_ruvd_goes_on_as_it_was(
+async def test_a_store_of_an_older_ruvd_keeps_its_sessions_and_answers(
     daemon: StartDaemon, tmp_path: Path, schema: int
 ) -> None:
     path = tmp_path / "s.db"
@@ -83,7 +83,7 @@ async def test_a_store_of_an_older_ruvd_goes_on_as_it_was(
         assert resumed[-1].finished.message.content == FIRST[1]
         finished = await say(stub, "And now?", "ada", request_id="third")
         assert finished.exchange_count == 3
-        # "Be brief.", the two exchanges and the new words: the window is where it was.
+        # The prompt is "Be brief.", the two exchanges and the new words: the window has not moved.
         assert finished.usage.prompt_tokens == 2 + 13 + 7 + 2
         await stub.ForkSession(
             pb.ForkSessionRequest(session_id="fork", exchange_count=1, new_session_id="late")
@@ -95,7 +95,7 @@ async def test_a_store_of_an_older_ruvd_goes_on_as_it_was(
         for statements in MIGRATIONS:
             for statement in statements:
                 new.execute(statement)
-        assert form(db) == form(new)
+        assert tables(db) == tables(new)
 
 
 async def test_a_store_of_a_newer_ruvd_ends_the_daemon_and_is_left_as_it_is(
@@ -133,7 +133,7 @@ async def test_a_store_of_a_newer_ruvd_ends_the_daemon_and_is_left_as_it_is(
 
 
 class Checkout:
-    """A scratch git repository with nothing but our proto/ in it."""
+    """A temporary git repository that contains only proto/."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -180,18 +180,18 @@ def test_a_field_that_is_removed_since_the_last_tag_fails_the_check(tmp_path: Pa
     assert checkout.check() == (0, "proto/: breaks no client of v0.1.0\n")
     removed = "  int64 exchange_count = 5;\n"
     checkout.change(lambda text: text.replace(removed, "", 1))
-    code, told = checkout.check()
+    code, output = checkout.check()
     assert code == 1
-    assert '"exchange_count" on message "Finished" was deleted' in told
-    assert told.endswith("proto/: breaks clients of v0.1.0\n")
-    # Committing it changes nothing; releasing it does.
+    assert '"exchange_count" on message "Finished" was deleted' in output
+    assert output.endswith("proto/: breaks clients of v0.1.0\n")
+    # A commit does not change the result, a release does.
     checkout.commit()
     assert checkout.check()[0] == 1
     checkout.git("tag", "v0.2.0")
     assert checkout.check() == (0, "proto/: breaks no client of v0.2.0\n")
 
 
-def test_without_git_the_check_says_that_it_did_not_compare(tmp_path: Path) -> None:
+def test_without_git_the_check_reports_that_it_did_not_compare(tmp_path: Path) -> None:
     shutil.copytree(PROTO, tmp_path / "proto")
     done = subprocess.run(
         [str(tmp_path / "proto" / "check-breaking.sh")],

@@ -1,4 +1,4 @@
-"""What the store's thread remembers of sessions: as they are after each commit, within bounds."""
+"""The session cache: up to date after each commit, and bounded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROLES = st.sampled_from([Role.USER, Role.ASSISTANT, Role.TOOL])
 
 
 def grouped(numbered: list[tuple[int, Message]], first: int) -> tuple[Exchange, ...]:
-    """The exchanges from `first` on."""
+    """Returns the exchanges from `first` on."""
     last = max((number for number, _ in numbered), default=-1)
     return tuple(
         tuple(message for number, message in numbered if number == each)
@@ -25,7 +25,7 @@ def grouped(numbered: list[tuple[int, Message]], first: int) -> tuple[Exchange, 
 
 
 @given(st.lists(st.tuples(st.lists(ROLES, max_size=4), st.integers(0, 3)), max_size=12))
-def test_after_any_commits_it_has_the_exchanges_of_the_window(
+def test_after_any_commits_an_entry_has_the_exchanges_of_the_window(
     commits: list[tuple[list[Role], int]],
 ) -> None:
     at, whole = session("s"), list[tuple[int, Message]]()
@@ -39,7 +39,7 @@ def test_after_any_commits_it_has_the_exchanges_of_the_window(
         joins = any(each < at.window_start for each, _ in appended)
         at = replace(at, exchange_count=count, window_start=start)
         after = cached.after(at, appended)
-        if joins:  # an exchange that the window no longer has goes on
+        if joins:  # the messages continue an exchange that the window has dropped
             assert after is None
             return
         assert after == CachedSession(at, grouped(whole, start))
@@ -47,13 +47,13 @@ def test_after_any_commits_it_has_the_exchanges_of_the_window(
         cached = after
 
 
-def test_a_window_that_grows_backwards_is_not_known() -> None:
+def test_a_window_that_grows_backwards_has_no_entry() -> None:
     at = replace(session("s"), window_start=2, exchange_count=3)
     cached = CachedSession(at, ((Message(Role.USER, "third"),),))
     assert cached.after(replace(at, window_start=1), ()) is None
 
 
-def test_the_least_recently_used_go_first_and_what_is_too_large_is_not_kept() -> None:
+def test_the_least_recently_used_are_dropped_and_a_large_session_is_not_cached() -> None:
     def of(name: str, size: int) -> CachedSession:
         return CachedSession(session(name), ((Message(Role.USER, "x" * size),),))
 
