@@ -202,5 +202,5 @@ def test_without_git_the_check_reports_that_it_did_not_compare(tmp_path: Path) -
     )
     assert (done.returncode, done.stdout) == (
         0,
-        "proto/: not compared: this is no git repository\n",
+        "proto/: not compared: this is not a git repository\n",
     )

@@ -14,7 +14,7 @@ from itertools import groupby
 from ruvd.core.errors import SessionExists, SessionNotFound
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
 from ruvd.core.ports.store import Commit, RemovedSession, StoreCounts, TurnSnapshot
-from ruvd.stores.schedule import Schedule
+from ruvd.stores.memory.schedule import Schedule
 
 # The limit that `Store.expire` promises.
 _MAX_EXPIRED = 1_000
