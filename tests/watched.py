@@ -1,4 +1,4 @@
-"""The core in one process with telemetry around it, and what the SDK got of it."""
+"""The core in one process with telemetry around it, and the spans and metrics of the SDK."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from opentelemetry.sdk.metrics.export import (
     NumberDataPoint,
 )
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from ruvd.core.completions.completion import Completion, CompletionPolicy, CompletionRequest
 from ruvd.core.completions.registry import CompletionRegistry
@@ -26,18 +27,19 @@ from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.stores.memory import MemoryStore
 from ruvd.telemetry.conventions import Conventions, Provider
-from ruvd.telemetry.histograms import Histograms
 from ruvd.telemetry.instruments import Instruments
 from ruvd.telemetry.metered_engine import MeteredEngine
 from ruvd.telemetry.metered_store import MeteredStore
 from ruvd.telemetry.observables import Gauges
 from ruvd.telemetry.rpc_spans import CompletionSpans, RpcCalls
-from ruvd.telemetry.spans import Span, Tracer
 
 
 @dataclass
 class Watched:
-    """The core on a scripted engine and a memory store, all measured."""
+    """The core on a scripted engine and a memory store, all measured.
+
+    The sampler and the limits of its spans are those of the OTEL_* variables.
+    """
 
     conventions: Conventions = Conventions()
     provider: Provider = Provider("test")
@@ -47,26 +49,21 @@ class Watched:
     completion_policy: CompletionPolicy = CompletionPolicy()
 
     def __post_init__(self) -> None:
-        self.ended: list[Span] = []
+        self._exporter = InMemorySpanExporter()
         self._reader = InMemoryMetricReader()
-        self.tracer = Tracer(
-            TracerProvider(shutdown_on_exit=False),
-            InstrumentationScope("test"),
-            self.ended.append,
-        )
+        tracers = TracerProvider(shutdown_on_exit=False)
+        tracers.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.tracer = tracers.get_tracer("test")
         meter = MeterProvider([self._reader], shutdown_on_exit=False).get_meter("test")
         self.statistics = Statistics()
-        self.histograms = Histograms()
-        self.instruments = Instruments(
-            meter, self.histograms, self.conventions, self.provider, self.statistics
-        )
+        self.instruments = Instruments(meter, self.conventions, self.provider, self.statistics)
         self.rpcs = RpcCalls(self.tracer, self.instruments)
-        told = CompletionSpans(self.tracer)
+        completion_spans = CompletionSpans(self.tracer)
 
         def observer(event: Event) -> None:
             self.statistics(event)
             self.instruments(event)
-            told(event)
+            completion_spans(event)
 
         self.observer = observer
         self.metered_engine = MeteredEngine(
@@ -94,11 +91,12 @@ class Watched:
         )
 
     def spans(self, name: str) -> Sequence[ReadableSpan]:
-        """The spans that ended whose names begin so."""
-        return [span.readable() for span in self.ended if span.name.startswith(name)]
+        """The spans that have ended and whose names begin with `name`."""
+        ended = self._exporter.get_finished_spans()
+        return [span for span in ended if span.name.startswith(name)]
 
     def span(self, name: str) -> ReadableSpan:
-        """The only one of that name."""
+        """The only span whose name begins with `name`."""
         (span,) = self.spans(name)
         return span
 
@@ -107,13 +105,13 @@ class Watched:
         assert data is not None
         return {
             metric.name: metric
-            for resource in self.histograms.joined(data).resource_metrics
+            for resource in data.resource_metrics
             for scope in resource.scope_metrics
             for metric in scope.metrics
         }
 
     def value(self, name: str, **attributes: str) -> float:
-        """The value of a counter or gauge, over everything that has these attributes."""
+        """The sum of a counter or gauge over all points that have these attributes."""
         wanted = {key.replace("__", "."): value for key, value in attributes.items()}
         return sum(
             point.value

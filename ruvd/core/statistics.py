@@ -1,8 +1,8 @@
-"""What the daemon measures. `Statistics` is told of every event and keeps the sums.
+"""Counters and sums of everything that happens in the daemon.
 
-GetSessionMetrics and the instruments of `ruvd.telemetry.instruments` read the same sums, so they
-cannot disagree. Definitions, each with its unit, are in the proto at SessionMetrics. Figures of the
-engine are used as it reported them; what it does not report is left out, never taken as 0.
+GetSessionMetrics and the metrics of `ruvd.telemetry.observables` read the same sums, so they cannot
+disagree. The proto defines each figure and its unit at SessionMetrics. Figures of the engine are
+used as the engine reported them. Values that it does not report are left out, never counted as 0.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ KINDS = ("batch", "session", "stateless")
 
 
 def kind(event: CompletionEnded) -> str:
-    """What kind of completion it was: `batch`, `session` or `stateless`."""
+    """Returns the kind of a completion: `batch`, `session` or `stateless`."""
     if event.batch:
         return "batch"
     return "session" if event.session_id else "stateless"
 
 
 class Statistics:
-    """The sums behind SessionMetrics and the instruments, since the daemon started. An Observer.
+    """The sums since the start of the daemon. An Observer.
 
-    Written on the event loop and read from any thread: every field is replaced or counted as one
-    value, so a reader sees at worst a sum of a moment ago.
+    The event loop writes the sums and any thread may read them. Each update replaces a single
+    value, so a reader sees at worst a slightly older sum.
     """
 
     def __init__(self) -> None:
@@ -76,13 +76,13 @@ class Statistics:
         self._session_cached_tokens = 0
 
     def __call__(self, event: Event) -> None:
-        """Count what happened."""
+        """Counts an event."""
         match event:
             case CompletionEnded():
                 self.completions[kind(event), event.reason] += 1
                 self.context_trims += event.context_trimmed
                 if not event.failed:
-                    self._finished(event)
+                    self._count_success(event)
             case CompletionJoined(resumed=resumed):
                 self.resumed += resumed
                 self.deduplicated += not resumed
@@ -97,9 +97,11 @@ class Statistics:
             case StoreStateChanged(up):
                 self.store_up = up
             case EngineStateMoved() | PromptEvaluated() | PromptFoundEvaluated():
-                self._kept_warm(event)
+                self._count_prewarming(event)
 
-    def _kept_warm(self, event: EngineStateMoved | PromptEvaluated | PromptFoundEvaluated) -> None:
+    def _count_prewarming(
+        self, event: EngineStateMoved | PromptEvaluated | PromptFoundEvaluated
+    ) -> None:
         match event:
             case EngineStateMoved(action, outcome):
                 self.states_moved[action, outcome] += 1
@@ -109,7 +111,7 @@ class Statistics:
             case PromptFoundEvaluated(tokens):
                 self.ahead_found_tokens += tokens
 
-    def _finished(self, event: CompletionEnded) -> None:
+    def _count_success(self, event: CompletionEnded) -> None:
         if not event.batch:
             latency = self.session if event.session_id else self.stateless
             latency.count += 1
@@ -130,14 +132,14 @@ class Statistics:
 
     @property
     def cache_hit_rate(self) -> float | None:
-        """Percent of the prompt tokens of session completions that were cached."""
+        """Returns the percentage of the prompt tokens of session completions that were cached."""
         if not self.prompt_tokens:
             return None
         return 100.0 * self.cached_tokens / self.prompt_tokens
 
     @property
     def latency_reduction(self) -> float | None:
-        """Percent by which session completions were faster than stateless ones."""
+        """Returns the percentage by which session completions were faster than stateless ones."""
         session, stateless = self.session.mean, self.stateless.mean
         if session is None or not stateless:
             return None
@@ -145,15 +147,17 @@ class Statistics:
 
     @property
     def prefill_saved_seconds(self) -> float | None:
-        """What the cached tokens of session completions would have cost, by the mean over all
-        tokens that were evaluated so far."""
+        """Returns the prefill time that the cached tokens of session completions saved.
+
+        It is estimated by the mean prefill time of all tokens evaluated so far.
+        """
         if not self._evaluated_tokens:
             return None
         return self._session_cached_tokens * self._prefill_seconds / self._evaluated_tokens
 
     @property
     def prefill_reduction(self) -> float | None:
-        """Percent of the prefill time of session completions that cached tokens saved."""
+        """Returns the percentage of the prefill time of session completions that was saved."""
         saved = self.prefill_saved_seconds
         if saved is None:
             return None

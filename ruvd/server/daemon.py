@@ -40,7 +40,7 @@ from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.rpc.health import SERVICE, Health, Readiness
-from ruvd.server import logs
+from ruvd.server import log_observer, logs
 from ruvd.server.composition import (
     Core,
     build_core,
@@ -86,7 +86,7 @@ class Daemon:
         # Whoever reads a generator closes it, so the loop need not keep a list of them for its end.
         sys.set_asyncgen_hooks(firstiter=None)
         statistics = Statistics()
-        observers: list[Observer] = [logs.observe, statistics, readiness]
+        observers: list[Observer] = [log_observer.observe, statistics, readiness]
 
         def observer(event: Event) -> None:
             for each in observers:

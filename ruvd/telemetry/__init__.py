@@ -1,1 +1,1 @@
-"""Traces and metrics: OpenTelemetry and Prometheus live here."""
+"""Traces and metrics. OpenTelemetry and Prometheus are imported only in this package."""

@@ -1,10 +1,11 @@
-"""The names of what is measured, and their buckets: OpenTelemetry's semantic conventions.
+"""The names and buckets of OpenTelemetry's semantic conventions.
 
-GenAI is v1.41.1 by default. `gen_ai_latest_experimental` in OTEL_SEMCONV_STABILITY_OPT_IN asks for
-the newest, which live in a repository of their own (semantic-conventions-genai) and move: there
-the client's metrics are called `gen_ai.client.inference.*`, tokens are counters beside histograms
-by direction, and an output message has no finish reason. RPC is v1.41.1, a release candidate.
-Names of ours begin with `ruvd.`; units are UCUM.
+The GenAI conventions are v1.41.1 by default. `gen_ai_latest_experimental` in
+OTEL_SEMCONV_STABILITY_OPT_IN selects the newest ones, which have a repository of their own
+(semantic-conventions-genai) and still change: their client metrics are called
+`gen_ai.client.inference.*`, tokens are counters and one histogram for each direction, and an output
+message has no finish reason. The RPC conventions are v1.41.1, a release candidate. Our own names
+begin with `ruvd.`. Units are UCUM.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FIRST_TOKEN_SECONDS = (
 )  # fmt: skip
 OUTPUT_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 RPC_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-# Ours. A commit without a disk flush takes about a millisecond.
+# The buckets of our own metrics. A commit without a disk flush takes about a millisecond.
 COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 QUEUE_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 BATCH_WRITES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -36,8 +37,11 @@ BATCH_WRITES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True, slots=True)
 class GenAINames:
-    """What differs between the versions. `tokens_by_type` is one histogram with the direction as
-    an attribute; without it there are two, and counters."""
+    """The differences between the versions of the GenAI conventions.
+
+    With `tokens_by_type` there is one histogram of tokens with the direction as an attribute,
+    without it there is one for each direction, and counters.
+    """
 
     duration: str
     time_to_first_chunk: str
@@ -61,15 +65,18 @@ NEWEST = GenAINames(
 
 @dataclass(frozen=True, slots=True)
 class Conventions:
-    """What is emitted: under which names, and whether with what users and models said."""
+    """The names to use, and whether spans include message content."""
 
     names: GenAINames = V1_41_1
     content: bool = False
 
 
 def chosen(environment: Mapping[str, str]) -> Conventions:
-    """What the environment asks for. Content goes on spans only: we emit no events."""
-    opted = {each.strip() for each in environment.get(OPT_IN, "").split(",")}
+    """Returns the conventions that the environment selects.
+
+    Any value that enables content puts it on spans, because ruvd emits no events.
+    """
+    opted = {value.strip() for value in environment.get(OPT_IN, "").split(",")}
     capture = environment.get(CAPTURE_CONTENT, "").strip().lower()
     return Conventions(
         NEWEST if LATEST in opted else V1_41_1,
@@ -79,7 +86,7 @@ def chosen(environment: Mapping[str, str]) -> Conventions:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Who generates, as every GenAI span and metric says it: `remote` is another server."""
+    """The provider of the model. `remote` means a server outside of the daemon."""
 
     name: str
     remote: bool = False
@@ -87,16 +94,16 @@ class Provider:
     port: int | None = None
 
     def attributes(self) -> dict[str, str | int]:
-        """What every GenAI span and metric carries."""
-        known: dict[str, str | int] = {
+        """Returns the attributes of every GenAI span and metric."""
+        attributes: dict[str, str | int] = {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": self.name,
         }
         if self.address:
-            known["server.address"] = self.address
+            attributes["server.address"] = self.address
             if self.port:
-                known["server.port"] = self.port
-        return known
+                attributes["server.port"] = self.port
+        return attributes
 
 
 _KNOWN_HOSTS = {
@@ -110,10 +117,11 @@ _KNOWN_HOSTS = {
 
 
 def provider(engine: str, affinity: str, base_urls: Sequence[str]) -> Provider:
-    """Who generates, by the settings of these names.
+    """Returns the provider for the settings of these names.
 
-    A remote server is known by its host, then by what kind of server it is said to be. Its address
-    is told only where there is one, because a span does not know which of several answered.
+    A remote server is named after its host if that is well known, otherwise after the kind of
+    server in `affinity`. The address is included only if there is exactly one, because a span does
+    not know which of several servers answered.
     """
     if engine != "openai":
         return Provider({"llama": "llama.cpp"}.get(engine, engine))

@@ -1,7 +1,7 @@
-"""Which of OpenTelemetry's signals the environment asks to export, and by which protocol.
+"""The signals that the standard OTEL_* variables ask to export, and their protocols.
 
-Pure and cheap, because it is asked before anything of OpenTelemetry is imported. Nothing is
-exported where no endpoint is set. The protocol is gRPC unless OTEL_EXPORTER_OTLP_PROTOCOL says
+This module does not import OpenTelemetry, because it decides whether to import it at all. Nothing
+is exported unless an endpoint is set. The protocol is gRPC unless OTEL_EXPORTER_OTLP_PROTOCOL is
 http/protobuf, as in OpenTelemetry's own Python distribution.
 """
 
@@ -15,12 +15,12 @@ _PROTOCOLS = ("grpc", "http/protobuf")
 
 
 def disabled(environment: Mapping[str, str]) -> bool:
-    """Whether OpenTelemetry is to do nothing at all."""
+    """Returns whether OTEL_SDK_DISABLED turns telemetry off."""
     return environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
 def protocols(environment: Mapping[str, str]) -> dict[str, str]:
-    """By signal, `traces` and `metrics`, the protocol; what is not to be exported is not in it."""
+    """Returns the protocol of each signal, `traces` and `metrics`, that is to be exported."""
     if disabled(environment):
         return {}
     found = {signal: _protocol(environment, signal.upper()) for signal in ("traces", "metrics")}
@@ -32,17 +32,19 @@ def _protocol(environment: Mapping[str, str], signal: str) -> str:
     exporter = environment.get(variable, "").strip()
     if exporter not in ("", "otlp"):
         if exporter != "none":
-            _log.warning("%s is %r: only otlp and none are known", variable, exporter)
+            _log.warning("%s is %r: only otlp and none are supported", variable, exporter)
         return ""
     prefix = "OTEL_EXPORTER_OTLP"
     endpoints = (f"{prefix}_{signal}_ENDPOINT", f"{prefix}_ENDPOINT")
-    if not any(environment.get(each) for each in endpoints):
+    if not any(environment.get(name) for name in endpoints):
         if exporter:
             _log.warning("%s is set, but %s_ENDPOINT is not", variable, prefix)
         return ""
-    named = (environment.get(f"{prefix}_{each}") for each in (f"{signal}_PROTOCOL", "PROTOCOL"))
-    protocol = next((each.strip() for each in named if each), _PROTOCOLS[0])
+    variables = (f"{prefix}_{signal}_PROTOCOL", f"{prefix}_PROTOCOL")
+    values = (environment.get(name) for name in variables)
+    protocol = next((value.strip() for value in values if value), _PROTOCOLS[0])
     if protocol not in _PROTOCOLS:
-        _log.warning("OTLP's protocol is %r: only %s are known", protocol, " and ".join(_PROTOCOLS))
+        supported = " and ".join(_PROTOCOLS)
+        _log.warning("the OTLP protocol is %r: only %s are supported", protocol, supported)
         return ""
     return protocol

@@ -1,14 +1,15 @@
-"""A generation as a GenAI span says it: attributes of the request and of the answer.
+"""The attributes of GenAI spans, made from the request and the answer of a generation.
 
-What users and models said is on it only where the operator asks for it, as JSON text, because
-spans have no structured values.
+Message content is included only where the operator asks for it. It is JSON text, because span
+attributes have no structured values.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
+
+from opentelemetry.util.types import AttributeValue
 
 from ruvd.core.model import FinishReason, Message, Role, ToolCall, ToolCallDelta
 from ruvd.core.options import CompletionOptions
@@ -20,13 +21,11 @@ from ruvd.core.ports.engine import (
     EngineText,
 )
 
-Value = str | int | float | bool | Sequence[str]
 
-
-def request_attributes(request: EngineRequest, *, content: bool) -> dict[str, Value]:
-    """What is asked for."""
+def request_attributes(request: EngineRequest, *, content: bool) -> dict[str, AttributeValue]:
+    """Returns the attributes of a request, with its messages and tools if `content` is true."""
     options = request.options
-    known: dict[str, Value | None] = {
+    attributes: dict[str, AttributeValue | None] = {
         "gen_ai.conversation.id": request.session_key or None,
         "gen_ai.request.stream": True,
         "gen_ai.output.type": "json" if options.response_format else None,
@@ -39,24 +38,27 @@ def request_attributes(request: EngineRequest, *, content: bool) -> dict[str, Va
         "gen_ai.request.presence_penalty": options.presence_penalty,
     }
     if content:
-        known["gen_ai.input.messages"] = _json([_message(each) for each in request.messages])
-        known["gen_ai.tool.definitions"] = _tools(options)
-    return {name: value for name, value in known.items() if value is not None}
+        messages = [_message(message) for message in request.messages]
+        attributes["gen_ai.input.messages"] = _json(messages)
+        attributes["gen_ai.tool.definitions"] = _tools(options)
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
-def answer_attributes(done: EngineDone) -> dict[str, Value]:
-    """What the engine reported."""
-    known: dict[str, Value] = {"gen_ai.response.finish_reasons": (done.finish_reason.value,)}
+def answer_attributes(done: EngineDone) -> dict[str, AttributeValue]:
+    """Returns the attributes of an answer, as the engine reported them."""
+    attributes: dict[str, AttributeValue] = {
+        "gen_ai.response.finish_reasons": (done.finish_reason.value,)
+    }
     if done.usage:
-        known["gen_ai.usage.input_tokens"] = done.usage.prompt_tokens
-        known["gen_ai.usage.output_tokens"] = done.usage.completion_tokens
+        attributes["gen_ai.usage.input_tokens"] = done.usage.prompt_tokens
+        attributes["gen_ai.usage.output_tokens"] = done.usage.completion_tokens
         if done.usage.cached_tokens is not None:
-            known["gen_ai.usage.cache_read.input_tokens"] = done.usage.cached_tokens
-    return known
+            attributes["gen_ai.usage.cache_read.input_tokens"] = done.usage.cached_tokens
+    return attributes
 
 
 class AnswerRecorder:
-    """Gathers an answer for `gen_ai.output.messages`."""
+    """Gathers the chunks of an answer for `gen_ai.output.messages`."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
@@ -64,7 +66,7 @@ class AnswerRecorder:
         self._calls: dict[int, list[ToolCallDelta]] = {}
 
     def add(self, chunk: EngineChunk) -> None:
-        """Take a chunk of it."""
+        """Adds a chunk of the answer."""
         match chunk:
             case EngineText(text):
                 self._text.append(text)
@@ -74,15 +76,18 @@ class AnswerRecorder:
                 self._calls.setdefault(chunk.index, []).append(chunk)
 
     def messages(self, reason: FinishReason | None, *, with_reason: bool) -> str:
-        """The answer as far as it came; one that was cut has ended in an error."""
+        """Returns the answer so far as JSON.
+
+        Its finish reason is `error` if `reason` is None, because the answer was cut.
+        """
         calls = tuple(
-            ToolCall(deltas[0].id, deltas[0].name, "".join(each.arguments for each in deltas))
+            ToolCall(deltas[0].id, deltas[0].name, "".join(delta.arguments for delta in deltas))
             for _, deltas in sorted(self._calls.items())
         )
-        said = Message(
+        answer = Message(
             Role.ASSISTANT, "".join(self._text), calls, reasoning="".join(self._reasoning)
         )
-        message = _message(said)
+        message = _message(answer)
         if with_reason:
             words = {None: "error", FinishReason.TOOL_CALLS: "tool_call"}
             message["finish_reason"] = words.get(reason) or (reason.value if reason else "error")

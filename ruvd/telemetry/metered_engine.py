@@ -1,7 +1,6 @@
-"""The engine, measured: each generation makes its span and its figures.
+"""A wrapper that measures the engine: each generation has a span and is recorded in the metrics.
 
-A wrapper with every method of the port, so that the core and the adapters know nothing of
-telemetry.
+The wrapper has every method of the port, so the core and the adapters know nothing of telemetry.
 """
 
 from __future__ import annotations
@@ -11,15 +10,17 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from opentelemetry.trace import SpanKind
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Tracer
+from opentelemetry.util.types import AttributeValue
 
 from ruvd.core.errors import RuvdError
 from ruvd.core.ports.engine import Engine, EngineChunk, EngineDone, EngineRequest, PrefixCache
 from ruvd.telemetry import genai
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.instruments import Instruments
-from ruvd.telemetry.rpc_spans import trace_headers
-from ruvd.telemetry.spans import Attributes, Span, Tracer, Value, current
+from ruvd.telemetry.rpc_spans import end_span, trace_headers
 
 _CANCELLED = "CANCELLED"
 _CUT = "CUT"
@@ -27,10 +28,10 @@ _OTHER = "_OTHER"
 
 
 class MeteredEngine:
-    """An engine whose generations are spans, `chat MODEL`, and GenAI metrics.
+    """An engine whose generations are spans named `chat MODEL` and counted in the GenAI metrics.
 
-    `error.type` is the error's reason, or CANCELLED for a generation that was stopped, or CUT for
-    one that ended without its end.
+    `error.type` is the reason of the error, CANCELLED for a generation that was stopped, or CUT
+    for a stream that ended without its last chunk.
     """
 
     def __init__(
@@ -44,8 +45,8 @@ class MeteredEngine:
         self._engine = engine
         self._tracer = tracer
         self._instruments = instruments
-        self._kind = SpanKind.CLIENT if provider.remote else SpanKind.INTERNAL
-        self._known = provider.attributes()
+        self._span_kind = SpanKind.CLIENT if provider.remote else SpanKind.INTERNAL
+        self._provider = provider.attributes()
         self._settings = settings
 
     @property
@@ -65,7 +66,7 @@ class MeteredEngine:
 
     @property
     def prefix_cache(self) -> PrefixCache | None:
-        """See `Engine.warm`."""
+        """See `Engine.prefix_cache`."""
         return self._engine.prefix_cache
 
     async def start(self) -> None:
@@ -83,35 +84,36 @@ class MeteredEngine:
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """See `Engine.generate`."""
-        call = _Generation(
-            self._tracer, request, self._engine.model, self._kind, self._known, self._settings
+        model = request.options.model or self._engine.model
+        span = self._tracer.start_span(
+            f"chat {model}",
+            kind=self._span_kind,
+            attributes={**self._provider, "gen_ai.request.model": model},
         )
-        said, is_first = call.said, True
+        generation = _Generation(span, request, model, self._settings, self._instruments)
+        recorder, error, is_first = generation.recorder, _CUT, True
         try:
-            async with aclosing(self._engine.generate(call.request())) as chunks:
+            async with aclosing(self._engine.generate(generation.request)) as chunks:
                 async for chunk in chunks:
                     if is_first:
                         is_first = False
-                        call.began_to_answer()
-                    if said:
-                        said.add(chunk)
+                        generation.mark_first_chunk()
+                    if recorder:
+                        recorder.add(chunk)
                     if isinstance(chunk, EngineDone):
-                        call.done, call.error = chunk, ""
+                        generation.done, error = chunk, ""
                     yield chunk
         except (asyncio.CancelledError, GeneratorExit):
-            call.error = call.error and _CANCELLED
+            error = error and _CANCELLED  # the reader may leave after the last chunk
             raise
-        except RuvdError as error:
-            call.error = error.reason()
+        except RuvdError as failure:
+            error = failure.reason()
             raise
         except BaseException:
-            call.error = _OTHER
+            error = _OTHER
             raise
         finally:
-            usage = call.done.usage if call.done else None
-            seconds = call.seconds()
-            self._instruments.generated(call.model, seconds, call.first_chunk, usage, call)
-            call.end()
+            generation.end(error)
 
     async def models(self) -> Sequence[str]:
         """See `Engine.models`."""
@@ -122,60 +124,59 @@ class MeteredEngine:
         await self._engine.close()
 
 
-class _Generation(Span):
-    """One call of the engine; `error` is what it is called if it ended now."""
+class _Generation:
+    """One generation: its span, and what is recorded when it ends.
 
-    __slots__ = ("_clock", "_request", "_settings", "done", "first_chunk", "model", "said")
+    `request` is the request for the engine, with the trace headers of the span.
+    """
+
+    __slots__ = ("_context", "_first_chunk", "_instruments", "_model", "_names", "_span",
+                 "_started", "done", "recorder", "request")  # fmt: skip
 
     def __init__(
-        self,
-        tracer: Tracer,
-        request: EngineRequest,
-        model: str,
-        kind: SpanKind,
-        known: Attributes,
-        settings: Conventions,
-    ) -> None:
-        self.model = request.options.model or model
-        super().__init__(tracer, f"chat {self.model}", current.get(), kind=kind, known=known)
-        self.error = _CUT
+        self, span: Span, request: EngineRequest, model: str, settings: Conventions,
+        instruments: Instruments,
+    ) -> None:  # fmt: skip
         self.done: EngineDone | None = None
-        self.first_chunk: float | None = None
-        self.said = genai.AnswerRecorder() if settings.content and self.recorded else None
-        self._request = request
-        self._settings = settings
-        self._clock = time.perf_counter()
-
-    def request(self) -> EngineRequest:
-        """What the engine is asked, within this span."""
-        asked = self._request
-        headers = {**asked.trace_headers, **trace_headers(self)}
-        return EngineRequest(
-            asked.messages, asked.options, asked.session_key, asked.prefix_key, headers
+        self.recorder: genai.AnswerRecorder | None = None
+        self._span = span
+        self._context = trace.set_span_in_context(span, Context())
+        self._model = model
+        self._names = settings.names
+        self._instruments = instruments
+        self._first_chunk: float | None = None
+        if span.is_recording():
+            span.set_attributes(genai.request_attributes(request, content=settings.content))
+            if settings.content:
+                self.recorder = genai.AnswerRecorder()
+        headers = {**request.trace_headers, **trace_headers(self._context)}
+        self.request = EngineRequest(
+            request.messages, request.options, request.session_key, request.prefix_key, headers
         )
+        self._started = time.perf_counter()
 
-    def seconds(self) -> float:
-        """Since it began."""
-        return time.perf_counter() - self._clock
+    def mark_first_chunk(self) -> None:
+        """Notes the time until the first chunk."""
+        self._first_chunk = time.perf_counter() - self._started
 
-    def began_to_answer(self) -> None:
-        """The first chunk is there."""
-        self.first_chunk = self.seconds()
+    def end(self, error: str) -> None:
+        """Ends the span and records the generation. `error` is empty if it succeeded."""
+        seconds = time.perf_counter() - self._started
+        usage = self.done.usage if self.done else None
+        self._instruments.record_generation(
+            self._model, error, seconds, self._first_chunk, usage, self._context
+        )
+        if self._span.is_recording():
+            self._span.set_attributes(self._answer_attributes())
+        end_span(self._span, error)
 
-    def facts(self) -> dict[str, Value]:
-        """See `Span.facts`."""
-        names, content = self._settings.names, self._settings.content
-        facts = {
-            **self.known,
-            "gen_ai.request.model": self.model,
-            **genai.request_attributes(self._request, content=content),
-        }
-        if self.first_chunk is not None:
-            facts["gen_ai.response.time_to_first_chunk"] = self.first_chunk
-        if self.done:
-            facts |= genai.answer_attributes(self.done)
-        if self.said:
+    def _answer_attributes(self) -> dict[str, AttributeValue]:
+        attributes = genai.answer_attributes(self.done) if self.done else {}
+        if self._first_chunk is not None:
+            attributes["gen_ai.response.time_to_first_chunk"] = self._first_chunk
+        if self.recorder:
             reason = self.done.finish_reason if self.done else None
-            said = self.said.messages(reason, with_reason=names.finish_reason_in_messages)
-            facts["gen_ai.output.messages"] = said
-        return facts
+            attributes["gen_ai.output.messages"] = self.recorder.messages(
+                reason, with_reason=self._names.finish_reason_in_messages
+            )
+        return attributes

@@ -1,7 +1,7 @@
-"""The store, measured: each commit makes its span and its figures, and failures are counted.
+"""A wrapper that measures the store: each commit has a span and a duration, failures are counted.
 
-A wrapper with every method of the port, so that the core and the adapters know nothing of
-telemetry. Only commits have spans: reads are many and short.
+The wrapper has every method of the port, so the core and the adapters know nothing of telemetry.
+Only commits have spans, because reads are many and short.
 """
 
 from __future__ import annotations
@@ -11,18 +11,24 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from opentelemetry import trace
+from opentelemetry.trace import Tracer
+
 from ruvd.core.errors import RuvdError, StoreUnavailable
 from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports.store import Commit, RemovedSession, Store, StoreCounts, TurnSnapshot
 from ruvd.telemetry.instruments import Instruments
-from ruvd.telemetry.spans import Span, Tracer, current
+from ruvd.telemetry.rpc_spans import end_span
 
 _CANCELLED = "CANCELLED"
 _OTHER = "_OTHER"
 
 
 class MeteredStore:
-    """A store whose commits are spans with a duration, and whose failures are counted."""
+    """A store whose commits have spans and durations, and whose failures are counted.
+
+    `kind` is the kind of store, such as `sqlite`.
+    """
 
     def __init__(self, store: Store, kind: str, tracer: Tracer, instruments: Instruments) -> None:
         self._store = store
@@ -130,24 +136,26 @@ class MeteredStore:
         try:
             yield
         except StoreUnavailable:
-            self._instruments.store_failed(operation)
+            self._instruments.count_store_error(operation)
             raise
 
     @contextmanager
     def _commit(self, operation: str) -> Iterator[None]:
-        known = {"ruvd.store.operation": operation, "ruvd.store.kind": self._kind}
-        span = Span(self._tracer, f"ruvd.store.{operation}", current.get(), known=known)
-        began, span.error = time.perf_counter(), _OTHER
+        attributes = {"ruvd.store.operation": operation, "ruvd.store.kind": self._kind}
+        span = self._tracer.start_span(f"ruvd.store.{operation}", attributes=attributes)
+        started, error = time.perf_counter(), _OTHER
         try:
             with self._call(operation):
                 yield
-            span.error = ""
+            error = ""
         except asyncio.CancelledError:
-            span.error = _CANCELLED
+            error = _CANCELLED
             raise
-        except RuvdError as error:
-            span.error = error.reason()
+        except RuvdError as failure:
+            error = failure.reason()
             raise
         finally:
-            self._instruments.committed(operation, time.perf_counter() - began, span)
-            span.end()
+            seconds = time.perf_counter() - started
+            context = trace.set_span_in_context(span)
+            self._instruments.record_commit(operation, error, seconds, context)
+            end_span(span, error)

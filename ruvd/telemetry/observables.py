@@ -1,5 +1,5 @@
-"""What is read when somebody collects: the sums of `Statistics`, which GetSessionMetrics has, too,
-and what the core says of itself.
+"""The instruments that are read when somebody collects: the sums of `Statistics`, from which
+GetSessionMetrics is made as well, and gauges of the core.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from opentelemetry.util.types import Attributes
 
 from ruvd.core.model import FinishReason
 from ruvd.core.statistics import KINDS, Statistics
-from ruvd.telemetry.spans import Attributes
 
-# A rate sees the first of a kind only if it comes after a 0.
-_NONE_YET = {(kind, reason.name): 0 for kind in KINDS for reason in FinishReason}
-_NONE_MOVED = {
-    (action, outcome): 0 for action in ("save", "restore") for outcome in ("ok", "failed")
-}
+# A rate misses the first event of a kind unless it follows a 0.
+_NO_COMPLETIONS = {(kind, reason.name): 0 for kind in KINDS for reason in FinishReason}
+_NO_MOVES = {(action, outcome): 0 for action in ("save", "restore") for outcome in ("ok", "failed")}
 
 Reading: TypeAlias = Callable[[], Iterable[tuple[float, Attributes]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """What is read when somebody collects, from the collector's thread. `active_sessions` may
-    ask the store; None is unknown."""
+    """Functions that read the core. They are called on the thread of whoever collects.
+
+    `active_sessions` may ask the store and returns None if the number is unknown.
+    """
 
     active_sessions: Callable[[], int | None]
     active_completions: Callable[[], int]
@@ -36,29 +36,30 @@ class Gauges:
 
 
 class ObservableInstruments:
-    """Makes the instruments that are read."""
+    """Creates the instruments that are read."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
 
     def watch(self, gauges: Gauges) -> None:
-        """Observe the core."""
+        """Creates the gauges of the core."""
         self.gauge(
             "ruvd.sessions.active",
             "{session}",
-            "Sessions in the store that have not expired.",
+            "The number of sessions in the store that have not expired.",
             lambda: _known(gauges.active_sessions()),
         )
         self.gauge(
             "ruvd.completions.active",
             "{completion}",
-            "Completions that run or wait.",
+            "The number of completions that are running or waiting.",
             lambda: [(gauges.active_completions(), {})],
         )
         self.gauge(
             "ruvd.queue.size",
             "{completion}",
-            "Who waits, by what for: the engine, the engine as an item of a batch, or a session.",
+            "The number of completions that wait, by queue: for the engine, for the engine as an"
+            " item of a batch, or for the running turn of their session.",
             lambda: [
                 (count, {"ruvd.queue.name": name}) for name, count in gauges.waiting().items()
             ],
@@ -66,38 +67,39 @@ class ObservableInstruments:
         self.gauge(
             "ruvd.event_log.size",
             "By",
-            "Memory for the events of completions that run or can be resumed.",
+            "The memory that holds the events of completions that are running or can be resumed.",
             lambda: [(gauges.event_log_bytes(), {})],
         )
         self.gauge(
             "ruvd.tasks",
             "{task}",
-            "Tasks of the event loop: some for each call, and a few that are always there.",
+            "The number of asyncio tasks: a few that always run, and some for each open call.",
             lambda: [(gauges.tasks(), {})],
         )
 
     def observe(self, sums: Statistics) -> None:
-        """Observe the sums."""
+        """Creates the instruments that read the sums."""
         sessions = "{session}"
         self.counter(
             "ruvd.completions",
             "{completion}",
-            "Completions that ended, by how.",
+            "The number of completions that ended, by kind and reason.",
             lambda: [
                 (count, {"ruvd.completion.kind": kind, "ruvd.completion.reason": reason})
-                for (kind, reason), count in {**_NONE_YET, **sums.completions}.items()
+                for (kind, reason), count in {**_NO_COMPLETIONS, **sums.completions}.items()
             ],
         )
         self.counter(
             "ruvd.sessions.created",
             sessions,
-            "Sessions that were committed for the first time.",
+            "The number of sessions that were created.",
             lambda: [(sums.sessions_created, {})],
         )
         self.counter(
             "ruvd.sessions.ended",
             sessions,
-            "Sessions that are no longer: idle, displaced at capacity, or ended by a client.",
+            "The number of sessions that ended, by reason: idle for too long, evicted at capacity,"
+            " or ended by a client.",
             lambda: [
                 (sums.sessions_ended[reason], {"ruvd.session.end_reason": reason})
                 for reason in ("idle", "capacity", "client")
@@ -106,99 +108,108 @@ class ObservableInstruments:
         self.counter(
             "ruvd.context.trims",
             "{completion}",
-            "Completions whose context window was trimmed.",
+            "The number of completions whose context window was trimmed.",
             lambda: [(sums.context_trims, {})],
         )
         self.counter(
             "ruvd.completions.resumed",
             "{call}",
-            "Calls that resumed a completion.",
+            "The number of calls that resumed a completion.",
             lambda: [(sums.resumed, {})],
         )
         self.counter(
             "ruvd.completions.deduplicated",
             "{call}",
-            "Calls whose request id had a completion already.",
+            "The number of calls whose request id already had a completion.",
             lambda: [(sums.deduplicated, {})],
         )
         self.counter(
             "ruvd.engine.restarts",
             "{restart}",
-            "How often the engine came up again.",
+            "The number of times that the engine came up again after a failure.",
             lambda: [(sums.engine_restarts, {})],
         )
         self.counter(
             "ruvd.prompt.tokens",
             "{token}",
-            "Prompt tokens of session completions for which the engine reported what was cached.",
+            "The number of prompt tokens of session completions for which the engine reported its"
+            " cached tokens.",
             lambda: [(sums.prompt_tokens, {})],
         )
         self.counter(
             "ruvd.prompt.cached_tokens",
             "{token}",
-            "Those of them that were cached.",
+            "The number of prompt tokens of session completions that were cached by the engine.",
             lambda: [(sums.cached_tokens, {})],
         )
         self.counter(
             "ruvd.prefill.spent",
             "s",
-            "Prefill time of session completions, by the engine's clock.",
+            "The time that the engine spent on the prefill of session completions.",
             lambda: [(sums.session_prefill_seconds, {})],
         )
         self.gauge(
             "ruvd.prefill.saved",
             "s",
-            "What the cached tokens would have cost, by the mean over all evaluated tokens.",
+            "The prefill time that cached tokens of session completions saved, estimated by the"
+            " mean time of all evaluated tokens.",
             lambda: _known(sums.prefill_saved_seconds),
         )
-        self._observe_warmth(sums)
+        self._observe_prewarming(sums)
         self.gauge(
-            "ruvd.engine.up", "", "Whether the engine is up.", lambda: [(int(sums.engine_up), {})]
+            "ruvd.engine.up",
+            "",
+            "1 if the engine is up, otherwise 0.",
+            lambda: [(int(sums.engine_up), {})],
         )
         self.gauge(
-            "ruvd.store.up", "", "Whether the store is up.", lambda: [(int(sums.store_up), {})]
+            "ruvd.store.up",
+            "",
+            "1 if the store is up, otherwise 0.",
+            lambda: [(int(sums.store_up), {})],
         )
 
-    def _observe_warmth(self, sums: Statistics) -> None:
+    def _observe_prewarming(self, sums: Statistics) -> None:
         self.counter(
             "ruvd.engine.states.moves",
             "{state}",
-            "KV states of conversations that were saved or restored, by outcome.",
+            "The number of KV states of sessions that were saved or restored, by outcome.",
             lambda: [
                 (count, {"ruvd.state.action": action, "ruvd.state.outcome": outcome})
-                for (action, outcome), count in {**_NONE_MOVED, **sums.states_moved}.items()
+                for (action, outcome), count in {**_NO_MOVES, **sums.states_moved}.items()
             ],
         )
         self.counter(
             "ruvd.engine.ahead.tokens",
             "{token}",
-            "Prompt tokens that were evaluated before they were asked for.",
+            "The number of prompt tokens that were evaluated ahead of the next turn of a session.",
             lambda: [(sums.ahead_tokens, {})],
         )
         self.counter(
             "ruvd.engine.ahead.duration",
             "s",
-            "What that took, by the engine's clock.",
+            "The time that the engine spent on evaluating prompts ahead of the next turn.",
             lambda: [(sums.ahead_seconds, {})],
         )
         self.counter(
             "ruvd.engine.ahead.found_tokens",
             "{token}",
-            "Those of them that the next turn of their session found cached.",
+            "The number of prompt tokens evaluated ahead that the next turn of the session found"
+            " cached.",
             lambda: [(sums.ahead_found_tokens, {})],
         )
 
     def counter(self, name: str, unit: str, text: str, read: Reading) -> None:
-        """Make a counter."""
+        """Creates a counter that `read` reads."""
         self._meter.create_observable_counter(name, [_callback(read)], unit, text)
 
     def gauge(self, name: str, unit: str, text: str, read: Reading) -> None:
-        """Make a gauge."""
+        """Creates a gauge that `read` reads."""
         self._meter.create_observable_gauge(name, [_callback(read)], unit, text)
 
 
 def _callback(read: Reading) -> Callable[[CallbackOptions], Iterable[Observation]]:
-    return lambda _: [Observation(value, dict(attributes)) for value, attributes in read()]
+    return lambda _: [Observation(value, attributes) for value, attributes in read()]
 
 
 def _known(value: float | None) -> Iterable[tuple[float, Attributes]]:

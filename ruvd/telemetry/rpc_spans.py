@@ -1,9 +1,9 @@
-"""Spans: a server span an RPC that continues the caller's trace, and what the core tells of waits
-and of calls that share a completion.
+"""Spans of RPCs, and spans and links for what the core reports about completions.
 
-A completion is a task that begins in its RPC and inherits its context, so what it does is below
-that RPC's span, also when it goes on without the caller. A call that attaches to it or resumes it
-is a trace of its own with a link to that span.
+Every RPC has a server span that continues the caller's trace. A completion is a task that starts
+inside its RPC and inherits its context, so the spans of the completion are children of that RPC's
+span, even if the completion outlives the RPC. An RPC that attaches to a completion or resumes it
+has a trace of its own, with a link to the span of the RPC that started the completion.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Self
 
-from opentelemetry import trace
-from opentelemetry.trace import SpanKind
+from opentelemetry import context, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from ruvd.core.ports.events import (
@@ -24,154 +25,145 @@ from ruvd.core.ports.events import (
     Event,
 )
 from ruvd.telemetry.instruments import Instruments
-from ruvd.telemetry.spans import SAMPLED, Caller, Ids, Span, Tracer, Value, current
 
-# What a server is to blame for, by the conventions for gRPC.
-_ERRORS = {
+# The status codes that the conventions for gRPC count as errors of the server.
+_SERVER_ERRORS = {
     "UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
 }  # fmt: skip
 _HEADERS = ("traceparent", "tracestate")
-_FLAGS = SAMPLED | trace.TraceFlags.RANDOM_TRACE_ID
-# A wait below this explains nothing.
-_WAIT_SECONDS = 0.005
-# Completions whose spans can be linked to.
-_KEPT = 10_000
+# A shorter wait explains nothing and has no span.
+_MIN_WAIT_SECONDS = 0.005
+# The number of completions that a later RPC can link to.
+_MAX_LINK_TARGETS = 10_000
 
-propagator = TraceContextTextMapPropagator()
+_propagator = TraceContextTextMapPropagator()
 
 
 class RpcCalls:
-    """Makes the span and the metric of every RPC."""
+    """Starts the span and records the duration of every RPC."""
 
     def __init__(self, tracer: Tracer, instruments: Instruments) -> None:
         self._tracer = tracer
         self._instruments = instruments
-        self.records = tracer.ended is not None  # spans, or metrics alone
+        self.records = not isinstance(tracer, trace.NoOpTracer)
 
     def call(self, method: str, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> RpcCall:
-        """Be inside the RPC `method` (`/package.Service/Method`), as a context manager."""
-        above = None
+        """Returns a context manager that measures the RPC `method` (`/package.Service/Method`)."""
+        parent = Context()
         for key, _ in metadata:
             if key == "traceparent":
-                above = _caller(metadata)
+                parent = _caller(metadata)
                 break
-        return RpcCall(self._tracer, method[1:], above, peer, self._instruments)
+        return RpcCall(self._tracer, self._instruments, method[1:], parent, peer)
 
 
-class RpcCall(Span):
-    """One RPC, and the current span while it lasts; `code` is how it ended."""
+class RpcCall:
+    """One RPC. Its span is the current span inside the `with` block. `code` is the name of the
+    gRPC status that the RPC ended with."""
 
-    __slots__ = ("_clock", "_instruments", "_peer", "_token", "code")
+    __slots__ = ("_context", "_instruments", "_name", "_parent", "_peer", "_span", "_started",
+                 "_token", "_tracer", "code")  # fmt: skip
 
     def __init__(
-        self,
-        tracer: Tracer,
-        name: str,
-        above: Caller | None,
-        peer: str,
-        instruments: Instruments,
+        self, tracer: Tracer, instruments: Instruments, name: str, parent: Context, peer: str
     ) -> None:
-        super().__init__(tracer, name, above, kind=SpanKind.SERVER)
         self.code = "OK"
-        self._peer = peer
+        self._tracer = tracer
         self._instruments = instruments
-
-    def facts(self) -> dict[str, Value]:
-        """See `Span.facts`."""
-        return {
-            "rpc.system.name": "grpc",
-            "rpc.method": self.name,
-            **_peer(self._peer),
-            "rpc.response.status_code": self.code,
-        }
+        self._name = name
+        self._parent = parent
+        self._peer = peer
 
     def __enter__(self) -> Self:
-        self._clock = time.perf_counter()
-        self._token = current.set(self)
+        attributes = {"rpc.system.name": "grpc", "rpc.method": self._name, **_peer(self._peer)}
+        self._span = self._tracer.start_span(self._name, self._parent, SpanKind.SERVER, attributes)
+        self._context = trace.set_span_in_context(self._span, self._parent)
+        self._token = context.attach(self._context)
+        self._started = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
-        current.reset(self._token)
-        code = self.code
-        if code in _ERRORS:
-            self.error = code
-        self._instruments.served(self.name, code, time.perf_counter() - self._clock, self)
-        self.end()
+        seconds = time.perf_counter() - self._started
+        context.detach(self._token)
+        code, span = self.code, self._span
+        error = code if code in _SERVER_ERRORS else ""
+        self._instruments.record_rpc(self._name, code, error, seconds, self._context)
+        span.set_attribute("rpc.response.status_code", code)
+        end_span(span, error)
 
 
 class CompletionSpans:
-    """What the core tells of completions, as spans, links and attributes. An Observer."""
+    """Records what the core reports about completions as spans and links. An Observer."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._begun: dict[str, Ids] = {}
+        self._link_targets: dict[str, SpanContext] = {}
 
     def __call__(self, event: Event) -> None:
-        """Put it on record; the current span is that of the call that it belongs to."""
+        """Records an event. The current span is that of the RPC to which the event belongs."""
         if isinstance(event, CompletionBegan):
-            span = current.get()
-            if span is not None and span.trace_id:
-                self._begun[event.completion_id] = (span.trace_id, span.span_id)
-                if len(self._begun) > _KEPT:
-                    del self._begun[next(iter(self._begun))]
+            span_context = trace.get_current_span().get_span_context()
+            if span_context.is_valid:
+                self._link_targets[event.completion_id] = span_context
+                if len(self._link_targets) > _MAX_LINK_TARGETS:
+                    del self._link_targets[next(iter(self._link_targets))]
         elif isinstance(event, CompletionJoined):
-            begun, span = self._begun.get(event.completion_id), current.get()
-            if begun is not None and span is not None:
+            target = self._link_targets.get(event.completion_id)
+            if target is not None:
                 how = "resumed" if event.resumed else "deduplicated"
-                joined = {"ruvd.completion.id": event.completion_id, "ruvd.completion.joined": how}
-                span.link(begun, joined)
+                attributes = {
+                    "ruvd.completion.id": event.completion_id,
+                    "ruvd.completion.joined": how,
+                }
+                trace.get_current_span().add_link(target, attributes)
         elif isinstance(event, EngineTaken):
-            self._waited(event.queue_seconds)
+            self._record_wait(event.queue_seconds)
         elif isinstance(event, CompletionEnded) and event.failed and not event.context_messages:
-            # It never had the engine: all of its time was the wait.
-            self._waited(event.timings.queue_seconds, error=event.reason)
+            # The completion never reached the engine, so all of its time was spent in the queue.
+            self._record_wait(event.timings.queue_seconds, error=event.reason)
 
-    def _waited(self, seconds: float, *, error: str = "") -> None:
-        if seconds < _WAIT_SECONDS:
+    def _record_wait(self, seconds: float, *, error: str = "") -> None:
+        if seconds < _MIN_WAIT_SECONDS:
             return
-        span = Span(self._tracer, "ruvd.queue", current.get())
-        now = span.began
-        span.began = now - int(seconds * 1e9)
-        span.error = error
-        span.end(now)
+        now = time.time_ns()
+        span = self._tracer.start_span("ruvd.queue", start_time=now - int(seconds * 1e9))
+        end_span(span, error, now)
 
 
-def trace_headers(span: Span) -> Mapping[str, str]:
-    """W3C's headers for a call below the span; nothing without one."""
-    if not span.trace_id:
-        return {}
-    parent = f"00-{span.trace_id.hex()}-{span.span_id.hex()}-{span.flags:02x}"
-    if span.state:
-        return {"traceparent": parent, "tracestate": span.state}
-    return {"traceparent": parent}
+def end_span(span: Span, error: str, end_time: int | None = None) -> None:
+    """Ends a span, now or at `end_time` (ns), as failed if `error` is not empty."""
+    if error:
+        span.set_attribute("error.type", error)
+        span.set_status(StatusCode.ERROR)
+    span.end(end_time)
+
+
+def trace_headers(span_context: Context) -> dict[str, str]:
+    """Returns W3C's headers for a request that is made within `span_context`."""
+    headers: dict[str, str] = {}
+    _propagator.inject(headers, span_context)
+    return headers
 
 
 def current_ids() -> Mapping[str, str]:
-    """What a log line says of the span it is written in; nothing outside of one."""
-    span = current.get()
-    if span is None or not span.trace_id:
+    """Returns `trace_id` and `span_id` of the current span for a log line; empty without one."""
+    span_context = trace.get_current_span().get_span_context()
+    if not span_context.is_valid:
         return {}
-    return {"trace_id": span.trace_id.hex(), "span_id": span.span_id.hex()}
+    return {
+        "trace_id": trace.format_trace_id(span_context.trace_id),
+        "span_id": trace.format_span_id(span_context.span_id),
+    }
 
 
-def _caller(metadata: Iterable[tuple[str, str | bytes]]) -> Caller | None:
-    """The caller's span, by W3C's headers; None if they cannot be read."""
+def _caller(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
+    """Returns a context with the caller's span, or an empty one if its headers are invalid."""
     carrier = {k: v for k, v in metadata if k in _HEADERS and isinstance(v, str)}
-    told = trace.get_current_span(propagator.extract(carrier)).get_span_context()
-    if not told.is_valid:
-        return None
-    return Caller(
-        told.trace_id.to_bytes(16),
-        told.span_id.to_bytes(8),
-        told.trace_flags & _FLAGS,
-        told.trace_state.to_header(),
-    )
+    return _propagator.extract(carrier, Context())
 
 
 def _peer(peer: str) -> dict[str, str | int]:
-    """`ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711` or `unix:`, as attributes."""
-    if peer.startswith("unix:"):
-        return {}
+    """Returns the attributes of `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`; none of `unix:`."""
     kind, _, rest = peer.partition(":")
     host, _, port = rest.rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdigit():

@@ -1,6 +1,6 @@
-"""Telemetry put together: what wraps the core's ports, what observes it, what shows it outside.
+"""The telemetry of one daemon: wrappers of the core's ports, an observer, and the exporters.
 
-Made only where it is wanted, because everything of OpenTelemetry is imported here.
+This module is imported only where telemetry is on, because it imports OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from ruvd.telemetry.instruments import Instruments
 from ruvd.telemetry.metered_engine import MeteredEngine
 from ruvd.telemetry.metered_store import MeteredStore
 from ruvd.telemetry.observables import Gauges
-from ruvd.telemetry.prometheus import Endpoint, Figures
+from ruvd.telemetry.prometheus import Endpoint
 from ruvd.telemetry.rpc_spans import CompletionSpans, RpcCalls
 
-# How long a collector's thread waits for the store to count.
+# The time that the thread of a collector waits for the store to count its sessions.
 _COUNT_SECONDS = 1.0
 
 
 class Monitoring:
-    """One daemon's telemetry. An Observer."""
+    """The telemetry of one daemon. An Observer."""
 
     def __init__(
         self,
@@ -44,34 +44,32 @@ class Monitoring:
         self._settings = settings
         self._provider = provider
         self._tracer = telemetry.tracer
-        self._instruments = Instruments(
-            telemetry.meter, telemetry.histograms, settings, provider, statistics
-        )
+        self._instruments = Instruments(telemetry.meter, settings, provider, statistics)
         self._spans = CompletionSpans(self._tracer)
         self._endpoint: Endpoint | None = None
         self.rpcs = RpcCalls(self._tracer, self._instruments)
 
     def __call__(self, event: Event) -> None:
-        """Record what happened."""
+        """Records an event."""
         self._instruments(event)
         self._spans(event)
 
     def engine(self, engine: Engine) -> Engine:
-        """The engine, measured."""
+        """Returns a wrapper that measures the engine."""
         return MeteredEngine(
             engine, self._tracer, self._instruments, self._provider, self._settings
         )
 
     def store(self, store: Store, kind: str) -> Store:
-        """The store, measured; `kind` is what it is."""
+        """Returns a wrapper that measures the store. `kind` names it, such as `sqlite`."""
         return MeteredStore(store, kind, self._tracer, self._instruments)
 
     def watch(self, sessions: SessionRegistry, completions: CompletionRegistry) -> None:
-        """Observe the core. Called on the event loop that the core is in."""
+        """Creates the gauges of the core. Called on the event loop of the core."""
         loop = asyncio.get_running_loop()
         self._instruments.watch(
             Gauges(
-                active_sessions=_counter(sessions),
+                active_sessions=_session_counter(sessions),
                 active_completions=lambda: completions.running,
                 waiting=lambda: _waiting(sessions, completions),
                 event_log_bytes=lambda: completions.log_bytes,
@@ -80,19 +78,19 @@ class Monitoring:
         )
 
     async def listen(self, address: str) -> str:
-        """Serve Prometheus at `host:port`, if there is what to serve; the address with its port.
+        """Serves Prometheus at `host:port` and returns the address with the port that was bound.
 
-        Raises OSError."""
+        Returns an empty string if Prometheus is off. Raises OSError if it cannot listen.
+        """
         host, _, port = address.rpartition(":")
         reader = self._telemetry.prometheus
         if reader is None:
             return ""
-        figures = Figures(reader, self._telemetry.histograms)
-        self._endpoint = await asyncio.to_thread(Endpoint, figures, host.strip("[]"), int(port))
+        self._endpoint = await asyncio.to_thread(Endpoint, reader, host.strip("[]"), int(port))
         return f"{host}:{self._endpoint.port}"
 
     async def close(self) -> None:
-        """Stop to serve, and export what is left; two seconds at most. Idempotent."""
+        """Stops serving and exports the remaining telemetry within two seconds. Idempotent."""
         endpoint, self._endpoint = self._endpoint, None
         if endpoint:
             await endpoint.close()
@@ -104,12 +102,12 @@ def _waiting(sessions: SessionRegistry, completions: CompletionRegistry) -> Mapp
     return {"engine": interactive, "batch": batch, "session": sessions.turn_queue.waiting}
 
 
-def _counter(sessions: SessionRegistry) -> Callable[[], int | None]:
-    """Asks the store on its event loop, from the thread of whoever collects."""
-    loop, home = asyncio.get_running_loop(), threading.get_ident()
+def _session_counter(sessions: SessionRegistry) -> Callable[[], int | None]:
+    """Returns a function that counts active sessions in the store, for use on other threads."""
+    loop, loop_thread = asyncio.get_running_loop(), threading.get_ident()
 
     def active() -> int | None:
-        if loop.is_closed() or threading.get_ident() == home:  # it would wait for itself
+        if loop.is_closed() or threading.get_ident() == loop_thread:  # a deadlock
             return None
         counts = asyncio.run_coroutine_threadsafe(sessions.counts(), loop)
         try:

@@ -1,5 +1,5 @@
-"""Telemetry of a real daemon: what a collector gets, what Prometheus reads, and that neither can
-hold up a request."""
+"""Telemetry of a real daemon: what a collector receives, what Prometheus reads, and that neither
+can delay a request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 from running import RunningDaemon, StartDaemon
 from upstream import serving
 
-from ruvd.telemetry.exporters import _Outage
+from ruvd.telemetry.exporters import Outage
 from ruvd.v1 import session_service_pb2 as pb
 
 ECHO = ("--engine", "echo")
@@ -34,7 +34,7 @@ WARNING = "telemetry is not exported; what does not fit into its queue is droppe
 
 
 def export_to(monkeypatch: pytest.MonkeyPatch, collector: Collector, **more: str) -> None:
-    """Let daemons that start from now on export to a collector, soon after it happened."""
+    """Makes daemons that start from now on export to a collector with little delay."""
     settings = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
         "OTEL_BSP_SCHEDULE_DELAY": "50",
@@ -65,7 +65,7 @@ async def complete(
 
 
 def traced(name: str) -> tuple[tuple[tuple[str, str], ...], str, str]:
-    """A caller's own span: the metadata that carries it, its trace id and its span id."""
+    """The span of a caller: the metadata that carries it, its trace id and its span id."""
     span = TracerProvider(shutdown_on_exit=False).get_tracer("caller").start_span(name)
     carrier: dict[str, str] = {}
     inject(carrier, trace.set_span_in_context(span))
@@ -333,7 +333,7 @@ assert not [name for name in sys.modules if name.startswith(("opentelemetry", "p
 def test_an_export_that_began_before_the_collector_came_back_is_no_outage(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    outage = _Outage()
+    outage = Outage()
     with caplog.at_level(logging.INFO, "ruvd.telemetry"):
         began = time.monotonic()
         outage.report("traces", began, exported=False)

@@ -1,0 +1,58 @@
+"""Log lines for the events of the core. They hold no message content."""
+
+from __future__ import annotations
+
+import logging
+
+from ruvd.core.ports.events import (
+    CompletionEnded,
+    EngineStateChanged,
+    Event,
+    SessionCreated,
+    SessionGone,
+    StoreStateChanged,
+)
+
+_log = logging.getLogger("ruvd")
+
+
+def observe(event: Event) -> None:
+    """Logs an event. An Observer."""
+    match event:
+        case CompletionEnded():
+            usage, timings = event.usage, event.timings
+            first = timings.time_to_first_token_seconds
+            fields = {
+                "completion_id": event.completion_id,
+                "session_id": event.session_id,
+                "model": event.model,
+                "reason": event.reason,
+                "prompt_tokens": usage and usage.prompt_tokens,
+                "cached_tokens": usage and usage.cached_tokens,
+                "completion_tokens": usage and usage.completion_tokens,
+                "queue_ms": _milliseconds(timings.queue_seconds),
+                "first_token_ms": None if first is None else _milliseconds(first),
+                "total_ms": _milliseconds(timings.total_seconds),
+                "context_trimmed": event.context_trimmed,
+            }
+            _log.info("completion failed" if event.failed else "completion", extra=fields)
+        case EngineStateChanged(up, detail):
+            _log.log(
+                logging.INFO if up else logging.WARNING,
+                "engine up" if up else "engine down",
+                extra={"detail": detail},
+            )
+        case StoreStateChanged(up, detail):
+            _log.log(
+                logging.INFO if up else logging.ERROR,
+                "store up" if up else "store down",
+                extra={"detail": detail},
+            )
+        case SessionCreated(session_id):
+            _log.debug("session created", extra={"session_id": session_id})
+        case SessionGone(session_id, reason):
+            _log.debug("session gone", extra={"session_id": session_id, "reason": reason})
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 1)
