@@ -27,6 +27,7 @@ from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.stores.memory import MemoryStore
 from ruvd.telemetry.conventions import Conventions, Provider
+from ruvd.telemetry.deferred import Deferred
 from ruvd.telemetry.instruments import Instruments
 from ruvd.telemetry.metered_engine import MeteredEngine
 from ruvd.telemetry.metered_store import MeteredStore
@@ -56,8 +57,11 @@ class Watched:
         self.tracer = tracers.get_tracer("test")
         meter = MeterProvider([self._reader], shutdown_on_exit=False).get_meter("test")
         self.statistics = Statistics()
-        self.instruments = Instruments(meter, self.conventions, self.provider, self.statistics)
-        self.rpcs = RpcCalls(self.tracer, self.instruments)
+        self.deferred = Deferred()
+        self.instruments = Instruments(
+            meter, self.deferred, self.conventions, self.provider, self.statistics
+        )
+        self.rpcs = RpcCalls(self.tracer, self.instruments, self.deferred)
         completion_spans = CompletionSpans(self.tracer)
 
         def observer(event: Event) -> None:
@@ -67,9 +71,16 @@ class Watched:
 
         self.observer = observer
         self.metered_engine = MeteredEngine(
-            self.engine, self.tracer, self.instruments, self.provider, self.conventions
+            self.engine,
+            self.tracer,
+            self.instruments,
+            self.deferred,
+            self.provider,
+            self.conventions,
         )
-        self.metered_store = MeteredStore(self.store, "memory", self.tracer, self.instruments)
+        self.metered_store = MeteredStore(
+            self.store, "memory", self.tracer, self.instruments, self.deferred
+        )
         self.sessions = SessionRegistry(self.metered_store, self.clock, observer, SessionPolicy())
         self.completions = CompletionRegistry(
             self.sessions, self.metered_engine, self.clock, observer, self.completion_policy
@@ -92,6 +103,7 @@ class Watched:
 
     def spans(self, name: str) -> Sequence[ReadableSpan]:
         """The spans that have ended and whose names begin with `name`."""
+        self.deferred.flush()
         ended = self._exporter.get_finished_spans()
         return [span for span in ended if span.name.startswith(name)]
 
@@ -101,6 +113,7 @@ class Watched:
         return span
 
     def metrics(self) -> dict[str, Metric]:
+        self.deferred.flush()
         data = self._reader.get_metrics_data()
         assert data is not None
         return {

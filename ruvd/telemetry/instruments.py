@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.metrics import Histogram, Meter
 
 from ruvd.core.model import Usage
@@ -20,6 +20,7 @@ from ruvd.core.ports.events import CompletionEnded, EngineTaken, Event, StoreBat
 from ruvd.core.statistics import KINDS, Statistics, kind
 from ruvd.telemetry import conventions
 from ruvd.telemetry.conventions import Conventions, Provider
+from ruvd.telemetry.deferred import Deferred
 from ruvd.telemetry.observables import Gauges, ObservableInstruments
 
 Labels: TypeAlias = Mapping[str, str | int]
@@ -46,13 +47,20 @@ class _GenerationLabels:
 class Instruments:
     """The instruments of one daemon. An Observer.
 
-    The `context` of a measurement holds the span that becomes its exemplar.
+    The `context` of a measurement holds the span that becomes its exemplar. Events are recorded
+    later; the other methods record at once.
     """
 
     def __init__(
-        self, meter: Meter, settings: Conventions, provider: Provider, statistics: Statistics
+        self,
+        meter: Meter,
+        deferred: Deferred,
+        settings: Conventions,
+        provider: Provider,
+        statistics: Statistics,
     ) -> None:
         self._meter = meter
+        self._defer = deferred.add
         self._observables = ObservableInstruments(meter)
         self._observables.observe(statistics)
         self._newest = not settings.names.tokens_by_type
@@ -118,6 +126,7 @@ class Instruments:
             " batches do not count.",
         )
         self._kind_labels = {kind: {"ruvd.completion.kind": kind} for kind in KINDS}
+        self._batch_labels = [{"ruvd.batch": is_batch} for is_batch in (False, True)]
         self._queue = self._seconds(
             "ruvd.queue.duration",
             "The time from the arrival of a completion until the engine took it.",
@@ -146,11 +155,12 @@ class Instruments:
         """Records an event. The current span becomes the exemplar."""
         if isinstance(event, CompletionEnded):
             if not event.failed and not event.batch:
-                self._record_completion(event)
+                self._defer(self._record_completion, event, get_current())
         elif isinstance(event, EngineTaken):
-            self._queue.record(event.queue_seconds, {"ruvd.batch": event.batch})
+            labels = self._batch_labels[event.batch]
+            self._defer(self._queue.record, event.queue_seconds, labels, get_current())
         elif isinstance(event, StoreBatch):
-            self._batches.record(event.writes, None, _NO_SPAN)
+            self._defer(self._batches.record, event.writes, None, _NO_SPAN)
 
     def record_generation(
         self,
@@ -205,11 +215,12 @@ class Instruments:
         """Creates the gauges of the core, which is built after the engine that is measured."""
         self._observables.watch(gauges)
 
-    def _record_completion(self, event: CompletionEnded) -> None:
-        self._completion.record(event.timings.total_seconds, self._kind_labels[kind(event)])
-        first_token = event.timings.time_to_first_token_seconds
-        if first_token is not None:
-            self._first_token.record(first_token, self._labels(self._model(event.model), "").model)
+    def _record_completion(self, event: CompletionEnded, context: Context) -> None:
+        timings = event.timings
+        self._completion.record(timings.total_seconds, self._kind_labels[kind(event)], context)
+        if timings.time_to_first_token_seconds is not None:
+            labels = self._labels(self._model(event.model), "").model
+            self._first_token.record(timings.time_to_first_token_seconds, labels, context)
 
     def _labels(self, model: str, error: str) -> _GenerationLabels:
         labels = self._generation_labels.get((model, error))

@@ -19,6 +19,7 @@ from ruvd.core.errors import RuvdError
 from ruvd.core.ports.engine import Engine, EngineChunk, EngineDone, EngineRequest, PrefixCache
 from ruvd.telemetry import genai
 from ruvd.telemetry.conventions import Conventions, Provider
+from ruvd.telemetry.deferred import Deferred
 from ruvd.telemetry.instruments import Instruments
 from ruvd.telemetry.rpc_spans import end_span, trace_headers
 
@@ -39,12 +40,14 @@ class MeteredEngine:
         engine: Engine,
         tracer: Tracer,
         instruments: Instruments,
+        deferred: Deferred,
         provider: Provider,
         settings: Conventions,
     ) -> None:
         self._engine = engine
         self._tracer = tracer
         self._instruments = instruments
+        self._deferred = deferred
         self._span_kind = SpanKind.CLIENT if provider.remote else SpanKind.INTERNAL
         self._provider = provider.attributes()
         self._settings = settings
@@ -85,12 +88,8 @@ class MeteredEngine:
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """See `Engine.generate`."""
         model = request.options.model or self._engine.model
-        span = self._tracer.start_span(
-            f"chat {model}",
-            kind=self._span_kind,
-            attributes={**self._provider, "gen_ai.request.model": model},
-        )
-        generation = _Generation(span, request, model, self._settings, self._instruments)
+        span = self._tracer.start_span(f"chat {model}", kind=self._span_kind)
+        generation = _Generation(span, request, model, self._settings)
         recorder, error, is_first = generation.recorder, _CUT, True
         try:
             async with aclosing(self._engine.generate(generation.request)) as chunks:
@@ -113,7 +112,8 @@ class MeteredEngine:
             error = _OTHER
             raise
         finally:
-            generation.end(error)
+            generation.stop(error)
+            self._deferred.add(self._record, generation)
 
     async def models(self) -> Sequence[str]:
         """See `Engine.models`."""
@@ -123,60 +123,78 @@ class MeteredEngine:
         """See `Engine.close`."""
         await self._engine.close()
 
+    def _record(self, generation: _Generation) -> None:
+        done, error = generation.done, generation.error
+        self._instruments.record_generation(
+            generation.model,
+            error,
+            generation.seconds,
+            generation.first_chunk_seconds,
+            done.usage if done else None,
+            generation.context,
+        )
+        attributes: dict[str, AttributeValue] = {}
+        if generation.span.is_recording():
+            attributes = {**self._provider, **generation.attributes()}
+        end_span(generation.span, attributes, error, generation.ended)
+
 
 class _Generation:
-    """One generation: its span, and what is recorded when it ends.
+    """One generation: its span, and what is recorded when it has ended.
 
-    `request` is the request for the engine, with the trace headers of the span.
+    `request` is the request for the engine, with the trace headers of the span. `error` is empty if
+    the generation succeeded.
     """
 
-    __slots__ = ("_context", "_first_chunk", "_instruments", "_model", "_names", "_span",
-                 "_started", "done", "recorder", "request")  # fmt: skip
+    __slots__ = ("_settings", "_started", "context", "done", "ended", "error",
+                 "first_chunk_seconds", "model", "recorder", "request", "seconds",
+                 "span")  # fmt: skip
 
     def __init__(
-        self, span: Span, request: EngineRequest, model: str, settings: Conventions,
-        instruments: Instruments,
-    ) -> None:  # fmt: skip
+        self, span: Span, request: EngineRequest, model: str, settings: Conventions
+    ) -> None:
+        self.span = span
+        self.context = trace.set_span_in_context(span, Context())
+        self.model = model
+        self.error = ""
         self.done: EngineDone | None = None
-        self.recorder: genai.AnswerRecorder | None = None
-        self._span = span
-        self._context = trace.set_span_in_context(span, Context())
-        self._model = model
-        self._names = settings.names
-        self._instruments = instruments
-        self._first_chunk: float | None = None
-        if span.is_recording():
-            span.set_attributes(genai.request_attributes(request, content=settings.content))
-            if settings.content:
-                self.recorder = genai.AnswerRecorder()
-        headers = {**request.trace_headers, **trace_headers(self._context)}
+        self.first_chunk_seconds: float | None = None
+        self.seconds = 0.0
+        self.ended = 0
+        self.recorder = None
+        if settings.content and span.is_recording():
+            self.recorder = genai.AnswerRecorder()
+        headers = {**request.trace_headers, **trace_headers(self.context)}
         self.request = EngineRequest(
             request.messages, request.options, request.session_key, request.prefix_key, headers
         )
+        self._settings = settings
         self._started = time.perf_counter()
 
     def mark_first_chunk(self) -> None:
         """Notes the time until the first chunk."""
-        self._first_chunk = time.perf_counter() - self._started
+        self.first_chunk_seconds = time.perf_counter() - self._started
 
-    def end(self, error: str) -> None:
-        """Ends the span and records the generation. `error` is empty if it succeeded."""
-        seconds = time.perf_counter() - self._started
-        usage = self.done.usage if self.done else None
-        self._instruments.record_generation(
-            self._model, error, seconds, self._first_chunk, usage, self._context
-        )
-        if self._span.is_recording():
-            self._span.set_attributes(self._answer_attributes())
-        end_span(self._span, error)
+    def stop(self, error: str) -> None:
+        """Notes the end of the generation."""
+        self.seconds = time.perf_counter() - self._started
+        self.ended = time.time_ns()
+        self.error = error
 
-    def _answer_attributes(self) -> dict[str, AttributeValue]:
-        attributes = genai.answer_attributes(self.done) if self.done else {}
-        if self._first_chunk is not None:
-            attributes["gen_ai.response.time_to_first_chunk"] = self._first_chunk
+    def attributes(self) -> dict[str, AttributeValue]:
+        """Returns the attributes of the span, without those of the provider."""
+        names, content = self._settings.names, self._settings.content
+        attributes = {
+            "gen_ai.request.model": self.model,
+            **genai.request_attributes(self.request, content=content),
+        }
+        if self.first_chunk_seconds is not None:
+            attributes["gen_ai.response.time_to_first_chunk"] = self.first_chunk_seconds
+        if self.done:
+            attributes |= genai.answer_attributes(self.done)
         if self.recorder:
-            reason = self.done.finish_reason if self.done else None
             attributes["gen_ai.output.messages"] = self.recorder.messages(
-                reason, with_reason=self._names.finish_reason_in_messages
+                self.done.finish_reason if self.done else None,
+                with_reason=names.finish_reason_in_messages,
             )
         return attributes

@@ -12,12 +12,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from opentelemetry import trace
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Tracer
 
 from ruvd.core.errors import RuvdError, StoreUnavailable
 from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports.store import Commit, RemovedSession, Store, StoreCounts, TurnSnapshot
-from ruvd.telemetry.instruments import Instruments
+from ruvd.telemetry.deferred import Deferred
+from ruvd.telemetry.instruments import STORE_OPERATIONS, Instruments
 from ruvd.telemetry.rpc_spans import end_span
 
 _CANCELLED = "CANCELLED"
@@ -30,15 +32,24 @@ class MeteredStore:
     `kind` is the kind of store, such as `sqlite`.
     """
 
-    def __init__(self, store: Store, kind: str, tracer: Tracer, instruments: Instruments) -> None:
+    def __init__(
+        self,
+        store: Store,
+        kind: str,
+        tracer: Tracer,
+        instruments: Instruments,
+        deferred: Deferred,
+    ) -> None:
         self._store = store
         self._kind = kind
         self._tracer = tracer
         self._instruments = instruments
+        self._deferred = deferred
+        self._calls = {name: _ErrorCounter(instruments, name) for name in STORE_OPERATIONS}
 
     async def open(self) -> None:
         """See `Store.open`."""
-        with self._call("open"):
+        with self._calls["open"]:
             await self._store.open()
 
     async def close(self) -> None:
@@ -47,12 +58,12 @@ class MeteredStore:
 
     async def get(self, session_id: str) -> Session | None:
         """See `Store.get`."""
-        with self._call("get"):
+        with self._calls["get"]:
             return await self._store.get(session_id)
 
     async def exchanges(self, session_id: str, first: int) -> Sequence[Exchange]:
         """See `Store.exchanges`."""
-        with self._call("exchanges"):
+        with self._calls["exchanges"]:
             return await self._store.exchanges(session_id, first)
 
     async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
@@ -67,27 +78,27 @@ class MeteredStore:
 
     async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
         """See `Store.size_at`."""
-        with self._call("size_at"):
+        with self._calls["size_at"]:
             return await self._store.size_at(session_id, exchange_count)
 
     async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
         """See `Store.begin_turn`."""
-        with self._call("begin"):
+        with self._calls["begin"]:
             return await self._store.begin_turn(session_id, request_id, now)
 
     async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`."""
-        with self._call("touch"):
+        with self._calls["touch"]:
             return await self._store.touch(session_id, now)
 
     async def end(self, session_id: str) -> bool:
         """See `Store.end`."""
-        with self._call("end"):
+        with self._calls["end"]:
             return await self._store.end(session_id)
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """See `Store.expire`."""
-        with self._call("expire"):
+        with self._calls["expire"]:
             return await self._store.expire(now, protected)
 
     async def list(
@@ -100,7 +111,7 @@ class MeteredStore:
         active_or_in_turn: Collection[str] = (),
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
-        with self._call("list"):
+        with self._calls["list"]:
             return await self._store.list(
                 after=after,
                 limit=limit,
@@ -113,39 +124,29 @@ class MeteredStore:
         self, session_id: str, request_id: str
     ) -> IdempotencyRecord | None:
         """See `Store.idempotency_record`."""
-        with self._call("receipt"):
+        with self._calls["receipt"]:
             return await self._store.idempotency_record(session_id, request_id)
 
     async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.completion`."""
-        with self._call("completion"):
+        with self._calls["completion"]:
             return await self._store.completion(completion_id)
 
     async def created_by(self, request_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.created_by`."""
-        with self._call("created_by"):
+        with self._calls["created_by"]:
             return await self._store.created_by(request_id)
 
     async def counts(self, now: float, active_or_in_turn: Collection[str] = ()) -> StoreCounts:
         """See `Store.counts`."""
-        with self._call("counts"):
+        with self._calls["counts"]:
             return await self._store.counts(now, active_or_in_turn)
 
     @contextmanager
-    def _call(self, operation: str) -> Iterator[None]:
-        try:
-            yield
-        except StoreUnavailable:
-            self._instruments.count_store_error(operation)
-            raise
-
-    @contextmanager
     def _commit(self, operation: str) -> Iterator[None]:
-        attributes = {"ruvd.store.operation": operation, "ruvd.store.kind": self._kind}
-        span = self._tracer.start_span(f"ruvd.store.{operation}", attributes=attributes)
-        started, error = time.perf_counter(), _OTHER
+        started, error = time.time_ns(), _OTHER
         try:
-            with self._call(operation):
+            with self._calls[operation]:
                 yield
             error = ""
         except asyncio.CancelledError:
@@ -155,7 +156,35 @@ class MeteredStore:
             error = failure.reason()
             raise
         finally:
-            seconds = time.perf_counter() - started
-            context = trace.set_span_in_context(span)
-            self._instruments.record_commit(operation, error, seconds, context)
-            end_span(span, error)
+            self._deferred.add(
+                self._record, operation, error, get_current(), started, time.time_ns()
+            )
+
+    def _record(
+        self, operation: str, error: str, context: Context, started: int, ended: int
+    ) -> None:
+        span = self._tracer.start_span(f"ruvd.store.{operation}", context, start_time=started)
+        context = trace.set_span_in_context(span, context)
+        self._instruments.record_commit(operation, error, (ended - started) / 1e9, context)
+        attributes = {"ruvd.store.operation": operation, "ruvd.store.kind": self._kind}
+        end_span(span, attributes, error, ended)
+
+
+class _ErrorCounter:
+    """A context manager that counts the failures of one operation of an unavailable store.
+
+    It has no state, so all calls share it.
+    """
+
+    def __init__(self, instruments: Instruments, operation: str) -> None:
+        self._instruments = instruments
+        self._operation = operation
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        if isinstance(error, StoreUnavailable):
+            self._instruments.count_store_error(self._operation)

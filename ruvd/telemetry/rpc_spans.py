@@ -16,6 +16,7 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
 
 from ruvd.core.ports.events import (
     CompletionBegan,
@@ -24,6 +25,7 @@ from ruvd.core.ports.events import (
     EngineTaken,
     Event,
 )
+from ruvd.telemetry.deferred import Deferred
 from ruvd.telemetry.instruments import Instruments
 
 # The status codes that the conventions for gRPC count as errors of the server.
@@ -42,9 +44,10 @@ _propagator = TraceContextTextMapPropagator()
 class RpcCalls:
     """Starts the span and records the duration of every RPC."""
 
-    def __init__(self, tracer: Tracer, instruments: Instruments) -> None:
+    def __init__(self, tracer: Tracer, instruments: Instruments, deferred: Deferred) -> None:
         self._tracer = tracer
         self._instruments = instruments
+        self._deferred = deferred
         self.records = not isinstance(tracer, trace.NoOpTracer)
 
     def call(self, method: str, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> RpcCall:
@@ -54,29 +57,55 @@ class RpcCalls:
             if key == "traceparent":
                 parent = _caller(metadata)
                 break
-        return RpcCall(self._tracer, self._instruments, method[1:], parent, peer)
+        return RpcCall(self, method[1:], parent, peer)
+
+    def start_span(self, name: str, parent: Context) -> Span:
+        """Starts the span of an RPC."""
+        return self._tracer.start_span(name, parent, SpanKind.SERVER)
+
+    def record(
+        self, name: str, span: Span, context: Context, code: str, seconds: float, peer: str
+    ) -> None:
+        """Ends the span of an RPC and records its duration. Returns before that is done."""
+        self._deferred.add(self._record, name, span, context, code, seconds, peer, time.time_ns())
+
+    def _record(
+        self,
+        name: str,
+        span: Span,
+        context: Context,
+        code: str,
+        seconds: float,
+        peer: str,
+        ended: int,
+    ) -> None:
+        error = code if code in _SERVER_ERRORS else ""
+        self._instruments.record_rpc(name, code, error, seconds, context)
+        attributes = {
+            "rpc.system.name": "grpc",
+            "rpc.method": name,
+            "rpc.response.status_code": code,
+            **_peer(peer),
+        }
+        end_span(span, attributes, error, ended)
 
 
 class RpcCall:
     """One RPC. Its span is the current span inside the `with` block. `code` is the name of the
     gRPC status that the RPC ended with."""
 
-    __slots__ = ("_context", "_instruments", "_name", "_parent", "_peer", "_span", "_started",
-                 "_token", "_tracer", "code")  # fmt: skip
+    __slots__ = ("_calls", "_context", "_name", "_parent", "_peer", "_span", "_started", "_token",
+                 "code")  # fmt: skip
 
-    def __init__(
-        self, tracer: Tracer, instruments: Instruments, name: str, parent: Context, peer: str
-    ) -> None:
+    def __init__(self, calls: RpcCalls, name: str, parent: Context, peer: str) -> None:
         self.code = "OK"
-        self._tracer = tracer
-        self._instruments = instruments
+        self._calls = calls
         self._name = name
         self._parent = parent
         self._peer = peer
 
     def __enter__(self) -> Self:
-        attributes = {"rpc.system.name": "grpc", "rpc.method": self._name, **_peer(self._peer)}
-        self._span = self._tracer.start_span(self._name, self._parent, SpanKind.SERVER, attributes)
+        self._span = self._calls.start_span(self._name, self._parent)
         self._context = trace.set_span_in_context(self._span, self._parent)
         self._token = context.attach(self._context)
         self._started = time.perf_counter()
@@ -85,11 +114,7 @@ class RpcCall:
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self._started
         context.detach(self._token)
-        code, span = self.code, self._span
-        error = code if code in _SERVER_ERRORS else ""
-        self._instruments.record_rpc(self._name, code, error, seconds, self._context)
-        span.set_attribute("rpc.response.status_code", code)
-        end_span(span, error)
+        self._calls.record(self._name, self._span, self._context, self.code, seconds, self._peer)
 
 
 class CompletionSpans:
@@ -127,15 +152,16 @@ class CompletionSpans:
             return
         now = time.time_ns()
         span = self._tracer.start_span("ruvd.queue", start_time=now - int(seconds * 1e9))
-        end_span(span, error, now)
+        end_span(span, {}, error, now)
 
 
-def end_span(span: Span, error: str, end_time: int | None = None) -> None:
-    """Ends a span, now or at `end_time` (ns), as failed if `error` is not empty."""
-    if error:
-        span.set_attribute("error.type", error)
-        span.set_status(StatusCode.ERROR)
-    span.end(end_time)
+def end_span(span: Span, attributes: Mapping[str, AttributeValue], error: str, ended: int) -> None:
+    """Ends a span at the time `ended` (ns), as failed if `error` is not empty."""
+    if span.is_recording():
+        span.set_attributes({**attributes, "error.type": error} if error else attributes)
+        if error:
+            span.set_status(StatusCode.ERROR)
+    span.end(ended)
 
 
 def trace_headers(span_context: Context) -> dict[str, str]:

@@ -18,6 +18,7 @@ from ruvd.core.ports.store import Store
 from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.telemetry.conventions import Conventions, Provider
+from ruvd.telemetry.deferred import Deferred
 from ruvd.telemetry.exporters import Telemetry
 from ruvd.telemetry.instruments import Instruments
 from ruvd.telemetry.metered_engine import MeteredEngine
@@ -44,10 +45,13 @@ class Monitoring:
         self._settings = settings
         self._provider = provider
         self._tracer = telemetry.tracer
-        self._instruments = Instruments(telemetry.meter, settings, provider, statistics)
+        self._deferred = Deferred()
+        self._instruments = Instruments(
+            telemetry.meter, self._deferred, settings, provider, statistics
+        )
         self._spans = CompletionSpans(self._tracer)
         self._endpoint: Endpoint | None = None
-        self.rpcs = RpcCalls(self._tracer, self._instruments)
+        self.rpcs = RpcCalls(self._tracer, self._instruments, self._deferred)
 
     def __call__(self, event: Event) -> None:
         """Records an event."""
@@ -57,12 +61,17 @@ class Monitoring:
     def engine(self, engine: Engine) -> Engine:
         """Returns a wrapper that measures the engine."""
         return MeteredEngine(
-            engine, self._tracer, self._instruments, self._provider, self._settings
+            engine,
+            self._tracer,
+            self._instruments,
+            self._deferred,
+            self._provider,
+            self._settings,
         )
 
     def store(self, store: Store, kind: str) -> Store:
         """Returns a wrapper that measures the store. `kind` names it, such as `sqlite`."""
-        return MeteredStore(store, kind, self._tracer, self._instruments)
+        return MeteredStore(store, kind, self._tracer, self._instruments, self._deferred)
 
     def watch(self, sessions: SessionRegistry, completions: CompletionRegistry) -> None:
         """Creates the gauges of the core. Called on the event loop of the core."""
@@ -94,6 +103,7 @@ class Monitoring:
         endpoint, self._endpoint = self._endpoint, None
         if endpoint:
             await endpoint.close()
+        self._deferred.flush()
         await self._telemetry.close()
 
 

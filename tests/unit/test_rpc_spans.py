@@ -256,7 +256,7 @@ async def test_a_resume_is_linked_to_the_call_that_began() -> None:
     ("code", "error"),
     [("INTERNAL", "INTERNAL"), ("UNAVAILABLE", "UNAVAILABLE"), ("NOT_FOUND", None), ("OK", None)],
 )
-def test_only_what_a_server_is_to_blame_for_is_an_error_of_the_rpc(
+async def test_only_what_a_server_is_to_blame_for_is_an_error_of_the_rpc(
     code: str, error: str | None
 ) -> None:
     watched = Watched()

@@ -78,9 +78,14 @@ async def test_attributes_keep_within_the_limits_that_the_environment_sets(
 
 async def test_the_callers_trace_reaches_the_engine_where_no_spans_are_recorded() -> None:
     watched, tracer = Watched(), NoOpTracer()
-    rpcs = RpcCalls(tracer, watched.instruments)
+    rpcs = RpcCalls(tracer, watched.instruments, watched.deferred)
     engine = MeteredEngine(
-        watched.engine, tracer, watched.instruments, watched.provider, watched.conventions
+        watched.engine,
+        tracer,
+        watched.instruments,
+        watched.deferred,
+        watched.provider,
+        watched.conventions,
     )
     with rpcs.call(METHOD, headers("01"), ""):
         assert current_ids() == {"trace_id": TRACE, "span_id": PARENT}
@@ -96,14 +101,14 @@ async def test_the_callers_trace_reaches_the_engine_where_no_spans_are_recorded(
 
 
 @pytest.mark.parametrize("header", ["", "nonsense", f"00-{'0' * 32}-{PARENT}-01"])
-def test_a_header_that_cannot_be_read_begins_a_trace(header: str) -> None:
+async def test_a_header_that_cannot_be_read_begins_a_trace(header: str) -> None:
     watched = Watched()
     with watched.rpcs.call(METHOD, (("traceparent", header),), ""):
         pass
     assert watched.span("ruvd.v1").parent is None
 
 
-def test_the_number_of_completions_that_can_be_linked_to_is_bounded() -> None:
+async def test_the_number_of_completions_that_can_be_linked_to_is_bounded() -> None:
     watched = Watched()
     completion_spans = CompletionSpans(watched.tracer)
     with watched.rpcs.call("/ruvd.v1.S/First", (), ""):

@@ -1,0 +1,49 @@
+"""Deferred calls are made in order, soon, and not by the caller."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ruvd.telemetry.deferred import Deferred
+
+
+async def test_calls_are_made_in_order_and_not_at_once() -> None:
+    deferred, made = Deferred(), list[int]()
+    last = asyncio.Event()
+    deferred.add(made.append, 1)
+    deferred.add(made.append, 2)
+    deferred.add(last.set)
+    assert made == []
+    await last.wait()
+    assert made == [1, 2]
+
+
+async def test_a_complete_batch_does_not_wait_for_the_timer() -> None:
+    deferred, made = Deferred(), list[int]()
+    for number in range(64):
+        deferred.add(made.append, number)
+    assert made == []
+    await asyncio.sleep(0)
+    assert made == list(range(64))
+
+
+async def test_flushing_makes_each_call_once() -> None:
+    deferred, made = Deferred(), list[int]()
+    deferred.add(made.append, 1)
+    deferred.flush()
+    deferred.flush()
+    assert made == [1]
+
+
+async def test_a_call_that_fails_does_not_stop_later_ones() -> None:
+    deferred, made = Deferred(), list[int]()
+    failures: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, about: failures.append(repr(about["exception"])))
+    for _ in range(64):
+        deferred.add(int, "no number")
+    await asyncio.sleep(0)
+    assert len(failures) == 1
+    deferred.add(made.append, 1)
+    deferred.flush()
+    assert made == [1]
