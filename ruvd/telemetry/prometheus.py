@@ -32,6 +32,8 @@ from prometheus_client.core import (
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
+from ruvd.telemetry.deferred import Deferred
+
 _Bucket: TypeAlias = tuple[str, float] | tuple[str, float, Exemplar]
 _UNITS = {"s": "seconds", "By": "bytes"}
 
@@ -39,10 +41,12 @@ _UNITS = {"s": "seconds", "By": "bytes"}
 class Endpoint:
     """An HTTP server that serves the metrics at any path."""
 
-    def __init__(self, reader: InMemoryMetricReader, host: str, port: int) -> None:
+    def __init__(
+        self, reader: InMemoryMetricReader, deferred: Deferred, host: str, port: int
+    ) -> None:
         """Starts to listen. Blocks. Raises OSError if it cannot."""
         registry = CollectorRegistry()
-        registry.register(Metrics(reader))
+        registry.register(Metrics(reader, deferred))
         self._server, self._thread = start_http_server(port, host, registry)
         self.port = self._server.server_port
 
@@ -55,11 +59,13 @@ class Endpoint:
 class Metrics(Collector):
     """A collector of prometheus_client that reads the SDK's metrics at each scrape."""
 
-    def __init__(self, reader: InMemoryMetricReader) -> None:
+    def __init__(self, reader: InMemoryMetricReader, deferred: Deferred) -> None:
         self._reader = reader
+        self._deferred = deferred
 
     def collect(self) -> Iterable[Family]:
         """Yields the current value of every metric."""
+        self._deferred.flush()
         data = self._reader.get_metrics_data()
         if data is None:
             return

@@ -95,7 +95,9 @@ class Monitoring:
         reader = self._telemetry.prometheus
         if reader is None:
             return ""
-        self._endpoint = await asyncio.to_thread(Endpoint, reader, host.strip("[]"), int(port))
+        self._endpoint = await asyncio.to_thread(
+            Endpoint, reader, self._deferred, host.strip("[]"), int(port)
+        )
         return f"{host}:{self._endpoint.port}"
 
     async def close(self) -> None:
