@@ -1,7 +1,7 @@
-"""A collector that takes every OTLP export over gRPC and looks at none: prints its port.
+"""A collector that accepts every OTLP export over gRPC without reading it. It prints its port.
 
-At its end, on SIGTERM, it writes to standard error how many exports and bytes there were, by
-signal, so that whoever measures knows that something has come.
+On SIGTERM it writes the number of exports and bytes of each signal to standard error and ends, so
+that a benchmark can check that something was exported.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _METHODS = {
 
 
 class Sink(grpc.GenericRpcHandler):
-    """Answers each export with an empty message."""
+    """A gRPC handler that answers each export with an empty message."""
 
     def __init__(self) -> None:
         self.exports: Counter[str] = Counter()
         self.size: Counter[str] = Counter()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler of an export; None for other methods."""
+        """Returns the handler of an export, or None for other methods."""
         kind = _METHODS.get(handler_call_details.method)
         if kind is None:
             return None
@@ -44,7 +44,7 @@ class Sink(grpc.GenericRpcHandler):
 
 
 async def serve() -> None:
-    """Serve until SIGTERM."""
+    """Serves until SIGTERM."""
     sink = Sink()
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     server.add_generic_rpc_handlers((sink,))

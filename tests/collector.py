@@ -1,6 +1,6 @@
 """An OpenTelemetry collector for tests: a real receiver of OTLP, over gRPC or HTTP.
 
-It keeps what it gets. A collector that `stalls` takes every export and answers none.
+It keeps everything that it receives. A stalled collector accepts every export and answers none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECONDS = 20.0
 
 
 class Collector:
-    """What was received: spans in the order of their coming, metrics as they were last."""
+    """A collector with all spans in the order of arrival and the last state of each metric."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -45,7 +45,7 @@ class Collector:
         self.answers.clear()
 
     async def start(self) -> None:
-        """Listen, at the same port as before if there was one."""
+        """Starts to listen, at the same port as before if it has listened before."""
         server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         trace_grpc.add_TraceServiceServicer_to_server(  # type: ignore[no-untyped-call]
             _Traces(self), server
@@ -62,7 +62,7 @@ class Collector:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Be gone, as if killed."""
+        """Stops at once, as if killed."""
         server, self._server = self._server, None
         if isinstance(server, asyncio.Server):
             server.close()
@@ -70,32 +70,32 @@ class Collector:
             await server.stop(None)
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until a condition on what was received holds."""
+        """Waits until a condition holds. It is checked whenever something arrives."""
         async with asyncio.timeout(SECONDS):
             while not condition():
                 await self._changed.wait()
 
     def named(self, name: str) -> list[Span]:
-        """The spans whose names begin so."""
+        """Returns the spans whose names begin with `name`."""
         return [span for span in self.spans if span.name.startswith(name)]
 
     async def span(self, name: str) -> Span:
-        """The first span whose name begins so, as soon as it is there."""
+        """Returns the first span whose name begins with `name`, as soon as it has arrived."""
         await self.until(lambda: self.named(name))
         return self.named(name)[0]
 
     async def take(self, request: Any) -> None:
-        """Keep what came, and return when it is to be answered."""
+        """Keeps an export and returns when it may be answered."""
         self.exports += 1
         if isinstance(request, trace_pb.ExportTraceServiceRequest):
-            for of in request.resource_spans:
-                self.resource = attributes(of.resource.attributes)
-                for scope in of.scope_spans:
+            for resource in request.resource_spans:
+                self.resource = attributes(resource.resource.attributes)
+                for scope in resource.scope_spans:
                     self.spans.extend(scope.spans)
         else:
-            for each in request.resource_metrics:
-                self.resource = attributes(each.resource.attributes)
-                for scope in each.scope_metrics:
+            for resource in request.resource_metrics:
+                self.resource = attributes(resource.resource.attributes)
+                for scope in resource.scope_metrics:
                     self.metrics.update({metric.name: metric for metric in scope.metrics})
         self._changed.set()
         self._changed = asyncio.Event()
@@ -145,7 +145,7 @@ async def _until_end(reader: asyncio.StreamReader) -> bytes:
 
 
 def attributes(pairs: Any) -> dict[str, Any]:
-    """Attributes as Python has them."""
+    """Returns attributes as a dictionary."""
     found: list[KeyValue] = list(pairs)
     return {pair.key: _value(pair.value) for pair in found}
 
@@ -158,13 +158,13 @@ def _value(value: AnyValue) -> Any:
 
 
 def points(metric: Metric) -> list[Any]:
-    """The data points of any kind of metric."""
+    """Returns the data points of any kind of metric."""
     return list(getattr(metric, metric.WhichOneof("data") or "gauge").data_points)
 
 
 @asynccontextmanager
 async def collecting(protocol: str = "grpc") -> AsyncIterator[Collector]:
-    """A collector on a port of its own."""
+    """Runs a collector on a free port."""
     collector = Collector()
     await (collector.start() if protocol == "grpc" else collector.start_http())
     try:

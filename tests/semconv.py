@@ -1,7 +1,7 @@
-"""The names that OpenTelemetry's semantic conventions have for what ruvd emits.
+"""The names of OpenTelemetry's semantic conventions that ruvd uses.
 
-Copied by hand from the conventions: RPC and GenAI from v1.41.1, the newest GenAI from the
-repository semantic-conventions-genai. What is not here must begin with `ruvd.`.
+They are copied by hand from the conventions: RPC and GenAI from v1.41.1, the newest GenAI from the
+repository semantic-conventions-genai. All other names must begin with `ruvd.`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _COMMON = {"error.type", "server.address", "server.port"}
 _GENAI = _COMMON | {"gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model"}
 RPC_ATTRIBUTES = _COMMON | {"rpc.system.name", "rpc.method", "rpc.response.status_code"}
 RPC_SPAN_ATTRIBUTES = RPC_ATTRIBUTES | {"network.peer.address", "network.peer.port"}
-# No session's id: it is on spans only.
+# The id of a session is on spans only.
 METRIC_ATTRIBUTES = _GENAI | RPC_ATTRIBUTES | {"gen_ai.token.type", "gen_ai.token.modality"}
 GENAI_SPAN_ATTRIBUTES = _GENAI | {
     "gen_ai.conversation.id",
@@ -67,5 +67,5 @@ SPAN_ATTRIBUTES = RPC_SPAN_ATTRIBUTES | GENAI_SPAN_ATTRIBUTES
 
 
 def strangers(names: set[str], known: set[str]) -> set[str]:
-    """The names that are neither the conventions' nor ours."""
+    """Returns the names that are neither in `known` nor begin with `ruvd.`."""
     return {name for name in names if name not in known and not name.startswith("ruvd.")}

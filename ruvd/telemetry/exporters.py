@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import os
 import threading
 import time
 import uuid
@@ -19,6 +20,10 @@ from functools import partial
 from typing import Any
 
 from opentelemetry import metrics, trace
+from opentelemetry.sdk.environment_variables import (
+    OTEL_BSP_MAX_EXPORT_BATCH_SIZE,
+    OTEL_BSP_MAX_QUEUE_SIZE,
+)
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
     InMemoryMetricReader,
@@ -59,7 +64,9 @@ class Telemetry:
         if protocol := protocols.get("traces"):
             exporter = self._exporter(protocol, "traces", outage)
             tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-            tracers.add_span_processor(BatchSpanProcessor(exporter))
+            tracers.add_span_processor(
+                BatchSpanProcessor(exporter, max_export_batch_size=_batch_size())
+            )
             self.tracer = tracers.get_tracer("ruvd", version)
             self._shutdowns.append(tracers.shutdown)
         readers: list[MetricReader] = [self.prometheus] if self.prometheus else []
@@ -82,25 +89,40 @@ class Telemetry:
                 threading.Thread(target=exporter.shutdown, daemon=True).start()
 
     def _exporter(self, protocol: str, signal: str, outage: Outage) -> Any:
-        """Creates the SDK's exporter of a signal, which reports each export to `outage`."""
         module, name = _EXPORTERS[signal]
         # Only the module of this protocol is imported.
         package = f"opentelemetry.exporter.otlp.proto.{protocol.partition('/')[0]}"
-        base: Any = getattr(importlib.import_module(f"{package}.{module}"), name)
-
-        class ReportingExporter(base):  # type: ignore[misc]  # the base is chosen at run time
-            def export(self, *batch: Any, **options: Any) -> Any:
-                started, exported = time.monotonic(), False
-                try:
-                    result = super().export(*batch, **options)
-                    exported = result is type(result).SUCCESS
-                finally:
-                    outage.report(signal, started, exported=exported)
-                return result
-
-        exporter = ReportingExporter()
+        base = getattr(importlib.import_module(f"{package}.{module}"), name)
+        exporter = reporting_exporter(base, signal, outage)
         self._exporters.append(exporter)
         return exporter
+
+
+def reporting_exporter(base: Any, signal: str, outage: Outage) -> Any:
+    """Returns an exporter of a class that derives from `base` and reports exports to `outage`."""
+
+    class ReportingExporter(base):  # type: ignore[misc]  # the base is chosen at run time
+        def export(self, *batch: Any, **options: Any) -> Any:
+            started, exported = time.monotonic(), False
+            try:
+                result = super().export(*batch, **options)
+                exported = result is type(result).SUCCESS
+            finally:
+                outage.report(signal, started, exported=exported)
+            return result
+
+    return ReportingExporter()
+
+
+def _batch_size() -> int | None:
+    """Returns a batch size for a queue that is smaller than the SDK's default batch of 512.
+
+    The SDK refuses such a queue. Returns None where the SDK's own choice is valid.
+    """
+    queue_size = os.environ.get(OTEL_BSP_MAX_QUEUE_SIZE, "")
+    if OTEL_BSP_MAX_EXPORT_BATCH_SIZE in os.environ or not queue_size.isdigit():
+        return None
+    return min(512, int(queue_size))
 
 
 def _resource(version: str) -> Resource:

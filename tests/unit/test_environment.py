@@ -1,4 +1,4 @@
-"""What the environment and the settings say about telemetry."""
+"""The variables and settings that turn telemetry on."""
 
 from __future__ import annotations
 
@@ -32,19 +32,21 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"}
         (ENDPOINT | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, {}),
     ],
 )
-def test_a_signal_is_exported_where_an_endpoint_is_set_and_nobody_says_no(
+def test_a_signal_is_exported_if_an_endpoint_is_set_and_no_variable_disables_it(
     environment: dict[str, str], exported: dict[str, str]
 ) -> None:
     assert protocols(environment) == exported
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:9464", "unix:/run/metrics", "9464", "[::]:1"])
-def test_metrics_are_not_served_to_other_machines_or_at_no_address(address: str) -> None:
+def test_metrics_are_served_neither_to_other_machines_nor_at_an_invalid_address(
+    address: str,
+) -> None:
     with pytest.raises(ValidationError):
         Settings(metrics_listen=address)
 
 
-def test_metrics_are_served_on_loopback_or_where_the_operator_takes_the_risk() -> None:
+def test_metrics_are_served_on_loopback_or_where_remote_access_is_allowed() -> None:
     assert Settings(metrics_listen="127.0.0.1:9464").metrics_listen == "127.0.0.1:9464"
     Settings(metrics_listen="0.0.0.0:9464", allow_remote=True)
     assert Settings().metrics_listen == ""

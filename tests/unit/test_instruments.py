@@ -1,4 +1,4 @@
-"""Metrics: their names, units and buckets are the conventions'; their figures are Statistics'."""
+"""Metrics have the names, units and buckets of the conventions, and agree with `Statistics`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ METHOD = "/ruvd.v1.SessionService/Complete"
 
 
 async def everything(watched: Watched) -> None:
-    """Make every instrument have a value."""
+    """Gives every instrument a value."""
     watched.engine.scripts = [
         [EngineText("a"), EngineText("b"), done(prompt=20, cached=15, completion=2)],
         [EngineRejected("no")],
@@ -152,7 +152,7 @@ async def test_get_session_metrics_and_the_instruments_have_the_same_figures() -
     assert means["stateless"] == (sums.stateless.count, sums.stateless.seconds)
 
 
-def test_what_happens_to_sessions_engine_and_store_is_counted() -> None:
+def test_events_of_sessions_engine_and_store_are_counted() -> None:
     watched = Watched()
     for event in (
         SessionCreated("a"),
@@ -177,7 +177,7 @@ def test_what_happens_to_sessions_engine_and_store_is_counted() -> None:
     assert watched.value("ruvd.sessions.active") == 7
 
 
-def test_what_stays_warm_is_counted_from_zero_on() -> None:
+def test_saved_states_and_prewarming_are_counted_from_zero() -> None:
     watched = Watched()
     moves = "ruvd.engine.states.moves"
     assert watched.value(moves, ruvd__state__action="save", ruvd__state__outcome="failed") == 0
@@ -197,7 +197,7 @@ def test_what_stays_warm_is_counted_from_zero_on() -> None:
     assert watched.value("ruvd.engine.ahead.found_tokens") == 70
 
 
-async def test_who_runs_and_who_waits_is_seen_while_it_lasts() -> None:
+async def test_running_and_waiting_completions_are_counted_while_they_last() -> None:
     watched = Watched()
     hold = asyncio.Event()
     watched.engine.scripts = [[hold, EngineText("x"), done()]]
@@ -214,7 +214,7 @@ async def test_who_runs_and_who_waits_is_seen_while_it_lasts() -> None:
     assert watched.value("ruvd.event_log.size") > 0
 
 
-async def test_callers_cannot_make_more_than_so_many_label_sets() -> None:
+async def test_callers_cannot_create_an_unbounded_number_of_label_sets() -> None:
     watched = Watched()
     for number in range(60):
         options = CompletionOptions(model=f"model-{number}")

@@ -1,4 +1,4 @@
-"""Spans: what they say, what they are below, and that they end however a call ends."""
+"""Spans have the right attributes and parents, and end however a call ends."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def parent(span: ReadableSpan) -> str:
 
 
 @pytest.mark.parametrize(("wrapper", "port"), [(MeteredEngine, Engine), (MeteredStore, Store)])
-def test_no_method_of_a_port_escapes_its_wrapper(wrapper: type, port: type) -> None:
+def test_every_method_of_a_port_is_in_its_wrapper(wrapper: type, port: type) -> None:
     for name, method in inspect.getmembers(port):
         if name.startswith("_"):
             continue
@@ -90,7 +90,7 @@ async def test_one_trace_leads_from_the_caller_through_the_rpc_to_the_engine() -
     assert sent["traceparent"] == f"00-{TRACE}-{ids(chat)[1]}-01"
 
 
-async def test_a_generation_says_what_was_asked_and_what_it_cost_by_the_conventions() -> None:
+async def test_the_span_of_a_generation_has_the_attributes_of_the_conventions() -> None:
     remote = Provider("vllm", remote=True, address="gpu.local", port=8000)
     watched = Watched(provider=remote)
     watched.engine.scripts = [[EngineText("yes"), done(prompt=20, cached=15, completion=3)]]
@@ -168,7 +168,7 @@ async def test_a_generation_that_failed_or_was_cut_says_so(
     assert span.status.status_code is StatusCode.ERROR
 
 
-async def test_a_wait_that_matters_is_a_span_and_a_short_one_is_none() -> None:
+async def test_a_long_wait_has_a_span_and_a_short_one_has_none() -> None:
     watched = Watched()
     hold = asyncio.Event()
     watched.engine.scripts = [[EngineText("1"), hold, done()]]
@@ -187,7 +187,7 @@ async def test_a_wait_that_matters_is_a_span_and_a_short_one_is_none() -> None:
     assert wait.end_time - wait.start_time == 2_000_000_000
 
 
-async def test_a_wait_in_vain_is_a_span_with_the_reason() -> None:
+async def test_a_wait_that_ends_in_an_error_is_a_span_with_the_reason() -> None:
     watched = Watched()
     watched.engine.scripts = [[EngineText("1"), asyncio.Event()]]
     first = watched.start("one")
@@ -256,7 +256,7 @@ async def test_a_resume_is_linked_to_the_call_that_began() -> None:
     ("code", "error"),
     [("INTERNAL", "INTERNAL"), ("UNAVAILABLE", "UNAVAILABLE"), ("NOT_FOUND", None), ("OK", None)],
 )
-async def test_only_what_a_server_is_to_blame_for_is_an_error_of_the_rpc(
+async def test_only_codes_of_server_errors_are_errors_of_the_rpc(
     code: str, error: str | None
 ) -> None:
     watched = Watched()
@@ -291,7 +291,7 @@ async def converse(watched: Watched) -> dict[str, Any]:
     return attributes(watched.span("chat"))
 
 
-async def test_what_is_said_is_on_no_span_unless_asked_for() -> None:
+async def test_message_content_is_on_no_span_unless_it_is_enabled() -> None:
     said = await converse(Watched())
     assert not semconv.CONTENT_ATTRIBUTES & set(said)
     assert "secret words" not in repr(said)
