@@ -144,7 +144,7 @@ class MeteredStore:
 
     @contextmanager
     def _commit(self, operation: str) -> Iterator[None]:
-        started, error = time.time_ns(), _OTHER
+        started, error = time.perf_counter(), _OTHER
         try:
             with self._calls[operation]:
                 yield
@@ -156,16 +156,19 @@ class MeteredStore:
             error = failure.reason()
             raise
         finally:
+            seconds = time.perf_counter() - started
             self._deferred.add(
-                self._record, operation, error, get_current(), started, time.time_ns()
+                self._record, operation, error, get_current(), seconds, time.time_ns()
             )
 
     def _record(
-        self, operation: str, error: str, context: Context, started: int, ended: int
+        self, operation: str, error: str, context: Context, seconds: float, ended: int
     ) -> None:
-        span = self._tracer.start_span(f"ruvd.store.{operation}", context, start_time=started)
+        span = self._tracer.start_span(
+            f"ruvd.store.{operation}", context, start_time=ended - int(seconds * 1e9)
+        )
         context = trace.set_span_in_context(span, context)
-        self._instruments.record_commit(operation, error, (ended - started) / 1e9, context)
+        self._instruments.record_commit(operation, error, seconds, context)
         attributes = {"ruvd.store.operation": operation, "ruvd.store.kind": self._kind}
         end_span(span, attributes, error, ended)
 

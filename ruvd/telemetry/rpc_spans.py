@@ -57,64 +57,57 @@ class RpcCalls:
             if key == "traceparent":
                 parent = _caller(metadata)
                 break
-        return RpcCall(self, method[1:], parent, peer)
-
-    def start_span(self, name: str, parent: Context) -> Span:
-        """Starts the span of an RPC."""
-        return self._tracer.start_span(name, parent, SpanKind.SERVER)
-
-    def record(
-        self, name: str, span: Span, context: Context, code: str, seconds: float, peer: str
-    ) -> None:
-        """Ends the span of an RPC and records its duration. Returns before that is done."""
-        self._deferred.add(self._record, name, span, context, code, seconds, peer, time.time_ns())
-
-    def _record(
-        self,
-        name: str,
-        span: Span,
-        context: Context,
-        code: str,
-        seconds: float,
-        peer: str,
-        ended: int,
-    ) -> None:
-        error = code if code in _SERVER_ERRORS else ""
-        self._instruments.record_rpc(name, code, error, seconds, context)
-        attributes = {
-            "rpc.system.name": "grpc",
-            "rpc.method": name,
-            "rpc.response.status_code": code,
-            **_peer(peer),
-        }
-        end_span(span, attributes, error, ended)
+        return RpcCall(self._tracer, self._instruments, self._deferred, method[1:], parent, peer)
 
 
 class RpcCall:
     """One RPC. Its span is the current span inside the `with` block. `code` is the name of the
     gRPC status that the RPC ended with."""
 
-    __slots__ = ("_calls", "_context", "_name", "_parent", "_peer", "_span", "_started", "_token",
-                 "code")  # fmt: skip
+    __slots__ = ("_context", "_deferred", "_ended", "_instruments", "_name", "_parent", "_peer",
+                 "_seconds", "_span", "_started", "_token", "_tracer", "code")  # fmt: skip
 
-    def __init__(self, calls: RpcCalls, name: str, parent: Context, peer: str) -> None:
+    def __init__(
+        self,
+        tracer: Tracer,
+        instruments: Instruments,
+        deferred: Deferred,
+        name: str,
+        parent: Context,
+        peer: str,
+    ) -> None:
         self.code = "OK"
-        self._calls = calls
+        self._tracer = tracer
+        self._instruments = instruments
+        self._deferred = deferred
         self._name = name
         self._parent = parent
         self._peer = peer
 
     def __enter__(self) -> Self:
-        self._span = self._calls.start_span(self._name, self._parent)
+        self._span = self._tracer.start_span(self._name, self._parent, SpanKind.SERVER)
         self._context = trace.set_span_in_context(self._span, self._parent)
         self._token = context.attach(self._context)
         self._started = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
-        seconds = time.perf_counter() - self._started
+        self._seconds = time.perf_counter() - self._started
+        self._ended = time.time_ns()
         context.detach(self._token)
-        self._calls.record(self._name, self._span, self._context, self.code, seconds, self._peer)
+        self._deferred.add(self._record)
+
+    def _record(self) -> None:
+        code = self.code
+        error = code if code in _SERVER_ERRORS else ""
+        self._instruments.record_rpc(self._name, code, error, self._seconds, self._context)
+        attributes = {
+            "rpc.system.name": "grpc",
+            "rpc.method": self._name,
+            "rpc.response.status_code": code,
+            **_peer(self._peer),
+        }
+        end_span(self._span, attributes, error, self._ended)
 
 
 class CompletionSpans:

@@ -1,10 +1,11 @@
-"""Logs hold no message content, whatever goes wrong."""
+"""Log lines have their form and hold no message content, whatever goes wrong."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Literal
 
 import pytest
@@ -47,6 +48,20 @@ def test_a_line_is_json_whatever_it_has(capsys: pytest.CaptureFixture[str]) -> N
         assert json.loads(capsys.readouterr().err)["event"] == "odd"
 
 
+def test_a_line_for_people_is_one_line_with_all_fields(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure("info", "human")
+    fields = {"reason": "STOP", "detail": "two words\nand a line", "queue_ms": 0.1}
+    logging.getLogger("ruvd.rpc").warning("engine %s", "down", extra=fields)
+    (line,) = capsys.readouterr().err.splitlines()
+    time, rest = line.split(" ", 1)
+    assert datetime.fromisoformat(time).tzinfo is UTC
+    assert rest == (
+        "warning  engine down [ruvd.rpc] reason=STOP detail='two words\\nand a line' queue_ms=0.1"
+    )
+
+
 def test_a_line_has_the_ids_of_the_trace_and_the_span_it_is_written_in(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -62,7 +77,7 @@ def test_a_line_has_the_ids_of_the_trace_and_the_span_it_is_written_in(
     assert "trace_id" not in outside
 
 
-def test_the_level_goes_to_debug_and_back_and_each_change_is_told(
+def test_the_level_goes_to_debug_and_back_and_each_change_is_logged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("error", "json")
