@@ -20,12 +20,8 @@ round. The sink, the mock and the clients share the cores with the daemon. Run i
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
-import signal
-import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -35,10 +31,12 @@ from typing import Any
 import uvloop
 
 from bench import relay_servers as servers
+from bench import runner
 from bench.machine import describe
 from bench.mock_upstream import POD_FIRST_MS, POD_MODEL, POD_TOKEN_MS, POD_TOKENS
 from bench.relay_clients import GrpcClient, StreamBroken, closing
 from bench.relay_targets import POD, Case, Run, Target
+from bench.report import spread
 from bench.runner import log_progress
 
 _NAMES = ("off", "traces", "metrics", "on")
@@ -115,14 +113,14 @@ def summary(options: argparse.Namespace, targets: Sequence[Target]) -> dict[str,
     results: dict[str, Any] = {}
     for target in targets:
         result: dict[str, Any] = {
-            "streams_per_second": _spread([run.rate for run in target.all(saturated)]),
-            "cpu_ms_per_stream": _spread([run.cpu_per_1000 for run in target.all(saturated)]),
-            "paced_cpu_ms_per_stream": _spread([run.cpu_per_1000 for run in target.all(POD)]),
+            "streams_per_second": spread([run.rate for run in target.all(saturated)]),
+            "cpu_ms_per_stream": spread([run.cpu_per_1000 for run in target.all(saturated)]),
+            "paced_cpu_ms_per_stream": spread([run.cpu_per_1000 for run in target.all(POD)]),
             "resident_mib": round(target.server.memory_mib()),
         }
         if base and target is not base:
             pairs = target.beside(base, saturated)
-            result["throughput_of_off"] = _spread([mine.rate / its.rate for mine, its in pairs])
+            result["throughput_of_off"] = spread([mine.rate / its.rate for mine, its in pairs])
             result["cpu_of_off"] = _cpu_ratios(pairs)
             result["paced_cpu_of_off"] = _cpu_ratios(target.beside(base, POD))
         results[target.name] = result
@@ -130,15 +128,7 @@ def summary(options: argparse.Namespace, targets: Sequence[Target]) -> dict[str,
 
 
 def _cpu_ratios(pairs: Sequence[tuple[Run, Run]]) -> dict[str, float]:
-    return _spread([mine.cpu_per_1000 / its.cpu_per_1000 for mine, its in pairs])
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {
-        "median": round(statistics.median(values), 3),
-        "min": round(min(values), 3),
-        "max": round(max(values), 3),
-    }
+    return spread([mine.cpu_per_1000 / its.cpu_per_1000 for mine, its in pairs])
 
 
 def show(results: dict[str, Any]) -> None:
@@ -181,33 +171,30 @@ def _range(spread: dict[str, float], digits: int) -> str:
 
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the benchmark and ends its processes, also on SIGTERM."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    """Runs the benchmark and ends its processes."""
     with tempfile.TemporaryDirectory(prefix="ruvd-bench-") as folder:
         async with AsyncExitStack() as stack:
             targets, sink = await start(options, Path(folder), stack)
-            await measure(options, targets)
+            try:
+                await measure(options, targets)
+            except StreamBroken as failure:
+                raise servers.Failed(str(failure)) from failure
             results = summary(options, targets)
         # All processes have ended by now, so the sink has written what it received.
         exported = json.loads(sink.log.read_text().splitlines()[-1])
-        if any(name != "off" for name in options.only) and not exported["exports"]:
-            raise servers.Failed("nothing was exported, so nothing was measured")
-        return {"results": results, "exported": exported}
+    if any(name != "off" for name in options.only) and not exported["exports"]:
+        raise servers.Failed("nothing was exported, so nothing was measured")
+    return {"results": results, "exported": exported}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main() -> None:
+    parser = runner.argument_parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round, off and on")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0, help="duration of a case in a round")
     parser.add_argument("--parallel", type=int, default=16, help="streams at a time, saturated")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of a stream, saturated")
     parser.add_argument("--only", nargs="+", choices=_NAMES, default=_NAMES)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as JSON")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds, options.only = 1, 1.0, ("off", "on")
@@ -215,20 +202,12 @@ def main() -> int:
         if name.startswith("OTEL_"):  # variables of the caller would change the result
             del os.environ[name]
     machine = describe()
-    try:
-        figures = uvloop.run(run(options))
-    except (servers.Failed, StreamBroken) as failure:
-        print(f"telemetry: {failure}", file=sys.stderr)
-        return 1
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        return 130
+    figures = runner.run("telemetry", run(options), runner=uvloop.run)
     print(machine)
     show(figures["results"])
     print(f"exported: {figures['exported']}")
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine, **figures}, indent=2))
-    return 0
+    runner.write_json(options.json, {"machine": machine, **figures})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
