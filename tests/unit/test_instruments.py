@@ -69,7 +69,7 @@ async def test_every_metric_is_the_conventions_or_ours(names: Any, known: str) -
     for name, metric in found.items():
         used = {key for point in metric.data.data_points for key in point.attributes or {}}
         assert not semconv.strangers(used, semconv.METRIC_ATTRIBUTES), name
-        assert metric.description, name
+        assert (metric.description or "").endswith("."), name
     assert "session" not in {
         value
         for metric in found.values()
