@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -20,12 +17,6 @@ from ruvd.config.loader import ENV_PREFIX, Settings, SettingsInvalid, load, show
 _USAGE = 2
 _CANNOT_LISTEN = 3
 _STORE_LOCKED = 4
-
-# Objects made between two looks for garbage in the young; a stream makes some hundred that are
-# freed by their counts.
-_NEW_OBJECTS = 20_000
-# How long the store's threads and gRPC's wait for the interpreter while the event loop is busy.
-_SWITCH_SECONDS = 0.0005
 
 
 def _with_settings(command: Callable[..., int]) -> Callable[..., int]:
@@ -99,25 +90,19 @@ def serve(**flags: Any) -> int:
         return _failed(str(error), _USAGE)
 
     # Only now: settings that are wrong should say so at once.
-    import uvloop
-
     from ruvd.core.ports.store import StoreLocked
-    from ruvd.server import logs
+    from ruvd.server import logs, runtime_tuning
     from ruvd.server.daemon import Daemon
     from ruvd.server.unix_socket import AddressTaken
 
     logs.configure(settings.log_level, settings.log_format)
-    # What has been imported stays: nobody is to wait while it is looked through for garbage.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_NEW_OBJECTS)
-    sys.setswitchinterval(_SWITCH_SECONDS)
+    runtime_tuning.tune_interpreter()
 
     async def run() -> int:
         return await Daemon(settings).run()
 
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with runtime_tuning.event_loop_runner() as runner:
             return runner.run(run())
     except AddressTaken as error:
         return _failed(str(error), _CANNOT_LISTEN)

@@ -29,7 +29,7 @@ from ruvd.core.statistics import Statistics
 from ruvd.rpc.interceptor import RpcInterceptor
 from ruvd.rpc.service import SessionService
 from ruvd.rpc.validation import RequestLimits
-from ruvd.server import logs
+from ruvd.server import logs, runtime_tuning
 from ruvd.server.system_clock import SystemClock
 from ruvd.telemetry import conventions, environment
 
@@ -195,39 +195,20 @@ def build_engine(settings: Settings, observer: Observer) -> Engine:
 
 
 def build_server(settings: Settings, monitoring: Monitoring | None) -> grpc.aio.Server:
-    """The server of the whole API; it listens nowhere yet."""
+    """Builds the server of the whole API, without services or addresses yet."""
     by_tcp = any(not address.startswith("unix:") for address in settings.listen)
-    # Above our own limits, so that a refusal is ours and says why; not unbounded, so that one
-    # request cannot take the pod's memory.
-    receive = max(64 << 20, 4 * settings.max_request_bytes)
     server = grpc.aio.server(
         interceptors=(
             RpcInterceptor(
                 settings.max_request_bytes, monitoring.rpcs if monitoring else None, peers=by_tcp
             ),
         ),
-        options=(
-            ("grpc.max_receive_message_length", receive),
-            ("grpc.max_send_message_length", -1),  # what we send is bounded by what we keep
-            ("grpc.so_reuseport", 0),  # a second daemon must not share the port silently
-        ),
+        options=runtime_tuning.server_options(settings.max_request_bytes),
     )
-    # grpc.aio (1.85) waits anew on every registered method whenever one is called, a tenth of what
-    # a call costs; without registration it finds the handler by the method's name.
-    server.add_registered_method_handlers = _no_registration  # type: ignore[method-assign]
+    runtime_tuning.skip_method_registration(server)
     return server
 
 
-def _no_registration(service_name: str, method_handlers: object) -> None:
-    pass
-
-
 def build_health_server() -> grpc.aio.Server:
-    """A server for nothing but health: whoever can reach it may call it, so it takes little."""
-    return grpc.aio.server(
-        options=(
-            ("grpc.max_receive_message_length", 4096),
-            ("grpc.max_concurrent_streams", 16),
-            ("grpc.so_reuseport", 0),
-        ),
-    )
+    """Builds a server for the health service alone, without addresses yet."""
+    return grpc.aio.server(options=runtime_tuning.HEALTH_SERVER_OPTIONS)

@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -40,7 +39,7 @@ from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.rpc.health import SERVICE, Health, Readiness
-from ruvd.server import log_observer, logs
+from ruvd.server import log_observer, logs, runtime_tuning
 from ruvd.server.composition import (
     Core,
     build_core,
@@ -83,8 +82,7 @@ class Daemon:
         answers = Health(_VERSION)
         readiness = Readiness(answers)
         self._handle_signals(readiness)
-        # Whoever reads a generator closes it, so the loop need not keep a list of them for its end.
-        sys.set_asyncgen_hooks(firstiter=None)
+        runtime_tuning.untrack_async_generators()
         statistics = Statistics()
         observers: list[Observer] = [log_observer.observe, statistics, readiness]
 
