@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import shutil
-import sys
+import signal
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,9 +13,11 @@ import grpc
 import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
-from running import RunningDaemon, StartDaemon
+from running import RunningDaemon, StartDaemon, start_serve
 
-# A busy machine is no failure: what a property takes to try is bounded by the test's time-out.
+import ruvd.server.runtime_tuning  # noqa: F401  # sets gRPC's variable before gRPC is first used
+
+# A property may be slow on a busy machine; only the test's own timeout bounds it.
 settings.register_profile(
     "ruvd", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
@@ -26,16 +26,25 @@ settings.load_profile("ruvd")
 
 @pytest.fixture(scope="session", autouse=True)
 def _grpc_stays_up() -> None:
-    # gRPC joins its polling thread when its last channel is collected, in whatever line that is:
-    # with one holder for good it never does, and is not taken for a blocking call of ours.
+    # gRPC joins its polling thread when its last channel is collected, in whatever line that is.
+    # A holder for the whole run prevents it, so that it is not taken for a blocking call of ours.
     grpc.aio.init_grpc_aio()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _children_take_sigint() -> None:
+    # A shell without job control starts background commands, such as `nohup make test &`, with
+    # SIGINT ignored, and a child inherits that. It does not inherit a handler: the signal then has
+    # its default action in the child, while this process goes on without reacting.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
 def _nothing_blocks_the_event_loop() -> Iterator[None]:
     """A blocking call of ours on the event loop is an error, in every test in this process."""
     with blockbuster_ctx("ruvd") as blockbuster:
-        # Coverage measures from whatever line it is at; that is not ours.
+        # Coverage takes its lock in whatever line it measures, also in ours.
         for name in ("threading.Lock.acquire", "threading.Lock.acquire_lock"):
             blockbuster.functions[name].can_block_in("coverage/collector.py", "lock_data")
         yield
@@ -43,31 +52,23 @@ def _nothing_blocks_the_event_loop() -> Iterator[None]:
 
 @pytest.fixture
 async def daemon() -> AsyncGenerator[StartDaemon, None]:
-    """Start daemons: `async with daemon("--engine", "echo") as d`.
+    """Starts daemons: `async with daemon("--engine", "echo") as d`.
 
-    The store is in memory unless `--store` is given; `folder` puts a second daemon where the first
-    one was. It listens at `d.socket` and at `d.address`, a loopback port.
+    The store is in memory unless `--store` is given. `folder` lets a second daemon use the folder
+    of the first. A daemon listens at `d.socket` and at `d.address`, a loopback port.
     """
     folders: list[Path] = []
 
     @asynccontextmanager
     async def start(*flags: str, folder: Path | None = None) -> AsyncIterator[RunningDaemon]:
         if folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="ruvd-"))  # short: a socket's path is
+            folder = Path(tempfile.mkdtemp(prefix="ruvd-"))  # short, as a socket's path must be
             folders.append(folder)
         if "--store" not in flags:
             flags = (*flags, "--store", "memory")
         if "--listen" not in flags:
             flags = (*flags, "--listen", f"unix:{folder}/r.sock", "--listen", "127.0.0.1:0")
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RUVD_")}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "ruvd", "serve", "--log-format", "json", *flags,
-            stderr=asyncio.subprocess.PIPE,
-            env=environment,
-            cwd=folder,
-            limit=1 << 20,
-        )  # fmt: skip
-        running = RunningDaemon(process, folder)
+        running = await start_serve(*flags, folder=folder)
         try:
             await running.listening(flags.count("--listen"))
             yield running
@@ -75,9 +76,9 @@ async def daemon() -> AsyncGenerator[StartDaemon, None]:
             try:
                 await running.stop()
             except TimeoutError:
-                process.kill()
+                running.kill()
                 raise
-            assert not running.crashed(), (process.returncode, running.log[-20:])
+            assert not running.crashed(), (running.process.returncode, running.log[-20:])
 
     yield start
     for each in folders:

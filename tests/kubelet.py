@@ -1,12 +1,11 @@
-"""What a kubelet does with a pod of ruvd and its service, without a cluster: the same processes,
-probes and signals in the same order. The sidecar is a native one: it is up before the service.
+"""A pod of ruvd and its service without a cluster: the processes, probes and signals of a kubelet,
+in its order. ruvd is a native sidecar, so it is up before the service starts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from running import RunningDaemon
+from running import RunningDaemon, clean_environment, start_serve
 
 GRACE_SECONDS = 30.0
 _PROBE_SECONDS = 0.4
@@ -24,34 +23,29 @@ _UP_SECONDS = 60.0
 _APP = Path(__file__).with_name("pod_app.py")
 _FLAGS = (
     "--engine", "echo", "--echo-nonce", "--echo-delay-seconds", "0.2", "--drain-seconds", "20",
-    "--health-listen", "127.0.0.1:0", "--log-format", "json",
+    "--health-listen", "127.0.0.1:0",
 )  # fmt: skip
 
 
 class Pod:
     """A sidecar with its store in `folder`, and a service beside it."""
 
-    def __init__(self, folder: Path, told: Callable[[Pod, dict[str, Any]], None]) -> None:
+    def __init__(self, folder: Path, on_event: Callable[[Pod, dict[str, Any]], None]) -> None:
         self.store = folder / "s.db"
         self._folder = folder
         self._address = f"unix:{folder}/r.sock"
-        self._told = told
+        self._on_event = on_event
         self.sidecar: RunningDaemon
         self.app: asyncio.subprocess.Process
         self._reader: asyncio.Task[None]
 
     async def start(self) -> None:
-        """The sidecar until its startup probe succeeds, then the service, until it is ready."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RUVD_")}
-        sidecar = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "ruvd", "serve", *_FLAGS,
-            "--listen", self._address, "--store", f"sqlite:{self.store}",
-            stderr=asyncio.subprocess.PIPE, env=environment, cwd=self._folder, limit=1 << 20,
-        )  # fmt: skip
-        self.sidecar = RunningDaemon(sidecar, self._folder)
+        """Starts the sidecar, waits for its startup probe, then starts the service until ready."""
+        listen, store = ("--listen", self._address), ("--store", f"sqlite:{self.store}")
+        self.sidecar = await start_serve(*_FLAGS, *listen, *store, folder=self._folder)
         async with asyncio.timeout(_UP_SECONDS):
             while (await self.exec("health")).returncode:
-                assert sidecar.returncode is None, self.sidecar.log
+                assert self.sidecar.process.returncode is None, self.sidecar.log
                 await asyncio.sleep(_PROBE_SECONDS)
         self.app = await asyncio.create_subprocess_exec(
             sys.executable, str(_APP), self._address,
@@ -64,18 +58,18 @@ class Pod:
             assert await self.ready()
 
     async def exec(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of `ruvd` in the sidecar's container."""
+        """Runs a `ruvd` command in the sidecar's container."""
         return await asyncio.to_thread(
             subprocess.run,
             [sys.executable, "-m", "ruvd", command, *arguments],
-            env=os.environ | {"RUVD_ADDRESS": self._address},
+            env=clean_environment() | {"RUVD_ADDRESS": self._address},
             capture_output=True,
             text=True,
             timeout=_UP_SECONDS,
         )
 
     async def ready(self) -> bool:
-        """What the readiness probe, of the kind `grpc`, finds."""
+        """Runs the readiness probe, which is of the kind `grpc`."""
         address = (await self.sidecar.logged("serving health"))["address"]
         async with grpc.aio.insecure_channel(address) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
@@ -83,18 +77,18 @@ class Pod:
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def drain(self) -> None:
-        """The sidecar's preStop hook, which runs when the pod's end begins."""
+        """Runs the sidecar's preStop hook, as the kubelet does when the pod's end begins."""
         done = await self.exec("drain")
         assert done.returncode == 0, done
         assert not await self.ready()
 
     def ask(self, request: dict[str, str]) -> None:
-        """A request to the service; what becomes of it is told."""
+        """Sends a request to the service; its outcome goes to `on_event`."""
         assert self.app.stdin is not None
         self.app.stdin.write(json.dumps(request).encode() + b"\n")
 
     async def end_app(self) -> None:
-        """SIGTERM to the service, which must end by itself within the grace."""
+        """Sends SIGTERM to the service, which must end by itself within the grace period."""
         assert self.app.stdin is not None
         self.app.send_signal(signal.SIGTERM)
         self.app.stdin.close()
@@ -103,22 +97,23 @@ class Pod:
         await self._reader
 
     async def end_sidecar(self) -> None:
-        """SIGTERM to the sidecar, which must end by itself within the grace."""
+        """Sends SIGTERM to the sidecar, which must end by itself within the grace period."""
         self.sidecar.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(GRACE_SECONDS):
             assert await self.sidecar.process.wait() == 0, self.sidecar.log[-20:]
         await self.sidecar.ended()
 
     async def kill_sidecar(self, after_seconds: float) -> None:
-        """SIGTERM to the sidecar, and SIGKILL with hardly any grace."""
+        """Sends SIGTERM to the sidecar, and SIGKILL almost at once."""
         self.sidecar.process.send_signal(signal.SIGTERM)
         await asyncio.sleep(after_seconds)
         self.sidecar.kill()
         await self.sidecar.ended()
 
     async def remove(self) -> None:
-        """End what a test that failed has left."""
-        for process in (self.sidecar.process, getattr(self, "app", None)):
+        """Kills the processes that a failed test has left."""
+        sidecar = getattr(self, "sidecar", None)
+        for process in (sidecar.process if sidecar else None, getattr(self, "app", None)):
             if process is not None and process.returncode is None:
                 process.kill()
                 await process.wait()
@@ -130,4 +125,4 @@ class Pod:
             if event["event"] == "up":
                 up.set()
             else:
-                self._told(self, event)
+                self._on_event(self, event)

@@ -53,7 +53,7 @@ def demo(
     ] = None,
 ) -> None:
     """Measure what a session saves: ten turns in one, and the same turns resent in full."""
-    with _ended_by_signals(), tempfile.TemporaryDirectory(prefix="ruvd-") as name:
+    with _unwinding_on_signals(), tempfile.TemporaryDirectory(prefix="ruvd-") as name:
         directory = Path(name)
         state = keep_state or directory
         state.mkdir(parents=True, exist_ok=True)
@@ -185,13 +185,21 @@ class Demo:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that no daemon is left behind."""
+def _unwinding_on_signals() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP unwind as Ctrl-C does, so that no daemon is left behind.
+
+    A signal that was ignored from the start stays ignored: nohup does that to SIGHUP.
+    """
 
     def unwind(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {n: signal.signal(n, unwind) for n in (signal.SIGTERM, signal.SIGHUP)}
+    handled = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, unwind) for number in handled}
     try:
         yield
     finally:

@@ -179,14 +179,17 @@ async def test_what_runs_past_drain_seconds_is_cancelled_with_a_reason(
         assert await running.ended() == 0
 
 
-async def test_a_second_signal_stops_at_once(daemon: StartDaemon) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_a_second_signal_stops_at_once(
+    daemon: StartDaemon, number: signal.Signals, code: int
+) -> None:
     async with daemon(*SLOW) as running, running.stub() as stub:
         stream = aiter(stub.Complete(turn(LONG, "s")))
         await anext(stream)
-        running.process.send_signal(signal.SIGINT)
+        running.process.send_signal(number)
         await running.logged("draining")
-        running.process.send_signal(signal.SIGINT)
-        assert await running.ended() == 130
+        running.process.send_signal(number)
+        assert await running.ended() == code
 
 
 async def test_sigusr1_turns_readiness_off_and_refuses_nothing(daemon: StartDaemon) -> None:

@@ -1,12 +1,12 @@
 """Rolling replacement of pods under load, as a kubelet does it, twenty times in all.
 
-Sixty-four users hold a conversation each, a long streamed answer after the other, while the pod
-that serves them is replaced: five times for each order in which sidecar and service may end. An
-answer ends with a nonce, so that a turn that was generated twice shows.
+Each of sixty-four users holds a conversation, one long streamed answer after the other, while the
+pod that serves them is replaced: five times for each order in which sidecar and service may end.
+An answer ends with a nonce, so that a turn that was generated twice shows.
 
-A stream that had begun is never cut within the grace. A turn that was seen as finished is in the
-store, once, however the sidecar ended. A turn that a pod refused because it is going down is asked
-again, of the next pod, as a client does.
+Within the grace period a stream that has begun is never cut. A turn that a user saw as finished is
+in the store exactly once, however the sidecar ended. A turn that a pod refused because it is going
+down is sent again to the next pod, as a client does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LONG_WORDS = (4, 10)  # and six more, of 0.2 s each
 
 
 class Traffic:
-    """The users, and the Service that sends them to a pod that is ready."""
+    """The users, and the Kubernetes Service that routes them to a ready pod."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -41,50 +41,50 @@ class Traffic:
         self.streaming: dict[Pod, set[str]] = defaultdict(set)
         self.cut: list[dict[str, Any]] = []
         self.refused = 0
-        # By volume and session, what was asked and the answer that was seen.
+        # Store path -> session -> question -> the answer that its user saw as finished.
         self.seen: dict[Path, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
         self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._changed = asyncio.Condition()
-        self._news = asyncio.Event()
+        self._event_came = asyncio.Event()
         self._users = [asyncio.create_task(self._user(number)) for number in range(USERS)]
         self._ending = False
 
-    def told(self, pod: Pod, event: dict[str, Any]) -> None:
-        """A pod's service says what became of a request."""
+    def on_event(self, pod: Pod, event: dict[str, Any]) -> None:
+        """Takes an event of a request from a pod's service."""
         request_id = event["request_id"]
         if event["event"] == "streaming":
             self.streaming[pod].add(request_id)
         else:
             self.streaming[pod].discard(request_id)
             self._waiting.pop(request_id).set_result(event)
-        self._news.set()
-        self._news = asyncio.Event()
+        self._event_came.set()
+        self._event_came = asyncio.Event()
 
     async def serve(self, *pods: Pod) -> None:
-        """Send what comes from now on to these pods."""
+        """Routes all further requests to these pods."""
         async with self._changed:
             self.endpoints = list(pods)
             self._changed.notify_all()
 
     async def under_way(self, pod: Pod) -> None:
-        """Wait until nearly all users have a stream running on the pod."""
+        """Waits until nearly all users have a stream running on the pod."""
         async with asyncio.timeout(30):
             while len(self.streaming[pod]) < USERS * 0.9:
-                await self._news.wait()
+                await self._event_came.wait()
 
     async def stop(self) -> None:
-        """Let each user end with the answer that is under way."""
+        """Lets each user stop after the current answer."""
         self._ending = True
         await asyncio.gather(*self._users)
 
     async def abandon(self) -> None:
-        """Stop whatever a test that failed has left."""
+        """Cancels the users that a failed test has left."""
         for user in self._users:
             user.cancel()
         await asyncio.gather(*self._users, return_exceptions=True)
 
     async def _user(self, number: int) -> None:
-        """One conversation, its turns one after the other."""
+        """Holds one conversation, turn after turn."""
         session_id = f"user-{number}"
         turn = 0
         while not self._ending:
@@ -98,9 +98,9 @@ class Traffic:
         async with self._changed:
             await self._changed.wait_for(lambda: self.endpoints)
             pod = self.chance.choice(self.endpoints)
-        told = self._waiting[request_id] = asyncio.get_running_loop().create_future()
+        answered = self._waiting[request_id] = asyncio.get_running_loop().create_future()
         pod.ask({"session_id": session_id, "request_id": request_id, "text": text})
-        outcome = await told
+        outcome = await answered
         if outcome["event"] == "finished":
             answers = self.seen[pod.store][session_id]
             assert answers.setdefault(text, outcome["text"]) == outcome["text"]
@@ -114,7 +114,7 @@ class Traffic:
 
 
 async def check(traffic: Traffic, store_path: Path) -> None:
-    """Every turn that was seen as finished on this volume is in its store, once and in order."""
+    """Asserts that every turn that a user saw as finished is in the store, once and in order."""
     store = SqliteStore(store_path, observer=lambda _: None)
     await store.open()
     try:
@@ -136,44 +136,44 @@ async def check(traffic: Traffic, store_path: Path) -> None:
 Termination: TypeAlias = Callable[[Traffic, Pod, Pod], Awaitable[None]]
 
 
-async def forget(traffic: Traffic, new: Pod) -> None:
-    """The endpoints follow readiness, but late."""
+async def reroute(traffic: Traffic, new: Pod) -> None:
+    """Routes requests to the new pod, somewhat late, as endpoints follow readiness."""
     await asyncio.sleep(traffic.chance.uniform(0.0, 0.3))
     await traffic.serve(new)
 
 
 async def service_first(traffic: Traffic, old: Pod, new: Pod) -> None:
-    """As with a native sidecar: preStop at once, SIGTERM when the service has ended."""
-    await asyncio.gather(old.drain(), forget(traffic, new))
+    """A native sidecar: preStop at once, SIGTERM when the service has ended."""
+    await asyncio.gather(old.drain(), reroute(traffic, new))
     await old.end_app()
     await old.end_sidecar()
 
 
 async def sidecar_first(traffic: Traffic, old: Pod, new: Pod) -> None:
-    """The sidecar is told to end while the service still streams, and even still gets calls."""
+    """The sidecar gets SIGTERM while the service still streams, and even still gets calls."""
     await old.drain()
     ending = asyncio.create_task(old.end_sidecar())
-    await forget(traffic, new)
+    await reroute(traffic, new)
     await ending
     await old.end_app()
 
 
 async def together(traffic: Traffic, old: Pod, new: Pod) -> None:
-    """As with an ordinary container: SIGTERM to both at once, after their preStop."""
-    await asyncio.gather(old.drain(), forget(traffic, new))
+    """An ordinary container: SIGTERM to both at once, after their preStop."""
+    await asyncio.gather(old.drain(), reroute(traffic, new))
     await asyncio.gather(old.end_app(), old.end_sidecar())
 
 
 @asynccontextmanager
 async def rollout(seed: int) -> AsyncIterator[tuple[Traffic, Callable[[Path | None], Pod]]]:
-    """Users, and a way to make pods; whatever is left at the end is ended."""
+    """Yields users and a factory of pods; ends what is left afterwards."""
     sys.stdout.write(f"seed {seed}\n")
     traffic = Traffic(random.Random(seed))
     made: list[tuple[Pod, Path]] = []
 
     def make(folder: Path | None = None) -> Pod:
         folder = folder or Path(tempfile.mkdtemp(prefix="ruvd-"))
-        made.append((Pod(folder, traffic.told), folder))
+        made.append((Pod(folder, traffic.on_event), folder))
         return made[-1][0]
 
     try:
@@ -216,7 +216,7 @@ async def test_a_rolling_replacement_cuts_no_stream_and_loses_no_turn(
 
 
 async def test_a_sidecar_that_is_killed_right_after_sigterm_loses_no_finished_turn() -> None:
-    """The next pod has the same volume, and the users ask again what was cut."""
+    """The next pod has the same volume, and the users repeat the turns that were cut."""
     async with rollout(4) as (traffic, make):
         folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="ruvd-"))
         pod = make(folder)
