@@ -93,7 +93,7 @@ def serve(**flags: Any) -> int:
     from ruvd.core.ports.store import StoreLocked
     from ruvd.server import logs, runtime_tuning
     from ruvd.server.daemon import Daemon
-    from ruvd.server.unix_socket import AddressTaken
+    from ruvd.server.unix_socket import AddressUnavailable
 
     logs.configure(settings.log_level, settings.log_format)
     runtime_tuning.tune_interpreter()
@@ -104,7 +104,7 @@ def serve(**flags: Any) -> int:
     try:
         with runtime_tuning.event_loop_runner() as runner:
             return runner.run(run())
-    except AddressTaken as error:
+    except AddressUnavailable as error:
         return _failed(str(error), _CANNOT_LISTEN)
     except StoreLocked as error:
         return _failed(str(error), _STORE_LOCKED)

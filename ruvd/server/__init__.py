@@ -1,1 +1,1 @@
-"""The process: its parts, its life, its logs and its sockets."""
+"""The daemon's process: composition, lifecycle, tuning, logs and sockets."""

@@ -1,7 +1,7 @@
-"""The composition root: which parts the settings ask for, and how they fit together.
+"""The composition root: builds the parts that the settings ask for, and connects them.
 
-Adapters are imported when they are chosen, so that a daemon carries no library that it does not
-use. `ruvd.server.daemon` gives the parts their life.
+An adapter is imported only when it is chosen, so that a daemon does not load libraries that it does
+not use. `ruvd.server.daemon` starts and stops the parts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _log = logging.getLogger("ruvd.daemon")
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """The sessions and what happens in them, and the service in front."""
+    """The core, and the gRPC service in front of it."""
 
     sessions: SessionRegistry
     commands: SessionCommands
@@ -53,7 +53,7 @@ class Core:
 def build_core(
     settings: Settings, store: Store, engine: Engine, observer: Observer, statistics: Statistics
 ) -> Core:
-    """The core over a store and an engine, within the limits that the settings name."""
+    """Builds the core over a store and an engine, with the limits of the settings."""
     clock = SystemClock()
     policy = SessionPolicy(
         enabled=settings.sessions_enabled,
@@ -97,11 +97,14 @@ def build_core(
 
 
 def build_monitoring(settings: Settings, statistics: Statistics) -> Monitoring | None:
-    """What the settings and the standard OTEL_* variables want of telemetry; None for nothing."""
+    """Builds telemetry as the settings and the OTEL_* variables ask for it; None if they do not.
+
+    A wrong OTEL_* variable is logged and turns telemetry off.
+    """
     protocols = environment.protocols(os.environ)
     serves = bool(settings.metrics_listen)
     if serves and environment.disabled(os.environ):
-        _log.warning("OTEL_SDK_DISABLED is set: there are no metrics to serve")
+        _log.warning("metrics are not served: OTEL_SDK_DISABLED is set")
         serves = False
     if not protocols and not serves:
         return None
@@ -112,7 +115,9 @@ def build_monitoring(settings: Settings, statistics: Statistics) -> Monitoring |
     try:
         telemetry = Telemetry(protocols, version("ruvd"), prometheus=serves)
     except ValueError as error:
-        _log.warning("telemetry is off: an OTEL_* variable is wrong", extra={"reason": str(error)})
+        _log.warning(
+            "telemetry is off: an OTEL_* variable is invalid", extra={"reason": str(error)}
+        )
         return None
     logs.correlate_with(current_ids)
     chosen = conventions.chosen(os.environ)
@@ -121,7 +126,7 @@ def build_monitoring(settings: Settings, statistics: Statistics) -> Monitoring |
 
 
 def build_store(settings: Settings, observer: Observer) -> Store:
-    """The store that the settings name."""
+    """Builds the store that the settings name."""
     path = settings.sqlite_path
     if path is None:
         from ruvd.stores.memory import MemoryStore
@@ -133,7 +138,7 @@ def build_store(settings: Settings, observer: Observer) -> Store:
 
 
 def store_is_newer(settings: Settings) -> bool:
-    """Whether the store's file was written by a newer ruvd, which waiting does not change."""
+    """Tells whether a newer ruvd wrote the store's file, which no retry can change."""
     path = settings.sqlite_path
     if path is None:
         return False
@@ -143,7 +148,7 @@ def store_is_newer(settings: Settings) -> bool:
 
 
 def build_engine(settings: Settings, observer: Observer) -> Engine:
-    """The engine that the settings name."""
+    """Builds the engine that the settings name."""
     if settings.engine == "echo":
         from ruvd.engines.echo.engine import EchoEngine
 

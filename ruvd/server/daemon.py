@@ -1,9 +1,9 @@
-"""The daemon's life: listen, health, signals, drain, close. What it is made of is
-`ruvd.server.composition`'s.
+"""The daemon's lifecycle: start, listen, health, signals, drain, stop.
 
-Order on the way up: signals (a first process of a container has no others), store, sockets, engine
-(in the background). On the way down: refuse new turns, let running ones end within
-`drain_seconds`, cancel the rest, stop the servers, engine, store.
+`ruvd.server.composition` builds the parts. They start in this order: signal handlers (the first
+process of a container has no default ones), store, sockets, engine (in the background). On SIGTERM
+the daemon refuses new turns, lets running turns end within `drain_seconds`, cancels the rest, and
+stops the servers, the engine and the store.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from ruvd.server.composition import (
     build_store,
     store_is_newer,
 )
-from ruvd.server.unix_socket import AddressTaken, SocketClaim, owner_and_group
+from ruvd.server.unix_socket import AddressUnavailable, SocketClaim, owner_and_group
 from ruvd.v1 import session_service_pb2_grpc
 
 if TYPE_CHECKING:
@@ -58,15 +58,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("ruvd.daemon")
 _VERSION = version("ruvd")
-# How long the streams of ended completions get to flush, and idle watchers to notice.
+# Time at the end for streams to be flushed, and for idle health watchers to notice.
 _FLUSH_SECONDS = 1.0
-_PROBE_SECONDS = 2.0
+_RETRY_SECONDS = 2.0
 _INTERRUPTED = 130
 _TERMINATED = 143
 
 
 class Daemon:
-    """One ruvd. `run` returns the exit code; `stop` ends it from within the loop."""
+    """A ruvd daemon. `run` serves and returns the exit code; `stop` ends it from its event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -77,18 +77,18 @@ class Daemon:
         self.started = asyncio.Event()
 
     async def run(self) -> int:
-        """Serve until a signal. Raises StoreLocked and AddressTaken when it cannot begin."""
+        """Serves until a signal. Raises StoreLocked and AddressUnavailable if it cannot start."""
         settings = self._settings
-        answers = Health(_VERSION)
-        readiness = Readiness(answers)
+        health_service = Health(_VERSION)
+        readiness = Readiness(health_service)
         self._handle_signals(readiness)
         runtime_tuning.untrack_async_generators()
         statistics = Statistics()
         observers: list[Observer] = [log_observer.observe, statistics, readiness]
 
         def observer(event: Event) -> None:
-            for each in observers:
-                each(event)
+            for observe in observers:
+                observe(event)
 
         async with AsyncExitStack() as stack:
             # In a thread, because importing an adapter reads files.
@@ -99,33 +99,33 @@ class Daemon:
                 stack.push_async_callback(monitoring.close)
                 store = monitoring.store(store, settings.store.partition(":")[0])
             stack.push_async_callback(store.close)
-            if await self._open(store):
-                for tell in (statistics, readiness):
-                    tell(StoreStateChanged(up=True, detail=settings.store))
+            if await self._open_store(store):
+                for observe in (statistics, readiness):
+                    observe(StoreStateChanged(up=True, detail=settings.store))
             engine = await asyncio.to_thread(build_engine, settings, observer)
             engine = monitoring.engine(engine) if monitoring else engine
             stack.push_async_callback(engine.close)
             core = build_core(settings, store, engine, observer, statistics)
-            self._keep_warm(engine, core, observers, stack)
-            answers.running = lambda: core.completions.running
+            self._start_cache_tasks(engine, core, observers, stack)
+            health_service.running = lambda: core.completions.running
             server = build_server(settings, monitoring)
             session_service_pb2_grpc.add_SessionServiceServicer_to_server(core.service, server)
-            health_pb2_grpc.add_HealthServicer_to_server(answers, server)
+            health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
             await self._listen(server, stack)
-            servers = [server, *self._listen_for_probes(answers)]
+            servers = [server, *self._listen_for_health(health_service)]
             if monitoring:
                 monitoring.watch(core.sessions, core.completions)
-                await self._show(monitoring)
+                await self._listen_for_metrics(monitoring)
             readiness.serve()
             for each in servers:
                 await each.start()
             await engine.start()
-            sweeper = asyncio.create_task(_sweep(core.commands, settings.sweep_interval_seconds))
-            stack.callback(sweeper.cancel)
-            probe = asyncio.create_task(_probe(core.sessions, readiness))
-            stack.callback(probe.cancel)
+            sweep = _sweep_sessions(core.commands, settings.sweep_interval_seconds)
+            stack.callback(asyncio.create_task(sweep).cancel)
+            retry = _retry_store(core.sessions, readiness)
+            stack.callback(asyncio.create_task(retry).cancel)
             for address in self.addresses:
                 _log.info("listening", extra={"address": address})
             self.started.set()
@@ -134,41 +134,44 @@ class Daemon:
             readiness.stop()
             await core.completions.drain(settings.drain_seconds)
             await asyncio.gather(*(each.stop(_FLUSH_SECONDS) for each in servers))
-            if monitoring:  # before the store goes, which it counts with
+            if monitoring:  # the last export counts sessions, so it comes before the store closes
                 await monitoring.close()
         _log.info("stopped")
         return 0
 
     def stop(self) -> None:
-        """Begin to drain, then end."""
+        """Begins to drain; `run` returns afterwards."""
         self._stop.set()
 
-    def _keep_warm(
+    def _start_cache_tasks(
         self,
         engine: Engine,
         core: Core,
         observers: list[Observer],
         stack: AsyncExitStack,
     ) -> None:
-        """Let the engine prepare what comes, and forget what has gone."""
+        """Starts what evaluates prompts ahead and what drops the KV states of ended sessions."""
         self._prefix_cache = prefix_cache = engine.prefix_cache
         if prefix_cache:
-            observers.append(partial(_forget, prefix_cache))
-            forgetting = asyncio.create_task(_forget_others(prefix_cache, engine, core.sessions))
-            stack.callback(forgetting.cancel)
+            observers.append(partial(_drop_ended_session, prefix_cache))
+            dropping = asyncio.create_task(_drop_stale_states(prefix_cache, engine, core.sessions))
+            stack.callback(dropping.cancel)
         if prewarmer := core.prewarmer:
             observers.append(prewarmer)
-            preparing = asyncio.create_task(prewarmer.run())
-            stack.callback(preparing.cancel)
+            prewarming = asyncio.create_task(prewarmer.run())
+            stack.callback(prewarming.cancel)
 
     def _drain(self, readiness: Readiness) -> None:
-        """Readiness off, and what the end may leave no time for is saved."""
+        """Turns readiness off, and saves KV states now, as the shutdown may leave no time."""
         readiness.drain()
         if self._prefix_cache:
             self._saving = asyncio.create_task(self._prefix_cache.save())
 
-    async def _open(self, store: Store) -> bool:
-        """Whether the store is up. Most that keeps it down is observed, and may pass."""
+    async def _open_store(self, store: Store) -> bool:
+        """Opens the store; returns False if it is down, which is observed and may pass.
+
+        Raises StoreLocked for a store in use and for one that a newer ruvd has written.
+        """
         try:
             await store.open()
         except StoreUnavailable as error:
@@ -191,47 +194,52 @@ class Daemon:
                     port = server.add_insecure_port(address)
                     self.addresses.append(f"{address.rpartition(':')[0]}:{port}")
             except (RuntimeError, OSError) as error:
-                raise AddressTaken(f"cannot listen at {address}: {error}") from None
+                raise _cannot_listen(address, error) from None
 
-    def _listen_for_probes(self, answers: Health) -> list[grpc.aio.Server]:
-        """The server that answers health alone, where it is wanted."""
+    def _listen_for_health(self, health_service: Health) -> list[grpc.aio.Server]:
+        """Returns the server of the health port, or nothing if there is none."""
         address = self._settings.health_listen
         if not address:
             return []
         server = build_health_server()
-        health_pb2_grpc.add_HealthServicer_to_server(answers, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
         try:
             port = server.add_insecure_port(address)
         except RuntimeError as error:
-            raise AddressTaken(f"cannot listen at {address}: {error}") from None
+            raise _cannot_listen(address, error) from None
         address = f"{address.rpartition(':')[0]}:{port}"
         _log.info("serving health", extra={"address": address})
         return [server]
 
-    async def _show(self, monitoring: Monitoring) -> None:
-        """Let Prometheus in, where it may."""
+    async def _listen_for_metrics(self, monitoring: Monitoring) -> None:
+        """Starts the Prometheus endpoint, if the settings name an address for it."""
         address = self._settings.metrics_listen
         if not address:
             return
         try:
             address = await monitoring.listen(address)
         except OSError as error:
-            raise AddressTaken(f"cannot listen at {address}: {error}") from None
+            raise _cannot_listen(address, error) from None
         if address:
             _log.info("serving metrics", extra={"address": address})
 
     def _handle_signals(self, readiness: Readiness) -> None:
+        """Installs the signal handlers, also where SIGINT was ignored at the start.
+
+        Shells ignore it for background commands, but a signal that is sent to the daemon by its
+        process id means the daemon.
+        """
         loop = asyncio.get_running_loop()
 
-        def end(code: int) -> None:
+        def stop(exit_code: int) -> None:
             if self._stop.is_set():
                 _log.warning("second signal: stopping at once")
-                os._exit(code)  # the engine's child and the store's lock end with us
+                os._exit(exit_code)  # the engine's child and the store's lock end with it
             self.stop()
 
         handlers: dict[signal.Signals, Callable[[], None]] = {
-            signal.SIGTERM: lambda: end(_TERMINATED),
-            signal.SIGINT: lambda: end(_INTERRUPTED),
+            signal.SIGTERM: lambda: stop(_TERMINATED),
+            signal.SIGINT: lambda: stop(_INTERRUPTED),
             signal.SIGUSR1: lambda: self._drain(readiness),
             signal.SIGUSR2: logs.toggle_debug,
         }
@@ -239,39 +247,49 @@ class Daemon:
             loop.add_signal_handler(number, handler)
 
 
-def _forget(prefix_cache: PrefixCache, event: Event) -> None:
-    """Let nothing stay of a session that has gone."""
+def _cannot_listen(address: str, error: Exception) -> AddressUnavailable:
+    return AddressUnavailable(f"cannot listen at {address}: {error}")
+
+
+def _drop_ended_session(prefix_cache: PrefixCache, event: Event) -> None:
+    """Drops the KV state of a session that has ended. An Observer."""
     if isinstance(event, (SessionGone, SessionCreationAborted)):
         prefix_cache.forget(event.session_id)
 
 
-async def _forget_others(
+async def _drop_stale_states(
     prefix_cache: PrefixCache, engine: Engine, sessions: SessionRegistry
 ) -> None:
-    """Let nothing stay of sessions that went while nobody could tell the engine: it was not up yet,
-    another one ran, or the daemon was killed."""
+    """Drops, once the engine is up, the KV states of sessions that no longer exist.
+
+    They ended while the engine could not be told: it was not up yet, another engine ran, or the
+    daemon was killed.
+    """
     while True:
-        with contextlib.suppress(EngineUnavailable, StoreUnavailable):  # both observed
+        with contextlib.suppress(EngineUnavailable, StoreUnavailable):  # both are observed
             await engine.ready()
             for session_id in prefix_cache.remembered():
                 in_use = sessions.turn_queue.in_use()
                 if session_id not in in_use and await sessions.current(session_id) is None:
                     prefix_cache.forget(session_id)
             return
-        await asyncio.sleep(_PROBE_SECONDS)
+        await asyncio.sleep(_RETRY_SECONDS)
 
 
-async def _probe(sessions: SessionRegistry, readiness: Readiness) -> None:
-    """Touch a store that is down now and then: it recovers with a call, and nobody may call a
-    daemon that is not ready."""
+async def _retry_store(sessions: SessionRegistry, readiness: Readiness) -> None:
+    """Calls a store that is down every two seconds.
+
+    A store recovers with a call, and clients may send none to a daemon that is not ready.
+    """
     while True:
-        await asyncio.sleep(_PROBE_SECONDS)
+        await asyncio.sleep(_RETRY_SECONDS)
         if not readiness.store_up:
             with contextlib.suppress(StoreUnavailable):  # observed
                 await sessions.counts()
 
 
-async def _sweep(commands: SessionCommands, interval_seconds: float) -> None:
+async def _sweep_sessions(commands: SessionCommands, interval_seconds: float) -> None:
+    """Deletes expired sessions at an interval."""
     while True:
         await asyncio.sleep(interval_seconds)
         with contextlib.suppress(StoreUnavailable):  # observed; the next round tries again

@@ -1,8 +1,8 @@
-"""Unix sockets: taken from the dead, never from the living, and for owner and group alone.
+"""Binding a Unix socket: replaces a stale file but never a live listener's, with mode 0660.
 
-gRPC removes whatever socket it finds at the path that it binds, so two daemons would silently
-take each other's callers. A lock file beside the socket tells the living from the dead, also for
-two that start at the same moment; a stranger that listens there is asked by connecting.
+gRPC deletes any socket at the path that it binds, so a second daemon would silently take over the
+first one's clients. A lock file beside the socket tells whether a ruvd owns it, also when two start
+at the same moment. Another program's listener is detected by connecting to it.
 """
 
 from __future__ import annotations
@@ -17,31 +17,33 @@ from pathlib import Path
 _MAX_PATH_BYTES = 107  # sun_path without its terminator, unix(7)
 
 
-class AddressTaken(Exception):
-    """Somebody listens at the address, or it cannot be listened at."""
+class AddressUnavailable(Exception):
+    """The daemon cannot listen at an address; the message names it and the cause."""
 
 
 class SocketClaim:
-    """The right to bind one socket path, held until `release`."""
+    """The exclusive right among ruvd processes to bind one socket path, until `release`."""
 
     def __init__(self, path: Path) -> None:
-        """Claim the path and remove a dead socket. Raises AddressTaken."""
+        """Claims the path and removes a stale socket. Raises AddressUnavailable."""
         self.path = path = path.absolute()
         if len(os.fsencode(path)) > _MAX_PATH_BYTES:
-            raise AddressTaken(f"unix:{path}: a socket's path may have {_MAX_PATH_BYTES} bytes")
+            raise AddressUnavailable(
+                f"unix:{path}: the path is longer than {_MAX_PATH_BYTES} bytes"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise AddressTaken(f"unix:{path}: another ruvd listens there") from None
+            raise AddressUnavailable(f"unix:{path}: another ruvd listens there") from None
         if path.exists():
-            self._remove_dead()
+            self._remove_stale()
 
-    def _remove_dead(self) -> None:
+    def _remove_stale(self) -> None:
         if not self.path.is_socket():
-            self._abandon("there is a file that is no socket")
+            self._fail("a file that is not a socket is in the way")
         probe = socket.socket(socket.AF_UNIX)
         probe.settimeout(1.0)
         try:
@@ -49,25 +51,25 @@ class SocketClaim:
         except ConnectionRefusedError:
             self.path.unlink()
         except OSError as error:
-            self._abandon(str(error))
+            self._fail(str(error))
         else:
-            self._abandon("another process listens there")
+            self._fail("another process listens there")
         finally:
             probe.close()
 
-    def _abandon(self, why: str) -> None:
+    def _fail(self, cause: str) -> None:
         os.close(self._lock)
-        raise AddressTaken(f"unix:{self.path}: {why}")
+        raise AddressUnavailable(f"unix:{self.path}: {cause}")
 
     def release(self) -> None:
-        """Remove the socket and give the path back. The lock file stays: removing it would race."""
+        """Removes the socket and releases the path. The lock file stays: removing it would race."""
         self.path.unlink(missing_ok=True)
         os.close(self._lock)
 
 
 @contextmanager
 def owner_and_group() -> Iterator[None]:
-    """Sockets bound inside have mode 0660 from their first moment on."""
+    """Gives sockets that are bound inside the block mode 0660 from the first moment on."""
     before = os.umask(0o117)
     try:
         yield

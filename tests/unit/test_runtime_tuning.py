@@ -32,7 +32,7 @@ class Service(pb_grpc.SessionServiceServicer):
             yield pb.CompleteResponse(event=pb.CompletionEvent(sequence=sequence))
 
 
-def test_grpcio_has_the_method_that_is_patched_and_generated_code_calls_it() -> None:
+async def test_grpcio_has_the_method_that_is_patched_and_generated_code_calls_it() -> None:
     server = grpc.aio.server()
     patched = getattr(server, "add_registered_method_handlers", None)
     assert patched, MEND
