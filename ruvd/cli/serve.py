@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
-from ruvd.config.loader import ENV_PREFIX, Settings, SettingsInvalid, load, shown
+from ruvd.config.loader import ENV_PREFIX, Settings, SettingsInvalid, load, printable_values
 
 _USAGE = 2
 _CANNOT_LISTEN = 3
@@ -118,7 +118,7 @@ def config(**flags: Any) -> int:
     except SettingsInvalid as error:
         return _failed(str(error), _USAGE)
     table = Table("setting", "value", "from")
-    for name, text in shown(settings).items():
+    for name, text in printable_values(settings).items():
         table.add_row(name, text, sources[name], style="" if sources[name] != "default" else "dim")
     Console().print(table)
     return 0

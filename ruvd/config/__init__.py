@@ -1,1 +1,1 @@
-"""The settings, and where they come from."""
+"""The settings, and how they are read from flags, variables and the settings file."""

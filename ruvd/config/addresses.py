@@ -1,4 +1,4 @@
-"""What an address in a setting must look like: where to listen, and which server to ask. Pure."""
+"""Checks of the addresses and URLs in settings. Pure functions."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from urllib.parse import urlsplit
 
 
 def check_listen(address: str) -> None:
-    """Raises ValueError if it is neither host:port nor unix:PATH."""
+    """Raises ValueError if the address is neither host:port nor unix:PATH."""
     host, _, port = address.rpartition(":")
     if address.startswith("unix:"):
         if not address.removeprefix("unix:"):
-            raise ValueError(f"{address!r}: the path is missing")
-        if "%" in address:  # gRPC would decode it, and bind somewhere else
+            raise ValueError(f"{address!r}: the path after unix: is missing")
+        if "%" in address:  # gRPC would decode it, and bind another path
             raise ValueError(f"{address!r}: the path must not contain %")
-    elif not host or not port.isdigit() or int(port) > 65535:  # a port
+    elif not host or not port.isdigit() or int(port) > 65535:  # the highest port
         raise ValueError(f"{address!r} is neither host:port nor unix:PATH")
 
 
 def server_url(url: str) -> str:
-    """A server's URL as it is used: without a path it gets /v1. Raises ValueError."""
+    """Returns a server's URL without a final slash, with /v1 for no path. Raises ValueError."""
     if "@" in url:
-        raise ValueError("a URL must not have credentials in it; that is what api_key is for")
+        raise ValueError("a URL must not contain credentials; use api_key or api_key_file")
     try:
         parsed = urlsplit(url)
         known = parsed.scheme in ("http", "https") and parsed.hostname and parsed.port != 0
     except ValueError as error:
-        raise ValueError(f"{url!r} is no URL: {error}") from None
+        raise ValueError(f"{url!r} is not a URL: {error}") from None
     if not known or parsed.query or parsed.fragment:
         raise ValueError(f"{url!r} must be like https://HOST:PORT/v1")
     return f"{parsed.scheme}://{parsed.netloc}{parsed.path.rstrip('/') or '/v1'}"
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach it."""
+    """Tells whether only this machine can reach the address."""
     if address.startswith("unix:"):
         return True
     host = address.rpartition(":")[0].strip("[]")

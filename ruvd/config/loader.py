@@ -1,8 +1,7 @@
-"""The settings in force: flag > RUVD_* variable > ruvd.toml > default.
+"""Loads the settings: a flag overrides a RUVD_* variable, that ruvd.toml, and that the default.
 
-One setting has one name in four spellings: `drain_seconds` in `ruvd.config.settings` and in
-ruvd.toml, `--drain-seconds`, `RUVD_DRAIN_SECONDS`. A key that is none is an error that suggests the
-nearest.
+A setting has one name in three spellings: `drain_seconds` in ruvd.toml, `--drain-seconds` and
+`RUVD_DRAIN_SECONDS`. An unknown key is an error that suggests the nearest setting.
 """
 
 from __future__ import annotations
@@ -20,41 +19,41 @@ from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
 
 from ruvd.config.settings import ENV_PREFIX, Settings
 
-__all__ = ["ENV_PREFIX", "Settings", "SettingsInvalid", "load", "shown"]
+__all__ = ["ENV_PREFIX", "Settings", "SettingsInvalid", "load", "printable_values"]
 
 DEFAULT_FILE = Path("ruvd.toml")
-# Not settings of the daemon, but ours: where the clients look for it, and where its file is.
+# Read by the commands: the address of the daemon, and the settings file.
 _OTHER_VARIABLES = {"RUVD_ADDRESS", "RUVD_CONFIG"}
-# Kubernetes gives every pod these for a Service that is named ruvd, or ruvd-something.
+# Kubernetes sets these variables in every pod for a Service named ruvd or ruvd-something.
 _SERVICE_LINKS = re.compile(r"RUVD_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_\w+)?)")
 
 
 class SettingsInvalid(Exception):
-    """Settings that cannot be used; the message names each and its source."""
+    """The settings are invalid; the message has a line for each, with its source."""
 
 
 def load(flags: Mapping[str, Any], *, file: Path | None = None) -> tuple[Settings, dict[str, str]]:
-    """The settings in force, and by name the source of each.
+    """Returns the settings, and the source of each by its name.
 
-    `file` defaults to RUVD_CONFIG, then to ruvd.toml if there is one. Raises SettingsInvalid with
-    everything that is wrong.
+    `file` defaults to RUVD_CONFIG, then to ruvd.toml if it exists. Raises SettingsInvalid, which
+    lists all errors.
     """
-    given_file = file or (Path(os.environ["RUVD_CONFIG"]) if "RUVD_CONFIG" in os.environ else None)
-    file = given_file or DEFAULT_FILE
-    if given_file and not given_file.is_file():
-        raise SettingsInvalid(f"there is no settings file {given_file}")
+    named_file = file or (Path(os.environ["RUVD_CONFIG"]) if "RUVD_CONFIG" in os.environ else None)
+    file = named_file or DEFAULT_FILE
+    if named_file and not named_file.is_file():
+        raise SettingsInvalid(f"the settings file {named_file} does not exist")
     try:
         table = TomlConfigSettingsSource(Settings, file).toml_data
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise SettingsInvalid(f"{file}: {error}") from None
-    wrong = [f"{file}: {key} is no setting{_nearest(key)}" for key in _strangers(table)]
-    wrong += [
-        f"{name} is no setting{_nearest(name.removeprefix(ENV_PREFIX).lower())}"
+    errors = [f"{file}: {key} is not a setting{_suggestion(key)}" for key in _unknown_keys(table)]
+    errors += [
+        f"{name} is not a setting{_suggestion(name.removeprefix(ENV_PREFIX).lower())}"
         for name in os.environ
         if name.startswith(ENV_PREFIX)
         and name not in _OTHER_VARIABLES
         and not _SERVICE_LINKS.fullmatch(name)
-        and _strangers([name.removeprefix(ENV_PREFIX).lower()])
+        and _unknown_keys([name.removeprefix(ENV_PREFIX).lower()])
     ]
     sources = dict.fromkeys(Settings.model_fields, "default")
     sources |= {key: str(file) for key in table}
@@ -68,14 +67,14 @@ def load(flags: Mapping[str, Any], *, file: Path | None = None) -> tuple[Setting
         for problem in error.errors():
             text = problem["msg"].removeprefix("Value error, ")
             name = str(problem["loc"][0]) if problem["loc"] else ""
-            wrong.append(f"{name} (from {sources[name]}): {text}" if name else text)
-    if wrong:
-        raise SettingsInvalid("\n".join(wrong))
+            errors.append(f"{name} (from {sources[name]}): {text}" if name else text)
+    if errors:
+        raise SettingsInvalid("\n".join(errors))
     return settings, sources
 
 
-def shown(settings: Settings) -> dict[str, str]:
-    """Every value as text that may be printed: secrets are hidden, lists have commas."""
+def printable_values(settings: Settings) -> dict[str, str]:
+    """Returns every value as text that may be printed: secrets hidden, lists joined by commas."""
     texts = {}
     for name in Settings.model_fields:
         value = getattr(settings, name)
@@ -88,10 +87,10 @@ def shown(settings: Settings) -> dict[str, str]:
     return texts
 
 
-def _strangers(keys: Iterable[str]) -> list[str]:
+def _unknown_keys(keys: Iterable[str]) -> list[str]:
     return [key for key in keys if key not in Settings.model_fields]
 
 
-def _nearest(key: str) -> str:
+def _suggestion(key: str) -> str:
     near = difflib.get_close_matches(key, Settings.model_fields, n=1)
     return f"; did you mean {near[0]}?" if near else ""

