@@ -1,4 +1,4 @@
-"""Arguments in, exit code out: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+"""The entry point. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ruvd.cli import run
 
 
 def main() -> int:
-    """Run the command of `sys.argv`; its exit code."""
+    """Runs the command of `sys.argv`; returns its exit code."""
     return run(sys.argv[1:])
 
 

@@ -1,7 +1,7 @@
-"""`ruvd batch`: a file in OpenAI's batch format, answered into another, to be gone on with.
+"""`ruvd batch`: answers a file in OpenAI's batch format into another, and can be continued.
 
-The out file is the only memory: each outcome is in it as soon as it is there, and a run does what
-has no line yet. A failed item keeps its line, and so is not run again, unless that is asked for.
+The out file is the only state: each outcome is appended at once, and a run skips items that have a
+line. A failed item keeps its line and is not run again, unless --retry-failed is given.
 """
 
 from __future__ import annotations
@@ -16,66 +16,71 @@ from cyclopts import Parameter, validators
 from ruvd_client import BatchOutcome, Client, RuvdError
 from ruvd_client.v1.session_service_pb2 import CompleteRequest
 
-from ruvd.cli.batch_files import STREAM, FilesRefused, Output, items, opened_input, plan
+from ruvd.cli.batch_files import STREAM, FilesRefused, OutcomeFile, items, opened_input, plan
 from ruvd.cli.batch_lines import Item, completed, failed, to_request
-from ruvd.cli.batch_progress import Meter, Tally
+from ruvd.cli.batch_progress import ProgressDisplay, Tally
 from ruvd.cli.openai_messages import LineRefused
-from ruvd.cli.terminal import Address, complain, connected, default_address, err, fail
+from ruvd.cli.terminal import Address, connected, default_address, err, fail, print_error
 
 _USAGE, _INTERRUPTED = 2, 130
 
 
 def _no_flag(_: type, path: Path) -> None:
     if str(path).startswith("-") and path != STREAM:
-        raise ValueError(f"{path} looks like a flag; a file of that name is ./{path}")
+        raise ValueError(f"{path} looks like a flag; for a file of that name use ./{path}")
 
 
 def batch(
-    file: Annotated[Path, Parameter(allow_leading_hyphen=True, validator=_no_flag)],
+    file: Annotated[
+        Path,
+        Parameter(
+            help="File with the items; - is stdin.", allow_leading_hyphen=True, validator=_no_flag
+        ),
+    ],
     /,
     *,
-    out: Annotated[Path, Parameter(help="Append the outcomes there, as they come.")],
+    out: Annotated[Path, Parameter(help="File to which the outcomes are appended as they come.")],
     max_concurrency: Annotated[
         int | None,
         Parameter(
             validator=validators.Number(gte=1),
-            help="Side by side at most; otherwise the daemon's batch_concurrency.",
+            help="Most items at the same time. Default: the daemon's batch_concurrency.",
         ),
     ] = None,
     retry_failed: Annotated[
-        bool, Parameter(negative=(), help="Run those again that failed in an earlier run.")
+        bool, Parameter(negative=(), help="Run items again that failed in an earlier run.")
     ] = False,
     address: Address = default_address,
 ) -> int:
-    """Answer every line of FILE into OUT; the exit code. `ruvd batch --help` says more."""
+    """Runs `ruvd batch`; returns its exit code."""
     try:
-        with opened_input(file, out) as lines, Output(out) as output:
+        with opened_input(file, out) as lines, OutcomeFile(out) as output:
             if retry_failed:
-                output.forget_failed()
+                output.remove_failed()
             work = plan(lines, output)
             tally = Tally(work.items, work.done, work.failed)
             with connected(address) as client:
-                return _Run(client, lines, output, tally).all(max_concurrency or 0)
+                return _Run(client, lines, output, tally).run(max_concurrency or 0)
     except FilesRefused as refusal:
-        complain(str(refusal))
+        print_error(str(refusal))
         return _USAGE
     except OSError as error:
         fail(f"{error.filename or out}: {error.strerror}")
 
 
 class _Run:
-    """One run over the items that are to be done."""
+    """One run over the items that have no outcome yet."""
 
-    def __init__(self, client: Client, lines: IO[bytes], output: Output, tally: Tally) -> None:
+    def __init__(self, client: Client, lines: IO[bytes], output: OutcomeFile, tally: Tally) -> None:
         self._client = client
         self._lines = lines
         self._output = output
         self._tally = tally
-        self._meter = Meter(tally)
-        self._asked: dict[int, Item] = {}
+        self._display = ProgressDisplay(tally)
+        self._sent_items: dict[int, Item] = {}
 
-    def all(self, max_concurrency: int) -> int:
-        """Do them; the exit code."""
+    def run(self, max_concurrency: int) -> int:
+        """Runs the items; returns the exit code."""
         interrupted = True
         try:
             self._send(max_concurrency)
@@ -86,17 +91,17 @@ class _Run:
             for line in self._tally.summary():
                 err.print(line, markup=False)
             if interrupted:
-                rest = self._tally.items - self._tally.before - self._tally.ran
-                complain(f"{rest:,} are left: the same command goes on with them")
+                rest = self._tally.items - self._tally.done_before - self._tally.ran
+                print_error(f"{rest:,} items remain: run the same command again to continue")
         return 1 if self._tally.failed or self._tally.failed_before else 0
 
     def _send(self, max_concurrency: int) -> None:
         run = self._client.batch(self._requests(), max_concurrency=max_concurrency)
         self._tally.sent = run.summary
-        with self._meter.showing(), run:
+        with self._display.shown(), run:
             for outcome in run:
                 self._write(outcome)
-                self._meter.update()
+                self._display.update()
 
     def _requests(self) -> Iterator[CompleteRequest]:
         sent = 0
@@ -109,17 +114,17 @@ class _Run:
                 self._output.append(failed(item.id, item.custom_id, item.number, refusal))
                 self._tally.refused += 1
                 continue
-            self._asked[sent] = replace(item, fields={})
+            self._sent_items[sent] = replace(item, fields={})
             sent += 1
             yield request
 
     def _write(self, outcome: BatchOutcome) -> None:
-        item = self._asked.pop(outcome.index)
+        item = self._sent_items.pop(outcome.index)
         if outcome.completion is not None:
             created = int(time.time())
             line = completed(item.id, item.custom_id, outcome.completion, created)
         else:
             error = outcome.error
-            assert isinstance(error, RuvdError)  # noqa: S101  # the one or the other is there
+            assert isinstance(error, RuvdError)  # noqa: S101  # an outcome has one of the two
             line = failed(item.id, item.custom_id, item.number, error)
         self._output.append(line)

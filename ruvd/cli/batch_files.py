@@ -1,10 +1,10 @@
-"""The two files of `ruvd batch`: what is to be done, and what is done.
+"""The two files of `ruvd batch`: the input, and the outcomes that also serve as its state.
 
-An item has one line in the out file, appended in one write when its outcome is there, and that
-line is how the next run knows. A last line that was torn is dropped; anything else that is not
-ours is not touched. Failed items that are to run again lose their line first, in a file that
-takes the old one's place whole. What cannot be read twice, as stdin, is copied to disk first, so
-that a duplicate is found before anything runs.
+An item gets one line in the out file, appended in one write when it has ended; the next run skips
+it. A torn last line is dropped; any other line that is not ruvd's is an error. To run failed items
+again, their lines are removed first, in a new file that replaces the old one as a whole. An input
+that cannot be read twice, such as stdin, is copied to disk, so that a duplicate is found before
+anything runs.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from ruvd.cli.batch_lines import (
 
 STREAM = Path("-")
 _BLOCK_BYTES = 1 << 16
-_BEGINNING = f'{{"id": "{ID_PREFIX}'.encode()
+_LINE_PREFIX = f'{{"id": "{ID_PREFIX}'.encode()
 
 
 class FilesRefused(Exception):
-    """The files are not what the command can work with; the message says why."""
+    """The command cannot work with these files; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many items there are, how many are in the out file already, and failed ones of those."""
+    """The number of items, of those with a line in the out file, and of failed ones among these."""
 
     items: int
     done: int
     failed: int
 
 
-class Output:
-    """The out file, of this process alone until it is closed."""
+class OutcomeFile:
+    """The out file, locked for this process until it is closed."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make it, mode 0600. Raises FilesRefused."""
+        """Opens or creates the file with mode 0600. Raises FilesRefused."""
         self.path = path
         try:
             self._descriptor = _locked(path)
@@ -69,24 +69,27 @@ class Output:
             raise
 
     def has(self, item: Item) -> bool:
-        """Whether the item is done. Raises FilesRefused if another one is, of its custom_id."""
+        """Tells whether the item has an outcome.
+
+        Raises FilesRefused if another item with the same custom_id has one.
+        """
         if self._ids.get(item.key, item.id) != item.id:
             raise FilesRefused(
-                f"{self.path} has the outcome of another request with custom_id {item.key!r} "
-                f"than line {item.number} now asks for; choose another --out"
+                f"{self.path} has an outcome of another request with custom_id {item.key!r} than "
+                f"line {item.number}; choose another --out"
             )
         return item.key in self._ids
 
     def has_failed(self, item: Item) -> bool:
-        """Whether the item is done and has failed."""
+        """Tells whether the item has an outcome and failed."""
         return item.key in self._failed
 
     def append(self, line: str) -> None:
-        """Write a line, whole, for others to see at once."""
+        """Appends a whole line, visible to readers at once."""
         _write(self._descriptor, f"{line}\n".encode())
 
-    def forget_failed(self) -> None:
-        """Drop the lines of items that failed, so that they are to be done again."""
+    def remove_failed(self) -> None:
+        """Removes the lines of failed items, so that they run again."""
         part = self.path.with_name(f"{self.path.name}.part")
         part.unlink(missing_ok=True)
         kept = _locked(part)
@@ -113,10 +116,10 @@ class Output:
         os.close(self._descriptor)
 
     def _repair(self) -> None:
-        """End the file with a whole line: the write of the last may have been cut."""
+        """Ends the file with a whole line, as its last write may have been cut."""
         end = size = os.fstat(self._descriptor).st_size
         with self.path.open("rb") as file:
-            while end:  # back to where the last line begins
+            while end:  # back to the start of the last line
                 begin = max(0, end - _BLOCK_BYTES)
                 file.seek(begin)
                 if (found := file.read(end - begin).rfind(b"\n")) >= 0:
@@ -127,12 +130,12 @@ class Output:
             torn = file.read()
         if end == size:
             return
-        if read_written(torn):  # whole, by an editor that leaves out the last line's end
+        if read_written(torn):  # complete, but for the line break, as some editors write
             _write(self._descriptor, b"\n")
-        elif torn.startswith(_BEGINNING[: len(torn)]):
+        elif torn.startswith(_LINE_PREFIX[: len(torn)]):
             os.ftruncate(self._descriptor, end)
         else:
-            raise FilesRefused(f"{self.path}: the last line is none of ruvd batch")
+            raise FilesRefused(f"{self.path}: the last line was not written by ruvd batch")
 
     def _lines(self) -> Iterator[bytes]:
         with self.path.open("rb") as file:
@@ -140,35 +143,35 @@ class Output:
 
     def _read(self, line: bytes, number: int) -> Written:
         if (written := read_written(line)) is None:
-            raise FilesRefused(f"{self.path}: line {number} is none of ruvd batch")
+            raise FilesRefused(f"{self.path}: line {number} was not written by ruvd batch")
         return written
 
     def _remember(self, written: Written, number: int) -> None:
         if written.key in self._ids:
-            raise FilesRefused(f"{self.path}: line {number} has {written.key!r} a second time")
+            raise FilesRefused(f"{self.path}: line {number} repeats the custom_id {written.key!r}")
         self._ids[written.key] = written.id
         if not written.succeeded:
             self._failed.add(written.key)
 
 
 def _locked(path: Path) -> int:
-    """The file, opened to append and locked."""
+    """Opens the file to append and locks it; returns the descriptor."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        _check_alone(descriptor, path)
+        _lock(descriptor, path)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def _check_alone(descriptor: int, path: Path) -> None:
+def _lock(descriptor: int, path: Path) -> None:
     opened = os.fstat(descriptor)
     if not stat.S_ISREG(opened.st_mode):
-        raise FilesRefused(f"{path} must be a file, as the next run reads it")
+        raise FilesRefused(f"{path} must be a regular file, as the next run reads it")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        alone = os.path.samestat(opened, path.stat())  # or it was replaced meanwhile
+        alone = os.path.samestat(opened, path.stat())  # False if the file was replaced meanwhile
     except (BlockingIOError, FileNotFoundError):
         alone = False
     if not alone:
@@ -183,13 +186,13 @@ def _write(descriptor: int, data: bytes) -> None:
 
 @contextmanager
 def opened_input(path: Path, output: Path) -> Iterator[IO[bytes]]:
-    """The input, to be read more than once. Raises FilesRefused."""
+    """Opens the input so that it can be read more than once. Raises FilesRefused."""
     if path == STREAM:
         with _spooled(sys.stdin.buffer) as file:
             yield file
         return
     if output.exists() and path.samefile(output):
-        raise FilesRefused(f"{path} cannot be the --out as well")
+        raise FilesRefused(f"{path} cannot be both FILE and --out")
     try:
         file = path.open("rb")
     except OSError as error:
@@ -210,7 +213,7 @@ def _spooled(stream: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def items(file: IO[bytes]) -> Iterator[Item]:
-    """The items of the input, from its beginning; lines of nothing but space are none."""
+    """Reads the items of the input from its start, without blank lines."""
     file.seek(0)
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 2):
@@ -222,8 +225,8 @@ def items(file: IO[bytes]) -> Iterator[Item]:
             yield read_item(stripped, number)
 
 
-def plan(file: IO[bytes], output: Output) -> Plan:
-    """What there is to do. Raises FilesRefused if two lines have the same custom_id."""
+def plan(file: IO[bytes], output: OutcomeFile) -> Plan:
+    """Counts the items. Raises FilesRefused if two lines have the same custom_id."""
     lines: dict[str, int] = {}
     done = failed = 0
     for item in items(file):

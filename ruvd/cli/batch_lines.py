@@ -1,9 +1,8 @@
-"""Lines of OpenAI's batch format: one of the input to a request, an outcome to one of the output.
+"""Conversion of OpenAI's batch lines: an input line to a request, an outcome to an output line.
 
-Pure: bytes in, values out. A failed item has the status that its error would have over HTTP and
-our reason as its code; the daemon's paths are told as those of the line. An item's id is a hash
-of its custom_id and its body, so that the same item has the same id in every run and another has
-not. It is the request id as well.
+Pure functions. A failed item has the HTTP status of its error, and ruvd's error reason as its code;
+paths of fields in the daemon's errors become paths in the line. The id of an item, which is also
+its request id, is a hash of its custom_id and body, so it is the same in every run.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from ruvd_client.v1.session_service_pb2 import CompleteRequest, Completion, Fini
 
 from ruvd.cli.openai_messages import (
     LineRefused,
-    fields_of,
-    nothing_else,
-    one_line,
+    escape_line,
     read_object,
+    refuse_rest,
+    to_openai,
 )
 from ruvd.cli.openai_requests import read_request
 
-MAX_LINE_BYTES = 16 << 20  # far more than a daemon takes
+MAX_LINE_BYTES = 16 << 20  # far more than a daemon accepts
 ID_PREFIX = "batch_req_"
 _URL = "/v1/chat/completions"
-_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # google.rpc.Code's own mapping to HTTP.
 _HTTP = {
     grpc.StatusCode.CANCELLED: 499,
@@ -54,7 +53,7 @@ _SERVER_ERROR = 500
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A line of the input, not looked into yet: `custom_id` is None where there is none to read."""
+    """A line of the input; `custom_id` is None and `fields` an error if it cannot be read."""
 
     number: int
     id: str
@@ -63,13 +62,13 @@ class Item:
 
     @property
     def key(self) -> str:
-        """What is the same in the item's line of the output."""
+        """The key that the item shares with its line of the output."""
         return self.custom_id or self.id
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a line of the output says of its item."""
+    """The item and outcome of a line of the output."""
 
     id: str
     key: str
@@ -80,34 +79,34 @@ class Written:
 
 
 def read_item(line: bytes, number: int) -> Item:
-    """The line as an item, however wrong it is."""
+    """Reads a line as an item; an invalid line becomes an item that `to_request` refuses."""
     if len(line) > MAX_LINE_BYTES:
-        return _unreadable(line, number, LineRefused("", f"has more than {MAX_LINE_BYTES} bytes"))
+        return _unreadable(line, number, LineRefused("", f"is longer than {MAX_LINE_BYTES} bytes"))
     try:
         fields = read_object(json.loads(line), "")
-        known = json.dumps([fields.get("custom_id"), fields.get("body")], sort_keys=True)
+        identity = json.dumps([fields.get("custom_id"), fields.get("body")], sort_keys=True)
     except (ValueError, RecursionError) as error:
-        return _unreadable(line, number, LineRefused("", f"no JSON: {error}"))
+        return _unreadable(line, number, LineRefused("", f"not valid JSON: {error}"))
     except LineRefused as refusal:
         return _unreadable(line, number, refusal)
     custom_id = fields.get("custom_id")
-    if not isinstance(custom_id, str) or not custom_id or _HALF_A_PAIR.search(custom_id):
-        return _unreadable(line, number, LineRefused("custom_id", "a text is needed"))
-    return Item(number, _id(known.encode()), custom_id, fields)
+    if not isinstance(custom_id, str) or not custom_id or _SURROGATE.search(custom_id):
+        return _unreadable(line, number, LineRefused("custom_id", "must be a non-empty string"))
+    return Item(number, _id(identity.encode()), custom_id, fields)
 
 
 def to_request(item: Item) -> CompleteRequest:
-    """The stateless request of an item. Raises LineRefused."""
+    """Returns the stateless request of an item. Raises LineRefused."""
     if isinstance(item.fields, LineRefused):
         raise item.fields
     fields = dict(item.fields)
     del fields["custom_id"]
     if (method := fields.pop("method", None)) not in (None, "POST"):
-        raise LineRefused("method", f"{method!r} is not POST")
+        raise LineRefused("method", f"must be POST, not {method!r}")
     if (url := fields.pop("url", None)) not in (None, _URL):
-        raise LineRefused("url", f"{url!r} is not {_URL}")
+        raise LineRefused("url", f"must be {_URL}, not {url!r}")
     body = fields.pop("body", None)
-    nothing_else(fields, "")
+    refuse_rest(fields, "")
     return read_request(body, item.id)
 
 
@@ -123,7 +122,7 @@ def _id(content: bytes) -> str:
 
 
 def completed(item_id: str, custom_id: str | None, completion: Completion, created: int) -> str:
-    """The line, without its end, of an item that was answered at `created`, a Unix time."""
+    """Returns the line, without line break, of an item answered at `created`, a Unix time."""
     finished = completion.finished
     reason = FinishReason.Name(finished.finish_reason).removeprefix("FINISH_REASON_").lower()
     body: dict[str, Any] = {
@@ -134,7 +133,7 @@ def completed(item_id: str, custom_id: str | None, completion: Completion, creat
         "choices": [
             {
                 "index": 0,
-                "message": fields_of(finished.message) | {"refusal": None},
+                "message": to_openai(finished.message) | {"refusal": None},
                 "logprobs": None,
                 "finish_reason": reason,
             }
@@ -153,7 +152,7 @@ def completed(item_id: str, custom_id: str | None, completion: Completion, creat
 
 
 def failed(item_id: str, custom_id: str | None, number: int, error: RuvdError | LineRefused) -> str:
-    """The line, without its end, of an item that failed; `number` is its line's in the input."""
+    """Returns the line, without line break, of a failed item; `number` is its input line."""
     if isinstance(error, LineRefused):
         status, code, path, message = 400, "INVALID_REQUEST", error.path, str(error)
     else:
@@ -173,7 +172,7 @@ def failed(item_id: str, custom_id: str | None, number: int, error: RuvdError | 
 
 
 def read_written(line: bytes) -> Written | None:
-    """What a line of the output says; None for what is none."""
+    """Reads a line of the output; returns None if ruvd batch did not write it."""
     try:
         fields = json.loads(line)
         item_id, custom_id = fields["id"], fields["custom_id"]
@@ -187,8 +186,8 @@ def read_written(line: bytes) -> Written | None:
 
 
 def _path(field: str) -> str:
-    """The line's path of a request's field."""
-    if field == "request":  # all of it, as what is too large
+    """Returns the path in the line for a field of the request."""
+    if field == "request":  # the whole request, such as one that is too large
         return "body"
     return "body." + field.removeprefix("options.").removeprefix("extra_body.")
 
@@ -200,4 +199,4 @@ def _line(item_id: str, custom_id: str | None, status: int, body: Mapping[str, A
         "response": {"status_code": status, "request_id": item_id, "body": body},
         "error": None,
     }
-    return one_line(json.dumps(fields, ensure_ascii=False))
+    return escape_line(json.dumps(fields, ensure_ascii=False))

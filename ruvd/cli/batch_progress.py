@@ -1,4 +1,4 @@
-"""How far a batch is, on stderr: a bar on a terminal, otherwise a line every few seconds."""
+"""Progress of a batch on stderr: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LINE_SECONDS = 5.0
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the items: of this run, and `before` it. `refused` were never sent."""
+    """Counts of items, in this run and before it; `refused` ones were never sent."""
 
     items: int
-    before: int = 0
+    done_before: int = 0
     failed_before: int = 0
     refused: int = 0
     sent: BatchSummary = field(default_factory=BatchSummary)
@@ -28,7 +28,7 @@ class Tally:
 
     @property
     def ran(self) -> int:
-        """Items that have an outcome of this run."""
+        """Items that got an outcome in this run."""
         return self.sent.succeeded + self.failed
 
     @property
@@ -37,8 +37,8 @@ class Tally:
         return self.sent.failed + self.refused
 
     def status(self) -> str:
-        """How far it is, in one line."""
-        done = self.before + self.ran
+        """Returns the progress as one line."""
+        done = self.done_before + self.ran
         rate = self.ran / max(1e-9, time.monotonic() - self.began)
         parts = [f"{done:,}/{self.items:,}", f"{rate:,.1f}/s"]
         if rate and self.items > done:
@@ -49,10 +49,10 @@ class Tally:
         return ", ".join(parts)
 
     def summary(self) -> list[str]:
-        """What came of it, in a few lines."""
+        """Returns the results as a few lines."""
         counts = f"{self.sent.succeeded:,} succeeded, {self.failed:,} failed"
-        if self.before:
-            counts += f", {self.before:,} done before"
+        if self.done_before:
+            counts += f", {self.done_before:,} done before"
             counts += f" (of these {self.failed_before:,} failed)" if self.failed_before else ""
         usage, wall = self.sent.usage, self.sent.wall_seconds
         cached = f" ({usage.cached_tokens:,} cached)" if usage.HasField("cached_tokens") else ""
@@ -64,18 +64,18 @@ class Tally:
             )
             latency = self.sent.latency_seconds
             lines.append(
-                f"wall time {wall:.2f} s; single latencies, with their waiting for the engine, "
-                f"sum to {latency:.2f} s, {latency / max(1e-9, wall):.1f} times that"
+                f"wall time {wall:.2f} s; sum of latencies, including waits for the engine, "
+                f"{latency:.2f} s, {latency / max(1e-9, wall):.1f} times the wall time"
             )
         return lines
 
 
-class Meter:
-    """Shows a tally as it changes."""
+class ProgressDisplay:
+    """Displays a tally as it changes."""
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
-        self._shown = time.monotonic()
+        self._printed = time.monotonic()
         self._progress = Progress(
             TextColumn("batch"),
             BarColumn(),
@@ -87,20 +87,20 @@ class Meter:
         self._task = self._progress.add_task("", total=tally.items)
 
     @contextmanager
-    def showing(self) -> Iterator[None]:
-        """Show it for as long as the block runs."""
+    def shown(self) -> Iterator[None]:
+        """Displays the tally during the block."""
         with self._progress:
             self.update()
             yield
 
     def update(self) -> None:
-        """The tally has changed."""
+        """Displays a changed tally."""
         if self._progress.disable:
-            if time.monotonic() - self._shown >= _LINE_SECONDS:
+            if time.monotonic() - self._printed >= _LINE_SECONDS:
                 err.print(self._tally.status(), markup=False)
-                self._shown = time.monotonic()
+                self._printed = time.monotonic()
             return
-        done = self._tally.before + self._tally.ran
+        done = self._tally.done_before + self._tally.ran
         self._progress.update(self._task, completed=done, description=self._tally.status())
 
 

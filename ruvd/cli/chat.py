@@ -1,9 +1,8 @@
-"""`ruvd chat`: a session at the prompt, or one message a line from a pipe.
+"""`ruvd chat`: talks to a session at a prompt, or sends each line of a pipe as a message.
 
-A turn that is interrupted is cancelled, which leaves the session as it was; leaving the chat
-keeps the session, so the way back is told. A session that got no turn is not left behind.
-What a model thinks is dim, and on a terminal only. A tool call is a line; nobody answers it here,
-and the session goes on without its result.
+Ctrl-C cancels a turn, which leaves the session as it was. At the end the session is kept, and the
+command that continues it is printed; a new session without a turn is deleted. Reasoning is printed
+dim, on a terminal only. A tool call is printed as a line; the session goes on without its result.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from ruvd_client.v1.session_service_pb2 import Finished
 
 from ruvd.cli.terminal import (
     Address,
-    complain,
     connected,
     default_address,
     err,
     explain,
     out,
+    print_error,
     printable,
     seconds,
     write,
@@ -35,14 +34,20 @@ from ruvd.cli.terminal import (
 
 def chat(
     *,
-    session: Annotated[str, Parameter(help="Continue this session, or begin it.")] = "",
-    fork: Annotated[str, Parameter(help="Begin from a fork of this session.")] = "",
-    system: Annotated[str, Parameter(help="The system prompt of a new session.")] = "",
-    max_tokens: Annotated[int | None, Parameter(help="The most tokens of an answer.")] = None,
-    temperature: Annotated[float | None, Parameter(help="0 for the likeliest text.")] = None,
+    session: Annotated[
+        str, Parameter(help="Continue the session with this id, or create it.")
+    ] = "",
+    fork: Annotated[
+        str, Parameter(help="Fork the session with this id and continue the fork.")
+    ] = "",
+    system: Annotated[str, Parameter(help="System prompt of a new session.")] = "",
+    max_tokens: Annotated[int | None, Parameter(help="Most tokens of an answer.")] = None,
+    temperature: Annotated[
+        float | None, Parameter(help="Sampling temperature; 0 gives the likeliest text.")
+    ] = None,
     address: Address = default_address,
 ) -> None:
-    """Talk to the daemon's engine. Ctrl-C cancels an answer, Ctrl-D leaves."""
+    """Runs `ruvd chat`."""
     arguments: CompleteArguments = {"system_prompt": system}
     if max_tokens is not None:
         arguments["max_tokens"] = max_tokens
@@ -51,27 +56,27 @@ def chat(
     interactive = sys.stdin.isatty()
     with connected(address) as client:
         if fork:
-            begun = client.fork_session(fork, new_session_id=session)
+            opened = client.fork_session(fork, new_session_id=session)
         elif session:
-            begun = _find(client, session)
+            opened = _find(client, session)
         else:
-            begun = client.create_session(system_prompt=system)
-        arguments["session_id"] = begun.id or session
-        # An id that is unknown is created with its first turn.
-        arguments["require_existing"] = bool(begun.id)
+            opened = client.create_session(system_prompt=system)
+        arguments["session_id"] = opened.id or session
+        # An unknown id is created with its first turn.
+        arguments["require_existing"] = bool(opened.id)
         if interactive:
-            _greet(begun, fork)
-            _converse(client, address, arguments)
-            _leave(client, arguments["session_id"], begun, made=bool(fork) or not session)
+            _print_resumed(opened, fork)
+            _run_prompt(client, address, arguments)
+            _close(client, arguments["session_id"], opened, created=bool(fork) or not session)
         else:
             for line in sys.stdin:
                 if message := line.strip():
-                    _turn(client, message, arguments)
+                    _run_turn(client, message, arguments)
                     out.line()
 
 
 def _find(client: Client, session_id: str) -> Session:
-    """The session; an empty one without an id if there is none."""
+    """Returns the session, or an empty one without an id if it does not exist."""
     try:
         return client.get_session(session_id)
     except RuvdError as error:
@@ -80,40 +85,40 @@ def _find(client: Client, session_id: str) -> Session:
         return Session()
 
 
-def _greet(begun: Session, forked_from: str) -> None:
-    if not begun.message_count:
+def _print_resumed(opened: Session, forked_from: str) -> None:
+    if not opened.message_count:
         return
-    what = f"{begun.id}, a fork of {forked_from}" if forked_from else begun.id
+    name = f"{opened.id}, a fork of {forked_from}" if forked_from else opened.id
     out.print(
-        f"continuing {what}: {begun.exchange_count} exchanges, {begun.message_count} messages",
+        f"continuing {name}: {opened.exchange_count} exchanges, {opened.message_count} messages",
         style="dim",
         markup=False,
     )
 
 
-def _converse(client: Client, address: str, arguments: CompleteArguments) -> None:
-    with suppress(ImportError):  # only the comfort of a line editor, and not on every platform
+def _run_prompt(client: Client, address: str, arguments: CompleteArguments) -> None:
+    with suppress(ImportError):  # line editing, which not every platform has
         importlib.import_module("readline")
-    while (message := _prompt()) is not None:
+    while (message := _read_message()) is not None:
         if not message:
             continue
         try:
-            finished = _turn(client, message, arguments)
+            finished = _run_turn(client, message, arguments)
         except RuvdError as error:
             out.line()
             if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
                 raise
-            complain(explain(error, address))
+            print_error(explain(error, address))
         except KeyboardInterrupt:
-            err.print("\ncancelled; the session is as it was before", style="dim")
+            err.print("\ncancelled; the session is unchanged", style="dim")
         else:
             out.line()
             if finished:
-                out.print(_figures(finished), style="dim", markup=False)
+                out.print(_summary(finished), style="dim", markup=False)
 
 
-def _prompt() -> str | None:
-    """The next message, None to leave."""
+def _read_message() -> str | None:
+    """Returns the next message, or None at the end."""
     try:
         return input("> ").strip()
     except (EOFError, KeyboardInterrupt):
@@ -121,23 +126,23 @@ def _prompt() -> str | None:
         return None
 
 
-def _turn(client: Client, message: str, arguments: CompleteArguments) -> Finished | None:
+def _run_turn(client: Client, message: str, arguments: CompleteArguments) -> Finished | None:
     with client.complete(message, **arguments) as answer:
         shown = ""
         for delta in answer.deltas():
-            shown = _show(delta, shown)
+            shown = _print_delta(delta, shown)
     for call in answer.finished.message.tool_calls if answer.finished else ():
         if shown:
             out.line()
         write(f"calls {call.name}({call.arguments})")
         shown = "tool_call"
-    # From here on the session exists; if it expires, that is told and not papered over.
+    # The session exists now. If it expires, the next turn fails instead of starting a new one.
     arguments["require_existing"] = True
     return answer.finished
 
 
-def _show(delta: Delta, shown: str) -> str:
-    """Write more of an answer; which part of it was written last."""
+def _print_delta(delta: Delta, shown: str) -> str:
+    """Prints a piece of an answer; returns which part was printed last."""
     part = "text" if delta.text else "reasoning" if delta.reasoning and out.is_terminal else ""
     if not part:
         return shown
@@ -150,20 +155,20 @@ def _show(delta: Delta, shown: str) -> str:
     return part
 
 
-def _leave(client: Client, session_id: str, begun: Session, *, made: bool) -> None:
-    """Tell the way back, or take a session away that was made here and got no turn."""
+def _close(client: Client, session_id: str, opened: Session, *, created: bool) -> None:
+    """Prints how to continue the session, or deletes one that is new and got no turn."""
     try:
         messages = client.get_session(session_id).message_count
-        if made and messages == begun.message_count:
+        if created and messages == opened.message_count:
             client.end_session(session_id, allow_missing=True)
         else:
-            out.print(f"come back with: ruvd chat --session {session_id}", markup=False)
+            out.print(f"continue with: ruvd chat --session {session_id}", markup=False)
     except RuvdError as error:
         if error.reason != "SESSION_NOT_FOUND":
             raise
 
 
-def _figures(finished: Finished) -> str:
+def _summary(finished: Finished) -> str:
     timings, usage = finished.timings, finished.usage
     known = timings.HasField("time_to_first_token")
     first = to_seconds(timings.time_to_first_token) if known else None

@@ -1,4 +1,4 @@
-"""The commands, each imported when it is called: what one needs, the others need not wait for."""
+"""The commands and their help. A command's module is imported when the command is called."""
 
 from __future__ import annotations
 
@@ -6,51 +6,102 @@ from importlib.metadata import version
 
 import cyclopts
 
-_BATCH_HELP = """Answer a file in OpenAI's batch format into another.
+_HELP = """Keeps the conversations between your service and its LLM engine.
+
+`ruvd serve` runs beside the service, which then sends only each new message. `ruvd chat` talks to
+such a daemon, and `ruvd demo` measures what a session saves on this machine."""
+
+_SERVE = """Run the daemon.
+
+Each setting is a flag, a RUVD_* variable and a key of ruvd.toml; the first of them that is given
+counts. `ruvd config` shows the result. OTEL_* variables say where traces and metrics go.
+
+SIGTERM and SIGINT let running turns end within drain_seconds; a second one stops at once. SIGUSR1
+turns readiness off. SIGUSR2 switches between debug and the configured log level.
+
+Exit codes: 0 stopped, 2 invalid settings, 3 cannot listen, 4 the store is in use or was written by
+a newer ruvd, 130 or 143 stopped at once by a second signal."""
+
+_CONFIG = """Show the settings that `ruvd serve` would use, and the source of each.
+
+It takes the same flags, variables and file, and starts nothing. Exit code 2 if they are invalid."""
+
+_CHAT = """Talk to the daemon's engine in a session.
+
+On a terminal, Ctrl-C cancels an answer, which leaves the session as it was, and Ctrl-D ends the
+chat. From a pipe, each line is a message. The session is kept, unless it is new and empty."""
+
+_HEALTH = """Check whether the daemon is serving: for probes.
+
+Prints one line. Exit codes: 0 serving, 1 not serving or not reachable, 2 wrong usage."""
+
+_DRAIN = """Turn the daemon's readiness off, so that it gets no new calls: for a preStop hook.
+
+Nothing is refused and nothing is cancelled; SIGTERM comes later. Run it where the daemon runs: on
+its machine and in its container. Exit codes: 0 readiness is off and, with --wait, no completion
+runs; 1 otherwise, or there is no daemon."""
+
+_DEMO = """Measure on this machine what a session saves.
+
+Starts daemons of its own and holds one conversation three times: in a session, resent in full
+without the engine's cache, and resent in full with it. Then it restarts the first daemon and goes
+on with the session."""
+
+_BATCH = """Answer a file in OpenAI's batch format into another.
 
 A line of FILE (- is stdin) is, with any options of /v1/chat/completions in its body:
 
 {"custom_id": "q1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages":
 [{"role": "user", "content": "Hello"}], "max_tokens": 20}}
 
-Outcomes come in no order, in OpenAI's batch output format. After an interruption the same command
-goes on: what has a line in OUT is done. A line that failed keeps it; --retry-failed drops it first
-and runs the item again. The same custom_id with the same body within the daemon's
-completion_retention gets the answer that it got.
+Outcomes are written in OpenAI's batch output format, in the order in which they finish. After an
+interruption run the same command again: it skips items that have a line in OUT. An item that failed
+keeps its line; --retry-failed removes it first and runs the item again. An item with the same
+custom_id and body gets the same answer again within the daemon's completion_retention_seconds.
 
-Exit code 0 if all succeeded, 1 if some failed, 2 for wrong usage or files, 130 interrupted."""
+Exit codes: 0 all succeeded, 1 some failed, 2 wrong usage or files, 130 interrupted."""
+
+_BACKUP = """Copy the sessions' store to FILE, as it is at one instant; the daemon may run.
+
+To restore, stop the daemon and put the copy in the place of the store, or name it with --store.
+Exit codes: 0 copied and checked, 1 failed, 2 invalid settings."""
+
+_EXPORT = """Write sessions as JSON lines, in OpenAI's message format.
+
+Without ids it writes all sessions, in the order of their creation. A line is
+{"messages": [{"role", "content"}...], "metadata": {...}}, with the system prompt as the first
+message."""
+
+_IMPORT = """Create a session from each JSON line of FILE (- is stdin), in OpenAI's message format.
+
+A line without a session_id in its metadata gets a new one. A line with content that a session
+cannot hold, such as images, is refused and named. Exit code 1 if any line failed."""
 
 app = cyclopts.App(
     name="ruvd",
-    help="Owns the conversation between a service and its LLM engine.",
+    help=_HELP,
     version=lambda: version("ruvd"),
     suppress_keyboard_interrupt=False,
 )
-sessions = cyclopts.App(name="sessions", help="List, show, end, export and import sessions.")
-
-app.command("ruvd.cli.serve:serve", name="serve", help="Run the daemon.")
-app.command("ruvd.cli.serve:config", name="config", help="Show the settings in force.")
-app.command("ruvd.cli.chat:chat", name="chat", help="Talk to the daemon's engine in a session.")
-app.command("ruvd.cli.health:health", name="health", help="Exit 0 if the daemon is serving.")
-app.command(
-    "ruvd.cli.drain:drain", name="drain", help="Turn readiness off, so that no more calls come."
-)
-app.command("ruvd.cli.demo:demo", name="demo", help="Measure what a session saves, here and now.")
+app.command("ruvd.cli.serve:serve", name="serve", help=_SERVE)
+app.command("ruvd.cli.serve:config", name="config", help=_CONFIG)
+app.command("ruvd.cli.chat:chat", name="chat", help=_CHAT)
+app.command("ruvd.cli.health:health", name="health", help=_HEALTH)
+app.command("ruvd.cli.drain:drain", name="drain", help=_DRAIN)
+app.command("ruvd.cli.demo:demo", name="demo", help=_DEMO)
 app.command("ruvd.cli.models:models", name="models", help="List the models that the engine offers.")
-app.command("ruvd.cli.batch:batch", name="batch", help=_BATCH_HELP)
-app.command("ruvd.cli.metrics:metrics", name="metrics", help="Show what the daemon measured.")
-app.command("ruvd.cli.backup:backup", name="backup", help="Copy the sessions' store to a file.")
+app.command("ruvd.cli.batch:batch", name="batch", help=_BATCH)
+app.command(
+    "ruvd.cli.metrics:metrics",
+    name="metrics",
+    help="Show what the daemon measured since its start.",
+)
+app.command("ruvd.cli.backup:backup", name="backup", help=_BACKUP)
+
+sessions = cyclopts.App(name="sessions", help="List, show, end, export and import sessions.")
 sessions.command("ruvd.cli.sessions:list_sessions", name="list", help="List the sessions.")
-sessions.command("ruvd.cli.sessions:show", name="show", help="Show one session with its messages.")
+sessions.command("ruvd.cli.sessions:show", name="show", help="Show a session with its messages.")
 sessions.command("ruvd.cli.sessions:end", name="end", help="Delete a session with its messages.")
-sessions.command(
-    "ruvd.cli.transfer:export_sessions",
-    name="export",
-    help="Write sessions as JSON lines, in OpenAI's message format.",
-)
-sessions.command(
-    "ruvd.cli.transfer:import_sessions",
-    name="import",
-    help="Make sessions of JSON lines in OpenAI's message format.",
-)
+sessions.command("ruvd.cli.transfer:export_sessions", name="export", help=_EXPORT)
+sessions.command("ruvd.cli.transfer:import_sessions", name="import", help=_IMPORT)
 app.command(sessions)

@@ -1,9 +1,8 @@
-"""Which process is at the other end of a connection, and whether it takes a signal well.
+"""Finds the daemon's process by a connection to it, and sends it SIGUSR1 if it handles that.
 
 There is no file with a process id: it would outlive its process, and a container may have no place
-for it. The kernel knows who listens: for a Unix socket by its credentials, for a port by /proc.
-Both give the id as it is in the caller's own PID namespace, whether the daemon is the first
-process of a container or any other.
+for it. The kernel knows the listener: of a Unix socket by its credentials, of a port by /proc. Both
+give the id in the caller's PID namespace, also for the first process of a container.
 """
 
 from __future__ import annotations
@@ -22,47 +21,51 @@ _LISTENING = "0A"  # TCP_LISTEN of include/net/tcp_states.h
 _PROC = Path("/proc")
 
 
-class NoProcess(Exception):
-    """The process cannot be found, or must not be signalled."""
+class ProcessUnavailable(Exception):
+    """The process cannot be found or must not be signalled; the message says what to do."""
 
 
-def listener(connection: socket.socket) -> int:
-    """The id of the process that listens where the connection goes. Raises NoProcess."""
+def listening_pid(connection: socket.socket) -> int:
+    """Returns the id of the process that listens for the connection. Raises ProcessUnavailable."""
     if connection.family == socket.AF_UNIX:
         size = struct.calcsize("3i")
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
         pid = int(struct.unpack("3i", credentials)[0])
         if pid == 0:
-            raise NoProcess("it runs in another PID namespace: run this where it runs")
+            raise ProcessUnavailable(
+                "the daemon runs in another PID namespace: run this command there"
+            )
         return pid
     peer = _unmapped(ipaddress.ip_address(connection.getpeername()[0]))
     if not peer.is_loopback and peer != _unmapped(
         ipaddress.ip_address(connection.getsockname()[0])
     ):
-        raise NoProcess("it runs on another machine: run this where it runs")
-    pids = _holders(_listening_inodes(peer, connection.getpeername()[1]))
+        raise ProcessUnavailable("the daemon runs on another machine: run this command there")
+    pids = _pids_with(_listening_inodes(peer, connection.getpeername()[1]))
     if len(pids) != 1:
-        found = ", ".join(map(str, pids)) if pids else "none that this user may see"
-        raise NoProcess(f"its process cannot be told ({found}): name it with --pid")
+        found = ", ".join(map(str, pids)) if pids else "this user may see none"
+        raise ProcessUnavailable(f"the daemon's process is not clear ({found}): use --pid")
     return pids[0]
 
 
 def send_drain(pid: int) -> None:
-    """Send SIGUSR1, but not to a process that it would kill. Raises NoProcess."""
+    """Sends SIGUSR1, but not to a process that it would kill. Raises ProcessUnavailable."""
     try:
         status = (_PROC / str(pid) / "status").read_text()
         caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
         if not int(caught.split()[1], 16) >> (signal.SIGUSR1 - 1) & 1:
-            raise NoProcess(f"process {pid} does not handle SIGUSR1: it is no ruvd, or starts yet")
+            raise ProcessUnavailable(
+                f"process {pid} does not handle SIGUSR1: it is not a ruvd, or just starting"
+            )
         os.kill(pid, signal.SIGUSR1)
     except PermissionError:
-        raise NoProcess(f"process {pid} is another user's") from None
+        raise ProcessUnavailable(f"process {pid} belongs to another user") from None
     except (FileNotFoundError, ProcessLookupError):
-        raise NoProcess(f"there is no process {pid}") from None
+        raise ProcessUnavailable(f"there is no process {pid}") from None
 
 
 def _listening_inodes(address: _IpAddress, port: int) -> set[str]:
-    """The sockets that take connections to this address, see proc(5), /proc/net/tcp."""
+    """Returns the inodes of sockets that listen at this address: proc(5), /proc/net/tcp."""
     inodes = set()
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
@@ -78,31 +81,31 @@ def _listening_inodes(address: _IpAddress, port: int) -> set[str]:
 
 
 def _decoded(host: str) -> _IpAddress:
-    """The kernel prints an address as words of the machine's byte order."""
+    """Decodes an address of /proc/net/tcp: words in the machine's byte order."""
     words = bytes.fromhex(host)
     swapped = struct.unpack(f"={len(words) // 4}I", words)
     return _unmapped(ipaddress.ip_address(struct.pack(f">{len(swapped)}I", *swapped)))
 
 
 def _unmapped(address: _IpAddress) -> _IpAddress:
-    """gRPC listens for IPv4 on sockets of both kinds."""
+    """Returns the IPv4 address of a mapped one: gRPC listens for IPv4 on both kinds of socket."""
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def _holders(inodes: set[str]) -> list[int]:
+def _pids_with(inodes: set[str]) -> list[int]:
     wanted = {f"socket:[{inode}]" for inode in inodes}
     found = []
     for process in _PROC.iterdir():
         if process.name.isdecimal():
-            # It may have ended, or be another user's.
+            # The process may have ended or belong to another user.
             with contextlib.suppress(OSError):
-                if any(_link(each) in wanted for each in (process / "fd").iterdir()):
+                if any(_target(link) in wanted for link in (process / "fd").iterdir()):
                     found.append(int(process.name))
     return found
 
 
-def _link(path: Path) -> str:
+def _target(link: Path) -> str:
     try:
-        return str(path.readlink())
-    except OSError:  # closed meanwhile
+        return str(link.readlink())
+    except OSError:  # the descriptor was closed meanwhile
         return ""

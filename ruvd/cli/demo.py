@@ -1,9 +1,9 @@
-"""`ruvd demo`: one conversation held three ways on this machine, then a restart.
+"""`ruvd demo`: holds one conversation in three ways on this machine, then restarts the daemon.
 
-The session sends each new message once. The two stateless ways resend the system prompt and the
-whole history every turn, with the session's own answers in it, so that all prompts are the same.
-The way that relies on the engine's cache gets a fresh daemon: on the old one it would find the
-session's prompts and look better than it is.
+In the session, each new message is sent once. The two stateless ways resend the system prompt and
+the whole history every turn, with the session's answers in it, so that all prompts are the same.
+The way that relies on the engine's cache gets a new daemon: on the old one it would find the
+session's prompts in the cache and look better than it is.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from ruvd.cli.demo_daemon import running
 from ruvd.cli.demo_table import Turn, Way
 from ruvd.cli.terminal import connected, out, seconds, write
 
-_WHAT_TO_LOOK_AT = (
-    "Look at the figures, not at the advice: the default model has 135 million parameters, and at "
-    "temperature 0 it repeats itself."
+_NOTE = (
+    "Look at the figures and not at the answers: the default model has 135 million parameters, and "
+    "at temperature 0 it repeats itself."
 )
 
 
 def demo(
     *,
-    engine: Annotated[str, Parameter(help="The engine to measure.")] = "llama",
+    engine: Annotated[str, Parameter(help="Engine to measure.")] = "llama",
     turns: Annotated[
         int,
         Parameter(
             validator=validators.Number(gte=1, lte=len(USER_TURNS)),
-            help="How many turns the conversation has.",
+            help="Number of turns.",
         ),
     ] = len(USER_TURNS),
     max_tokens: Annotated[
-        int, Parameter(validator=validators.Number(gte=1), help="The most tokens of an answer.")
+        int, Parameter(validator=validators.Number(gte=1), help="Most tokens of an answer.")
     ] = 48,
     keep_state: Annotated[
-        Path | None, Parameter(help="Keep the sessions in this directory afterwards.")
+        Path | None, Parameter(help="Directory in which the sessions are kept afterwards.")
     ] = None,
 ) -> None:
-    """Measure what a session saves: ten turns in one, and the same turns resent in full."""
+    """Runs `ruvd demo`."""
     with _unwinding_on_signals(), tempfile.TemporaryDirectory(prefix="ruvd-") as name:
         directory = Path(name)
         state = keep_state or directory
@@ -80,7 +80,7 @@ class Demo:
         self._model = ""
 
     def run(self) -> None:
-        """Hold the conversation in every way, print the table, restart and go on."""
+        """Holds the conversation in every way, prints the table, restarts and goes on."""
         with self._daemon(self._store, "a daemon") as client:
             session = self._in_session(client)
             uncached = self._stateless(client, "stateless, no cache", bypass_cache=True)
@@ -88,13 +88,13 @@ class Demo:
             cached = self._stateless(client, "stateless, engine cache", bypass_cache=False)
         out.line()
         table = demo_table.build(session, uncached, cached)
-        # As wide as the table needs: figures that wrap cannot be compared.
+        # As wide as the table needs, because wrapped figures cannot be compared.
         needed = Measurement.get(out, out.options.update(max_width=500), table).maximum
         Console(width=max(out.width, needed), highlight=False).print(table)
         out.line()
         text = demo_table.caption(self._model, self._engine, session, uncached, cached)
         out.print(text, style="dim", markup=False, soft_wrap=False)
-        out.rule("the first daemon was stopped with SIGTERM: another one on the same store")
+        out.rule("the first daemon was stopped with SIGTERM; a new one uses the same store")
         with self._daemon(self._store, "a daemon on the same store") as client:
             self._after_restart(client)
 
@@ -111,13 +111,13 @@ class Demo:
         new: CreateSessionArguments = {
             "session_id": self._session_id,
             "system_prompt": SYSTEM_PROMPT,
-            # One more than the default, so that the turn after the restart sees the first.
+            # One more than the default, so that the turn after the restart sees the first one.
             "context_window": ContextWindow(max_exchanges=len(USER_TURNS) + 1),
         }
         client.create_session(**new)
         way.sent_bytes = create_session_request(new).ByteSize()
         out.rule(f"{len(self._turns)} turns in session {self._session_id}")
-        out.print(_WHAT_TO_LOOK_AT, style="dim", soft_wrap=False)
+        out.print(_NOTE, style="dim", soft_wrap=False)
         for number, user in enumerate(self._turns, 1):
             answer = self._stream(client, f"turn {number}", user)
             self._record(way, answer)
@@ -133,7 +133,9 @@ class Demo:
         }
         history: list[Message] = []
         with out.status("") as status:
-            for number, (user, given) in enumerate(zip(self._turns, self._answers, strict=True), 1):
+            for number, (user, session_answer) in enumerate(
+                zip(self._turns, self._answers, strict=True), 1
+            ):
                 status.update(f"{name}: turn {number} of {len(self._turns)} …")
                 history.append(Message(role=Role.ROLE_USER, content=user))
                 try:
@@ -144,7 +146,7 @@ class Demo:
                         raise
                     return Way(name, missing=error.message)
                 self._record(way, answer)
-                history.append(Message(role=Role.ROLE_ASSISTANT, content=given))
+                history.append(Message(role=Role.ROLE_ASSISTANT, content=session_answer))
         return way
 
     def _after_restart(self, client: Client) -> None:
@@ -165,7 +167,7 @@ class Demo:
                 write(piece)
         out.line()
         if answer.finished:
-            turn = Turn.of(answer.finished)
+            turn = Turn.from_finished(answer.finished)
             first = None if turn.first_token_ms is None else turn.first_token_ms / 1000
             cached = "-" if turn.cached_tokens is None else turn.cached_tokens
             out.print(
@@ -180,7 +182,7 @@ class Demo:
         if answer.started:
             self._model = answer.started.model
         if answer.finished:
-            way.turns.append(Turn.of(answer.finished))
+            way.turns.append(Turn.from_finished(answer.finished))
         way.sent_bytes += answer.request.ByteSize()
 
 

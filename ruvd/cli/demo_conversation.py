@@ -1,4 +1,4 @@
-"""What is said in `ruvd demo`: one customer, one matter, each turn leaning on those before."""
+"""The conversation of `ruvd demo`: a customer's questions, each of which needs those before."""
 
 SYSTEM_PROMPT = """\
 You are the support assistant of Fernhill Bikes, a small company that builds and sells electric \

@@ -1,7 +1,7 @@
-"""A daemon of the demo's own: a child process on a Unix socket in a temporary directory.
+"""The demo's daemon: a child process on a Unix socket in a temporary directory.
 
-It gets a process group of its own, so that Ctrl-C at the terminal reaches the demo alone, which
-then ends it by its pid.
+It has a process group of its own, so that Ctrl-C at the terminal reaches only the demo, which then
+ends the daemon by its process id.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ STOP_TIMEOUT_SECONDS = 20.0
 
 @contextmanager
 def running(directory: Path, *, engine: str, store: str, what: str) -> Iterator[str]:
-    """A daemon that is ready; its address. It has ended when the block is left."""
+    """Starts a daemon and yields its address once it is ready; ends it after the block."""
     socket = directory / "ruvd.sock"
     address = f"unix:{socket}"
     settings = ["--listen", address, "--store", store, "--engine", engine]
     log_path = directory / "daemon.log"
     with log_path.open("ab") as log:
-        process = subprocess.Popen(  # noqa: S603  # ourselves; no shell parses the settings
+        process = subprocess.Popen(  # noqa: S603  # our own program, without a shell
             [sys.executable, "-m", "ruvd", "serve", *settings],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -61,7 +61,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path)
     deadline = time.monotonic() + READY_TIMEOUT_SECONDS
     options = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
     with grpc.insecure_channel(address, options=options) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)  # its types leave the methods out
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # its type stubs lack the methods
         while time.monotonic() < deadline:
             if _serving_within(stub, 1.0):
                 return
@@ -71,7 +71,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path)
 
 
 def _serving_within(stub: Any, timeout_seconds: float) -> bool:
-    """Watch for a while only, so that a daemon that has died is noticed in between."""
+    """Watches for some time only, so that a dead daemon is noticed in between."""
     request = health_pb2.HealthCheckRequest(service="readiness")
     watch = stub.Watch(request, timeout=timeout_seconds, wait_for_ready=True)
     try:
@@ -81,10 +81,10 @@ def _serving_within(stub: Any, timeout_seconds: float) -> bool:
                 return True
     except grpc.RpcError as error:
         if watch.code() not in {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE}:
-            fail(f"the demo's daemon does not tell its health: {error}")
+            fail(f"the health check of the demo's daemon failed: {error}")
     return False
 
 
 def _tail(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
-    return " | ".join(lines[-4:]) or "it logged nothing"
+    return " | ".join(lines[-4:]) or "its log is empty"

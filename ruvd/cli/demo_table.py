@@ -1,4 +1,4 @@
-"""The demo's figures as one table. All of them are the daemon's own, from `Finished`."""
+"""The demo's table. All its figures were measured by the daemon and come from `Finished`."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ruvd_client.v1.session_service_pb2 import Finished
 UNKNOWN = "-"
 
 _LEGEND = (
-    "cached: prompt tokens from the engine's cache; first: time to first token; total: time to "
+    "cached: prompt tokens from the engine's cache; first: time to the first token; total: time to "
     "the last; both in milliseconds, measured in the daemon."
 )
-_WHAT_A_SESSION_IS_FOR = (
-    "is what a warm engine gives its only client, which resends everything: expect the times of "
-    "the session. What the session has over it is elsewhere: it is still there after a restart, "
-    "many sessions share an engine without losing their prefixes, long histories are trimmed "
-    "in a way that keeps the prefix, and only the new message is sent."
+_SESSION_ADVANTAGES = (
+    "shows a warm engine whose only client resends everything, so expect the times of the session. "
+    "The session has other advantages: it survives a restart, many sessions share an engine "
+    "without losing their prefixes, long histories are trimmed in a way that keeps the prefix, and "
+    "only the new message is sent."
 )
 _SAME_PROMPTS = (
-    "Each turn had the same history in all three; the answers may differ in some words, and the "
+    "Each turn had the same history in all three ways; answers may differ in some words, and the "
     "totals with them."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one turn cost; None is what the engine does not tell."""
+    """The figures of one turn; None is a figure that the engine does not report."""
 
     prompt_tokens: int
     cached_tokens: int | None
@@ -39,8 +39,8 @@ class Turn:
     total_ms: float
 
     @classmethod
-    def of(cls, finished: Finished) -> Turn:
-        """The figures of one completion."""
+    def from_finished(cls, finished: Finished) -> Turn:
+        """Reads the figures of a completion."""
         usage, timings = finished.usage, finished.timings
         known = timings.HasField("time_to_first_token")
         return cls(
@@ -53,7 +53,7 @@ class Turn:
 
 @dataclass(slots=True)
 class Way:
-    """One way to hold the conversation: its turns, and the bytes that the client sent for them."""
+    """One way to hold the conversation: its turns, and the bytes that the client sent."""
 
     name: str
     turns: list[Turn] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Way:
 
 
 def build(session: Way, uncached: Way, cached: Way) -> Table:
-    """Turn by turn, and the medians once the conversation has some length."""
+    """Builds the table: a row for each turn, and one for the medians."""
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("\nturn", justify="right")
     table.add_column("prompt\ntokens", justify="right")
@@ -90,28 +90,33 @@ def build(session: Way, uncached: Way, cached: Way) -> Table:
 
 
 def caption(model: str, engine: str, session: Way, uncached: Way, cached: Way) -> str:
-    """What the table is of, and what it does not show."""
+    """Returns the text below the table: legend, bytes sent, and limits of the comparison."""
     ways = (session, uncached, cached)
     sent = ", ".join(f"{way.name} {way.sent_bytes:,}" for way in ways if way.turns)
     lines = [
         f"Model {model or '(unnamed)'}, engine {engine}, {_cores()} cores. {_LEGEND}",
         f"Bytes sent by the client: {sent}.",
-        f'"{cached.name}" {_WHAT_A_SESSION_IS_FOR}',
+        f'"{cached.name}" {_SESSION_ADVANTAGES}',
         _SAME_PROMPTS,
     ]
     lines += [f'No figures for "{way.name}": {way.missing}' for way in ways if way.missing]
-    if any(differs(session, way) for way in ways):
-        lines.append("Prompt tokens are the session's; in the other ways some were not the same.")
+    if any(prompts_differ(session, way) for way in ways):
+        lines.append(
+            "Prompt tokens are those of the session; some were different in the other ways."
+        )
     return "\n".join(lines)
 
 
 def first_counted(way: Way) -> int:
-    """The index of the first turn in the medians: the third, if there are so many."""
+    """Returns the index of the first turn in the medians: the third, if there is one."""
     return 2 if len(way.turns) > 2 else 0
 
 
 def reduction(turn: Turn, other: Way, index: int) -> float | None:
-    """How much sooner the first token came than in the other way, in percent; negative if later."""
+    """Returns by how many percent the first token came earlier than in the other way.
+
+    Negative if it came later, None if unknown.
+    """
     if index >= len(other.turns):
         return None
     there = other.turns[index].first_token_ms
@@ -121,15 +126,15 @@ def reduction(turn: Turn, other: Way, index: int) -> float | None:
 
 
 def median_reduction(session: Way, other: Way) -> float | None:
-    """The median of the reductions of the turns that count."""
+    """Returns the median reduction over the turns from `first_counted` on."""
     first = first_counted(session)
     found = [reduction(turn, other, i) for i, turn in enumerate(session.turns) if i >= first]
     known = [value for value in found if value is not None]
     return median(known) if known else None
 
 
-def differs(session: Way, other: Way) -> bool:
-    """Whether a prompt had another length in the other way."""
+def prompts_differ(session: Way, other: Way) -> bool:
+    """Tells whether a prompt had another length in the other way."""
     return any(
         a.prompt_tokens != b.prompt_tokens for a, b in zip(session.turns, other.turns, strict=False)
     )
@@ -171,5 +176,5 @@ def _percent(value: float | None) -> str:
 
 
 def _cores() -> int:
-    # The cores that this process may use, where the system tells.
+    # The cores that this process may use, if the system reports them.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""`ruvd drain`: a daemon's callers are sent elsewhere, and none of them is cut off.
+"""`ruvd drain`: turns a daemon's readiness off, so that new calls go elsewhere.
 
-For Kubernetes' preStop and for people. It finds the process by the address, as every command finds
-the daemon, and sends it SIGUSR1; an RPC would let everybody who may call turn readiness off.
+It is for a preStop hook of Kubernetes and for people. It finds the daemon's process by its address
+and sends it SIGUSR1. An RPC instead would let every client turn readiness off.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def drain(
     address: Address = default_address,
     pid: Annotated[
         int | None,
-        Parameter(help="The daemon's process, if it cannot be found by its address."),
+        Parameter(help="Process id of the daemon, if its address does not tell it."),
     ] = None,
     wait: Annotated[
         float,
@@ -42,26 +42,22 @@ def drain(
         ),
     ] = 5.0,
 ) -> int:
-    """Turn the daemon's readiness off and wait until it is. Nothing is refused and nothing ends.
-
-    Exit code 0 if readiness is off and, with --wait, no completion ran any more; 1 if not, or if
-    there is no daemon. Run it where the daemon runs: on its machine, in its container.
-    """
+    """Runs `ruvd drain`; returns its exit code."""
     try:
         _check(address, timeout)
-        pid = pid or _listener(address, timeout)
+        pid = pid or _listening_pid(address, timeout)
         daemon_process.send_drain(pid)
-    except (daemon_process.NoProcess, ValueError) as error:
+    except (daemon_process.ProcessUnavailable, ValueError) as error:
         fail(f"{address}: {error}")
-    except health_check.ProbeFailed as failure:
+    except health_check.HealthCheckFailed as failure:
         fail(explain(failure, address, _SERVICE))
-    if not _until(lambda answer: answer.state != "SERVING", address, timeout, timeout):
-        fail(f"process {pid} got SIGUSR1, but after {timeout:g} s it is still ready")
+    if not _poll(lambda answer: answer.state != "SERVING", address, timeout, timeout):
+        fail(f"process {pid} got SIGUSR1, but is still ready after {timeout:g} s")
     out.print(f"process {pid} drains: readiness is off", markup=False)
     if not wait:
         return 0
-    if not _until(lambda answer: _running(answer) == "0", address, timeout, wait):
-        fail(f"after {wait:g} s completions still run")
+    if not _poll(lambda answer: _running(answer) == "0", address, timeout, wait):
+        fail(f"completions still run after {wait:g} s")
     out.print("no completion runs", markup=False)
     return 0
 
@@ -69,33 +65,33 @@ def drain(
 def _check(address: str, timeout: float) -> health_check.Answer:
     answer = health_check.check(address, _SERVICE, timeout)
     if "ruvd-version" not in answer.metadata:
-        raise daemon_process.NoProcess(
-            "what listens there is no ruvd, or one that cannot be drained"
+        raise daemon_process.ProcessUnavailable(
+            "the listener is not a ruvd, or too old to be drained"
         )
     return answer
 
 
-def _listener(address: str, timeout: float) -> int:
+def _listening_pid(address: str, timeout: float) -> int:
     with health_check.connect(address, timeout) as connection:
-        return daemon_process.listener(connection)
+        return daemon_process.listening_pid(connection)
 
 
 def _running(answer: health_check.Answer) -> str:
     return answer.metadata.get("ruvd-running", "")
 
 
-def _until(
+def _poll(
     reached: Callable[[health_check.Answer], bool], address: str, timeout: float, seconds: float
 ) -> bool:
-    """Ask until it is reached, or the daemon has ended; False if that takes too long."""
+    """Asks until `reached` holds or the daemon has ended; returns False after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             if reached(_check(address, timeout)):
                 return True
-        except (health_check.ProbeFailed, daemon_process.NoProcess) as failure:
+        except (health_check.HealthCheckFailed, daemon_process.ProcessUnavailable) as failure:
             if getattr(failure, "code", "") == "UNAVAILABLE":
-                return True  # it has ended, and with it all that ran
+                return True  # the daemon has ended, and its completions with it
         if time.monotonic() >= deadline:
             return False
         time.sleep(_POLL_SECONDS)

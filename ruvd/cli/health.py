@@ -1,6 +1,6 @@
-"""`ruvd health` as the full command line knows it: its help, and what is wrong with its arguments.
+"""`ruvd health` in the full command line: its help, and the errors of its arguments.
 
-What it does is `quick_health`'s, which mostly runs without this.
+`quick_health` runs the check, mostly without this module.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ruvd.cli.terminal import Address, default_address
 def health(
     *,
     address: Address = default_address,
-    service: Annotated[str, Parameter(help='"readiness", "liveness" or "" for the server.')] = (
-        DEFAULT_SERVICE
-    ),
+    service: Annotated[
+        str, Parameter(help='Service: "readiness", "liveness", or "" for the server.')
+    ] = (DEFAULT_SERVICE),
     timeout: Annotated[float, Parameter(help="Seconds to wait for the answer.")] = (
         DEFAULT_TIMEOUT_SECONDS
     ),
 ) -> int:
-    """Print one line; exit 0 if the service is serving, 1 if it is not or cannot be reached."""
+    """Runs `ruvd health`; returns its exit code."""
     return report(address, service, timeout)

@@ -1,8 +1,9 @@
-"""One health check over gRPC, by itself: what `ruvd health` and `ruvd drain` ask the daemon.
+"""One call of grpc.health.v1.Health/Check, written on h2 instead of grpc, for probes.
 
-A probe runs every few seconds in every pod, and is a process each time. Importing grpc takes
-twice the CPU time that all of this does, so the one unary call is spoken with h2, and
-nothing is imported here that is not needed.
+A probe is a new process every few seconds in every pod, and most of its cost is imports. On one
+core a whole `ruvd health` takes 43 ms of CPU time; the same call through grpc and its generated
+stub takes 73 ms, and `import grpc` alone 58 (best of 8, 2026-11-30). So the one unary call is made
+by hand, and this module imports nothing that it does not need.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ _CODES = (
 
 
 class Answer(NamedTuple):
-    """A state by its name in grpc.health.v1, and the metadata that came with it."""
+    """The name of a state in grpc.health.v1, and the metadata of the response."""
 
     state: str
     metadata: dict[str, str]
 
 
-class ProbeFailed(Exception):
-    """There is no answer; `code` is gRPC's name for why."""
+class HealthCheckFailed(Exception):
+    """There is no answer; `code` is the name of the gRPC status code."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -52,26 +53,26 @@ class ProbeFailed(Exception):
 
 
 def check(address: str, service: str, timeout_seconds: float) -> Answer:
-    """Ask `HOST:PORT` or `unix:PATH` for the state of a service.
+    """Asks `HOST:PORT` or `unix:PATH` for the state of a service.
 
-    Raises ProbeFailed, and ValueError for what is no address.
+    Raises HealthCheckFailed, or ValueError if the address has another form.
     """
     deadline = time.monotonic() + timeout_seconds
     with connect(address, timeout_seconds) as connection:
         try:
             return _Call(connection, deadline).check(service)
         except TimeoutError:
-            raise ProbeFailed(
+            raise HealthCheckFailed(
                 "DEADLINE_EXCEEDED", f"no answer from {address} in {timeout_seconds:g} s"
             ) from None
         except (OSError, ProtocolError) as error:
-            raise ProbeFailed("INTERNAL", f"{address} speaks no gRPC: {error}") from None
+            raise HealthCheckFailed("INTERNAL", f"{address} does not speak gRPC: {error}") from None
 
 
 def connect(address: str, timeout_seconds: float) -> socket.socket:
-    """A connection to `HOST:PORT` or `unix:PATH`.
+    """Connects to `HOST:PORT` or `unix:PATH`.
 
-    Raises ProbeFailed, and ValueError for what is no address.
+    Raises HealthCheckFailed, or ValueError if the address has another form.
     """
     try:
         if address.startswith("unix:"):
@@ -85,19 +86,19 @@ def connect(address: str, timeout_seconds: float) -> socket.socket:
                 raise
             return connection
         host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65_535:  # a port
+        if not host or not port.isdecimal() or int(port) > 65_535:  # the highest port
             raise ValueError(f"{address!r} is neither HOST:PORT nor unix:PATH")
         return socket.create_connection((host.strip("[]"), int(port)), timeout_seconds)
     except TimeoutError:
-        raise ProbeFailed(
+        raise HealthCheckFailed(
             "DEADLINE_EXCEEDED", f"no connection to {address} in {timeout_seconds:g} s"
         ) from None
     except OSError as error:
-        raise ProbeFailed("UNAVAILABLE", f"no connection to {address}: {error}") from None
+        raise HealthCheckFailed("UNAVAILABLE", f"no connection to {address}: {error}") from None
 
 
 class _Call:
-    """One call of grpc.health.v1.Health/Check on a fresh connection."""
+    """One call of Health/Check on a new connection."""
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._connection = connection
@@ -111,7 +112,7 @@ class _Call:
         name = service.encode()
         message = b"\n" + _varint(len(name)) + name if name else b""
         self._http.initiate_connection()
-        left = max(1, int((self._deadline - time.monotonic()) * 1000))
+        timeout_ms = max(1, int((self._deadline - time.monotonic()) * 1000))
         headers = [
             (":method", "POST"),
             (":scheme", "http"),
@@ -120,22 +121,22 @@ class _Call:
             ("te", "trailers"),
             ("content-type", "application/grpc"),
             ("user-agent", "ruvd-probe"),
-            ("grpc-timeout", f"{min(left, 99_999_999)}m"),
+            ("grpc-timeout", f"{min(timeout_ms, 99_999_999)}m"),
         ]
         self._http.send_headers(_STREAM, headers)
         self._http.send_data(_STREAM, _prefixed(message), end_stream=True)
         self._send()
         while not self._ended:
-            self._wait()
+            self._limit_wait()
             data = self._connection.recv(_READ_BYTES)
             if not data:
                 raise ConnectionError("the connection was closed")
             for event in self._http.receive_data(data):
-                self._take(event)
+                self._handle(event)
             self._send()
         return self._answer()
 
-    def _take(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         match event:
             case ResponseReceived(headers=headers) | TrailersReceived(headers=headers):
                 self._metadata |= {str(name): str(value) for name, value in headers or ()}
@@ -145,7 +146,7 @@ class _Call:
                 self._ended = True
             case StreamReset() | ConnectionTerminated():
                 raise ConnectionError("the call was reset")
-            case _:  # settings and the like, which h2 answers
+            case _:  # settings and pings, which h2 answers
                 pass
 
     def _answer(self) -> Answer:
@@ -154,33 +155,33 @@ class _Call:
             raise ConnectionError(f"HTTP status {self._metadata.get(':status')}")
         if int(code):
             name = _CODES[int(code)] if int(code) < len(_CODES) else code
-            raise ProbeFailed(name, unquote(self._metadata.get("grpc-message", "")))
-        # HealthCheckResponse has one field: the state, by its number; 0 is left out.
+            raise HealthCheckFailed(name, unquote(self._metadata.get("grpc-message", "")))
+        # After 5 bytes of frame header: one field, the number of the state; 0 is left out.
         message = self._body[5:]
-        if len(self._body) < 5 or (message and (message[0] != 0x08 or len(message) < 2)):  # a frame
-            raise ConnectionError("the answer is no HealthCheckResponse")
+        if len(self._body) < 5 or (message and (message[0] != 0x08 or len(message) < 2)):
+            raise ConnectionError("the answer is not a HealthCheckResponse")
         number = message[1] if message else 0
         return Answer(_STATES[number] if number < len(_STATES) else str(number), self._metadata)
 
     def _send(self) -> None:
-        self._wait()
+        self._limit_wait()
         self._connection.sendall(self._http.data_to_send())
 
-    def _wait(self) -> None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
+    def _limit_wait(self) -> None:
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
             raise TimeoutError
-        self._connection.settimeout(left)
+        self._connection.settimeout(remaining)
 
 
 def _prefixed(message: bytes) -> bytes:
-    """A gRPC message: not compressed, its length, itself."""
+    """Returns a gRPC frame: the flag for no compression, the length, the message."""
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
 def _varint(number: int) -> bytes:
     encoded = b""
-    while number > 0x7F:  # seven bits a byte
+    while number > 0x7F:  # seven bits in a byte
         encoded += bytes((number & 0x7F | 0x80,))
         number >>= 7
     return encoded + bytes((number,))

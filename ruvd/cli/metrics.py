@@ -1,8 +1,8 @@
-"""`ruvd metrics`: the daemon's own figures, as GetSessionMetrics has them.
+"""`ruvd metrics`: prints the figures of GetSessionMetrics, or plots them over time.
 
-A figure that is unset says why. The daemon gives means and counts since its start; what a mean was
-in an interval follows from the difference of the sums. The cache hit rate comes without its sums,
-so it is plotted as it is: since the start.
+An unset figure is printed with the reason. The daemon reports means and counts since its start; the
+mean of an interval follows from the difference of the sums. The cache hit rate comes without its
+sums, so its plot shows the rate since the start.
 """
 
 from __future__ import annotations
@@ -32,50 +32,53 @@ _POINTS = 60
 
 def metrics(
     *,
-    watch: Annotated[bool, Parameter(negative=(), help="Go on until Ctrl-C.")] = False,
+    watch: Annotated[bool, Parameter(negative=(), help="Repeat until Ctrl-C, with plots.")] = False,
     interval: Annotated[
         float,
         Parameter(
-            validator=validators.Number(gte=0.1, lte=3600), help="Seconds between two looks."
+            validator=validators.Number(gte=0.1, lte=3600), help="Seconds between two readings."
         ),
     ] = 2.0,
     as_json: Annotated[
-        bool, Parameter(name="--json", negative=(), help="As JSON; with --watch, a line a look.")
+        bool,
+        Parameter(
+            name="--json", negative=(), help="Print JSON; with --watch, a line for each reading."
+        ),
     ] = False,
     address: Address = default_address,
 ) -> None:
-    """Show what the daemon has measured since it started."""
+    """Runs `ruvd metrics`."""
     with connected(address) as client:
         if not watch:
             now = client.get_session_metrics()
             out.out(_json(now, indent=2)) if as_json else out.print(table(now))
             return
         with suppress(KeyboardInterrupt):
-            _watch(_looks(client, interval), as_json=as_json)
+            _watch(_readings(client, interval), as_json=as_json)
 
 
-def _looks(client: Client, interval: float) -> Iterator[SessionMetrics]:
+def _readings(client: Client, interval: float) -> Iterator[SessionMetrics]:
     while True:
         yield client.get_session_metrics()
         time.sleep(interval)
 
 
-def _watch(looks: Iterable[SessionMetrics], *, as_json: bool) -> None:
+def _watch(readings: Iterable[SessionMetrics], *, as_json: bool) -> None:
     plot = Plot()
     if as_json or not out.is_terminal:
-        for now in looks:
+        for now in readings:
             plot.add(now)
-            out.out(_json(now)) if as_json else out.print(plot.of(now))
+            out.out(_json(now)) if as_json else out.print(plot.render(now))
             out.file.flush()
         return
     with Live(console=out, auto_refresh=False) as live:
-        for now in looks:
+        for now in readings:
             plot.add(now)
-            live.update(plot.of(now), refresh=True)
+            live.update(plot.render(now), refresh=True)
 
 
 class Plot:
-    """The figures of the last intervals, as lines of block characters."""
+    """Plots of the last intervals, as lines of block characters."""
 
     def __init__(self) -> None:
         self.hit_rates: deque[float | None] = deque(maxlen=_POINTS)
@@ -83,28 +86,28 @@ class Plot:
         self._before: SessionMetrics | None = None
 
     def add(self, now: SessionMetrics) -> None:
-        """One more look; the first has no interval before it."""
+        """Adds a reading; the first has no interval before it."""
         if self._before is not None:
             self.hit_rates.append(now.cache_hit_rate if now.HasField("cache_hit_rate") else None)
             self.latencies.append(interval_latency(self._before, now))
         self._before = now
 
-    def of(self, now: SessionMetrics) -> RenderableType:
-        """The table, and below it the plot."""
+    def render(self, now: SessionMetrics) -> RenderableType:
+        """Returns the table of the latest reading, and the plots below it."""
         lines = Table(box=None, pad_edge=False, show_header=False)
         lines.add_row("cache hit rate since the start, 0 to 100 %", sparkline(self.hit_rates, 100))
-        most = max((each for each in self.latencies if each is not None), default=None)
+        highest = max((each for each in self.latencies if each is not None), default=None)
         lines.add_row(
-            f"session latency per interval, 0 to {seconds(most)}",
-            sparkline(self.latencies, most or 0.0),
+            f"session latency per interval, 0 to {seconds(highest)}",
+            sparkline(self.latencies, highest or 0.0),
         )
         return Group(table(now), "", lines)
 
 
 def interval_latency(before: SessionMetrics, now: SessionMetrics) -> float | None:
-    """Mean seconds of the session completions that finished in between; None without any.
+    """Returns the mean seconds of session completions between two readings; None without any.
 
-    A daemon that was restarted in between has only what came after the restart.
+    If the daemon was restarted in between, only completions after the restart count.
     """
     count, total = now.session_completions, _session_seconds(now)
     if count >= before.session_completions:
@@ -113,26 +116,26 @@ def interval_latency(before: SessionMetrics, now: SessionMetrics) -> float | Non
     return max(total, 0.0) / count if count else None
 
 
-def sparkline(values: Iterable[float | None], most: float) -> str:
-    """A block a value, its height in parts of `most`; a space for what is unknown."""
-    top = len(_BARS) - 1
+def sparkline(values: Iterable[float | None], top: float) -> str:
+    """Draws each value as a block up to height `top`; an unknown value is a space."""
+    highest = len(_BARS) - 1
     return "".join(
         " "
         if value is None
-        else _BARS[min(top, max(0, math.floor(value / most * len(_BARS)))) if most else 0]
+        else _BARS[min(highest, max(0, math.floor(value / top * len(_BARS)))) if top else 0]
         for value in values
     )
 
 
 def table(now: SessionMetrics) -> Table:
-    """Each figure with what it is, or why there is none."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    made.add_column(style="bold")
-    made.add_column(justify="right")
-    made.add_column(style="dim")
+    """Returns a table of the figures, each with a note or the reason why it is unset."""
+    figures = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    figures.add_column(style="bold")
+    figures.add_column(justify="right")
+    figures.add_column(style="dim")
     for name, value, note in _rows(now):
-        made.add_row(name, value, note)
-    return made
+        figures.add_row(name, value, note)
+    return figures
 
 
 def _rows(now: SessionMetrics) -> Iterator[tuple[str, str, str]]:
@@ -141,12 +144,16 @@ def _rows(now: SessionMetrics) -> Iterator[tuple[str, str, str]]:
     messages = f"{now.avg_messages_per_session:.1f}" if now.total_sessions else _UNKNOWN
     yield "sessions", str(now.total_sessions), f"{now.active_sessions} not expired"
     yield "messages per session", messages, "" if now.total_sessions else "no sessions"
-    yield "session completions", str(now.session_completions), "since the start, as all below"
+    yield (
+        "session completions",
+        str(now.session_completions),
+        "since the daemon's start, like all figures below",
+    )
     yield "stateless completions", str(now.stateless_completions), ""
     yield _percent(
         now,
         "cache_hit_rate",
-        "cached per prompt tokens of session completions",
+        "cached prompt tokens / prompt tokens of session completions",
         sessions or "the engine has reported no cached tokens",
     )
     yield "mean session latency", _latency(now, "avg_session_latency"), sessions
@@ -154,13 +161,13 @@ def _rows(now: SessionMetrics) -> Iterator[tuple[str, str, str]]:
     yield _percent(
         now,
         "avg_latency_reduction",
-        "(stateless - session) / stateless; the prompts may differ",
+        "(stateless - session) / stateless mean latency; the prompts may differ",
         sessions or stateless or "the stateless completions took no time",
     )
     yield _percent(
         now,
         "avg_prefill_reduction",
-        "prefill time that cached tokens saved, by the engine's measured rate",
+        "share of prefill time that cached tokens saved, at the engine's measured rate",
         sessions or "the engine has reported no prefill times",
     )
 
@@ -172,10 +179,12 @@ _NAMES = {
 }
 
 
-def _percent(now: SessionMetrics, field: Any, meaning: str, why: str) -> tuple[str, str, str]:
+def _percent(
+    now: SessionMetrics, field: Any, meaning: str, unset_reason: str
+) -> tuple[str, str, str]:
     if now.HasField(field):
         return _NAMES[field], f"{getattr(now, field):.1f} %", meaning
-    return _NAMES[field], _UNKNOWN, why
+    return _NAMES[field], _UNKNOWN, unset_reason
 
 
 def _latency(now: SessionMetrics, field: Any) -> str:

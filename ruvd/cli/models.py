@@ -1,4 +1,4 @@
-"""`ruvd models`: what `model` of a call or a session may be, as the engine has it now."""
+"""`ruvd models`: lists the names that `model` of a call or a session may have."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ruvd.cli.terminal import Address, connected, default_address, out, printabl
 
 def models(
     *,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="As JSON.")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False,
     address: Address = default_address,
 ) -> None:
-    """List the models that the engine offers; the default is marked."""
+    """Runs `ruvd models`: prints the engine's models and marks the default."""
     with connected(address) as client:
-        found = client.list_models()
-    default = found.default_model
+        listed = client.list_models()
+    default = listed.default_model
     if as_json:
-        offered = {"models": list(found.models), "default_model": default}
-        out.out(json.dumps(offered, indent=2, ensure_ascii=False))
+        fields = {"models": list(listed.models), "default_model": default}
+        out.out(json.dumps(fields, indent=2, ensure_ascii=False))
         return
-    for model in found.models:
+    for model in listed.models:
         out.out(printable(model) + ("  (default)" if model == default else ""))
-    if default not in found.models:
-        # A server may take names that it does not list.
+    if default not in listed.models:
+        # A server may accept names that it does not list.
         out.out(f"{printable(default)}  (default, not listed by the engine)")

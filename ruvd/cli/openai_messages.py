@@ -1,7 +1,7 @@
-"""Messages in OpenAI's format, to and from ours. Pure: JSON values in, values out.
+"""Conversion of messages from and to OpenAI's format. Pure functions over JSON values.
 
-Reasoning is `reasoning_content`, as servers of open models have it. What our messages do not hold
-is refused and not dropped: only what is empty may be left out.
+Reasoning is `reasoning_content`, as servers of open models call it. A field that ruvd's messages do
+not have is refused, unless it is empty.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from ruvd_client import Message, Role
 from ruvd_client.v1.session_service_pb2 import ToolCall
 
 _ROLES = {"user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT, "tool": Role.ROLE_TOOL}
-# JSON leaves them alone, but a terminal does not, and some readers take them for a line's end.
+# Valid in JSON text, but a terminal may act on them, and some readers split lines at them.
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
 class LineRefused(Exception):
-    """A line of which nothing can be made; the message says why, `path` is what is wrong in it."""
+    """A line is invalid; the message says why, and `path` names the field."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}" if path else reason)
         self.path = path
 
 
-def one_line(json_text: str) -> str:
-    """JSON without what a terminal or a reader of lines may take for more than text."""
+def escape_line(json_text: str) -> str:
+    """Escapes characters of JSON text that a terminal or a line reader may act on."""
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", json_text)
 
 
-def fields_of(message: Message) -> dict[str, Any]:
-    """The message as OpenAI has it; what is empty is left out, but for the content."""
+def to_openai(message: Message) -> dict[str, Any]:
+    """Returns the message in OpenAI's format, without empty fields except the content."""
     calls = [
         {
             "id": call.id,
@@ -54,69 +54,69 @@ def fields_of(message: Message) -> dict[str, Any]:
 
 
 def read_message(value: Any, path: str) -> Message:
-    """A message of the conversation. Raises LineRefused."""
+    """Reads a message that is not a system message. Raises LineRefused."""
     fields = read_object(value, path)
-    word = fields.pop("role", None)
-    if word == "system":
+    role = fields.pop("role", None)
+    if role == "system":
         raise LineRefused(f"{path}.role", "only the first message may be a system message")
-    if not isinstance(word, str) or word not in _ROLES:
-        raise LineRefused(f"{path}.role", f"{word!r} is not system, user, assistant or tool")
-    message = Message(role=_ROLES[word])
-    if word == "assistant":
+    if not isinstance(role, str) or role not in _ROLES:
+        raise LineRefused(f"{path}.role", f"must be system, user, assistant or tool, not {role!r}")
+    message = Message(role=_ROLES[role])
+    if role == "assistant":
         message.tool_calls.extend(_tool_calls(fields.pop("tool_calls", None), f"{path}.tool_calls"))
         if (reasoning := fields.pop("reasoning_content", None)) is not None:
             message.reasoning = read_text(reasoning, f"{path}.reasoning_content")
-    elif word == "tool":
+    elif role == "tool":
         message.tool_call_id = read_text(fields.pop("tool_call_id", None), f"{path}.tool_call_id")
     content = fields.pop("content", None)
     if content is not None or not message.tool_calls:
         message.content = _content(content, f"{path}.content")
-    nothing_else(fields, f"{path}.")
+    refuse_rest(fields, f"{path}.")
     return message
 
 
 def is_system(value: Any, path: str) -> bool:
-    """Whether a message is the system's. Raises LineRefused for what is no object."""
+    """Tells whether it is a system message. Raises LineRefused if it is not an object."""
     return read_object(value, path).get("role") == "system"
 
 
 def read_system(value: Any, path: str) -> str:
-    """The text of a system message. Raises LineRefused."""
+    """Reads the text of a system message. Raises LineRefused."""
     fields = read_object(value, path)
     del fields["role"]
     text = _content(fields.pop("content", None), f"{path}.content")
-    nothing_else(fields, f"{path}.")
+    refuse_rest(fields, f"{path}.")
     return text
 
 
 def read_object(value: Any, path: str) -> dict[str, Any]:
-    """A copy of the object, to take fields from. Raises LineRefused."""
+    """Returns a copy of the object, to pop fields from. Raises LineRefused."""
     if not isinstance(value, dict):
-        raise LineRefused(path, "an object is needed")
+        raise LineRefused(path, "must be an object")
     return dict(value)
 
 
 def read_text(value: Any, path: str) -> str:
-    """A text that can be sent. Raises LineRefused."""
+    """Returns a string that can be sent as UTF-8. Raises LineRefused."""
     if not isinstance(value, str):
-        raise LineRefused(path, "a text is needed")
+        raise LineRefused(path, "must be a string")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise LineRefused(path, "half a surrogate pair is no text")
+        raise LineRefused(path, "contains an unpaired surrogate")
     return value
 
 
-def nothing_else(fields: Mapping[str, Any], path: str) -> None:
-    """What is left over must be empty, as OpenAI's own null and [] fields are."""
+def refuse_rest(fields: Mapping[str, Any], path: str) -> None:
+    """Raises LineRefused for a remaining field that is not empty, as null and [] are."""
     for name, value in fields.items():
         if value is not None and value not in ("", [], {}):
-            raise LineRefused(f"{path}{name}", "ruvd has no place for it")
+            raise LineRefused(f"{path}{name}", "is not supported by ruvd")
 
 
 def _tool_calls(value: Any, path: str) -> list[ToolCall]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise LineRefused(path, "a list is needed")
+        raise LineRefused(path, "must be a list")
     return [_tool_call(each, f"{path}[{number}]") for number, each in enumerate(value)]
 
 
@@ -124,15 +124,15 @@ def _tool_call(value: Any, path: str) -> ToolCall:
     fields = read_object(value, path)
     kind = fields.pop("type", None)
     if kind not in (None, "function"):
-        raise LineRefused(f"{path}.type", f"{kind!r} is not function")
+        raise LineRefused(f"{path}.type", f"must be function, not {kind!r}")
     function = read_object(fields.pop("function", None), f"{path}.function")
     call = ToolCall(
         id=read_text(fields.pop("id", None), f"{path}.id"),
         name=read_text(function.pop("name", None), f"{path}.function.name"),
         arguments=read_text(function.pop("arguments", None), f"{path}.function.arguments"),
     )
-    nothing_else(function, f"{path}.function.")
-    nothing_else(fields, f"{path}.")
+    refuse_rest(function, f"{path}.function.")
+    refuse_rest(fields, f"{path}.")
     return call
 
 
@@ -144,7 +144,7 @@ def _content(content: Any, path: str) -> str:
         part = read_object(each, f"{path}[{number}]")
         kind = part.pop("type", None)
         if kind != "text":
-            raise LineRefused(f"{path}[{number}].type", f"{kind!r} is not text")
+            raise LineRefused(f"{path}[{number}].type", f"must be text, not {kind!r}")
         texts.append(read_text(part.pop("text", None), f"{path}[{number}].text"))
-        nothing_else(part, f"{path}[{number}].")
+        refuse_rest(part, f"{path}[{number}].")
     return "".join(texts)

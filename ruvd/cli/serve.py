@@ -1,4 +1,4 @@
-"""`ruvd serve` and `ruvd config`: their flags are the settings, one each."""
+"""`ruvd serve` and `ruvd config`, which have a flag for each setting."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ _STORE_LOCKED = 4
 
 
 def _with_settings(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command one flag for each setting, with its description, default and variable."""
+    """Gives a command a flag for each setting, with its description, default and variable."""
     parameters = [
         inspect.Parameter(
             "config",
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
             annotation=Annotated[
-                Path | None, Parameter(help="The settings file; RUVD_CONFIG, or ./ruvd.toml.")
+                Path | None, Parameter(help="Settings file. Default: RUVD_CONFIG, or ./ruvd.toml.")
             ],
         )
     ]
     order = list(dict.fromkeys(_group(name) for name in Settings.model_fields))
     for name, field in Settings.model_fields.items():
-        if field.annotation is SecretStr:  # everybody can read a command line
+        if field.annotation is SecretStr:  # a command line is no place for a secret
             continue
         default = field.get_default(call_default_factory=True)
-        optional: Any = Optional[field.annotation]  # noqa: UP045  # made at run time
+        optional: Any = Optional[field.annotation]  # noqa: UP045  # built at run time
         flag = Parameter(
             help=f"{field.description} [{ENV_PREFIX}{name.upper()}]",
             group=Group(_group(name), sort_key=order.index(_group(name))),
-            show_default=_constant(default),
+            show_default=_shown_default(default),
             negative=None if default is True else "",
         )
         parameters.append(
@@ -56,9 +56,9 @@ def _with_settings(command: Callable[..., int]) -> Callable[..., int]:
     return command
 
 
-def _constant(default: Any) -> Callable[[Any], str] | bool:
-    """How `--help` shows a default: the setting's, where the flag's own is always None."""
-    if default in (None, []):
+def _shown_default(default: Any) -> Callable[[Any], str] | bool:
+    """Returns the setting's default for `--help`, as the flag's own is always None."""
+    if default in (None, [], ""):
         return False
     text = ", ".join(default) if isinstance(default, list) else str(default)
     return lambda _: text
@@ -76,20 +76,13 @@ def _load(flags: dict[str, Any]) -> tuple[Settings, dict[str, str]]:
 
 @_with_settings
 def serve(**flags: Any) -> int:
-    """Run the daemon.
-
-    Every setting is a flag, a RUVD_* variable and a key of ruvd.toml; the first of them that is
-    given holds. SIGTERM and SIGINT drain (a second one stops at once), SIGUSR1 turns readiness
-    off, SIGUSR2 switches between debug and the configured log level. OTEL_* variables say where
-    traces and metrics go. Exit codes: 0 stopped, 2 wrong settings, 3 cannot listen, 4 the store
-    is in use, or of a newer ruvd.
-    """
+    """Runs `ruvd serve`; returns its exit code."""
     try:
         settings, _ = _load(flags)
     except SettingsInvalid as error:
-        return _failed(str(error), _USAGE)
+        return _print_failure(str(error), _USAGE)
 
-    # Only now: settings that are wrong should say so at once.
+    # Imported only now, so that invalid settings are reported at once.
     from ruvd.core.ports.store import StoreLocked
     from ruvd.server import logs, runtime_tuning
     from ruvd.server.daemon import Daemon
@@ -105,25 +98,25 @@ def serve(**flags: Any) -> int:
         with runtime_tuning.event_loop_runner() as runner:
             return runner.run(run())
     except AddressUnavailable as error:
-        return _failed(str(error), _CANNOT_LISTEN)
+        return _print_failure(str(error), _CANNOT_LISTEN)
     except StoreLocked as error:
-        return _failed(str(error), _STORE_LOCKED)
+        return _print_failure(str(error), _STORE_LOCKED)
 
 
 @_with_settings
 def config(**flags: Any) -> int:
-    """Print the settings that `serve` would use with the same flags, and where each comes from."""
+    """Runs `ruvd config`; returns its exit code."""
     try:
         settings, sources = _load(flags)
     except SettingsInvalid as error:
-        return _failed(str(error), _USAGE)
-    table = Table("setting", "value", "from")
+        return _print_failure(str(error), _USAGE)
+    table = Table("setting", "value", "source")
     for name, text in printable_values(settings).items():
         table.add_row(name, text, sources[name], style="" if sources[name] != "default" else "dim")
     Console().print(table)
     return 0
 
 
-def _failed(message: str, code: int) -> int:
+def _print_failure(message: str, code: int) -> int:
     Console(stderr=True).print(f"ruvd: {message}", style="red", markup=False, highlight=False)
     return code

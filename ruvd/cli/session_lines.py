@@ -1,9 +1,9 @@
-"""A session as a line of JSON, in OpenAI's message format. Pure: text in, values out.
+"""Conversion of sessions from and to lines of JSON in OpenAI's message format. Pure functions.
 
-The system prompt is the first message. What has no place in `messages` is in `metadata`; times are
-there to be read, and a session that is made of a line has its own. What a session does not hold
-is refused and not dropped: only what is empty may be left out. Usage and parent stay behind on
-export, because a session that is imported generated nothing and shares nothing.
+The system prompt is the first message. `metadata` has what `messages` cannot hold. Its times are
+for readers; an imported session gets its own. A field that sessions do not have is refused, unless
+it is empty. Usage and parent are not exported, because an imported session has generated nothing
+and shares nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ruvd_client.v1.session_service_pb2 import Rendering
 
 from ruvd.cli.openai_messages import (
     LineRefused,
-    fields_of,
+    escape_line,
     is_system,
-    nothing_else,
-    one_line,
     read_message,
     read_object,
     read_system,
     read_text,
+    refuse_rest,
+    to_openai,
 )
 
 __all__ = ["Conversation", "LineRefused", "from_line", "to_line"]
@@ -36,24 +36,24 @@ __all__ = ["Conversation", "LineRefused", "from_line", "to_line"]
 _RENDERING = "RENDERING_"
 _TIMES = ("create_time", "last_used_time")
 _MAX_INT32 = 2**31 - 1
-_MAX_IDLE_SECONDS = 315_576_000_000  # a protobuf Duration's
+_MAX_IDLE_SECONDS = 315_576_000_000  # the longest protobuf Duration
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a line says: the session to make, and its messages without the system prompt."""
+    """The content of a line: arguments of a session, and messages without the system prompt."""
 
     arguments: CreateSessionArguments
     messages: tuple[Message, ...]
 
 
 def to_line(session: Session) -> str:
-    """The line, without its end, of a session that was read with its messages."""
-    messages = [fields_of(message) for message in session.messages]
+    """Returns the line, without line break, of a session with its messages."""
+    messages = [to_openai(message) for message in session.messages]
     if session.system_prompt:
         messages.insert(0, {"role": "system", "content": session.system_prompt})
     window = session.context_window
-    figures = {
+    limits = {
         name: getattr(window, name)
         for name in ("keep_exchanges", "max_exchanges", "max_tokens")
         if window.HasField(name)
@@ -64,26 +64,26 @@ def to_line(session: Session) -> str:
         "labels": dict(sorted(session.labels.items())),
         "model": session.model,
         "idle_timeout_seconds": to_seconds(session.idle_timeout),
-        "context_window": {**figures, "rendering": rendering},
+        "context_window": {**limits, "rendering": rendering},
         "create_time": session.create_time.ToJsonString(),
         "last_used_time": session.last_used_time.ToJsonString(),
     }
     line = json.dumps({"messages": messages, "metadata": metadata}, ensure_ascii=False)
-    return one_line(line)
+    return escape_line(line)
 
 
 def from_line(line: bytes) -> Conversation:
-    """What the line says. Raises LineRefused."""
+    """Reads a line. Raises LineRefused."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise LineRefused("", f"no JSON: {error}") from error
+        raise LineRefused("", f"not valid JSON: {error}") from error
     fields = read_object(value, "the line")
     messages = fields.pop("messages", None)
     if not isinstance(messages, list):
-        raise LineRefused("messages", "a list is needed")
+        raise LineRefused("messages", "must be a list")
     metadata = read_object(fields.pop("metadata", None) or {}, "metadata")
-    nothing_else(fields, "")
+    refuse_rest(fields, "")
     arguments = _arguments(metadata)
     if messages and is_system(messages[0], "messages[0]"):
         arguments["system_prompt"] = read_system(messages.pop(0), "messages[0]")
@@ -104,15 +104,15 @@ def _arguments(metadata: dict[str, Any]) -> CreateSessionArguments:
         "model": read_text,
         "labels": _labels,
         "idle_timeout_seconds": _idle_seconds,
-        "context_window": _window,
+        "context_window": _context_window,
     }
     arguments: CreateSessionArguments = {}
     for name, read in known.items():
         if (value := metadata.pop(name, None)) is not None:
             arguments[name] = read(value, f"metadata.{name}")  # type: ignore[literal-required]
     for name in _TIMES:
-        _time(metadata.pop(name, None), f"metadata.{name}")
-    nothing_else(metadata, "metadata.")
+        _check_time(metadata.pop(name, None), f"metadata.{name}")
+    refuse_rest(metadata, "metadata.")
     return arguments
 
 
@@ -126,11 +126,11 @@ def _labels(value: Any, path: str) -> dict[str, str]:
 def _idle_seconds(value: Any, path: str) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not 0 < value <= _MAX_IDLE_SECONDS:
-        raise LineRefused(path, f"{value!r} is no number of seconds above 0")
+        raise LineRefused(path, f"must be a positive number of seconds, not {value!r}")
     return float(value)
 
 
-def _window(value: Any, path: str) -> ContextWindow:
+def _context_window(value: Any, path: str) -> ContextWindow:
     fields = read_object(value, path)
     window = ContextWindow()
     for name in ("keep_exchanges", "max_exchanges", "max_tokens"):
@@ -138,22 +138,24 @@ def _window(value: Any, path: str) -> ContextWindow:
             continue
         whole = isinstance(number, int) and not isinstance(number, bool)
         if not whole or not 0 <= number <= _MAX_INT32:
-            raise LineRefused(f"{path}.{name}", f"{number!r} is no whole number from 0 on")
+            raise LineRefused(f"{path}.{name}", f"must be an integer from 0 to {_MAX_INT32}, not {number!r}")
         setattr(window, name, number)
-    if (word := fields.pop("rendering", None)) is not None:
+    if (name := fields.pop("rendering", None)) is not None:
         renderings = {each.removeprefix(_RENDERING).lower(): each for each in Rendering.keys()[1:]}
-        if not isinstance(word, str) or word not in renderings:
-            raise LineRefused(f"{path}.rendering", f"{word!r} is not {' or '.join(renderings)}")
-        window.rendering = Rendering.Value(renderings[word])
-    nothing_else(fields, f"{path}.")
+        if not isinstance(name, str) or name not in renderings:
+            raise LineRefused(
+                f"{path}.rendering", f"must be {' or '.join(renderings)}, not {name!r}"
+            )
+        window.rendering = Rendering.Value(renderings[name])
+    refuse_rest(fields, f"{path}.")
     return window
 
 
-def _time(value: Any, path: str) -> None:
-    """Times are not kept; what is none is another program's, and not to be ignored."""
+def _check_time(value: Any, path: str) -> None:
+    """Checks a time, which is not imported. Raises LineRefused."""
     if value is None:
         return
     try:
         Timestamp().FromJsonString(value)
     except (ValueError, TypeError) as error:
-        raise LineRefused(path, f"{value!r} is no time of RFC 3339") from error
+        raise LineRefused(path, f"must be an RFC 3339 time, not {value!r}") from error

@@ -1,4 +1,4 @@
-"""`ruvd sessions`: what the daemon keeps. `--json` gives the API's own field names."""
+"""`ruvd sessions`: lists, shows and ends sessions. `--json` prints the API's field names."""
 
 from __future__ import annotations
 
@@ -18,44 +18,48 @@ from ruvd.cli.terminal import Address, connected, default_address, out, printabl
 def _labels(_: type, labels: Sequence[str] | None) -> None:
     for label in labels or ():
         if "=" not in label or label.startswith("="):
-            raise ValueError(f"{label!r} is not KEY=VALUE")
+            raise ValueError(f"{label!r} is not of the form KEY=VALUE")
 
 
 def list_sessions(
     *,
     label: Annotated[
         list[str] | None,
-        Parameter(validator=_labels, negative=(), help="Only sessions with this KEY=VALUE."),
+        Parameter(
+            validator=_labels,
+            negative=(),
+            help="Only sessions with this label, KEY=VALUE; may be repeated.",
+        ),
     ] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="As JSON.")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False,
     address: Address = default_address,
 ) -> None:
-    """List the sessions in the order of their creation."""
+    """Runs `ruvd sessions list`, in the order of creation."""
     wanted = dict(item.split("=", 1) for item in label or ())
     with connected(address) as client:
-        found = list(client.list_sessions(wanted))
+        listed = list(client.list_sessions(wanted))
     if as_json:
-        _print_json([_as_dict(session, messages=False) for session in found])
-    elif not found:
+        _print_json([_as_dict(session, messages=False) for session in listed])
+    elif not listed:
         out.print("no sessions")
     else:
-        _print_table(found)
+        _print_table(listed)
 
 
 def show(
     session_id: str,
     /,
     *,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="As JSON.")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False,
     address: Address = default_address,
 ) -> None:
-    """Show one session with its messages."""
+    """Runs `ruvd sessions show`."""
     with connected(address) as client:
         session = client.get_session(session_id, SessionView.SESSION_VIEW_FULL)
     if as_json:
         _print_json(_as_dict(session, messages=True))
         return
-    facts = {
+    fields = {
         "session": session.id,
         "created": _time(session.create_time),
         "last used": _time(session.last_used_time),
@@ -68,7 +72,7 @@ def show(
         f"{session.usage.completion_tokens} generated",
         "system": session.system_prompt,
     }
-    for name, value in facts.items():
+    for name, value in fields.items():
         if value:
             _print_entry(name, value, "bold")
     for message in session.messages:
@@ -76,18 +80,18 @@ def show(
 
 
 def end(session_id: str, /, *, address: Address = default_address) -> None:
-    """Delete a session with its messages."""
+    """Runs `ruvd sessions end`."""
     with connected(address) as client:
         client.end_session(session_id)
     out.print(f"ended {session_id}", markup=False)
 
 
-def _print_table(found: Sequence[Session]) -> None:
+def _print_table(listed: Sequence[Session]) -> None:
     table = Table("id", "created", "last used", box=None, pad_edge=False)
     table.add_column("exchanges", justify="right")
     table.add_column("messages", justify="right")
     table.add_column("labels")
-    for session in found:
+    for session in listed:
         table.add_row(
             session.id,
             _time(session.create_time),
@@ -100,13 +104,13 @@ def _print_table(found: Sequence[Session]) -> None:
 
 
 def _print_message(message: Message) -> None:
-    """A message, what was thought before it, and the calls it makes; a result after its call."""
+    """Prints a message with its reasoning and tool calls, or a tool's result with its call id."""
     if message.reasoning:
         _print_entry("reasoning", message.reasoning, "dim")
     if message.content or not message.tool_calls:
         call = f"[{message.tool_call_id}] " if message.tool_call_id else ""
-        who = Role.Name(message.role).removeprefix("ROLE_").lower()
-        _print_entry(who, f"{call}{message.content}", "cyan")
+        role = Role.Name(message.role).removeprefix("ROLE_").lower()
+        _print_entry(role, f"{call}{message.content}", "cyan")
     for each in message.tool_calls:
         _print_entry("calls", f"[{each.id}] {each.name}({each.arguments})", "cyan")
 
@@ -125,7 +129,7 @@ def _as_dict(session: Session, *, messages: bool) -> dict[str, Any]:
         session, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
     if not messages:
-        # An empty list would say that there are none.
+        # Not read, and an empty list would mean that there are none.
         fields.pop("messages", None)
     return fields
 

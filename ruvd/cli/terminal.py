@@ -1,5 +1,6 @@
-"""What the commands that talk to a daemon share: its address, the two consoles, and the one door
-through which errors leave, as one line on stderr that says what to do, and exit code 1.
+"""Shared parts of the commands that call a daemon: its address, the consoles, and errors.
+
+An error ends a command with exit code 1 and one line on stderr that says what to do.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Address: TypeAlias = Annotated[
     str,
     Parameter(
         env_var="RUVD_ADDRESS",
-        help="Where the daemon listens: HOST:PORT or unix:PATH.",
+        help="Address of the daemon: HOST:PORT or unix:PATH.",
         negative=(),
     ),
 ]
@@ -33,7 +34,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 @contextmanager
 def connected(address: str) -> Iterator[Client]:
-    """A client for this address. A RuvdError that leaves the block ends the command."""
+    """Yields a client for the address. A RuvdError that leaves the block ends the command."""
     with Client(address, timeout=CALL_TIMEOUT_SECONDS) as client:
         try:
             yield client
@@ -42,18 +43,18 @@ def connected(address: str) -> Iterator[Client]:
 
 
 def fail(message: str) -> NoReturn:
-    """End the command with a line on stderr and exit code 1."""
-    complain(message)
+    """Ends the command with a line on stderr and exit code 1."""
+    print_error(message)
     raise SystemExit(1)
 
 
-def complain(message: str) -> None:
-    """One line on stderr."""
+def print_error(message: str) -> None:
+    """Prints one line on stderr."""
     err.print(f"ruvd: {printable(message)}", markup=False, style="red")
 
 
 def explain(error: RuvdError, address: str) -> str:
-    """The error in one line: its reason, what happened, what to do."""
+    """Returns the error as one line: reason, message, and what to do."""
     if not error.reason:
         if error.code is grpc.StatusCode.UNAVAILABLE:
             return f"no daemon at {address}: start one with `ruvd serve`"
@@ -65,22 +66,22 @@ def explain(error: RuvdError, address: str) -> str:
 
 
 def write(text: str) -> None:
-    """Write a piece of an answer as it is, and at once."""
+    """Writes a piece of an answer at once, without markup or line breaks of its own."""
     out.out(printable(text), end="")
 
 
 def one_line(text: str) -> str:
-    """The text with its line breaks as spaces."""
+    """Returns the text with spaces instead of line breaks."""
     return " ".join(text.split())
 
 
 def printable(text: str) -> str:
-    """The text without control characters: a model's answer must not steer the terminal."""
+    """Returns the text without control characters, so that an answer cannot steer the terminal."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 def seconds(value: float | None) -> str:
-    """A duration for people; a dash when it is unknown."""
+    """Formats a duration for people; a dash if it is unknown."""
     if value is None:
         return "-"
     return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"

@@ -1,8 +1,8 @@
-"""`ruvd sessions export` and `import`: whole sessions between daemons, a line each.
+"""`ruvd sessions export` and `import`: copies whole sessions between daemons, one on a line.
 
-A line is imported whole or not at all, and a bad one does not keep the others out. What concerns
-the daemon and not the line ends the import. A history that is longer than a request may be is
-made in several, so others may see the session grow meanwhile.
+A line is imported as a whole or not at all, and an invalid one does not stop the others. An error
+that concerns the daemon and not a line ends the import. A history that is larger than a request is
+sent in several, so others may see the session grow meanwhile.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from ruvd_client.protocol import CreateSessionArguments
 from ruvd.cli.session_lines import Conversation, LineRefused, from_line, to_line
 from ruvd.cli.terminal import (
     Address,
-    complain,
     connected,
     default_address,
     err,
     explain,
     fail,
+    print_error,
 )
 
 OnConflict: TypeAlias = Literal["fail", "skip", "new-id"]
 
 _STREAM = Path("-")
-# Well below the daemon's defaults, max_messages and max_request_bytes.
+# Well below the daemon's defaults of max_messages and max_request_bytes.
 _MESSAGES_AT_ONCE = 500
 _BYTES_AT_ONCE = 1 << 20
-# What is wrong with one session, and not with the daemon.
+# Error reasons that concern one session and not the daemon.
 _ABOUT_THE_LINE = {"INVALID_REQUEST", "SESSION_EXISTS", "SESSION_TOO_LARGE"}
 
 
 def _no_flag(_: type, path: Path) -> None:
     if str(path).startswith("-") and path != _STREAM:
-        raise ValueError(f"{path} looks like a flag; a file of that name is ./{path}")
+        raise ValueError(f"{path} looks like a flag; for a file of that name use ./{path}")
 
 
 File: TypeAlias = Annotated[Path, Parameter(allow_leading_hyphen=True, validator=_no_flag)]
@@ -51,14 +51,10 @@ File: TypeAlias = Annotated[Path, Parameter(allow_leading_hyphen=True, validator
 
 def export_sessions(
     *session_ids: str,
-    out: Annotated[File, Parameter(help="Write there, mode 0600; - is stdout.")] = _STREAM,
+    out: Annotated[File, Parameter(help="File to write, with mode 0600; - is stdout.")] = _STREAM,
     address: Address = default_address,
 ) -> None:
-    """Write sessions as JSON lines: these, or all in the order of their creation.
-
-    A line is {"messages": [{"role", "content"}...], "metadata": {...}}; the system prompt is the
-    first message. Tool calls, their results and reasoning are as in OpenAI's message format.
-    """
+    """Runs `ruvd sessions export`."""
     with connected(address) as client, _output(out) as file:
         busy = out != _STREAM or not sys.stdout.isatty()
         with _progress("exporting", shown=busy) as bar:
@@ -74,29 +70,25 @@ def import_sessions(
     /,
     *,
     on_conflict: Annotated[
-        OnConflict, Parameter(help="What to do with a session whose id is taken.")
+        OnConflict, Parameter(help="Action for a session whose id exists.")
     ] = "fail",
     address: Address = default_address,
 ) -> int:
-    """Make a session of each line of FILE (- is stdin), in OpenAI's message format.
-
-    Lines without metadata get ids of their own. A line with what a session cannot hold, such as
-    images, is refused and named. Exit code 1 if any line failed.
-    """
+    """Runs `ruvd sessions import`; returns its exit code."""
     with connected(address) as client, _input(file) as lines:
-        run = _Import(client, on_conflict, {session.id for session in client.list_sessions()})
+        job = _Import(client, on_conflict, {session.id for session in client.list_sessions()})
         try:
             with _progress("importing", shown=True) as bar:
-                run.all(bar.track(lines, description="importing"))
-            run.look_back()
+                job.run(bar.track(lines, description="importing"))
+            job.count_evicted()
         finally:
-            err.print(run.summary(), markup=False)
-    return 1 if run.failed else 0
+            err.print(job.summary(), markup=False)
+    return 1 if job.failed else 0
 
 
 @dataclass(slots=True)
 class _Import:
-    """One run: what became of the lines so far."""
+    """One import: its options, and counts of the lines so far."""
 
     client: Client
     on_conflict: OnConflict
@@ -105,13 +97,13 @@ class _Import:
     skipped: int = 0
     failed: int = 0
 
-    def all(self, lines: Iterable[bytes]) -> None:
-        """Import every line that can be; the others are named."""
+    def run(self, lines: Iterable[bytes]) -> None:
+        """Imports every valid line, and prints an error for each other one."""
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                self._one(from_line(line))
+                self._import(from_line(line))
             except LineRefused as refusal:
                 self._refuse(number, str(refusal))
             except RuvdError as error:
@@ -119,9 +111,9 @@ class _Import:
                 if error.reason not in _ABOUT_THE_LINE:
                     raise SystemExit(1) from error
 
-    def _one(self, conversation: Conversation) -> None:
+    def _import(self, conversation: Conversation) -> None:
         try:
-            session_id = self._make(conversation)
+            session_id = self._create(conversation)
         except RuvdError as error:
             if error.reason != "SESSION_EXISTS" or self.on_conflict == "fail":
                 raise
@@ -129,10 +121,10 @@ class _Import:
                 self.skipped += 1
                 return
             conversation.arguments["session_id"] = ""
-            session_id = self._make(conversation)
+            session_id = self._create(conversation)
         self.imported.append(session_id)
 
-    def _make(self, conversation: Conversation) -> str:
+    def _create(self, conversation: Conversation) -> str:
         first, *others = _portions(conversation.messages)
         arguments: CreateSessionArguments = {**conversation.arguments, "messages": first}
         session_id = self.client.create_session(**arguments).id
@@ -140,42 +132,44 @@ class _Import:
             for portion in others:
                 self.client.append_messages(session_id, portion)
         except BaseException:
-            with suppress(RuvdError):  # the first error is the one to tell
+            with suppress(RuvdError):  # the first error is the one to report
                 self.client.end_session(session_id, allow_missing=True)
             raise
         return session_id
 
     def _refuse(self, number: int, reason: str) -> None:
         self.failed += 1
-        complain(f"line {number}: {reason}")
+        print_error(f"line {number}: {reason}")
 
-    def look_back(self) -> None:
-        """Count the sessions that are gone: a daemon keeps within its max_sessions by eviction."""
+    def count_evicted(self) -> None:
+        """Counts imported sessions that are gone, as the daemon evicts beyond max_sessions."""
         now = {session.id for session in self.client.list_sessions()}
         gone = [session_id for session_id in self.imported if session_id not in now]
         self.imported = [session_id for session_id in self.imported if session_id in now]
         self.failed += len(gone)
         if gone:
-            complain(f"{_count(len(gone))} are gone again: expired, or in the way of max_sessions")
+            print_error(
+                f"{_sessions(len(gone))} imported but gone: expired, or evicted by max_sessions"
+            )
         if displaced := len(self.before - now):
-            complain(f"{_count(displaced)} of before the import expired or had to go for others")
+            print_error(f"{_sessions(displaced)} from before the import expired or were evicted")
 
     def summary(self) -> str:
-        """What became of the lines."""
-        parts = [f"{_count(len(self.imported))} imported"]
+        """Returns a line with the counts."""
+        parts = [f"{_sessions(len(self.imported))} imported"]
         if self.skipped:
-            parts.append(f"{self.skipped} skipped, as their ids are taken")
+            parts.append(f"{self.skipped} skipped, as their ids exist")
         if self.failed:
             parts.append(f"{self.failed} failed")
         return ", ".join(parts)
 
 
-def _count(number: int) -> str:
+def _sessions(number: int) -> str:
     return f"{number} session{'' if number == 1 else 's'}"
 
 
 def _portions(messages: Sequence[Message]) -> list[list[Message]]:
-    """The messages in portions that a request may hold; at least one, if an empty one."""
+    """Splits the messages into portions that fit a request; returns at least one, maybe empty."""
     portions: list[list[Message]] = [[]]
     size = 0
     for message in messages:
@@ -188,7 +182,7 @@ def _portions(messages: Sequence[Message]) -> list[list[Message]]:
 
 
 def _read(client: Client, session_id: str, *, may_be_gone: bool) -> Session | None:
-    """The session with its messages; None if it ended since it was listed."""
+    """Returns the session with its messages, or None if it ended since it was listed."""
     try:
         return client.get_session(session_id, SessionView.SESSION_VIEW_FULL)
     except RuvdError as error:
@@ -209,12 +203,12 @@ def _progress(what: str, *, shown: bool) -> Progress:
 
 @contextmanager
 def _output(path: Path) -> Iterator[BinaryIO]:
-    """Stdout, or a file that has its name only when it is complete."""
+    """Opens stdout, or a file that gets its name only when it is complete."""
     if path == _STREAM:
         try:
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
-        except BrokenPipeError:  # the reader has enough
+        except BrokenPipeError:  # the reader has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         return

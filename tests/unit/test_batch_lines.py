@@ -1,4 +1,4 @@
-"""Lines of OpenAI's batch format: what becomes of them, and what is refused by path."""
+"""Lines of OpenAI's batch format: their conversion, and the refusal of invalid ones by path."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def line(custom_id: Any = "q1", **fields: Any) -> bytes:
     return json.dumps({"custom_id": custom_id, **fields}).encode()
 
 
-def asking(**body: Any) -> CompleteRequest:
+def converted(**body: Any) -> CompleteRequest:
     return to_request(read_item(line(body={"messages": [USER], **body}), 1))
 
 
@@ -60,9 +60,9 @@ def refusal(content: bytes) -> LineRefused:
     return refused.value
 
 
-def test_every_option_of_openais_has_its_place() -> None:
+def test_every_option_of_openai_is_converted() -> None:
     function = {"name": "f", "description": "d", "parameters": SCHEMA, "strict": True}
-    request = asking(
+    request = converted(
         model="m",
         temperature=0,
         top_p=0.5,
@@ -102,17 +102,17 @@ def test_every_option_of_openais_has_its_place() -> None:
     assert request.session_id == ""
 
 
-def test_what_is_null_or_left_out_is_left_to_the_engine() -> None:
-    request = asking(
+def test_null_and_missing_options_are_left_to_the_engine() -> None:
+    request = converted(
         **{name: None for name in BODY_FIELDS if name != "messages"},
     )
     assert not request.options.ListFields()
-    assert not asking(response_format={"type": "text"}).options.ListFields()
-    assert list(asking(stop=["a", "b"]).options.stop) == ["a", "b"]
+    assert not converted(response_format={"type": "text"}).options.ListFields()
+    assert list(converted(stop=["a", "b"]).options.stop) == ["a", "b"]
 
 
 def test_a_tool_can_be_named() -> None:
-    request = asking(
+    request = converted(
         tools=[{"type": "function", "function": {"name": "f"}}],
         tool_choice={"type": "function", "function": {"name": "f"}},
     )
@@ -130,7 +130,7 @@ def test_the_conversation_keeps_its_roles_calls_and_results() -> None:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": "x"},
     ]
-    assert list(asking(messages=messages).messages) == [
+    assert list(converted(messages=messages).messages) == [
         Message(role=Role.ROLE_SYSTEM, content="Be kind."),
         Message(role=Role.ROLE_USER, content="one 2"),
         Message(role=Role.ROLE_ASSISTANT, tool_calls=[ToolCall(id="1", name="f", arguments="{}")]),
@@ -205,7 +205,7 @@ def test_a_wrong_option_is_refused_by_its_path(body: dict[str, Any], path: str) 
 
 
 @given(st.dictionaries(st.sampled_from(BODY_FIELDS), JSON), JSON, JSON)
-def test_whatever_a_line_says_is_a_request_or_a_refusal(
+def test_every_line_becomes_a_request_or_a_refusal(
     body: dict[str, Any], message: Any, custom_id: Any
 ) -> None:
     for each in ({"messages": [USER], **body}, {"messages": [USER, message]}, message):
@@ -223,7 +223,7 @@ def test_whatever_a_line_says_is_a_request_or_a_refusal(
 
 
 @given(st.binary())
-def test_bytes_that_are_no_line_are_refused(content: bytes) -> None:
+def test_bytes_that_are_not_a_line_are_refused(content: bytes) -> None:
     item = read_item(content, 1)
     if item.custom_id is None:
         with pytest.raises(LineRefused):
@@ -300,11 +300,11 @@ def test_an_answer_is_a_chat_completion() -> None:
     }
 
 
-def test_what_the_engine_does_not_say_is_left_out() -> None:
+def test_values_that_the_engine_does_not_report_are_left_out() -> None:
     finished = Finished(finish_reason=FINISH_REASON_LENGTH, message=Message(content="a\u2028b"))
-    said = completed("batch_req_1", "q1", Completion(finished=finished), 7)
-    assert "\\u2028" in said
-    body = json.loads(said)["response"]["body"]
+    text = completed("batch_req_1", "q1", Completion(finished=finished), 7)
+    assert "\\u2028" in text
+    body = json.loads(text)["response"]["body"]
     assert "usage" not in body
     assert body["choices"][0]["finish_reason"] == "length"
     assert "tool_calls" not in body["choices"][0]["message"]
@@ -328,8 +328,8 @@ def test_a_failure_has_its_http_status_and_our_reason(
     code: grpc.StatusCode, reason: str, status: int, kind: str
 ) -> None:
     violations = (FieldViolation("options.extra_body.n", "no"), FieldViolation("x", "y"))
-    said = failed("batch_req_1", "q1", 3, RuvdError(code, reason, "why", violations))
-    response = json.loads(said)["response"]
+    text = failed("batch_req_1", "q1", 3, RuvdError(code, reason, "why", violations))
+    response = json.loads(text)["response"]
     assert response["status_code"] == status
     assert response["body"]["error"] == {
         "message": "line 3: why",
@@ -339,7 +339,7 @@ def test_a_failure_has_its_http_status_and_our_reason(
     }
 
 
-def test_a_line_that_was_written_says_which_item_it_is() -> None:
+def test_a_written_line_identifies_its_item() -> None:
     done = read_written(completed("batch_req_1", "q1", Completion(), 7).encode())
     assert done is not None
     assert (done.id, done.key, done.succeeded) == ("batch_req_1", "q1", True)
@@ -351,5 +351,5 @@ def test_a_line_that_was_written_says_which_item_it_is() -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{}", b'{"id": "x', line(body={}), b'{"id": 1, "custom_id": "a"}']
 )
-def test_another_programs_line_is_none_of_ours(content: bytes) -> None:
+def test_a_line_of_another_program_is_not_accepted(content: bytes) -> None:
     assert read_written(content) is None

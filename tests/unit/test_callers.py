@@ -1,4 +1,4 @@
-"""Many callers on one session, where their prompts are seen: order, take-over, request ids."""
+"""Many callers on one session, checked by their prompts: order, interruption, request ids."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ruvd.core.sessions.turn_queue import TurnRequest
 
 
 def whole_history(**policy: Any) -> Core:
-    """A core whose prompts have the whole history."""
+    """Returns a core whose prompts have the whole history."""
     window = ContextWindow(max_exchanges=0)
     return Core(
         policy=SessionPolicy(context_window=window), completion_policy=CompletionPolicy(**policy)
@@ -33,7 +33,7 @@ def whole_history(**policy: Any) -> Core:
 
 
 async def outcome(completion: Completion) -> type[RuvdError] | None:
-    """What a completion failed with; None if it finished."""
+    """Returns the error of a completion, or None if it finished."""
     try:
         await collect(completion)
     except RuvdError as error:
@@ -54,7 +54,7 @@ async def test_fifty_callers_go_in_order_of_arrival_and_each_prompt_has_the_answ
     assert await core.history() == history
 
 
-async def test_interrupters_take_only_the_running_turn_and_go_before_who_waits() -> None:
+async def test_interrupters_cancel_only_the_running_turn_and_go_before_waiting_callers() -> None:
     core = whole_history()
     gate = asyncio.Event()
     core.engine.scripts = [
@@ -76,7 +76,7 @@ async def test_interrupters_take_only_the_running_turn_and_go_before_who_waits()
     assert history[::2] == ["five", "two", "three"]
 
 
-async def test_an_interrupter_after_the_end_of_a_session_does_not_go_before_the_end() -> None:
+async def test_an_interrupter_after_the_end_of_a_session_does_not_overtake_the_end() -> None:
     core = whole_history()
     await collect(core.start("zero"))
     async with core.sessions.turn_queue.turn("s", TurnRequest()):
@@ -90,7 +90,7 @@ async def test_an_interrupter_after_the_end_of_a_session_does_not_go_before_the_
 
 
 @pytest.mark.parametrize("how", ["failed", "committed"])
-async def test_forgetting_an_old_completion_leaves_a_running_one_its_request_id(how: str) -> None:
+async def test_expiry_of_an_old_completion_leaves_a_running_one_its_request_id(how: str) -> None:
     core = whole_history(retention_seconds=10)
     if how == "failed":
         core.engine.scripts = [[asyncio.Event()]]
@@ -128,7 +128,7 @@ async def test_a_request_id_repeated_while_its_completion_is_being_cancelled_is_
     assert core.completions.running == 0
 
 
-async def test_an_append_that_a_completion_waited_for_has_used_the_request_id() -> None:
+async def test_an_append_before_a_queued_completion_uses_up_the_request_id() -> None:
     core = whole_history()
     gate = asyncio.Event()
     core.engine.scripts = [[gate, EngineText("a"), done()]]
@@ -144,7 +144,7 @@ async def test_an_append_that_a_completion_waited_for_has_used_the_request_id() 
     assert await core.history() == ["one", "a", "more"]
 
 
-async def test_who_resumes_while_the_request_is_being_repeated_gets_what_is_missing() -> None:
+async def test_a_resume_while_the_request_is_repeated_gets_the_missing_events() -> None:
     core = whole_history()
     events = await collect(core.start("one", request_id="r"))
     repeated = core.start("one", request_id="r")
@@ -154,7 +154,7 @@ async def test_who_resumes_while_the_request_is_being_repeated_gets_what_is_miss
     assert await collect(repeated) == events
 
 
-async def test_a_session_that_a_cancelled_turn_would_have_created_is_not_there() -> None:
+async def test_a_cancelled_turn_does_not_create_its_session() -> None:
     core = whole_history()
     core.engine.scripts = [[EngineText("part"), asyncio.Event()]]
     running = core.start("one")
@@ -163,9 +163,6 @@ async def test_a_session_that_a_cancelled_turn_would_have_created_is_not_there()
     assert await outcome(running) is CompletionCancelled
     with pytest.raises(SessionNotFound):
         await core.sessions.get("s")
-
-
-# --- memory ---------------------------------------------------------------------------------
 
 
 async def test_a_cancel_that_comes_as_a_stateless_completion_ends_is_too_late() -> None:

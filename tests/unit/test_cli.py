@@ -1,4 +1,4 @@
-"""The commands without a daemon: exit codes, messages, the demo's and the metrics' arithmetic."""
+"""The commands without a daemon: exit codes, messages, arithmetic of the demo and the metrics."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert command in printed
 
 
-def test_an_error_with_a_reason_is_told_in_one_line() -> None:
+def test_an_error_with_a_reason_is_one_line() -> None:
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     error = RuvdError(code, "OVERLOADED", "too many\ncompletions", (), 1.5)
     assert explain(error, NOWHERE) == "OVERLOADED: too many completions (try again in 1.5 s)"
@@ -105,9 +105,9 @@ def test_a_reduction_that_is_unknown_is_no_number() -> None:
     assert demo_table.median_reduction(session, way("other")) is None
 
 
-def test_what_the_engine_does_not_tell_stays_unknown() -> None:
+def test_figures_that_the_engine_does_not_report_stay_unknown() -> None:
     timings = pb.Timings(total=Duration(seconds=1, nanos=500_000_000))
-    turn = Turn.of(pb.Finished(usage=pb.Usage(prompt_tokens=7), timings=timings))
+    turn = Turn.from_finished(pb.Finished(usage=pb.Usage(prompt_tokens=7), timings=timings))
     assert turn == Turn(7, None, None, 1500.0)
 
 
@@ -123,12 +123,12 @@ def test_the_latency_of_an_interval_is_that_of_its_own_completions() -> None:
     assert interval_latency(latency(4, 2.0), latency(4, 2.0)) is None
 
 
-def test_after_a_restart_an_interval_has_what_came_since() -> None:
+def test_after_a_restart_an_interval_has_the_completions_since() -> None:
     assert interval_latency(latency(9, 5.0), latency(2, 0.5)) == pytest.approx(0.5)
     assert interval_latency(latency(9, 5.0), pb.SessionMetrics()) is None
 
 
-def test_a_plot_leaves_out_what_is_unknown() -> None:
+def test_a_plot_leaves_out_unknown_values() -> None:
     assert sparkline([0.0, 50.0, None, 100.0], 100.0) == "▁▅ █"
     assert sparkline([0.0, None], 0.0) == "▁ "
     assert sparkline([], 1.0) == ""

@@ -1,4 +1,4 @@
-"""Settings: precedence, sources, and errors that help."""
+"""Settings: precedence, sources, and errors that name the setting and its source."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def test_a_variable_holds_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) ->
     assert printable_values(settings)["listen"] == "unix:/run/r.sock, 127.0.0.1:1"
 
 
-def test_evaluate_ahead_is_for_the_embedded_engine_unless_it_is_said() -> None:
-    does = {
-        (said, engine): load({"evaluate_ahead": said, "engine": engine})[0].evaluates_ahead
-        for said in ("auto", "on", "off")
+def test_evaluate_ahead_is_for_the_embedded_engine_unless_it_is_set() -> None:
+    evaluates = {
+        (value, engine): load({"evaluate_ahead": value, "engine": engine})[0].evaluates_ahead
+        for value in ("auto", "on", "off")
         for engine in ("llama", "echo")
     }
-    assert {case for case, yes in does.items() if yes} == {
+    assert {case for case, yes in evaluates.items() if yes} == {
         ("auto", "llama"),
         ("on", "llama"),
         ("on", "echo"),
     }
 
 
-def test_everything_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_errors_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("ruvd.toml").write_text("max_session = 5\n")
     monkeypatch.setenv("RUVD_DRAIN_SECNDS", "1")
     monkeypatch.setenv("RUVD_LLAMA_SLOTS", "many")
@@ -61,7 +61,7 @@ def test_everything_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatc
     assert "drain_seconds (from --drain-seconds)" in text
 
 
-def test_a_secret_comes_from_a_variable_or_the_file_and_is_shown_to_nobody(
+def test_a_secret_comes_from_a_variable_or_the_file_and_is_never_printed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert printable_values(load({})[0])["api_key"] == ""
@@ -69,7 +69,8 @@ def test_a_secret_comes_from_a_variable_or_the_file_and_is_shown_to_nobody(
     monkeypatch.setenv("RUVD_API_KEY", "sk-1234")
     settings, sources = load({})
     assert settings.api_key.get_secret_value() == "sk-1234"
-    assert printable_values(settings)["api_key"] == printable_values(settings)["cache_salt"] == "(hidden)"
+    printed = printable_values(settings)
+    assert printed["api_key"] == printed["cache_salt"] == "(hidden)"
     assert (sources["api_key"], sources["cache_salt"]) == ("RUVD_API_KEY", "ruvd.toml")
     assert "sk-1234" not in repr(settings) + str(settings)
     assert "pepper" not in repr(settings) + str(settings)
@@ -104,7 +105,7 @@ def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
     assert "s3cret" not in str(refused.value)
 
 
-def test_what_kubernetes_sets_for_a_service_named_ruvd_is_no_setting(
+def test_variables_of_a_kubernetes_service_named_ruvd_are_not_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RUVD_SERVICE_HOST", "10.0.0.1")
@@ -125,7 +126,7 @@ def test_an_address_that_is_not_loopback_needs_allow_remote(address: str) -> Non
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:1", "localhost:1", "unix:r.sock"])
-def test_loopback_needs_no_leave(address: str) -> None:
+def test_loopback_needs_no_permission(address: str) -> None:
     load({"listen": [address]})
 
 
@@ -134,7 +135,7 @@ def test_loopback_needs_no_leave(address: str) -> None:
     [
         {"listen": ["50051"]},
         {"listen": ["unix:"]},
-        {"listen": ["unix:/run/%6F.sock"]},  # gRPC would decode it
+        {"listen": ["unix:/run/%6F.sock"]},  # gRPC would decode the path
         {"idle_timeout_seconds": float("inf")},
         {"idle_timeout_seconds": 1e12},
         {"max_request_bytes": 1_000_000_000},

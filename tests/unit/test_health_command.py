@@ -1,4 +1,4 @@
-"""`ruvd health` and the call it makes: what it says, and what it leaves to the full parser."""
+"""`ruvd health` and its health check: output, exit codes, and the fallback to the full parser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOWHERE = "127.0.0.1:1"
 
 @contextmanager
 def listening(answer: Callable[[socket.socket], object]) -> Iterator[str]:
-    """The address of a server that gives every connection to `answer`."""
+    """Yields the address of a server that gives every connection to `answer`."""
     server = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -72,14 +72,14 @@ assert not [name for name in heavy if name in sys.modules]
         [],
     ],
 )
-def test_what_is_not_plain_is_left_to_the_full_command_line(arguments: list[str]) -> None:
-    assert quick_health.quick(arguments) is None
+def test_other_arguments_are_left_to_the_full_command_line(arguments: list[str]) -> None:
+    assert quick_health.try_quick(arguments) is None
 
 
 @pytest.mark.parametrize(
     "arguments", [["health", "--help"], ["health", "--address"], ["health", "--timeout", "soon"]]
 )
-def test_help_and_mistakes_are_told_as_ever(
+def test_help_and_mistakes_are_reported_by_the_full_command_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = run(arguments)
@@ -100,9 +100,7 @@ def test_help_and_mistakes_are_told_as_ever(
         ["--timeout", "inf"],
     ],
 )
-def test_what_cannot_be_asked_exits_2(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_argument_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["health", *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -122,24 +120,24 @@ def test_the_address_is_the_flag_or_the_variable_or_the_default(
     ]
 
 
-def test_a_listener_that_says_nothing_is_given_up_in_time() -> None:
-    gone = threading.Event()
-    with listening(lambda _: gone.wait(30)) as address:
+def test_a_listener_that_sends_nothing_times_out() -> None:
+    released = threading.Event()
+    with listening(lambda _: released.wait(30)) as address:
         started = time.monotonic()
-        with pytest.raises(health_check.ProbeFailed) as failed:
+        with pytest.raises(health_check.HealthCheckFailed) as failed:
             health_check.check(address, "", 0.3)
-        took = time.monotonic() - started
-        gone.set()
+        elapsed = time.monotonic() - started
+        released.set()
     assert failed.value.code == "DEADLINE_EXCEEDED"
-    assert 0.3 <= took < 5
+    assert 0.3 <= elapsed < 5
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 9, b"SSH-2.0-OpenSSH_9.6\r\n"]
+    "reply", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 9, b"SSH-2.0-OpenSSH_9.6\r\n"]
 )
-def test_what_speaks_another_protocol_is_no_daemon(
-    said: bytes, capsys: pytest.CaptureFixture[str]
+def test_a_server_of_another_protocol_is_not_a_daemon(
+    reply: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with listening(lambda connection: connection.sendall(said)) as address:
+    with listening(lambda connection: connection.sendall(reply)) as address:
         assert run(["health", "--address", address]) == 1
-    assert capsys.readouterr().out.startswith(f"INTERNAL: {address} speaks no gRPC: ")
+    assert capsys.readouterr().out.startswith(f"INTERNAL: {address} does not speak gRPC: ")

@@ -1,4 +1,4 @@
-"""Sessions as lines of JSON: what is taken, and what is refused by name."""
+"""Sessions as lines of JSON: their conversion, and the refusal of invalid lines."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def line(*messages: Any, **fields: Any) -> bytes:
     return json.dumps({"messages": list(messages), **fields}).encode()
 
 
-def asking(tool_calls: Any) -> bytes:
-    """A line that ends with an assistant's message of nothing but these calls."""
+def line_with_calls(tool_calls: Any) -> bytes:
+    """Returns a line that ends with an assistant's message with only these tool calls."""
     return line(USER, {"role": "assistant", "content": None, "tool_calls": tool_calls})
 
 
-def test_what_openai_leaves_empty_is_no_loss() -> None:
+def test_empty_fields_of_openai_are_accepted() -> None:
     answer: dict[str, Any] = {
         "role": "assistant",
         "content": "hi",
@@ -73,97 +73,121 @@ def test_metadata_becomes_the_sessions_settings() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"{", "no JSON"),
-        (b"\xff", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b"[]", "the line: an object is needed"),
-        (b"{}", "messages: a list is needed"),
-        (line("hello"), "messages[0]: an object is needed"),
-        (line({"content": "x"}), "messages[0].role: None is not system, user, assistant or"),
-        (line({"role": "function", "content": "x"}), "messages[0].role: 'function' is not"),
-        (line({"role": "tool", "content": "x"}), "messages[0].tool_call_id: a text is needed"),
-        (line(USER, {**RESULT, "tool_call_id": 1}), "messages[1].tool_call_id: a text is needed"),
-        (line(USER, {**RESULT, "content": None}), "messages[1].content: a text is needed"),
-        (line(USER, {**RESULT, "name": "f"}), "messages[1].name: ruvd has no place for it"),
-        (line({**USER, "tool_call_id": "1"}), "messages[0].tool_call_id: ruvd has no place"),
-        (line({**USER, "tool_calls": [CALL]}), "messages[0].tool_calls: ruvd has no place"),
-        (line({**USER, "reasoning_content": "x"}), "messages[0].reasoning_content: ruvd has"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[]", "the line: must be an object"),
+        (b"{}", "messages: must be a list"),
+        (line("hello"), "messages[0]: must be an object"),
+        (
+            line({"content": "x"}),
+            "messages[0].role: must be system, user, assistant or tool, not None",
+        ),
+        (
+            line({"role": "function", "content": "x"}),
+            "messages[0].role: must be system, user, assistant or tool, not 'function'",
+        ),
+        (line({"role": "tool", "content": "x"}), "messages[0].tool_call_id: must be a string"),
+        (line(USER, {**RESULT, "tool_call_id": 1}), "messages[1].tool_call_id: must be a string"),
+        (line(USER, {**RESULT, "content": None}), "messages[1].content: must be a string"),
+        (line(USER, {**RESULT, "name": "f"}), "messages[1].name: is not supported by ruvd"),
+        (line({**USER, "tool_call_id": "1"}), "messages[0].tool_call_id: is not supported"),
+        (line({**USER, "tool_calls": [CALL]}), "messages[0].tool_calls: is not supported"),
+        (line({**USER, "reasoning_content": "x"}), "messages[0].reasoning_content: is not"),
         (
             line({"role": "assistant", "content": "x", "reasoning_content": ["x"]}),
-            "messages[0].reasoning_content: a text is needed",
+            "messages[0].reasoning_content: must be a string",
         ),
         (
             line({"role": "assistant", "content": None, "tool_calls": []}),
-            "messages[0].content: a text is needed",
+            "messages[0].content: must be a string",
         ),
         (line(USER, {"role": "system", "content": "x"}), "messages[1].role: only the first"),
-        (line({"role": "user"}), "messages[0].content: a text is needed"),
-        (line({"role": "user", "content": "\ud800"}), "messages[0].content: half a surrogate"),
-        (line({**USER, "name": "Ada"}), "messages[0].name: ruvd has no place for it"),
-        (asking({}), "messages[1].tool_calls: a list is needed"),
-        (asking(["x"]), "messages[1].tool_calls[0]: an object is needed"),
-        (asking([{"id": "1"}]), "messages[1].tool_calls[0].function: an object is needed"),
-        (asking([CALL, {**CALL, "id": 1}]), "messages[1].tool_calls[1].id: a text is needed"),
-        (asking([{**CALL, "index": 0}]), "messages[1].tool_calls[0].index: ruvd has no place"),
+        (line({"role": "user"}), "messages[0].content: must be a string"),
         (
-            asking([{**CALL, "type": "custom"}]),
-            "messages[1].tool_calls[0].type: 'custom' is not function",
+            line({"role": "user", "content": "\ud800"}),
+            "messages[0].content: contains an unpaired surrogate",
+        ),
+        (line({**USER, "name": "Ada"}), "messages[0].name: is not supported by ruvd"),
+        (line_with_calls({}), "messages[1].tool_calls: must be a list"),
+        (line_with_calls(["x"]), "messages[1].tool_calls[0]: must be an object"),
+        (line_with_calls([{"id": "1"}]), "messages[1].tool_calls[0].function: must be an object"),
+        (
+            line_with_calls([CALL, {**CALL, "id": 1}]),
+            "messages[1].tool_calls[1].id: must be a string",
         ),
         (
-            asking([{**CALL, "function": {"name": "f", "arguments": {}}}]),
-            "messages[1].tool_calls[0].function.arguments: a text is needed",
+            line_with_calls([{**CALL, "index": 0}]),
+            "messages[1].tool_calls[0].index: is not supported",
         ),
         (
-            asking([{**CALL, "function": {"arguments": "{}"}}]),
-            "messages[1].tool_calls[0].function.name: a text is needed",
+            line_with_calls([{**CALL, "type": "custom"}]),
+            "messages[1].tool_calls[0].type: must be function, not 'custom'",
         ),
         (
-            asking([{**CALL, "function": {**CALL["function"], "more": 1}}]),
-            "messages[1].tool_calls[0].function.more: ruvd has no place",
+            line_with_calls([{**CALL, "function": {"name": "f", "arguments": {}}}]),
+            "messages[1].tool_calls[0].function.arguments: must be a string",
         ),
         (
-            asking([{**CALL, "function": {"name": "f", "arguments": "\ud800"}}]),
-            "messages[1].tool_calls[0].function.arguments: half a surrogate",
+            line_with_calls([{**CALL, "function": {"arguments": "{}"}}]),
+            "messages[1].tool_calls[0].function.name: must be a string",
+        ),
+        (
+            line_with_calls([{**CALL, "function": {**CALL["function"], "more": 1}}]),
+            "messages[1].tool_calls[0].function.more: is not supported",
+        ),
+        (
+            line_with_calls([{**CALL, "function": {"name": "f", "arguments": "\ud800"}}]),
+            "messages[1].tool_calls[0].function.arguments: contains an unpaired surrogate",
         ),
         (
             line({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}),
-            "messages[0].content[0].type: 'image_url' is not text",
+            "messages[0].content[0].type: must be text, not 'image_url'",
         ),
         (
             line({"role": "user", "content": [{"type": "text", "text": "x", "more": 1}]}),
-            "messages[0].content[0].more: ruvd has no place for it",
+            "messages[0].content[0].more: is not supported by ruvd",
         ),
-        (line(USER, temperature=0), "temperature: ruvd has no place for it"),
-        (line(USER, metadata=[1]), "metadata: an object is needed"),
-        (line(USER, metadata={"topic": "x"}), "metadata.topic: ruvd has no place for it"),
-        (line(USER, metadata={"session_id": 7}), "metadata.session_id: a text is needed"),
-        (line(USER, metadata={"labels": {"k": 1}}), "metadata.labels.k: a text is needed"),
-        (line(USER, metadata={"create_time": 5}), "metadata.create_time: 5 is no time"),
-        (line(USER, metadata={"create_time": "x"}), "metadata.create_time: 'x' is no time"),
+        (line(USER, temperature=0), "temperature: is not supported by ruvd"),
+        (line(USER, metadata=[1]), "metadata: must be an object"),
+        (line(USER, metadata={"topic": "x"}), "metadata.topic: is not supported by ruvd"),
+        (line(USER, metadata={"session_id": 7}), "metadata.session_id: must be a string"),
+        (line(USER, metadata={"labels": {"k": 1}}), "metadata.labels.k: must be a string"),
+        (
+            line(USER, metadata={"create_time": 5}),
+            "metadata.create_time: must be an RFC 3339 time, not 5",
+        ),
+        (
+            line(USER, metadata={"create_time": "x"}),
+            "metadata.create_time: must be an RFC 3339 time, not 'x'",
+        ),
         (
             line(USER, metadata={"idle_timeout_seconds": True}),
-            "metadata.idle_timeout_seconds: True",
+            "metadata.idle_timeout_seconds: must be a positive number of seconds, not True",
         ),
-        (line(USER, metadata={"idle_timeout_seconds": 0}), "metadata.idle_timeout_seconds: 0 is"),
+        (
+            line(USER, metadata={"idle_timeout_seconds": 0}),
+            "metadata.idle_timeout_seconds: must be a positive number of seconds, not 0",
+        ),
         (
             line(USER, metadata={"idle_timeout_seconds": float("nan")}),
-            "metadata.idle_timeout_seconds: nan is",
+            "metadata.idle_timeout_seconds: must be a positive number of seconds, not nan",
         ),
         (
             line(USER, metadata={"context_window": {"max_tokens": 1.5}}),
-            "metadata.context_window.max_tokens: 1.5 is no whole number",
+            "metadata.context_window.max_tokens: must be an integer from 0 to 2147483647, not 1.5",
         ),
         (
             line(USER, metadata={"context_window": {"max_tokens": 2**31}}),
-            "metadata.context_window.max_tokens: 2147483648 is no whole number",
+            "metadata.context_window.max_tokens: must be an integer from 0 to 2147483647, not 21",
         ),
         (
             line(USER, metadata={"context_window": {"rendering": "aloud"}}),
-            "metadata.context_window.rendering: 'aloud' is not messages or transcript",
+            "metadata.context_window.rendering: must be messages or transcript, not 'aloud'",
         ),
     ],
 )
-def test_what_a_session_cannot_hold_is_refused_by_name(text: bytes, reason: str) -> None:
+def test_a_field_that_sessions_do_not_have_is_refused_by_name(text: bytes, reason: str) -> None:
     with pytest.raises(LineRefused) as refused:
         from_line(text)
     assert str(refused.value).startswith(reason)
@@ -171,21 +195,21 @@ def test_what_a_session_cannot_hold_is_refused_by_name(text: bytes, reason: str)
 
 def test_tool_calls_results_and_reasoning_are_in_openais_format() -> None:
     call = ToolCall(id="1", name="f", arguments='{"a": ')
-    asks = Message(role=Role.ROLE_ASSISTANT, tool_calls=[call], reasoning="Hm.")
-    says = Message(role=Role.ROLE_ASSISTANT, content="Wait.", tool_calls=[call, call])
+    asking = Message(role=Role.ROLE_ASSISTANT, tool_calls=[call], reasoning="Hm.")
+    speaking = Message(role=Role.ROLE_ASSISTANT, content="Wait.", tool_calls=[call, call])
     result = Message(role=Role.ROLE_TOOL, tool_call_id="1")
     empty = Message(role=Role.ROLE_ASSISTANT, reasoning="Hm.")
-    session = Session(id="s", messages=[asks, result, says, empty])
-    told = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": '}}
+    session = Session(id="s", messages=[asking, result, speaking, empty])
+    expected = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": '}}
     assert json.loads(to_line(session))["messages"] == [
         {
             "role": "assistant",
             "content": None,
             "reasoning_content": "Hm.",
-            "tool_calls": [told],
+            "tool_calls": [expected],
         },
         {"role": "tool", "content": "", "tool_call_id": "1"},
-        {"role": "assistant", "content": "Wait.", "tool_calls": [told, told]},
+        {"role": "assistant", "content": "Wait.", "tool_calls": [expected, expected]},
         {"role": "assistant", "content": "", "reasoning_content": "Hm."},
     ]
 
