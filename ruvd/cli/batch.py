@@ -92,7 +92,7 @@ class _Run:
                 err.print(line, markup=False)
             if interrupted:
                 rest = self._tally.items - self._tally.done_before - self._tally.ran
-                print_error(f"{rest:,} items remain: run the same command again to continue")
+                print_error(f"items left: {rest:,}; run the same command again to continue")
         return 1 if self._tally.failed or self._tally.failed_before else 0
 
     def _send(self, max_concurrency: int) -> None:

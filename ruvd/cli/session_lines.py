@@ -138,7 +138,9 @@ def _context_window(value: Any, path: str) -> ContextWindow:
             continue
         whole = isinstance(number, int) and not isinstance(number, bool)
         if not whole or not 0 <= number <= _MAX_INT32:
-            raise LineRefused(f"{path}.{name}", f"must be an integer from 0 to {_MAX_INT32}, not {number!r}")
+            raise LineRefused(
+                f"{path}.{name}", f"must be an integer from 0 to {_MAX_INT32}, not {number!r}"
+            )
         setattr(window, name, number)
     if (name := fields.pop("rendering", None)) is not None:
         renderings = {each.removeprefix(_RENDERING).lower(): each for each in Rendering.keys()[1:]}

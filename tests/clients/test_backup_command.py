@@ -32,7 +32,9 @@ async def test_a_store_is_backed_up_while_the_daemon_answers_and_a_daemon_runs_o
         assert "bytes, checked" in done.stdout
         refused = await ruvd("backup", str(copy), "--store", f"sqlite:{path}")
         assert refused.returncode == 1
-        assert refused.stderr == f"ruvd: {copy} exists (--force replaces a file that nobody uses)\n"
+        assert (
+            refused.stderr == f"ruvd: {copy} exists (--force replaces a file that is not in use)\n"
+        )
         forced = await ruvd("backup", str(copy), "--force", "--store", f"sqlite:{path}")
         assert forced.returncode == 0
         talking.cancel()

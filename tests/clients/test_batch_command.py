@@ -114,7 +114,7 @@ async def test_invalid_lines_fail_without_affecting_the_others(
     assert "2 succeeded, 4 failed" in ended.stderr
     found: dict[Any, Outcome] = {**outcomes(out)}
     assert [answer(found[key]) for key in ("good", "last")] == ["x", "y"]
-    assert error(found[None])["message"].startswith("line 2: no JSON")
+    assert error(found[None])["message"].startswith("line 2: not valid JSON")
     assert error(found["hot"])["param"] == "body.temperature"
     assert error(found["hot"])["code"] == "INVALID_REQUEST"
     assert error(found["role"])["param"] == "body.messages[0].role"
@@ -187,7 +187,7 @@ async def test_a_file_that_is_no_batch_output_is_not_overwritten(
         out.write_text(text)
         ended = await ruvd("batch", file, "--out", str(out), "--address", address)
         assert ended.returncode == 2
-        assert "is none of ruvd batch" in ended.stderr
+        assert "was not written by ruvd batch" in ended.stderr
         assert out.read_text() == text
     for arguments in ([file, "--out", file], [file, "--out", str(tmp_path)], ["no", "--out", "x"]):
         ended = await ruvd("batch", *arguments, "--address", address)
@@ -236,7 +236,7 @@ async def test_a_stopped_run_can_be_continued(
             _, complaints = await process.communicate()
         if how is signal.SIGINT:
             assert process.returncode == 130
-            assert "the same command goes on" in complaints.decode()
+            assert "run the same command again to continue" in complaints.decode()
             assert "Traceback" not in complaints.decode()
         before = out.read_bytes()
         assert 20 <= before.count(b"\n") < 100
@@ -291,7 +291,7 @@ async def test_a_run_fails_without_a_daemon_and_can_be_continued(
     ended = await ruvd("batch", file, "--out", str(out), "--address", "127.0.0.1:1")
     assert ended.returncode == 1
     assert "no daemon at 127.0.0.1:1" in ended.stderr
-    assert "1 are left" in ended.stderr
+    assert "items left: 1;" in ended.stderr
     ended = await ruvd("batch", file, "--out", str(out), "--address", address)
     assert ended.returncode == 0
 

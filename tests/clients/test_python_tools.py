@@ -213,7 +213,7 @@ async def test_on_a_terminal_a_chat_shows_reasoning_dim(reasoning_address: str) 
             while b"> " not in screen.partition(b"total")[2]:
                 screen += await asyncio.to_thread(os.read, ours, 65_536)
             os.write(ours, b"\x04")
-            while b"come back with" not in screen:
+            while b"continue with" not in screen:
                 screen += await asyncio.to_thread(os.read, ours, 65_536)
             assert await process.wait() == 0
     finally:

@@ -215,7 +215,7 @@ async def test_invalid_lines_are_reported_and_the_others_are_imported(
         "line 6",
     ]
     assert "INVALID_REQUEST: session_id" in complaints[1]
-    assert "messages[0].content[0].type: 'image_url' is not text" in complaints[2]
+    assert "messages[0].content[0].type: must be text, not 'image_url'" in complaints[2]
     assert "SESSION_EXISTS" in complaints[3]
     assert complaints[-1] == "2 sessions imported, 4 failed"
     assert await session_ids(address) == ["a", "b"]
@@ -224,7 +224,7 @@ async def test_invalid_lines_are_reported_and_the_others_are_imported(
 @pytest.mark.parametrize(
     ("choice", "summary", "sessions"),
     [
-        ("skip", "0 sessions imported, 1 skipped, as their ids are taken\n", 1),
+        ("skip", "0 sessions imported, 1 skipped, as their ids exist\n", 1),
         ("new-id", "1 session imported\n", 2),
     ],
 )
@@ -268,8 +268,8 @@ async def test_evicted_sessions_are_not_counted_as_imported(
         assert await session_ids(small.address) == ["s2", "s3", "s4"]
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "3 sessions imported, 2 failed"
-    assert "2 sessions are gone again" in done.stderr
-    assert "1 session of before the import" in done.stderr
+    assert "2 sessions imported but gone" in done.stderr
+    assert "1 session from before the import" in done.stderr
 
 
 async def test_an_import_stops_if_the_daemon_accepts_no_line(

@@ -80,7 +80,7 @@ async def test_drain_waits_until_no_completion_runs(daemon: StartDaemon) -> None
         await anext(aiter(endless))
         at = ("drain", "--address", running.socket)
         late = await ruvd(*at, "--wait", "0.5")
-        assert (late.returncode, late.stderr) == (1, "ruvd: after 0.5 s completions still run\n")
+        assert (late.returncode, late.stderr) == (1, "ruvd: completions still run after 0.5 s\n")
         answer = asyncio.create_task(events(stub, turn(" ".join(["word"] * 40))))  # without session
         waits = asyncio.create_task(ruvd(*at, "--wait", "30"))
         endless.cancel()
@@ -136,7 +136,7 @@ async def test_drain_signals_no_process_that_is_no_ruvd() -> None:
     try:
         done = await ruvd("drain", "--address", f"127.0.0.1:{port}")
         assert (done.returncode, done.stdout) == (1, "")
-        assert "is no ruvd" in done.stderr
+        assert "is not a ruvd" in done.stderr
     finally:
         await server.stop(None)
 
