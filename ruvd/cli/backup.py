@@ -20,7 +20,7 @@ _USAGE = 2
 
 
 def backup(
-    file: Path,
+    file: Annotated[Path, Parameter(help="File to write the copy to.")],
     /,
     *,
     store: Annotated[

@@ -16,27 +16,17 @@ from cyclopts import Parameter, validators
 from ruvd_client import BatchOutcome, Client, RuvdError
 from ruvd_client.v1.session_service_pb2 import CompleteRequest
 
-from ruvd.cli.batch_files import STREAM, FilesRefused, OutcomeFile, items, opened_input, plan
+from ruvd.cli.batch_files import FilesRefused, OutcomeFile, items, opened_input, plan
 from ruvd.cli.batch_lines import Item, completed, failed, to_request
 from ruvd.cli.batch_progress import ProgressDisplay, Tally
 from ruvd.cli.openai_messages import LineRefused
-from ruvd.cli.terminal import Address, connected, default_address, err, fail, print_error
+from ruvd.cli.terminal import Address, File, connected, default_address, err, fail, print_error
 
 _USAGE, _INTERRUPTED = 2, 130
 
 
-def _no_flag(_: type, path: Path) -> None:
-    if str(path).startswith("-") and path != STREAM:
-        raise ValueError(f"{path} looks like a flag; for a file of that name use ./{path}")
-
-
 def batch(
-    file: Annotated[
-        Path,
-        Parameter(
-            help="File with the items; - is stdin.", allow_leading_hyphen=True, validator=_no_flag
-        ),
-    ],
+    file: Annotated[File, Parameter(help="File with an item on each line; - is stdin.")],
     /,
     *,
     out: Annotated[Path, Parameter(help="File to which the outcomes are appended as they come.")],

@@ -29,8 +29,8 @@ from ruvd.cli.batch_lines import (
     read_item,
     read_written,
 )
+from ruvd.cli.terminal import STREAM
 
-STREAM = Path("-")
 _BLOCK_BYTES = 1 << 16
 _LINE_PREFIX = f'{{"id": "{ID_PREFIX}'.encode()
 
@@ -69,10 +69,7 @@ class OutcomeFile:
             raise
 
     def has(self, item: Item) -> bool:
-        """Tells whether the item has an outcome.
-
-        Raises FilesRefused if another item with the same custom_id has one.
-        """
+        """Tells whether the item is done. Raises FilesRefused if another with its key is."""
         if self._ids.get(item.key, item.id) != item.id:
             raise FilesRefused(
                 f"{self.path} has an outcome of another request with custom_id {item.key!r} than "

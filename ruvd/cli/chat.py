@@ -34,17 +34,11 @@ from ruvd.cli.terminal import (
 
 def chat(
     *,
-    session: Annotated[
-        str, Parameter(help="Continue the session with this id, or create it.")
-    ] = "",
-    fork: Annotated[
-        str, Parameter(help="Fork the session with this id and continue the fork.")
-    ] = "",
+    session: Annotated[str, Parameter(help="Id of a session to continue, or to create.")] = "",
+    fork: Annotated[str, Parameter(help="Id of a session to fork; the chat is in the fork.")] = "",
     system: Annotated[str, Parameter(help="System prompt of a new session.")] = "",
     max_tokens: Annotated[int | None, Parameter(help="Most tokens of an answer.")] = None,
-    temperature: Annotated[
-        float | None, Parameter(help="Sampling temperature; 0 gives the likeliest text.")
-    ] = None,
+    temperature: Annotated[float | None, Parameter(help="0 for the likeliest text.")] = None,
     address: Address = default_address,
 ) -> None:
     """Runs `ruvd chat`."""

@@ -32,15 +32,13 @@ def listening_pid(connection: socket.socket) -> int:
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
         pid = int(struct.unpack("3i", credentials)[0])
         if pid == 0:
-            raise ProcessUnavailable(
-                "the daemon runs in another PID namespace: run this command there"
-            )
+            raise ProcessUnavailable("the daemon runs in another PID namespace: run this there")
         return pid
     peer = _unmapped(ipaddress.ip_address(connection.getpeername()[0]))
     if not peer.is_loopback and peer != _unmapped(
         ipaddress.ip_address(connection.getsockname()[0])
     ):
-        raise ProcessUnavailable("the daemon runs on another machine: run this command there")
+        raise ProcessUnavailable("the daemon runs on another machine: run this there")
     pids = _pids_with(_listening_inodes(peer, connection.getpeername()[1]))
     if len(pids) != 1:
         found = ", ".join(map(str, pids)) if pids else "this user may see none"
@@ -54,9 +52,7 @@ def send_drain(pid: int) -> None:
         status = (_PROC / str(pid) / "status").read_text()
         caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
         if not int(caught.split()[1], 16) >> (signal.SIGUSR1 - 1) & 1:
-            raise ProcessUnavailable(
-                f"process {pid} does not handle SIGUSR1: it is not a ruvd, or just starting"
-            )
+            raise ProcessUnavailable(f"process {pid} does not handle SIGUSR1: not a running ruvd")
         os.kill(pid, signal.SIGUSR1)
     except PermissionError:
         raise ProcessUnavailable(f"process {pid} belongs to another user") from None

@@ -196,12 +196,10 @@ def _unwinding_on_signals() -> Iterator[None]:
     def unwind(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    handled = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    before = {number: signal.signal(number, unwind) for number in handled}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, unwind)
     try:
         yield
     finally:

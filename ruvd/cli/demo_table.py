@@ -101,9 +101,7 @@ def caption(model: str, engine: str, session: Way, uncached: Way, cached: Way) -
     ]
     lines += [f'No figures for "{way.name}": {way.missing}' for way in ways if way.missing]
     if any(prompts_differ(session, way) for way in ways):
-        lines.append(
-            "Prompt tokens are those of the session; some were different in the other ways."
-        )
+        lines.append("Prompt tokens are the session's; some differed in the other ways.")
     return "\n".join(lines)
 
 
@@ -113,10 +111,7 @@ def first_counted(way: Way) -> int:
 
 
 def reduction(turn: Turn, other: Way, index: int) -> float | None:
-    """Returns by how many percent the first token came earlier than in the other way.
-
-    Negative if it came later, None if unknown.
-    """
+    """Returns by how many percent the first token came earlier; negative if it came later."""
     if index >= len(other.turns):
         return None
     there = other.turns[index].first_token_ms

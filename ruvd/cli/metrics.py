@@ -40,10 +40,7 @@ def metrics(
         ),
     ] = 2.0,
     as_json: Annotated[
-        bool,
-        Parameter(
-            name="--json", negative=(), help="Print JSON; with --watch, a line for each reading."
-        ),
+        bool, Parameter(name="--json", negative=(), help="Print JSON; one line if watching.")
     ] = False,
     address: Address = default_address,
 ) -> None:
@@ -144,11 +141,7 @@ def _rows(now: SessionMetrics) -> Iterator[tuple[str, str, str]]:
     messages = f"{now.avg_messages_per_session:.1f}" if now.total_sessions else _UNKNOWN
     yield "sessions", str(now.total_sessions), f"{now.active_sessions} not expired"
     yield "messages per session", messages, "" if now.total_sessions else "no sessions"
-    yield (
-        "session completions",
-        str(now.session_completions),
-        "since the daemon's start, like all figures below",
-    )
+    yield "session completions", str(now.session_completions), "all figures below: since the start"
     yield "stateless completions", str(now.stateless_completions), ""
     yield _percent(
         now,
@@ -179,12 +172,10 @@ _NAMES = {
 }
 
 
-def _percent(
-    now: SessionMetrics, field: Any, meaning: str, unset_reason: str
-) -> tuple[str, str, str]:
+def _percent(now: SessionMetrics, field: Any, meaning: str, unset: str) -> tuple[str, str, str]:
     if now.HasField(field):
         return _NAMES[field], f"{getattr(now, field):.1f} %", meaning
-    return _NAMES[field], _UNKNOWN, unset_reason
+    return _NAMES[field], _UNKNOWN, unset
 
 
 def _latency(now: SessionMetrics, field: Any) -> str:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from ruvd.cli.terminal import Address, connected, default_address, out, printable
+from ruvd.cli.terminal import Address, AsJson, connected, default_address, out, printable
 
 
 def models(
     *,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False,
+    as_json: AsJson = False,
     address: Address = default_address,
 ) -> None:
     """Runs `ruvd models`: prints the engine's models and marks the default."""

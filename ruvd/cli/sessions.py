@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Table
 from ruvd_client import Message, Role, Session, SessionView
 
-from ruvd.cli.terminal import Address, connected, default_address, out, printable
+from ruvd.cli.terminal import Address, AsJson, connected, default_address, out, printable
 
 
 def _labels(_: type, labels: Sequence[str] | None) -> None:
@@ -28,10 +28,10 @@ def list_sessions(
         Parameter(
             validator=_labels,
             negative=(),
-            help="Only sessions with this label, KEY=VALUE; may be repeated.",
+            help="Only sessions with this label KEY=VALUE.",
         ),
     ] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False,
+    as_json: AsJson = False,
     address: Address = default_address,
 ) -> None:
     """Runs `ruvd sessions list`, in the order of creation."""
@@ -50,7 +50,7 @@ def show(
     session_id: str,
     /,
     *,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False,
+    as_json: AsJson = False,
     address: Address = default_address,
 ) -> None:
     """Runs `ruvd sessions show`."""

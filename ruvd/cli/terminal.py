@@ -8,6 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, NoReturn, TypeAlias
 
 import grpc
@@ -17,6 +18,16 @@ from ruvd_client import Client, RuvdError
 from ruvd_client.protocol import DEFAULT_ADDRESS
 
 CALL_TIMEOUT_SECONDS = 10.0
+STREAM = Path("-")
+
+
+def _no_flag(_: type, path: Path) -> None:
+    if str(path).startswith("-") and path != STREAM:
+        raise ValueError(f"{path} looks like a flag; for a file of that name use ./{path}")
+
+
+File: TypeAlias = Annotated[Path, Parameter(allow_leading_hyphen=True, validator=_no_flag)]
+AsJson: TypeAlias = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
 
 Address: TypeAlias = Annotated[
     str,

@@ -22,7 +22,9 @@ from ruvd_client.protocol import CreateSessionArguments
 
 from ruvd.cli.session_lines import Conversation, LineRefused, from_line, to_line
 from ruvd.cli.terminal import (
+    STREAM,
     Address,
+    File,
     connected,
     default_address,
     err,
@@ -33,7 +35,6 @@ from ruvd.cli.terminal import (
 
 OnConflict: TypeAlias = Literal["fail", "skip", "new-id"]
 
-_STREAM = Path("-")
 # Well below the daemon's defaults of max_messages and max_request_bytes.
 _MESSAGES_AT_ONCE = 500
 _BYTES_AT_ONCE = 1 << 20
@@ -41,22 +42,14 @@ _BYTES_AT_ONCE = 1 << 20
 _ABOUT_THE_LINE = {"INVALID_REQUEST", "SESSION_EXISTS", "SESSION_TOO_LARGE"}
 
 
-def _no_flag(_: type, path: Path) -> None:
-    if str(path).startswith("-") and path != _STREAM:
-        raise ValueError(f"{path} looks like a flag; for a file of that name use ./{path}")
-
-
-File: TypeAlias = Annotated[Path, Parameter(allow_leading_hyphen=True, validator=_no_flag)]
-
-
 def export_sessions(
     *session_ids: str,
-    out: Annotated[File, Parameter(help="File to write, with mode 0600; - is stdout.")] = _STREAM,
+    out: Annotated[File, Parameter(help="File to write, with mode 0600; - is stdout.")] = STREAM,
     address: Address = default_address,
 ) -> None:
     """Runs `ruvd sessions export`."""
     with connected(address) as client, _output(out) as file:
-        busy = out != _STREAM or not sys.stdout.isatty()
+        busy = out != STREAM or not sys.stdout.isatty()
         with _progress("exporting", shown=busy) as bar:
             wanted = session_ids or [session.id for session in client.list_sessions()]
             for session_id in bar.track(wanted, description="exporting"):
@@ -66,7 +59,7 @@ def export_sessions(
 
 
 def import_sessions(
-    file: File,
+    file: Annotated[File, Parameter(help="File with a session on each line; - is stdin.")],
     /,
     *,
     on_conflict: Annotated[
@@ -204,7 +197,7 @@ def _progress(what: str, *, shown: bool) -> Progress:
 @contextmanager
 def _output(path: Path) -> Iterator[BinaryIO]:
     """Opens stdout, or a file that gets its name only when it is complete."""
-    if path == _STREAM:
+    if path == STREAM:
         try:
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
@@ -228,7 +221,7 @@ def _output(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _input(path: Path) -> Iterator[BinaryIO]:
-    if path == _STREAM:
+    if path == STREAM:
         yield sys.stdin.buffer
         return
     try:

@@ -144,11 +144,7 @@ class Daemon:
         self._stop.set()
 
     def _start_cache_tasks(
-        self,
-        engine: Engine,
-        core: Core,
-        observers: list[Observer],
-        stack: AsyncExitStack,
+        self, engine: Engine, core: Core, observers: list[Observer], stack: AsyncExitStack
     ) -> None:
         """Starts what evaluates prompts ahead and what drops the KV states of ended sessions."""
         self._prefix_cache = prefix_cache = engine.prefix_cache
