@@ -1,4 +1,4 @@
-"""The daemon as users run it: a process, its sockets, its signals. The engine is echo."""
+"""The daemon as a process: its sockets, signals, limits and errors. The engine is echo."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def test_a_socket_belongs_to_owner_and_group_and_is_gone_after_the_end(
         assert not path.exists()
 
 
-async def test_a_dead_daemons_socket_is_replaced_and_a_living_ones_never(
+async def test_a_stale_socket_is_replaced_and_a_live_daemons_never(
     daemon: StartDaemon,
 ) -> None:
     async with daemon(*ECHO) as first:
@@ -111,14 +111,14 @@ async def test_a_dead_daemons_socket_is_replaced_and_a_living_ones_never(
         await first.ended()
         assert (first.folder / "r.sock").exists()
         async with daemon(*ECHO, folder=first.folder) as second, second.stub() as stub:
-            thief = await serve("--store", "memory", "--listen", second.socket)
-            assert thief.returncode == 3
-            assert "another ruvd listens there" in thief.stderr
+            second_daemon = await serve("--store", "memory", "--listen", second.socket)
+            assert second_daemon.returncode == 3
+            assert "another ruvd listens there" in second_daemon.stderr
             assert (await say(stub, "still here")).message.content == "still here"
 
 
 async def serve(*flags: str) -> subprocess.CompletedProcess[str]:
-    """Run a daemon that is expected to end by itself."""
+    """Runs a daemon that is expected to end by itself."""
     return await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "ruvd", "serve", *ECHO, *flags],
@@ -128,23 +128,23 @@ async def serve(*flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-async def test_a_strangers_socket_is_never_stolen() -> None:
-    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as stranger:
+async def test_another_programs_socket_is_never_taken_over() -> None:
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as other:
         path = f"{folder}/s.sock"
-        stranger.bind(path)
-        stranger.listen()
+        other.bind(path)
+        other.listen()
         result = await serve("--store", "memory", "--listen", f"unix:{path}")
         assert (result.returncode, "another process" in result.stderr) == (3, True)
 
 
-async def test_a_port_that_is_taken_is_said(daemon: StartDaemon) -> None:
+async def test_a_port_in_use_is_reported(daemon: StartDaemon) -> None:
     async with daemon(*ECHO) as running:
         result = await serve("--store", "memory", "--listen", running.address)
         assert result.returncode == 3
         assert f"cannot listen at {running.address}" in result.stderr
 
 
-async def test_wrong_settings_are_told_with_exit_code_2() -> None:
+async def test_invalid_settings_are_reported_with_exit_code_2() -> None:
     result = await serve("--listen", "0.0.0.0:1")
     assert (result.returncode, "allow_remote" in result.stderr) == (2, True)
 
@@ -164,7 +164,7 @@ async def test_sigterm_lets_a_running_turn_end_and_refuses_new_ones(daemon: Star
         assert await running.ended() == 0
 
 
-async def test_what_runs_past_drain_seconds_is_cancelled_with_a_reason(
+async def test_a_turn_that_outlasts_drain_seconds_is_cancelled_with_a_reason(
     daemon: StartDaemon,
 ) -> None:
     async with daemon(*SLOW, "--drain-seconds", "0.3") as running, running.stub() as stub:
@@ -314,7 +314,9 @@ async def test_sessions_page_in_the_order_of_their_creation(daemon: StartDaemon)
             assert details(error)[1] == ["page_token"]
 
 
-async def test_what_would_break_a_later_answer_is_refused_at_once(daemon: StartDaemon) -> None:
+async def test_values_that_would_break_a_later_response_are_refused_at_once(
+    daemon: StartDaemon,
+) -> None:
     async with daemon(*ECHO) as running, running.stub() as stub:
         for field, request in {
             "idle_timeout": pb.CreateSessionRequest(idle_timeout=Duration(seconds=10**12 // 4)),
@@ -348,12 +350,12 @@ async def test_the_daemon_is_ready_soon_and_small(daemon: StartDaemon) -> None:
         ready = time.monotonic() - started
         await say(stub, "hi", "s")
         resident = psutil.Process(running.pid).memory_info().rss / (1 << 20)
-    # Generous, as the machine may be busy; bench/ has the figures.
+    # Generous, as the machine may be busy; bench/README.md has figures.
     assert ready < 10
     assert resident < 110
 
 
-@pytest.mark.skipif(not shutil.which("grpcurl"), reason="CI installs it; a user need not")
+@pytest.mark.skipif(not shutil.which("grpcurl"), reason="needs grpcurl, which CI installs")
 async def test_grpcurl_lists_the_service_and_completes(daemon: StartDaemon) -> None:
     async with daemon(*ECHO) as running:
 
@@ -376,7 +378,7 @@ async def test_grpcurl_lists_the_service_and_completes(daemon: StartDaemon) -> N
         )
 
 
-async def test_a_store_that_breaks_is_told_and_recovers_when_the_cause_is_gone(
+async def test_a_broken_store_is_reported_and_recovers_when_the_cause_is_gone(
     daemon: StartDaemon, tmp_path: Path
 ) -> None:
     path = tmp_path / "s.db"

@@ -1,4 +1,4 @@
-"""`ruvd drain`, the port for probes, and what health says: on a daemon as users run it."""
+"""`ruvd drain`, the health port, and the health service of a real daemon."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from running import RunningDaemon, StartDaemon
+from running import RunningDaemon, StartDaemon, clean_environment
 from wire import events, say, turn
 
 from ruvd.core.ports.events import EngineStateChanged, StoreStateChanged
@@ -38,7 +38,7 @@ async def ruvd(*arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=60,
-        env={k: v for k, v in os.environ.items() if not k.startswith("RUVD_")},
+        env=clean_environment(),
     )
 
 
@@ -63,7 +63,7 @@ async def test_drain_turns_readiness_off_and_cuts_nothing(daemon: StartDaemon, w
     async with daemon(*SLOW) as running, running.stub() as stub:
         stream = aiter(stub.Complete(turn("one two three four five six seven eight", "s")))
         await anext(stream)
-        for _ in range(2):  # again is no mistake
+        for _ in range(2):  # repeating it is allowed
             done = await ruvd("drain", "--address", addresses(running)[which])
             assert (done.returncode, done.stderr) == (0, "")
             assert done.stdout == f"process {running.pid} drains: readiness is off\n"
@@ -81,7 +81,9 @@ async def test_drain_waits_until_no_completion_runs(daemon: StartDaemon) -> None
         at = ("drain", "--address", running.socket)
         late = await ruvd(*at, "--wait", "0.5")
         assert (late.returncode, late.stderr) == (1, "ruvd: completions still run after 0.5 s\n")
-        answer = asyncio.create_task(events(stub, turn(" ".join(["word"] * 40))))  # without session
+        answer = asyncio.create_task(
+            events(stub, turn(" ".join(["word"] * 40)))
+        )  # without a session
         waits = asyncio.create_task(ruvd(*at, "--wait", "30"))
         endless.cancel()
         done, _ = await asyncio.wait([answer, waits], return_when=asyncio.FIRST_COMPLETED)
@@ -92,7 +94,7 @@ async def test_drain_waits_until_no_completion_runs(daemon: StartDaemon) -> None
 
 
 def cpu_seconds(*arguments: str) -> float:
-    """User and system time of a whole `ruvd` process that succeeds, by the kernel's account."""
+    """Returns the user and system time of a `ruvd` process that succeeds, from the kernel."""
     process = subprocess.Popen(
         [sys.executable, "-m", "ruvd", *arguments], stdout=subprocess.DEVNULL
     )
@@ -105,7 +107,7 @@ def cpu_seconds(*arguments: str) -> float:
 async def test_a_probe_costs_less_than_200_ms_of_cpu_time(daemon: StartDaemon) -> None:
     async with daemon(*ECHO) as running:
         best = float("inf")
-        # The best of several: beside other work the same instructions take longer.
+        # The best of several, as the same work takes longer on a busy machine.
         for attempt in range(10):
             cost = await asyncio.to_thread(cpu_seconds, "health", "--address", running.socket)
             best = min(best, cost)
@@ -120,8 +122,8 @@ async def test_drain_without_a_daemon_says_how_to_start_one() -> None:
     assert done.stderr == "ruvd: no daemon at 127.0.0.1:1: start one with `ruvd serve`\n"
 
 
-async def test_drain_signals_no_process_that_is_no_ruvd() -> None:
-    """SIGUSR1 ends a process that does not expect it, and this one does not."""
+async def test_drain_does_not_signal_a_process_that_is_not_a_ruvd() -> None:
+    """SIGUSR1 ends a process without a handler, such as this one."""
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
     server = grpc.aio.server()
     health = health_pb2_grpc.HealthServicer()
@@ -148,14 +150,14 @@ async def test_drain_asks_the_named_process_only_if_it_handles_the_signal(
         at = ("drain", "--address", running.socket, "--pid")
         ours = await ruvd(*at, str(os.getpid()))
         assert (ours.returncode, "does not handle SIGUSR1" in ours.stderr) == (1, True)
-        none = await ruvd(*at, str(1 << 22))  # above any that there is
+        none = await ruvd(*at, str(1 << 22))  # above the highest process id
         assert (none.returncode, "there is no process" in none.stderr) == (1, True)
         assert await states(running.socket) == [SERVING] * 4
         assert (await ruvd(*at, str(running.pid))).returncode == 0
         assert (await states(running.socket))[-1] == NOT_SERVING
 
 
-async def test_health_tells_the_version_and_how_many_completions_run(
+async def test_health_reports_the_version_and_the_number_of_completions(
     daemon: StartDaemon,
 ) -> None:
     version = (await ruvd("--version")).stdout.strip()
@@ -166,31 +168,31 @@ async def test_health_tells_the_version_and_how_many_completions_run(
         health_at(running.socket) as health,
     ):
 
-        async def told(service: str = "") -> dict[str, Any]:
+        async def metadata_of(service: str = "") -> dict[str, Any]:
             call = health.Check(health_pb2.HealthCheckRequest(service=service))
             metadata = dict(await call.initial_metadata())
             await call.code()
             return metadata
 
-        assert (await told())["ruvd-version"] == version
-        assert (await told("no-such"))["ruvd-version"] == version
-        assert (await told())["ruvd-running"] == "0"
+        assert (await metadata_of())["ruvd-version"] == version
+        assert (await metadata_of("no-such"))["ruvd-version"] == version
+        assert (await metadata_of())["ruvd-running"] == "0"
         call = stub.Complete(turn(" ".join(["word"] * 200)))
         await anext(aiter(call))
-        assert (await told())["ruvd-running"] == "1"
+        assert (await metadata_of())["ruvd-running"] == "1"
         call.cancel()
         await running.logged("completion failed", reason="COMPLETION_CANCELLED")
-        assert (await told())["ruvd-running"] == "0"
+        assert (await metadata_of())["ruvd-running"] == "0"
 
 
-async def test_every_watcher_is_told_of_every_change(daemon: StartDaemon) -> None:
+async def test_every_watcher_gets_every_change(daemon: StartDaemon) -> None:
     async with daemon(*ECHO) as running, health_at(running.socket) as health:
         request = health_pb2.HealthCheckRequest(service="readiness")
         calls = [health.Watch(request) for _ in range(3)]
         watches = [aiter(call) for call in calls]
         for watch in watches:
             assert (await anext(watch)).status == SERVING
-        calls.pop().cancel()  # one that leaves takes none with it
+        calls.pop().cancel()  # one that leaves does not end the others
         running.process.send_signal(signal.SIGUSR1)
         for watch in watches[: len(calls)]:
             assert (await anext(watch)).status == NOT_SERVING
@@ -198,7 +200,7 @@ async def test_every_watcher_is_told_of_every_change(daemon: StartDaemon) -> Non
 
 @asynccontextmanager
 async def serving(health: Health) -> AsyncIterator[str]:
-    """The address of a server with this health and nothing else, in this process."""
+    """Yields the address of a server in this process with only this health service."""
     server = grpc.aio.server()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -209,7 +211,7 @@ async def serving(health: Health) -> AsyncIterator[str]:
         await server.stop(None)
 
 
-async def test_a_watcher_of_an_unknown_name_hears_of_it_when_it_comes() -> None:
+async def test_a_watcher_of_an_unknown_name_gets_its_state_once_it_is_known() -> None:
     health = Health("1")
     async with serving(health) as address, health_at(address) as stub:
         watch = aiter(stub.Watch(health_pb2.HealthCheckRequest(service="late")))
@@ -219,7 +221,7 @@ async def test_a_watcher_of_an_unknown_name_hears_of_it_when_it_comes() -> None:
 
 
 @pytest.mark.parametrize("going", [Readiness.drain, Readiness.stop])
-async def test_readiness_stays_off_whatever_comes_up_afterwards(
+async def test_readiness_stays_off_after_the_store_and_engine_come_up(
     going: Callable[[Readiness], None],
 ) -> None:
     health = Health("1")
@@ -268,7 +270,7 @@ async def test_the_port_for_probes_has_health_and_never_the_api(daemon: StartDae
 
 
 def _own_addresses() -> set[str]:
-    """The machine's address as others see it, if it has one; nothing is sent to ask."""
+    """Returns the machine's address on its network, if any. Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
@@ -277,7 +279,7 @@ def _own_addresses() -> set[str]:
         return {probe.getsockname()[0]}
 
 
-async def test_the_port_for_probes_answers_until_the_daemon_has_drained(
+async def test_the_health_port_answers_until_the_daemon_has_drained(
     daemon: StartDaemon,
 ) -> None:
     async with daemon(*SLOW, "--health-listen", "127.0.0.1:0") as running, running.stub() as stub:
@@ -291,7 +293,7 @@ async def test_the_port_for_probes_answers_until_the_daemon_has_drained(
         assert await running.ended() == 0
 
 
-async def test_a_port_for_probes_that_is_taken_or_no_port_is_refused(daemon: StartDaemon) -> None:
+async def test_a_health_port_that_is_in_use_or_not_a_port_is_refused(daemon: StartDaemon) -> None:
     async with daemon(*ECHO, "--health-listen", "127.0.0.1:0") as running:
         address = (await running.logged("serving health"))["address"]
         taken = await ruvd("serve", *ECHO, "--listen", "127.0.0.1:0", "--store", "memory",

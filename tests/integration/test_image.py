@@ -1,9 +1,9 @@
-"""The image of deploy/Dockerfile, built for real and run as Kubernetes runs it.
+"""The image of deploy/Dockerfile, really built, and run as Kubernetes runs it.
 
-The base is a Debian that debootstrap makes here, in place of the one that a registry would give;
-buildah then builds the Dockerfile on it, with its chroot isolation, which needs no daemon. What is
-built runs with namespaces of its own for mounts and processes, read-only root, as the image's user.
-It is skipped only where debootstrap, buildah or root are missing.
+debootstrap makes the Debian base image, in place of a registry's. buildah builds the Dockerfile on
+it with chroot isolation, which needs no daemon. The image runs in its own mount and process
+namespaces, with a read-only root and as its own user. The test is skipped only if debootstrap,
+buildah or root are missing.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-# What the kubelet and the runtime do: a read-only root, volumes, an ordinary user. The app's mount
-# of the socket's folder is the last: read-only, as in deploy/kubernetes/example/app.yaml.
+# The work of the kubelet and the runtime: a read-only root, volumes, an ordinary user. The last
+# mount is the app's, of the socket's folder: read-only, as in deploy/kubernetes/example/app.yaml.
 START = """
 set -e
 root=$1 volumes=$2 user=$3
@@ -67,7 +67,7 @@ def run(*command: str | Path, seconds: float = 400.0) -> str:
 
 
 class Builder:
-    """buildah, with images of its own in a folder that goes with it."""
+    """Runs buildah with its images in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -77,9 +77,9 @@ class Builder:
         return run(*self._command, *arguments).strip()
 
     def make_base(self) -> None:
-        """Debian, and the certificates that pip on this machine trusts, if they are special."""
+        """Makes a Debian base image, with the certificates that pip uses here, if any are set."""
         root = self._folder / "base"
-        # It mounts /proc and /sys in there: not for others, and gone with it if it fails.
+        # It mounts /proc and /sys, which must be private and must vanish if it fails.
         run("unshare", "--mount", "debootstrap", "--variant=minbase", "bookworm", root)
         if trusted := os.environ.get("PIP_CERT"):
             shutil.copy(trusted, root / "etc" / "pip.pem")
@@ -91,11 +91,11 @@ class Builder:
         shutil.rmtree(root)
 
     def build(self, model: str) -> str:
-        """The image's name."""
+        """Builds the image; returns its name."""
         deploy = REPOSITORY / "deploy"
         self(
             "build", "--isolation", "chroot", "--network", "host", "--layers",
-            "--format", "docker",  # OCI's has no HEALTHCHECK
+            "--format", "docker",  # the OCI format has no HEALTHCHECK
             "--file", deploy / "Dockerfile",
             "--ignorefile", deploy / "Dockerfile.dockerignore",
             "--build-arg", f"BASE_IMAGE={BASE}", "--build-arg", f"MODEL={model}",
@@ -124,12 +124,12 @@ def builder() -> Iterator[Builder]:
         builder("rm", "--all")
         builder("rmi", "--all", "--force")
         mounts = Path("/proc/self/mounts").read_text()
-        assert f" {folder}/" not in mounts, "what is mounted there must not be removed with it"
+        assert f" {folder}/" not in mounts, "a mounted folder must not be removed"
         shutil.rmtree(folder)
 
 
 class Container:
-    """A running container of an image, and what can be run in it."""
+    """A running container of an image."""
 
     def __init__(self, root: Path, config: dict[str, Any], folder: Path, **more: str) -> None:
         environment = dict(each.split("=", 1) for each in config["Env"]) | more
@@ -149,7 +149,7 @@ class Container:
 
     @property
     def first(self) -> psutil.Process:
-        """The first process of the container: number 1 in it."""
+        """The first process of the container, whose process id in it is 1."""
         (found,) = psutil.Process(self._unshare.pid).children()
         return found
 
@@ -161,7 +161,7 @@ class Container:
             time.sleep(0.1)
 
     def execute(self, *command: str, user: int = USER, group: int = USER) -> int:
-        """Run something in it as the kubelet runs probes and hooks. Its exit code."""
+        """Runs a command in it as the kubelet runs probes and hooks; returns its exit code."""
         done = subprocess.run(
             [
                 "nsenter", "--target", str(self.first.pid), "--mount", "--pid", "--root",
@@ -173,12 +173,12 @@ class Container:
         return done.returncode
 
     def stop(self) -> int:
-        """SIGTERM for the first process, as the kubelet sends it; the exit code."""
+        """Sends SIGTERM to the first process, as the kubelet does; returns the exit code."""
         self.first.send_signal(signal.SIGTERM)
         return self._unshare.wait(STOP_SECONDS)
 
     def close(self) -> None:
-        """End what is left; the kernel ends all processes of a namespace with its first."""
+        """Kills the first process; the kernel then kills all others of the namespace."""
         if self._unshare.poll() is None:
             for each in psutil.Process(self._unshare.pid).children():
                 each.kill()
@@ -188,7 +188,7 @@ class Container:
 
 @contextmanager
 def volumes() -> Iterator[Path]:
-    """Folders as the kubelet makes them for `fsGroup`: of root, for the group, handed on."""
+    """Makes folders as the kubelet does for `fsGroup`: of root, with the group and setgid."""
     with tempfile.TemporaryDirectory(prefix="ruvd-") as path:
         for name in ("socket", "state", "tmp"):
             folder = Path(path, name)
@@ -225,7 +225,7 @@ def check_config(config: dict[str, Any]) -> None:
 
 
 def check_contents(root: Path) -> None:
-    """What is installed is what is pinned and needed, and the list of it is true."""
+    """Checks that the packages are those pinned and needed, and that the SBOM lists them."""
     listed = json.loads((root / "opt/ruvd/share/ruvd.cdx.json").read_text())["components"]
     named = {each["purl"].removeprefix("pkg:pypi/") for each in listed}
     (packages,) = (root / "opt/ruvd/lib").glob("python3*/site-packages")
@@ -240,7 +240,7 @@ def check_contents(root: Path) -> None:
 
 
 def check_pod_life(root: Path, config: dict[str, Any]) -> None:
-    """Probes, the app's way in, a turn, preStop, the end: as an ordinary user, read-only."""
+    """Checks probes, the app's access, a turn, preStop and the end, as an ordinary user."""
     with running(root, config, RUVD_ENGINE="echo") as container:
         container.until(lambda: container.execute("ruvd", "health") == 0)
         assert container.execute("touch", "/opt/mine") != 0
@@ -249,8 +249,8 @@ def check_pod_life(root: Path, config: dict[str, Any]) -> None:
         assert (socket.st_uid, socket.st_gid, socket.st_mode & 0o777) == (USER, USER, 0o660)
 
         app = ("ruvd", "health", "--address", "unix:/mnt/ruvd.sock")
-        assert container.execute(*app, user=APP, group=USER) == 0, "fsGroup lets the app in"
-        assert container.execute(*app, user=APP, group=APP) != 0, "and nobody else"
+        assert container.execute(*app, user=APP, group=USER) == 0, "fsGroup gives the app access"
+        assert container.execute(*app, user=APP, group=APP) != 0, "and no other user"
 
         with Client(container.address) as client:
             assert client.complete("Hello there", session_id="a").text() == "Hello there"
@@ -261,15 +261,15 @@ def check_pod_life(root: Path, config: dict[str, Any]) -> None:
 
 
 def check_early_signal(root: Path, config: dict[str, Any]) -> None:
-    """A container that is ended while Python still starts ends; the kernel would drop the signal
-    for a first process without handlers."""
+    """Checks that SIGTERM while Python still starts ends the container: the kernel would drop the
+    signal for a first process without a handler."""
     with running(root, config, RUVD_ENGINE="echo") as container:
         container.until(lambda: container.first.name() == "tini" and container.first.children())
         assert container.stop() in (0, 128 + signal.SIGTERM)
 
 
 def check_embedded_model(root: Path, config: dict[str, Any]) -> None:
-    """The model answers offline, and its process goes with the daemon."""
+    """Checks that the model answers offline, and that its process ends with the daemon."""
     with running(root, config, RUVD_ENGINE="llama", RUVD_LLAMA_THREADS="2") as container:
         container.until(lambda: container.execute("ruvd", "health") == 0)
         with Client(container.address) as client:
@@ -283,12 +283,12 @@ def check_embedded_model(root: Path, config: dict[str, Any]) -> None:
         assert not any(each.is_running() for each in processes)
 
 
-def test_the_image_builds_with_and_without_the_model_and_lives_as_a_sidecar(
+def test_the_image_builds_with_and_without_the_model_and_works_as_a_sidecar(
     builder: Builder,
 ) -> None:
     """Slow: two to five minutes, most of it for Debian and the wheels.
 
-    One test, because everything in it needs the images, and tests may run in several processes.
+    It is one test, because all of it needs the images, and tests may run in several processes.
     """
     builder.make_base()
     image = builder.build("none")

@@ -1,4 +1,4 @@
-"""The whole daemon in this process, so that a blocking call on its event loop is an error here."""
+"""The whole daemon in this process, so that a blocking call on its event loop fails the test."""
 
 from __future__ import annotations
 

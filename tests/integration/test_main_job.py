@@ -31,7 +31,7 @@ OWN = [
 
 
 def conversations(count: int, turns: int) -> list[list[str]]:
-    """Real conversations where the machine has them, our own otherwise."""
+    """Returns real conversations if the machine has them, and built-in ones otherwise."""
     if not SHARED.exists():
         return [OWN[index % len(OWN)][:turns] for index in range(count)]
     lines = SHARED.read_text().splitlines()[:count]
@@ -61,14 +61,14 @@ async def test_eight_concurrent_sessions_of_real_conversations_run_to_their_end(
 ) -> None:
     async with daemon(*LLAMA) as running, running.stub() as stub:
 
-        async def hold(number: int, turns: list[str]) -> None:
+        async def converse(number: int, turns: list[str]) -> None:
             for index, text in enumerate(turns):
                 finished = await say(stub, text, f"s{number}", options=SHORT)
                 assert finished.exchange_count == index + 1
             assert (await contents(stub, f"s{number}"))[::2] == turns
 
         talks = conversations(8, 3)
-        await asyncio.gather(*(hold(number, turns) for number, turns in enumerate(talks)))
+        await asyncio.gather(*(converse(number, turns) for number, turns in enumerate(talks)))
 
 
 @pytest.mark.parametrize("phase", ["answer", "prefill"])
@@ -85,10 +85,10 @@ async def test_a_client_that_leaves_frees_the_engines_only_slot(
         if phase == "answer":
             await anext(stream)
         call.cancel()
-        left = time.monotonic()
+        cancelled = time.monotonic()
         await say(stub, "hi", options=SHORT)
-        # 2 s and one batch are the promise; the rest is for a busy machine.
-        assert time.monotonic() - left < 10
+        # Promised are 2 s and one batch; the rest is for a busy machine.
+        assert time.monotonic() - cancelled < 10
         await running.logged("completion failed", reason="COMPLETION_CANCELLED")
 
 
@@ -122,7 +122,7 @@ async def test_no_connection_is_lost_when_an_engine_is_started(daemon: StartDaem
         await say(stub, "hi", options=SHORT)
         watches = []
         for _ in range(20):
-            options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own each
+            options = [("grpc.use_local_subchannel_pool", 1)]  # a separate connection
             channel = grpc.aio.insecure_channel(running.socket, options=options)
             await stack.enter_async_context(channel)
             health: Any = health_pb2_grpc.HealthStub(channel)
@@ -147,7 +147,7 @@ async def test_no_engine_is_left_behind_when_the_daemon_is_killed(daemon: StartD
 
 async def test_a_completion_waits_for_an_engine_that_is_coming_up(daemon: StartDaemon) -> None:
     async with daemon(*LLAMA) as running, running.stub() as stub:
-        # At once after the sockets are bound, before "engine up".
+        # Sent as soon as the sockets are bound, before "engine up".
         started = (await events(stub, turn("hi", options=SHORT)))[0].started
         assert started.model == "SmolLM2-135M-Instruct.Q4_1"
         await running.logged("engine up")
@@ -165,7 +165,7 @@ async def test_a_forks_first_turn_hits_the_engines_cache(daemon: StartDaemon) ->
         early = pb.ForkSessionRequest(session_id="s", new_session_id="e", exchange_count=1)
         await stub.ForkSession(early)
         forked = await say(stub, "And another one.", "e", options=SHORT)
-        # It takes from the parent's slot what it shares, and leaves it as it is.
+        # It copies the shared prefix from the parent's slot, and leaves the slot unchanged.
         assert 200 < forked.usage.cached_tokens < last.usage.prompt_tokens
         again = await say(stub, "Go on.", "s", options=SHORT)
         assert again.usage.cached_tokens >= last.usage.prompt_tokens
@@ -176,7 +176,7 @@ async def test_a_forks_first_turn_hits_the_engines_cache(daemon: StartDaemon) ->
         ]
 
 
-async def test_an_overlong_prompt_is_refused_with_a_reason_and_harms_nobody(
+async def test_an_overlong_prompt_is_refused_with_a_reason_and_affects_no_other_call(
     daemon: StartDaemon,
 ) -> None:
     flags = ("--llama-context-tokens", "512", "--llama-answer-tokens", "64")
@@ -201,6 +201,6 @@ async def test_bypass_cache_leaves_nothing_for_the_next_caller(daemon: StartDaem
 
 
 def engine_of(running: RunningDaemon) -> psutil.Process:
-    """The daemon's one child."""
+    """Returns the daemon's only child process."""
     (child,) = psutil.Process(running.pid).children()
     return child

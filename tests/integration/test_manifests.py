@@ -1,9 +1,8 @@
-"""The manifests of deploy/kubernetes: rendered, checked against Kubernetes' schemas, and believed
-only as far as a daemon that is started with what they say behaves as they say.
+"""The manifests of deploy/kubernetes: rendered, checked against Kubernetes' schemas, and tried with
+a daemon that is started with the arguments and environment of the rendered container.
 
 They are rendered by `kustomize`, or by the one in `kubectl`; without either, these tests are
-skipped. Paths of the pod are replaced by folders of the test, and ports by free ones; whatever else
-arguments and environment are is exactly what the rendered container has.
+skipped. Paths of the pod are replaced by folders of the test, and ports by free ones.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 MANIFESTS = DEPLOY / "kubernetes"
 RUVD = Path(sys.executable).with_name("ruvd")
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
-# Where a process finds it without a variable, in the container.
+# The default directory for temporary files in the container.
 TEMPORARY = "/tmp"  # noqa: S108  a path of the manifests
-# What is left to the sidecar after drain_seconds: streams flushed 1 s, the engine's process 2 s.
+# The sidecar needs this after drain_seconds: 1 s to flush streams, 2 s for the engine's process.
 LAST_SECONDS = 3
 
-# Kustomizations of somebody else, who includes what is there: name, resources, components.
+# A user's kustomizations that include ours: name, resource, components.
 INCLUDING = {
     "kept-sessions": ("../embedded", ["../persistent"]),
     "embedded-grpc": ("../embedded", ["../grpc-probes"]),
@@ -85,7 +84,7 @@ def include(folder: Path, resources: list[str], components: list[str]) -> None:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="ruvd-") as path:  # short: a socket's path is
+    with tempfile.TemporaryDirectory(prefix="ruvd-") as path:  # short, as a socket's path must be
         yield Path(path)
 
 
@@ -112,7 +111,7 @@ def sidecar_of(pod: Resource) -> Resource:
 
 
 def environment_of(container: Resource, resources: list[Resource]) -> dict[str, str]:
-    """The variables that the kubelet would give the container."""
+    """Returns the variables that the kubelet would set in the container."""
     found: dict[str, str] = {}
     for source in container.get("envFrom", []):
         reference = source["configMapRef"]
@@ -156,7 +155,7 @@ class Pod:
         self.daemon: RunningDaemon
 
     def here(self, text: str) -> str:
-        """What the pod's text is on this machine."""
+        """Replaces the pod's paths and addresses by those of this machine."""
         for there, replacement in self.replaced.items():
             text = text.replace(there, replacement)
         mounted = "|".join(map(re.escape, self.paths))
@@ -179,7 +178,7 @@ class Pod:
             await self.daemon.stop()
 
     async def execute(self, command: list[str]) -> int:
-        """What the kubelet runs in the container: a probe or a hook. Its exit code."""
+        """Runs a probe or hook as the kubelet does in the container; returns its exit code."""
         assert command[0] == "ruvd"
         process = await asyncio.create_subprocess_exec(
             RUVD, *map(self.here, command[1:]), env=self.environment,
@@ -195,20 +194,20 @@ class Pod:
         assert handler["grpc"]["port"] in declared
         address = (await self.daemon.logged("serving health"))["address"]
         async with grpc.aio.insecure_channel(address) as channel:
-            stub: Any = health_pb2_grpc.HealthStub(channel)  # its types leave the methods out
+            stub: Any = health_pb2_grpc.HealthStub(channel)  # its type stubs lack the methods
             request = health_pb2.HealthCheckRequest(service=handler["grpc"]["service"])
             response = await stub.Check(request, timeout=handler["timeoutSeconds"])
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def probed(self, probe: str, seconds: float = 60.0) -> None:
-        """Probe until it passes, as the kubelet does at the start."""
+        """Probes until it passes, as the kubelet does at the start."""
         async with asyncio.timeout(seconds):
             while not await self.passes(probe):
                 assert self.daemon.process.returncode is None, self.daemon.log
                 await asyncio.sleep(0.2)
 
-    async def lives_as_it_says(self) -> None:
-        """From the startup probe to preStop and SIGTERM."""
+    async def check_life(self) -> None:
+        """Checks the sidecar's life from the startup probe to preStop and SIGTERM."""
         await self.probed("startupProbe")
         await self.probed("readinessProbe")
         assert await self.passes("livenessProbe")
@@ -220,7 +219,7 @@ class Pod:
             assert await self.execute(self.sidecar["lifecycle"]["preStop"]["exec"]["command"]) == 0
             assert not await self.passes("readinessProbe")
             assert await self.passes("livenessProbe"), "a drained sidecar must not be restarted"
-            # The app goes on until it has ended: nothing is refused.
+            # The app goes on after preStop: nothing is refused.
             assert await client.complete("And?", session_id="a", max_tokens=5).text()
         assert await self.daemon.stop() == 0
         state = self.paths["/var/lib/ruvd"]
@@ -238,7 +237,7 @@ async def test_every_variant_is_valid_in_the_three_newest_kubernetes(
 
 
 def test_the_schemas_refuse_what_is_misspelt(tmp_path: Path) -> None:
-    """Or the test above would prove nothing of the places that matter."""
+    """Proves that the test above would find errors in the places that matter."""
     wrong = one(render("embedded", tmp_path), "Deployment")
     misspellings: list[Callable[[Resource], None]] = [
         lambda sidecar: sidecar.update(restartPolice="Always"),
@@ -256,7 +255,7 @@ def test_the_schemas_refuse_what_is_misspelt(tmp_path: Path) -> None:
 def test_each_container_meets_the_restricted_pod_security_standard(
     rendered: list[Resource],
 ) -> None:
-    """And has a read-only root and a bound on its memory, which the standard does not ask for."""
+    """Each also has a read-only root and a memory limit, which the standard does not require."""
     pod = pod_of(rendered)
     assert not any("hostPath" in volume for volume in pod["volumes"])
     for container in [*pod["initContainers"], *pod["containers"]]:
@@ -314,9 +313,9 @@ def test_the_grace_period_has_room_for_the_app_and_then_the_sidecar(
 
 
 def test_a_statefulset_gets_the_sidecar_and_others_do_not(tmp_path: Path) -> None:
-    """The component goes by the label, whatever the workload's kind and name."""
+    """The component selects by label, whatever the workload's kind and name."""
     shutil.copytree(MANIFESTS, tmp_path / "kubernetes")
-    folder = tmp_path / "kubernetes" / "theirs"
+    folder = tmp_path / "kubernetes" / "user"
     folder.mkdir()
     (labelled, service) = build(MANIFESTS / "example")
     if labelled["kind"] != "Deployment":
@@ -361,21 +360,22 @@ def test_kept_sessions_have_a_claim_and_no_two_pods_at_once(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("variant", ["embedded", "embedded-grpc"])
-async def test_the_embedded_sidecar_is_what_its_manifest_says(
+async def test_the_embedded_sidecar_behaves_as_its_manifest_says(
     variant: str, tmp_path: Path, folder: Path
 ) -> None:
-    """Started, probed, used, drained and ended by what the rendered container names."""
+    """It is started, probed, used, drained and ended as the rendered container says."""
     pod = Pod(render(variant, tmp_path), folder, {})
     assert pod.environment["RUVD_ENGINE"] == "llama"
     async with pod.running() as daemon:
-        await pod.lives_as_it_says()
+        await pod.check_life()
         up = await daemon.logged("engine up")
         assert up["detail"].endswith(f"{pod.environment['RUVD_LLAMA_THREADS']} threads")
 
 
-async def test_the_remote_sidecar_is_what_its_manifest_says(tmp_path: Path, folder: Path) -> None:
-    """And what it sends its server has the key, the salt and the session's header."""
-
+async def test_the_remote_sidecar_behaves_as_its_manifest_says(
+    tmp_path: Path, folder: Path
+) -> None:
+    """Its requests to the server also carry the key, the salt and the session's header."""
     resources = render("remote-vllm", tmp_path)
     settings = one(resources, "ConfigMap")["data"]
     async with serving() as upstream:
@@ -389,7 +389,7 @@ async def test_the_remote_sidecar_is_what_its_manifest_says(tmp_path: Path, fold
         )
         Path(pod.paths["/etc/ruvd/secret"], key).write_text("sesame")
         async with pod.running():
-            await pod.lives_as_it_says()
+            await pod.check_life()
         asked = upstream.requests[-1]
         assert asked.headers["authorization"] == "Bearer sesame"
         assert asked.headers["x-session-id"]

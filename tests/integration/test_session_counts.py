@@ -1,4 +1,4 @@
-"""How many sessions a running daemon has: expired ones are swept, and its figures add up."""
+"""The number of sessions in a running daemon: expired ones are swept, and metrics add up."""
 
 from __future__ import annotations
 

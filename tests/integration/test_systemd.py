@@ -1,9 +1,9 @@
-"""The units of deploy/systemd: well-formed, hardened, and true of the daemon.
+"""The units of deploy/systemd: well-formed, hardened, and consistent with the daemon.
 
-No systemd is booted here: it would take the machine's own units with it. Instead the daemon is
-started with the command and the variables of its unit, under the same system call filter (by
-libseccomp, which systemd itself uses) and the same prctl(2) settings, and the proxy by the
-activation protocol of sd_listen_fds(3). Skipped where Debian's package systemd is missing.
+No systemd is booted, as it would affect the machine's own units. Instead the daemon is started
+with the command and the variables of its unit, under the same system call filter (by libseccomp,
+which systemd itself uses) and the same prctl(2) settings, and the proxy by the activation protocol
+of sd_listen_fds(3). The tests are skipped if Debian's package systemd is missing.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ pytestmark = pytest.mark.skipif(
     not (shutil.which("systemd-analyze") and PROXY.exists()), reason="needs Debian's systemd"
 )
 
-# Becomes a command as systemd would start it. Arguments: the allowed system calls with commas
-# between, then the command. Numbers are those of linux/prctl.h and seccomp.h.
+# Executes a command as systemd would start it. Arguments: the allowed system calls, separated by
+# commas, then the command. Numbers are from linux/prctl.h and seccomp.h.
 CONFINED = """
 import ctypes, errno, os, sys
 PR_SET_NO_NEW_PRIVS, PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 38, 65, 1
@@ -50,7 +50,7 @@ seccomp.seccomp_init.restype = ctypes.c_void_p
 context = ctypes.c_void_p(seccomp.seccomp_init(SCMP_ACT_ERRNO | errno.EPERM))
 for name in sys.argv[1].split(","):
     number = seccomp.seccomp_syscall_resolve_name(name.encode())
-    if number >= 0:  # below are those of other machines
+    if number >= 0:  # negative for a system call of another architecture
         assert seccomp.seccomp_rule_add(context, SCMP_ACT_ALLOW, number, 0) == 0, name
 assert seccomp.seccomp_load(context) == 0
 os.execv(sys.argv[2], sys.argv[2:])
@@ -58,7 +58,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 def settings(unit: str) -> dict[str, list[str]]:
-    """A unit's lines by their names; the sections' names do not overlap here."""
+    """Returns a unit's values by name; no name occurs in two sections here."""
     found = defaultdict(list)
     for line in (UNITS / unit).read_text().splitlines():
         if "=" in line and not line.startswith("#"):
@@ -73,13 +73,13 @@ def environment(unit: str, folder: Path) -> dict[str, str]:
 
 
 def here(text: str, folder: Path) -> str:
-    """What the unit's text is on this machine."""
+    """Replaces the unit's paths by those of this machine."""
     text = text.replace(INSTALLED, str(RUVD))
     return re.sub(r"/(run/ruvd|var/lib/ruvd)\b", lambda found: f"{folder}/{found[1]}", text)
 
 
 def system_calls(group: str) -> set[str]:
-    """What is in a group of systemd's, and in the groups in it."""
+    """Returns the system calls of a systemd group, and of the groups in it."""
     done = subprocess.run(
         ["systemd-analyze", "syscall-filter", "--no-pager", group],
         capture_output=True, text=True, check=True,
@@ -92,23 +92,23 @@ def system_calls(group: str) -> set[str]:
 
 
 def allowed(unit: str) -> set[str]:
-    calls: set[str] = system_calls("@default")  # which systemd always lets through
+    calls: set[str] = system_calls("@default")  # which systemd always allows
     for line in settings(unit)["SystemCallFilter"]:
         for group in line.removeprefix("~").split():
             calls = calls - system_calls(group) if line[0] == "~" else calls | system_calls(group)
-    return calls | {"execve"}  # as systemd itself needs it to start the command
+    return calls | {"execve"}  # which systemd itself needs to start the command
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="ruvd-") as path:  # short: a socket's path is
+    with tempfile.TemporaryDirectory(prefix="ruvd-") as path:  # short, as a socket's path must be
         for name in ("run/ruvd", "var/lib/ruvd"):
             Path(path, name).mkdir(parents=True)
         yield Path(path)
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
-    """With the paths of commands replaced, which are not installed here."""
+    """The paths of commands that are not installed here are replaced."""
     for unit in UNITS.glob("ruvd*"):
         if unit.suffix in (".service", ".socket"):
             (tmp_path / unit.name).write_text(unit.read_text().replace(INSTALLED, str(RUVD)))
@@ -123,7 +123,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("unit", "stated"), SERVICES.items())
 def test_exposure_is_what_the_readme_says(unit: str, stated: float) -> None:
-    """At most: a newer systemd may weigh differently, but not by much."""
+    """At most the stated value: a newer systemd may weigh somewhat differently."""
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--no-pager",
          f"--threshold={round(stated * 10) + 5}", UNITS / unit],
@@ -133,19 +133,19 @@ def test_exposure_is_what_the_readme_says(unit: str, stated: float) -> None:
     assert f"`{unit}` {stated}" in (UNITS / "README.md").read_text()
 
 
-def test_what_is_denied_is_denied() -> None:
-    """Or the next test would prove nothing: the filter bites, and lets the rest through."""
-    tried = "import os; os.getpid(); os.sched_setaffinity(0, os.sched_getaffinity(0))"
+def test_denied_system_calls_fail() -> None:
+    """Proves that the filter of the next test denies some calls and allows the rest."""
+    program = "import os; os.getpid(); os.sched_setaffinity(0, os.sched_getaffinity(0))"
     done = subprocess.run(
         [sys.executable, "-c", CONFINED, ",".join(sorted(allowed("ruvd.service"))),
-         sys.executable, "-c", tried],
+         sys.executable, "-c", program],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.stderr.splitlines()[-1].startswith("PermissionError"), done.stderr
 
 
-async def test_the_daemon_lives_with_its_unit_s_confinement(folder: Path) -> None:
-    """Start, ExecStartPost, a turn of the embedded model, SIGTERM: all of it under the filter."""
+async def test_the_daemon_works_under_the_confinement_of_its_unit(folder: Path) -> None:
+    """Start, ExecStartPost, a turn of the embedded model and SIGTERM, all under the filter."""
     unit = settings("ruvd.service")
     (command,) = unit["ExecStart"]
     (waiting,) = unit["ExecStartPost"]
@@ -178,7 +178,7 @@ async def test_the_daemon_lives_with_its_unit_s_confinement(folder: Path) -> Non
 
 
 async def test_calls_reach_the_daemon_through_the_proxy(folder: Path) -> None:
-    """A client of the socket that systemd would hold streams from ruvd through it."""
+    """A client of the socket that systemd would hold streams from ruvd through the proxy."""
     (command,) = settings("ruvd-on-demand.service")["ExecStart"]
     variables = environment("ruvd.service", folder)
     process = await asyncio.create_subprocess_exec(
@@ -203,8 +203,8 @@ async def test_calls_reach_the_daemon_through_the_proxy(folder: Path) -> None:
         )  # fmt: skip
         try:
             async with AsyncClient(f"unix:{folder}/run/ruvd.sock") as client:
-                said = " ".join(["word"] * 2000)
-                assert await client.complete(said, session_id="a").text() == said
+                text = " ".join(["word"] * 2000)
+                assert await client.complete(text, session_id="a").text() == text
         finally:
             proxy.terminate()
             await proxy.wait()
