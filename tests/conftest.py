@@ -15,8 +15,6 @@ from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 from running import RunningDaemon, StartDaemon, start_serve
 
-import ruvd.server.runtime_tuning  # noqa: F401  # sets gRPC's variable before gRPC is first used
-
 # A property may be slow on a busy machine; only the test's own timeout bounds it.
 settings.register_profile(
     "ruvd", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True

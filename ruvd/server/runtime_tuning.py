@@ -11,14 +11,18 @@ import asyncio
 import gc
 import os
 import sys
+from typing import TYPE_CHECKING
 
-import grpc
 import uvloop
 
-# gRPC's fork handlers run whenever the process forks to start the engine, and in the child they
-# shut down sockets that still belong to the parent: clients saw "Socket closed" whenever an engine
-# came up. The daemon never forks without exec, so it does not need them. gRPC reads the variable
-# when its first server or channel is made.
+if TYPE_CHECKING:
+    import grpc
+
+# gRPC's fork handlers run when uvloop forks to start the engine, unless a thread is calling into
+# gRPC just then. In the child they shut down sockets that still belong to the parent: clients saw
+# "Socket closed" whenever an engine came up. The daemon never forks without exec, so it does not
+# need them. gRPC reads the variable when it is imported, so this module must not import it, and
+# the package `ruvd.server` imports this module first.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 # Allocations between two collections of the youngest generation (the default is 700). A stream

@@ -117,7 +117,11 @@ async def test_an_engine_that_is_killed_fails_its_streams_and_comes_back(
 
 
 async def test_no_connection_is_lost_when_an_engine_is_started(daemon: StartDaemon) -> None:
-    """Starting a child forks, and gRPC's own fork handlers used to cut live connections."""
+    """Starting a child forks, and gRPC's fork handlers would cut live connections.
+
+    They run only if no thread is calling into gRPC at that moment, and otherwise log that they do
+    not. So it is the log that tells for certain whether they are off.
+    """
     async with daemon(*LLAMA) as running, running.stub() as stub, AsyncExitStack() as stack:
         await say(stub, "hi", options=SHORT)
         watches = []
@@ -133,6 +137,7 @@ async def test_no_connection_is_lost_when_an_engine_is_started(daemon: StartDaem
             engine_of(running).kill()
             await running.logged("engine up", count=starts)
         assert [watch.done() for watch in watches] == [False] * 20
+        assert not [line for line in running.log if "fork() handlers" in line["event"]]
 
 
 async def test_no_engine_is_left_behind_when_the_daemon_is_killed(daemon: StartDaemon) -> None:

@@ -86,6 +86,7 @@ os.environ.pop("GRPC_ENABLE_FORK_SUPPORT", None)
 before = gc.get_threshold(), sys.getswitchinterval()
 from ruvd.server import runtime_tuning
 assert os.environ["GRPC_ENABLE_FORK_SUPPORT"] == "0"
+assert "grpc" not in sys.modules, "which reads the variable when it is imported"
 assert (gc.get_threshold(), sys.getswitchinterval()) == before
 runtime_tuning.tune_interpreter()
 assert gc.get_freeze_count() > 10_000
