@@ -43,7 +43,7 @@ def try_quick(arguments: Sequence[str]) -> int | None:
 def report(address: str, service: str, timeout_seconds: float) -> int:
     """Prints one line; returns 0 if the service is serving, 1 if not, 2 for a wrong argument."""
     if not 0 < timeout_seconds <= _MAX_TIMEOUT_SECONDS:
-        return _usage_error(f"--timeout: {timeout_seconds:g} is not above 0 and at most 86400")
+        return _usage_error(f"--timeout must be above 0 and at most 86400, not {timeout_seconds:g}")
     try:
         answer = health_check.check(address, service, timeout_seconds)
     except ValueError as error:
