@@ -43,7 +43,7 @@ _ABOUT_THE_LINE = {"INVALID_REQUEST", "SESSION_EXISTS", "SESSION_TOO_LARGE"}
 
 
 def export_sessions(
-    *session_ids: str,
+    *session_ids: Annotated[str, Parameter(help="Ids of sessions; without any, all.")],
     out: Annotated[File, Parameter(help="File to write, with mode 0600; - is stdout.")] = STREAM,
     address: Address = default_address,
 ) -> None:
