@@ -215,6 +215,13 @@ class Settings(BaseSettings):
         "Form of the window: role messages, or one system message with a transcript.",
     )
 
+    max_memory_bytes: int | None = _setting(
+        "Limits",
+        None,
+        "Memory of the daemon, in bytes; near it calls are refused. Unset: the control group's "
+        "limit, or 512 MiB without one.",
+        ge=128 << 20,
+    )
     max_request_bytes: int = _setting(
         "Limits", 4 << 20, "Largest request, in bytes.", ge=1024, le=1 << 28
     )

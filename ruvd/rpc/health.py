@@ -84,6 +84,8 @@ class Readiness:
         self._engine = False
         self.store_up = False
         self._draining = False
+        self._overloaded = False
+        self._gave_up = False
 
     def __call__(self, event: Event) -> None:
         """Follows the state of the engine and the store."""
@@ -101,10 +103,21 @@ class Readiness:
         self._draining = True
         self._publish()
 
+    def set_overloaded(self, overloaded: bool) -> None:  # noqa: FBT001  # it is an observer's
+        """Turns readiness off while the daemon has no memory for more calls."""
+        self._overloaded = overloaded
+        self._publish()
+
+    def give_up(self, task: str) -> None:
+        """Turns liveness off for good, because a background task keeps failing."""
+        self._gave_up = True
+        self._health.set("liveness", NOT_SERVING)
+
     def serve(self) -> None:
         """Turns health and liveness on: the daemon listens."""
-        for name in ("", SERVICE, "liveness"):
+        for name in ("", SERVICE):
             self._health.set(name, SERVING)
+        self._health.set("liveness", NOT_SERVING if self._gave_up else SERVING)
         self._publish()
 
     def stop(self) -> None:
@@ -114,5 +127,5 @@ class Readiness:
         self.drain()
 
     def _publish(self) -> None:
-        up = self._engine and self.store_up and not self._draining
+        up = self._engine and self.store_up and not (self._draining or self._overloaded)
         self._health.set("readiness", SERVING if up else NOT_SERVING)

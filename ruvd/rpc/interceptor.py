@@ -17,11 +17,17 @@ import grpc
 from google.protobuf import descriptor_pool, message_factory
 from grpc.aio import ServicerContext
 
-from ruvd.core.errors import RuvdError, forget_frames
+from ruvd.core.errors import Overloaded, RuvdError, forget_frames
 from ruvd.rpc import status, wire
 
 _log = logging.getLogger("ruvd.rpc")
 _OURS = "/ruvd.v1."
+# These free memory or explain why there is none.
+_ALWAYS_ADMITTED = {
+    f"{_OURS}SessionService/{name}"
+    for name in ("EndSession", "CancelCompletion", "GetSessionMetrics")
+}
+_receiving: ContextVar[Receiving | None] = ContextVar("ruvd_receiving", default=None)
 _metadata: ContextVar[Sequence[tuple[str, str | bytes]]] = ContextVar("ruvd_metadata", default=())
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
@@ -48,22 +54,41 @@ class RpcMeasurements(Protocol):
         """Measure the RPC `method` (`/package.Service/Method`) while the context lasts."""
 
 
+class Receiving(Protocol):
+    """A request that is being received."""
+
+    def end(self) -> None:
+        """Says that the request has been received, or never will be."""
+
+
+class Admission(Protocol):
+    """Decides whether there is memory for a call."""
+
+    async def receive(self) -> Receiving:
+        """Waits until a request may be received. Raises Overloaded if there is no memory."""
+
+    def reserve(self, request_bytes: int) -> AbstractContextManager[None]:
+        """Holds the memory of a large request. Raises Overloaded if there is too little."""
+
+
 class RpcInterceptor(grpc.aio.ServerInterceptor):
     """Parses requests of up to `max_request_bytes` and turns errors into statuses with details.
 
     Bytes that are no request are refused as other errors are; grpcio would answer UNKNOWN and log
-    a traceback each time. `rpcs` measures each call.
+    a traceback each time. A call is refused if `admission` says so. `rpcs` measures each call.
     Without `peers` the peer's address is not asked for: on a Unix socket it tells nothing.
     """
 
     def __init__(
         self,
         max_request_bytes: int,
+        admission: Admission,
         rpcs: RpcMeasurements | None = None,
         *,
         peers: bool = True,
     ) -> None:
         self._max_request_bytes = max_request_bytes
+        self._admission = admission
         self._rpcs = rpcs
         self._peers = peers and rpcs is not None and rpcs.records
         self._wrapped: dict[str, tuple[Any, Any]] = {}  # by method: the handler, and wrapped
@@ -82,11 +107,25 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not method.startswith(_OURS):
             return handler
+        if method not in _ALWAYS_ADMITTED:
+            try:
+                _receiving.set(await self._admission.receive())
+            except Overloaded as error:
+                return self._refusal(method, error)
         known, wrapped = self._wrapped.get(method, (None, None))
         if known is not handler:
             wrapped = self._wrap(method, handler)
             self._wrapped[method] = (handler, wrapped)  # bounded by the number of our methods
         return wrapped
+
+    def _refusal(self, method: str, error: Overloaded) -> Any:
+        """Returns a handler that refuses the call without receiving its request."""
+
+        async def refuse(requests: Any, call: Context) -> Any:
+            raise error
+
+        handle = self._measured(method, _guarded(method, refuse))
+        return grpc.stream_stream_rpc_method_handler(handle)
 
     def _wrap(self, method: str, handler: Any) -> Any:
         handle = handler.unary_stream if handler.response_streaming else handler.unary_unary
@@ -98,12 +137,16 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
     def _parsed(self, method: str, handle: Handler) -> Handler:
         descriptor = descriptor_pool.Default().FindMethodByName(method[1:].replace("/", "."))
         kind = message_factory.GetMessageClass(descriptor.input_type)
-        max_bytes = self._max_request_bytes
+        max_bytes, admission = self._max_request_bytes, self._admission
 
         async def wrapped(data: bytes, call: Context) -> Any:
+            if receiving := _receiving.get():
+                receiving.end()
             if len(data) < wire.LARGE_BYTES:
                 return await handle(wire.parse(kind, data, max_bytes), call)
-            return await handle(await asyncio.to_thread(wire.parse, kind, data, max_bytes), call)
+            with admission.reserve(len(data)):
+                request = await asyncio.to_thread(wire.parse, kind, data, max_bytes)
+                return await handle(request, call)
 
         return wrapped
 

@@ -26,10 +26,12 @@ from ruvd.core.ports.store import Store
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
 from ruvd.core.statistics import Statistics
+from ruvd.rpc.health import Readiness
 from ruvd.rpc.interceptor import RpcInterceptor
 from ruvd.rpc.service import SessionService
 from ruvd.rpc.validation import RequestLimits
 from ruvd.server import logs, runtime_tuning
+from ruvd.server.memory_budget import MemoryBudget, default_limit_bytes
 from ruvd.server.system_clock import SystemClock
 from ruvd.telemetry import conventions, environment
 
@@ -199,13 +201,28 @@ def build_engine(settings: Settings, observer: Observer) -> Engine:
     )
 
 
-def build_server(settings: Settings, monitoring: Monitoring | None) -> grpc.aio.Server:
+def build_memory_budget(settings: Settings, core: Core, readiness: Readiness) -> MemoryBudget:
+    """Builds the memory budget, which fails completions and turns readiness off."""
+    return MemoryBudget(
+        settings.max_memory_bytes or default_limit_bytes(),
+        settings.max_request_bytes,
+        shed=core.completions.shed,
+        on_change=readiness.set_overloaded,
+    )
+
+
+def build_server(
+    settings: Settings, monitoring: Monitoring | None, memory: MemoryBudget
+) -> grpc.aio.Server:
     """Builds the server of the whole API, without services or addresses yet."""
     by_tcp = any(not address.startswith("unix:") for address in settings.listen)
     server = grpc.aio.server(
         interceptors=(
             RpcInterceptor(
-                settings.max_request_bytes, monitoring.rpcs if monitoring else None, peers=by_tcp
+                settings.max_request_bytes,
+                memory,
+                monitoring.rpcs if monitoring else None,
+                peers=by_tcp,
             ),
         ),
         options=runtime_tuning.server_options(settings.max_request_bytes),

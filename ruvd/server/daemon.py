@@ -29,7 +29,6 @@ from ruvd.core.errors import EngineUnavailable, StoreUnavailable
 from ruvd.core.ports.engine import Engine, PrefixCache
 from ruvd.core.ports.events import (
     Event,
-    Observer,
     SessionCreationAborted,
     SessionGone,
     StoreStateChanged,
@@ -40,16 +39,20 @@ from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.rpc.health import SERVICE, Health, Readiness
 from ruvd.server import log_observer, logs, runtime_tuning
+from ruvd.server.background import BackgroundTasks
 from ruvd.server.composition import (
     Core,
     build_core,
     build_engine,
     build_health_server,
+    build_memory_budget,
     build_monitoring,
     build_server,
     build_store,
     store_is_newer,
 )
+from ruvd.server.observers import Observers
+from ruvd.server.system_clock import SystemClock
 from ruvd.server.unix_socket import AddressUnavailable, SocketClaim, owner_and_group
 from ruvd.v1 import session_service_pb2_grpc
 
@@ -84,31 +87,29 @@ class Daemon:
         self._handle_signals(readiness)
         runtime_tuning.untrack_async_generators()
         statistics = Statistics()
-        observers: list[Observer] = [log_observer.observe, statistics, readiness]
-
-        def observer(event: Event) -> None:
-            for observe in observers:
-                observe(event)
-
+        observers = Observers(log_observer.observe, statistics, readiness)
+        background = BackgroundTasks(SystemClock(), observers, give_up=readiness.give_up)
         async with AsyncExitStack() as stack:
             # In a thread, because importing an adapter reads files.
             monitoring = await asyncio.to_thread(build_monitoring, settings, statistics)
-            store = await asyncio.to_thread(build_store, settings, observer)
+            store = await asyncio.to_thread(build_store, settings, observers)
             if monitoring:
-                observers.append(monitoring)
+                observers.add(monitoring)
                 stack.push_async_callback(monitoring.close)
                 store = monitoring.store(store, settings.store.partition(":")[0])
             stack.push_async_callback(store.close)
             if await self._open_store(store):
                 for observe in (statistics, readiness):
                     observe(StoreStateChanged(up=True, detail=settings.store))
-            engine = await asyncio.to_thread(build_engine, settings, observer)
+            engine = await asyncio.to_thread(build_engine, settings, observers)
             engine = monitoring.engine(engine) if monitoring else engine
             stack.push_async_callback(engine.close)
-            core = build_core(settings, store, engine, observer, statistics)
-            self._start_cache_tasks(engine, core, observers, stack)
+            stack.push_async_callback(background.close)
+            core = build_core(settings, store, engine, observers, statistics)
+            self._start_cache_tasks(engine, core, observers, background)
             health_service.running = lambda: core.completions.running
-            server = build_server(settings, monitoring)
+            memory = build_memory_budget(settings, core, readiness)
+            server = build_server(settings, monitoring, memory)
             session_service_pb2_grpc.add_SessionServiceServicer_to_server(core.service, server)
             health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -122,10 +123,10 @@ class Daemon:
             for each in servers:
                 await each.start()
             await engine.start()
-            sweep = _sweep_sessions(core.commands, settings.sweep_interval_seconds)
-            stack.callback(asyncio.create_task(sweep).cancel)
-            retry = _retry_store(core.sessions, readiness)
-            stack.callback(asyncio.create_task(retry).cancel)
+            sweep = partial(_sweep_sessions, core.commands, settings.sweep_interval_seconds)
+            background.start("sweep", sweep)
+            background.start("store retry", partial(_retry_store, core.sessions, readiness))
+            background.start("memory", memory.watch)
             for address in self.addresses:
                 _log.info("listening", extra={"address": address})
             self.started.set()
@@ -144,18 +145,17 @@ class Daemon:
         self._stop.set()
 
     def _start_cache_tasks(
-        self, engine: Engine, core: Core, observers: list[Observer], stack: AsyncExitStack
+        self, engine: Engine, core: Core, observers: Observers, background: BackgroundTasks
     ) -> None:
         """Starts what evaluates prompts ahead and what drops the KV states of ended sessions."""
         self._prefix_cache = prefix_cache = engine.prefix_cache
         if prefix_cache:
-            observers.append(partial(_drop_ended_session, prefix_cache))
-            dropping = asyncio.create_task(_drop_stale_states(prefix_cache, engine, core.sessions))
-            stack.callback(dropping.cancel)
+            observers.add(partial(_drop_ended_session, prefix_cache))
+            drop = partial(_drop_stale_states, prefix_cache, engine, core.sessions)
+            background.start("dropping of stale KV states", drop)
         if prewarmer := core.prewarmer:
-            observers.append(prewarmer)
-            prewarming = asyncio.create_task(prewarmer.run())
-            stack.callback(prewarming.cancel)
+            observers.add(prewarmer)
+            background.start("prewarming", prewarmer.run)
 
     def _drain(self, readiness: Readiness) -> None:
         """Turns readiness off, and saves KV states now, as the shutdown may leave no time."""

@@ -11,6 +11,7 @@ it too late. docs/operations.md has the sum of the parts.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import logging
@@ -32,6 +33,10 @@ _CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),  # version 2
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
 )
+# The share of the limit for requests that are being received, and the number of them at least.
+_RECEIVING_SHARE = 0.1
+_MIN_RECEIVING = 4
+_MAX_WAIT_SECONDS = 1.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STATM = Path("/proc/self/statm")
 
@@ -48,6 +53,7 @@ class MemoryBudget:
     def __init__(
         self,
         limit_bytes: int,
+        max_request_bytes: int,
         *,
         shed: Callable[[], bool],
         on_change: Callable[[bool], None],
@@ -55,10 +61,36 @@ class MemoryBudget:
     ) -> None:
         self.limit_bytes = limit_bytes
         self.is_tight = False
+        self._max_receiving = max(
+            _MIN_RECEIVING, int(limit_bytes * _RECEIVING_SHARE) // max_request_bytes
+        )
+        self._receiving = 0
+        self._received = asyncio.Event()
         self._shed = shed
         self._on_change = on_change
         self._resident = resident or resident_bytes
         self._reserved = 0
+
+    async def receive(self) -> Receiving:
+        """Waits until the next request may be received, which is before gRPC allocates it.
+
+        Few large requests are received at the same time. A client that sends slowly holds up the
+        others for a second at most. Raises Overloaded if the memory is nearly used up.
+        """
+        if self._receiving >= self._max_receiving:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_MAX_WAIT_SECONDS):
+                    while self._receiving >= self._max_receiving:
+                        await self._received.wait()
+        self.check()
+        return Receiving(self)
+
+    def count_receiving(self, change: int) -> None:
+        """Counts a request whose receiving begins (1) or ends (-1)."""
+        self._receiving += change
+        if change < 0:
+            self._received.set()
+            self._received = asyncio.Event()
 
     def check(self) -> None:
         """Raises Overloaded if the memory is nearly used up."""
@@ -109,6 +141,25 @@ class MemoryBudget:
         change = "memory is nearly used up" if is_tight else "there is memory again"
         _log.warning(change, extra={"resident": resident, "limit": self.limit_bytes})
         self._on_change(is_tight)
+
+
+class Receiving:
+    """A request that is being received, until `end` is called or its call has gone."""
+
+    __slots__ = ("_budget",)
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget: MemoryBudget | None = budget
+        budget.count_receiving(1)
+
+    def end(self) -> None:
+        """Says that the request has been received."""
+        if self._budget:
+            self._budget.count_receiving(-1)
+            self._budget = None
+
+    def __del__(self) -> None:
+        self.end()
 
 
 def default_limit_bytes(paths: Iterable[Path] = _CGROUP_LIMITS) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import grpc
 import psutil
 import pytest
 from running import RunningDaemon, StartDaemon
-from wire import details, say
+from wire import details, events, say, turn
 
 from ruvd.v1 import session_service_pb2 as pb
+from ruvd.v1 import session_service_pb2_grpc as pb_grpc
 
 EMPTY_MESSAGE = b"\x12\x00"  # of CompleteRequest.messages
 COMPLETE = "/ruvd.v1.SessionService/Complete"
@@ -80,3 +82,52 @@ async def test_a_page_of_sessions_fits_a_clients_default_limit(daemon: StartDaem
                     break
         assert ids == [f"s{number}" for number in range(300)]
         assert pages == 2
+
+
+async def outcome(stub: pb_grpc.SessionServiceAsyncStub, request: pb.CompleteRequest) -> str:
+    """`answered`, or the reason of the refusal, which must be there and say when to try again."""
+    try:
+        await events(stub, request)
+    except grpc.aio.AioRpcError as error:
+        reason, _, retry_seconds = details(error)
+        return reason if reason and retry_seconds else f"no reason: {error}"
+    return "answered"
+
+
+async def test_ten_thousand_calls_at_once_each_end_with_an_answer_or_a_reason(
+    daemon: StartDaemon,
+) -> None:
+    flags = ("--engine", "echo", "--echo-delay-seconds", "0.5", "--store", "memory")
+    async with daemon(*flags, "--max-sessions", "20000") as running, AsyncExitStack() as stack:
+        options = [("grpc.use_local_subchannel_pool", 1)]  # or they would share one connection
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(running.socket, options))
+            for _ in range(20)
+        ]
+        stubs = [pb_grpc.SessionServiceStub(channel) for channel in channels]
+        outcomes = await asyncio.gather(
+            *(outcome(stubs[number % 20], turn("hi", f"s{number}")) for number in range(10_000))
+        )
+    assert set(outcomes) == {"answered", "OVERLOADED"}
+
+
+async def test_near_its_memory_limit_the_daemon_refuses_with_a_reason_and_recovers(
+    daemon: StartDaemon,
+) -> None:
+    limit = 160 << 20
+    flags = ("--engine", "echo", "--echo-delay-seconds", "0.01", "--store", "memory")
+    async with daemon(*flags, "--max-memory-bytes", str(limit)) as running, running.stub() as stub:
+        large = "word " * 120_000
+        calls = [asyncio.create_task(outcome(stub, turn(large, f"s{i}"))) for i in range(150)]
+        most = 0
+        async with asyncio.timeout(60):
+            while not any(call.done() and call.result() == "OVERLOADED" for call in calls):
+                most = max(most, memory_bytes(running))
+                await asyncio.sleep(0.05)
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        assert most < limit
+        async with asyncio.timeout(60):
+            while await outcome(stub, turn("hi", "after")) != "answered":  # noqa: ASYNC110
+                await asyncio.sleep(0.2)

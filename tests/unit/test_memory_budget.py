@@ -24,6 +24,7 @@ class Watched:
         self.changes: list[bool] = []
         self.budget = MemoryBudget(
             LIMIT,
+            max_request_bytes=10,
             shed=self.fail_some,
             on_change=self.changes.append,
             resident=lambda: self.resident,
