@@ -7,6 +7,7 @@ A setting has one name in three spellings: `drain_seconds` in ruvd.toml, `--drai
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -74,14 +75,16 @@ def load(flags: Mapping[str, Any], *, file: Path | None = None) -> tuple[Setting
 
 
 def printable_values(settings: Settings) -> dict[str, str]:
-    """Returns every value as text that may be printed: secrets hidden, lists joined by commas."""
+    """Returns every value as text that may be printed: secrets are hidden, and a list is written
+    as its variable takes it."""
     texts = {}
     for name in Settings.model_fields:
         value = getattr(settings, name)
         if isinstance(value, SecretStr):
             texts[name] = "(hidden)" if value.get_secret_value() else ""
         elif isinstance(value, list):
-            texts[name] = ", ".join(value)
+            has_comma = any("," in part for part in value)
+            texts[name] = json.dumps(value) if has_comma else ", ".join(value)
         else:
             texts[name] = "" if value is None else str(value)
     return texts

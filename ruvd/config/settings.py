@@ -6,6 +6,8 @@ read a process's command line.
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +23,7 @@ from pydantic_settings import (
 from ruvd.config.addresses import check_listen, is_loopback, server_url
 
 ENV_PREFIX = "RUVD_"
+_JSON_ARRAY = re.compile(r'\s*\[\s*["\]]')
 _HEADER = r"^[A-Za-z0-9-]{0,100}$"
 
 
@@ -30,6 +33,20 @@ def _setting(group: str, default: Any, description: str, **limits: Any) -> Any:
 
 def _secret(group: str, description: str) -> Any:
     return _setting(group, SecretStr(""), f"{description} It has no flag, as it is a secret.")
+
+
+def _values(text: str) -> list[str]:
+    """Splits the text of a list-valued setting at commas, unless it is a JSON array of strings.
+
+    An IPv6 address also begins with a bracket, but not with a bracket and a quote.
+    """
+    if not _JSON_ARRAY.match(text):
+        return [part.strip() for part in text.split(",")] if text.strip() else []
+    try:
+        values: list[str] = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"is no JSON array: {error}") from None
+    return values
 
 
 class Settings(BaseSettings):
@@ -72,7 +89,10 @@ class Settings(BaseSettings):
         "Engine", None, "Your own llama-server binary, such as a GPU build, to run instead."
     )
     llama_server_args: Annotated[list[str], NoDecode] = _setting(
-        "Engine", [], "More arguments for the binary that llama_server names."
+        "Engine",
+        [],
+        "More arguments for the binary that llama_server names. A variable holds arguments that "
+        'contain commas as a JSON array: ["-ot", "a=b,c=d"].',
     )
     llama_context_tokens: int = _setting(
         "Engine", 4096, "Context of a slot in tokens, for prompt and answer.", ge=256
@@ -265,8 +285,7 @@ class Settings(BaseSettings):
     @field_validator("listen", "llama_server_args", "base_url", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        """A variable holds a list with commas between."""
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        return _values(value) if isinstance(value, str) else value
 
     @field_validator("base_url")
     @classmethod

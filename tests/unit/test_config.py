@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import cyclopts
 import pytest
 
 from ruvd.cli.serve import serve
@@ -33,6 +34,62 @@ def test_a_variable_holds_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("RUVD_LISTEN", "unix:/run/r.sock, 127.0.0.1:1")
     settings, _ = load({})
     assert printable_values(settings)["listen"] == "unix:/run/r.sock, 127.0.0.1:1"
+
+
+def test_a_value_with_a_comma_comes_from_a_flag_a_variable_and_the_file_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ["--override-tensor", "a=b,c=d"]
+    assert load({"llama_server_args": arguments})[0].llama_server_args == arguments
+    assert _arguments_of_the_command_line(arguments) == arguments
+    Path("ruvd.toml").write_text('llama_server_args = ["--override-tensor", "a=b,c=d"]\n')
+    assert load({})[0].llama_server_args == arguments
+    Path("ruvd.toml").unlink()
+    monkeypatch.setenv("RUVD_LLAMA_SERVER_ARGS", '["--override-tensor", "a=b,c=d"]')
+    assert load({})[0].llama_server_args == arguments
+    text = printable_values(load({})[0])["llama_server_args"]
+    monkeypatch.setenv("RUVD_LLAMA_SERVER_ARGS", text)
+    assert load({})[0].llama_server_args == arguments, "`ruvd config` shows what the variable takes"
+
+
+def _arguments_of_the_command_line(arguments: list[str]) -> object:
+    app = cyclopts.App()
+    app.default(serve)
+    flags = [f"--llama-server-args={argument}" for argument in arguments]
+    return app.parse_args(flags)[1].kwargs["llama_server_args"]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("--flash-attn,on", ["--flash-attn", "on"]),
+        (" -a , -b ", ["-a", "-b"]),
+        ("", []),
+        ("[]", []),
+        (' ["a b", "c\\"d"] ', ["a b", 'c"d']),
+    ],
+)
+def test_a_list_in_a_variable_has_commas_or_is_a_json_array(
+    text: str, values: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUVD_LLAMA_SERVER_ARGS", text)
+    assert load({})[0].llama_server_args == values
+
+
+def test_every_list_takes_a_json_array_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUVD_LISTEN", '["unix:/run/a,b.sock", "[::1]:1"]')
+    monkeypatch.setenv("RUVD_BASE_URL", '["http://first", "http://second"]')
+    settings, _ = load({})
+    assert settings.listen == ["unix:/run/a,b.sock", "[::1]:1"]
+    assert settings.base_url == ["http://first/v1", "http://second/v1"]
+    monkeypatch.setenv("RUVD_LISTEN", "[::1]:1")
+    assert load({})[0].listen == ["[::1]:1"], "an IPv6 address is no JSON"
+
+
+def test_a_json_array_that_is_broken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUVD_LLAMA_SERVER_ARGS", '["-a", "b')
+    with pytest.raises(SettingsInvalid, match=r"llama_server_args .*JSON"):
+        load({})
 
 
 def test_evaluate_ahead_is_for_the_embedded_engine_unless_it_is_set() -> None:
