@@ -27,7 +27,7 @@ from ruvd_client import AsyncClient
 
 from bench import relay_servers as servers
 from bench.relay_servers import Failed, Server, free_port, own_environment, running
-from ruvd.engines.llama.server import DEFAULT_MODEL
+from ruvd.engines.llama.model_file import DEFAULT_MODEL
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 40.0

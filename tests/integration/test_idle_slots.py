@@ -1,123 +1,58 @@
-"""What is done with slots that rest, on a real llama.cpp: what follows an answer, and saves."""
+"""Work on idle slots on a real llama.cpp: the evaluation of what follows an answer, and saves."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 from embedded import (
+    NEVER,
+    SERVER,
     STORIES,
+    Call,
     Talk,
+    WatchedEngine,
     all_is_well,
     answer,
     evaluated,
-    files,
     moved,
     running,
     tell_all,
     until,
 )
 
-from ruvd.core.errors import EngineRejected
 from ruvd.core.model import Message, Role
-from ruvd.core.ports.engine import EngineRequest
 from ruvd.core.ports.events import Event, PromptEvaluated
-from ruvd.engines.llama import idle_work, kv_cache
-from ruvd.engines.llama.engine import LlamaEngine
-from ruvd.engines.llama.idle_work import Child, IdleWork
-from ruvd.engines.llama.prompt_evaluation import Server
-from ruvd.engines.llama.slot_transfer import SlotMover
-from ruvd.engines.llama.slots import Slot
 
-NEVER = 1000.0
-
-
-def slots_of(engine: LlamaEngine) -> list[Slot]:
-    return engine._prefix_cache.child().table._slots
+# The model's own template, with what stands around all messages and in an answer.
+TEMPLATE = """{head}\
+{{% for message in messages %}}{{{{ '<|im_start|>' + message.role + '\\n' }}}}\
+{{% if message.role == 'assistant' %}}{answer}{{% else %}}{{{{ message.content }}}}{{% endif %}}\
+{{{{ '<|im_end|>\\n' }}}}{{% endfor %}}\
+{{% if add_generation_prompt %}}{{{{ '<|im_start|>assistant\\n' }}}}{{% endif %}}"""
+AS_GENERATED = "{{ message.content }}"
 
 
 def ahead(events: list[Event]) -> list[str]:
     return [event.session_key for event in events if isinstance(event, PromptEvaluated)]
 
 
-async def has_gone_on(engine: LlamaEngine) -> None:
-    """Return when what follows the answers is evaluated."""
-
-    async def nothing_is_left() -> bool:
-        return not any(slot.answered or slot.busy for slot in slots_of(engine))
-
-    await until(nothing_is_left)
-
-
-class Steps:
-    """The evaluations ahead, each `before` which something happens."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
-        self.slots: list[int] = []
-        self.before: Callable[[], None] | None = None
-        step = Server.step
-
-        async def slow(server: Server, slot: int, tokens: list[int]) -> tuple[int, float]:
-            self.slots.append(slot)
-            self.begun.set()
-            await self.go_on.wait()
-            if self.before is not None:
-                self.before()
-            return await step(server, slot, tokens)
-
-        monkeypatch.setattr(Server, "step", slow)
-
-
-class Looks:
-    """Counts the looks at what there is to do."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count = 0
-        look = IdleWork._look
-
-        async def counted(work: IdleWork) -> None:
-            await look(work)
-            self.count += 1
-
-        monkeypatch.setattr(IdleWork, "_look", counted)
-
-    async def pass_by(self, looks: int) -> None:
-        """Return when so many more have been taken."""
-        last = self.count + looks
-
-        async def have_passed() -> bool:
-            return self.count >= last
-
-        await until(have_passed)
-
-
-async def test_what_follows_an_answer_is_evaluated_before_the_next_turn(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    looks = Looks(monkeypatch)
+async def test_what_follows_an_answer_is_evaluated_before_the_next_turn() -> None:
     counts: dict[bool, int] = {}
     for setting in (False, True):
-        monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
         events: list[Event] = []
         async with running(events, evaluate_ahead=setting) as engine:
             talk = Talk("ann")
-            await talk.turn(engine, "Who are you?", bypass_cache=True)
-            monkeypatch.setattr(idle_work, "_LOOK_SECONDS", NEVER)
-            await looks.pass_by(1)
-            talk.messages = talk.messages[:1]
             await talk.turn(engine, STORIES["ann"] * 4)
-            if setting:
-                await has_gone_on(engine)
-                assert ahead(events) == ["ann"]
+            await engine.idle_work_done()
+            assert ahead(events) == (["ann"] if setting else [])
             found = await talk.turn(engine, "What came in?")
             counts[setting] = evaluated(found)
-            assert setting or not ahead(events)
             again = replace(talk.asks("", bypass_cache=True), messages=talk.messages[:-1])
             plain = await answer(engine, replace(again, session_key=""))
             assert found.text == plain.text
@@ -133,99 +68,88 @@ async def test_only_sessions_go_on_and_only_after_an_answer() -> None:
         await anext(cut)
         await cut.aclose()
         await Talk("cay").turn(engine, "Who are you?")
-        await has_gone_on(engine)
+        await engine.idle_work_done()
         assert ahead(events) == ["cay"]
 
 
-async def test_nothing_goes_on_while_somebody_waits_for_a_first_token(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
-    looks = Looks(monkeypatch)
+async def test_nothing_goes_on_while_somebody_waits_for_a_first_token() -> None:
     events: list[Event] = []
     async with running(events) as engine:
-        table = engine._prefix_cache.child().table
-        async with table.hold(Talk("ben").asks("")) as waiting:
-            await Talk("ann").turn(engine, STORIES["ann"] * 4)
-            await looks.pass_by(3)
-            assert ahead(events) == []
-            monkeypatch.setattr(idle_work, "_LOOK_SECONDS", NEVER)
-            await looks.pass_by(1)
-            table.answers(waiting)
-            await has_gone_on_beside(waiting, engine)
-        assert ahead(events) == ["ann"]
+        first_token = engine.wire.gate("chat", STORIES["ben"])
+        endless = {"max_tokens": 700, "extra_body": {"ignore_eos": True}}
+        ben = asyncio.create_task(Talk("ben").turn(engine, STORIES["ben"], **endless))
+        await first_token.reached.wait()
+        await Talk("ann").turn(engine, STORIES["ann"] * 4)
+        await engine.clock.checks(3)
+        assert ahead(events) == []
+        first_token.open()
+
+        async def has_gone_on() -> bool:
+            return ahead(events) == ["ann"]
+
+        await until(has_gone_on)
+        assert not ben.done(), "the other answer need not end"
+        ben.cancel()
+        await asyncio.wait([ben])
 
 
-async def has_gone_on_beside(mine: Slot, engine: LlamaEngine) -> None:
-    async def nothing_is_left() -> bool:
-        others = [slot for slot in slots_of(engine) if slot is not mine]
-        return not any(slot.answered or slot.busy for slot in others)
-
-    await until(nothing_is_left)
-
-
-async def test_a_turn_that_comes_meanwhile_finds_what_was_evaluated(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    steps = Steps(monkeypatch)
+async def test_a_turn_that_comes_meanwhile_finds_what_was_evaluated() -> None:
     async with running() as engine:
+        step = engine.wire.gate("completion")
         talk = Talk("ann")
         first = await talk.turn(engine, STORIES["ann"] * 4)
-        await steps.begun.wait()
+        await step.reached.wait()
         second = asyncio.create_task(talk.turn(engine, "What came in?"))
         await asyncio.sleep(0)
-        steps.go_on.set()
+        step.open()
         assert (await second).cached_tokens > first.prompt_tokens
-        assert [slot.session_key for slot in slots_of(engine)].count("ann") == 1
+        assert len(set(engine.wire.slots("chat"))) == 1, "the session has one slot"
         await all_is_well(engine)
 
 
-async def test_of_a_session_that_ends_meanwhile_nothing_is_kept(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    steps = Steps(monkeypatch)
+async def test_of_a_session_that_ends_meanwhile_nothing_is_kept(tmp_path: Path) -> None:
     events: list[Event] = []
     async with running(events, states_path=tmp_path / "kv") as engine:
-        steps.before = lambda: engine._prefix_cache.forget("ann")
+
+        def end(call: Call) -> None:
+            if call.kind == "completion":
+                engine.cache.forget("ann")
+
+        engine.wire.before = end
         await Talk("ann").turn(engine, STORIES["ann"] * 4)
-        steps.go_on.set()
-        await has_gone_on(engine)
-        [held] = [slot for slot in slots_of(engine) if slot.holds.size]
-        assert held.private
-        assert (held.session_key, ahead(events)) == ("", [])
+        await engine.idle_work_done()
+        assert engine.wire.slots("completion"), "it was evaluated"
+        assert ahead(events) == []
     assert [path.name for path in (tmp_path / "kv").iterdir()] == ["lock"]
 
 
-async def test_an_engine_that_dies_meanwhile_is_only_started_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    steps = Steps(monkeypatch)
+async def test_an_engine_that_dies_meanwhile_is_only_started_again() -> None:
     async with running() as engine:
         pid = engine.pid
         assert pid is not None
-        steps.before = lambda: os.kill(pid, signal.SIGKILL)
+
+        def kill(call: Call) -> None:
+            if call.kind == "completion" and engine.pid == pid:
+                os.kill(pid, signal.SIGKILL)
+
+        engine.wire.before = kill
         talk = Talk("ann")
         await talk.turn(engine, STORIES["ann"] * 4)
-        steps.go_on.set()
 
         async def is_another() -> bool:
             return engine.pid not in (None, pid)
 
         await until(is_another)
-        steps.before = None
         assert (await talk.turn(engine, "What came in?")).text
-        await has_gone_on(engine)
+        await engine.idle_work_done()
 
 
-async def test_a_stop_meanwhile_loses_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    steps = Steps(monkeypatch)
+async def test_a_stop_meanwhile_loses_nothing(tmp_path: Path) -> None:
     talk = Talk("ann")
     async with running(states_path=tmp_path / "kv") as engine:
+        step = engine.wire.gate("completion")
         await talk.turn(engine, STORIES["ann"] * 4)
-        await steps.begun.wait()
-    steps.go_on.set()
+        await step.reached.wait()
     async with running(states_path=tmp_path / "kv") as engine:
         assert evaluated(await talk.turn(engine, "What came in?")) < 40
 
@@ -237,225 +161,166 @@ async def test_a_history_that_fills_its_slot_is_left_as_it_is() -> None:
         talk.messages = [Message(Role.SYSTEM, "Be brief.")]
         fill = {"max_tokens": 230, "extra_body": {"ignore_eos": True}}
         await talk.turn(engine, "Tell a long story.", **fill)
-        await has_gone_on(engine)
+        await engine.idle_work_done()
         assert ahead(events) == []
         await all_is_well(engine)
 
 
-@pytest.mark.parametrize("how", ["without thoughts", "with another head", "with a long end"])
+@pytest.mark.parametrize(
+    ("head", "written", "sessions"),
+    [
+        pytest.param("", AS_GENERATED, ["ann"], id="as it was generated"),
+        pytest.param("", "{{ message.content[3:] }}", [], id="without thoughts"),
+        pytest.param("{{ messages | length }} ", AS_GENERATED, [], id="with another head"),
+        pytest.param("", AS_GENERATED + " and so on" * 40, [], id="with a long end"),
+    ],
+)
 async def test_an_answer_that_the_template_writes_in_another_way_is_left_as_it_is(
-    how: str, monkeypatch: pytest.MonkeyPatch
+    head: str, written: str, sessions: list[str], tmp_path: Path
 ) -> None:
-    text = Server._text
-
-    async def written(server: Server, request: EngineRequest) -> str:
-        found = await text(server, request)
-        answers = [each.content for each in request.messages if each.role is Role.ASSISTANT]
-        if how == "with another head":
-            return f"{len(request.messages)} {found}"
-        for each in answers:
-            before, _, after = found.rpartition(each)
-            is_long = how == "with a long end"
-            found = before + (each + " and so on" * 40 if is_long else each[3:]) + after
-        return found
-
-    monkeypatch.setattr(Server, "_text", written)
+    path = tmp_path / "llama-server"
+    path.write_text(SERVER)
+    path.chmod(0o755)
+    template = TEMPLATE.format(head=head, answer=written)
+    arguments = ["--extra", "yes", "--chat-template", template]
     events: list[Event] = []
-    async with running(events) as engine:
+    async with running(events, server_path=path, server_args=arguments) as engine:
         await Talk("ann").turn(engine, STORIES["ann"] * 8)
-        await has_gone_on(engine)
-        assert ahead(events) == []
+        await engine.idle_work_done()
+        assert ahead(events) == sessions
 
 
-async def test_it_is_written_with_the_options_of_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-    text = Server._text
-
-    async def noted(server: Server, request: EngineRequest) -> str:
-        asked.append(request.options.extra_body.get("chat_template_kwargs"))
-        return await text(server, request)
-
-    monkeypatch.setattr(Server, "_text", noted)
+async def test_it_is_written_with_the_options_of_the_turn() -> None:
     events: list[Event] = []
     async with running(events) as engine:
         options = {"extra_body": {"chat_template_kwargs": {"effort": "high"}}}
         await Talk("ann").turn(engine, STORIES["ann"], **options)
-        await has_gone_on(engine)
+        await engine.idle_work_done()
         assert ahead(events) == ["ann"]
-    assert asked
-    assert all(each == {"effort": "high"} for each in asked)
+        written = [call.body for call in engine.wire.calls if call.kind == "apply-template"]
+    assert written
+    assert all(body["chat_template_kwargs"] == {"effort": "high"} for body in written)
 
 
-async def test_a_session_that_ends_before_its_turn_to_go_on_comes_stays_ended(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    steps = Steps(monkeypatch)
+async def test_a_session_that_ends_before_its_turn_to_go_on_comes_stays_ended() -> None:
     events: list[Event] = []
     async with running(events) as engine:
+        step = engine.wire.gate("completion")
         await asyncio.gather(
             Talk("ann").turn(engine, STORIES["ann"] * 4),
             Talk("ben").turn(engine, STORIES["ben"] * 4),
         )
-        await steps.begun.wait()
-        first = slots_of(engine)[steps.slots[0]]
-        [second] = [slot for slot in slots_of(engine) if slot is not first]
-        first_key = first.session_key
-        engine._prefix_cache.forget(second.session_key)
-        steps.go_on.set()
-        await has_gone_on(engine)
-        assert (second.private, second.session_key) == (True, "")
-        assert ahead(events) == [first_key]
+        await step.reached.wait()
+        first, second = in_the_order_of_steps(engine)
+        engine.cache.forget(second)
+        step.open()
+        await engine.idle_work_done()
+        assert len(engine.wire.slots("completion")) == 1
+        assert ahead(events) == [first]
 
 
-async def test_a_turn_that_waits_for_its_slot_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    steps = Steps(monkeypatch)
+def in_the_order_of_steps(engine: WatchedEngine) -> tuple[str, str]:
+    """Ann and Ben, first the one whose slot the first step is in."""
+    is_ann = engine.wire.slots("chat", STORIES["ann"])[0] == engine.wire.slots("completion")[0]
+    return ("ann", "ben") if is_ann else ("ben", "ann")
+
+
+async def test_a_turn_that_waits_for_its_slot_is_waited_for() -> None:
     async with running() as engine:
-        table = engine._prefix_cache.child().table
+        step = engine.wire.gate("completion")
         talks = {name: Talk(name) for name in ("ann", "ben")}
         await asyncio.gather(*(talk.turn(engine, STORIES[n] * 4) for n, talk in talks.items()))
-        await steps.begun.wait()
-        held = slots_of(engine)[steps.slots[0]]
-        steps.before = lambda: waited.append(table.is_waited_for)
-        waited: list[bool] = []
-        turn = asyncio.create_task(talks[held.session_key].turn(engine, "What came in?"))
+        await step.reached.wait()
+        first, _ = in_the_order_of_steps(engine)
+        begun = len(engine.wire.calls)
+        turn = asyncio.create_task(talks[first].turn(engine, "What came in?"))
         await asyncio.sleep(0)
-        assert table.is_waited_for
-        steps.go_on.set()
+        step.open()
         await turn
-        await has_gone_on(engine)
-        assert waited[0], "it had begun before"
-        assert not any(waited[1:])
+        await engine.idle_work_done()
+        kinds = [call.kind for call in engine.wire.calls[begun:]]
+        assert "completion" in kinds, "the other goes on at last"
+        assert kinds.index("chat") < kinds.index("completion")
 
 
-async def test_who_comes_before_the_step_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = Steps(monkeypatch)
-    steps.go_on.set()
-    following, reached, go_on = Server.following, asyncio.Event(), asyncio.Event()
-
-    async def slow(
-        server: Server, request: EngineRequest, text: str
-    ) -> tuple[list[int], int] | None:
-        reached.set()
-        await go_on.wait()
-        return await following(server, request, text)
-
-    monkeypatch.setattr(Server, "following", slow)
+async def test_who_comes_before_the_step_goes_first() -> None:
     events: list[Event] = []
     async with running(events) as engine:
-        table = engine._prefix_cache.child().table
+        writing = engine.wire.gate("apply-template")
+        first_token = engine.wire.gate("chat", STORIES["ben"])
         await Talk("ann").turn(engine, STORIES["ann"] * 4)
-        await reached.wait()
-        async with table.hold(Talk("ben").asks("")) as waiting:
-            go_on.set()
-            ann = next(slot for slot in slots_of(engine) if slot is not waiting)
-
-            async def is_given_back() -> bool:
-                return not ann.busy
-
-            await until(is_given_back)
-            assert not steps.slots
-        await has_gone_on(engine)
+        await writing.reached.wait()
+        ben = asyncio.create_task(
+            answer(engine, Talk("ben").asks(STORIES["ben"], bypass_cache=True))
+        )
+        await first_token.reached.wait()
+        writing.open()
+        await engine.clock.checks(2)
+        assert not engine.wire.slots("completion")
+        first_token.open()
+        await ben
+        await engine.idle_work_done()
         assert ahead(events) == ["ann"]
 
 
-async def test_with_more_sessions_than_slots_the_next_to_go_is_saved_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(idle_work, "_REST_SECONDS_IF_FULL", NEVER)
-    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
-    events: list[Event] = []
-    async with running(events) as engine:
-        table = engine._prefix_cache.child().table
+async def test_with_more_sessions_than_slots_the_next_to_go_is_saved_at_once() -> None:
+    async with running(policy={"full_rest_seconds": NEVER}) as engine:
         talks = await tell_all(engine)
-        took: list[list[tuple[str, str]]] = []
+        restores = 0
         for name, talk in talks.items():
-
-            async def is_saved() -> bool:
-                return table.is_idle and not table.answered and table.next_out(NEVER) is None
-
-            await until(is_saved)
-            before, is_out = len(events), all(slot.session_key != name for slot in table._slots)
+            await engine.idle_work_done()
+            before = len(engine.wire.calls)
             assert evaluated(await talk.turn(engine, "What came in?")) < 40, name
-            if is_out:
-                took.append(moved(events[before:])[:1])
-        assert len(took) >= len(talks) - 2
-        assert all(each == [("restore", "ok")] for each in took), "no save was waited for"
-        assert len(files(engine)) <= len(talks) + 1
+            kinds = [call.kind for call in engine.wire.calls[before:]]
+            waited_for = kinds[: kinds.index("chat")]
+            assert "save" not in waited_for, "no turn waits for a save"
+            restores += "restore" in waited_for
+        assert restores >= len(talks) - 2
+        assert len(engine.files()) <= len(talks) + 1
 
 
-class Saves:
-    """Counts what is saved, or tried, while slots rest."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count = 0
-        save = idle_work._save
-
-        async def counted(child: Child, mover: SlotMover, slot: Slot) -> None:
-            self.count += 1
-            await save(child, mover, slot)
-
-        monkeypatch.setattr(idle_work, "_save", counted)
+async def idle_saves(engine: WatchedEngine, talk: Talk) -> int:
+    """How many saves the idle slots see after a turn has begun to be answered."""
+    before = len(engine.wire.calls)
+    await talk.turn(engine, STORIES[talk.name] * 2)
+    await engine.clock.checks(2)
+    kinds = [call.kind for call in engine.wire.calls[before:]]
+    return kinds[kinds.index("chat") :].count("save")
 
 
-async def test_a_session_that_sleeps_is_no_reason_to_save_the_others_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(idle_work, "_REST_SECONDS_IF_FULL", NEVER)
-    monkeypatch.setattr(idle_work, "_CROWDED_SECONDS", 0.0)
-    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
-    looks, saves = Looks(monkeypatch), Saves(monkeypatch)
-    async with running() as engine:
-        talks = await tell_all(engine)
-        for name in ("cay", "dee") * 2:
-            await talks[name].turn(engine, "What came in?")
-            await looks.pass_by(3)
-        assert saves.count == 0
+async def test_a_session_that_sleeps_is_no_reason_to_save_the_others_at_once() -> None:
+    async with running(policy={"full_rest_seconds": NEVER, "crowded_seconds": 0.0}) as engine:
+        names = (*STORIES, "cay", "dee", "cay", "dee")
+        talks = {name: Talk(name) for name in STORIES}
+        assert [await idle_saves(engine, talks[name]) for name in names] == [0] * len(names)
 
 
-async def test_a_save_that_failed_is_not_tried_again_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(idle_work, "_REST_SECONDS_IF_FULL", NEVER)
-    monkeypatch.setattr(idle_work, "_REST_SECONDS", NEVER)
-    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
-    looks, saves = Looks(monkeypatch), Saves(monkeypatch)
+async def test_a_save_that_failed_is_not_tried_again_at_once() -> None:
+    policy = {"full_rest_seconds": NEVER, "rest_seconds": NEVER}
+    async with running(policy=policy) as engine:
 
-    async def full(*_: object) -> None:
-        raise EngineRejected("no space left on device")
+        def fail(call: Call) -> None:
+            if call.kind == "save":
+                raise httpx.ReadError("the disk is full")
 
-    monkeypatch.setattr(kv_cache, "_act", full)
-    async with running() as engine:
-        for talk in (await tell_all(engine)).values():
-            await talk.turn(engine, "What came in?")
-            await looks.pass_by(2)
-        assert saves.count == 1
+        engine.wire.before = fail
+        talks = [Talk(name) for name in STORIES]
+        assert sum([await idle_saves(engine, talk) for talk in talks * 2]) == 1
 
 
-async def test_with_as_many_sessions_as_slots_nothing_is_saved_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(idle_work, "_REST_SECONDS_IF_FULL", NEVER)
-    monkeypatch.setattr(idle_work, "_REST_SECONDS", NEVER)
-    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
-    looks = Looks(monkeypatch)
+async def test_with_as_many_sessions_as_slots_nothing_is_saved_at_once() -> None:
+    policy = {"full_rest_seconds": NEVER, "rest_seconds": NEVER}
     events: list[Event] = []
-    async with running(events) as engine:
+    async with running(events, policy=policy) as engine:
         for name in ("ann", "ben") * 2:
             await Talk(name).turn(engine, STORIES[name] * 2)
-            await has_gone_on(engine)
-        await looks.pass_by(3)
+            await engine.idle_work_done()
         saves = [each for each in moved(events) if each[0] == "save"]
         assert len(saves) <= 1, "what was lent for the system prompt"
 
 
-async def test_what_rests_is_saved_without_being_told_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(idle_work, "_REST_SECONDS", 0.0)
-    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
-    async with running(states_path=tmp_path / "kv") as engine:
+async def test_what_rests_is_saved_without_being_told_to(tmp_path: Path) -> None:
+    async with running(states_path=tmp_path / "kv", policy={"rest_seconds": 0.0}) as engine:
         await Talk("ann").turn(engine, STORIES["ann"] * 4)
 
         async def is_sealed() -> bool:
@@ -464,47 +329,34 @@ async def test_what_rests_is_saved_without_being_told_to(
         await until(is_sealed)
 
 
-async def test_where_every_slot_holds_a_session_the_next_one_waits_for_no_save(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(idle_work, "_REST_SECONDS_IF_FULL", 0.0)
-    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
+async def test_where_every_slot_holds_a_session_the_next_one_waits_for_no_save() -> None:
     events: list[Event] = []
-    async with running(events) as engine:
+    async with running(events, policy={"full_rest_seconds": 0.0}) as engine:
         for name in ("ann", "ben"):
             await Talk(name).turn(engine, STORIES[name] * 4)
-        slots = engine._prefix_cache.child().table
-
-        async def both_are_saved() -> bool:
-            return slots.is_idle and not slots.answered and not slots.resting(0.0)
-
-        await until(both_are_saved)
-        monkeypatch.setattr(idle_work, "_REST_SECONDS_IF_FULL", 1000.0)
+        await engine.idle_work_done()
+        engine.clock.stop()
         before = len(events)
         await Talk("cay").turn(engine, "What came in?")
         assert ("save", "ok") not in moved(events[before:])
 
 
-async def test_nothing_is_saved_ahead_while_somebody_waits_for_a_first_token(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(idle_work, "_REST_SECONDS_IF_FULL", 0.0)
-    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(idle_work, "_LOOKS_AGAIN", 10_000)
+async def test_nothing_is_saved_ahead_while_somebody_waits_for_a_first_token() -> None:
+    policy = {"full_rest_seconds": 0.0, "contention_checks": 10_000}
     events: list[Event] = []
-    async with running(events, slots=3) as engine:
-        table = engine._prefix_cache.child().table
+    async with running(events, slots=3, policy=policy) as engine:
+        first_token = engine.wire.gate("chat", STORIES["ben"])
         other = Talk("cay")
         other.messages = [Message(Role.SYSTEM, "Be brief.")]  # so that nothing is lent to it
-        async with table.hold(Talk("ben").asks("")) as waiting:
-            waiting.begins("ben")
-            await Talk("ann").turn(engine, STORIES["ann"] * 4)
-            await other.turn(engine, STORIES["cay"] * 4)  # time to save ann's, who rests
-            assert table.is_full
-            assert ("save", "ok") not in moved(events)
-            waiting.answering = True
+        ben = asyncio.create_task(Talk("ben").turn(engine, STORIES["ben"]))
+        await first_token.reached.wait()
+        await Talk("ann").turn(engine, STORIES["ann"] * 4)
+        await other.turn(engine, STORIES["cay"] * 4)  # time to save ann's, who rests
+        assert ("save", "ok") not in moved(events)
+        first_token.open()
+        await ben
 
-            async def is_saved() -> bool:
-                return ("save", "ok") in moved(events)
+        async def is_saved() -> bool:
+            return ("save", "ok") in moved(events)
 
-            await until(is_saved)
+        await until(is_saved)

@@ -9,14 +9,15 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
+import embedded
 import psutil
 import pytest
+from embedded import SERVER, idle, until
 
 from ruvd.core.errors import ContextTooLong, EngineRejected, EngineUnavailable
 from ruvd.core.model import Message, Role
@@ -24,35 +25,6 @@ from ruvd.core.options import CompletionOptions, ResponseFormat, Tool, ToolChoic
 from ruvd.core.ports.engine import EngineDone, EngineRequest, EngineText
 from ruvd.core.ports.events import EngineStateChanged, Event
 from ruvd.engines.llama.engine import LlamaEngine
-from ruvd.engines.llama.server import ROOT
-
-# A llama-server as a user may have one: it takes the flags, and the key from the environment.
-SERVER = f"""#!{sys.executable}
-import argparse, os, signal, sys, xllamacpp
-parser = argparse.ArgumentParser(allow_abbrev=False)
-for flag in ("model", "alias", "host", "slot-save-path", "extra"):
-    parser.add_argument("--" + flag)
-for flag in ("port", "ctx-size", "parallel", "threads", "threads-batch", "batch-size",
-             "ubatch-size"):
-    parser.add_argument("--" + flag, type=int)
-args = parser.parse_args()
-assert args.extra == "yes", args
-params = xllamacpp.CommonParams()
-params.model.path = args.model
-params.hostnames = [args.host]
-params.api_keys = [os.environ["LLAMA_API_KEY"]]
-params.n_ctx = args.ctx_size
-params.n_parallel = args.parallel
-params.n_batch, params.n_ubatch = args.batch_size, args.ubatch_size
-params.cpuparams.n_threads = args.threads
-params.cpuparams_batch.n_threads = args.threads_batch
-params.slot_save_path = args.slot_save_path
-params.cache_ram_mib = int(os.environ["LLAMA_ARG_CACHE_RAM"])
-params.ui = False
-server = xllamacpp.Server(params)
-while True:
-    signal.pause()
-"""
 
 # What `kill -9` is tried on: an engine that prints its child's id and lives on.
 PARENT = """
@@ -75,8 +47,7 @@ asyncio.run(main())
 """
 
 
-class _Slot(msgspec.Struct):
-    is_processing: bool
+running = partial(embedded.running, wait=False)
 
 
 def script(directory: Path, text: str) -> Path:
@@ -84,19 +55,6 @@ def script(directory: Path, text: str) -> Path:
     path.write_text(text)
     path.chmod(0o755)
     return path
-
-
-@asynccontextmanager
-async def running(events: list[Event] | None = None, **settings: Any) -> AsyncIterator[LlamaEngine]:
-    """A started engine, small unless told otherwise."""
-    observer: Callable[[Event], None] = (lambda _: None) if events is None else events.append
-    small = {"context_tokens": 1024, "answer_tokens": 256, "slots": 2, "threads": 1}
-    engine = LlamaEngine(observer=observer, **{**small, **settings})
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.close()
 
 
 def ask(text: str, **options: Any) -> EngineRequest:
@@ -116,24 +74,6 @@ async def collect(engine: LlamaEngine, request: EngineRequest) -> EngineDone:
     return last
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110  what is awaited is in another process
-            await asyncio.sleep(0.02)
-
-
-async def busy(engine: LlamaEngine) -> bool:
-    client = engine._server.client
-    assert client is not None
-    return any(
-        slot.is_processing for slot in await client.call("GET", f"{ROOT}/slots", list[_Slot])
-    )
-
-
-async def idle(engine: LlamaEngine) -> bool:
-    return not await busy(engine)
-
-
 async def has_another_pid(engine: LlamaEngine, pid: int | None) -> bool:
     return engine.pid != pid
 
@@ -146,7 +86,7 @@ async def test_closing_the_generator_during_the_answer_frees_the_slot() -> None:
     async with running() as engine:
         async with aclosing(engine.generate(ask("Count to a thousand", max_tokens=700))) as chunks:
             assert isinstance(await anext(chunks), EngineText)
-            assert await busy(engine)
+            assert await engine.wire.busy()
         await until(lambda: idle(engine), 2.0)
 
 
@@ -155,7 +95,7 @@ async def test_cancelling_during_a_long_prefill_frees_the_slot() -> None:
     async with running(context_tokens=4096, batch_tokens=64) as engine:
         await engine.ready()
         task = asyncio.create_task(collect(engine, ask("house " * 3000)))
-        await until(lambda: busy(engine), 10.0)
+        await until(engine.wire.busy, 10.0)
         task.cancel()
         _, pending = await asyncio.wait([task], timeout=0.5)
         assert not pending
@@ -257,11 +197,8 @@ async def test_the_key_is_in_no_command_line_and_the_directory_is_private_and_re
     async with running() as engine:
         await engine.ready()
         child = psutil.Process(engine.pid)
-        directory = engine._server._directory
-        client = engine._server.client
-        assert directory is not None
-        assert client is not None
-        key = await client._api_key.current()
+        directory = engine.directory
+        key = engine.wire.authorization.removeprefix("Bearer ")
         assert len(key) > 20
         assert key not in " ".join(child.cmdline())
         assert key not in " ".join(child.environ().values())

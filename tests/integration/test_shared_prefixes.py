@@ -6,20 +6,19 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import embedded
 import pytest
-from embedded import all_is_well, answer, files, idle, until
+from embedded import NO_IDLE_WORK, all_is_well, answer, until
 
 from ruvd.core.model import Message, Role
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.engine import EngineRequest
-from ruvd.engines.llama import kv_cache
-from ruvd.engines.llama.engine import LlamaEngine
 
 DOCUMENTS = {
     "harbour": "The harbour master writes down each ship, its captain and its cargo at dusk. "
@@ -32,15 +31,7 @@ DOCUMENTS = {
 QUESTIONS = ("Who lives here?", "What is done first?", "Name a thing.", "Why?", "Sum it up.")
 
 
-@asynccontextmanager
-async def running(**settings: Any) -> AsyncIterator[LlamaEngine]:
-    small = {"context_tokens": 1024, "answer_tokens": 256, "slots": 3, "threads": 1}
-    engine = LlamaEngine(observer=lambda _: None, **{**small, **settings})
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.close()
+running = partial(embedded.running, slots=3)
 
 
 def ask(
@@ -57,15 +48,14 @@ async def test_a_shared_prefix_is_evaluated_once_and_the_server_says_so() -> Non
         first = await answer(engine, ask(document, QUESTIONS[0], "k"))
         assert first.cached_tokens < 20, "what was evaluated for it is not told as cached"
         assert first.prefill_seconds > 0
-        assert len(files(engine)) == 1
+        assert len(engine.files()) == 1
         others = await asyncio.gather(
             *(answer(engine, ask(document, question, "k")) for question in QUESTIONS[1:4])
         )
         for other in others:
             assert other.prompt_tokens - other.cached_tokens < 40
             assert other.cached_tokens > 200
-        held = engine._prefix_cache.child().table._slots
-        assert [slot.holds.messages[0].content for slot in held] == [document] * 3
+        assert set(engine.wire.slots("chat")) == {0, 1, 2}, "every slot has it"
 
 
 async def test_after_a_restore_the_text_is_that_without_a_cache() -> None:
@@ -103,53 +93,44 @@ async def test_with_one_slot_nothing_is_saved() -> None:
         for question in QUESTIONS[:2]:
             found = await answer(engine, ask(DOCUMENTS["harbour"], question, "k"))
         assert found.cached_tokens > 200
-        assert files(engine) == []
+        assert engine.files() == []
 
 
 async def test_files_are_bounded_and_the_oldest_go_first() -> None:
     async with running(slots=2, states_bytes=1) as engine:
         await answer(engine, ask(DOCUMENTS["garden"], "Why?", "k"))
-        assert files(engine) == [], "what alone is too large is not kept"
+        assert engine.files() == [], "what alone is too large is not kept"
     async with running(slots=2) as engine:
         await answer(engine, ask(DOCUMENTS["garden"], "Why?", "k"))
-        [size] = [path.stat().st_size for path in files(engine)]
+        [size] = [path.stat().st_size for path in engine.files()]
     async with running(slots=2, states_bytes=round(2.5 * size)) as engine:
         kept: list[list[Path]] = []
         for number, document in enumerate([*DOCUMENTS.values(), DOCUMENTS["garden"]]):
             await answer(engine, ask(f"{number} {document}", "Why?", f"k{number}"))
-            kept.append(files(engine))
+            kept.append(engine.files())
         assert [len(each) for each in kept] == [1, 2, 2, 2]
         assert not set(kept[0]) & set(kept[2])
-        assert engine._prefix_cache.files is not None
-        directory = engine._prefix_cache.files.directory
+        directory = engine.files()[0].parent
         assert directory.stat().st_mode & 0o777 == 0o700
-        assert {path.stat().st_mode & 0o777 for path in files(engine)} == {0o600}
+        assert {path.stat().st_mode & 0o777 for path in engine.files()} == {0o600}
     assert not directory.exists()
 
 
-async def test_what_alone_is_too_large_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    saves: list[str] = []
-    act = kv_cache._act
-
-    async def noted(client: Any, slot: int, action: str, filename: str, into: Any) -> Any:
-        saves.append(action)
-        return await act(client, slot, action, filename, into)
-
-    monkeypatch.setattr(kv_cache, "_act", noted)
+async def test_what_alone_is_too_large_is_not_tried_again() -> None:
     async with running(states_bytes=1000) as engine:
         for question in QUESTIONS[:3]:
             await answer(engine, ask(DOCUMENTS["harbour"], question, "k"))
-        assert files(engine) == []
-    assert saves == ["save"]
+        assert engine.files() == []
+        assert len(engine.wire.slots("save")) == 1
+        assert not engine.wire.slots("restore")
 
 
 async def test_without_a_budget_nothing_is_written() -> None:
     async with running(states_bytes=0) as engine:
         for question in QUESTIONS[:3]:
             await answer(engine, ask(DOCUMENTS["harbour"], question, "k"))
-        assert files(engine) == []
-        assert engine._server._directory is not None
-        assert [path.name for path in engine._server._directory.iterdir()] == ["s.sock"]
+        assert engine.files() == []
+        assert [path.name for path in engine.directory.iterdir()] == ["s.sock"]
 
 
 async def test_a_file_that_is_gone_or_broken_costs_time_and_is_logged(
@@ -160,7 +141,7 @@ async def test_a_file_that_is_gone_or_broken_costs_time_and_is_logged(
         await answer(engine, ask(document, QUESTIONS[0], "k"))
         plain = await answer(engine, ask(document, QUESTIONS[1], bypass_cache=True))
         for spoil in (lambda path: path.write_bytes(b"nonsense"), Path.unlink):
-            [path] = files(engine)
+            [path] = engine.files()
             spoil(path)
             with caplog.at_level(logging.WARNING, "ruvd.engine"):
                 found = await asyncio.gather(
@@ -178,7 +159,6 @@ async def test_after_a_crash_the_table_is_empty_and_the_files_are_there() -> Non
     async with running() as engine:
         request = ask(DOCUMENTS["harbour"], QUESTIONS[0], "k")
         await answer(engine, request)
-        before = engine._prefix_cache.child()
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
         pid = engine.pid
@@ -188,8 +168,8 @@ async def test_after_a_crash_the_table_is_empty_and_the_files_are_there() -> Non
 
         await until(is_another)
         assert (await answer(engine, request)).cached_tokens > 200, "a file has it still"
-        assert engine._prefix_cache.child() is not before
-        assert len(files(engine)) == 1
+        assert len(engine.wire.slots("restore")) == 1
+        assert len(engine.files()) == 1
         await all_is_well(engine)
 
 
@@ -200,56 +180,41 @@ async def test_the_first_of_a_prefix_may_be_cancelled_and_the_next_one_does_its_
         first = asyncio.create_task(answer(engine, ask(document, QUESTIONS[0], "k")))
         second = asyncio.create_task(answer(engine, ask(document, QUESTIONS[1], "k")))
 
-        async def evaluates() -> bool:
-            return not await idle(engine)
-
-        await until(evaluates)
+        await until(engine.wire.busy)
         first.cancel()
         await asyncio.wait([first])
         assert first.cancelled()
         assert (await second).prompt_tokens > 600
-        assert len(files(engine)) == 1
+        assert len(engine.files()) == 1
         third = await answer(engine, ask(document, QUESTIONS[2], "k"))
         assert third.prompt_tokens - third.cached_tokens < 40
         await all_is_well(engine)
 
 
 @pytest.mark.parametrize("action", ["save", "restore"])
-async def test_cancelling_a_save_or_a_restore_lets_it_end_and_frees_the_slot(
-    action: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, go_on = asyncio.Event(), asyncio.Event()
-    act = kv_cache._act
-
-    async def slow(client: Any, slot: int, asked: str, filename: str, into: Any) -> Any:
-        if asked == action:
-            begun.set()
-            await go_on.wait()
-        return await act(client, slot, asked, filename, into)
-
-    monkeypatch.setattr(kv_cache, "_act", slow)
-    async with running(slots=2) as engine:
-        document = DOCUMENTS["harbour"]
+async def test_cancelling_a_save_or_a_restore_lets_it_end_and_frees_the_slot(action: str) -> None:
+    async with running(slots=2, policy=NO_IDLE_WORK) as engine:
+        document, move = DOCUMENTS["harbour"], engine.wire.gate(action)
         tasks = [
             asyncio.create_task(answer(engine, ask(document, QUESTIONS[0], "k", max_tokens=99)))
         ]
         if action == "restore":
-            assert engine.slots == 2
 
             async def is_saved() -> bool:
-                return len(files(engine)) == 1
+                return len(engine.files()) == 1
 
             await until(is_saved)
             tasks.append(asyncio.create_task(answer(engine, ask(document, QUESTIONS[1], "k"))))
         async with asyncio.timeout(20):
-            await begun.wait()
+            await move.reached.wait()
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        table = engine._prefix_cache.child().table
-        assert [slot.busy for slot in table._slots].count(True) == 1
-        go_on.set()
-        await table.wait_idle()
+        [moving] = engine.wire.slots(action)
+        before = len(engine.wire.calls)
+        await asyncio.gather(*(answer(engine, ask("Be brief.", each)) for each in QUESTIONS))
+        assert {call.slot for call in engine.wire.calls[before:]} == {1 - (moving or 0)}
+        move.open()
         await all_is_well(engine)
         found = await answer(engine, ask(document, QUESTIONS[2], "k"))
         assert found.prompt_tokens - found.cached_tokens < 40, "what was saved is of use"
@@ -260,7 +225,7 @@ async def test_a_private_call_with_a_prefix_key_neither_uses_nor_leaves_anything
         request = ask(DOCUMENTS["harbour"], QUESTIONS[0], "k", bypass_cache=True)
         async with aclosing(engine.generate(request)) as chunks:
             await anext(chunks)
-        assert files(engine) == []
+        assert engine.files() == []
         assert (await answer(engine, replace(request, prefix_key=""))).cached_tokens == 0
         public = replace(request, options=replace(request.options, bypass_cache=False))
         assert (await answer(engine, replace(public, prefix_key=""))).cached_tokens < 20

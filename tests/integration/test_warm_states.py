@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,23 +14,22 @@ from typing import Any
 
 import pytest
 from embedded import (
+    NO_IDLE_WORK,
     STORIES,
     SYSTEM,
+    Call,
     Talk,
     all_is_well,
     answer,
     evaluated,
-    files,
     moved,
     running,
     tell_all,
-    until,
 )
 
 from ruvd.core.errors import EngineUnavailable
 from ruvd.core.model import Message, Role
 from ruvd.core.ports.events import Event
-from ruvd.engines.llama import idle_work, kv_cache
 from ruvd.engines.llama.prompt_evaluation import STEP_TOKENS
 
 
@@ -48,7 +47,7 @@ async def test_with_more_sessions_than_slots_each_goes_on_where_it_was() -> None
         assert again.cached_tokens == 0
         assert talks["ann"].messages[-1].content == again.text
         assert {outcome for _, outcome in moved(events)} == {"ok"}
-        assert len(files(engine)) <= len(talks) + 1, "one a session, and what was lent"
+        assert len(engine.files()) <= len(talks) + 1, "one a session, and what was lent"
         await all_is_well(engine)
 
 
@@ -112,7 +111,7 @@ async def test_a_file_that_is_not_right_costs_time_and_an_event_and_no_answer(
     }
     spoil[how]()
     events: list[Event] = []
-    settings = {"context_tokens": 1280} if how == "foreign" else {}
+    settings: dict[str, Any] = {"context_tokens": 1280} if how == "foreign" else {}
     async with running(events, states_path=kv, **settings) as engine:
         found = await talk.turn(engine, "What came in?")
         outcome = how if how in ("foreign", "stale") else "corrupt"
@@ -121,7 +120,7 @@ async def test_a_file_that_is_not_right_costs_time_and_an_event_and_no_answer(
         private = replace(talk.asks(""), messages=talk.messages[:-1], session_key="")
         options = replace(private.options, bypass_cache=True)
         assert (await answer(engine, replace(private, options=options))).text == found.text
-        assert how == "stale" or file not in files(engine)
+        assert how == "stale" or file not in engine.files()
 
 
 async def test_a_seal_that_could_not_be_written_is_none_and_goes_with_its_session(
@@ -139,10 +138,10 @@ async def test_a_seal_that_could_not_be_written_is_none_and_goes_with_its_sessio
         await talk.turn(engine, STORIES["ann"] * 4)
         with monkeypatch.context() as patched:
             patched.setattr(Path, "write_bytes", half)
-            await engine._prefix_cache.save()
+            await engine.cache.save()
         assert list(kv.glob("*.kv"))
         assert not list(kv.glob("*.seal"))
-        engine._prefix_cache.forget("ann")
+        engine.cache.forget("ann")
     assert [path.name for path in kv.iterdir()] == ["lock"]
 
 
@@ -150,11 +149,11 @@ async def test_of_a_session_that_has_gone_no_file_stays(tmp_path: Path) -> None:
     kv = tmp_path / "kv"
     async with running(states_path=kv) as engine:
         talks = await tell_all(engine)
-        await engine._prefix_cache.save()
+        await engine.cache.save()
         assert len(list(kv.glob("*.seal"))) == len(talks)
         for name in talks:
-            engine._prefix_cache.forget(name)
-        engine._prefix_cache.forget("nobody")
+            engine.cache.forget(name)
+        engine.cache.forget("nobody")
     assert [path.name for path in kv.iterdir()] == ["lock"]
 
 
@@ -164,11 +163,11 @@ async def test_what_a_session_that_has_gone_left_in_a_slot_is_lent_to_nobody() -
         talk = Talk("ann")
         talk.messages = [Message(Role.SYSTEM, short)]
         await talk.turn(engine, STORIES["ann"] * 2)
-        engine._prefix_cache.forget("ann")
+        engine.cache.forget("ann")
         other = Talk("ben")
         other.messages = [Message(Role.SYSTEM, short)]
         await other.turn(engine, STORIES["ben"] * 2)
-        assert files(engine) == []
+        assert engine.files() == []
 
 
 async def test_a_smaller_bound_holds_from_the_start(tmp_path: Path) -> None:
@@ -194,95 +193,60 @@ async def test_only_files_of_ours_are_deleted_in_a_directory_that_has_others(
     assert {path.name for path in tmp_path.iterdir()} == names | {"lock"}
 
 
-class Moves:
-    """The engine's moves of states, each `before` which something happens."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.before: Callable[[str], Awaitable[None]] | None = None
-        act = kv_cache._act
-
-        async def moved(client: Any, slot: int, action: str, filename: str, into: Any) -> Any:
-            if self.before is not None:
-                await self.before(action)
-            return await act(client, slot, action, filename, into)
-
-        monkeypatch.setattr(kv_cache, "_act", moved)
-        monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 1000.0)
-
-
-async def test_a_turn_waits_while_its_session_is_moved_out_of_its_slot(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    moves, saving, go_on = Moves(monkeypatch), asyncio.Event(), asyncio.Event()
-
-    async def wait(_: str) -> None:
-        saving.set()
-        await go_on.wait()
-
-    async with running() as engine:
+async def test_a_turn_waits_while_its_session_is_moved_out_of_its_slot() -> None:
+    async with running(policy=NO_IDLE_WORK) as engine:
         ann, ben, cay = (Talk(name) for name in ("ann", "ben", "cay"))
         for talk in (ann, ben, ann, ben):  # the second turns are in no file yet
             await talk.turn(engine, STORIES[talk.name] * 2)
-        moves.before = wait
+        save = engine.wire.gate("save")
         first = asyncio.create_task(cay.turn(engine, STORIES["cay"] * 4))
-        await saving.wait()
+        await save.reached.wait()
         second = asyncio.create_task(ann.turn(engine, "What came in?"))
         await asyncio.sleep(0)
-        go_on.set()
+        save.open()
         await first
         assert evaluated(await second) < 40
 
 
 async def test_a_turn_that_is_cut_in_its_restore_leaves_its_session_one_slot(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    moves, moving, go_on = Moves(monkeypatch), asyncio.Event(), asyncio.Event()
-
-    async def wait(action: str) -> None:
-        if action == "restore":
-            moving.set()
-            await go_on.wait()
-
-    async with running(states_path=tmp_path / "kv") as engine:
+    async with running(states_path=tmp_path / "kv", policy=NO_IDLE_WORK) as engine:
         talks = [Talk(name) for name in ("ann", "ben", "cay")]
         for talk in talks:
             await talk.turn(engine, STORIES[talk.name] * 4)
-        moves.before = wait
+        restore = engine.wire.gate("restore")
         cut = asyncio.create_task(talks[0].turn(engine, "What came in?"))
-        await moving.wait()
+        await restore.reached.wait()
         cut.cancel()
         again = asyncio.create_task(talks[0].turn(engine, "What came in?"))
         await asyncio.sleep(0)
-        go_on.set()
+        restore.open()
         assert evaluated(await again) < 40
-        slots = engine._prefix_cache.child().table._slots
-        assert [slot.session_key for slot in slots].count("ann") == 1
+        assert engine.wire.slots("chat")[-1] == engine.wire.slots("restore")[-1]
         for talk in talks:
-            engine._prefix_cache.forget(talk.name)
+            engine.cache.forget(talk.name)
     assert [path.name for path in (tmp_path / "kv").iterdir()] == ["lock"]
 
 
 @pytest.mark.parametrize("action", ["save", "restore"])
-async def test_a_state_outlives_a_crash_of_the_engine(
-    monkeypatch: pytest.MonkeyPatch, action: str
-) -> None:
-    moves, pids = Moves(monkeypatch), set[int]()
-
-    async def kill(told: str) -> None:
-        if told == action and not pids:
-            assert engine.pid is not None
-            pids.add(engine.pid)
-            os.kill(engine.pid, signal.SIGKILL)
-
-    async with running(slots=1) as engine:
+async def test_a_state_outlives_a_crash_of_the_engine(action: str) -> None:
+    async with running(slots=1, policy=NO_IDLE_WORK) as engine:
         ann, ben = Talk("ann"), Talk("ben")
         for talk in (ann, ben):
             await talk.turn(engine, STORIES[talk.name] * 4)
-        moves.before = kill
+        pid = engine.pid
+        assert pid is not None
+
+        def kill(call: Call) -> None:
+            if call.kind == action and engine.pid == pid:
+                os.kill(pid, signal.SIGKILL)
+
+        engine.wire.before = kill
         with suppress(EngineUnavailable):  # if it was at work already
             await ann.turn(engine, "What came in?")
-        assert pids
         assert evaluated(await ann.turn(engine, "And what of the money?")) < 60
+        assert engine.pid != pid
 
 
 async def test_a_private_turn_leaves_no_file_and_takes_nobodys_history(tmp_path: Path) -> None:
@@ -301,9 +265,8 @@ async def test_two_daemons_do_not_share_a_directory(
 ) -> None:
     async with running(states_path=tmp_path / "kv"), running(states_path=tmp_path / "kv") as second:
         assert "another daemon has it" in caplog.text
-        assert second._prefix_cache.files is not None
-        assert second._prefix_cache.files.directory != tmp_path / "kv"
         await tell_all(second)
+        assert second.files()
     assert not list((tmp_path / "kv").glob("*.kv"))
 
 
@@ -314,13 +277,13 @@ async def test_a_prompt_is_evaluated_ahead_in_steps_and_the_turn_finds_it() -> N
             await talk.turn(engine, story * 2)
         talk.messages = [talk.messages[0], *talk.messages[5:]]  # trimmed
         request = replace(talk.asks(""), messages=talk.messages)
-        async with aclosing(engine._prefix_cache.prepare(request)) as steps:
+        async with aclosing(engine.cache.prepare(request)) as steps:
             counts = [step.tokens async for step in steps]
         assert sum(counts) > 60
         assert max(counts) <= STEP_TOKENS + 1
         assert evaluated(await talk.turn(engine, "What came in?")) < 40
         request = replace(talk.asks(""), messages=talk.messages)
-        async with aclosing(engine._prefix_cache.prepare(request)) as steps:
+        async with aclosing(engine.cache.prepare(request)) as steps:
             again = [step.tokens async for step in steps]
         assert sum(again) < 20, "what was evaluated is not evaluated again"
 
@@ -331,7 +294,7 @@ async def test_a_caller_who_comes_meanwhile_waits_for_one_step() -> None:
         talk.messages.append(Message(Role.USER, STORIES["ann"] * 12))
         talk.messages.append(Message(Role.ASSISTANT, "Yes."))
         request = replace(talk.asks(""), messages=talk.messages)
-        steps = engine._prefix_cache.prepare(request)
+        steps = engine.cache.prepare(request)
         first = await anext(steps)
         second = asyncio.create_task(anext(steps))
         await asyncio.sleep(0)
@@ -344,37 +307,43 @@ async def test_a_caller_who_comes_meanwhile_waits_for_one_step() -> None:
 
 
 async def test_a_turn_that_comes_while_its_session_is_prepared_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """There would be two slots of the session, and the one with less of it be saved last."""
-    monkeypatch.setattr(idle_work, "_LOOK_SECONDS", 1000.0)
     kv = tmp_path / "kv"
     talk = Talk("ann")
     talk.messages.append(Message(Role.USER, STORIES["ann"] * 12))
     talk.messages.append(Message(Role.ASSISTANT, "Yes."))
     request = replace(talk.asks(""), messages=talk.messages)
-    async with running(states_path=kv) as engine:
-        table = engine._prefix_cache.child().table
-        steps = engine._prefix_cache.prepare(request)
-        async with table.hold(Talk("").asks("")):  # so that the turn would have an earlier slot
-            first = asyncio.create_task(anext(steps))
-
-            async def is_prepared() -> bool:
-                return all(slot.busy for slot in table._slots)
-
-            await until(is_prepared)
-        await talk.turn(engine, "What came in?")
+    async with running(states_path=kv, policy=NO_IDLE_WORK) as engine:
+        other, step = engine.wire.gate("chat"), engine.wire.gate("completion")
+        steps = engine.cache.prepare(request)
+        # So that the turn would have an earlier slot.
+        asked = asyncio.create_task(answer(engine, Talk("").asks("Who are you?")))
+        await other.reached.wait()
+        first = asyncio.create_task(anext(steps))
+        await step.reached.wait()
+        other.open()
+        await asked
+        turn = asyncio.create_task(talk.turn(engine, "What came in?"))
+        await asyncio.sleep(0)
+        step.open()
+        await turn
         await first
         await steps.aclose()
+        assert engine.wire.slots("chat")[-1] == engine.wire.slots("completion")[0]
     async with running(states_path=kv) as engine:
         assert evaluated(await talk.turn(engine, "And then?")) < 40
 
 
 async def test_nothing_is_prepared_beside_a_turn_of_the_session() -> None:
     talk = Talk("ann")
-    async with running() as engine:
-        table = engine._prefix_cache.child().table
-        async with table.hold(talk.asks("What came in?")):  # it has the slot, and not begun yet
-            steps = engine._prefix_cache.prepare(talk.asks(STORIES["ann"] * 12))
-            assert [step async for step in steps] == []
-        assert not any(slot.session_key == "ann" for slot in table._slots)
+    async with running(policy=NO_IDLE_WORK) as engine:
+        first_token = engine.wire.gate("chat")
+        turn = asyncio.create_task(answer(engine, talk.asks("What came in?")))
+        await first_token.reached.wait()
+        steps = engine.cache.prepare(talk.asks(STORIES["ann"] * 12))
+        assert [step async for step in steps] == []
+        assert not engine.wire.slots("completion")
+        first_token.open()
+        await turn

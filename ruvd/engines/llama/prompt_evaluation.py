@@ -1,7 +1,7 @@
-"""Evaluating a prompt before it is asked for, a little at a time.
+"""The evaluation of a prompt before a turn needs it, a few tokens at a time.
 
-By tokens, because a message cannot be sent in part: the server's own template and tokenizer say
-what every next message comes after. What is one token off costs one token.
+Prompts are sent as tokens here, because a message cannot be sent in part. The server's own template
+and tokenizer say which tokens every next message follows. An error of one token costs one token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ruvd.engines.llama.prompt import Prompt
 
 T = TypeVar("T")
 
-# How many tokens a caller who comes meanwhile has to wait for.
+# The number of tokens that a turn waits for if it arrives during an evaluation.
 STEP_TOKENS = 64
 
 
@@ -55,55 +55,63 @@ class _Answer(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """The child, at `root`, as this module asks it. Raises as `ChatCompletionsClient.call` does."""
+class PromptEvaluator:
+    """The server at `root` with its template, tokenizer and slots.
+
+    All methods raise as `ChatCompletionsClient.call` does.
+    """
 
     client: ChatCompletionsClient
     root: str
     model: str
 
-    async def beginning(self, request: EngineRequest) -> list[int]:
-        """The tokens of the messages, as far as they are the same whatever is said next."""
-        return await self._tokens(await self._beginning(request))
+    async def history_tokens(self, request: EngineRequest) -> list[int]:
+        """Returns the tokens of the messages, up to where the next user message would differ."""
+        return await self._tokens(await self._history_text(request))
 
-    async def following(self, request: EngineRequest, answer: str) -> tuple[list[int], int] | None:
-        """The tokens of the request, of the answer to it, and of what follows whatever is said
-        next; and how many those are.
+    async def answer_tokens(
+        self, request: EngineRequest, answer: str
+    ) -> tuple[list[int], int] | None:
+        """Returns the tokens of the request, its answer and all that follows whatever the next
+        message is, and the number of tokens that follow.
 
-        None if the template writes the first two in another way than they were asked and
-        generated, for example without thoughts: all that differs would be evaluated again.
+        Returns None if the template writes the request and the answer in another way than they
+        were sent and generated, for example without reasoning: then all that differs would have
+        to be evaluated again.
         """
-        said = await self._text(request) + answer
+        sent = await self._text(request) + answer
         messages = (*request.messages, Message(Role.ASSISTANT, answer))
-        text = await self._beginning(replace(request, messages=messages))
-        if not text.startswith(said):
+        text = await self._history_text(replace(request, messages=messages))
+        if not text.startswith(sent):
             return None
-        rest = await self._tokens(text[len(said) :], is_whole=False)
-        return await self._tokens(text), len(rest)
+        following = await self._tokens(text[len(sent) :], is_whole=False)
+        return await self._tokens(text), len(following)
 
-    async def held(self, prompt: Prompt, request: EngineRequest, beginning: list[int]) -> int:
-        """How many tokens of the request's beginning a slot has that holds the prompt."""
-        if not prompt.messages:
+    async def cached_tokens(
+        self, content: Prompt, request: EngineRequest, history: list[int]
+    ) -> int:
+        """Returns how many tokens of the request's history a slot with that content has."""
+        if not content.messages:
             return 0
-        options = replace(request.options, tools=prompt.tools)
-        tokens = await self.beginning(replace(request, messages=prompt.messages, options=options))
-        pairs = enumerate(zip(tokens, beginning, strict=False))
-        return next(
-            (at for at, (one, two) in pairs if one != two), min(len(tokens), len(beginning))
-        )
+        options = replace(request.options, tools=content.tools)
+        held = replace(request, messages=content.messages, options=options)
+        tokens = await self.history_tokens(held)
+        pairs = enumerate(zip(tokens, history, strict=False))
+        return next((at for at, (one, two) in pairs if one != two), min(len(tokens), len(history)))
 
-    async def step(self, slot: int, tokens: list[int]) -> tuple[int, float]:
-        """Let the slot hold the tokens; how many were evaluated for it, in how many seconds."""
+    async def evaluate(self, slot: int, tokens: list[int]) -> tuple[int, float]:
+        """Fills a slot with tokens. Returns how many of them were evaluated, and the seconds."""
         body = msgspec.json.encode(_Step(tokens, slot))
         timings = (await self._post("completion", body, _Answer)).timings
         return timings.prompt_n, timings.prompt_ms / 1000
 
-    async def _beginning(self, request: EngineRequest) -> str:
+    async def _history_text(self, request: EngineRequest) -> str:
+        """Returns the text that two prompts with different next messages have in common."""
         one, two = [
             await self._text(
-                replace(request, messages=(*request.messages, Message(Role.USER, said)))
+                replace(request, messages=(*request.messages, Message(Role.USER, text)))
             )
-            for said in ("a", "b")
+            for text in ("a", "b")
         ]
         return one[: common_beginning(one, two)]
 

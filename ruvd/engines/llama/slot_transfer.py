@@ -1,18 +1,22 @@
-"""KV states on their way: out of one child's slots into files, and back."""
+"""The transfer of KV states between the slots of one server process and files."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
 from ruvd.core.errors import RuvdError
 from ruvd.core.ports.events import EngineStateMoved, Observer
+from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.retryable import Refused
-from ruvd.engines.llama.prompt import WORTH_CHARACTERS, Prompt
+from ruvd.engines.llama.prompt import Prompt
+from ruvd.engines.llama.prompt_evaluation import PromptEvaluator
+from ruvd.engines.llama.slot_table import SlotTable
 from ruvd.engines.llama.slots import Slot
 from ruvd.engines.llama.state_files import State, StateFiles, unlink
 
@@ -21,11 +25,8 @@ T = TypeVar("T")
 _log = logging.getLogger("ruvd.engine")
 
 
-class Caller(Protocol):
-    """Asks the server for something: the slot's id, the action, a file's name."""
-
-    async def __call__(self, slot: int, action: str, filename: str, into: type[T]) -> T:
-        """Raises RuvdError."""
+class _Action(msgspec.Struct):
+    filename: str
 
 
 class _Saved(msgspec.Struct):
@@ -36,77 +37,101 @@ class _Restored(msgspec.Struct):
     n_restored: int
 
 
-class SlotMover:
-    """Moves states between one child's slots and the files. `act` asks the child."""
+class SlotTransfer:
+    """Saves slots of the server at `root` to files and restores them. `now` is a monotonic clock."""
 
     def __init__(
-        self, act: Caller, files: StateFiles, observer: Observer, now: Callable[[], float]
+        self,
+        client: ChatCompletionsClient,
+        root: str,
+        files: StateFiles,
+        observer: Observer,
+        now: Callable[[], float],
     ) -> None:
-        self._act = act
+        self._client = client
+        self._root = root
         self._files = files
         self._observer = observer
         self._now = now
 
-    async def keep(self, slot: Slot) -> None:
-        """Save what the slot has of a session, unless it is saved or not worth it."""
-        if slot.session_key and slot.dirty and slot.holds.size >= WORTH_CHARACTERS:
+    async def save_session(self, slot: Slot) -> None:
+        """Saves the session in the slot, unless it is saved already or too short."""
+        if slot.is_worth_saving:
             await self.save(slot, slot.session_key)
 
     async def save(self, slot: Slot, session_key: str = "") -> State | None:
-        """Save what the slot holds; None if that failed, which is logged. The slot is held.
+        """Saves the content of a slot, which the caller holds. Returns None if that failed, which
+        is logged.
 
-        With a `session_key` it is that session's, and nothing if it ended meanwhile.
+        With a `session_key` the state is that session's, and is deleted if the session has ended
+        meanwhile.
         """
-        path, holds = self._files.new_path(), slot.holds
-        begun = self._now()
-        trouble: Exception | None
+        path, content = self._files.new_path(), slot.content
+        began = self._now()
+        failure: Exception | None
         try:
-            # The server would make the file as the umask has it.
+            # The server would create the file with the permissions of the umask.
             await asyncio.to_thread(path.touch, 0o600)
-            saved = await self._act(slot.id, "save", path.name, _Saved)
-            # An older server says nothing else of a full disk.
-            trouble = None if saved.n_written > 0 else OSError("nothing was written")
+            saved = await self._act(slot, "save", path.name, _Saved)
+            # An older server reports a full disk by nothing else.
+            failure = None if saved.n_written > 0 else OSError("nothing was written")
         except (RuvdError, OSError) as error:
-            trouble = error
-        if trouble is not None:
-            _log.warning("slot %d could not be saved: %s", slot.id, trouble)
-            self._observer(EngineStateMoved("save", "failed", self._now() - begun))
+            failure = error
+        if failure is not None:
+            _log.warning("slot %d could not be saved: %s", slot.id, failure)
+            self._observer(EngineStateMoved("save", "failed", self._now() - began))
             await asyncio.to_thread(unlink, [path])
             return None
-        seconds = self._now() - begun
-        state = State(path, holds, session_key, saved.n_written)
-        self._observer(EngineStateMoved("save", "ok", seconds))
+        state = State(path, content, session_key, saved.n_written)
+        self._observer(EngineStateMoved("save", "ok", self._now() - began))
         if session_key and session_key != slot.session_key:
             await self._files.remove(state)
             return None
         if session_key:
-            slot.dirty = False
+            slot.unsaved = False
         await self._files.add(state)
         return state
 
     async def restore(self, slot: Slot, state: State) -> int:
-        """Let the slot begin with what the file holds, and return its tokens; 0 if that failed.
-        The slot is held."""
-        begun = self._now()
+        """Loads a file into a slot, which the caller holds. Returns the number of its tokens, or 0
+        if that failed, which is logged."""
+        began = self._now()
         if not await self._files.verify_checksum(state):
-            _log.warning("the state of a session is not as it was saved")
-            self._observer(EngineStateMoved("restore", "corrupt", self._now() - begun))
+            _log.warning("the saved state of a session is corrupt")
+            self._observer(EngineStateMoved("restore", "corrupt", self._now() - began))
             return 0
-        slot.begins("")
+        slot.evaluation_started("")
         try:
-            restored = await self._act(slot.id, "restore", state.path.name, _Restored)
+            restored = await self._act(slot, "restore", state.path.name, _Restored)
         except RuvdError as error:
             _log.warning("slot %d could not be restored: %s", slot.id, error)
-            self._observer(EngineStateMoved("restore", "failed", self._now() - begun))
-            # A server that went away says nothing about the file; the second to do so may.
+            self._observer(EngineStateMoved("restore", "failed", self._now() - began))
+            # A connection that broke says nothing about the file, unless it breaks again.
             state.failures += 1
             if isinstance(error.__cause__, Refused) or state.failures > 1:
                 await self._files.remove(state)
             return 0
-        self._files.used(state)
-        # Whose session has ended meanwhile is nobody's.
-        is_own = bool(slot.busy_for) and slot.busy_for == state.session_key
-        slot.has(state.holds or Prompt(), slot.busy_for if is_own else "", dirty=False)
-        slot.private = state.gone
-        self._observer(EngineStateMoved("restore", "ok", self._now() - begun))
+        self._files.mark_used(state)
+        # The session may have ended meanwhile.
+        is_own = bool(slot.request_session) and slot.request_session == state.session_key
+        slot.set_content(
+            state.content or Prompt(), slot.request_session if is_own else "", unsaved=False
+        )
+        slot.session_has_ended = state.removed
+        self._observer(EngineStateMoved("restore", "ok", self._now() - began))
         return restored.n_restored
+
+    async def _act(self, slot: Slot, action: str, filename: str, into: type[T]) -> T:
+        content = msgspec.json.encode(_Action(filename))
+        url = f"{self._root}/slots/{slot.id}?action={action}"
+        return await self._client.call("POST", url, into, content=content)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """One server process: its client and slots; `transfer` is None if states are not saved."""
+
+    client: ChatCompletionsClient
+    evaluator: PromptEvaluator
+    slots: SlotTable
+    transfer: SlotTransfer | None

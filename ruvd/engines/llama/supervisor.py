@@ -1,8 +1,8 @@
-"""Keeps a child process up: starts it, waits until it answers, restarts it when it dies.
+"""The supervision of a child process: start, wait until it is up, restart when it dies.
 
-It knows nothing of what the child does. The child is started on the event loop's own thread,
-because the kernel ends it together with the thread that forked it; it leads a session of its
-own, so that a terminal's Ctrl-C reaches the daemon only, and is killed as a group.
+The supervisor knows nothing of what the child does. It starts the child on the event loop's own
+thread, because the kernel kills the child together with the thread that forked it. The child leads
+a session of its own, so that a terminal's Ctrl-C reaches only the daemon, and is killed as a group.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import Protocol
 
 from ruvd.core.errors import EngineUnavailable
 
-_FIRST_WAIT_SECONDS = 0.5
-_LONGEST_WAIT_SECONDS = 30.0
-_STEADY_SECONDS = 60.0
+_MIN_BACKOFF_SECONDS = 0.5
+_MAX_BACKOFF_SECONDS = 30.0
+# A child that was up for that long resets the backoff.
+_STABLE_SECONDS = 60.0
 _TERM_SECONDS = 2.0
 _POLL_SECONDS = 0.05
-_HOPELESS_ATTEMPTS = 3
+_MAX_FAILED_STARTS = 3
 _SETTLE_SECONDS = 0.5
 _KEPT_LINES = 8
 _MAX_LINE_BYTES = 4096
@@ -35,9 +36,9 @@ _log = logging.getLogger("ruvd.engine")
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How to start the child: its command line, and what it reads from stdin first.
+    """The command line of a child, and what it reads from stdin first.
 
-    Stdin then stays open as long as the child is wanted.
+    Stdin then stays open until the child is to end.
     """
 
     argv: Sequence[str]
@@ -45,29 +46,29 @@ class Launch:
 
 
 class Child(Protocol):
-    """What the supervisor asks of the one who knows the child."""
+    """The kind of child, as the supervisor has to know it."""
 
     async def prepare(self) -> Launch:
-        """Make ready for a start. Raises EngineUnavailable if waiting would not help."""
+        """Prepares a start. Raises EngineUnavailable if another try would not help."""
 
-    async def answers(self) -> bool:
-        """Whether the child that was started last answers by now. Raises nothing else."""
+    async def is_up(self) -> bool:
+        """Returns whether the child that was started last is up. Raises nothing."""
 
-    def explains(self, line: str) -> bool:
-        """Whether a line of the child's output may say why it died."""
+    def may_explain_exit(self, line: str) -> bool:
+        """Returns whether a line of the child's output may say why it died."""
 
     def went_up(self, seconds: float) -> None:
-        """The child answers, `seconds` after its start."""
+        """Is called when the child is up, `seconds` after its start."""
 
     def went_down(self, reason: str) -> None:
-        """The child, which was up, is not any more."""
+        """Is called when a child that was up is down."""
 
 
 class Supervisor:
     """Runs one child until it is closed.
 
-    A child that dies is started again after 0.5 s, doubling to 30 s; a minute up sets that
-    back. A start that takes longer than `start_seconds` is killed and counts as failed.
+    A child that dies is restarted after 0.5 s, doubling to 30 s; a minute up resets that. A start
+    that takes longer than `start_seconds` is killed and counts as failed.
     """
 
     def __init__(self, child: Child, *, start_seconds: float) -> None:
@@ -78,12 +79,12 @@ class Supervisor:
         self._up = False
         self._closed = False
         self._failed_starts = 0
-        self._wait_seconds = _FIRST_WAIT_SECONDS
+        self._backoff_seconds = _MIN_BACKOFF_SECONDS
         self._reason = "the engine has not been started"
         self.pid: int | None = None
 
     def start(self) -> None:
-        """Begin, and return at once."""
+        """Starts the child and returns at once."""
         if self._task is None and not self._closed:
             self._reason = "the engine is starting"
             self._task = asyncio.create_task(self._run(), name="engine-supervisor")
@@ -94,22 +95,24 @@ class Supervisor:
         return self._up
 
     async def ready(self) -> None:
-        """Return when the child is up.
+        """Returns when the child is up.
 
         Raises EngineUnavailable with the last reason when that takes longer than
         `start_seconds`, and at once when three starts in a row have failed.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._start_seconds):
-                while not self._up and self._is_hopeful():
+                while not self._up and self._may_come_up():
                     await self._changed.wait()
         if not self._up:
-            raise EngineUnavailable(self._reason, retry_after_seconds=max(1.0, self._wait_seconds))
+            raise EngineUnavailable(
+                self._reason, retry_after_seconds=max(1.0, self._backoff_seconds)
+            )
 
     async def settle(self, pid: int | None) -> None:
-        """Return when the child `pid` is known to be gone, or after half a second.
+        """Returns when the child `pid` is known to have exited, or after half a second.
 
-        A broken stream is often the first sign of a death.
+        A broken stream is often the first sign of an exit.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_SECONDS):
@@ -117,16 +120,16 @@ class Supervisor:
                     await self._changed.wait()
 
     async def close(self) -> None:
-        """End the child, and return when it is gone. Idempotent."""
+        """Ends the child and returns when it has exited. Idempotent."""
         self._closed = True
         self._change(up=False, reason="the engine is closed")
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    def _is_hopeful(self) -> bool:
+    def _may_come_up(self) -> bool:
         started = self._task is not None and not self._closed
-        return started and self._failed_starts < _HOPELESS_ATTEMPTS
+        return started and self._failed_starts < _MAX_FAILED_STARTS
 
     def _change(self, *, up: bool, reason: str) -> None:
         went_down = self._up and not up
@@ -140,24 +143,24 @@ class Supervisor:
         while True:
             reason = await self._attempt()
             self._change(up=False, reason=reason)
-            _log.warning("%s; next start in %.1f s", reason, self._wait_seconds)
-            await asyncio.sleep(self._wait_seconds)
-            self._wait_seconds = min(self._wait_seconds * 2, _LONGEST_WAIT_SECONDS)
+            _log.warning("%s; next start in %.1f s", reason, self._backoff_seconds)
+            await asyncio.sleep(self._backoff_seconds)
+            self._backoff_seconds = min(self._backoff_seconds * 2, _MAX_BACKOFF_SECONDS)
 
     async def _attempt(self) -> str:
-        """Start the child and stay with it; says why it is no longer there."""
+        """Starts the child and waits for its exit. Returns the reason of the exit."""
         try:
             launch = await self._child.prepare()
-            return await self._live(launch)
+            return await self._run_child(launch)
         except EngineUnavailable as error:
-            self._failed_starts = _HOPELESS_ATTEMPTS
+            self._failed_starts = _MAX_FAILED_STARTS
             return str(error)
-        except Exception as error:  # noqa: BLE001  whatever it was, the engine must come back
+        except Exception as error:  # noqa: BLE001  the engine must be restarted after any error
             self._failed_starts += 1
             _log.exception("the engine's supervision failed")
             return f"the engine could not be started: {error}"
 
-    async def _live(self, launch: Launch) -> str:
+    async def _run_child(self, launch: Launch) -> str:
         loop = asyncio.get_running_loop()
         began = loop.time()
         process = await asyncio.create_subprocess_exec(
@@ -170,7 +173,7 @@ class Supervisor:
         try:
             if process.stdin is not None:
                 process.stdin.write(launch.stdin)
-            if not await self._answers_in_time(exited):
+            if not await self._is_up_in_time(exited):
                 self._failed_starts += 1
                 if not exited.done():
                     return f"the engine did not come up within {self._start_seconds:g} s"
@@ -180,10 +183,10 @@ class Supervisor:
             self._child.went_up(loop.time() - began)
             came_up = loop.time()
             await asyncio.wait([exited])
-            # What it has started goes too, and with that the pipe's other end.
+            # Processes that it started go too, and with them the pipe's other end.
             _signal_group(process.pid, signal.SIGKILL)
-            if loop.time() - came_up >= _STEADY_SECONDS:
-                self._wait_seconds = _FIRST_WAIT_SECONDS
+            if loop.time() - came_up >= _STABLE_SECONDS:
+                self._backoff_seconds = _MIN_BACKOFF_SECONDS
             return await _exit_reason("while running", exited, output, lines)
         finally:
             await _end(process, exited)
@@ -191,27 +194,28 @@ class Supervisor:
             self.pid = None
 
     async def _read_output(self, process: Process, lines: deque[str]) -> None:
-        """Log the child's lines at DEBUG, as they may tell of messages; keep what explains."""
+        """Logs the child's output at DEBUG, as it may contain messages; keeps lines that may
+        explain its exit."""
         rest = b""
         while process.stdout is not None and (part := await process.stdout.read(_MAX_LINE_BYTES)):
             *whole, rest = (rest + part).split(b"\n")
             if len(rest) > _MAX_LINE_BYTES:
                 whole, rest = [*whole, rest], b""
             for line in whole:
-                self._keep(line, lines)
-        self._keep(rest, lines)
+                self._log_line(line, lines)
+        self._log_line(rest, lines)
 
-    def _keep(self, line: bytes, lines: deque[str]) -> None:
+    def _log_line(self, line: bytes, lines: deque[str]) -> None:
         text = line.decode(errors="replace").strip()
         if text:
             _log.debug("%s", text)
-            if self._child.explains(text):
+            if self._child.may_explain_exit(text):
                 lines.append(text)
 
-    async def _answers_in_time(self, exited: asyncio.Task[int]) -> bool:
+    async def _is_up_in_time(self, exited: asyncio.Task[int]) -> bool:
         try:
             async with asyncio.timeout(self._start_seconds):
-                while not await _unless(exited, self._child.answers()):
+                while not await _unless(exited, self._child.is_up()):
                     if exited.done():
                         return False
                     await asyncio.wait([exited], timeout=_POLL_SECONDS)
@@ -221,7 +225,7 @@ class Supervisor:
 
 
 async def _unless(exited: asyncio.Task[int], question: Awaitable[bool]) -> bool:
-    """The answer, or False as soon as the child has exited."""
+    """Returns the answer, or False as soon as the child has exited."""
     asked = asyncio.ensure_future(question)
     try:
         await asyncio.wait([exited, asked], return_when=asyncio.FIRST_COMPLETED)
@@ -233,8 +237,8 @@ async def _unless(exited: asyncio.Task[int], question: Awaitable[bool]) -> bool:
 async def _exit_reason(
     when: str, exited: asyncio.Task[int], output: asyncio.Task[None], lines: deque[str]
 ) -> str:
-    """Why the child has exited: its status and its last lines."""
-    # Who left the group may hold the pipe open, so its end is not waited for.
+    """Returns a text with the child's exit status and its last lines of output."""
+    # A process that left the group may hold the pipe open, so the wait for its end is bounded.
     await asyncio.wait([output], timeout=1.0)
     code = exited.result()
     how = f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
@@ -246,7 +250,7 @@ async def _end(process: Process, exited: asyncio.Task[int]) -> None:
     if not exited.done():
         _signal_group(process.pid, signal.SIGTERM)
         await asyncio.wait([exited], timeout=_TERM_SECONDS)
-    # Also when the leader is gone: what it has started may not be.
+    # Also if the leader has exited: processes that it started may still run.
     _signal_group(process.pid, signal.SIGKILL)
     await asyncio.wait([exited])
     if process.stdin is not None:
