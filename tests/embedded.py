@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -165,8 +164,8 @@ class _WatchedTransport:
         await self._transport.aclose()
 
 
-class CheckClock:
-    """The machine's clock, which counts the checks of idle slots and can stop them."""
+class CheckSleep:
+    """A sleep for idle work, which counts the checks of idle slots and can stop them."""
 
     def __init__(self, policy: IdlePolicy) -> None:
         self._pause_seconds = policy.pause_seconds
@@ -174,10 +173,7 @@ class CheckClock:
         self._goes = asyncio.Event()
         self._goes.set()
 
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    async def sleep(self, seconds: float) -> None:
+    async def __call__(self, seconds: float) -> None:
         self._pauses += seconds == self._pause_seconds  # there is one before each check
         await asyncio.sleep(seconds)
         await self._goes.wait()
@@ -196,15 +192,15 @@ class CheckClock:
 
 
 class WatchedEngine(LlamaEngine):
-    """An embedded engine with a wire and a clock in the test's hands."""
+    """An embedded engine with a wire and a sleep in the test's hands."""
 
     def __init__(self, events: list[Event], policy: IdlePolicy, **settings: Any) -> None:
-        self.wire, self.clock = Wire(), CheckClock(policy)
+        self.wire, self.sleep = Wire(), CheckSleep(policy)
         self._states_path: Path | None = settings.get("states_path")
         super().__init__(
             observer=events.append,
             idle_policy=policy,
-            clock=self.clock,
+            sleep=self.sleep,
             transport=self.wire,
             **settings,
         )
@@ -229,7 +225,7 @@ class WatchedEngine(LlamaEngine):
         """Return when a check of the idle slots has found nothing to ask the server for."""
         while True:
             before = len(self.wire.calls)
-            await self.clock.checks(1)
+            await self.sleep.checks(1)
             if len(self.wire.calls) == before:
                 return
 

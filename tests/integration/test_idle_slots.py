@@ -80,7 +80,7 @@ async def test_nothing_goes_on_while_somebody_waits_for_a_first_token() -> None:
         ben = asyncio.create_task(Talk("ben").turn(engine, STORIES["ben"], **endless))
         await first_token.reached.wait()
         await Talk("ann").turn(engine, STORIES["ann"] * 4)
-        await engine.clock.checks(3)
+        await engine.sleep.checks(3)
         assert ahead(events) == []
         first_token.open()
 
@@ -255,7 +255,7 @@ async def test_who_comes_before_the_step_goes_first() -> None:
         )
         await first_token.reached.wait()
         writing.open()
-        await engine.clock.checks(2)
+        await engine.sleep.checks(2)
         assert not engine.wire.slots("completion")
         first_token.open()
         await ben
@@ -283,7 +283,7 @@ async def idle_saves(engine: WatchedEngine, talk: Talk) -> int:
     """How many saves the idle slots see after a turn has begun to be answered."""
     before = len(engine.wire.calls)
     await talk.turn(engine, STORIES[talk.name] * 2)
-    await engine.clock.checks(2)
+    await engine.sleep.checks(2)
     kinds = [call.kind for call in engine.wire.calls[before:]]
     return kinds[kinds.index("chat") :].count("save")
 
@@ -335,7 +335,7 @@ async def test_where_every_slot_holds_a_session_the_next_one_waits_for_no_save()
         for name in ("ann", "ben"):
             await Talk(name).turn(engine, STORIES[name] * 4)
         await engine.idle_work_done()
-        engine.clock.stop()
+        engine.sleep.stop()
         before = len(events)
         await Talk("cay").turn(engine, "What came in?")
         assert ("save", "ok") not in moved(events[before:])

@@ -1,10 +1,9 @@
 """The embedded engine: llama.cpp's own server as a supervised child process.
 
 It uses the same client code as remote engines. A native crash cannot take the daemon down, and
-inference never holds the daemon's GIL. Each completion gets its slot here, and the session in that
-slot is saved before. The slot of a completion that bypasses the cache is erased after it, before
-any other request gets it. Tools that the model's chat template does not support are rejected; the
-server would leave them out silently.
+inference never holds the daemon's GIL. Each completion gets its slot here; if it bypasses the
+cache, the slot is erased after it and before any other request. Tools that the model's chat
+template does not support are rejected, as the server would leave them out silently.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from ruvd.core.ports.events import Observer
 from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.retryable import never_sent
 from ruvd.engines.http.transport import Transport
-from ruvd.engines.llama.idle_work import Clock, IdlePolicy, SystemClock
+from ruvd.engines.llama.idle_work import DEFAULT_IDLE_POLICY, IdlePolicy, Sleep
 from ruvd.engines.llama.kv_cache import KvCache
 from ruvd.engines.llama.model_file import DEFAULT_MODEL
 from ruvd.engines.llama.prompt import prompt_of
-from ruvd.engines.llama.server import ROOT, LlamaServer, unix_socket_transport
+from ruvd.engines.llama.server import ROOT, LlamaServer, ServerSettings, unix_socket_transport
 from ruvd.engines.llama.slot_table import SlotTable
 from ruvd.engines.llama.slots import AnsweredRequest, Slot
 from ruvd.engines.llama.supervisor import Supervisor
@@ -51,8 +50,8 @@ class LlamaEngine:
     `server_args` after ours. A slot has `context_tokens`, of which `answer_tokens` are kept for
     the answer. `threads` 0 means as many as this process may use cores. A start may take
     `start_seconds`. KV states are saved in `states_path`, None for a directory that is removed
-    with the daemon, up to `states_bytes`, 0 for none. With `evaluate_ahead` idle time is used to
-    evaluate what follows an answer. `transport` connects to the server's Unix socket.
+    with the daemon, up to `states_bytes`, 0 for none. `evaluate_ahead`, `idle_policy` and `sleep`
+    are for `IdleWork`. `transport` connects to the server's Unix socket.
     """
 
     def __init__(
@@ -71,8 +70,8 @@ class LlamaEngine:
         states_path: Path | None = None,
         states_bytes: int = 2 << 30,
         evaluate_ahead: bool = True,
-        idle_policy: IdlePolicy | None = None,
-        clock: Clock | None = None,
+        idle_policy: IdlePolicy = DEFAULT_IDLE_POLICY,
+        sleep: Sleep = asyncio.sleep,
         transport: Callable[[Path], Transport] = unix_socket_transport,
     ) -> None:
         self._slots = slots
@@ -86,22 +85,20 @@ class LlamaEngine:
             max_bytes=states_bytes,
             evaluate_ahead=evaluate_ahead,
             observer=observer,
-            policy=idle_policy or IdlePolicy(),
-            clock=clock or SystemClock(),
+            policy=idle_policy,
+            sleep=sleep,
         )
-        self._server = LlamaServer(
-            observer=observer,
+        settings = ServerSettings(
             model=self._model,
             model_path=model_path,
             server_path=server_path,
-            server_args=server_args,
+            server_args=tuple(server_args),
             context_tokens=context_tokens,
             slots=slots,
             threads=threads,
             batch_tokens=batch_tokens,
-            open_states=self._kv_cache.open,
-            transport=transport,
         )
+        self._server = LlamaServer(settings, self._kv_cache.open, transport, observer)
         self._supervisor = Supervisor(self._server, start_seconds=start_seconds)
         self._idle_work: asyncio.Task[None] | None = None
 
@@ -132,7 +129,7 @@ class LlamaEngine:
 
     @property
     def is_ready(self) -> bool:
-        """See `Engine.is_ready`."""
+        """Whether the server is up; see `Engine.is_ready`."""
         return self._supervisor.is_up
 
     async def ready(self) -> None:
@@ -161,10 +158,8 @@ class LlamaEngine:
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """Generates an answer; see `Engine.generate`. Waits for a start that is under way."""
         options = request.options
-        if options.model not in ("", self._model):
-            raise EngineRejected(
-                f"there is no model {options.model!r}, this engine has {self._model!r}"
-            )
+        if (model := options.model) not in ("", self._model):
+            raise EngineRejected(f"there is no model {model!r}, this engine has {self._model!r}")
         if "lora" in options.extra_body:  # a state does not say with which adapters it was made
             request = replace(request, options=replace(options, bypass_cache=True))
         for is_last_try in (False, True):
@@ -191,20 +186,16 @@ class LlamaEngine:
         if asks_for_tools and not await self._server.supports_tools(client):
             raise EngineRejected(f"the chat template of {self._model!r} has no tools")
         async with server.slots.acquire(request) as slot:
-            if options.bypass_cache:
-                await self._kv_cache.prepare_slot(server, slot, request)
-                slot.evaluation_started("")
-                chunks = self._complete(client, slot, request)
-                try:
-                    yield _Generation(self._kv_cache, server.slots, slot, request, chunks)
-                finally:
-                    slot.run_to_end(self._erase(client, slot))
-                return
-            evaluate = partial(self._evaluate, client, slot, request)
+            is_private = options.bypass_cache
+            evaluate = None if is_private else partial(self._evaluate, client, slot, request)
             evaluated = await self._kv_cache.prepare_slot(server, slot, request, evaluate)
-            slot.evaluation_started(slot.request_session)
+            slot.evaluation_started("" if is_private else slot.request_session)
             chunks = self._complete(client, slot, request)
-            yield _Generation(self._kv_cache, server.slots, slot, request, chunks, evaluated)
+            try:
+                yield _Generation(self._kv_cache, server.slots, slot, request, chunks, evaluated)
+            finally:
+                if is_private:
+                    slot.run_to_end(self._erase(client, slot))
 
     async def _evaluate(
         self, client: ChatCompletionsClient, slot: Slot, request: EngineRequest
@@ -243,10 +234,8 @@ class LlamaEngine:
 
 @dataclass(eq=False, slots=True)
 class _Generation:
-    """A request in its slot, with the chunks of its answer.
-
-    `evaluated` are the figures of the prompt if it was evaluated by itself before.
-    """
+    """A request in its slot, with the chunks of its answer, and the figures of the prompt in
+    `evaluated` if it was evaluated by itself before."""
 
     kv_cache: KvCache
     table: SlotTable

@@ -11,55 +11,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 from ruvd.core.errors import RuvdError
 from ruvd.core.ports.events import Observer, PromptEvaluated
 from ruvd.engines.llama.prompt_evaluation import STEP_TOKENS
 from ruvd.engines.llama.slot_transfer import RunningServer, SlotTransfer
 from ruvd.engines.llama.slots import AnsweredRequest, Slot
-from ruvd.engines.llama.state_files import StateFiles
+
+Sleep: TypeAlias = Callable[[float], Awaitable[None]]
 
 _log = logging.getLogger("ruvd.engine")
-
-
-class Clock(Protocol):
-    """The time, as work on slots needs it."""
-
-    def monotonic(self) -> float:
-        """Returns seconds that never go back."""
-
-    async def sleep(self, seconds: float) -> None:
-        """Returns after that time."""
-
-
-class SystemClock:
-    """The machine's clock."""
-
-    def monotonic(self) -> float:
-        """Returns seconds that never go back."""
-        return time.monotonic()
-
-    async def sleep(self, seconds: float) -> None:
-        """Returns after that time."""
-        await asyncio.sleep(seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class IdlePolicy:
     """The times of the work on idle slots.
 
-    A session is saved when it has had no turn for `rest_seconds`, for the next daemon. Where every
-    slot holds a session, it is saved after `full_rest_seconds`, for new sessions. For
-    `crowded_seconds` after a session was moved out of its slot there are taken to be more sessions
-    than slots: the next one to be moved out is saved before it has rested.
+    A session is saved after `rest_seconds` without a turn, for the next daemon, and after
+    `full_rest_seconds` if every slot holds a session. For `crowded_seconds` after a session was
+    moved out of its slot, the next one to be moved out is saved before it has rested.
 
-    Idle slots are checked after a first token, after a slot is released, and every `check_seconds`;
-    a request that comes right after such an event has `pause_seconds` to go first. A save waits
-    while a request waits for its first token, for at most `contention_checks` times
-    `contention_check_seconds`, because such a request may always be waiting.
+    Slots are checked after a first token, after a release, and every `check_seconds`. A request
+    that comes right after such an event has `pause_seconds` to go first. A save waits while a
+    request waits for its first token, for `contention_checks` of `contention_check_seconds` at
+    most, because such a request may always be waiting.
     """
 
     rest_seconds: float = 5.0
@@ -71,31 +49,29 @@ class IdlePolicy:
     contention_checks: int = 100
 
 
+DEFAULT_IDLE_POLICY = IdlePolicy()
+
+
 class IdleWork:
     """Works on the idle slots of the current `server`, for as long as `run` runs.
 
-    `files` are the saved states, and `files_persist` says whether the next daemon finds them. With
-    `evaluate_ahead` the tokens that follow an answer are evaluated.
+    With `evaluate_ahead` the tokens that follow an answer are evaluated.
     """
 
     def __init__(
         self,
         server: Callable[[], RunningServer | None],
         *,
-        files: Callable[[], StateFiles | None],
-        files_persist: Callable[[], bool],
         evaluate_ahead: bool,
         observer: Observer,
         policy: IdlePolicy,
-        clock: Clock,
+        sleep: Sleep,
     ) -> None:
         self._server = server
-        self._files = files
-        self._files_persist = files_persist
         self._evaluate_ahead = evaluate_ahead
         self._observer = observer
         self._policy = policy
-        self._clock = clock
+        self._sleep = sleep
         self._no_save_before = 0.0
 
     async def run(self) -> None:
@@ -104,17 +80,15 @@ class IdleWork:
         while True:
             if server := self._server():
                 await server.slots.activity(policy.check_seconds)
-            await self._clock.sleep(policy.pause_seconds if server else policy.check_seconds)
+            await self._sleep(policy.pause_seconds if server else policy.check_seconds)
             try:
                 await self._check()
             except Exception:  # noqa: BLE001  # the next check tries again
                 _log.exception("work on idle slots failed")
 
     async def save_unsaved(self, idle_seconds: float, *, at_once: bool = False) -> None:
-        """Saves the sessions in slots that have been idle for that long and are in no file.
-
-        With `at_once` it does not wait for requests that wait for their first token.
-        """
+        """Saves the sessions in slots that have been idle for that long, without regard to
+        requests that wait for their first token if `at_once`."""
         server = self._server()
         if server is None or server.transfer is None:
             return
@@ -126,16 +100,16 @@ class IdleWork:
             await _save(server, server.transfer, slot)
 
     async def _check(self) -> None:
-        server, files, policy = self._server(), self._files(), self._policy
+        server, policy = self._server(), self._policy
         if server is None:
             return
         slots = server.slots
         for slot in slots.answered if self._evaluate_ahead else ():
             if not slots.is_contended:
                 await self._evaluate_after_answer(server, slot)
-        if files is None or server.transfer is None:
+        if server.transfer is None:
             return
-        now = self._clock.monotonic()
+        now = time.monotonic()
         next_slot = slots.next_eviction(policy.crowded_seconds)
         if next_slot and now >= self._no_save_before and not slots.is_contended:
             await _save(server, server.transfer, next_slot)
@@ -143,13 +117,14 @@ class IdleWork:
                 self._no_save_before = now + policy.rest_seconds
         if slots.is_full:
             await self.save_unsaved(policy.full_rest_seconds)
-        if self._files_persist():
+        files = server.transfer.files
+        if files.persist:
             await self.save_unsaved(policy.rest_seconds)
             if slots.is_idle:
                 await files.seal(self._wait_until_uncontended)
 
     async def _evaluate_after_answer(self, server: RunningServer, slot: Slot) -> None:
-        """Evaluates the tokens that follow the answer in the slot whatever the next message is."""
+        """Evaluates the tokens that follow the slot's answer whatever the next message is."""
         async with server.slots.try_acquire(slot) as is_acquired:
             if not is_acquired or slot.answered is None:  # the session has another turn or ended
                 return
@@ -175,20 +150,17 @@ class IdleWork:
 
     async def _wait_until_uncontended(self) -> None:
         """Returns when no request waits for its first token, which this work would delay, or when
-        the limit of the policy is reached."""
+        the policy's limit is reached."""
         for _ in range(self._policy.contention_checks):
             server = self._server()
             if server is None or not server.slots.is_contended:
                 return
-            await self._clock.sleep(self._policy.contention_check_seconds)
+            await self._sleep(self._policy.contention_check_seconds)
 
 
 def _is_short(answered: AnsweredRequest, tokens: list[int], following: int) -> bool:
-    """Whether only few tokens have to be evaluated: those that follow, and nothing before.
-
-    Before them the tokens of the text must be those that were generated. They may differ by one:
-    the last generated token may be the first that follows.
-    """
+    """Whether nothing before the few tokens that follow has to be evaluated again: the text has
+    the tokens that were generated. The last of those may be the first that follows."""
     return following <= STEP_TOKENS and abs(len(tokens) - following - answered.tokens) <= 1
 
 

@@ -1,11 +1,10 @@
 """The KV cache of the embedded engine: it keeps conversations, so that little is evaluated twice.
 
-The KV state of a slot is saved to a file before another session takes the slot, when the session
-has rested for a while, and before a stop. A turn begins with the state of its own session, or with
-any state whose prompt begins alike: that of a fork's parent, or of another session with the same
-system prompt. A prompt that is likely to be needed is evaluated in idle time. On two cores a state
-of 2,441 tokens (54 MB) is saved in 31 ms and restored in 22 ms; after a restart of the daemon the
-next turn takes 0.50 s instead of 11.6 s.
+A slot's state is saved to a file before another session takes the slot, when the session has
+rested for a while, and before a stop. A turn begins with the state of its own session, or with one
+whose prompt begins alike: of a fork's parent, or of a session with the same system prompt. What a
+turn is likely to need is evaluated in idle time. On two cores a state of 2,441 tokens (54 MB) is
+saved in 31 ms and restored in 22 ms; after a restart the next turn takes 0.50 s instead of 11.6 s.
 """
 
 from __future__ import annotations
@@ -20,10 +19,9 @@ from ruvd.core.errors import EngineUnavailable
 from ruvd.core.ports.engine import EngineDone, EngineRequest
 from ruvd.core.ports.events import EngineStateMoved, Observer, PromptEvaluated
 from ruvd.engines.chat.client import ChatCompletionsClient
-from ruvd.engines.llama.idle_work import Clock, IdlePolicy, IdleWork
+from ruvd.engines.llama.idle_work import IdlePolicy, IdleWork, Sleep
 from ruvd.engines.llama.prompt import MIN_REUSED_CHARACTERS, prompt_of
 from ruvd.engines.llama.prompt_evaluation import STEP_TOKENS, PromptEvaluator
-from ruvd.engines.llama.server import ROOT
 from ruvd.engines.llama.shared_prefixes import SharedPrefixes
 from ruvd.engines.llama.slot_table import SlotTable
 from ruvd.engines.llama.slot_transfer import RunningServer, SlotTransfer
@@ -40,8 +38,8 @@ _log = logging.getLogger("ruvd.engine")
 class KvCache:
     """A `PrefixCache` over the slots of the server that `client` speaks to, and over files.
 
-    Files take at most `max_bytes`, 0 saves nothing. They are in the directory `path`, or if that
-    is None in one that is removed with the daemon. `evaluate_ahead` is for `IdleWork`.
+    Files take at most `max_bytes`, 0 saves nothing. They are in `path`, or if that is None in a
+    directory that is removed with the daemon.
     """
 
     def __init__(
@@ -55,7 +53,7 @@ class KvCache:
         evaluate_ahead: bool,
         observer: Observer,
         policy: IdlePolicy,
-        clock: Clock,
+        sleep: Sleep,
     ) -> None:
         self._client = client
         self._slots = slots
@@ -63,35 +61,30 @@ class KvCache:
         self._path = path
         self._max_bytes = max_bytes
         self._observer = observer
-        self._clock = clock
         self._server: RunningServer | None = None
         self._files: StateFiles | None = None
         self._prefixes = SharedPrefixes(max(_MAX_PREFIXES, slots))
         self._removals: set[asyncio.Task[None]] = set()
         self._idle_work = IdleWork(
             self._current_server,
-            files=lambda: self._files,
-            files_persist=lambda: self._files_persist,
             evaluate_ahead=evaluate_ahead,
             observer=observer,
             policy=policy,
-            clock=clock,
+            sleep=sleep,
         )
 
     def open(self, private: Path, fingerprint: str) -> Path:
-        """Returns the directory where a new server must save slots. Blocks.
-
-        That is the one that was asked for or, if it cannot be used, one in the directory `private`.
-        The `fingerprint` names everything that states depend on.
-        """
+        """Returns the directory where a new server must save slots: `path`, or if that cannot be
+        used, one in `private`. The `fingerprint` names all that states depend on. Blocks."""
         if self._files and self._files.fingerprint != fingerprint:
             self._files.close()
             self._files = None
         if not self._max_bytes and self._path and self._path.is_dir():
-            _empty(StateFiles(self._path, max_bytes=0, fingerprint=fingerprint))
+            _empty(StateFiles(self._path, 0, fingerprint))
         paths = [path for path in (self._path, private / "states") if path and self._max_bytes]
         for path in paths if self._files is None else ():
-            files = StateFiles(path, max_bytes=self._max_bytes, fingerprint=fingerprint)
+            is_own = path == self._path
+            files = StateFiles(path, self._max_bytes, fingerprint, persist=is_own)
             try:
                 files.open()
             except EngineUnavailable as error:
@@ -113,12 +106,9 @@ class KvCache:
                 for outcome in self._files.rejected:
                     self._observer(EngineStateMoved("restore", outcome))
                 self._files.rejected.clear()
-                transfer = SlotTransfer(
-                    client, ROOT, self._files, self._observer, self._clock.monotonic
-                )
-            evaluator = PromptEvaluator(client, ROOT, self._model)
-            slots = SlotTable(self._slots, self._clock.monotonic)
-            self._server = RunningServer(client, evaluator, slots, transfer)
+                transfer = SlotTransfer(client, self._files, self._observer)
+            evaluator = PromptEvaluator(client, self._model)
+            self._server = RunningServer(client, evaluator, SlotTable(self._slots), transfer)
         return self._server
 
     async def prepare_slot(
@@ -128,11 +118,8 @@ class KvCache:
         request: EngineRequest,
         evaluate: Callable[[], Awaitable[EngineDone]] | None = None,
     ) -> EngineDone | None:
-        """Saves the session that the slot holds, and loads the state that suits the request best.
-
-        If the prompt had to be evaluated by itself for its prefix key, by `evaluate`, the result
-        of that is returned.
-        """
+        """Saves the session in the slot and restores the best state for the request. Returns the
+        result of `evaluate` if its shared prefix had to be evaluated before."""
         if server.transfer is None:
             return None
         await asyncio.shield(
@@ -195,7 +182,7 @@ class KvCache:
                 if self._server is not None:
                     await self._server.slots.wait_idle()  # a save may be under way
                 await self._idle_work.save_unsaved(0.0, at_once=True)
-                if self._files and self._files_persist:
+                if self._files and self._files.persist:
                     await self._files.seal()
 
     async def work_on_idle_slots(self) -> None:
@@ -211,11 +198,6 @@ class KvCache:
         if self._files:
             await asyncio.to_thread(self._files.close)
 
-    @property
-    def _files_persist(self) -> bool:
-        """Whether the next daemon finds what is saved."""
-        return self._files is not None and self._files.directory == self._path
-
     def _current_server(self) -> RunningServer | None:
         """Returns the server that was used last, or None if its process has been replaced."""
         server = self._server
@@ -224,8 +206,6 @@ class KvCache:
     async def _exchange(
         self, server: RunningServer, transfer: SlotTransfer, slot: Slot, request: EngineRequest
     ) -> None:
-        """Saves the slot's session if it is another one, and restores the best state for the
-        request, if it has much more in common with the request than the slot has."""
         if slot.session_key != request.session_key:
             await transfer.save_session(slot)
         if request.options.bypass_cache or request.prefix_key or not self._files:

@@ -17,6 +17,7 @@ from ruvd.core.text import common_beginning
 from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.request import encode
 from ruvd.engines.llama.prompt import Prompt
+from ruvd.engines.llama.server import ROOT
 
 T = TypeVar("T")
 
@@ -56,13 +57,9 @@ class _Answer(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class PromptEvaluator:
-    """The server at `root` with its template, tokenizer and slots.
-
-    All methods raise as `ChatCompletionsClient.call` does.
-    """
+    """The template and slots of a server. Methods raise as `ChatCompletionsClient.call` does."""
 
     client: ChatCompletionsClient
-    root: str
     model: str
 
     async def history_tokens(self, request: EngineRequest) -> list[int]:
@@ -73,11 +70,10 @@ class PromptEvaluator:
         self, request: EngineRequest, answer: str
     ) -> tuple[list[int], int] | None:
         """Returns the tokens of the request, its answer and all that follows whatever the next
-        message is, and the number of tokens that follow.
+        message is, and the number of those that follow.
 
-        Returns None if the template writes the request and the answer in another way than they
-        were sent and generated, for example without reasoning: then all that differs would have
-        to be evaluated again.
+        Returns None if the template writes the request and its answer in another way than they
+        were sent and generated, for example without reasoning: all that would be evaluated again.
         """
         sent = await self._text(request) + answer
         messages = (*request.messages, Message(Role.ASSISTANT, answer))
@@ -124,4 +120,4 @@ class PromptEvaluator:
         return (await self._post("tokenize", body, _Tokens)).tokens
 
     async def _post(self, path: str, content: bytes, into: type[T]) -> T:
-        return await self.client.call("POST", f"{self.root}/{path}", into, content=content)
+        return await self.client.call("POST", f"{ROOT}/{path}", into, content=content)

@@ -15,9 +15,9 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -61,6 +61,20 @@ def unix_socket_transport(path: Path) -> Transport:
     return Http1Transport(path=path)
 
 
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The settings of a server; see `LlamaEngine`."""
+
+    model: str
+    model_path: Path | None
+    server_path: Path | None
+    server_args: tuple[str, ...]
+    context_tokens: int
+    slots: int
+    threads: int
+    batch_tokens: int
+
+
 class LlamaServer:
     """A `supervisor.Child`: the current server process, and how to start the next one.
 
@@ -70,30 +84,16 @@ class LlamaServer:
 
     def __init__(
         self,
-        *,
-        observer: Observer,
-        model: str,
-        model_path: Path | None,
-        server_path: Path | None,
-        server_args: Sequence[str],
-        context_tokens: int,
-        slots: int,
-        threads: int,
-        batch_tokens: int,
+        settings: ServerSettings,
         open_states: Callable[[Path, str], Path],
         transport: Callable[[Path], Transport],
+        observer: Observer,
     ) -> None:
-        self._observer = observer
-        self._model = model
-        self._model_path = model_path
-        self._server_path = server_path
-        self._server_args = tuple(server_args)
-        self._context_tokens = context_tokens
-        self._slots = slots
-        self._threads = threads
-        self._batch_tokens = batch_tokens
+        self._settings = settings
         self._open_states = open_states
         self._transport = transport
+        self._observer = observer
+        self._threads = settings.threads
         self._directory: Path | None = None
         self._capabilities: _Capabilities | None = None
         self.client: ChatCompletionsClient | None = None
@@ -115,18 +115,14 @@ class LlamaServer:
             api_key=ApiKey(api_key),
             keep_alive=False,
         )
-        settings: dict[str, Any] = {
-            "model": self._model,
+        settings = {
+            **asdict(self._settings),
             "model_path": str(model_path),
+            "server_path": str(self._settings.server_path or ""),
+            "threads": self._threads,
             "socket_path": str(socket_path),
             "slots_path": f"{states_path.absolute()}/",
             "api_key": api_key,
-            "context_tokens": self._context_tokens,
-            "slots": self._slots,
-            "threads": self._threads,
-            "batch_tokens": self._batch_tokens,
-            "server_path": "" if self._server_path is None else str(self._server_path),
-            "server_args": self._server_args,
         }
         # -P: nothing in the working directory may be imported in place of our modules.
         child = [sys.executable, "-P", "-m", "ruvd.engines.llama.child", str(os.getpid())]
@@ -160,10 +156,8 @@ class LlamaServer:
 
     def went_up(self, seconds: float) -> None:
         """Reports to the observer and logs that the server is up."""
-        detail = (
-            f"{self._model}: {self._slots} slots of {self._context_tokens} tokens,"
-            f" {self._threads} threads"
-        )
+        size = f"{self._settings.slots} slots of {self._settings.context_tokens} tokens"
+        detail = f"{self._settings.model}: {size}, {self._threads} threads"
         _log.info("the engine is up after %.1f s with %s", seconds, detail)
         self._observer(EngineStateChanged(up=True, detail=detail))
 
@@ -180,11 +174,12 @@ class LlamaServer:
 
     def _find_paths(self, private: Path) -> tuple[Path, Path]:
         """Returns the paths of the model and of saved states, after checking all files. Blocks."""
-        model_path = find_model(self._model_path)
-        if self._server_path is not None and not os.access(self._server_path, os.X_OK):
-            raise EngineUnavailable(f"there is no executable {self._server_path}")
-        self._threads = self._threads or _usable_cores()
-        states = fingerprint(model_path, self._server_path, self._server_args, self._context_tokens)
+        settings = self._settings
+        model_path, server_path = find_model(settings.model_path), settings.server_path
+        if server_path is not None and not os.access(server_path, os.X_OK):
+            raise EngineUnavailable(f"there is no executable {server_path}")
+        self._threads = settings.threads or _usable_cores()
+        states = fingerprint(model_path, server_path, settings.server_args, settings.context_tokens)
         return model_path, self._open_states(private, states)
 
 

@@ -17,11 +17,10 @@ _GRAIN_CHARACTERS = 256
 
 
 def best_slot(slots: Sequence[Slot], request: EngineRequest) -> Slot:
-    """Returns the idle slot that suits a request best; there is at least one.
+    """Returns the idle slot that suits a request best; at least one must be idle.
 
-    That is the session's own slot. Otherwise slots without another session go first; then the slot
-    that has most in common with the request; then one that was never used, or the least recently
-    used. A request that bypasses the cache gets the slot that has the least to lose.
+    That is the session's own slot, or the best by `_cost`. A request that bypasses the cache gets
+    the slot that has the least to lose.
     """
     idle = [slot for slot in slots if not slot.busy]
     if request.options.bypass_cache:
@@ -56,7 +55,8 @@ def next_eviction(slots: Sequence[Slot]) -> Slot | None:
 
 
 def _cost(slot: Slot, prompt: Prompt) -> tuple[bool, int, int]:
-    """Returns a sort key: a session that would be lost, the gain, the last use."""
+    """Returns a sort key: first a slot from which no other session would be moved out, then one
+    that has much in common with the prompt, then one never used or least recently used."""
     common = slot.content.common(prompt)
     lost = slot.content.size - common
     # If nothing is lost, the request continues the content, and every character counts.

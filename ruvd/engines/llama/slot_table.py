@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
@@ -24,7 +25,7 @@ from ruvd.engines.llama.slots import Slot
 class SlotTable:
     """The slots of one server process, all empty at first. `now` is a monotonic clock."""
 
-    def __init__(self, slots: int, now: Callable[[], float]) -> None:
+    def __init__(self, slots: int, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._slots = [Slot(id_) for id_ in range(slots)]
         self._idle = asyncio.Semaphore(slots)
@@ -42,8 +43,8 @@ class SlotTable:
     ) -> AsyncGenerator[Slot, None]:
         """Holds the slot that suits the request, once one is idle: first come, first served.
 
-        A session that has background work in its slot waits for that work. With two slots at a
-        time, the content of one would be taken for the session's while the other has more.
+        A session waits for background work in its slot. If it had two slots, the one with less of
+        it could be taken for its own later.
         """
         key = request.session_key
         self._waiting += not background

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.retryable import Refused
 from ruvd.engines.llama.prompt import Prompt
 from ruvd.engines.llama.prompt_evaluation import PromptEvaluator
+from ruvd.engines.llama.server import ROOT
 from ruvd.engines.llama.slot_table import SlotTable
 from ruvd.engines.llama.slots import Slot
 from ruvd.engines.llama.state_files import State, StateFiles, unlink
@@ -38,21 +39,14 @@ class _Restored(msgspec.Struct):
 
 
 class SlotTransfer:
-    """Saves slots of the server at `root` to files and restores them. `now` is a monotonic clock."""
+    """Saves slots of one server process to files and restores them."""
 
     def __init__(
-        self,
-        client: ChatCompletionsClient,
-        root: str,
-        files: StateFiles,
-        observer: Observer,
-        now: Callable[[], float],
+        self, client: ChatCompletionsClient, files: StateFiles, observer: Observer
     ) -> None:
         self._client = client
-        self._root = root
-        self._files = files
         self._observer = observer
-        self._now = now
+        self.files = files
 
     async def save_session(self, slot: Slot) -> None:
         """Saves the session in the slot, unless it is saved already or too short."""
@@ -60,14 +54,12 @@ class SlotTransfer:
             await self.save(slot, slot.session_key)
 
     async def save(self, slot: Slot, session_key: str = "") -> State | None:
-        """Saves the content of a slot, which the caller holds. Returns None if that failed, which
-        is logged.
+        """Saves a slot, which the caller holds; returns None if that failed, which is logged.
 
-        With a `session_key` the state is that session's, and is deleted if the session has ended
-        meanwhile.
+        With a `session_key` it is that session's state, deleted if the session ended meanwhile.
         """
-        path, content = self._files.new_path(), slot.content
-        began = self._now()
+        path, content = self.files.new_path(), slot.content
+        began = time.monotonic()
         failure: Exception | None
         try:
             # The server would create the file with the permissions of the umask.
@@ -79,51 +71,51 @@ class SlotTransfer:
             failure = error
         if failure is not None:
             _log.warning("slot %d could not be saved: %s", slot.id, failure)
-            self._observer(EngineStateMoved("save", "failed", self._now() - began))
+            self._observer(EngineStateMoved("save", "failed", time.monotonic() - began))
             await asyncio.to_thread(unlink, [path])
             return None
         state = State(path, content, session_key, saved.n_written)
-        self._observer(EngineStateMoved("save", "ok", self._now() - began))
+        self._observer(EngineStateMoved("save", "ok", time.monotonic() - began))
         if session_key and session_key != slot.session_key:
-            await self._files.remove(state)
+            await self.files.remove(state)
             return None
         if session_key:
             slot.unsaved = False
-        await self._files.add(state)
+        await self.files.add(state)
         return state
 
     async def restore(self, slot: Slot, state: State) -> int:
         """Loads a file into a slot, which the caller holds. Returns the number of its tokens, or 0
         if that failed, which is logged."""
-        began = self._now()
-        if not await self._files.verify_checksum(state):
+        began = time.monotonic()
+        if not await self.files.verify_checksum(state):
             _log.warning("the saved state of a session is corrupt")
-            self._observer(EngineStateMoved("restore", "corrupt", self._now() - began))
+            self._observer(EngineStateMoved("restore", "corrupt", time.monotonic() - began))
             return 0
         slot.evaluation_started("")
         try:
             restored = await self._act(slot, "restore", state.path.name, _Restored)
         except RuvdError as error:
             _log.warning("slot %d could not be restored: %s", slot.id, error)
-            self._observer(EngineStateMoved("restore", "failed", self._now() - began))
+            self._observer(EngineStateMoved("restore", "failed", time.monotonic() - began))
             # A connection that broke says nothing about the file, unless it breaks again.
             state.failures += 1
             if isinstance(error.__cause__, Refused) or state.failures > 1:
-                await self._files.remove(state)
+                await self.files.remove(state)
             return 0
-        self._files.mark_used(state)
+        self.files.mark_used(state)
         # The session may have ended meanwhile.
         is_own = bool(slot.request_session) and slot.request_session == state.session_key
         slot.set_content(
             state.content or Prompt(), slot.request_session if is_own else "", unsaved=False
         )
         slot.session_has_ended = state.removed
-        self._observer(EngineStateMoved("restore", "ok", self._now() - began))
+        self._observer(EngineStateMoved("restore", "ok", time.monotonic() - began))
         return restored.n_restored
 
     async def _act(self, slot: Slot, action: str, filename: str, into: type[T]) -> T:
         content = msgspec.json.encode(_Action(filename))
-        url = f"{self._root}/slots/{slot.id}?action={action}"
+        url = f"{ROOT}/slots/{slot.id}?action={action}"
         return await self._client.call("POST", url, into, content=content)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from ruvd.core.ports.engine import EngineRequest
 from ruvd.engines.llama.prompt import MIN_REUSED_CHARACTERS, Prompt
@@ -24,17 +25,16 @@ class AnsweredRequest:
 class Slot:
     """One slot of the server.
 
-    `content` is what the slot is known to begin with, and `session_key` the session it belongs to.
-    `unsaved` says that no file has this content. `session_has_ended` says that the content was of
-    a session that has ended: it may be used in this slot, but must not be saved to a file.
-    `answered` is the request whose answer the content ends with, unless something was evaluated
-    after it. `last_use` counts uses, 0 is never. `idle_since` is the time of the last release.
-    `restored_tokens` is what was just restored from a file of an earlier daemon.
+    The slot begins with `content`, which belongs to the session `session_key` and is in no file if
+    `unsaved`. The content of a session that has ended may be used in the slot but not be saved.
+    `answered` is the request whose answer the content ends with, if nothing was evaluated after
+    it. `last_use` is a counter, 0 is never; `idle_since` is the time of the last release.
+    `restored_tokens` were just restored from the file of an earlier daemon.
 
-    While the slot is `busy`, `request_session` is the session of the request that has it, whose
-    content may not be in the slot yet; it is empty once that session has ended. `has_first_token`
-    says that the answer has begun. `background` is set while the slot is used for work that no
-    caller waits for. `task` is work that runs to its end before the slot is released.
+    `request_session` is the session of the request that has the `busy` slot, empty once it has
+    ended; its content may not be in the slot yet. `has_first_token` says that the answer has begun.
+    `background` is set during work that no caller waits for. `task` is work that runs to its end
+    before the slot is released.
     """
 
     id: int
@@ -49,7 +49,7 @@ class Slot:
     answered: AnsweredRequest | None = None
     idle_since: float = 0.0
     restored_tokens: int = 0
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[object] | None = None
     background: asyncio.Event | None = None
 
     @property
@@ -101,8 +101,8 @@ class Slot:
         elif self.task is not None:
             await asyncio.wait([self.task])
 
-    def run_to_end(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Starts work that goes on if the holder of the slot is cancelled; the slot is released
-        only after it. One at a time; the work must not raise."""
+    def run_to_end(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
+        """Starts work that goes on if the slot's holder is cancelled, and after which the slot is
+        released. One at a time; the work must not raise."""
         self.task = asyncio.create_task(work)
         return self.task

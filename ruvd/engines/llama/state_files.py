@@ -1,12 +1,11 @@
 """The KV states of conversations in files, from which slots are restored, also after a restart.
 
 A restore takes milliseconds (22 for 2,441 tokens) where evaluation takes seconds. The total size is
-bounded, and the least recently used file is evicted first. The directory is on a disk, and the
-kernel's page cache serves a state that was just saved from memory; a file that is replaced soon is
-never written to the disk. A file that is wrong costs time and an event, but never gives a wrong
-answer: the server compares tokens, and the file of an earlier daemon is read only if its seal, a
-small file with its checksum, matches. The contents are conversations, so only the owner may read
-the files.
+bounded; the least recently used file is evicted first. The kernel's page cache serves a state that
+was just saved, and never writes a file to the disk that is replaced soon. A wrong file costs time
+and an event, but gives no wrong answer: the server compares tokens, and the file of an earlier
+daemon is read only if its seal, a file with its checksum, matches. The contents are conversations,
+so only the owner may read the files.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _log = logging.getLogger("ruvd.engine")
 
 
 class _Seal(msgspec.Struct):
-    """What a later daemon has to know of a state file. `model` is `StateFiles.fingerprint`."""
+    """The description of a state file for a later daemon. `model` is `StateFiles.fingerprint`."""
 
     model: str
     session: str
@@ -49,9 +48,9 @@ class _Seal(msgspec.Struct):
 class State:
     """One state file.
 
-    In the file of an earlier daemon `content` is unknown, and `sha256` has to be verified.
-    `session_key` is empty if the state belongs to no session. `failures` counts the connections
-    that broke while the server was to read it. `removed` says that the file has been deleted.
+    Of a file of an earlier daemon `content` is unknown, and `sha256` has to be verified.
+    `session_key` is empty if it belongs to no session. `failures` counts connections that broke
+    while the server was to read it.
     """
 
     path: Path
@@ -67,12 +66,15 @@ class State:
 class StateFiles:
     """The state files in a directory, up to `max_bytes`. One daemon at a time uses a directory.
 
-    `fingerprint` names everything that a state depends on. Asynchronous methods read and write
-    files in a thread.
+    `fingerprint` names everything that a state depends on; `persist` says whether the next daemon
+    finds the files. Asynchronous methods read and write files in a thread.
     """
 
-    def __init__(self, directory: Path, *, max_bytes: int, fingerprint: str) -> None:
+    def __init__(
+        self, directory: Path, max_bytes: int, fingerprint: str, *, persist: bool = True
+    ) -> None:
         self.directory = directory
+        self.persist = persist
         self._max_bytes = max_bytes
         self.fingerprint = fingerprint
         self._states: dict[str, State] = {}  # by the file's name, least recently used first
@@ -97,17 +99,14 @@ class StateFiles:
             self._load()
         except OSError as error:
             self.close()
-            reason = (
-                "another daemon has it" if isinstance(error, BlockingIOError) else error.strerror
-            )
+            is_locked = isinstance(error, BlockingIOError)
+            reason = "another daemon has it" if is_locked else error.strerror
             text = f"states cannot be kept in {self.directory}: {reason}"
             raise EngineUnavailable(text) from error
 
     def close(self) -> None:
         """Deletes all states that are not sealed for the next daemon, and unlocks the directory.
-
-        The server must have stopped. Blocks. Idempotent.
-        """
+        The server must have stopped. Blocks. Idempotent."""
         if self._lock is not None:
             self._clear([state for state in self._states.values() if state.sealed])
             os.close(self._lock)
@@ -118,10 +117,8 @@ class StateFiles:
         return self.directory / f"{secrets.token_hex(12)}{_SUFFIX}"
 
     async def add(self, state: State) -> None:
-        """Adds a saved state in place of the session's earlier one, and evicts others if needed.
-
-        A state that exceeds the limit by itself is removed at once.
-        """
+        """Adds a saved state in place of the session's earlier one, and evicts others if needed:
+        the new one itself if it exceeds the limit alone."""
         removals = [other for other in self._states.values() if _replaces(state, other)]
         if state.size_bytes > self._max_bytes:
             await self.remove(state, *removals)
@@ -148,8 +145,7 @@ class StateFiles:
         return {state.session_key for state in self._states.values() if state.session_key}
 
     def of_session(self, session_key: str) -> list[State]:
-        """Returns the states of a session: at most one, unless a daemon was killed while it
-        replaced one."""
+        """Returns the states of a session: one, or more after a daemon was killed in `add`."""
         states = self._states.values()
         return [state for state in states if session_key and state.session_key == session_key]
 
@@ -176,10 +172,7 @@ class StateFiles:
             self._states[state.path.name] = self._states.pop(state.path.name)
 
     async def seal(self, before_each: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Seals the states of sessions, so that the next daemon can use them.
-
-        `before_each` is awaited before each state.
-        """
+        """Seals the states of sessions for the next daemon. Awaits `before_each` for each one."""
         for state in list(self._states.values()):
             if state.session_key and not state.sealed:
                 if before_each is not None:

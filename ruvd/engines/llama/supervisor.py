@@ -22,7 +22,6 @@ from ruvd.core.errors import EngineUnavailable
 
 _MIN_BACKOFF_SECONDS = 0.5
 _MAX_BACKOFF_SECONDS = 30.0
-# A child that was up for that long resets the backoff.
 _STABLE_SECONDS = 60.0
 _TERM_SECONDS = 2.0
 _POLL_SECONDS = 0.05
@@ -76,7 +75,7 @@ class Supervisor:
         self._start_seconds = start_seconds
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
-        self._up = False
+        self.is_up = False
         self._closed = False
         self._failed_starts = 0
         self._backoff_seconds = _MIN_BACKOFF_SECONDS
@@ -89,34 +88,26 @@ class Supervisor:
             self._reason = "the engine is starting"
             self._task = asyncio.create_task(self._run(), name="engine-supervisor")
 
-    @property
-    def is_up(self) -> bool:
-        """Whether the child is up."""
-        return self._up
-
     async def ready(self) -> None:
         """Returns when the child is up.
 
-        Raises EngineUnavailable with the last reason when that takes longer than
-        `start_seconds`, and at once when three starts in a row have failed.
+        Raises EngineUnavailable with the last reason when that takes longer than `start_seconds`,
+        and at once when three starts in a row have failed.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._start_seconds):
-                while not self._up and self._may_come_up():
+                while not self.is_up and self._may_come_up():
                     await self._changed.wait()
-        if not self._up:
-            raise EngineUnavailable(
-                self._reason, retry_after_seconds=max(1.0, self._backoff_seconds)
-            )
+        if not self.is_up:
+            retry_seconds = max(1.0, self._backoff_seconds)
+            raise EngineUnavailable(self._reason, retry_after_seconds=retry_seconds)
 
     async def settle(self, pid: int | None) -> None:
-        """Returns when the child `pid` is known to have exited, or after half a second.
-
-        A broken stream is often the first sign of an exit.
-        """
+        """Returns when the child `pid` is known to have exited, or after half a second. A broken
+        stream is often the first sign of an exit."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_SECONDS):
-                while self._up and self.pid == pid:
+                while self.is_up and self.pid == pid:
                     await self._changed.wait()
 
     async def close(self) -> None:
@@ -132,8 +123,8 @@ class Supervisor:
         return started and self._failed_starts < _MAX_FAILED_STARTS
 
     def _change(self, *, up: bool, reason: str) -> None:
-        went_down = self._up and not up
-        self._up, self._reason = up, reason
+        went_down = self.is_up and not up
+        self.is_up, self._reason = up, reason
         self._changed.set()
         self._changed = asyncio.Event()
         if went_down:
@@ -194,8 +185,7 @@ class Supervisor:
             self.pid = None
 
     async def _read_output(self, process: Process, lines: deque[str]) -> None:
-        """Logs the child's output at DEBUG, as it may contain messages; keeps lines that may
-        explain its exit."""
+        """Logs output at DEBUG, as it may contain messages; keeps what may explain an exit."""
         rest = b""
         while process.stdout is not None and (part := await process.stdout.read(_MAX_LINE_BYTES)):
             *whole, rest = (rest + part).split(b"\n")
