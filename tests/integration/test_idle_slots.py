@@ -283,7 +283,7 @@ async def test_with_more_sessions_than_slots_the_next_to_go_is_saved_at_once() -
 
 
 async def idle_saves(engine: WatchedEngine, talk: Talk) -> int:
-    """How many saves the idle slots see after a turn has begun to be answered."""
+    """The number of saves of idle slots from when a turn begins to be answered."""
     before = len(engine.wire.calls)
     await talk.turn(engine, STORIES[talk.name] * 2)
     await engine.sleep.checks(2)

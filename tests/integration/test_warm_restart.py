@@ -1,4 +1,4 @@
-"""What a conversation has gained is still there after a stop, a kill and a trim: real daemons."""
+"""The KV state of a conversation survives a stop, a kill and a trim of real daemons."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from ruvd.core.ports.events import Observer
 from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.retryable import never_sent
 from ruvd.engines.http.transport import Transport
-from ruvd.engines.llama.idle_work import DEFAULT_IDLE_POLICY, IdlePolicy, Sleep
+from ruvd.engines.llama.idle_work import DEFAULT_IDLE_POLICY, IdlePolicy, IdleWork, Sleep
 from ruvd.engines.llama.kv_cache import KvCache
 from ruvd.engines.llama.model_file import DEFAULT_MODEL
 from ruvd.engines.llama.prompt import prompt_of
@@ -83,6 +83,10 @@ class LlamaEngine:
             model=self._model,
             path=states_path,
             max_bytes=states_bytes,
+            observer=observer,
+        )
+        self._idle_work = IdleWork(
+            self._kv_cache.current_server,
             evaluate_ahead=evaluate_ahead,
             observer=observer,
             policy=idle_policy,
@@ -100,7 +104,7 @@ class LlamaEngine:
         )
         self._server = LlamaServer(settings, self._kv_cache.open, transport, observer)
         self._supervisor = Supervisor(self._server, start_seconds=start_seconds)
-        self._idle_work: asyncio.Task[None] | None = None
+        self._idle_task: asyncio.Task[None] | None = None
 
     @property
     def model(self) -> str:
@@ -125,7 +129,7 @@ class LlamaEngine:
     async def start(self) -> None:
         """Starts the server and returns at once."""
         self._supervisor.start()
-        self._idle_work = asyncio.create_task(self._kv_cache.work_on_idle_slots())
+        self._idle_task = asyncio.create_task(self._idle_work.run())
 
     @property
     def is_ready(self) -> bool:
@@ -147,10 +151,10 @@ class LlamaEngine:
 
     async def close(self) -> None:
         """Saves sessions, stops the server, and removes its files."""
-        if self._idle_work:
-            self._idle_work.cancel()
+        if self._idle_task:
+            self._idle_task.cancel()
             await self._kv_cache.save()
-            self._idle_work = None
+            self._idle_task = None
         await self._supervisor.close()
         await self._kv_cache.close()
         await self._server.close()

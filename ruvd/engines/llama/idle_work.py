@@ -8,7 +8,6 @@ beside its own prompt), and when its session has rested for a while, for the nex
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -18,7 +17,7 @@ from typing import TypeAlias
 from ruvd.core.errors import RuvdError
 from ruvd.core.ports.events import Observer, PromptEvaluated
 from ruvd.engines.llama.prompt_evaluation import STEP_TOKENS
-from ruvd.engines.llama.slot_transfer import RunningServer, SlotTransfer
+from ruvd.engines.llama.slot_transfer import RunningServer
 from ruvd.engines.llama.slots import AnsweredRequest, Slot
 
 Sleep: TypeAlias = Callable[[float], Awaitable[None]]
@@ -86,19 +85,6 @@ class IdleWork:
             except Exception:  # noqa: BLE001  # the next check tries again
                 _log.exception("work on idle slots failed")
 
-    async def save_unsaved(self, idle_seconds: float, *, at_once: bool = False) -> None:
-        """Saves the sessions in slots that have been idle for that long, without regard to
-        requests that wait for their first token if `at_once`."""
-        server = self._server()
-        if server is None or server.transfer is None:
-            return
-        for slot in server.slots.unsaved(idle_seconds):
-            if not at_once:
-                await self._wait_until_uncontended()
-            if self._server() is not server:
-                return
-            await _save(server, server.transfer, slot)
-
     async def _check(self) -> None:
         server, policy = self._server(), self._policy
         if server is None:
@@ -112,16 +98,24 @@ class IdleWork:
         now = time.monotonic()
         next_slot = slots.next_eviction(policy.crowded_seconds)
         if next_slot and now >= self._no_save_before and not slots.is_contended:
-            await _save(server, server.transfer, next_slot)
+            await server.save_if_idle(next_slot)
             if next_slot.unsaved and not next_slot.busy:  # the save failed
                 self._no_save_before = now + policy.rest_seconds
         if slots.is_full:
-            await self.save_unsaved(policy.full_rest_seconds)
+            await self._save_unsaved(server, policy.full_rest_seconds)
         files = server.transfer.files
         if files.persist:
-            await self.save_unsaved(policy.rest_seconds)
+            await self._save_unsaved(server, policy.rest_seconds)
             if slots.is_idle:
                 await files.seal(self._wait_until_uncontended)
+
+    async def _save_unsaved(self, server: RunningServer, idle_seconds: float) -> None:
+        """Saves the sessions in slots that have been idle for that long and are in no file."""
+        for slot in server.slots.unsaved(idle_seconds):
+            await self._wait_until_uncontended()
+            if self._server() is not server:
+                return
+            await server.save_if_idle(slot)
 
     async def _evaluate_after_answer(self, server: RunningServer, slot: Slot) -> None:
         """Evaluates the tokens that follow the slot's answer whatever the next message is."""
@@ -162,9 +156,3 @@ def _is_short(answered: AnsweredRequest, tokens: list[int], following: int) -> b
     """Whether nothing before the few tokens that follow has to be evaluated again: the text has
     the tokens that were generated. The last of those may be the first that follows."""
     return following <= STEP_TOKENS and abs(len(tokens) - following - answered.tokens) <= 1
-
-
-async def _save(server: RunningServer, transfer: SlotTransfer, slot: Slot) -> None:
-    async with server.slots.try_acquire(slot) as is_acquired:
-        if is_acquired:
-            await asyncio.shield(slot.run_to_end(transfer.save_session(slot)))

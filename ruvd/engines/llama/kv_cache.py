@@ -19,7 +19,6 @@ from ruvd.core.errors import EngineUnavailable
 from ruvd.core.ports.engine import EngineDone, EngineRequest
 from ruvd.core.ports.events import EngineStateMoved, Observer, PromptEvaluated
 from ruvd.engines.chat.client import ChatCompletionsClient
-from ruvd.engines.llama.idle_work import IdlePolicy, IdleWork, Sleep
 from ruvd.engines.llama.prompt import MIN_REUSED_CHARACTERS, prompt_of
 from ruvd.engines.llama.prompt_evaluation import STEP_TOKENS, PromptEvaluator
 from ruvd.engines.llama.shared_prefixes import SharedPrefixes
@@ -50,10 +49,7 @@ class KvCache:
         model: str,
         path: Path | None,
         max_bytes: int,
-        evaluate_ahead: bool,
         observer: Observer,
-        policy: IdlePolicy,
-        sleep: Sleep,
     ) -> None:
         self._client = client
         self._slots = slots
@@ -65,13 +61,6 @@ class KvCache:
         self._files: StateFiles | None = None
         self._prefixes = SharedPrefixes(max(_MAX_PREFIXES, slots))
         self._removals: set[asyncio.Task[None]] = set()
-        self._idle_work = IdleWork(
-            self._current_server,
-            evaluate_ahead=evaluate_ahead,
-            observer=observer,
-            policy=policy,
-            sleep=sleep,
-        )
 
     def open(self, private: Path, fingerprint: str) -> Path:
         """Returns the directory where a new server must save slots: `path`, or if that cannot be
@@ -110,6 +99,11 @@ class KvCache:
             evaluator = PromptEvaluator(client, self._model)
             self._server = RunningServer(client, evaluator, SlotTable(self._slots), transfer)
         return self._server
+
+    def current_server(self) -> RunningServer | None:
+        """Returns the server that was used last, or None if its process has been replaced."""
+        server = self._server
+        return server if server and server.client is self._client() else None
 
     async def prepare_slot(
         self,
@@ -181,13 +175,12 @@ class KvCache:
             async with asyncio.timeout(_SAVE_SECONDS):
                 if self._server is not None:
                     await self._server.slots.wait_idle()  # a save may be under way
-                await self._idle_work.save_unsaved(0.0, at_once=True)
+                server = self.current_server()
+                for slot in server.slots.unsaved(0.0) if server else ():
+                    if server and self.current_server() is server:
+                        await server.save_if_idle(slot)
                 if self._files and self._files.persist:
                     await self._files.seal()
-
-    async def work_on_idle_slots(self) -> None:
-        """Works on idle slots until it is cancelled; see `IdleWork`."""
-        await self._idle_work.run()
 
     async def close(self) -> None:
         """Closes the files. The server must have stopped."""
@@ -197,11 +190,6 @@ class KvCache:
             await asyncio.wait(self._removals)
         if self._files:
             await asyncio.to_thread(self._files.close)
-
-    def _current_server(self) -> RunningServer | None:
-        """Returns the server that was used last, or None if its process has been replaced."""
-        server = self._server
-        return server if server and server.client is self._client() else None
 
     async def _exchange(
         self, server: RunningServer, transfer: SlotTransfer, slot: Slot, request: EngineRequest

@@ -127,3 +127,9 @@ class RunningServer:
     evaluator: PromptEvaluator
     slots: SlotTable
     transfer: SlotTransfer | None
+
+    async def save_if_idle(self, slot: Slot) -> None:
+        """Saves the session in a slot, unless the slot is busy or states are not saved."""
+        async with self.slots.try_acquire(slot) as is_acquired:
+            if is_acquired and self.transfer is not None:
+                await asyncio.shield(slot.run_to_end(self.transfer.save_session(slot)))
