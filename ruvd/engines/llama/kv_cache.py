@@ -175,10 +175,10 @@ class KvCache:
             async with asyncio.timeout(_SAVE_SECONDS):
                 if self._server is not None:
                     await self._server.slots.wait_idle()  # a save may be under way
-                server = self.current_server()
-                for slot in server.slots.unsaved(0.0) if server else ():
-                    if server and self.current_server() is server:
-                        await server.save_if_idle(slot)
+                if server := self.current_server():
+                    for slot in server.slots.unsaved(0.0):
+                        if self.current_server() is server:
+                            await server.save_if_idle(slot)
                 if self._files and self._files.persist:
                     await self._files.seal()
 
