@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from core import Core, failed, settle
+from virtual_time import in_virtual_time
 
 from ruvd.core.errors import Overloaded
 from ruvd.core.ports.engine import EngineText
@@ -106,3 +107,36 @@ def test_the_resident_memory_is_that_of_this_process() -> None:
     held = bytearray(b"x" * (64 << 20))
     assert 60 << 20 < resident_bytes() - before < 200 << 20
     del held
+
+
+@in_virtual_time
+async def test_few_requests_are_received_at_a_time_and_a_slow_one_delays_others_for_a_second() -> (
+    None
+):
+    budget = Watched().at(0)
+    receiving = [await budget.receive() for _ in range(10)]  # a tenth of the limit, 10 bytes each
+    waiting = asyncio.create_task(budget.receive())
+    await settle()
+    assert not waiting.done()
+    receiving[0].end()
+    await settle()
+    assert waiting.done()
+    late = asyncio.create_task(budget.receive())
+    await settle()
+    assert not late.done()
+    await asyncio.sleep(1.1)
+    assert late.done()
+
+
+async def test_a_request_whose_call_has_gone_is_not_counted_any_more() -> None:
+    budget = Watched().at(0)
+    receiving = [await budget.receive() for _ in range(10)]
+    del receiving
+    async with asyncio.timeout(0.5):
+        for _ in range(10):
+            await budget.receive()
+
+
+async def test_near_the_limit_no_request_is_received() -> None:
+    with pytest.raises(Overloaded):
+        await Watched().at(900).receive()
