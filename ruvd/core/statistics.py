@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ruvd.core.ports.events import (
+    BackgroundTaskFailed,
     CompletionEnded,
     CompletionJoined,
     EngineStateChanged,
@@ -67,6 +68,7 @@ class Statistics:
         self.ahead_seconds = 0.0
         self.ahead_found_tokens = 0
         self.store_up = False
+        self.task_failures: Counter[str] = Counter()  # by task
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.session_prefill_seconds = 0.0
@@ -96,6 +98,8 @@ class Statistics:
                 self.engine_up = up
             case StoreStateChanged(up):
                 self.store_up = up
+            case BackgroundTaskFailed(name):
+                self.task_failures[name] += 1
             case EngineStateMoved() | PromptEvaluated() | PromptFoundEvaluated():
                 self._count_prewarming(event)
 

@@ -130,6 +130,14 @@ class ObservableInstruments:
             lambda: [(sums.engine_restarts, {})],
         )
         self.counter(
+            "ruvd.task.failures",
+            "{failure}",
+            "The number of times that a background task of the daemon failed, by task.",
+            lambda: [
+                (count, {"ruvd.task.name": name}) for name, count in sums.task_failures.items()
+            ],
+        )
+        self.counter(
             "ruvd.prompt.tokens",
             "{token}",
             "The number of prompt tokens of session completions for which the engine reported its"

@@ -14,7 +14,7 @@ from watched import Watched
 
 from ruvd.core.errors import RuvdError
 from ruvd.core.ports.engine import EngineText
-from ruvd.core.ports.events import StoreBatch
+from ruvd.core.ports.events import BackgroundTaskFailed, StoreBatch
 from ruvd.rpc.status import CODES
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +120,7 @@ async def test_the_page_of_metrics_has_every_metric_and_no_other() -> None:
     with watched.rpcs.call("/ruvd.v1.SessionService/Complete", (), ""):
         await collect(watched.start())
     watched.observer(StoreBatch(3))
+    watched.observer(BackgroundTaskFailed("sweep"))
     named = re.findall(
         r"`((?:ruvd|gen_ai|rpc)\.[a-z_.]+)`",
         "".join(cells[0] for cells in rows(DOCS / "metrics.md")),

@@ -16,6 +16,7 @@ from ruvd.core.errors import EngineRejected
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.engine import EngineText
 from ruvd.core.ports.events import (
+    BackgroundTaskFailed,
     EngineStateChanged,
     EngineStateMoved,
     PromptEvaluated,
@@ -166,6 +167,7 @@ def test_events_of_sessions_engine_and_store_are_counted() -> None:
         EngineStateChanged(up=True, detail=""),
         StoreStateChanged(up=True, detail=""),
         StoreStateChanged(up=False, detail=""),
+        BackgroundTaskFailed("sweep"),
     ):
         watched.observer(event)
     assert watched.value("ruvd.sessions.created") == 1
@@ -173,6 +175,7 @@ def test_events_of_sessions_engine_and_store_are_counted() -> None:
     assert watched.value("ruvd.sessions.ended", ruvd__session__end_reason="idle") == 1
     assert watched.value("ruvd.sessions.ended", ruvd__session__end_reason="capacity") == 0
     assert watched.value("ruvd.engine.restarts") == 1
+    assert watched.value("ruvd.task.failures", ruvd__task__name="sweep") == 1
     assert (watched.value("ruvd.engine.up"), watched.value("ruvd.store.up")) == (1, 0)
     assert watched.value("ruvd.sessions.active") == 7
 
