@@ -398,6 +398,37 @@ async def test_kill_9_loses_no_commit_that_had_returned(path: Path) -> None:
 # --- errors -------------------------------------------------------------------------------------
 
 
+async def test_a_bug_in_idle_work_is_logged_and_ends_neither_the_thread_nor_the_store(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, faults = DatabaseFile(path, "normal"), list[str | None]()
+    failed = threading.Event()
+
+    def idle(_: sqlite3.Connection) -> bool:
+        failed.set()
+        raise KeyError("a bug")
+
+    worker = SqliteWorker(
+        "test", file, file.open_writer, faults.append, begin="BEGIN IMMEDIATE", idle=idle
+    )
+    worker.start()
+    cache = SessionCache(max_bytes=0, max_session_bytes=0)
+
+    async def create(name: str) -> None:
+        change = Commit(session(name), create=True)
+        await worker.run(lambda db: writes.commit(db, cache, change))
+
+    try:
+        for name in ("a", "b"):
+            await create(name)
+            assert await asyncio.to_thread(failed.wait, 30)
+            failed.clear()
+    finally:
+        await worker.close()
+    assert set(faults) == {None}
+    assert [record.exc_info is not None for record in caplog.records] == [True, True]
+
+
 async def test_a_full_disk_fails_the_batch_and_is_recovered_from(path: Path) -> None:
     file, faults = DatabaseFile(path, "normal"), list[str | None]()
     worker = SqliteWorker("test", file, file.open_writer, faults.append, begin="BEGIN IMMEDIATE")

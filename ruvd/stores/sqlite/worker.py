@@ -11,6 +11,7 @@ connection. The next operation connects again, which is how a store recovers.
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import sqlite3
 import threading
@@ -24,6 +25,7 @@ from ruvd.core.ports.store import StoreLocked
 from ruvd.stores.sqlite.database import DatabaseFile
 
 _T = TypeVar("_T")
+_log = logging.getLogger("ruvd.store")
 
 # Idle work begins this long after a batch, because a step takes as much as the commit of a turn.
 _IDLE_DELAY_SECONDS = 0.05
@@ -208,7 +210,10 @@ class SqliteWorker:
             return self._db is not None and self._idle(self._db)
         except _DATABASE_ERRORS as error:
             self._call_on_loop(self._answer, [], str(self._disconnect_after(error)))
-            return False
+        except Exception:  # noqa: BLE001  # a bug in idle work must not end the thread
+            _log.exception("the store's idle work failed; it goes on after the next commit")
+            self._disconnect()
+        return False
 
     def _connected(self) -> sqlite3.Connection:
         # After the file was moved or replaced, SQLite would go on writing to the lost one.
