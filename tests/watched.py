@@ -48,6 +48,7 @@ class Watched:
     clock: FrozenClock = field(default_factory=FrozenClock)
     store: Store = field(default_factory=MemoryStore)
     completion_policy: CompletionPolicy = CompletionPolicy()
+    min_commit_span_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self._exporter = InMemorySpanExporter()
@@ -79,7 +80,12 @@ class Watched:
             self.conventions,
         )
         self.metered_store = MeteredStore(
-            self.store, "memory", self.tracer, self.instruments, self.deferred
+            self.store,
+            "memory",
+            self.tracer,
+            self.instruments,
+            self.deferred,
+            self.min_commit_span_seconds,
         )
         self.sessions = SessionRegistry(self.metered_store, self.clock, observer, SessionPolicy())
         self.completions = CompletionRegistry(

@@ -339,8 +339,16 @@ class BrokenStore(MemoryStore):
         raise StoreUnavailable("the disk is full")
 
 
-async def test_a_commit_that_failed_says_so_and_is_counted() -> None:
-    watched = Watched(store=BrokenStore())
+async def test_a_quick_commit_is_measured_and_has_no_span() -> None:
+    watched = Watched(min_commit_span_seconds=60.0)
+    await collect(watched.start())
+    assert not watched.spans("ruvd.store")
+    (point,) = watched.histogram("ruvd.store.commit.duration")
+    assert point.count == 1
+
+
+async def test_a_commit_that_failed_has_a_span_however_quick_it_was() -> None:
+    watched = Watched(store=BrokenStore(), min_commit_span_seconds=60.0)
     await failed(watched.start(), StoreUnavailable)
     span = watched.span("ruvd.store.commit")
     assert attributes(span)["error.type"] == "STORE_UNAVAILABLE"
