@@ -102,6 +102,13 @@ def test_retry_after_is_seconds_or_a_date() -> None:
         assert least <= seconds <= most
 
 
+def test_a_retry_after_date_counts_from_the_date_of_the_response() -> None:
+    """The server's clock and this machine's may differ by any time."""
+    now, until = (email.utils.formatdate(seconds, usegmt=True) for seconds in (1e9, 1e9 + 30))
+    assert response_error(429, b"", retry_after=until, date=now).retry_after_seconds == 30
+    assert response_error(429, b"", retry_after=until, date="soon").retry_after_seconds == 0
+
+
 @pytest.mark.parametrize(
     ("status", "content", "text"),
     [

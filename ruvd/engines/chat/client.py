@@ -201,6 +201,7 @@ class ChatCompletionsClient:
             content,
             content_type=response.header("content-type"),
             retry_after=response.header("retry-after"),
+            date=response.header("date"),
         )
 
     async def _send_replacing_stale(self, request: Request, timeout: ReadTimeout) -> Response:

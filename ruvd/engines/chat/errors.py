@@ -98,11 +98,11 @@ class _Body(msgspec.Struct):
 
 
 def response_error(
-    status: int, content: bytes, *, content_type: str = "", retry_after: str = ""
+    status: int, content: bytes, *, content_type: str = "", retry_after: str = "", date: str = ""
 ) -> RuvdError:
     """Returns the error for a response other than 200. The error's cause is a `Refused`."""
     body = _decode(content, content_type)
-    seconds = _retry_after(retry_after)
+    seconds = _retry_after(retry_after, date)
     error = _status_error(status, body, seconds)
     error.__cause__ = Refused(status, seconds, str(body.code or body.type or ""))
     return error
@@ -225,11 +225,21 @@ def _decode(content: bytes, content_type: str) -> Error:
     return Error(message=message, type=body.type, code=body.code)
 
 
-def _retry_after(value: str) -> float | None:
-    """Returns the seconds to wait by a Retry-After header: a number of seconds, or a date."""
+def _retry_after(value: str, date: str) -> float | None:
+    """Returns the seconds to wait by a Retry-After header: a number of seconds, or a date.
+
+    A date is compared with that of the response, as this machine's clock may differ.
+    """
     if value.strip().isdecimal():
         return float(value)
+    until, now = _seconds(value), _seconds(date)
+    if until is None:
+        return None
+    return max(0.0, until - (time.time() if now is None else now))
+
+
+def _seconds(date: str) -> float | None:
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        return email.utils.parsedate_to_datetime(date).timestamp()
     except ValueError:
         return None
