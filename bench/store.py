@@ -62,10 +62,10 @@ class Sample:
     exchanges: int
 
     def __post_init__(self) -> None:
-        self.store = SqliteStore(self.path, observer=ignore)
+        clock = SystemClock("")
+        self.store = SqliteStore(self.path, clock=clock, observer=ignore)
         self.long = ""
         policy = SessionPolicy(max_sessions=10 * self.sessions + 10_000, idle_timeout_seconds=1e9)
-        clock = SystemClock()
         self.registry = SessionRegistry(self.store, clock, ignore, policy)
         self.commands = SessionCommands(self.registry, self.store, clock, ignore, policy)
 

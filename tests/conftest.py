@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -53,12 +53,15 @@ async def daemon() -> AsyncGenerator[StartDaemon, None]:
     """Starts daemons: `async with daemon("--engine", "echo") as d`.
 
     The store is in memory unless `--store` is given. `folder` lets a second daemon use the folder
-    of the first. A daemon listens at `d.socket` and at `d.address`, a loopback port.
+    of the first; `under` is a command to run it with. A daemon listens at `d.socket` and at
+    `d.address`, a loopback port.
     """
     folders: list[Path] = []
 
     @asynccontextmanager
-    async def start(*flags: str, folder: Path | None = None) -> AsyncIterator[RunningDaemon]:
+    async def start(
+        *flags: str, folder: Path | None = None, under: Sequence[str] = ()
+    ) -> AsyncIterator[RunningDaemon]:
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="ruvd-"))  # short, as a socket's path must be
             folders.append(folder)
@@ -66,7 +69,7 @@ async def daemon() -> AsyncGenerator[StartDaemon, None]:
             flags = (*flags, "--store", "memory")
         if "--listen" not in flags:
             flags = (*flags, "--listen", f"unix:{folder}/r.sock", "--listen", "127.0.0.1:0")
-        running = await start_serve(*flags, folder=folder)
+        running = await start_serve(*flags, folder=folder, under=under)
         try:
             await running.listening(flags.count("--listen"))
             yield running

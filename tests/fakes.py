@@ -7,7 +7,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from ruvd.core.model import FinishReason, Usage
+from ruvd.core.ports.clock import ClockReading
 from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText, PrefixCache
+from ruvd.server.system_clock import SystemClock
 
 
 @dataclass
@@ -27,13 +29,23 @@ class FrozenClock:
     """A clock that moves only when a test advances it, and then makes the calls that are due."""
 
     time: float = 1_000_000.0
+    shift: float = 0.0
     timers: list[FrozenTimer] = field(default_factory=list)
 
     def now(self) -> float:
         return self.time
 
+    def wall_shift(self) -> float:
+        return self.shift
+
     def monotonic(self) -> float:
         return self.time
+
+    def reading(self) -> ClockReading:
+        return ClockReading("", 0.0, self.time, self.shift)
+
+    def resume(self, stored: ClockReading | None, newest_time: float) -> None:
+        """Does nothing, as the test sets the time."""
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> FrozenTimer:
         self.timers.append(FrozenTimer(self.time + seconds, callback))
@@ -47,6 +59,29 @@ class FrozenClock:
             if timer.is_pending:
                 timer.is_pending = False
                 timer.callback()
+
+
+@dataclass
+class Machine:
+    """A machine with a wall clock and an uptime, and the clocks of the daemons on it."""
+
+    wall: float = 1_000_000.0
+    uptime: float = 500.0
+    boot_id: str = "first"
+
+    def clock(self) -> SystemClock:
+        """Returns the clock of another process."""
+        return SystemClock(self.boot_id, wall=lambda: self.wall, boottime=lambda: self.uptime)
+
+    def pass_time(self, seconds: float) -> None:
+        self.wall += seconds
+        self.uptime += seconds
+
+    def restart(self, seconds_off: float = 0.0) -> None:
+        """Boots again, after so many seconds by the wall clock."""
+        self.wall += seconds_off
+        self.uptime = 1.0
+        self.boot_id += "+"
 
 
 def done(prompt: int = 10, cached: int | None = 0, completion: int = 1) -> EngineDone:

@@ -1,7 +1,7 @@
 """The vocabulary of `ruvd` as immutable values: sessions, messages, completions and their parts.
 
-Times are in seconds: `*_time` is wall-clock time since the epoch, `*_seconds` is a duration. An
-unknown value is None, never 0. The words are those of the API (`proto/ruvd/v1`).
+Times are in seconds: `*_time` is a time of the core's clock, `*_seconds` is a duration. An unknown
+value is None, never 0. The words are those of the API (`proto/ruvd/v1`).
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from ruvd.core.completions.completion import CompletionPolicy
 from ruvd.core.completions.prewarming import Prewarmer
 from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.model import ContextWindow, Rendering
+from ruvd.core.ports.clock import Clock, StoredClock
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import Observer
 from ruvd.core.ports.store import Store
@@ -32,7 +33,6 @@ from ruvd.rpc.service import SessionService
 from ruvd.rpc.validation import RequestLimits
 from ruvd.server import logs, runtime_tuning
 from ruvd.server.memory_budget import MemoryBudget, default_limit_bytes
-from ruvd.server.system_clock import SystemClock
 from ruvd.telemetry import conventions, environment
 
 if TYPE_CHECKING:
@@ -53,10 +53,14 @@ class Core:
 
 
 def build_core(
-    settings: Settings, store: Store, engine: Engine, observer: Observer, statistics: Statistics
+    settings: Settings,
+    clock: Clock,
+    store: Store,
+    engine: Engine,
+    observer: Observer,
+    statistics: Statistics,
 ) -> Core:
     """Builds the core over a store and an engine, with the limits of the settings."""
-    clock = SystemClock()
     policy = SessionPolicy(
         enabled=settings.sessions_enabled,
         idle_timeout_seconds=settings.idle_timeout_seconds,
@@ -127,7 +131,7 @@ def build_monitoring(settings: Settings, statistics: Statistics) -> Monitoring |
     return Monitoring(telemetry, chosen, provider, statistics)
 
 
-def build_store(settings: Settings, observer: Observer) -> Store:
+def build_store(settings: Settings, clock: StoredClock, observer: Observer) -> Store:
     """Builds the store that the settings name."""
     path = settings.sqlite_path
     if path is None:
@@ -136,7 +140,7 @@ def build_store(settings: Settings, observer: Observer) -> Store:
         return MemoryStore()
     from ruvd.stores.sqlite.store import SqliteStore
 
-    return SqliteStore(path, durability=settings.durability, observer=observer)
+    return SqliteStore(path, durability=settings.durability, clock=clock, observer=observer)
 
 
 def store_is_newer(settings: Settings) -> bool:

@@ -52,7 +52,7 @@ from ruvd.server.composition import (
     store_is_newer,
 )
 from ruvd.server.observers import Observers
-from ruvd.server.system_clock import SystemClock
+from ruvd.server.system_clock import SystemClock, read_boot_id, watch_wall_clock
 from ruvd.server.unix_socket import AddressUnavailable, SocketClaim, owner_and_group
 from ruvd.v1 import session_service_pb2_grpc
 
@@ -88,11 +88,12 @@ class Daemon:
         runtime_tuning.untrack_async_generators()
         statistics = Statistics()
         observers = Observers(log_observer.observe, statistics, readiness)
-        background = BackgroundTasks(SystemClock(), observers, give_up=readiness.give_up)
+        clock = SystemClock(await asyncio.to_thread(read_boot_id))
+        background = BackgroundTasks(clock, observers, give_up=readiness.give_up)
         async with AsyncExitStack() as stack:
             # In a thread, because importing an adapter reads files.
             monitoring = await asyncio.to_thread(build_monitoring, settings, statistics)
-            store = await asyncio.to_thread(build_store, settings, observers)
+            store = await asyncio.to_thread(build_store, settings, clock, observers)
             if monitoring:
                 observers.add(monitoring)
                 stack.push_async_callback(monitoring.close)
@@ -105,7 +106,7 @@ class Daemon:
             engine = monitoring.engine(engine) if monitoring else engine
             stack.push_async_callback(engine.close)
             stack.push_async_callback(background.close)
-            core = build_core(settings, store, engine, observers, statistics)
+            core = build_core(settings, clock, store, engine, observers, statistics)
             self._start_cache_tasks(engine, core, observers, background)
             health_service.running = lambda: core.completions.running
             memory = build_memory_budget(settings, core, readiness)
@@ -127,6 +128,7 @@ class Daemon:
             background.start("sweep", sweep)
             background.start("store retry", partial(_retry_store, core.sessions, readiness))
             background.start("memory", memory.watch)
+            background.start("clock", partial(_watch_wall_clock, clock, core.commands))
             for address in self.addresses:
                 _log.info("listening", extra={"address": address})
             self.started.set()
@@ -290,3 +292,13 @@ async def _sweep_sessions(commands: SessionCommands, interval_seconds: float) ->
         await asyncio.sleep(interval_seconds)
         with contextlib.suppress(StoreUnavailable):  # observed; the next round tries again
             await commands.sweep()
+
+
+async def _watch_wall_clock(clock: SystemClock, commands: SessionCommands) -> None:
+    """Logs steps of the wall clock, and sweeps after each, because a sweep stores it."""
+
+    async def sweep() -> None:
+        with contextlib.suppress(StoreUnavailable):  # observed; a later sweep stores it
+            await commands.sweep()
+
+    await watch_wall_clock(clock, sweep)

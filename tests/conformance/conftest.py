@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from fakes import FrozenClock
 
 from ruvd.core.ports.events import Event
 from ruvd.core.ports.store import Store
@@ -22,7 +23,7 @@ def _memory(path: Path) -> Store:
 
 
 def _sqlite(path: Path) -> Store:
-    return SqliteStore(path, observer=_ignore)
+    return SqliteStore(path, clock=FrozenClock(), observer=_ignore)
 
 
 @pytest.fixture(params=[_memory, _sqlite], ids=["memory", "sqlite"])

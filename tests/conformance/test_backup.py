@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conversations import create, fork, ids, talk, texts
+from fakes import FrozenClock
 from tool_conversation import TOOL_EXCHANGE, said
 
 from ruvd.core.errors import StoreUnavailable
@@ -29,7 +30,7 @@ def ignore(event: Event) -> None:
 
 @asynccontextmanager
 async def opened(path: Path) -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(path, observer=ignore)
+    store = SqliteStore(path, clock=FrozenClock(), observer=ignore)
     await store.open()
     try:
         yield store

@@ -1118,7 +1118,7 @@ class SqliteMachine(SessionsMachine):
     durable = True
 
     def make_store(self, path: Path) -> Store:
-        return SqliteStore(path, observer=self.observe)
+        return SqliteStore(path, clock=self.clock, observer=self.observe)
 
 
 # A failing example takes minutes to shrink.

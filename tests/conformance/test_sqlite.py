@@ -30,6 +30,7 @@ from conversations import (
     texts,
     turn,
 )
+from fakes import FrozenClock
 from tool_conversation import TOOL_EXCHANGE, said
 
 from ruvd.core.errors import SessionNotFound, StoreUnavailable
@@ -54,7 +55,7 @@ def path(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def opened(path: Path, seen: list[Event] | None = None) -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(path, observer=ignore if seen is None else seen.append)
+    store = SqliteStore(path, clock=FrozenClock(), observer=ignore if seen is None else seen.append)
     await store.open()
     try:
         yield store
@@ -260,7 +261,7 @@ async def test_only_the_owner_can_read_the_files(path: Path) -> None:
 
 
 async def test_closing_completes_the_pending_writes_and_may_be_repeated(path: Path) -> None:
-    store = SqliteStore(path, observer=ignore)
+    store = SqliteStore(path, clock=FrozenClock(), observer=ignore)
     await store.open()
     writes = [asyncio.ensure_future(create(store, f"s{number}")) for number in range(10)]
     await asyncio.sleep(0)
@@ -274,7 +275,7 @@ async def test_closing_completes_the_pending_writes_and_may_be_repeated(path: Pa
 
 
 async def test_a_store_that_is_not_open_is_unavailable(path: Path) -> None:
-    store = SqliteStore(path, observer=ignore)
+    store = SqliteStore(path, clock=FrozenClock(), observer=ignore)
     with pytest.raises(StoreUnavailable, match="not open"):
         await store.get("s")
     await store.close()
@@ -312,10 +313,11 @@ from pathlib import Path
 from dataclasses import replace
 from ruvd.core.model import Message, Role, Session
 from ruvd.core.ports.store import Commit
+from ruvd.server.system_clock import SystemClock
 from ruvd.stores.sqlite.store import SqliteStore
 
 async def main():
-    store = SqliteStore(Path(sys.argv[1]), observer=lambda event: None)
+    store = SqliteStore(Path(sys.argv[1]), clock=SystemClock(""), observer=lambda event: None)
     await store.open()
     print("open", flush=True)
 
@@ -500,7 +502,7 @@ async def test_a_damaged_file_is_never_touched_and_may_be_restored(path: Path) -
     damaged = b"not a database at all" * 500
     overwrite(path, damaged)
     seen: list[Event] = []
-    store = SqliteStore(path, observer=seen.append)
+    store = SqliteStore(path, clock=FrozenClock(), observer=seen.append)
     try:
         with pytest.raises(StoreUnavailable, match="restore it from a backup"):
             await store.open()
@@ -523,7 +525,7 @@ async def test_damage_inside_the_file_is_reported_and_not_repaired(path: Path) -
     good = content(path)
     # The header and the schema are intact; every later page is damaged.
     overwrite(path, good[:4096] + b"\xff" * (len(good) - 4096))
-    store = SqliteStore(path, observer=ignore)
+    store = SqliteStore(path, clock=FrozenClock(), observer=ignore)
     try:
         with pytest.raises(StoreUnavailable, match="damaged"):
             await store.open()
@@ -552,7 +554,7 @@ async def test_another_programs_lock_makes_the_store_unavailable_until_it_is_rel
 async def test_a_directory_that_cannot_be_made_is_retried(tmp_path: Path) -> None:
     blocker = tmp_path / "state"
     blocker.write_text("")
-    store = SqliteStore(blocker / "ruvd.db", observer=ignore)
+    store = SqliteStore(blocker / "ruvd.db", clock=FrozenClock(), observer=ignore)
     try:
         with pytest.raises(StoreUnavailable, match="ruvd needs to write there"):
             await store.open()

@@ -24,6 +24,7 @@ from conversations import (
     texts,
     turn,
 )
+from fakes import FrozenClock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tool_conversation import CALLS, ODD_TEXTS, RESULTS, TOOL_EXCHANGE, said
@@ -622,7 +623,7 @@ def test_both_stores_behave_alike_in_any_sequence_of_steps(
     steps: list[tuple[str, str, int | str, int]],
 ) -> None:
     async def compare(path: Path) -> None:
-        sqlite = SqliteStore(path, observer=lambda _: None)
+        sqlite = SqliteStore(path, clock=FrozenClock(), observer=lambda _: None)
         await sqlite.open()
         try:
             assert await _Recorder(sqlite).run(steps) == await _Recorder(MemoryStore()).run(steps)

@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 import pytest
 from kubelet import Pod
 
+from ruvd.server.system_clock import SystemClock, read_boot_id
 from ruvd.stores.sqlite.store import SqliteStore
 
 USERS = 64
@@ -115,7 +116,8 @@ class Traffic:
 
 async def check(traffic: Traffic, store_path: Path) -> None:
     """Asserts that every turn that a user saw as finished is in the store, once and in order."""
-    store = SqliteStore(store_path, observer=lambda _: None)
+    clock = SystemClock(await asyncio.to_thread(read_boot_id))
+    store = SqliteStore(store_path, clock=clock, observer=lambda _: None)
     await store.open()
     try:
         for session_id, answers in traffic.seen[store_path].items():

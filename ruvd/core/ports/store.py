@@ -74,7 +74,10 @@ class Store(Protocol):
     """
 
     async def open(self) -> None:
-        """Opens or creates the store. Raises StoreLocked if another process has it open."""
+        """Opens or creates the store. Raises StoreLocked if another process has it open.
+
+        A store that outlives the process makes the clock go on from the reading that it keeps.
+        """
 
     async def close(self) -> None:
         """Completes the writes that have begun, then closes the store. Idempotent."""
@@ -126,7 +129,10 @@ class Store(Protocol):
         """Deletes the session; returns False for an unknown id. O(log n): messages may go later."""
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
-        """Deletes up to 1,000 expired sessions that are not `protected`, and returns their ids."""
+        """Deletes up to 1,000 expired sessions that are not `protected`, and returns their ids.
+
+        A store that outlives the process also stores the clock's reading if the wall clock was set.
+        """
 
     async def list(
         self,

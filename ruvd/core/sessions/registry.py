@@ -48,7 +48,10 @@ class NewSession:
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
-    """A session as clients see it; `messages` is None unless it was asked for."""
+    """A session as clients see it; `messages` is None unless it was asked for.
+
+    The session's times are those of the wall clock, unlike stored ones.
+    """
 
     session: Session
     running_completion_id: str = ""
@@ -109,12 +112,19 @@ class SessionRegistry:
         return await self._store.counts(self._clock.now(), self.turn_queue.begun())
 
     def state(self, session: Session, messages: Sequence[Message] | None = None) -> SessionState:
-        """Returns the session as clients see it now."""
+        """Returns the session as clients see it now, with times of the wall clock."""
         running = self.turn_queue.running(session.id)
         completion_id = running.completion_id if running else ""
-        if running and running.began is not None and running.began > session.last_used_time:
+        last_used_time, shift = session.last_used_time, self._clock.wall_shift()
+        if running and running.began is not None and running.began > last_used_time:
             # The store may be told of the turn's begin only at the turn's end.
-            session = replace(session, last_used_time=running.began)
+            last_used_time = running.began
+        if shift or last_used_time != session.last_used_time:
+            session = replace(
+                session,
+                create_time=session.create_time + shift,
+                last_used_time=last_used_time + shift,
+            )
         return SessionState(session, completion_id, running is not None, messages)
 
     async def current(self, session_id: str) -> Session | None:

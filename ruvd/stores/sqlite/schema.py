@@ -106,6 +106,18 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # The fields of a message besides its text, see `rows`. The statement rewrites no row.
     ("ALTER TABLE messages ADD COLUMN extra TEXT",),
+    # The reading of the clock, one row.
+    (
+        """
+        CREATE TABLE clock (
+            pk INTEGER PRIMARY KEY CHECK (pk = 1),
+            boot_id TEXT NOT NULL,
+            offset_seconds REAL NOT NULL,
+            now REAL NOT NULL,
+            wall_shift REAL NOT NULL
+        )
+        """,
+    ),
 )
 
 

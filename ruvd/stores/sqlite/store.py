@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.model import Exchange, IdempotencyRecord, Session
+from ruvd.core.ports.clock import StoredClock
 from ruvd.core.ports.events import Observer, StoreBatch, StoreStateChanged
 from ruvd.core.ports.store import Commit, RemovedSession, StoreCounts, StoreLocked, TurnSnapshot
 from ruvd.stores.sqlite import reads, removals, writes
+from ruvd.stores.sqlite.clock import resume_clock, store_reading, store_step
 from ruvd.stores.sqlite.database import DatabaseFile, Durability
 from ruvd.stores.sqlite.purge import purge_step
 from ruvd.stores.sqlite.session_cache import SessionCache
@@ -27,6 +30,7 @@ _T = TypeVar("_T")
 
 _CACHE_BYTES = 8 << 20
 _CACHED_SESSION_BYTES = 1 << 18
+_MAX_CLOCK_CHANGE_SECONDS = 1.0
 
 
 class SqliteStore:
@@ -34,19 +38,29 @@ class SqliteStore:
 
     With `durability` "normal", commits survive the end of the process; with "full" also a power
     cut, for which each commit is flushed to the disk. The observer receives a StoreBatch for each
-    transaction that wrote something, and a StoreStateChanged when the store goes up or down.
+    transaction that wrote something, and a StoreStateChanged when the store goes up or down. The
+    clock goes on from the reading in the file. `close` brings that up to date, and so does `expire`
+    after a step of the wall clock.
     """
 
     def __init__(
-        self, path: Path, *, durability: Durability = "normal", observer: Observer
+        self,
+        path: Path,
+        *,
+        durability: Durability = "normal",
+        clock: StoredClock,
+        observer: Observer,
     ) -> None:
         self._path = path
+        self._clock = clock
         self._file = DatabaseFile(path, durability)
         self._observer = observer
         self._writer: SqliteWorker | None = None
         self._reader: SqliteWorker | None = None
         # Before the writer has opened the file, it may be missing or have an old schema.
         self._opened = False
+        # While the store is being opened, nothing else has been asked of it.
+        self._opening = True
         self._faults: dict[str, str] = {}
         self._session_cache = SessionCache(_CACHE_BYTES, _CACHED_SESSION_BYTES)
         self._up: bool | None = None
@@ -60,7 +74,7 @@ class SqliteStore:
         self._writer = SqliteWorker(
             "store-writer",
             self._file,
-            self._file.open_writer,
+            self._open_writer,
             partial(self._report, "writer"),
             committed=lambda writes: self._observer(StoreBatch(writes)),
             begin="BEGIN IMMEDIATE",
@@ -82,9 +96,15 @@ class SqliteStore:
         except StoreLocked:
             await self.close()
             raise
+        finally:
+            self._opening = False
 
     async def close(self) -> None:
         """See `Store.close`."""
+        if self._opened:
+            reading = self._clock.reading()
+            with suppress(StoreUnavailable):  # observed
+                await self._write(lambda db: store_reading(db, reading))
         # The writer closes last: the last connection copies the log into the file.
         if self._reader is not None:
             await self._reader.close()
@@ -129,7 +149,13 @@ class SqliteStore:
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """See `Store.expire`."""
         excluded = frozenset(protected)
-        return await self._write(lambda db: removals.expire(db, self._session_cache, now, excluded))
+        reading = self._clock.reading()
+
+        def expire(db: sqlite3.Connection) -> Sequence[str]:
+            store_step(db, reading)
+            return removals.expire(db, self._session_cache, now, excluded)
+
+        return await self._write(expire)
 
     async def list(
         self,
@@ -162,6 +188,22 @@ class SqliteStore:
     async def counts(self, now: float, active_or_in_turn: Collection[str] = ()) -> StoreCounts:
         """See `Store.counts`."""
         return await self._read(lambda db: reads.counts(db, now, active_or_in_turn))
+
+    def _open_writer(self) -> sqlite3.Connection:
+        db = self._file.open_writer()
+        try:
+            self._resume_clock(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _resume_clock(self, db: sqlite3.Connection) -> None:
+        before = self._clock.now()
+        resume_clock(db, self._clock)
+        if not self._opening and abs(self._clock.now() - before) > _MAX_CLOCK_CHANGE_SECONDS:
+            # The waiting calls bring times of the clock before it went on from another reading.
+            raise StoreUnavailable(f"{self._path} was opened with another time: call again")
 
     async def _write(
         self,
