@@ -109,7 +109,7 @@ class Daemon:
             core = build_core(settings, clock, store, engine, observers, statistics)
             self._start_cache_tasks(engine, core, observers, background)
             health_service.running = lambda: core.completions.running
-            memory = build_memory_budget(settings, core, readiness)
+            memory = await asyncio.to_thread(build_memory_budget, settings, core, readiness)
             server = build_server(settings, monitoring, memory)
             session_service_pb2_grpc.add_SessionServiceServicer_to_server(core.service, server)
             health_pb2_grpc.add_HealthServicer_to_server(health_service, server)

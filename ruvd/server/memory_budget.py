@@ -18,6 +18,7 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from ruvd.core.errors import Overloaded
@@ -38,7 +39,7 @@ _RECEIVING_SHARE = 0.1
 _MIN_RECEIVING = 4
 _MAX_WAIT_SECONDS = 1.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_STATM = Path("/proc/self/statm")
+_STATM_BYTES = 128
 
 _log = logging.getLogger("ruvd.daemon")
 
@@ -177,7 +178,13 @@ def default_limit_bytes(paths: Iterable[Path] = _CGROUP_LIMITS) -> int:
 
 def resident_bytes() -> int:
     """Returns the resident memory of this process; see proc(5), /proc/pid/statm."""
-    return int(_STATM.read_bytes().split()[1]) * _PAGE_BYTES
+    return int(os.pread(_statm(), _STATM_BYTES, 0).split()[1]) * _PAGE_BYTES
+
+
+@cache
+def _statm() -> int:
+    """Returns a descriptor that stays open: to open the file takes longer than to read it."""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _return_free_memory() -> None:
