@@ -118,8 +118,11 @@ class SessionServiceServicer(object):
 
     def GetSession(self, request, context):
         """GetSession returns one session. An expired session is not found. Reading a session does not
-        change its last_used_time.
-        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        change its last_used_time. A long history is read page by page (see page_size); a turn that is
+        committed between two pages only adds messages at the end. If the session ends between two
+        pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
+        page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,7 +130,7 @@ class SessionServiceServicer(object):
 
     def ListSessions(self, request, context):
         """ListSessions returns the sessions page by page, in the order of their creation.
-        Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -365,13 +365,16 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
 
     GetSession: _SessionServiceGetSessionType
     """GetSession returns one session. An expired session is not found. Reading a session does not
-    change its last_used_time.
-    Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+    change its last_used_time. A long history is read page by page (see page_size); a turn that is
+    committed between two pages only adds messages at the end. If the session ends between two
+    pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
+    Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
+    page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
     """
 
     ListSessions: _SessionServiceListSessionsType
     """ListSessions returns the sessions page by page, in the order of their creation.
-    Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+    Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
     """
 
     UpdateSession: _SessionServiceUpdateSessionType
@@ -524,8 +527,11 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[ruvd.v1.session_service_pb2.GetSessionResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.GetSessionResponse]]:
         """GetSession returns one session. An expired session is not found. Reading a session does not
-        change its last_used_time.
-        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        change its last_used_time. A long history is read page by page (see page_size); a turn that is
+        committed between two pages only adds messages at the end. If the session ends between two
+        pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
+        page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
         """
 
     @abc.abstractmethod
@@ -535,7 +541,7 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[ruvd.v1.session_service_pb2.ListSessionsResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.ListSessionsResponse]]:
         """ListSessions returns the sessions page by page, in the order of their creation.
-        Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
         """
 
     @abc.abstractmethod

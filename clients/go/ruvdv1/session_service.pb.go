@@ -453,7 +453,7 @@ const (
 	ErrorReason_ERROR_REASON_COMPLETION_INTERRUPTED ErrorReason = 6
 	// The maximum number of sessions exists, and all of them are in use (RESOURCE_EXHAUSTED).
 	ErrorReason_ERROR_REASON_SESSION_LIMIT ErrorReason = 7
-	// Too many completions are running or queued (RESOURCE_EXHAUSTED).
+	// Too many completions or reads of histories are running or queued (RESOURCE_EXHAUSTED).
 	ErrorReason_ERROR_REASON_OVERLOADED ErrorReason = 8
 	// The engine's rate limit was exceeded (RESOURCE_EXHAUSTED).
 	ErrorReason_ERROR_REASON_ENGINE_RATE_LIMITED ErrorReason = 9
@@ -481,6 +481,9 @@ const (
 	ErrorReason_ERROR_REASON_ENGINE_TIMEOUT ErrorReason = 20
 	// A bug in the daemon; its log has the details (INTERNAL).
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 21
+	// The history does not fit into one response and has to be read page by page
+	// (FAILED_PRECONDITION).
+	ErrorReason_ERROR_REASON_RESPONSE_TOO_LARGE ErrorReason = 22
 )
 
 // Enum value maps for ErrorReason.
@@ -508,6 +511,7 @@ var (
 		19: "ERROR_REASON_SHUTTING_DOWN",
 		20: "ERROR_REASON_ENGINE_TIMEOUT",
 		21: "ERROR_REASON_INTERNAL",
+		22: "ERROR_REASON_RESPONSE_TOO_LARGE",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":            0,
@@ -532,6 +536,7 @@ var (
 		"ERROR_REASON_SHUTTING_DOWN":          19,
 		"ERROR_REASON_ENGINE_TIMEOUT":         20,
 		"ERROR_REASON_INTERNAL":               21,
+		"ERROR_REASON_RESPONSE_TOO_LARGE":     22,
 	}
 )
 
@@ -2150,7 +2155,13 @@ type GetSessionRequest struct {
 	// The session's id.
 	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// The parts of the session to return.
-	View          SessionView `protobuf:"varint,2,opt,name=view,proto3,enum=ruvd.v1.SessionView" json:"view,omitempty"`
+	View SessionView `protobuf:"varint,2,opt,name=view,proto3,enum=ruvd.v1.SessionView" json:"view,omitempty"`
+	// The maximum number of messages to return, at most 1000, with SESSION_VIEW_FULL only. A page may
+	// have fewer, because no response is larger than 4 MiB unless a single message is. 0: the whole
+	// history, or RESPONSE_TOO_LARGE if it has more than 10,000 messages or does not fit into 4 MiB.
+	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the previous page; empty for the first page. Requires a page_size.
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2199,11 +2210,28 @@ func (x *GetSessionRequest) GetView() SessionView {
 	return SessionView_SESSION_VIEW_UNSPECIFIED
 }
 
+func (x *GetSessionRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *GetSessionRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 // The response of GetSession.
 type GetSessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The session.
-	Session       *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// The session. With a page_size it has the messages of one page; its other fields, including
+	// message_count, are those at the time of this call.
+	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// The page_token of the next page; empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2243,6 +2271,13 @@ func (x *GetSessionResponse) GetSession() *Session {
 		return x.Session
 	}
 	return nil
+}
+
+func (x *GetSessionResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 // The request of ListSessions.
@@ -4044,13 +4079,17 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"C\n" +
 	"\x15CreateSessionResponse\x12*\n" +
-	"\asession\x18\x01 \x01(\v2\x10.ruvd.v1.SessionR\asession\"\\\n" +
+	"\asession\x18\x01 \x01(\v2\x10.ruvd.v1.SessionR\asession\"\x98\x01\n" +
 	"\x11GetSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12(\n" +
-	"\x04view\x18\x02 \x01(\x0e2\x14.ruvd.v1.SessionViewR\x04view\"@\n" +
+	"\x04view\x18\x02 \x01(\x0e2\x14.ruvd.v1.SessionViewR\x04view\x12\x1b\n" +
+	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\"h\n" +
 	"\x12GetSessionResponse\x12*\n" +
-	"\asession\x18\x01 \x01(\v2\x10.ruvd.v1.SessionR\asession\"\xe3\x01\n" +
+	"\asession\x18\x01 \x01(\v2\x10.ruvd.v1.SessionR\asession\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe3\x01\n" +
 	"\x13ListSessionsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -4210,7 +4249,7 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n" +
-	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03*\x81\x06\n" +
+	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03*\xa6\x06\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eERROR_REASON_SESSION_NOT_FOUND\x10\x01\x12%\n" +
@@ -4234,7 +4273,8 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x1eERROR_REASON_STORE_UNAVAILABLE\x10\x12\x12\x1e\n" +
 	"\x1aERROR_REASON_SHUTTING_DOWN\x10\x13\x12\x1f\n" +
 	"\x1bERROR_REASON_ENGINE_TIMEOUT\x10\x14\x12\x19\n" +
-	"\x15ERROR_REASON_INTERNAL\x10\x152\x94\b\n" +
+	"\x15ERROR_REASON_INTERNAL\x10\x15\x12#\n" +
+	"\x1fERROR_REASON_RESPONSE_TOO_LARGE\x10\x162\x94\b\n" +
 	"\x0eSessionService\x12N\n" +
 	"\rCreateSession\x12\x1d.ruvd.v1.CreateSessionRequest\x1a\x1e.ruvd.v1.CreateSessionResponse\x12E\n" +
 	"\n" +

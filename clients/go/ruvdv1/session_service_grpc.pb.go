@@ -55,11 +55,14 @@ type SessionServiceClient interface {
 	// REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
 	CreateSession(ctx context.Context, in *CreateSessionRequest, opts ...grpc.CallOption) (*CreateSessionResponse, error)
 	// GetSession returns one session. An expired session is not found. Reading a session does not
-	// change its last_used_time.
-	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+	// change its last_used_time. A long history is read page by page (see page_size); a turn that is
+	// committed between two pages only adds messages at the end. If the session ends between two
+	// pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
+	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
+	// page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
 	GetSession(ctx context.Context, in *GetSessionRequest, opts ...grpc.CallOption) (*GetSessionResponse, error)
 	// ListSessions returns the sessions page by page, in the order of their creation.
-	// Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+	// Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
 	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
 	// UpdateSession changes a session's labels, idle timeout or context window. It runs after the
 	// turns that are already running or queued in the session.
@@ -293,11 +296,14 @@ type SessionServiceServer interface {
 	// REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
 	CreateSession(context.Context, *CreateSessionRequest) (*CreateSessionResponse, error)
 	// GetSession returns one session. An expired session is not found. Reading a session does not
-	// change its last_used_time.
-	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+	// change its last_used_time. A long history is read page by page (see page_size); a turn that is
+	// committed between two pages only adds messages at the end. If the session ends between two
+	// pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
+	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
+	// page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
 	GetSession(context.Context, *GetSessionRequest) (*GetSessionResponse, error)
 	// ListSessions returns the sessions page by page, in the order of their creation.
-	// Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+	// Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
 	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
 	// UpdateSession changes a session's labels, idle timeout or context window. It runs after the
 	// turns that are already running or queued in the session.

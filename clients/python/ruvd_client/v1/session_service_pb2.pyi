@@ -255,7 +255,7 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_SESSION_LIMIT: _ErrorReason.ValueType  # 7
     """The maximum number of sessions exists, and all of them are in use (RESOURCE_EXHAUSTED)."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 8
-    """Too many completions are running or queued (RESOURCE_EXHAUSTED)."""
+    """Too many completions or reads of histories are running or queued (RESOURCE_EXHAUSTED)."""
     ERROR_REASON_ENGINE_RATE_LIMITED: _ErrorReason.ValueType  # 9
     """The engine's rate limit was exceeded (RESOURCE_EXHAUSTED)."""
     ERROR_REASON_INVALID_REQUEST: _ErrorReason.ValueType  # 10
@@ -282,6 +282,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """The engine did not answer in time (DEADLINE_EXCEEDED)."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 21
     """A bug in the daemon; its log has the details (INTERNAL)."""
+    ERROR_REASON_RESPONSE_TOO_LARGE: _ErrorReason.ValueType  # 22
+    """The history does not fit into one response and has to be read page by page
+    (FAILED_PRECONDITION).
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The values of google.rpc.ErrorInfo.reason, which omits the prefix (SESSION_NOT_FOUND). Each
@@ -305,7 +309,7 @@ ERROR_REASON_COMPLETION_INTERRUPTED: ErrorReason.ValueType  # 6
 ERROR_REASON_SESSION_LIMIT: ErrorReason.ValueType  # 7
 """The maximum number of sessions exists, and all of them are in use (RESOURCE_EXHAUSTED)."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 8
-"""Too many completions are running or queued (RESOURCE_EXHAUSTED)."""
+"""Too many completions or reads of histories are running or queued (RESOURCE_EXHAUSTED)."""
 ERROR_REASON_ENGINE_RATE_LIMITED: ErrorReason.ValueType  # 9
 """The engine's rate limit was exceeded (RESOURCE_EXHAUSTED)."""
 ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 10
@@ -332,6 +336,10 @@ ERROR_REASON_ENGINE_TIMEOUT: ErrorReason.ValueType  # 20
 """The engine did not answer in time (DEADLINE_EXCEEDED)."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 21
 """A bug in the daemon; its log has the details (INTERNAL)."""
+ERROR_REASON_RESPONSE_TOO_LARGE: ErrorReason.ValueType  # 22
+"""The history does not fit into one response and has to be read page by page
+(FAILED_PRECONDITION).
+"""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final
@@ -1136,17 +1144,28 @@ class GetSessionRequest(google.protobuf.message.Message):
 
     SESSION_ID_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     """The session's id."""
     view: Global___SessionView.ValueType
     """The parts of the session to return."""
+    page_size: builtins.int
+    """The maximum number of messages to return, at most 1000, with SESSION_VIEW_FULL only. A page may
+    have fewer, because no response is larger than 4 MiB unless a single message is. 0: the whole
+    history, or RESPONSE_TOO_LARGE if it has more than 10,000 messages or does not fit into 4 MiB.
+    """
+    page_token: builtins.str
+    """The next_page_token of the previous page; empty for the first page. Requires a page_size."""
     def __init__(
         self,
         *,
         session_id: builtins.str = ...,
         view: Global___SessionView.ValueType = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["session_id", b"session_id", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "session_id", b"session_id", "view", b"view"]) -> None: ...
 
 Global___GetSessionRequest: typing_extensions.TypeAlias = GetSessionRequest
 
@@ -1157,17 +1176,23 @@ class GetSessionResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """The page_token of the next page; empty on the last page."""
     @property
     def session(self) -> Global___Session:
-        """The session."""
+        """The session. With a page_size it has the messages of one page; its other fields, including
+        message_count, are those at the time of this call.
+        """
 
     def __init__(
         self,
         *,
         session: Global___Session | None = ...,
+        next_page_token: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["session", b"session"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["session", b"session"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "session", b"session"]) -> None: ...
 
 Global___GetSessionResponse: typing_extensions.TypeAlias = GetSessionResponse
 

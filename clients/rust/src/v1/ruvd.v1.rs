@@ -392,13 +392,25 @@ pub struct GetSessionRequest {
     /// The parts of the session to return.
     #[prost(enumeration = "SessionView", tag = "2")]
     pub view: i32,
+    /// The maximum number of messages to return, at most 1000, with SESSION_VIEW_FULL only. A page may
+    /// have fewer, because no response is larger than 4 MiB unless a single message is. 0: the whole
+    /// history, or RESPONSE_TOO_LARGE if it has more than 10,000 messages or does not fit into 4 MiB.
+    #[prost(int32, tag = "3")]
+    pub page_size: i32,
+    /// The next_page_token of the previous page; empty for the first page. Requires a page_size.
+    #[prost(string, tag = "4")]
+    pub page_token: ::prost::alloc::string::String,
 }
 /// The response of GetSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetSessionResponse {
-    /// The session.
+    /// The session. With a page_size it has the messages of one page; its other fields, including
+    /// message_count, are those at the time of this call.
     #[prost(message, optional, tag = "1")]
     pub session: ::core::option::Option<Session>,
+    /// The page_token of the next page; empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
 }
 /// The request of ListSessions.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1030,7 +1042,7 @@ pub enum ErrorReason {
     CompletionInterrupted = 6,
     /// The maximum number of sessions exists, and all of them are in use (RESOURCE_EXHAUSTED).
     SessionLimit = 7,
-    /// Too many completions are running or queued (RESOURCE_EXHAUSTED).
+    /// Too many completions or reads of histories are running or queued (RESOURCE_EXHAUSTED).
     Overloaded = 8,
     /// The engine's rate limit was exceeded (RESOURCE_EXHAUSTED).
     EngineRateLimited = 9,
@@ -1058,6 +1070,9 @@ pub enum ErrorReason {
     EngineTimeout = 20,
     /// A bug in the daemon; its log has the details (INTERNAL).
     Internal = 21,
+    /// The history does not fit into one response and has to be read page by page
+    /// (FAILED_PRECONDITION).
+    ResponseTooLarge = 22,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1088,6 +1103,7 @@ impl ErrorReason {
             Self::ShuttingDown => "ERROR_REASON_SHUTTING_DOWN",
             Self::EngineTimeout => "ERROR_REASON_ENGINE_TIMEOUT",
             Self::Internal => "ERROR_REASON_INTERNAL",
+            Self::ResponseTooLarge => "ERROR_REASON_RESPONSE_TOO_LARGE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1115,6 +1131,7 @@ impl ErrorReason {
             "ERROR_REASON_SHUTTING_DOWN" => Some(Self::ShuttingDown),
             "ERROR_REASON_ENGINE_TIMEOUT" => Some(Self::EngineTimeout),
             "ERROR_REASON_INTERNAL" => Some(Self::Internal),
+            "ERROR_REASON_RESPONSE_TOO_LARGE" => Some(Self::ResponseTooLarge),
             _ => None,
         }
     }
@@ -1240,8 +1257,11 @@ pub mod session_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// GetSession returns one session. An expired session is not found. Reading a session does not
-        /// change its last_used_time.
-        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        /// change its last_used_time. A long history is read page by page (see page_size); a turn that is
+        /// committed between two pages only adds messages at the end. If the session ends between two
+        /// pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
+        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
+        /// page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
         pub async fn get_session(
             &mut self,
             request: impl tonic::IntoRequest<super::GetSessionRequest>,
@@ -1267,7 +1287,7 @@ pub mod session_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// ListSessions returns the sessions page by page, in the order of their creation.
-        /// Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        /// Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
         pub async fn list_sessions(
             &mut self,
             request: impl tonic::IntoRequest<super::ListSessionsRequest>,

@@ -150,7 +150,7 @@ export enum ErrorReason {
   ERROR_REASON_COMPLETION_INTERRUPTED = 6,
   /** ERROR_REASON_SESSION_LIMIT - The maximum number of sessions exists, and all of them are in use (RESOURCE_EXHAUSTED). */
   ERROR_REASON_SESSION_LIMIT = 7,
-  /** ERROR_REASON_OVERLOADED - Too many completions are running or queued (RESOURCE_EXHAUSTED). */
+  /** ERROR_REASON_OVERLOADED - Too many completions or reads of histories are running or queued (RESOURCE_EXHAUSTED). */
   ERROR_REASON_OVERLOADED = 8,
   /** ERROR_REASON_ENGINE_RATE_LIMITED - The engine's rate limit was exceeded (RESOURCE_EXHAUSTED). */
   ERROR_REASON_ENGINE_RATE_LIMITED = 9,
@@ -178,6 +178,11 @@ export enum ErrorReason {
   ERROR_REASON_ENGINE_TIMEOUT = 20,
   /** ERROR_REASON_INTERNAL - A bug in the daemon; its log has the details (INTERNAL). */
   ERROR_REASON_INTERNAL = 21,
+  /**
+   * ERROR_REASON_RESPONSE_TOO_LARGE - The history does not fit into one response and has to be read page by page
+   * (FAILED_PRECONDITION).
+   */
+  ERROR_REASON_RESPONSE_TOO_LARGE = 22,
 }
 
 /** One message of a conversation. */
@@ -553,12 +558,27 @@ export interface GetSessionRequest {
   sessionId: string;
   /** The parts of the session to return. */
   view: SessionView;
+  /**
+   * The maximum number of messages to return, at most 1000, with SESSION_VIEW_FULL only. A page may
+   * have fewer, because no response is larger than 4 MiB unless a single message is. 0: the whole
+   * history, or RESPONSE_TOO_LARGE if it has more than 10,000 messages or does not fit into 4 MiB.
+   */
+  pageSize: number;
+  /** The next_page_token of the previous page; empty for the first page. Requires a page_size. */
+  pageToken: string;
 }
 
 /** The response of GetSession. */
 export interface GetSessionResponse {
-  /** The session. */
-  session: Session | undefined;
+  /**
+   * The session. With a page_size it has the messages of one page; its other fields, including
+   * message_count, are those at the time of this call.
+   */
+  session:
+    | Session
+    | undefined;
+  /** The page_token of the next page; empty on the last page. */
+  nextPageToken: string;
 }
 
 /** The request of ListSessions. */
@@ -3025,7 +3045,7 @@ export const CreateSessionResponse: MessageFns<CreateSessionResponse> = {
 };
 
 function createBaseGetSessionRequest(): GetSessionRequest {
-  return { sessionId: "", view: 0 };
+  return { sessionId: "", view: 0, pageSize: 0, pageToken: "" };
 }
 
 export const GetSessionRequest: MessageFns<GetSessionRequest> = {
@@ -3035,6 +3055,12 @@ export const GetSessionRequest: MessageFns<GetSessionRequest> = {
     }
     if (message.view !== 0) {
       writer.uint32(16).int32(message.view);
+    }
+    if (message.pageSize !== 0) {
+      writer.uint32(24).int32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(34).string(message.pageToken);
     }
     return writer;
   },
@@ -3068,6 +3094,22 @@ export const GetSessionRequest: MessageFns<GetSessionRequest> = {
             message.view = reader.int32() as any;
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.pageSize = reader.int32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3087,18 +3129,23 @@ export const GetSessionRequest: MessageFns<GetSessionRequest> = {
     const message = createBaseGetSessionRequest();
     message.sessionId = object.sessionId ?? "";
     message.view = object.view ?? 0;
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
     return message;
   },
 };
 
 function createBaseGetSessionResponse(): GetSessionResponse {
-  return { session: undefined };
+  return { session: undefined, nextPageToken: "" };
 }
 
 export const GetSessionResponse: MessageFns<GetSessionResponse> = {
   encode(message: GetSessionResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.session !== undefined) {
       Session.encode(message.session, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
     }
     return writer;
   },
@@ -3124,6 +3171,14 @@ export const GetSessionResponse: MessageFns<GetSessionResponse> = {
             message.session = Session.decode(reader, reader.uint32());
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3144,6 +3199,7 @@ export const GetSessionResponse: MessageFns<GetSessionResponse> = {
     message.session = (object.session !== undefined && object.session !== null)
       ? Session.fromPartial(object.session)
       : undefined;
+    message.nextPageToken = object.nextPageToken ?? "";
     return message;
   },
 };
@@ -5307,8 +5363,11 @@ export const SessionServiceService = {
   },
   /**
    * GetSession returns one session. An expired session is not found. Reading a session does not
-   * change its last_used_time.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * change its last_used_time. A long history is read page by page (see page_size); a turn that is
+   * committed between two pages only adds messages at the end. If the session ends between two
+   * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
+   * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
    */
   getSession: {
     path: "/ruvd.v1.SessionService/GetSession" as const,
@@ -5321,7 +5380,7 @@ export const SessionServiceService = {
   },
   /**
    * ListSessions returns the sessions page by page, in the order of their creation.
-   * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
    */
   listSessions: {
     path: "/ruvd.v1.SessionService/ListSessions" as const,
@@ -5508,13 +5567,16 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
   createSession: handleUnaryCall<CreateSessionRequest, CreateSessionResponse>;
   /**
    * GetSession returns one session. An expired session is not found. Reading a session does not
-   * change its last_used_time.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * change its last_used_time. A long history is read page by page (see page_size); a turn that is
+   * committed between two pages only adds messages at the end. If the session ends between two
+   * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
+   * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
    */
   getSession: handleUnaryCall<GetSessionRequest, GetSessionResponse>;
   /**
    * ListSessions returns the sessions page by page, in the order of their creation.
-   * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
    */
   listSessions: handleUnaryCall<ListSessionsRequest, ListSessionsResponse>;
   /**
@@ -5616,8 +5678,11 @@ export interface SessionServiceClient extends Client {
   ): ClientUnaryCall;
   /**
    * GetSession returns one session. An expired session is not found. Reading a session does not
-   * change its last_used_time.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * change its last_used_time. A long history is read page by page (see page_size); a turn that is
+   * committed between two pages only adds messages at the end. If the session ends between two
+   * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
+   * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
    */
   getSession(
     request: GetSessionRequest,
@@ -5636,7 +5701,7 @@ export interface SessionServiceClient extends Client {
   ): ClientUnaryCall;
   /**
    * ListSessions returns the sessions page by page, in the order of their creation.
-   * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
    */
   listSessions(
     request: ListSessionsRequest,

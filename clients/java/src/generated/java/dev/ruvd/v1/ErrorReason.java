@@ -82,7 +82,7 @@ public enum ErrorReason
   ERROR_REASON_SESSION_LIMIT(7),
   /**
    * <pre>
-   * Too many completions are running or queued (RESOURCE_EXHAUSTED).
+   * Too many completions or reads of histories are running or queued (RESOURCE_EXHAUSTED).
    * </pre>
    *
    * <code>ERROR_REASON_OVERLOADED = 8;</code>
@@ -192,6 +192,15 @@ public enum ErrorReason
    * <code>ERROR_REASON_INTERNAL = 21;</code>
    */
   ERROR_REASON_INTERNAL(21),
+  /**
+   * <pre>
+   * The history does not fit into one response and has to be read page by page
+   * (FAILED_PRECONDITION).
+   * </pre>
+   *
+   * <code>ERROR_REASON_RESPONSE_TOO_LARGE = 22;</code>
+   */
+  ERROR_REASON_RESPONSE_TOO_LARGE(22),
   UNRECOGNIZED(-1),
   ;
 
@@ -270,7 +279,7 @@ public enum ErrorReason
   public static final int ERROR_REASON_SESSION_LIMIT_VALUE = 7;
   /**
    * <pre>
-   * Too many completions are running or queued (RESOURCE_EXHAUSTED).
+   * Too many completions or reads of histories are running or queued (RESOURCE_EXHAUSTED).
    * </pre>
    *
    * <code>ERROR_REASON_OVERLOADED = 8;</code>
@@ -380,6 +389,15 @@ public enum ErrorReason
    * <code>ERROR_REASON_INTERNAL = 21;</code>
    */
   public static final int ERROR_REASON_INTERNAL_VALUE = 21;
+  /**
+   * <pre>
+   * The history does not fit into one response and has to be read page by page
+   * (FAILED_PRECONDITION).
+   * </pre>
+   *
+   * <code>ERROR_REASON_RESPONSE_TOO_LARGE = 22;</code>
+   */
+  public static final int ERROR_REASON_RESPONSE_TOO_LARGE_VALUE = 22;
 
 
   public final int getNumber() {
@@ -428,6 +446,7 @@ public enum ErrorReason
       case 19: return ERROR_REASON_SHUTTING_DOWN;
       case 20: return ERROR_REASON_ENGINE_TIMEOUT;
       case 21: return ERROR_REASON_INTERNAL;
+      case 22: return ERROR_REASON_RESPONSE_TOO_LARGE;
       default: return null;
     }
   }

@@ -48,4 +48,36 @@ public interface GetSessionRequestOrBuilder extends
    * @return The view.
    */
   dev.ruvd.v1.SessionView getView();
+
+  /**
+   * <pre>
+   * The maximum number of messages to return, at most 1000, with SESSION_VIEW_FULL only. A page may
+   * have fewer, because no response is larger than 4 MiB unless a single message is. 0: the whole
+   * history, or RESPONSE_TOO_LARGE if it has more than 10,000 messages or does not fit into 4 MiB.
+   * </pre>
+   *
+   * <code>int32 page_size = 3;</code>
+   * @return The pageSize.
+   */
+  int getPageSize();
+
+  /**
+   * <pre>
+   * The next_page_token of the previous page; empty for the first page. Requires a page_size.
+   * </pre>
+   *
+   * <code>string page_token = 4;</code>
+   * @return The pageToken.
+   */
+  java.lang.String getPageToken();
+  /**
+   * <pre>
+   * The next_page_token of the previous page; empty for the first page. Requires a page_size.
+   * </pre>
+   *
+   * <code>string page_token = 4;</code>
+   * @return The bytes for pageToken.
+   */
+  com.google.protobuf.ByteString
+      getPageTokenBytes();
 }

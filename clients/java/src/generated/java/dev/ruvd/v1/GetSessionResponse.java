@@ -32,6 +32,7 @@ private static final long serialVersionUID = 0L;
     super(builder);
   }
   private GetSessionResponse() {
+    nextPageToken_ = "";
   }
 
   public static final com.google.protobuf.Descriptors.Descriptor
@@ -52,7 +53,8 @@ private static final long serialVersionUID = 0L;
   private dev.ruvd.v1.Session session_;
   /**
    * <pre>
-   * The session.
+   * The session. With a page_size it has the messages of one page; its other fields, including
+   * message_count, are those at the time of this call.
    * </pre>
    *
    * <code>.ruvd.v1.Session session = 1;</code>
@@ -64,7 +66,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The session.
+   * The session. With a page_size it has the messages of one page; its other fields, including
+   * message_count, are those at the time of this call.
    * </pre>
    *
    * <code>.ruvd.v1.Session session = 1;</code>
@@ -76,7 +79,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The session.
+   * The session. With a page_size it has the messages of one page; its other fields, including
+   * message_count, are those at the time of this call.
    * </pre>
    *
    * <code>.ruvd.v1.Session session = 1;</code>
@@ -84,6 +88,53 @@ private static final long serialVersionUID = 0L;
   @java.lang.Override
   public dev.ruvd.v1.SessionOrBuilder getSessionOrBuilder() {
     return session_ == null ? dev.ruvd.v1.Session.getDefaultInstance() : session_;
+  }
+
+  public static final int NEXT_PAGE_TOKEN_FIELD_NUMBER = 2;
+  @SuppressWarnings("serial")
+  private volatile java.lang.Object nextPageToken_ = "";
+  /**
+   * <pre>
+   * The page_token of the next page; empty on the last page.
+   * </pre>
+   *
+   * <code>string next_page_token = 2;</code>
+   * @return The nextPageToken.
+   */
+  @java.lang.Override
+  public java.lang.String getNextPageToken() {
+    java.lang.Object ref = nextPageToken_;
+    if (ref instanceof java.lang.String) {
+      return (java.lang.String) ref;
+    } else {
+      com.google.protobuf.ByteString bs = 
+          (com.google.protobuf.ByteString) ref;
+      java.lang.String s = bs.toStringUtf8();
+      nextPageToken_ = s;
+      return s;
+    }
+  }
+  /**
+   * <pre>
+   * The page_token of the next page; empty on the last page.
+   * </pre>
+   *
+   * <code>string next_page_token = 2;</code>
+   * @return The bytes for nextPageToken.
+   */
+  @java.lang.Override
+  public com.google.protobuf.ByteString
+      getNextPageTokenBytes() {
+    java.lang.Object ref = nextPageToken_;
+    if (ref instanceof java.lang.String) {
+      com.google.protobuf.ByteString b = 
+          com.google.protobuf.ByteString.copyFromUtf8(
+              (java.lang.String) ref);
+      nextPageToken_ = b;
+      return b;
+    } else {
+      return (com.google.protobuf.ByteString) ref;
+    }
   }
 
   private byte memoizedIsInitialized = -1;
@@ -103,6 +154,9 @@ private static final long serialVersionUID = 0L;
     if (((bitField0_ & 0x00000001) != 0)) {
       output.writeMessage(1, getSession());
     }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(nextPageToken_)) {
+      com.google.protobuf.GeneratedMessage.writeString(output, 2, nextPageToken_);
+    }
     getUnknownFields().writeTo(output);
   }
 
@@ -115,6 +169,9 @@ private static final long serialVersionUID = 0L;
     if (((bitField0_ & 0x00000001) != 0)) {
       size += com.google.protobuf.CodedOutputStream
         .computeMessageSize(1, getSession());
+    }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(nextPageToken_)) {
+      size += com.google.protobuf.GeneratedMessage.computeStringSize(2, nextPageToken_);
     }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
@@ -136,6 +193,8 @@ private static final long serialVersionUID = 0L;
       if (!getSession()
           .equals(other.getSession())) return false;
     }
+    if (!getNextPageToken()
+        .equals(other.getNextPageToken())) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -151,6 +210,8 @@ private static final long serialVersionUID = 0L;
       hash = (37 * hash) + SESSION_FIELD_NUMBER;
       hash = (53 * hash) + getSession().hashCode();
     }
+    hash = (37 * hash) + NEXT_PAGE_TOKEN_FIELD_NUMBER;
+    hash = (53 * hash) + getNextPageToken().hashCode();
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -297,6 +358,7 @@ private static final long serialVersionUID = 0L;
         sessionBuilder_.dispose();
         sessionBuilder_ = null;
       }
+      nextPageToken_ = "";
       return this;
     }
 
@@ -337,6 +399,9 @@ private static final long serialVersionUID = 0L;
             : sessionBuilder_.build();
         to_bitField0_ |= 0x00000001;
       }
+      if (((from_bitField0_ & 0x00000002) != 0)) {
+        result.nextPageToken_ = nextPageToken_;
+      }
       result.bitField0_ |= to_bitField0_;
     }
 
@@ -354,6 +419,11 @@ private static final long serialVersionUID = 0L;
       if (other == dev.ruvd.v1.GetSessionResponse.getDefaultInstance()) return this;
       if (other.hasSession()) {
         mergeSession(other.getSession());
+      }
+      if (!other.getNextPageToken().isEmpty()) {
+        nextPageToken_ = other.nextPageToken_;
+        bitField0_ |= 0x00000002;
+        onChanged();
       }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
@@ -388,6 +458,11 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000001;
               break;
             } // case 10
+            case 18: {
+              nextPageToken_ = input.readStringRequireUtf8();
+              bitField0_ |= 0x00000002;
+              break;
+            } // case 18
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -410,7 +485,8 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.Session, dev.ruvd.v1.Session.Builder, dev.ruvd.v1.SessionOrBuilder> sessionBuilder_;
     /**
      * <pre>
-     * The session.
+     * The session. With a page_size it has the messages of one page; its other fields, including
+     * message_count, are those at the time of this call.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -421,7 +497,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session.
+     * The session. With a page_size it has the messages of one page; its other fields, including
+     * message_count, are those at the time of this call.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -436,7 +513,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session.
+     * The session. With a page_size it has the messages of one page; its other fields, including
+     * message_count, are those at the time of this call.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -456,7 +534,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session.
+     * The session. With a page_size it has the messages of one page; its other fields, including
+     * message_count, are those at the time of this call.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -474,7 +553,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session.
+     * The session. With a page_size it has the messages of one page; its other fields, including
+     * message_count, are those at the time of this call.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -499,7 +579,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session.
+     * The session. With a page_size it has the messages of one page; its other fields, including
+     * message_count, are those at the time of this call.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -516,7 +597,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session.
+     * The session. With a page_size it has the messages of one page; its other fields, including
+     * message_count, are those at the time of this call.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -528,7 +610,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session.
+     * The session. With a page_size it has the messages of one page; its other fields, including
+     * message_count, are those at the time of this call.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -543,7 +626,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The session.
+     * The session. With a page_size it has the messages of one page; its other fields, including
+     * message_count, are those at the time of this call.
      * </pre>
      *
      * <code>.ruvd.v1.Session session = 1;</code>
@@ -560,6 +644,98 @@ private static final long serialVersionUID = 0L;
         session_ = null;
       }
       return sessionBuilder_;
+    }
+
+    private java.lang.Object nextPageToken_ = "";
+    /**
+     * <pre>
+     * The page_token of the next page; empty on the last page.
+     * </pre>
+     *
+     * <code>string next_page_token = 2;</code>
+     * @return The nextPageToken.
+     */
+    public java.lang.String getNextPageToken() {
+      java.lang.Object ref = nextPageToken_;
+      if (!(ref instanceof java.lang.String)) {
+        com.google.protobuf.ByteString bs =
+            (com.google.protobuf.ByteString) ref;
+        java.lang.String s = bs.toStringUtf8();
+        nextPageToken_ = s;
+        return s;
+      } else {
+        return (java.lang.String) ref;
+      }
+    }
+    /**
+     * <pre>
+     * The page_token of the next page; empty on the last page.
+     * </pre>
+     *
+     * <code>string next_page_token = 2;</code>
+     * @return The bytes for nextPageToken.
+     */
+    public com.google.protobuf.ByteString
+        getNextPageTokenBytes() {
+      java.lang.Object ref = nextPageToken_;
+      if (ref instanceof String) {
+        com.google.protobuf.ByteString b = 
+            com.google.protobuf.ByteString.copyFromUtf8(
+                (java.lang.String) ref);
+        nextPageToken_ = b;
+        return b;
+      } else {
+        return (com.google.protobuf.ByteString) ref;
+      }
+    }
+    /**
+     * <pre>
+     * The page_token of the next page; empty on the last page.
+     * </pre>
+     *
+     * <code>string next_page_token = 2;</code>
+     * @param value The nextPageToken to set.
+     * @return This builder for chaining.
+     */
+    public Builder setNextPageToken(
+        java.lang.String value) {
+      if (value == null) { throw new NullPointerException(); }
+      nextPageToken_ = value;
+      bitField0_ |= 0x00000002;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The page_token of the next page; empty on the last page.
+     * </pre>
+     *
+     * <code>string next_page_token = 2;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearNextPageToken() {
+      nextPageToken_ = getDefaultInstance().getNextPageToken();
+      bitField0_ = (bitField0_ & ~0x00000002);
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The page_token of the next page; empty on the last page.
+     * </pre>
+     *
+     * <code>string next_page_token = 2;</code>
+     * @param value The bytes for nextPageToken to set.
+     * @return This builder for chaining.
+     */
+    public Builder setNextPageTokenBytes(
+        com.google.protobuf.ByteString value) {
+      if (value == null) { throw new NullPointerException(); }
+      checkByteStringIsUtf8(value);
+      nextPageToken_ = value;
+      bitField0_ |= 0x00000002;
+      onChanged();
+      return this;
     }
 
     // @@protoc_insertion_point(builder_scope:ruvd.v1.GetSessionResponse)

@@ -12,7 +12,8 @@ public interface GetSessionResponseOrBuilder extends
 
   /**
    * <pre>
-   * The session.
+   * The session. With a page_size it has the messages of one page; its other fields, including
+   * message_count, are those at the time of this call.
    * </pre>
    *
    * <code>.ruvd.v1.Session session = 1;</code>
@@ -21,7 +22,8 @@ public interface GetSessionResponseOrBuilder extends
   boolean hasSession();
   /**
    * <pre>
-   * The session.
+   * The session. With a page_size it has the messages of one page; its other fields, including
+   * message_count, are those at the time of this call.
    * </pre>
    *
    * <code>.ruvd.v1.Session session = 1;</code>
@@ -30,10 +32,31 @@ public interface GetSessionResponseOrBuilder extends
   dev.ruvd.v1.Session getSession();
   /**
    * <pre>
-   * The session.
+   * The session. With a page_size it has the messages of one page; its other fields, including
+   * message_count, are those at the time of this call.
    * </pre>
    *
    * <code>.ruvd.v1.Session session = 1;</code>
    */
   dev.ruvd.v1.SessionOrBuilder getSessionOrBuilder();
+
+  /**
+   * <pre>
+   * The page_token of the next page; empty on the last page.
+   * </pre>
+   *
+   * <code>string next_page_token = 2;</code>
+   * @return The nextPageToken.
+   */
+  java.lang.String getNextPageToken();
+  /**
+   * <pre>
+   * The page_token of the next page; empty on the last page.
+   * </pre>
+   *
+   * <code>string next_page_token = 2;</code>
+   * @return The bytes for nextPageToken.
+   */
+  com.google.protobuf.ByteString
+      getNextPageTokenBytes();
 }

@@ -500,8 +500,11 @@ public final class SessionServiceGrpc {
     /**
      * <pre>
      * GetSession returns one session. An expired session is not found. Reading a session does not
-     * change its last_used_time.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * change its last_used_time. A long history is read page by page (see page_size); a turn that is
+     * committed between two pages only adds messages at the end. If the session ends between two
+     * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
+     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
      * </pre>
      */
     default void getSession(dev.ruvd.v1.GetSessionRequest request,
@@ -512,7 +515,7 @@ public final class SessionServiceGrpc {
     /**
      * <pre>
      * ListSessions returns the sessions page by page, in the order of their creation.
-     * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
      * </pre>
      */
     default void listSessions(dev.ruvd.v1.ListSessionsRequest request,
@@ -704,8 +707,11 @@ public final class SessionServiceGrpc {
     /**
      * <pre>
      * GetSession returns one session. An expired session is not found. Reading a session does not
-     * change its last_used_time.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * change its last_used_time. A long history is read page by page (see page_size); a turn that is
+     * committed between two pages only adds messages at the end. If the session ends between two
+     * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
+     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
      * </pre>
      */
     public void getSession(dev.ruvd.v1.GetSessionRequest request,
@@ -717,7 +723,7 @@ public final class SessionServiceGrpc {
     /**
      * <pre>
      * ListSessions returns the sessions page by page, in the order of their creation.
-     * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
      * </pre>
      */
     public void listSessions(dev.ruvd.v1.ListSessionsRequest request,
@@ -905,8 +911,11 @@ public final class SessionServiceGrpc {
     /**
      * <pre>
      * GetSession returns one session. An expired session is not found. Reading a session does not
-     * change its last_used_time.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * change its last_used_time. A long history is read page by page (see page_size); a turn that is
+     * committed between two pages only adds messages at the end. If the session ends between two
+     * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
+     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
      * </pre>
      */
     public dev.ruvd.v1.GetSessionResponse getSession(dev.ruvd.v1.GetSessionRequest request) throws io.grpc.StatusException {
@@ -917,7 +926,7 @@ public final class SessionServiceGrpc {
     /**
      * <pre>
      * ListSessions returns the sessions page by page, in the order of their creation.
-     * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
      * </pre>
      */
     public dev.ruvd.v1.ListSessionsResponse listSessions(dev.ruvd.v1.ListSessionsRequest request) throws io.grpc.StatusException {
@@ -1100,8 +1109,11 @@ public final class SessionServiceGrpc {
     /**
      * <pre>
      * GetSession returns one session. An expired session is not found. Reading a session does not
-     * change its last_used_time.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * change its last_used_time. A long history is read page by page (see page_size); a turn that is
+     * committed between two pages only adds messages at the end. If the session ends between two
+     * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
+     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
      * </pre>
      */
     public dev.ruvd.v1.GetSessionResponse getSession(dev.ruvd.v1.GetSessionRequest request) {
@@ -1112,7 +1124,7 @@ public final class SessionServiceGrpc {
     /**
      * <pre>
      * ListSessions returns the sessions page by page, in the order of their creation.
-     * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
      * </pre>
      */
     public dev.ruvd.v1.ListSessionsResponse listSessions(dev.ruvd.v1.ListSessionsRequest request) {
@@ -1293,8 +1305,11 @@ public final class SessionServiceGrpc {
     /**
      * <pre>
      * GetSession returns one session. An expired session is not found. Reading a session does not
-     * change its last_used_time.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * change its last_used_time. A long history is read page by page (see page_size); a turn that is
+     * committed between two pages only adds messages at the end. If the session ends between two
+     * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
+     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.GetSessionResponse> getSession(
@@ -1306,7 +1321,7 @@ public final class SessionServiceGrpc {
     /**
      * <pre>
      * ListSessions returns the sessions page by page, in the order of their creation.
-     * Errors: INVALID_REQUEST, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.ListSessionsResponse> listSessions(

@@ -371,151 +371,153 @@ public final class SessionServiceOuterClass {
       "ration\022\r\n\005model\030\007 \001(\t\022\022\n\nrequest_id\030\010 \001(" +
       "\t\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002" +
       " \001(\t:\0028\001\":\n\025CreateSessionResponse\022!\n\007ses" +
-      "sion\030\001 \001(\0132\020.ruvd.v1.Session\"K\n\021GetSessi" +
+      "sion\030\001 \001(\0132\020.ruvd.v1.Session\"r\n\021GetSessi" +
       "onRequest\022\022\n\nsession_id\030\001 \001(\t\022\"\n\004view\030\002 " +
-      "\001(\0162\024.ruvd.v1.SessionView\"7\n\022GetSessionR" +
-      "esponse\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Sessi" +
-      "on\"\265\001\n\023ListSessionsRequest\022\021\n\tpage_size\030" +
-      "\001 \001(\005\022\022\n\npage_token\030\002 \001(\t\022C\n\014label_filte" +
-      "r\030\003 \003(\0132-.ruvd.v1.ListSessionsRequest.La" +
-      "belFilterEntry\0322\n\020LabelFilterEntry\022\013\n\003ke" +
-      "y\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\"S\n\024ListSessio" +
-      "nsResponse\022\"\n\010sessions\030\001 \003(\0132\020.ruvd.v1.S" +
-      "ession\022\027\n\017next_page_token\030\002 \001(\t\"\246\002\n\024Upda" +
-      "teSessionRequest\022\022\n\nsession_id\030\001 \001(\t\0229\n\006" +
-      "labels\030\002 \003(\0132).ruvd.v1.UpdateSessionRequ" +
-      "est.LabelsEntry\022/\n\014idle_timeout\030\003 \001(\0132\031." +
-      "google.protobuf.Duration\022.\n\016context_wind" +
-      "ow\030\004 \001(\0132\026.ruvd.v1.ContextWindow\022/\n\013upda" +
-      "te_mask\030\005 \001(\0132\032.google.protobuf.FieldMas" +
-      "k\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002" +
-      " \001(\t:\0028\001\":\n\025UpdateSessionResponse\022!\n\007ses" +
-      "sion\030\001 \001(\0132\020.ruvd.v1.Session\"c\n\025AppendMe" +
-      "ssagesRequest\022\022\n\nsession_id\030\001 \001(\t\022\"\n\010mes" +
-      "sages\030\002 \003(\0132\020.ruvd.v1.Message\022\022\n\nrequest" +
-      "_id\030\003 \001(\t\";\n\026AppendMessagesResponse\022!\n\007s" +
-      "ession\030\001 \001(\0132\020.ruvd.v1.Session\"\204\001\n\022ForkS" +
-      "essionRequest\022\022\n\nsession_id\030\001 \001(\t\022\033\n\016exc" +
-      "hange_count\030\002 \001(\003H\000\210\001\001\022\026\n\016new_session_id" +
-      "\030\003 \001(\t\022\022\n\nrequest_id\030\004 \001(\tB\021\n\017_exchange_" +
-      "count\"8\n\023ForkSessionResponse\022!\n\007session\030" +
-      "\001 \001(\0132\020.ruvd.v1.Session\"p\n\027ResumeComplet" +
-      "ionRequest\022\025\n\rcompletion_id\030\001 \001(\t\022\022\n\nses" +
-      "sion_id\030\002 \001(\t\022\022\n\nrequest_id\030\003 \001(\t\022\026\n\016aft" +
-      "er_sequence\030\004 \001(\003\"C\n\030ResumeCompletionRes" +
-      "ponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.Completio" +
-      "nEvent\"n\n\027CancelCompletionRequest\022\025\n\rcom" +
-      "pletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(\t\022\022\n\n" +
-      "request_id\030\003 \001(\t\022\024\n\014keep_partial\030\004 \001(\010\"\032" +
-      "\n\030CancelCompletionResponse\">\n\021EndSession" +
-      "Request\022\022\n\nsession_id\030\001 \001(\t\022\025\n\rallow_mis" +
-      "sing\030\002 \001(\010\"\024\n\022EndSessionResponse\"\032\n\030GetS" +
-      "essionMetricsRequest\"E\n\031GetSessionMetric" +
-      "sResponse\022(\n\007metrics\030\001 \001(\0132\027.ruvd.v1.Ses" +
-      "sionMetrics\"\275\003\n\016SessionMetrics\022\026\n\016total_" +
-      "sessions\030\001 \001(\003\022\027\n\017active_sessions\030\002 \001(\003\022" +
-      " \n\030avg_messages_per_session\030\003 \001(\001\022\033\n\016cac" +
-      "he_hit_rate\030\004 \001(\001H\000\210\001\001\0226\n\023avg_session_la" +
-      "tency\030\005 \001(\0132\031.google.protobuf.Duration\0228" +
-      "\n\025avg_stateless_latency\030\006 \001(\0132\031.google.p" +
-      "rotobuf.Duration\022\033\n\023session_completions\030" +
-      "\007 \001(\003\022\035\n\025stateless_completions\030\010 \001(\003\022\"\n\025" +
-      "avg_latency_reduction\030\t \001(\001H\001\210\001\001\022\"\n\025avg_" +
-      "prefill_reduction\030\n \001(\001H\002\210\001\001B\021\n\017_cache_h" +
-      "it_rateB\030\n\026_avg_latency_reductionB\030\n\026_av" +
-      "g_prefill_reduction\"\300\002\n\017CompleteRequest\022" +
-      "\022\n\nsession_id\030\001 \001(\t\022\"\n\010messages\030\002 \003(\0132\020." +
-      "ruvd.v1.Message\022+\n\007options\030\003 \001(\0132\032.ruvd." +
-      "v1.CompletionOptions\022\022\n\nrequest_id\030\004 \001(\t" +
-      "\022\030\n\020require_existing\030\005 \001(\010\022 \n\007if_busy\030\006 " +
-      "\001(\0162\017.ruvd.v1.IfBusy\022,\n\ron_disconnect\030\007 " +
-      "\001(\0162\025.ruvd.v1.OnDisconnect\0223\n\020disconnect" +
-      "_grace\030\010 \001(\0132\031.google.protobuf.Duration\022" +
-      "\025\n\rsystem_prompt\030\t \001(\t\";\n\020CompleteRespon" +
-      "se\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.CompletionEv" +
-      "ent\"\231\001\n\017CompletionEvent\022\020\n\010sequence\030\001 \001(" +
-      "\003\022#\n\007started\030\002 \001(\0132\020.ruvd.v1.StartedH\000\022\037" +
-      "\n\005delta\030\003 \001(\0132\016.ruvd.v1.DeltaH\000\022%\n\010finis" +
-      "hed\030\004 \001(\0132\021.ruvd.v1.FinishedH\000B\007\n\005event\"" +
-      "\217\001\n\007Started\022\025\n\rcompletion_id\030\001 \001(\t\022\022\n\nse" +
-      "ssion_id\030\002 \001(\t\022\027\n\017session_created\030\003 \001(\010\022" +
-      "\r\n\005model\030\004 \001(\t\022\030\n\020context_messages\030\005 \001(\005" +
-      "\022\027\n\017context_trimmed\030\006 \001(\010\"a\n\005Delta\022\016\n\004te" +
-      "xt\030\001 \001(\tH\000\022+\n\ttool_call\030\002 \001(\0132\026.ruvd.v1." +
-      "ToolCallDeltaH\000\022\023\n\treasoning\030\003 \001(\tH\000B\006\n\004" +
-      "part\"K\n\rToolCallDelta\022\r\n\005index\030\001 \001(\005\022\n\n\002" +
-      "id\030\002 \001(\t\022\014\n\004name\030\003 \001(\t\022\021\n\targuments\030\004 \001(" +
-      "\t\"\265\001\n\010Finished\022,\n\rfinish_reason\030\001 \001(\0162\025." +
-      "ruvd.v1.FinishReason\022!\n\007message\030\002 \001(\0132\020." +
-      "ruvd.v1.Message\022\035\n\005usage\030\003 \001(\0132\016.ruvd.v1" +
-      ".Usage\022!\n\007timings\030\004 \001(\0132\020.ruvd.v1.Timing" +
-      "s\022\026\n\016exchange_count\030\005 \001(\003*_\n\004Role\022\024\n\020ROL" +
-      "E_UNSPECIFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001\022\r\n\tROLE" +
-      "_USER\020\002\022\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tROLE_TOOL" +
-      "\020\004*Z\n\013SessionView\022\034\n\030SESSION_VIEW_UNSPEC" +
-      "IFIED\020\000\022\026\n\022SESSION_VIEW_BASIC\020\001\022\025\n\021SESSI" +
-      "ON_VIEW_FULL\020\002*_\n\006IfBusy\022\027\n\023IF_BUSY_UNSP" +
-      "ECIFIED\020\000\022\021\n\rIF_BUSY_QUEUE\020\001\022\022\n\016IF_BUSY_" +
-      "REJECT\020\002\022\025\n\021IF_BUSY_INTERRUPT\020\003*c\n\014OnDis" +
-      "connect\022\035\n\031ON_DISCONNECT_UNSPECIFIED\020\000\022\030" +
-      "\n\024ON_DISCONNECT_CANCEL\020\001\022\032\n\026ON_DISCONNEC" +
-      "T_CONTINUE\020\002*\232\001\n\014FinishReason\022\035\n\031FINISH_" +
-      "REASON_UNSPECIFIED\020\000\022\026\n\022FINISH_REASON_ST" +
-      "OP\020\001\022\030\n\024FINISH_REASON_LENGTH\020\002\022\034\n\030FINISH" +
-      "_REASON_TOOL_CALLS\020\003\022\033\n\027FINISH_REASON_CA" +
-      "NCELLED\020\004*X\n\tRendering\022\031\n\025RENDERING_UNSP" +
-      "ECIFIED\020\000\022\026\n\022RENDERING_MESSAGES\020\001\022\030\n\024REN" +
-      "DERING_TRANSCRIPT\020\002*\207\001\n\016ToolChoiceMode\022 " +
-      "\n\034TOOL_CHOICE_MODE_UNSPECIFIED\020\000\022\031\n\025TOOL" +
-      "_CHOICE_MODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_MODE_" +
-      "NONE\020\002\022\035\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\201\006" +
-      "\n\013ErrorReason\022\034\n\030ERROR_REASON_UNSPECIFIE" +
-      "D\020\000\022\"\n\036ERROR_REASON_SESSION_NOT_FOUND\020\001\022" +
-      "%\n!ERROR_REASON_COMPLETION_NOT_FOUND\020\002\022%" +
-      "\n!ERROR_REASON_COMPLETION_CANCELLED\020\003\022\035\n" +
-      "\031ERROR_REASON_SESSION_BUSY\020\004\022\036\n\032ERROR_RE" +
-      "ASON_SESSION_ENDED\020\005\022\'\n#ERROR_REASON_COM" +
-      "PLETION_INTERRUPTED\020\006\022\036\n\032ERROR_REASON_SE" +
-      "SSION_LIMIT\020\007\022\033\n\027ERROR_REASON_OVERLOADED" +
-      "\020\010\022$\n ERROR_REASON_ENGINE_RATE_LIMITED\020\t" +
-      "\022 \n\034ERROR_REASON_INVALID_REQUEST\020\n\022 \n\034ER" +
-      "ROR_REASON_ENGINE_REJECTED\020\013\022\"\n\036ERROR_RE" +
-      "ASON_REQUEST_ID_REUSED\020\014\022!\n\035ERROR_REASON" +
-      "_CONTEXT_TOO_LONG\020\r\022\"\n\036ERROR_REASON_SESS" +
-      "ION_TOO_LARGE\020\016\022\"\n\036ERROR_REASON_SESSIONS" +
-      "_DISABLED\020\017\022\037\n\033ERROR_REASON_SESSION_EXIS" +
-      "TS\020\020\022#\n\037ERROR_REASON_ENGINE_UNAVAILABLE\020" +
-      "\021\022\"\n\036ERROR_REASON_STORE_UNAVAILABLE\020\022\022\036\n" +
-      "\032ERROR_REASON_SHUTTING_DOWN\020\023\022\037\n\033ERROR_R" +
-      "EASON_ENGINE_TIMEOUT\020\024\022\031\n\025ERROR_REASON_I" +
-      "NTERNAL\020\0252\224\010\n\016SessionService\022N\n\rCreateSe" +
-      "ssion\022\035.ruvd.v1.CreateSessionRequest\032\036.r" +
-      "uvd.v1.CreateSessionResponse\022E\n\nGetSessi" +
-      "on\022\032.ruvd.v1.GetSessionRequest\032\033.ruvd.v1" +
-      ".GetSessionResponse\022K\n\014ListSessions\022\034.ru" +
-      "vd.v1.ListSessionsRequest\032\035.ruvd.v1.List" +
-      "SessionsResponse\022N\n\rUpdateSession\022\035.ruvd" +
-      ".v1.UpdateSessionRequest\032\036.ruvd.v1.Updat" +
-      "eSessionResponse\022Q\n\016AppendMessages\022\036.ruv" +
-      "d.v1.AppendMessagesRequest\032\037.ruvd.v1.App" +
-      "endMessagesResponse\022H\n\013ForkSession\022\033.ruv" +
-      "d.v1.ForkSessionRequest\032\034.ruvd.v1.ForkSe" +
-      "ssionResponse\022E\n\nEndSession\022\032.ruvd.v1.En" +
-      "dSessionRequest\032\033.ruvd.v1.EndSessionResp" +
-      "onse\022E\n\nListModels\022\032.ruvd.v1.ListModelsR" +
-      "equest\032\033.ruvd.v1.ListModelsResponse\022Z\n\021G" +
-      "etSessionMetrics\022!.ruvd.v1.GetSessionMet" +
-      "ricsRequest\032\".ruvd.v1.GetSessionMetricsR" +
-      "esponse\022A\n\010Complete\022\030.ruvd.v1.CompleteRe" +
-      "quest\032\031.ruvd.v1.CompleteResponse0\001\022Y\n\020Re" +
-      "sumeCompletion\022 .ruvd.v1.ResumeCompletio" +
-      "nRequest\032!.ruvd.v1.ResumeCompletionRespo" +
-      "nse0\001\022P\n\rBatchComplete\022\035.ruvd.v1.BatchCo" +
-      "mpleteRequest\032\036.ruvd.v1.BatchCompleteRes" +
-      "ponse0\001\022W\n\020CancelCompletion\022 .ruvd.v1.Ca" +
-      "ncelCompletionRequest\032!.ruvd.v1.CancelCo" +
-      "mpletionResponseB\017\n\013dev.ruvd.v1P\001b\006proto" +
-      "3"
+      "\001(\0162\024.ruvd.v1.SessionView\022\021\n\tpage_size\030\003" +
+      " \001(\005\022\022\n\npage_token\030\004 \001(\t\"P\n\022GetSessionRe" +
+      "sponse\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Sessio" +
+      "n\022\027\n\017next_page_token\030\002 \001(\t\"\265\001\n\023ListSessi" +
+      "onsRequest\022\021\n\tpage_size\030\001 \001(\005\022\022\n\npage_to" +
+      "ken\030\002 \001(\t\022C\n\014label_filter\030\003 \003(\0132-.ruvd.v" +
+      "1.ListSessionsRequest.LabelFilterEntry\0322" +
+      "\n\020LabelFilterEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005value" +
+      "\030\002 \001(\t:\0028\001\"S\n\024ListSessionsResponse\022\"\n\010se" +
+      "ssions\030\001 \003(\0132\020.ruvd.v1.Session\022\027\n\017next_p" +
+      "age_token\030\002 \001(\t\"\246\002\n\024UpdateSessionRequest" +
+      "\022\022\n\nsession_id\030\001 \001(\t\0229\n\006labels\030\002 \003(\0132).r" +
+      "uvd.v1.UpdateSessionRequest.LabelsEntry\022" +
+      "/\n\014idle_timeout\030\003 \001(\0132\031.google.protobuf." +
+      "Duration\022.\n\016context_window\030\004 \001(\0132\026.ruvd." +
+      "v1.ContextWindow\022/\n\013update_mask\030\005 \001(\0132\032." +
+      "google.protobuf.FieldMask\032-\n\013LabelsEntry" +
+      "\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\":\n\025Upda" +
+      "teSessionResponse\022!\n\007session\030\001 \001(\0132\020.ruv" +
+      "d.v1.Session\"c\n\025AppendMessagesRequest\022\022\n" +
+      "\nsession_id\030\001 \001(\t\022\"\n\010messages\030\002 \003(\0132\020.ru" +
+      "vd.v1.Message\022\022\n\nrequest_id\030\003 \001(\t\";\n\026App" +
+      "endMessagesResponse\022!\n\007session\030\001 \001(\0132\020.r" +
+      "uvd.v1.Session\"\204\001\n\022ForkSessionRequest\022\022\n" +
+      "\nsession_id\030\001 \001(\t\022\033\n\016exchange_count\030\002 \001(" +
+      "\003H\000\210\001\001\022\026\n\016new_session_id\030\003 \001(\t\022\022\n\nreques" +
+      "t_id\030\004 \001(\tB\021\n\017_exchange_count\"8\n\023ForkSes" +
+      "sionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd.v1." +
+      "Session\"p\n\027ResumeCompletionRequest\022\025\n\rco" +
+      "mpletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(\t\022\022\n" +
+      "\nrequest_id\030\003 \001(\t\022\026\n\016after_sequence\030\004 \001(" +
+      "\003\"C\n\030ResumeCompletionResponse\022\'\n\005event\030\001" +
+      " \001(\0132\030.ruvd.v1.CompletionEvent\"n\n\027Cancel" +
+      "CompletionRequest\022\025\n\rcompletion_id\030\001 \001(\t" +
+      "\022\022\n\nsession_id\030\002 \001(\t\022\022\n\nrequest_id\030\003 \001(\t" +
+      "\022\024\n\014keep_partial\030\004 \001(\010\"\032\n\030CancelCompleti" +
+      "onResponse\">\n\021EndSessionRequest\022\022\n\nsessi" +
+      "on_id\030\001 \001(\t\022\025\n\rallow_missing\030\002 \001(\010\"\024\n\022En" +
+      "dSessionResponse\"\032\n\030GetSessionMetricsReq" +
+      "uest\"E\n\031GetSessionMetricsResponse\022(\n\007met" +
+      "rics\030\001 \001(\0132\027.ruvd.v1.SessionMetrics\"\275\003\n\016" +
+      "SessionMetrics\022\026\n\016total_sessions\030\001 \001(\003\022\027" +
+      "\n\017active_sessions\030\002 \001(\003\022 \n\030avg_messages_" +
+      "per_session\030\003 \001(\001\022\033\n\016cache_hit_rate\030\004 \001(" +
+      "\001H\000\210\001\001\0226\n\023avg_session_latency\030\005 \001(\0132\031.go" +
+      "ogle.protobuf.Duration\0228\n\025avg_stateless_" +
+      "latency\030\006 \001(\0132\031.google.protobuf.Duration" +
+      "\022\033\n\023session_completions\030\007 \001(\003\022\035\n\025statele" +
+      "ss_completions\030\010 \001(\003\022\"\n\025avg_latency_redu" +
+      "ction\030\t \001(\001H\001\210\001\001\022\"\n\025avg_prefill_reductio" +
+      "n\030\n \001(\001H\002\210\001\001B\021\n\017_cache_hit_rateB\030\n\026_avg_" +
+      "latency_reductionB\030\n\026_avg_prefill_reduct" +
+      "ion\"\300\002\n\017CompleteRequest\022\022\n\nsession_id\030\001 " +
+      "\001(\t\022\"\n\010messages\030\002 \003(\0132\020.ruvd.v1.Message\022" +
+      "+\n\007options\030\003 \001(\0132\032.ruvd.v1.CompletionOpt" +
+      "ions\022\022\n\nrequest_id\030\004 \001(\t\022\030\n\020require_exis" +
+      "ting\030\005 \001(\010\022 \n\007if_busy\030\006 \001(\0162\017.ruvd.v1.If" +
+      "Busy\022,\n\ron_disconnect\030\007 \001(\0162\025.ruvd.v1.On" +
+      "Disconnect\0223\n\020disconnect_grace\030\010 \001(\0132\031.g" +
+      "oogle.protobuf.Duration\022\025\n\rsystem_prompt" +
+      "\030\t \001(\t\";\n\020CompleteResponse\022\'\n\005event\030\001 \001(" +
+      "\0132\030.ruvd.v1.CompletionEvent\"\231\001\n\017Completi" +
+      "onEvent\022\020\n\010sequence\030\001 \001(\003\022#\n\007started\030\002 \001" +
+      "(\0132\020.ruvd.v1.StartedH\000\022\037\n\005delta\030\003 \001(\0132\016." +
+      "ruvd.v1.DeltaH\000\022%\n\010finished\030\004 \001(\0132\021.ruvd" +
+      ".v1.FinishedH\000B\007\n\005event\"\217\001\n\007Started\022\025\n\rc" +
+      "ompletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(\t\022\027" +
+      "\n\017session_created\030\003 \001(\010\022\r\n\005model\030\004 \001(\t\022\030" +
+      "\n\020context_messages\030\005 \001(\005\022\027\n\017context_trim" +
+      "med\030\006 \001(\010\"a\n\005Delta\022\016\n\004text\030\001 \001(\tH\000\022+\n\tto" +
+      "ol_call\030\002 \001(\0132\026.ruvd.v1.ToolCallDeltaH\000\022" +
+      "\023\n\treasoning\030\003 \001(\tH\000B\006\n\004part\"K\n\rToolCall" +
+      "Delta\022\r\n\005index\030\001 \001(\005\022\n\n\002id\030\002 \001(\t\022\014\n\004name" +
+      "\030\003 \001(\t\022\021\n\targuments\030\004 \001(\t\"\265\001\n\010Finished\022," +
+      "\n\rfinish_reason\030\001 \001(\0162\025.ruvd.v1.FinishRe" +
+      "ason\022!\n\007message\030\002 \001(\0132\020.ruvd.v1.Message\022" +
+      "\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022!\n\007timing" +
+      "s\030\004 \001(\0132\020.ruvd.v1.Timings\022\026\n\016exchange_co" +
+      "unt\030\005 \001(\003*_\n\004Role\022\024\n\020ROLE_UNSPECIFIED\020\000\022" +
+      "\017\n\013ROLE_SYSTEM\020\001\022\r\n\tROLE_USER\020\002\022\022\n\016ROLE_" +
+      "ASSISTANT\020\003\022\r\n\tROLE_TOOL\020\004*Z\n\013SessionVie" +
+      "w\022\034\n\030SESSION_VIEW_UNSPECIFIED\020\000\022\026\n\022SESSI" +
+      "ON_VIEW_BASIC\020\001\022\025\n\021SESSION_VIEW_FULL\020\002*_" +
+      "\n\006IfBusy\022\027\n\023IF_BUSY_UNSPECIFIED\020\000\022\021\n\rIF_" +
+      "BUSY_QUEUE\020\001\022\022\n\016IF_BUSY_REJECT\020\002\022\025\n\021IF_B" +
+      "USY_INTERRUPT\020\003*c\n\014OnDisconnect\022\035\n\031ON_DI" +
+      "SCONNECT_UNSPECIFIED\020\000\022\030\n\024ON_DISCONNECT_" +
+      "CANCEL\020\001\022\032\n\026ON_DISCONNECT_CONTINUE\020\002*\232\001\n" +
+      "\014FinishReason\022\035\n\031FINISH_REASON_UNSPECIFI" +
+      "ED\020\000\022\026\n\022FINISH_REASON_STOP\020\001\022\030\n\024FINISH_R" +
+      "EASON_LENGTH\020\002\022\034\n\030FINISH_REASON_TOOL_CAL" +
+      "LS\020\003\022\033\n\027FINISH_REASON_CANCELLED\020\004*X\n\tRen" +
+      "dering\022\031\n\025RENDERING_UNSPECIFIED\020\000\022\026\n\022REN" +
+      "DERING_MESSAGES\020\001\022\030\n\024RENDERING_TRANSCRIP" +
+      "T\020\002*\207\001\n\016ToolChoiceMode\022 \n\034TOOL_CHOICE_MO" +
+      "DE_UNSPECIFIED\020\000\022\031\n\025TOOL_CHOICE_MODE_AUT" +
+      "O\020\001\022\031\n\025TOOL_CHOICE_MODE_NONE\020\002\022\035\n\031TOOL_C" +
+      "HOICE_MODE_REQUIRED\020\003*\246\006\n\013ErrorReason\022\034\n" +
+      "\030ERROR_REASON_UNSPECIFIED\020\000\022\"\n\036ERROR_REA" +
+      "SON_SESSION_NOT_FOUND\020\001\022%\n!ERROR_REASON_" +
+      "COMPLETION_NOT_FOUND\020\002\022%\n!ERROR_REASON_C" +
+      "OMPLETION_CANCELLED\020\003\022\035\n\031ERROR_REASON_SE" +
+      "SSION_BUSY\020\004\022\036\n\032ERROR_REASON_SESSION_END" +
+      "ED\020\005\022\'\n#ERROR_REASON_COMPLETION_INTERRUP" +
+      "TED\020\006\022\036\n\032ERROR_REASON_SESSION_LIMIT\020\007\022\033\n" +
+      "\027ERROR_REASON_OVERLOADED\020\010\022$\n ERROR_REAS" +
+      "ON_ENGINE_RATE_LIMITED\020\t\022 \n\034ERROR_REASON" +
+      "_INVALID_REQUEST\020\n\022 \n\034ERROR_REASON_ENGIN" +
+      "E_REJECTED\020\013\022\"\n\036ERROR_REASON_REQUEST_ID_" +
+      "REUSED\020\014\022!\n\035ERROR_REASON_CONTEXT_TOO_LON" +
+      "G\020\r\022\"\n\036ERROR_REASON_SESSION_TOO_LARGE\020\016\022" +
+      "\"\n\036ERROR_REASON_SESSIONS_DISABLED\020\017\022\037\n\033E" +
+      "RROR_REASON_SESSION_EXISTS\020\020\022#\n\037ERROR_RE" +
+      "ASON_ENGINE_UNAVAILABLE\020\021\022\"\n\036ERROR_REASO" +
+      "N_STORE_UNAVAILABLE\020\022\022\036\n\032ERROR_REASON_SH" +
+      "UTTING_DOWN\020\023\022\037\n\033ERROR_REASON_ENGINE_TIM" +
+      "EOUT\020\024\022\031\n\025ERROR_REASON_INTERNAL\020\025\022#\n\037ERR" +
+      "OR_REASON_RESPONSE_TOO_LARGE\020\0262\224\010\n\016Sessi" +
+      "onService\022N\n\rCreateSession\022\035.ruvd.v1.Cre" +
+      "ateSessionRequest\032\036.ruvd.v1.CreateSessio" +
+      "nResponse\022E\n\nGetSession\022\032.ruvd.v1.GetSes" +
+      "sionRequest\032\033.ruvd.v1.GetSessionResponse" +
+      "\022K\n\014ListSessions\022\034.ruvd.v1.ListSessionsR" +
+      "equest\032\035.ruvd.v1.ListSessionsResponse\022N\n" +
+      "\rUpdateSession\022\035.ruvd.v1.UpdateSessionRe" +
+      "quest\032\036.ruvd.v1.UpdateSessionResponse\022Q\n" +
+      "\016AppendMessages\022\036.ruvd.v1.AppendMessages" +
+      "Request\032\037.ruvd.v1.AppendMessagesResponse" +
+      "\022H\n\013ForkSession\022\033.ruvd.v1.ForkSessionReq" +
+      "uest\032\034.ruvd.v1.ForkSessionResponse\022E\n\nEn" +
+      "dSession\022\032.ruvd.v1.EndSessionRequest\032\033.r" +
+      "uvd.v1.EndSessionResponse\022E\n\nListModels\022" +
+      "\032.ruvd.v1.ListModelsRequest\032\033.ruvd.v1.Li" +
+      "stModelsResponse\022Z\n\021GetSessionMetrics\022!." +
+      "ruvd.v1.GetSessionMetricsRequest\032\".ruvd." +
+      "v1.GetSessionMetricsResponse\022A\n\010Complete" +
+      "\022\030.ruvd.v1.CompleteRequest\032\031.ruvd.v1.Com" +
+      "pleteResponse0\001\022Y\n\020ResumeCompletion\022 .ru" +
+      "vd.v1.ResumeCompletionRequest\032!.ruvd.v1." +
+      "ResumeCompletionResponse0\001\022P\n\rBatchCompl" +
+      "ete\022\035.ruvd.v1.BatchCompleteRequest\032\036.ruv" +
+      "d.v1.BatchCompleteResponse0\001\022W\n\020CancelCo" +
+      "mpletion\022 .ruvd.v1.CancelCompletionReque" +
+      "st\032!.ruvd.v1.CancelCompletionResponseB\017\n" +
+      "\013dev.ruvd.v1P\001b\006proto3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,
@@ -663,13 +665,13 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_GetSessionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_GetSessionRequest_descriptor,
-        new java.lang.String[] { "SessionId", "View", });
+        new java.lang.String[] { "SessionId", "View", "PageSize", "PageToken", });
     internal_static_ruvd_v1_GetSessionResponse_descriptor =
       getDescriptor().getMessageTypes().get(20);
     internal_static_ruvd_v1_GetSessionResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_GetSessionResponse_descriptor,
-        new java.lang.String[] { "Session", });
+        new java.lang.String[] { "Session", "NextPageToken", });
     internal_static_ruvd_v1_ListSessionsRequest_descriptor =
       getDescriptor().getMessageTypes().get(21);
     internal_static_ruvd_v1_ListSessionsRequest_fieldAccessorTable = new
