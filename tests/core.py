@@ -61,7 +61,7 @@ class Core:
         return finished
 
     async def history(self, session_id: str = "s") -> list[str]:
-        state = await self.sessions.get(session_id, with_messages=True)
+        state = await self.sessions.history(session_id)
         return [message.content for message in state.messages or ()]
 
     def prompts(self) -> list[Sequence[str]]:

@@ -251,6 +251,16 @@ class Settings(BaseSettings):
         "Limits", 16 << 20, "Largest session history, in bytes; checked before each turn.", ge=1
     )
 
+    max_answer_bytes: int = _setting(
+        "Limits",
+        2 << 20,
+        "Largest answer with its reasoning and tool calls, in bytes. A longer text ends there with "
+        "the finish reason LENGTH; with tool calls the completion fails with ENGINE_REJECTED. At "
+        "most 3 MiB, so that the response fits the 4 MiB that a gRPC client takes by default.",
+        ge=1024,
+        le=3 << 20,
+    )
+
     max_inflight: int = _setting(
         "Limits", 1000, "Most completions that run or wait; more are refused.", ge=1
     )

@@ -68,7 +68,7 @@ class SessionLimit(RuvdError):
 
 
 class Overloaded(RuvdError):
-    """Too many completions are running or waiting."""
+    """Too many completions or reads of histories are running or waiting."""
 
     retry_after_seconds = 1.0
 
@@ -108,6 +108,10 @@ class ContextTooLong(RuvdError):
 
 class SessionTooLarge(RuvdError):
     """The session's history has reached its limit."""
+
+
+class ResponseTooLarge(RuvdError):
+    """The history does not fit into one response and has to be read page by page."""
 
 
 class SessionsDisabled(RuvdError):

@@ -15,6 +15,7 @@ from google.rpc.status_pb2 import Status
 
 from ruvd.core import model
 from ruvd.core.completions.batch import BatchOutcome, BatchSummary
+from ruvd.core.errors import ResponseTooLarge
 from ruvd.core.model import Message, Role, Session
 from ruvd.core.options import ToolChoiceMode
 from ruvd.core.ports.store import StoreCounts
@@ -29,6 +30,10 @@ _MAX_TIMESTAMP = 253_402_300_799
 MAX_RESPONSE_BYTES = (4 << 20) - (64 << 10)
 _FIELD_BYTES = 8  # the tag and the length of a field, at most
 _SESSIONS_AT_ONCE = 50
+# The event loop gets a pause after so many bytes of messages; a short message costs as much time as
+# the copy of this many bytes.
+_BYTES_AT_ONCE = 1 << 18
+_MESSAGE_COST_BYTES = 1 << 10
 
 IF_BUSY = {
     pb.IF_BUSY_UNSPECIFIED: model.IfBusy.QUEUE,
@@ -68,11 +73,28 @@ FINISH_REASONS = {
 
 def page_token(cursor: int) -> str:
     """Returns the opaque page token of a cursor; empty for cursor 0."""
-    return base64.urlsafe_b64encode(str(cursor).encode()).decode() if cursor else ""
+    return _token(str(cursor)) if cursor else ""
+
+
+def history_page_token(state: SessionState, first: int) -> str:
+    """Returns the token of the page that begins with message `first`; empty after the last one.
+
+    The time of creation tells the session from a later one with the same id.
+    """
+    return _token(f"{first}@{state.created.hex()}") if first < state.session.message_count else ""
+
+
+def _token(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def read_token(token: str) -> str:
+    """Returns the text of a page token. Raises ValueError if it is malformed."""
+    return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
 
 
 def session(state: SessionState, *, listed: bool = False) -> pb.Session:
-    """Converts a session; in a list without its system prompt, which may be long."""
+    """Converts a session without its messages; in a list also without its system prompt."""
     stored: Session = state.session
     window = stored.context_window
     return pb.Session(
@@ -83,7 +105,6 @@ def session(state: SessionState, *, listed: bool = False) -> pb.Session:
         message_count=stored.message_count,
         exchange_count=stored.exchange_count,
         system_prompt="" if listed else stored.system_prompt,
-        messages=[message(each) for each in state.messages or ()],
         labels=stored.labels,
         context_window=pb.ContextWindow(
             keep_exchanges=window.keep_exchanges,
@@ -111,6 +132,44 @@ async def add_sessions(states: Sequence[SessionState], response: pb.ListSessions
             return count
         response.sessions.append(proto)
     return len(states)
+
+
+async def session_page(state: SessionState, *, paged: bool) -> pb.Session:
+    """Converts a session with as many of its messages as fit, if `paged` at least one.
+
+    Raises ResponseTooLarge unless `paged` if its whole history does not fit.
+    """
+    stored, messages = state.session, state.messages or ()
+    if not paged and len(messages) < stored.message_count:
+        raise too_large(stored)
+    proto = session(state)
+    size, since_pause = proto.ByteSize() + _FIELD_BYTES, 0
+    for count, each in enumerate(messages):
+        message_size = _message_bytes(each)
+        size += message_size
+        if size > MAX_RESPONSE_BYTES and (count or not paged):
+            if not paged:
+                raise too_large(stored)
+            break
+        _message(each, proto.messages.add())
+        since_pause += message_size + _MESSAGE_COST_BYTES
+        if since_pause > _BYTES_AT_ONCE:
+            since_pause = 0
+            await asyncio.sleep(0)
+    return proto
+
+
+def too_large(session: Session) -> ResponseTooLarge:
+    """Returns the error for a history that does not fit into one response."""
+    return ResponseTooLarge(
+        f"the session has {session.message_count} messages and {session.size_bytes} bytes, more"
+        " than fit into one response; set page_size and follow next_page_token with page_token"
+    )
+
+
+def _message_bytes(message: Message) -> int:
+    """Returns the size of a message in a response, or a little more."""
+    return message.size_bytes + (5 + 4 * len(message.tool_calls)) * _FIELD_BYTES
 
 
 def event(completion_event: model.CompletionEvent, into: pb.CompletionEvent) -> None:
@@ -173,13 +232,6 @@ def _finished(finished: model.Finished, into: pb.Finished) -> None:
     if timings.prefill_seconds is not None:
         _duration(timings.prefill_seconds, proto.prefill)
     into.exchange_count = finished.exchange_count
-
-
-def message(message: Message) -> pb.Message:
-    """Converts a message."""
-    proto = pb.Message()
-    _message(message, proto)
-    return proto
 
 
 def _message(message: Message, into: pb.Message) -> None:

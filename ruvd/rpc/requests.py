@@ -6,8 +6,6 @@ Every function raises InvalidRequest, naming every wrong field.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +14,14 @@ from ruvd.core.completions.completion import CompletionRef, CompletionRequest
 from ruvd.core.errors import InvalidRequest, RuvdError
 from ruvd.core.model import Message, Role
 from ruvd.core.sessions.commands import NewFork, SessionChanges
-from ruvd.core.sessions.registry import NewSession, SessionPolicy
+from ruvd.core.sessions.registry import HistoryPage, NewSession, SessionPolicy
 from ruvd.rpc import convert, option_validation, validation
 from ruvd.rpc.validation import ID_RULE, Checker, RequestLimits
 from ruvd.v1 import session_service_pb2 as pb
 
 _MAX_PAGE = 1000
 _DEFAULT_PAGE = 100
+_MAX_UNPAGED = 10_000  # messages in a response without paging
 _MAX_ITEMS = 10_000
 _ITEMS_AT_ONCE = 100
 _MAX_CURSOR = 2**63
@@ -194,12 +193,28 @@ def completion_ref(
     return CompletionRef(request.completion_id, request.session_id, request.request_id)
 
 
-def session_id(request: pb.GetSessionRequest | pb.EndSessionRequest, limits: RequestLimits) -> str:
+def get_session(request: pb.GetSessionRequest, limits: RequestLimits) -> HistoryPage | None:
+    """Converts GetSession to the page of the history that it returns, None for no messages."""
+    check = Checker(request, limits)
+    check.check(validation.is_id(request.session_id), "session_id", ID_RULE)
+    check.check(request.view in pb.SessionView.values(), "view", "is not a known view")
+    full, size = request.view == pb.SESSION_VIEW_FULL, request.page_size
+    check.check(0 <= size <= _MAX_PAGE, "page_size", f"must be 0 to {_MAX_PAGE}")
+    check.check(full or not size, "page_size", "is allowed only with SESSION_VIEW_FULL")
+    check.check(size > 0 or not request.page_token, "page_size", "must be set with a page_token")
+    after = _history_cursor(request.page_token)
+    check.check(after is not None, "page_token", "is not a next_page_token of this daemon")
+    check.raise_if_wrong()
+    if not full or after is None:
+        return None
+    max_bytes = convert.MAX_RESPONSE_BYTES
+    return HistoryPage(*after, max_messages=size or _MAX_UNPAGED, max_bytes=max_bytes)
+
+
+def session_id(request: pb.EndSessionRequest, limits: RequestLimits) -> str:
     """Returns the session id of a request."""
     check = Checker(request, limits)
     check.check(validation.is_id(request.session_id), "session_id", ID_RULE)
-    if isinstance(request, pb.GetSessionRequest):
-        check.check(request.view in pb.SessionView.values(), "view", "is not a known view")
     check.raise_if_wrong()
     return request.session_id
 
@@ -230,7 +245,22 @@ def _cursor(token: str) -> int | None:
     if not token:
         return 0
     try:
-        cursor = int(base64.urlsafe_b64decode(token.encode()).decode())
-    except (ValueError, binascii.Error):
+        cursor = int(convert.read_token(token))
+    except ValueError:
         return None
     return cursor if 0 < cursor < _MAX_CURSOR else None
+
+
+def _history_cursor(token: str) -> tuple[int, float | None] | None:
+    """Returns the first position and the session's `created` of a page token of GetSession.
+
+    The time is None for the first page; the result is None for a foreign token.
+    """
+    if not token:
+        return 0, None
+    try:
+        first, created = convert.read_token(token).split("@")
+        cursor = int(first), float.fromhex(created)
+    except (ValueError, OverflowError):
+        return None
+    return cursor if 0 < cursor[0] < _MAX_CURSOR else None

@@ -19,6 +19,7 @@ from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.rpc import convert, requests, status
+from ruvd.rpc.large_reads import LargeReads
 from ruvd.rpc.validation import RequestLimits
 from ruvd.v1 import session_service_pb2 as pb
 from ruvd.v1 import session_service_pb2_grpc as pb_grpc
@@ -46,6 +47,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self._limits = limits
         self._policy = policy
         self._engine = engine
+        self._large_reads = LargeReads()
 
     async def CreateSession(  # noqa: D102, N802  # the proto documents and names all RPCs
         self, request: pb.CreateSessionRequest, context: ServicerContext[Any, Any]
@@ -57,24 +59,35 @@ class SessionService(pb_grpc.SessionServiceServicer):
     async def GetSession(  # noqa: D102, N802
         self, request: pb.GetSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.GetSessionResponse:
-        session_id = requests.session_id(request, self._limits)
-        full = request.view == pb.SESSION_VIEW_FULL
-        state = await self._sessions.get(session_id, with_messages=full)
-        return pb.GetSessionResponse(session=convert.session(state))
+        page = requests.get_session(request, self._limits)
+        if page is None:
+            state = await self._sessions.get(request.session_id)
+            return pb.GetSessionResponse(session=convert.session(state))
+        paged = request.page_size > 0
+        async with self._large_reads.take():
+            if not paged:
+                stored = (await self._sessions.get(request.session_id)).session
+                if stored.size_bytes > page.max_bytes:  # no need to read it
+                    raise convert.too_large(stored)
+            state = await self._sessions.history(request.session_id, page)
+            session = await convert.session_page(state, paged=paged)
+        token = convert.history_page_token(state, page.first + len(session.messages))
+        return pb.GetSessionResponse(session=session, next_page_token=token)
 
     async def ListSessions(  # noqa: D102, N802
         self, request: pb.ListSessionsRequest, context: ServicerContext[Any, Any]
     ) -> pb.ListSessionsResponse:
         page = requests.list_sessions(request, self._limits)
-        while True:
-            states, cursor = await self._sessions.list(
-                after=page.after, limit=page.limit, labels=page.labels
-            )
-            response = pb.ListSessionsResponse(next_page_token=convert.page_token(cursor))
-            count = await convert.add_sessions(states, response)
-            if count == len(states):
-                return response
-            page = replace(page, limit=count)  # the store's cursor is that of a whole page
+        async with self._large_reads.take():
+            while True:
+                states, cursor = await self._sessions.list(
+                    after=page.after, limit=page.limit, labels=page.labels
+                )
+                response = pb.ListSessionsResponse(next_page_token=convert.page_token(cursor))
+                count = await convert.add_sessions(states, response)
+                if count == len(states):
+                    return response
+                page = replace(page, limit=count)  # the store's cursor is that of a whole page
 
     async def UpdateSession(  # noqa: D102, N802
         self, request: pb.UpdateSessionRequest, context: ServicerContext[Any, Any]

@@ -41,6 +41,7 @@ CODES: dict[type[RuvdError], grpc.StatusCode] = {
     errors.RequestIdReused: grpc.StatusCode.INVALID_ARGUMENT,
     errors.ContextTooLong: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SessionTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ResponseTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SessionsDisabled: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SessionExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.EngineUnavailable: grpc.StatusCode.UNAVAILABLE,

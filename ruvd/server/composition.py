@@ -85,6 +85,7 @@ def build_core(
         retention_seconds=settings.completion_retention_seconds,
         max_log_bytes=settings.max_log_bytes,
         max_logs_bytes=settings.max_logs_bytes,
+        max_answer_bytes=settings.max_answer_bytes,
         batch_share=settings.batch_share,
     )
     sessions = SessionRegistry(store, clock, observer, policy)

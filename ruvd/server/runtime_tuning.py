@@ -32,6 +32,7 @@ _GC_THRESHOLD = 20_000
 # (the default is 5 ms). Of 0.1, 0.5, 2, 5 and 50 ms no value was better.
 _SWITCH_SECONDS = 0.0005
 _MAX_PENDING = 50_000
+_RECEIVE_SLACK_BYTES = 64 << 10
 
 
 def tune_interpreter() -> None:
@@ -63,10 +64,11 @@ def untrack_async_generators() -> None:
 def server_options(max_request_bytes: int) -> tuple[tuple[str, int], ...]:
     """Returns the gRPC options of the main server."""
     return (
-        # Above ruvd's own limit, so that an oversized request gets ruvd's error with its reason,
-        # but bounded, so that one request cannot take the pod's memory.
-        ("grpc.max_receive_message_length", max(64 << 20, 4 * max_request_bytes)),
-        # Responses are bounded by the limits on what is stored.
+        # Slightly above ruvd's own limit, so that a slightly oversized request gets ruvd's error
+        # with its reason. gRPC refuses a larger one while it receives or decompresses it, with a
+        # RESOURCE_EXHAUSTED that has no details. A compressed request cannot grow beyond this.
+        ("grpc.max_receive_message_length", max_request_bytes + _RECEIVE_SLACK_BYTES),
+        # Responses are bounded by ruvd, usually by the 4 MiB that a client takes by default.
         ("grpc.max_send_message_length", -1),
         # Calls that gRPC has received and the daemon has not looked at yet. Beyond its defaults
         # (1,000, and 3,000 at most) gRPC cancels calls without a reason; the daemon refuses those

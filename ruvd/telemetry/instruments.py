@@ -27,8 +27,8 @@ Labels: TypeAlias = Mapping[str, str | int]
 
 _MAX_MODELS = 50
 STORE_OPERATIONS = (
-    "open", "get", "exchanges", "begin", "commit", "fork", "size_at", "touch", "end", "expire",
-    "list", "receipt", "completion", "created_by", "counts",
+    "open", "get", "exchanges", "messages", "begin", "commit", "fork", "size_at", "touch", "end",
+    "expire", "list", "receipt", "completion", "created_by", "counts",
 )  # fmt: skip
 _OTHER = "_OTHER"
 _NO_SPAN = Context()

@@ -18,7 +18,14 @@ from opentelemetry.trace import Tracer
 
 from ruvd.core.errors import RuvdError, StoreUnavailable
 from ruvd.core.model import Exchange, IdempotencyRecord, Session
-from ruvd.core.ports.store import Commit, RemovedSession, Store, StoreCounts, TurnSnapshot
+from ruvd.core.ports.store import (
+    Commit,
+    HistoryPart,
+    RemovedSession,
+    Store,
+    StoreCounts,
+    TurnSnapshot,
+)
 from ruvd.telemetry.deferred import Deferred
 from ruvd.telemetry.instruments import STORE_OPERATIONS, Instruments
 from ruvd.telemetry.rpc_spans import end_span
@@ -70,6 +77,13 @@ class MeteredStore:
         """See `Store.exchanges`."""
         with self._calls["exchanges"]:
             return await self._store.exchanges(session_id, first)
+
+    async def messages(
+        self, session_id: str, first: int, max_messages: int, max_bytes: int
+    ) -> HistoryPart | None:
+        """See `Store.messages`."""
+        with self._calls["messages"]:
+            return await self._store.messages(session_id, first, max_messages, max_bytes)
 
     async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
         """See `Store.commit`."""

@@ -984,7 +984,7 @@ class SessionsMachine(RuleBasedStateMachine):
             with pytest.raises(SessionNotFound):
                 await self.sessions.get(session_id)
             return
-        state = await self.sessions.get(session_id, with_messages=True)
+        state = await self.sessions.history(session_id)
         assert list(map(spoken, state.messages or ())) == row.messages
         assert facts(state.session) == row_facts(row)
         held = self.held.get(session_id)

@@ -102,6 +102,74 @@ async def test_a_fork_shares_tool_calls_and_may_answer_them_otherwise(store: Sto
     assert list(await store.exchanges("c", 0)) == [(*TOOL_EXCHANGE[:2], other)]
 
 
+async def part(store: Store, session_id: str, *limits: int) -> list[str]:
+    """The texts of Store.messages (first, max_messages, max_bytes)."""
+    found = await store.messages(session_id, *limits)
+    assert found is not None
+    assert found.session == await store.get(session_id)
+    return [message.content for message in found.messages]
+
+
+async def test_a_part_of_a_history_is_read_by_position_within_its_limits(store: Store) -> None:
+    made = await create(store, "s", "one", "two", "three")
+    everything = ["one", "re: one", "two", "re: two", "three", "re: three"]
+    assert await part(store, "s", 0, 9, 99) == everything
+    for first in range(7):
+        assert await part(store, "s", first, 9, 99) == everything[first:]
+        assert await part(store, "s", first, 2, 99) == everything[first : first + 2]
+    assert await part(store, "s", 7, 9, 99) == []
+    assert await part(store, "s", 1, 9, 17) == ["re: one", "two", "re: two"]
+    assert await part(store, "s", 1, 9, 16) == ["re: one", "two"]
+    assert await part(store, "s", 1, 9, 1) == ["re: one"]  # one at least
+    await store.commit(Commit(replace(made, message_count=7), [(2, Message(Role.TOOL, "end"))]))
+    assert await part(store, "s", 5, 9, 99) == ["re: three", "end"]
+    assert await store.messages("unknown", 0, 9, 99) is None
+
+
+async def test_a_part_of_a_forks_history_begins_in_any_branch(store: Store) -> None:
+    parent = await create(store, "p", "one", "two", "three")
+    child = await talk(store, await fork(store, parent, "c", 2), "other")
+    await talk(store, parent, "four")
+    grandchild = await talk(store, await fork(store, child, "g", 3), "last")
+    shared = await fork(store, grandchild, "f", 1)  # of the first branch only
+    expected = ["one", "re: one", "two", "re: two", "other", "re: other", "last", "re: last"]
+    for session_id, texts_ in {
+        "p": [*expected[:4], "three", "re: three", "four", "re: four"],
+        "c": expected[:6],
+        "g": expected,
+        "f": expected[:2],
+    }.items():
+        for first in range(9):
+            assert await part(store, session_id, first, 9, 99) == texts_[first:]
+            assert await part(store, session_id, first, 3, 99) == texts_[first : first + 3]
+            assert await part(store, session_id, first, 3, 12) == within(texts_[first:][:3], 12)
+    assert shared.message_count == 2
+
+
+def within(texts_: list[str], max_bytes: int) -> list[str]:
+    """The first texts that have at most so many bytes together, and at least one."""
+    count = sum(1 for end in range(1, len(texts_) + 1) if len("".join(texts_[:end])) <= max_bytes)
+    return texts_[: max(count, 1)]
+
+
+async def test_a_part_of_a_long_history_is_found_by_its_position(
+    store: Store,
+) -> None:
+    made = await create(store, "s")
+    count = 20_000
+    appended = [(number // 2, Message(Role.USER, str(number))) for number in range(count)]
+    size = sum(message.size_bytes for _, message in appended)
+    await store.commit(
+        Commit(
+            replace(made, message_count=count, exchange_count=count // 2, size_bytes=size),
+            appended,
+        )
+    )
+    for first in (0, 1, 9_999, 10_000, 19_997, 19_999):
+        expected = [str(number) for number in range(first, min(first + 3, count))]
+        assert await part(store, "s", first, 3, 99) == expected
+
+
 async def test_a_commit_to_an_unknown_session_is_refused(store: Store) -> None:
     with pytest.raises(SessionNotFound):
         await store.commit(turn(session("s"), "lost"))

@@ -37,7 +37,7 @@ from ruvd.core.model import (
     ToolCallDelta,
     Usage,
 )
-from ruvd.core.ports.engine import EngineText
+from ruvd.core.ports.engine import EngineReasoning, EngineText
 from ruvd.core.ports.events import CompletionEnded, SessionCreationAborted, SessionGone
 from ruvd.core.ports.store import Commit, RemovedSession, TurnSnapshot
 from ruvd.core.sessions.commands import NewFork
@@ -81,7 +81,7 @@ async def test_a_session_that_is_being_created_shows_as_running_without_messages
     core.engine.scripts = [[EngineText("a"), gate, done()]]
     completion = core.start()
     await settle()
-    state = await core.sessions.get("s", with_messages=True)
+    state = await core.sessions.history("s")
     assert (state.running_completion_id, state.messages) == (completion.id, ())
     gate.set()
     await collect(completion)
@@ -554,12 +554,21 @@ async def test_tokens_past_the_engines_window_trim_the_next_turn(core: Core) -> 
 
 async def test_an_answer_that_is_too_long_ends_there_and_is_committed() -> None:
     core = Core(completion_policy=CompletionPolicy(max_answer_bytes=1000))
-    core.engine.scripts.append([EngineText("é" * 100)] * 1000)
+    core.engine.scripts.append([EngineText("a"), *[EngineText("é" * 99)] * 1000])
     finished = await core.say("one")
     assert finished.finish_reason is FinishReason.LENGTH
-    assert 1000 < len(finished.message.content.encode()) <= 1200
+    assert finished.message.content == "a" + "é" * 499  # a character is not cut in two
     assert core.engine.stopped == 1
     assert await core.history() == ["one", finished.message.content]
+
+
+async def test_one_huge_piece_of_an_answer_is_cut_at_the_limit_in_the_events_as_well() -> None:
+    core = Core(completion_policy=CompletionPolicy(max_answer_bytes=1000))
+    core.engine.scripts.append([EngineReasoning("r" * 10), EngineText("a" * 5000), done()])
+    *_, delta, last = await collect(core.start("one"))
+    assert delta.event == Delta("a" * 990)
+    assert isinstance(last.event, Finished)
+    assert last.event.message.content == "a" * 990
 
 
 async def test_tool_calls_that_are_too_long_fail_because_half_a_call_is_useless() -> None:
@@ -568,6 +577,8 @@ async def test_tool_calls_that_are_too_long_fail_because_half_a_call_is_useless(
     core.engine.scripts.append(endless)
     await failed(core.start("one"), EngineRejected)
     assert core.engine.stopped == 1
+    core.engine.scripts.append([ToolCallDelta(0, "c", "f"), EngineText("t" * 2000), done()])
+    await failed(core.start("one"), EngineRejected)
 
 
 async def test_usage_adds_up_and_unknown_cached_tokens_stay_unknown(core: Core) -> None:

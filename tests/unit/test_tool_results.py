@@ -106,7 +106,7 @@ async def test_call_result_and_answer_are_one_exchange_and_the_engine_sees_all_o
         result("call_b", "noon"),
         result("call_a"),
     )
-    state = await core.sessions.get("s", with_messages=True)
+    state = await core.sessions.history("s")
     assert [m.role for m in state.messages or ()] == [
         Role.USER,
         Role.ASSISTANT,

@@ -73,7 +73,7 @@ async def test_an_append_whose_caller_leaves_in_mid_write_is_seen_by_the_next_tu
     await collect(turn)
     assert append.cancelled()
     assert core.prompts()[-1] == ["zero", "answer 1", "appended", "one"]
-    state = await core.sessions.get("s", with_messages=True)
+    state = await core.sessions.history("s")
     session = await core.store.get("s")
     assert session
     assert session.message_count == len(state.messages or ()) == 5

@@ -172,40 +172,57 @@ class AnswerGenerator:
         if own and not options.model:
             options = replace(options, model=own)
         request = EngineRequest(plan.messages, options, prompt.session.id, prompt.prefix_key)
-        size = 0
+        room = self._max_answer_bytes
         async with aclosing(self._engine.generate(request)) as chunks:
             async for chunk in chunks:
-                if answer.first_output is None and not isinstance(chunk, EngineDone):
+                if isinstance(chunk, EngineDone):
+                    answer.done = chunk
+                    continue
+                if answer.first_output is None:
                     answer.first_output = self._clock.monotonic()
-                match chunk:
-                    case EngineText(text):
-                        size += len(text.encode())
-                        answer.text.append(text)
-                        log.append_text(text)
-                    case EngineReasoning(text):
-                        size += len(text.encode())
-                        answer.reasoning.append(text)
-                        log.append_reasoning(text)
-                    case ToolCallDelta():
-                        size += _DELTA_BYTES + len(chunk.name) + len(chunk.arguments.encode())
-                        answer.tool_calls.setdefault(chunk.index, []).append(chunk)
-                        log.append_tool_call(chunk)
-                    case EngineDone():
-                        answer.done = chunk
-                if size > self._max_answer_bytes and answer.done is None:
-                    answer.done = self._cut(answer)
+                room -= self._append(chunk, log, answer, room)
+                if room < 0:
+                    answer.done = EngineDone(FinishReason.LENGTH)
                     break
         if answer.done is None:
             raise EngineUnavailable("the engine's answer ended before it was complete")
         return answer.done
 
-    def _cut(self, answer: Answer) -> EngineDone:
-        """Ends an answer that is too long. Raises EngineRejected if it has tool calls."""
-        if answer.tool_calls:
-            limit = self._max_answer_bytes
-            text = f"the answer with its tool calls has more than {limit} bytes (max_answer_bytes)"
-            raise EngineRejected(text)
-        return EngineDone(FinishReason.LENGTH)
+    def _append(
+        self,
+        chunk: EngineText | EngineReasoning | ToolCallDelta,
+        log: EventLog,
+        answer: Answer,
+        room: int,
+    ) -> int:
+        """Adds as much of a chunk as there is room for, and returns the size of the whole chunk.
+
+        Raises EngineRejected if an answer with tool calls is too long: half a call is useless.
+        """
+        if isinstance(chunk, ToolCallDelta):
+            text = f"{chunk.id}{chunk.name}{chunk.arguments}"
+            size = _DELTA_BYTES + len(text.encode())
+        else:
+            text = chunk.text
+            size = len(text.encode())
+        if size > room:
+            if answer.tool_calls or isinstance(chunk, ToolCallDelta):
+                raise EngineRejected(
+                    f"the answer with its tool calls has more than {self._max_answer_bytes} bytes"
+                    " (max_answer_bytes)"
+                )
+            text = text.encode()[:room].decode(errors="ignore")
+        match chunk:
+            case EngineText():
+                answer.text.append(text)
+                log.append_text(text)
+            case EngineReasoning():
+                answer.reasoning.append(text)
+                log.append_reasoning(text)
+            case ToolCallDelta():
+                answer.tool_calls.setdefault(chunk.index, []).append(chunk)
+                log.append_tool_call(chunk)
+        return size
 
 
 def _tool_call(deltas: Sequence[ToolCallDelta]) -> ToolCall:

@@ -60,6 +60,14 @@ class TurnSnapshot:
     has_expired: bool = False
 
 
+@value(frozen=True, slots=True)
+class HistoryPart:
+    """A session and some of its messages, read together, so that neither is newer."""
+
+    session: Session
+    messages: Sequence[Message]
+
+
 class Store(Protocol):
     """A place where sessions are kept.
 
@@ -89,6 +97,15 @@ class Store(Protocol):
         """Returns the exchanges from number `first` on, in order; none for an unknown session.
 
         The cost depends on what is returned, not on the length of the history before it.
+        """
+
+    async def messages(
+        self, session_id: str, first: int, max_messages: int, max_bytes: int
+    ) -> HistoryPart | None:
+        """Returns the session with its messages from position `first` on, or None if unknown.
+
+        Stops at `max_messages`, and before the sizes of the messages exceed `max_bytes`, but not
+        before the first message. The cost depends on what is returned, not on the history.
         """
 
     async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:

@@ -11,7 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ruvd.core.errors import SessionNotFound, SessionsDisabled, SessionTooLarge
+from ruvd.core.errors import (
+    SessionNotFound,
+    SessionsDisabled,
+    SessionTooLarge,
+    StoreUnavailable,
+)
 from ruvd.core.ids import unguessable
 from ruvd.core.model import ContextWindow, IdempotencyRecord, Message, Session
 from ruvd.core.ports.clock import Clock
@@ -48,15 +53,30 @@ class NewSession:
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
-    """A session as clients see it; `messages` is None unless it was asked for.
+    """A session as clients see it; `messages` is None unless they were asked for.
 
-    The session's times are those of the wall clock, unlike stored ones.
+    The session's times are those of the wall clock, unlike stored ones. `created` is the stored
+    time of its creation, which never changes and tells it from a later session with its id.
     """
 
     session: Session
     running_completion_id: str = ""
     in_use: bool = False
     messages: Sequence[Message] | None = None
+    created: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """The part of a history to read: the messages from position `first` on, within the limits.
+
+    `created` is that of the session whose history is continued, or None for the first page.
+    """
+
+    first: int = 0
+    created: float | None = None
+    max_messages: int = 10_000
+    max_bytes: int = 4 << 20
 
 
 class SessionRegistry:
@@ -73,25 +93,51 @@ class SessionRegistry:
 
     # --- reading ----------------------------------------------------------------------------
 
-    async def get(self, session_id: str, *, with_messages: bool = False) -> SessionState:
-        """Returns the session. One that is being created has no messages yet.
+    async def get(self, session_id: str) -> SessionState:
+        """Returns the session without its messages. One that is being created has none yet.
 
         Raises SessionNotFound if there is none, or it has expired.
         """
         self.check_enabled()
         running = self.turn_queue.running(session_id)
-        messages: Sequence[Message] = ()
         session = running.pending_session if running else None
         if session is None:
             session = await self._store.get(session_id)
             if session is None or not self.active_or_in_turn(session, running):
                 raise session_not_found(session_id)
-        if with_messages and session.message_count:
-            exchanges = await self._store.exchanges(session_id, 0)
-            messages = [message for exchange in exchanges for message in exchange]
-            # A turn may have been committed between the two reads.
-            session = replace(session, message_count=len(messages), exchange_count=len(exchanges))
-        return self.state(session, messages if with_messages else None)
+        return self.state(session)
+
+    async def history(self, session_id: str, page: HistoryPage | None = None) -> SessionState:
+        """Returns the session with a page of its messages, by default from the first one on.
+
+        The session and its messages are of the same instant. Raises SessionNotFound if there is no
+        session, it has expired, or another session has got its id since the page before.
+        """
+        self.check_enabled()
+        page = page or HistoryPage()
+        running = self.turn_queue.running(session_id)
+        session = running.pending_session if running else None
+        messages: Sequence[Message] = ()
+        if session is None:
+            part = await self._store.messages(
+                session_id, page.first, page.max_messages, page.max_bytes
+            )
+            if part is None or not self.active_or_in_turn(part.session, running):
+                raise session_not_found(session_id)
+            session, messages = part.session, part.messages
+        if page.created not in (None, session.create_time):
+            raise SessionNotFound(
+                f"the session {session_id!r} of the page before has ended, and another session has"
+                " its id; read that one from its first page"
+            )
+        if page.first > session.message_count or (
+            not messages and page.first < session.message_count
+        ):
+            raise StoreUnavailable(
+                f"the history of {session_id!r} has no message {page.first}, although the session"
+                f" has {session.message_count}; read it from its first page"
+            )
+        return self.state(session, messages)
 
     async def list(
         self, *, after: int, limit: int, labels: Mapping[str, str]
@@ -115,6 +161,7 @@ class SessionRegistry:
         """Returns the session as clients see it now, with times of the wall clock."""
         running = self.turn_queue.running(session.id)
         completion_id = running.completion_id if running else ""
+        created = session.create_time
         last_used_time, shift = session.last_used_time, self._clock.wall_shift()
         if running and running.began is not None and running.began > last_used_time:
             # The store may be told of the turn's begin only at the turn's end.
@@ -125,7 +172,7 @@ class SessionRegistry:
                 create_time=session.create_time + shift,
                 last_used_time=last_used_time + shift,
             )
-        return SessionState(session, completion_id, running is not None, messages)
+        return SessionState(session, completion_id, running is not None, messages, created)
 
     async def current(self, session_id: str) -> Session | None:
         """Returns the session, or None if there is none or it has expired."""

@@ -13,7 +13,7 @@ from itertools import groupby
 
 from ruvd.core.errors import SessionExists, SessionNotFound
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
-from ruvd.core.ports.store import Commit, RemovedSession, StoreCounts, TurnSnapshot
+from ruvd.core.ports.store import Commit, HistoryPart, RemovedSession, StoreCounts, TurnSnapshot
 from ruvd.stores.memory.schedule import Schedule
 
 # The limit that `Store.expire` promises.
@@ -72,6 +72,19 @@ class MemoryStore:
             tuple(message for _, message in group)
             for _, group in groupby(rows, key=lambda row: row[0])
         ]
+
+    async def messages(
+        self, session_id: str, first: int, max_messages: int, max_bytes: int
+    ) -> HistoryPart | None:
+        """See `Store.messages`."""
+        entry = self._entries.get(session_id)
+        if entry is None:
+            return None
+        start_bytes = entry.end_bytes[first - 1] if 0 < first <= len(entry.messages) else 0
+        end = bisect_right(entry.end_bytes, start_bytes + max_bytes, first)
+        return HistoryPart(
+            entry.session, entry.messages[first:][: min(max_messages, max(end - first, 1))]
+        )
 
     async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
         """See `Store.commit`."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from bisect import bisect_right
 from collections.abc import Collection, Mapping
 from itertools import groupby
 
-from ruvd.core.model import Exchange, IdempotencyRecord, Session
-from ruvd.core.ports.store import StoreCounts
+from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
+from ruvd.core.ports.store import HistoryPart, StoreCounts
 from ruvd.stores.sqlite.rows import Row, to_message, to_record, to_session
 
 _UNBOUNDED = 2**62
@@ -51,6 +52,62 @@ def exchanges(db: sqlite3.Connection, session_id: str, first: int) -> list[Excha
         tuple(to_message(role, content, extra) for _, role, content, extra in group)
         for _, group in groupby(rows, key=lambda row: row[0])
     ]
+
+
+def messages(
+    db: sqlite3.Connection, session_id: str, first: int, max_messages: int, max_bytes: int
+) -> HistoryPart | None:
+    """See `Store.messages`."""
+    found = db.execute("SELECT * FROM sessions WHERE id = ?", (session_id,)).fetchone()
+    if found is None:
+        return None
+    session = to_session(found)
+    branch, end = found[0], session.message_count
+    parts: list[tuple[int, int, int]] = []
+    while branch is not None and end > first:
+        parent, base, _ = fork_of(db, branch)
+        parts.append((branch, max(first, base), end))
+        branch, end = parent, min(end, base)
+    messages: list[Message] = []
+    size = 0
+    for branch, start, end in reversed(parts):
+        rows = db.execute(
+            "SELECT role, content, extra FROM messages"
+            " WHERE branch = ? AND exchange >= ? AND position >= ? AND position < ?"
+            " ORDER BY exchange, position LIMIT ?",
+            (
+                branch,
+                _exchange_at(db, branch, start, session.exchange_count),
+                start,
+                end,
+                max_messages - len(messages),
+            ),
+        )
+        for row in rows:
+            message = to_message(*row)
+            size += message.size_bytes
+            if messages and size > max_bytes:
+                return HistoryPart(session, messages)
+            messages.append(message)
+    return HistoryPart(session, messages)
+
+
+def _exchange_at(db: sqlite3.Connection, branch: int, position: int, exchange_count: int) -> int:
+    """Returns an exchange that begins at or shortly before the position, by binary search.
+
+    No index of a branch begins with the position; but positions grow with the exchanges.
+    """
+
+    def first_position(exchange: int) -> int:
+        row = db.execute(
+            "SELECT position FROM messages WHERE branch = ? AND exchange >= ?"
+            " ORDER BY exchange, position LIMIT 1",
+            (branch, exchange),
+        ).fetchone()
+        return int(row[0]) if row else _UNBOUNDED
+
+    after = bisect_right(range(exchange_count), position, key=first_position)
+    return max(after - 1, 0)
 
 
 def size_at(db: sqlite3.Connection, session_id: str, exchange_count: int) -> tuple[int, int]:

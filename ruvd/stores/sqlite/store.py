@@ -18,7 +18,14 @@ from ruvd.core.errors import StoreUnavailable
 from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports.clock import StoredClock
 from ruvd.core.ports.events import Observer, StoreBatch, StoreStateChanged
-from ruvd.core.ports.store import Commit, RemovedSession, StoreCounts, StoreLocked, TurnSnapshot
+from ruvd.core.ports.store import (
+    Commit,
+    HistoryPart,
+    RemovedSession,
+    StoreCounts,
+    StoreLocked,
+    TurnSnapshot,
+)
 from ruvd.stores.sqlite import reads, removals, writes
 from ruvd.stores.sqlite.clock import resume_clock, store_reading, store_step
 from ruvd.stores.sqlite.database import DatabaseFile, Durability
@@ -118,6 +125,14 @@ class SqliteStore:
     async def exchanges(self, session_id: str, first: int) -> Sequence[Exchange]:
         """See `Store.exchanges`."""
         return await self._read(lambda db: reads.exchanges(db, session_id, first))
+
+    async def messages(
+        self, session_id: str, first: int, max_messages: int, max_bytes: int
+    ) -> HistoryPart | None:
+        """See `Store.messages`."""
+        return await self._read(
+            lambda db: reads.messages(db, session_id, first, max_messages, max_bytes)
+        )
 
     async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
         """See `Store.begin_turn`."""
