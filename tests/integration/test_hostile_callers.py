@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -127,3 +132,180 @@ async def test_near_its_memory_limit_the_daemon_refuses_with_a_reason_and_recove
         assert {call.result() for call in calls} == {"answered", "OVERLOADED"}
         assert most < limit
         assert await outcome(stub, turn("hi", "after")) == "answered"
+
+
+def large_session(megabytes: int) -> list[list[pb.Message]]:
+    """The messages of a large history, in portions for one request each."""
+    roles = (pb.ROLE_USER, pb.ROLE_ASSISTANT)
+    return [
+        [
+            pb.Message(role=roles[number % 2], content=f"{portion}-{number} {'x' * 99_990}")
+            for number in range(10)
+        ]
+        for portion in range(megabytes)
+    ]
+
+
+async def make_session(stub: Any, session_id: str, megabytes: int) -> list[str]:
+    """Makes a session with a large history, and returns the texts of its messages."""
+    await stub.CreateSession(pb.CreateSessionRequest(session_id=session_id))
+    portions = large_session(megabytes)
+    for messages in portions:
+        await stub.AppendMessages(
+            pb.AppendMessagesRequest(session_id=session_id, messages=messages)
+        )
+    return [message.content for messages in portions for message in messages]
+
+
+@asynccontextmanager
+async def plain_stub(daemon: RunningDaemon) -> AsyncIterator[Any]:
+    """The service as a client with gRPC's default limits calls it."""
+    async with grpc.aio.insecure_channel(daemon.socket) as channel:
+        yield pb_grpc.SessionServiceStub(channel)
+
+
+def page_of(session_id: str, token: str = "", size: int = 1000) -> pb.GetSessionRequest:
+    return pb.GetSessionRequest(
+        session_id=session_id, view=pb.SESSION_VIEW_FULL, page_size=size, page_token=token
+    )
+
+
+async def read_pages(stub: Any, session_id: str) -> list[list[str]]:
+    """The texts of a session, page by page."""
+    pages, token = [], ""
+    while True:
+        response = await stub.GetSession(page_of(session_id, token))
+        assert response.ByteSize() <= 4 << 20
+        pages.append([message.content for message in response.session.messages])
+        token = response.next_page_token
+        if not token:
+            assert response.session.message_count == sum(map(len, pages))
+            return pages
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store_flags(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, ...]:
+    kind: str = request.param
+    return ("--store", kind if kind == "memory" else f"sqlite:{tmp_path / 'ruvd.db'}")
+
+
+async def test_a_history_that_fits_no_response_is_refused_whole_and_read_page_by_page(
+    daemon: StartDaemon, store_flags: tuple[str, ...]
+) -> None:
+    async with daemon("--engine", "echo", *store_flags) as running, plain_stub(running) as stub:
+        texts = await make_session(stub, "s", 9)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetSession(pb.GetSessionRequest(session_id="s", view=pb.SESSION_VIEW_FULL))
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert details(caught.value) == ("RESPONSE_TOO_LARGE", [], None)
+        assert "page_size" in (caught.value.details() or "")
+        pages = await read_pages(stub, "s")
+        assert [text for page in pages for text in page] == texts
+        assert len(pages) == 3
+        first = await stub.GetSession(page_of("s", size=3))
+        assert [message.content for message in first.session.messages] == texts[:3]
+
+
+async def test_a_turn_between_two_pages_only_adds_messages_at_the_end(
+    daemon: StartDaemon, store_flags: tuple[str, ...]
+) -> None:
+    async with daemon("--engine", "echo", *store_flags) as running, plain_stub(running) as stub:
+        texts = await make_session(stub, "s", 1)
+        first = await stub.GetSession(page_of("s", size=6))
+        assert first.session.message_count == 10
+        await say(stub, "more", "s")
+        last = await stub.GetSession(page_of("s", first.next_page_token))
+        read = [message.content for message in (*first.session.messages, *last.session.messages)]
+        assert read[:10] == texts
+        assert len(read) == last.session.message_count == 12
+        assert not last.next_page_token
+
+
+async def test_a_session_that_was_made_anew_between_two_pages_is_noticed(
+    daemon: StartDaemon, store_flags: tuple[str, ...]
+) -> None:
+    async with daemon("--engine", "echo", *store_flags) as running, plain_stub(running) as stub:
+        await make_session(stub, "s", 1)
+        token = (await stub.GetSession(page_of("s", size=6))).next_page_token
+        await stub.EndSession(pb.EndSessionRequest(session_id="s"))
+        for _ in range(2):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.GetSession(page_of("s", token))
+            assert details(caught.value)[0] == "SESSION_NOT_FOUND"
+            await stub.EndSession(pb.EndSessionRequest(session_id="s", allow_missing=True))
+            await make_session(stub, "s", 1)
+
+
+async def test_fifty_readers_of_a_large_session_take_little_memory_and_stall_nobody(
+    daemon: StartDaemon, store_flags: tuple[str, ...]
+) -> None:
+    flags = ("--engine", "echo", *store_flags)
+    async with daemon(*flags) as running, AsyncExitStack() as stack:
+        stub = await stack.enter_async_context(plain_stub(running))
+        texts = await make_session(stub, "s", 15)
+        stubs = [await stack.enter_async_context(plain_stub(running)) for _ in range(10)]
+        before = peak_memory_bytes(running)
+        readers = [asyncio.create_task(first_page(stubs[n % 10], "s")) for n in range(50)]
+        slowest = 0.0
+        while not all(reader.done() for reader in readers):
+            began = time.perf_counter()
+            await say(stub, "hi")
+            slowest = max(slowest, time.perf_counter() - began)
+        for reader in readers:
+            assert await reader == texts[: len(await reader)]
+        assert (
+            peak_memory_bytes(running) - before
+        ) >> 20 < 150  # of 50 x 33 MB before there were pages
+        assert slowest < 3  # one of 11 s
+
+
+async def first_page(stub: Any, session_id: str) -> list[str]:
+    response = await stub.GetSession(page_of(session_id))
+    return [message.content for message in response.session.messages]
+
+
+async def test_compressed_requests_do_not_grow_beyond_the_limit(daemon: StartDaemon) -> None:
+    async with daemon("--engine", "echo", "--store", "memory") as running, running.stub() as stub:
+        await say(stub, "hi")
+        before = peak_memory_bytes(running)
+        options = [("grpc.max_send_message_length", -1)]
+        bomb = bytes(64 << 20)
+        async with grpc.aio.insecure_channel(
+            running.socket, options=options, compression=grpc.Compression.Gzip
+        ) as channel:
+            bombs = [complete_bytes(channel, bomb) for _ in range(20)]
+            for code, reason, message in await asyncio.gather(*bombs):
+                assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "")
+                assert "message larger than max" in message  # what the clients look for
+        assert (peak_memory_bytes(running) - before) >> 20 < 50  # of 1,280
+        assert (await say(stub, "hi")).message.content == "hi"
+
+
+async def test_a_request_slightly_above_the_limit_is_refused_with_a_reason(
+    daemon: StartDaemon,
+) -> None:
+    async with daemon("--engine", "echo", "--store", "memory") as running:
+        options = [("grpc.max_send_message_length", -1)]
+        async with grpc.aio.insecure_channel(running.socket, options=options) as channel:
+            code, reason, _ = await complete_bytes(channel, bytes((4 << 20) + (64 << 10)))
+            assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+            code, reason, message = await complete_bytes(channel, bytes((4 << 20) + (64 << 10) + 1))
+            assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "")
+            assert "message larger than max" in message
+
+
+async def complete_bytes(
+    channel: grpc.aio.Channel, data: bytes
+) -> tuple[grpc.StatusCode, str, str]:
+    """Sends raw bytes as a Complete request; its status, reason and text."""
+    complete: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(COMPLETE)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in complete(data):
+            pass
+    return caught.value.code(), details(caught.value)[0], caught.value.details() or ""
+
+
+def peak_memory_bytes(daemon: RunningDaemon) -> int:
+    """The most memory that the daemon has ever had resident."""
+    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) << 10
