@@ -3,8 +3,8 @@
 //
 // A [Client] is one connection, made at its first call and safe for concurrent use. It has the
 // generated methods of ruvd.v1.SessionService, whose messages are in package ruvdv1. Its own methods
-// [Client.Complete], [Client.ResumeCompletion], [Client.Batch] and [Client.ListSessions] may make
-// several calls. The error of every call is an [*Error].
+// [Client.Complete], [Client.ResumeCompletion], [Client.Batch], [Client.GetSession] and
+// [Client.ListSessions] may make several calls. The error of every call is an [*Error].
 package ruvd
 
 import (
@@ -30,7 +30,10 @@ import (
 // DefaultAddress is the daemon's address if neither WithAddress nor RUVD_ADDRESS is set.
 const DefaultAddress = "127.0.0.1:50051"
 
-const cancelTimeout = 5 * time.Second
+const (
+	cancelTimeout = 5 * time.Second
+	pageSize      = 1000 // the most messages that the daemon returns at once
+)
 
 //go:embed service_config.json
 var serviceConfig string
@@ -114,6 +117,35 @@ func (c *Client) Close() error {
 	c.mutex.Unlock()
 	c.pendingCancels.Wait()
 	return c.connection.Close()
+}
+
+// GetSession returns a session. With SESSION_VIEW_FULL and no page size it follows the pages of a
+// long history, and returns the session of the last page with the messages of all pages. If the
+// session ends meanwhile, the error is SESSION_NOT_FOUND.
+func (c *Client) GetSession(
+	ctx context.Context, request *ruvdv1.GetSessionRequest, options ...grpc.CallOption,
+) (*ruvdv1.GetSessionResponse, error) {
+	if request.GetView() != ruvdv1.SessionView_SESSION_VIEW_FULL || request.GetPageSize() != 0 {
+		return c.SessionServiceClient.GetSession(ctx, request, options...)
+	}
+	next := &ruvdv1.GetSessionRequest{
+		SessionId: request.GetSessionId(), View: request.GetView(), PageSize: pageSize,
+		PageToken: request.GetPageToken(),
+	}
+	var messages []*ruvdv1.Message
+	for {
+		page, err := c.SessionServiceClient.GetSession(ctx, next, options...)
+		if err != nil {
+			return nil, err
+		}
+		messages = append(messages, page.GetSession().GetMessages()...)
+		if next.PageToken = page.GetNextPageToken(); next.PageToken == "" {
+			if page.Session != nil {
+				page.Session.Messages = messages
+			}
+			return page, nil
+		}
+	}
 }
 
 // ListSessions yields all sessions that have these labels (nil for all), in the order of their

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/code"
@@ -12,6 +13,13 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
+
+// RequestTooLarge is the reason of a request that gRPC refused for its size, before ruvd saw it.
+const RequestTooLarge = "REQUEST_TOO_LARGE"
+
+// tooLargeText is in the daemon's gRPC status for a request that is, or decompresses to, more than
+// slightly above max_request_bytes. Text of this client's own limits begins with "grpc: received".
+const tooLargeText = "message larger than max"
 
 // Error is the error of a failed call. Get it with errors.As.
 //
@@ -21,7 +29,8 @@ type Error struct {
 	// Code is the gRPC status code.
 	Code codes.Code
 	// Reason is a ruvdv1.ErrorReason without its prefix, such as SESSION_NOT_FOUND. It is empty if
-	// the error does not come from the daemon (no daemon at the address, deadline exceeded).
+	// the error does not come from the daemon (no daemon at the address, deadline exceeded). The
+	// client itself adds RequestTooLarge.
 	Reason string
 	// Message is a description for humans.
 	Message string
@@ -74,6 +83,11 @@ func fromStatus(from *status.Status) *Error {
 		case *errdetails.RetryInfo:
 			err.RetryAfter = detail.GetRetryDelay().AsDuration()
 		}
+	}
+	if err.Reason == "" && err.Code == codes.ResourceExhausted &&
+		strings.Contains(err.Message, tooLargeText) && !strings.HasPrefix(err.Message, "grpc: received") {
+		err.Reason = RequestTooLarge
+		err.Message += " (the daemon's max_request_bytes)"
 	}
 	return err
 }

@@ -223,6 +223,9 @@ def scenario(connect: Connect) -> None:
     out("# wrong fields")
     complete(client, "hi", session_id="no spaces", temperature=3.0)
 
+    out("# too large")
+    complete(client, "x" * (5 << 20))
+
     out("# fork")
     complete(client, "first", session_id="iota")
     complete(client, "second", session_id="iota")
@@ -230,6 +233,16 @@ def scenario(connect: Connect) -> None:
     complete(client, "third", session_id="iota-fork")
     get(client, "iota")
     get(client, "iota-fork")
+
+    out("# long history")
+    history = [pb.Message(role=pb.ROLE_USER, content=f"m{number}") for number in range(1, 1001)]
+    client.create_session(session_id="mu", messages=history)
+    complete(client, "end", session_id="mu")
+    session = client.get_session("mu", pb.SESSION_VIEW_FULL)
+    messages = [message.content for message in session.messages]
+    del session.messages[:]
+    show(session)
+    out(f"history {len(messages)} [{messages[0]}] [{messages[-1]}]")
 
     out("# batch")
     items = [

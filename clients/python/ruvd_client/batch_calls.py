@@ -17,6 +17,7 @@ from typing import TypeAlias
 import grpc
 
 from ruvd_client.protocol import (
+    REQUEST_TOO_LARGE,
     RuvdError,
     error_from_status,
     request,
@@ -188,8 +189,7 @@ class BatchCalls:
             return None  # `finish` repeats the unfinished items
         about_call = any(violation.field == "max_concurrency" for violation in error.violations)
         about_items = error.reason == "INVALID_REQUEST" and not about_call
-        too_large = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and not error.reason
-        if not (about_items or too_large):
+        if not (about_items or error.reason == REQUEST_TOO_LARGE):
             raise error
         numbers = list(call.unfinished)
         if len(numbers) == 1:

@@ -34,6 +34,8 @@ from ruvd_client.protocol import (
     Messages,
     complete_request,
     create_session_request,
+    get_session_request,
+    join_pages,
     to_messages,
     update_session_request,
 )
@@ -152,9 +154,19 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
     def get_session(
         self, session_id: str, view: pb.SessionView.ValueType = pb.SESSION_VIEW_BASIC
     ) -> pb.Session:
-        """Returns one session, including its messages with SESSION_VIEW_FULL."""
-        request = pb.GetSessionRequest(session_id=session_id, view=view)
-        return self._call(self._connection.stub.GetSession, request).session
+        """Returns one session, including its messages with SESSION_VIEW_FULL.
+
+        A history is read in as many calls as its size requires. It is consistent: if the session
+        ends meanwhile, SESSION_NOT_FOUND is raised.
+        """
+        request = get_session_request(session_id, view)
+        pages: list[pb.Session] = []
+        while True:
+            page = self._call(self._connection.stub.GetSession, request)
+            pages.append(page.session)
+            if not page.next_page_token:
+                return join_pages(pages)
+            request.page_token = page.next_page_token
 
     def list_sessions(
         self, label_filter: Mapping[str, str] | None = None, *, page_size: int = 0
@@ -280,9 +292,19 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
     async def get_session(
         self, session_id: str, view: pb.SessionView.ValueType = pb.SESSION_VIEW_BASIC
     ) -> pb.Session:
-        """Returns one session, including its messages with SESSION_VIEW_FULL."""
-        request = pb.GetSessionRequest(session_id=session_id, view=view)
-        return (await self._call(self._connection.stub.GetSession, request)).session
+        """Returns one session, including its messages with SESSION_VIEW_FULL.
+
+        A history is read in as many calls as its size requires. It is consistent: if the session
+        ends meanwhile, SESSION_NOT_FOUND is raised.
+        """
+        request = get_session_request(session_id, view)
+        pages: list[pb.Session] = []
+        while True:
+            page = await self._call(self._connection.stub.GetSession, request)
+            pages.append(page.session)
+            if not page.next_page_token:
+                return join_pages(pages)
+            request.page_token = page.next_page_token
 
     async def list_sessions(
         self, label_filter: Mapping[str, str] | None = None, *, page_size: int = 0

@@ -6,7 +6,7 @@ one user message, and enum values from `ruvd_client.v1.session_service_pb2`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias, TypedDict, Unpack
@@ -34,6 +34,12 @@ CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
+
+_PAGE_SIZE = 1000  # the most that the daemon allows
+# gRPC refuses a request far above max_request_bytes before ruvd sees it, with a text like this and
+# no details: "Received message larger than max", "Decompressed message larger than max".
+_TOO_LARGE_TEXT = "message larger than max"
+REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -128,6 +134,22 @@ def create_session_request(arguments: CreateSessionArguments) -> pb.CreateSessio
     return pb.CreateSessionRequest(messages=messages, **fields)
 
 
+def get_session_request(session_id: str, view: pb.SessionView.ValueType) -> pb.GetSessionRequest:
+    """Returns the request for a session, or for its first page if it is read with messages."""
+    page_size = _PAGE_SIZE if view == pb.SESSION_VIEW_FULL else 0
+    return pb.GetSessionRequest(session_id=session_id, view=view, page_size=page_size)
+
+
+def join_pages(pages: Sequence[pb.Session]) -> pb.Session:
+    """Returns the session of the last page with the messages of all pages."""
+    last = pages[-1]
+    if len(pages) > 1:
+        messages = [message for page in pages for message in page.messages]
+        del last.messages[:]
+        last.messages.extend(messages)
+    return last
+
+
 def update_session_request(
     session_id: str,
     labels: Mapping[str, str] | None,
@@ -169,6 +191,7 @@ class RuvdError(Exception):
 
     `code` is the gRPC status code. `reason` is an `ErrorReason` without its prefix
     (`SESSION_NOT_FOUND`), or empty if the error is not ruvd's (no daemon, deadline exceeded).
+    The client itself adds `REQUEST_TOO_LARGE`, for a request that gRPC refused for its size.
     `violations` is set for INVALID_REQUEST, `retry_after_seconds` if the call is worth a retry.
     """
 
@@ -219,6 +242,9 @@ def _build_error(code: grpc.StatusCode, message: str, details: Iterable[Any]) ->
             )
         elif detail.Unpack(retry):
             retry_after = to_seconds(retry.retry_delay)
+    if not reason and code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE_TEXT in message:
+        reason = REQUEST_TOO_LARGE
+        message += " (the daemon's max_request_bytes)"
     return RuvdError(code, reason, message, violations, retry_after)
 
 

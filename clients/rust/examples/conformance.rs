@@ -33,7 +33,9 @@ async fn scenario() -> Outcome {
     cancel(&client).await?;
     busy(&client).await?;
     errors(&client).await?;
+    too_large(&client).await;
     fork(&client).await?;
+    long_history(&client).await?;
     batch(&client).await?;
     deadline(&client).await?;
     models(&client).await?;
@@ -149,6 +151,33 @@ async fn errors(client: &Client) -> Outcome {
     let options = CompletionOptions { temperature: Some(3.0), ..Default::default() };
     let invalid = CompleteRequest { options: Some(options), ..session_request("hi", "no spaces") };
     complete(client, invalid).await;
+    Ok(())
+}
+
+async fn too_large(client: &Client) {
+    println!("# too large");
+    complete(client, "x".repeat(5 << 20).into()).await;
+}
+
+async fn long_history(client: &Client) -> Outcome {
+    println!("# long history");
+    let user = |number| Message {
+        role: Role::User.into(),
+        content: format!("m{number}"),
+        ..Default::default()
+    };
+    let request = CreateSessionRequest {
+        session_id: "mu".into(),
+        messages: (1..=1000).map(user).collect(),
+        ..Default::default()
+    };
+    client.create(request).await?;
+    complete(client, session_request("end", "mu")).await;
+    let session = client.get("mu", SessionView::Full).await?;
+    print_session(&session);
+    let content = |message: Option<&Message>| message.map_or("", |it| &it.content).to_owned();
+    let (first, last) = (content(session.messages.first()), content(session.messages.last()));
+    println!("history {} [{first}] [{last}]", session.messages.len());
     Ok(())
 }
 

@@ -20,6 +20,8 @@ pub const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 
 const GRACE: prost_types::Duration = prost_types::Duration { seconds: 10, nanos: 0 };
 const RECONNECT: Duration = Duration::from_secs(10);
+// The most messages of a history that the daemon returns at once.
+const PAGE_SIZE: i32 = 1000;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 // An error that names many invalid fields may exceed the default limit of 16 KiB of headers.
 const MAX_HEADER_BYTES: u32 = 64 << 10;
@@ -85,10 +87,28 @@ impl Client {
     }
 
     /// Returns one session, including its messages if the view is full.
+    ///
+    /// A history is read in as many calls as its size requires. If the session ends meanwhile, the
+    /// error is `SESSION_NOT_FOUND`.
     pub async fn get(&self, id: impl Into<String>, view: SessionView) -> Result<Session, Error> {
-        let request = GetSessionRequest { session_id: id.into(), view: view.into() };
+        let page_size = if view == SessionView::Full { PAGE_SIZE } else { 0 };
+        let mut request = GetSessionRequest {
+            session_id: id.into(),
+            view: view.into(),
+            page_size,
+            ..Default::default()
+        };
         let send = async |mut stub: Stub, request| stub.get_session(request).await;
-        Ok(self.call("GetSession", request, send).await?.session.unwrap_or_default())
+        let mut messages = Vec::new();
+        loop {
+            let page = self.call("GetSession", request.clone(), send).await?;
+            let mut session = page.session.unwrap_or_default();
+            messages.append(&mut session.messages);
+            request.page_token = page.next_page_token;
+            if request.page_token.is_empty() {
+                return Ok(Session { messages, ..session });
+            }
+        }
     }
 
     /// Returns all sessions that match `label_filter`, in the order of their creation and without

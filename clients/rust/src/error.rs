@@ -5,6 +5,12 @@ use std::{error, fmt, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, RpcStatusExt, StatusExt};
 
+/// The reason of a request that gRPC refused for its size, before ruvd saw it.
+pub const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
+
+// In the daemon's gRPC status for a request far above max_request_bytes, which has no details.
+const TOO_LARGE_TEXT: &str = "message larger than max";
+
 /// The error of a failed call.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -12,7 +18,8 @@ pub struct Error {
     /// The gRPC status code.
     pub code: Code,
     /// An `ErrorReason` without its prefix (`SESSION_NOT_FOUND`). Empty if the error does not come
-    /// from ruvd (no daemon at the address, deadline exceeded).
+    /// from ruvd (no daemon at the address, deadline exceeded). The client itself adds
+    /// [`REQUEST_TOO_LARGE`].
     pub reason: String,
     /// A description for humans.
     pub message: String,
@@ -35,10 +42,17 @@ impl Error {
     fn new(code: Code, message: &str, details: ErrorDetails) -> Self {
         let info = details.error_info().filter(|info| info.domain == "ruvd");
         let bad_request = details.bad_request();
+        let mut reason = info.map(|info| info.reason.clone()).unwrap_or_default();
+        let mut message = message.to_owned();
+        if reason.is_empty() && code == Code::ResourceExhausted && message.contains(TOO_LARGE_TEXT)
+        {
+            REQUEST_TOO_LARGE.clone_into(&mut reason);
+            message += " (the daemon's max_request_bytes)";
+        }
         Self {
             code,
-            reason: info.map(|info| info.reason.clone()).unwrap_or_default(),
-            message: message.to_owned(),
+            reason,
+            message,
             violations: bad_request.map(|it| it.field_violations.clone()).unwrap_or_default(),
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
         }

@@ -33,7 +33,7 @@ mod readme {}
 
 pub use client::{Client, DEFAULT_ADDRESS};
 pub use completion::Completion;
-pub use error::Error;
+pub use error::{Error, REQUEST_TOO_LARGE};
 pub use tonic::Code;
 pub use tonic_types::FieldViolation;
 pub use v1::{CompleteRequest, CreateSessionRequest, Message, Session, Tool};

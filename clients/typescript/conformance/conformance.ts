@@ -179,6 +179,26 @@ async function errors(client: Client): Promise<void> {
   await complete(client, "hi", { sessionId: "no spaces", temperature: 3 });
 }
 
+async function tooLarge(client: Client): Promise<void> {
+  print("# too large");
+  await complete(client, "x".repeat(5 << 20));
+}
+
+async function longHistory(client: Client): Promise<void> {
+  print("# long history");
+  const messages = Array.from({ length: 1000 }, (_, index) => ({
+    role: Role.ROLE_USER,
+    content: `m${String(index + 1)}`,
+  }));
+  await client.createSession({ sessionId: "mu", messages });
+  await complete(client, "end", { sessionId: "mu" });
+  const session = await client.getSession("mu", SessionView.SESSION_VIEW_FULL);
+  printSession(session);
+  const contents = session.messages.map(({ content }) => content);
+  const [first, last] = [contents[0] ?? "", contents.at(-1) ?? ""];
+  print(`history ${String(contents.length)} [${first}] [${last}]`);
+}
+
 async function fork(client: Client): Promise<void> {
   print("# fork");
   await complete(client, "first", { sessionId: "iota" });
@@ -250,7 +270,9 @@ async function scenario(client: Client): Promise<void> {
   await cancel(client);
   await busy(client);
   await errors(client);
+  await tooLarge(client);
   await fork(client);
+  await longHistory(client);
   await batches(client);
   await deadline(client);
   await models(client);

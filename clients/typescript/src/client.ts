@@ -9,7 +9,7 @@ import type { BatchOptions } from "./batch.js";
 import { Completion } from "./completion.js";
 import { Connection } from "./connection.js";
 import type { CallLimits, Method } from "./connection.js";
-import { RuvdError } from "./errors.js";
+import { REQUEST_TOO_LARGE, RuvdError } from "./errors.js";
 import type { Duration } from "./v1/google/protobuf/duration.js";
 import * as v1 from "./v1/ruvd/v1/session_service.js";
 import { Message, Role, SessionServiceService as service } from "./v1/ruvd/v1/session_service.js";
@@ -18,7 +18,7 @@ import type { DeepPartial, Session } from "./v1/ruvd/v1/session_service.js";
 export { status } from "@grpc/grpc-js";
 export * from "./v1/ruvd/v1/session_service.js";
 export type { Completion as CompletionResult } from "./v1/ruvd/v1/session_service.js";
-export { Batch, Completion, RuvdError };
+export { Batch, Completion, REQUEST_TOO_LARGE, RuvdError };
 export type { BatchOptions, CallLimits };
 export type { BatchOutcome } from "./batch.js";
 export type { FieldViolation } from "./errors.js";
@@ -28,6 +28,9 @@ export const DEFAULT_ADDRESS = "127.0.0.1:50051";
 
 /** How long the daemon waits for a reader to return, and how long the client tries to reconnect. */
 const GRACE_MS = 10_000;
+
+/** The most messages of a history that the daemon returns at once. */
+const PAGE_SIZE = 1000;
 
 /** Options of a client. */
 export interface ClientOptions {
@@ -102,9 +105,20 @@ export class Client {
     return this.#session(service.createSession, v1.CreateSessionRequest.fromPartial(fields));
   }
 
-  /** Returns one session, including its messages with SESSION_VIEW_FULL. */
+  /**
+   * Returns one session, including its messages with SESSION_VIEW_FULL. A history is read in as many
+   * calls as its size requires. If the session ends meanwhile, the error is SESSION_NOT_FOUND.
+   */
   async getSession(id: string, view = v1.SessionView.SESSION_VIEW_BASIC): Promise<Session> {
-    return this.#session(service.getSession, { sessionId: id, view });
+    const pageSize = view === v1.SessionView.SESSION_VIEW_FULL ? PAGE_SIZE : 0;
+    const request = v1.GetSessionRequest.fromPartial({ sessionId: id, view, pageSize });
+    const messages: Message[] = [];
+    for (;;) {
+      const { session, nextPageToken } = await this.#call(service.getSession, request);
+      for (const message of session?.messages ?? []) messages.push(message);
+      if (!nextPageToken) return v1.Session.fromPartial({ ...session, messages });
+      request.pageToken = nextPageToken;
+    }
   }
 
   /** Yields all sessions that have these labels, in the order of their creation. */

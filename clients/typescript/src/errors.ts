@@ -10,12 +10,19 @@ import { Status } from "./v1/google/rpc/status.js";
 
 export type { FieldViolation };
 
+/** The reason of a request that gRPC refused for its size, before ruvd saw it. */
+export const REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE";
+
+// In the daemon's gRPC status for a request far above max_request_bytes, which has no details.
+const TOO_LARGE_TEXT = "message larger than max";
+
 /** The error of a failed call. `message` is the daemon's description for humans. */
 export class RuvdError extends Error {
   override readonly name = "RuvdError";
   /**
    * An `ErrorReason` without its prefix (`SESSION_NOT_FOUND`); empty if the error does not come from
-   * ruvd (no daemon at the address, deadline exceeded, cancelled).
+   * ruvd (no daemon at the address, deadline exceeded, cancelled). The client itself adds
+   * `REQUEST_TOO_LARGE`.
    */
   readonly reason: string = "";
   /** All invalid fields, for INVALID_REQUEST: their paths and how to correct them. */
@@ -41,6 +48,10 @@ export class RuvdError extends Error {
         const { retryDelay } = RetryInfo.decode(value);
         this.retryAfterMs = retryDelay && retryDelay.seconds * 1000 + retryDelay.nanos / 1e6;
       }
+    }
+    if (!this.reason && code === status.RESOURCE_EXHAUSTED && message.includes(TOO_LARGE_TEXT)) {
+      this.reason = REQUEST_TOO_LARGE;
+      this.message += " (the daemon's max_request_bytes)";
     }
   }
 

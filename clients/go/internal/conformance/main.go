@@ -203,8 +203,8 @@ func restart(client *ruvd.Client) {
 }
 
 var steps = []func(*ruvd.Client){
-	sessions, stream, unicode, requestID, cuts, cancel, busy, faults, wrongFields, fork, batch,
-	deadline, models, nobody,
+	sessions, stream, unicode, requestID, cuts, cancel, busy, faults, wrongFields, tooLarge, fork,
+	longHistory, batch, deadline, models, nobody,
 }
 
 func sessions(client *ruvd.Client) {
@@ -334,6 +334,31 @@ func wrongFields(client *ruvd.Client) {
 	line("# wrong fields")
 	hot := func(r *ruvdv1.CompleteRequest) { r.Options.Temperature = proto.Float64(3) }
 	complete(client, "hi", ruvd.WithSession("no spaces"), hot)
+}
+
+func tooLarge(client *ruvd.Client) {
+	line("# too large")
+	complete(client, strings.Repeat("x", 5<<20))
+}
+
+func longHistory(client *ruvd.Client) {
+	line("# long history")
+	request := &ruvdv1.CreateSessionRequest{SessionId: "mu"}
+	for number := 1; number <= 1000; number++ {
+		request.Messages = append(request.Messages, &ruvdv1.Message{
+			Role: ruvdv1.Role_ROLE_USER, Content: fmt.Sprintf("m%d", number),
+		})
+	}
+	create(client, request)
+	complete(client, "end", ruvd.WithSession("mu"))
+	response, err := client.GetSession(ctx, &ruvdv1.GetSessionRequest{
+		SessionId: "mu", View: ruvdv1.SessionView_SESSION_VIEW_FULL,
+	})
+	must(err)
+	printSession(response.GetSession())
+	messages := response.GetSession().GetMessages()
+	first, last := messages[0].GetContent(), messages[len(messages)-1].GetContent()
+	line("history %d [%s] [%s]", len(messages), first, last)
 }
 
 func fork(client *ruvd.Client) {

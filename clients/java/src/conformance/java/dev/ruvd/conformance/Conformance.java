@@ -18,6 +18,7 @@ import dev.ruvd.v1.IfBusy;
 import dev.ruvd.v1.ListSessionsRequest;
 import dev.ruvd.v1.Message;
 import dev.ruvd.v1.OnDisconnect;
+import dev.ruvd.v1.Role;
 import dev.ruvd.v1.Session;
 import dev.ruvd.v1.SessionView;
 import java.io.FileDescriptor;
@@ -67,7 +68,9 @@ public final class Conformance {
     cancel();
     busy();
     errors();
+    tooLarge();
     fork();
+    longHistory();
     batch();
     deadline();
     models();
@@ -179,6 +182,26 @@ public final class Conformance {
     CompleteRequest.Builder invalid = request("hi").setSessionId("no spaces");
     invalid.getOptionsBuilder().setTemperature(3);
     complete(invalid);
+  }
+
+  private void tooLarge() {
+    step("too large");
+    complete(request("x".repeat(5 << 20)));
+  }
+
+  private void longHistory() {
+    step("long history");
+    var history = CreateSessionRequest.newBuilder().setSessionId("mu");
+    for (int number = 1; number <= 1000; number++) {
+      history.addMessagesBuilder().setRole(Role.ROLE_USER).setContent("m" + number);
+    }
+    client.createSession(history.build());
+    complete(request("end").setSessionId("mu"));
+    Session session = client.getSession("mu", SessionView.SESSION_VIEW_FULL);
+    print(session);
+    int count = session.getMessagesCount();
+    String first = session.getMessages(0).getContent();
+    line("history %d [%s] [%s]", count, first, session.getMessages(count - 1).getContent());
   }
 
   private void fork() {

@@ -41,6 +41,7 @@ import java.util.function.Function;
 public final class RuvdClient implements AutoCloseable {
   private static final String DEFAULT_ADDRESS = "127.0.0.1:50051";
   private static final int MAX_METADATA_BYTES = 65_536;
+  private static final int PAGE_SIZE = 1000; // the most that the daemon returns at once
   private static final long GRACE_SECONDS = 10;
   private static final long CLOSE_SECONDS = 2;
 
@@ -92,10 +93,24 @@ public final class RuvdClient implements AutoCloseable {
     return getSession(sessionId, SessionView.SESSION_VIEW_BASIC);
   }
 
-  /** Returns one session. */
+  /**
+   * Returns one session, including its messages with {@code SESSION_VIEW_FULL}. A history is read
+   * in as many calls as its size requires. If the session ends meanwhile, SESSION_NOT_FOUND is
+   * thrown.
+   */
   public Session getSession(String sessionId, SessionView view) {
-    var request = GetSessionRequest.newBuilder().setSessionId(sessionId).setView(view).build();
-    return call(stub -> stub.getSession(request)).getSession();
+    var request = GetSessionRequest.newBuilder().setSessionId(sessionId).setView(view);
+    if (view == SessionView.SESSION_VIEW_FULL) {
+      request.setPageSize(PAGE_SIZE);
+    }
+    List<Message> messages = new ArrayList<>();
+    GetSessionResponse page;
+    do {
+      page = call(stub -> stub.getSession(request.build()));
+      messages.addAll(page.getSession().getMessagesList());
+      request.setPageToken(page.getNextPageToken());
+    } while (!page.getNextPageToken().isEmpty());
+    return page.getSession().toBuilder().clearMessages().addAllMessages(messages).build();
   }
 
   /** Returns all sessions that match, in the order of their creation, without messages. */

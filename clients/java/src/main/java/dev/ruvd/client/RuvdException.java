@@ -16,6 +16,11 @@ import java.util.Optional;
 
 /** The error of a failed call, with the details in its gRPC status. */
 public final class RuvdException extends StatusRuntimeException {
+  /** The reason of a request that gRPC refused for its size, before ruvd saw it. */
+  public static final String REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE";
+
+  // In the daemon's gRPC status for a request far above max_request_bytes, which has no details.
+  private static final String TOO_LARGE_TEXT = "message larger than max";
   private static final long serialVersionUID = 1L;
 
   RuvdException(StatusRuntimeException failed) {
@@ -38,16 +43,28 @@ public final class RuvdException extends StatusRuntimeException {
 
   /**
    * Returns an {@code ErrorReason} without its prefix, such as {@code SESSION_NOT_FOUND}, or an
-   * empty string if the error does not come from ruvd, for example without a daemon.
+   * empty string if the error does not come from ruvd, for example without a daemon. The client
+   * itself adds {@link #REQUEST_TOO_LARGE}.
    */
   public String reason() {
     ErrorInfo info = detail(ErrorInfo.getDefaultInstance());
-    return info.getDomain().equals("ruvd") ? info.getReason() : "";
+    if (info.getDomain().equals("ruvd")) {
+      return info.getReason();
+    }
+    return isTooLarge() ? REQUEST_TOO_LARGE : "";
   }
 
   /** Returns the error's description. */
   public String message() {
+    return description() + (isTooLarge() ? " (the daemon's max_request_bytes)" : "");
+  }
+
+  private String description() {
     return Optional.ofNullable(getStatus().getDescription()).orElse("");
+  }
+
+  private boolean isTooLarge() {
+    return code() == Code.RESOURCE_EXHAUSTED && description().contains(TOO_LARGE_TEXT);
   }
 
   /** Returns all invalid fields of the request, for INVALID_REQUEST. */
