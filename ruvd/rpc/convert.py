@@ -30,6 +30,8 @@ _MAX_TIMESTAMP = 253_402_300_799
 MAX_RESPONSE_BYTES = (4 << 20) - (64 << 10)
 _FIELD_BYTES = 8  # the tag and the length of a field, at most
 _SESSIONS_AT_ONCE = 50
+# What an object of a message takes besides its text, in a response and in memory.
+_MAX_MESSAGE_OVERHEAD = 256
 # The event loop gets a pause after so many bytes of messages; a short message costs as much time as
 # the copy of this many bytes.
 _BYTES_AT_ONCE = 1 << 18
@@ -120,8 +122,10 @@ def session(state: SessionState, *, listed: bool = False) -> pb.Session:
     )
 
 
-async def add_sessions(states: Sequence[SessionState], response: pb.ListSessionsResponse) -> int:
-    """Adds as many sessions as a response may hold, at least one, and returns their number."""
+async def add_sessions(
+    states: Sequence[SessionState], response: pb.ListSessionsResponse
+) -> tuple[int, int]:
+    """Adds as many sessions as a response may hold, at least one; returns their number and size."""
     size = 0
     for count, state in enumerate(states):
         if count and count % _SESSIONS_AT_ONCE == 0:
@@ -129,9 +133,9 @@ async def add_sessions(states: Sequence[SessionState], response: pb.ListSessions
         proto = session(state, listed=True)
         size += proto.ByteSize() + _FIELD_BYTES
         if count and size > MAX_RESPONSE_BYTES:
-            return count
+            return count, size
         response.sessions.append(proto)
-    return len(states)
+    return len(states), size
 
 
 async def session_page(state: SessionState, *, paged: bool) -> pb.Session:
@@ -165,6 +169,14 @@ def too_large(session: Session) -> ResponseTooLarge:
         f"the session has {session.message_count} messages and {session.size_bytes} bytes, more"
         " than fit into one response; set page_size and follow next_page_token with page_token"
     )
+
+
+def history_bytes(session: Session, max_messages: int) -> int:
+    """Returns the size of a page of the session's history, or more."""
+    system_prompt = len(session.system_prompt.encode())
+    messages = min(session.message_count, max_messages)
+    size = session.size_bytes + messages * _MAX_MESSAGE_OVERHEAD + system_prompt
+    return min(size, MAX_RESPONSE_BYTES)
 
 
 def _message_bytes(message: Message) -> int:

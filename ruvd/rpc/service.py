@@ -16,10 +16,10 @@ from ruvd.core.completions.batch import Batches, BatchSummary
 from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.ports.engine import Engine
 from ruvd.core.sessions.commands import SessionCommands
-from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
+from ruvd.core.sessions.registry import HistoryPage, SessionPolicy, SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.rpc import convert, requests, status
-from ruvd.rpc.large_reads import LargeReads
+from ruvd.rpc.large_responses import SMALL_BYTES, LargeResponses
 from ruvd.rpc.validation import RequestLimits
 from ruvd.v1 import session_service_pb2 as pb
 from ruvd.v1 import session_service_pb2_grpc as pb_grpc
@@ -47,7 +47,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self._limits = limits
         self._policy = policy
         self._engine = engine
-        self._large_reads = LargeReads()
+        self._large_responses = LargeResponses()
 
     async def CreateSession(  # noqa: D102, N802  # the proto documents and names all RPCs
         self, request: pb.CreateSessionRequest, context: ServicerContext[Any, Any]
@@ -64,13 +64,22 @@ class SessionService(pb_grpc.SessionServiceServicer):
             state = await self._sessions.get(request.session_id)
             return pb.GetSessionResponse(session=convert.session(state))
         paged = request.page_size > 0
-        async with self._large_reads.take():
-            if not paged:
-                stored = (await self._sessions.get(request.session_id)).session
-                if stored.size_bytes > page.max_bytes:  # no need to read it
-                    raise convert.too_large(stored)
-            state = await self._sessions.history(request.session_id, page)
-            session = await convert.session_page(state, paged=paged)
+        session = (await self._sessions.get(request.session_id)).session
+        is_too_long = session.message_count > page.max_messages
+        if not paged and (is_too_long or session.size_bytes > page.max_bytes):
+            raise convert.too_large(session)  # no need to read it
+        size = convert.history_bytes(session, page.max_messages)
+        await self._large_responses.hold(size, context)
+        if size <= SMALL_BYTES:
+            return await self._history(request.session_id, page, paged=paged)
+        async with self._large_responses.build():
+            return await self._history(request.session_id, page, paged=paged)
+
+    async def _history(
+        self, session_id: str, page: HistoryPage, *, paged: bool
+    ) -> pb.GetSessionResponse:
+        state = await self._sessions.history(session_id, page)
+        session = await convert.session_page(state, paged=paged)
         token = convert.history_page_token(state, page.first + len(session.messages))
         return pb.GetSessionResponse(session=session, next_page_token=token)
 
@@ -78,16 +87,18 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self, request: pb.ListSessionsRequest, context: ServicerContext[Any, Any]
     ) -> pb.ListSessionsResponse:
         page = requests.list_sessions(request, self._limits)
-        async with self._large_reads.take():
+        async with self._large_responses.build():
             while True:
                 states, cursor = await self._sessions.list(
                     after=page.after, limit=page.limit, labels=page.labels
                 )
                 response = pb.ListSessionsResponse(next_page_token=convert.page_token(cursor))
-                count = await convert.add_sessions(states, response)
+                count, size = await convert.add_sessions(states, response)
                 if count == len(states):
-                    return response
+                    break
                 page = replace(page, limit=count)  # the store's cursor is that of a whole page
+            await self._large_responses.hold(size, context)
+            return response
 
     async def UpdateSession(  # noqa: D102, N802
         self, request: pb.UpdateSessionRequest, context: ServicerContext[Any, Any]

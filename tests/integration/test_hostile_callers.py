@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import h2.config
+import h2.connection
 import psutil
 import pytest
 from running import RunningDaemon, StartDaemon
@@ -262,6 +264,65 @@ async def test_fifty_readers_of_a_large_session_take_little_memory_and_stall_nob
 async def first_page(stub: Any, session_id: str) -> list[str]:
     response = await stub.GetSession(page_of(session_id))
     return [message.content for message in response.session.messages]
+
+
+async def call_without_reading(
+    daemon: RunningDaemon, request: pb.GetSessionRequest
+) -> asyncio.StreamWriter:
+    """Calls GetSession and never reads: HTTP/2 lets the daemon send the first 64 KiB only."""
+    _, writer = await asyncio.open_unix_connection(daemon.socket.removeprefix("unix:"))
+    http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    http.initiate_connection()
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": "/ruvd.v1.SessionService/GetSession",
+        ":authority": "localhost",
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    http.send_headers(1, list(headers.items()))
+    data = request.SerializeToString()
+    http.send_data(1, b"\0" + len(data).to_bytes(4, "big") + data, end_stream=True)
+    writer.write(http.data_to_send())
+    await writer.drain()
+    return writer
+
+
+async def test_readers_that_never_read_take_little_memory_and_hold_back_only_large_responses(
+    daemon: StartDaemon, store_flags: tuple[str, ...]
+) -> None:
+    async with daemon("--engine", "echo", *store_flags) as running, plain_stub(running) as stub:
+        await make_session(stub, "s", 8)
+        await say(stub, "hi", "small")
+        before = peak_memory_bytes(running)
+        stuck = [await call_without_reading(running, page_of("s")) for _ in range(40)]
+        async with asyncio.timeout(30):
+            while (refusal := await refused(first_page(stub, "s"))) is None:
+                pass  # until they hold all the room
+        assert refusal.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert details(refusal) == ("OVERLOADED", [], 1.0)
+        began = time.perf_counter()
+        assert await first_page(stub, "small") == ["hi", "hi"]
+        listed = await stub.ListSessions(pb.ListSessionsRequest())
+        assert [session.id for session in listed.sessions] == ["s", "small"]
+        await say(stub, "still here", "small")
+        assert time.perf_counter() - began < 1
+        assert (peak_memory_bytes(running) - before) >> 20 < 150  # of 500
+        for writer in stuck:
+            writer.close()
+        async with asyncio.timeout(30):
+            while await refused(first_page(stub, "s")):
+                pass
+
+
+async def refused(call: Awaitable[object]) -> grpc.aio.AioRpcError | None:
+    """Waits for the call and returns its error, None if it succeeded."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error
+    return None
 
 
 async def test_compressed_requests_do_not_grow_beyond_the_limit(daemon: StartDaemon) -> None:
