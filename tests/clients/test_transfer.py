@@ -239,7 +239,7 @@ async def test_on_conflict_skips_or_replaces_an_existing_id(
     assert len(await session_ids(address)) == sessions
 
 
-async def test_a_history_longer_than_a_request_is_imported_completely(
+async def test_a_history_longer_than_a_message_of_grpc_is_imported_and_exported_completely(
     address: str, daemon: StartDaemon, ruvd: Ruvd, tmp_path: Path
 ) -> None:
     contents = [f"message {number}" for number in range(1_300)] + ["m" * 1_000_000] * 5
@@ -250,6 +250,11 @@ async def test_a_history_longer_than_a_request_is_imported_completely(
     async with AsyncClient(address) as client:
         session = await client.get_session("long", SessionView.SESSION_VIEW_FULL)
     assert [message.content for message in session.messages] == contents
+    assert session.message_count == len(contents)
+    exported = await ruvd("sessions", "export", "long", "--address", address)
+    assert [message["content"] for message in json.loads(exported.stdout)["messages"]] == contents
+    shown = await ruvd("sessions", "show", "long", "--json", "--address", address)
+    assert [message["content"] for message in json.loads(shown.stdout)["messages"]] == contents
     async with daemon(*ECHO, "--max-session-bytes", "2000000") as small:
         done = await ruvd("sessions", "import", str(file), "--address", small.address)
         assert done.returncode == 1

@@ -223,6 +223,44 @@ async def test_a_turn_between_two_pages_only_adds_messages_at_the_end(
         assert not last.next_page_token
 
 
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({"page_size": -1}, ["page_size"]),
+        ({"page_size": 1001}, ["page_size"]),
+        ({"page_token": "MUAweDEuMHArMA=="}, ["page_size"]),
+        ({"page_size": 1, "page_token": "x"}, ["page_token"]),
+        ({"page_size": 1, "page_token": "MUAweDFwOTk5OTk5"}, ["page_token"]),  # 1@0x1p999999
+        ({"page_size": 1, "view": pb.SESSION_VIEW_BASIC}, ["page_size"]),
+    ],
+)
+async def test_a_wrong_page_is_refused(
+    daemon: StartDaemon, fields: dict[str, Any], wrong: list[str]
+) -> None:
+    async with daemon("--engine", "echo") as running, plain_stub(running) as stub:
+        await say(stub, "hi", "s")
+        fields = {"session_id": "s", "view": pb.SESSION_VIEW_FULL, **fields}
+        refusal = await refused(stub.GetSession(pb.GetSessionRequest(**fields)))
+        assert refusal is not None
+        assert details(refusal)[:2] == ("INVALID_REQUEST", wrong)
+        foreign = page_of("s", "MUAweDEuMHArMA==", 1)  # of a session created at 1 s
+        refusal = await refused(stub.GetSession(foreign))
+        assert refusal is not None
+        assert details(refusal)[0] == "SESSION_NOT_FOUND"
+
+
+async def test_the_longest_answer_fits_a_clients_default_limit(daemon: StartDaemon) -> None:
+    flags = ("--max-message-bytes", "3500000", "--max-answer-bytes", str(3 << 20))
+    async with daemon("--engine", "echo", *flags) as running, plain_stub(running) as stub:
+        finished = await say(stub, "x" * 3_500_000, "s")
+        assert finished.finish_reason == pb.FINISH_REASON_LENGTH
+        assert finished.message.content == "x" * (3 << 20)
+        assert [len(text) for page in await read_pages(stub, "s") for text in page] == [
+            3_500_000,
+            3 << 20,
+        ]
+
+
 async def test_a_session_that_was_made_anew_between_two_pages_is_noticed(
     daemon: StartDaemon, store_flags: tuple[str, ...]
 ) -> None:
