@@ -248,7 +248,7 @@ async def test_a_field_that_this_version_does_not_know_is_refused(daemon: StartD
 async def test_a_request_that_is_too_large_is_refused_with_a_reason(daemon: StartDaemon) -> None:
     async with daemon(*ECHO) as running, running.stub() as stub:
         await say(stub, "small", "s")
-        error = await refused(events(stub, turn("x" * (5 << 20), "s")))
+        error = await refused(events(stub, turn("x" * (4 << 20), "s")))
         assert details(error)[:2] == ("INVALID_REQUEST", ["request"])
         assert await contents(stub, "s") == ["small", "small"]
 
