@@ -149,13 +149,15 @@ async def session_page(state: SessionState, *, paged: bool) -> pb.Session:
     proto = session(state)
     size, since_pause = proto.ByteSize() + _FIELD_BYTES, 0
     for count, each in enumerate(messages):
-        message_size = _message_bytes(each)
+        added = proto.messages.add()
+        _message(each, added)
+        message_size = added.ByteSize() + _FIELD_BYTES
         size += message_size
         if size > MAX_RESPONSE_BYTES and (count or not paged):
             if not paged:
                 raise too_large(stored)
+            del proto.messages[-1]
             break
-        _message(each, proto.messages.add())
         since_pause += message_size + _MESSAGE_COST_BYTES
         if since_pause > _BYTES_AT_ONCE:
             since_pause = 0
@@ -177,11 +179,6 @@ def history_bytes(session: Session, max_messages: int) -> int:
     messages = min(session.message_count, max_messages)
     size = session.size_bytes + messages * _MAX_MESSAGE_OVERHEAD + system_prompt
     return min(size, MAX_RESPONSE_BYTES)
-
-
-def _message_bytes(message: Message) -> int:
-    """Returns the size of a message in a response, or a little more."""
-    return message.size_bytes + (5 + 4 * len(message.tool_calls)) * _FIELD_BYTES
 
 
 def event(completion_event: model.CompletionEvent, into: pb.CompletionEvent) -> None:
