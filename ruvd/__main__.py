@@ -1,7 +1,5 @@
 """The entry point. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
 
-from __future__ import annotations
-
 import sys
 
 from ruvd.cli import run

@@ -4,8 +4,6 @@
 the other commands take four times its CPU time to import.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from ruvd.cli.quick_health import try_quick

@@ -3,8 +3,6 @@
 It reads the file and calls no daemon, so it takes the daemon's settings, not its address.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -4,8 +4,6 @@ The out file is the only state: each outcome is appended at once, and a run skip
 line. A failed item keeps its line and is not run again, unless --retry-failed is given.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import replace

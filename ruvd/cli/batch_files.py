@@ -7,8 +7,6 @@ that cannot be read twice, such as stdin, is copied to disk, so that a duplicate
 anything runs.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil

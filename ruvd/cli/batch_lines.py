@@ -5,8 +5,6 @@ paths of fields in the daemon's errors become paths in the line. The id of an it
 its request id, is a hash of its custom_id and body, so it is the same in every run.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -5,8 +5,6 @@ command that continues it is printed; a new session without a turn is deleted. R
 dim, on a terminal only. A tool call is printed as a line; the session goes on without its result.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from contextlib import suppress

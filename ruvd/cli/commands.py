@@ -1,7 +1,5 @@
 """The commands and their help. A command's module is imported when the command is called."""
 
-from __future__ import annotations
-
 from importlib.metadata import version
 
 import cyclopts

@@ -5,8 +5,6 @@ for it. The kernel knows the listener: of a Unix socket by its credentials, of a
 give the id in the caller's PID namespace, also for the first process of a container.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ipaddress
 import os

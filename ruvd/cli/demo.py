@@ -6,8 +6,6 @@ The way that relies on the engine's cache gets a new daemon: on the old one it w
 session's prompts in the cache and look better than it is.
 """
 
-from __future__ import annotations
-
 import secrets
 import signal
 import tempfile

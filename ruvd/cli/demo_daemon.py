@@ -4,8 +4,6 @@ It has a process group of its own, so that Ctrl-C at the terminal reaches only t
 ends the daemon by its process id.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

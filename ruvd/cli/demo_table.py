@@ -1,11 +1,10 @@
 """The demo's table. All its figures were measured by the daemon and come from `Finished`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Self
 
 from rich.table import Table
 from ruvd_client.protocol import to_seconds
@@ -39,7 +38,7 @@ class Turn:
     total_ms: float
 
     @classmethod
-    def from_finished(cls, finished: Finished) -> Turn:
+    def from_finished(cls, finished: Finished) -> Self:
         """Reads the figures of a completion."""
         usage, timings = finished.usage, finished.timings
         known = timings.HasField("time_to_first_token")

@@ -4,8 +4,6 @@ It is for a preStop hook of Kubernetes and for people. It finds the daemon's pro
 and sends it SIGUSR1. An RPC instead would let every client turn readiness off.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Annotated

@@ -3,8 +3,6 @@
 `quick_health` runs the check, mostly without this module.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from cyclopts import Parameter

@@ -6,8 +6,6 @@ stub takes 73 ms, and `import grpc` alone 58 (best of 8, 2026-11-30). So the one
 by hand, and this module imports nothing that it does not need.
 """
 
-from __future__ import annotations
-
 import socket
 import time
 from typing import NamedTuple

@@ -5,8 +5,6 @@ mean of an interval follows from the difference of the sums. The cache hit rate 
 sums, so its plot shows the rate since the start.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -1,7 +1,5 @@
 """`ruvd models`: lists the names that `model` of a call or a session may have."""
 
-from __future__ import annotations
-
 import json
 
 from ruvd.cli.terminal import Address, AsJson, connected, default_address, out, printable

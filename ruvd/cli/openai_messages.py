@@ -4,8 +4,6 @@ Reasoning is `reasoning_content`, as servers of open models call it. A field tha
 not have is refused, unless it is empty.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

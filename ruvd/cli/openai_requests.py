@@ -4,8 +4,6 @@ Types are checked here, because a wrong one cannot be converted; the daemon chec
 that ruvd's API does not have goes to the engine's server in `extra_body`. Null means unset.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping

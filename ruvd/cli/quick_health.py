@@ -4,8 +4,6 @@ Anything else, `--help` or a mistake, is left to the full parser. A whole `ruvd 
 of CPU time this way; through the full command line it takes 205 ms (one core, 2026-11-30).
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

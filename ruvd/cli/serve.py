@@ -1,7 +1,5 @@
 """`ruvd serve` and `ruvd config`, which have a flag for each setting."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from pathlib import Path

@@ -6,8 +6,6 @@ it is empty. Usage and parent are not exported, because an imported session has 
 and shares nothing.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """`ruvd sessions`: lists, shows and ends sessions. `--json` prints the API's field names."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any

@@ -3,8 +3,6 @@
 An error ends a command with exit code 1 and one line on stderr that says what to do.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ that concerns the daemon and not a line ends the import. A history that is large
 sent in several, so others may see the session grow meanwhile.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Checks of the addresses and URLs in settings. Pure functions."""
 
-from __future__ import annotations
-
 import ipaddress
 from urllib.parse import urlsplit
 

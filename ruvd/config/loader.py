@@ -4,8 +4,6 @@ A setting has one name in three spellings: `drain_seconds` in ruvd.toml, `--drai
 `RUVD_DRAIN_SECONDS`. An unknown key is an error that suggests the nearest setting.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import os

@@ -4,12 +4,10 @@
 read a process's command line.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -334,7 +332,7 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _together(self) -> Settings:
+    def _together(self) -> Self:
         addresses = [*self.listen, *([self.metrics_listen] if self.metrics_listen else [])]
         remote = [address for address in addresses if not is_loopback(address)]
         if remote and not self.allow_remote:

@@ -4,8 +4,6 @@ The reason on the wire is the class's name in UPPER_SNAKE, and `ruvd.rpc.status`
 a gRPC code. This module knows nothing of gRPC.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

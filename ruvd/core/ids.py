@@ -1,7 +1,5 @@
 """Random ids that cannot be guessed."""
 
-from __future__ import annotations
-
 import base64
 import secrets
 

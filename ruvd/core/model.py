@@ -4,8 +4,6 @@ Times are in seconds: `*_time` is a time of the core's clock, `*_seconds` is a d
 value is None, never 0. The words are those of the API (`proto/ruvd/v1`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import field
 from enum import Enum
@@ -118,7 +116,7 @@ class Usage:
     cached_tokens: int | None = None
     completion_tokens: int = 0
 
-    def __add__(self, other: Usage) -> Usage:
+    def __add__(self, other: "Usage") -> "Usage":
         cached = [c for c in (self.cached_tokens, other.cached_tokens) if c is not None]
         return Usage(
             self.prompt_tokens + other.prompt_tokens,

@@ -1,7 +1,5 @@
 """The options of a generation that a caller may set for any engine; see the proto."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import field
 from enum import Enum

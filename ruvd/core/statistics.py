@@ -5,8 +5,6 @@ disagree. The proto defines each figure and its unit at SessionMetrics. Figures 
 used as the engine reported them. Values that it does not report are left out, never counted as 0.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The common beginning of two texts. Pure."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 
 

@@ -6,8 +6,6 @@ a field of a value, so there is nothing left to check at run time. Values are ha
 fields, as frozen dataclasses are.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import TYPE_CHECKING, Any
 

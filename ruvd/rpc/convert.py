@@ -3,8 +3,6 @@
 The conversion of requests is in `ruvd.rpc.requests`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 from collections.abc import Sequence

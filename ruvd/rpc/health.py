@@ -9,8 +9,6 @@ Each response has the daemon's version (`ruvd-version`) and the number of comple
 own.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from typing import Any, TypeAlias

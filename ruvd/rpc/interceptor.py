@@ -4,8 +4,6 @@ Health and reflection are not wrapped: that would break `Watch`, a stream that o
 and would measure nothing useful.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -27,7 +25,7 @@ _ALWAYS_ADMITTED = {
     f"{_OURS}SessionService/{name}"
     for name in ("EndSession", "CancelCompletion", "GetSessionMetrics")
 }
-_receiving: ContextVar[Receiving | None] = ContextVar("ruvd_receiving", default=None)
+_receiving: "ContextVar[Receiving | None]" = ContextVar("ruvd_receiving", default=None)
 _metadata: ContextVar[Sequence[tuple[str, str | bytes]]] = ContextVar("ruvd_metadata", default=())
 
 Context: TypeAlias = "ServicerContext[Any, Any]"

@@ -6,8 +6,6 @@ tools are refused here for every engine. A `tool_choice` of AUTO or NONE without
 and is dropped.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

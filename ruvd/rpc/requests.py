@@ -3,8 +3,6 @@
 Every function raises InvalidRequest, naming every wrong field.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

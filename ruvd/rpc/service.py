@@ -3,8 +3,6 @@
 Errors pass through to the interceptor.
 """
 
-from __future__ import annotations
-
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial

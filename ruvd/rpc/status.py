@@ -4,8 +4,6 @@ The details follow google.rpc's error model: an ErrorInfo with our domain and th
 BadRequest that names every wrong field, and a RetryInfo where waiting helps.
 """
 
-from __future__ import annotations
-
 import string
 from typing import Any
 from urllib.parse import quote

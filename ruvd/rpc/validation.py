@@ -4,8 +4,6 @@ A field that this daemon has no rule for is refused, and so is a field that its 
 a caller's request is fulfilled or refused, and no part of it is ignored.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

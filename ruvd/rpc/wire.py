@@ -6,8 +6,6 @@ a large request (messages, map entries, repeated values) are counted in its byte
 because protobuf has no limit for them. A small request cannot hold enough of them to matter.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any, TypeAlias, TypeVar
 

@@ -5,8 +5,6 @@ task that keeps failing turns liveness off, so that whoever runs the daemon (a k
 restarts it: nothing dies in silence.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable

@@ -4,8 +4,6 @@ An adapter is imported only when it is chosen, so that a daemon does not load li
 not use. `ruvd.server.daemon` starts and stops the parts.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from dataclasses import dataclass
@@ -103,7 +101,7 @@ def build_core(
     return Core(sessions, commands, completions, service, prewarmer)
 
 
-def build_monitoring(settings: Settings, statistics: Statistics) -> Monitoring | None:
+def build_monitoring(settings: Settings, statistics: Statistics) -> "Monitoring | None":
     """Builds telemetry as the settings and the OTEL_* variables ask for it; None if they do not.
 
     A wrong OTEL_* variable is logged and turns telemetry off.
@@ -217,7 +215,7 @@ def build_memory_budget(settings: Settings, core: Core, readiness: Readiness) ->
 
 
 def build_server(
-    settings: Settings, monitoring: Monitoring | None, memory: MemoryBudget
+    settings: Settings, monitoring: "Monitoring | None", memory: MemoryBudget
 ) -> grpc.aio.Server:
     """Builds the server of the whole API, without services or addresses yet."""
     by_tcp = any(not address.startswith("unix:") for address in settings.listen)

@@ -6,8 +6,6 @@ the daemon refuses new turns, lets running turns end within `drain_seconds`, can
 stops the servers, the engine and the store.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
@@ -209,7 +207,7 @@ class Daemon:
         _log.info("serving health", extra={"address": address})
         return [server]
 
-    async def _listen_for_metrics(self, monitoring: Monitoring) -> None:
+    async def _listen_for_metrics(self, monitoring: "Monitoring") -> None:
         """Starts the Prometheus endpoint, if the settings name an address for it."""
         address = self._settings.metrics_listen
         if not address:

@@ -1,7 +1,5 @@
 """Log lines for the events of the core. They hold no message content."""
 
-from __future__ import annotations
-
 import logging
 
 from ruvd.core.ports.events import (

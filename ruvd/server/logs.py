@@ -3,8 +3,6 @@
 All modules log through the standard library. Log lines hold no message content.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

@@ -8,8 +8,6 @@ large request reserves the memory for its parsing and prompt, because the reside
 it too late. docs/operations.md has the sum of the parts.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ctypes
@@ -72,7 +70,7 @@ class MemoryBudget:
         self._resident = resident or resident_bytes
         self._reserved = 0
 
-    async def receive(self) -> Receiving:
+    async def receive(self) -> "Receiving":
         """Waits until the next request may be received, which is before gRPC allocates it.
 
         Few large requests are received at the same time. A client that sends slowly holds up the

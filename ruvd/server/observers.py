@@ -1,7 +1,5 @@
 """The observers of the core's events, of which none can fail the core."""
 
-from __future__ import annotations
-
 import logging
 
 from ruvd.core.ports.events import Event, Observer

@@ -5,8 +5,6 @@ Importing this module changes one environment variable and nothing else; the dae
 rest explicitly, so that tests and commands run with the defaults.
 """
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import os
@@ -92,7 +90,7 @@ HEALTH_SERVER_OPTIONS = (
 )
 
 
-def skip_method_registration(server: grpc.aio.Server) -> None:
+def skip_method_registration(server: "grpc.aio.Server") -> None:
     """Patches the server to find handlers by method name instead of registering each method.
 
     grpc.aio (1.85) waits anew on every registered method whenever one of them is called: about 10 %

@@ -5,8 +5,6 @@ and which goes on while the machine is suspended. The offset is chosen by the wa
 boot, and is stored. So the wall clock matters only for the time while the machine is off.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

@@ -5,8 +5,6 @@ first one's clients. A lock file beside the socket tells whether a ruvd owns it,
 at the same moment. Another program's listener is detected by connecting to it.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import socket

@@ -8,8 +8,6 @@ message has no finish reason. The RPC conventions are v1.41.1, a release candida
 begin with `ruvd.`. Units are UCUM.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit

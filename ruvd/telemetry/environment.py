@@ -5,8 +5,6 @@ is exported unless an endpoint is set. The protocol is gRPC unless OTEL_EXPORTER
 http/protobuf, as in OpenTelemetry's own Python distribution.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 

@@ -5,8 +5,6 @@ The queue of spans is bounded and drops the oldest when it is full, so a collect
 hangs delays no request. The beginning and the end of an outage are each logged once.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import importlib
@@ -88,7 +86,7 @@ class Telemetry:
             for exporter in self._exporters:
                 threading.Thread(target=exporter.shutdown, daemon=True).start()
 
-    def _exporter(self, protocol: str, signal: str, outage: Outage) -> Any:
+    def _exporter(self, protocol: str, signal: str, outage: "Outage") -> Any:
         module, name = _EXPORTERS[signal]
         # Only the module of this protocol is imported.
         package = f"opentelemetry.exporter.otlp.proto.{protocol.partition('/')[0]}"
@@ -98,7 +96,7 @@ class Telemetry:
         return exporter
 
 
-def reporting_exporter(base: Any, signal: str, outage: Outage) -> Any:
+def reporting_exporter(base: Any, signal: str, outage: "Outage") -> Any:
     """Returns an exporter of a class that derives from `base` and reports exports to `outage`."""
 
     class ReportingExporter(base):  # type: ignore[misc]  # the base is chosen at run time

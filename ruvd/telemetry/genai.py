@@ -4,8 +4,6 @@ Message content is included only where the operator asks for it. It is JSON text
 attributes have no structured values.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

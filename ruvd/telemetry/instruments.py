@@ -6,8 +6,6 @@ sets are bounded: no label holds a session's id, and at most `_MAX_MODELS` model
 because a caller may name any model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias

@@ -3,8 +3,6 @@
 The wrapper has every method of the port, so the core and the adapters know nothing of telemetry.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -123,7 +121,7 @@ class MeteredEngine:
         """See `Engine.close`."""
         await self._engine.close()
 
-    def _record(self, generation: _Generation) -> None:
+    def _record(self, generation: "_Generation") -> None:
         done, error = generation.done, generation.error
         self._instruments.record_generation(
             generation.model,

@@ -5,8 +5,6 @@ A commit that is slow or fails has a span, too. A span for each of the others, w
 of a millisecond, would cost 1 % of a stream's CPU and explain nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence

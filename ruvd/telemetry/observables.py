@@ -2,8 +2,6 @@
 GetSessionMetrics is made as well, and gauges of the core.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias

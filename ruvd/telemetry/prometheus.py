@@ -7,8 +7,6 @@ OpenTelemetry's compatibility specification. prometheus_client formats and serve
 thread. The SDK keeps the exemplars of one interval, so each is in one scrape.
 """
 
-from __future__ import annotations
-
 import asyncio
 import re
 from bisect import bisect_left

@@ -6,8 +6,6 @@ span, even if the completion outlives the RPC. An RPC that attaches to a complet
 has a trace of its own, with a link to the span of the RPC that started the completion.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Mapping
 from typing import Self
@@ -50,7 +48,9 @@ class RpcCalls:
         self._deferred = deferred
         self.records = not isinstance(tracer, trace.NoOpTracer)
 
-    def call(self, method: str, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> RpcCall:
+    def call(
+        self, method: str, metadata: Iterable[tuple[str, str | bytes]], peer: str
+    ) -> "RpcCall":
         """Returns a context manager that measures the RPC `method` (`/package.Service/Method`)."""
         parent = Context()
         for key, _ in metadata:

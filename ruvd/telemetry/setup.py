@@ -3,8 +3,6 @@
 This module is imported only where telemetry is on, because it imports OpenTelemetry.
 """
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Callable, Mapping

@@ -6,8 +6,6 @@ evaluated its prompt; the others then start from the cache. Whenever an item end
 begins. Outcomes wait for their reader, so the concurrency limit also bounds the memory they hold.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random
@@ -54,7 +52,7 @@ class BatchSummary:
     wall_seconds: float = 0.0
     latency_seconds: float = 0.0
 
-    def with_outcome(self, outcome: BatchOutcome) -> BatchSummary:
+    def with_outcome(self, outcome: BatchOutcome) -> "BatchSummary":
         """Returns the summary with one more outcome."""
         finished = outcome.finished
         if finished is None:
@@ -73,7 +71,7 @@ class _Run:
 
     indexes: list[int]
     prefix_key: str = ""
-    followers: list[_Run] = field(default_factory=list)
+    followers: "list[_Run]" = field(default_factory=list)
 
 
 class Batches:

@@ -5,8 +5,6 @@ reader of its event log. Every early end goes through `Completion.cancel`, which
 A cancel has no effect once the commit has begun, because the turn is as good as finished then.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence

@@ -3,8 +3,6 @@
 This module knows nothing of turns or commits. After a cancel, `Answer` holds what came so far.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace

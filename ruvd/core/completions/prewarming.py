@@ -6,8 +6,6 @@ to be evaluated. Other turns need no prewarming. A turn that arrives meanwhile g
 for at most one step.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Events are kept for a while after the end, bounded in time and bytes, so that a 
 resumed. After that, and after a restart, the store has the `Finished` of every committed turn.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing

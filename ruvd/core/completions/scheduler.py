@@ -6,8 +6,6 @@ it halves when the engine asks to slow down and grows by one with every successf
 Background work gets a slot when no completion has or wants one.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections import deque

@@ -4,8 +4,6 @@ Requests that share a long beginning (a system prompt, a document) are best run 
 engine evaluates it once, and the other requests start from it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict

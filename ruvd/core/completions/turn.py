@@ -3,8 +3,6 @@
 The new messages and the answer are committed together, once, before `Finished` is in the log.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The contracts of the clock, and its reading as a store keeps it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """The contract of every engine."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import field
 from typing import Protocol, TypeAlias
@@ -102,7 +100,7 @@ class Engine(Protocol):
         """Returns the allowed values of `CompletionOptions.model`. Raises as `generate` does."""
 
     @property
-    def prefix_cache(self) -> PrefixCache | None:
+    def prefix_cache(self) -> "PrefixCache | None":
         """The cache of evaluated prompts that the engine keeps; None if it keeps none."""
 
     async def close(self) -> None:

@@ -1,7 +1,5 @@
 """The events that observers are told of, within the call in which each happens."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeAlias
 

@@ -1,7 +1,5 @@
 """The contract of every session store, and the values that a store takes and returns."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 

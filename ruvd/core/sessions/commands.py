@@ -3,8 +3,6 @@
 Each change takes the session's turn, as completions do, and is one commit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 

@@ -4,8 +4,6 @@ A digest covers the fields that decide the outcome and leaves out those with the
 A newer daemon, whose requests have more fields, therefore still recognises older requests.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import MISSING, Field, fields, is_dataclass

@@ -5,8 +5,6 @@ completion creates is written with its first commit; until then its place in the
 as a session and shows as one. Expiry is strict at every access, whatever the sweeper has done.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The check that each tool result answers an open tool call of the conversation. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from ruvd.core.errors import FieldViolation, InvalidRequest

@@ -4,8 +4,6 @@ The order is first in, first out, except that an interrupting request goes to th
 happens within one event loop and needs no lock: the only await is the wait for the turn.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine

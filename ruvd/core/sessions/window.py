@@ -5,8 +5,6 @@ drops down to `keep_exchanges`. Between two trims every prompt begins with the o
 is what an engine's KV cache recognises. The history itself is never changed here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

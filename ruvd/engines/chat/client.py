@@ -6,8 +6,6 @@ because a server that cannot stream cannot be an engine. A response without a co
 as a stream.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing

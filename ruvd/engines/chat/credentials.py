@@ -5,8 +5,6 @@ as well as its time, because Kubernetes swaps a symlink. While the file cannot b
 stays in use. No text from this module contains the key.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

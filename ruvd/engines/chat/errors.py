@@ -14,8 +14,6 @@
 The last column is decided in `retryable`, from each error's cause.
 """
 
-from __future__ import annotations
-
 import email.utils
 import re
 import time

@@ -6,8 +6,6 @@ Reasoning is never sent. Without content, a message with tool calls has a `conte
 OpenAI's own clients send it (vLLM and llama-server accept null and no `content` alike).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -5,8 +5,6 @@ the connection ended before the response's head, and otherwise the exception of 
 A 500 or 504 is not retried, because the server has already worked on the request.
 """
 
-from __future__ import annotations
-
 import ssl
 from http import HTTPStatus
 

@@ -5,8 +5,6 @@ hand because httpx-sse 0.4.3 decodes line by line and does not limit an event's 
 one event of 150 bytes takes it 1.3 µs of CPU time, and this decoder 0.7 µs.
 """
 
-from __future__ import annotations
-
 
 class EventTooLarge(ValueError):
     """An event is longer than the limit."""

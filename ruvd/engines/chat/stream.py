@@ -7,8 +7,6 @@ finish reasons `content_filter` and `abort` are errors, because the answer is no
 answer. An unknown finish reason is taken for STOP.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Sequence
 from typing import Any

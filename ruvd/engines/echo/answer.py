@@ -7,8 +7,6 @@ REASON is one of the API's error reasons, such as `ENGINE_TIMEOUT`. An unknown r
 INVALID_REQUEST, and so does `INVALID_REQUEST` itself.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -19,8 +19,6 @@ look-up for each word, however many prompts there were.
   accepted without effect.
 """
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 from collections import OrderedDict

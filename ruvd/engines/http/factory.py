@@ -9,8 +9,6 @@ HTTP/2 is not offered. A request needed a connection of its own, because httpcor
 stream that is left before its end (seen with 1.0), and only that stops a server from generating.
 """
 
-from __future__ import annotations
-
 import ssl
 import urllib.request
 from collections.abc import Callable

@@ -7,8 +7,6 @@ each chunk), and 0.25 ms with this one. In the daemon, replacing aiohttp's took 
 2.6 ms (bench/README.md). llhttp parses the responses; the state machine is in `http1_connection`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import ssl
 from collections import deque

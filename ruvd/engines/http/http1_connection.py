@@ -4,8 +4,6 @@ llhttp (`httptools`) parses. It appends a chunk's body to a list without a Pytho
 which is a part of the measured gain that `http1` names.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from typing import cast

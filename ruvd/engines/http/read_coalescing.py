@@ -10,8 +10,6 @@ Measured with 64 streams of 10 ms a token: 14.3 to about 11 CPU seconds per 1,00
 to 61 ms for the 99th percentile of the time to first token (bench/README.md).
 """
 
-from __future__ import annotations
-
 import asyncio
 import heapq
 import itertools

@@ -5,8 +5,6 @@ it. Here one timer serves all reads of a request. Measured together with smaller
 of 10 ms a token went from 16.6 to 15.2 CPU seconds per 1,000 streams (bench/README.md).
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 from types import TracebackType

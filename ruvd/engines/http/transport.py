@@ -3,8 +3,6 @@
 Every transport raises httpx's exceptions.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast

@@ -7,8 +7,6 @@ the end of stdin ends the server in this process. One JSON line on stdin has the
 no command line contains the key. This module imports nothing of `ruvd`.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -6,8 +6,6 @@ cache, the slot is erased after it and before any other request. Tools that the 
 template does not support are rejected, as the server would leave them out silently.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -182,7 +180,7 @@ class LlamaEngine:
                 return
 
     @asynccontextmanager
-    async def _generation(self, request: EngineRequest) -> AsyncGenerator[_Generation, None]:
+    async def _generation(self, request: EngineRequest) -> AsyncGenerator["_Generation", None]:
         """Holds a slot that is prepared for the request."""
         server = self._kv_cache.server()
         client, options = server.client, request.options

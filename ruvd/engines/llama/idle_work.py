@@ -6,8 +6,6 @@ needs the slot, which would otherwise wait for the save (measured: 16 of the 25 
 beside its own prompt), and when its session has rested for a while, for the next daemon.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Awaitable, Callable

@@ -1,7 +1,5 @@
 """The model's files: where they are, and a fingerprint of all that a saved KV state depends on."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import hashlib
@@ -75,7 +73,7 @@ def _shards(model_path: Path) -> list[Path]:
     return sorted(model_path.parent.glob(f"{glob.escape(match[1])}-*-of-{match[2]}.gguf"))
 
 
-def _add_samples(digest: hashlib._Hash, path: Path) -> None:
+def _add_samples(digest: "hashlib._Hash", path: Path) -> None:
     """Adds the size and evenly spread parts of a file, which may have many gigabytes."""
     size = path.stat().st_size
     digest.update(str(size).encode())

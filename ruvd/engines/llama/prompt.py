@@ -3,8 +3,6 @@
 The server compares tokens itself, so an error here costs time and never gives a wrong answer.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ruvd.core.model import Message, Role
@@ -29,11 +27,11 @@ class Prompt:
         """The length of all messages."""
         return sum(len(text) for message in self.messages for text in _texts(message))
 
-    def with_answer(self, text: str) -> Prompt:
+    def with_answer(self, text: str) -> "Prompt":
         """Returns this prompt followed by an answer."""
         return Prompt((*self.messages, Message(Role.ASSISTANT, text)), self.tools)
 
-    def common(self, other: Prompt) -> int:
+    def common(self, other: "Prompt") -> int:
         """Returns the length of the beginning that both prompts have in common."""
         if self.tools != other.tools:
             return 0

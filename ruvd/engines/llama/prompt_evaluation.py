@@ -4,8 +4,6 @@ Prompts are sent as tokens here, because a message cannot be sent in part. The s
 and tokenizer say which tokens every next message follows. An error of one token costs one token.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import TypeVar
 

@@ -4,8 +4,6 @@ Each process gets a new key, and a Unix socket in a directory that only this use
 settings are sent over stdin, so that no command line contains the key.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math

@@ -6,8 +6,6 @@ prefix key is evaluated before it is answered, because the server saves no busy 
 requests would wait for a whole answer. A failure is logged; the prompt is then evaluated as usual.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections import OrderedDict

@@ -4,8 +4,6 @@ A slot that holds a session is given to another session last: a similar beginnin
 system prompt, must not move out a session that is still in use.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from ruvd.core.ports.engine import EngineRequest

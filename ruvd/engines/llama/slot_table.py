@@ -7,8 +7,6 @@ waits behind a busy slot while another is idle. The server compares tokens itsel
 costs time and never gives a wrong answer.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import math

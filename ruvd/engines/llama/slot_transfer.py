@@ -1,7 +1,5 @@
 """The transfer of KV states between the slots of one server process and files."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

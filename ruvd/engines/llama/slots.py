@@ -1,7 +1,5 @@
 """The state of one slot of the server: its content, and the work that is done in it."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ daemon is read only if its seal, a file with its checksum, matches. The contents
 so only the owner may read the files.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import fcntl

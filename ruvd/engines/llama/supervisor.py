@@ -5,8 +5,6 @@ thread, because the kernel kills the child together with the thread that forked 
 a session of its own, so that a terminal's Ctrl-C reaches only the daemon, and is killed as a group.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

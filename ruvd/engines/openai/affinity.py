@@ -16,8 +16,6 @@ completion that bypasses the cache gets a salt of its own there, and is rejected
 llama-server has no salt: with `cache_prompt` false it reuses nothing, but keeps what it evaluated.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import secrets

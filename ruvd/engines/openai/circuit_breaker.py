@@ -11,8 +11,6 @@ call through a half-open circuit. Besides, purgatory 3.0.1 and pybreaker 1.4.1 g
 failure or a success.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

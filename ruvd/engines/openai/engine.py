@@ -4,8 +4,6 @@ A request is retried only before its first chunk. An attempt tries every server 
 after the other without a pause; only the next attempt waits.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import time

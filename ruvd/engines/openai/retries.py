@@ -4,8 +4,6 @@ stamina waits, with exponential back-off and jitter. The budget is shared becaus
 of many callers keep an overloaded server down.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import AsyncIterator

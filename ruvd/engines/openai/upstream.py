@@ -1,7 +1,5 @@
 """One of the servers of an `openai` engine: its state, its circuit breaker and its calls."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
@@ -63,7 +61,9 @@ class Upstream:
             self.up, self.problem = up, problem
             self._changed()
 
-    async def complete(self, request: EngineRequest, *, model: str, deadline: float) -> Call | None:
+    async def complete(
+        self, request: EngineRequest, *, model: str, deadline: float
+    ) -> "Call | None":
         """Returns an answer that has begun, or None if the circuit breaker rejects the call."""
         permit = self.breaker.try_acquire()
         if permit is None:

@@ -3,8 +3,6 @@
 It stays in order even when the clock steps back, unlike a list in the order of use.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@ No method awaits anything, so each is atomic on its event loop. Messages are imm
 shares them with its parent.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -6,8 +6,6 @@ steps of a backup without such a transaction. Meanwhile the daemon writes on, an
 copy is a single file without a log. It gets its name once it is complete, checked and on disk.
 """
 
-from __future__ import annotations
-
 import os
 import sqlite3
 from collections.abc import Callable

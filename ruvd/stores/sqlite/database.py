@@ -5,8 +5,6 @@ could each lock a file of its name. Only the owner can read the files. A file th
 left as it is.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import sqlite3

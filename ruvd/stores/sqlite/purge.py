@@ -4,8 +4,6 @@ A deleted branch keeps the messages that its forks share, and is purged again wh
 deleted. Free pages are returned to the file system, except for some that new sessions will need.
 """
 
-from __future__ import annotations
-
 import sqlite3
 
 # A step deletes at most this many rows, and messages of this many bytes besides the first one.

@@ -4,8 +4,6 @@ A history is read branch by branch from its end towards its beginning. Reading s
 that holds the first exchange that is needed, so that the history before it costs nothing.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from bisect import bisect_right

@@ -3,8 +3,6 @@
 Their messages and idempotency records stay in the file until `purge` deletes them.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping

@@ -5,8 +5,6 @@ are only read as a whole (labels, a receipt's figures) are JSON. So is `extra`, 
 messages have (tool calls, the answered call, reasoning); it is NULL for a message of text alone.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any, TypeAlias
 

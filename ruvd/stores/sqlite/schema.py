@@ -7,8 +7,6 @@ Deleting a session puts its branch into `garbage`, which is purged later, so tha
 `receipts` are the idempotency records; they refer to the answer's message and do not repeat it.
 """
 
-from __future__ import annotations
-
 import sqlite3
 from contextlib import closing
 from pathlib import Path

@@ -7,8 +7,6 @@ so the cache is as current as the file. The event loop reads it only while that 
 all that the thread may do meanwhile is clear it.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -41,7 +39,7 @@ class CachedSession:
         session: Session,
         appended: Sequence[tuple[int, Message]],
         branch_end: tuple[int, int] | None = None,
-    ) -> CachedSession | None:
+    ) -> "CachedSession | None":
         """Returns the entry after a commit, or None if that needs exchanges that are not here."""
         exchanges = list(self.exchanges)
         first = self.session.window_start

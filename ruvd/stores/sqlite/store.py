@@ -5,8 +5,6 @@ long read never delays a commit. The store is up while the last transaction of b
 succeeded. While it is down, each call tries again.
 """
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress

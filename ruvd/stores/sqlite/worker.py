@@ -8,8 +8,6 @@ interpreter's lock, so they are not used at first. A database error undoes the b
 connection. The next operation connects again, which is how a store recovers.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import queue

@@ -4,8 +4,6 @@ Each public function implements one `Store` method on a connection. The worker r
 back if it raises, and clears the session cache then.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections.abc import Mapping
