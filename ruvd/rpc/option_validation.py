@@ -33,8 +33,6 @@ _MAX_DEPTH = 32
 # llama.cpp's grammar grows with the square of a schema's breadth: 20,000 properties took 6.8 GB.
 _MAX_SCHEMA_VALUES = 5000
 _MAX_EXTRA_VALUES = 5000
-_MAX_TEMPERATURE = 2.0
-_MAX_PENALTY = 2.0
 _MAX_BIAS = 100.0
 # A double above this cannot represent every whole number, so it is not a count.
 _MAX_WHOLE = 2.0**53
@@ -54,20 +52,19 @@ def _model(check: Checker, asked: pb.CompletionOptions) -> str:
     return asked.model
 
 
-def _temperature(check: Checker, asked: pb.CompletionOptions) -> float:
-    fits = 0 <= asked.temperature <= _MAX_TEMPERATURE
-    check.check(fits, "options.temperature", "must be 0 to 2")
-    return asked.temperature
+def _field(name: str, fits: Callable[[Any], bool], rule: str) -> _Rule:
+    """Returns the rule of a field whose value must fit by itself."""
+
+    def check_field(check: Checker, asked: pb.CompletionOptions) -> Any:
+        value = getattr(asked, name)
+        check.check(fits(value), f"options.{name}", rule)
+        return value
+
+    return check_field
 
 
-def _top_p(check: Checker, asked: pb.CompletionOptions) -> float:
-    check.check(0 < asked.top_p <= 1, "options.top_p", "must be above 0 and at most 1")
-    return asked.top_p
-
-
-def _max_tokens(check: Checker, asked: pb.CompletionOptions) -> int:
-    check.check(asked.max_tokens > 0, "options.max_tokens", "must be more than 0")
-    return asked.max_tokens
+def _penalty(name: str) -> _Rule:
+    return _field(name, lambda penalty: -2 <= penalty <= 2, "must be -2 to 2")
 
 
 def _stop(check: Checker, asked: pb.CompletionOptions) -> tuple[str, ...]:
@@ -77,16 +74,6 @@ def _stop(check: Checker, asked: pb.CompletionOptions) -> tuple[str, ...]:
     for index, stop in enumerate(asked.stop[:_MAX_STOPS]):
         check.check(bool(stop), f"options.stop[{index}]", "must not be empty")
     return tuple(asked.stop[:_MAX_STOPS])
-
-
-def _penalty(name: str) -> _Rule:
-    def rule(check: Checker, asked: pb.CompletionOptions) -> float:
-        penalty: float = getattr(asked, name)
-        fits = -_MAX_PENALTY <= penalty <= _MAX_PENALTY
-        check.check(fits, f"options.{name}", "must be -2 to 2")
-        return penalty
-
-    return rule
 
 
 def _parallel_tool_calls(check: Checker, asked: pb.CompletionOptions) -> bool:
@@ -255,9 +242,9 @@ def _plain(check: Checker, field: str, value: Value, depth: int) -> Any:
 # The rule of each field, which validates and converts it if it is set.
 _RULES: dict[str, _Rule] = {
     "model": _model,
-    "temperature": _temperature,
-    "top_p": _top_p,
-    "max_tokens": _max_tokens,
+    "temperature": _field("temperature", lambda value: 0 <= value <= 2, "must be 0 to 2"),
+    "top_p": _field("top_p", lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
+    "max_tokens": _field("max_tokens", lambda value: value > 0, "must be more than 0"),
     "stop": _stop,
     "seed": lambda _, asked: asked.seed,
     "bypass_cache": lambda _, asked: asked.bypass_cache,
