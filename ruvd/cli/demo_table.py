@@ -1,7 +1,7 @@
 """The demo's table. All its figures were measured by the daemon and come from `Finished`."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Self
@@ -73,7 +73,7 @@ def build(session: Way, uncached: Way, cached: Way) -> Table:
         table.add_row(
             str(index + 1),
             str(turn.prompt_tokens),
-            *(_turn_cell(way, index) for way in (session, uncached, cached)),
+            *(_medians(way.turns[index : index + 1]) for way in (session, uncached, cached)),
             *(_percent(reduction(turn, other, index)) for other in (uncached, cached)),
         )
     first = first_counted(session)
@@ -81,7 +81,7 @@ def build(session: Way, uncached: Way, cached: Way) -> Table:
     table.add_row(
         f"{first + 1}-{len(session.turns)}",
         "median",
-        *(_median_cell(way, first) for way in (session, uncached, cached)),
+        *(_medians(way.turns[first:]) for way in (session, uncached, cached)),
         *(_percent(median_reduction(session, other)) for other in (uncached, cached)),
         style="bold",
     )
@@ -122,9 +122,7 @@ def reduction(turn: Turn, other: Way, index: int) -> float | None:
 def median_reduction(session: Way, other: Way) -> float | None:
     """Returns the median reduction over the turns from `first_counted` on."""
     first = first_counted(session)
-    found = [reduction(turn, other, i) for i, turn in enumerate(session.turns) if i >= first]
-    known = [value for value in found if value is not None]
-    return median(known) if known else None
+    return _median(reduction(turn, other, i) for i, turn in enumerate(session.turns) if i >= first)
 
 
 def prompts_differ(session: Way, other: Way) -> bool:
@@ -134,25 +132,16 @@ def prompts_differ(session: Way, other: Way) -> bool:
     )
 
 
-def _turn_cell(way: Way, index: int) -> str:
-    if index >= len(way.turns):
+def _medians(turns: Sequence[Turn]) -> str:
+    if not turns:
         return UNKNOWN
-    turn = way.turns[index]
-    return _cell(_number(turn.cached_tokens), _number(turn.first_token_ms), _number(turn.total_ms))
+    columns = zip(*((t.cached_tokens, t.first_token_ms, t.total_ms) for t in turns), strict=True)
+    return _cell(*(_number(_median(column)) for column in columns))
 
 
-def _median_cell(way: Way, first: int) -> str:
-    def middle(of: Callable[[Turn], float | None]) -> str:
-        known = [value for value in map(of, way.turns[first:]) if value is not None]
-        return _number(median(known) if known else None)
-
-    if not way.turns:
-        return UNKNOWN
-    return _cell(
-        middle(lambda turn: turn.cached_tokens),
-        middle(lambda turn: turn.first_token_ms),
-        middle(lambda turn: turn.total_ms),
-    )
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
 
 
 def _cell(*figures: str) -> str:

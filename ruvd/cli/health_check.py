@@ -11,17 +11,9 @@ import time
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from h2 import events
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import (
-    ConnectionTerminated,
-    DataReceived,
-    Event,
-    ResponseReceived,
-    StreamEnded,
-    StreamReset,
-    TrailersReceived,
-)
 from h2.exceptions import ProtocolError
 
 _STREAM = 1
@@ -134,15 +126,17 @@ class _Call:
             self._send()
         return self._answer()
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: events.Event) -> None:
         match event:
-            case ResponseReceived(headers=headers) | TrailersReceived(headers=headers):
+            case (
+                events.ResponseReceived(headers=headers) | events.TrailersReceived(headers=headers)
+            ):
                 self._metadata |= {str(name): str(value) for name, value in headers or ()}
-            case DataReceived(data=data):
+            case events.DataReceived(data=data):
                 self._body += data or b""
-            case StreamEnded():
+            case events.StreamEnded():
                 self._ended = True
-            case StreamReset() | ConnectionTerminated():
+            case events.StreamReset() | events.ConnectionTerminated():
                 raise ConnectionError("the call was reset")
             case _:  # settings and pings, which h2 answers
                 pass

@@ -141,39 +141,23 @@ def _rows(now: SessionMetrics) -> Iterator[tuple[str, str, str]]:
     yield "messages per session", messages, "" if now.total_sessions else "no sessions"
     yield "session completions", str(now.session_completions), "all figures below: since the start"
     yield "stateless completions", str(now.stateless_completions), ""
-    yield _percent(
-        now,
-        "cache_hit_rate",
-        "cached prompt tokens / prompt tokens of session completions",
-        sessions or "the engine has reported no cached tokens",
-    )
+    meaning = "cached prompt tokens / prompt tokens of session completions"
+    unset = sessions or "the engine has reported no cached tokens"
+    yield "cache hit rate", *_percent(now, "cache_hit_rate", meaning, unset)
     yield "mean session latency", _latency(now, "avg_session_latency"), sessions
     yield "mean stateless latency", _latency(now, "avg_stateless_latency"), stateless
-    yield _percent(
-        now,
-        "avg_latency_reduction",
-        "(stateless - session) / stateless mean latency; the prompts may differ",
-        sessions or stateless or "the stateless completions took no time",
-    )
-    yield _percent(
-        now,
-        "avg_prefill_reduction",
-        "share of prefill time that cached tokens saved, at the engine's measured rate",
-        sessions or "the engine has reported no prefill times",
-    )
+    meaning = "(stateless - session) / stateless mean latency; the prompts may differ"
+    unset = sessions or stateless or "the stateless completions took no time"
+    yield "latency reduction", *_percent(now, "avg_latency_reduction", meaning, unset)
+    meaning = "share of prefill time that cached tokens saved, at the engine's measured rate"
+    unset = sessions or "the engine has reported no prefill times"
+    yield "prefill reduction", *_percent(now, "avg_prefill_reduction", meaning, unset)
 
 
-_NAMES = {
-    "cache_hit_rate": "cache hit rate",
-    "avg_latency_reduction": "latency reduction",
-    "avg_prefill_reduction": "prefill reduction",
-}
-
-
-def _percent(now: SessionMetrics, field: Any, meaning: str, unset: str) -> tuple[str, str, str]:
+def _percent(now: SessionMetrics, field: Any, meaning: str, unset: str) -> tuple[str, str]:
     if now.HasField(field):
-        return _NAMES[field], f"{getattr(now, field):.1f} %", meaning
-    return _NAMES[field], _UNKNOWN, unset
+        return f"{getattr(now, field):.1f} %", meaning
+    return _UNKNOWN, unset
 
 
 def _latency(now: SessionMetrics, field: Any) -> str:

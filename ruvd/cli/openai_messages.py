@@ -5,11 +5,15 @@ not have is refused, unless it is empty.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 from ruvd_client import Message, Role
 from ruvd_client.v1.session_service_pb2 import ToolCall
+
+T = TypeVar("T")
+# Reads the value at a path in the line. Raises LineRefused.
+Reader: TypeAlias = Callable[[Any, str], T]
 
 _ROLES = {"user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT, "tool": Role.ROLE_TOOL}
 # Valid in JSON text, but a terminal may act on them, and some readers split lines at them.
@@ -61,7 +65,8 @@ def read_message(value: Any, path: str) -> Message:
         raise LineRefused(f"{path}.role", f"must be system, user, assistant or tool, not {role!r}")
     message = Message(role=_ROLES[role])
     if role == "assistant":
-        message.tool_calls.extend(_tool_calls(fields.pop("tool_calls", None), f"{path}.tool_calls"))
+        if (calls := fields.pop("tool_calls", None)) is not None:
+            message.tool_calls.extend(read_list(calls, f"{path}.tool_calls", _tool_call))
         if (reasoning := fields.pop("reasoning_content", None)) is not None:
             message.reasoning = read_text(reasoning, f"{path}.reasoning_content")
     elif role == "tool":
@@ -94,6 +99,21 @@ def read_object(value: Any, path: str) -> dict[str, Any]:
     return dict(value)
 
 
+def read_list(value: Any, path: str, read: Reader[T]) -> list[T]:
+    """Reads each value of a list. Raises LineRefused."""
+    if not isinstance(value, list):
+        raise LineRefused(path, "must be a list")
+    return [read(each, f"{path}[{index}]") for index, each in enumerate(value)]
+
+
+def read_fields(
+    fields: dict[str, Any], readers: Mapping[str, Reader[Any]], path: str
+) -> dict[str, Any]:
+    """Pops and reads the fields that have a reader and are not null. Raises LineRefused."""
+    given = [name for name in readers if fields.get(name) is not None]
+    return {name: readers[name](fields.pop(name), f"{path}.{name}") for name in given}
+
+
 def read_text(value: Any, path: str) -> str:
     """Returns a string that can be sent as UTF-8. Raises LineRefused."""
     if not isinstance(value, str):
@@ -108,14 +128,6 @@ def refuse_rest(fields: Mapping[str, Any], path: str) -> None:
     for name, value in fields.items():
         if value is not None and value not in ("", [], {}):
             raise LineRefused(f"{path}{name}", "is not supported by ruvd")
-
-
-def _tool_calls(value: Any, path: str) -> list[ToolCall]:
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise LineRefused(path, "must be a list")
-    return [_tool_call(each, f"{path}[{number}]") for number, each in enumerate(value)]
 
 
 def _tool_call(value: Any, path: str) -> ToolCall:
@@ -137,12 +149,13 @@ def _tool_call(value: Any, path: str) -> ToolCall:
 def _content(content: Any, path: str) -> str:
     if not isinstance(content, list):
         return read_text(content, path)
-    texts = []
-    for number, each in enumerate(content):
-        part = read_object(each, f"{path}[{number}]")
-        kind = part.pop("type", None)
-        if kind != "text":
-            raise LineRefused(f"{path}[{number}].type", f"must be text, not {kind!r}")
-        texts.append(read_text(part.pop("text", None), f"{path}[{number}].text"))
-        refuse_rest(part, f"{path}[{number}].")
-    return "".join(texts)
+    return "".join(read_list(content, path, _part))
+
+
+def _part(value: Any, path: str) -> str:
+    part = read_object(value, path)
+    if (kind := part.pop("type", None)) != "text":
+        raise LineRefused(f"{path}.type", f"must be text, not {kind!r}")
+    text = read_text(part.pop("text", None), f"{path}.text")
+    refuse_rest(part, f"{path}.")
+    return text

@@ -6,8 +6,8 @@ that ruvd's API does not have goes to the engine's server in `extra_body`. Null 
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 from ruvd_client import Message, ResponseFormat, Role, Tool, ToolChoiceMode, request
 from ruvd_client.protocol import CompleteArguments
@@ -15,7 +15,10 @@ from ruvd_client.v1.session_service_pb2 import CompleteRequest
 
 from ruvd.cli.openai_messages import (
     LineRefused,
+    Reader,
     is_system,
+    read_fields,
+    read_list,
     read_message,
     read_object,
     read_system,
@@ -64,10 +67,7 @@ def _messages(value: Any) -> list[Message]:
 
 def _arguments(body: dict[str, Any]) -> CompleteArguments:
     rest = {name: value for name, value in body.items() if value is not None}
-    arguments: dict[str, Any] = {}
-    for name, read in _FIELDS.items():
-        if name in rest:
-            arguments[name] = read(rest.pop(name), f"body.{name}")
+    arguments = read_fields(rest, _FIELDS, "body")
     if "max_completion_tokens" in arguments:
         max_tokens = arguments.pop("max_completion_tokens")
         if arguments.setdefault("max_tokens", max_tokens) != max_tokens:
@@ -116,7 +116,7 @@ def _flag(value: Any, path: str) -> bool:
     return value
 
 
-def _integer(within: range) -> Callable[[Any, str], int]:
+def _integer(within: range) -> Reader[int]:
     def read(value: Any, path: str) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or value not in within:
             raise LineRefused(path, f"must be an integer from {within.start} to {within.stop - 1}")
@@ -128,7 +128,7 @@ def _integer(within: range) -> Callable[[Any, str], int]:
 def _stop(value: Any, path: str) -> list[str]:
     if not isinstance(value, list):
         return [read_text(value, path)]
-    return [read_text(each, f"{path}[{index}]") for index, each in enumerate(value)]
+    return read_list(value, path, read_text)
 
 
 def _logit_bias(value: Any, path: str) -> dict[int, float]:
@@ -141,21 +141,15 @@ def _logit_bias(value: Any, path: str) -> dict[int, float]:
 
 
 def _tools(value: Any, path: str) -> list[Tool]:
-    if not isinstance(value, list):
-        raise LineRefused(path, "must be a list")
-    return [_tool(each, f"{path}[{index}]") for index, each in enumerate(value)]
+    return read_list(value, path, _tool)
 
 
 def _tool(value: Any, path: str) -> Tool:
     function = _typed_object(value, "function", path)
     path = f"{path}.function"
-    tool = Tool(name=read_text(function.pop("name", None), f"{path}.name"))
-    if (description := function.pop("description", None)) is not None:
-        tool.description = read_text(description, f"{path}.description")
-    if (parameters := function.pop("parameters", None)) is not None:
-        tool.parameters = _schema(parameters, f"{path}.parameters")
-    if (strict := function.pop("strict", None)) is not None:
-        tool.strict = _flag(strict, f"{path}.strict")
+    name = read_text(function.pop("name", None), f"{path}.name")
+    readers = {"description": read_text, "parameters": _schema, "strict": _flag}
+    tool = Tool(name=name, **read_fields(function, readers, path))
     refuse_rest(function, f"{path}.")
     return tool
 
@@ -178,13 +172,10 @@ def _response_format(value: Any, path: str) -> ResponseFormat | None:
         return None
     schema = _typed_object(value, "json_schema", path)
     path = f"{path}.json_schema"
-    result = ResponseFormat(json_schema=_schema(schema.pop("schema", None), f"{path}.schema"))
-    if (name := schema.pop("name", None)) is not None:
-        result.name = read_text(name, f"{path}.name")
-    if (strict := schema.pop("strict", None)) is not None:
-        result.strict = _flag(strict, f"{path}.strict")
+    text = _schema(schema.pop("schema", None), f"{path}.schema")
+    fields = read_fields(schema, {"name": read_text, "strict": _flag}, path)
     refuse_rest(schema, f"{path}.")
-    return result
+    return ResponseFormat(json_schema=text, **fields)
 
 
 def _typed_object(value: Any, kind: str, path: str) -> dict[str, Any]:
@@ -201,8 +192,7 @@ def _schema(value: Any, path: str) -> str:
     return read_text(json.dumps(read_object(value, path), ensure_ascii=False), path)
 
 
-_Reader: TypeAlias = Callable[[Any, str], Any]
-_FIELDS: Mapping[str, _Reader] = {
+_FIELDS: Mapping[str, Reader[Any]] = {
     "model": read_text,
     "temperature": _number,
     "top_p": _number,

@@ -17,8 +17,20 @@ _CANNOT_LISTEN = 3
 _STORE_LOCKED = 4
 
 
-def _with_settings(command: Callable[..., int]) -> Callable[..., int]:
-    """Gives a command a flag for each setting, with its description, default and variable."""
+def _with_settings(command: Callable[[Settings, dict[str, str]], int]) -> Callable[..., int]:
+    """Gives a command a flag for each setting, with its description, default and variable.
+
+    The command gets the settings, and the source of each. Invalid settings are its exit code 2.
+    """
+
+    def run(config: Path | None = None, **flags: Any) -> int:
+        given = {name: value for name, value in flags.items() if value is not None}
+        try:
+            settings, sources = load(given, file=config)
+        except SettingsInvalid as error:
+            return _print_failure(str(error), _USAGE)
+        return command(settings, sources)
+
     parameters = [
         inspect.Parameter(
             "config",
@@ -49,9 +61,9 @@ def _with_settings(command: Callable[..., int]) -> Callable[..., int]:
                 annotation=Annotated[optional, flag],
             )
         )
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in parameters}
-    return command
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
 
 
 def _shown_default(default: Any) -> Callable[[Any], str] | bool:
@@ -67,19 +79,9 @@ def _group(name: str) -> str:
     return str(extra["group"]) if isinstance(extra, dict) else ""
 
 
-def _load(flags: dict[str, Any]) -> tuple[Settings, dict[str, str]]:
-    file = flags.pop("config", None)
-    return load({key: value for key, value in flags.items() if value is not None}, file=file)
-
-
 @_with_settings
-def serve(**flags: Any) -> int:
+def serve(settings: Settings, _: dict[str, str]) -> int:
     """Runs `ruvd serve`; returns its exit code."""
-    try:
-        settings, _ = _load(flags)
-    except SettingsInvalid as error:
-        return _print_failure(str(error), _USAGE)
-
     # Imported only now, so that invalid settings are reported at once.
     from ruvd.core.ports.store import StoreLocked
     from ruvd.server import logs, runtime_tuning
@@ -102,12 +104,8 @@ def serve(**flags: Any) -> int:
 
 
 @_with_settings
-def config(**flags: Any) -> int:
+def config(settings: Settings, sources: dict[str, str]) -> int:
     """Runs `ruvd config`; returns its exit code."""
-    try:
-        settings, sources = _load(flags)
-    except SettingsInvalid as error:
-        return _print_failure(str(error), _USAGE)
     table = Table("setting", "value", "source")
     for name, text in printable_values(settings).items():
         table.add_row(name, text, sources[name], style="" if sources[name] != "default" else "dim")

@@ -8,9 +8,9 @@ and shares nothing.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from ruvd_client import ContextWindow, Message, Session
@@ -19,8 +19,10 @@ from ruvd_client.v1.session_service_pb2 import Rendering
 
 from ruvd.cli.openai_messages import (
     LineRefused,
+    Reader,
     escape_line,
     is_system,
+    read_fields,
     read_message,
     read_object,
     read_system,
@@ -32,6 +34,7 @@ from ruvd.cli.openai_messages import (
 __all__ = ["Conversation", "LineRefused", "from_line", "to_line"]
 
 _RENDERING = "RENDERING_"
+_LIMITS: Final = ("keep_exchanges", "max_exchanges", "max_tokens")
 _TIMES = ("create_time", "last_used_time")
 _MAX_INT32 = 2**31 - 1
 _MAX_IDLE_SECONDS = 315_576_000_000  # the longest protobuf Duration
@@ -51,11 +54,7 @@ def to_line(session: Session) -> str:
     if session.system_prompt:
         messages.insert(0, {"role": "system", "content": session.system_prompt})
     window = session.context_window
-    limits = {
-        name: getattr(window, name)
-        for name in ("keep_exchanges", "max_exchanges", "max_tokens")
-        if window.HasField(name)
-    }
+    limits = {name: getattr(window, name) for name in _LIMITS if window.HasField(name)}
     rendering = Rendering.Name(window.rendering).removeprefix(_RENDERING).lower()
     metadata = {
         "session_id": session.id,
@@ -97,21 +96,17 @@ def from_line(line: bytes) -> Conversation:
 
 
 def _arguments(metadata: dict[str, Any]) -> CreateSessionArguments:
-    known: Mapping[str, Callable[[Any, str], Any]] = {
+    readers: Mapping[str, Reader[Any]] = {
         "session_id": read_text,
         "model": read_text,
         "labels": _labels,
         "idle_timeout_seconds": _idle_seconds,
         "context_window": _context_window,
     }
-    arguments: CreateSessionArguments = {}
-    for name, read in known.items():
-        if (value := metadata.pop(name, None)) is not None:
-            arguments[name] = read(value, f"metadata.{name}")  # type: ignore[literal-required]
-    for name in _TIMES:
-        _check_time(metadata.pop(name, None), f"metadata.{name}")
+    arguments = read_fields(metadata, readers, "metadata")
+    read_fields(metadata, dict.fromkeys(_TIMES, _check_time), "metadata")
     refuse_rest(metadata, "metadata.")
-    return arguments
+    return arguments  # type: ignore[return-value]
 
 
 def _labels(value: Any, path: str) -> dict[str, str]:
@@ -130,31 +125,28 @@ def _idle_seconds(value: Any, path: str) -> float:
 
 def _context_window(value: Any, path: str) -> ContextWindow:
     fields = read_object(value, path)
-    window = ContextWindow()
-    for name in ("keep_exchanges", "max_exchanges", "max_tokens"):
-        if (number := fields.pop(name, None)) is None:
-            continue
-        whole = isinstance(number, int) and not isinstance(number, bool)
-        if not whole or not 0 <= number <= _MAX_INT32:
-            raise LineRefused(
-                f"{path}.{name}", f"must be an integer from 0 to {_MAX_INT32}, not {number!r}"
-            )
-        setattr(window, name, number)
-    if (name := fields.pop("rendering", None)) is not None:
-        renderings = {each.removeprefix(_RENDERING).lower(): each for each in Rendering.keys()[1:]}
-        if not isinstance(name, str) or name not in renderings:
-            raise LineRefused(
-                f"{path}.rendering", f"must be {' or '.join(renderings)}, not {name!r}"
-            )
-        window.rendering = Rendering.Value(renderings[name])
+    readers = {**dict.fromkeys(_LIMITS, _limit), "rendering": _rendering}
+    window = ContextWindow(**read_fields(fields, readers, path))
     refuse_rest(fields, f"{path}.")
     return window
 
 
+def _limit(value: Any, path: str) -> int:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not 0 <= value <= _MAX_INT32:
+        raise LineRefused(path, f"must be an integer from 0 to {_MAX_INT32}, not {value!r}")
+    return int(value)
+
+
+def _rendering(value: Any, path: str) -> Rendering.ValueType:
+    renderings = {each.removeprefix(_RENDERING).lower(): each for each in Rendering.keys()[1:]}
+    if not isinstance(value, str) or value not in renderings:
+        raise LineRefused(path, f"must be {' or '.join(renderings)}, not {value!r}")
+    return Rendering.Value(renderings[value])
+
+
 def _check_time(value: Any, path: str) -> None:
     """Checks a time, which is not imported. Raises LineRefused."""
-    if value is None:
-        return
     try:
         Timestamp().FromJsonString(value)
     except (ValueError, TypeError) as error:

@@ -35,17 +35,11 @@ def observe(event: Event) -> None:
             }
             _log.info("completion failed" if event.failed else "completion", extra=fields)
         case EngineStateChanged(up, detail):
-            _log.log(
-                logging.INFO if up else logging.WARNING,
-                "engine up" if up else "engine down",
-                extra={"detail": detail},
-            )
+            level, text = (logging.INFO, "engine up") if up else (logging.WARNING, "engine down")
+            _log.log(level, text, extra={"detail": detail})
         case StoreStateChanged(up, detail):
-            _log.log(
-                logging.INFO if up else logging.ERROR,
-                "store up" if up else "store down",
-                extra={"detail": detail},
-            )
+            level, text = (logging.INFO, "store up") if up else (logging.ERROR, "store down")
+            _log.log(level, text, extra={"detail": detail})
         case SessionCreated(session_id):
             _log.debug("session created", extra={"session_id": session_id})
         case SessionGone(session_id, reason):
