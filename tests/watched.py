@@ -91,7 +91,7 @@ class Watched:
         self.completions = CompletionRegistry(
             self.sessions, self.metered_engine, self.clock, observer, self.completion_policy
         )
-        self.instruments.watch(
+        self.instruments.observables.watch(
             Gauges(
                 active_sessions=lambda: 7,
                 active_completions=lambda: self.completions.running,

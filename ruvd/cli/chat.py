@@ -110,7 +110,6 @@ def _run_prompt(client: Client, address: str, arguments: CompleteArguments) -> N
 
 
 def _read_message() -> str | None:
-    """Returns the next message, or None at the end."""
     try:
         return input("> ").strip()
     except (EOFError, KeyboardInterrupt):

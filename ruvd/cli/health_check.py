@@ -43,10 +43,7 @@ class HealthCheckFailed(Exception):
 
 
 def check(address: str, service: str, timeout_seconds: float) -> Answer:
-    """Asks `HOST:PORT` or `unix:PATH` for the state of a service.
-
-    Raises HealthCheckFailed, or ValueError if the address has another form.
-    """
+    """Asks the daemon at an address for the state of a service. Raises as `connect` does."""
     deadline = time.monotonic() + timeout_seconds
     with connect(address, timeout_seconds) as connection:
         try:
@@ -88,8 +85,6 @@ def connect(address: str, timeout_seconds: float) -> socket.socket:
 
 
 class _Call:
-    """One call of Health/Check on a new connection."""
-
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._connection = connection
         self._deadline = deadline

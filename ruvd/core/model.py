@@ -97,10 +97,7 @@ Exchange: TypeAlias = tuple[Message, ...]
 
 @value(frozen=True, slots=True)
 class ContextWindow:
-    """The part of the history that is sent; see `ruvd.core.sessions.window`.
-
-    `max_exchanges` 0 sends the whole history.
-    """
+    """The part of the history that is sent, see `sessions.window`. `max_exchanges` 0 sends all."""
 
     keep_exchanges: int = 3
     max_exchanges: int = 10

@@ -29,10 +29,7 @@ Context: TypeAlias = "ServicerContext[Any, Any]"
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """The servicer of grpc.health.v1.Health, which several servers may share.
-
-    `running` returns the number of completions that run or wait.
-    """
+    """The servicer of grpc.health.v1.Health. `running` returns how many completions run or wait."""
 
     def __init__(self, version: str, running: Callable[[], int] = lambda: 0) -> None:
         self._version = version

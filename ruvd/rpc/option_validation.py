@@ -202,7 +202,6 @@ def _extra_body(check: Checker, asked: pb.CompletionOptions) -> dict[str, Any]:
 
 
 def _values(struct: Struct) -> Iterator[Value]:
-    """Yields all values in a Struct."""
     pending: list[Iterable[Value]] = [struct.fields.values()]
     while pending:
         for value in pending.pop():

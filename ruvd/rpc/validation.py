@@ -99,10 +99,7 @@ def idle_timeout(
 
 
 def messages(check: Checker, protos: Sequence[pb.Message], *, history: bool) -> Sequence[Message]:
-    """Converts the messages of a request.
-
-    They are a `history` or the messages of a turn, which ends with a message to answer.
-    """
+    """Converts a `history`, or the messages of a turn, which end with a message to answer."""
     limits = check.limits
     check.check(
         len(protos) <= limits.max_messages,

@@ -35,29 +35,22 @@ BATCH_WRITES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True, slots=True)
 class GenAINames:
-    """The differences between the versions of the GenAI conventions.
-
-    With `tokens_by_type` there is one histogram of tokens with the direction as an attribute,
-    without it there is one for each direction, and counters.
-    """
+    """The names that differ between the versions of the GenAI conventions."""
 
     duration: str
     time_to_first_chunk: str
-    tokens_by_type: bool
-    finish_reason_in_messages: bool
+    is_newest: bool
 
 
 V1_41_1 = GenAINames(
     duration="gen_ai.client.operation.duration",
     time_to_first_chunk="gen_ai.client.operation.time_to_first_chunk",
-    tokens_by_type=True,
-    finish_reason_in_messages=True,
+    is_newest=False,
 )
 NEWEST = GenAINames(
     duration="gen_ai.client.inference.duration",
     time_to_first_chunk="gen_ai.client.inference.time_to_first_chunk",
-    tokens_by_type=False,
-    finish_reason_in_messages=False,
+    is_newest=True,
 )
 
 

@@ -42,10 +42,7 @@ _EXPORTERS = {
 
 
 class Telemetry:
-    """The tracer and the meter of one daemon, and their exporters.
-
-    `prometheus` is a reader of the metrics, or None if Prometheus is not served.
-    """
+    """The tracer, the meter and the exporters of one daemon. `prometheus` is None if it is off."""
 
     def __init__(self, protocols: Mapping[str, str], version: str, *, prometheus: bool) -> None:
         """Starts the exporters. `protocols` has the protocol of each signal that is exported.

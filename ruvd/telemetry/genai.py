@@ -74,10 +74,7 @@ class AnswerRecorder:
                 self._calls.setdefault(chunk.index, []).append(chunk)
 
     def messages(self, reason: FinishReason | None, *, with_reason: bool) -> str:
-        """Returns the answer so far as JSON.
-
-        Its finish reason is `error` if `reason` is None, because the answer was cut.
-        """
+        """Returns the answer so far as JSON. Its finish reason is `error` without a `reason`."""
         calls = tuple(
             ToolCall(deltas[0].id, deltas[0].name, "".join(delta.arguments for delta in deltas))
             for _, deltas in sorted(self._calls.items())

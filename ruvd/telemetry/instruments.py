@@ -19,7 +19,7 @@ from ruvd.core.statistics import KINDS, Statistics, kind
 from ruvd.telemetry import conventions
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.deferred import Deferred
-from ruvd.telemetry.observables import Gauges, ObservableInstruments
+from ruvd.telemetry.observables import ObservableInstruments
 
 Labels: TypeAlias = Mapping[str, str | int]
 
@@ -59,9 +59,9 @@ class Instruments:
     ) -> None:
         self._meter = meter
         self._defer = deferred.add
-        self._observables = ObservableInstruments(meter)
-        self._observables.observe(statistics)
-        self._newest = not settings.names.tokens_by_type
+        self.observables = ObservableInstruments(meter)
+        self.observables.observe(statistics)
+        self._newest = settings.names.is_newest
         self._provider = provider.attributes()
         self._models: set[str] = set()
         self._generation_labels: dict[tuple[str, str], _GenerationLabels] = {}
@@ -208,10 +208,6 @@ class Instruments:
     def count_store_error(self, operation: str) -> None:
         """Counts a call that failed because the store was unavailable."""
         self._store_errors.add(1, {"ruvd.store.operation": operation})
-
-    def watch(self, gauges: Gauges) -> None:
-        """Creates the gauges of the core, which is built after the engine that is measured."""
-        self._observables.watch(gauges)
 
     def _record_completion(self, event: CompletionEnded, context: Context) -> None:
         timings = event.timings

@@ -193,6 +193,6 @@ class _Generation:
         if self.recorder:
             attributes["gen_ai.output.messages"] = self.recorder.messages(
                 self.done.finish_reason if self.done else None,
-                with_reason=names.finish_reason_in_messages,
+                with_reason=not names.is_newest,
             )
         return attributes

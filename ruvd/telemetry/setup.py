@@ -74,7 +74,7 @@ class Monitoring:
     def watch(self, sessions: SessionRegistry, completions: CompletionRegistry) -> None:
         """Creates the gauges of the core. Called on the event loop of the core."""
         loop = asyncio.get_running_loop()
-        self._instruments.watch(
+        self._instruments.observables.watch(
             Gauges(
                 active_sessions=_session_counter(sessions),
                 active_completions=lambda: completions.running,

@@ -99,10 +99,7 @@ class Completion:
         task.add_done_callback(self._on_end)
 
     def cancel(self, reason: RuvdError, *, keep_partial: bool = False) -> None:
-        """Stops the completion; its readers get `reason`.
-
-        Has no effect once the commit has begun or the task has ended.
-        """
+        """Stops a completion that has neither ended nor begun to commit. Readers get `reason`."""
         if self._task and self.can_be_cancelled:
             self._reason = reason
             self.keep_partial = keep_partial

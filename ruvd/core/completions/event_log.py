@@ -156,7 +156,6 @@ def _is_finished(event: CompletionEvent) -> bool:
 
 
 def _size(event: Started | Delta | Finished) -> int:
-    """Returns the bytes that an event holds in memory."""
     match event:
         case Delta(text, reasoning, call):
             size = _EVENT_BYTES + sys.getsizeof(text or reasoning)

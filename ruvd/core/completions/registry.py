@@ -139,10 +139,7 @@ class CompletionRegistry:
         await completion.ended()
 
     def shed(self) -> bool:
-        """Fails the tenth of the running completions that hold the most memory, for overload.
-
-        Returns False if none can be failed.
-        """
+        """Fails the largest tenth of the running completions. Returns False if there are none."""
         running = [each for each in self._running.values() if each.can_be_cancelled]
         running.sort(key=lambda each: each.log.size_bytes, reverse=True)
         for completion in running[: len(running) // 10 + 1]:

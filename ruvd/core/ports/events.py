@@ -69,10 +69,7 @@ class CompletionBegan:
 
 @value(frozen=True, slots=True)
 class CompletionJoined:
-    """A call attached to a completion that another call began. Emitted within the call.
-
-    Either it `resumed` the completion, or it repeated the completion's request id.
-    """
+    """A call `resumed` a completion, or repeated its request id. Emitted within the call."""
 
     completion_id: str
     resumed: bool

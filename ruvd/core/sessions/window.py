@@ -170,7 +170,6 @@ def _render(
 
 
 def _without_reasoning(message: Message) -> Message:
-    """Returns the message as the engine gets it: without its reasoning."""
     return replace(message, reasoning="") if message.reasoning else message
 
 

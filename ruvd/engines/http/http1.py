@@ -134,8 +134,6 @@ class Http1Transport:
 
 
 class _Response:
-    """The `Response` of a connection."""
-
     def __init__(self, transport: Http1Transport, connection: Connection) -> None:
         self.status = connection.status
         self.read = connection.read

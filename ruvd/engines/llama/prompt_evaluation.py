@@ -31,19 +31,6 @@ class _Tokens(msgspec.Struct):
     tokens: list[int]
 
 
-class _Text(msgspec.Struct):
-    content: str
-    add_special: bool = True
-    parse_special: bool = True
-
-
-class _Step(msgspec.Struct):
-    prompt: list[int]
-    id_slot: int
-    n_predict: int = 0
-    cache_prompt: bool = True
-
-
 class _Timings(msgspec.Struct):
     prompt_n: int = 0
     prompt_ms: float = 0.0
@@ -95,8 +82,8 @@ class PromptEvaluator:
 
     async def evaluate(self, slot: int, tokens: list[int]) -> tuple[int, float]:
         """Fills a slot with tokens. Returns how many of them were evaluated, and the seconds."""
-        body = msgspec.json.encode(_Step(tokens, slot))
-        timings = (await self._post("completion", body, _Answer)).timings
+        step = {"prompt": tokens, "id_slot": slot, "n_predict": 0, "cache_prompt": True}
+        timings = (await self._post("completion", msgspec.json.encode(step), _Answer)).timings
         return timings.prompt_n, timings.prompt_ms / 1000
 
     async def _history_text(self, request: EngineRequest) -> str:
@@ -114,8 +101,8 @@ class PromptEvaluator:
         return (await self._post("apply-template", body, _Template)).prompt
 
     async def _tokens(self, text: str, *, is_whole: bool = True) -> list[int]:
-        body = msgspec.json.encode(_Text(text, add_special=is_whole))
-        return (await self._post("tokenize", body, _Tokens)).tokens
+        body = {"content": text, "add_special": is_whole, "parse_special": True}
+        return (await self._post("tokenize", msgspec.json.encode(body), _Tokens)).tokens
 
     async def _post(self, path: str, content: bytes, into: type[T]) -> T:
         return await self.client.call("POST", f"{ROOT}/{path}", into, content=content)

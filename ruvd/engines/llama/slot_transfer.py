@@ -24,10 +24,6 @@ T = TypeVar("T")
 _log = logging.getLogger("ruvd.engine")
 
 
-class _Action(msgspec.Struct):
-    filename: str
-
-
 class _Saved(msgspec.Struct):
     n_written: int
 
@@ -112,7 +108,7 @@ class SlotTransfer:
         return restored.n_restored
 
     async def _act(self, slot: Slot, action: str, filename: str, into: type[T]) -> T:
-        content = msgspec.json.encode(_Action(filename))
+        content = msgspec.json.encode({"filename": filename})
         url = f"{ROOT}/slots/{slot.id}?action={action}"
         return await self._client.call("POST", url, into, content=content)
 

@@ -303,7 +303,6 @@ class OpenAIEngine:
         self._observer(EngineStateChanged(up=is_up, detail=detail))
 
     def _down_reason(self) -> str:
-        """Returns the reason why no server can be used."""
         if not self._upstreams:
             return self._open_problem
         reasons = [f"{server.url}: {server.problem or 'failing'}" for server in self._upstreams]

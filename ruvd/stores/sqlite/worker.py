@@ -156,7 +156,6 @@ class SqliteWorker:
             self._call_on_loop(self._finish, self._jobs, not self._is_last_batch)
 
     def _take_jobs(self, until: float | None) -> None:
-        """Takes the queued jobs, waiting for the first one."""
         self._jobs = []
         seconds = None if until is None else max(0.0, until - time.monotonic())
         try:
