@@ -29,7 +29,6 @@ from ruvd.cli.batch_lines import (
 )
 from ruvd.cli.terminal import STREAM
 
-_BLOCK_BYTES = 1 << 16
 _LINE_PREFIX = f'{{"id": "{ID_PREFIX}'.encode()
 
 
@@ -59,9 +58,7 @@ class OutcomeFile:
         self._ids: dict[str, str] = {}
         self._failed: set[str] = set()
         try:
-            self._repair()
-            for number, line in enumerate(self._lines(), 1):
-                self._remember(self._read(line, number), number)
+            self._load()
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -110,25 +107,18 @@ class OutcomeFile:
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
 
-    def _repair(self) -> None:
-        """Ends the file with a whole line, as its last write may have been cut."""
-        end = size = os.fstat(self._descriptor).st_size
-        with self.path.open("rb") as file:
-            while end:  # back to the start of the last line
-                begin = max(0, end - _BLOCK_BYTES)
-                file.seek(begin)
-                if (found := file.read(end - begin).rfind(b"\n")) >= 0:
-                    end = begin + found + 1
-                    break
-                end = begin
-            file.seek(end)
-            torn = file.read()
-        if end == size:
+    def _load(self) -> None:
+        """Reads the outcomes, and ends the file with a whole line, as its last write may be cut."""
+        last = b"\n"
+        for number, last in enumerate(self._lines(), 1):
+            if last.endswith(b"\n") or read_written(last):
+                self._remember(self._read(last, number), number)
+        if last.endswith(b"\n"):
             return
-        if read_written(torn):  # complete, but for the line break, as some editors write
+        if read_written(last):  # complete, but for the line break, as some editors write
             _write(self._descriptor, b"\n")
-        elif torn.startswith(_LINE_PREFIX[: len(torn)]):
-            os.ftruncate(self._descriptor, end)
+        elif last.startswith(_LINE_PREFIX[: len(last)]):
+            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - len(last))
         else:
             raise FilesRefused(f"{self.path}: the last line was not written by ruvd batch")
 
