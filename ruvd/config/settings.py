@@ -268,12 +268,6 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return _values(value) if isinstance(value, str) else value
 
-    @field_validator("base_url")
-    @classmethod
-    def _split_each(cls, value: list[str]) -> list[str]:
-        """A flag that comes once may hold several, too."""
-        return [part.strip() for url in value for part in url.split(",")]
-
     @field_validator("listen")
     @classmethod
     def _addresses(cls, value: list[str]) -> list[str]:
@@ -295,7 +289,8 @@ class Settings(BaseSettings):
     @field_validator("base_url")
     @classmethod
     def _servers(cls, value: list[str]) -> list[str]:
-        return [server_url(url) for url in value]
+        # A flag that comes once may hold several, too.
+        return [server_url(url.strip()) for urls in value for url in urls.split(",")]
 
     @field_validator("store")
     @classmethod
