@@ -24,7 +24,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
-from itertools import takewhile
+from itertools import accumulate, takewhile
 
 from ruvd.core.errors import EngineUnavailable
 from ruvd.core.model import Message, Role, Usage
@@ -92,9 +92,11 @@ class EchoEngine:
         await self.ready()
         use_cache = not request.options.bypass_cache
         words = [
-            (message.role, word) for message in request.messages for word in _text(message).split()
+            (message.role.value, word)
+            for message in request.messages
+            for word in _text(message).split()
         ]
-        prefixes = self._prefixes(words)
+        prefixes = list(accumulate(words, _chain, initial=0))[1:]
         cached = len(list(takewhile(self._seen.__contains__, prefixes))) if use_cache else 0
         if use_cache:
             self._remember(prefixes)
@@ -108,7 +110,7 @@ class EchoEngine:
         for piece in echoed.pieces:
             await asyncio.sleep(self._delay_seconds)
             text = piece.text if isinstance(piece, EngineText) else f"{piece.name}{piece.arguments}"
-            last = hash((last, Role.ASSISTANT.value, text.strip()))
+            last = _chain(last, (Role.ASSISTANT.value, text.strip()))
             if use_cache:
                 self._remember([last])
             yield piece
@@ -130,14 +132,6 @@ class EchoEngine:
         """Rejects all later requests."""
         self._closed = True
 
-    def _prefixes(self, words: Sequence[tuple[Role, str]]) -> list[int]:
-        prefixes: list[int] = []
-        last = 0
-        for role, word in words:
-            last = hash((last, role.value, word))
-            prefixes.append(last)
-        return prefixes
-
     def _remember(self, prefixes: Sequence[int]) -> None:
         # Longest first, so that the short prefixes, which later prompts share, are evicted last.
         for prefix in reversed(prefixes):
@@ -145,6 +139,10 @@ class EchoEngine:
             self._seen.move_to_end(prefix)
         while len(self._seen) > _REMEMBERED_WORDS:
             self._seen.popitem(last=False)
+
+
+def _chain(prefix: int, word: tuple[str, str]) -> int:
+    return hash((prefix, *word))
 
 
 def _text(message: Message) -> str:

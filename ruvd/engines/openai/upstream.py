@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -86,22 +87,16 @@ class Upstream:
         return Call(first, chunks, self.breaker, permit)
 
 
+@dataclass(eq=False, slots=True)
 class Call:
     """An answer that has begun: its `first` chunk, and the `chunks` after it, to be read inside
     `async with`, which closes them and records the call's result. It is no generator, because that
     would be one more layer for each chunk."""
 
-    def __init__(
-        self,
-        first: EngineChunk,
-        chunks: AsyncGenerator[EngineChunk, None],
-        breaker: CircuitBreaker,
-        permit: Permit,
-    ) -> None:
-        self.first = first
-        self.chunks = chunks
-        self._breaker = breaker
-        self._permit = permit
+    first: EngineChunk
+    chunks: AsyncGenerator[EngineChunk, None]
+    breaker: CircuitBreaker
+    permit: Permit
 
     async def __aenter__(self) -> Self:
         return self
@@ -113,7 +108,7 @@ class Call:
         trace: TracebackType | None,
     ) -> None:
         failed = False if error is None else _has_failed(error, begun=True)
-        self._breaker.record(self._permit, failed=failed)
+        self.breaker.record(self.permit, failed=failed)
         await self.chunks.aclose()
 
 
