@@ -141,7 +141,7 @@ def _message(check: Checker, field: str, proto: pb.Message, role: Role) -> Messa
         if reasoning:
             check.refuse(f"{field}.reasoning", _ASSISTANTS)
     if role is Role.TOOL:
-        _call_id(check, f"{field}.tool_call_id", call_id)
+        _call_text(check, f"{field}.tool_call_id", call_id)
     elif call_id:
         check.refuse(f"{field}.tool_call_id", "is allowed only in a tool's message")
     if calls:
@@ -162,14 +162,13 @@ def _calls(check: Checker, field: str, calls: Sequence[ToolCall]) -> None:
     ids: set[str] = set()
     for index, call in enumerate(calls):
         path = f"{field}[{index}]"
-        _call_id(check, f"{path}.id", call.id)
+        _call_text(check, f"{path}.id", call.id)
         check.check(call.id not in ids, f"{path}.id", "is the id of another call")
         ids.add(call.id)
-        fits = 0 < len(call.name.encode()) <= _MAX_CALL_BYTES
-        check.check(fits, f"{path}.name", f"must have 1 to {_MAX_CALL_BYTES} bytes")
+        _call_text(check, f"{path}.name", call.name)
 
 
-def _call_id(check: Checker, field: str, value: str) -> None:
+def _call_text(check: Checker, field: str, value: str) -> None:
     fits = 0 < len(value.encode()) <= _MAX_CALL_BYTES
     check.check(fits, field, f"must have 1 to {_MAX_CALL_BYTES} bytes")
 
