@@ -1,7 +1,5 @@
 """The reading of the clock in the database, from which the clock goes on when it is opened."""
 
-from __future__ import annotations
-
 import sqlite3
 
 from ruvd.core.ports.clock import ClockReading, StoredClock
