@@ -126,3 +126,15 @@ async def test_the_page_of_metrics_has_every_metric_and_no_other() -> None:
         "".join(cells[0] for cells in rows(DOCS / "metrics.md")),
     )
     assert sorted(named) == sorted(watched.metrics())
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    lines = re.findall(r"^\| .*\| `.*`.*\|$", (DOCS / "promises.md").read_text(), re.MULTILINE)
+    proofs = [line.split("|")[-2] for line in lines]
+    assert len(proofs) > 15
+    for proof in proofs:
+        path, *tests = re.findall(r"`([^`]+)`", proof)
+        source = (ROOT / "tests" / path).read_text()
+        assert tests
+        for test in tests:
+            assert f"def {test}(" in source, proof
