@@ -106,9 +106,13 @@ class StateFiles:
         """Deletes all states that are not sealed for the next daemon, and unlocks the directory.
         The server must have stopped. Blocks. Idempotent."""
         if self._lock is not None:
-            self._clear([state for state in self._states.values() if state.sealed])
-            os.close(self._lock)
-            self._lock = None
+            try:
+                self._clear([state for state in self._states.values() if state.sealed])
+            except OSError as error:  # for example, the directory was deleted
+                _log.warning("states in %s could not be deleted: %s", self.directory, error)
+            finally:
+                os.close(self._lock)
+                self._lock = None
 
     def new_path(self) -> Path:
         """Returns an unused path for a state."""
