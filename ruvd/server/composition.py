@@ -198,6 +198,7 @@ def build_engine(settings: Settings, observer: Observer) -> Engine:
         threads=settings.llama_threads,
         batch_tokens=settings.llama_batch_tokens,
         start_seconds=settings.engine_start_seconds,
+        hang_seconds=settings.engine_hang_seconds,
         states_path=settings.states_path,
         states_bytes=settings.kv_cache_bytes,
         evaluate_ahead=settings.evaluates_ahead,

@@ -47,9 +47,10 @@ class LlamaEngine:
     llama-server of the user's own (the binary, or a script that `exec`s it), which gets
     `server_args` after ours. A slot has `context_tokens`, of which `answer_tokens` are kept for
     the answer. `threads` 0 means as many as this process may use cores. A start may take
-    `start_seconds`. KV states are saved in `states_path`, None for a directory that is removed
-    with the daemon, up to `states_bytes`, 0 for none. `evaluate_ahead`, `idle_policy` and `sleep`
-    are for `IdleWork`. `transport` connects to the server's Unix socket.
+    `start_seconds`, and a server that hangs is killed within `hang_seconds`. KV states are saved in
+    `states_path`, None for a directory that is removed with the daemon, up to `states_bytes`, 0 for
+    none. `evaluate_ahead`, `idle_policy` and `sleep` are for `IdleWork`. `transport` connects to
+    the server's Unix socket.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class LlamaEngine:
         batch_tokens: int = 256,
         answer_tokens: int = 1024,
         start_seconds: float = 60.0,
+        hang_seconds: float = 30.0,
         states_path: Path | None = None,
         states_bytes: int = 2 << 30,
         evaluate_ahead: bool = True,
@@ -101,7 +103,9 @@ class LlamaEngine:
             batch_tokens=batch_tokens,
         )
         self._server = LlamaServer(settings, self._kv_cache.open, transport, observer)
-        self._supervisor = Supervisor(self._server, start_seconds=start_seconds)
+        self._supervisor = Supervisor(
+            self._server, start_seconds=start_seconds, hang_seconds=hang_seconds
+        )
         self._idle_task: asyncio.Task[None] | None = None
 
     @property

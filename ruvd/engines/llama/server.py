@@ -13,6 +13,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ from ruvd.core.errors import EngineUnavailable, RuvdError
 from ruvd.core.ports.events import EngineStateChanged, Observer
 from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.credentials import ApiKey
+from ruvd.engines.chat.retryable import Refused
 from ruvd.engines.http.http1 import Http1Transport
 from ruvd.engines.http.transport import Transport
+from ruvd.engines.llama.heartbeat import Pulse
 from ruvd.engines.llama.model_file import find_model, fingerprint
 from ruvd.engines.llama.supervisor import Launch
 
@@ -32,6 +35,8 @@ from ruvd.engines.llama.supervisor import Launch
 ROOT = "http://engine"
 # A Unix socket's path has at most 107 bytes; the rest is for the file's name.
 _MAX_DIRECTORY_BYTES = 96
+# The share of one processor above which a process computes. A container may have a small quota.
+_COMPUTING_SHARE = 0.02
 
 # A line of llama.cpp's log at level info or below: `0.01.707.128 I slot release: ...`.
 _INFORMATION = re.compile(r"[\d.]+ [DIT] ")
@@ -148,6 +153,23 @@ class LlamaServer:
             capabilities.supports_tool_calls is not False
         )
 
+    async def pulse(self, pid: int, seconds: float) -> Pulse:
+        """Asks for the slots, which the server tells between two batches; see `Child.pulse`.
+
+        /health would be answered by another thread also if the one that computes is stuck.
+        """
+        cpu_seconds, began = await asyncio.to_thread(_cpu_seconds, pid), time.monotonic()
+        try:
+            if self.client is not None:
+                await self.client.call("GET", f"{ROOT}/slots", msgspec.Raw, seconds=seconds)
+                return Pulse.ANSWERS
+        except RuvdError as error:
+            if isinstance(error.__cause__, Refused):  # an older server, without this endpoint
+                return Pulse.ANSWERS
+        used = await asyncio.to_thread(_cpu_seconds, pid) - cpu_seconds
+        is_computing = used > _COMPUTING_SHARE * (time.monotonic() - began)
+        return Pulse.COMPUTES if is_computing else Pulse.SILENT
+
     def may_explain_exit(self, line: str) -> bool:
         """Returns whether a line of output is above llama.cpp's log level info."""
         return _INFORMATION.match(line) is None
@@ -179,6 +201,16 @@ class LlamaServer:
         self._threads = settings.threads or _usable_cores()
         states = fingerprint(model_path, server_path, settings.server_args, settings.context_tokens)
         return model_path, self._open_states(private, states)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Returns the processor time of a process; see proc(5), /proc/pid/stat. 0.0 if unknown. Blocks."""
+    try:
+        # The name of the program, in parentheses, may contain spaces.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def _usable_cores() -> int:

@@ -1,4 +1,4 @@
-"""The supervision of a child process: start, wait until it is up, restart when it dies.
+"""The supervision of a child process: start, wait until it is up, restart when it dies or hangs.
 
 The supervisor knows nothing of what the child does. It starts the child on the event loop's own
 thread, because the kernel kills the child together with the thread that forked it. The child leads
@@ -14,9 +14,11 @@ from asyncio.subprocess import PIPE, STDOUT, Process
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from ruvd.core.errors import EngineUnavailable
+from ruvd.engines.llama.heartbeat import Pulse, wait_until_hung
 
 _MIN_BACKOFF_SECONDS = 0.5
 _MAX_BACKOFF_SECONDS = 30.0
@@ -51,6 +53,9 @@ class Child(Protocol):
     async def is_up(self) -> bool:
         """Returns whether the child that was started last is up. Raises nothing."""
 
+    async def pulse(self, pid: int, seconds: float) -> Pulse:
+        """Asks the child that is up whether it answers, for so many seconds. Raises nothing."""
+
     def may_explain_exit(self, line: str) -> bool:
         """Returns whether a line of the child's output may say why it died."""
 
@@ -65,12 +70,14 @@ class Supervisor:
     """Runs one child until it is closed.
 
     A child that dies is restarted after 0.5 s, doubling to 30 s; a minute up resets that. A start
-    that takes longer than `start_seconds` is killed and counts as failed.
+    that takes longer than `start_seconds` is killed and counts as failed. A child that hangs is
+    killed within `hang_seconds`; see `heartbeat`.
     """
 
-    def __init__(self, child: Child, *, start_seconds: float) -> None:
+    def __init__(self, child: Child, *, start_seconds: float, hang_seconds: float) -> None:
         self._child = child
         self._start_seconds = start_seconds
+        self._hang_seconds = hang_seconds
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self.is_up = False
@@ -171,16 +178,31 @@ class Supervisor:
             self._change(up=True, reason="")
             self._child.went_up(loop.time() - began)
             came_up = loop.time()
-            await asyncio.wait([exited])
+            hang_reason = await self._exit_or_hang(process, exited)
             # Processes that it started go too, and with them the pipe's other end.
             _signal_group(process.pid, signal.SIGKILL)
             if loop.time() - came_up >= _STABLE_SECONDS:
                 self._backoff_seconds = _MIN_BACKOFF_SECONDS
-            return await _exit_reason("while running", exited, output, lines)
+            return hang_reason or await _exit_reason("while running", exited, output, lines)
         finally:
             await _end(process, exited)
             output.cancel()
             self.pid = None
+
+    async def _exit_or_hang(self, process: Process, exited: asyncio.Task[int]) -> str:
+        """Returns "" when the child has exited, or the reason for which it has to be killed."""
+        pulse = partial(self._child.pulse, process.pid)
+        hung = asyncio.create_task(wait_until_hung(pulse, self._hang_seconds))
+        try:
+            await asyncio.wait([exited, hung], return_when=asyncio.FIRST_COMPLETED)
+            if exited.done():
+                return ""
+            reason = f"the engine was killed because it did not answer for {hung.result():.0f} s"
+        finally:
+            hung.cancel()
+        # Before the kill, which ends the running completions, whose callers may ask at once.
+        self._change(up=False, reason=reason)
+        return reason
 
     async def _read_output(self, process: Process, lines: deque[str]) -> None:
         """Logs output at DEBUG, as it may contain messages; keeps what may explain an exit."""

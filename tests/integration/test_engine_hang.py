@@ -1,0 +1,125 @@
+"""A real llama.cpp that stops answering is found, killed and replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import suppress
+
+import grpc
+import psutil
+import pytest
+from embedded import NO_IDLE_WORK, answer, running, until
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from running import RunningDaemon, StartDaemon
+from wire import details, say, turn
+
+from ruvd.core.errors import EngineUnavailable
+from ruvd.core.model import Message, Role
+from ruvd.core.options import CompletionOptions
+from ruvd.core.ports.engine import EngineRequest
+from ruvd.core.ports.events import EngineStateChanged, Event
+from ruvd.v1 import session_service_pb2 as pb
+
+HANG_SECONDS = 3.0
+
+
+def ask(text: str, **options: object) -> EngineRequest:
+    settings = {"max_tokens": 8, "temperature": 0.0, **options}
+    return EngineRequest([Message(Role.USER, text)], CompletionOptions(**settings))  # type: ignore[arg-type]
+
+
+def downs(events: list[Event]) -> list[str]:
+    return [each.detail for each in events if isinstance(each, EngineStateChanged) and not each.up]
+
+
+async def test_a_stopped_child_fails_what_runs_and_waits_and_is_replaced() -> None:
+    events: list[Event] = []
+    async with running(events, hang_seconds=HANG_SECONDS) as engine:
+        pid = engine.pid
+        assert pid is not None
+        calls = [
+            asyncio.create_task(answer(engine, ask(f"Count to {number}000", max_tokens=700)))
+            for number in range(4)
+        ]
+        await until(engine.wire.busy)
+        os.kill(pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        async with asyncio.timeout(HANG_SECONDS + 1):
+            with pytest.raises(EngineUnavailable):
+                await calls[0]
+        assert time.monotonic() - stopped > HANG_SECONDS / 2
+        assert not engine.is_ready
+        # Those that waited for a slot are answered by the next process, or fail at once.
+        async with asyncio.timeout(60):
+            for failed in await asyncio.gather(*calls, return_exceptions=True):
+                assert not isinstance(failed, BaseException) or isinstance(
+                    failed, EngineUnavailable
+                )
+            await answer(engine, ask("Say hello"))
+        assert engine.pid != pid
+        assert not psutil.pid_exists(pid)
+        assert downs(events) == ["the engine was killed because it did not answer for 2 s"]
+
+
+async def test_a_child_that_stops_while_it_idles_is_replaced_before_anybody_asks() -> None:
+    events: list[Event] = []
+    async with running(events, hang_seconds=HANG_SECONDS) as engine:
+        pid = engine.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+
+        async def is_replaced() -> bool:
+            return engine.is_ready and engine.pid != pid
+
+        await until(is_replaced)
+        await answer(engine, ask("Say hello"))
+    assert len(downs(events)) == 2  # the last one is the end
+
+
+async def test_a_long_prefill_is_no_hang() -> None:
+    """One batch takes much longer than the engine may hang, as on a slow machine."""
+    events: list[Event] = []
+    sizes: dict[str, int] = {"context_tokens": 2048, "slots": 1, "batch_tokens": 2048, "threads": 1}
+    async with running(events, hang_seconds=1.5, policy=NO_IDLE_WORK, **sizes) as engine:
+        pid = engine.pid
+        found = await answer(engine, ask("house " * 1500, max_tokens=1))
+        assert found.prefill_seconds > 1.5
+        assert engine.pid == pid
+        assert downs(events) == []
+
+
+async def is_ready(daemon: RunningDaemon) -> bool:
+    async with grpc.aio.insecure_channel(daemon.socket) as channel:
+        request = health_pb2.HealthCheckRequest(service="readiness")
+        status = await health_pb2_grpc.HealthStub(channel).Check(request)
+        return bool(status.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def test_a_stopped_engine_takes_no_turn_and_no_readiness_for_longer_than_it_is_down(
+    daemon: StartDaemon,
+) -> None:
+    flags = ("--engine-hang-seconds", "3", "--llama-slots", "2", "--llama-context-tokens", "2048")
+    async with daemon(*flags) as running, running.stub() as stub:
+        first = await say(stub, "The harbour is called Varde.", "s")
+        (child,) = psutil.Process(running.pid).children()
+        call = stub.Complete(turn("Count to a thousand.", "s"))
+        assert await call.read() != grpc.aio.EOF
+        child.suspend()
+        began = time.monotonic()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            while await call.read() != grpc.aio.EOF:
+                pass
+        assert details(caught.value)[0] == "ENGINE_UNAVAILABLE"
+        await running.logged("engine down")
+        await until(lambda: is_ready(running), 60)
+        last = None
+        while last is None:
+            with suppress(grpc.aio.AioRpcError):
+                last = await say(stub, "What is its name?", "s")
+        assert time.monotonic() - began < 60
+        session = (await stub.GetSession(pb.GetSessionRequest(session_id="s"))).session
+        assert session.message_count == 4
+        assert first.message.content
