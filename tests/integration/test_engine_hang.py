@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -26,9 +28,9 @@ from ruvd.v1 import session_service_pb2 as pb
 HANG_SECONDS = 3.0
 
 
-def ask(text: str, **options: object) -> EngineRequest:
+def ask(text: str, **options: Any) -> EngineRequest:
     settings = {"max_tokens": 8, "temperature": 0.0, **options}
-    return EngineRequest([Message(Role.USER, text)], CompletionOptions(**settings))  # type: ignore[arg-type]
+    return EngineRequest([Message(Role.USER, text)], CompletionOptions(**settings))
 
 
 def downs(events: list[Event]) -> list[str]:
@@ -82,7 +84,7 @@ async def test_a_child_that_stops_while_it_idles_is_replaced_before_anybody_asks
 async def test_a_long_prefill_is_no_hang() -> None:
     """One batch takes much longer than the engine may hang, as on a slow machine."""
     events: list[Event] = []
-    sizes: dict[str, int] = {"context_tokens": 2048, "slots": 1, "batch_tokens": 2048, "threads": 1}
+    sizes: dict[str, Any] = {"context_tokens": 2048, "slots": 1, "batch_tokens": 2048, "threads": 1}
     async with running(events, hang_seconds=1.5, policy=NO_IDLE_WORK, **sizes) as engine:
         pid = engine.pid
         found = await answer(engine, ask("house " * 1500, max_tokens=1))
@@ -94,7 +96,8 @@ async def test_a_long_prefill_is_no_hang() -> None:
 async def is_ready(daemon: RunningDaemon) -> bool:
     async with grpc.aio.insecure_channel(daemon.socket) as channel:
         request = health_pb2.HealthCheckRequest(service="readiness")
-        status = await health_pb2_grpc.HealthStub(channel).Check(request)
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # its type stubs lack the methods
+        status = await stub.Check(request)
         return bool(status.status == health_pb2.HealthCheckResponse.SERVING)
 
 
@@ -123,3 +126,12 @@ async def test_a_stopped_engine_takes_no_turn_and_no_readiness_for_longer_than_i
         session = (await stub.GetSession(pb.GetSessionRequest(session_id="s"))).session
         assert session.message_count == 4
         assert first.message.content
+
+
+async def test_the_kernel_would_kill_the_child_before_the_daemon() -> None:
+    async with running() as engine:
+        own, child = [
+            int(await asyncio.to_thread(Path(f"/proc/{pid}/oom_score_adj").read_text))
+            for pid in ("self", engine.pid)
+        ]
+        assert child == min(1000, own + 500)

@@ -7,6 +7,7 @@ the end of stdin ends the server in this process. One JSON line on stdin has the
 no command line contains the key. This module imports nothing of `ruvd`.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -14,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG = 1
@@ -22,6 +24,8 @@ _PR_SET_PDEATHSIG = 1
 # barriers of a token takes that long (measured on 2 cores: 1 token/s instead of 23). On an idle
 # machine the lower count costs a fifth with one answer at a time and nothing with four.
 _SPIN_COUNT = "1000"
+# In thousandths of the memory: the daemon itself takes less than half of it.
+_OOM_SCORE = 500
 
 
 def _end_with_parent(parent_pid: int) -> None:
@@ -30,6 +34,14 @@ def _end_with_parent(parent_pid: int) -> None:
     # A parent that exited before the call above sends no signal.
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def _die_first() -> None:
+    """Makes the kernel choose this process before the daemon when memory runs out; see proc(5)."""
+    if sys.platform == "linux":
+        path = Path("/proc/self/oom_score_adj")
+        with contextlib.suppress(OSError, ValueError):
+            path.write_text(str(min(1000, int(path.read_text()) + _OOM_SCORE)))
 
 
 def _serve(settings: Mapping[str, Any]) -> NoReturn:
@@ -104,6 +116,7 @@ def _end_at_end_of_stdin() -> None:
 def main() -> NoReturn:
     """Reads the settings from stdin and serves."""
     _end_with_parent(int(sys.argv[1]))
+    _die_first()
     os.umask(0o077)  # saved states contain conversations
     line = bytearray()
     # Unbuffered, so that nothing after the line is read here.

@@ -204,7 +204,7 @@ class LlamaServer:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Returns the processor time of a process; see proc(5), /proc/pid/stat. 0.0 if unknown. Blocks."""
+    """Returns the processor time of a process by proc(5), 0.0 if unknown. Blocks."""
     try:
         # The name of the program, in parentheses, may contain spaces.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
