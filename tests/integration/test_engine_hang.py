@@ -87,7 +87,7 @@ async def test_a_long_prefill_is_no_hang() -> None:
     sizes: dict[str, Any] = {"context_tokens": 2048, "slots": 1, "batch_tokens": 2048, "threads": 1}
     async with running(events, hang_seconds=1.5, policy=NO_IDLE_WORK, **sizes) as engine:
         pid = engine.pid
-        found = await answer(engine, ask("house " * 1500, max_tokens=1))
+        found = await answer(engine, ask("house " * 1000, max_tokens=1))
         assert found.prefill_seconds > 1.5
         assert engine.pid == pid
         assert downs(events) == []
@@ -104,11 +104,13 @@ async def is_ready(daemon: RunningDaemon) -> bool:
 async def test_a_stopped_engine_takes_no_turn_and_no_readiness_for_longer_than_it_is_down(
     daemon: StartDaemon,
 ) -> None:
-    flags = ("--engine-hang-seconds", "3", "--llama-slots", "2", "--llama-context-tokens", "2048")
+    flags = ("--engine-hang-seconds", "6", "--llama-slots", "2", "--llama-context-tokens", "2048")
     async with daemon(*flags) as running, running.stub() as stub:
         first = await say(stub, "The harbour is called Varde.", "s")
         (child,) = psutil.Process(running.pid).children()
-        call = stub.Complete(turn("Count to a thousand.", "s"))
+        options = pb.CompletionOptions(max_tokens=1000)
+        options.extra_body["ignore_eos"] = True  # it goes on for as long as this test needs
+        call = stub.Complete(turn("Count to a thousand.", "s", options=options))
         assert await call.read() != grpc.aio.EOF
         child.suspend()
         began = time.monotonic()
