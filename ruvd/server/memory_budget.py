@@ -14,6 +14,7 @@ import ctypes
 import gc
 import logging
 import os
+import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from functools import cache
@@ -25,6 +26,8 @@ _TIGHT_SHARE = 0.85
 _RELAXED_SHARE = 0.75
 _CRITICAL_SHARE = 0.95
 _INTERVAL_SECONDS = 0.1
+# A collection of all garbage stalls the event loop, so it is made this often at most.
+_RETURN_SECONDS = 5.0
 _DEFAULT_BYTES = 512 << 20
 # A request's bytes, its proto, its messages, the prompt's JSON and its encoding.
 _COST_OF_A_BYTE = 6
@@ -57,6 +60,8 @@ class MemoryBudget:
         shed: Callable[[], bool],
         on_change: Callable[[bool], None],
         resident: Callable[[], int] | None = None,
+        return_memory: Callable[[], None] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limit_bytes = limit_bytes
         self.is_tight = False
@@ -68,6 +73,9 @@ class MemoryBudget:
         self._shed = shed
         self._on_change = on_change
         self._resident = resident or resident_bytes
+        self._return_memory = return_memory or _return_free_memory
+        self._monotonic = monotonic
+        self._next_return = 0.0
         self._reserved = 0
 
     async def receive(self) -> "Receiving":
@@ -80,16 +88,18 @@ class MemoryBudget:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_MAX_WAIT_SECONDS):
                     while self._receiving >= self._max_receiving:
+                        self._received.clear()
                         await self._received.wait()
         self.check()
         return Receiving(self)
 
     def count_receiving(self, change: int) -> None:
-        """Counts a request whose receiving begins (1) or ends (-1)."""
+        """Counts a request whose receiving begins (1) or ends (-1). Any thread may call it."""
         self._receiving += change
-        if change < 0:
-            self._received.set()
-            self._received = asyncio.Event()
+
+    def wake(self) -> None:
+        """Lets the next request in that waits to be received."""
+        self._received.set()
 
     def check(self) -> None:
         """Raises Overloaded if the memory is nearly used up."""
@@ -123,8 +133,9 @@ class MemoryBudget:
     def look(self) -> None:
         """Reads the resident memory, and acts on it."""
         resident = self._resident()
-        if resident > self.limit_bytes * _TIGHT_SHARE:
-            _return_free_memory()
+        if resident > self.limit_bytes * _TIGHT_SHARE and self._monotonic() >= self._next_return:
+            self._return_memory()
+            self._next_return = self._monotonic() + _RETURN_SECONDS
             resident = self._resident()
         if resident > self.limit_bytes * _CRITICAL_SHARE and self._shed():
             _log.warning("running work was failed for memory", extra={"resident": resident})
@@ -155,10 +166,14 @@ class Receiving:
         """Says that the request has been received."""
         if self._budget:
             self._budget.count_receiving(-1)
+            self._budget.wake()
             self._budget = None
 
     def __del__(self) -> None:
-        self.end()
+        # The collector may run on any thread, so nobody is woken: a waiting request looks again
+        # after a second at most.
+        if self._budget:
+            self._budget.count_receiving(-1)
 
 
 def default_limit_bytes(paths: Iterable[Path] = _CGROUP_LIMITS) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from core import Core, failed, settle
+from fakes import FrozenClock
 from virtual_time import in_virtual_time
 
 from ruvd.core.errors import Overloaded
@@ -23,13 +24,20 @@ class Watched:
         self.resident = 0
         self.shed = 0
         self.changes: list[bool] = []
+        self.clock = FrozenClock()
+        self.returns = 0
         self.budget = MemoryBudget(
             LIMIT,
             max_request_bytes=10,
             shed=self.fail_some,
             on_change=self.changes.append,
             resident=lambda: self.resident,
+            return_memory=self.count_return,
+            monotonic=self.clock.monotonic,
         )
+
+    def count_return(self) -> None:
+        self.returns += 1
 
     def fail_some(self) -> bool:
         self.shed += 1
@@ -61,6 +69,19 @@ def test_running_work_is_failed_only_where_the_memory_is_all_but_used_up() -> No
     watched.at(951)
     watched.at(951)
     assert watched.shed == 2
+
+
+def test_free_memory_is_returned_near_the_limit_but_not_at_every_look() -> None:
+    """It takes a collection of all garbage, which stalls the event loop."""
+    watched = Watched()
+    watched.at(850)
+    assert watched.returns == 0
+    for _ in range(10):
+        watched.at(900)
+    assert watched.returns == 1
+    watched.clock.advance(5)
+    watched.at(900)
+    assert watched.returns == 2
 
 
 def test_large_requests_reserve_memory_before_it_is_used() -> None:
