@@ -133,16 +133,14 @@ class MemoryBudget:
     def look(self) -> None:
         """Reads the resident memory, and acts on it."""
         resident = self._resident()
-        if resident > self.limit_bytes * _TIGHT_SHARE and self._monotonic() >= self._next_return:
+        relaxed = self.limit_bytes * (_RELAXED_SHARE if self.is_tight else _TIGHT_SHARE)
+        if resident > relaxed and self._monotonic() >= self._next_return:
             self._return_memory()
             self._next_return = self._monotonic() + _RETURN_SECONDS
             resident = self._resident()
         if resident > self.limit_bytes * _CRITICAL_SHARE and self._shed():
             _log.warning("running work was failed for memory", extra={"resident": resident})
-        if resident > self.limit_bytes * (_RELAXED_SHARE if self.is_tight else _TIGHT_SHARE):
-            self._set_tight(resident, is_tight=True)
-        else:
-            self._set_tight(resident, is_tight=False)
+        self._set_tight(resident, is_tight=resident > relaxed)
 
     def _set_tight(self, resident: int, *, is_tight: bool) -> None:
         if is_tight == self.is_tight:

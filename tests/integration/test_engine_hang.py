@@ -106,7 +106,8 @@ async def test_a_stopped_engine_takes_no_turn_and_no_readiness_for_longer_than_i
 ) -> None:
     flags = ("--engine-hang-seconds", "6", "--llama-slots", "2", "--llama-context-tokens", "2048")
     async with daemon(*flags) as running, running.stub() as stub:
-        first = await say(stub, "The harbour is called Varde.", "s")
+        brief = pb.CompletionOptions(max_tokens=16)  # the model's own end may be minutes away
+        first = await say(stub, "The harbour is called Varde.", "s", options=brief)
         (child,) = psutil.Process(running.pid).children()
         options = pb.CompletionOptions(max_tokens=1000)
         options.extra_body["ignore_eos"] = True  # it goes on for as long as this test needs
@@ -123,7 +124,7 @@ async def test_a_stopped_engine_takes_no_turn_and_no_readiness_for_longer_than_i
         last = None
         while last is None:
             with suppress(grpc.aio.AioRpcError):
-                last = await say(stub, "What is its name?", "s")
+                last = await say(stub, "What is its name?", "s", options=brief)
         assert time.monotonic() - began < 60
         session = (await stub.GetSession(pb.GetSessionRequest(session_id="s"))).session
         assert session.message_count == 4

@@ -84,6 +84,19 @@ def test_free_memory_is_returned_near_the_limit_but_not_at_every_look() -> None:
     assert watched.returns == 2
 
 
+def test_free_memory_is_returned_until_calls_are_admitted_again() -> None:
+    """Between the two shares nothing else would return it: calls were refused for ever."""
+    watched = Watched()
+    watched.at(900)
+    watched.clock.advance(5)
+    watched.at(800)
+    assert watched.returns == 2
+    watched.at(750).check()
+    watched.clock.advance(5)
+    watched.at(800).check()
+    assert watched.returns == 2
+
+
 def test_large_requests_reserve_memory_before_it_is_used() -> None:
     budget = Watched().at(500)
     with budget.reserve(50):
