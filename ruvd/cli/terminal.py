@@ -4,13 +4,13 @@ An error ends a command with exit code 1 and one line on stderr that says what t
 """
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeAlias
 
 import grpc
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from rich.console import Console
 from ruvd_client import Client, RuvdError
 from ruvd_client.protocol import DEFAULT_ADDRESS
@@ -27,10 +27,16 @@ def _no_flag(_: type, path: Path) -> None:
 File: TypeAlias = Annotated[Path, Parameter(allow_leading_hyphen=True, validator=_no_flag)]
 AsJson: TypeAlias = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
 
+
+def _address(_: type, tokens: Sequence[Token]) -> str:
+    return tokens[0].value or DEFAULT_ADDRESS  # an empty variable counts as unset
+
+
 Address: TypeAlias = Annotated[
     str,
     Parameter(
         env_var="RUVD_ADDRESS",
+        converter=_address,
         help="Address of the daemon: HOST:PORT or unix:PATH.",
         negative=(),
     ),

@@ -1,7 +1,8 @@
 """Loads the settings: a flag overrides a RUVD_* variable, that ruvd.toml, and that the default.
 
 A setting has one name in three spellings: `drain_seconds` in ruvd.toml, `--drain-seconds` and
-`RUVD_DRAIN_SECONDS`. An unknown key is an error that suggests the nearest setting.
+`RUVD_DRAIN_SECONDS`. An empty variable counts as unset. An unknown key is an error that suggests
+the nearest setting.
 """
 
 import difflib
@@ -37,7 +38,8 @@ def load(flags: Mapping[str, Any], *, file: Path | None = None) -> tuple[Setting
     `file` defaults to RUVD_CONFIG, then to ruvd.toml if it exists. Raises SettingsInvalid, which
     lists all errors.
     """
-    named_file = file or (Path(os.environ["RUVD_CONFIG"]) if "RUVD_CONFIG" in os.environ else None)
+    variable = os.environ.get("RUVD_CONFIG")
+    named_file = file or (Path(variable) if variable else None)
     file = named_file or DEFAULT_FILE
     if named_file and not named_file.is_file():
         raise SettingsInvalid(f"the settings file {named_file} does not exist")
@@ -48,15 +50,16 @@ def load(flags: Mapping[str, Any], *, file: Path | None = None) -> tuple[Setting
     errors = [f"{file}: {key} is not a setting{_suggestion(key)}" for key in _unknown_keys(table)]
     errors += [
         f"{name} is not a setting{_suggestion(name.removeprefix(ENV_PREFIX).lower())}"
-        for name in os.environ
+        for name, value in os.environ.items()
         if name.startswith(ENV_PREFIX)
+        and value
         and name not in _OTHER_VARIABLES
         and not _SERVICE_LINKS.fullmatch(name)
         and _unknown_keys([name.removeprefix(ENV_PREFIX).lower()])
     ]
     sources = dict.fromkeys(Settings.model_fields, "default")
     sources |= {key: str(file) for key in table}
-    variables = EnvSettingsSource(Settings)()
+    variables = EnvSettingsSource(Settings, env_ignore_empty=True)()
     sources |= {key: ENV_PREFIX + key.upper() for key in variables}
     sources |= {key: "--" + key.replace("_", "-") for key in flags}
     try:

@@ -274,6 +274,20 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return _values(value) if isinstance(value, str) else value
 
+    @field_validator(
+        "llama_model",
+        "llama_server",
+        "kv_cache_dir",
+        "api_key_file",
+        "ca_file",
+        "client_cert_file",
+        "client_key_file",
+        mode="before",
+    )
+    @classmethod
+    def _none_if_empty(cls, value: Any) -> Any:
+        return None if value == "" else value  # as a path it would be the working directory
+
     @field_validator("listen")
     @classmethod
     def _addresses(cls, value: list[str]) -> list[str]:

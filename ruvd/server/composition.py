@@ -104,8 +104,9 @@ def build_core(
 def build_monitoring(settings: Settings, statistics: Statistics) -> "Monitoring | None":
     """Builds telemetry as the settings and the OTEL_* variables ask for it; None if they do not.
 
-    A wrong OTEL_* variable is logged and turns telemetry off.
+    A wrong OTEL_* variable is logged and turns telemetry off; an empty one counts as unset.
     """
+    environment.unset_empty(os.environ)
     protocols = environment.protocols(os.environ)
     serves = bool(settings.metrics_listen)
     if serves and environment.disabled(os.environ):

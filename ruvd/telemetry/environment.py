@@ -6,10 +6,20 @@ http/protobuf, as in OpenTelemetry's own Python distribution.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 _log = logging.getLogger("ruvd.telemetry")
 _PROTOCOLS = ("grpc", "http/protobuf")
+
+
+def unset_empty(environment: MutableMapping[str, str]) -> None:
+    """Removes empty OTEL_* variables, which the specification has count as unset.
+
+    The SDK fails at some of them instead, or takes 0 for an empty number.
+    """
+    for name in [name for name in environment if name.startswith("OTEL_")]:
+        if not environment[name]:
+            del environment[name]
 
 
 def disabled(environment: Mapping[str, str]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -30,6 +32,19 @@ def test_without_a_daemon_a_command_says_how_to_start_one(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == f"ruvd: no daemon at {NOWHERE}: start one with `ruvd serve`\n"
+
+
+@pytest.mark.parametrize("command", [["sessions", "list"], ["drain"], ["chat"], ["health"]])
+def test_an_empty_address_in_the_environment_counts_as_unset(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUVD_ADDRESS", "")
+    monkeypatch.setattr("ruvd.cli.terminal.DEFAULT_ADDRESS", NOWHERE)
+    monkeypatch.setattr("ruvd.cli.quick_health.DEFAULT_ADDRESS", NOWHERE)
+    with suppress(SystemExit):
+        run(command)
+    printed = capsys.readouterr()
+    assert f"no daemon at {NOWHERE}: start one with `ruvd serve`" in printed.out + printed.err
 
 
 def test_health_exits_1_when_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,9 @@ import cyclopts
 import pytest
 
 from ruvd.cli.serve import serve
-from ruvd.config.loader import SettingsInvalid, load, printable_values
+from ruvd.config.loader import Settings, SettingsInvalid, load, printable_values
+
+PATH = Path | None
 
 
 @pytest.fixture(autouse=True)
@@ -235,3 +237,30 @@ def test_a_settings_file_that_is_named_must_exist_and_parse() -> None:
 def test_the_store_names_its_file(store: str, path: str | None) -> None:
     settings, _ = load({"store": store})
     assert settings.sqlite_path == (Path(path) if path else None)
+
+
+def test_every_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"RUVD_{name.upper()}", "")
+    for name in ("RUVD_CONFIG", "RUVD_ADDRESS", "RUVD_DRAIN_SECNDS"):
+        monkeypatch.setenv(name, "")
+    settings, sources = load({})
+    assert set(sources.values()) == {"default"}
+    assert settings == Settings()
+
+
+def test_an_empty_variable_leaves_the_value_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("ruvd.toml").write_text('drain_seconds = 1\nkv_cache_dir = "kv"\n')
+    monkeypatch.setenv("RUVD_DRAIN_SECONDS", "")
+    monkeypatch.setenv("RUVD_KV_CACHE_DIR", "")
+    settings, sources = load({})
+    assert (settings.drain_seconds, settings.kv_cache_dir) == (1.0, Path("kv"))
+    assert sources["drain_seconds"] == "ruvd.toml"
+
+
+def test_an_empty_path_is_none_and_not_the_working_directory() -> None:
+    paths = [name for name, field in Settings.model_fields.items() if field.annotation == PATH]
+    assert "kv_cache_dir" in paths
+    Path("ruvd.toml").write_text("".join(f'{name} = ""\n' for name in paths))
+    settings, _ = load({})
+    assert {getattr(settings, name) for name in paths} == {None}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterator, Sequence
 
 import pytest
+from opentelemetry.sdk import environment_variables
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from ruvd.telemetry import conventions, environment
 from ruvd.telemetry.exporters import Outage, Telemetry, reporting_exporter
 
 OUTAGE = "telemetry is not exported; what does not fit into its queue is dropped"
@@ -48,6 +51,20 @@ def test_an_invalid_variable_is_refused(
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"\w"):
         Telemetry({"traces": "grpc"}, "1", prometheus=False)
+
+
+async def test_every_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for name in dir(environment_variables) if name.startswith("OTEL_")]
+    assert "OTEL_BSP_SCHEDULE_DELAY" in names
+    for name in (*names, conventions.OPT_IN, conventions.CAPTURE_CONTENT):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    environment.unset_empty(os.environ)
+    protocols = environment.protocols(os.environ)
+    assert protocols == {"traces": "grpc", "metrics": "grpc"}
+    telemetry = await asyncio.to_thread(Telemetry, {"traces": "grpc"}, "1", prometheus=False)
+    await telemetry.close()
+    assert conventions.chosen(os.environ) == conventions.chosen({})
 
 
 class Failing(SpanExporter):
