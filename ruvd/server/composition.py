@@ -201,6 +201,7 @@ def build_engine(settings: Settings, observer: Observer) -> Engine:
         start_seconds=settings.engine_start_seconds,
         hang_seconds=settings.engine_hang_seconds,
         states_path=settings.states_path,
+        states_path_is_default=settings.kv_cache_dir is None,
         states_bytes=settings.kv_cache_bytes,
         evaluate_ahead=settings.evaluates_ahead,
     )

@@ -100,6 +100,19 @@ async def test_states_are_off_by_a_setting(daemon: StartDaemon, tmp_path: Path) 
         assert evaluated(await tell(running, "What came in?")) > 150
 
 
+async def test_a_working_directory_is_not_taken_for_states(daemon: StartDaemon) -> None:
+    """An empty variable meant the working directory, which became private to its owner."""
+    async with daemon(*LLAMA, under=("env", "RUVD_KV_CACHE_DIR=")) as running:
+        running.folder.chmod(0o755)
+        assert evaluated(await tell(running, TALE)) > 150
+        assert not (running.folder / "lock").exists()
+    async with daemon(*LLAMA, "--kv-cache-dir", ".", folder=running.folder) as running:
+        assert evaluated(await tell(running, TALE)) > 150
+        assert not (running.folder / "lock").exists()
+        assert any("the KV cache is off" in line["event"] for line in running.log)
+    assert stat.S_IMODE(running.folder.stat().st_mode) == 0o755
+
+
 async def test_nobody_waits_for_a_trim(daemon: StartDaemon) -> None:
     flags = (*LLAMA, "--max-exchanges", "2", "--keep-exchanges", "1", "--log-level", "debug")
     async with daemon(*flags) as running:

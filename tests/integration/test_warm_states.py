@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import signal
+import stat
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -128,16 +129,14 @@ async def test_a_seal_that_could_not_be_written_is_none_and_goes_with_its_sessio
 ) -> None:
     kv = tmp_path / "kv"
     talk = Talk("ann")
-    write = Path.write_bytes
 
-    def half(path: Path, content: bytes) -> int:
-        write(path, content[:5])
+    def full(*paths: object, **directories: object) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
     async with running(states_path=kv) as engine:
         await talk.turn(engine, STORIES["ann"] * 4)
         with monkeypatch.context() as patched:
-            patched.setattr(Path, "write_bytes", half)
+            patched.setattr(os, "replace", full)
             await engine.cache.save()
         assert list(kv.glob("*.kv"))
         assert not list(kv.glob("*.seal"))
@@ -184,13 +183,32 @@ async def test_a_smaller_bound_holds_from_the_start(tmp_path: Path) -> None:
 async def test_only_files_of_ours_are_deleted_in_a_directory_that_has_others(
     tmp_path: Path,
 ) -> None:
+    kv = tmp_path / "kv"
+    async with running(states_path=kv):
+        pass
     names = {"model.kv", "upload.part", "letter.seal"}
     for name in names:
-        (tmp_path / name).write_text("mine")
-    (tmp_path / f"{'0' * 24}.kv").write_text("left by a daemon that was killed")
-    async with running(states_path=tmp_path):
+        (kv / name).write_text("mine")
+    (kv / f"{'0' * 24}.kv").write_text("left by a daemon that was killed")
+    async with running(states_path=kv):
         pass
-    assert {path.name for path in tmp_path.iterdir()} == names | {"lock"}
+    assert {path.name for path in kv.iterdir()} == names | {"lock"}
+
+
+async def test_with_a_directory_that_is_not_ruvds_all_is_answered_and_nothing_is_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "letter.txt").write_text("mine")
+    events: list[Event] = []
+    async with running(events, states_path=tmp_path) as engine:
+        talks = await tell_all(engine)
+        assert evaluated(await talks["ann"].turn(engine, "What came in?")) > 40
+        assert engine.files() == []
+    assert set(moved(events)) == {("save", "refused")}
+    assert caplog.text.count("the KV cache is off") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
 
 
 async def test_a_turn_waits_while_its_session_is_moved_out_of_its_slot() -> None:

@@ -20,8 +20,9 @@ class EngineStateChanged:
 class EngineStateMoved:
     """A conversation's KV state was saved from a slot to a file (`save`), or back (`restore`).
 
-    The outcome is `ok`, `failed`, or the reason why a file was unusable: `corrupt`, `foreign` (of
-    another model) or `stale` (of another history).
+    The outcome is `ok`, `failed`, `refused` (nothing is saved, as the directory must not be used),
+    or the reason why a file was unusable: `corrupt`, `foreign` (of another model) or `stale` (of
+    another history).
     """
 
     action: str

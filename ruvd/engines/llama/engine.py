@@ -49,8 +49,8 @@ class LlamaEngine:
     the answer. `threads` 0 means as many as this process may use cores. A start may take
     `start_seconds`, and a server that hangs is killed within `hang_seconds`. KV states are saved in
     `states_path`, None for a directory that is removed with the daemon, up to `states_bytes`, 0 for
-    none. `evaluate_ahead`, `idle_policy` and `sleep` are for `IdleWork`. `transport` connects to
-    the server's Unix socket.
+    none. `states_path_is_default` says that the user has not chosen the path. `evaluate_ahead`,
+    `idle_policy` and `sleep` are for `IdleWork`. `transport` connects to the server's Unix socket.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class LlamaEngine:
         start_seconds: float = 60.0,
         hang_seconds: float = 30.0,
         states_path: Path | None = None,
+        states_path_is_default: bool = False,
         states_bytes: int = 2 << 30,
         evaluate_ahead: bool = True,
         idle_policy: IdlePolicy = DEFAULT_IDLE_POLICY,
@@ -82,6 +83,7 @@ class LlamaEngine:
             slots=slots,
             model=self._model,
             path=states_path,
+            path_is_default=states_path_is_default,
             max_bytes=states_bytes,
             observer=observer,
         )

@@ -23,6 +23,7 @@ from ruvd.engines.llama.shared_prefixes import SharedPrefixes
 from ruvd.engines.llama.slot_table import SlotTable
 from ruvd.engines.llama.slot_transfer import RunningServer, SlotTransfer
 from ruvd.engines.llama.slots import Slot
+from ruvd.engines.llama.state_directory import DirectoryRefused, has_content
 from ruvd.engines.llama.state_files import StateFiles
 
 _MAX_PREFIXES = 8
@@ -36,7 +37,8 @@ class KvCache:
     """A `PrefixCache` over the slots of the server that `client` speaks to, and over files.
 
     Files take at most `max_bytes`, 0 saves nothing. They are in `path`, or if that is None in a
-    directory that is removed with the daemon.
+    directory that is removed with the daemon. Nothing is saved if `path` must not be used; see
+    `state_directory`. `path_is_default` says that ruvd chose it.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class KvCache:
         slots: int,
         model: str,
         path: Path | None,
+        path_is_default: bool = False,
         max_bytes: int,
         observer: Observer,
     ) -> None:
@@ -53,6 +56,8 @@ class KvCache:
         self._slots = slots
         self._model = model
         self._path = path
+        self._path_is_default = path_is_default
+        self._is_refused = False
         self._max_bytes = max_bytes
         self._observer = observer
         self._server: RunningServer | None = None
@@ -66,20 +71,37 @@ class KvCache:
         if self._files and self._files.fingerprint != fingerprint:
             self._files.close()
             self._files = None
-        if not self._max_bytes and self._path and self._path.is_dir():
-            _empty(StateFiles(self._path, 0, fingerprint))
-        paths = [path for path in (self._path, private / "states") if path and self._max_bytes]
-        for path in paths if self._files is None else ():
-            is_own = path == self._path
-            files = StateFiles(path, self._max_bytes, fingerprint, persist=is_own)
+        if self._files is None:
+            self._is_refused = False
             try:
-                files.open()
-            except EngineUnavailable as error:
-                _log.warning("%s", error)
-            else:
-                self._files = files
-                break
+                self._files = self._open_files(private, fingerprint)
+            except DirectoryRefused as error:
+                self._is_refused = bool(self._max_bytes)
+                _log.warning(
+                    "the KV cache is off, prompts are evaluated again: kv_cache_dir %s", error
+                )
         return self._files.directory if self._files else private
+
+    def _open_files(self, private: Path, fingerprint: str) -> StateFiles | None:
+        """Opens the first directory that can be used. Raises DirectoryRefused."""
+        if not self._max_bytes:
+            if self._path and has_content(self._path):
+                files = StateFiles(self._path, 0, fingerprint)
+                with contextlib.suppress(EngineUnavailable):  # another daemon uses the directory
+                    files.open(is_default=self._path_is_default)
+                    files.close()  # which deletes what an earlier daemon has saved
+            return None
+        for path in (self._path, private / "states"):
+            if path:
+                is_own = path == self._path
+                files = StateFiles(path, self._max_bytes, fingerprint, persist=is_own)
+                try:
+                    files.open(is_default=is_own and self._path_is_default)
+                except EngineUnavailable as error:
+                    _log.warning("%s", error)
+                else:
+                    return files
+        return None
 
     def server(self) -> RunningServer:
         """Returns the current server. Raises EngineUnavailable if the engine is closed."""
@@ -89,6 +111,8 @@ class KvCache:
         if self._server is None or self._server.client is not client:
             # A new process: its slots are empty.
             transfer = None
+            if self._is_refused:
+                self._observer(EngineStateMoved("save", "refused"))
             if self._files:
                 for outcome in self._files.rejected:
                     self._observer(EngineStateMoved("restore", outcome))
@@ -213,10 +237,3 @@ class KvCache:
             tokens = await transfer.restore(slot, state)
             if is_unknown:
                 state.content, slot.restored_tokens = prompt, tokens
-
-
-def _empty(files: StateFiles) -> None:
-    """Deletes what an earlier daemon has saved, because nothing is to be kept."""
-    with contextlib.suppress(EngineUnavailable):  # another daemon uses the directory
-        files.open()
-        files.close()

@@ -17,7 +17,7 @@ from ruvd.engines.llama.prompt_evaluation import PromptEvaluator
 from ruvd.engines.llama.server import ROOT
 from ruvd.engines.llama.slot_table import SlotTable
 from ruvd.engines.llama.slots import Slot
-from ruvd.engines.llama.state_files import State, StateFiles, unlink
+from ruvd.engines.llama.state_files import State, StateFiles
 
 T = TypeVar("T")
 
@@ -52,13 +52,13 @@ class SlotTransfer:
 
         With a `session_key` it is that session's state, deleted if the session ended meanwhile.
         """
-        path, content = self.files.new_path(), slot.content
+        name, content = "", slot.content
         began = time.monotonic()
         failure: Exception | None
         try:
             # The server would create the file with the permissions of the umask.
-            await asyncio.to_thread(path.touch, 0o600)
-            saved = await self._act(slot, "save", path.name, _Saved)
+            name = await self.files.create()
+            saved = await self._act(slot, "save", name, _Saved)
             # An older server reports a full disk by nothing else.
             failure = None if saved.n_written > 0 else OSError("nothing was written")
         except (RuvdError, OSError) as error:
@@ -66,9 +66,10 @@ class SlotTransfer:
         if failure is not None:
             _log.warning("slot %d could not be saved: %s", slot.id, failure)
             self._observer(EngineStateMoved("save", "failed", time.monotonic() - began))
-            await asyncio.to_thread(unlink, [path])
+            if name:
+                await self.files.discard(name)
             return None
-        state = State(path, content, session_key, saved.n_written)
+        state = State(name, content, session_key, saved.n_written)
         self._observer(EngineStateMoved("save", "ok", time.monotonic() - began))
         if session_key and session_key != slot.session_key:
             await self.files.remove(state)
@@ -88,7 +89,7 @@ class SlotTransfer:
             return 0
         slot.evaluation_started("")
         try:
-            restored = await self._act(slot, "restore", state.path.name, _Restored)
+            restored = await self._act(slot, "restore", state.name, _Restored)
         except RuvdError as error:
             _log.warning("slot %d could not be restored: %s", slot.id, error)
             self._observer(EngineStateMoved("restore", "failed", time.monotonic() - began))

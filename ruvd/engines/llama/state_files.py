@@ -10,11 +10,7 @@ so only the owner may read the files.
 
 import asyncio
 import contextlib
-import fcntl
-import hashlib
 import logging
-import os
-import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -24,11 +20,7 @@ import msgspec
 
 from ruvd.core.errors import EngineUnavailable
 from ruvd.engines.llama.prompt import MIN_REUSED_CHARACTERS, Prompt
-
-_SUFFIX = ".kv"
-_SEAL_SUFFIX = ".seal"
-_PART_SUFFIX = ".part"
-_OURS = re.compile(r"[0-9a-f]{24}\.(kv|seal|part)")
+from ruvd.engines.llama.state_directory import PART, SEAL, STATE, StateDirectory, open_directory
 
 _log = logging.getLogger("ruvd.engine")
 
@@ -51,7 +43,7 @@ class State:
     while the server was to read it.
     """
 
-    path: Path
+    name: str
     content: Prompt | None
     session_key: str
     size_bytes: int
@@ -76,7 +68,7 @@ class StateFiles:
         self._max_bytes = max_bytes
         self.fingerprint = fingerprint
         self._states: dict[str, State] = {}  # by the file's name, least recently used first
-        self._lock: int | None = None
+        self._opened: StateDirectory | None = None
         self.rejected: list[str] = []  # why files of an earlier daemon cannot be used
 
     @property
@@ -84,17 +76,15 @@ class StateFiles:
         """The size of all files."""
         return sum(state.size_bytes for state in list(self._states.values()))
 
-    def open(self) -> None:
+    def open(self, *, is_default: bool = False) -> None:
         """Locks the directory and finds the states that an earlier daemon has sealed. Blocks.
 
-        Raises EngineUnavailable if the directory cannot be used.
+        Raises DirectoryRefused, or EngineUnavailable if the directory cannot be used for another
+        reason; see `open_directory`.
         """
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.directory.chmod(0o700)
-            self._lock = os.open(self.directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._load()
+            self._opened = open_directory(self.directory, is_default=is_default)
+            self._load(self._opened)
         except OSError as error:
             self.close()
             is_locked = isinstance(error, BlockingIOError)
@@ -105,18 +95,24 @@ class StateFiles:
     def close(self) -> None:
         """Deletes all states that are not sealed for the next daemon, and unlocks the directory.
         The server must have stopped. Blocks. Idempotent."""
-        if self._lock is not None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
             try:
-                self._clear([state for state in self._states.values() if state.sealed])
+                _clear(opened, [state for state in self._states.values() if state.sealed])
             except OSError as error:  # for example, the directory was deleted
                 _log.warning("states in %s could not be deleted: %s", self.directory, error)
             finally:
-                os.close(self._lock)
-                self._lock = None
+                opened.close()
 
-    def new_path(self) -> Path:
-        """Returns an unused path for a state."""
-        return self.directory / f"{secrets.token_hex(12)}{_SUFFIX}"
+    async def create(self) -> str:
+        """Creates an empty file for a state, and returns its name. Raises OSError."""
+        name = f"{secrets.token_hex(12)}{STATE}"
+        await asyncio.to_thread(self._directory.create, name)
+        return name
+
+    async def discard(self, *names: str) -> None:
+        """Deletes files of states, with their seals; a failure is logged."""
+        await asyncio.to_thread(self._unlink, names)
 
     async def add(self, state: State) -> None:
         """Adds a saved state in place of the session's earlier one, and evicts others if needed:
@@ -125,7 +121,7 @@ class StateFiles:
         if state.size_bytes > self._max_bytes:
             await self.remove(state, *removals)
             return
-        self._states[state.path.name] = state
+        self._states[state.name] = state
         total = self.size_bytes - sum(other.size_bytes for other in removals)
         for other in list(self._states.values()):
             if total <= self._max_bytes:
@@ -139,8 +135,8 @@ class StateFiles:
         """Deletes states with their files."""
         for state in states:
             state.removed = True
-            self._states.pop(state.path.name, None)
-        await asyncio.to_thread(unlink, [state.path for state in states])
+            self._states.pop(state.name, None)
+        await self.discard(*(state.name for state in states))
 
     def sessions(self) -> Collection[str]:
         """Returns the sessions that have a state."""
@@ -171,7 +167,7 @@ class StateFiles:
     def mark_used(self, state: State) -> None:
         """Records a use of the state, which is then evicted later than others."""
         if not state.removed:
-            self._states[state.path.name] = self._states.pop(state.path.name)
+            self._states[state.name] = self._states.pop(state.name)
 
     async def seal(self, before_each: Callable[[], Awaitable[None]] | None = None) -> None:
         """Seals the states of sessions for the next daemon. Awaits `before_each` for each one."""
@@ -189,7 +185,7 @@ class StateFiles:
         if not state.sha256:
             return True
         try:
-            is_intact = await asyncio.to_thread(_sha256, state.path) == state.sha256
+            is_intact = await asyncio.to_thread(self._directory.sha256, state.name) == state.sha256
         except OSError:
             is_intact = False
         if is_intact:
@@ -198,23 +194,28 @@ class StateFiles:
             await self.remove(state)
         return is_intact
 
+    @property
+    def _directory(self) -> StateDirectory:
+        """The open directory. Raises OSError if it is closed."""
+        if self._opened is None:
+            raise OSError("the directory of states is closed")
+        return self._opened
+
     def _seal(self, state: State) -> None:
-        seal = _Seal(self.fingerprint, state.session_key, state.size_bytes, _sha256(state.path))
-        # Written under another name first: a daemon that is killed leaves no half of a seal.
-        part = state.path.with_suffix(_PART_SUFFIX)
-        part.touch(0o600)
-        part.write_bytes(msgspec.json.encode(seal))
-        part.replace(state.path.with_suffix(_SEAL_SUFFIX))
+        checksum = self._directory.sha256(state.name)
+        seal = _Seal(self.fingerprint, state.session_key, state.size_bytes, checksum)
+        self._directory.write(_with_suffix(state.name, SEAL), msgspec.json.encode(seal))
         state.sealed = True
         if state.removed:
-            unlink([state.path])
+            self._unlink([state.name])
 
-    def _load(self) -> None:
-        for path in sorted(self.directory.glob(f"*{_SEAL_SUFFIX}"), key=_age):
-            file = path.with_suffix(_SUFFIX)
+    def _load(self, directory: StateDirectory) -> None:
+        seals = [name for name in directory.names() if name.endswith(SEAL)]
+        for seal_name in sorted(seals, key=directory.age):
+            name = _with_suffix(seal_name, STATE)
             try:
-                seal = msgspec.json.decode(path.read_bytes(), type=_Seal)
-                size = file.stat().st_size
+                seal = msgspec.json.decode(directory.read(seal_name), type=_Seal)
+                size = directory.size(name)
             except (OSError, msgspec.MsgspecError):
                 self.rejected.append("corrupt")
                 continue
@@ -223,44 +224,38 @@ class StateFiles:
             elif seal.size_bytes != size:
                 self.rejected.append("corrupt")
             else:
-                state = State(file, None, seal.session, size, sealed=True, sha256=seal.sha256)
-                self._states[file.name] = state
+                state = State(name, None, seal.session, size, sealed=True, sha256=seal.sha256)
+                self._states[name] = state
         total = self.size_bytes
         for name in list(self._states):
             if total > self._max_bytes:
                 total -= self._states.pop(name).size_bytes
-        self._clear(self._states.values())
+        _clear(directory, self._states.values())
 
-    def _clear(self, kept: Iterable[State]) -> None:
-        """Deletes all files of ruvd in the directory except those of some states."""
-        known = {path for state in kept for path in _files(state.path)}
-        for path in self.directory.iterdir():
-            if _OURS.fullmatch(path.name) and path not in known:
-                path.unlink(missing_ok=True)
+    def _unlink(self, names: Iterable[str]) -> None:
+        for name in names:
+            for file in _files(name):
+                try:
+                    self._directory.remove(file)
+                except OSError as error:
+                    _log.error("the state of a session could not be deleted: %s", error)
+
+
+def _clear(directory: StateDirectory, kept: Iterable[State]) -> None:
+    """Deletes all files of ruvd in the directory except those of some states."""
+    known = {name for state in kept for name in _files(state.name)}
+    for name in directory.names():
+        if name not in known:
+            directory.remove(name)
 
 
 def _replaces(new: State, old: State) -> bool:
     return bool(new.session_key) and new.session_key == old.session_key and new is not old
 
 
-def _files(path: Path) -> tuple[Path, ...]:
-    return path, path.with_suffix(_SEAL_SUFFIX), path.with_suffix(_PART_SUFFIX)
+def _files(name: str) -> tuple[str, ...]:
+    return name, _with_suffix(name, SEAL), _with_suffix(name, PART)
 
 
-def _age(path: Path) -> float:
-    return path.stat().st_mtime
-
-
-def unlink(paths: list[Path]) -> None:
-    """Deletes state files with their seals; a failure is logged. Blocks."""
-    for path in paths:
-        for file in _files(path):
-            try:
-                file.unlink(missing_ok=True)
-            except OSError as error:
-                _log.error("the state of a session could not be deleted: %s", error)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _with_suffix(name: str, suffix: str) -> str:
+    return name.partition(".")[0] + suffix
