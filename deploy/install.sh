@@ -113,7 +113,8 @@ runtime() {
       --shell /usr/sbin/nologin ruvd
   fi
   # Mount points for the socket and the sessions. They also work without volumes.
-  install -d -o ruvd -g ruvd -m 0750 /run/ruvd /var/lib/ruvd
+  install -d -o ruvd -g ruvd -m 0750 /run/ruvd
+  install -d -o ruvd -g ruvd -m 0700 /var/lib/ruvd
 }
 
 usage() {

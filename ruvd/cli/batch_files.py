@@ -28,6 +28,7 @@ from ruvd.cli.batch_lines import (
     read_written,
 )
 from ruvd.cli.terminal import STREAM
+from ruvd.core.private_files import open_private
 
 _LINE_PREFIX = f'{{"id": "{ID_PREFIX}'.encode()
 
@@ -84,7 +85,7 @@ class OutcomeFile:
         """Removes the lines of failed items, so that they run again."""
         part = self.path.with_name(f"{self.path.name}.part")
         part.unlink(missing_ok=True)
-        kept = _locked(part)
+        kept = _locked(part, os.O_EXCL)
         try:
             for number, line in enumerate(self._lines(), 1):
                 if self._read(line, number).succeeded:
@@ -139,9 +140,9 @@ class OutcomeFile:
             self._failed.add(written.key)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, flags: int = 0) -> int:
     """Opens the file to append and locks it; returns the descriptor."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = open_private(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | flags)
     try:
         _lock(descriptor, path)
     except BaseException:
@@ -151,12 +152,10 @@ def _locked(path: Path) -> int:
 
 
 def _lock(descriptor: int, path: Path) -> None:
-    opened = os.fstat(descriptor)
-    if not stat.S_ISREG(opened.st_mode):
-        raise FilesRefused(f"{path} must be a regular file, as the next run reads it")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        alone = os.path.samestat(opened, path.stat())  # False if the file was replaced meanwhile
+        # False if the file was replaced meanwhile.
+        alone = os.path.samestat(os.fstat(descriptor), path.lstat())
     except (BlockingIOError, FileNotFoundError):
         alone = False
     if not alone:

@@ -54,7 +54,7 @@ def demo(
     with _unwinding_on_signals(), tempfile.TemporaryDirectory(prefix="ruvd-") as name:
         directory = Path(name)
         state = keep_state or directory
-        state.mkdir(parents=True, exist_ok=True)
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
         Demo(directory, f"sqlite:{state / 'state.db'}", engine, turns, max_tokens).run()
 
 

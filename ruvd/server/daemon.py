@@ -49,6 +49,7 @@ from ruvd.server.composition import (
     build_store,
     store_is_newer,
 )
+from ruvd.server.directories import report_loose_directories
 from ruvd.server.observers import Observers
 from ruvd.server.system_clock import SystemClock, read_boot_id, watch_wall_clock
 from ruvd.server.unix_socket import AddressUnavailable, SocketClaim, owner_and_group
@@ -114,6 +115,7 @@ class Daemon:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
             await self._listen(server, stack)
+            await asyncio.to_thread(report_loose_directories, settings)
             servers = [server, *self._listen_for_health(health_service)]
             if monitoring:
                 monitoring.watch(core.sessions, core.completions)

@@ -1,16 +1,20 @@
-"""Binding a Unix socket: replaces a stale file but never a live listener's, with mode 0660.
+"""Binding a Unix socket: replaces a stale socket of ruvd's, and nothing else, with mode 0660.
 
 gRPC deletes any socket at the path that it binds, so a second daemon would silently take over the
 first one's clients. A lock file beside the socket tells whether a ruvd owns it, also when two start
-at the same moment. Another program's listener is detected by connecting to it.
+at the same moment. Another program's listener is detected by connecting to it. Symbolic links in
+place of the socket or of its lock file are refused.
 """
 
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ruvd.core.private_files import open_private
 
 _MAX_PATH_BYTES = 107  # sun_path without its terminator, unix(7)
 
@@ -23,30 +27,45 @@ class SocketClaim:
     """The exclusive right among ruvd processes to bind one socket path, until `release`."""
 
     def __init__(self, path: Path) -> None:
-        """Claims the path and removes a stale socket. Raises AddressUnavailable."""
+        """Claims the path, makes its directory with mode 0750, and removes a stale socket.
+
+        Raises AddressUnavailable or OSError.
+        """
         self.path = path = path.absolute()
         if len(os.fsencode(path)) > _MAX_PATH_BYTES:
             raise AddressUnavailable(
                 f"unix:{path}: the path is longer than {_MAX_PATH_BYTES} bytes"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        _make_directory(path.parent)
+        try:
+            self._lock = open_private(f"{path}.lock", os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise AddressUnavailable(f"unix:{path}: {path}.lock: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._remove_stale()
         except BlockingIOError:
             os.close(self._lock)
             raise AddressUnavailable(f"unix:{path}: another ruvd listens there") from None
-        if path.exists():
-            self._remove_stale()
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     def _remove_stale(self) -> None:
-        if not self.path.is_socket():
+        status = self._status()
+        if status is None:
+            return
+        if stat.S_ISLNK(status.st_mode):
+            self._fail("a symbolic link is in the way: remove it, or name the socket's own path")
+        if not stat.S_ISSOCK(status.st_mode):
             self._fail("a file that is not a socket is in the way")
         probe = socket.socket(socket.AF_UNIX)
         probe.settimeout(1.0)
         try:
             probe.connect(str(self.path))
         except ConnectionRefusedError:
+            if status.st_uid != os.geteuid():
+                self._fail(f"a stale socket of user {status.st_uid} is in the way: remove it")
             self.path.unlink()
         except OSError as error:
             self._fail(str(error))
@@ -55,14 +74,28 @@ class SocketClaim:
         finally:
             probe.close()
 
+    def _status(self) -> os.stat_result | None:
+        try:
+            return self.path.lstat()
+        except FileNotFoundError:
+            return None
+
     def _fail(self, cause: str) -> None:
-        os.close(self._lock)
         raise AddressUnavailable(f"unix:{self.path}: {cause}")
 
     def release(self) -> None:
         """Removes the socket and releases the path. The lock file stays: removing it would race."""
-        self.path.unlink(missing_ok=True)
+        status = self._status()
+        if status and stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid():
+            self.path.unlink(missing_ok=True)
         os.close(self._lock)
+
+
+def _make_directory(path: Path) -> None:
+    """Makes missing directories, for this user and its group."""
+    if not path.exists():
+        _make_directory(path.parent)
+        path.mkdir(mode=0o750, exist_ok=True)
 
 
 @contextmanager

@@ -137,6 +137,43 @@ async def test_another_programs_socket_is_never_taken_over() -> None:
         assert (result.returncode, "another process" in result.stderr) == (3, True)
 
 
+@pytest.mark.parametrize("name", ["s.sock", "s.sock.lock"])
+async def test_a_link_in_place_of_the_socket_or_its_lock_is_refused_and_left(name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, name)
+        link.symlink_to(f"{folder}/nowhere")
+        result = await serve("--store", "memory", "--listen", f"unix:{folder}/s.sock")
+        assert result.returncode == 3
+        printed = " ".join(result.stderr.split())
+        assert f"unix:{folder}/s.sock: " in printed
+        assert "symbolic link" in printed
+        assert "Traceback" not in result.stderr
+        assert link.is_symlink()
+        assert not Path(folder, "nowhere").exists()
+
+
+async def test_a_directory_that_all_may_enter_is_used_and_reported_once(
+    daemon: StartDaemon, tmp_path: Path
+) -> None:
+    async with daemon(*ECHO, "--store", f"sqlite:{tmp_path}/new/s.db") as running:
+        shared = running.folder / "shared"
+        shared.mkdir()
+        shared.chmod(0o777)
+        flags = ("--listen", f"unix:{shared}/r.sock", "--listen", f"unix:{running.folder}/n/r.sock")
+        async with daemon(*ECHO, *flags, folder=running.folder) as second:
+            second.socket = f"unix:{shared}/r.sock"
+            async with second.stub() as stub:
+                assert (await say(stub, "hello")).message.content == "hello"
+            reported = await second.logged("directory open to other users")
+            remedy = f"chmod 750 {shared}"
+            assert (reported["mode"], reported["remedy"]) == ("0777", remedy)
+            events = [line["event"] for line in second.log]
+            assert events.count("directory open to other users") == 1
+        assert stat.S_IMODE(shared.stat().st_mode) == 0o777
+        assert stat.S_IMODE((running.folder / "n").stat().st_mode) & 0o027 == 0
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+
+
 async def test_a_port_in_use_is_reported(daemon: StartDaemon) -> None:
     async with daemon(*ECHO) as running:
         result = await serve("--store", "memory", "--listen", running.address)

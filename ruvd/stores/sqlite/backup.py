@@ -86,7 +86,7 @@ def _copy(source: Path, part: Path, progress: Callable[[int, int], None]) -> Non
 def _check_target(source: Path, target: Path, *, overwrite: bool) -> None:
     if target.exists() and target.samefile(source):
         raise FileExistsError(f"{target} is the store itself")
-    if target.exists() and not overwrite:
+    if os.path.lexists(target) and not overwrite:
         raise FileExistsError(f"{target} exists")
     # SQLite would take a log that is already there for the copy's log.
     for suffix in ("-wal", "-journal"):

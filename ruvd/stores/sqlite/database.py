@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.store import StoreLocked
+from ruvd.core.private_files import open_private
 from ruvd.stores.sqlite.schema import migrate, schema_version
 
 Durability: TypeAlias = Literal["normal", "full"]
@@ -124,7 +125,7 @@ class DatabaseFile:
         if self._lock is not None:
             return
         path = f"{self._path}.lock"
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        lock = open_private(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(lock, 0)
