@@ -29,7 +29,8 @@ class Step(Enum):
 
 
 STALL, CUT, RESET, TURN = Step.STALL, Step.CUT, Step.RESET, Step.TURN
-Answer: TypeAlias = Sequence[bytes | Step | asyncio.Event]
+# A number is a pause in seconds.
+Answer: TypeAlias = Sequence[bytes | Step | asyncio.Event | float]
 
 
 def http(

@@ -211,6 +211,9 @@ class _Connection(asyncio.Protocol):
                 await self._may_write.wait()
             elif isinstance(step, asyncio.Event):
                 await self._first_of(step)
+            elif isinstance(step, float):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._gone.wait(), step)
             else:
                 await self._act(step)
         if self._gone.is_set():
