@@ -39,6 +39,7 @@ _ONLY_VALUES = {  # of fields that ruvd does not have, and that may have their d
     "n": 1,
     "stream": False,
     "logprobs": False,
+    "modalities": ["text"],
 }
 
 
@@ -89,7 +90,7 @@ def _check_sendable(value: Any, path: str, depth: int = 1) -> None:
         raise LineRefused(path, f"is nested more than {_MAX_DEPTH} levels deep")
     if isinstance(value, str):
         read_text(value, path)
-    elif isinstance(value, int | float):
+    elif isinstance(value, int | float) and not isinstance(value, bool):
         if _number(value, path) != value and isinstance(value, int):
             raise LineRefused(path, "is an integer that a double cannot represent")
     elif isinstance(value, list):
@@ -170,6 +171,12 @@ def _response_format(value: Any, path: str) -> ResponseFormat | None:
     if fields.get("type") == "text":
         refuse_rest({**fields, "type": None}, f"{path}.")
         return None
+    if fields.get("type") == "json_object":
+        # llama-server and Together take a schema with this type as well.
+        if (schema := fields.pop("schema", None)) is not None:
+            return ResponseFormat(json_schema=_schema(schema, f"{path}.schema"))
+        refuse_rest({**fields, "type": None}, f"{path}.")
+        return ResponseFormat(json_object=True)
     schema = _typed_object(value, "json_schema", path)
     path = f"{path}.json_schema"
     text = _schema(schema.pop("schema", None), f"{path}.schema")

@@ -45,11 +45,12 @@ class Tool:
 
 @value(frozen=True, slots=True)
 class ResponseFormat:
-    """The answer is JSON that follows a JSON Schema, given as text."""
+    """The answer is JSON that follows a JSON Schema, given as text, or any JSON object."""
 
-    json_schema: str
+    json_schema: str = ""
     name: str = ""
     strict: bool | None = None
+    json_object: bool = False
 
 
 @value(frozen=True, slots=True)

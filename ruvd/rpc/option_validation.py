@@ -133,6 +133,11 @@ def _tool_choice(check: Checker, asked: pb.CompletionOptions) -> ToolChoiceMode 
 
 def _response_format(check: Checker, asked: pb.CompletionOptions) -> ResponseFormat:
     form = asked.response_format
+    if form.json_object:
+        alone = not (form.json_schema or form.name or form.HasField("strict"))
+        text = "must not come with json_schema, name or strict"
+        check.check(alone, "options.response_format.json_object", text)
+        return ResponseFormat(json_object=True)
     _schema(check, "options.response_format.json_schema", form.json_schema)
     if form.name:
         well_formed = _FORMAT_NAME.fullmatch(form.name) is not None

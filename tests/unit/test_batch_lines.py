@@ -11,7 +11,14 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from hypothesis import given
 from hypothesis import strategies as st
-from ruvd_client import FieldViolation, Message, Role, RuvdError, ToolChoiceMode
+from ruvd_client import (
+    FieldViolation,
+    Message,
+    ResponseFormat,
+    Role,
+    RuvdError,
+    ToolChoiceMode,
+)
 from ruvd_client.v1.session_service_pb2 import (
     FINISH_REASON_LENGTH,
     FINISH_REASON_TOOL_CALLS,
@@ -31,6 +38,9 @@ from ruvd.cli.batch_lines import (
     to_request,
 )
 from ruvd.cli.openai_messages import LineRefused
+from ruvd.rpc.requests import complete
+from ruvd.rpc.validation import RequestLimits
+from ruvd.v1 import session_service_pb2 as pb
 
 USER = {"role": "user", "content": "hello"}
 SCHEMA = {"type": "object", "properties": {"ä": {"type": "string"}}}
@@ -111,6 +121,32 @@ def test_null_and_missing_options_are_left_to_the_engine() -> None:
     assert list(converted(stop=["a", "b"]).options.stop) == ["a", "b"]
 
 
+def test_a_field_that_ruvd_does_not_have_may_hold_any_json() -> None:
+    fields: dict[str, Any] = {
+        "store": True,
+        "chat_template_kwargs": {"enable_thinking": False, "depth": {"levels": [1, 2.5, None]}},
+        "flags": [True, False, None, "x", {"deep": [True]}],
+        "empty": {},
+        "none": [],
+        "count": 40,
+    }
+    request = converted(**fields)
+    assert MessageToDict(request.options.extra_body) == fields
+    received = pb.CompleteRequest.FromString(request.SerializeToString())
+    assert complete(received, RequestLimits()).options.extra_body == fields
+
+
+def test_any_json_object_can_be_asked_for() -> None:
+    form = converted(response_format={"type": "json_object"}).options.response_format
+    assert form == ResponseFormat(json_object=True)
+
+
+def test_a_json_object_with_a_schema_is_asked_for_by_the_schema() -> None:
+    wanted = {"type": "json_object", "schema": SCHEMA}
+    form = converted(response_format=wanted).options.response_format
+    assert form == ResponseFormat(json_schema=json.dumps(SCHEMA, ensure_ascii=False))
+
+
 def test_a_tool_can_be_named() -> None:
     request = converted(
         tools=[{"type": "function", "function": {"name": "f"}}],
@@ -185,7 +221,9 @@ def test_a_wrong_line_is_refused_by_its_path(content: bytes, path: str) -> None:
         ({"tool_choice": "any"}, "tool_choice"),
         ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "grammar"}}, "response_format.type"),
+        ({"response_format": {"type": "json_object", "more": 1}}, "response_format.more"),
+        ({"response_format": {"type": "json_object", "schema": []}}, "response_format.schema"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {}}},
             "response_format.json_schema.schema",

@@ -94,6 +94,11 @@ def test_every_option_is_in_the_body() -> None:
     }
 
 
+def test_any_json_object_is_asked_for_as_openai_does() -> None:
+    body = sent(response_format=ResponseFormat(json_object=True))
+    assert body["response_format"] == {"type": "json_object"}
+
+
 def test_a_schema_goes_out_byte_for_byte() -> None:
     odd = '{ "type" :"object",\n "properties":{"b":{},"a":{"const":1.0}} }'
     tools = (Tool("f", "Does it.", odd), Tool("g", strict=False))

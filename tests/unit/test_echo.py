@@ -214,6 +214,12 @@ async def test_structured_output_is_the_smallest_json_that_follows_the_schema() 
     assert done.finish_reason is FinishReason.STOP
 
 
+async def test_any_json_object_holds_the_text() -> None:
+    chunks, _ = await call(user('say "hi"'), response_format=ResponseFormat(json_object=True))
+    text = "".join(chunk.text for chunk in chunks if isinstance(chunk, EngineText))
+    assert json.loads(text) == {"text": 'say "hi"'}
+
+
 @pytest.mark.parametrize("schema", ["{", '{"$ref":"#"}', '{"$ref":"#/$defs/x"}'])
 async def test_a_schema_that_no_json_can_follow_is_rejected(schema: str) -> None:
     with pytest.raises(EngineRejected, match="JSON Schema"):

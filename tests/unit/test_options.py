@@ -114,6 +114,14 @@ def test_what_is_not_asked_is_unset() -> None:
         ({"parallel_tool_calls": True}, ["parallel_tool_calls"]),
         ({"response_format": pb.ResponseFormat()}, ["response_format.json_schema"]),
         (
+            {"response_format": pb.ResponseFormat(json_object=True, json_schema="{}")},
+            ["response_format.json_object"],
+        ),
+        (
+            {"response_format": pb.ResponseFormat(json_object=True, strict=False)},
+            ["response_format.json_object"],
+        ),
+        (
             {"response_format": pb.ResponseFormat(json_schema="{}", name="no.dots")},
             ["response_format.name"],
         ),

@@ -876,7 +876,7 @@ func (*ToolChoice_Mode) isToolChoice_Choice() {}
 
 func (*ToolChoice_Function) isToolChoice_Choice() {}
 
-// The format of the answer.
+// The format of the answer: JSON that conforms to json_schema, or with json_object any JSON object.
 type ResponseFormat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
@@ -884,7 +884,10 @@ type ResponseFormat struct {
 	// The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer".
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// Whether the answer must conform to the schema exactly. Unset: the engine's default.
-	Strict        *bool `protobuf:"varint,3,opt,name=strict,proto3,oneof" json:"strict,omitempty"`
+	Strict *bool `protobuf:"varint,3,opt,name=strict,proto3,oneof" json:"strict,omitempty"`
+	// Whether the answer is a JSON object of any content. Not together with the other fields. Many
+	// servers require that a message asks the model for JSON as well.
+	JsonObject    bool `protobuf:"varint,4,opt,name=json_object,json=jsonObject,proto3" json:"json_object,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -936,6 +939,13 @@ func (x *ResponseFormat) GetName() string {
 func (x *ResponseFormat) GetStrict() bool {
 	if x != nil && x.Strict != nil {
 		return *x.Strict
+	}
+	return false
+}
+
+func (x *ResponseFormat) GetJsonObject() bool {
+	if x != nil {
+		return x.JsonObject
 	}
 	return false
 }
@@ -3954,12 +3964,14 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"ToolChoice\x12-\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x17.ruvd.v1.ToolChoiceModeH\x00R\x04mode\x12\x1c\n" +
 	"\bfunction\x18\x02 \x01(\tH\x00R\bfunctionB\b\n" +
-	"\x06choice\"m\n" +
+	"\x06choice\"\x8e\x01\n" +
 	"\x0eResponseFormat\x12\x1f\n" +
 	"\vjson_schema\x18\x01 \x01(\tR\n" +
 	"jsonSchema\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
-	"\x06strict\x18\x03 \x01(\bH\x00R\x06strict\x88\x01\x01B\t\n" +
+	"\x06strict\x18\x03 \x01(\bH\x00R\x06strict\x88\x01\x01\x12\x1f\n" +
+	"\vjson_object\x18\x04 \x01(\bR\n" +
+	"jsonObjectB\t\n" +
 	"\a_strict\"\xef\x01\n" +
 	"\rContextWindow\x12*\n" +
 	"\x0ekeep_exchanges\x18\x01 \x01(\x05H\x00R\rkeepExchanges\x88\x01\x01\x12(\n" +

@@ -105,6 +105,8 @@ def _tool_choice(choice: ToolChoiceMode | str) -> str | dict[str, Any]:
 
 
 def _response_format(wanted: ResponseFormat) -> dict[str, Any]:
+    if wanted.json_object:
+        return {"type": "json_object"}
     # OpenAI requires a name.
     schema: dict[str, Any] = {"name": wanted.name or "answer", "schema": _raw(wanted.json_schema)}
     if wanted.strict is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ruvd.core.errors import EngineRejected, FieldViolation, InvalidRequest, RuvdError
 from ruvd.core.model import FinishReason, Message, Role, ToolCallDelta
-from ruvd.core.options import CompletionOptions, ToolChoiceMode
+from ruvd.core.options import CompletionOptions, ResponseFormat, ToolChoiceMode
 from ruvd.core.ports.engine import EngineText
 
 _WORDS = re.compile(r"\s*\S+(?:\s+\Z)?|\s+\Z")
@@ -44,7 +44,7 @@ def answer(messages: Sequence[Message], options: CompletionOptions, *, nonce: st
         return _limited(call, options.max_tokens, FinishReason.TOOL_CALLS)
     text = messages[-1].content if is_result else question
     if options.response_format is not None:
-        text = _structured(options.response_format.json_schema, text)
+        text = _structured(options.response_format, text)
     elif nonce:
         text = f"{text} {nonce}"
     stops = [at for at in (text.find(stop) for stop in options.stop if stop) if at >= 0]
@@ -99,9 +99,11 @@ def _tool_call(name: str, question: str) -> list[ToolCallDelta]:
     return [first, *(ToolCallDelta(0, arguments=word) for word in words)]
 
 
-def _structured(schema: str, text: str) -> str:
+def _structured(wanted: ResponseFormat, text: str) -> str:
+    if wanted.json_object:
+        return json.dumps({"text": text}, ensure_ascii=False)
     try:
-        root = json.loads(schema)
+        root = json.loads(wanted.json_schema)
     except ValueError as error:
         raise EngineRejected(f"the JSON Schema cannot be read: {error}") from None
     return json.dumps(_instance(root, root, text), ensure_ascii=False)

@@ -13,7 +13,7 @@ look-up for each word, however many prompts there were.
 - With `response_format`, the answer is the smallest JSON that follows the schema: every property;
   the text that would have been answered for each string; 0 or `minimum` for numbers; false for
   booleans; `minItems` items in arrays; the first choice of `enum` and `anyOf`; the value of
-  `const`. Patterns and lengths are ignored.
+  `const`. Patterns and lengths are ignored. With `json_object`, it is `{"text": <that text>}`.
 - `max_tokens` and `stop` cut the answer. With `bypass_cache`, nothing is looked up or remembered.
 - There is no reasoning. Penalties, `logit_bias`, `parallel_tool_calls` and `extra_body` are
   accepted without effect.

@@ -468,28 +468,34 @@ Global___ToolChoice: typing_extensions.TypeAlias = ToolChoice
 
 @typing.final
 class ResponseFormat(google.protobuf.message.Message):
-    """The format of the answer."""
+    """The format of the answer: JSON that conforms to json_schema, or with json_object any JSON object."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     JSON_SCHEMA_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
     STRICT_FIELD_NUMBER: builtins.int
+    JSON_OBJECT_FIELD_NUMBER: builtins.int
     json_schema: builtins.str
     """The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte."""
     name: builtins.str
     """The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer"."""
     strict: builtins.bool
     """Whether the answer must conform to the schema exactly. Unset: the engine's default."""
+    json_object: builtins.bool
+    """Whether the answer is a JSON object of any content. Not together with the other fields. Many
+    servers require that a message asks the model for JSON as well.
+    """
     def __init__(
         self,
         *,
         json_schema: builtins.str = ...,
         name: builtins.str = ...,
         strict: builtins.bool | None = ...,
+        json_object: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_strict", b"_strict", "strict", b"strict"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_strict", b"_strict", "json_schema", b"json_schema", "name", b"name", "strict", b"strict"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_strict", b"_strict", "json_object", b"json_object", "json_schema", b"json_schema", "name", b"name", "strict", b"strict"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_strict", b"_strict"]) -> typing.Literal["strict"] | None: ...
 
 Global___ResponseFormat: typing_extensions.TypeAlias = ResponseFormat

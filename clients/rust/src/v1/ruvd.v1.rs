@@ -70,7 +70,7 @@ pub mod tool_choice {
         Function(::prost::alloc::string::String),
     }
 }
-/// The format of the answer.
+/// The format of the answer: JSON that conforms to json_schema, or with json_object any JSON object.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResponseFormat {
     /// The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
@@ -82,6 +82,10 @@ pub struct ResponseFormat {
     /// Whether the answer must conform to the schema exactly. Unset: the engine's default.
     #[prost(bool, optional, tag = "3")]
     pub strict: ::core::option::Option<bool>,
+    /// Whether the answer is a JSON object of any content. Not together with the other fields. Many
+    /// servers require that a message asks the model for JSON as well.
+    #[prost(bool, tag = "4")]
+    pub json_object: bool,
 }
 /// The part of the history that is sent to the engine. Exchanges are appended until there are more
 /// than max_exchanges; a trim then keeps only the last keep_exchanges. Between trims the prompt's

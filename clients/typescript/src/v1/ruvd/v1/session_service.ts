@@ -240,14 +240,21 @@ export interface ToolChoice {
   function?: string | undefined;
 }
 
-/** The format of the answer. */
+/** The format of the answer: JSON that conforms to json_schema, or with json_object any JSON object. */
 export interface ResponseFormat {
   /** The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte. */
   jsonSchema: string;
   /** The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer". */
   name: string;
   /** Whether the answer must conform to the schema exactly. Unset: the engine's default. */
-  strict?: boolean | undefined;
+  strict?:
+    | boolean
+    | undefined;
+  /**
+   * Whether the answer is a JSON object of any content. Not together with the other fields. Many
+   * servers require that a message asks the model for JSON as well.
+   */
+  jsonObject: boolean;
 }
 
 /**
@@ -1237,7 +1244,7 @@ export const ToolChoice: MessageFns<ToolChoice> = {
 };
 
 function createBaseResponseFormat(): ResponseFormat {
-  return { jsonSchema: "", name: "", strict: undefined };
+  return { jsonSchema: "", name: "", strict: undefined, jsonObject: false };
 }
 
 export const ResponseFormat: MessageFns<ResponseFormat> = {
@@ -1250,6 +1257,9 @@ export const ResponseFormat: MessageFns<ResponseFormat> = {
     }
     if (message.strict !== undefined) {
       writer.uint32(24).bool(message.strict);
+    }
+    if (message.jsonObject !== false) {
+      writer.uint32(32).bool(message.jsonObject);
     }
     return writer;
   },
@@ -1291,6 +1301,14 @@ export const ResponseFormat: MessageFns<ResponseFormat> = {
             message.strict = reader.bool();
             continue;
           }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.jsonObject = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1311,6 +1329,7 @@ export const ResponseFormat: MessageFns<ResponseFormat> = {
     message.jsonSchema = object.jsonSchema ?? "";
     message.name = object.name ?? "";
     message.strict = object.strict ?? undefined;
+    message.jsonObject = object.jsonObject ?? false;
     return message;
   },
 };

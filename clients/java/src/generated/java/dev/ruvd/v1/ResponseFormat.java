@@ -7,7 +7,7 @@ package dev.ruvd.v1;
 
 /**
  * <pre>
- * The format of the answer.
+ * The format of the answer: JSON that conforms to json_schema, or with json_object any JSON object.
  * </pre>
  *
  * Protobuf type {@code ruvd.v1.ResponseFormat}
@@ -171,6 +171,22 @@ private static final long serialVersionUID = 0L;
     return strict_;
   }
 
+  public static final int JSON_OBJECT_FIELD_NUMBER = 4;
+  private boolean jsonObject_ = false;
+  /**
+   * <pre>
+   * Whether the answer is a JSON object of any content. Not together with the other fields. Many
+   * servers require that a message asks the model for JSON as well.
+   * </pre>
+   *
+   * <code>bool json_object = 4;</code>
+   * @return The jsonObject.
+   */
+  @java.lang.Override
+  public boolean getJsonObject() {
+    return jsonObject_;
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -194,6 +210,9 @@ private static final long serialVersionUID = 0L;
     if (((bitField0_ & 0x00000001) != 0)) {
       output.writeBool(3, strict_);
     }
+    if (jsonObject_ != false) {
+      output.writeBool(4, jsonObject_);
+    }
     getUnknownFields().writeTo(output);
   }
 
@@ -212,6 +231,10 @@ private static final long serialVersionUID = 0L;
     if (((bitField0_ & 0x00000001) != 0)) {
       size += com.google.protobuf.CodedOutputStream
         .computeBoolSize(3, strict_);
+    }
+    if (jsonObject_ != false) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeBoolSize(4, jsonObject_);
     }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
@@ -237,6 +260,8 @@ private static final long serialVersionUID = 0L;
       if (getStrict()
           != other.getStrict()) return false;
     }
+    if (getJsonObject()
+        != other.getJsonObject()) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -257,6 +282,9 @@ private static final long serialVersionUID = 0L;
       hash = (53 * hash) + com.google.protobuf.Internal.hashBoolean(
           getStrict());
     }
+    hash = (37 * hash) + JSON_OBJECT_FIELD_NUMBER;
+    hash = (53 * hash) + com.google.protobuf.Internal.hashBoolean(
+        getJsonObject());
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -356,7 +384,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The format of the answer.
+   * The format of the answer: JSON that conforms to json_schema, or with json_object any JSON object.
    * </pre>
    *
    * Protobuf type {@code ruvd.v1.ResponseFormat}
@@ -395,6 +423,7 @@ private static final long serialVersionUID = 0L;
       jsonSchema_ = "";
       name_ = "";
       strict_ = false;
+      jsonObject_ = false;
       return this;
     }
 
@@ -439,6 +468,9 @@ private static final long serialVersionUID = 0L;
         result.strict_ = strict_;
         to_bitField0_ |= 0x00000001;
       }
+      if (((from_bitField0_ & 0x00000008) != 0)) {
+        result.jsonObject_ = jsonObject_;
+      }
       result.bitField0_ |= to_bitField0_;
     }
 
@@ -466,6 +498,9 @@ private static final long serialVersionUID = 0L;
       }
       if (other.hasStrict()) {
         setStrict(other.getStrict());
+      }
+      if (other.getJsonObject() != false) {
+        setJsonObject(other.getJsonObject());
       }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
@@ -508,6 +543,11 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000004;
               break;
             } // case 24
+            case 32: {
+              jsonObject_ = input.readBool();
+              bitField0_ |= 0x00000008;
+              break;
+            } // case 32
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -761,6 +801,53 @@ private static final long serialVersionUID = 0L;
     public Builder clearStrict() {
       bitField0_ = (bitField0_ & ~0x00000004);
       strict_ = false;
+      onChanged();
+      return this;
+    }
+
+    private boolean jsonObject_ ;
+    /**
+     * <pre>
+     * Whether the answer is a JSON object of any content. Not together with the other fields. Many
+     * servers require that a message asks the model for JSON as well.
+     * </pre>
+     *
+     * <code>bool json_object = 4;</code>
+     * @return The jsonObject.
+     */
+    @java.lang.Override
+    public boolean getJsonObject() {
+      return jsonObject_;
+    }
+    /**
+     * <pre>
+     * Whether the answer is a JSON object of any content. Not together with the other fields. Many
+     * servers require that a message asks the model for JSON as well.
+     * </pre>
+     *
+     * <code>bool json_object = 4;</code>
+     * @param value The jsonObject to set.
+     * @return This builder for chaining.
+     */
+    public Builder setJsonObject(boolean value) {
+
+      jsonObject_ = value;
+      bitField0_ |= 0x00000008;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * Whether the answer is a JSON object of any content. Not together with the other fields. Many
+     * servers require that a message asks the model for JSON as well.
+     * </pre>
+     *
+     * <code>bool json_object = 4;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearJsonObject() {
+      bitField0_ = (bitField0_ & ~0x00000008);
+      jsonObject_ = false;
       onChanged();
       return this;
     }

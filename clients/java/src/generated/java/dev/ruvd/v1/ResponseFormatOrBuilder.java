@@ -68,4 +68,15 @@ public interface ResponseFormatOrBuilder extends
    * @return The strict.
    */
   boolean getStrict();
+
+  /**
+   * <pre>
+   * Whether the answer is a JSON object of any content. Not together with the other fields. Many
+   * servers require that a message asks the model for JSON as well.
+   * </pre>
+   *
+   * <code>bool json_object = 4;</code>
+   * @return The jsonObject.
+   */
+  boolean getJsonObject();
 }

@@ -299,225 +299,226 @@ public final class SessionServiceOuterClass {
       "meters\030\003 \001(\t\022\023\n\006strict\030\004 \001(\010H\000\210\001\001B\t\n\007_st" +
       "rict\"S\n\nToolChoice\022\'\n\004mode\030\001 \001(\0162\027.ruvd." +
       "v1.ToolChoiceModeH\000\022\022\n\010function\030\002 \001(\tH\000B" +
-      "\010\n\006choice\"S\n\016ResponseFormat\022\023\n\013json_sche" +
+      "\010\n\006choice\"h\n\016ResponseFormat\022\023\n\013json_sche" +
       "ma\030\001 \001(\t\022\014\n\004name\030\002 \001(\t\022\023\n\006strict\030\003 \001(\010H\000" +
-      "\210\001\001B\t\n\007_strict\"\274\001\n\rContextWindow\022\033\n\016keep" +
-      "_exchanges\030\001 \001(\005H\000\210\001\001\022\032\n\rmax_exchanges\030\002" +
-      " \001(\005H\001\210\001\001\022\027\n\nmax_tokens\030\003 \001(\005H\002\210\001\001\022%\n\tre" +
-      "ndering\030\004 \001(\0162\022.ruvd.v1.RenderingB\021\n\017_ke" +
-      "ep_exchangesB\020\n\016_max_exchangesB\r\n\013_max_t" +
-      "okens\"g\n\005Usage\022\025\n\rprompt_tokens\030\001 \001(\003\022\032\n" +
-      "\rcached_tokens\030\002 \001(\003H\000\210\001\001\022\031\n\021completion_" +
-      "tokens\030\003 \001(\003B\020\n\016_cached_tokens\"\301\001\n\007Timin" +
-      "gs\022(\n\005queue\030\001 \001(\0132\031.google.protobuf.Dura" +
-      "tion\0226\n\023time_to_first_token\030\002 \001(\0132\031.goog" +
-      "le.protobuf.Duration\022(\n\005total\030\003 \001(\0132\031.go" +
-      "ogle.protobuf.Duration\022*\n\007prefill\030\004 \001(\0132" +
-      "\031.google.protobuf.Duration\"\263\004\n\007Session\022\n" +
-      "\n\002id\030\001 \001(\t\022/\n\013create_time\030\002 \001(\0132\032.google" +
-      ".protobuf.Timestamp\0222\n\016last_used_time\030\003 " +
-      "\001(\0132\032.google.protobuf.Timestamp\022/\n\013expir" +
-      "e_time\030\004 \001(\0132\032.google.protobuf.Timestamp" +
-      "\022\025\n\rmessage_count\030\005 \001(\003\022\026\n\016exchange_coun" +
-      "t\030\006 \001(\003\022\025\n\rsystem_prompt\030\007 \001(\t\022\"\n\010messag" +
-      "es\030\010 \003(\0132\020.ruvd.v1.Message\022,\n\006labels\030\t \003" +
-      "(\0132\034.ruvd.v1.Session.LabelsEntry\022.\n\016cont" +
-      "ext_window\030\n \001(\0132\026.ruvd.v1.ContextWindow" +
-      "\022\021\n\tparent_id\030\013 \001(\t\022\035\n\025running_completio" +
-      "n_id\030\014 \001(\t\022\035\n\005usage\030\r \001(\0132\016.ruvd.v1.Usag" +
-      "e\022\r\n\005model\030\016 \001(\t\022/\n\014idle_timeout\030\017 \001(\0132\031" +
-      ".google.protobuf.Duration\032-\n\013LabelsEntry" +
-      "\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\"\216\005\n\021Com" +
-      "pletionOptions\022\r\n\005model\030\001 \001(\t\022\030\n\013tempera" +
-      "ture\030\002 \001(\001H\000\210\001\001\022\022\n\005top_p\030\003 \001(\001H\001\210\001\001\022\027\n\nm" +
-      "ax_tokens\030\004 \001(\005H\002\210\001\001\022\014\n\004stop\030\005 \003(\t\022\021\n\004se" +
-      "ed\030\006 \001(\003H\003\210\001\001\022\024\n\014bypass_cache\030\007 \001(\010\022\036\n\021f" +
-      "requency_penalty\030\010 \001(\001H\004\210\001\001\022\035\n\020presence_" +
-      "penalty\030\t \001(\001H\005\210\001\001\022=\n\nlogit_bias\030\n \003(\0132)" +
-      ".ruvd.v1.CompletionOptions.LogitBiasEntr" +
-      "y\022\034\n\005tools\030\013 \003(\0132\r.ruvd.v1.Tool\022(\n\013tool_" +
-      "choice\030\014 \001(\0132\023.ruvd.v1.ToolChoice\022 \n\023par" +
-      "allel_tool_calls\030\r \001(\010H\006\210\001\001\0220\n\017response_" +
-      "format\030\016 \001(\0132\027.ruvd.v1.ResponseFormat\022+\n" +
-      "\nextra_body\030\017 \001(\0132\027.google.protobuf.Stru" +
-      "ct\0320\n\016LogitBiasEntry\022\013\n\003key\030\001 \001(\005\022\r\n\005val" +
-      "ue\030\002 \001(\001:\0028\001B\016\n\014_temperatureB\010\n\006_top_pB\r" +
-      "\n\013_max_tokensB\007\n\005_seedB\024\n\022_frequency_pen" +
-      "altyB\023\n\021_presence_penaltyB\026\n\024_parallel_t" +
-      "ool_calls\"X\n\024BatchCompleteRequest\022\'\n\005ite" +
-      "ms\030\001 \003(\0132\030.ruvd.v1.CompleteRequest\022\027\n\017ma" +
-      "x_concurrency\030\002 \001(\005\"r\n\025BatchCompleteResp" +
-      "onse\022&\n\006result\030\001 \001(\0132\024.ruvd.v1.BatchResu" +
-      "ltH\000\022(\n\007summary\030\002 \001(\0132\025.ruvd.v1.BatchSum" +
-      "maryH\000B\007\n\005event\"w\n\013BatchResult\022\r\n\005index\030" +
-      "\001 \001(\005\022)\n\ncompletion\030\002 \001(\0132\023.ruvd.v1.Comp" +
-      "letionH\000\022#\n\005error\030\003 \001(\0132\022.google.rpc.Sta" +
-      "tusH\000B\t\n\007outcome\"k\n\nCompletion\022\025\n\rcomple" +
-      "tion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(\t\022\r\n\005mod" +
-      "el\030\003 \001(\t\022#\n\010finished\030\004 \001(\0132\021.ruvd.v1.Fin" +
-      "ished\"\260\001\n\014BatchSummary\022\021\n\tsucceeded\030\001 \001(" +
-      "\005\022\016\n\006failed\030\002 \001(\005\022\035\n\005usage\030\003 \001(\0132\016.ruvd." +
-      "v1.Usage\022,\n\twall_time\030\004 \001(\0132\031.google.pro" +
-      "tobuf.Duration\0220\n\rtotal_latency\030\005 \001(\0132\031." +
-      "google.protobuf.Duration\"\023\n\021ListModelsRe" +
-      "quest\";\n\022ListModelsResponse\022\016\n\006models\030\001 " +
-      "\003(\t\022\025\n\rdefault_model\030\002 \001(\t\"\323\002\n\024CreateSes" +
-      "sionRequest\022\022\n\nsession_id\030\001 \001(\t\022\025\n\rsyste" +
-      "m_prompt\030\002 \001(\t\022\"\n\010messages\030\003 \003(\0132\020.ruvd." +
-      "v1.Message\0229\n\006labels\030\004 \003(\0132).ruvd.v1.Cre" +
-      "ateSessionRequest.LabelsEntry\022.\n\016context" +
-      "_window\030\005 \001(\0132\026.ruvd.v1.ContextWindow\022/\n" +
-      "\014idle_timeout\030\006 \001(\0132\031.google.protobuf.Du" +
-      "ration\022\r\n\005model\030\007 \001(\t\022\022\n\nrequest_id\030\010 \001(" +
-      "\t\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002" +
-      " \001(\t:\0028\001\":\n\025CreateSessionResponse\022!\n\007ses" +
-      "sion\030\001 \001(\0132\020.ruvd.v1.Session\"r\n\021GetSessi" +
-      "onRequest\022\022\n\nsession_id\030\001 \001(\t\022\"\n\004view\030\002 " +
-      "\001(\0162\024.ruvd.v1.SessionView\022\021\n\tpage_size\030\003" +
-      " \001(\005\022\022\n\npage_token\030\004 \001(\t\"P\n\022GetSessionRe" +
-      "sponse\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Sessio" +
-      "n\022\027\n\017next_page_token\030\002 \001(\t\"\265\001\n\023ListSessi" +
-      "onsRequest\022\021\n\tpage_size\030\001 \001(\005\022\022\n\npage_to" +
-      "ken\030\002 \001(\t\022C\n\014label_filter\030\003 \003(\0132-.ruvd.v" +
-      "1.ListSessionsRequest.LabelFilterEntry\0322" +
-      "\n\020LabelFilterEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005value" +
-      "\030\002 \001(\t:\0028\001\"S\n\024ListSessionsResponse\022\"\n\010se" +
-      "ssions\030\001 \003(\0132\020.ruvd.v1.Session\022\027\n\017next_p" +
-      "age_token\030\002 \001(\t\"\246\002\n\024UpdateSessionRequest" +
-      "\022\022\n\nsession_id\030\001 \001(\t\0229\n\006labels\030\002 \003(\0132).r" +
-      "uvd.v1.UpdateSessionRequest.LabelsEntry\022" +
-      "/\n\014idle_timeout\030\003 \001(\0132\031.google.protobuf." +
-      "Duration\022.\n\016context_window\030\004 \001(\0132\026.ruvd." +
-      "v1.ContextWindow\022/\n\013update_mask\030\005 \001(\0132\032." +
-      "google.protobuf.FieldMask\032-\n\013LabelsEntry" +
-      "\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\":\n\025Upda" +
-      "teSessionResponse\022!\n\007session\030\001 \001(\0132\020.ruv" +
-      "d.v1.Session\"c\n\025AppendMessagesRequest\022\022\n" +
-      "\nsession_id\030\001 \001(\t\022\"\n\010messages\030\002 \003(\0132\020.ru" +
-      "vd.v1.Message\022\022\n\nrequest_id\030\003 \001(\t\";\n\026App" +
-      "endMessagesResponse\022!\n\007session\030\001 \001(\0132\020.r" +
-      "uvd.v1.Session\"\204\001\n\022ForkSessionRequest\022\022\n" +
-      "\nsession_id\030\001 \001(\t\022\033\n\016exchange_count\030\002 \001(" +
-      "\003H\000\210\001\001\022\026\n\016new_session_id\030\003 \001(\t\022\022\n\nreques" +
-      "t_id\030\004 \001(\tB\021\n\017_exchange_count\"8\n\023ForkSes" +
-      "sionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd.v1." +
-      "Session\"p\n\027ResumeCompletionRequest\022\025\n\rco" +
-      "mpletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(\t\022\022\n" +
-      "\nrequest_id\030\003 \001(\t\022\026\n\016after_sequence\030\004 \001(" +
-      "\003\"C\n\030ResumeCompletionResponse\022\'\n\005event\030\001" +
-      " \001(\0132\030.ruvd.v1.CompletionEvent\"n\n\027Cancel" +
-      "CompletionRequest\022\025\n\rcompletion_id\030\001 \001(\t" +
-      "\022\022\n\nsession_id\030\002 \001(\t\022\022\n\nrequest_id\030\003 \001(\t" +
-      "\022\024\n\014keep_partial\030\004 \001(\010\"\032\n\030CancelCompleti" +
-      "onResponse\">\n\021EndSessionRequest\022\022\n\nsessi" +
-      "on_id\030\001 \001(\t\022\025\n\rallow_missing\030\002 \001(\010\"\024\n\022En" +
-      "dSessionResponse\"\032\n\030GetSessionMetricsReq" +
-      "uest\"E\n\031GetSessionMetricsResponse\022(\n\007met" +
-      "rics\030\001 \001(\0132\027.ruvd.v1.SessionMetrics\"\275\003\n\016" +
-      "SessionMetrics\022\026\n\016total_sessions\030\001 \001(\003\022\027" +
-      "\n\017active_sessions\030\002 \001(\003\022 \n\030avg_messages_" +
-      "per_session\030\003 \001(\001\022\033\n\016cache_hit_rate\030\004 \001(" +
-      "\001H\000\210\001\001\0226\n\023avg_session_latency\030\005 \001(\0132\031.go" +
-      "ogle.protobuf.Duration\0228\n\025avg_stateless_" +
-      "latency\030\006 \001(\0132\031.google.protobuf.Duration" +
-      "\022\033\n\023session_completions\030\007 \001(\003\022\035\n\025statele" +
-      "ss_completions\030\010 \001(\003\022\"\n\025avg_latency_redu" +
-      "ction\030\t \001(\001H\001\210\001\001\022\"\n\025avg_prefill_reductio" +
-      "n\030\n \001(\001H\002\210\001\001B\021\n\017_cache_hit_rateB\030\n\026_avg_" +
-      "latency_reductionB\030\n\026_avg_prefill_reduct" +
-      "ion\"\300\002\n\017CompleteRequest\022\022\n\nsession_id\030\001 " +
-      "\001(\t\022\"\n\010messages\030\002 \003(\0132\020.ruvd.v1.Message\022" +
-      "+\n\007options\030\003 \001(\0132\032.ruvd.v1.CompletionOpt" +
-      "ions\022\022\n\nrequest_id\030\004 \001(\t\022\030\n\020require_exis" +
-      "ting\030\005 \001(\010\022 \n\007if_busy\030\006 \001(\0162\017.ruvd.v1.If" +
-      "Busy\022,\n\ron_disconnect\030\007 \001(\0162\025.ruvd.v1.On" +
-      "Disconnect\0223\n\020disconnect_grace\030\010 \001(\0132\031.g" +
-      "oogle.protobuf.Duration\022\025\n\rsystem_prompt" +
-      "\030\t \001(\t\";\n\020CompleteResponse\022\'\n\005event\030\001 \001(" +
-      "\0132\030.ruvd.v1.CompletionEvent\"\231\001\n\017Completi" +
-      "onEvent\022\020\n\010sequence\030\001 \001(\003\022#\n\007started\030\002 \001" +
-      "(\0132\020.ruvd.v1.StartedH\000\022\037\n\005delta\030\003 \001(\0132\016." +
-      "ruvd.v1.DeltaH\000\022%\n\010finished\030\004 \001(\0132\021.ruvd" +
-      ".v1.FinishedH\000B\007\n\005event\"\217\001\n\007Started\022\025\n\rc" +
-      "ompletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(\t\022\027" +
-      "\n\017session_created\030\003 \001(\010\022\r\n\005model\030\004 \001(\t\022\030" +
-      "\n\020context_messages\030\005 \001(\005\022\027\n\017context_trim" +
-      "med\030\006 \001(\010\"a\n\005Delta\022\016\n\004text\030\001 \001(\tH\000\022+\n\tto" +
-      "ol_call\030\002 \001(\0132\026.ruvd.v1.ToolCallDeltaH\000\022" +
-      "\023\n\treasoning\030\003 \001(\tH\000B\006\n\004part\"K\n\rToolCall" +
-      "Delta\022\r\n\005index\030\001 \001(\005\022\n\n\002id\030\002 \001(\t\022\014\n\004name" +
-      "\030\003 \001(\t\022\021\n\targuments\030\004 \001(\t\"\265\001\n\010Finished\022," +
-      "\n\rfinish_reason\030\001 \001(\0162\025.ruvd.v1.FinishRe" +
-      "ason\022!\n\007message\030\002 \001(\0132\020.ruvd.v1.Message\022" +
-      "\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022!\n\007timing" +
-      "s\030\004 \001(\0132\020.ruvd.v1.Timings\022\026\n\016exchange_co" +
-      "unt\030\005 \001(\003*_\n\004Role\022\024\n\020ROLE_UNSPECIFIED\020\000\022" +
-      "\017\n\013ROLE_SYSTEM\020\001\022\r\n\tROLE_USER\020\002\022\022\n\016ROLE_" +
-      "ASSISTANT\020\003\022\r\n\tROLE_TOOL\020\004*Z\n\013SessionVie" +
-      "w\022\034\n\030SESSION_VIEW_UNSPECIFIED\020\000\022\026\n\022SESSI" +
-      "ON_VIEW_BASIC\020\001\022\025\n\021SESSION_VIEW_FULL\020\002*_" +
-      "\n\006IfBusy\022\027\n\023IF_BUSY_UNSPECIFIED\020\000\022\021\n\rIF_" +
-      "BUSY_QUEUE\020\001\022\022\n\016IF_BUSY_REJECT\020\002\022\025\n\021IF_B" +
-      "USY_INTERRUPT\020\003*c\n\014OnDisconnect\022\035\n\031ON_DI" +
-      "SCONNECT_UNSPECIFIED\020\000\022\030\n\024ON_DISCONNECT_" +
-      "CANCEL\020\001\022\032\n\026ON_DISCONNECT_CONTINUE\020\002*\232\001\n" +
-      "\014FinishReason\022\035\n\031FINISH_REASON_UNSPECIFI" +
-      "ED\020\000\022\026\n\022FINISH_REASON_STOP\020\001\022\030\n\024FINISH_R" +
-      "EASON_LENGTH\020\002\022\034\n\030FINISH_REASON_TOOL_CAL" +
-      "LS\020\003\022\033\n\027FINISH_REASON_CANCELLED\020\004*X\n\tRen" +
-      "dering\022\031\n\025RENDERING_UNSPECIFIED\020\000\022\026\n\022REN" +
-      "DERING_MESSAGES\020\001\022\030\n\024RENDERING_TRANSCRIP" +
-      "T\020\002*\207\001\n\016ToolChoiceMode\022 \n\034TOOL_CHOICE_MO" +
-      "DE_UNSPECIFIED\020\000\022\031\n\025TOOL_CHOICE_MODE_AUT" +
-      "O\020\001\022\031\n\025TOOL_CHOICE_MODE_NONE\020\002\022\035\n\031TOOL_C" +
-      "HOICE_MODE_REQUIRED\020\003*\246\006\n\013ErrorReason\022\034\n" +
-      "\030ERROR_REASON_UNSPECIFIED\020\000\022\"\n\036ERROR_REA" +
-      "SON_SESSION_NOT_FOUND\020\001\022%\n!ERROR_REASON_" +
-      "COMPLETION_NOT_FOUND\020\002\022%\n!ERROR_REASON_C" +
-      "OMPLETION_CANCELLED\020\003\022\035\n\031ERROR_REASON_SE" +
-      "SSION_BUSY\020\004\022\036\n\032ERROR_REASON_SESSION_END" +
-      "ED\020\005\022\'\n#ERROR_REASON_COMPLETION_INTERRUP" +
-      "TED\020\006\022\036\n\032ERROR_REASON_SESSION_LIMIT\020\007\022\033\n" +
-      "\027ERROR_REASON_OVERLOADED\020\010\022$\n ERROR_REAS" +
-      "ON_ENGINE_RATE_LIMITED\020\t\022 \n\034ERROR_REASON" +
-      "_INVALID_REQUEST\020\n\022 \n\034ERROR_REASON_ENGIN" +
-      "E_REJECTED\020\013\022\"\n\036ERROR_REASON_REQUEST_ID_" +
-      "REUSED\020\014\022!\n\035ERROR_REASON_CONTEXT_TOO_LON" +
-      "G\020\r\022\"\n\036ERROR_REASON_SESSION_TOO_LARGE\020\016\022" +
-      "\"\n\036ERROR_REASON_SESSIONS_DISABLED\020\017\022\037\n\033E" +
-      "RROR_REASON_SESSION_EXISTS\020\020\022#\n\037ERROR_RE" +
-      "ASON_ENGINE_UNAVAILABLE\020\021\022\"\n\036ERROR_REASO" +
-      "N_STORE_UNAVAILABLE\020\022\022\036\n\032ERROR_REASON_SH" +
-      "UTTING_DOWN\020\023\022\037\n\033ERROR_REASON_ENGINE_TIM" +
-      "EOUT\020\024\022\031\n\025ERROR_REASON_INTERNAL\020\025\022#\n\037ERR" +
-      "OR_REASON_RESPONSE_TOO_LARGE\020\0262\224\010\n\016Sessi" +
-      "onService\022N\n\rCreateSession\022\035.ruvd.v1.Cre" +
-      "ateSessionRequest\032\036.ruvd.v1.CreateSessio" +
-      "nResponse\022E\n\nGetSession\022\032.ruvd.v1.GetSes" +
-      "sionRequest\032\033.ruvd.v1.GetSessionResponse" +
-      "\022K\n\014ListSessions\022\034.ruvd.v1.ListSessionsR" +
-      "equest\032\035.ruvd.v1.ListSessionsResponse\022N\n" +
-      "\rUpdateSession\022\035.ruvd.v1.UpdateSessionRe" +
-      "quest\032\036.ruvd.v1.UpdateSessionResponse\022Q\n" +
-      "\016AppendMessages\022\036.ruvd.v1.AppendMessages" +
-      "Request\032\037.ruvd.v1.AppendMessagesResponse" +
-      "\022H\n\013ForkSession\022\033.ruvd.v1.ForkSessionReq" +
-      "uest\032\034.ruvd.v1.ForkSessionResponse\022E\n\nEn" +
-      "dSession\022\032.ruvd.v1.EndSessionRequest\032\033.r" +
-      "uvd.v1.EndSessionResponse\022E\n\nListModels\022" +
-      "\032.ruvd.v1.ListModelsRequest\032\033.ruvd.v1.Li" +
-      "stModelsResponse\022Z\n\021GetSessionMetrics\022!." +
-      "ruvd.v1.GetSessionMetricsRequest\032\".ruvd." +
-      "v1.GetSessionMetricsResponse\022A\n\010Complete" +
-      "\022\030.ruvd.v1.CompleteRequest\032\031.ruvd.v1.Com" +
-      "pleteResponse0\001\022Y\n\020ResumeCompletion\022 .ru" +
-      "vd.v1.ResumeCompletionRequest\032!.ruvd.v1." +
-      "ResumeCompletionResponse0\001\022P\n\rBatchCompl" +
-      "ete\022\035.ruvd.v1.BatchCompleteRequest\032\036.ruv" +
-      "d.v1.BatchCompleteResponse0\001\022W\n\020CancelCo" +
-      "mpletion\022 .ruvd.v1.CancelCompletionReque" +
-      "st\032!.ruvd.v1.CancelCompletionResponseB\017\n" +
-      "\013dev.ruvd.v1P\001b\006proto3"
+      "\210\001\001\022\023\n\013json_object\030\004 \001(\010B\t\n\007_strict\"\274\001\n\r" +
+      "ContextWindow\022\033\n\016keep_exchanges\030\001 \001(\005H\000\210" +
+      "\001\001\022\032\n\rmax_exchanges\030\002 \001(\005H\001\210\001\001\022\027\n\nmax_to" +
+      "kens\030\003 \001(\005H\002\210\001\001\022%\n\trendering\030\004 \001(\0162\022.ruv" +
+      "d.v1.RenderingB\021\n\017_keep_exchangesB\020\n\016_ma" +
+      "x_exchangesB\r\n\013_max_tokens\"g\n\005Usage\022\025\n\rp" +
+      "rompt_tokens\030\001 \001(\003\022\032\n\rcached_tokens\030\002 \001(" +
+      "\003H\000\210\001\001\022\031\n\021completion_tokens\030\003 \001(\003B\020\n\016_ca" +
+      "ched_tokens\"\301\001\n\007Timings\022(\n\005queue\030\001 \001(\0132\031" +
+      ".google.protobuf.Duration\0226\n\023time_to_fir" +
+      "st_token\030\002 \001(\0132\031.google.protobuf.Duratio" +
+      "n\022(\n\005total\030\003 \001(\0132\031.google.protobuf.Durat" +
+      "ion\022*\n\007prefill\030\004 \001(\0132\031.google.protobuf.D" +
+      "uration\"\263\004\n\007Session\022\n\n\002id\030\001 \001(\t\022/\n\013creat" +
+      "e_time\030\002 \001(\0132\032.google.protobuf.Timestamp" +
+      "\0222\n\016last_used_time\030\003 \001(\0132\032.google.protob" +
+      "uf.Timestamp\022/\n\013expire_time\030\004 \001(\0132\032.goog" +
+      "le.protobuf.Timestamp\022\025\n\rmessage_count\030\005" +
+      " \001(\003\022\026\n\016exchange_count\030\006 \001(\003\022\025\n\rsystem_p" +
+      "rompt\030\007 \001(\t\022\"\n\010messages\030\010 \003(\0132\020.ruvd.v1." +
+      "Message\022,\n\006labels\030\t \003(\0132\034.ruvd.v1.Sessio" +
+      "n.LabelsEntry\022.\n\016context_window\030\n \001(\0132\026." +
+      "ruvd.v1.ContextWindow\022\021\n\tparent_id\030\013 \001(\t" +
+      "\022\035\n\025running_completion_id\030\014 \001(\t\022\035\n\005usage" +
+      "\030\r \001(\0132\016.ruvd.v1.Usage\022\r\n\005model\030\016 \001(\t\022/\n" +
+      "\014idle_timeout\030\017 \001(\0132\031.google.protobuf.Du" +
+      "ration\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005va" +
+      "lue\030\002 \001(\t:\0028\001\"\216\005\n\021CompletionOptions\022\r\n\005m" +
+      "odel\030\001 \001(\t\022\030\n\013temperature\030\002 \001(\001H\000\210\001\001\022\022\n\005" +
+      "top_p\030\003 \001(\001H\001\210\001\001\022\027\n\nmax_tokens\030\004 \001(\005H\002\210\001" +
+      "\001\022\014\n\004stop\030\005 \003(\t\022\021\n\004seed\030\006 \001(\003H\003\210\001\001\022\024\n\014by" +
+      "pass_cache\030\007 \001(\010\022\036\n\021frequency_penalty\030\010 " +
+      "\001(\001H\004\210\001\001\022\035\n\020presence_penalty\030\t \001(\001H\005\210\001\001\022" +
+      "=\n\nlogit_bias\030\n \003(\0132).ruvd.v1.Completion" +
+      "Options.LogitBiasEntry\022\034\n\005tools\030\013 \003(\0132\r." +
+      "ruvd.v1.Tool\022(\n\013tool_choice\030\014 \001(\0132\023.ruvd" +
+      ".v1.ToolChoice\022 \n\023parallel_tool_calls\030\r " +
+      "\001(\010H\006\210\001\001\0220\n\017response_format\030\016 \001(\0132\027.ruvd" +
+      ".v1.ResponseFormat\022+\n\nextra_body\030\017 \001(\0132\027" +
+      ".google.protobuf.Struct\0320\n\016LogitBiasEntr" +
+      "y\022\013\n\003key\030\001 \001(\005\022\r\n\005value\030\002 \001(\001:\0028\001B\016\n\014_te" +
+      "mperatureB\010\n\006_top_pB\r\n\013_max_tokensB\007\n\005_s" +
+      "eedB\024\n\022_frequency_penaltyB\023\n\021_presence_p" +
+      "enaltyB\026\n\024_parallel_tool_calls\"X\n\024BatchC" +
+      "ompleteRequest\022\'\n\005items\030\001 \003(\0132\030.ruvd.v1." +
+      "CompleteRequest\022\027\n\017max_concurrency\030\002 \001(\005" +
+      "\"r\n\025BatchCompleteResponse\022&\n\006result\030\001 \001(" +
+      "\0132\024.ruvd.v1.BatchResultH\000\022(\n\007summary\030\002 \001" +
+      "(\0132\025.ruvd.v1.BatchSummaryH\000B\007\n\005event\"w\n\013" +
+      "BatchResult\022\r\n\005index\030\001 \001(\005\022)\n\ncompletion" +
+      "\030\002 \001(\0132\023.ruvd.v1.CompletionH\000\022#\n\005error\030\003" +
+      " \001(\0132\022.google.rpc.StatusH\000B\t\n\007outcome\"k\n" +
+      "\nCompletion\022\025\n\rcompletion_id\030\001 \001(\t\022\022\n\nse" +
+      "ssion_id\030\002 \001(\t\022\r\n\005model\030\003 \001(\t\022#\n\010finishe" +
+      "d\030\004 \001(\0132\021.ruvd.v1.Finished\"\260\001\n\014BatchSumm" +
+      "ary\022\021\n\tsucceeded\030\001 \001(\005\022\016\n\006failed\030\002 \001(\005\022\035" +
+      "\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022,\n\twall_ti" +
+      "me\030\004 \001(\0132\031.google.protobuf.Duration\0220\n\rt" +
+      "otal_latency\030\005 \001(\0132\031.google.protobuf.Dur" +
+      "ation\"\023\n\021ListModelsRequest\";\n\022ListModels" +
+      "Response\022\016\n\006models\030\001 \003(\t\022\025\n\rdefault_mode" +
+      "l\030\002 \001(\t\"\323\002\n\024CreateSessionRequest\022\022\n\nsess" +
+      "ion_id\030\001 \001(\t\022\025\n\rsystem_prompt\030\002 \001(\t\022\"\n\010m" +
+      "essages\030\003 \003(\0132\020.ruvd.v1.Message\0229\n\006label" +
+      "s\030\004 \003(\0132).ruvd.v1.CreateSessionRequest.L" +
+      "abelsEntry\022.\n\016context_window\030\005 \001(\0132\026.ruv" +
+      "d.v1.ContextWindow\022/\n\014idle_timeout\030\006 \001(\013" +
+      "2\031.google.protobuf.Duration\022\r\n\005model\030\007 \001" +
+      "(\t\022\022\n\nrequest_id\030\010 \001(\t\032-\n\013LabelsEntry\022\013\n" +
+      "\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\":\n\025CreateS" +
+      "essionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd.v" +
+      "1.Session\"r\n\021GetSessionRequest\022\022\n\nsessio" +
+      "n_id\030\001 \001(\t\022\"\n\004view\030\002 \001(\0162\024.ruvd.v1.Sessi" +
+      "onView\022\021\n\tpage_size\030\003 \001(\005\022\022\n\npage_token\030" +
+      "\004 \001(\t\"P\n\022GetSessionResponse\022!\n\007session\030\001" +
+      " \001(\0132\020.ruvd.v1.Session\022\027\n\017next_page_toke" +
+      "n\030\002 \001(\t\"\265\001\n\023ListSessionsRequest\022\021\n\tpage_" +
+      "size\030\001 \001(\005\022\022\n\npage_token\030\002 \001(\t\022C\n\014label_" +
+      "filter\030\003 \003(\0132-.ruvd.v1.ListSessionsReque" +
+      "st.LabelFilterEntry\0322\n\020LabelFilterEntry\022" +
+      "\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\"S\n\024ListS" +
+      "essionsResponse\022\"\n\010sessions\030\001 \003(\0132\020.ruvd" +
+      ".v1.Session\022\027\n\017next_page_token\030\002 \001(\t\"\246\002\n" +
+      "\024UpdateSessionRequest\022\022\n\nsession_id\030\001 \001(" +
+      "\t\0229\n\006labels\030\002 \003(\0132).ruvd.v1.UpdateSessio" +
+      "nRequest.LabelsEntry\022/\n\014idle_timeout\030\003 \001" +
+      "(\0132\031.google.protobuf.Duration\022.\n\016context" +
+      "_window\030\004 \001(\0132\026.ruvd.v1.ContextWindow\022/\n" +
+      "\013update_mask\030\005 \001(\0132\032.google.protobuf.Fie" +
+      "ldMask\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005va" +
+      "lue\030\002 \001(\t:\0028\001\":\n\025UpdateSessionResponse\022!" +
+      "\n\007session\030\001 \001(\0132\020.ruvd.v1.Session\"c\n\025App" +
+      "endMessagesRequest\022\022\n\nsession_id\030\001 \001(\t\022\"" +
+      "\n\010messages\030\002 \003(\0132\020.ruvd.v1.Message\022\022\n\nre" +
+      "quest_id\030\003 \001(\t\";\n\026AppendMessagesResponse" +
+      "\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Session\"\204\001\n\022" +
+      "ForkSessionRequest\022\022\n\nsession_id\030\001 \001(\t\022\033" +
+      "\n\016exchange_count\030\002 \001(\003H\000\210\001\001\022\026\n\016new_sessi" +
+      "on_id\030\003 \001(\t\022\022\n\nrequest_id\030\004 \001(\tB\021\n\017_exch" +
+      "ange_count\"8\n\023ForkSessionResponse\022!\n\007ses" +
+      "sion\030\001 \001(\0132\020.ruvd.v1.Session\"p\n\027ResumeCo" +
+      "mpletionRequest\022\025\n\rcompletion_id\030\001 \001(\t\022\022" +
+      "\n\nsession_id\030\002 \001(\t\022\022\n\nrequest_id\030\003 \001(\t\022\026" +
+      "\n\016after_sequence\030\004 \001(\003\"C\n\030ResumeCompleti" +
+      "onResponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.Comp" +
+      "letionEvent\"n\n\027CancelCompletionRequest\022\025" +
+      "\n\rcompletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(" +
+      "\t\022\022\n\nrequest_id\030\003 \001(\t\022\024\n\014keep_partial\030\004 " +
+      "\001(\010\"\032\n\030CancelCompletionResponse\">\n\021EndSe" +
+      "ssionRequest\022\022\n\nsession_id\030\001 \001(\t\022\025\n\rallo" +
+      "w_missing\030\002 \001(\010\"\024\n\022EndSessionResponse\"\032\n" +
+      "\030GetSessionMetricsRequest\"E\n\031GetSessionM" +
+      "etricsResponse\022(\n\007metrics\030\001 \001(\0132\027.ruvd.v" +
+      "1.SessionMetrics\"\275\003\n\016SessionMetrics\022\026\n\016t" +
+      "otal_sessions\030\001 \001(\003\022\027\n\017active_sessions\030\002" +
+      " \001(\003\022 \n\030avg_messages_per_session\030\003 \001(\001\022\033" +
+      "\n\016cache_hit_rate\030\004 \001(\001H\000\210\001\001\0226\n\023avg_sessi" +
+      "on_latency\030\005 \001(\0132\031.google.protobuf.Durat" +
+      "ion\0228\n\025avg_stateless_latency\030\006 \001(\0132\031.goo" +
+      "gle.protobuf.Duration\022\033\n\023session_complet" +
+      "ions\030\007 \001(\003\022\035\n\025stateless_completions\030\010 \001(" +
+      "\003\022\"\n\025avg_latency_reduction\030\t \001(\001H\001\210\001\001\022\"\n" +
+      "\025avg_prefill_reduction\030\n \001(\001H\002\210\001\001B\021\n\017_ca" +
+      "che_hit_rateB\030\n\026_avg_latency_reductionB\030" +
+      "\n\026_avg_prefill_reduction\"\300\002\n\017CompleteReq" +
+      "uest\022\022\n\nsession_id\030\001 \001(\t\022\"\n\010messages\030\002 \003" +
+      "(\0132\020.ruvd.v1.Message\022+\n\007options\030\003 \001(\0132\032." +
+      "ruvd.v1.CompletionOptions\022\022\n\nrequest_id\030" +
+      "\004 \001(\t\022\030\n\020require_existing\030\005 \001(\010\022 \n\007if_bu" +
+      "sy\030\006 \001(\0162\017.ruvd.v1.IfBusy\022,\n\ron_disconne" +
+      "ct\030\007 \001(\0162\025.ruvd.v1.OnDisconnect\0223\n\020disco" +
+      "nnect_grace\030\010 \001(\0132\031.google.protobuf.Dura" +
+      "tion\022\025\n\rsystem_prompt\030\t \001(\t\";\n\020CompleteR" +
+      "esponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.Complet" +
+      "ionEvent\"\231\001\n\017CompletionEvent\022\020\n\010sequence" +
+      "\030\001 \001(\003\022#\n\007started\030\002 \001(\0132\020.ruvd.v1.Starte" +
+      "dH\000\022\037\n\005delta\030\003 \001(\0132\016.ruvd.v1.DeltaH\000\022%\n\010" +
+      "finished\030\004 \001(\0132\021.ruvd.v1.FinishedH\000B\007\n\005e" +
+      "vent\"\217\001\n\007Started\022\025\n\rcompletion_id\030\001 \001(\t\022" +
+      "\022\n\nsession_id\030\002 \001(\t\022\027\n\017session_created\030\003" +
+      " \001(\010\022\r\n\005model\030\004 \001(\t\022\030\n\020context_messages\030" +
+      "\005 \001(\005\022\027\n\017context_trimmed\030\006 \001(\010\"a\n\005Delta\022" +
+      "\016\n\004text\030\001 \001(\tH\000\022+\n\ttool_call\030\002 \001(\0132\026.ruv" +
+      "d.v1.ToolCallDeltaH\000\022\023\n\treasoning\030\003 \001(\tH" +
+      "\000B\006\n\004part\"K\n\rToolCallDelta\022\r\n\005index\030\001 \001(" +
+      "\005\022\n\n\002id\030\002 \001(\t\022\014\n\004name\030\003 \001(\t\022\021\n\targuments" +
+      "\030\004 \001(\t\"\265\001\n\010Finished\022,\n\rfinish_reason\030\001 \001" +
+      "(\0162\025.ruvd.v1.FinishReason\022!\n\007message\030\002 \001" +
+      "(\0132\020.ruvd.v1.Message\022\035\n\005usage\030\003 \001(\0132\016.ru" +
+      "vd.v1.Usage\022!\n\007timings\030\004 \001(\0132\020.ruvd.v1.T" +
+      "imings\022\026\n\016exchange_count\030\005 \001(\003*_\n\004Role\022\024" +
+      "\n\020ROLE_UNSPECIFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001\022\r\n" +
+      "\tROLE_USER\020\002\022\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tROLE" +
+      "_TOOL\020\004*Z\n\013SessionView\022\034\n\030SESSION_VIEW_U" +
+      "NSPECIFIED\020\000\022\026\n\022SESSION_VIEW_BASIC\020\001\022\025\n\021" +
+      "SESSION_VIEW_FULL\020\002*_\n\006IfBusy\022\027\n\023IF_BUSY" +
+      "_UNSPECIFIED\020\000\022\021\n\rIF_BUSY_QUEUE\020\001\022\022\n\016IF_" +
+      "BUSY_REJECT\020\002\022\025\n\021IF_BUSY_INTERRUPT\020\003*c\n\014" +
+      "OnDisconnect\022\035\n\031ON_DISCONNECT_UNSPECIFIE" +
+      "D\020\000\022\030\n\024ON_DISCONNECT_CANCEL\020\001\022\032\n\026ON_DISC" +
+      "ONNECT_CONTINUE\020\002*\232\001\n\014FinishReason\022\035\n\031FI" +
+      "NISH_REASON_UNSPECIFIED\020\000\022\026\n\022FINISH_REAS" +
+      "ON_STOP\020\001\022\030\n\024FINISH_REASON_LENGTH\020\002\022\034\n\030F" +
+      "INISH_REASON_TOOL_CALLS\020\003\022\033\n\027FINISH_REAS" +
+      "ON_CANCELLED\020\004*X\n\tRendering\022\031\n\025RENDERING" +
+      "_UNSPECIFIED\020\000\022\026\n\022RENDERING_MESSAGES\020\001\022\030" +
+      "\n\024RENDERING_TRANSCRIPT\020\002*\207\001\n\016ToolChoiceM" +
+      "ode\022 \n\034TOOL_CHOICE_MODE_UNSPECIFIED\020\000\022\031\n" +
+      "\025TOOL_CHOICE_MODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_" +
+      "MODE_NONE\020\002\022\035\n\031TOOL_CHOICE_MODE_REQUIRED" +
+      "\020\003*\246\006\n\013ErrorReason\022\034\n\030ERROR_REASON_UNSPE" +
+      "CIFIED\020\000\022\"\n\036ERROR_REASON_SESSION_NOT_FOU" +
+      "ND\020\001\022%\n!ERROR_REASON_COMPLETION_NOT_FOUN" +
+      "D\020\002\022%\n!ERROR_REASON_COMPLETION_CANCELLED" +
+      "\020\003\022\035\n\031ERROR_REASON_SESSION_BUSY\020\004\022\036\n\032ERR" +
+      "OR_REASON_SESSION_ENDED\020\005\022\'\n#ERROR_REASO" +
+      "N_COMPLETION_INTERRUPTED\020\006\022\036\n\032ERROR_REAS" +
+      "ON_SESSION_LIMIT\020\007\022\033\n\027ERROR_REASON_OVERL" +
+      "OADED\020\010\022$\n ERROR_REASON_ENGINE_RATE_LIMI" +
+      "TED\020\t\022 \n\034ERROR_REASON_INVALID_REQUEST\020\n\022" +
+      " \n\034ERROR_REASON_ENGINE_REJECTED\020\013\022\"\n\036ERR" +
+      "OR_REASON_REQUEST_ID_REUSED\020\014\022!\n\035ERROR_R" +
+      "EASON_CONTEXT_TOO_LONG\020\r\022\"\n\036ERROR_REASON" +
+      "_SESSION_TOO_LARGE\020\016\022\"\n\036ERROR_REASON_SES" +
+      "SIONS_DISABLED\020\017\022\037\n\033ERROR_REASON_SESSION" +
+      "_EXISTS\020\020\022#\n\037ERROR_REASON_ENGINE_UNAVAIL" +
+      "ABLE\020\021\022\"\n\036ERROR_REASON_STORE_UNAVAILABLE" +
+      "\020\022\022\036\n\032ERROR_REASON_SHUTTING_DOWN\020\023\022\037\n\033ER" +
+      "ROR_REASON_ENGINE_TIMEOUT\020\024\022\031\n\025ERROR_REA" +
+      "SON_INTERNAL\020\025\022#\n\037ERROR_REASON_RESPONSE_" +
+      "TOO_LARGE\020\0262\224\010\n\016SessionService\022N\n\rCreate" +
+      "Session\022\035.ruvd.v1.CreateSessionRequest\032\036" +
+      ".ruvd.v1.CreateSessionResponse\022E\n\nGetSes" +
+      "sion\022\032.ruvd.v1.GetSessionRequest\032\033.ruvd." +
+      "v1.GetSessionResponse\022K\n\014ListSessions\022\034." +
+      "ruvd.v1.ListSessionsRequest\032\035.ruvd.v1.Li" +
+      "stSessionsResponse\022N\n\rUpdateSession\022\035.ru" +
+      "vd.v1.UpdateSessionRequest\032\036.ruvd.v1.Upd" +
+      "ateSessionResponse\022Q\n\016AppendMessages\022\036.r" +
+      "uvd.v1.AppendMessagesRequest\032\037.ruvd.v1.A" +
+      "ppendMessagesResponse\022H\n\013ForkSession\022\033.r" +
+      "uvd.v1.ForkSessionRequest\032\034.ruvd.v1.Fork" +
+      "SessionResponse\022E\n\nEndSession\022\032.ruvd.v1." +
+      "EndSessionRequest\032\033.ruvd.v1.EndSessionRe" +
+      "sponse\022E\n\nListModels\022\032.ruvd.v1.ListModel" +
+      "sRequest\032\033.ruvd.v1.ListModelsResponse\022Z\n" +
+      "\021GetSessionMetrics\022!.ruvd.v1.GetSessionM" +
+      "etricsRequest\032\".ruvd.v1.GetSessionMetric" +
+      "sResponse\022A\n\010Complete\022\030.ruvd.v1.Complete" +
+      "Request\032\031.ruvd.v1.CompleteResponse0\001\022Y\n\020" +
+      "ResumeCompletion\022 .ruvd.v1.ResumeComplet" +
+      "ionRequest\032!.ruvd.v1.ResumeCompletionRes" +
+      "ponse0\001\022P\n\rBatchComplete\022\035.ruvd.v1.Batch" +
+      "CompleteRequest\032\036.ruvd.v1.BatchCompleteR" +
+      "esponse0\001\022W\n\020CancelCompletion\022 .ruvd.v1." +
+      "CancelCompletionRequest\032!.ruvd.v1.Cancel" +
+      "CompletionResponseB\017\n\013dev.ruvd.v1P\001b\006pro" +
+      "to3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,
@@ -557,7 +558,7 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_ResponseFormat_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ResponseFormat_descriptor,
-        new java.lang.String[] { "JsonSchema", "Name", "Strict", });
+        new java.lang.String[] { "JsonSchema", "Name", "Strict", "JsonObject", });
     internal_static_ruvd_v1_ContextWindow_descriptor =
       getDescriptor().getMessageTypes().get(5);
     internal_static_ruvd_v1_ContextWindow_fieldAccessorTable = new
