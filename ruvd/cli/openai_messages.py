@@ -1,21 +1,20 @@
-"""Conversion of messages from and to OpenAI's format. Pure functions over JSON values.
+"""Values of lines in OpenAI's format, and messages written in it. Pure functions over JSON values.
 
-Reasoning is `reasoning_content`, as servers of open models call it. A field that ruvd's messages do
-not have is refused, unless it is empty.
+Reasoning is `reasoning_content`, as servers of open models call it. A field that ruvd does not have
+is refused, unless it is empty. Messages are read by `openai_conversation`.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 from ruvd_client import Message, Role
-from ruvd_client.v1.session_service_pb2 import ToolCall
 
 T = TypeVar("T")
 # Reads the value at a path in the line. Raises LineRefused.
 Reader: TypeAlias = Callable[[Any, str], T]
 
-_ROLES = {"user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT, "tool": Role.ROLE_TOOL}
 # Valid in JSON text, but a terminal may act on them, and some readers split lines at them.
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029]")
 
@@ -26,6 +25,40 @@ class LineRefused(Exception):
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}" if path else reason)
         self.path = path
+
+
+class Reading:
+    """The rule for parts of a line that ruvd cannot keep: refused, or if `lenient` left out.
+
+    `left_out` names what was left out.
+    """
+
+    def __init__(self, *, lenient: bool = False) -> None:
+        self.lenient = lenient
+        self.left_out: list[str] = []
+
+    def leave_out(self, path: str, reason: str) -> None:
+        """Notes that a part is left out. Raises LineRefused unless lenient."""
+        refusal = LineRefused(path, reason)
+        if not self.lenient:
+            raise refusal
+        self.left_out.append(str(refusal))
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Leaves out what is read in this context if it is refused. Raises as `leave_out`."""
+        try:
+            yield
+        except LineRefused as refusal:
+            if not self.lenient:
+                raise
+            self.left_out.append(str(refusal))
+
+    def refuse_rest(self, fields: Mapping[str, Any], path: str) -> None:
+        """Leaves out each remaining field that is not empty, as null and [] are."""
+        for name, value in fields.items():
+            if value is not None and value not in ("", [], {}):
+                self.leave_out(f"{path}{name}", "is not supported by ruvd")
 
 
 def escape_line(json_text: str) -> str:
@@ -53,43 +86,6 @@ def to_openai(message: Message) -> dict[str, Any]:
         "tool_call_id": message.tool_call_id,
     }
     return fields | {name: value for name, value in more.items() if value}
-
-
-def read_message(value: Any, path: str) -> Message:
-    """Reads a message that is not a system message. Raises LineRefused."""
-    fields = read_object(value, path)
-    role = fields.pop("role", None)
-    if role == "system":
-        raise LineRefused(f"{path}.role", "only the first message may be a system message")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise LineRefused(f"{path}.role", f"must be system, user, assistant or tool, not {role!r}")
-    message = Message(role=_ROLES[role])
-    if role == "assistant":
-        if (calls := fields.pop("tool_calls", None)) is not None:
-            message.tool_calls.extend(read_list(calls, f"{path}.tool_calls", _tool_call))
-        if (reasoning := fields.pop("reasoning_content", None)) is not None:
-            message.reasoning = read_text(reasoning, f"{path}.reasoning_content")
-    elif role == "tool":
-        message.tool_call_id = read_text(fields.pop("tool_call_id", None), f"{path}.tool_call_id")
-    content = fields.pop("content", None)
-    if content is not None or not message.tool_calls:
-        message.content = _content(content, f"{path}.content")
-    refuse_rest(fields, f"{path}.")
-    return message
-
-
-def is_system(value: Any, path: str) -> bool:
-    """Tells whether it is a system message. Raises LineRefused if it is not an object."""
-    return read_object(value, path).get("role") == "system"
-
-
-def read_system(value: Any, path: str) -> str:
-    """Reads the text of a system message. Raises LineRefused."""
-    fields = read_object(value, path)
-    del fields["role"]
-    text = _content(fields.pop("content", None), f"{path}.content")
-    refuse_rest(fields, f"{path}.")
-    return text
 
 
 def read_object(value: Any, path: str) -> dict[str, Any]:
@@ -125,37 +121,4 @@ def read_text(value: Any, path: str) -> str:
 
 def refuse_rest(fields: Mapping[str, Any], path: str) -> None:
     """Raises LineRefused for a remaining field that is not empty, as null and [] are."""
-    for name, value in fields.items():
-        if value is not None and value not in ("", [], {}):
-            raise LineRefused(f"{path}{name}", "is not supported by ruvd")
-
-
-def _tool_call(value: Any, path: str) -> ToolCall:
-    fields = read_object(value, path)
-    kind = fields.pop("type", None)
-    if kind not in (None, "function"):
-        raise LineRefused(f"{path}.type", f"must be function, not {kind!r}")
-    function = read_object(fields.pop("function", None), f"{path}.function")
-    call = ToolCall(
-        id=read_text(fields.pop("id", None), f"{path}.id"),
-        name=read_text(function.pop("name", None), f"{path}.function.name"),
-        arguments=read_text(function.pop("arguments", None), f"{path}.function.arguments"),
-    )
-    refuse_rest(function, f"{path}.function.")
-    refuse_rest(fields, f"{path}.")
-    return call
-
-
-def _content(content: Any, path: str) -> str:
-    if not isinstance(content, list):
-        return read_text(content, path)
-    return "".join(read_list(content, path, _part))
-
-
-def _part(value: Any, path: str) -> str:
-    part = read_object(value, path)
-    if (kind := part.pop("type", None)) != "text":
-        raise LineRefused(f"{path}.type", f"must be text, not {kind!r}")
-    text = read_text(part.pop("text", None), f"{path}.text")
-    refuse_rest(part, f"{path}.")
-    return text
+    Reading().refuse_rest(fields, path)

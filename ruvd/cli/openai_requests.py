@@ -13,15 +13,14 @@ from ruvd_client import Message, ResponseFormat, Role, Tool, ToolChoiceMode, req
 from ruvd_client.protocol import CompleteArguments
 from ruvd_client.v1.session_service_pb2 import CompleteRequest
 
+from ruvd.cli.openai_conversation import read_conversation
 from ruvd.cli.openai_messages import (
     LineRefused,
     Reader,
-    is_system,
+    Reading,
     read_fields,
     read_list,
-    read_message,
     read_object,
-    read_system,
     read_text,
     refuse_rest,
 )
@@ -56,14 +55,10 @@ def _messages(value: Any) -> list[Message]:
     path = "body.messages"
     if not isinstance(value, list) or not value:
         raise LineRefused(path, "must be a list of at least one message")
-    messages = []
-    for index, each in enumerate(value):
-        if index == 0 and is_system(each, f"{path}[0]"):
-            text = read_system(each, f"{path}[0]")
-            messages.append(Message(role=Role.ROLE_SYSTEM, content=text))
-        else:
-            messages.append(read_message(each, f"{path}[{index}]"))
-    return messages
+    conversation = read_conversation(value, path, Reading())
+    system = conversation.system_prompt
+    first = [Message(role=Role.ROLE_SYSTEM, content=system)] if system else []
+    return [*first, *conversation.messages]
 
 
 def _arguments(body: dict[str, Any]) -> CompleteArguments:

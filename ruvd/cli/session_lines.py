@@ -17,21 +17,20 @@ from ruvd_client import ContextWindow, Message, Session
 from ruvd_client.protocol import CreateSessionArguments, to_seconds
 from ruvd_client.v1.session_service_pb2 import Rendering
 
+from ruvd.cli.openai_conversation import read_conversation
 from ruvd.cli.openai_messages import (
     LineRefused,
     Reader,
+    Reading,
     escape_line,
-    is_system,
     read_fields,
-    read_message,
     read_object,
-    read_system,
     read_text,
     refuse_rest,
     to_openai,
 )
 
-__all__ = ["Conversation", "LineRefused", "from_line", "to_line"]
+__all__ = ["Conversation", "LineRefused", "Reading", "from_line", "to_line"]
 
 _RENDERING = "RENDERING_"
 _LIMITS: Final = ("keep_exchanges", "max_exchanges", "max_tokens")
@@ -69,8 +68,9 @@ def to_line(session: Session) -> str:
     return escape_line(line)
 
 
-def from_line(line: bytes) -> Conversation:
-    """Reads a line. Raises LineRefused."""
+def from_line(line: bytes, reading: Reading | None = None) -> Conversation:
+    """Reads a line, by the strict rule unless a `reading` has another. Raises LineRefused."""
+    reading = reading or Reading()
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -79,23 +79,18 @@ def from_line(line: bytes) -> Conversation:
     messages = fields.pop("messages", None)
     if not isinstance(messages, list):
         raise LineRefused("messages", "must be a list")
-    metadata = read_object(fields.pop("metadata", None) or {}, "metadata")
-    refuse_rest(fields, "")
-    arguments = _arguments(metadata)
-    if messages and is_system(messages[0], "messages[0]"):
-        arguments["system_prompt"] = read_system(messages.pop(0), "messages[0]")
-        first = 1
-    else:
-        first = 0
-    return Conversation(
-        arguments,
-        tuple(
-            read_message(each, f"messages[{number}]") for number, each in enumerate(messages, first)
-        ),
-    )
+    arguments: CreateSessionArguments = {}
+    with reading.part():
+        metadata = read_object(fields.pop("metadata", None) or {}, "metadata")
+        arguments = _arguments(metadata, reading)
+    reading.refuse_rest(fields, "")
+    conversation = read_conversation(messages, "messages", reading)
+    if conversation.system_prompt:
+        arguments["system_prompt"] = conversation.system_prompt
+    return Conversation(arguments, tuple(conversation.messages))
 
 
-def _arguments(metadata: dict[str, Any]) -> CreateSessionArguments:
+def _arguments(metadata: dict[str, Any], reading: Reading) -> CreateSessionArguments:
     readers: Mapping[str, Reader[Any]] = {
         "session_id": read_text,
         "model": read_text,
@@ -103,9 +98,13 @@ def _arguments(metadata: dict[str, Any]) -> CreateSessionArguments:
         "idle_timeout_seconds": _idle_seconds,
         "context_window": _context_window,
     }
-    arguments = read_fields(metadata, readers, "metadata")
-    read_fields(metadata, dict.fromkeys(_TIMES, _check_time), "metadata")
-    refuse_rest(metadata, "metadata.")
+    arguments: dict[str, Any] = {}
+    for name, read in {**readers, **dict.fromkeys(_TIMES, _check_time)}.items():
+        with reading.part():
+            arguments |= read_fields(metadata, {name: read}, "metadata")
+    for name in _TIMES:
+        arguments.pop(name, None)
+    reading.refuse_rest({key: metadata[key] for key in metadata if key not in readers}, "metadata.")
     return arguments  # type: ignore[return-value]
 
 

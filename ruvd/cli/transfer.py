@@ -1,15 +1,16 @@
 """`ruvd sessions export` and `import`: copies whole sessions between daemons, one on a line.
 
-A line is imported as a whole or not at all, and an invalid one does not stop the others. An error
-that concerns the daemon and not a line ends the import. A history that is larger than a request is
-sent in several, so others may see the session grow meanwhile.
+A line is imported as a whole or not at all, but for the parts that `--lenient` leaves out, and an
+invalid one does not stop the others. An error that concerns the daemon and not a line ends the
+import. A history that is larger than a request is sent in several, so others may see the session
+grow meanwhile.
 """
 
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal, TypeAlias
 
@@ -18,7 +19,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from ruvd_client import Client, Message, RuvdError, Session, SessionView
 from ruvd_client.protocol import CreateSessionArguments
 
-from ruvd.cli.session_lines import Conversation, LineRefused, from_line, to_line
+from ruvd.cli.session_lines import Conversation, LineRefused, Reading, from_line, to_line
 from ruvd.cli.terminal import (
     STREAM,
     Address,
@@ -36,6 +37,8 @@ OnConflict: TypeAlias = Literal["fail", "skip", "new-id"]
 # Well below the daemon's defaults of max_messages and max_request_bytes.
 _MESSAGES_AT_ONCE = 500
 _BYTES_AT_ONCE = 1 << 20
+# Named parts of a line; a long conversation may have the same quirk in every message.
+_MAX_NAMED = 20
 # Error reasons that concern one session and not the daemon.
 _ABOUT_THE_LINE = {"INVALID_REQUEST", "SESSION_EXISTS", "SESSION_TOO_LARGE"}
 
@@ -63,11 +66,18 @@ def import_sessions(
     on_conflict: Annotated[
         OnConflict, Parameter(help="Action for a session whose id exists.")
     ] = "fail",
+    lenient: Annotated[
+        bool,
+        Parameter(
+            negative=(), help="Leave out and name the parts of a line that ruvd cannot keep."
+        ),
+    ] = False,
     address: Address = default_address,
 ) -> int:
     """Runs `ruvd sessions import`; returns its exit code."""
     with connected(address) as client, _input(file) as lines:
-        job = _Import(client, on_conflict, {session.id for session in client.list_sessions()})
+        before = {session.id for session in client.list_sessions()}
+        job = _Import(client, on_conflict, before, lenient=lenient)
         try:
             with _progress("importing", shown=True) as bar:
                 job.run(bar.track(lines, description="importing"))
@@ -84,23 +94,34 @@ class _Import:
     client: Client
     on_conflict: OnConflict
     before: set[str]
+    _: KW_ONLY
+    lenient: bool
     imported: list[str] = field(default_factory=list)
     skipped: int = 0
     failed: int = 0
+    left_out: int = 0
 
     def run(self, lines: Iterable[bytes]) -> None:
         """Imports every valid line, and prints an error for each other one."""
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
+            reading = Reading(lenient=True)  # to name every part that cannot be kept
             try:
-                self._import(from_line(line))
+                conversation = from_line(line, reading)
+                if reading.left_out and not self.lenient:
+                    self._refuse(number, *reading.left_out)
+                    continue
+                self._import(conversation)
             except LineRefused as refusal:
                 self._refuse(number, str(refusal))
             except RuvdError as error:
                 self._refuse(number, explain(error, self.client.address))
                 if error.reason not in _ABOUT_THE_LINE:
                     raise SystemExit(1) from error
+            else:
+                self.left_out += len(reading.left_out)
+                _name(number, *(f"left out: {part}" for part in reading.left_out))
 
     def _import(self, conversation: Conversation) -> None:
         try:
@@ -128,9 +149,9 @@ class _Import:
             raise
         return session_id
 
-    def _refuse(self, number: int, reason: str) -> None:
+    def _refuse(self, number: int, *reasons: str) -> None:
         self.failed += 1
-        print_error(f"line {number}: {reason}")
+        _name(number, *reasons)
 
     def count_evicted(self) -> None:
         """Counts imported sessions that are gone, as the daemon evicts beyond max_sessions."""
@@ -150,9 +171,19 @@ class _Import:
         parts = [f"{_sessions(len(self.imported))} imported"]
         if self.skipped:
             parts.append(f"{self.skipped} skipped, as their ids exist")
+        if self.left_out:
+            parts.append(f"{self.left_out} part{'' if self.left_out == 1 else 's'} left out")
         if self.failed:
             parts.append(f"{self.failed} failed")
         return ", ".join(parts)
+
+
+def _name(number: int, *parts: str) -> None:
+    """Prints an error for each part of a line, or for the first ones of very many."""
+    for part in parts[:_MAX_NAMED]:
+        print_error(f"line {number}: {part}")
+    if len(parts) > _MAX_NAMED:
+        print_error(f"line {number}: and {len(parts) - _MAX_NAMED} more parts")
 
 
 def _sessions(number: int) -> str:

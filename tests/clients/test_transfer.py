@@ -151,7 +151,7 @@ async def test_a_tool_result_without_a_call_is_rejected_with_its_field(
     at = ("--address", address)
     done = await ruvd("sessions", "import", "-", *at, stdin=json.dumps(value))
     assert done.returncode == 1
-    assert done.stderr.startswith("ruvd: line 1: INVALID_REQUEST: messages[1].tool_call_id: ")
+    assert done.stderr.startswith("ruvd: line 1: messages[1].tool_call_id: answers no open ")
     assert await session_ids(address) == []
 
 
@@ -212,13 +212,52 @@ async def test_invalid_lines_are_reported_and_the_others_are_imported(
         "line 2",
         "line 3",
         "line 4",
+        "line 4",
         "line 6",
     ]
     assert "INVALID_REQUEST: session_id" in complaints[1]
     assert "messages[0].content[0].type: must be text, not 'image_url'" in complaints[2]
-    assert "SESSION_EXISTS" in complaints[3]
+    assert "SESSION_EXISTS" in complaints[4]
     assert complaints[-1] == "2 sessions imported, 4 failed"
     assert await session_ids(address) == ["a", "b"]
+
+
+async def test_a_lenient_import_names_what_it_leaves_out(address: str, ruvd: Ruvd) -> None:
+    value = {
+        "messages": [
+            {"role": "developer", "content": "Be kind."},
+            {"role": "user", "content": "hello", "name": "Ada"},
+            {"role": "assistant", "content": "hi", "weight": 1},
+            *[{"role": "system", "content": "x"}] * 30,
+        ],
+        "tools": [{"type": "function"}],
+    }
+    at = ("--address", address)
+    refused = await ruvd("sessions", "import", "-", *at, stdin=json.dumps(value))
+    assert refused.returncode == 1
+    expected = [
+        "ruvd: line 1: tools: is not supported by ruvd",
+        "ruvd: line 1: messages[1].name: is not supported by ruvd",
+        "ruvd: line 1: messages[2].weight: is not supported by ruvd",
+        "ruvd: line 1: messages[3].role: only the first message may be a system message",
+    ]
+    assert refused.stderr.splitlines()[:4] == expected
+    assert refused.stderr.splitlines()[-2:] == [
+        "ruvd: line 1: and 13 more parts",
+        "0 sessions imported, 1 failed",
+    ]
+    assert await session_ids(address) == []
+    done = await ruvd("sessions", "import", "-", "--lenient", *at, stdin=json.dumps(value))
+    assert done.returncode == 0
+    named = [each.replace("line 1: ", "line 1: left out: ") for each in expected]
+    assert done.stderr.splitlines()[:4] == named
+    assert done.stderr.endswith("1 session imported, 33 parts left out\n")
+    exported = await ruvd("sessions", "export", *at)
+    assert without_times(exported.stdout)[0]["messages"] == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "hi"},
+    ]
 
 
 @pytest.mark.parametrize(

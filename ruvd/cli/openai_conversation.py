@@ -1,0 +1,259 @@
+"""Conversion of a conversation from OpenAI's format, as many programs write it. Pure functions.
+
+Older and other spellings that mean the same are taken: `developer` for `system`, several system
+messages at the beginning, `function_call` and the role `function`, arguments as an object, calls
+without ids or with equal ones, results without an id, `reasoning`, and content as parts of text. A
+part that ruvd's messages cannot hold is refused by its path, or left out if the `Reading` is
+lenient.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ruvd_client import Message, Role
+from ruvd_client.v1.session_service_pb2 import ToolCall
+
+from ruvd.cli.openai_messages import LineRefused, Reading, read_object, read_text
+
+_ROLES = {"user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT, "tool": Role.ROLE_TOOL}
+_SYSTEM_ROLES = ("system", "developer")
+_MAX_ID_BYTES = 256  # the daemon's limit
+_NOT_KEPT = "is not supported by ruvd"
+_NO_OPEN_CALL = "answers no open tool call of this conversation"
+
+
+@dataclass(slots=True)
+class Conversation:
+    """The system prompt, empty for none, and the messages after it."""
+
+    system_prompt: str = ""
+    messages: list[Message] = field(default_factory=list)
+
+
+def read_conversation(values: Sequence[Any], path: str, reading: Reading) -> Conversation:
+    """Reads the messages of a list. Raises LineRefused."""
+    conversation, calls = Conversation(), _Calls()
+    for index, value in enumerate(values):
+        at = f"{path}[{index}]"
+        with reading.part():
+            fields = read_object(value, at)
+            role = fields.pop("role", None)
+            if role in _SYSTEM_ROLES:
+                _add_system(conversation, fields, at, reading)
+            else:
+                message = _message(role, fields, at, reading, calls)
+                calls.follow(message)
+                conversation.messages.append(message)
+    return conversation
+
+
+def _add_system(
+    conversation: Conversation, fields: dict[str, Any], path: str, reading: Reading
+) -> None:
+    if conversation.messages:
+        raise LineRefused(f"{path}.role", "only the first message may be a system message")
+    text = _content(fields.pop("content", None), f"{path}.content", reading).text
+    reading.refuse_rest(fields, f"{path}.")
+    texts = [part for part in (conversation.system_prompt, text) if part]
+    conversation.system_prompt = "\n\n".join(texts)
+
+
+def _message(
+    role: Any, fields: dict[str, Any], path: str, reading: Reading, calls: "_Calls"
+) -> Message:
+    if role == "function":
+        return _result_of_function(fields, path, reading, calls)
+    if not isinstance(role, str) or role not in _ROLES:
+        raise LineRefused(f"{path}.role", f"must be system, user, assistant or tool, not {role!r}")
+    if role == "assistant":
+        return _assistant(fields, path, reading, calls)
+    if role == "tool":
+        return _result(fields, path, reading, calls)
+    content = _content(fields.pop("content", None), f"{path}.content", reading)
+    reading.refuse_rest(fields, f"{path}.")
+    if not content.text:
+        raise LineRefused(f"{path}.content", "must be a string that is not empty")
+    return Message(role=_ROLES[role], content=content.text)
+
+
+# --- the assistant's messages ------------------------------------------------------------------
+
+
+def _assistant(fields: dict[str, Any], path: str, reading: Reading, calls: "_Calls") -> Message:
+    message = Message(role=Role.ROLE_ASSISTANT)
+    content = _content(fields.pop("content", None), f"{path}.content", reading)
+    message.content, message.reasoning = content.text, content.reasoning
+    for name in ("reasoning_content", "reasoning"):
+        if (text := fields.pop(name, None)) not in (None, ""):
+            with reading.part():
+                text = read_text(text, f"{path}.{name}")
+                if message.reasoning not in ("", text):
+                    raise LineRefused(
+                        f"{path}.{name}", "differs from the message's other reasoning"
+                    )
+                message.reasoning = text
+    if not message.content and (refusal := fields.pop("refusal", None)) is not None:
+        message.content = read_text(refusal, f"{path}.refusal")
+    given = fields.pop("tool_calls", None)
+    function = fields.pop("function_call", None)
+    read = _tool_calls(given, f"{path}.tool_calls", reading)
+    if function is not None:
+        call = _function(function, f"{path}.function_call", reading)
+        if not any((each.name, each.arguments) == (call.name, call.arguments) for each in read):
+            read.append(call)
+    message.tool_calls.extend(calls.opened(read))
+    reading.refuse_rest(fields, f"{path}.")
+    return message
+
+
+def _tool_calls(value: Any, path: str, reading: Reading) -> list[ToolCall]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise LineRefused(path, "must be a list")
+    found = []
+    for index, each in enumerate(value):
+        with reading.part():
+            found.append(_tool_call(each, f"{path}[{index}]", reading))
+    return found
+
+
+def _tool_call(value: Any, path: str, reading: Reading) -> ToolCall:
+    fields = read_object(value, path)
+    kind = fields.pop("type", None)
+    if kind not in (None, "function"):
+        raise LineRefused(f"{path}.type", f"must be function, not {kind!r}")
+    call = _function(fields.pop("function", None), f"{path}.function", reading)
+    if (given := fields.pop("id", None)) is not None:
+        call.id = read_text(given, f"{path}.id")
+    index = fields.pop("index", None)  # of a streamed fragment: the list has the order
+    if index is not None and not isinstance(index, int):
+        reading.leave_out(f"{path}.index", "must be an integer")
+    reading.refuse_rest(fields, f"{path}.")
+    return call
+
+
+def _function(value: Any, path: str, reading: Reading) -> ToolCall:
+    function = read_object(value, path)
+    name = read_text(function.pop("name", None), f"{path}.name")
+    arguments = function.pop("arguments", None)
+    if arguments is None:
+        arguments = ""
+    elif not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    call = ToolCall(name=name, arguments=read_text(arguments, f"{path}.arguments"))
+    reading.refuse_rest(function, f"{path}.")
+    return call
+
+
+# --- the tools' messages -----------------------------------------------------------------------
+
+
+def _result(fields: dict[str, Any], path: str, reading: Reading, calls: "_Calls") -> Message:
+    content = _content(fields.pop("content", None), f"{path}.content", reading)
+    given, name = fields.pop("tool_call_id", None), fields.pop("name", None)
+    if given is not None:
+        call = calls.by_id(read_text(given, f"{path}.tool_call_id"))
+    else:
+        call = calls.by_name(name)
+    if call is None:
+        raise LineRefused(f"{path}.tool_call_id", _NO_OPEN_CALL)
+    if name not in (None, "", call.name):
+        reading.leave_out(f"{path}.name", f"is not the name of the call, {call.name!r}")
+    reading.refuse_rest(fields, f"{path}.")
+    calls.answered(call)
+    return Message(role=Role.ROLE_TOOL, tool_call_id=call.id, content=content.text)
+
+
+def _result_of_function(
+    fields: dict[str, Any], path: str, reading: Reading, calls: "_Calls"
+) -> Message:
+    name = read_text(fields.pop("name", None), f"{path}.name")
+    if (call := calls.by_name(name)) is None:
+        raise LineRefused(f"{path}.name", _NO_OPEN_CALL)
+    content = _content(fields.pop("content", None), f"{path}.content", reading)
+    reading.refuse_rest(fields, f"{path}.")
+    calls.answered(call)
+    return Message(role=Role.ROLE_TOOL, tool_call_id=call.id, content=content.text)
+
+
+class _Calls:
+    """The open tool calls of a conversation. A call whose id cannot stay gets one of ours."""
+
+    def __init__(self) -> None:
+        self._made = 0
+        self._open: list[tuple[str, ToolCall]] = []  # with the ids that the file has
+
+    def opened(self, read: Sequence[ToolCall]) -> list[ToolCall]:
+        """Opens the calls of one message, and returns them with ids that differ."""
+        given = {call.id for call in read}
+        taken: set[str] = set()
+        self._open = []
+        for call in read:
+            own = call.id
+            while not call.id or call.id in taken or len(call.id.encode()) > _MAX_ID_BYTES:
+                self._made += 1
+                name = f"call_{self._made}"
+                call.id = "" if name in given else name
+            taken.add(call.id)
+            self._open.append((own, call))
+        return [call for _, call in self._open]
+
+    def follow(self, message: Message) -> None:
+        """Closes the open calls if a message of another role than the tool's has followed."""
+        if message.role == Role.ROLE_USER:
+            self._open = []
+
+    def by_id(self, own: str) -> ToolCall | None:
+        """Returns the first open call with an id."""
+        return next((call for each, call in self._open if each == own), None)
+
+    def by_name(self, name: Any) -> ToolCall | None:
+        """Returns the first open call of a function, without a name the first open call."""
+        return next((call for _, call in self._open if name in (None, "", call.name)), None)
+
+    def answered(self, call: ToolCall) -> None:
+        """Closes a call."""
+        self._open = [each for each in self._open if each[1] is not call]
+
+
+# --- content -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Content:
+    text: str = ""
+    reasoning: str = ""
+
+
+def _content(value: Any, path: str, reading: Reading) -> _Content:
+    """Reads a text, null, or a list of parts."""
+    if value is None:
+        return _Content()
+    if not isinstance(value, list):
+        return _Content(read_text(value, path))
+    content = _Content()
+    for index, each in enumerate(value):
+        with reading.part():
+            _add_part(content, each, f"{path}[{index}]", reading)
+    return content
+
+
+def _add_part(content: _Content, value: Any, path: str, reading: Reading) -> None:
+    if isinstance(value, str):
+        content.text += read_text(value, path)
+        return
+    part = read_object(value, path)
+    kind = part.pop("type", "text")
+    if kind in ("text", "input_text", "output_text"):
+        content.text += read_text(part.pop("text", None), f"{path}.text")
+    elif kind == "refusal":
+        content.text += read_text(part.pop("refusal", None), f"{path}.refusal")
+    elif kind in ("thinking", "reasoning"):
+        inner = part.pop(kind, part.pop("text", None))
+        content.reasoning += _content(inner, f"{path}.{kind}", reading).text
+    else:
+        raise LineRefused(f"{path}.type", f"must be text, not {kind!r}")
+    reading.refuse_rest(part, f"{path}.")
