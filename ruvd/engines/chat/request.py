@@ -2,8 +2,9 @@
 
 The same request is always encoded to the same bytes, so that the server finds it in its prefix
 cache: the fields have a fixed order, and a tool's schema is sent as the text that was received.
-Reasoning is never sent. Without content, a message with tool calls has a `content` of null, as
-OpenAI's own clients send it (vLLM and llama-server accept null and no `content` alike).
+Messages that some servers refuse are mended (`history`). Reasoning is never sent. Without content,
+a message with tool calls has a `content` of null, as OpenAI's own clients send it (vLLM and
+llama-server accept null and no `content` alike).
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from ruvd.core.errors import EngineRejected
 from ruvd.core.model import Message, Role
 from ruvd.core.options import RESERVED_FIELDS, ResponseFormat, Tool, ToolChoiceMode
 from ruvd.core.ports.engine import EngineRequest
+from ruvd.engines.chat.history import sendable
 
 _UNCHANGED_OPTIONS = (
     "parallel_tool_calls", "temperature", "top_p", "seed", "frequency_penalty", "presence_penalty",
@@ -33,7 +35,8 @@ def encode(
     Raises EngineRejected if `extra_body` would replace a field.
     """
     options = request.options
-    body: dict[str, Any] = {"model": model, "messages": list(map(_message, request.messages))}
+    messages = [_message(message) for message in sendable(request.messages)]
+    body: dict[str, Any] = {"model": model, "messages": messages}
     if options.tools:
         body["tools"] = [_tool(tool) for tool in options.tools]
     for name in _UNCHANGED_OPTIONS:
