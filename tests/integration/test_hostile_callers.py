@@ -138,7 +138,7 @@ async def test_near_its_memory_limit_the_daemon_refuses_with_a_reason_and_recove
         assert most < limit + (64 << 20)
         # Garbage is collected, and its memory returned, every 5 s.
         async with asyncio.timeout(60):
-            while await outcome(stub, turn("hi", "after")) != "answered":
+            while await outcome(stub, turn("hi", "after")) != "answered":  # noqa: ASYNC110
                 await asyncio.sleep(0.5)
 
 
