@@ -10,10 +10,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
+from ruvd.core.ports.background import Run
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.events import BackgroundTaskFailed, Observer
 
-Run: TypeAlias = Callable[[], Awaitable[None]]
 Sleep: TypeAlias = Callable[[float], Awaitable[None]]
 
 _FIRST_DELAY_SECONDS = 1.0
@@ -41,11 +41,12 @@ class BackgroundTasks:
         self._sleep = sleep
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, name: str, run: Run) -> None:
-        """Runs a task. One that returns has finished and is not started again."""
+    def start(self, name: str, run: Run) -> asyncio.Task[None]:
+        """Runs a task. One that returns has finished and is not started again. A StartTask."""
         task = asyncio.create_task(self._supervise(name, run), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
         """Cancels the tasks and waits for their end."""
@@ -60,7 +61,9 @@ class BackgroundTasks:
             began = self._clock.monotonic()
             try:
                 await run()
-            except Exception:  # noqa: BLE001  # whatever it was, the task must come back
+            except BaseException as error:  # whatever it was, the task must come back
+                if _ends_task(error):
+                    raise
                 if self._clock.monotonic() - began >= _STEADY_SECONDS:
                     failures, delay = 0, _FIRST_DELAY_SECONDS
                 failures += 1
@@ -73,3 +76,12 @@ class BackgroundTasks:
                 return
             await self._sleep(delay)
             delay = min(2 * delay, _MAX_DELAY_SECONDS)
+
+
+def _ends_task(error: BaseException) -> bool:
+    """Whether the error is meant to end a task: a cancellation of it, but not of another task that
+    it awaits."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    return not isinstance(error, Exception)

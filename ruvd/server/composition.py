@@ -18,6 +18,7 @@ from ruvd.core.completions.completion import CompletionPolicy
 from ruvd.core.completions.prewarming import Prewarmer
 from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.model import ContextWindow, Rendering
+from ruvd.core.ports.background import StartTask
 from ruvd.core.ports.clock import Clock, StoredClock
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import Observer
@@ -153,7 +154,7 @@ def store_is_newer(settings: Settings) -> bool:
     return is_newer(path)
 
 
-def build_engine(settings: Settings, observer: Observer) -> Engine:
+def build_engine(settings: Settings, observer: Observer, start_task: StartTask) -> Engine:
     """Builds the engine that the settings name."""
     if settings.engine == "echo":
         from ruvd.engines.echo.engine import EchoEngine
@@ -185,6 +186,7 @@ def build_engine(settings: Settings, observer: Observer) -> Engine:
             max_parallel=settings.max_parallel,
             retries=settings.retries,
             health_check_seconds=settings.health_check_seconds,
+            start_task=start_task,
         )
     from ruvd.engines.llama.engine import LlamaEngine
 
@@ -204,6 +206,7 @@ def build_engine(settings: Settings, observer: Observer) -> Engine:
         states_path_is_default=settings.kv_cache_dir is None,
         states_bytes=settings.kv_cache_bytes,
         evaluate_ahead=settings.evaluates_ahead,
+        start_task=start_task,
     )
 
 

@@ -7,7 +7,6 @@ stops the servers, the engine and the store.
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -23,23 +22,14 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ruvd.config.loader import Settings
-from ruvd.core.errors import EngineUnavailable, StoreUnavailable
-from ruvd.core.ports.engine import Engine, PrefixCache
-from ruvd.core.ports.events import (
-    Event,
-    SessionCreationAborted,
-    SessionGone,
-    StoreStateChanged,
-)
+from ruvd.core.errors import StoreUnavailable
+from ruvd.core.ports.events import StoreStateChanged
 from ruvd.core.ports.store import Store, StoreLocked
-from ruvd.core.sessions.commands import SessionCommands
-from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.rpc.health import SERVICE, Health, Readiness
-from ruvd.server import log_observer, logs, runtime_tuning
+from ruvd.server import log_observer, logs, periodic, runtime_tuning
 from ruvd.server.background import BackgroundTasks
 from ruvd.server.composition import (
-    Core,
     build_core,
     build_engine,
     build_health_server,
@@ -51,7 +41,7 @@ from ruvd.server.composition import (
 )
 from ruvd.server.directories import report_loose_directories
 from ruvd.server.observers import Observers
-from ruvd.server.system_clock import SystemClock, read_boot_id, watch_wall_clock
+from ruvd.server.system_clock import SystemClock, read_boot_id
 from ruvd.server.unix_socket import AddressUnavailable, SocketClaim, owner_and_group
 from ruvd.v1 import session_service_pb2_grpc
 
@@ -62,7 +52,6 @@ _log = logging.getLogger("ruvd.daemon")
 _VERSION = version("ruvd")
 # Time at the end for streams to be flushed, and for idle health watchers to notice.
 _FLUSH_SECONDS = 1.0
-_RETRY_SECONDS = 2.0
 _INTERRUPTED = 130
 _TERMINATED = 143
 
@@ -73,8 +62,7 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
-        self._prefix_cache: PrefixCache | None = None
-        self._saving: asyncio.Task[None] | None = None
+        self._save_states: Callable[[], object] = lambda: None
         self.addresses: list[str] = []
         self.started = asyncio.Event()
 
@@ -89,6 +77,8 @@ class Daemon:
         observers = Observers(log_observer.observe, statistics, readiness)
         clock = SystemClock(await asyncio.to_thread(read_boot_id))
         background = BackgroundTasks(clock, observers, give_up=readiness.give_up)
+        # The engine ends its own tasks when it closes, after those that use it.
+        engine_tasks = BackgroundTasks(clock, observers, give_up=readiness.give_up)
         async with AsyncExitStack() as stack:
             # In a thread, because importing an adapter reads files.
             monitoring = await asyncio.to_thread(build_monitoring, settings, statistics)
@@ -101,12 +91,17 @@ class Daemon:
             if await self._open_store(store):
                 for observe in (statistics, readiness):
                     observe(StoreStateChanged(up=True, detail=settings.store))
-            engine = await asyncio.to_thread(build_engine, settings, observers)
+            start_task = engine_tasks.start
+            engine = await asyncio.to_thread(build_engine, settings, observers, start_task)
             engine = monitoring.engine(engine) if monitoring else engine
+            stack.push_async_callback(engine_tasks.close)
             stack.push_async_callback(engine.close)
             stack.push_async_callback(background.close)
             core = build_core(settings, clock, store, engine, observers, statistics)
-            self._start_cache_tasks(engine, core, observers, background)
+            if prefix_cache := engine.prefix_cache:
+                save = partial(background.start, "saving of KV states", prefix_cache.save)
+                self._save_states = save
+            periodic.start_cache_tasks(background, engine, core, observers)
             health_service.running = lambda: core.completions.running
             memory = await asyncio.to_thread(build_memory_budget, settings, core, readiness)
             server = build_server(settings, monitoring, memory)
@@ -124,11 +119,10 @@ class Daemon:
             for each in servers:
                 await each.start()
             await engine.start()
-            sweep = partial(_sweep_sessions, core.commands, settings.sweep_interval_seconds)
-            background.start("sweep", sweep)
-            background.start("store retry", partial(_retry_store, core.sessions, readiness))
             background.start("memory", memory.watch)
-            background.start("clock", partial(_watch_wall_clock, clock, core.commands))
+            periodic.start_session_tasks(
+                background, core, clock, readiness, settings.sweep_interval_seconds
+            )
             for address in self.addresses:
                 _log.info("listening", extra={"address": address})
             self.started.set()
@@ -146,24 +140,10 @@ class Daemon:
         """Begins to drain; `run` returns afterwards."""
         self._stop.set()
 
-    def _start_cache_tasks(
-        self, engine: Engine, core: Core, observers: Observers, background: BackgroundTasks
-    ) -> None:
-        """Starts what evaluates prompts ahead and what drops the KV states of ended sessions."""
-        self._prefix_cache = prefix_cache = engine.prefix_cache
-        if prefix_cache:
-            observers.add(partial(_drop_ended_session, prefix_cache))
-            drop = partial(_drop_stale_states, prefix_cache, engine, core.sessions)
-            background.start("dropping of stale KV states", drop)
-        if prewarmer := core.prewarmer:
-            observers.add(prewarmer)
-            background.start("prewarming", prewarmer.run)
-
     def _drain(self, readiness: Readiness) -> None:
         """Turns readiness off, and saves KV states now, as the shutdown may leave no time."""
         readiness.drain()
-        if self._prefix_cache:
-            self._saving = asyncio.create_task(self._prefix_cache.save())
+        self._save_states()
 
     async def _open_store(self, store: Store) -> bool:
         """Opens the store; returns False if it is down, which is observed and may pass.
@@ -247,58 +227,3 @@ class Daemon:
 
 def _cannot_listen(address: str, error: Exception) -> AddressUnavailable:
     return AddressUnavailable(f"cannot listen at {address}: {error}")
-
-
-def _drop_ended_session(prefix_cache: PrefixCache, event: Event) -> None:
-    """Drops the KV state of a session that has ended. An Observer."""
-    if isinstance(event, (SessionGone, SessionCreationAborted)):
-        prefix_cache.forget(event.session_id)
-
-
-async def _drop_stale_states(
-    prefix_cache: PrefixCache, engine: Engine, sessions: SessionRegistry
-) -> None:
-    """Drops, once the engine is up, the KV states of sessions that no longer exist.
-
-    They ended while the engine could not be told: it was not up yet, another engine ran, or the
-    daemon was killed.
-    """
-    while True:
-        with contextlib.suppress(EngineUnavailable, StoreUnavailable):  # both are observed
-            await engine.ready()
-            for session_id in prefix_cache.remembered():
-                in_use = sessions.turn_queue.in_use()
-                if session_id not in in_use and await sessions.current(session_id) is None:
-                    prefix_cache.forget(session_id)
-            return
-        await asyncio.sleep(_RETRY_SECONDS)
-
-
-async def _retry_store(sessions: SessionRegistry, readiness: Readiness) -> None:
-    """Calls a store that is down every two seconds.
-
-    A store recovers with a call, and clients may send none to a daemon that is not ready.
-    """
-    while True:
-        await asyncio.sleep(_RETRY_SECONDS)
-        if not readiness.store_up:
-            with contextlib.suppress(StoreUnavailable):  # observed
-                await sessions.counts()
-
-
-async def _sweep_sessions(commands: SessionCommands, interval_seconds: float) -> None:
-    """Deletes expired sessions at an interval."""
-    while True:
-        await asyncio.sleep(interval_seconds)
-        with contextlib.suppress(StoreUnavailable):  # observed; the next round tries again
-            await commands.sweep()
-
-
-async def _watch_wall_clock(clock: SystemClock, commands: SessionCommands) -> None:
-    """Logs steps of the wall clock, and sweeps after each, because a sweep stores it."""
-
-    async def sweep() -> None:
-        with contextlib.suppress(StoreUnavailable):  # observed; a later sweep stores it
-            await commands.sweep()
-
-    await watch_wall_clock(clock, sweep)

@@ -105,6 +105,34 @@ async def test_closing_ends_the_tasks() -> None:
     assert ended.is_set()
 
 
+async def test_a_task_that_awaits_a_cancelled_one_has_failed_and_is_started_again() -> None:
+    supervised = Supervised()
+    runs = 0
+
+    async def run() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            other = asyncio.create_task(asyncio.sleep(60))
+            other.cancel()
+            await other
+
+    supervised.tasks.start("sweep", run)
+    await settle()
+    assert runs == 2
+    assert supervised.events == [BackgroundTaskFailed("sweep")]
+
+
+async def test_whoever_started_a_task_can_cancel_it() -> None:
+    supervised = Supervised()
+    task = supervised.tasks.start("sweep", asyncio.Event().wait)  # type: ignore[arg-type]
+    await settle()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert supervised.events == []
+
+
 async def test_an_observer_that_fails_neither_fails_a_commit_nor_hides_it_from_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -106,6 +106,18 @@ async def test_an_item_that_was_refused_fails_alone(core: Core) -> None:
     assert outcomes[1].finished is not None
 
 
+async def test_a_bug_beside_the_items_fails_the_call_which_would_wait_for_ever(core: Core) -> None:
+    async def broken(seconds: float) -> None:
+        raise KeyError("a bug")
+
+    core.engine.scripts = [[EngineRateLimited("busy")]]
+    batches = Batches(core.completions, core.clock, 32, sleep=broken)
+    async with asyncio.timeout(60), aclosing(batches.run([item("1"), item("2")])) as outcomes:
+        with pytest.raises(KeyError):
+            async for _ in outcomes:
+                pass
+
+
 async def test_even_a_bug_in_one_item_ends_only_that_one(core: Core) -> None:
     core.engine.scripts = [[RuntimeError("a bug")]]
     reader = await run(core, item("1"), item("2"), max_concurrency=1)

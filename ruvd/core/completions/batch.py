@@ -108,6 +108,8 @@ class Batches:
         try:
             for _ in items:
                 outcome = await batch.outcomes.get()
+                if isinstance(outcome, Exception):
+                    raise outcome
                 summary = summary.with_outcome(outcome)
                 yield outcome
             yield replace(summary, wall_seconds=self._clock.monotonic() - began)
@@ -131,10 +133,16 @@ class _Batch:
         self._items = items
         self._ready = deque(_plan(items))
         self._changed = asyncio.Event()
-        self.outcomes: asyncio.Queue[BatchOutcome] = asyncio.Queue(maxsize=1)
+        self.outcomes: asyncio.Queue[BatchOutcome | Exception] = asyncio.Queue(maxsize=1)
 
     async def work(self) -> None:
-        """Runs items, until it is cancelled."""
+        """Runs items, until it is cancelled. A bug becomes an outcome, which fails the call."""
+        try:
+            await self._run_items()
+        except Exception as error:  # noqa: BLE001  # the call would wait for ever for an outcome
+            await self.outcomes.put(error)
+
+    async def _run_items(self) -> None:
         while True:
             while not self._ready:
                 await self._changed.wait()

@@ -10,27 +10,26 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from ruvd.core.errors import EngineRejected, EngineUnavailable, RuvdError
-from ruvd.core.model import Usage
 from ruvd.core.options import ToolChoiceMode
-from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText, PrefixCache
+from ruvd.core.ports.background import StartTask, start_unsupervised
+from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, PrefixCache
 from ruvd.core.ports.events import Observer
 from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.retryable import never_sent
 from ruvd.engines.http.transport import Transport
+from ruvd.engines.llama.generation import Generation
 from ruvd.engines.llama.idle_work import DEFAULT_IDLE_POLICY, IdlePolicy, IdleWork, Sleep
 from ruvd.engines.llama.kv_cache import KvCache
 from ruvd.engines.llama.model_file import DEFAULT_MODEL
-from ruvd.engines.llama.prompt import prompt_of
 from ruvd.engines.llama.server import ROOT, LlamaServer, ServerSettings, unix_socket_transport
-from ruvd.engines.llama.slot_table import SlotTable
-from ruvd.engines.llama.slots import AnsweredRequest, Slot
+from ruvd.engines.llama.slots import Slot
 from ruvd.engines.llama.supervisor import Supervisor
 
 _log = logging.getLogger("ruvd.engine")
@@ -51,6 +50,7 @@ class LlamaEngine:
     `states_path`, None for a directory that is removed with the daemon, up to `states_bytes`, 0 for
     none. `states_path_is_default` says that the user has not chosen the path. `evaluate_ahead`,
     `idle_policy` and `sleep` are for `IdleWork`. `transport` connects to the server's Unix socket.
+    `start_task` starts the tasks in the background.
     """
 
     def __init__(
@@ -74,7 +74,9 @@ class LlamaEngine:
         idle_policy: IdlePolicy = DEFAULT_IDLE_POLICY,
         sleep: Sleep = asyncio.sleep,
         transport: Callable[[Path], Transport] = unix_socket_transport,
+        start_task: StartTask = start_unsupervised,
     ) -> None:
+        self._start_task = start_task
         self._slots = slots
         self._window_tokens = max(1, context_tokens - answer_tokens)
         self._model = (model_path or Path(DEFAULT_MODEL)).name.removesuffix(".gguf")
@@ -86,6 +88,7 @@ class LlamaEngine:
             path_is_default=states_path_is_default,
             max_bytes=states_bytes,
             observer=observer,
+            start_task=start_task,
         )
         self._idle_work = IdleWork(
             self._kv_cache.current_server,
@@ -106,7 +109,10 @@ class LlamaEngine:
         )
         self._server = LlamaServer(settings, self._kv_cache.open, transport, observer)
         self._supervisor = Supervisor(
-            self._server, start_seconds=start_seconds, hang_seconds=hang_seconds
+            self._server,
+            start_seconds=start_seconds,
+            hang_seconds=hang_seconds,
+            start_task=start_task,
         )
         self._idle_task: asyncio.Task[None] | None = None
 
@@ -133,7 +139,7 @@ class LlamaEngine:
     async def start(self) -> None:
         """Starts the server and returns at once."""
         self._supervisor.start()
-        self._idle_task = asyncio.create_task(self._idle_work.run())
+        self._idle_task = self._start_task("work on idle slots", self._idle_work.run)
 
     @property
     def is_ready(self) -> bool:
@@ -186,7 +192,7 @@ class LlamaEngine:
                 return
 
     @asynccontextmanager
-    async def _generation(self, request: EngineRequest) -> AsyncGenerator["_Generation", None]:
+    async def _generation(self, request: EngineRequest) -> AsyncGenerator[Generation, None]:
         """Holds a slot that is prepared for the request."""
         server = self._kv_cache.server()
         client, options = server.client, request.options
@@ -200,7 +206,7 @@ class LlamaEngine:
             slot.evaluation_started("" if is_private else slot.request_session)
             chunks = self._complete(client, slot, request)
             try:
-                yield _Generation(self._kv_cache, server.slots, slot, request, chunks, evaluated)
+                yield Generation(self._kv_cache, server.slots, slot, request, chunks, evaluated)
             finally:
                 if is_private:
                     slot.run_to_end(self._erase(client, slot))
@@ -238,62 +244,3 @@ class LlamaEngine:
                 _log.error("slot %d could not be erased: %s", slot.id, error)
         else:
             slot.clear()
-
-
-@dataclass(eq=False, slots=True)
-class _Generation:
-    """A request in its slot, with the chunks of its answer, and the figures of the prompt in
-    `evaluated` if it was evaluated by itself before."""
-
-    kv_cache: KvCache
-    table: SlotTable
-    slot: Slot
-    request: EngineRequest
-    chunks: aclosing[AsyncGenerator[EngineChunk, None]]
-    evaluated: EngineDone | None = None
-    has_begun: bool = False
-    # None if the answer has other parts than text, which templates write in ways of their own.
-    answer: list[str] | None = field(default_factory=list)
-
-    def record(self, chunk: EngineChunk) -> EngineChunk:
-        """Records in the slot what a chunk says of its content; returns the chunk to pass on."""
-        slot, is_private = self.slot, self.request.options.bypass_cache
-        if not self.has_begun:
-            self.has_begun = True
-            self.table.answer_began(slot)
-            if not is_private:
-                slot.set_content(prompt_of(self.request), slot.request_session)
-        if isinstance(chunk, EngineText):
-            if self.answer is not None:
-                self.answer.append(chunk.text)
-            return chunk
-        if not isinstance(chunk, EngineDone):
-            self.answer = None
-            return chunk
-        if is_private:
-            return chunk
-        if self.answer and slot.request_session == self.request.session_key:
-            slot.set_content(
-                prompt_of(self.request).with_answer("".join(self.answer)),
-                slot.request_session,
-                answered=_answered(self.request, chunk.usage),
-            )
-        self.kv_cache.check_restored(slot, chunk)
-        return chunk if self.evaluated is None else _sum(self.evaluated, chunk)
-
-
-def _answered(request: EngineRequest, usage: Usage | None) -> AnsweredRequest | None:
-    if usage is None or not request.session_key:
-        return None
-    return AnsweredRequest(request, usage.prompt_tokens + usage.completion_tokens)
-
-
-def _sum(evaluated: EngineDone, answered: EngineDone) -> EngineDone:
-    """Returns the figures of a prompt that was evaluated first and then answered from the cache."""
-    usage, seconds = answered.usage, answered.prefill_seconds
-    if usage is not None:
-        cached = None if evaluated.usage is None else evaluated.usage.cached_tokens
-        usage = Usage(usage.prompt_tokens, cached, usage.completion_tokens)
-    if seconds is not None:
-        seconds += evaluated.prefill_seconds or 0.0
-    return replace(answered, usage=usage, prefill_seconds=seconds)

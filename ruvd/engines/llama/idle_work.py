@@ -78,10 +78,7 @@ class IdleWork:
             if server := self._server():
                 await server.slots.activity(policy.check_seconds)
             await self._sleep(policy.pause_seconds if server else policy.check_seconds)
-            try:
-                await self._check()
-            except Exception:  # noqa: BLE001  # the next check tries again
-                _log.exception("work on idle slots failed")
+            await self._check()
 
     async def _check(self) -> None:
         server, policy = self._server(), self._policy

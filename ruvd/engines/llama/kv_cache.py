@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from functools import partial
 from pathlib import Path
 
 from ruvd.core.errors import EngineUnavailable
+from ruvd.core.ports.background import StartTask, start_unsupervised
 from ruvd.core.ports.engine import EngineDone, EngineRequest
 from ruvd.core.ports.events import EngineStateMoved, Observer, PromptEvaluated
 from ruvd.engines.chat.client import ChatCompletionsClient
@@ -29,6 +31,8 @@ from ruvd.engines.llama.state_files import StateFiles
 _MAX_PREFIXES = 8
 # A server that hangs must not keep the daemon from stopping.
 _SAVE_SECONDS = 5.0
+# A removal that keeps failing is tried again by the next daemon.
+_REMOVE_SECONDS = 5.0
 
 _log = logging.getLogger("ruvd.engine")
 
@@ -51,6 +55,7 @@ class KvCache:
         path_is_default: bool = False,
         max_bytes: int,
         observer: Observer,
+        start_task: StartTask = start_unsupervised,
     ) -> None:
         self._client = client
         self._slots = slots
@@ -60,6 +65,7 @@ class KvCache:
         self._is_refused = False
         self._max_bytes = max_bytes
         self._observer = observer
+        self._start_task = start_task
         self._server: RunningServer | None = None
         self._files: StateFiles | None = None
         self._prefixes = SharedPrefixes(max(_MAX_PREFIXES, slots))
@@ -183,7 +189,8 @@ class KvCache:
             self._server.slots.end_session(session_key)
         states = self._files.of_session(session_key) if self._files else []
         if self._files and states:
-            task = asyncio.create_task(self._files.remove(*states))
+            remove = partial(self._files.remove, *states)
+            task = self._start_task("deletion of KV states", remove)
             self._removals.add(task)
             task.add_done_callback(self._removals.discard)
 
@@ -209,7 +216,9 @@ class KvCache:
         if self._server is not None:
             await self._server.slots.wait_idle()
         if self._removals:
-            await asyncio.wait(self._removals)
+            await asyncio.wait(self._removals, timeout=_REMOVE_SECONDS)
+        for removal in self._removals:
+            removal.cancel()
         if self._files:
             await asyncio.to_thread(self._files.close)
 

@@ -1,6 +1,7 @@
 """The state of one slot of the server: its content, and the work that is done in it."""
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from ruvd.core.ports.engine import EngineRequest
 from ruvd.engines.llama.prompt import MIN_REUSED_CHARACTERS, Prompt
 
 _EMPTY = Prompt()
+
+_log = logging.getLogger("ruvd.engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,12 @@ class Slot:
 
     def run_to_end(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         """Starts work that goes on if the slot's holder is cancelled, and after which the slot is
-        released. One at a time; the work must not raise."""
+        released. One at a time. The work should not raise; an error is logged."""
         self.task = asyncio.create_task(work)
+        self.task.add_done_callback(_log_failure)
         return self.task
+
+
+def _log_failure(task: asyncio.Task[object]) -> None:
+    if not task.cancelled() and (failure := task.exception()):
+        _log.error("the work in a slot failed", exc_info=failure)

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Protocol
 
 from ruvd.core.errors import EngineUnavailable
+from ruvd.core.ports.background import StartTask, start_unsupervised
 from ruvd.engines.llama.heartbeat import Pulse, wait_until_hung
 
 _MIN_BACKOFF_SECONDS = 0.5
@@ -74,8 +75,16 @@ class Supervisor:
     killed within `hang_seconds`; see `heartbeat`.
     """
 
-    def __init__(self, child: Child, *, start_seconds: float, hang_seconds: float) -> None:
+    def __init__(
+        self,
+        child: Child,
+        *,
+        start_seconds: float,
+        hang_seconds: float,
+        start_task: StartTask = start_unsupervised,
+    ) -> None:
         self._child = child
+        self._start_task = start_task
         self._start_seconds = start_seconds
         self._hang_seconds = hang_seconds
         self._task: asyncio.Task[None] | None = None
@@ -91,7 +100,7 @@ class Supervisor:
         """Starts the child and returns at once."""
         if self._task is None and not self._closed:
             self._reason = "the engine is starting"
-            self._task = asyncio.create_task(self._run(), name="engine-supervisor")
+            self._task = self._start_task("supervision of the engine", self._run)
 
     async def ready(self) -> None:
         """Returns when the child is up.
@@ -151,10 +160,13 @@ class Supervisor:
         except EngineUnavailable as error:
             self._failed_starts = _MAX_FAILED_STARTS
             return str(error)
-        except Exception as error:  # noqa: BLE001  the engine must be restarted after any error
+        except OSError as error:  # for example, there is no memory for another process
             self._failed_starts += 1
-            _log.exception("the engine's supervision failed")
             return f"the engine could not be started: {error}"
+        except Exception as error:  # a bug: whoever runs this task logs it and calls `_run` again
+            self._failed_starts += 1
+            self._change(up=False, reason=f"the engine could not be started: {error}")
+            raise
 
     async def _run_child(self, launch: Launch) -> str:
         loop = asyncio.get_running_loop()
@@ -178,7 +190,7 @@ class Supervisor:
             self._change(up=True, reason="")
             self._child.went_up(loop.time() - began)
             came_up = loop.time()
-            hang_reason = await self._exit_or_hang(process, exited)
+            hang_reason = await self._exit_or_hang(process, exited, output)
             # Processes that it started go too, and with them the pipe's other end.
             _signal_group(process.pid, signal.SIGKILL)
             if loop.time() - came_up >= _STABLE_SECONDS:
@@ -189,12 +201,17 @@ class Supervisor:
             output.cancel()
             self.pid = None
 
-    async def _exit_or_hang(self, process: Process, exited: asyncio.Task[int]) -> str:
+    async def _exit_or_hang(
+        self, process: Process, exited: asyncio.Task[int], output: asyncio.Task[None]
+    ) -> str:
         """Returns "" when the child has exited, or the reason for which it has to be killed."""
         pulse = partial(self._child.pulse, process.pid)
         hung = asyncio.create_task(wait_until_hung(pulse, self._hang_seconds))
         try:
-            await asyncio.wait([exited, hung], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([exited, hung, output], return_when=asyncio.FIRST_COMPLETED)
+            if output.done():
+                output.result()  # an error, as the child would soon block if nobody read its output
+                await asyncio.wait([exited, hung], return_when=asyncio.FIRST_COMPLETED)
             if exited.done():
                 return ""
             reason = f"the engine was killed because it did not answer for {hung.result():.0f} s"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ruvd.core.errors import EngineTimeout, EngineUnavailable, RuvdError
 from ruvd.core.model import Message, Role
+from ruvd.core.ports.background import StartTask, start_unsupervised
 from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, PrefixCache
 from ruvd.core.ports.events import EngineStateChanged, Observer, PromptEvaluated
 from ruvd.engines.chat.client import ChatCompletionsClient
@@ -40,7 +41,8 @@ class OpenAIEngine:
     `connect_seconds` limits connecting, `read_seconds` each silence, and `total_seconds` the call
     with all its `retries`. `breaker_failures` in a row open a server's circuit for
     `breaker_seconds`. `max_parallel` is the engine's `slots`. `transport` makes the transport to
-    a URL, if not the default one. `monotonic` is the clock of the circuit breakers.
+    a URL, if not the default one. `monotonic` is the clock of the circuit breakers. `start_task`
+    starts the health checks.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class OpenAIEngine:
         breaker_seconds: float = 10.0,
         transport: TransportFactory | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        start_task: StartTask = start_unsupervised,
     ) -> None:
         self._observer = observer
+        self._start_task = start_task
         self._base_urls = tuple(base_urls)
         self._model = model
         self._max_parallel = max_parallel
@@ -116,7 +120,7 @@ class OpenAIEngine:
     async def start(self) -> None:
         """Starts the health checks of the servers, and returns at once."""
         if self._check_task is None and not self._is_closed:
-            self._check_task = asyncio.create_task(self._run_checks(), name="engine-health")
+            self._check_task = self._start_task("health checks of servers", self._run_checks)
 
     @property
     def is_ready(self) -> bool:
@@ -275,19 +279,24 @@ class OpenAIEngine:
         while True:
             self._check_requested.clear()
             try:
-                upstreams = await self._open()
-            except EngineUnavailable as error:
-                self._open_problem = str(error)
-                self._report_state()
-            else:
-                await asyncio.gather(*(upstream.check(seconds) for upstream in upstreams))
-            self._first_check_done.set()
+                await self._check(seconds)
+            finally:  # also after a bug in a check, because callers wait for the first one
+                self._first_check_done.set()
             pause = self._health_check_seconds if self._reported_up else _DOWN_CHECK_SECONDS
             # A failed call requests a check, but many of them do not cause many checks.
             await asyncio.sleep(min(_MIN_CHECK_SECONDS, pause))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._check_requested.wait()
+
+    async def _check(self, seconds: float) -> None:
+        try:
+            upstreams = await self._open()
+        except EngineUnavailable as error:
+            self._open_problem = str(error)
+            self._report_state()
+        else:
+            await asyncio.gather(*(upstream.check(seconds) for upstream in upstreams))
 
     def _report_state(self) -> None:
         """Tells the observer if the engine as a whole has come up or gone down."""
