@@ -129,6 +129,7 @@ def finished(message: Message, exchange_count: int = 1) -> Finished:
         Usage(20, 15, 5),
         Timings(0.01, 0.2, 1.5, None),
         exchange_count,
+        "end_turn",
     )
 
 

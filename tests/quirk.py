@@ -11,6 +11,7 @@ and `answers.CUT`, `RESET` or `STALL` is sent as it is. The rest is what must co
 | argument | meaning |
 |---|---|
 | `text`, `reasoning`, `calls` | the parts of the answer; `calls` has a (name, arguments) for each |
+| `raw` | the server's own word for the finish reason; not checked if it is left out |
 | `finish` | the name of the finish reason, by default STOP, or TOOL_CALLS if there are `calls` |
 | `usage` | (prompt, cached, completion) tokens; None for no usage; not checked if it is left out |
 | `error` | the class of the error, instead of an answer |
@@ -68,6 +69,7 @@ class Quirk:
     reasoning: str = ""
     calls: Sequence[tuple[str, str]] = ()
     finish: str = ""
+    raw: str = _NOT_CHECKED
     usage: tuple[int, int | None, int] | None = _NOT_CHECKED
     error: type[RuvdError] | None = None
     words: str | tuple[str, ...] = ()
@@ -115,14 +117,13 @@ def stream(
     framing: Framing = "chunked",
     whole: bool = True,
     status: str = "200 OK",
-    **headers: str,
+    headers: Mapping[str, str] | None = None,
 ) -> Answer:
     """A response of these events, each a write of its own.
 
     A mapping is sent as JSON, bytes as they are, and a pause or a step takes place. `done` adds
     `[DONE]`. The body ends by its last chunk, by its length or by the connection's end; unless it
-    is `whole`, the connection is closed before the end that was announced. The headers' names have
-    `_` for `-`.
+    is `whole`, the connection is closed before the end that was announced.
     """
     parts = [event(dict(part)) if isinstance(part, Mapping) else part for part in events]
     if done:
@@ -133,7 +134,7 @@ def stream(
         "length": f"Content-Length: {size + (not whole)}",
         "close": "Connection: close",
     }
-    fields = {"Content-Type": "text/event-stream", **_headers(headers)}
+    fields = {"Content-Type": "text/event-stream", **(headers or {})}
     lines = [f"{name}: {value}" for name, value in fields.items() if value]
     head = "\r\n".join([f"HTTP/1.1 {status}", *lines, ends[framing], "\r\n"])
     steps: list[Any] = [head.encode()]
@@ -148,9 +149,12 @@ def stream(
 def reply(
     body: Any = b"", status: str = "200 OK", kind: str = "application/json", **headers: str
 ) -> Answer:
-    """A whole response with its length. A body that is no bytes is sent as JSON."""
+    """A whole response with its length. A body that is no bytes is sent as JSON.
+
+    `headers` are keywords; those with a dash are passed by `**{"Retry-After": "5"}`.
+    """
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    fields = {"Content-Type": kind, "Content-Length": str(len(content)), **_headers(headers)}
+    fields = {"Content-Type": kind, "Content-Length": str(len(content)), **headers}
     lines = [f"{name}: {value}" for name, value in fields.items() if value]
     return ["\r\n".join([f"HTTP/1.1 {status}", *lines, "\r\n"]).encode(), content]
 
@@ -158,10 +162,6 @@ def reply(
 def line(data: bytes | str) -> bytes:
     """An event with this data."""
     return b"data: %s\n\n" % (data.encode() if isinstance(data, str) else data)
-
-
-def _headers(fields: Mapping[str, str]) -> dict[str, str]:
-    return {name.replace("_", "-"): value for name, value in fields.items()}
 
 
 # --- what must come out ------------------------------------------------------------------------
@@ -195,6 +195,8 @@ def _expected(quirk: Quirk, got: Mapping[str, Any]) -> dict[str, Any]:
     }
     if quirk.usage is _NOT_CHECKED:
         expected["usage"] = got["usage"]
+    if quirk.raw is not _NOT_CHECKED:
+        expected["raw"] = quirk.raw
     return expected
 
 
@@ -214,7 +216,7 @@ async def _engine(url: str, settings: Mapping[str, Any]) -> AsyncIterator[OpenAI
 async def _outcome(engine: OpenAIEngine, ask: Ask) -> dict[str, Any]:
     """Returns all that came out of one generation, also beside an error."""
     got: dict[str, Any] = {"text": "", "reasoning": "", "error": None, "message": ""}
-    got |= {"finish": "", "usage": None}
+    got |= {"finish": "", "raw": "", "usage": None}
     calls: dict[int, tuple[str, str]] = {}
     options = CompletionOptions(**ask.options)
     try:
@@ -229,6 +231,7 @@ async def _outcome(engine: OpenAIEngine, ask: Ask) -> dict[str, Any]:
                     calls[part.index] = (name, arguments + part.arguments)
                 case EngineDone():
                     got |= {"finish": part.finish_reason.name, "usage": part.usage}
+                    got["raw"] = part.raw_finish_reason
     except RuvdError as error:
         got |= {"error": type(error), "message": str(error)}
         to_status(error)  # the status of every error can be made

@@ -209,13 +209,17 @@ class Delta:
 
 @value(frozen=True, slots=True)
 class Finished:
-    """The answer is complete and, in a session, durably committed; `usage` None is unknown."""
+    """The answer is complete and, in a session, durably committed; `usage` None is unknown.
+
+    `raw_finish_reason` is the engine's own word for the finish reason, empty if it has none.
+    """
 
     finish_reason: FinishReason
     message: Message
     usage: Usage | None
     timings: Timings
     exchange_count: int
+    raw_finish_reason: str = ""
 
 
 @value(frozen=True, slots=True)

@@ -239,6 +239,7 @@ def _finished(finished: model.Finished, into: pb.Finished) -> None:
     if timings.prefill_seconds is not None:
         _duration(timings.prefill_seconds, proto.prefill)
     into.exchange_count = finished.exchange_count
+    into.raw_finish_reason = finished.raw_finish_reason
 
 
 def _message(message: Message, into: pb.Message) -> None:

@@ -1922,10 +1922,15 @@ class Finished(google.protobuf.message.Message):
     USAGE_FIELD_NUMBER: builtins.int
     TIMINGS_FIELD_NUMBER: builtins.int
     EXCHANGE_COUNT_FIELD_NUMBER: builtins.int
+    RAW_FINISH_REASON_FIELD_NUMBER: builtins.int
     finish_reason: Global___FinishReason.ValueType
     """The reason why the completion ended."""
     exchange_count: builtins.int
     """The number of exchanges in the session after this one; 0 if stateless."""
+    raw_finish_reason: builtins.str
+    """The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
+    gives none. A word without a known meaning has the finish reason STOP.
+    """
     @property
     def message(self) -> Global___Message:
         """The whole answer."""
@@ -1946,8 +1951,9 @@ class Finished(google.protobuf.message.Message):
         usage: Global___Usage | None = ...,
         timings: Global___Timings | None = ...,
         exchange_count: builtins.int = ...,
+        raw_finish_reason: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["message", b"message", "timings", b"timings", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["exchange_count", b"exchange_count", "finish_reason", b"finish_reason", "message", b"message", "timings", b"timings", "usage", b"usage"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exchange_count", b"exchange_count", "finish_reason", b"finish_reason", "message", b"message", "raw_finish_reason", b"raw_finish_reason", "timings", b"timings", "usage", b"usage"]) -> None: ...
 
 Global___Finished: typing_extensions.TypeAlias = Finished

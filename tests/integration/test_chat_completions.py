@@ -91,7 +91,8 @@ async def test_an_answer_carries_what_the_server_measured(tmp_path: Path) -> Non
     body = b": ping\n\n" + TEXT + END + figures + b"data: [DONE]\n\n"
     async with serving(tmp_path / "s", saying(answer(body))) as client:
         chunks = await collect(client)
-    assert chunks == [EngineText("Hel"), EngineDone(FinishReason.STOP, Usage(7, 5, 2), 0.25)]
+    done = EngineDone(FinishReason.STOP, Usage(7, 5, 2), 0.25, "stop")
+    assert chunks == [EngineText("Hel"), done]
 
 
 async def test_the_request_has_the_key_and_the_trace_headers(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ async def test_the_request_has_the_key_and_the_trace_headers(tmp_path: Path) -> 
         writer.write(answer(END))
 
     async with serving(tmp_path / "s", handler) as client:
-        assert await collect(client) == [EngineDone(FinishReason.STOP)]
+        assert await collect(client) == [EngineDone(FinishReason.STOP, raw_finish_reason="stop")]
     (request,) = requests
     head = request.lower().partition(b"\r\n\r\n")[0].split(b"\r\n")
     assert b"traceparent: 00-1-2-01" in head
@@ -123,8 +124,8 @@ async def test_the_request_has_the_key_and_the_trace_headers(tmp_path: Path) -> 
             "cannot be reached",
         ),
         (answer(b"data: {nonsense\n\n"), EngineUnavailable, "makes no sense"),
-        (answer(b'data: {"choices": 7}\n\n'), EngineUnavailable, "makes no sense"),
-        (answer(b"data: \xff\xfe\n\n"), EngineUnavailable, "makes no sense"),
+        (answer(b'data: {"choices": 7}\n\n'), EngineUnavailable, "ended before its end"),
+        (answer(b"data: \xff\xfe\n\n"), EngineUnavailable, "before its end: .\ufffd\ufffd"),
         (answer(b"<html>", kind="text/html"), EngineUnavailable, "text/html"),
         (answer(TEXT + b'data: {"error":{"message":"boom"}}\n\n'), EngineUnavailable, "boom"),
         (answer(b"data: " + TOO_LONG + b"\n\n"), ContextTooLong, "too long"),

@@ -232,13 +232,13 @@ async def test_every_stall_ends_at_the_read_time_out(daemon: StartDaemon) -> Non
             await asyncio.wait_for(server.requests[-1].left.wait(), 2.0)
             await good(stub, server, "s")
             assert len(await contents(stub, "s")) == 2 * (count + 1)
-        # An answer with a finish reason is whole, even if the last bytes never come.
+        # A finish reason and the usage make an answer whole, even if the last bytes never come.
         whole = answers.text("Hello", " there")
         raw = b"".join(step for step in whole if isinstance(step, bytes))
-        for marker in (b'"usage": {', DONE):
+        for marker, status in ((b'"usage": {', TIMEOUT), (DONE, OK)):
             server.scripts.append(answers.cut(whole, raw.index(marker), STALL))
             outcome = await attempt(stub)
-            assert (outcome.status, outcome.text) == (OK, "Hello there")
+            assert (outcome.status, outcome.text) == (status, "Hello there")
             await asyncio.wait_for(server.requests[-1].left.wait(), 2.0)
 
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from ruvd.core.errors import ContextTooLong, EngineRejected, EngineUnavailable
 from ruvd.core.model import FinishReason, ToolCall, ToolCallDelta, Usage
 from ruvd.core.ports.engine import EngineDone, EngineReasoning, EngineText
-from ruvd.engines.chat.stream import AnswerDecoder, BodyDecoder
+from ruvd.engines.chat.body import BodyDecoder
+from ruvd.engines.chat.chunks import ChunkError
+from ruvd.engines.chat.stream import AnswerDecoder
 
 
 def chunk(delta: dict[str, Any] | None = None, **fields: Any) -> bytes:
@@ -149,8 +151,6 @@ def test_a_call_that_never_gets_a_name_is_no_answer() -> None:
         ("stop", FinishReason.STOP),
         ("length", FinishReason.LENGTH),
         ("model_length", FinishReason.LENGTH),
-        ("tool_calls", FinishReason.TOOL_CALLS),
-        ("function_call", FinishReason.TOOL_CALLS),
         ("eos", FinishReason.STOP),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_finish_reason_is_one_of_ours(said: str, meant: FinishReason) -> None:
     assert answer.feed(chunk({"content": "hi"}, finish_reason="")) == [EngineText("hi")]
     assert not answer.finished
     assert answer.feed(chunk(None, finish_reason=said)) == []
-    assert answer.done() == EngineDone(meant)
+    assert answer.done() == EngineDone(meant, raw_finish_reason=said)
 
 
 def test_a_call_that_was_cut_by_the_length_has_ended_by_the_length() -> None:
@@ -236,9 +236,9 @@ def test_the_error_of_one_event_of_many_is_that_events() -> None:
     answer = AnswerDecoder()
     with pytest.raises(EngineUnavailable, match="no more room"):
         answer.feed_all([chunk({"content": "a"}), b'{"error":{"message":"no more room"}}'])
-    with pytest.raises(msgspec.DecodeError):
+    with pytest.raises(ChunkError):
         answer.feed_all([chunk({"content": "a"}), b'{"choices":', chunk({"content": "b"})])
-    with pytest.raises(msgspec.DecodeError):  # joined, these two events would be JSON
+    with pytest.raises(ChunkError):  # joined, these two events would be JSON
         answer.feed_all([b'{"error":"a', b'b"}'])
 
 

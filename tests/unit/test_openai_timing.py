@@ -127,11 +127,27 @@ async def test_without_retry_after_the_pauses_grow() -> None:
 
 
 @in_virtual_time
-async def test_figures_that_never_come_after_the_finish_reason_are_waited_for_5_seconds() -> None:
+async def test_done_is_waited_for_5_seconds_after_the_usage_and_then_not_needed() -> None:
     engine = Engine()
-    finished = answers.deltas({"content": "Hello"})[:3]
+    finished = answers.deltas({"content": "Hello"})
     assert await engine.answer(Script([*finished, *PINGS])) == "Hello"
     assert engine.seconds == pytest.approx(5.0)
+
+
+@in_virtual_time
+async def test_text_that_comes_9_seconds_after_a_finish_reason_is_not_lost() -> None:
+    """Gemini's finish reason is "stop" in every chunk."""
+    engine = Engine()
+    first, second = (answers.deltas({"content": word})[1:3] for word in ("Hello", " there"))
+    assert await engine.answer(Script([*first, 9.0, *second, 9.0, answers.DONE])) == "Hello there"
+
+
+@in_virtual_time
+async def test_a_finish_reason_that_nothing_confirms_is_no_success() -> None:
+    engine = Engine()
+    error = await engine.error(Script([*answers.deltas({"content": "Hello"})[:3], NEVER]))
+    assert isinstance(error, EngineTimeout)
+    assert engine.seconds == pytest.approx(10.0)
 
 
 @in_virtual_time

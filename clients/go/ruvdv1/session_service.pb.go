@@ -3866,8 +3866,11 @@ type Finished struct {
 	Timings *Timings `protobuf:"bytes,4,opt,name=timings,proto3" json:"timings,omitempty"`
 	// The number of exchanges in the session after this one; 0 if stateless.
 	ExchangeCount int64 `protobuf:"varint,5,opt,name=exchange_count,json=exchangeCount,proto3" json:"exchange_count,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
+	// gives none. A word without a known meaning has the finish reason STOP.
+	RawFinishReason string `protobuf:"bytes,6,opt,name=raw_finish_reason,json=rawFinishReason,proto3" json:"raw_finish_reason,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Finished) Reset() {
@@ -3933,6 +3936,13 @@ func (x *Finished) GetExchangeCount() int64 {
 		return x.ExchangeCount
 	}
 	return 0
+}
+
+func (x *Finished) GetRawFinishReason() string {
+	if x != nil {
+		return x.RawFinishReason
+	}
+	return ""
 }
 
 var File_ruvd_v1_session_service_proto protoreflect.FileDescriptor
@@ -4221,13 +4231,14 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x05R\x05index\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x1c\n" +
-	"\targuments\x18\x04 \x01(\tR\targuments\"\xeb\x01\n" +
+	"\targuments\x18\x04 \x01(\tR\targuments\"\x97\x02\n" +
 	"\bFinished\x12:\n" +
 	"\rfinish_reason\x18\x01 \x01(\x0e2\x15.ruvd.v1.FinishReasonR\ffinishReason\x12*\n" +
 	"\amessage\x18\x02 \x01(\v2\x10.ruvd.v1.MessageR\amessage\x12$\n" +
 	"\x05usage\x18\x03 \x01(\v2\x0e.ruvd.v1.UsageR\x05usage\x12*\n" +
 	"\atimings\x18\x04 \x01(\v2\x10.ruvd.v1.TimingsR\atimings\x12%\n" +
-	"\x0eexchange_count\x18\x05 \x01(\x03R\rexchangeCount*_\n" +
+	"\x0eexchange_count\x18\x05 \x01(\x03R\rexchangeCount\x12*\n" +
+	"\x11raw_finish_reason\x18\x06 \x01(\tR\x0frawFinishReason*_\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_SYSTEM\x10\x01\x12\r\n" +

@@ -91,7 +91,12 @@ class Answer:
     def finished(self, done: EngineDone, now: float, *, exchange_count: int) -> Finished:
         """Returns the event that ends the completion."""
         return Finished(
-            done.finish_reason, self.message, done.usage, self.timings(now), exchange_count
+            done.finish_reason,
+            self.message,
+            done.usage,
+            self.timings(now),
+            exchange_count,
+            done.raw_finish_reason,
         )
 
 

@@ -37,11 +37,13 @@ class EngineDone:
     """The last chunk: figures as the engine reported them; None is unknown.
 
     `prefill_seconds` is the time in which `prompt_tokens - cached_tokens` were evaluated.
+    `raw_finish_reason` is the engine's own word for the finish reason, empty if it has none.
     """
 
     finish_reason: FinishReason
     usage: Usage | None = None
     prefill_seconds: float | None = None
+    raw_finish_reason: str = ""
 
 
 @value(frozen=True, slots=True)

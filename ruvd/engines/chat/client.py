@@ -1,9 +1,8 @@
 """The client of one OpenAI-compatible server.
 
 Leaving the stream in any phase, also before the response's head, closes the connection, and that
-stops the server. A response that is one JSON object instead of a stream of events is an error,
-because a server that cannot stream cannot be an engine. A response without a content type is read
-as a stream.
+stops the server. A finish reason counts when the answer's end is confirmed: by [DONE], by the chunk
+with usage and no choices, or by the complete body. A body that breaks off is an error before that.
 """
 
 import asyncio
@@ -15,13 +14,14 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
-from ruvd.core.errors import EngineTimeout, EngineUnavailable
+from ruvd.core.errors import EngineRejected, EngineTimeout, EngineUnavailable
 from ruvd.core.ports.engine import EngineChunk, EngineRequest
+from ruvd.engines.chat.body import BodyDecoder
 from ruvd.engines.chat.credentials import ApiKey
 from ruvd.engines.chat.errors import CONNECTION_ERRORS, EngineErrorTranslator, response_error
 from ruvd.engines.chat.request import encode
 from ruvd.engines.chat.retryable import was_stale
-from ruvd.engines.chat.stream import AnswerDecoder, BodyDecoder
+from ruvd.engines.http.content_encoding import decoded
 from ruvd.engines.http.timeouts import ReadTimeout
 from ruvd.engines.http.transport import Request, Response, Transport
 
@@ -29,13 +29,14 @@ T = TypeVar("T")
 
 _MAX_ERROR_BYTES = 65_536
 _MAX_BODY_BYTES = 4 << 20
-# Usage and timings may follow the finish reason for this long. Some servers never end the stream.
+# More may follow a confirmed end for this long. Some servers never end the stream.
 _TAIL_SECONDS = 5.0
 # The response's end may follow [DONE] for this long. Only a response that was read to its end
 # leaves its connection for another request.
 _END_SECONDS = 0.1
 # The number of idle connections that may turn out to be closed, one after the other.
 _MAX_STALE_CONNECTIONS = 2
+_BODILESS = (204, 205)
 _NO_HEADERS: Mapping[str, str] = {}
 _NO_FIELDS: Mapping[str, Any] = {}
 
@@ -146,29 +147,29 @@ class ChatCompletionsClient:
             body,
             self._connect_seconds,
         )
-        decoder = BodyDecoder()
         with self._translated_errors, self._timeout(deadline) as timeout:
             async with aclosing(await self._send(http_request, timeout)) as response:
-                await _check_streams(response, timeout)
-                while not decoder.ended or decoder.answer.finished:
+                decoder = BodyDecoder(response.header("content-type"))
+                while not (decoder.ended and response.is_whole):
                     try:
                         part = await timeout.wait(response.read)
                     except (*CONNECTION_ERRORS, EngineTimeout):
-                        if decoder.answer.finished:
-                            break  # the answer is whole
+                        if decoder.is_whole:
+                            break
                         raise
                     if not part:
+                        for chunk in decoder.end():
+                            yield chunk
                         break
-                    is_tail = decoder.answer.finished
                     for chunk in decoder.feed(part):
                         yield chunk
-                    if decoder.ended:
-                        if response.is_whole:
-                            break
-                        timeout.shorten(_END_SECONDS)
-                    elif decoder.answer.finished and not is_tail:
-                        timeout.shorten(_TAIL_SECONDS)
-            yield decoder.answer.done()
+                    if decoder.is_whole:
+                        timeout.shorten(_END_SECONDS if decoder.ended else _TAIL_SECONDS)
+            for chunk in decoder.answer.rest():
+                yield chunk
+            if decoder.answer.refused and request.options.response_format is not None:
+                raise EngineRejected("the model has refused to answer in the requested format")
+            yield decoder.done()
 
     async def close(self) -> None:
         """Closes every connection. Idempotent."""
@@ -185,12 +186,17 @@ class ChatCompletionsClient:
         return Request(method, absolute, headers, content, self._connect_seconds)
 
     async def _send(self, request: Request, timeout: ReadTimeout) -> Response:
-        """Returns the response, whose status is 200. Must be called in `_translated_errors`."""
+        """Returns the response, whose status is 2xx. Must be called in `_translated_errors`."""
         if key := await timeout.wait(self._api_key.current):
             request.headers = (*request.headers, (b"Authorization", b"Bearer %s" % key.encode()))
         self._check_open()
         response = await self._send_replacing_stale(request, timeout)
-        if response.status == httpx.codes.OK:
+        try:
+            response = decoded(response)
+        except httpx.DecodingError:
+            await response.aclose()
+            raise
+        if httpx.codes.is_success(response.status) and response.status not in _BODILESS:
             return response
         async with aclosing(response):
             content = await _read_body(response, _MAX_ERROR_BYTES, timeout)
@@ -229,17 +235,6 @@ class ChatCompletionsClient:
 
     def _timeout(self, deadline: float | None) -> ReadTimeout:
         return ReadTimeout(deadline, self._read_seconds)
-
-
-async def _check_streams(response: Response, timeout: ReadTimeout) -> None:
-    """Raises EngineUnavailable if the response is no stream of events."""
-    kind = response.header("content-type").partition(";")[0].strip().lower()
-    if kind in ("", "text/event-stream"):
-        return
-    if kind == "application/json":
-        # Some gateways report an error in such a body, which is raised here.
-        AnswerDecoder().feed(await _read_body(response, _MAX_ERROR_BYTES, timeout))
-    raise EngineUnavailable(f"the engine answered with {kind}, not with a stream of events")
 
 
 async def _read_body(response: Response, max_bytes: int, timeout: ReadTimeout) -> bytes:

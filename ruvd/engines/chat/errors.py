@@ -6,15 +6,17 @@
 | 408, 425, 502, 503, 529 | ENGINE_UNAVAILABLE | yes |
 | 429 (unless a quota is used up) | ENGINE_RATE_LIMITED | yes |
 | 401, 402, 403: the operator's fault, not the caller's | ENGINE_UNAVAILABLE | on another server |
-| the prompt does not fit, in the words of each known server | CONTEXT_TOO_LONG | no |
+| the prompt does not fit, in the words of any server | CONTEXT_TOO_LONG | no |
 | any other 4xx, with the server's message | ENGINE_REJECTED | no |
 | any other status, an answer that is cut or cannot be decoded | ENGINE_UNAVAILABLE | no |
+| an error in a stream or in a body with status 200 | as the status that it stands for | as that |
 | silence for `read_seconds` | ENGINE_TIMEOUT | no |
 
 The last column is decided in `retryable`, from each error's cause.
 """
 
 import email.utils
+import math
 import re
 import time
 from collections.abc import Callable
@@ -24,13 +26,10 @@ from types import TracebackType
 import httpx
 import msgspec
 
-from ruvd.core.errors import (
-    ContextTooLong,
-    EngineRateLimited,
-    EngineRejected,
-    EngineUnavailable,
-    RuvdError,
-)
+from ruvd.core.errors import EngineRateLimited, EngineRejected, EngineUnavailable, RuvdError
+from ruvd.engines.chat.chunks import ChunkError, load
+from ruvd.engines.chat.error_body import ErrorBody, error_in
+from ruvd.engines.chat.overflow import context_overflow
 from ruvd.engines.chat.retryable import (
     CONNECT_ERRORS,
     CREDENTIAL_STATUSES,
@@ -40,59 +39,17 @@ from ruvd.engines.chat.retryable import (
 )
 from ruvd.engines.chat.sse import EventTooLarge
 
-_TOO_LONG_CODES = {"exceed_context_size_error", "context_length_exceeded"}
-# In the words of vLLM, OpenAI and OpenRouter (the same), SGLang, vLLM's engine, TGI (two), Mistral
-# and a router of SGLang's.
-_LIMIT = re.compile(
-    r"maximum context length(?: is| of) (\d+) tokens"
-    r"|model's context length \((\d+) tokens\)"
-    r"|maximum model length of (\d+)"
-    r"|`max_new_tokens` must be <= (\d+)"
-    r"|`inputs` must have less than (\d+) tokens"
-    r"|model with (\d+) maximum context length"
-    r"|maximum context length \((\d+)\)"
-)
-# The same servers' figures: the prompt alone if they give it, else prompt and answer together.
-_PROMPT = re.compile(
-    r"\((\d+) in the messages"
-    r"|(\d+) tokens from the input messages"
-    r"|has (\d+) input tokens"
-    r"|The input \((\d+) tokens\)"
-    r"|prompt \(length (\d+)\)"
-    r"|resulted in (\d+) tokens"
-    r"|Given: (\d+)"
-    r"|Prompt contains (\d+) tokens"
-    r"|Input length \((\d+)\)"
-)
-_REQUESTED = re.compile(r"you requested(?: a total of| about)? (\d+) tokens")
 _MAX_MESSAGE = 1000  # a gRPC status travels in trailers, which gRPC limits to 8 KiB
+_DELAY = re.compile(r"\s*(\d{1,300}(?:\.\d{1,300})?)\s*s?(?:econds?)?\s*(?:,|$)", re.IGNORECASE)
+# Codes of a quota that is used up. Waiting does not help.
+_USED_UP = {"insufficient_quota", "insufficientquota", "quota_exceeded", "billing_hard_limit"}
 
 # The exceptions of a connection that breaks.
 CONNECTION_ERRORS = (httpx.HTTPError, httpx.StreamError, OSError)
 # Those of a connection that breaks after it was established.
 _DROP_ERRORS = (httpx.RemoteProtocolError, httpx.NetworkError, ConnectionError)
 # The exceptions of an answer that cannot be decoded.
-_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, EventTooLarge)
-
-
-class Error(msgspec.Struct):
-    """An error object of OpenAI's API; llama.cpp adds both figures."""
-
-    message: str | None = None
-    type: str | None = None
-    code: str | int | None = None
-    n_prompt_tokens: int | None = None
-    n_ctx: int | None = None
-
-
-class _Body(msgspec.Struct):
-    """An error body. vLLM and SGLang had the fields at the top level; FastAPI uses `detail`."""
-
-    error: Error | str | None = None
-    message: str | None = None
-    detail: str | None = None
-    type: str | None = None
-    code: str | int | None = None
+_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, EventTooLarge, ChunkError)
 
 
 def response_error(
@@ -101,16 +58,25 @@ def response_error(
     """Returns the error for a response other than 200. The error's cause is a `Refused`."""
     body = _decode(content, content_type)
     seconds = _retry_after(retry_after, date)
-    error = _status_error(status, body, seconds)
-    error.__cause__ = Refused(status, seconds, str(body.code or body.type or ""))
+    error = _status_error(status, body, seconds, f"HTTP status {status}")
+    error.__cause__ = Refused(status, seconds, _code(body))
     return error
 
 
-def stream_error(body: Error, *, begun: bool) -> RuvdError:
-    """Returns the error for an error object in a stream; `begun` is set after the first chunk."""
-    if not begun and (too_long := _too_long(body)):
-        return too_long
-    return EngineUnavailable(clip(body.message) or "the engine broke off with an error")
+def stream_error(body: ErrorBody, *, begun: bool) -> RuvdError:
+    """Returns the error for one that was reported in a response with status 200.
+
+    It is the error of the HTTP status that the server's code or words stand for. `begun` is set
+    after the first chunk: an overflow no longer counts then, because trimming would come too late.
+    """
+    status = body.status
+    if begun and (status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or context_overflow(body, status)):
+        return EngineUnavailable(clip(body.message) or "the engine broke off with an error")
+    name = body.code or body.type
+    words = f"error {name}" if name else "an error and no reason"
+    error = _status_error(status, body, None, words)
+    error.__cause__ = Refused(status or HTTPStatus.INTERNAL_SERVER_ERROR, None, _code(body))
+    return error
 
 
 class EngineErrorTranslator:
@@ -174,62 +140,56 @@ def _translate(
     return None, error
 
 
-def _status_error(status: int, body: Error, retry_after: float | None) -> RuvdError:
-    message = clip(body.message) or f"the engine answered with HTTP status {status}"
+def _status_error(
+    status: int | None, body: ErrorBody, retry_after: float | None, words: str
+) -> RuvdError:
+    """Returns the error for a status; None is unknown. `words` stand for a missing message."""
+    message = clip(body.message) or f"the engine answered with {words}"
     if status in CREDENTIAL_STATUSES:
         return EngineUnavailable(
-            f"the engine's server refuses the daemon's credentials (HTTP status {status}):"
+            f"the engine's server refuses the daemon's credentials ({words}):"
             f" {clip(body.message) or 'it gives no reason'}"
         )
+    if overflow := context_overflow(body, status):
+        overflow.args = (clip(str(overflow)),)
+        return overflow
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return EngineRateLimited(message, retry_after_seconds=retry_after)
-    if httpx.codes.is_client_error(status) and status not in RETRYABLE_STATUSES:
-        return _too_long(body) or EngineRejected(message)
-    if not httpx.codes.is_server_error(status) or not body.message:
-        message = f"the engine answered with HTTP status {status}"
-    # llama.cpp has reported a context overflow with status 500, too.
-    return _too_long(body) or EngineUnavailable(message, retry_after_seconds=retry_after)
+    if status is not None and httpx.codes.is_client_error(status):
+        if status not in RETRYABLE_STATUSES:
+            return EngineRejected(message)
+    elif status is not None and not httpx.codes.is_server_error(status):
+        message = f"the engine answered with {words}"
+    return EngineUnavailable(message, retry_after_seconds=retry_after)
 
 
-def _too_long(body: Error) -> ContextTooLong | None:
-    """Returns the error for a context overflow, or None if the body reports something else."""
-    message = body.message or ""
-    limit = _LIMIT.search(message)
-    if limit is None and not _TOO_LONG_CODES & {body.type, body.code}:
-        return None
-    prompt = _PROMPT.search(message) or _REQUESTED.search(message)
-    return ContextTooLong(
-        clip(message) or "the prompt does not fit the engine's context",
-        prompt_tokens=body.n_prompt_tokens or _figure(prompt),
-        limit_tokens=body.n_ctx or _figure(limit),
-    )
+def _code(body: ErrorBody) -> str:
+    used_up = {name.lower() for name in (body.code, body.type)} & _USED_UP
+    return "insufficient_quota" if used_up else body.code or body.type
 
 
-def _figure(match: re.Match[str] | None) -> int | None:
-    return None if match is None else int(match[match.lastindex or 0])
-
-
-def _decode(content: bytes, content_type: str) -> Error:
+def _decode(content: bytes, content_type: str) -> ErrorBody:
     try:
-        body = msgspec.json.decode(content, type=_Body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        text = content[:_MAX_MESSAGE].decode(errors="replace").strip()
-        # An HTML page is made for people with a browser. The status alone says as much.
-        is_page = "html" in content_type.lower() or text.startswith("<")
-        return Error(message="" if is_page else text)
-    if isinstance(body.error, Error):
-        return body.error
-    message = body.error or body.message or body.detail
-    return Error(message=message, type=body.type, code=body.code)
+        value = load(content)
+    except ChunkError:
+        value = None
+    if isinstance(value, (dict, str)) or (isinstance(value, list) and dict in map(type, value)):
+        return error_in(value, always=True) or ErrorBody()
+    text = content[: 4 * _MAX_MESSAGE].decode(errors="replace").strip()
+    # An HTML page is made for people with a browser. The status alone says as much.
+    is_page = "html" in content_type.lower() or text.startswith("<")
+    return ErrorBody("" if is_page else text)
 
 
 def _retry_after(value: str, date: str) -> float | None:
     """Returns the seconds to wait by a Retry-After header: a number of seconds, or a date.
 
-    A date is compared with that of the response, as this machine's clock may differ.
+    A date is compared with that of the response, as this machine's clock may differ. A value that
+    is neither, such as a negative number, is ignored. Of a repeated header the first value counts.
     """
-    if value.strip().isdecimal():
-        return float(value)
+    if match := _DELAY.match(value):
+        seconds = float(match[1])
+        return seconds if math.isfinite(seconds) else None
     until, now = _seconds(value), _seconds(date)
     if until is None:
         return None
@@ -239,5 +199,5 @@ def _retry_after(value: str, date: str) -> float | None:
 def _seconds(date: str) -> float | None:
     try:
         return email.utils.parsedate_to_datetime(date).timestamp()
-    except ValueError:
+    except (ValueError, TypeError, IndexError, OverflowError, OSError):
         return None

@@ -1,10 +1,12 @@
-"""Decoders of a streamed chat completion to the chunks of the `Engine` port, without I/O.
+"""The decoder of a chat completion's chunks to those of the `Engine` port, without I/O.
 
 Servers differ in how they stream tool calls, and each way is accepted: no index, an index that does
 not begin with 0 or is the same for several whole calls (Gemini), an id in every fragment, even a
-new one in each (older vLLM), no id at all, arguments as an object, a name that comes late. The
-finish reasons `content_filter` and `abort` are errors, because the answer is not the model's whole
-answer. An unknown finish reason is taken for STOP.
+new one in each (older vLLM), no id at all, arguments as an object, a name that comes late.
+
+A chunk may have a `delta`, a `text`, or a whole `message`. A finish reason counts when the answer's
+end is confirmed: by a chunk without choices and with usage (`confirmed`), by `[DONE]` or by the end
+of the body, which `body` and `client` look after. Some servers send "stop" with every chunk.
 """
 
 import secrets
@@ -13,71 +15,25 @@ from typing import Any
 
 import msgspec
 
-from ruvd.core.errors import EngineRejected, EngineUnavailable
-from ruvd.core.model import FinishReason, ToolCallDelta, Usage
+from ruvd.core.errors import EngineUnavailable, RuvdError
+from ruvd.core.model import FinishReason, ToolCallDelta
 from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineReasoning, EngineText
-from ruvd.engines.chat.errors import Error, stream_error
-from ruvd.engines.chat.sse import SseDecoder
-
-_FINISH_REASONS = {
-    "length": FinishReason.LENGTH,
-    "max_tokens": FinishReason.LENGTH,
-    "model_length": FinishReason.LENGTH,
-    "tool_calls": FinishReason.TOOL_CALLS,
-    "function_call": FinishReason.TOOL_CALLS,
-}
-_FAILURES = {"error", "abort", "insufficient_system_resource"}
-
-
-class _Function(msgspec.Struct, gc=False):
-    name: str | None = None
-    arguments: str | dict[str, Any] | None = None
-
-
-class _ToolCall(msgspec.Struct, gc=False):
-    index: int | None = None
-    id: str | None = None
-    function: _Function | None = None
-
-
-class _Delta(msgspec.Struct, gc=False):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _PromptDetails(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    """Token counts: OpenAI's fields, then one of DeepSeek's and one of Moonshot's."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    prompt_cache_hit_tokens: int | None = None
-    cached_tokens: int | None = None
-
-
-class _Timings(msgspec.Struct, gc=False):
-    """The timings that llama.cpp adds. `cache_n` tokens of the prompt were cached."""
-
-    cache_n: int | None = None
-    prompt_ms: float | None = None
-
-
-class _Chunk(msgspec.Struct, gc=False):
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    timings: _Timings | None = None
-    error: Error | str | None = None
+from ruvd.engines.chat.chunks import (
+    Choice,
+    Chunk,
+    Delta,
+    Function,
+    ToolCall,
+    decode,
+    decode_all,
+    load,
+    shown,
+)
+from ruvd.engines.chat.content import RepeatedText, SplitCharacters, content_parts
+from ruvd.engines.chat.error_body import ErrorBody, error_in
+from ruvd.engines.chat.errors import stream_error
+from ruvd.engines.chat.finish_reasons import finish_reason, finish_word, outweighs
+from ruvd.engines.chat.usage import prefill_seconds, usage_counts
 
 
 class _Call:
@@ -89,8 +45,8 @@ class _Call:
         self.name = ""
         self.arguments = ""
 
-    def add(self, fragment: _ToolCall) -> list[ToolCallDelta]:
-        function = fragment.function or _Function()
+    def add(self, fragment: ToolCall) -> list[ToolCallDelta]:
+        function = fragment.function or Function()
         arguments = function.arguments or ""
         if not isinstance(arguments, str):
             arguments = msgspec.json.encode(arguments).decode()
@@ -105,9 +61,8 @@ class _Call:
         return [ToolCallDelta(self.number, self.id, self.name, self.arguments)]
 
 
-_decoder = msgspec.json.Decoder(_Chunk)
-_all_decoder = msgspec.json.Decoder(list[_Chunk])
-_DONE = b"[DONE]"
+# How much is kept of what a server says beside its answer.
+_MAX_ASIDE = 1000
 
 
 class AnswerDecoder:
@@ -116,27 +71,40 @@ class AnswerDecoder:
     def __init__(self) -> None:
         self._calls: list[_Call] = []
         self._by_index: dict[int, _Call] = {}
-        self._finish_reason: str | None = None
-        self._usage: _Usage | None = None
-        self._timings: _Timings | None = None
-        self._begun = False
+        self._finish_word = ""
+        self._usage: dict[str, Any] | None = None
+        self._timings: dict[str, Any] | None = None
+        self.begun = False
+        self._message = RepeatedText()
+        self._reasoning = RepeatedText()
+        self._characters = SplitCharacters()
+        self._aside = ""
+        self.confirmed = False
+        self.refused = False
 
     @property
     def finished(self) -> bool:
-        """Whether the finish reason has come. Only usage and timings may follow."""
-        return self._finish_reason is not None
+        """Whether a finish reason has come. It counts once the answer's end is confirmed."""
+        return bool(self._finish_word)
 
     def feed(self, data: bytes) -> list[EngineChunk]:
-        """Returns the chunks in an event. Raises MsgspecError, or the error in the event."""
+        """Returns the chunks in an event. Raises ChunkError, or the error in the event."""
         out: list[EngineChunk] = []
-        self._take(_decoder.decode(data), out)
+        chunks = decode(data)
+        for chunk, own_data in chunks:
+            self._take(chunk, own_data, out)
+        if not chunks:
+            self.note(shown(data))
         return out
 
     def feed_all(self, events: Sequence[bytes]) -> list[EngineChunk]:
         """Returns the chunks in several events, with adjacent texts joined. Raises as `feed`."""
+        chunks = decode_all(events)
+        if chunks is None or self._characters.pending:
+            return [chunk for data in events for chunk in self.feed(data)]
         out: list[EngineChunk] = []
         texts: list[str] = []
-        for chunk in _decode_all(events):
+        for chunk, data in zip(chunks, events, strict=True):
             choices = chunk.choices
             # The fast path: nearly all chunks have a text and nothing else.
             if choices and chunk.error is None and chunk.usage is None and chunk.timings is None:
@@ -144,84 +112,176 @@ class AnswerDecoder:
                 delta = choice.delta
                 if (
                     delta is not None
+                    and type(delta.content) is str
                     and delta.content
                     and not choice.finish_reason
                     and not delta.tool_calls
                     and not delta.reasoning_content
                     and not delta.reasoning
+                    and not delta.refusal
+                    and not delta.function_call
+                    and choice.error is None
+                    and choice.usage is None
                 ):
                     texts.append(delta.content)
                     continue
-            self._begun = self._begun or bool(texts)
-            _flush(texts, out)
-            self._take(chunk, out)
-        self._begun = self._begun or bool(texts)
-        _flush(texts, out)
+            self._flush(texts, out)
+            self._take(chunk, data, out)
+        self._flush(texts, out)
         return out
 
-    def _take(self, chunk: _Chunk, out: list[EngineChunk]) -> None:
-        if chunk.error is not None:
-            error = Error(message=chunk.error) if isinstance(chunk.error, str) else chunk.error
-            raise stream_error(error, begun=self._begun)
-        if chunk.choices:
-            choice = chunk.choices[0]
-            if choice.delta is not None:
-                self._add(choice.delta, out)
-                self._begun = self._begun or bool(out)
-            if choice.finish_reason:
-                self._finish_reason = choice.finish_reason
-        # Some servers send it with every chunk. The last has the totals.
-        if chunk.usage is not None:
-            self._usage = chunk.usage
-        if chunk.timings is not None:
-            self._timings = chunk.timings
+    def rest(self) -> list[EngineChunk]:
+        """Returns what has been held back: half a character, of which the other half never came."""
+        return [EngineText("\ufffd")] if self._characters.pending else []
 
-    def done(self) -> EngineDone:
-        """Returns the last chunk. Raises EngineUnavailable if the answer is not whole, and
-        EngineRejected if the server's content filter has ended it."""
-        reason = self._finish_reason
-        if reason is None:
-            raise EngineUnavailable("the engine's answer ended before its end")
-        if reason == "content_filter":
-            raise EngineRejected("the engine's content filter has ended the answer")
-        if reason in _FAILURES:
-            raise EngineUnavailable(f"the engine ended the answer with {reason!r}")
+    def note(self, words: str) -> None:
+        """Keeps what the server said beside its answer. It counts if the answer does not end."""
+        if words and len(self._aside) < _MAX_ASIDE:
+            self._aside = f"{self._aside}; {words}" if self._aside else words
+
+    def fail(self, body: ErrorBody) -> None:
+        """Raises the error that the server has reported."""
+        raise stream_error(body, begun=self.begun)
+
+    def done(self, *, is_complete: bool = False) -> EngineDone:
+        """Returns the last chunk. Raises EngineUnavailable if the answer is not whole,
+        EngineRejected if the server's content filter has ended it, or the error that the server
+        has reported.
+
+        An answer that came as one complete object (`is_complete`) needs no finish reason.
+        """
+        if not self._finish_word and not (is_complete and self.begun):
+            raise self._unfinished()
+        reason = finish_reason(self._finish_word)
         if not all(call.name for call in self._calls):
             raise EngineUnavailable("the engine's answer makes no sense: a tool call has no name")
-        finish_reason = _FINISH_REASONS.get(reason, FinishReason.STOP)
-        if self._calls and finish_reason is FinishReason.STOP:
-            finish_reason = FinishReason.TOOL_CALLS
-        prompt_ms = self._timings.prompt_ms if self._timings else None
+        if self._calls and reason is FinishReason.STOP:
+            reason = FinishReason.TOOL_CALLS
+        if reason is FinishReason.TOOL_CALLS and not self._calls:
+            if not self.begun:
+                raise EngineUnavailable(
+                    f"the engine ended the answer with {self._finish_word!r}, but sent no tool call"
+                )
+            reason = FinishReason.STOP
         return EngineDone(
-            finish_reason,
-            self._usage_counts(),
-            prefill_seconds=None if prompt_ms is None else prompt_ms / 1000,
+            reason,
+            None if self._usage is None else usage_counts(self._usage, self._timings),
+            prefill_seconds=prefill_seconds(self._timings),
+            raw_finish_reason=self._finish_word,
         )
 
-    def _usage_counts(self) -> Usage | None:
-        usage = self._usage
-        if usage is None or usage.prompt_tokens is None:
-            return None
-        details = usage.prompt_tokens_details
-        counts = [
-            None if details is None else details.cached_tokens,
-            None if self._timings is None else self._timings.cache_n,
-            usage.prompt_cache_hit_tokens,
-            usage.cached_tokens,
-        ]
-        cached = next((count for count in counts if count is not None), None)
-        return Usage(usage.prompt_tokens, cached, usage.completion_tokens or 0)
+    def _unfinished(self) -> RuvdError:
+        if not self._aside:
+            return EngineUnavailable("the engine's answer ended before its end")
+        error = stream_error(ErrorBody(self._aside), begun=self.begun)
+        if type(error) is EngineUnavailable:
+            text = "the engine's answer makes no sense and ended before its end"
+            return EngineUnavailable(f"{text}: {self._aside}")
+        return error
 
-    def _add(self, delta: _Delta, out: list[EngineChunk]) -> None:
-        if reasoning := delta.reasoning_content or delta.reasoning:
-            out.append(EngineReasoning(reasoning))
+    def _take(self, chunk: Chunk, data: bytes, out: list[EngineChunk]) -> None:
+        before = len(out)
+        if chunk.error:
+            self._take_error(data)
+        if chunk.choices:
+            choice = chunk.choices[0]
+            if choice.error:
+                self.fail(error_in({"error": choice.error}) or ErrorBody())
+            word = finish_word(choice.finish_reason)
+            self._add_choice(choice, is_last=bool(word), out=out)
+            if word and outweighs(word, self._finish_word):
+                self._finish_word = word
+            self._usage = choice.usage or self._usage
+        elif chunk.usage is None and chunk.timings is None:
+            self._take_error(data)
+        # Some servers send it with every chunk. The last has the totals.
+        if chunk.usage:
+            self._usage = chunk.usage
+        if chunk.timings:
+            self._timings = chunk.timings
+        if len(out) > before:
+            self.begun = True
+            self.confirmed = False
+        elif self._finish_word and not chunk.choices and chunk.usage is not None:
+            self.confirmed = True
+
+    def _take_error(self, data: bytes) -> None:
+        """Raises the error in an event without choices, if it reports one."""
+        value = load(data)
+        if body := error_in(value):
+            self.fail(body)
+        if isinstance(value, dict) and isinstance(words := value.get("message"), str):
+            self.note(words)
+        elif isinstance(value, dict) and value.get("choices"):
+            self.note(shown(data))
+
+    def _add_choice(self, choice: Choice, *, is_last: bool, out: list[EngineChunk]) -> None:
+        before = len(out)
+        if choice.delta is not None:
+            self._add(choice.delta, out)
+        if choice.text and len(out) == before:
+            out.append(EngineText(choice.text))
+        if choice.message is not None and len(out) == before:
+            self._add_message(choice.message, is_last=is_last, out=out)
+            return
+        for part in out[before:]:
+            if isinstance(part, EngineText):
+                self._message.count(part.text)
+            elif isinstance(part, EngineReasoning):
+                self._reasoning.count(part.text)
+
+    def _add(self, delta: Delta, out: list[EngineChunk]) -> None:
+        for part in content_parts(delta.reasoning_content or delta.reasoning, thinks=True):
+            self._append(part, out)
         if delta.content:
-            out.append(EngineText(delta.content))
+            for part in content_parts(delta.content):
+                self._append(part, out)
+        if delta.refusal:
+            for part in content_parts(delta.refusal):
+                self._append(part, out)
+                self.refused = True
         if delta.tool_calls:
             for fragment in delta.tool_calls:
                 out += self._call(fragment).add(fragment)
+        if delta.function_call:
+            fragment = ToolCall(index=0, function=delta.function_call)
+            out += self._call(fragment).add(fragment)
 
-    def _call(self, fragment: _ToolCall) -> _Call:
+    def _add_message(self, message: Delta, *, is_last: bool, out: list[EngineChunk]) -> None:
+        """Adds what is new in a message, which may repeat what came before."""
+        whole: list[EngineChunk] = []
+        calls = (message.tool_calls, message.function_call)
+        if self._calls:
+            message.tool_calls = message.function_call = None
+        self._add(message, whole)
+        for part in whole:
+            if isinstance(part, EngineText):
+                if more := self._message.more(part.text, is_last=is_last):
+                    out.append(EngineText(more))
+            elif isinstance(part, EngineReasoning):
+                if more := self._reasoning.more(part.text, is_last=is_last):
+                    out.append(EngineReasoning(more))
+            else:
+                out.append(part)
+        message.tool_calls, message.function_call = calls
+
+    def _append(self, part: EngineText | EngineReasoning, out: list[EngineChunk]) -> None:
+        if isinstance(part, EngineText):
+            if text := self._characters.join(part.text):
+                out.append(EngineText(text))
+        else:
+            out.append(EngineReasoning(self._characters.valid(part.text)))
+
+    def _flush(self, texts: list[str], out: list[EngineChunk]) -> None:
+        if texts:
+            text = "".join(texts)
+            out.append(EngineText(text))
+            self._message.count(text)
+            self.begun = True
+            self.confirmed = False
+            texts.clear()
+
+    def _call(self, fragment: ToolCall) -> _Call:
         """Returns the call that a fragment belongs to, a new one if the fragment starts it."""
         named = bool(fragment.function and fragment.function.name)
         if fragment.index is not None:
@@ -241,41 +301,3 @@ class AnswerDecoder:
         if fragment.index is not None:
             self._by_index[fragment.index] = call
         return call
-
-
-class BodyDecoder:
-    """Decodes one answer from the parts of a response's body. The result is in `answer`."""
-
-    def __init__(self) -> None:
-        self.answer = AnswerDecoder()
-        self.ended = False  # after [DONE], everything is ignored
-        self._events = SseDecoder()
-
-    def feed(self, part: bytes) -> list[EngineChunk]:
-        """Returns the chunks in a part, with adjacent texts joined, because each chunk passes
-        through every layer. Raises as `AnswerDecoder.feed`, and EventTooLarge."""
-        events = self._events.feed(part)
-        if self.ended or not events:
-            return []
-        if _DONE in events:
-            self.ended = True
-            del events[events.index(_DONE) :]
-        if len(events) == 1:
-            return self.answer.feed(events[0])
-        return self.answer.feed_all(events)
-
-
-def _decode_all(events: Sequence[bytes]) -> Sequence[_Chunk]:
-    """Decodes events as one array, which takes half the time of decoding each by itself."""
-    try:
-        chunks = _all_decoder.decode(b"[%s]" % b",".join(events))
-    except msgspec.MsgspecError:
-        chunks = []
-    # If this fails, decoding one by one raises the error of the event that is wrong.
-    return chunks if len(chunks) == len(events) else [_decoder.decode(data) for data in events]
-
-
-def _flush(texts: list[str], out: list[EngineChunk]) -> None:
-    if texts:
-        out.append(EngineText("".join(texts)))
-        texts.clear()

@@ -114,6 +114,8 @@ def figures_column(finished: Finished, *, with_message: bool) -> str:
         ],
         "exchange_count": finished.exchange_count,
     }
+    if finished.raw_finish_reason:
+        figures["raw_finish_reason"] = finished.raw_finish_reason
     if with_message:
         message = finished.message
         figures["message"] = [message.role.value, message.content, extra_column(message)]
@@ -132,5 +134,6 @@ def to_record(row: Row) -> IdempotencyRecord:
             usage=Usage(*fields["usage"]) if fields["usage"] else None,
             timings=Timings(*fields["timings"]),
             exchange_count=fields["exchange_count"],
+            raw_finish_reason=fields.get("raw_finish_reason", ""),
         )
     return IdempotencyRecord(request_id, digest, completion_id, last_sequence, finished)

@@ -767,6 +767,10 @@ pub struct Finished {
     /// The number of exchanges in the session after this one; 0 if stateless.
     #[prost(int64, tag = "5")]
     pub exchange_count: i64,
+    /// The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
+    /// gives none. A word without a known meaning has the finish reason STOP.
+    #[prost(string, tag = "6")]
+    pub raw_finish_reason: ::prost::alloc::string::String,
 }
 /// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

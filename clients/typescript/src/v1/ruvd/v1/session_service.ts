@@ -901,6 +901,11 @@ export interface Finished {
     | undefined;
   /** The number of exchanges in the session after this one; 0 if stateless. */
   exchangeCount: number;
+  /**
+   * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
+   * gives none. A word without a known meaning has the finish reason STOP.
+   */
+  rawFinishReason: string;
 }
 
 function createBaseMessage(): Message {
@@ -5255,7 +5260,14 @@ export const ToolCallDelta: MessageFns<ToolCallDelta> = {
 };
 
 function createBaseFinished(): Finished {
-  return { finishReason: 0, message: undefined, usage: undefined, timings: undefined, exchangeCount: 0 };
+  return {
+    finishReason: 0,
+    message: undefined,
+    usage: undefined,
+    timings: undefined,
+    exchangeCount: 0,
+    rawFinishReason: "",
+  };
 }
 
 export const Finished: MessageFns<Finished> = {
@@ -5274,6 +5286,9 @@ export const Finished: MessageFns<Finished> = {
     }
     if (message.exchangeCount !== 0) {
       writer.uint32(40).int64(message.exchangeCount);
+    }
+    if (message.rawFinishReason !== "") {
+      writer.uint32(50).string(message.rawFinishReason);
     }
     return writer;
   },
@@ -5331,6 +5346,14 @@ export const Finished: MessageFns<Finished> = {
             message.exchangeCount = longToNumber(reader.int64());
             continue;
           }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.rawFinishReason = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -5357,6 +5380,7 @@ export const Finished: MessageFns<Finished> = {
       ? Timings.fromPartial(object.timings)
       : undefined;
     message.exchangeCount = object.exchangeCount ?? 0;
+    message.rawFinishReason = object.rawFinishReason ?? "";
     return message;
   },
 };

@@ -33,6 +33,7 @@ private static final long serialVersionUID = 0L;
   }
   private Finished() {
     finishReason_ = 0;
+    rawFinishReason_ = "";
   }
 
   public static final com.google.protobuf.Descriptors.Descriptor
@@ -204,6 +205,55 @@ private static final long serialVersionUID = 0L;
     return exchangeCount_;
   }
 
+  public static final int RAW_FINISH_REASON_FIELD_NUMBER = 6;
+  @SuppressWarnings("serial")
+  private volatile java.lang.Object rawFinishReason_ = "";
+  /**
+   * <pre>
+   * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
+   * gives none. A word without a known meaning has the finish reason STOP.
+   * </pre>
+   *
+   * <code>string raw_finish_reason = 6;</code>
+   * @return The rawFinishReason.
+   */
+  @java.lang.Override
+  public java.lang.String getRawFinishReason() {
+    java.lang.Object ref = rawFinishReason_;
+    if (ref instanceof java.lang.String) {
+      return (java.lang.String) ref;
+    } else {
+      com.google.protobuf.ByteString bs = 
+          (com.google.protobuf.ByteString) ref;
+      java.lang.String s = bs.toStringUtf8();
+      rawFinishReason_ = s;
+      return s;
+    }
+  }
+  /**
+   * <pre>
+   * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
+   * gives none. A word without a known meaning has the finish reason STOP.
+   * </pre>
+   *
+   * <code>string raw_finish_reason = 6;</code>
+   * @return The bytes for rawFinishReason.
+   */
+  @java.lang.Override
+  public com.google.protobuf.ByteString
+      getRawFinishReasonBytes() {
+    java.lang.Object ref = rawFinishReason_;
+    if (ref instanceof java.lang.String) {
+      com.google.protobuf.ByteString b = 
+          com.google.protobuf.ByteString.copyFromUtf8(
+              (java.lang.String) ref);
+      rawFinishReason_ = b;
+      return b;
+    } else {
+      return (com.google.protobuf.ByteString) ref;
+    }
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -233,6 +283,9 @@ private static final long serialVersionUID = 0L;
     if (exchangeCount_ != 0L) {
       output.writeInt64(5, exchangeCount_);
     }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(rawFinishReason_)) {
+      com.google.protobuf.GeneratedMessage.writeString(output, 6, rawFinishReason_);
+    }
     getUnknownFields().writeTo(output);
   }
 
@@ -261,6 +314,9 @@ private static final long serialVersionUID = 0L;
     if (exchangeCount_ != 0L) {
       size += com.google.protobuf.CodedOutputStream
         .computeInt64Size(5, exchangeCount_);
+    }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(rawFinishReason_)) {
+      size += com.google.protobuf.GeneratedMessage.computeStringSize(6, rawFinishReason_);
     }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
@@ -295,6 +351,8 @@ private static final long serialVersionUID = 0L;
     }
     if (getExchangeCount()
         != other.getExchangeCount()) return false;
+    if (!getRawFinishReason()
+        .equals(other.getRawFinishReason())) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -323,6 +381,8 @@ private static final long serialVersionUID = 0L;
     hash = (37 * hash) + EXCHANGE_COUNT_FIELD_NUMBER;
     hash = (53 * hash) + com.google.protobuf.Internal.hashLong(
         getExchangeCount());
+    hash = (37 * hash) + RAW_FINISH_REASON_FIELD_NUMBER;
+    hash = (53 * hash) + getRawFinishReason().hashCode();
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -483,6 +543,7 @@ private static final long serialVersionUID = 0L;
         timingsBuilder_ = null;
       }
       exchangeCount_ = 0L;
+      rawFinishReason_ = "";
       return this;
     }
 
@@ -541,6 +602,9 @@ private static final long serialVersionUID = 0L;
       if (((from_bitField0_ & 0x00000010) != 0)) {
         result.exchangeCount_ = exchangeCount_;
       }
+      if (((from_bitField0_ & 0x00000020) != 0)) {
+        result.rawFinishReason_ = rawFinishReason_;
+      }
       result.bitField0_ |= to_bitField0_;
     }
 
@@ -570,6 +634,11 @@ private static final long serialVersionUID = 0L;
       }
       if (other.getExchangeCount() != 0L) {
         setExchangeCount(other.getExchangeCount());
+      }
+      if (!other.getRawFinishReason().isEmpty()) {
+        rawFinishReason_ = other.rawFinishReason_;
+        bitField0_ |= 0x00000020;
+        onChanged();
       }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
@@ -628,6 +697,11 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000010;
               break;
             } // case 40
+            case 50: {
+              rawFinishReason_ = input.readStringRequireUtf8();
+              bitField0_ |= 0x00000020;
+              break;
+            } // case 50
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -1227,6 +1301,103 @@ private static final long serialVersionUID = 0L;
     public Builder clearExchangeCount() {
       bitField0_ = (bitField0_ & ~0x00000010);
       exchangeCount_ = 0L;
+      onChanged();
+      return this;
+    }
+
+    private java.lang.Object rawFinishReason_ = "";
+    /**
+     * <pre>
+     * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
+     * gives none. A word without a known meaning has the finish reason STOP.
+     * </pre>
+     *
+     * <code>string raw_finish_reason = 6;</code>
+     * @return The rawFinishReason.
+     */
+    public java.lang.String getRawFinishReason() {
+      java.lang.Object ref = rawFinishReason_;
+      if (!(ref instanceof java.lang.String)) {
+        com.google.protobuf.ByteString bs =
+            (com.google.protobuf.ByteString) ref;
+        java.lang.String s = bs.toStringUtf8();
+        rawFinishReason_ = s;
+        return s;
+      } else {
+        return (java.lang.String) ref;
+      }
+    }
+    /**
+     * <pre>
+     * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
+     * gives none. A word without a known meaning has the finish reason STOP.
+     * </pre>
+     *
+     * <code>string raw_finish_reason = 6;</code>
+     * @return The bytes for rawFinishReason.
+     */
+    public com.google.protobuf.ByteString
+        getRawFinishReasonBytes() {
+      java.lang.Object ref = rawFinishReason_;
+      if (ref instanceof String) {
+        com.google.protobuf.ByteString b = 
+            com.google.protobuf.ByteString.copyFromUtf8(
+                (java.lang.String) ref);
+        rawFinishReason_ = b;
+        return b;
+      } else {
+        return (com.google.protobuf.ByteString) ref;
+      }
+    }
+    /**
+     * <pre>
+     * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
+     * gives none. A word without a known meaning has the finish reason STOP.
+     * </pre>
+     *
+     * <code>string raw_finish_reason = 6;</code>
+     * @param value The rawFinishReason to set.
+     * @return This builder for chaining.
+     */
+    public Builder setRawFinishReason(
+        java.lang.String value) {
+      if (value == null) { throw new NullPointerException(); }
+      rawFinishReason_ = value;
+      bitField0_ |= 0x00000020;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
+     * gives none. A word without a known meaning has the finish reason STOP.
+     * </pre>
+     *
+     * <code>string raw_finish_reason = 6;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearRawFinishReason() {
+      rawFinishReason_ = getDefaultInstance().getRawFinishReason();
+      bitField0_ = (bitField0_ & ~0x00000020);
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
+     * gives none. A word without a known meaning has the finish reason STOP.
+     * </pre>
+     *
+     * <code>string raw_finish_reason = 6;</code>
+     * @param value The bytes for rawFinishReason to set.
+     * @return This builder for chaining.
+     */
+    public Builder setRawFinishReasonBytes(
+        com.google.protobuf.ByteString value) {
+      if (value == null) { throw new NullPointerException(); }
+      checkByteStringIsUtf8(value);
+      rawFinishReason_ = value;
+      bitField0_ |= 0x00000020;
       onChanged();
       return this;
     }

@@ -119,4 +119,26 @@ public interface FinishedOrBuilder extends
    * @return The exchangeCount.
    */
   long getExchangeCount();
+
+  /**
+   * <pre>
+   * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
+   * gives none. A word without a known meaning has the finish reason STOP.
+   * </pre>
+   *
+   * <code>string raw_finish_reason = 6;</code>
+   * @return The rawFinishReason.
+   */
+  java.lang.String getRawFinishReason();
+  /**
+   * <pre>
+   * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
+   * gives none. A word without a known meaning has the finish reason STOP.
+   * </pre>
+   *
+   * <code>string raw_finish_reason = 6;</code>
+   * @return The bytes for rawFinishReason.
+   */
+  com.google.protobuf.ByteString
+      getRawFinishReasonBytes();
 }

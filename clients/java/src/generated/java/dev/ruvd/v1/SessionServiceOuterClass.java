@@ -447,78 +447,78 @@ public final class SessionServiceOuterClass {
       "d.v1.ToolCallDeltaH\000\022\023\n\treasoning\030\003 \001(\tH" +
       "\000B\006\n\004part\"K\n\rToolCallDelta\022\r\n\005index\030\001 \001(" +
       "\005\022\n\n\002id\030\002 \001(\t\022\014\n\004name\030\003 \001(\t\022\021\n\targuments" +
-      "\030\004 \001(\t\"\265\001\n\010Finished\022,\n\rfinish_reason\030\001 \001" +
+      "\030\004 \001(\t\"\320\001\n\010Finished\022,\n\rfinish_reason\030\001 \001" +
       "(\0162\025.ruvd.v1.FinishReason\022!\n\007message\030\002 \001" +
       "(\0132\020.ruvd.v1.Message\022\035\n\005usage\030\003 \001(\0132\016.ru" +
       "vd.v1.Usage\022!\n\007timings\030\004 \001(\0132\020.ruvd.v1.T" +
-      "imings\022\026\n\016exchange_count\030\005 \001(\003*_\n\004Role\022\024" +
-      "\n\020ROLE_UNSPECIFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001\022\r\n" +
-      "\tROLE_USER\020\002\022\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tROLE" +
-      "_TOOL\020\004*Z\n\013SessionView\022\034\n\030SESSION_VIEW_U" +
-      "NSPECIFIED\020\000\022\026\n\022SESSION_VIEW_BASIC\020\001\022\025\n\021" +
-      "SESSION_VIEW_FULL\020\002*_\n\006IfBusy\022\027\n\023IF_BUSY" +
-      "_UNSPECIFIED\020\000\022\021\n\rIF_BUSY_QUEUE\020\001\022\022\n\016IF_" +
-      "BUSY_REJECT\020\002\022\025\n\021IF_BUSY_INTERRUPT\020\003*c\n\014" +
-      "OnDisconnect\022\035\n\031ON_DISCONNECT_UNSPECIFIE" +
-      "D\020\000\022\030\n\024ON_DISCONNECT_CANCEL\020\001\022\032\n\026ON_DISC" +
-      "ONNECT_CONTINUE\020\002*\232\001\n\014FinishReason\022\035\n\031FI" +
-      "NISH_REASON_UNSPECIFIED\020\000\022\026\n\022FINISH_REAS" +
-      "ON_STOP\020\001\022\030\n\024FINISH_REASON_LENGTH\020\002\022\034\n\030F" +
-      "INISH_REASON_TOOL_CALLS\020\003\022\033\n\027FINISH_REAS" +
-      "ON_CANCELLED\020\004*X\n\tRendering\022\031\n\025RENDERING" +
-      "_UNSPECIFIED\020\000\022\026\n\022RENDERING_MESSAGES\020\001\022\030" +
-      "\n\024RENDERING_TRANSCRIPT\020\002*\207\001\n\016ToolChoiceM" +
-      "ode\022 \n\034TOOL_CHOICE_MODE_UNSPECIFIED\020\000\022\031\n" +
-      "\025TOOL_CHOICE_MODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_" +
-      "MODE_NONE\020\002\022\035\n\031TOOL_CHOICE_MODE_REQUIRED" +
-      "\020\003*\246\006\n\013ErrorReason\022\034\n\030ERROR_REASON_UNSPE" +
-      "CIFIED\020\000\022\"\n\036ERROR_REASON_SESSION_NOT_FOU" +
-      "ND\020\001\022%\n!ERROR_REASON_COMPLETION_NOT_FOUN" +
-      "D\020\002\022%\n!ERROR_REASON_COMPLETION_CANCELLED" +
-      "\020\003\022\035\n\031ERROR_REASON_SESSION_BUSY\020\004\022\036\n\032ERR" +
-      "OR_REASON_SESSION_ENDED\020\005\022\'\n#ERROR_REASO" +
-      "N_COMPLETION_INTERRUPTED\020\006\022\036\n\032ERROR_REAS" +
-      "ON_SESSION_LIMIT\020\007\022\033\n\027ERROR_REASON_OVERL" +
-      "OADED\020\010\022$\n ERROR_REASON_ENGINE_RATE_LIMI" +
-      "TED\020\t\022 \n\034ERROR_REASON_INVALID_REQUEST\020\n\022" +
-      " \n\034ERROR_REASON_ENGINE_REJECTED\020\013\022\"\n\036ERR" +
-      "OR_REASON_REQUEST_ID_REUSED\020\014\022!\n\035ERROR_R" +
-      "EASON_CONTEXT_TOO_LONG\020\r\022\"\n\036ERROR_REASON" +
-      "_SESSION_TOO_LARGE\020\016\022\"\n\036ERROR_REASON_SES" +
-      "SIONS_DISABLED\020\017\022\037\n\033ERROR_REASON_SESSION" +
-      "_EXISTS\020\020\022#\n\037ERROR_REASON_ENGINE_UNAVAIL" +
-      "ABLE\020\021\022\"\n\036ERROR_REASON_STORE_UNAVAILABLE" +
-      "\020\022\022\036\n\032ERROR_REASON_SHUTTING_DOWN\020\023\022\037\n\033ER" +
-      "ROR_REASON_ENGINE_TIMEOUT\020\024\022\031\n\025ERROR_REA" +
-      "SON_INTERNAL\020\025\022#\n\037ERROR_REASON_RESPONSE_" +
-      "TOO_LARGE\020\0262\224\010\n\016SessionService\022N\n\rCreate" +
-      "Session\022\035.ruvd.v1.CreateSessionRequest\032\036" +
-      ".ruvd.v1.CreateSessionResponse\022E\n\nGetSes" +
-      "sion\022\032.ruvd.v1.GetSessionRequest\032\033.ruvd." +
-      "v1.GetSessionResponse\022K\n\014ListSessions\022\034." +
-      "ruvd.v1.ListSessionsRequest\032\035.ruvd.v1.Li" +
-      "stSessionsResponse\022N\n\rUpdateSession\022\035.ru" +
-      "vd.v1.UpdateSessionRequest\032\036.ruvd.v1.Upd" +
-      "ateSessionResponse\022Q\n\016AppendMessages\022\036.r" +
-      "uvd.v1.AppendMessagesRequest\032\037.ruvd.v1.A" +
-      "ppendMessagesResponse\022H\n\013ForkSession\022\033.r" +
-      "uvd.v1.ForkSessionRequest\032\034.ruvd.v1.Fork" +
-      "SessionResponse\022E\n\nEndSession\022\032.ruvd.v1." +
-      "EndSessionRequest\032\033.ruvd.v1.EndSessionRe" +
-      "sponse\022E\n\nListModels\022\032.ruvd.v1.ListModel" +
-      "sRequest\032\033.ruvd.v1.ListModelsResponse\022Z\n" +
-      "\021GetSessionMetrics\022!.ruvd.v1.GetSessionM" +
-      "etricsRequest\032\".ruvd.v1.GetSessionMetric" +
-      "sResponse\022A\n\010Complete\022\030.ruvd.v1.Complete" +
-      "Request\032\031.ruvd.v1.CompleteResponse0\001\022Y\n\020" +
-      "ResumeCompletion\022 .ruvd.v1.ResumeComplet" +
-      "ionRequest\032!.ruvd.v1.ResumeCompletionRes" +
-      "ponse0\001\022P\n\rBatchComplete\022\035.ruvd.v1.Batch" +
-      "CompleteRequest\032\036.ruvd.v1.BatchCompleteR" +
-      "esponse0\001\022W\n\020CancelCompletion\022 .ruvd.v1." +
-      "CancelCompletionRequest\032!.ruvd.v1.Cancel" +
-      "CompletionResponseB\017\n\013dev.ruvd.v1P\001b\006pro" +
-      "to3"
+      "imings\022\026\n\016exchange_count\030\005 \001(\003\022\031\n\021raw_fi" +
+      "nish_reason\030\006 \001(\t*_\n\004Role\022\024\n\020ROLE_UNSPEC" +
+      "IFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001\022\r\n\tROLE_USER\020\002\022" +
+      "\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tROLE_TOOL\020\004*Z\n\013Se" +
+      "ssionView\022\034\n\030SESSION_VIEW_UNSPECIFIED\020\000\022" +
+      "\026\n\022SESSION_VIEW_BASIC\020\001\022\025\n\021SESSION_VIEW_" +
+      "FULL\020\002*_\n\006IfBusy\022\027\n\023IF_BUSY_UNSPECIFIED\020" +
+      "\000\022\021\n\rIF_BUSY_QUEUE\020\001\022\022\n\016IF_BUSY_REJECT\020\002" +
+      "\022\025\n\021IF_BUSY_INTERRUPT\020\003*c\n\014OnDisconnect\022" +
+      "\035\n\031ON_DISCONNECT_UNSPECIFIED\020\000\022\030\n\024ON_DIS" +
+      "CONNECT_CANCEL\020\001\022\032\n\026ON_DISCONNECT_CONTIN" +
+      "UE\020\002*\232\001\n\014FinishReason\022\035\n\031FINISH_REASON_U" +
+      "NSPECIFIED\020\000\022\026\n\022FINISH_REASON_STOP\020\001\022\030\n\024" +
+      "FINISH_REASON_LENGTH\020\002\022\034\n\030FINISH_REASON_" +
+      "TOOL_CALLS\020\003\022\033\n\027FINISH_REASON_CANCELLED\020" +
+      "\004*X\n\tRendering\022\031\n\025RENDERING_UNSPECIFIED\020" +
+      "\000\022\026\n\022RENDERING_MESSAGES\020\001\022\030\n\024RENDERING_T" +
+      "RANSCRIPT\020\002*\207\001\n\016ToolChoiceMode\022 \n\034TOOL_C" +
+      "HOICE_MODE_UNSPECIFIED\020\000\022\031\n\025TOOL_CHOICE_" +
+      "MODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_MODE_NONE\020\002\022\035" +
+      "\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\246\006\n\013ErrorR" +
+      "eason\022\034\n\030ERROR_REASON_UNSPECIFIED\020\000\022\"\n\036E" +
+      "RROR_REASON_SESSION_NOT_FOUND\020\001\022%\n!ERROR" +
+      "_REASON_COMPLETION_NOT_FOUND\020\002\022%\n!ERROR_" +
+      "REASON_COMPLETION_CANCELLED\020\003\022\035\n\031ERROR_R" +
+      "EASON_SESSION_BUSY\020\004\022\036\n\032ERROR_REASON_SES" +
+      "SION_ENDED\020\005\022\'\n#ERROR_REASON_COMPLETION_" +
+      "INTERRUPTED\020\006\022\036\n\032ERROR_REASON_SESSION_LI" +
+      "MIT\020\007\022\033\n\027ERROR_REASON_OVERLOADED\020\010\022$\n ER" +
+      "ROR_REASON_ENGINE_RATE_LIMITED\020\t\022 \n\034ERRO" +
+      "R_REASON_INVALID_REQUEST\020\n\022 \n\034ERROR_REAS" +
+      "ON_ENGINE_REJECTED\020\013\022\"\n\036ERROR_REASON_REQ" +
+      "UEST_ID_REUSED\020\014\022!\n\035ERROR_REASON_CONTEXT" +
+      "_TOO_LONG\020\r\022\"\n\036ERROR_REASON_SESSION_TOO_" +
+      "LARGE\020\016\022\"\n\036ERROR_REASON_SESSIONS_DISABLE" +
+      "D\020\017\022\037\n\033ERROR_REASON_SESSION_EXISTS\020\020\022#\n\037" +
+      "ERROR_REASON_ENGINE_UNAVAILABLE\020\021\022\"\n\036ERR" +
+      "OR_REASON_STORE_UNAVAILABLE\020\022\022\036\n\032ERROR_R" +
+      "EASON_SHUTTING_DOWN\020\023\022\037\n\033ERROR_REASON_EN" +
+      "GINE_TIMEOUT\020\024\022\031\n\025ERROR_REASON_INTERNAL\020" +
+      "\025\022#\n\037ERROR_REASON_RESPONSE_TOO_LARGE\020\0262\224" +
+      "\010\n\016SessionService\022N\n\rCreateSession\022\035.ruv" +
+      "d.v1.CreateSessionRequest\032\036.ruvd.v1.Crea" +
+      "teSessionResponse\022E\n\nGetSession\022\032.ruvd.v" +
+      "1.GetSessionRequest\032\033.ruvd.v1.GetSession" +
+      "Response\022K\n\014ListSessions\022\034.ruvd.v1.ListS" +
+      "essionsRequest\032\035.ruvd.v1.ListSessionsRes" +
+      "ponse\022N\n\rUpdateSession\022\035.ruvd.v1.UpdateS" +
+      "essionRequest\032\036.ruvd.v1.UpdateSessionRes" +
+      "ponse\022Q\n\016AppendMessages\022\036.ruvd.v1.Append" +
+      "MessagesRequest\032\037.ruvd.v1.AppendMessages" +
+      "Response\022H\n\013ForkSession\022\033.ruvd.v1.ForkSe" +
+      "ssionRequest\032\034.ruvd.v1.ForkSessionRespon" +
+      "se\022E\n\nEndSession\022\032.ruvd.v1.EndSessionReq" +
+      "uest\032\033.ruvd.v1.EndSessionResponse\022E\n\nLis" +
+      "tModels\022\032.ruvd.v1.ListModelsRequest\032\033.ru" +
+      "vd.v1.ListModelsResponse\022Z\n\021GetSessionMe" +
+      "trics\022!.ruvd.v1.GetSessionMetricsRequest" +
+      "\032\".ruvd.v1.GetSessionMetricsResponse\022A\n\010" +
+      "Complete\022\030.ruvd.v1.CompleteRequest\032\031.ruv" +
+      "d.v1.CompleteResponse0\001\022Y\n\020ResumeComplet" +
+      "ion\022 .ruvd.v1.ResumeCompletionRequest\032!." +
+      "ruvd.v1.ResumeCompletionResponse0\001\022P\n\rBa" +
+      "tchComplete\022\035.ruvd.v1.BatchCompleteReque" +
+      "st\032\036.ruvd.v1.BatchCompleteResponse0\001\022W\n\020" +
+      "CancelCompletion\022 .ruvd.v1.CancelComplet" +
+      "ionRequest\032!.ruvd.v1.CancelCompletionRes" +
+      "ponseB\017\n\013dev.ruvd.v1P\001b\006proto3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,
@@ -828,7 +828,7 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_Finished_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_Finished_descriptor,
-        new java.lang.String[] { "FinishReason", "Message", "Usage", "Timings", "ExchangeCount", });
+        new java.lang.String[] { "FinishReason", "Message", "Usage", "Timings", "ExchangeCount", "RawFinishReason", });
     descriptor.resolveAllFeaturesImmutable();
     com.google.protobuf.DurationProto.getDescriptor();
     com.google.protobuf.FieldMaskProto.getDescriptor();

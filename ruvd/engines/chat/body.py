@@ -1,0 +1,154 @@
+"""The decoder of a response's body to the chunks of an answer, whatever the body's form.
+
+As a rule it is a stream of events. Servers that cannot stream answer with one JSON object, and some
+send a JSON object a line. The first byte tells them apart, because content types are not reliable.
+"""
+
+import contextlib
+from collections.abc import Sequence
+
+from ruvd.core.errors import EngineUnavailable
+from ruvd.core.ports.engine import EngineChunk, EngineDone
+from ruvd.engines.chat.chunks import ChunkError, load, shown
+from ruvd.engines.chat.error_body import ErrorBody, error_in
+from ruvd.engines.chat.sse import EventTooLarge, NamedEvent, SseDecoder
+from ruvd.engines.chat.stream import AnswerDecoder
+
+_DONE = (b"[done]", b"done")
+_MAX_DONE_BYTES = 32
+_MAX_JSON_BYTES = 16 << 20
+_BLANK = b" \t\r\n\xef\xbb\xbf"
+
+
+class BodyDecoder:
+    """Decodes one answer from the parts of a response's body. `content_type` is for errors."""
+
+    def __init__(self, content_type: str = "") -> None:
+        self.answer = AnswerDecoder()
+        self.ended = False  # after [DONE], everything is ignored
+        self._content_type = content_type
+        self._events = SseDecoder()
+        self._is_json: bool | None = None  # None until the first byte has come
+        self._is_object = False
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._has_event = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the answer's end is confirmed before the end of the body."""
+        return self.ended or self.answer.confirmed
+
+    def feed(self, part: bytes) -> list[EngineChunk]:
+        """Returns the chunks in a part, with adjacent texts joined, because each chunk passes
+        through every layer. Raises as `AnswerDecoder.feed`, and EventTooLarge."""
+        if self._is_json is not False:
+            part = self._detect(part)
+        if self._is_json is not False or self.ended:
+            return []
+        events = self._events.feed(part)
+        out = self._feed_events(events) if events else []
+        # Some servers end with [DONE] and no blank line, and keep the connection open.
+        if not self.ended and not part.endswith(b"\n\n") and _is_done(self._events.pending):
+            self.ended = True
+        return out
+
+    def end(self) -> list[EngineChunk]:
+        """Returns the chunks in what is left at the end of a complete body. Raises as `feed`."""
+        if self.ended:
+            return []
+        if self._is_json is False:
+            return self._feed_events(self._events.end())
+        content = b"".join(self._parts).strip(_BLANK)
+        return self._feed_json(content) if content else []
+
+    def done(self) -> EngineDone:
+        """Returns the last chunk. Raises as `AnswerDecoder.done`."""
+        is_nothing = self._is_object and not (self.answer.begun or self.answer.finished)
+        if is_nothing or (self._is_json is not None and not self._has_event):
+            raise self._no_stream()
+        return self.answer.done(is_complete=self._is_object)
+
+    def _detect(self, part: bytes) -> bytes:
+        """Finds out the body's form, and returns what is to be decoded as events."""
+        self._parts.append(part)
+        self._size += len(part)
+        if self._is_json is None:
+            content = b"".join(self._parts).lstrip(_BLANK)
+            if not content:
+                return b""
+            if content[:1] == b"<":  # a page
+                raise self._no_stream()
+            self._is_json = content[:1] in (b"{", b"[")
+            if not self._is_json:
+                return b"".join(self._parts)
+        if self._size > _MAX_JSON_BYTES:
+            raise EventTooLarge(f"an answer without events is longer than {_MAX_JSON_BYTES} bytes")
+        return b""
+
+    def _no_stream(self) -> EngineUnavailable:
+        kind = f"{self._content_type}, " if self._content_type else "what is "
+        content = b"".join(self._parts).strip(_BLANK)
+        return EngineUnavailable(
+            f"the engine answered with {kind}not with a stream of events: {shown(content)}"
+        )
+
+    def _feed_events(self, events: Sequence[bytes]) -> list[EngineChunk]:
+        plain: list[bytes] = []
+        for number, data in enumerate(events):
+            if len(data) <= _MAX_DONE_BYTES and _is_done(data):
+                self.ended = self._has_event = True
+                break
+            if b"\n" in data:  # perhaps several events without the blank lines between them
+                *lines, last = data.split(b"\n")
+                if _is_done(last):
+                    out = self._feed_events([*plain, b"\n".join(lines)])
+                    self.ended = True
+                    return out
+            if isinstance(data, NamedEvent):
+                out = self.answer.feed_all(plain) if plain else []
+                out += self._feed_named(data)
+                return out + self._feed_events(events[number + 1 :])
+            if data[:1] == b"{":
+                plain.append(data)
+            elif data := data.strip():
+                plain += self._odd(data)
+        if not plain:
+            return []
+        self._has_event = True
+        return self.answer.feed(plain[0]) if len(plain) == 1 else self.answer.feed_all(plain)
+
+    def _odd(self, data: bytes) -> list[bytes]:
+        """Returns the events in data that is no object, and keeps any other words of the server."""
+        if data[:1] in (b"{", b"["):
+            return [data]
+        lines = data.split(b"\n")
+        if len(lines) > 1:
+            return [event for line in lines if line.strip() for event in self._odd(line.strip())]
+        self._has_event = True
+        self.answer.note(shown(data))
+        return []
+
+    def _feed_named(self, event: NamedEvent) -> list[EngineChunk]:
+        """Returns the chunks in an event with a name. Raises the error that is named so."""
+        self._has_event = True
+        data = event.strip()
+        if not event.name.lower().endswith("error"):
+            return self._feed_events([data]) if data else []
+        try:
+            body = error_in(load(data), always=True)
+        except ChunkError:
+            body = ErrorBody(data.decode(errors="replace"))
+        self.answer.fail(body or ErrorBody())
+        return []
+
+    def _feed_json(self, content: bytes) -> list[EngineChunk]:
+        self._has_event = True
+        # Several objects, one a line, are a stream, which says why it has ended.
+        with contextlib.suppress(ChunkError):
+            self._is_object = isinstance(load(content), dict)
+        return self.answer.feed(content)
+
+
+def _is_done(data: bytes) -> bool:
+    return data.strip(b" \t\r\n\"'").lower() in _DONE
