@@ -8,19 +8,20 @@ left as it is.
 import fcntl
 import os
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.store import StoreLocked
 from ruvd.core.private_files import open_private
+from ruvd.stores.sqlite.page_file import PageFile
 from ruvd.stores.sqlite.schema import migrate, schema_version
 
 Durability: TypeAlias = Literal["normal", "full"]
 
 # The time that a statement waits for a lock of another program on the database.
 _BUSY_SECONDS = 1.0
-_LOG_LIMIT_BYTES = 4 * 1024 * 1024
 
 _ADVICE = {
     sqlite3.SQLITE_FULL: "the disk is full: free some space",
@@ -45,6 +46,10 @@ class DatabaseFile:
         self._name = str(path)
         self._durability = durability
         self._lock: int | None = None
+        self.log = Path(f"{path}-wal")
+        # To close a descriptor of the file would release the locks of all connections to it.
+        self._descriptors: dict[tuple[int, int], int] = {}
+        self._descriptor: int | None = None
 
     def open_writer(self) -> sqlite3.Connection:
         """Takes the lock, creates what is missing, connects, and migrates to the newest schema.
@@ -57,9 +62,13 @@ class DatabaseFile:
         # not be opened here: closing it would release the locks of another connection to it.
         if not self._path.exists():
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        identity = self._open_descriptor()
         db = self._connect()
         try:
+            self._check_identity(identity)
             self._set_up(db)
+            # SQLite follows a symbolic link, and has its log beside the file.
+            self.log = Path(f"{db.execute('PRAGMA database_list').fetchone()[2]}-wal")
         except BaseException:
             db.close()
             raise
@@ -79,10 +88,30 @@ class DatabaseFile:
     def identity(self) -> tuple[int, int] | None:
         """Returns (device, inode) of the file at the path, or None if there is none."""
         try:
-            status = os.stat(self._name)  # noqa: PTH116  # half of pathlib's time, at each batch
+            return _identity(os.stat(self._name))  # noqa: PTH116  # half of pathlib's time, at each batch
         except OSError:
             return None
-        return (status.st_dev, status.st_ino)
+
+    def pages(self) -> PageFile | None:
+        """Returns the pages of the file that the writer has open, or None if it has none that can
+        be scrubbed."""
+        if self._descriptor is None:
+            return None
+        pages = PageFile(self._descriptor)
+        return pages if pages.can_be_scrubbed else None
+
+    def log_bytes(self) -> int:
+        """Returns the size of the write-ahead log."""
+        try:
+            return os.stat(self.log).st_size  # noqa: PTH116  # half of pathlib's time, at each batch
+        except FileNotFoundError:
+            return 0
+
+    def close_descriptors(self) -> None:
+        """Closes what `pages` uses. All connections must have been closed."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
 
     def release(self) -> None:
         """Releases the lock if it is held."""
@@ -97,6 +126,20 @@ class DatabaseFile:
         code = getattr(fault, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         advice = _ADVICE.get(code)
         return f"{self._path}: {advice} ({fault})" if advice else f"{self._path}: {fault}"
+
+    def _open_descriptor(self) -> tuple[int, int] | None:
+        """Opens the file for `pages`, unless that is open already, and returns its identity."""
+        identity = self.identity()
+        if identity is not None and identity not in self._descriptors:
+            with suppress(OSError):  # SQLite reports it
+                self._descriptors[identity] = os.open(self._path, os.O_RDWR)
+        self._descriptor = self._descriptors.get(identity) if identity else None
+        return identity
+
+    def _check_identity(self, expected: tuple[int, int] | None) -> None:
+        opened = self._descriptor is None or _identity(os.fstat(self._descriptor)) == expected
+        if self.identity() != expected or not opened:
+            raise StoreUnavailable(f"{self._path} was replaced while it was opened: call again")
 
     def _connect(self) -> sqlite3.Connection:
         # With mode=rw SQLite never creates the file, whose permissions it would choose itself.
@@ -115,7 +158,9 @@ class DatabaseFile:
                 f"{self._path} is on a file system without shared memory, which its log needs:"
                 " use a local disk"
             )
-        db.execute(f"PRAGMA journal_size_limit = {_LOG_LIMIT_BYTES}").fetchone()
+        db.execute("PRAGMA secure_delete = ON").fetchone()
+        # `housekeeping` does the checkpoints.
+        db.execute("PRAGMA wal_autocheckpoint = 0").fetchone()
         db.execute(f"PRAGMA synchronous = {self._durability}")
         migrate(db, version)
         # Only a write proves that the file can be written.
@@ -141,6 +186,10 @@ class DatabaseFile:
             os.close(lock)
             raise
         self._lock = lock
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return (status.st_dev, status.st_ino)
 
 
 def _make_private_directories(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 A deleted branch keeps the messages that its forks share, and is purged again when a fork is
 deleted. Free pages are returned to the file system, except for some that new sessions will need.
+The branch `removals.VALUES` stands for deleted values of existing sessions: it has no rows, but
+what was deleted has to be erased from the log and from unused space, as all that was purged.
 """
 
 import sqlite3
@@ -17,20 +19,25 @@ _SPARE_PAGES = 256
 def purge_step(db: sqlite3.Connection) -> bool:
     """Does one step in a transaction of its own; returns False if there was nothing to do."""
     row = db.execute("SELECT branch FROM garbage LIMIT 1").fetchone()
-    if row is not None:
-        db.execute("BEGIN IMMEDIATE")
-        if not _purge_receipts(db, row[0]) and not _purge_messages(db, row[0]):
-            _remove_branch(db, row[0])
-        db.execute("COMMIT")
-        return True
+    if row is None:
+        return False
+    db.execute("BEGIN IMMEDIATE")
+    if not _purge_receipts(db, row[0]) and not _purge_messages(db, row[0]):
+        _remove_branch(db, row[0])
+    db.execute("COMMIT")
+    return True
+
+
+def return_free_pages(db: sqlite3.Connection) -> bool:
+    """Returns some free pages to the file system, which gets them with the next checkpoint.
+
+    Returns False if there was nothing to do.
+    """
     (free,) = db.execute("PRAGMA freelist_count").fetchone()
     if free <= _SPARE_PAGES:
         return False
-    # The pragma does its work while its rows are fetched.
-    db.execute(f"PRAGMA incremental_vacuum({min(_STEP_PAGES, free - _SPARE_PAGES)})").fetchall()
-    if free - _STEP_PAGES <= _SPARE_PAGES:
-        # The file shrinks when the write-ahead log is copied into it.
-        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    # The pragma returns one page for each row without columns, of which `execute` fetches one.
+    db.executescript(f"PRAGMA incremental_vacuum({min(_STEP_PAGES, free - _SPARE_PAGES)})")
     return True
 
 

@@ -1,6 +1,7 @@
 """The writes that delete sessions from the SQLite database: their rows and labels, at O(log n).
 
-Their messages and idempotency records stay in the file until `purge` deletes them.
+Their messages and idempotency records stay in the file until `purge` deletes them. Deleted values
+of existing sessions are announced to it as the branch `VALUES`, which is no session's.
 """
 
 import json
@@ -14,6 +15,8 @@ from ruvd.stores.sqlite.session_cache import SessionCache
 
 # The limit that `Store.expire` promises.
 _MAX_EXPIRED = 1_000
+
+VALUES = 0
 
 _BY_EXPIRY = "SELECT id FROM sessions WHERE expire_time <= ? ORDER BY expire_time, pk"
 _BY_USE = "SELECT id FROM sessions ORDER BY last_used_time, pk"
@@ -76,6 +79,11 @@ def evict(
         *(RemovedSession(session_id, expired=True) for session_id in expired),
         *(RemovedSession(session_id, expired=False) for session_id in evicted),
     ]
+
+
+def announce_deleted_values(db: sqlite3.Connection) -> None:
+    """Records that values of a session that goes on were deleted."""
+    db.execute("INSERT OR IGNORE INTO garbage VALUES (?)", (VALUES,))
 
 
 def remove_labels(db: sqlite3.Connection, branch: int, labels: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ from ruvd.core.ports.store import (
 from ruvd.stores.sqlite import reads, removals, writes
 from ruvd.stores.sqlite.clock import resume_clock, store_reading, store_step
 from ruvd.stores.sqlite.database import DatabaseFile, Durability
-from ruvd.stores.sqlite.purge import purge_step
+from ruvd.stores.sqlite.housekeeping import Housekeeping
 from ruvd.stores.sqlite.session_cache import SessionCache
 from ruvd.stores.sqlite.worker import SqliteWorker
 
@@ -59,6 +59,7 @@ class SqliteStore:
         self._path = path
         self._clock = clock
         self._file = DatabaseFile(path, durability)
+        self._housekeeping = Housekeeping(self._file)
         self._observer = observer
         self._writer: SqliteWorker | None = None
         self._reader: SqliteWorker | None = None
@@ -83,7 +84,9 @@ class SqliteStore:
             partial(self._report, "writer"),
             committed=lambda writes: self._observer(StoreBatch(writes)),
             begin="BEGIN IMMEDIATE",
-            idle=purge_step,
+            idle=self._housekeeping.step,
+            is_urgent=self._housekeeping.is_log_full,
+            finish=self._housekeeping.finish,
             rolled_back=self._session_cache.clear,
             on_exit=self._file.release,
         )
@@ -115,6 +118,7 @@ class SqliteStore:
             await self._reader.close()
         if self._writer is not None:
             await self._writer.close()
+        self._file.close_descriptors()
 
     async def get(self, session_id: str) -> Session | None:
         """See `Store.get`."""
@@ -206,6 +210,7 @@ class SqliteStore:
         db = self._file.open_writer()
         try:
             self._resume_clock(db)
+            self._housekeeping.opened()
         except BaseException:
             db.close()
             raise

@@ -10,6 +10,7 @@ connection. The next operation connects again, which is how a store recovers.
 
 import asyncio
 import logging
+import math
 import queue
 import sqlite3
 import threading
@@ -27,6 +28,8 @@ _log = logging.getLogger("ruvd.store")
 
 # Idle work begins this long after a batch, because a step takes as much as the commit of a turn.
 _IDLE_DELAY_SECONDS = 0.05
+# Under load there is always a next batch. Idle work that is late by this is done before it.
+_MAX_IDLE_LATENESS_SECONDS = 0.25
 # Limits how long the first caller of a batch waits for the last operation.
 _MAX_BATCH = 128
 
@@ -69,7 +72,9 @@ class SqliteWorker:
     Operations may run twice. They may change only the database and what `rolled_back` resets.
     After each batch, two callbacks run on the event loop: `report` with the database error that
     undid it or None, and `committed` with the number of operations that changed something. The
-    others run on the thread: `idle` does a step of idle work and returns whether there is more;
+    others run on the thread: `idle` does a step of idle work and returns the seconds until the next
+    one, or None if that depends on the next batch; `is_urgent` says whether a step is due before
+    the next batch; `finish` does what is left before a close;
     `rolled_back` is called when a transaction was undone, `on_exit` when the thread ends.
     """
 
@@ -82,7 +87,9 @@ class SqliteWorker:
         *,
         committed: Callable[[int], None] = lambda _: None,
         begin: str,
-        idle: Callable[[sqlite3.Connection], bool] = lambda _: False,
+        idle: Callable[[sqlite3.Connection], float | None] = lambda _: None,
+        is_urgent: Callable[[], bool] = lambda: False,
+        finish: Callable[[sqlite3.Connection], None] = lambda _: None,
         rolled_back: Callable[[], None] = lambda: None,
         on_exit: Callable[[], None] = lambda: None,
     ) -> None:
@@ -92,6 +99,8 @@ class SqliteWorker:
         self._committed = committed
         self._begin = begin
         self._idle = idle
+        self._is_urgent = is_urgent
+        self._finish_idle = finish
         self._rolled_back = rolled_back
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
@@ -146,10 +155,15 @@ class SqliteWorker:
                 if self._jobs:
                     if not self._run_batch():
                         idle_due = None
-                    elif idle_due is None:
-                        idle_due = time.monotonic() + _IDLE_DELAY_SECONDS
-                elif not self._is_last_batch:
-                    idle_due = time.monotonic() if self._run_idle() else None
+                        continue
+                    now = time.monotonic()
+                    idle_due = min(idle_due or math.inf, now + _IDLE_DELAY_SECONDS)
+                    if now < idle_due + _MAX_IDLE_LATENESS_SECONDS and not self._is_urgent():
+                        continue
+                if not self._is_last_batch:
+                    seconds = self._run_idle(self._idle)
+                    idle_due = None if seconds is None else time.monotonic() + seconds
+            self._run_idle(self._finish_idle)
         finally:
             self._disconnect()
             self._on_exit()
@@ -202,15 +216,15 @@ class SqliteWorker:
                 db.execute(self._begin)
             job.run(db)
 
-    def _run_idle(self) -> bool:
+    def _run_idle(self, work: Callable[[sqlite3.Connection], _T]) -> _T | None:
         try:
-            return self._db is not None and self._idle(self._db)
+            return None if self._db is None else work(self._db)
         except _DATABASE_ERRORS as error:
             self._call_on_loop(self._answer, [], str(self._disconnect_after(error)))
         except Exception:  # noqa: BLE001  # a bug in idle work must not end the thread
             _log.exception("the store's idle work failed; it goes on after the next commit")
             self._disconnect()
-        return False
+        return None
 
     def _connected(self) -> sqlite3.Connection:
         # After the file was moved or replaced, SQLite would go on writing to the lost one.

@@ -13,7 +13,12 @@ from ruvd.core.errors import SessionNotFound
 from ruvd.core.model import IdempotencyRecord
 from ruvd.core.ports.store import Commit, RemovedSession, TurnSnapshot
 from ruvd.stores.sqlite import reads
-from ruvd.stores.sqlite.removals import evict, remove_expired, remove_labels
+from ruvd.stores.sqlite.removals import (
+    announce_deleted_values,
+    evict,
+    remove_expired,
+    remove_labels,
+)
 from ruvd.stores.sqlite.rows import extra_column, figures_column, session_columns
 from ruvd.stores.sqlite.session_cache import CachedSession, SessionCache
 
@@ -160,6 +165,7 @@ def _update_session(
     )
     if old_labels != session.labels:
         remove_labels(db, branch, old_labels)
+        announce_deleted_values(db)
         _insert_labels(db, branch, session.labels)
     return branch, _append(db, branch, change, position, end_bytes)
 
@@ -203,9 +209,11 @@ def _insert_record(
             message = last_message
         figures = figures_column(record.finished, with_message=message is None)
     if record.request_id:
-        db.execute(
+        cursor = db.execute(
             "DELETE FROM receipts WHERE session = ? AND request_id = ?", (branch, record.request_id)
         )
+        if cursor.rowcount:
+            announce_deleted_values(db)
     creates = change.create and bool(record.request_id) and not record.completion_id
     db.execute(
         "INSERT INTO receipts VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",

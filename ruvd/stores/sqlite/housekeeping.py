@@ -1,0 +1,146 @@
+"""The writer's work between batches: it deletes what ended sessions left, byte by byte.
+
+Rows of deleted sessions are purged in steps. Their pages, which SQLite overwrites with zeros, are
+then in the write-ahead log; older frames of the log and the database file still hold the content.
+So within seconds the log is copied into the file and emptied, and the unused space of the pages
+that were in it is overwritten (see `page_file`). This is the only place that does a checkpoint:
+SQLite's own would let the log be overwritten before its pages are known.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from itertools import islice
+
+from ruvd.stores.sqlite.database import DatabaseFile
+from ruvd.stores.sqlite.page_file import logged_pages
+from ruvd.stores.sqlite.purge import purge_step, return_free_pages
+
+# The time from the first deletion to the next checkpoint, which serves all deletions until then.
+_ERASE_SECONDS = 2.0
+# The next try after a checkpoint that another connection's read transaction has kept from ending.
+_RETRY_SECONDS = 0.5
+# The time that a checkpoint waits for such a transaction. Writes wait as long.
+_BUSY_MILLISECONDS = 50
+_MAX_LOG_BYTES = 4 * 1024 * 1024
+# The pages that a step scrubs, which takes about 5 ms.
+_STEP_PAGES = 1_000
+# A longer log, which grows during a backup, is not read: all pages of the file are scrubbed.
+_MAX_LOG_FRAMES = 20_000
+_FIRST_PAGE = 2
+_MAX_FINISH_SECONDS = 5.0
+
+
+class Housekeeping:
+    """The work of one writer on its file. All methods run on the writer's thread."""
+
+    def __init__(self, file: DatabaseFile, now: Callable[[], float] = time.monotonic) -> None:
+        self._file = file
+        self._now = now
+        self._erase_at: float | None = None
+        self._retry_at = 0.0
+        # Pages to scrub: those of the last logs, and those from a number on.
+        self._pages: set[int] = set()
+        self._next_page: int | None = None
+
+    def opened(self) -> None:
+        """Plans to scrub the whole file, as nobody knows what a killed daemon has left in it."""
+        self._next_page = _FIRST_PAGE
+        self._plan(0.0)
+
+    def is_log_full(self) -> bool:
+        """Whether the log has reached the size at which it is to be emptied, and may be now."""
+        return self._file.log_bytes() >= _MAX_LOG_BYTES and self._now() >= self._retry_at
+
+    def step(self, db: sqlite3.Connection) -> float | None:
+        """Does a step of milliseconds. Returns the seconds until the next one is due, or None."""
+        now = self._now()
+        is_due = self._erase_at is not None and now >= self._erase_at
+        if self.is_log_full() or (is_due and now >= self._retry_at):
+            if not self._erase(db):
+                self._retry_at = self._now() + _RETRY_SECONDS
+            return 0.0
+        if purge_step(db) or return_free_pages(db):
+            self._plan(_ERASE_SECONDS)
+            return 0.0
+        if self._erase_at is None:
+            return None
+        return max(0.0, self._erase_at - now, self._retry_at - now)
+
+    def finish(self, db: sqlite3.Connection) -> None:
+        """Does all steps that are left, or those of a few seconds, before the file is closed."""
+        end = self._now() + _MAX_FINISH_SECONDS
+        while self._now() < end and (purge_step(db) or return_free_pages(db)):
+            self._plan(0.0)
+        while self._now() < end and self._erase_at is not None and self._erase(db):
+            pass
+
+    def _plan(self, seconds: float) -> None:
+        if self._erase_at is None:
+            self._erase_at = self._now() + seconds
+
+    def _erase(self, db: sqlite3.Connection) -> bool:
+        """Empties the log and scrubs pages; returns False if another connection prevents it."""
+        (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
+        logged = logged_pages(self._file.log, page_bytes, _MAX_LOG_FRAMES)
+        if logged is None:
+            self._next_page = _FIRST_PAGE
+        else:
+            self._pages |= logged
+        if not _checkpoint(db) or not self._scrub(db):
+            return False
+        has_more = self._pages or self._next_page is not None
+        self._erase_at = self._now() if has_more else None
+        return True
+
+    def _scrub(self, db: sqlite3.Connection) -> bool:
+        pages = self._file.pages()
+        if pages is None:
+            self._pages.clear()
+            self._next_page = None
+            return True
+        try:
+            with _write_lock(db):
+                # Another program may have written since the checkpoint.
+                if self._file.log_bytes():
+                    return False
+                changed = pages.scrub(self._take_pages(pages.page_count()))
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            return False
+        if changed:
+            # SQLite would write the pages in its cache as they were.
+            db.execute("PRAGMA shrink_memory")
+        return True
+
+    def _take_pages(self, count: int) -> list[int]:
+        taken = list(islice(self._pages, _STEP_PAGES))
+        self._pages.difference_update(taken)
+        if not self._pages and self._next_page is not None:
+            first, self._next_page = self._next_page, self._next_page + _STEP_PAGES
+            taken += range(first, min(self._next_page, count + 1))
+            if self._next_page > count:
+                self._next_page = None
+        return taken
+
+
+def _checkpoint(db: sqlite3.Connection) -> bool:
+    """Copies the log into the file and empties it; returns False if it is in use."""
+    (milliseconds,) = db.execute("PRAGMA busy_timeout").fetchone()
+    db.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}").fetchone()
+    try:
+        (is_busy, _, _) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {milliseconds}").fetchone()
+    return not is_busy
+
+
+@contextmanager
+def _write_lock(db: sqlite3.Connection) -> Generator[None, None, None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        db.execute("ROLLBACK")
