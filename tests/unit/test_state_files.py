@@ -152,12 +152,14 @@ def test_a_directory_of_ruvds_that_was_opened_to_others_is_made_private(tmp_path
     assert mode(path) & 0o777 == 0o700
 
 
+@pytest.mark.parametrize("bits", [0o700, 0o2770], ids=["private", "volume"])
 @pytest.mark.parametrize("names", [["lock"], [f"{NAME}.kv", f"{NAME}.seal"], ["lock", "stray.txt"]])
 def test_a_directory_of_an_earlier_version_is_known_by_its_mode_and_files(
-    names: list[str], tmp_path: Path
+    names: list[str], bits: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "kv"
-    path.mkdir(mode=0o700)
+    path.mkdir()
+    path.chmod(bits)
     for name in names:
         (path / name).touch()
     if "stray.txt" in names:
@@ -165,6 +167,7 @@ def test_a_directory_of_an_earlier_version_is_known_by_its_mode_and_files(
             open_directory(path)
     open_directory(path, is_default="stray.txt" in names).close()
     open_directory(path).close()
+    assert mode(path) & 0o777 == 0o700
 
 
 def test_a_directory_has_one_daemon_at_a_time(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ _OURS = re.compile(r"[0-9a-f]{24}\.(kv|seal|part)")
 _LOCK = "lock"
 _MARK = b"ruvd keeps KV states in this directory\n"
 _OTHERS_MAY_WRITE = 0o022
+_OTHERS = 0o007
 
 
 class DirectoryRefused(Exception):
@@ -162,9 +163,10 @@ def _content_refusal(path: Path, descriptor: int, *, is_default: bool) -> str:
     mark = _mark(descriptor) if _LOCK in names else b""
     if mark == _MARK:
         return ""
-    # Earlier versions wrote no mark, and gave the directory this mode at each start.
+    # Earlier versions wrote no mark. They gave the directory mode 0700 at each start, to which
+    # Kubernetes may have added access for the group of a volume.
     was_ours = is_default or all(name == _LOCK or _OURS.fullmatch(name) for name in names)
-    if was_ours and mark == b"" and os.fstat(descriptor).st_mode & 0o777 == 0o700:
+    if was_ours and mark == b"" and not os.fstat(descriptor).st_mode & _OTHERS:
         return ""
     return (
         "has files and was not made by ruvd: name a directory that is empty or does not exist yet,"
@@ -179,7 +181,7 @@ def _lock(descriptor: int) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(lock).st_size == 0:
             os.pwrite(lock, _MARK, 0)
-        # It is ruvd's own. Kubernetes gives the group of a volume access to what is in it.
+        # It is ruvd's own. Again, Kubernetes may have given access to the group.
         if os.fstat(descriptor).st_mode & _OTHERS_MAY_WRITE:
             os.fchmod(descriptor, 0o700)
     except BaseException:
