@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -140,12 +141,19 @@ async def test_a_bug_in_a_health_check_is_counted_and_leaves_nobody_waiting(
         await engine.close()
 
 
+SOURCE = "import sys; print('up', flush=True); sys.stdin.read()"
+STUBBORN_SOURCE = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SOURCE}"
+
+
 class Child:
     """A child whose parts have bugs, as its `bugs` name them."""
 
-    def __init__(self, *bugs: str) -> None:
+    def __init__(self, *bugs: str, source: str = SOURCE) -> None:
         self.bugs = bugs
+        self._source = source
         self.starts = 0
+        self.is_running = False
+        self.was_up = asyncio.Event()
 
     def _fail(self, name: str) -> None:
         if name in self.bugs:
@@ -154,25 +162,45 @@ class Child:
     async def prepare(self) -> Launch:
         self.starts += 1
         self._fail("prepare")
-        source = "import sys; print('up', flush=True); sys.stdin.read()"
-        return Launch([sys.executable, "-c", source], b"")
+        self.is_running = False
+        return Launch([sys.executable, "-c", self._source], b"")
 
     async def is_up(self) -> bool:
-        return True
+        return self.is_running
 
     async def pulse(self, pid: int, seconds: float) -> Pulse:
         self._fail("pulse")
         return Pulse.ANSWERS
 
     def may_explain_exit(self, line: str) -> bool:
+        self.is_running = True
         self._fail("output")
         return False
 
     def went_up(self, seconds: float) -> None:
+        self.was_up.set()
         self._fail("went_up")
 
     def went_down(self, reason: str) -> None:
         self._fail("went_down")
+
+
+async def test_a_stop_while_the_engines_process_is_being_ended_leaves_no_process() -> None:
+    child = Child("went_up", source=STUBBORN_SOURCE)
+    async with supervised() as made:
+        supervisor = Supervisor(
+            child, start_seconds=60.0, hang_seconds=30.0, start_task=made.tasks.start
+        )
+        supervisor.start()
+        async with asyncio.timeout(60):
+            await child.was_up.wait()
+        pid = supervisor.pid
+        assert pid is not None
+        await asyncio.sleep(0.01)  # the end of the process has begun, and takes two seconds
+        await supervisor.close()
+        assert supervisor.pid is None
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 @pytest.mark.parametrize("bug", ["prepare", "pulse", "output", "went_up"])
@@ -191,7 +219,6 @@ async def test_a_bug_in_the_supervision_of_the_engine_is_counted_and_the_engine_
         async with asyncio.timeout(60):
             while not supervisor.is_up:  # noqa: ASYNC110  # the bug's last effects may come first
                 await asyncio.sleep(0.01)
-        await supervisor.ready()
         await supervisor.close()
         assert supervisor.pid is None
 

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from ruvd.core.errors import EngineUnavailable
 from ruvd.core.ports.background import StartTask, start_unsupervised
+from ruvd.core.sessions.turn_queue import finish_despite_cancel
 from ruvd.engines.llama.heartbeat import Pulse, wait_until_hung
 
 _MIN_BACKOFF_SECONDS = 0.5
@@ -197,9 +198,11 @@ class Supervisor:
                 self._backoff_seconds = _MIN_BACKOFF_SECONDS
             return hang_reason or await _exit_reason("while running", exited, output, lines)
         finally:
-            await _end(process, exited)
-            output.cancel()
-            self.pid = None
+            try:
+                await finish_despite_cancel(_end(process, exited))
+            finally:
+                output.cancel()
+                self.pid = None
 
     async def _exit_or_hang(
         self, process: Process, exited: asyncio.Task[int], output: asyncio.Task[None]
