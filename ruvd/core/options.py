@@ -19,7 +19,7 @@ RESERVED_FIELDS = frozenset(
         "messages", "prompt", "input_ids", "stream", "stream_options",
         "prompt_cache_key", "cache_salt", "extra_key", "cache_prompt", "n_cache_reuse",
         "id_slot", "slot_id", "session_id", "session_params", "kv_transfer_params",
-        "n", "n_cmpl", "best_of", "echo", "logprobs", "top_logprobs", "prompt_logprobs",
+        "n", "n_cmpl", "best_of", "echo", "logprobs", "top_logprobs", "prompt_logprobs", "n_probs",
         "return_progress", "modalities", "audio",
     }
 )  # fmt: skip

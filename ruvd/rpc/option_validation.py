@@ -6,12 +6,11 @@ tools are refused here for every engine. A `tool_choice` of AUTO or NONE without
 and is dropped.
 """
 
-import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 from google.protobuf.struct_pb2 import Struct, Value
 
@@ -22,18 +21,17 @@ from ruvd.core.options import (
     Tool,
     ToolChoiceMode,
 )
-from ruvd.rpc import convert, validation
+from ruvd.rpc import convert, schema_validation, validation
+from ruvd.rpc.schema_validation import MAX_DEPTH
 from ruvd.rpc.validation import Checker
 from ruvd.v1 import session_service_pb2 as pb
 
 _MAX_STOPS = 16
 _MAX_BIASES = 300
 _MAX_TOOLS = 128
-_MAX_DEPTH = 32
-# llama.cpp's grammar grows with the square of a schema's breadth: 20,000 properties took 6.8 GB.
-# 5,000 long constants stop all its answers for 23 s, 1,000 for 2 s and take up to 0.2 GB.
-_MAX_SCHEMA_VALUES = 1000
 _MAX_EXTRA_VALUES = 5000
+# llama-server looks each one up in its vocabulary: 4,000 stop all its answers for more than 20 s.
+_MAX_SEQUENCE_BREAKERS = 64
 _MAX_BIAS = 100.0
 # A double above this cannot represent every whole number, so it is not a count.
 _MAX_WHOLE = 2.0**53
@@ -96,6 +94,7 @@ def _tools(check: Checker, asked: pb.CompletionOptions) -> tuple[Tool, ...]:
         len(asked.tools) <= _MAX_TOOLS, "options.tools", f"has more than {_MAX_TOOLS} tools"
     )
     names: set[str] = set()
+    values = 0
     for index, tool in enumerate(asked.tools[:_MAX_TOOLS]):
         field = f"options.tools[{index}]"
         well_formed = _TOOL_NAME.fullmatch(tool.name) is not None
@@ -105,7 +104,8 @@ def _tools(check: Checker, asked: pb.CompletionOptions) -> tuple[Tool, ...]:
         names.add(tool.name)
         validation.text(check, f"{field}.description", tool.description)
         if tool.parameters:
-            _schema(check, f"{field}.parameters", tool.parameters)
+            values += schema_validation.text(check, f"{field}.parameters", tool.parameters)
+    schema_validation.together(check, "options.tools", values)
     return tuple(
         Tool(
             tool.name,
@@ -138,60 +138,13 @@ def _response_format(check: Checker, asked: pb.CompletionOptions) -> ResponseFor
         text = "must not come with json_schema, name or strict"
         check.check(alone, "options.response_format.json_object", text)
         return ResponseFormat(json_object=True)
-    _schema(check, "options.response_format.json_schema", form.json_schema)
+    schema_validation.text(check, "options.response_format.json_schema", form.json_schema)
     if form.name:
         well_formed = _FORMAT_NAME.fullmatch(form.name) is not None
         rule = "must be 1 to 64 characters of A-Z a-z 0-9 _ -"
         check.check(well_formed, "options.response_format.name", rule)
     strict = form.strict if form.HasField("strict") else None
     return ResponseFormat(form.json_schema, form.name, strict)
-
-
-def _schema(check: Checker, field: str, text: str) -> None:
-    """Checks that a text is a JSON object that every engine can read."""
-    if len(text.encode()) > check.limits.max_message_bytes:
-        validation.text(check, field, text)
-        return
-    try:
-        parsed = json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
-    except RecursionError:
-        check.refuse(field, f"is nested deeper than {_MAX_DEPTH}")
-    except ValueError as error:
-        check.refuse(field, f"must be a JSON Schema: {error}")
-    else:
-        check.check(isinstance(parsed, dict), field, "must be a JSON Schema: an object")
-        depth, count = _extent(parsed)
-        check.check(depth <= _MAX_DEPTH, field, f"is nested deeper than {_MAX_DEPTH}")
-        text = f"has {count} values, the limit is {_MAX_SCHEMA_VALUES}"
-        check.check(count <= _MAX_SCHEMA_VALUES, field, text)
-
-
-def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not JSON")
-
-
-def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuses duplicate names, because JSON parsers differ in the one that they take."""
-    named = dict(pairs)
-    if len(named) < len(pairs):
-        raise ValueError("an object has the same name twice")
-    return named
-
-
-def _extent(parsed: Any) -> tuple[int, int]:
-    """Returns the number of levels of JSON, at most _MAX_DEPTH + 1, and of the values in them."""
-    level, count = [parsed], 0
-    for depth in range(_MAX_DEPTH + 1):
-        if not level:
-            return depth, count
-        count += len(level)
-        level = [
-            each
-            for value in level
-            if isinstance(value, dict | list)
-            for each in (value.values() if isinstance(value, dict) else value)
-        ]
-    return _MAX_DEPTH + 1, count
 
 
 def _extra_body(check: Checker, asked: pb.CompletionOptions) -> dict[str, Any]:
@@ -202,9 +155,18 @@ def _extra_body(check: Checker, asked: pb.CompletionOptions) -> dict[str, Any]:
     for name in sorted(RESERVED_FIELDS & fields.keys()):
         text = "is not for extra_body: this API has a field for it, or the daemon decides it"
         check.refuse(f"{field}.{name}", text)
-    return {
+    body = {
         name: _plain(check, f"{field}.{name}", value, 1) for name, value in sorted(fields.items())
     }
+    for name, check_value in _EXTRA_RULES.items():
+        if name in body:
+            check_value(check, f"{field}.{name}", body[name])
+    return body
+
+
+def _sequence_breakers(check: Checker, field: str, breakers: Any) -> None:
+    fits = not isinstance(breakers, list) or len(breakers) <= _MAX_SEQUENCE_BREAKERS
+    check.check(fits, field, f"has more than {_MAX_SEQUENCE_BREAKERS} values")
 
 
 def _values(struct: Struct) -> Iterator[Value]:
@@ -220,8 +182,8 @@ def _values(struct: Struct) -> Iterator[Value]:
 
 def _plain(check: Checker, field: str, value: Value, depth: int) -> Any:
     """Converts a Struct's value to Python: whole numbers to int, names in sorted order."""
-    if depth > _MAX_DEPTH:
-        check.refuse(field, f"is nested deeper than {_MAX_DEPTH}")
+    if depth > MAX_DEPTH:
+        check.refuse(field, f"is nested deeper than {MAX_DEPTH}")
         return None
     match value.WhichOneof("kind"):
         case "struct_value":
@@ -244,6 +206,13 @@ def _plain(check: Checker, field: str, value: Value, depth: int) -> Any:
             return None
 
 
+# The fields of llama-server's own that can take much of its memory or time.
+_EXTRA_RULES: dict[str, Callable[[Checker, str, Any], object]] = {
+    "json_schema": schema_validation.schema,
+    "grammar": schema_validation.grammar,
+    "grammar_triggers": schema_validation.triggers,
+    "dry_sequence_breakers": _sequence_breakers,
+}
 # The rule of each field, which validates and converts it if it is set.
 _RULES: dict[str, _Rule] = {
     "model": _model,
