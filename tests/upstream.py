@@ -114,7 +114,8 @@ class Upstream:
 
     def choose(self, request: Request) -> Answer:
         """Records the request and returns its answer."""
-        if request.method != "POST" or not request.path.endswith("/chat/completions"):
+        path = request.path.partition("?")[0]
+        if request.method != "POST" or not path.endswith("/chat/completions"):
             self.lookups.append(request)
             return self.lookup(request)
         self.requests.append(request)

@@ -7,7 +7,7 @@ send a JSON object a line. The first byte tells them apart, because content type
 import contextlib
 from collections.abc import Sequence
 
-from ruvd.core.errors import EngineUnavailable
+from ruvd.core.errors import EngineUnavailable, RuvdError
 from ruvd.core.ports.engine import EngineChunk, EngineDone
 from ruvd.engines.chat.chunks import ChunkError, load, shown
 from ruvd.engines.chat.error_body import ErrorBody, error_in
@@ -95,28 +95,52 @@ class BodyDecoder:
 
     def _feed_events(self, events: Sequence[bytes]) -> list[EngineChunk]:
         plain: list[bytes] = []
-        for number, data in enumerate(events):
+        failed: NamedEvent | None = None
+        for event in events:
+            data = event
             if len(data) <= _MAX_DONE_BYTES and _is_done(data):
                 self.ended = self._has_event = True
                 break
-            if b"\n" in data:  # perhaps several events without the blank lines between them
-                *lines, last = data.split(b"\n")
-                if _is_done(last):
-                    out = self._feed_events([*plain, b"\n".join(lines)])
-                    self.ended = True
-                    return out
             if isinstance(data, NamedEvent):
-                out = self.answer.feed_all(plain) if plain else []
-                out += self._feed_named(data)
-                return out + self._feed_events(events[number + 1 :])
+                if data.name.lower().endswith("error"):
+                    failed = data
+                    break
+                data = bytes(data)
+            if b"\n" in data:
+                data = self._without_done(data)
             if data[:1] == b"{":
                 plain.append(data)
             elif data := data.strip():
                 plain += self._odd(data)
-        if not plain:
-            return []
-        self._has_event = True
-        return self.answer.feed(plain[0]) if len(plain) == 1 else self.answer.feed_all(plain)
+            if self.ended:
+                break
+        self._has_event = self._has_event or bool(plain)
+        out = self.answer.feed_all(plain) if plain else []
+        if failed is not None and self.answer.failure is None:
+            self._fail(failed, out)
+        return out
+
+    def _without_done(self, data: bytes) -> bytes:
+        """Returns the data without [DONE] at its end: some servers leave out the blank lines."""
+        lines, _, last = data.rpartition(b"\n")
+        if not _is_done(last):
+            return data
+        self.ended = self._has_event = True
+        return lines
+
+    def _fail(self, event: NamedEvent, out: Sequence[EngineChunk]) -> None:
+        """Raises the error in an event that is named so, or leaves it to `AnswerDecoder.check` if
+        chunks come before it."""
+        try:
+            body = error_in(load(event), always=True) or ErrorBody()
+        except ChunkError:
+            body = ErrorBody(event.decode(errors="replace"))
+        try:
+            self.answer.fail(body)
+        except RuvdError as error:
+            if not out:
+                raise
+            self.answer.failure = error
 
     def _odd(self, data: bytes) -> list[bytes]:
         """Returns the events in data that is no object, and keeps any other words of the server."""
@@ -127,19 +151,6 @@ class BodyDecoder:
             return [event for line in lines if line.strip() for event in self._odd(line.strip())]
         self._has_event = True
         self.answer.note(shown(data))
-        return []
-
-    def _feed_named(self, event: NamedEvent) -> list[EngineChunk]:
-        """Returns the chunks in an event with a name. Raises the error that is named so."""
-        self._has_event = True
-        data = event.strip()
-        if not event.name.lower().endswith("error"):
-            return self._feed_events([data]) if data else []
-        try:
-            body = error_in(load(data), always=True)
-        except ChunkError:
-            body = ErrorBody(data.decode(errors="replace"))
-        self.answer.fail(body or ErrorBody())
         return []
 
     def _feed_json(self, content: bytes) -> list[EngineChunk]:

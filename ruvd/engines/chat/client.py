@@ -8,6 +8,7 @@ with usage and no choices, or by the complete body. A body that breaks off is an
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from ruvd.core.ports.engine import EngineChunk, EngineRequest
 from ruvd.engines.chat.body import BodyDecoder
 from ruvd.engines.chat.credentials import ApiKey
 from ruvd.engines.chat.errors import CONNECTION_ERRORS, EngineErrorTranslator, response_error
+from ruvd.engines.chat.redirects import redirect_target
 from ruvd.engines.chat.request import encode
 from ruvd.engines.chat.retryable import was_stale
 from ruvd.engines.http.content_encoding import decoded
@@ -34,6 +36,7 @@ _TAIL_SECONDS = 5.0
 # The response's end may follow [DONE] for this long. Only a response that was read to its end
 # leaves its connection for another request.
 _END_SECONDS = 0.1
+_MAX_REDIRECTS = 4
 # The number of idle connections that may turn out to be closed, one after the other.
 _MAX_STALE_CONNECTIONS = 2
 _BODILESS = (204, 205)
@@ -160,9 +163,11 @@ class ChatCompletionsClient:
                     if not part:
                         for chunk in decoder.end():
                             yield chunk
+                        decoder.answer.check()
                         break
                     for chunk in decoder.feed(part):
                         yield chunk
+                    decoder.answer.check()
                     if decoder.is_whole:
                         timeout.shorten(_END_SECONDS if decoder.ended else _TAIL_SECONDS)
             for chunk in decoder.answer.rest():
@@ -190,12 +195,7 @@ class ChatCompletionsClient:
         if key := await timeout.wait(self._api_key.current):
             request.headers = (*request.headers, (b"Authorization", b"Bearer %s" % key.encode()))
         self._check_open()
-        response = await self._send_replacing_stale(request, timeout)
-        try:
-            response = decoded(response)
-        except httpx.DecodingError:
-            await response.aclose()
-            raise
+        response = await self._send_following(request, timeout)
         if httpx.codes.is_success(response.status) and response.status not in _BODILESS:
             return response
         async with aclosing(response):
@@ -207,6 +207,23 @@ class ChatCompletionsClient:
             retry_after=response.header("retry-after"),
             date=response.header("date"),
         )
+
+    async def _send_following(self, request: Request, timeout: ReadTimeout) -> Response:
+        """Returns the decoded response, after redirects that keep the method, the body and the
+        origin. Another origin must get neither the key nor the conversation."""
+        origin = request.url
+        for _ in range(_MAX_REDIRECTS):
+            response = await self._send_replacing_stale(request, timeout)
+            try:
+                response = decoded(response)
+                if not httpx.codes.is_redirect(response.status):
+                    return response
+                request = replace(request, url=redirect_target(response, request.url, origin))
+            except BaseException:
+                await response.aclose()
+                raise
+            await response.aclose()
+        raise EngineUnavailable(f"the engine redirects in a circle, to {request.url}")
 
     async def _send_replacing_stale(self, request: Request, timeout: ReadTimeout) -> Response:
         """Returns the response, over another connection if the server has closed an idle one.

@@ -21,6 +21,7 @@ from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineReasoning, Eng
 from ruvd.engines.chat.chunks import (
     Choice,
     Chunk,
+    ChunkError,
     Delta,
     Function,
     ToolCall,
@@ -79,6 +80,7 @@ class AnswerDecoder:
         self._reasoning = RepeatedText()
         self._characters = SplitCharacters()
         self._aside = ""
+        self.failure: Exception | None = None
         self.confirmed = False
         self.refused = False
 
@@ -89,20 +91,31 @@ class AnswerDecoder:
 
     def feed(self, data: bytes) -> list[EngineChunk]:
         """Returns the chunks in an event. Raises ChunkError, or the error in the event."""
-        out: list[EngineChunk] = []
-        chunks = decode(data)
-        for chunk, own_data in chunks:
-            self._take(chunk, own_data, out)
-        if not chunks:
-            self.note(shown(data))
-        return out
+        return self.feed_all([data])
 
     def feed_all(self, events: Sequence[bytes]) -> list[EngineChunk]:
-        """Returns the chunks in several events, with adjacent texts joined. Raises as `feed`."""
+        """Returns the chunks in several events, with adjacent texts joined. Raises as `feed`; if
+        chunks come before the error, they are returned, and `check` raises the error."""
+        out: list[EngineChunk] = []
+        try:
+            self._feed_all(events, out)
+        except (RuvdError, ChunkError) as error:
+            if not out:
+                raise
+            self.failure = error
+        return out
+
+    def check(self) -> None:
+        """Raises the error that came after the last chunks."""
+        if self.failure is not None:
+            raise self.failure
+
+    def _feed_all(self, events: Sequence[bytes], out: list[EngineChunk]) -> None:
         chunks = decode_all(events)
         if chunks is None or self._characters.pending:
-            return [chunk for data in events for chunk in self.feed(data)]
-        out: list[EngineChunk] = []
+            for data in events:
+                self._feed_one(data, out)
+            return
         texts: list[str] = []
         for chunk, data in zip(chunks, events, strict=True):
             choices = chunk.choices
@@ -128,7 +141,13 @@ class AnswerDecoder:
             self._flush(texts, out)
             self._take(chunk, data, out)
         self._flush(texts, out)
-        return out
+
+    def _feed_one(self, data: bytes, out: list[EngineChunk]) -> None:
+        chunks = decode(data)
+        for chunk, own_data in chunks:
+            self._take(chunk, own_data, out)
+        if not chunks:
+            self.note(shown(data))
 
     def rest(self) -> list[EngineChunk]:
         """Returns what has been held back: half a character, of which the other half never came."""
