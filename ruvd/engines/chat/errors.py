@@ -151,7 +151,8 @@ def _status_error(
             f" {clip(body.message) or 'it gives no reason'}"
         )
     if overflow := context_overflow(body, status):
-        overflow.args = (clip(str(overflow)),)
+        default = f"the prompt does not fit the engine's context ({words})"
+        overflow.args = (clip(body.message) or default,)
         return overflow
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return EngineRateLimited(message, retry_after_seconds=retry_after)

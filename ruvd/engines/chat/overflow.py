@@ -33,10 +33,14 @@ _WORDINGS = re.compile(
     r"|maximum (?:model|prompt|input|sequence|token) length"
     r"|max(?:imum)?[_ ](?:prompt|input|seq(?:uence)?|model)[_ ](?:len|length|tokens|size)\b"
     r"|(?:model|max) (?:token limit|max length|max len)"
-    r"|model max length|prompt exceeds max|prompt token count"
+    r"|context.{0,5}overflow|model max length|prompt exceeds max|prompt token count"
     # Something that is too long.
-    r"|(?:prompt|inputs?|conversation|messages?|sequence|history|query|chat)\b.{0,50}"
+    r"|(?:prompt|inputs?|conversation|messages?|sequence|history|query|chat)(?![\w\[]).{0,50}"
     r"\btoo (?:long|large|big)"
+    r"|messages\[\d+\]\.content.{0,50}\btoo long"
+    r"|(?:prompt|input|sequence|conversation)s?(?![\w\[]).{0,40}"
+    r"\b(?:exceed\w*|longer than|larger than|greater than).{0,30}(?:max|limit|allow|length|\d)"
+    r"|exceed\w* .{0,20}(?:max|limit).{0,20}tokens"
     r"|too (?:long|large|big) (?:\w+ ){0,2}(?:prompt|input|request|message|conversation)"
     r"|too many (?:input |prompt |total )?tokens"
     r"|(?:request|body|entity|payload|content) (?:is )?too large"
@@ -51,23 +55,27 @@ _WORDINGS = re.compile(
     # TGI and Together.
     r"|`inputs` (?:must|tokens)|`max_new_tokens` must be <="
     r"|reduce (?:the )?(?:length|size) of (?:the |your )?(?:messages?|prompt|input)"
-    r"|(?:reduce|shorten) your (?:prompt|input|messages?)"
+    r"|(?:reduce|shorten) (?:the |your )?(?:prompt|input|messages?|conversation|history)"
     # Chinese: context, input or length that exceeds or is too long.
-    r"|(?:上下文|输入|提示|长度|token|prompt).{0,20}(?:超过|超出|超长|过长|超限)",
+    r"|(?:上下文|输入|提示|长度|token|prompt).{0,20}(?:超过|超出|超长|过长|超限)"
+    r"|(?:超过|超出).{0,20}(?:上下文|输入|提示|长度|token|prompt)",
     re.IGNORECASE | re.DOTALL,
 )
-_ABOUT_PROMPT = re.compile(r"context|prompt|input|message|n_ctx|seq_?len", re.IGNORECASE)
+_ABOUT_PROMPT = re.compile(
+    r"context|prompt(?!_cache)|input|message|n_ctx|seq_?len|sequence", re.IGNORECASE
+)
 _ABOUT_ANSWER = re.compile(
     r"max\w*?_?(?:completion|new|output)?_?tokens|maxOutputTokens|maximum tokens you requested"
     r"|(?:completion|output|generated|response) tokens",
     re.IGNORECASE,
 )
 _ABOUT_RATE = re.compile(
-    r"\b[TR]P[MDSH]\b|\bper[ _-]?(?:min|day|hour|sec)|rate.?limit|quota|concurren", re.IGNORECASE
+    r"\b[TR]P[MDSH]\b|\bper[ _-]?(?:min|day|hour|sec)|rate.?limit|quota|concurren|每分钟|频率|限流",
+    re.IGNORECASE,
 )
 _ABOUT_OTHERS = re.compile(
     r"vocab|token[ _-]?ids?\b|logit|logprob|\bstop\b|temperature|top_?[kp]|images?\b|audio|video"
-    r"|\bfiles?\b|embedding|\btools?\b|functions?\b|schema|budget|thinking|penalty|\bseed\b",
+    r"|\bfiles?\b|embedding|\btools?\b|functions?\b|schema|budget|thinking|penalty|\bseed\b|auth|expire|cache_?key",
     re.IGNORECASE,
 )
 _TOO_LARGE_AT_ONCE = re.compile(r"request (?:is )?too large", re.IGNORECASE)
@@ -107,7 +115,11 @@ _PROMPT = re.compile(
 )
 _REQUESTED = re.compile(rf"you requested(?: a total of| about)? {_NUMBER} tokens", re.IGNORECASE)
 _SIZE = re.compile(rf"(?<![\w.]){_NUMBER}")
-_NEAR = 30
+_BESIDE = re.compile(r"context|token|prompt|n_ctx|seq_?len", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?]\s")
+_STATUS = re.compile(r"(?:status|code|http)\W{0,3}\d{3}\b", re.IGNORECASE)
+# A server's text may be long, and no wording is.
+_MAX_SEARCHED = 1000
 # Smaller numbers are counts of something else.
 _LEAST_SIZE = 16
 _HINTED_STATUSES = {None, HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY, 500}
@@ -115,7 +127,7 @@ _HINTED_STATUSES = {None, HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTIT
 
 def context_overflow(body: ErrorBody, status: int | None) -> ContextTooLong | None:
     """Returns the error for a prompt that does not fit, or None if the body says something else."""
-    message = body.message
+    message = body.message[:_MAX_SEARCHED]
     if not _is_overflow(body, status):
         return None
     prompt = _PROMPT.search(message) or _REQUESTED.search(message)
@@ -126,14 +138,14 @@ def context_overflow(body: ErrorBody, status: int | None) -> ContextTooLong | No
     if sizes == (None, None):
         sizes = _hint(message) or sizes
     return ContextTooLong(
-        message or "the prompt does not fit the engine's context",
+        body.message,
         prompt_tokens=sizes[0],
         limit_tokens=sizes[1],
     )
 
 
 def _is_overflow(body: ErrorBody, status: int | None) -> bool:
-    message = body.message
+    message = body.message[:_MAX_SEARCHED]
     if _ABOUT_RATE.search(f"{message} {body.code} {body.type}"):
         # A request that is larger than the limit of a minute never fits (Groq, OpenAI).
         return bool(_TOO_LARGE_AT_ONCE.search(message))
@@ -150,17 +162,18 @@ def _is_overflow(body: ErrorBody, status: int | None) -> bool:
 
 
 def _hint(message: str) -> tuple[int, int] | None:
-    """Returns the larger and the smaller of two sizes beside words for a prompt, None if there are
-    not exactly two."""
+    """Returns the larger and the smaller of two sizes in one sentence with a word for a prompt.
+
+    Returns None if no sentence has exactly two.
+    """
     if _ABOUT_OTHERS.search(message):
         return None
-    sizes = set()
-    for match in _SIZE.finditer(message):
-        near = message[max(0, match.start() - _NEAR) : match.end() + _NEAR]
-        if re.search(r"context|token|prompt|n_ctx|seq_?len", near, re.IGNORECASE):
-            sizes.add(_integer(match[1]))
-    sizes = {size for size in sizes if size >= _LEAST_SIZE}
-    return (max(sizes), min(sizes)) if len(sizes) == 2 else None
+    for sentence in _SENTENCE_END.split(_STATUS.sub("", message)):
+        sizes = {_integer(match[1]) for match in _SIZE.finditer(sentence)}
+        sizes = {size for size in sizes if size >= _LEAST_SIZE}
+        if len(sizes) == 2 and _BESIDE.search(sentence):
+            return max(sizes), min(sizes)
+    return None
 
 
 def _figure(match: re.Match[str] | None) -> int | None:

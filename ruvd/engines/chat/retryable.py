@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 import httpx
 
-from ruvd.core.errors import EngineTimeout, EngineUnavailable, RuvdError
+from ruvd.core.errors import ContextTooLong, EngineTimeout, EngineUnavailable, RuvdError
 from ruvd.engines.http.http1 import StaleConnection
 
 RETRYABLE_STATUSES = {408, 425, 429, 502, 503, 529}  # 529 is Anthropic's, for an overload
@@ -46,6 +46,8 @@ def was_stale(error: RuvdError) -> bool:
 def may_retry(error: RuvdError) -> bool:
     """Returns whether the same server may be tried again after a pause."""
     cause = error.__cause__
+    if isinstance(error, ContextTooLong):
+        return False
     if isinstance(cause, Refused):
         return cause.status in RETRYABLE_STATUSES and cause.code != "insufficient_quota"
     if isinstance(cause, NoAnswer):
@@ -56,6 +58,8 @@ def may_retry(error: RuvdError) -> bool:
 def may_go_elsewhere(error: RuvdError) -> bool:
     """Returns whether another server may be tried at once."""
     cause = error.__cause__
+    if isinstance(error, ContextTooLong):
+        return False
     is_limited = isinstance(cause, Refused) and cause.status == HTTPStatus.TOO_MANY_REQUESTS
     return may_retry(error) or never_sent(error) or refuses_credentials(error) or is_limited
 
