@@ -32,7 +32,8 @@ variable, file, default.
 - `ruvd config` prints the settings in effect and where each value comes from, with secrets hidden.
 
 `RUVD_ADDRESS` is not a setting of the daemon: it tells the clients and the other commands where the
-daemon listens.
+daemon listens. `RUVD_TOKEN`, `RUVD_TOKEN_FILE`, `RUVD_TLS_CA_FILE`, `RUVD_TLS_CLIENT_CERT_FILE`,
+`RUVD_TLS_CLIENT_KEY_FILE` and `RUVD_TLS_SERVER_NAME` tell the commands how to call it.
 """
 
 

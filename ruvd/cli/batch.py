@@ -14,11 +14,12 @@ from cyclopts import Parameter, validators
 from ruvd_client import BatchOutcome, Client, RuvdError
 from ruvd_client.v1.session_service_pb2 import CompleteRequest
 
+from ruvd.cli.address import Address, default_address
 from ruvd.cli.batch_files import FilesRefused, OutcomeFile, items, opened_input, plan
 from ruvd.cli.batch_lines import Item, completed, failed, to_request
 from ruvd.cli.batch_progress import ProgressDisplay, Tally
 from ruvd.cli.openai_messages import LineRefused
-from ruvd.cli.terminal import Address, File, connected, default_address, err, fail, print_error
+from ruvd.cli.terminal import File, connected, err, fail, print_error
 
 _USAGE, _INTERRUPTED = 2, 130
 

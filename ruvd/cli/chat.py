@@ -16,18 +16,8 @@ from ruvd_client import Client, Delta, RuvdError, Session
 from ruvd_client.protocol import CompleteArguments, to_seconds
 from ruvd_client.v1.session_service_pb2 import Finished
 
-from ruvd.cli.terminal import (
-    Address,
-    connected,
-    default_address,
-    err,
-    explain,
-    out,
-    print_error,
-    printable,
-    seconds,
-    write,
-)
+from ruvd.cli.address import Address, default_address
+from ruvd.cli.terminal import connected, err, explain, out, print_error, printable, seconds, write
 
 
 def chat(
@@ -88,7 +78,7 @@ def _print_resumed(opened: Session, forked_from: str) -> None:
     )
 
 
-def _run_prompt(client: Client, address: str, arguments: CompleteArguments) -> None:
+def _run_prompt(client: Client, address: Address, arguments: CompleteArguments) -> None:
     with suppress(ImportError):  # line editing, which not every platform has
         importlib.import_module("readline")
     while (message := _read_message()) is not None:

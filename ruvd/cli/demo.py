@@ -22,6 +22,7 @@ from ruvd_client import Client, Completion, ContextWindow, Message, Role, RuvdEr
 from ruvd_client.protocol import CompleteArguments, CreateSessionArguments, create_session_request
 
 from ruvd.cli import demo_table
+from ruvd.cli.address import Address
 from ruvd.cli.demo_conversation import LAST_TURN, SYSTEM_PROMPT, USER_TURNS
 from ruvd.cli.demo_daemon import running
 from ruvd.cli.demo_table import Turn, Way
@@ -100,7 +101,7 @@ class Demo:
     def _daemon(self, store: str, what: str) -> Iterator[Client]:
         with (
             running(self._directory, engine=self._engine, store=store, what=what) as address,
-            connected(address) as client,
+            connected(Address(address)) as client,
         ):
             yield client
 

@@ -11,8 +11,9 @@ from typing import Annotated
 from cyclopts import Parameter, validators
 
 from ruvd.cli import daemon_process, health_check
+from ruvd.cli.address import Address, default_address
 from ruvd.cli.quick_health import explain
-from ruvd.cli.terminal import Address, default_address, fail, out
+from ruvd.cli.terminal import fail, out
 
 _POLL_SECONDS = 0.1
 _SERVICE = "readiness"
@@ -48,7 +49,7 @@ def drain(
     except (daemon_process.ProcessUnavailable, ValueError) as error:
         fail(f"{address}: {error}")
     except health_check.HealthCheckFailed as failure:
-        fail(explain(failure, address, _SERVICE))
+        fail(explain(failure, str(address), _SERVICE))
     if not _poll(lambda answer: answer.state != "SERVING", address, timeout, timeout):
         fail(f"process {pid} got SIGUSR1, but is still ready after {timeout:g} s")
     out.print(f"process {pid} drains: readiness is off", markup=False)
@@ -60,8 +61,8 @@ def drain(
     return 0
 
 
-def _check(address: str, timeout: float) -> health_check.Answer:
-    answer = health_check.check(address, _SERVICE, timeout)
+def _check(address: Address, timeout: float) -> health_check.Answer:
+    answer = health_check.check(str(address), _SERVICE, timeout, address.probe_tls)
     if "ruvd-version" not in answer.metadata:
         raise daemon_process.ProcessUnavailable(
             "the listener is not a ruvd, or too old to be drained"
@@ -69,8 +70,8 @@ def _check(address: str, timeout: float) -> health_check.Answer:
     return answer
 
 
-def _listening_pid(address: str, timeout: float) -> int:
-    with health_check.connect(address, timeout) as connection:
+def _listening_pid(address: Address, timeout: float) -> int:
+    with health_check.connect(str(address), timeout) as connection:
         return daemon_process.listening_pid(connection)
 
 
@@ -79,7 +80,7 @@ def _running(answer: health_check.Answer) -> str:
 
 
 def _poll(
-    reached: Callable[[health_check.Answer], bool], address: str, timeout: float, seconds: float
+    reached: Callable[[health_check.Answer], bool], address: Address, timeout: float, seconds: float
 ) -> bool:
     """Asks until `reached` holds or the daemon has ended; returns False after `seconds`."""
     deadline = time.monotonic() + seconds

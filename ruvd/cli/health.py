@@ -7,8 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from ruvd.cli.address import Address, default_address
 from ruvd.cli.quick_health import DEFAULT_SERVICE, DEFAULT_TIMEOUT_SECONDS, report
-from ruvd.cli.terminal import Address, default_address
 
 
 def health(
@@ -22,4 +22,4 @@ def health(
     ),
 ) -> int:
     """Runs `ruvd health`; returns its exit code."""
-    return report(address, service, timeout)
+    return report(str(address), service, timeout, address.probe_tls)

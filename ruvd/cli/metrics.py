@@ -21,7 +21,8 @@ from rich.table import Table
 from ruvd_client import Client, SessionMetrics
 from ruvd_client.protocol import to_seconds
 
-from ruvd.cli.terminal import Address, connected, default_address, out, seconds
+from ruvd.cli.address import Address, default_address
+from ruvd.cli.terminal import connected, out, seconds
 
 _UNKNOWN = "-"
 _BARS = "▁▂▃▄▅▆▇█"

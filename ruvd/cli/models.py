@@ -2,7 +2,8 @@
 
 import json
 
-from ruvd.cli.terminal import Address, AsJson, connected, default_address, out, printable
+from ruvd.cli.address import Address, default_address
+from ruvd.cli.terminal import AsJson, connected, out, printable
 
 
 def models(

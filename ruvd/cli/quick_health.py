@@ -14,7 +14,14 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_SERVICE = "readiness"
 DEFAULT_TIMEOUT_SECONDS = 2.0
 _MAX_TIMEOUT_SECONDS = 86_400.0
-_FLAGS = ("--address", "--service", "--timeout")
+# The flags for TLS, in the order of `health_check.Tls`, with their variables.
+_TLS_FLAGS = {
+    "--tls-ca-file": "RUVD_TLS_CA_FILE",
+    "--tls-client-cert-file": "RUVD_TLS_CLIENT_CERT_FILE",
+    "--tls-client-key-file": "RUVD_TLS_CLIENT_KEY_FILE",
+    "--tls-server-name": "RUVD_TLS_SERVER_NAME",
+}
+_FLAGS = ("--address", "--service", "--timeout", *_TLS_FLAGS)
 
 
 def try_quick(arguments: Sequence[str]) -> int | None:
@@ -35,15 +42,23 @@ def try_quick(arguments: Sequence[str]) -> int | None:
     except ValueError:
         return None
     address = values.get("--address") or os.environ.get("RUVD_ADDRESS") or DEFAULT_ADDRESS
-    return report(address, values.get("--service", DEFAULT_SERVICE), timeout_seconds)
+    tls = [values.get(flag) or os.environ.get(name, "") for flag, name in _TLS_FLAGS.items()]
+    return report(
+        address,
+        values.get("--service", DEFAULT_SERVICE),
+        timeout_seconds,
+        health_check.Tls(*tls) if any(tls[:3]) else None,
+    )
 
 
-def report(address: str, service: str, timeout_seconds: float) -> int:
+def report(
+    address: str, service: str, timeout_seconds: float, tls: health_check.Tls | None = None
+) -> int:
     """Prints one line; returns 0 if the service is serving, 1 if not, 2 for a wrong argument."""
     if not 0 < timeout_seconds <= _MAX_TIMEOUT_SECONDS:
         return _usage_error(f"--timeout must be above 0 and at most 86400, not {timeout_seconds:g}")
     try:
-        answer = health_check.check(address, service, timeout_seconds)
+        answer = health_check.check(address, service, timeout_seconds, tls)
     except ValueError as error:
         return _usage_error(str(error))
     except health_check.HealthCheckFailed as failure:

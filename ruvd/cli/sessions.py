@@ -10,7 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Table
 from ruvd_client import Message, Role, Session, SessionView
 
-from ruvd.cli.terminal import Address, AsJson, connected, default_address, out, printable
+from ruvd.cli.address import Address, default_address
+from ruvd.cli.terminal import AsJson, connected, out, printable
 
 
 def _labels(_: type, labels: Sequence[str] | None) -> None:

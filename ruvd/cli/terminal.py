@@ -4,16 +4,17 @@ An error ends a command with exit code 1 and one line on stderr that says what t
 """
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeAlias
 
 import grpc
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 from rich.console import Console
 from ruvd_client import Client, RuvdError
-from ruvd_client.protocol import DEFAULT_ADDRESS
+
+from ruvd.cli.address import Address
 
 CALL_TIMEOUT_SECONDS = 10.0
 STREAM = Path("-")
@@ -27,30 +28,21 @@ def _no_flag(_: type, path: Path) -> None:
 File: TypeAlias = Annotated[Path, Parameter(allow_leading_hyphen=True, validator=_no_flag)]
 AsJson: TypeAlias = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
 
-
-def _address(_: type, tokens: Sequence[Token]) -> str:
-    return tokens[0].value or DEFAULT_ADDRESS  # an empty variable counts as unset
-
-
-Address: TypeAlias = Annotated[
-    str,
-    Parameter(
-        env_var="RUVD_ADDRESS",
-        converter=_address,
-        help="Address of the daemon: HOST:PORT or unix:PATH.",
-        negative=(),
-    ),
-]
-default_address = DEFAULT_ADDRESS
-
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def connected(address: str) -> Iterator[Client]:
+def connected(address: Address) -> Iterator[Client]:
     """Yields a client for the address. A RuvdError that leaves the block ends the command."""
-    with Client(address, timeout=CALL_TIMEOUT_SECONDS) as client:
+    try:
+        token, tls = address.token, address.tls
+        if token:
+            token()
+        client = Client(str(address), timeout=CALL_TIMEOUT_SECONDS, token=token, tls=tls)
+    except OSError as error:
+        fail(f"cannot read {error.filename}: {error.strerror}")
+    with client:
         try:
             yield client
         except RuvdError as error:
@@ -68,9 +60,11 @@ def print_error(message: str) -> None:
     err.print(f"ruvd: {printable(message)}", markup=False, style="red")
 
 
-def explain(error: RuvdError, address: str) -> str:
+def explain(error: RuvdError, address: Address | str) -> str:
     """Returns the error as one line: reason, message, and what to do."""
     if not error.reason:
+        if isinstance(address, Address) and address.tls:
+            return f"cannot call {address}: {one_line(error.message)}"
         if error.code is grpc.StatusCode.UNAVAILABLE:
             return f"no daemon at {address}: start one with `ruvd serve`"
         return f"{error.code.name}: {one_line(error.message)}"

@@ -22,8 +22,17 @@ from ruvd.config.settings import ENV_PREFIX, Settings
 __all__ = ["ENV_PREFIX", "Settings", "SettingsInvalid", "load", "printable_values"]
 
 DEFAULT_FILE = Path("ruvd.toml")
-# Read by the commands: the address of the daemon, and the settings file.
-_OTHER_VARIABLES = {"RUVD_ADDRESS", "RUVD_CONFIG"}
+# Read by the commands: the settings file, the address of the daemon, and the credentials for it.
+_OTHER_VARIABLES = {
+    "RUVD_CONFIG",
+    "RUVD_ADDRESS",
+    "RUVD_TLS_CA_FILE",
+    "RUVD_TLS_CLIENT_CERT_FILE",
+    "RUVD_TLS_CLIENT_KEY_FILE",
+    "RUVD_TLS_SERVER_NAME",
+    "RUVD_TOKEN",
+    "RUVD_TOKEN_FILE",
+}
 # Kubernetes sets these variables in every pod for a Service named ruvd or ruvd-something.
 _SERVICE_LINKS = re.compile(r"RUVD_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_\w+)?)")
 

@@ -68,9 +68,22 @@ class Settings(BaseSettings):
         ["127.0.0.1:50051"],
         "Address to listen on, host:port or unix:PATH. May be given several times.",
     )
-    allow_remote: bool = _listening(
+    allow_remote_insecure: bool = _listening(
         default=False,
-        description="Allow addresses that other machines can reach. ruvd has no authentication.",
+        description="Allow addresses that other machines can reach without TLS and identity.",
+    )
+    tls_cert_file: Path | None = _listening(
+        None,
+        "Certificate (PEM) of the TCP addresses in listen, with its chain. It is read again when "
+        "it changes. Unset: no TLS.",
+    )
+    tls_key_file: Path | None = _listening(
+        None, "Unencrypted key (PEM) of the certificate in tls_cert_file."
+    )
+    client_ca_file: Path | None = _listening(
+        None,
+        "CA certificates (PEM). If it is set, a client at a TCP address needs a certificate that "
+        "one of them has signed.",
     )
 
     metrics_listen: str = _listening(
@@ -282,6 +295,9 @@ class Settings(BaseSettings):
         "ca_file",
         "client_cert_file",
         "client_key_file",
+        "tls_cert_file",
+        "tls_key_file",
+        "client_ca_file",
         mode="before",
     )
     @classmethod
@@ -321,13 +337,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        addresses = [*self.listen, *([self.metrics_listen] if self.metrics_listen else [])]
-        remote = [address for address in addresses if not is_loopback(address)]
-        if remote and not self.allow_remote:
-            raise ValueError(
-                f"listen: {', '.join(remote)} is not loopback, and ruvd has no authentication; "
-                "set allow_remote to listen there anyway"
-            )
+        self._check_remote()
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file need each other")
+        if self.client_ca_file and not self.tls_cert_file:
+            raise ValueError("client_ca_file needs tls_cert_file")
         if self.max_exchanges and self.keep_exchanges > self.max_exchanges:
             raise ValueError("keep_exchanges must be at most max_exchanges")
         if self.llama_answer_tokens >= self.llama_context_tokens:
@@ -337,6 +351,22 @@ class Settings(BaseSettings):
         if self.client_key_file and not self.client_cert_file:
             raise ValueError("client_key_file needs client_cert_file")
         return self
+
+    def _check_remote(self) -> None:
+        """Raises ValueError for an address that other machines can reach and must not."""
+        if self.allow_remote_insecure:
+            return
+        remote = [address for address in self.listen if not is_loopback(address)]
+        if remote:
+            raise ValueError(
+                f"listen: {', '.join(remote)} is not loopback, and ruvd has no authentication; "
+                "set allow_remote_insecure to listen there anyway"
+            )
+        if self.metrics_listen and not is_loopback(self.metrics_listen):
+            raise ValueError(
+                f"metrics_listen: {self.metrics_listen} is not loopback, and the endpoint has "
+                "neither TLS nor identity; set allow_remote_insecure to listen there anyway"
+            )
 
     @property
     def sqlite_path(self) -> Path | None:

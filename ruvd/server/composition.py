@@ -35,6 +35,7 @@ from ruvd.server.memory_budget import MemoryBudget, default_limit_bytes
 from ruvd.telemetry import conventions, environment
 
 if TYPE_CHECKING:
+    from ruvd.rpc.tls import ServerTls
     from ruvd.telemetry.setup import Monitoring
 
 _log = logging.getLogger("ruvd.daemon")
@@ -218,6 +219,15 @@ def build_memory_budget(settings: Settings, core: Core, readiness: Readiness) ->
         shed=core.completions.shed,
         on_change=readiness.set_overloaded,
     )
+
+
+def build_tls(settings: Settings) -> "ServerTls | None":
+    """Reads the certificates of the TCP addresses, if there are any. Raises FilesInvalid."""
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    from ruvd.rpc.tls import ServerTls
+
+    return ServerTls(settings.tls_cert_file, settings.tls_key_file, settings.client_ca_file)
 
 
 def build_server(

@@ -27,6 +27,7 @@ from ruvd.core.ports.events import StoreStateChanged
 from ruvd.core.ports.store import Store, StoreLocked
 from ruvd.core.statistics import Statistics
 from ruvd.rpc.health import SERVICE, Health, Readiness
+from ruvd.rpc.watched_files import watch
 from ruvd.server import log_observer, logs, periodic, runtime_tuning
 from ruvd.server.background import BackgroundTasks
 from ruvd.server.composition import (
@@ -37,6 +38,7 @@ from ruvd.server.composition import (
     build_monitoring,
     build_server,
     build_store,
+    build_tls,
     store_is_newer,
 )
 from ruvd.server.directories import report_loose_directories
@@ -46,6 +48,7 @@ from ruvd.server.unix_socket import AddressUnavailable, SocketClaim, owner_and_g
 from ruvd.v1 import session_service_pb2_grpc
 
 if TYPE_CHECKING:
+    from ruvd.rpc.tls import ServerTls
     from ruvd.telemetry.setup import Monitoring
 
 _log = logging.getLogger("ruvd.daemon")
@@ -67,7 +70,10 @@ class Daemon:
         self.started = asyncio.Event()
 
     async def run(self) -> int:
-        """Serves until a signal. Raises StoreLocked and AddressUnavailable if it cannot start."""
+        """Serves until a signal.
+
+        Raises StoreLocked, AddressUnavailable and FilesInvalid if it cannot start.
+        """
         settings = self._settings
         health_service = Health(_VERSION)
         readiness = Readiness(health_service)
@@ -104,12 +110,13 @@ class Daemon:
             periodic.start_cache_tasks(background, engine, core, observers)
             health_service.running = lambda: core.completions.running
             memory = await asyncio.to_thread(build_memory_budget, settings, core, readiness)
+            tls = await asyncio.to_thread(build_tls, settings)
             server = build_server(settings, monitoring, memory)
             session_service_pb2_grpc.add_SessionServiceServicer_to_server(core.service, server)
             health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-            await self._listen(server, stack)
+            await self._listen(server, tls, stack)
             await asyncio.to_thread(report_loose_directories, settings)
             servers = [server, *self._listen_for_health(health_service)]
             if monitoring:
@@ -123,6 +130,8 @@ class Daemon:
             periodic.start_session_tasks(
                 background, core, clock, readiness, settings.sweep_interval_seconds
             )
+            if tls:
+                background.start("files", partial(watch, [tls.files]))
             for address in self.addresses:
                 _log.info("listening", extra={"address": address})
             self.started.set()
@@ -158,7 +167,9 @@ class Daemon:
             return False
         return True
 
-    async def _listen(self, server: grpc.aio.Server, stack: AsyncExitStack) -> None:
+    async def _listen(
+        self, server: grpc.aio.Server, tls: "ServerTls | None", stack: AsyncExitStack
+    ) -> None:
         for address in self._settings.listen:
             try:
                 if address.startswith("unix:"):
@@ -169,7 +180,10 @@ class Daemon:
                         server.add_insecure_port(f"unix:{claim.path}")
                     self.addresses.append(address)
                 else:
-                    port = server.add_insecure_port(address)
+                    if tls:
+                        port = server.add_secure_port(address, tls.credentials())
+                    else:
+                        port = server.add_insecure_port(address)
                     self.addresses.append(f"{address.rpartition(':')[0]}:{port}")
             except (RuntimeError, OSError) as error:
                 raise _cannot_listen(address, error) from None

@@ -183,7 +183,7 @@ async def test_a_port_in_use_is_reported(daemon: StartDaemon) -> None:
 
 async def test_invalid_settings_are_reported_with_exit_code_2() -> None:
     result = await serve("--listen", "0.0.0.0:1")
-    assert (result.returncode, "allow_remote" in result.stderr) == (2, True)
+    assert (result.returncode, "allow_remote_insecure" in result.stderr) == (2, True)
 
 
 async def test_sigterm_lets_a_running_turn_end_and_refuses_new_ones(daemon: StartDaemon) -> None:

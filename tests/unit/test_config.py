@@ -178,10 +178,10 @@ def test_variables_of_a_kubernetes_service_named_ruvd_are_not_settings(
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "example.org:1", "10.1.2.3:1"])
-def test_an_address_that_is_not_loopback_needs_allow_remote(address: str) -> None:
+def test_an_address_that_is_not_loopback_needs_allow_remote_insecure(address: str) -> None:
     with pytest.raises(SettingsInvalid, match="not loopback"):
         load({"listen": [address]})
-    load({"listen": [address], "allow_remote": True})
+    load({"listen": [address], "allow_remote_insecure": True})
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:1", "localhost:1", "unix:r.sock"])

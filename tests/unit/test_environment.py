@@ -48,5 +48,5 @@ def test_metrics_are_served_neither_to_other_machines_nor_at_an_invalid_address(
 
 def test_metrics_are_served_on_loopback_or_where_remote_access_is_allowed() -> None:
     assert Settings(metrics_listen="127.0.0.1:9464").metrics_listen == "127.0.0.1:9464"
-    Settings(metrics_listen="0.0.0.0:9464", allow_remote=True)
+    Settings(metrics_listen="0.0.0.0:9464", allow_remote_insecure=True)
     assert Settings().metrics_listen == ""

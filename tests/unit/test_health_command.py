@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ruvd.cli import health_check, quick_health, run
-from ruvd.cli.terminal import default_address
+from ruvd.cli.address import default_address
 
 NOWHERE = "127.0.0.1:1"
 
@@ -110,7 +110,7 @@ def test_a_wrong_argument_exits_2(arguments: list[str], capsys: pytest.CaptureFi
 def test_the_address_is_the_flag_or_the_variable_or_the_default(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert default_address == quick_health.DEFAULT_ADDRESS
+    assert str(default_address) == quick_health.DEFAULT_ADDRESS
     monkeypatch.setenv("RUVD_ADDRESS", f"unix:{tmp_path}/none")
     assert run(["health"]) == 1
     assert run(["health", f"--address={NOWHERE}"]) == 1

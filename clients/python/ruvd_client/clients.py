@@ -39,6 +39,7 @@ from ruvd_client.protocol import (
     to_messages,
     update_session_request,
 )
+from ruvd_client.security import Tls, Token
 from ruvd_client.v1 import session_service_pb2 as pb
 
 Response = TypeVar("Response")
@@ -58,6 +59,8 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
         timeout: float | None = None,
         metadata: Sequence[tuple[str, str]] = (),
         reconnect_seconds: float = RECONNECT_SECONDS,
+        token: Token | None = None,
+        tls: Tls | None = None,
     ) -> None:
         """Creates a client, which connects at its first call.
 
@@ -65,12 +68,13 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
         `timeout`, in seconds, applies to every unary call; without it, `service_config.json` sets
         the timeouts and retries of the calls listed there. `metadata` is sent with every call,
         together with the current trace context if the process uses OpenTelemetry. A broken stream
-        is resumed for up to `reconnect_seconds`.
+        is resumed for up to `reconnect_seconds`. `token`, or what it returns, is sent as a bearer
+        token with every call. `tls` is for a daemon that listens with TLS; its files are read now.
         """
         self.address = address or os.environ.get("RUVD_ADDRESS") or DEFAULT_ADDRESS
         self._timeout = timeout
         self._reconnect_seconds = reconnect_seconds
-        self._connect(metadata)
+        self._connect(metadata, token, tls)
 
     def complete(
         self,
@@ -133,7 +137,9 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
         seconds = self._reconnect_seconds
         return self._completion(Answer(request, timeout=timeout, reconnect_seconds=seconds))
 
-    def _connect(self, metadata: Sequence[tuple[str, str]]) -> None:
+    def _connect(
+        self, metadata: Sequence[tuple[str, str]], token: Token | None, tls: Tls | None
+    ) -> None:
         raise NotImplementedError
 
     def _completion(self, answer: Answer) -> AnyCompletion:
@@ -270,8 +276,10 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
     def _call(self, method: Callable[..., Response], request: object) -> Response:
         return self._connection.call(method, request, self._timeout)
 
-    def _connect(self, metadata: Sequence[tuple[str, str]]) -> None:
-        self._connection = Connection(self.address, metadata)
+    def _connect(
+        self, metadata: Sequence[tuple[str, str]], token: Token | None, tls: Tls | None
+    ) -> None:
+        self._connection = Connection(self.address, metadata, token, tls)
 
     def _completion(self, answer: Answer) -> Completion:
         return Completion(self._connection, answer)
@@ -409,8 +417,10 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
     async def _call(self, method: Callable[..., Awaitable[Response]], request: object) -> Response:
         return await self._connection.call(method, request, self._timeout)
 
-    def _connect(self, metadata: Sequence[tuple[str, str]]) -> None:
-        self._connection = AsyncConnection(self.address, metadata)
+    def _connect(
+        self, metadata: Sequence[tuple[str, str]], token: Token | None, tls: Tls | None
+    ) -> None:
+        self._connection = AsyncConnection(self.address, metadata, token, tls)
 
     def _completion(self, answer: Answer) -> AsyncCompletion:
         return AsyncCompletion(self._connection, answer)

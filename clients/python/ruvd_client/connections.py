@@ -21,6 +21,7 @@ import grpc.aio
 
 from ruvd_client.answers import Request
 from ruvd_client.protocol import CHANNEL_OPTIONS, error_from
+from ruvd_client.security import Tls, Token, authorization
 from ruvd_client.v1 import session_service_pb2 as pb
 from ruvd_client.v1 import session_service_pb2_grpc as pb_grpc
 
@@ -39,10 +40,11 @@ _OPTIONS = (*CHANNEL_OPTIONS, ("grpc.service_config", _SERVICE_CONFIG))
 
 
 class _Metadata:
-    """The metadata of every call: the caller's own, and the current trace context."""
+    """The metadata of every call: the caller's own, its token, and the current trace context."""
 
-    def __init__(self, custom: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, custom: Sequence[tuple[str, str]], token: Token | None) -> None:
         self._custom = tuple(custom)
+        self._token = token
 
     def metadata(self) -> Metadata:
         """Returns the metadata of a call that starts now.
@@ -50,23 +52,36 @@ class _Metadata:
         OpenTelemetry is not a dependency. A process that has not imported its API has no current
         trace, so the import is what is checked; without it, a call costs one dict lookup.
         """
+        custom = self._custom
+        if self._token is not None:
+            custom = (*custom, authorization(self._token))
         if "opentelemetry.context" not in sys.modules:
-            return self._custom
+            return custom
         from opentelemetry.propagate import inject  # noqa: PLC0415  # only where it is installed
 
         carrier: dict[str, str] = {}
         inject(carrier)
         # gRPC accepts only lower-case keys.
-        return (*self._custom, *((key.lower(), value) for key, value in carrier.items()))
+        return (*custom, *((key.lower(), value) for key, value in carrier.items()))
 
 
 class Connection(_Metadata):
     """A connection with blocking calls, for threads."""
 
-    def __init__(self, address: str, metadata: Sequence[tuple[str, str]]) -> None:
-        super().__init__(metadata)
+    def __init__(
+        self,
+        address: str,
+        metadata: Sequence[tuple[str, str]] = (),
+        token: Token | None = None,
+        tls: Tls | None = None,
+    ) -> None:
+        super().__init__(metadata, token)
         self.closed = False
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        if tls is None:
+            self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        else:
+            options = (*_OPTIONS, *tls.options())
+            self._channel = grpc.secure_channel(address, tls.credentials(), options=options)
         self.stub = pb_grpc.SessionServiceStub(self._channel)
         self._pending_cancels: set[Any] = set()
         self._deferred: SimpleQueue[tuple[pb.CancelCompletionRequest, Metadata]] = SimpleQueue()
@@ -124,10 +139,20 @@ class Connection(_Metadata):
 class AsyncConnection(_Metadata):
     """A connection for asyncio."""
 
-    def __init__(self, address: str, metadata: Sequence[tuple[str, str]]) -> None:
-        super().__init__(metadata)
+    def __init__(
+        self,
+        address: str,
+        metadata: Sequence[tuple[str, str]] = (),
+        token: Token | None = None,
+        tls: Tls | None = None,
+    ) -> None:
+        super().__init__(metadata, token)
         self.closed = False
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        else:
+            options = (*_OPTIONS, *tls.options())
+            self._channel = grpc.aio.secure_channel(address, tls.credentials(), options=options)
         self.stub: SessionServiceAsyncStub = pb_grpc.SessionServiceStub(self._channel)
         self._pending_cancels: set[Any] = set()
 

@@ -1,0 +1,101 @@
+"""TLS of the TCP addresses, with certificates that may be renewed while the daemon runs.
+
+gRPC asks for the certificates at every new connection, so a renewal cuts no stream. Certificates
+are checked before gRPC gets them, because gRPC would refuse every connection without saying why.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from ruvd.rpc.watched_files import Contents, WatchedFiles
+
+_CERT, _KEY, _CLIENT_CA = "tls_cert_file", "tls_key_file", "client_ca_file"
+
+
+class ServerTls:
+    """The daemon's certificate and key, and the authorities whose clients may connect.
+
+    With `client_ca_file` every client needs a certificate that one of its authorities has signed.
+    Raises FilesInvalid if the files cannot be used.
+    """
+
+    def __init__(self, cert_file: Path, key_file: Path, client_ca_file: Path | None) -> None:
+        files = {_CERT: cert_file, _KEY: key_file}
+        if client_ca_file:
+            files[_CLIENT_CA] = client_ca_file
+        self._asks_clients = client_ca_file is not None
+        self._current: grpc.ServerCertificateConfiguration
+        self.files = WatchedFiles(files, self._load)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Returns the credentials of one listening port."""
+        fetcher: Any = self._fetcher()  # the type stubs omit that it may return None
+        return grpc.dynamic_ssl_server_credentials(
+            self._current, fetcher, require_client_authentication=self._asks_clients
+        )
+
+    def _fetcher(self) -> Callable[[], grpc.ServerCertificateConfiguration | None]:
+        """Returns the function that gRPC calls in a thread of its own at every new connection.
+
+        It returns None while nothing has changed since its last call.
+        """
+        used = self._current
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal used
+            current = self._current
+            if current is used:
+                return None
+            used = current
+            return current
+
+        return fetch
+
+    def _load(self, contents: Contents) -> None:
+        chain, key = contents[_CERT], contents[_KEY]
+        _check_certificate(_certificates(_CERT, chain)[0], key)
+        authorities = contents.get(_CLIENT_CA)
+        if authorities is not None:
+            _certificates(_CLIENT_CA, authorities)
+        self._current = grpc.ssl_server_certificate_configuration(
+            [(key, chain)], root_certificates=authorities
+        )
+
+
+def _certificates(setting: str, pem: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        raise ValueError(f"{setting}: the file has no valid PEM certificate") from None
+
+
+def _check_certificate(certificate: x509.Certificate, key_pem: bytes) -> None:
+    try:
+        key = load_pem_private_key(key_pem, password=None)
+    except TypeError:
+        raise ValueError(f"{_KEY}: the key is encrypted; it must not be") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(f"{_KEY}: the file has no valid PEM private key") from None
+    match key:
+        case rsa.RSAPrivateKey() | ec.EllipticCurvePrivateKey():
+            pass
+        case _:
+            raise ValueError(f"{_KEY}: the key must be an RSA or EC key")  # gRPC takes no other
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if key.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
+        raise ValueError(f"{_KEY}: the key does not belong to the first certificate of {_CERT}")
+    expiry = certificate.not_valid_after_utc
+    if expiry <= datetime.now(UTC):
+        raise ValueError(f"{_CERT}: the certificate expired on {expiry:%Y-%m-%d %H:%M} UTC")
