@@ -75,6 +75,11 @@ _IMPORT = """Create a session from each JSON line of FILE (- is stdin), in OpenA
 A line without a session_id in its metadata gets a new one. A line with content that a session
 cannot hold, such as images, is refused and named. Exit code 1 if any line failed."""
 
+_CREATE = """Make a bearer token for a daemon that has a tokens_file.
+
+It is printed once; FILE gets only its hash. A running daemon takes a changed file within seconds.
+To revoke a token, remove its line."""
+
 app = cyclopts.App(
     name="ruvd",
     help=_HELP,
@@ -103,3 +108,7 @@ sessions.command("ruvd.cli.sessions:end", name="end", help="Delete a session wit
 sessions.command("ruvd.cli.transfer:export_sessions", name="export", help=_EXPORT)
 sessions.command("ruvd.cli.transfer:import_sessions", name="import", help=_IMPORT)
 app.command(sessions)
+
+token = cyclopts.App(name="token", help="Make the tokens that callers are known by.")
+token.command("ruvd.cli.tokens:create", name="create", help=_CREATE)
+app.command(token)

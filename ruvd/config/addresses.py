@@ -30,6 +30,18 @@ def server_url(url: str) -> str:
     return f"{parsed.scheme}://{parsed.netloc}{parsed.path.rstrip('/') or '/v1'}"
 
 
+def check_secure_url(url: str) -> None:
+    """Raises ValueError unless the URL is https, or http to this machine."""
+    try:
+        parsed = urlsplit(url)
+        host, known = parsed.hostname or "", parsed.port != 0
+    except ValueError as error:
+        raise ValueError(f"{url!r} is not a URL: {error}") from None
+    secure = parsed.scheme == "https" or (parsed.scheme == "http" and is_loopback(f"{host}:0"))
+    if not (secure and host and known) or "@" in parsed.netloc:
+        raise ValueError(f"{url!r} must be like https://HOST/PATH, without credentials")
+
+
 def is_loopback(address: str) -> bool:
     """Tells whether only this machine can reach the address."""
     if address.startswith("unix:"):

@@ -19,10 +19,17 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from ruvd.config.addresses import check_listen, is_loopback, server_url
+from ruvd.config.addresses import check_listen, check_secure_url, is_loopback, server_url
+from ruvd.config.identities import NamedIdentity, parse_listen
+from ruvd.config.identities import parse as parse_identity
 
 ENV_PREFIX = "RUVD_"
 _JSON_ARRAY = re.compile(r'\s*\[\s*["\]]')
+# Signatures with public keys only: a shared key could also make tokens.
+_ALGORITHMS = [
+    *(f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)),
+    "EdDSA",
+]
 _HEADER = r"^[A-Za-z0-9-]{0,100}$"
 
 
@@ -31,6 +38,7 @@ def _setting(group: str, default: Any, description: str, **limits: Any) -> Any:
 
 
 _listening = partial(_setting, "Listening")
+_identity = partial(_setting, "Identity")
 _engine = partial(_setting, "Engine")
 _openai = partial(_setting, "Engine openai")
 _sessions = partial(_setting, "Sessions")
@@ -66,11 +74,12 @@ class Settings(BaseSettings):
 
     listen: Annotated[list[str], NoDecode] = _listening(
         ["127.0.0.1:50051"],
-        "Address to listen on, host:port or unix:PATH. May be given several times.",
+        "Address to listen on: host:port, unix:PATH, or unix:PATH;tenant=T;role=R for a socket "
+        "whose callers are that tenant. May be given several times.",
     )
     allow_remote_insecure: bool = _listening(
         default=False,
-        description="Allow addresses that other machines can reach without TLS and identity.",
+        description="Allow addresses that other machines can reach and that lack TLS or identity.",
     )
     tls_cert_file: Path | None = _listening(
         None,
@@ -84,6 +93,37 @@ class Settings(BaseSettings):
         None,
         "CA certificates (PEM). If it is set, a client at a TCP address needs a certificate that "
         "one of them has signed.",
+    )
+
+    client_identities: Annotated[list[str], NoDecode] = _identity(
+        ["**"],
+        "Rules PATTERN;tenant=T;role=R for the names in client certificates (URIs such as SPIFFE "
+        "ids, otherwise hosts). An empty list: certificates identify nobody.",
+    )
+    tokens_file: Path | None = _identity(
+        None, "File with hashed bearer tokens, which `ruvd token create` makes."
+    )
+    jwt_issuer: str = _identity("", "Issuer (iss) of JWTs that are accepted. Unset: none are.")
+    jwt_audience: str = _identity("", "Audience (aud) that a JWT must have.")
+    jwt_jwks_file: Path | None = _identity(None, "File with the issuer's keys (JWKS).")
+    jwt_jwks_url: str = _identity("", "URL (https) of the issuer's keys, instead of a file.")
+    jwt_jwks_ca_file: Path | None = _identity(
+        None, "CA certificates (PEM) to trust at jwt_jwks_url instead of the system's."
+    )
+    jwt_jwks_token_file: Path | None = _identity(
+        None, "File with a bearer token to send to jwt_jwks_url, which Kubernetes asks for."
+    )
+    jwt_algorithms: Annotated[list[str], NoDecode] = _identity(
+        ["RS256", "PS256", "ES256", "EdDSA"], "Signature algorithms that a JWT may have."
+    )
+    jwt_leeway_seconds: float = _identity(
+        30.0, "Seconds that the issuer's clock may differ from this machine's.", ge=0, le=300
+    )
+    jwt_identities: Annotated[list[str], NoDecode] = _identity(
+        ["**"], "Rules PATTERN;tenant=T;role=R for the subject (sub) of JWTs."
+    )
+    jwt_tenant_claim: str = _identity(
+        "", "Claim of a JWT with its tenant, for rules without one. Unset: the subject."
     )
 
     metrics_listen: str = _listening(
@@ -282,7 +322,10 @@ class Settings(BaseSettings):
         "auto", "Format of log lines. auto: human on a terminal, JSON otherwise."
     )
 
-    @field_validator("listen", "llama_server_args", "base_url", mode="before")
+    @field_validator(
+        "listen", "llama_server_args", "base_url", "client_identities", "jwt_identities",
+        "jwt_algorithms", mode="before",
+    )  # fmt: skip
     @classmethod
     def _split(cls, value: Any) -> Any:
         return _values(value) if isinstance(value, str) else value
@@ -298,6 +341,10 @@ class Settings(BaseSettings):
         "tls_cert_file",
         "tls_key_file",
         "client_ca_file",
+        "tokens_file",
+        "jwt_jwks_file",
+        "jwt_jwks_ca_file",
+        "jwt_jwks_token_file",
         mode="before",
     )
     @classmethod
@@ -308,7 +355,7 @@ class Settings(BaseSettings):
     @classmethod
     def _addresses(cls, value: list[str]) -> list[str]:
         for address in value:
-            check_listen(address)
+            check_listen(parse_listen(address).name)
         if not value:
             raise ValueError("at least one address is needed")
         return value
@@ -328,6 +375,27 @@ class Settings(BaseSettings):
         # A flag that comes once may hold several, too.
         return [server_url(url.strip()) for urls in value for url in urls.split(",")]
 
+    @field_validator("client_identities", "jwt_identities")
+    @classmethod
+    def _rules(cls, value: list[str]) -> list[str]:
+        for rule in value:
+            parse_identity(rule)
+        return value
+
+    @field_validator("jwt_algorithms")
+    @classmethod
+    def _algorithms(cls, value: list[str]) -> list[str]:
+        if not value or set(value) - set(_ALGORITHMS):
+            raise ValueError(f"must be some of {', '.join(_ALGORITHMS)}")
+        return value
+
+    @field_validator("jwt_jwks_url")
+    @classmethod
+    def _keys_url(cls, value: str) -> str:
+        if value:
+            check_secure_url(value)
+        return value
+
     @field_validator("store")
     @classmethod
     def _store(cls, value: str) -> str:
@@ -342,6 +410,12 @@ class Settings(BaseSettings):
             raise ValueError("tls_cert_file and tls_key_file need each other")
         if self.client_ca_file and not self.tls_cert_file:
             raise ValueError("client_ca_file needs tls_cert_file")
+        if self.jwt_issuer and not self.jwt_audience:
+            raise ValueError("jwt_issuer needs jwt_audience")
+        if bool(self.jwt_issuer) != bool(self.jwt_jwks_file or self.jwt_jwks_url):
+            raise ValueError("jwt_issuer needs jwt_jwks_file or jwt_jwks_url, and they need it")
+        if self.jwt_jwks_file and self.jwt_jwks_url:
+            raise ValueError("jwt_jwks_file and jwt_jwks_url exclude each other")
         if self.max_exchanges and self.keep_exchanges > self.max_exchanges:
             raise ValueError("keep_exchanges must be at most max_exchanges")
         if self.llama_answer_tokens >= self.llama_context_tokens:
@@ -356,17 +430,35 @@ class Settings(BaseSettings):
         """Raises ValueError for an address that other machines can reach and must not."""
         if self.allow_remote_insecure:
             return
-        remote = [address for address in self.listen if not is_loopback(address)]
-        if remote:
+        remote = [each.name for each in self.listeners if not is_loopback(each.name)]
+        if remote and not (self.tls_cert_file and self.has_identity):
             raise ValueError(
-                f"listen: {', '.join(remote)} is not loopback, and ruvd has no authentication; "
-                "set allow_remote_insecure to listen there anyway"
+                f"listen: {', '.join(remote)} is not loopback and needs TLS (tls_cert_file) and an "
+                "identity of callers (client_ca_file, tokens_file or jwt_issuer); set "
+                "allow_remote_insecure to listen there without"
             )
         if self.metrics_listen and not is_loopback(self.metrics_listen):
             raise ValueError(
                 f"metrics_listen: {self.metrics_listen} is not loopback, and the endpoint has "
                 "neither TLS nor identity; set allow_remote_insecure to listen there anyway"
             )
+
+    @property
+    def listeners(self) -> list[NamedIdentity]:
+        """The addresses to listen at, each with the tenant and role of a socket's callers."""
+        return [parse_listen(address) for address in self.listen]
+
+    @property
+    def certificates_identify(self) -> bool:
+        """Whether client certificates say who calls."""
+        return self.client_ca_file is not None and bool(self.client_identities)
+
+    @property
+    def has_identity(self) -> bool:
+        """Whether every call needs an identity."""
+        named_sockets = any(each.tenant for each in self.listeners)
+        tokens = self.tokens_file is not None or bool(self.jwt_issuer)
+        return named_sockets or tokens or self.certificates_identify
 
     @property
     def sqlite_path(self) -> Path | None:

@@ -142,6 +142,20 @@ class EngineTimeout(RuvdError):
     """The engine did not answer in time."""
 
 
+class Unauthenticated(RuvdError):
+    """The call has no credential, or one that is not valid."""
+
+
+class PermissionDenied(RuvdError):
+    """The caller's role does not allow the call."""
+
+
+class IdentityUnavailable(RuvdError):
+    """The keys that the caller's token has to be checked with cannot be fetched."""
+
+    retry_after_seconds = 1.0
+
+
 def forget_frames(error: BaseException) -> None:
     """Drops the tracebacks of an error and its causes.
 

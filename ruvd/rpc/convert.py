@@ -93,7 +93,7 @@ def read_token(token: str) -> str:
     return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
 
 
-def session(state: SessionState, *, listed: bool = False) -> pb.Session:
+def session(state: SessionState, *, without_prompt: bool = False) -> pb.Session:
     """Converts a session without its messages; in a list also without its system prompt."""
     stored: Session = state.session
     window = stored.context_window
@@ -104,7 +104,7 @@ def session(state: SessionState, *, listed: bool = False) -> pb.Session:
         expire_time=None if state.in_use else _timestamp(stored.expire_time),
         message_count=stored.message_count,
         exchange_count=stored.exchange_count,
-        system_prompt="" if listed else stored.system_prompt,
+        system_prompt="" if without_prompt else stored.system_prompt,
         labels=stored.labels,
         context_window=pb.ContextWindow(
             keep_exchanges=window.keep_exchanges,
@@ -128,7 +128,7 @@ async def add_sessions(
     for count, state in enumerate(states):
         if count and count % _SESSIONS_AT_ONCE == 0:
             await asyncio.sleep(0)  # labels may make a page large, and others are to be served
-        proto = session(state, listed=True)
+        proto = session(state, without_prompt=True)
         size += proto.ByteSize() + _FIELD_BYTES
         if count and size > MAX_RESPONSE_BYTES:
             return count, size

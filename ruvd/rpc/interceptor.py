@@ -6,7 +6,7 @@ and would measure nothing useful.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeAlias
@@ -20,6 +20,7 @@ from ruvd.rpc import status, wire
 
 _log = logging.getLogger("ruvd.rpc")
 _OURS = "/ruvd.v1."
+_HEALTH = "/grpc.health.v1."  # probes have no identity
 # These free memory or explain why there is none.
 _ALWAYS_ADMITTED = {
     f"{_OURS}SessionService/{name}"
@@ -69,12 +70,31 @@ class Admission(Protocol):
         """Holds the memory of a large request. Raises Overloaded if there is too little."""
 
 
+class CallerCheck(Protocol):
+    """Decides who calls and whether that caller may.
+
+    `admit` is called before the request is received. `admit_call` follows, before the request is
+    handled, if certificates say who calls, because gRPC gives them only then. Both raise RuvdError.
+    """
+
+    @property
+    def certificates(self) -> object | None:
+        """Whether certificates may say who calls: not None if so."""
+
+    async def admit(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> None:
+        """Checks a call by its metadata."""
+
+    def admit_call(self, method: str, auth_context: Mapping[str, Iterable[bytes]]) -> None:
+        """Checks a call by its connection's certificate, too."""
+
+
 class RpcInterceptor(grpc.aio.ServerInterceptor):
     """Parses requests of up to `max_request_bytes` and turns errors into statuses with details.
 
     Bytes that are no request are refused as other errors are; grpcio would answer UNKNOWN and log
-    a traceback each time. A call is refused if `admission` says so. `rpcs` measures each call.
-    Without `peers` the peer's address is not asked for: on a Unix socket it tells nothing.
+    a traceback each time. A call is refused if `callers` or `admission` says so, before its request
+    is received. `rpcs` measures each call. Without `peers` the peer's address is not asked for: on
+    a Unix socket it tells nothing.
     """
 
     def __init__(
@@ -84,8 +104,10 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         rpcs: RpcMeasurements | None = None,
         *,
         peers: bool = True,
+        callers: CallerCheck | None = None,
     ) -> None:
         self._max_request_bytes = max_request_bytes
+        self._callers = callers
         self._admission = admission
         self._rpcs = rpcs
         self._peers = peers and rpcs is not None and rpcs.records
@@ -96,14 +118,24 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wraps the handlers of `ruvd.v1` and passes on every other."""
+        """Wraps the handlers of `ruvd.v1`. Others are passed on, if the caller may call them."""
         method = handler_call_details.method
         if self._rpcs:
             # The handler runs in the same task. Its context could give the metadata as well, but
             # would convert it again.
             _metadata.set(handler_call_details.invocation_metadata or ())
         handler = await continuation(handler_call_details)
-        if handler is None or not method.startswith(_OURS):
+        if handler is None:
+            return None
+        callers = self._callers
+        if callers and not method.startswith(_HEALTH):
+            try:
+                await callers.admit(method, handler_call_details.invocation_metadata or ())
+            except Exception as error:  # noqa: BLE001  # the refusal logs a bug, and tells no detail
+                return self._refusal(method, error)
+            if not method.startswith(_OURS):
+                return _wrap_stream(method, handler, callers) if callers.certificates else handler
+        if not method.startswith(_OURS):
             return handler
         if method not in _ALWAYS_ADMITTED:
             try:
@@ -116,18 +148,23 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
             self._wrapped[method] = (handler, wrapped)  # bounded by the number of our methods
         return wrapped
 
-    def _refusal(self, method: str, error: Overloaded) -> Any:
+    def _refusal(self, method: str, error: Exception) -> Any:
         """Returns a handler that refuses the call without receiving its request."""
 
         async def refuse(requests: Any, call: Context) -> Any:
             raise error
 
-        handle = self._measured(method, _guarded(method, refuse))
+        handle = _guarded(method, refuse)
+        if method.startswith(_OURS):
+            handle = self._measured(method, handle)
         return grpc.stream_stream_rpc_method_handler(handle)
 
     def _wrap(self, method: str, handler: Any) -> Any:
         handle = handler.unary_stream if handler.response_streaming else handler.unary_unary
-        handle = self._measured(method, _guarded(method, self._parsed(method, handle)))
+        handle = self._parsed(method, handle)
+        if self._callers and self._callers.certificates:
+            handle = _identified(method, handle, self._callers)
+        handle = self._measured(method, _guarded(method, handle))
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(handle, None, handler.response_serializer)
         return grpc.unary_unary_rpc_method_handler(handle, None, handler.response_serializer)
@@ -174,6 +211,30 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
 def _name(code: Any) -> str:
     """Returns the name of a status code, which grpc.aio gives as a number."""
     return next((each.name for each in grpc.StatusCode if code in (each, each.value[0])), "UNKNOWN")
+
+
+def _identified(method: str, handle: Handler, callers: CallerCheck) -> Handler:
+    async def wrapped(request: Any, call: Context) -> Any:
+        callers.admit_call(method, call.auth_context())
+        return await handle(request, call)
+
+    return wrapped
+
+
+def _wrap_stream(method: str, handler: Any, callers: CallerCheck) -> Any:
+    """Wraps reflection's handler, a generator of messages, with a check of the certificate."""
+
+    async def wrapped(requests: Any, call: Context) -> AsyncIterator[Any]:
+        try:
+            callers.admit_call(method, call.auth_context())
+        except Exception as error:  # noqa: BLE001  # as for our own handlers
+            await _abort(method, call, error)
+        async for response in handler.stream_stream(requests, call):
+            yield response
+
+    return grpc.stream_stream_rpc_method_handler(
+        wrapped, handler.request_deserializer, handler.response_serializer
+    )
 
 
 def _guarded(method: str, handle: Handler) -> Handler:

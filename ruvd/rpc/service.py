@@ -12,11 +12,13 @@ from grpc.aio import ServicerContext
 
 from ruvd.core.completions.batch import Batches, BatchSummary
 from ruvd.core.completions.registry import CompletionRegistry
+from ruvd.core.errors import PermissionDenied
 from ruvd.core.ports.engine import Engine
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.registry import HistoryPage, SessionPolicy, SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.rpc import convert, requests, status
+from ruvd.rpc.identity import caller
 from ruvd.rpc.large_responses import SMALL_BYTES, LargeResponses
 from ruvd.rpc.validation import RequestLimits
 from ruvd.v1 import session_service_pb2 as pb
@@ -60,7 +62,10 @@ class SessionService(pb_grpc.SessionServiceServicer):
         page = requests.get_session(request, self._limits)
         if page is None:
             state = await self._sessions.get(request.session_id)
-            return pb.GetSessionResponse(session=convert.session(state))
+            hidden = not caller.sees_content()
+            return pb.GetSessionResponse(session=convert.session(state, without_prompt=hidden))
+        if not caller.sees_content():
+            raise PermissionDenied("the role reader may not read messages")
         paged = request.page_size > 0
         session = (await self._sessions.get(request.session_id)).session
         is_too_long = session.message_count > page.max_messages

@@ -35,7 +35,7 @@ from ruvd.server.memory_budget import MemoryBudget, default_limit_bytes
 from ruvd.telemetry import conventions, environment
 
 if TYPE_CHECKING:
-    from ruvd.rpc.tls import ServerTls
+    from ruvd.rpc.identity.authenticator import Authenticator
     from ruvd.telemetry.setup import Monitoring
 
 _log = logging.getLogger("ruvd.daemon")
@@ -221,19 +221,13 @@ def build_memory_budget(settings: Settings, core: Core, readiness: Readiness) ->
     )
 
 
-def build_tls(settings: Settings) -> "ServerTls | None":
-    """Reads the certificates of the TCP addresses, if there are any. Raises FilesInvalid."""
-    if settings.tls_cert_file is None or settings.tls_key_file is None:
-        return None
-    from ruvd.rpc.tls import ServerTls
-
-    return ServerTls(settings.tls_cert_file, settings.tls_key_file, settings.client_ca_file)
-
-
 def build_server(
-    settings: Settings, monitoring: "Monitoring | None", memory: MemoryBudget
+    settings: Settings,
+    monitoring: "Monitoring | None",
+    memory: MemoryBudget,
+    callers: "Authenticator | None" = None,
 ) -> grpc.aio.Server:
-    """Builds the server of the whole API, without services or addresses yet."""
+    """Builds a server of the whole API, without services or addresses yet."""
     by_tcp = any(not address.startswith("unix:") for address in settings.listen)
     server = grpc.aio.server(
         interceptors=(
@@ -242,6 +236,7 @@ def build_server(
                 memory,
                 monitoring.rpcs if monitoring else None,
                 peers=by_tcp,
+                callers=callers,
             ),
         ),
         options=runtime_tuning.server_options(settings.max_request_bytes),

@@ -21,13 +21,13 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from ruvd.config.identities import NamedIdentity
 from ruvd.config.loader import Settings
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.events import StoreStateChanged
 from ruvd.core.ports.store import Store, StoreLocked
 from ruvd.core.statistics import Statistics
 from ruvd.rpc.health import SERVICE, Health, Readiness
-from ruvd.rpc.watched_files import watch
 from ruvd.server import log_observer, logs, periodic, runtime_tuning
 from ruvd.server.background import BackgroundTasks
 from ruvd.server.composition import (
@@ -38,11 +38,11 @@ from ruvd.server.composition import (
     build_monitoring,
     build_server,
     build_store,
-    build_tls,
     store_is_newer,
 )
 from ruvd.server.directories import report_loose_directories
 from ruvd.server.observers import Observers
+from ruvd.server.security import build_security
 from ruvd.server.system_clock import SystemClock, read_boot_id
 from ruvd.server.unix_socket import AddressUnavailable, SocketClaim, owner_and_group
 from ruvd.v1 import session_service_pb2_grpc
@@ -110,15 +110,20 @@ class Daemon:
             periodic.start_cache_tasks(background, engine, core, observers)
             health_service.running = lambda: core.completions.running
             memory = await asyncio.to_thread(build_memory_budget, settings, core, readiness)
-            tls = await asyncio.to_thread(build_tls, settings)
-            server = build_server(settings, monitoring, memory)
-            session_service_pb2_grpc.add_SessionServiceServicer_to_server(core.service, server)
-            health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
-            await self._listen(server, tls, stack)
+            security = await asyncio.to_thread(build_security, settings)
+
+            def build(listener: NamedIdentity) -> grpc.aio.Server:
+                callers = security.callers(listener)
+                server = build_server(settings, monitoring, memory, callers)
+                session_service_pb2_grpc.add_SessionServiceServicer_to_server(core.service, server)
+                health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+                names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+                reflection.enable_server_reflection(names, server)
+                return server
+
+            servers = await self._listen(build, security.tls, stack)
             await asyncio.to_thread(report_loose_directories, settings)
-            servers = [server, *self._listen_for_health(health_service)]
+            servers += self._listen_for_health(health_service)
             if monitoring:
                 monitoring.watch(core.sessions, core.completions)
                 await self._listen_for_metrics(monitoring)
@@ -130,8 +135,7 @@ class Daemon:
             periodic.start_session_tasks(
                 background, core, clock, readiness, settings.sweep_interval_seconds
             )
-            if tls:
-                background.start("files", partial(watch, [tls.files]))
+            security.start(background)
             for address in self.addresses:
                 _log.info("listening", extra={"address": address})
             self.started.set()
@@ -168,9 +172,19 @@ class Daemon:
         return True
 
     async def _listen(
-        self, server: grpc.aio.Server, tls: "ServerTls | None", stack: AsyncExitStack
-    ) -> None:
-        for address in self._settings.listen:
+        self,
+        build: Callable[[NamedIdentity], grpc.aio.Server],
+        tls: "ServerTls | None",
+        stack: AsyncExitStack,
+    ) -> list[grpc.aio.Server]:
+        """Returns the servers: one for all addresses, and one for each tenant and role of sockets.
+
+        gRPC does not say at which address a call arrived, so such sockets need their own servers.
+        """
+        servers: dict[tuple[str, str], grpc.aio.Server] = {}
+        for listener in self._settings.listeners:
+            key, address = (listener.tenant, listener.role), listener.name
+            server = servers[key] = servers.get(key) or build(listener)
             try:
                 if address.startswith("unix:"):
                     path = Path(address.removeprefix("unix:"))
@@ -187,6 +201,7 @@ class Daemon:
                     self.addresses.append(f"{address.rpartition(':')[0]}:{port}")
             except (RuntimeError, OSError) as error:
                 raise _cannot_listen(address, error) from None
+        return list(servers.values())
 
     def _listen_for_health(self, health_service: Health) -> list[grpc.aio.Server]:
         """Returns the server of the health port, or nothing if there is none."""

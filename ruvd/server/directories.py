@@ -45,7 +45,7 @@ def report_loose_directories(settings: Settings) -> None:
 def _uses(settings: Settings) -> Iterator[_Use]:
     if settings.sqlite_path:
         yield _Use(settings.sqlite_path.absolute(), "store", _STORE_MODE, "sqlite:")
-    for address in settings.listen:
+    for address in (each.name for each in settings.listeners):
         if address.startswith("unix:"):
             path = Path(address.removeprefix("unix:")).absolute()
             yield _Use(path, "socket", _SOCKET_MODE, "unix:")

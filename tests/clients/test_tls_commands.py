@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -70,7 +71,7 @@ async def test_a_command_without_the_certificate_says_that_it_cannot_call(
 async def test_the_name_in_the_certificate_may_differ_from_the_host(
     ruvd: Ruvd, files: Files, address: str, flags: tuple[str, ...]
 ) -> None:
-    certificate, key = files.issue("client")
+    certificate, key = files.issue("client", "client.example.org")
     for command in (("health",), ("models",)):
         named = await ruvd(*command, *flags, "--tls-server-name", "localhost")
         assert named.returncode == 0, named
@@ -79,3 +80,31 @@ async def test_the_name_in_the_certificate_may_differ_from_the_host(
     tls = Tls(files.ca, certificate, key, "localhost")
     async with AsyncClient(address, tls=tls) as client:
         assert await client.complete("hello").text() == "hello"
+
+
+async def test_a_token_is_made_and_taken_from_a_file_or_a_variable(
+    ruvd: Ruvd, daemon: StartDaemon, tmp_path: Path
+) -> None:
+    tokens, secret = tmp_path / "tokens", tmp_path / "secret"
+    made = await ruvd("token", "create", "--tenant", "acme", "--file", str(tokens))
+    assert (made.returncode, tokens.stat().st_mode & 0o777) == (0, 0o600)
+    token = made.stdout.strip()
+    await asyncio.to_thread(secret.write_text, made.stdout)
+    assert token not in tokens.read_text() + made.stderr
+    reader = ("--tenant", "acme", "--role", "reader", "--file", str(tokens))
+    assert (await ruvd("token", "create", *reader)).returncode == 0
+    assert len(tokens.read_text().splitlines()) == 2
+    async with daemon(*ECHO, "--tokens-file", str(tokens)) as running:
+        address = ("--address", running.address)
+        refused = await ruvd("sessions", "list", *address)
+        assert (refused.returncode, "UNAUTHENTICATED" in refused.stderr) == (1, True)
+        assert (await ruvd("health", *address)).returncode == 0
+        listed = await ruvd("sessions", "list", *address, "--token-file", str(secret))
+        assert (listed.returncode, listed.stdout) == (0, "no sessions\n")
+        async with AsyncClient(running.address, token=token) as client:
+            assert await client.complete("hello").text() == "hello"
+    for tenant in ("a b", "ä", ""):
+        wrong = await ruvd("token", "create", "--tenant", tenant, "--file", str(tokens))
+        assert wrong.returncode == 2
+    nowhere = await ruvd("token", "create", "--tenant", "a", "--file", "/nowhere/tokens")
+    assert (nowhere.returncode, nowhere.stdout) == (1, "")

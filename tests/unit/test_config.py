@@ -177,11 +177,84 @@ def test_variables_of_a_kubernetes_service_named_ruvd_are_not_settings(
     load({})
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "example.org:1", "10.1.2.3:1"])
-def test_an_address_that_is_not_loopback_needs_allow_remote_insecure(address: str) -> None:
-    with pytest.raises(SettingsInvalid, match="not loopback"):
-        load({"listen": [address]})
+REMOTE = ["0.0.0.0:1", "[::]:1", "example.org:1", "10.1.2.3:1"]
+TLS: dict[str, object] = {"tls_cert_file": Path("c"), "tls_key_file": Path("k")}
+JWT: dict[str, object] = {
+    "jwt_issuer": "i",
+    "jwt_audience": "a",
+    "jwt_jwks_url": "https://example.org/keys",
+}
+
+
+@pytest.mark.parametrize("address", REMOTE)
+def test_an_address_that_is_not_loopback_needs_tls_and_identity_or_permission(address: str) -> None:
+    refused: list[dict[str, object]] = [
+        {},
+        TLS,
+        {"tokens_file": Path("t")},
+        {**TLS, "client_ca_file": Path("ca"), "client_identities": []},
+    ]
+    for flags in refused:
+        with pytest.raises(SettingsInvalid, match="not loopback"):
+            load({"listen": [address], **flags})
     load({"listen": [address], "allow_remote_insecure": True})
+    identities: list[dict[str, object]] = [
+        {"client_ca_file": Path("ca")},
+        {"tokens_file": Path("t")},
+        JWT,
+    ]
+    for identity in identities:
+        load({"listen": [address], **TLS, **identity})
+
+
+def test_metrics_stay_on_loopback_although_callers_have_identities() -> None:
+    flags = {"metrics_listen": "0.0.0.0:1", **TLS, "tokens_file": Path("t")}
+    with pytest.raises(SettingsInvalid, match=r"metrics_listen: .* is not loopback"):
+        load(flags)
+    load({**flags, "allow_remote_insecure": True})
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ({"tls_cert_file": Path("c")}, "tls_cert_file and tls_key_file need each other"),
+        ({"client_ca_file": Path("c")}, "client_ca_file needs tls_cert_file"),
+        ({"jwt_issuer": "i"}, "jwt_issuer needs jwt_audience"),
+        ({"jwt_issuer": "i", "jwt_audience": "a"}, "jwt_issuer needs jwt_jwks_file or"),
+        ({"jwt_jwks_file": Path("k")}, "jwt_issuer needs jwt_jwks_file or"),
+        ({**JWT, "jwt_jwks_file": Path("k")}, "exclude each other"),
+        ({"jwt_jwks_url": "http://example.org/keys"}, "must be like https://"),
+        ({"jwt_jwks_url": "https://a:b@example.org/keys"}, "without credentials"),
+        ({"jwt_algorithms": ["none"]}, "jwt_algorithms .* must be some of"),
+        ({"jwt_algorithms": ["HS256"]}, "jwt_algorithms .* must be some of"),
+        ({"jwt_algorithms": []}, "jwt_algorithms .* must be some of"),
+        ({"client_identities": ["a;tenat=b"]}, "must be tenant=NAME or role=ROLE"),
+        ({"client_identities": ["a;role=root"]}, "must be one of user, reader, admin"),
+        ({"client_identities": [";tenant=b"]}, "the text before the first semicolon"),
+        ({"jwt_identities": ["a;tenant=b c"]}, "printable ASCII"),
+        ({"listen": ["unix:/s;tenant="]}, "printable ASCII"),
+        ({"listen": ["unix:/s;role=user"]}, "needs a tenant"),
+        ({"listen": ["127.0.0.1:1;tenant=a"]}, "only unix:PATH"),
+        ({"listen": ["unix:;tenant=a"]}, "the path after unix: is missing"),
+    ],
+)
+def test_settings_of_security_that_are_wrong_are_refused(
+    flags: dict[str, object], why: str
+) -> None:
+    with pytest.raises(SettingsInvalid, match=why):
+        load(flags)
+
+
+def test_a_socket_may_have_a_tenant_and_a_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUVD_LISTEN", "unix:/a;tenant=x;role=admin, unix:/b;tenant=y, [::1]:1")
+    settings, _ = load({})
+    assert settings.listeners == [
+        ("unix:/a", "x", "admin"),
+        ("unix:/b", "y", "user"),
+        ("[::1]:1", "", "user"),
+    ]
+    assert settings.has_identity
+    assert not load({"listen": ["unix:/a"]})[0].has_identity
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:1", "localhost:1", "unix:r.sock"])

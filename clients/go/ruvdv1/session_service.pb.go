@@ -484,6 +484,12 @@ const (
 	// The history does not fit into one response and has to be read page by page
 	// (FAILED_PRECONDITION).
 	ErrorReason_ERROR_REASON_RESPONSE_TOO_LARGE ErrorReason = 22
+	// The call has no credential, or one that is not valid (UNAUTHENTICATED).
+	ErrorReason_ERROR_REASON_UNAUTHENTICATED ErrorReason = 23
+	// The caller's role does not allow the call (PERMISSION_DENIED).
+	ErrorReason_ERROR_REASON_PERMISSION_DENIED ErrorReason = 24
+	// The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE).
+	ErrorReason_ERROR_REASON_IDENTITY_UNAVAILABLE ErrorReason = 25
 )
 
 // Enum value maps for ErrorReason.
@@ -512,6 +518,9 @@ var (
 		20: "ERROR_REASON_ENGINE_TIMEOUT",
 		21: "ERROR_REASON_INTERNAL",
 		22: "ERROR_REASON_RESPONSE_TOO_LARGE",
+		23: "ERROR_REASON_UNAUTHENTICATED",
+		24: "ERROR_REASON_PERMISSION_DENIED",
+		25: "ERROR_REASON_IDENTITY_UNAVAILABLE",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":            0,
@@ -537,6 +546,9 @@ var (
 		"ERROR_REASON_ENGINE_TIMEOUT":         20,
 		"ERROR_REASON_INTERNAL":               21,
 		"ERROR_REASON_RESPONSE_TOO_LARGE":     22,
+		"ERROR_REASON_UNAUTHENTICATED":        23,
+		"ERROR_REASON_PERMISSION_DENIED":      24,
+		"ERROR_REASON_IDENTITY_UNAVAILABLE":   25,
 	}
 )
 
@@ -4272,7 +4284,7 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n" +
-	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03*\xa6\x06\n" +
+	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03*\x93\a\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eERROR_REASON_SESSION_NOT_FOUND\x10\x01\x12%\n" +
@@ -4297,7 +4309,10 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x1aERROR_REASON_SHUTTING_DOWN\x10\x13\x12\x1f\n" +
 	"\x1bERROR_REASON_ENGINE_TIMEOUT\x10\x14\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10\x15\x12#\n" +
-	"\x1fERROR_REASON_RESPONSE_TOO_LARGE\x10\x162\x94\b\n" +
+	"\x1fERROR_REASON_RESPONSE_TOO_LARGE\x10\x16\x12 \n" +
+	"\x1cERROR_REASON_UNAUTHENTICATED\x10\x17\x12\"\n" +
+	"\x1eERROR_REASON_PERMISSION_DENIED\x10\x18\x12%\n" +
+	"!ERROR_REASON_IDENTITY_UNAVAILABLE\x10\x192\x94\b\n" +
 	"\x0eSessionService\x12N\n" +
 	"\rCreateSession\x12\x1d.ruvd.v1.CreateSessionRequest\x1a\x1e.ruvd.v1.CreateSessionResponse\x12E\n" +
 	"\n" +

@@ -286,6 +286,12 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """The history does not fit into one response and has to be read page by page
     (FAILED_PRECONDITION).
     """
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 23
+    """The call has no credential, or one that is not valid (UNAUTHENTICATED)."""
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 24
+    """The caller's role does not allow the call (PERMISSION_DENIED)."""
+    ERROR_REASON_IDENTITY_UNAVAILABLE: _ErrorReason.ValueType  # 25
+    """The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The values of google.rpc.ErrorInfo.reason, which omits the prefix (SESSION_NOT_FOUND). Each
@@ -340,6 +346,12 @@ ERROR_REASON_RESPONSE_TOO_LARGE: ErrorReason.ValueType  # 22
 """The history does not fit into one response and has to be read page by page
 (FAILED_PRECONDITION).
 """
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 23
+"""The call has no credential, or one that is not valid (UNAUTHENTICATED)."""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 24
+"""The caller's role does not allow the call (PERMISSION_DENIED)."""
+ERROR_REASON_IDENTITY_UNAVAILABLE: ErrorReason.ValueType  # 25
+"""The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE)."""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final

@@ -1081,6 +1081,12 @@ pub enum ErrorReason {
     /// The history does not fit into one response and has to be read page by page
     /// (FAILED_PRECONDITION).
     ResponseTooLarge = 22,
+    /// The call has no credential, or one that is not valid (UNAUTHENTICATED).
+    Unauthenticated = 23,
+    /// The caller's role does not allow the call (PERMISSION_DENIED).
+    PermissionDenied = 24,
+    /// The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE).
+    IdentityUnavailable = 25,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1112,6 +1118,9 @@ impl ErrorReason {
             Self::EngineTimeout => "ERROR_REASON_ENGINE_TIMEOUT",
             Self::Internal => "ERROR_REASON_INTERNAL",
             Self::ResponseTooLarge => "ERROR_REASON_RESPONSE_TOO_LARGE",
+            Self::Unauthenticated => "ERROR_REASON_UNAUTHENTICATED",
+            Self::PermissionDenied => "ERROR_REASON_PERMISSION_DENIED",
+            Self::IdentityUnavailable => "ERROR_REASON_IDENTITY_UNAVAILABLE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1140,6 +1149,9 @@ impl ErrorReason {
             "ERROR_REASON_ENGINE_TIMEOUT" => Some(Self::EngineTimeout),
             "ERROR_REASON_INTERNAL" => Some(Self::Internal),
             "ERROR_REASON_RESPONSE_TOO_LARGE" => Some(Self::ResponseTooLarge),
+            "ERROR_REASON_UNAUTHENTICATED" => Some(Self::Unauthenticated),
+            "ERROR_REASON_PERMISSION_DENIED" => Some(Self::PermissionDenied),
+            "ERROR_REASON_IDENTITY_UNAVAILABLE" => Some(Self::IdentityUnavailable),
             _ => None,
         }
     }

@@ -183,6 +183,12 @@ export enum ErrorReason {
    * (FAILED_PRECONDITION).
    */
   ERROR_REASON_RESPONSE_TOO_LARGE = 22,
+  /** ERROR_REASON_UNAUTHENTICATED - The call has no credential, or one that is not valid (UNAUTHENTICATED). */
+  ERROR_REASON_UNAUTHENTICATED = 23,
+  /** ERROR_REASON_PERMISSION_DENIED - The caller's role does not allow the call (PERMISSION_DENIED). */
+  ERROR_REASON_PERMISSION_DENIED = 24,
+  /** ERROR_REASON_IDENTITY_UNAVAILABLE - The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE). */
+  ERROR_REASON_IDENTITY_UNAVAILABLE = 25,
 }
 
 /** One message of a conversation. */

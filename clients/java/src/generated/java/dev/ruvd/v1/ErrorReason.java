@@ -201,6 +201,30 @@ public enum ErrorReason
    * <code>ERROR_REASON_RESPONSE_TOO_LARGE = 22;</code>
    */
   ERROR_REASON_RESPONSE_TOO_LARGE(22),
+  /**
+   * <pre>
+   * The call has no credential, or one that is not valid (UNAUTHENTICATED).
+   * </pre>
+   *
+   * <code>ERROR_REASON_UNAUTHENTICATED = 23;</code>
+   */
+  ERROR_REASON_UNAUTHENTICATED(23),
+  /**
+   * <pre>
+   * The caller's role does not allow the call (PERMISSION_DENIED).
+   * </pre>
+   *
+   * <code>ERROR_REASON_PERMISSION_DENIED = 24;</code>
+   */
+  ERROR_REASON_PERMISSION_DENIED(24),
+  /**
+   * <pre>
+   * The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE).
+   * </pre>
+   *
+   * <code>ERROR_REASON_IDENTITY_UNAVAILABLE = 25;</code>
+   */
+  ERROR_REASON_IDENTITY_UNAVAILABLE(25),
   UNRECOGNIZED(-1),
   ;
 
@@ -398,6 +422,30 @@ public enum ErrorReason
    * <code>ERROR_REASON_RESPONSE_TOO_LARGE = 22;</code>
    */
   public static final int ERROR_REASON_RESPONSE_TOO_LARGE_VALUE = 22;
+  /**
+   * <pre>
+   * The call has no credential, or one that is not valid (UNAUTHENTICATED).
+   * </pre>
+   *
+   * <code>ERROR_REASON_UNAUTHENTICATED = 23;</code>
+   */
+  public static final int ERROR_REASON_UNAUTHENTICATED_VALUE = 23;
+  /**
+   * <pre>
+   * The caller's role does not allow the call (PERMISSION_DENIED).
+   * </pre>
+   *
+   * <code>ERROR_REASON_PERMISSION_DENIED = 24;</code>
+   */
+  public static final int ERROR_REASON_PERMISSION_DENIED_VALUE = 24;
+  /**
+   * <pre>
+   * The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE).
+   * </pre>
+   *
+   * <code>ERROR_REASON_IDENTITY_UNAVAILABLE = 25;</code>
+   */
+  public static final int ERROR_REASON_IDENTITY_UNAVAILABLE_VALUE = 25;
 
 
   public final int getNumber() {
@@ -447,6 +495,9 @@ public enum ErrorReason
       case 20: return ERROR_REASON_ENGINE_TIMEOUT;
       case 21: return ERROR_REASON_INTERNAL;
       case 22: return ERROR_REASON_RESPONSE_TOO_LARGE;
+      case 23: return ERROR_REASON_UNAUTHENTICATED;
+      case 24: return ERROR_REASON_PERMISSION_DENIED;
+      case 25: return ERROR_REASON_IDENTITY_UNAVAILABLE;
       default: return null;
     }
   }

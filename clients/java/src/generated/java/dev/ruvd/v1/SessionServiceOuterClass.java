@@ -471,7 +471,7 @@ public final class SessionServiceOuterClass {
       "RANSCRIPT\020\002*\207\001\n\016ToolChoiceMode\022 \n\034TOOL_C" +
       "HOICE_MODE_UNSPECIFIED\020\000\022\031\n\025TOOL_CHOICE_" +
       "MODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_MODE_NONE\020\002\022\035" +
-      "\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\246\006\n\013ErrorR" +
+      "\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\223\007\n\013ErrorR" +
       "eason\022\034\n\030ERROR_REASON_UNSPECIFIED\020\000\022\"\n\036E" +
       "RROR_REASON_SESSION_NOT_FOUND\020\001\022%\n!ERROR" +
       "_REASON_COMPLETION_NOT_FOUND\020\002\022%\n!ERROR_" +
@@ -491,34 +491,37 @@ public final class SessionServiceOuterClass {
       "OR_REASON_STORE_UNAVAILABLE\020\022\022\036\n\032ERROR_R" +
       "EASON_SHUTTING_DOWN\020\023\022\037\n\033ERROR_REASON_EN" +
       "GINE_TIMEOUT\020\024\022\031\n\025ERROR_REASON_INTERNAL\020" +
-      "\025\022#\n\037ERROR_REASON_RESPONSE_TOO_LARGE\020\0262\224" +
-      "\010\n\016SessionService\022N\n\rCreateSession\022\035.ruv" +
-      "d.v1.CreateSessionRequest\032\036.ruvd.v1.Crea" +
-      "teSessionResponse\022E\n\nGetSession\022\032.ruvd.v" +
-      "1.GetSessionRequest\032\033.ruvd.v1.GetSession" +
-      "Response\022K\n\014ListSessions\022\034.ruvd.v1.ListS" +
-      "essionsRequest\032\035.ruvd.v1.ListSessionsRes" +
-      "ponse\022N\n\rUpdateSession\022\035.ruvd.v1.UpdateS" +
-      "essionRequest\032\036.ruvd.v1.UpdateSessionRes" +
-      "ponse\022Q\n\016AppendMessages\022\036.ruvd.v1.Append" +
-      "MessagesRequest\032\037.ruvd.v1.AppendMessages" +
-      "Response\022H\n\013ForkSession\022\033.ruvd.v1.ForkSe" +
-      "ssionRequest\032\034.ruvd.v1.ForkSessionRespon" +
-      "se\022E\n\nEndSession\022\032.ruvd.v1.EndSessionReq" +
-      "uest\032\033.ruvd.v1.EndSessionResponse\022E\n\nLis" +
-      "tModels\022\032.ruvd.v1.ListModelsRequest\032\033.ru" +
-      "vd.v1.ListModelsResponse\022Z\n\021GetSessionMe" +
-      "trics\022!.ruvd.v1.GetSessionMetricsRequest" +
-      "\032\".ruvd.v1.GetSessionMetricsResponse\022A\n\010" +
-      "Complete\022\030.ruvd.v1.CompleteRequest\032\031.ruv" +
-      "d.v1.CompleteResponse0\001\022Y\n\020ResumeComplet" +
-      "ion\022 .ruvd.v1.ResumeCompletionRequest\032!." +
-      "ruvd.v1.ResumeCompletionResponse0\001\022P\n\rBa" +
-      "tchComplete\022\035.ruvd.v1.BatchCompleteReque" +
-      "st\032\036.ruvd.v1.BatchCompleteResponse0\001\022W\n\020" +
-      "CancelCompletion\022 .ruvd.v1.CancelComplet" +
-      "ionRequest\032!.ruvd.v1.CancelCompletionRes" +
-      "ponseB\017\n\013dev.ruvd.v1P\001b\006proto3"
+      "\025\022#\n\037ERROR_REASON_RESPONSE_TOO_LARGE\020\026\022 " +
+      "\n\034ERROR_REASON_UNAUTHENTICATED\020\027\022\"\n\036ERRO" +
+      "R_REASON_PERMISSION_DENIED\020\030\022%\n!ERROR_RE" +
+      "ASON_IDENTITY_UNAVAILABLE\020\0312\224\010\n\016SessionS" +
+      "ervice\022N\n\rCreateSession\022\035.ruvd.v1.Create" +
+      "SessionRequest\032\036.ruvd.v1.CreateSessionRe" +
+      "sponse\022E\n\nGetSession\022\032.ruvd.v1.GetSessio" +
+      "nRequest\032\033.ruvd.v1.GetSessionResponse\022K\n" +
+      "\014ListSessions\022\034.ruvd.v1.ListSessionsRequ" +
+      "est\032\035.ruvd.v1.ListSessionsResponse\022N\n\rUp" +
+      "dateSession\022\035.ruvd.v1.UpdateSessionReque" +
+      "st\032\036.ruvd.v1.UpdateSessionResponse\022Q\n\016Ap" +
+      "pendMessages\022\036.ruvd.v1.AppendMessagesReq" +
+      "uest\032\037.ruvd.v1.AppendMessagesResponse\022H\n" +
+      "\013ForkSession\022\033.ruvd.v1.ForkSessionReques" +
+      "t\032\034.ruvd.v1.ForkSessionResponse\022E\n\nEndSe" +
+      "ssion\022\032.ruvd.v1.EndSessionRequest\032\033.ruvd" +
+      ".v1.EndSessionResponse\022E\n\nListModels\022\032.r" +
+      "uvd.v1.ListModelsRequest\032\033.ruvd.v1.ListM" +
+      "odelsResponse\022Z\n\021GetSessionMetrics\022!.ruv" +
+      "d.v1.GetSessionMetricsRequest\032\".ruvd.v1." +
+      "GetSessionMetricsResponse\022A\n\010Complete\022\030." +
+      "ruvd.v1.CompleteRequest\032\031.ruvd.v1.Comple" +
+      "teResponse0\001\022Y\n\020ResumeCompletion\022 .ruvd." +
+      "v1.ResumeCompletionRequest\032!.ruvd.v1.Res" +
+      "umeCompletionResponse0\001\022P\n\rBatchComplete" +
+      "\022\035.ruvd.v1.BatchCompleteRequest\032\036.ruvd.v" +
+      "1.BatchCompleteResponse0\001\022W\n\020CancelCompl" +
+      "etion\022 .ruvd.v1.CancelCompletionRequest\032" +
+      "!.ruvd.v1.CancelCompletionResponseB\017\n\013de" +
+      "v.ruvd.v1P\001b\006proto3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,

@@ -1,0 +1,101 @@
+"""The security of the daemon's addresses: TLS, and who may call, as the settings ask for them.
+
+Libraries are imported only for what is switched on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ruvd.config.identities import NamedIdentity, parse
+from ruvd.config.loader import Settings
+from ruvd.rpc.identity.authenticator import Authenticator
+from ruvd.rpc.identity.caller import Identity, Role
+from ruvd.rpc.identity.rules import IdentityRules
+from ruvd.rpc.identity.tokens import TokenFile
+from ruvd.rpc.watched_files import WatchedFiles, watch
+from ruvd.server.background import BackgroundTasks, Run
+
+if TYPE_CHECKING:
+    from ruvd.rpc.identity.web_tokens import JwtIdentities
+    from ruvd.rpc.tls import ServerTls
+
+
+@dataclass(slots=True)
+class Security:
+    """TLS and identities, what has to be watched for them, and what has to run for them."""
+
+    tls: "ServerTls | None" = None
+    watched: list[WatchedFiles] = field(default_factory=list)
+    tasks: dict[str, Run] = field(default_factory=dict)
+    _callers: Authenticator | None = None
+
+    def start(self, background: BackgroundTasks) -> None:
+        """Starts what keeps certificates, tokens and keys up to date."""
+        if self.watched:
+            background.start("files", partial(watch, self.watched))
+        for name, run in self.tasks.items():
+            background.start(name, run)
+
+    def callers(self, listener: NamedIdentity) -> Authenticator | None:
+        """Returns the check of who calls at an address; None while all identity is off."""
+        if self._callers is None or not listener.tenant:
+            return self._callers
+        identity = Identity(listener.tenant, Role(listener.role), listener.name)
+        return replace(self._callers, socket=identity)
+
+
+def build_security(settings: Settings) -> Security:
+    """Reads the files for TLS and identities. Raises FilesInvalid if one cannot be used."""
+    security = Security()
+    if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+        from ruvd.rpc.tls import ServerTls
+
+        security.tls = ServerTls(
+            settings.tls_cert_file, settings.tls_key_file, settings.client_ca_file
+        )
+        security.watched.append(security.tls.files)
+    if settings.has_identity:
+        security._callers = _build_callers(settings, security)  # noqa: SLF001  # its own module
+    return security
+
+
+def _build_callers(settings: Settings, security: Security) -> Authenticator:
+    certificates = tokens = None
+    if settings.certificates_identify:
+        from ruvd.rpc.identity.certificates import CertificateIdentities
+
+        certificates = CertificateIdentities(_rules(settings.client_identities))
+    if settings.tokens_file is not None:
+        tokens = TokenFile(settings.tokens_file)
+        security.watched.append(tokens.files)
+    web_tokens = _build_web_tokens(settings, security) if settings.jwt_issuer else None
+    return Authenticator(certificates, tokens, web_tokens)
+
+
+def _build_web_tokens(settings: Settings, security: Security) -> "JwtIdentities":
+    from ruvd.rpc.identity.issuer_keys import KeyFile, KeyUrl
+    from ruvd.rpc.identity.web_tokens import JwtIdentities, JwtPolicy
+
+    source: KeyFile | KeyUrl
+    if settings.jwt_jwks_file is not None:
+        source = KeyFile(settings.jwt_jwks_file)
+        security.watched.append(source.files)
+    else:
+        source = KeyUrl(
+            settings.jwt_jwks_url, settings.jwt_jwks_ca_file, settings.jwt_jwks_token_file
+        )
+        security.tasks["keys of JWTs"] = source.run
+    policy = JwtPolicy(
+        settings.jwt_issuer,
+        settings.jwt_audience,
+        settings.jwt_algorithms,
+        settings.jwt_leeway_seconds,
+        settings.jwt_tenant_claim,
+    )
+    return JwtIdentities(policy, _rules(settings.jwt_identities), source)
+
+
+def _rules(rules: Sequence[str]) -> IdentityRules:
+    return IdentityRules(parse(rule) for rule in rules)
