@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from ruvd.config.identities import NamedIdentity, parse
 from ruvd.config.loader import Settings
+from ruvd.core.ports.background import Run
 from ruvd.rpc.identity.authenticator import Authenticator
 from ruvd.rpc.identity.caller import Identity, Role
 from ruvd.rpc.identity.rules import IdentityRules
 from ruvd.rpc.identity.tokens import TokenFile
 from ruvd.rpc.watched_files import WatchedFiles, watch
-from ruvd.server.background import BackgroundTasks, Run
+from ruvd.server.background import BackgroundTasks
 
 if TYPE_CHECKING:
     from ruvd.rpc.identity.web_tokens import JwtIdentities
