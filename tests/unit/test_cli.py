@@ -39,7 +39,7 @@ def test_an_empty_address_in_the_environment_counts_as_unset(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RUVD_ADDRESS", "")
-    monkeypatch.setattr("ruvd.cli.terminal.DEFAULT_ADDRESS", NOWHERE)
+    monkeypatch.setattr("ruvd.cli.address.DEFAULT_ADDRESS", NOWHERE)
     monkeypatch.setattr("ruvd.cli.quick_health.DEFAULT_ADDRESS", NOWHERE)
     with suppress(SystemExit):
         run(command)
