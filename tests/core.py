@@ -17,7 +17,8 @@ from ruvd.core.model import CompletionEvent, Finished, Message, Role
 from ruvd.core.ports.events import Event, Observer
 from ruvd.core.ports.store import Store
 from ruvd.core.sessions.commands import SessionCommands
-from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
+from ruvd.core.sessions.model import SessionPolicy
+from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.stores.memory import MemoryStore
 
 

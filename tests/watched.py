@@ -23,7 +23,8 @@ from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.model import Message, Role
 from ruvd.core.ports.events import Event
 from ruvd.core.ports.store import Store
-from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
+from ruvd.core.sessions.model import SessionPolicy
+from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.stores.memory import MemoryStore
 from ruvd.telemetry.conventions import Conventions, Provider

@@ -3,38 +3,22 @@
 The conversion of requests is in `ruvd.rpc.requests`.
 """
 
-import asyncio
-import base64
-from collections.abc import Sequence
-
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
 from ruvd.core import model
 from ruvd.core.completions.batch import BatchOutcome, BatchSummary
-from ruvd.core.errors import ResponseTooLarge
 from ruvd.core.model import Message, Role, Session
 from ruvd.core.options import ToolChoiceMode
 from ruvd.core.ports.store import StoreCounts
-from ruvd.core.sessions.registry import SessionState
+from ruvd.core.sessions.model import SessionState
 from ruvd.core.statistics import Statistics
 from ruvd.v1 import session_service_pb2 as pb
 
 # The limits of the protos: a duration of 10,000 years, and the end of the year 9999.
 _MAX_DURATION = 315_576_000_000
 _MAX_TIMESTAMP = 253_402_300_799
-# Below the 4 MiB that a gRPC client takes by default.
-MAX_RESPONSE_BYTES = (4 << 20) - (64 << 10)
-_FIELD_BYTES = 8  # the tag and the length of a field, at most
-_SESSIONS_AT_ONCE = 50
-# What an object of a message takes besides its text, in a response and in memory.
-_MAX_MESSAGE_OVERHEAD = 256
-# The event loop gets a pause after so many bytes of messages; a short message costs as much time as
-# the copy of this many bytes.
-_BYTES_AT_ONCE = 1 << 18
-_MESSAGE_COST_BYTES = 1 << 10
-
 IF_BUSY = {
     pb.IF_BUSY_UNSPECIFIED: model.IfBusy.QUEUE,
     pb.IF_BUSY_QUEUE: model.IfBusy.QUEUE,
@@ -71,28 +55,6 @@ FINISH_REASONS = {
 }
 
 
-def page_token(cursor: int) -> str:
-    """Returns the opaque page token of a cursor; empty for cursor 0."""
-    return _token(str(cursor)) if cursor else ""
-
-
-def history_page_token(state: SessionState, first: int) -> str:
-    """Returns the token of the page that begins with message `first`; empty after the last one.
-
-    The time of creation tells the session from a later one with the same id.
-    """
-    return _token(f"{first}@{state.created.hex()}") if first < state.session.message_count else ""
-
-
-def _token(text: str) -> str:
-    return base64.urlsafe_b64encode(text.encode()).decode()
-
-
-def read_token(token: str) -> str:
-    """Returns the text of a page token. Raises ValueError if it is malformed."""
-    return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
-
-
 def session(state: SessionState, *, without_prompt: bool = False) -> pb.Session:
     """Converts a session without its messages; in a list also without its system prompt."""
     stored: Session = state.session
@@ -118,65 +80,6 @@ def session(state: SessionState, *, without_prompt: bool = False) -> pb.Session:
         model=stored.model,
         idle_timeout=duration(stored.idle_timeout_seconds),
     )
-
-
-async def add_sessions(
-    states: Sequence[SessionState], response: pb.ListSessionsResponse
-) -> tuple[int, int]:
-    """Adds as many sessions as a response may hold, at least one; returns their number and size."""
-    size = 0
-    for count, state in enumerate(states):
-        if count and count % _SESSIONS_AT_ONCE == 0:
-            await asyncio.sleep(0)  # labels may make a page large, and others are to be served
-        proto = session(state, without_prompt=True)
-        size += proto.ByteSize() + _FIELD_BYTES
-        if count and size > MAX_RESPONSE_BYTES:
-            return count, size
-        response.sessions.append(proto)
-    return len(states), size
-
-
-async def session_page(state: SessionState, *, paged: bool) -> pb.Session:
-    """Converts a session with as many of its messages as fit, if `paged` at least one.
-
-    Raises ResponseTooLarge unless `paged` if its whole history does not fit.
-    """
-    stored, messages = state.session, state.messages or ()
-    if not paged and len(messages) < stored.message_count:
-        raise too_large(stored)
-    proto = session(state)
-    size, since_pause = proto.ByteSize() + _FIELD_BYTES, 0
-    for count, each in enumerate(messages):
-        added = proto.messages.add()
-        _message(each, added)
-        message_size = added.ByteSize() + _FIELD_BYTES
-        size += message_size
-        if size > MAX_RESPONSE_BYTES and (count or not paged):
-            if not paged:
-                raise too_large(stored)
-            del proto.messages[-1]
-            break
-        since_pause += message_size + _MESSAGE_COST_BYTES
-        if since_pause > _BYTES_AT_ONCE:
-            since_pause = 0
-            await asyncio.sleep(0)
-    return proto
-
-
-def too_large(session: Session) -> ResponseTooLarge:
-    """Returns the error for a history that does not fit into one response."""
-    return ResponseTooLarge(
-        f"the session has {session.message_count} messages and {session.size_bytes} bytes, more"
-        " than fit into one response; set page_size and follow next_page_token with page_token"
-    )
-
-
-def history_bytes(session: Session, max_messages: int) -> int:
-    """Returns the size of a page of the session's history, or more."""
-    system_prompt = len(session.system_prompt.encode())
-    messages = min(session.message_count, max_messages)
-    size = session.size_bytes + messages * _MAX_MESSAGE_OVERHEAD + system_prompt
-    return min(size, MAX_RESPONSE_BYTES)
 
 
 def event(completion_event: model.CompletionEvent, into: pb.CompletionEvent) -> None:
@@ -228,7 +131,7 @@ def batch_summary(summary: BatchSummary) -> pb.BatchCompleteResponse:
 
 def _finished(finished: model.Finished, into: pb.Finished) -> None:
     into.finish_reason = FINISH_REASONS[finished.finish_reason]
-    _message(finished.message, into.message)
+    message(finished.message, into.message)
     if finished.usage is not None:
         into.usage.CopyFrom(usage(finished.usage))
     timings, proto = finished.timings, into.timings
@@ -242,18 +145,19 @@ def _finished(finished: model.Finished, into: pb.Finished) -> None:
     into.raw_finish_reason = finished.raw_finish_reason
 
 
-def _message(message: Message, into: pb.Message) -> None:
-    into.role = ROLE_PROTOS[message.role]
-    into.content = message.content
-    if message.tool_calls:
+def message(stored: Message, into: pb.Message) -> None:
+    """Converts a message into the given proto."""
+    into.role = ROLE_PROTOS[stored.role]
+    into.content = stored.content
+    if stored.tool_calls:
         into.tool_calls.extend(
             pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments)
-            for call in message.tool_calls
+            for call in stored.tool_calls
         )
-    if message.tool_call_id:
-        into.tool_call_id = message.tool_call_id
-    if message.reasoning:
-        into.reasoning = message.reasoning
+    if stored.tool_call_id:
+        into.tool_call_id = stored.tool_call_id
+    if stored.reasoning:
+        into.reasoning = stored.reasoning
 
 
 def usage(usage: model.Usage) -> pb.Usage:

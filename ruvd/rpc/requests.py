@@ -12,8 +12,8 @@ from ruvd.core.completions.completion import CompletionRef, CompletionRequest
 from ruvd.core.errors import InvalidRequest, RuvdError
 from ruvd.core.model import Message, Role
 from ruvd.core.sessions.commands import NewFork, SessionChanges
-from ruvd.core.sessions.registry import HistoryPage, NewSession, SessionPolicy
-from ruvd.rpc import convert, option_validation, validation
+from ruvd.core.sessions.model import HistoryPage, NewSession, SessionPolicy
+from ruvd.rpc import convert, option_validation, pages, validation
 from ruvd.rpc.validation import ID_RULE, Checker, RequestLimits
 from ruvd.v1 import session_service_pb2 as pb
 
@@ -205,7 +205,7 @@ def get_session(request: pb.GetSessionRequest, limits: RequestLimits) -> History
     check.raise_if_wrong()
     if not full or after is None:
         return None
-    max_bytes = convert.MAX_RESPONSE_BYTES
+    max_bytes = pages.MAX_RESPONSE_BYTES
     return HistoryPage(*after, max_messages=size or _MAX_UNPAGED, max_bytes=max_bytes)
 
 
@@ -243,7 +243,7 @@ def _cursor(token: str) -> int | None:
     if not token:
         return 0
     try:
-        cursor = int(convert.read_token(token))
+        cursor = int(pages.read_token(token))
     except ValueError:
         return None
     return cursor if 0 < cursor < _MAX_CURSOR else None
@@ -257,7 +257,7 @@ def _history_cursor(token: str) -> tuple[int, float | None] | None:
     if not token:
         return 0, None
     try:
-        first, created = convert.read_token(token).split("@")
+        first, created = pages.read_token(token).split("@")
         cursor = int(first), float.fromhex(created)
     except (ValueError, OverflowError):
         return None

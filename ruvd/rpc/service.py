@@ -15,9 +15,10 @@ from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.errors import PermissionDenied
 from ruvd.core.ports.engine import Engine
 from ruvd.core.sessions.commands import SessionCommands
-from ruvd.core.sessions.registry import HistoryPage, SessionPolicy, SessionRegistry
+from ruvd.core.sessions.model import HistoryPage, SessionPolicy
+from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
-from ruvd.rpc import convert, requests, status
+from ruvd.rpc import convert, pages, requests, status
 from ruvd.rpc.identity import caller
 from ruvd.rpc.large_responses import SMALL_BYTES, LargeResponses
 from ruvd.rpc.validation import RequestLimits
@@ -70,8 +71,8 @@ class SessionService(pb_grpc.SessionServiceServicer):
         session = (await self._sessions.get(request.session_id)).session
         is_too_long = session.message_count > page.max_messages
         if not paged and (is_too_long or session.size_bytes > page.max_bytes):
-            raise convert.too_large(session)  # no need to read it
-        size = convert.history_bytes(session, page.max_messages)
+            raise pages.too_large(session)  # no need to read it
+        size = pages.history_bytes(session, page.max_messages)
         await self._large_responses.hold(size, context)
         if size <= SMALL_BYTES:
             return await self._history(request.session_id, page, paged=paged)
@@ -82,8 +83,8 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self, session_id: str, page: HistoryPage, *, paged: bool
     ) -> pb.GetSessionResponse:
         state = await self._sessions.history(session_id, page)
-        session = await convert.session_page(state, paged=paged)
-        token = convert.history_page_token(state, page.first + len(session.messages))
+        session = await pages.session_page(state, paged=paged)
+        token = pages.history_page_token(state, page.first + len(session.messages))
         return pb.GetSessionResponse(session=session, next_page_token=token)
 
     async def ListSessions(  # noqa: D102, N802
@@ -95,8 +96,8 @@ class SessionService(pb_grpc.SessionServiceServicer):
                 states, cursor = await self._sessions.list(
                     after=page.after, limit=page.limit, labels=page.labels
                 )
-                response = pb.ListSessionsResponse(next_page_token=convert.page_token(cursor))
-                count, size = await convert.add_sessions(states, response)
+                response = pb.ListSessionsResponse(next_page_token=pages.page_token(cursor))
+                count, size = await pages.add_sessions(states, response)
                 if count == len(states):
                     break
                 page = replace(page, limit=count)  # the store's cursor is that of a whole page

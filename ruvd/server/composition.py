@@ -24,7 +24,8 @@ from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import Observer
 from ruvd.core.ports.store import Store
 from ruvd.core.sessions.commands import SessionCommands
-from ruvd.core.sessions.registry import SessionPolicy, SessionRegistry
+from ruvd.core.sessions.model import SessionPolicy
+from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.rpc.health import Readiness
 from ruvd.rpc.interceptor import RpcInterceptor

@@ -16,7 +16,8 @@ from ruvd.core.model import Session
 from ruvd.core.ports.events import Event
 from ruvd.core.ports.store import Store
 from ruvd.core.sessions.commands import SessionCommands
-from ruvd.core.sessions.registry import NewSession, SessionPolicy, SessionRegistry
+from ruvd.core.sessions.model import NewSession, SessionPolicy
+from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.server.system_clock import SystemClock
 from ruvd.stores.memory import MemoryStore
 from ruvd.stores.sqlite.store import SqliteStore

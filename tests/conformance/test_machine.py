@@ -83,7 +83,8 @@ from ruvd.core.ports.engine import EngineDone, EngineReasoning, EngineText
 from ruvd.core.ports.events import CompletionEnded, Event, SessionGone
 from ruvd.core.ports.store import Store
 from ruvd.core.sessions.commands import NewFork, SessionChanges, SessionCommands
-from ruvd.core.sessions.registry import NewSession, SessionPolicy, SessionRegistry, SessionState
+from ruvd.core.sessions.model import NewSession, SessionPolicy, SessionState
+from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.stores.memory import MemoryStore
 from ruvd.stores.sqlite.store import SqliteStore

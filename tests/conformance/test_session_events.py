@@ -17,7 +17,7 @@ from ruvd.core.ports.engine import EngineText
 from ruvd.core.ports.events import SessionCreated, SessionCreationAborted, SessionGone
 from ruvd.core.ports.store import Store
 from ruvd.core.sessions.commands import NewFork
-from ruvd.core.sessions.registry import NewSession, SessionPolicy
+from ruvd.core.sessions.model import NewSession, SessionPolicy
 from ruvd.stores.memory import MemoryStore
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from ruvd.core.errors import (
 )
 from ruvd.core.model import ContextWindow, Finished, IfBusy, Message, Role
 from ruvd.core.ports.engine import EngineText
-from ruvd.core.sessions.registry import SessionPolicy
+from ruvd.core.sessions.model import SessionPolicy
 from ruvd.core.sessions.turn_queue import TurnRequest
 
 

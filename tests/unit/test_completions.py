@@ -41,7 +41,7 @@ from ruvd.core.ports.engine import EngineReasoning, EngineText
 from ruvd.core.ports.events import CompletionEnded, SessionCreationAborted, SessionGone
 from ruvd.core.ports.store import Commit, RemovedSession, TurnSnapshot
 from ruvd.core.sessions.commands import NewFork
-from ruvd.core.sessions.registry import NewSession, SessionPolicy
+from ruvd.core.sessions.model import NewSession, SessionPolicy
 from ruvd.stores.memory import MemoryStore
 
 

@@ -22,7 +22,7 @@ from ruvd.core.ports.events import (
     PromptFoundEvaluated,
 )
 from ruvd.core.sessions.commands import NewFork
-from ruvd.core.sessions.registry import NewSession, SessionPolicy
+from ruvd.core.sessions.model import NewSession, SessionPolicy
 
 
 @dataclass

@@ -39,7 +39,7 @@ from ruvd.core.model import (
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.engine import EngineText
 from ruvd.core.sessions.commands import NewFork
-from ruvd.core.sessions.registry import NewSession
+from ruvd.core.sessions.model import NewSession
 
 DEADLINE_SECONDS = 30
 

@@ -26,7 +26,7 @@ from ruvd.core.model import (
 )
 from ruvd.core.options import CompletionOptions, Tool, ToolChoiceMode
 from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineReasoning, EngineText
-from ruvd.core.sessions.registry import NewSession, SessionPolicy
+from ruvd.core.sessions.model import NewSession, SessionPolicy
 
 CALLS: list[EngineChunk] = [
     EngineReasoning("I need "),

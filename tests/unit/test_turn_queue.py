@@ -24,7 +24,7 @@ from ruvd.core.ports.engine import EngineText
 from ruvd.core.ports.events import CompletionEnded, SessionGone
 from ruvd.core.ports.store import Commit, RemovedSession
 from ruvd.core.sessions.commands import SessionChanges
-from ruvd.core.sessions.registry import NewSession, SessionPolicy
+from ruvd.core.sessions.model import NewSession, SessionPolicy
 from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest
 from ruvd.stores.memory import MemoryStore
 

@@ -19,14 +19,8 @@ from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.events import Observer, SessionGone
 from ruvd.core.ports.store import Commit, Store
 from ruvd.core.sessions import idempotency, window
-from ruvd.core.sessions.registry import (
-    NewSession,
-    SessionPolicy,
-    SessionRegistry,
-    SessionState,
-    session_not_found,
-    with_messages,
-)
+from ruvd.core.sessions.model import NewSession, SessionPolicy, SessionState
+from ruvd.core.sessions.registry import SessionRegistry, session_not_found, with_messages
 from ruvd.core.sessions.tool_results import check_results
 from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest, finish_despite_cancel
 
