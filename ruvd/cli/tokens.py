@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from ruvd.cli.terminal import err, fail, out
 from ruvd.config.identities import parse
+from ruvd.core.private_files import open_private
 from ruvd.rpc.identity import tokens
 from ruvd.rpc.identity.caller import Role
 
@@ -43,7 +44,7 @@ def create(
 
 
 def _append(path: Path, line: str) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    descriptor = open_private(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     with os.fdopen(descriptor, "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         size = file.seek(0, os.SEEK_END)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fakes import FrozenClock
 
+from ruvd.cli import tokens
 from ruvd.cli.batch_files import FilesRefused, OutcomeFile
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.private_files import open_private
@@ -80,6 +81,15 @@ def test_the_outcomes_of_a_batch_are_not_written_through_a_link(
     planted(tmp_path / "own.jsonl.part")
     with OutcomeFile(tmp_path / "own.jsonl") as outcomes:
         outcomes.remove_failed()
+    assert unharmed(precious)
+
+
+def test_a_token_is_not_written_through_a_link(
+    planted: Callable[[Path], None], precious: Path, tmp_path: Path
+) -> None:
+    planted(tmp_path / "tokens")
+    with pytest.raises(SystemExit):
+        tokens.create(tenant="acme", file=tmp_path / "tokens")
     assert unharmed(precious)
 
 
