@@ -23,7 +23,7 @@ variable, file, default.
 - The file is the one given by `--config`, otherwise by `RUVD_CONFIG`, otherwise `ruvd.toml` in the
   working directory if there is one.
 - An empty environment variable counts as unset, also `RUVD_CONFIG`, `RUVD_ADDRESS` and the
-  `OTEL_*` variables.
+  `OTEL_*` variables. An empty list is written `[]`.
 - An unknown name is an error that suggests the nearest setting. All errors are reported at once,
   and `ruvd serve` exits with code 2.
 - In an environment variable, a list is written with commas between its items, or as a JSON array

