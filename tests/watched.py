@@ -12,6 +12,7 @@ from opentelemetry.sdk.metrics.export import (
     HistogramDataPoint,
     InMemoryMetricReader,
     Metric,
+    MetricsData,
     NumberDataPoint,
 )
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -29,6 +30,7 @@ from ruvd.core.statistics import Statistics
 from ruvd.stores.memory import MemoryStore
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.deferred import Deferred
+from ruvd.telemetry.histograms import with_attributes_on_points
 from ruvd.telemetry.instruments import Instruments
 from ruvd.telemetry.metered_engine import MeteredEngine
 from ruvd.telemetry.metered_store import MeteredStore
@@ -57,11 +59,15 @@ class Watched:
         tracers = TracerProvider(shutdown_on_exit=False)
         tracers.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.tracer = tracers.get_tracer("test")
-        meter = MeterProvider([self._reader], shutdown_on_exit=False).get_meter("test")
+        meters = MeterProvider([self._reader], shutdown_on_exit=False)
         self.statistics = Statistics()
         self.deferred = Deferred()
         self.instruments = Instruments(
-            meter, self.deferred, self.conventions, self.provider, self.statistics
+            lambda attributes: meters.get_meter("test", attributes=attributes),
+            self.deferred,
+            self.conventions,
+            self.provider,
+            self.statistics,
         )
         self.rpcs = RpcCalls(self.tracer, self.instruments, self.deferred)
         completion_spans = CompletionSpans(self.tracer)
@@ -119,13 +125,17 @@ class Watched:
         (span,) = self.spans(name)
         return span
 
-    def metrics(self) -> dict[str, Metric]:
+    def data(self) -> MetricsData:
+        """The metrics as they leave the process."""
         self.deferred.flush()
         data = self._reader.get_metrics_data()
         assert data is not None
+        return with_attributes_on_points(data)
+
+    def metrics(self) -> dict[str, Metric]:
         return {
             metric.name: metric
-            for resource in data.resource_metrics
+            for resource in self.data().resource_metrics
             for scope in resource.scope_metrics
             for metric in scope.metrics
         }

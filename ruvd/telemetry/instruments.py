@@ -6,12 +6,12 @@ sets are bounded: no label holds a session's id, and at most `_MAX_MODELS` model
 because a caller may name any model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any
 
 from opentelemetry.context import Context, get_current
-from opentelemetry.metrics import Histogram, Meter
+from opentelemetry.metrics import Histogram
 
 from ruvd.core.model import Usage
 from ruvd.core.ports.events import CompletionEnded, EngineTaken, Event, StoreBatch
@@ -19,9 +19,8 @@ from ruvd.core.statistics import KINDS, Statistics, kind
 from ruvd.telemetry import conventions
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.deferred import Deferred
+from ruvd.telemetry.histograms import GetMeter, LabelledHistogram, Labels
 from ruvd.telemetry.observables import ObservableInstruments
-
-Labels: TypeAlias = Mapping[str, str | int]
 
 _MAX_MODELS = 50
 STORE_OPERATIONS = (
@@ -33,13 +32,16 @@ _NO_SPAN = Context()
 
 
 @dataclass(frozen=True, slots=True)
-class _GenerationLabels:
-    """The labels of the generations of one model that ended in the same way."""
+class _GenerationSeries:
+    """The series of the generations of one model that ended in the same way."""
 
     model: Labels
-    outcome: Labels
-    input: Labels
-    output: Labels
+    duration: Histogram
+    first_chunk: Histogram
+    input: Histogram
+    output: Histogram
+    output_token: Histogram
+    first_token: Histogram
 
 
 class Instruments:
@@ -51,21 +53,28 @@ class Instruments:
 
     def __init__(
         self,
-        meter: Meter,
+        get_meter: GetMeter,
         deferred: Deferred,
         settings: Conventions,
         provider: Provider,
         statistics: Statistics,
     ) -> None:
-        self._meter = meter
+        self._get_meter = get_meter
+        meter = get_meter(None)
         self._defer = deferred.add
         self.observables = ObservableInstruments(meter)
         self.observables.observe(statistics)
         self._newest = settings.names.is_newest
         self._provider = provider.attributes()
         self._models: set[str] = set()
-        self._generation_labels: dict[tuple[str, str], _GenerationLabels] = {}
-        self._rpc_labels: dict[tuple[str, str], Labels] = {}
+        self._generations: dict[tuple[str, str], _GenerationSeries] = {}
+        self._rpcs: dict[tuple[str, str], Histogram] = {}
+        self._commits: dict[tuple[str, str], Histogram] = {}
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            CompletionEnded: self._on_ended,
+            EngineTaken: self._on_engine_taken,
+            StoreBatch: self._on_store_batch,
+        }
         names = settings.names
         self._duration = self._seconds(
             names.duration, "The duration of a generation, from the request to the end."
@@ -118,18 +127,20 @@ class Instruments:
         self._rpc = self._seconds(
             "rpc.server.call.duration", "The duration of an incoming RPC.", conventions.RPC_SECONDS
         )
-        self._completion = self._seconds(
+        completion = self._seconds(
             "ruvd.completion.duration",
             "The time from the arrival of a completion to its end. Failed completions and items of"
             " batches do not count.",
         )
-        self._kind_labels = {kind: {"ruvd.completion.kind": kind} for kind in KINDS}
-        self._batch_labels = [{"ruvd.batch": is_batch} for is_batch in (False, True)]
-        self._queue = self._seconds(
+        self._completions = {
+            kind: completion.series({"ruvd.completion.kind": kind}) for kind in KINDS
+        }
+        queue = self._seconds(
             "ruvd.queue.duration",
             "The time from the arrival of a completion until the engine took it.",
             conventions.QUEUE_SECONDS,
         )
+        self._queue = [queue.series({"ruvd.batch": is_batch}) for is_batch in (False, True)]
         self._commit = self._seconds(
             "ruvd.store.commit.duration",
             "The duration of a commit of a turn or a fork to the store.",
@@ -140,7 +151,7 @@ class Instruments:
             "{write}",
             "The number of writes that one transaction of the store committed together.",
             conventions.BATCH_WRITES,
-        )
+        ).series({})
         self._store_errors = meter.create_counter(
             "ruvd.store.errors",
             "{error}",
@@ -151,14 +162,20 @@ class Instruments:
 
     def __call__(self, event: Event) -> None:
         """Records an event. The current span becomes the exemplar."""
-        if isinstance(event, CompletionEnded):
-            if not event.failed and not event.batch:
-                self._defer(self._record_completion, event, get_current())
-        elif isinstance(event, EngineTaken):
-            labels = self._batch_labels[event.batch]
-            self._defer(self._queue.record, event.queue_seconds, labels, get_current())
-        elif isinstance(event, StoreBatch):
-            self._defer(self._batches.record, event.writes, None, _NO_SPAN)
+        handler = self._handlers.get(type(event))
+        if handler:
+            handler(event)
+
+    def _on_ended(self, event: CompletionEnded) -> None:
+        if not event.failed and not event.batch:
+            self._defer(self._record_completion, event, get_current())
+
+    def _on_engine_taken(self, event: EngineTaken) -> None:
+        record = self._queue[event.batch].record
+        self._defer(record, event.queue_seconds, None, get_current())
+
+    def _on_store_batch(self, event: StoreBatch) -> None:
+        self._defer(self._batches.record, event.writes, None, _NO_SPAN)
 
     def record_generation(
         self,
@@ -171,39 +188,42 @@ class Instruments:
     ) -> None:
         """Records a generation that ended after `seconds`. `error` is empty if it succeeded,
         `first_chunk` is the time until the first chunk, in seconds."""
-        labels = self._labels(self._model(model), error)
-        self._duration.record(seconds, labels.outcome, context)
+        series = self._series(self._model(model), error)
+        series.duration.record(seconds, None, context)
         if first_chunk is not None:
-            self._first_chunk.record(first_chunk, labels.model, context)
+            series.first_chunk.record(first_chunk, None, context)
         if self._newest:
-            self._count_tokens(labels.model, usage)
+            self._count_tokens(series.model, usage)
         if usage or self._newest:
             usage = usage or Usage()
-            self._input.record(usage.prompt_tokens, labels.input, context)
-            self._output.record(usage.completion_tokens, labels.output, context)
+            series.input.record(usage.prompt_tokens, None, context)
+            series.output.record(usage.completion_tokens, None, context)
             if not error and first_chunk is not None and usage.completion_tokens > 1:
                 per_token = (seconds - first_chunk) / (usage.completion_tokens - 1)
-                self._output_token.record(per_token, labels.model, context)
+                series.output_token.record(per_token, None, context)
 
     def record_rpc(
         self, method: str, code: str, error: str, seconds: float, context: Context
     ) -> None:
         """Records an RPC that ended with the status `code`. `error` is empty unless the server is
         to blame."""
-        labels = self._rpc_labels.get((method, code))
-        if labels is None:
+        series = self._rpcs.get((method, code))
+        if series is None:
             labels = {
                 "rpc.system.name": "grpc",
                 "rpc.method": method,
                 "rpc.response.status_code": code,
             } | _error(error)
-            self._rpc_labels[method, code] = labels
-        self._rpc.record(seconds, labels, context)
+            self._rpcs[method, code] = series = self._rpc.series(labels)
+        series.record(seconds, None, context)
 
     def record_commit(self, operation: str, error: str, seconds: float, context: Context) -> None:
         """Records a commit that ended. `error` is empty if it succeeded."""
-        labels = {"ruvd.store.operation": operation} | _error(error)
-        self._commit.record(seconds, labels, context)
+        series = self._commits.get((operation, error))
+        if series is None:
+            series = self._commit.series({"ruvd.store.operation": operation} | _error(error))
+            self._commits[operation, error] = series
+        series.record(seconds, None, context)
 
     def count_store_error(self, operation: str) -> None:
         """Counts a call that failed because the store was unavailable."""
@@ -211,24 +231,32 @@ class Instruments:
 
     def _record_completion(self, event: CompletionEnded, context: Context) -> None:
         timings = event.timings
-        self._completion.record(timings.total_seconds, self._kind_labels[kind(event)], context)
+        self._completions[kind(event)].record(timings.total_seconds, None, context)
         if timings.time_to_first_token_seconds is not None:
-            labels = self._labels(self._model(event.model), "").model
-            self._first_token.record(timings.time_to_first_token_seconds, labels, context)
+            series = self._series(self._model(event.model), "").first_token
+            series.record(timings.time_to_first_token_seconds, None, context)
 
-    def _labels(self, model: str, error: str) -> _GenerationLabels:
-        labels = self._generation_labels.get((model, error))
-        if labels is None:
+    def _series(self, model: str, error: str) -> _GenerationSeries:
+        series = self._generations.get((model, error))
+        if series is None:
             known = self._provider | {"gen_ai.request.model": model}
             outcome = known | _error(error)
             # v1.41.1 has the direction of tokens as an attribute, the newest has the error.
-            by_direction = [
+            sent, received = (
                 outcome if self._newest else known | {"gen_ai.token.type": direction}
                 for direction in ("input", "output")
-            ]
-            labels = _GenerationLabels(known, outcome, *by_direction)
-            self._generation_labels[model, error] = labels
-        return labels
+            )
+            series = _GenerationSeries(
+                model=known,
+                duration=self._duration.series(outcome),
+                first_chunk=self._first_chunk.series(known),
+                input=self._input.series(sent),
+                output=self._output.series(received),
+                output_token=self._output_token.series(known),
+                first_token=self._first_token.series(known),
+            )
+            self._generations[model, error] = series
+        return series
 
     def _count_tokens(self, model: Labels, usage: Usage | None) -> None:
         # The newest conventions count a generation without usage as 0, of an unknown modality.
@@ -248,13 +276,13 @@ class Instruments:
 
     def _seconds(
         self, name: str, text: str, bounds: Sequence[float] = conventions.OPERATION_SECONDS
-    ) -> Histogram:
+    ) -> LabelledHistogram:
         return self._histogram(name, "s", text, bounds)
 
-    def _histogram(self, name: str, unit: str, text: str, bounds: Sequence[float]) -> Histogram:
-        return self._meter.create_histogram(
-            name, unit, text, explicit_bucket_boundaries_advisory=bounds
-        )
+    def _histogram(
+        self, name: str, unit: str, text: str, bounds: Sequence[float]
+    ) -> LabelledHistogram:
+        return LabelledHistogram(self._get_meter, name, unit, text, bounds)
 
 
 def _error(error: str) -> dict[str, str | int]:

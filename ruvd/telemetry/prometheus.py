@@ -33,6 +33,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from ruvd.telemetry.deferred import Deferred
+from ruvd.telemetry.histograms import with_attributes_on_points
 
 _Bucket: TypeAlias = tuple[str, float] | tuple[str, float, Exemplar]
 _UNITS = {"s": "seconds", "By": "bytes"}
@@ -69,7 +70,7 @@ class Metrics(Collector):
         data = self._reader.get_metrics_data()
         if data is None:
             return
-        for resource in data.resource_metrics:
+        for resource in with_attributes_on_points(data).resource_metrics:
             about = _labels(resource.resource.attributes)
             yield InfoMetricFamily("target", "The daemon that these metrics describe.", about)
             for scope in resource.scope_metrics:

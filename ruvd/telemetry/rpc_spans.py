@@ -7,8 +7,8 @@ has a trace of its own, with a link to the span of the RPC that started the comp
 """
 
 import time
-from collections.abc import Iterable, Mapping
-from typing import Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
@@ -116,27 +116,38 @@ class CompletionSpans:
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
         self._link_targets: dict[str, SpanContext] = {}
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            CompletionBegan: self._on_began,
+            CompletionJoined: self._on_joined,
+            EngineTaken: self._on_engine_taken,
+            CompletionEnded: self._on_ended,
+        }
 
     def __call__(self, event: Event) -> None:
         """Records an event. The current span is that of the RPC to which the event belongs."""
-        if isinstance(event, CompletionBegan):
-            span_context = trace.get_current_span().get_span_context()
-            if span_context.is_valid:
-                self._link_targets[event.completion_id] = span_context
-                if len(self._link_targets) > _MAX_LINK_TARGETS:
-                    del self._link_targets[next(iter(self._link_targets))]
-        elif isinstance(event, CompletionJoined):
-            target = self._link_targets.get(event.completion_id)
-            if target is not None:
-                how = "resumed" if event.resumed else "deduplicated"
-                attributes = {
-                    "ruvd.completion.id": event.completion_id,
-                    "ruvd.completion.joined": how,
-                }
-                trace.get_current_span().add_link(target, attributes)
-        elif isinstance(event, EngineTaken):
-            self._record_wait(event.queue_seconds)
-        elif isinstance(event, CompletionEnded) and event.failed and not event.context_messages:
+        handler = self._handlers.get(type(event))
+        if handler:
+            handler(event)
+
+    def _on_began(self, event: CompletionBegan) -> None:
+        span_context = trace.get_current_span().get_span_context()
+        if span_context.is_valid:
+            self._link_targets[event.completion_id] = span_context
+            if len(self._link_targets) > _MAX_LINK_TARGETS:
+                del self._link_targets[next(iter(self._link_targets))]
+
+    def _on_joined(self, event: CompletionJoined) -> None:
+        target = self._link_targets.get(event.completion_id)
+        if target is not None:
+            how = "resumed" if event.resumed else "deduplicated"
+            attributes = {"ruvd.completion.id": event.completion_id, "ruvd.completion.joined": how}
+            trace.get_current_span().add_link(target, attributes)
+
+    def _on_engine_taken(self, event: EngineTaken) -> None:
+        self._record_wait(event.queue_seconds)
+
+    def _on_ended(self, event: CompletionEnded) -> None:
+        if event.failed and not event.context_messages:
             # The completion never reached the engine, so all of its time was spent in the queue.
             self._record_wait(event.timings.queue_seconds, error=event.reason)
 

@@ -45,7 +45,7 @@ class Monitoring:
         self._tracer = telemetry.tracer
         self._deferred = Deferred()
         self._instruments = Instruments(
-            telemetry.meter, self._deferred, settings, provider, statistics
+            telemetry.get_meter, self._deferred, settings, provider, statistics
         )
         self._spans = CompletionSpans(self._tracer)
         self._endpoint: Endpoint | None = None

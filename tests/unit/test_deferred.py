@@ -20,11 +20,11 @@ async def test_calls_are_made_in_order_and_not_at_once() -> None:
 
 async def test_a_complete_batch_does_not_wait_for_the_timer() -> None:
     deferred, made = Deferred(), list[int]()
-    for number in range(64):
+    for number in range(128):
         deferred.add(made.append, number)
     assert made == []
     await asyncio.sleep(0)
-    assert made == list(range(64))
+    assert made == list(range(128))
 
 
 async def test_another_thread_may_flush_and_each_call_is_made_once() -> None:
@@ -41,9 +41,9 @@ async def test_a_call_that_fails_does_not_stop_later_ones() -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, about: failures.append(repr(about["exception"])))
     deferred.add(int, "no number")
-    for number in range(63):
+    for number in range(127):
         deferred.add(made.append, number)
     await asyncio.sleep(0)
     assert len(failures) == 1
     deferred.flush()
-    assert made == list(range(63))
+    assert made == list(range(127))

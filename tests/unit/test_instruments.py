@@ -241,3 +241,19 @@ async def test_the_exemplar_of_a_generation_leads_to_its_span() -> None:
     assert exemplar.trace_id == chat.context.trace_id
     assert chat.start_time is not None
     assert exemplar.time_unix_nano >= chat.start_time
+
+
+async def test_attributes_are_on_the_points_and_on_no_scope() -> None:
+    watched = Watched()
+    await everything(watched)
+    (resource,) = watched.data().resource_metrics
+    (scope,) = resource.scope_metrics
+    assert not scope.scope.attributes
+    names = [metric.name for metric in scope.metrics]
+    assert len(names) == len(set(names))
+    (point,) = watched.histogram("rpc.server.call.duration")
+    assert dict(point.attributes or {}) == {
+        "rpc.system.name": "grpc",
+        "rpc.method": METHOD[1:],
+        "rpc.response.status_code": "OK",
+    }
