@@ -89,6 +89,10 @@ class EngineRejected(RuvdError):
     """The engine refused the request; the message is the engine's."""
 
 
+class SchemaViolated(RuvdError):
+    """The answer has ended and does not follow the JSON Schema that was asked for."""
+
+
 class RequestIdReused(RuvdError):
     """The request id was used before for a request with other content."""
 

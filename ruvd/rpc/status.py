@@ -36,6 +36,7 @@ CODES: dict[type[RuvdError], grpc.StatusCode] = {
     errors.EngineRateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.EngineRejected: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.SchemaViolated: grpc.StatusCode.ABORTED,
     errors.RequestIdReused: grpc.StatusCode.INVALID_ARGUMENT,
     errors.ContextTooLong: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SessionTooLarge: grpc.StatusCode.FAILED_PRECONDITION,

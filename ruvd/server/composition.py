@@ -157,7 +157,16 @@ def store_is_newer(settings: Settings) -> bool:
 
 
 def build_engine(settings: Settings, observer: Observer, start_task: StartTask) -> Engine:
-    """Builds the engine that the settings name."""
+    """Builds the engine that the settings name, with the check of structured answers."""
+    engine = _build_engine(settings, observer, start_task)
+    if settings.engine == "echo":
+        return engine
+    from ruvd.engines.validated.engine import ValidatedEngine
+
+    return ValidatedEngine(engine)
+
+
+def _build_engine(settings: Settings, observer: Observer, start_task: StartTask) -> Engine:
     if settings.engine == "echo":
         from ruvd.engines.echo.engine import EchoEngine
 

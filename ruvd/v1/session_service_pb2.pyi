@@ -292,6 +292,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """The caller's role does not allow the call (PERMISSION_DENIED)."""
     ERROR_REASON_IDENTITY_UNAVAILABLE: _ErrorReason.ValueType  # 25
     """The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE)."""
+    ERROR_REASON_SCHEMA_VIOLATED: _ErrorReason.ValueType  # 26
+    """The answer does not follow the JSON Schema of response_format, although the engine ended it
+    (ABORTED).
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The values of google.rpc.ErrorInfo.reason, which omits the prefix (SESSION_NOT_FOUND). Each
@@ -352,6 +356,10 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 24
 """The caller's role does not allow the call (PERMISSION_DENIED)."""
 ERROR_REASON_IDENTITY_UNAVAILABLE: ErrorReason.ValueType  # 25
 """The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE)."""
+ERROR_REASON_SCHEMA_VIOLATED: ErrorReason.ValueType  # 26
+"""The answer does not follow the JSON Schema of response_format, although the engine ended it
+(ABORTED).
+"""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final
@@ -489,7 +497,11 @@ class ResponseFormat(google.protobuf.message.Message):
     STRICT_FIELD_NUMBER: builtins.int
     JSON_OBJECT_FIELD_NUMBER: builtins.int
     json_schema: builtins.str
-    """The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte."""
+    """The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
+    An answer that ended by itself is checked, also where the engine cannot follow a rule of the
+    schema, and fails with SCHEMA_VIOLATED. An answer that was cut (LENGTH) is not checked. A schema
+    that cannot be checked is rejected, such as one with a $ref to another document.
+    """
     name: builtins.str
     """The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer"."""
     strict: builtins.bool

@@ -19,12 +19,13 @@ import psutil
 import pytest
 from embedded import SERVER, idle, until
 
-from ruvd.core.errors import ContextTooLong, EngineRejected, EngineUnavailable
+from ruvd.core.errors import ContextTooLong, EngineRejected, EngineUnavailable, SchemaViolated
 from ruvd.core.model import Message, Role
 from ruvd.core.options import CompletionOptions, ResponseFormat, Tool, ToolChoiceMode
-from ruvd.core.ports.engine import EngineDone, EngineRequest, EngineText
+from ruvd.core.ports.engine import Engine, EngineDone, EngineRequest, EngineText
 from ruvd.core.ports.events import EngineStateChanged, Event
 from ruvd.engines.llama.engine import LlamaEngine
+from ruvd.engines.validated.engine import ValidatedEngine
 
 # What `kill -9` is tried on: an engine that prints its child's id and lives on.
 PARENT = """
@@ -66,7 +67,7 @@ def form(schema: object) -> ResponseFormat:
     return ResponseFormat(json.dumps(schema))
 
 
-async def collect(engine: LlamaEngine, request: EngineRequest) -> EngineDone:
+async def collect(engine: Engine, request: EngineRequest) -> EngineDone:
     last: object = None
     async for chunk in engine.generate(request):
         last = chunk
@@ -159,6 +160,15 @@ async def test_structured_output_follows_its_schema() -> None:
         assert len(said["fruit"]) <= 12
         with pytest.raises(EngineRejected, match="nonsense"):
             await collect(engine, ask("Name a fruit.", response_format=form({"type": "nonsense"})))
+
+
+async def test_an_answer_that_llama_cpp_cannot_keep_to_its_schema_fails() -> None:
+    """The grammar leaves out `not`, so the answer has what the schema forbids."""
+    schema = {"type": "string", "enum": ["red"], "not": {"const": "red"}}
+    async with running() as engine:
+        asked = ask("Name a colour.", max_tokens=80, response_format=form(schema))
+        with pytest.raises(SchemaViolated, match='breaks the rule "not"'):
+            await collect(ValidatedEngine(engine), asked)
 
 
 async def test_further_options_reach_the_server() -> None:

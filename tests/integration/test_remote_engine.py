@@ -43,6 +43,33 @@ async def history(stub: Any, session_id: str) -> list[pb.Message]:
     return list((await stub.GetSession(request)).session.messages)
 
 
+# --- structured answers ----------------------------------------------------------------------
+
+
+async def test_an_answer_that_breaks_its_schema_fails_and_leaves_the_session_as_it_was(
+    daemon: StartDaemon,
+) -> None:
+    schema = json.dumps({"type": "object", "properties": {"a": {"pattern": r"^\p{L}\d$"}}})
+    form = pb.ResponseFormat(json_schema=schema)
+    async with facing(daemon) as (server, _, stub):
+        request = turn("hi", "s")
+        request.options.response_format.CopyFrom(form)
+        server.scripts.append(answers.text('{"a": ', '"1"}'))
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await events(stub, request)
+        assert failed.value.code() == grpc.StatusCode.ABORTED
+        assert details(failed.value)[0] == "SCHEMA_VIOLATED"
+        assert "the value at $.a breaks the rule" in str(failed.value.details())
+        missing = pb.GetSessionRequest(session_id="s")
+        with pytest.raises(grpc.aio.AioRpcError) as unknown:
+            await stub.GetSession(missing)
+        assert unknown.value.code() == grpc.StatusCode.NOT_FOUND
+        server.scripts.append(answers.text('{"a": ', finish_reason="length"))
+        assert (await events(stub, request))[-1].finished.message.content == '{"a": '
+        server.scripts.append(answers.text('{"a": "é1"}'))
+        assert (await events(stub, request))[-1].finished.message.content == '{"a": "é1"}'
+
+
 # --- answers ---------------------------------------------------------------------------------
 
 

@@ -490,6 +490,9 @@ const (
 	ErrorReason_ERROR_REASON_PERMISSION_DENIED ErrorReason = 24
 	// The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE).
 	ErrorReason_ERROR_REASON_IDENTITY_UNAVAILABLE ErrorReason = 25
+	// The answer does not follow the JSON Schema of response_format, although the engine ended it
+	// (ABORTED).
+	ErrorReason_ERROR_REASON_SCHEMA_VIOLATED ErrorReason = 26
 )
 
 // Enum value maps for ErrorReason.
@@ -521,6 +524,7 @@ var (
 		23: "ERROR_REASON_UNAUTHENTICATED",
 		24: "ERROR_REASON_PERMISSION_DENIED",
 		25: "ERROR_REASON_IDENTITY_UNAVAILABLE",
+		26: "ERROR_REASON_SCHEMA_VIOLATED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":            0,
@@ -549,6 +553,7 @@ var (
 		"ERROR_REASON_UNAUTHENTICATED":        23,
 		"ERROR_REASON_PERMISSION_DENIED":      24,
 		"ERROR_REASON_IDENTITY_UNAVAILABLE":   25,
+		"ERROR_REASON_SCHEMA_VIOLATED":        26,
 	}
 )
 
@@ -892,6 +897,9 @@ func (*ToolChoice_Function) isToolChoice_Choice() {}
 type ResponseFormat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
+	// An answer that ended by itself is checked, also where the engine cannot follow a rule of the
+	// schema, and fails with SCHEMA_VIOLATED. An answer that was cut (LENGTH) is not checked. A schema
+	// that cannot be checked is rejected, such as one with a $ref to another document.
 	JsonSchema string `protobuf:"bytes,1,opt,name=json_schema,json=jsonSchema,proto3" json:"json_schema,omitempty"`
 	// The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer".
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
@@ -4284,7 +4292,7 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n" +
-	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03*\x93\a\n" +
+	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03*\xb5\a\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eERROR_REASON_SESSION_NOT_FOUND\x10\x01\x12%\n" +
@@ -4312,7 +4320,8 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x1fERROR_REASON_RESPONSE_TOO_LARGE\x10\x16\x12 \n" +
 	"\x1cERROR_REASON_UNAUTHENTICATED\x10\x17\x12\"\n" +
 	"\x1eERROR_REASON_PERMISSION_DENIED\x10\x18\x12%\n" +
-	"!ERROR_REASON_IDENTITY_UNAVAILABLE\x10\x192\x94\b\n" +
+	"!ERROR_REASON_IDENTITY_UNAVAILABLE\x10\x19\x12 \n" +
+	"\x1cERROR_REASON_SCHEMA_VIOLATED\x10\x1a2\x94\b\n" +
 	"\x0eSessionService\x12N\n" +
 	"\rCreateSession\x12\x1d.ruvd.v1.CreateSessionRequest\x1a\x1e.ruvd.v1.CreateSessionResponse\x12E\n" +
 	"\n" +

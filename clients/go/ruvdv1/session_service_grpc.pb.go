@@ -97,7 +97,8 @@ type SessionServiceClient interface {
 	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
 	// SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
 	// COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
-	// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+	// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
+	// SHUTTING_DOWN.
 	Complete(ctx context.Context, in *CompleteRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CompleteResponse], error)
 	// ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
 	// the new ones as they occur. Clients call it after their stream broke. For a failed completion
@@ -338,7 +339,8 @@ type SessionServiceServer interface {
 	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
 	// SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
 	// COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
-	// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+	// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
+	// SHUTTING_DOWN.
 	Complete(*CompleteRequest, grpc.ServerStreamingServer[CompleteResponse]) error
 	// ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
 	// the new ones as they occur. Clients call it after their stream broke. For a failed completion

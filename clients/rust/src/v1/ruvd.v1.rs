@@ -74,6 +74,9 @@ pub mod tool_choice {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResponseFormat {
     /// The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
+    /// An answer that ended by itself is checked, also where the engine cannot follow a rule of the
+    /// schema, and fails with SCHEMA_VIOLATED. An answer that was cut (LENGTH) is not checked. A schema
+    /// that cannot be checked is rejected, such as one with a $ref to another document.
     #[prost(string, tag = "1")]
     pub json_schema: ::prost::alloc::string::String,
     /// The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer".
@@ -1087,6 +1090,9 @@ pub enum ErrorReason {
     PermissionDenied = 24,
     /// The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE).
     IdentityUnavailable = 25,
+    /// The answer does not follow the JSON Schema of response_format, although the engine ended it
+    /// (ABORTED).
+    SchemaViolated = 26,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1121,6 +1127,7 @@ impl ErrorReason {
             Self::Unauthenticated => "ERROR_REASON_UNAUTHENTICATED",
             Self::PermissionDenied => "ERROR_REASON_PERMISSION_DENIED",
             Self::IdentityUnavailable => "ERROR_REASON_IDENTITY_UNAVAILABLE",
+            Self::SchemaViolated => "ERROR_REASON_SCHEMA_VIOLATED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1152,6 +1159,7 @@ impl ErrorReason {
             "ERROR_REASON_UNAUTHENTICATED" => Some(Self::Unauthenticated),
             "ERROR_REASON_PERMISSION_DENIED" => Some(Self::PermissionDenied),
             "ERROR_REASON_IDENTITY_UNAVAILABLE" => Some(Self::IdentityUnavailable),
+            "ERROR_REASON_SCHEMA_VIOLATED" => Some(Self::SchemaViolated),
             _ => None,
         }
     }
@@ -1503,7 +1511,8 @@ pub mod session_service_client {
         /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
         /// SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
         /// COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
-        /// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+        /// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
+        /// SHUTTING_DOWN.
         pub async fn complete(
             &mut self,
             request: impl tonic::IntoRequest<super::CompleteRequest>,

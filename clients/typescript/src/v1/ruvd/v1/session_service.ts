@@ -189,6 +189,11 @@ export enum ErrorReason {
   ERROR_REASON_PERMISSION_DENIED = 24,
   /** ERROR_REASON_IDENTITY_UNAVAILABLE - The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE). */
   ERROR_REASON_IDENTITY_UNAVAILABLE = 25,
+  /**
+   * ERROR_REASON_SCHEMA_VIOLATED - The answer does not follow the JSON Schema of response_format, although the engine ended it
+   * (ABORTED).
+   */
+  ERROR_REASON_SCHEMA_VIOLATED = 26,
 }
 
 /** One message of a conversation. */
@@ -248,7 +253,12 @@ export interface ToolChoice {
 
 /** The format of the answer: JSON that conforms to json_schema, or with json_object any JSON object. */
 export interface ResponseFormat {
-  /** The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte. */
+  /**
+   * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
+   * An answer that ended by itself is checked, also where the engine cannot follow a rule of the
+   * schema, and fails with SCHEMA_VIOLATED. An answer that was cut (LENGTH) is not checked. A schema
+   * that cannot be checked is rejected, such as one with a $ref to another document.
+   */
   jsonSchema: string;
   /** The schema's name: 1 to 64 characters of A-Z a-z 0-9 _ -. Unset: "answer". */
   name: string;
@@ -5540,7 +5550,8 @@ export const SessionServiceService = {
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
    * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
    * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
-   * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+   * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
+   * SHUTTING_DOWN.
    */
   complete: {
     path: "/ruvd.v1.SessionService/Complete" as const,
@@ -5674,7 +5685,8 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
    * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
    * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
-   * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+   * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
+   * SHUTTING_DOWN.
    */
   complete: handleServerStreamingCall<CompleteRequest, CompleteResponse>;
   /**
@@ -5897,7 +5909,8 @@ export interface SessionServiceClient extends Client {
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
    * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
    * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
-   * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+   * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
+   * SHUTTING_DOWN.
    */
   complete(request: CompleteRequest, options?: Partial<CallOptions>): ClientReadableStream<CompleteResponse>;
   complete(

@@ -225,6 +225,15 @@ public enum ErrorReason
    * <code>ERROR_REASON_IDENTITY_UNAVAILABLE = 25;</code>
    */
   ERROR_REASON_IDENTITY_UNAVAILABLE(25),
+  /**
+   * <pre>
+   * The answer does not follow the JSON Schema of response_format, although the engine ended it
+   * (ABORTED).
+   * </pre>
+   *
+   * <code>ERROR_REASON_SCHEMA_VIOLATED = 26;</code>
+   */
+  ERROR_REASON_SCHEMA_VIOLATED(26),
   UNRECOGNIZED(-1),
   ;
 
@@ -446,6 +455,15 @@ public enum ErrorReason
    * <code>ERROR_REASON_IDENTITY_UNAVAILABLE = 25;</code>
    */
   public static final int ERROR_REASON_IDENTITY_UNAVAILABLE_VALUE = 25;
+  /**
+   * <pre>
+   * The answer does not follow the JSON Schema of response_format, although the engine ended it
+   * (ABORTED).
+   * </pre>
+   *
+   * <code>ERROR_REASON_SCHEMA_VIOLATED = 26;</code>
+   */
+  public static final int ERROR_REASON_SCHEMA_VIOLATED_VALUE = 26;
 
 
   public final int getNumber() {
@@ -498,6 +516,7 @@ public enum ErrorReason
       case 23: return ERROR_REASON_UNAUTHENTICATED;
       case 24: return ERROR_REASON_PERMISSION_DENIED;
       case 25: return ERROR_REASON_IDENTITY_UNAVAILABLE;
+      case 26: return ERROR_REASON_SCHEMA_VIOLATED;
       default: return null;
     }
   }

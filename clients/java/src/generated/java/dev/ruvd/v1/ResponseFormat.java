@@ -56,6 +56,9 @@ private static final long serialVersionUID = 0L;
   /**
    * <pre>
    * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
+   * An answer that ended by itself is checked, also where the engine cannot follow a rule of the
+   * schema, and fails with SCHEMA_VIOLATED. An answer that was cut (LENGTH) is not checked. A schema
+   * that cannot be checked is rejected, such as one with a $ref to another document.
    * </pre>
    *
    * <code>string json_schema = 1;</code>
@@ -77,6 +80,9 @@ private static final long serialVersionUID = 0L;
   /**
    * <pre>
    * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
+   * An answer that ended by itself is checked, also where the engine cannot follow a rule of the
+   * schema, and fails with SCHEMA_VIOLATED. An answer that was cut (LENGTH) is not checked. A schema
+   * that cannot be checked is rejected, such as one with a $ref to another document.
    * </pre>
    *
    * <code>string json_schema = 1;</code>
@@ -569,6 +575,9 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
+     * An answer that ended by itself is checked, also where the engine cannot follow a rule of the
+     * schema, and fails with SCHEMA_VIOLATED. An answer that was cut (LENGTH) is not checked. A schema
+     * that cannot be checked is rejected, such as one with a $ref to another document.
      * </pre>
      *
      * <code>string json_schema = 1;</code>
@@ -589,6 +598,9 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
+     * An answer that ended by itself is checked, also where the engine cannot follow a rule of the
+     * schema, and fails with SCHEMA_VIOLATED. An answer that was cut (LENGTH) is not checked. A schema
+     * that cannot be checked is rejected, such as one with a $ref to another document.
      * </pre>
      *
      * <code>string json_schema = 1;</code>
@@ -610,6 +622,9 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
+     * An answer that ended by itself is checked, also where the engine cannot follow a rule of the
+     * schema, and fails with SCHEMA_VIOLATED. An answer that was cut (LENGTH) is not checked. A schema
+     * that cannot be checked is rejected, such as one with a $ref to another document.
      * </pre>
      *
      * <code>string json_schema = 1;</code>
@@ -627,6 +642,9 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
+     * An answer that ended by itself is checked, also where the engine cannot follow a rule of the
+     * schema, and fails with SCHEMA_VIOLATED. An answer that was cut (LENGTH) is not checked. A schema
+     * that cannot be checked is rejected, such as one with a $ref to another document.
      * </pre>
      *
      * <code>string json_schema = 1;</code>
@@ -641,6 +659,9 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
+     * An answer that ended by itself is checked, also where the engine cannot follow a rule of the
+     * schema, and fails with SCHEMA_VIOLATED. An answer that was cut (LENGTH) is not checked. A schema
+     * that cannot be checked is rejected, such as one with a $ref to another document.
      * </pre>
      *
      * <code>string json_schema = 1;</code>

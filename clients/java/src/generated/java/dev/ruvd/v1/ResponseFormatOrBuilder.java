@@ -13,6 +13,9 @@ public interface ResponseFormatOrBuilder extends
   /**
    * <pre>
    * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
+   * An answer that ended by itself is checked, also where the engine cannot follow a rule of the
+   * schema, and fails with SCHEMA_VIOLATED. An answer that was cut (LENGTH) is not checked. A schema
+   * that cannot be checked is rejected, such as one with a $ref to another document.
    * </pre>
    *
    * <code>string json_schema = 1;</code>
@@ -22,6 +25,9 @@ public interface ResponseFormatOrBuilder extends
   /**
    * <pre>
    * The JSON Schema that the answer conforms to, as JSON text, sent to the engine byte for byte.
+   * An answer that ended by itself is checked, also where the engine cannot follow a rule of the
+   * schema, and fails with SCHEMA_VIOLATED. An answer that was cut (LENGTH) is not checked. A schema
+   * that cannot be checked is rejected, such as one with a $ref to another document.
    * </pre>
    *
    * <code>string json_schema = 1;</code>

@@ -471,7 +471,7 @@ public final class SessionServiceOuterClass {
       "RANSCRIPT\020\002*\207\001\n\016ToolChoiceMode\022 \n\034TOOL_C" +
       "HOICE_MODE_UNSPECIFIED\020\000\022\031\n\025TOOL_CHOICE_" +
       "MODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_MODE_NONE\020\002\022\035" +
-      "\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\223\007\n\013ErrorR" +
+      "\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\265\007\n\013ErrorR" +
       "eason\022\034\n\030ERROR_REASON_UNSPECIFIED\020\000\022\"\n\036E" +
       "RROR_REASON_SESSION_NOT_FOUND\020\001\022%\n!ERROR" +
       "_REASON_COMPLETION_NOT_FOUND\020\002\022%\n!ERROR_" +
@@ -494,34 +494,35 @@ public final class SessionServiceOuterClass {
       "\025\022#\n\037ERROR_REASON_RESPONSE_TOO_LARGE\020\026\022 " +
       "\n\034ERROR_REASON_UNAUTHENTICATED\020\027\022\"\n\036ERRO" +
       "R_REASON_PERMISSION_DENIED\020\030\022%\n!ERROR_RE" +
-      "ASON_IDENTITY_UNAVAILABLE\020\0312\224\010\n\016SessionS" +
-      "ervice\022N\n\rCreateSession\022\035.ruvd.v1.Create" +
-      "SessionRequest\032\036.ruvd.v1.CreateSessionRe" +
-      "sponse\022E\n\nGetSession\022\032.ruvd.v1.GetSessio" +
-      "nRequest\032\033.ruvd.v1.GetSessionResponse\022K\n" +
-      "\014ListSessions\022\034.ruvd.v1.ListSessionsRequ" +
-      "est\032\035.ruvd.v1.ListSessionsResponse\022N\n\rUp" +
-      "dateSession\022\035.ruvd.v1.UpdateSessionReque" +
-      "st\032\036.ruvd.v1.UpdateSessionResponse\022Q\n\016Ap" +
-      "pendMessages\022\036.ruvd.v1.AppendMessagesReq" +
-      "uest\032\037.ruvd.v1.AppendMessagesResponse\022H\n" +
-      "\013ForkSession\022\033.ruvd.v1.ForkSessionReques" +
-      "t\032\034.ruvd.v1.ForkSessionResponse\022E\n\nEndSe" +
-      "ssion\022\032.ruvd.v1.EndSessionRequest\032\033.ruvd" +
-      ".v1.EndSessionResponse\022E\n\nListModels\022\032.r" +
-      "uvd.v1.ListModelsRequest\032\033.ruvd.v1.ListM" +
-      "odelsResponse\022Z\n\021GetSessionMetrics\022!.ruv" +
-      "d.v1.GetSessionMetricsRequest\032\".ruvd.v1." +
-      "GetSessionMetricsResponse\022A\n\010Complete\022\030." +
-      "ruvd.v1.CompleteRequest\032\031.ruvd.v1.Comple" +
-      "teResponse0\001\022Y\n\020ResumeCompletion\022 .ruvd." +
-      "v1.ResumeCompletionRequest\032!.ruvd.v1.Res" +
-      "umeCompletionResponse0\001\022P\n\rBatchComplete" +
-      "\022\035.ruvd.v1.BatchCompleteRequest\032\036.ruvd.v" +
-      "1.BatchCompleteResponse0\001\022W\n\020CancelCompl" +
-      "etion\022 .ruvd.v1.CancelCompletionRequest\032" +
-      "!.ruvd.v1.CancelCompletionResponseB\017\n\013de" +
-      "v.ruvd.v1P\001b\006proto3"
+      "ASON_IDENTITY_UNAVAILABLE\020\031\022 \n\034ERROR_REA" +
+      "SON_SCHEMA_VIOLATED\020\0322\224\010\n\016SessionService" +
+      "\022N\n\rCreateSession\022\035.ruvd.v1.CreateSessio" +
+      "nRequest\032\036.ruvd.v1.CreateSessionResponse" +
+      "\022E\n\nGetSession\022\032.ruvd.v1.GetSessionReque" +
+      "st\032\033.ruvd.v1.GetSessionResponse\022K\n\014ListS" +
+      "essions\022\034.ruvd.v1.ListSessionsRequest\032\035." +
+      "ruvd.v1.ListSessionsResponse\022N\n\rUpdateSe" +
+      "ssion\022\035.ruvd.v1.UpdateSessionRequest\032\036.r" +
+      "uvd.v1.UpdateSessionResponse\022Q\n\016AppendMe" +
+      "ssages\022\036.ruvd.v1.AppendMessagesRequest\032\037" +
+      ".ruvd.v1.AppendMessagesResponse\022H\n\013ForkS" +
+      "ession\022\033.ruvd.v1.ForkSessionRequest\032\034.ru" +
+      "vd.v1.ForkSessionResponse\022E\n\nEndSession\022" +
+      "\032.ruvd.v1.EndSessionRequest\032\033.ruvd.v1.En" +
+      "dSessionResponse\022E\n\nListModels\022\032.ruvd.v1" +
+      ".ListModelsRequest\032\033.ruvd.v1.ListModelsR" +
+      "esponse\022Z\n\021GetSessionMetrics\022!.ruvd.v1.G" +
+      "etSessionMetricsRequest\032\".ruvd.v1.GetSes" +
+      "sionMetricsResponse\022A\n\010Complete\022\030.ruvd.v" +
+      "1.CompleteRequest\032\031.ruvd.v1.CompleteResp" +
+      "onse0\001\022Y\n\020ResumeCompletion\022 .ruvd.v1.Res" +
+      "umeCompletionRequest\032!.ruvd.v1.ResumeCom" +
+      "pletionResponse0\001\022P\n\rBatchComplete\022\035.ruv" +
+      "d.v1.BatchCompleteRequest\032\036.ruvd.v1.Batc" +
+      "hCompleteResponse0\001\022W\n\020CancelCompletion\022" +
+      " .ruvd.v1.CancelCompletionRequest\032!.ruvd" +
+      ".v1.CancelCompletionResponseB\017\n\013dev.ruvd" +
+      ".v1P\001b\006proto3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,
