@@ -21,7 +21,7 @@ from ruvd.engines.chat.body import BodyDecoder
 from ruvd.engines.chat.credentials import ApiKey
 from ruvd.engines.chat.errors import CONNECTION_ERRORS, EngineErrorTranslator, response_error
 from ruvd.engines.chat.redirects import redirect_target
-from ruvd.engines.chat.request import encode
+from ruvd.engines.chat.request import Rewrite, encode
 from ruvd.engines.chat.retryable import was_stale
 from ruvd.engines.http.content_encoding import decoded
 from ruvd.engines.http.timeouts import ReadTimeout
@@ -50,7 +50,8 @@ class ChatCompletionsClient:
     `read_seconds` limits each silence, also before the first byte, when a long prompt is evaluated;
     None is no limit. Without `keep_alive` every request has a connection of its own: llama.cpp
     announces keep-alive and yet closes after a streamed answer, so a pooled connection may be
-    closed before it is used. Every method raises the errors of the table in `errors`.
+    closed before it is used. `rewrite` changes the messages that are sent. Every method raises the
+    errors of the table in `errors`.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class ChatCompletionsClient:
         read_seconds: float | None = None,
         keep_alive: bool = True,
         max_tokens_field: str = "max_tokens",
+        rewrite: Rewrite | None = None,
     ) -> None:
         self._api_key = api_key or ApiKey()
         self._translated_errors = EngineErrorTranslator(self._api_key.redact)
         self._translated_head_errors = EngineErrorTranslator(self._api_key.redact, before_head=True)
         self._max_tokens_field = max_tokens_field
+        self._rewrite = rewrite
         self._read_seconds = read_seconds
         self._connect_seconds = connect_seconds
         self._transport = transport
@@ -123,6 +126,18 @@ class ChatCompletionsClient:
             async with aclosing(await self._send(request, timeout)) as response:
                 await _read_body(response, _MAX_BODY_BYTES, timeout)
 
+    def encode(
+        self, request: EngineRequest, *, model: str, extra: Mapping[str, Any] = _NO_FIELDS
+    ) -> bytes:
+        """Returns the body of a request. Raises as `request.encode`."""
+        return encode(
+            request,
+            model=model,
+            extra=extra,
+            max_tokens_field=self._max_tokens_field,
+            rewrite=self._rewrite,
+        )
+
     async def complete(
         self,
         request: EngineRequest,
@@ -137,7 +152,7 @@ class ChatCompletionsClient:
         `extra` is added to the body and `headers` to the request's headers. Raises EngineTimeout
         after the `deadline`, a time of the loop's clock.
         """
-        body = encode(request, model=model, extra=extra, max_tokens_field=self._max_tokens_field)
+        body = self.encode(request, model=model, extra=extra)
         extra_headers = {**request.trace_headers, **headers}
         http_request = Request(
             "POST",

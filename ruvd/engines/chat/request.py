@@ -7,8 +7,8 @@ a message with tool calls has a `content` of null, as OpenAI's own clients send 
 llama-server accept null and no `content` alike).
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -17,6 +17,8 @@ from ruvd.core.model import Message, Role
 from ruvd.core.options import RESERVED_FIELDS, ResponseFormat, Tool, ToolChoiceMode
 from ruvd.core.ports.engine import EngineRequest
 from ruvd.engines.chat.history import sendable
+
+Rewrite: TypeAlias = Callable[[Sequence[Message]], Sequence[Message]]
 
 _UNCHANGED_OPTIONS = (
     "parallel_tool_calls", "temperature", "top_p", "seed", "frequency_penalty", "presence_penalty",
@@ -29,13 +31,16 @@ def encode(
     model: str,
     extra: Mapping[str, Any],
     max_tokens_field: str = "max_tokens",
+    rewrite: Rewrite | None = None,
 ) -> bytes:
     """Returns the body, with the adapter's `extra` fields and then the caller's `extra_body`.
 
-    Raises EngineRejected if `extra_body` would replace a field.
+    `rewrite` changes the messages that are sent. Raises EngineRejected if `extra_body` would
+    replace a field.
     """
     options = request.options
-    messages = [_message(message) for message in sendable(request.messages)]
+    mended = sendable(request.messages)
+    messages = [_message(message) for message in (rewrite(mended) if rewrite else mended)]
     body: dict[str, Any] = {"model": model, "messages": messages}
     if options.tools:
         body["tools"] = [_tool(tool) for tool in options.tools]

@@ -13,7 +13,6 @@ from ruvd.core.model import Message, Role
 from ruvd.core.ports.engine import EngineRequest
 from ruvd.core.text import common_beginning
 from ruvd.engines.chat.client import ChatCompletionsClient
-from ruvd.engines.chat.request import encode
 from ruvd.engines.llama.prompt import Prompt
 from ruvd.engines.llama.server import ROOT
 
@@ -97,7 +96,7 @@ class PromptEvaluator:
         return one[: common_beginning(one, two)]
 
     async def _text(self, request: EngineRequest) -> str:
-        body = encode(request, model=self.model, extra={})
+        body = self.client.encode(request, model=self.model)
         return (await self._post("apply-template", body, _Template)).prompt
 
     async def _tokens(self, text: str, *, is_whole: bool = True) -> list[int]:

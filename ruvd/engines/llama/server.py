@@ -27,9 +27,11 @@ from ruvd.engines.chat.credentials import ApiKey
 from ruvd.engines.chat.retryable import Refused
 from ruvd.engines.http.http1 import Http1Transport
 from ruvd.engines.http.transport import Transport
+from ruvd.engines.llama.control_tokens import ControlTokens
 from ruvd.engines.llama.heartbeat import Pulse
 from ruvd.engines.llama.model_file import find_model, fingerprint
 from ruvd.engines.llama.supervisor import Launch
+from ruvd.engines.llama.vocabulary import Vocabulary, read_vocabulary
 
 # The URL of the server. The transport ignores the host, as it connects to a Unix socket.
 ROOT = "http://engine"
@@ -109,6 +111,7 @@ class LlamaServer:
             self._directory = await asyncio.to_thread(_private_directory)
         await asyncio.to_thread(_delete_files, self._directory)
         model_path, states_path = await asyncio.to_thread(self._find_paths, self._directory)
+        control_tokens = await asyncio.to_thread(_control_tokens, model_path)
         socket_path = self._directory / "s.sock"
         self._capabilities = None
         api_key = secrets.token_urlsafe(32)
@@ -117,6 +120,7 @@ class LlamaServer:
             base_url=f"{ROOT}/v1",
             api_key=ApiKey(api_key),
             keep_alive=False,
+            rewrite=control_tokens.broken_up,
         )
         settings = {
             **asdict(self._settings),
@@ -201,6 +205,15 @@ class LlamaServer:
         self._threads = settings.threads or _usable_cores()
         states = fingerprint(model_path, server_path, settings.server_args, settings.context_tokens)
         return model_path, self._open_states(private, states)
+
+
+def _control_tokens(model_path: Path) -> ControlTokens:
+    """Blocks."""
+    try:
+        return ControlTokens(read_vocabulary(model_path))
+    except (OSError, ValueError) as error:
+        _log.warning("the control tokens of %s are not known: %s", model_path, error)
+        return ControlTokens(Vocabulary())
 
 
 def _cpu_seconds(pid: int) -> float:
