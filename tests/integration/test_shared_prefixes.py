@@ -229,3 +229,32 @@ async def test_a_private_call_with_a_prefix_key_neither_uses_nor_leaves_anything
         assert (await answer(engine, replace(request, prefix_key=""))).cached_tokens == 0
         public = replace(request, options=replace(request.options, bypass_cache=False))
         assert (await answer(engine, replace(public, prefix_key=""))).cached_tokens < 20
+
+
+async def test_a_shared_prefix_goes_with_the_session_whose_turn_it_was_evaluated_for() -> None:
+    async with running() as engine:
+        document = DOCUMENTS["harbour"]
+        await answer(engine, ask(document, "What only Ann knows: 1234.", "k", "ann"))
+        assert engine.files()
+        engine.cache.forget("ann")
+
+        async def gone() -> bool:
+            return not engine.files()
+
+        await until(gone)
+        await answer(engine, ask(document, QUESTIONS[0], "k", "ben"))
+        shared = await answer(engine, ask(document, QUESTIONS[1], "k", "cay"))
+        assert shared.cached_tokens > 200
+
+
+async def test_a_session_that_ends_while_its_prefix_is_saved_leaves_no_file() -> None:
+    async with running() as engine:
+        gate = engine.wire.gate("save")
+        asking = asyncio.create_task(
+            answer(engine, ask(DOCUMENTS["harbour"], QUESTIONS[0], "k", "ann"))
+        )
+        await gate.reached.wait()
+        engine.cache.forget("ann")
+        gate.open()
+        await asking
+        assert engine.files() == []

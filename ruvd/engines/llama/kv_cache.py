@@ -187,7 +187,7 @@ class KvCache:
         """See `PrefixCache.forget`."""
         if self._server is not None:
             self._server.slots.end_session(session_key)
-        states = self._files.of_session(session_key) if self._files else []
+        states = self._files.with_content_of(session_key) if self._files else []
         if self._files and states:
             remove = partial(self._files.remove, *states)
             task = self._start_task("deletion of KV states", remove)

@@ -85,12 +85,14 @@ class SharedPrefixes:
             entry.was_tried = True
             return None
         slot.set_content(prompt_of(request), slot.request_session)
-        await asyncio.shield(slot.run_to_end(self._save(transfer, slot, entry)))
+        await asyncio.shield(slot.run_to_end(self._save(transfer, slot, entry, request)))
         return done
 
-    async def _save(self, transfer: SlotTransfer, slot: Slot, entry: _Entry) -> None:
+    async def _save(
+        self, transfer: SlotTransfer, slot: Slot, entry: _Entry, request: EngineRequest
+    ) -> None:
         try:
-            state = await transfer.save(slot)
+            state = await transfer.save(slot, source=request.session_key)
             # A state that is too large is remembered as tried; each request would save it again.
             entry.state = None if state is None or state.removed else state
         finally:

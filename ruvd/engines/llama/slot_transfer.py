@@ -47,10 +47,11 @@ class SlotTransfer:
         if slot.is_worth_saving:
             await self.save(slot, slot.session_key)
 
-    async def save(self, slot: Slot, session_key: str = "") -> State | None:
+    async def save(self, slot: Slot, session_key: str = "", source: str = "") -> State | None:
         """Saves a slot, which the caller holds; returns None if that failed, which is logged.
 
-        With a `session_key` it is that session's state, deleted if the session ended meanwhile.
+        With a `session_key` it is that session's state; otherwise its `source` is the session whose
+        request has the slot, if one has. It is deleted if that session ended meanwhile.
         """
         name, content = "", slot.content
         began = time.monotonic()
@@ -69,9 +70,10 @@ class SlotTransfer:
             if name:
                 await self.files.discard(name)
             return None
-        state = State(name, content, session_key, saved.n_written)
+        state = State(name, content, session_key, saved.n_written, source)
         self._observer(EngineStateMoved("save", "ok", time.monotonic() - began))
-        if session_key and session_key != slot.session_key:
+        has_ended = session_key and session_key != slot.session_key
+        if has_ended or (source and source != slot.request_session):
             await self.files.remove(state)
             return None
         if session_key:

@@ -39,14 +39,16 @@ class State:
     """One state file.
 
     Of a file of an earlier daemon `content` is unknown, and `sha256` has to be verified.
-    `session_key` is empty if it belongs to no session. `failures` counts connections that broke
-    while the server was to read it.
+    `session_key` is empty if it belongs to no session. A shared prefix has the whole prompt that it
+    was evaluated with, which is of the session `source` unless that is empty. `failures` counts
+    connections that broke while the server was to read it.
     """
 
     name: str
     content: Prompt | None
     session_key: str
     size_bytes: int
+    source: str = ""
     sealed: bool = False
     sha256: str = ""
     failures: int = 0
@@ -146,6 +148,15 @@ class StateFiles:
         """Returns the states of a session: one, or more after a daemon was killed in `add`."""
         states = self._states.values()
         return [state for state in states if session_key and state.session_key == session_key]
+
+    def with_content_of(self, session_key: str) -> list[State]:
+        """Returns the states that have to go when the session ends."""
+        states = self._states.values()
+        return [
+            state
+            for state in states
+            if session_key and session_key in (state.session_key, state.source)
+        ]
 
     def best(self, prompt: Prompt, session_key: str, common: int) -> State | None:
         """Returns the state that has most in common with the prompt, or None unless that is much
