@@ -79,6 +79,13 @@ class Settings(ListeningSettings):
     llama_batch_tokens: int = _engine(
         256, "Prompt tokens evaluated at a time. A cancel waits for that many.", ge=32
     )
+    llama_max_memory_bytes: int | None = _engine(
+        None,
+        "Memory of the embedded engine's process, in bytes, without the model file; one that needs "
+        "more is replaced. Unset: three quarters of the control group's limit, or 2 GiB more than "
+        "it uses when it is up.",
+        ge=64 << 20,
+    )
     kv_cache_bytes: int = _engine(
         2 << 30,
         "Bytes of saved KV states, for more sessions than slots and for restarts. 0: none.",
@@ -186,7 +193,7 @@ class Settings(ListeningSettings):
     max_memory_bytes: int | None = _limits(
         None,
         "Memory of the daemon, in bytes; near it calls are refused. Unset: the control group's "
-        "limit, or 512 MiB without one.",
+        "limit less that of the embedded engine's process, or 512 MiB without a group.",
         ge=128 << 20,
     )
     max_request_bytes: int = _limits(4 << 20, "Largest request, in bytes.", ge=1024, le=1 << 28)

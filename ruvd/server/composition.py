@@ -32,7 +32,8 @@ from ruvd.rpc.interceptor import RpcInterceptor
 from ruvd.rpc.service import SessionService
 from ruvd.rpc.validation import RequestLimits
 from ruvd.server import logs, runtime_tuning
-from ruvd.server.memory_budget import MemoryBudget, default_limit_bytes
+from ruvd.server.memory_budget import MemoryBudget
+from ruvd.server.memory_limits import daemon_limit_bytes, engine_limit_bytes, group_limit_bytes
 from ruvd.telemetry import conventions, environment
 
 if TYPE_CHECKING:
@@ -211,6 +212,7 @@ def _build_engine(settings: Settings, observer: Observer, start_task: StartTask)
         slots=settings.llama_slots,
         threads=settings.llama_threads,
         batch_tokens=settings.llama_batch_tokens,
+        max_memory_bytes=engine_limit_bytes(settings, group_limit_bytes()),
         start_seconds=settings.engine_start_seconds,
         hang_seconds=settings.engine_hang_seconds,
         states_path=settings.states_path,
@@ -224,7 +226,7 @@ def _build_engine(settings: Settings, observer: Observer, start_task: StartTask)
 def build_memory_budget(settings: Settings, core: Core, readiness: Readiness) -> MemoryBudget:
     """Builds the memory budget, which fails completions and turns readiness off."""
     return MemoryBudget(
-        settings.max_memory_bytes or default_limit_bytes(),
+        daemon_limit_bytes(settings, group_limit_bytes()),
         settings.max_request_bytes,
         shed=core.completions.shed,
         on_change=readiness.set_overloaded,

@@ -15,10 +15,9 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 
 from ruvd.core.errors import Overloaded
 
@@ -28,13 +27,8 @@ _CRITICAL_SHARE = 0.95
 _INTERVAL_SECONDS = 0.1
 # A collection of all garbage stalls the event loop, so it is made this often at most.
 _RETURN_SECONDS = 5.0
-_DEFAULT_BYTES = 512 << 20
 # A request's bytes, its proto, its messages, the prompt's JSON and its encoding.
 _COST_OF_A_BYTE = 6
-_CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),  # version 2
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
-)
 # The share of the limit for requests that are being received, and the number of them at least.
 _RECEIVING_SHARE = 0.1
 _MIN_RECEIVING = 4
@@ -172,19 +166,6 @@ class Receiving:
         # after a second at most.
         if self._budget:
             self._budget.count_receiving(-1)
-
-
-def default_limit_bytes(paths: Iterable[Path] = _CGROUP_LIMITS) -> int:
-    """Returns the memory limit of the control group, or 512 MiB if there is none."""
-    total = os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
-    for path in paths:
-        try:
-            limit = int(path.read_text())
-        except (OSError, ValueError):  # there is no such file, or it says `max`
-            continue
-        if limit < total:
-            return limit
-    return _DEFAULT_BYTES
 
 
 def resident_bytes() -> int:

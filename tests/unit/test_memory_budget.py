@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 from core import Core, failed, settle
@@ -12,7 +11,7 @@ from virtual_time import in_virtual_time
 
 from ruvd.core.errors import Overloaded
 from ruvd.core.ports.engine import EngineText
-from ruvd.server.memory_budget import MemoryBudget, default_limit_bytes, resident_bytes
+from ruvd.server.memory_budget import MemoryBudget, resident_bytes
 
 LIMIT = 1000
 
@@ -121,19 +120,6 @@ async def test_the_completions_that_hold_the_most_are_failed_first() -> None:
     assert medium.can_be_cancelled
     await core.completions.drain(0)
     assert not core.completions.shed()
-
-
-@pytest.mark.parametrize(
-    ("text", "limit"),
-    [("402653184\n", 384 << 20), ("max\n", 512 << 20), ("9223372036854771712", 512 << 20)],
-    ids=["a limit", "version 2 without one", "version 1 without one"],
-)
-def test_the_limit_is_that_of_the_control_group_where_there_is_one(
-    tmp_path: Path, text: str, limit: int
-) -> None:
-    path = tmp_path / "memory.max"
-    path.write_text(text)
-    assert default_limit_bytes([tmp_path / "missing", path]) == limit
 
 
 def test_the_resident_memory_is_that_of_this_process() -> None:

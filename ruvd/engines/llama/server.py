@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from ruvd.engines.http.http1 import Http1Transport
 from ruvd.engines.http.transport import Transport
 from ruvd.engines.llama.control_tokens import ControlTokens
 from ruvd.engines.llama.heartbeat import Pulse
+from ruvd.engines.llama.memory_limit import limit_memory, says_out_of_memory
 from ruvd.engines.llama.model_file import find_model, fingerprint
 from ruvd.engines.llama.supervisor import Launch
 from ruvd.engines.llama.vocabulary import Vocabulary, read_vocabulary
@@ -78,6 +79,7 @@ class ServerSettings:
     slots: int
     threads: int
     batch_tokens: int
+    max_memory_bytes: int | None
 
 
 class LlamaServer:
@@ -135,14 +137,17 @@ class LlamaServer:
         child = [sys.executable, "-P", "-m", "ruvd.engines.llama.child", str(os.getpid())]
         return Launch(child, msgspec.json.encode(settings) + b"\n")
 
-    async def is_up(self) -> bool:
-        """Returns whether the process has loaded its model."""
+    async def is_up(self, pid: int) -> bool:
+        """Returns whether the process has loaded its model, after limiting its memory then."""
         if self.client is None:
             return False
         try:
-            return (await self.client.call("GET", f"{ROOT}/health", _Health)).status == "ok"
-        except RuvdError:
-            return False
+            health = await self.client.call("GET", f"{ROOT}/health", _Health)
+            if is_up := health.status == "ok":
+                await asyncio.to_thread(self._limit_memory, pid)
+        except (RuvdError, ProcessLookupError, FileNotFoundError):
+            return False  # it is not up yet, or has ended
+        return is_up
 
     async def supports_tools(self, client: ChatCompletionsClient) -> bool:
         """Returns whether the model's chat template supports tools; asks each process once.
@@ -178,6 +183,14 @@ class LlamaServer:
         """Returns whether a line of output is above llama.cpp's log level info."""
         return _INFORMATION.match(line) is None
 
+    def explain_exit(self, lines: Iterable[str]) -> str:
+        """Returns what the last lines of output say about the memory limit, "" if nothing."""
+        if not any(says_out_of_memory(line) for line in lines):
+            return ""
+        limit = self._settings.max_memory_bytes
+        size = "" if limit is None else f" of {limit} bytes"
+        return f"it reached its memory limit{size} (llama_max_memory_bytes)"
+
     def went_up(self, seconds: float) -> None:
         """Reports to the observer and logs that the server is up."""
         size = f"{self._settings.slots} slots of {self._settings.context_tokens} tokens"
@@ -195,6 +208,18 @@ class LlamaServer:
             await self.client.close()
         if self._directory is not None:
             await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+
+    def _limit_memory(self, pid: int) -> None:
+        """Limits the memory of the process, unless the system does not let us. Blocks."""
+        max_bytes, own = self._settings.max_memory_bytes, self._settings.server_path is not None
+        if own and max_bytes is None:
+            return  # it may have caches of its own that grow
+        try:
+            limit_memory(pid, max_bytes)
+        except (ProcessLookupError, FileNotFoundError):
+            raise
+        except OSError as error:
+            _log.warning("the engine's memory is not limited: %s", error)
 
     def _find_paths(self, private: Path) -> tuple[Path, Path]:
         """Returns the paths of the model and of saved states, after checking all files. Blocks."""

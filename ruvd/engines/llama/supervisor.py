@@ -12,7 +12,7 @@ import os
 import signal
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -52,7 +52,7 @@ class Child(Protocol):
     async def prepare(self) -> Launch:
         """Prepares a start. Raises EngineUnavailable if another try would not help."""
 
-    async def is_up(self) -> bool:
+    async def is_up(self, pid: int) -> bool:
         """Returns whether the child that was started last is up. Raises nothing."""
 
     async def pulse(self, pid: int, seconds: float) -> Pulse:
@@ -60,6 +60,9 @@ class Child(Protocol):
 
     def may_explain_exit(self, line: str) -> bool:
         """Returns whether a line of the child's output may say why it died."""
+
+    def explain_exit(self, lines: Iterable[str]) -> str:
+        """Returns the reason of an exit that these lines of output tell, "" if none."""
 
     def went_up(self, seconds: float) -> None:
         """Is called when the child is up, `seconds` after its start."""
@@ -182,11 +185,11 @@ class Supervisor:
         try:
             if process.stdin is not None:
                 process.stdin.write(launch.stdin)
-            if not await self._is_up_in_time(exited):
+            if not await self._is_up_in_time(process.pid, exited):
                 self._failed_starts += 1
                 if not exited.done():
                     return f"the engine did not come up within {self._start_seconds:g} s"
-                return await _exit_reason("while starting", exited, output, lines)
+                return await self._exit_reason("while starting", exited, output, lines)
             self._failed_starts = 0
             self._change(up=True, reason="")
             self._child.went_up(loop.time() - began)
@@ -196,7 +199,7 @@ class Supervisor:
             _signal_group(process.pid, signal.SIGKILL)
             if loop.time() - came_up >= _STABLE_SECONDS:
                 self._backoff_seconds = _MIN_BACKOFF_SECONDS
-            return hang_reason or await _exit_reason("while running", exited, output, lines)
+            return hang_reason or await self._exit_reason("while running", exited, output, lines)
         finally:
             try:
                 await finish_despite_cancel(_end(process, exited))
@@ -224,6 +227,17 @@ class Supervisor:
         self._change(up=False, reason=reason)
         return reason
 
+    async def _exit_reason(
+        self, when: str, exited: asyncio.Task[int], output: asyncio.Task[None], lines: deque[str]
+    ) -> str:
+        """Returns a text with the child's exit status and its last lines of output."""
+        # A process that left the group may hold the pipe open, so the wait for its end is bounded.
+        await asyncio.wait([output], timeout=1.0)
+        code = exited.result()
+        how = f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
+        parts = [f"the engine {how} {when}", self._child.explain_exit(lines), "; ".join(lines)]
+        return ": ".join(part for part in parts if part)
+
     async def _read_output(self, process: Process, lines: deque[str]) -> None:
         """Logs output at DEBUG, as it may contain messages; keeps what may explain an exit."""
         rest = b""
@@ -242,10 +256,10 @@ class Supervisor:
             if self._child.may_explain_exit(text):
                 lines.append(text)
 
-    async def _is_up_in_time(self, exited: asyncio.Task[int]) -> bool:
+    async def _is_up_in_time(self, pid: int, exited: asyncio.Task[int]) -> bool:
         try:
             async with asyncio.timeout(self._start_seconds):
-                while not await _unless(exited, self._child.is_up()):
+                while not await _unless(exited, self._child.is_up(pid)):
                     if exited.done():
                         return False
                     await asyncio.wait([exited], timeout=_POLL_SECONDS)
@@ -262,18 +276,6 @@ async def _unless(exited: asyncio.Task[int], question: Awaitable[bool]) -> bool:
         return asked.done() and asked.result()
     finally:
         asked.cancel()
-
-
-async def _exit_reason(
-    when: str, exited: asyncio.Task[int], output: asyncio.Task[None], lines: deque[str]
-) -> str:
-    """Returns a text with the child's exit status and its last lines of output."""
-    # A process that left the group may hold the pipe open, so the wait for its end is bounded.
-    await asyncio.wait([output], timeout=1.0)
-    code = exited.result()
-    how = f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
-    last = "; ".join(lines)
-    return f"the engine {how} {when}" + (f": {last}" if last else "")
 
 
 async def _end(process: Process, exited: asyncio.Task[int]) -> None:

@@ -1,0 +1,52 @@
+"""The defaults of the memory limits of the daemon and of the engine's process.
+
+In a control group both have to fit into its limit, or the kernel kills one of them.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ruvd.config.loader import Settings
+
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),  # version 2
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
+)
+_DEFAULT_BYTES = 512 << 20
+_ENGINE_SHARE = 0.75
+_MIN_DAEMON_BYTES = 128 << 20
+
+
+def group_limit_bytes(paths: Iterable[Path] = _CGROUP_LIMITS) -> int | None:
+    """Returns the memory limit of the control group, None if there is none."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in paths:
+        try:
+            limit = int(path.read_text())
+        except (OSError, ValueError):  # there is no such file, or it says `max`
+            continue
+        if limit < total:
+            return limit
+    return None
+
+
+def engine_limit_bytes(settings: Settings, group: int | None) -> int | None:
+    """Returns the limit of the engine's process, None if it has none of the settings or group.
+
+    In a control group it is three quarters of the group's limit, less if the daemon needs more.
+    """
+    if settings.llama_max_memory_bytes is not None or group is None:
+        return settings.llama_max_memory_bytes
+    daemon = settings.max_memory_bytes or _MIN_DAEMON_BYTES
+    return max(0, min(int(group * _ENGINE_SHARE), group - daemon))
+
+
+def daemon_limit_bytes(settings: Settings, group: int | None) -> int:
+    """Returns the limit of the daemon: what the engine's process leaves of the group's limit."""
+    if settings.max_memory_bytes is not None:
+        return settings.max_memory_bytes
+    if group is None:
+        return _DEFAULT_BYTES
+    engine = engine_limit_bytes(settings, group) if settings.engine == "llama" else None
+    return max(min(group, _MIN_DAEMON_BYTES), group - (engine or 0))
