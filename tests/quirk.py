@@ -17,6 +17,7 @@ and `answers.CUT`, `RESET` or `STALL` is sent as it is. The rest is what must co
 | `error` | the class of the error, instead of an answer |
 | `words` | what the error's text must contain; several are a tuple |
 | `retried` | whether the request was sent again; the second response is then the text `AGAIN` |
+| `models` | the response to `GET /models`, with health checks running |
 | `request`, `settings`, `path` | what is asked, settings of the engine, and what follows `/v1` |
 | `sends` | a check of the requests that the server got, called with the `Upstream` |
 
@@ -74,6 +75,7 @@ class Quirk:
     error: type[RuvdError] | None = None
     words: str | tuple[str, ...] = ()
     retried: bool = False
+    models: Answer | None = None
     request: Ask = Ask()
     settings: Mapping[str, Any] = field(default_factory=dict)
     path: str = ""
@@ -172,6 +174,12 @@ async def check(quirk: Quirk) -> None:
     async with serving() as server, _engine(server.url + quirk.path, quirk.settings) as engine:
         server.scripts.append(quirk.answer)
         server.answer = lambda _: text(AGAIN)
+        if (models := quirk.models) is not None:
+            server.lookup = lambda _: models
+            await engine.start()
+            await server.until(lambda: server.lookups, seconds=60.0)
+            if not engine.is_ready:
+                await engine.ready()
         got = await _outcome(engine, quirk.request)
         assert _expected(quirk, got) == {name: got[name] for name in _expected(quirk, got)}, got
         for words in [quirk.words] if isinstance(quirk.words, str) else quirk.words:

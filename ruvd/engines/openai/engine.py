@@ -125,8 +125,7 @@ class OpenAIEngine:
     @property
     def is_ready(self) -> bool:
         """See `Engine.is_ready`."""
-        has_checked = self._check_task is None or self._first_check_done.is_set()
-        return has_checked and not self._is_closed and self._reported_up is not False
+        return not self._is_closed and not self._is_out_of_reach()
 
     async def ready(self) -> None:
         """Waits for the first health check. Raises EngineUnavailable if all servers are down."""
@@ -134,7 +133,7 @@ class OpenAIEngine:
         if self._check_task is not None:
             await self._first_check_done.wait()
         self._check_open()
-        if self._reported_up is False:
+        if self._is_out_of_reach():
             raise EngineUnavailable(self._down_reason())
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
@@ -297,6 +296,10 @@ class OpenAIEngine:
             self._report_state()
         else:
             await asyncio.gather(*(upstream.check(seconds) for upstream in upstreams))
+
+    def _is_out_of_reach(self) -> bool:
+        """Returns whether no server can be reached. One that answers may serve completions."""
+        return self._reported_up is False and not any(u.answers for u in self._upstreams)
 
     def _report_state(self) -> None:
         """Tells the observer if the engine as a whole has come up or gone down."""

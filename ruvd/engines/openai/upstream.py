@@ -9,17 +9,24 @@ from typing import Self
 from ruvd.core.errors import RuvdError
 from ruvd.core.ports.engine import EngineChunk, EngineRequest
 from ruvd.engines.chat.client import ChatCompletionsClient
-from ruvd.engines.chat.retryable import Refused, is_failing, refuses_credentials
+from ruvd.engines.chat.retryable import (
+    Refused,
+    is_failing,
+    never_sent,
+    refuses_credentials,
+)
 from ruvd.engines.openai.affinity import Affinity
 from ruvd.engines.openai.circuit_breaker import CircuitBreaker, Permit
 
+_NOT_SERVING = (502, 503, 504)
 _log = logging.getLogger("ruvd.engine")
 
 
 class Upstream:
     """One server. `up` is None until it is known; `problem` is the reason why it does not work.
 
-    `changed` is called when either has changed.
+    `answers` is whether it has answered anything at all: then calls are let through, because only
+    they show whether completions work. `changed` is called when `up` or `problem` has changed.
     """
 
     def __init__(
@@ -35,19 +42,37 @@ class Upstream:
         self.breaker = breaker
         self.up: bool | None = None
         self.problem = ""
+        self.answers = False
+        self._completes: bool | None = None  # as the last completion has shown
         self._affinity = affinity
         self._changed = changed
 
     async def check(self, seconds: float) -> None:
-        """Checks whether the server is up: any answer with a status below 500 proves it."""
+        """Checks whether the server is up, by a request for its models.
+
+        Any answer with a status below 500 proves it. If there is none, though the server can be
+        reached, the last completion decides: some servers serve completions and no models.
+        """
         try:
             await self.client.ping(seconds=seconds)
         except RuvdError as error:
-            is_up = not is_failing(error)
-            is_problem = not is_up or refuses_credentials(error)
-            self.set_state(up=is_up, problem=str(error) if is_problem else "")
+            self.answers = not never_sent(error)
+            is_problem = is_failing(error) or refuses_credentials(error)
+            is_up = not is_failing(error) or (self.answers and self._may_complete(error))
+            text = f"no answer to GET /models: {error}" if is_failing(error) else str(error)
+            self.set_state(up=is_up, problem=text if is_problem else "")
         else:
+            self.answers = True
             self.set_state(up=True)
+
+    def _may_complete(self, error: RuvdError) -> bool:
+        """Returns whether completions work, or may work as none has been tried.
+
+        A server that is starting and a gateway without a server behind it say so by their status.
+        """
+        if self._completes is not None:
+            return self._completes
+        return not (isinstance(error.__cause__, Refused) and error.__cause__.status in _NOT_SERVING)
 
     def set_state(self, *, up: bool, problem: str = "") -> None:
         """Sets whether the server is up. A server that comes up gets a closed circuit."""
@@ -79,9 +104,14 @@ class Upstream:
             )
             first = await anext(chunks)
         except BaseException as error:
-            self.breaker.record(permit, failed=_has_failed(error, begun=False))
+            has_failed = _has_failed(error, begun=False)
+            if has_failed is not None:
+                self._completes = not has_failed
+            self.breaker.record(permit, failed=has_failed)
             raise
-        self.set_state(up=True)
+        self._completes = self.answers = True
+        if not self.up:
+            self.set_state(up=True)
         if self.breaker.is_probe(permit):  # other calls do not wait for the end of a long answer
             self.breaker.record(permit, failed=False)
         return Call(first, chunks, self.breaker, permit)
