@@ -3887,7 +3887,8 @@ type Finished struct {
 	// The number of exchanges in the session after this one; 0 if stateless.
 	ExchangeCount int64 `protobuf:"varint,5,opt,name=exchange_count,json=exchangeCount,proto3" json:"exchange_count,omitempty"`
 	// The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
-	// gives none. A word without a known meaning has the finish reason STOP.
+	// gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
+	// if the daemon's setting of that name has ended the answer.
 	RawFinishReason string `protobuf:"bytes,6,opt,name=raw_finish_reason,json=rawFinishReason,proto3" json:"raw_finish_reason,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache

@@ -185,7 +185,8 @@ class AnswerGenerator:
                     answer.first_output = self._clock.monotonic()
                 room -= self._append(chunk, log, answer, room)
                 if room < 0:
-                    answer.done = EngineDone(FinishReason.LENGTH)
+                    word = "max_answer_bytes"
+                    answer.done = EngineDone(FinishReason.LENGTH, raw_finish_reason=word)
                     break
         if answer.done is None:
             raise EngineUnavailable("the engine's answer ended before it was complete")

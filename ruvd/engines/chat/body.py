@@ -16,7 +16,8 @@ from ruvd.engines.chat.stream import AnswerDecoder
 
 _DONE = (b"[done]", b"done")
 _MAX_DONE_BYTES = 32
-_MAX_JSON_BYTES = 16 << 20
+# An answer of the largest size, of which each character may be escaped, fits in one piece.
+_MAX_PIECE_BYTES = 24 << 20
 _BLANK = b" \t\r\n\xef\xbb\xbf"
 
 
@@ -27,7 +28,7 @@ class BodyDecoder:
         self.answer = AnswerDecoder()
         self.ended = False  # after [DONE], everything is ignored
         self._content_type = content_type
-        self._events = SseDecoder()
+        self._events = SseDecoder(_MAX_PIECE_BYTES)
         self._is_json: bool | None = None  # None until the first byte has come
         self._is_object = False
         self._parts: list[bytes] = []
@@ -82,8 +83,8 @@ class BodyDecoder:
             self._is_json = content[:1] in (b"{", b"[")
             if not self._is_json:
                 return b"".join(self._parts)
-        if self._size > _MAX_JSON_BYTES:
-            raise EventTooLarge(f"an answer without events is longer than {_MAX_JSON_BYTES} bytes")
+        if self._size > _MAX_PIECE_BYTES:
+            raise EventTooLarge(f"an answer without events is longer than {_MAX_PIECE_BYTES} bytes")
         return b""
 
     def _no_stream(self) -> EngineUnavailable:

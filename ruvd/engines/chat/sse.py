@@ -5,6 +5,7 @@ it. It is written by hand because httpx-sse 0.4.3 decodes line by line and does 
 size. A part with one event of 150 bytes takes it 1.3 µs of CPU time, and this decoder 0.7 µs.
 """
 
+_MAX_PENDING_BYTES = 64
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -58,7 +59,9 @@ class SseDecoder:
 
     @property
     def pending(self) -> bytes:
-        """The data of the event that has not ended."""
+        """The data of the event that has not ended, if it is short."""
+        if self._data_bytes + self._buffered_bytes > _MAX_PENDING_BYTES:
+            return b""
         line = b"".join(self._buffered)
         lines = [*self._data, _data(line)] if line.startswith(b"data:") else self._data
         return b"\n".join(lines)

@@ -1953,7 +1953,8 @@ class Finished(google.protobuf.message.Message):
     """The number of exchanges in the session after this one; 0 if stateless."""
     raw_finish_reason: builtins.str
     """The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
-    gives none. A word without a known meaning has the finish reason STOP.
+    gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
+    if the daemon's setting of that name has ended the answer.
     """
     @property
     def message(self) -> Global___Message:

@@ -771,7 +771,8 @@ pub struct Finished {
     #[prost(int64, tag = "5")]
     pub exchange_count: i64,
     /// The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
-    /// gives none. A word without a known meaning has the finish reason STOP.
+    /// gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
+    /// if the daemon's setting of that name has ended the answer.
     #[prost(string, tag = "6")]
     pub raw_finish_reason: ::prost::alloc::string::String,
 }

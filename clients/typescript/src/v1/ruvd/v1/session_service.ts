@@ -919,7 +919,8 @@ export interface Finished {
   exchangeCount: number;
   /**
    * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
-   * gives none. A word without a known meaning has the finish reason STOP.
+   * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
+   * if the daemon's setting of that name has ended the answer.
    */
   rawFinishReason: string;
 }

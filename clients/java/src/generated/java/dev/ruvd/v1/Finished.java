@@ -211,7 +211,8 @@ private static final long serialVersionUID = 0L;
   /**
    * <pre>
    * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
-   * gives none. A word without a known meaning has the finish reason STOP.
+   * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
+   * if the daemon's setting of that name has ended the answer.
    * </pre>
    *
    * <code>string raw_finish_reason = 6;</code>
@@ -233,7 +234,8 @@ private static final long serialVersionUID = 0L;
   /**
    * <pre>
    * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
-   * gives none. A word without a known meaning has the finish reason STOP.
+   * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
+   * if the daemon's setting of that name has ended the answer.
    * </pre>
    *
    * <code>string raw_finish_reason = 6;</code>
@@ -1309,7 +1311,8 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
-     * gives none. A word without a known meaning has the finish reason STOP.
+     * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
+     * if the daemon's setting of that name has ended the answer.
      * </pre>
      *
      * <code>string raw_finish_reason = 6;</code>
@@ -1330,7 +1333,8 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
-     * gives none. A word without a known meaning has the finish reason STOP.
+     * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
+     * if the daemon's setting of that name has ended the answer.
      * </pre>
      *
      * <code>string raw_finish_reason = 6;</code>
@@ -1352,7 +1356,8 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
-     * gives none. A word without a known meaning has the finish reason STOP.
+     * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
+     * if the daemon's setting of that name has ended the answer.
      * </pre>
      *
      * <code>string raw_finish_reason = 6;</code>
@@ -1370,7 +1375,8 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
-     * gives none. A word without a known meaning has the finish reason STOP.
+     * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
+     * if the daemon's setting of that name has ended the answer.
      * </pre>
      *
      * <code>string raw_finish_reason = 6;</code>
@@ -1385,7 +1391,8 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
-     * gives none. A word without a known meaning has the finish reason STOP.
+     * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
+     * if the daemon's setting of that name has ended the answer.
      * </pre>
      *
      * <code>string raw_finish_reason = 6;</code>

@@ -123,7 +123,8 @@ public interface FinishedOrBuilder extends
   /**
    * <pre>
    * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
-   * gives none. A word without a known meaning has the finish reason STOP.
+   * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
+   * if the daemon's setting of that name has ended the answer.
    * </pre>
    *
    * <code>string raw_finish_reason = 6;</code>
@@ -133,7 +134,8 @@ public interface FinishedOrBuilder extends
   /**
    * <pre>
    * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
-   * gives none. A word without a known meaning has the finish reason STOP.
+   * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
+   * if the daemon's setting of that name has ended the answer.
    * </pre>
    *
    * <code>string raw_finish_reason = 6;</code>
