@@ -96,7 +96,11 @@ async def test_an_engine_that_aborts_at_its_limit_is_replaced_and_the_reason_is_
     server.write_text(SERVER.replace("while True:", GREEDY + "while True:"))
     server.chmod(0o700)
     events: list[Event] = []
-    own: dict[str, Any] = {"server_path": server, "server_args": ("--extra", "yes"), "max_memory_bytes": 500 << 20}
+    own: dict[str, Any] = {
+        "server_path": server,
+        "server_args": ("--extra", "yes"),
+        "max_memory_bytes": 500 << 20,
+    }
     async with running(events, **own) as engine:
         pid = engine.pid
         assert pid is not None
