@@ -19,6 +19,7 @@ from ruvd.stores.sqlite import reads, removals, writes
 from ruvd.stores.sqlite.database import DatabaseFile
 from ruvd.stores.sqlite.housekeeping import Housekeeping
 from ruvd.stores.sqlite.purge import purge_step
+from ruvd.stores.sqlite.reserve import Reserve
 from ruvd.stores.sqlite.session_cache import SessionCache
 
 FOREVER = 1e9
@@ -32,7 +33,7 @@ class Writer:
         self.path = path
         self.file = DatabaseFile(path, "normal")
         self.db = self.file.open_writer()
-        self.housekeeping = Housekeeping(self.file, now=lambda: self.seconds)
+        self.housekeeping = Housekeeping(self.file, Reserve(path), now=lambda: self.seconds)
         self.seconds = 0.0
         self.cache = SessionCache(1 << 20, 1 << 18)
         self.random = random.Random(seed)
@@ -144,7 +145,7 @@ def test_what_an_earlier_daemon_left_is_erased_after_a_start(writer: Writer) -> 
         while purge_step(writer.db):
             pass
         writer.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    writer.housekeeping.opened()
+    writer.housekeeping.opened(writer.db)
     writer.erase()
     assert writer.ended_in_files() == set()
 

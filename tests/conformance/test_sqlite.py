@@ -117,7 +117,9 @@ def file_bytes(path: Path) -> int:
 
 
 def disk_bytes(path: Path) -> int:
-    return sum(each.stat().st_size for each in path.parent.iterdir())
+    """The size of all files of the store but its reserve for a full disk."""
+    files = (each for each in path.parent.iterdir() if each.suffix != ".reserve")
+    return sum(each.stat().st_size for each in files)
 
 
 def states(seen: list[Event]) -> list[bool]:
@@ -253,6 +255,7 @@ async def test_only_the_owner_can_read_the_files(path: Path) -> None:
                 "ruvd.db-wal": "0o600",
                 "ruvd.db-shm": "0o600",
                 "ruvd.db.lock": "0o600",
+                "ruvd.db.reserve": "0o600",
             }
     finally:
         os.umask(before)

@@ -5,6 +5,10 @@ then in the write-ahead log; older frames of the log and the database file still
 So within seconds the log is copied into the file and emptied, and the unused space of the pages
 that were in it is overwritten (see `page_file`). This is the only place that does a checkpoint:
 SQLite's own would let the log be overwritten before its pages are known.
+
+On a full disk the room of the reserve serves to delete sessions, and nothing else is written until
+the reserve is there again. Deleted pages are then not overwritten, which would need room in the
+log, but all are returned to the file system.
 """
 
 import sqlite3
@@ -16,6 +20,7 @@ from itertools import islice
 from ruvd.stores.sqlite.database import DatabaseFile
 from ruvd.stores.sqlite.page_file import logged_pages
 from ruvd.stores.sqlite.purge import purge_step, return_free_pages
+from ruvd.stores.sqlite.reserve import Reserve
 
 # The time from the first deletion to the next checkpoint, which serves all deletions until then.
 _ERASE_SECONDS = 2.0
@@ -23,7 +28,10 @@ _ERASE_SECONDS = 2.0
 _RETRY_SECONDS = 0.5
 # The time that a checkpoint waits for such a transaction. Writes wait as long.
 _BUSY_MILLISECONDS = 50
-_MAX_LOG_BYTES = 4 * 1024 * 1024
+# There is no room: on the disk, or (EDQUOT, EFBIG) within a quota or a limit.
+_DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+_FULL_STEP_ROWS = 50
+_FULL_SECONDS = 1.0
 # The pages that a step scrubs, which takes about 5 ms.
 _STEP_PAGES = 1_000
 # A longer log, which grows during a backup, is not read: all pages of the file are scrubbed.
@@ -33,28 +41,86 @@ _MAX_FINISH_SECONDS = 5.0
 
 
 class Housekeeping:
-    """The work of one writer on its file. All methods run on the writer's thread."""
+    """The work of one writer on its file. All methods run on the writer's thread.
 
-    def __init__(self, file: DatabaseFile, now: Callable[[], float] = time.monotonic) -> None:
+    `disk_full` is called with the fault when the disk has become full, and with None when it has
+    room again.
+    """
+
+    def __init__(
+        self,
+        file: DatabaseFile,
+        reserve: Reserve,
+        disk_full: Callable[[str | None], None] = lambda _: None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._file = file
+        self._reserve = reserve
+        self._disk_full = disk_full
         self._now = now
+        self._is_full = False
         self._erase_at: float | None = None
         self._retry_at = 0.0
         # Pages to scrub: those of the last logs, and those from a number on.
         self._pages: set[int] = set()
         self._next_page: int | None = None
 
-    def opened(self) -> None:
+    def opened(self, db: sqlite3.Connection) -> None:
         """Plans to scrub the whole file, as nobody knows what a killed daemon has left in it."""
         self._next_page = _FIRST_PAGE
         self._plan(0.0)
+        if self._is_full:
+            _overwrite_free_pages(db, "FAST")
+        else:
+            self._reserve.take()
 
     def is_log_full(self) -> bool:
         """Whether the log has reached the size at which it is to be emptied, and may be now."""
-        return self._file.log_bytes() >= _MAX_LOG_BYTES and self._now() >= self._retry_at
+        max_bytes = self._reserve.size_bytes // 2
+        return self._file.log_bytes() >= max_bytes and self._now() >= self._retry_at
+
+    def make_room(self, db: sqlite3.Connection | None, error: Exception) -> str | None:
+        """Returns None unless the error says that the disk is full.
+
+        Otherwise rolls back the transaction, makes room for one that deletes something, and returns
+        a message for the operator.
+        """
+        if not isinstance(error, sqlite3.Error) or error.sqlite_errorcode not in _DISK_FULL:
+            return None
+        if db is not None:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            _overwrite_free_pages(db, "FAST")
+        self._reserve.give_back()
+        fault = f"{self._file.explain(error)}; sessions can still be read and ended"
+        if not self._is_full:
+            self._is_full = True
+            self._disk_full(fault)
+        return fault
 
     def step(self, db: sqlite3.Connection) -> float | None:
         """Does a step of milliseconds. Returns the seconds until the next one is due, or None."""
+        try:
+            return self._step_on_full_disk(db) if self._is_full else self._step(db)
+        except sqlite3.Error as error:
+            was_held = self._reserve.is_held
+            if self.make_room(db, error) is None:
+                raise
+            return 0.0 if was_held else _FULL_SECONDS
+
+    def _step_on_full_disk(self, db: sqlite3.Connection) -> float:
+        has_more = purge_step(db, _FULL_STEP_ROWS) or return_free_pages(db, spare=0)
+        is_erased = self._erase(db)
+        if has_more:
+            return 0.0
+        if not is_erased or not self._reserve.take():
+            return _FULL_SECONDS
+        _overwrite_free_pages(db, "ON")
+        self._is_full = False
+        self._disk_full(None)
+        return 0.0
+
+    def _step(self, db: sqlite3.Connection) -> float | None:
         now = self._now()
         is_due = self._erase_at is not None and now >= self._erase_at
         if self.is_log_full() or (is_due and now >= self._retry_at):
@@ -124,6 +190,11 @@ class Housekeeping:
             if self._next_page > count:
                 self._next_page = None
         return taken
+
+
+def _overwrite_free_pages(db: sqlite3.Connection, mode: str) -> None:
+    """Sets whether pages are overwritten when they become free (`ON`) or only rows (`FAST`)."""
+    db.execute(f"PRAGMA secure_delete = {mode}").fetchone()
 
 
 def _checkpoint(db: sqlite3.Connection) -> bool:

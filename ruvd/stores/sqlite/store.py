@@ -2,9 +2,11 @@
 
 One thread commits the writes in groups. Another one reads through its own connection, so that a
 long read never delays a commit. The store is up while the last transaction of both threads has
-succeeded. While it is down, each call tries again.
+succeeded. While it is down, each call tries again. On a full disk, sessions can be read and deleted
+until there is room again.
 """
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +30,7 @@ from ruvd.stores.sqlite import reads, removals, writes
 from ruvd.stores.sqlite.clock import resume_clock, store_reading, store_step
 from ruvd.stores.sqlite.database import DatabaseFile, Durability
 from ruvd.stores.sqlite.housekeeping import Housekeeping
+from ruvd.stores.sqlite.reserve import Reserve
 from ruvd.stores.sqlite.session_cache import SessionCache
 from ruvd.stores.sqlite.worker import SqliteWorker
 
@@ -59,7 +62,6 @@ class SqliteStore:
         self._path = path
         self._clock = clock
         self._file = DatabaseFile(path, durability)
-        self._housekeeping = Housekeeping(self._file)
         self._observer = observer
         self._writer: SqliteWorker | None = None
         self._reader: SqliteWorker | None = None
@@ -77,16 +79,19 @@ class SqliteStore:
         Raises StoreLocked if another process has it open, and StoreUnavailable if it cannot be
         used. After the latter, each call tries to open it again.
         """
+        report_disk = partial(self._report_from_thread, asyncio.get_running_loop(), "disk")
+        housekeeping = Housekeeping(self._file, Reserve(self._path), report_disk)
         self._writer = SqliteWorker(
             "store-writer",
             self._file,
-            self._open_writer,
+            partial(self._open_writer, housekeeping),
             partial(self._report, "writer"),
             committed=lambda writes: self._observer(StoreBatch(writes)),
             begin="BEGIN IMMEDIATE",
-            idle=self._housekeeping.step,
-            is_urgent=self._housekeeping.is_log_full,
-            finish=self._housekeeping.finish,
+            idle=housekeeping.step,
+            is_urgent=housekeeping.is_log_full,
+            finish=housekeeping.finish,
+            make_room=housekeeping.make_room,
             rolled_back=self._session_cache.clear,
             on_exit=self._file.release,
         )
@@ -161,7 +166,9 @@ class SqliteStore:
 
     async def end(self, session_id: str) -> bool:
         """See `Store.end`."""
-        return await self._write(lambda db: removals.end(db, self._session_cache, session_id))
+        return await self._write(
+            lambda db: removals.end(db, self._session_cache, session_id), deletes=True
+        )
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """See `Store.expire`."""
@@ -172,7 +179,7 @@ class SqliteStore:
             store_step(db, reading)
             return removals.expire(db, self._session_cache, now, excluded)
 
-        return await self._write(expire)
+        return await self._write(expire, deletes=True)
 
     async def list(
         self,
@@ -206,11 +213,19 @@ class SqliteStore:
         """See `Store.counts`."""
         return await self._read(lambda db: reads.counts(db, now, active_or_in_turn))
 
-    def _open_writer(self) -> sqlite3.Connection:
+    def _open_writer(self, housekeeping: Housekeeping) -> sqlite3.Connection:
+        try:
+            return self._open_writer_once(housekeeping)
+        except sqlite3.Error as error:
+            if housekeeping.make_room(None, error) is None:
+                raise
+            return self._open_writer_once(housekeeping)
+
+    def _open_writer_once(self, housekeeping: Housekeeping) -> sqlite3.Connection:
         db = self._file.open_writer()
         try:
             self._resume_clock(db)
-            self._housekeeping.opened()
+            housekeeping.opened(db)
         except BaseException:
             db.close()
             raise
@@ -227,8 +242,12 @@ class SqliteStore:
         self,
         operation: Callable[[sqlite3.Connection], _T],
         cached: Callable[[], _T | None] = lambda: None,
+        *,
+        deletes: bool = False,
     ) -> _T:
-        return await self._run(self._writer, operation, cached)
+        if "disk" in self._faults and not deletes:
+            raise StoreUnavailable(self._faults["disk"])
+        return await self._run(self._writer, operation, cached, deletes=deletes)
 
     async def _read(self, operation: Callable[[sqlite3.Connection], _T]) -> _T:
         if not self._opened:
@@ -240,21 +259,30 @@ class SqliteStore:
         worker: SqliteWorker | None,
         operation: Callable[[sqlite3.Connection], _T],
         cached: Callable[[], _T | None] = lambda: None,
+        *,
+        deletes: bool = False,
     ) -> _T:
         if worker is None:
             raise StoreUnavailable("the store is not open")
         try:
-            return await worker.run(operation, cached)
+            return await worker.run(operation, cached, deletes=deletes)
         except StoreLocked as locked:
             raise StoreUnavailable(str(locked)) from locked
 
-    def _report(self, worker: str, fault: str | None) -> None:
+    def _report_from_thread(
+        self, loop: asyncio.AbstractEventLoop, part: str, fault: str | None
+    ) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._report, part, fault)
+
+    def _report(self, part: str, fault: str | None) -> None:
         if fault is not None:
-            self._faults[worker] = fault
-            self._opened = False
+            self._faults[part] = fault
+            # On a full disk the store can be read.
+            self._opened = self._opened and part == "disk"
         else:
-            self._faults.pop(worker, None)
-            if worker == "writer":
+            self._faults.pop(part, None)
+            if part == "writer":
                 self._opened = True
         up = not self._faults
         if up is not self._up:

@@ -55,6 +55,7 @@ _DATABASE_ERRORS = (StoreLocked, StoreUnavailable, sqlite3.Error, OSError)
 class _Job:
     operation: Callable[[sqlite3.Connection], Any]
     cached: Callable[[], Any]
+    deletes: bool
     future: asyncio.Future[Any]
     result: Any = None
     error: Exception | None = None
@@ -74,7 +75,8 @@ class SqliteWorker:
     undid it or None, and `committed` with the number of operations that changed something. The
     others run on the thread: `idle` does a step of idle work and returns the seconds until the next
     one, or None if that depends on the next batch; `is_urgent` says whether a step is due before
-    the next batch; `finish` does what is left before a close;
+    the next batch; `finish` does what is left before a close; `make_room` gets a database error
+    and, if the disk is full, makes room for operations that only delete and returns a message;
     `rolled_back` is called when a transaction was undone, `on_exit` when the thread ends.
     """
 
@@ -90,6 +92,7 @@ class SqliteWorker:
         idle: Callable[[sqlite3.Connection], float | None] = lambda _: None,
         is_urgent: Callable[[], bool] = lambda: False,
         finish: Callable[[sqlite3.Connection], None] = lambda _: None,
+        make_room: Callable[[sqlite3.Connection, Exception], str | None] = lambda *_: None,
         rolled_back: Callable[[], None] = lambda: None,
         on_exit: Callable[[], None] = lambda: None,
     ) -> None:
@@ -101,6 +104,7 @@ class SqliteWorker:
         self._idle = idle
         self._is_urgent = is_urgent
         self._finish_idle = finish
+        self._make_room = make_room
         self._rolled_back = rolled_back
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
@@ -124,12 +128,15 @@ class SqliteWorker:
         self,
         operation: Callable[[sqlite3.Connection], _T],
         cached: Callable[[], _T | None] = lambda: None,
+        *,
+        deletes: bool = False,
     ) -> _T:
         """Returns the operation's result once its transaction is committed.
 
-        If `cached` returns a result, that is returned instead. It is called after the operations
-        queued before: on the thread, or at once if there are none. Raises what the operation
-        raised, StoreUnavailable for a database error, and StoreLocked.
+        An operation that only `deletes` also works on a full disk. If `cached` returns a result,
+        that is returned instead. It is called after the operations queued before: on the thread, or
+        at once if there are none. Raises what the operation raised, StoreUnavailable for a database
+        error, and StoreLocked.
         """
         if self._closing:
             raise StoreUnavailable("the store is closed")
@@ -137,7 +144,7 @@ class SqliteWorker:
             return result
         future: asyncio.Future[_T] = self._loop.create_future()
         self._pending += 1
-        self._queue.put(_Job(operation, cached, future))
+        self._queue.put(_Job(operation, cached, deletes, future))
         return await future
 
     async def close(self) -> None:
@@ -188,18 +195,13 @@ class SqliteWorker:
         try:
             db = self._connected()
             try:
-                for job in self._jobs:
-                    if not job.future.cancelled():
-                        self._run_job(db, job)
-            except _CALLER_ERRORS:
-                db.execute("ROLLBACK")
+                self._run_jobs(db, self._jobs)
+            except sqlite3.Error as error:
+                full = self._make_room(db, error)
+                if full is None:
+                    raise
                 self._rolled_back()
-                db.execute(self._begin)
-                for job in self._jobs:
-                    if not job.future.cancelled():
-                        _run_in_savepoint(db, job)
-            if db.in_transaction:
-                db.execute("COMMIT")
+                self._run_deletions(db, StoreUnavailable(full))
         except _DATABASE_ERRORS as error:
             fault = self._disconnect_after(error)
             for job in self._jobs:
@@ -208,6 +210,28 @@ class SqliteWorker:
         jobs, self._jobs = self._jobs, []
         self._call_on_loop(self._answer, jobs, str(fault) if fault else None)
         return fault is None
+
+    def _run_jobs(self, db: sqlite3.Connection, jobs: list[_Job]) -> None:
+        """Runs jobs in one transaction."""
+        try:
+            for job in jobs:
+                if not job.future.cancelled():
+                    self._run_job(db, job)
+        except _CALLER_ERRORS:
+            db.execute("ROLLBACK")
+            self._rolled_back()
+            db.execute(self._begin)
+            for job in jobs:
+                if not job.future.cancelled():
+                    _run_in_savepoint(db, job)
+        if db.in_transaction:
+            db.execute("COMMIT")
+
+    def _run_deletions(self, db: sqlite3.Connection, error: StoreUnavailable) -> None:
+        """Runs the jobs that only delete. The others fail with the error."""
+        for job in self._jobs:
+            job.result, job.wrote, job.error = None, False, None if job.deletes else error
+        self._run_jobs(db, [job for job in self._jobs if job.deletes])
 
     def _run_job(self, db: sqlite3.Connection, job: _Job) -> None:
         job.result = job.cached()
