@@ -64,6 +64,13 @@ _BACKUP = """Copy the sessions' store to FILE, as it is at one instant; the daem
 To restore, stop the daemon and put the copy in the place of the store, or name it with --store.
 Exit codes: 0 copied and checked, 1 failed, 2 invalid settings."""
 
+_END = """Delete sessions with their messages; their running turns fail.
+
+Within 10 s after the command nothing of them is in the daemon's files, except what a fork shares.
+The command does not wait for that.
+
+Exit codes: 0 ended, 1 failed, 2 wrong usage."""
+
 _EXPORT = """Write sessions as JSON lines, in OpenAI's message format.
 
 Without ids it writes all sessions, in the order of their creation. A line is
@@ -104,7 +111,7 @@ app.command("ruvd.cli.backup:backup", name="backup", help=_BACKUP)
 sessions = cyclopts.App(name="sessions", help="List, show, end, export and import sessions.")
 sessions.command("ruvd.cli.sessions:list_sessions", name="list", help="List the sessions.")
 sessions.command("ruvd.cli.sessions:show", name="show", help="Show a session with its messages.")
-sessions.command("ruvd.cli.sessions:end", name="end", help="Delete a session with its messages.")
+sessions.command("ruvd.cli.sessions:end", name="end", help=_END)
 sessions.command("ruvd.cli.transfer:export_sessions", name="export", help=_EXPORT)
 sessions.command("ruvd.cli.transfer:import_sessions", name="import", help=_IMPORT)
 app.command(sessions)

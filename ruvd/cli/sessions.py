@@ -11,7 +11,10 @@ from rich.table import Table
 from ruvd_client import Message, Role, Session, SessionView
 
 from ruvd.cli.address import Address, default_address
-from ruvd.cli.terminal import AsJson, connected, out, printable
+from ruvd.cli.terminal import AsJson, connected, out, print_error, printable
+
+# See `ruvd.stores.sqlite.housekeeping`.
+_ERASURE = "Within 10 s nothing of them is in the daemon's files, except what a fork shares."
 
 
 def _labels(_: type, labels: Sequence[str] | None) -> None:
@@ -78,11 +81,24 @@ def show(
         _print_message(message)
 
 
-def end(session_id: str, /, *, address: Address = default_address) -> None:
-    """Runs `ruvd sessions end`."""
+def end(
+    *session_ids: Annotated[str, Parameter(help="Ids of the sessions.")],
+    all_sessions: Annotated[
+        bool, Parameter(name="--all", negative=(), help="End all sessions, also those in use.")
+    ] = False,
+    address: Address = default_address,
+) -> int:
+    """Runs `ruvd sessions end`; returns its exit code."""
+    if all_sessions is bool(session_ids):
+        print_error("name the sessions to end, or use --all")
+        return 2
     with connected(address) as client:
-        client.end_session(session_id)
-    out.print(f"ended {session_id}", markup=False)
+        ended = session_ids or [session.id for session in client.list_sessions()]
+        for session_id in ended:
+            client.end_session(session_id, allow_missing=all_sessions)
+            out.print(f"ended {session_id}", markup=False)
+    out.print(_ERASURE if ended else "no sessions")
+    return 0
 
 
 def _print_table(listed: Sequence[Session]) -> None:

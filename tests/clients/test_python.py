@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import grpc
 import pytest
+from running import StartDaemon
 from ruvd_client import AsyncClient, Client, Message, Role, RuvdError, SessionView
 from ruvd_client.v1.session_service_pb2 import CompleteRequest
 
@@ -17,6 +18,7 @@ Ruvd = Callable[..., Awaitable[subprocess.CompletedProcess[str]]]
 # Too long for a test to wait for the end of its answer by mistake.
 LONG_MESSAGE = " ".join(["word"] * 2_000)
 NO_DAEMON = "127.0.0.1:1"
+ERASURE = "Within 10 s nothing of them is in the daemon's files, except what a fork shares."
 
 
 # --- AsyncClient ---------------------------------------------------------------------------
@@ -258,10 +260,29 @@ async def test_sessions_are_listed_shown_and_ended(address: str, ruvd: Ruvd) -> 
     assert [session["id"] for session in found] == ["s1"]
     one = json.loads((await ruvd("sessions", "show", "s1", "--json", *at)).stdout)
     assert [message["content"] for message in one["messages"]] == ["hello there"] * 2
-    assert (await ruvd("sessions", "end", "s1", *at)).returncode == 0
+    ended = await ruvd("sessions", "end", "s1", *at)
+    assert ended.returncode == 0
+    assert ended.stdout == f"ended s1\n{ERASURE}\n"
     gone = await ruvd("sessions", "show", "s1", *at)
     assert gone.returncode == 1
     assert gone.stderr.startswith("ruvd: SESSION_NOT_FOUND: ")
+
+
+async def test_all_sessions_are_ended_by_one_command(daemon: StartDaemon, ruvd: Ruvd) -> None:
+    async with daemon("--engine", "echo") as d:
+        at = ("--address", d.address)
+        async with AsyncClient(d.address) as client:
+            for name in ("s1", "s2", "s3"):
+                await client.create_session(session_id=name)
+        for wrong in ((), ("--all", "s1")):
+            assert (await ruvd("sessions", "end", *wrong, *at)).returncode == 2
+        some = await ruvd("sessions", "end", "s1", "s2", *at)
+        assert some.stdout == f"ended s1\nended s2\n{ERASURE}\n"
+        everything = await ruvd("sessions", "end", "--all", *at)
+        assert everything.stdout == f"ended s3\n{ERASURE}\n"
+        assert (await ruvd("sessions", "list", *at)).stdout == "no sessions\n"
+        nothing = await ruvd("sessions", "end", "--all", *at)
+        assert (nothing.returncode, nothing.stdout) == (0, "no sessions\n")
 
 
 async def test_the_demo_measures_three_ways_and_finds_its_session_after_a_restart(
