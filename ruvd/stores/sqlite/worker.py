@@ -1,11 +1,9 @@
 """A thread that has a database connection and runs queued operations on it.
 
-The thread runs all queued operations, up to a limit, in one transaction, and answers all callers
-after its commit: under load, one commit serves many writes. If an operation raises an error of its
-caller's, the transaction is rolled back and all operations run again, each in a savepoint, so that
-only the failed one is undone. Savepoints cost two statements each, and each statement releases the
-interpreter's lock, so they are not used at first. A database error undoes the batch and closes the
-connection. The next operation connects again, which is how a store recovers.
+The thread runs all queued operations, up to a limit, in one transaction (see `jobs`), and answers
+all callers after its commit: under load, one commit serves many writes. A database error undoes the
+batch and closes the connection. The next operation connects again, which is how a store recovers.
+On a full disk the connection stays open, and the operations that only delete run again.
 """
 
 import asyncio
@@ -16,12 +14,12 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ruvd.core.errors import RuvdError, StoreUnavailable
+from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.store import StoreLocked
 from ruvd.stores.sqlite.database import DatabaseFile
+from ruvd.stores.sqlite.jobs import Job, run_jobs
 
 _T = TypeVar("_T")
 _log = logging.getLogger("ruvd.store")
@@ -33,38 +31,7 @@ _MAX_IDLE_LATENESS_SECONDS = 0.25
 # Limits how long the first caller of a batch waits for the last operation.
 _MAX_BATCH = 128
 
-# Errors that an operation raises because of its arguments. They say nothing about the database.
-_CALLER_ERRORS = (
-    RuvdError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    MemoryError,
-    RuntimeError,
-    sqlite3.IntegrityError,
-    sqlite3.DataError,
-    sqlite3.InterfaceError,
-    sqlite3.ProgrammingError,
-)
 _DATABASE_ERRORS = (StoreLocked, StoreUnavailable, sqlite3.Error, OSError)
-
-
-@dataclass(slots=True)
-class _Job:
-    operation: Callable[[sqlite3.Connection], Any]
-    cached: Callable[[], Any]
-    deletes: bool
-    future: asyncio.Future[Any]
-    result: Any = None
-    error: Exception | None = None
-    wrote: bool = False
-
-    def run(self, db: sqlite3.Connection) -> None:
-        changes = db.total_changes
-        self.result = self.operation(db)
-        self.wrote = db.total_changes != changes
 
 
 class SqliteWorker:
@@ -108,14 +75,14 @@ class SqliteWorker:
         self._rolled_back = rolled_back
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._pending = 0
         self._closing = False
         self._closed = asyncio.Event()
         # Only the thread uses the attributes below.
         self._db: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
-        self._jobs: list[_Job] = []
+        self._jobs: list[Job] = []
         self._is_last_batch = False
         # As a daemon thread it does not keep a process alive whose event loop has failed.
         self._thread = threading.Thread(target=self._main, name=f"ruvd-{name}", daemon=True)
@@ -144,7 +111,7 @@ class SqliteWorker:
             return result
         future: asyncio.Future[_T] = self._loop.create_future()
         self._pending += 1
-        self._queue.put(_Job(operation, cached, deletes, future))
+        self._queue.put(Job(operation, cached, deletes, future))
         return await future
 
     async def close(self) -> None:
@@ -195,7 +162,7 @@ class SqliteWorker:
         try:
             db = self._connected()
             try:
-                self._run_jobs(db, self._jobs)
+                run_jobs(db, self._jobs, self._begin, self._rolled_back)
             except sqlite3.Error as error:
                 full = self._make_room(db, error)
                 if full is None:
@@ -211,34 +178,12 @@ class SqliteWorker:
         self._call_on_loop(self._answer, jobs, str(fault) if fault else None)
         return fault is None
 
-    def _run_jobs(self, db: sqlite3.Connection, jobs: list[_Job]) -> None:
-        """Runs jobs in one transaction."""
-        try:
-            for job in jobs:
-                if not job.future.cancelled():
-                    self._run_job(db, job)
-        except _CALLER_ERRORS:
-            db.execute("ROLLBACK")
-            self._rolled_back()
-            db.execute(self._begin)
-            for job in jobs:
-                if not job.future.cancelled():
-                    _run_in_savepoint(db, job)
-        if db.in_transaction:
-            db.execute("COMMIT")
-
     def _run_deletions(self, db: sqlite3.Connection, error: StoreUnavailable) -> None:
         """Runs the jobs that only delete. The others fail with the error."""
         for job in self._jobs:
             job.result, job.wrote, job.error = None, False, None if job.deletes else error
-        self._run_jobs(db, [job for job in self._jobs if job.deletes])
-
-    def _run_job(self, db: sqlite3.Connection, job: _Job) -> None:
-        job.result = job.cached()
-        if job.result is None:
-            if not db.in_transaction:
-                db.execute(self._begin)
-            job.run(db)
+        deletions = [job for job in self._jobs if job.deletes]
+        run_jobs(db, deletions, self._begin, self._rolled_back)
 
     def _run_idle(self, work: Callable[[sqlite3.Connection], _T]) -> _T | None:
         try:
@@ -275,7 +220,7 @@ class SqliteWorker:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(callback, *args)
 
-    def _answer(self, jobs: list[_Job], fault: str | None) -> None:
+    def _answer(self, jobs: list[Job], fault: str | None) -> None:
         self._pending -= len(jobs)
         self._report(fault)
         if fault is None and (writes := sum(job.wrote for job in jobs)):
@@ -288,7 +233,7 @@ class SqliteWorker:
             else:
                 job.future.set_result(job.result)
 
-    def _finish(self, jobs: list[_Job], failed: bool) -> None:  # noqa: FBT001 - called by the loop
+    def _finish(self, jobs: list[Job], failed: bool) -> None:  # noqa: FBT001 - called by the loop
         detail = "the store is closed"
         if failed:
             # Only a bug ends the thread early. Its traceback is in the log.
@@ -303,13 +248,3 @@ class SqliteWorker:
             if not job.future.done():
                 job.future.set_exception(StoreUnavailable(detail))
         self._closed.set()
-
-
-def _run_in_savepoint(db: sqlite3.Connection, job: _Job) -> None:
-    db.execute("SAVEPOINT job")
-    try:
-        job.run(db)
-    except _CALLER_ERRORS as error:
-        job.result, job.wrote, job.error = None, False, error
-        db.execute("ROLLBACK TO job")
-    db.execute("RELEASE job")
