@@ -139,10 +139,13 @@ def _owner_refusal(path: Path, status: os.stat_result) -> str:
     user = os.geteuid()
     if status.st_uid == user:
         return ""
-    return (
-        f"belongs to user {status.st_uid} and not to user {user}: name a directory that does not"
-        f" exist yet, such as {path / 'ruvd-kv'}"
-    )
+    text = f"belongs to user {status.st_uid} and not to user {user}: name a directory that does not"
+    return f"{text} exist yet{_example(path)}"
+
+
+def _example(path: Path) -> str:
+    """Returns the end of an advice: a name in the directory, if this user may use it."""
+    return f", such as {path / 'ruvd-kv'}" if os.access(path, os.W_OK | os.X_OK) else ""
 
 
 def _check(path: Path, descriptor: int, *, is_default: bool) -> None:
@@ -169,8 +172,8 @@ def _content_refusal(path: Path, descriptor: int, *, is_default: bool) -> str:
     if was_ours and mark == b"" and not os.fstat(descriptor).st_mode & _OTHERS:
         return ""
     return (
-        "has files and was not made by ruvd: name a directory that is empty or does not exist yet,"
-        f" such as {path / 'ruvd-kv'}"
+        "has files and was not made by ruvd: name a directory that is empty or does not exist yet"
+        f"{_example(path)}"
     )
 
 
