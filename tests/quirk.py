@@ -16,6 +16,7 @@ and `answers.CUT`, `RESET` or `STALL` is sent as it is. The rest is what must co
 | `usage` | (prompt, cached, completion) tokens; None for no usage; not checked if it is left out |
 | `error` | the class of the error, instead of an answer |
 | `words` | what the error's text must contain; several are a tuple |
+| `retry_after` | the seconds to wait that the error tells; not checked if it is left out |
 | `retried` | whether the request was sent again; the second response is then the text `AGAIN` |
 | `models` | the response to `GET /models`, with health checks running |
 | `request`, `settings`, `path` | what is asked, settings of the engine, and what follows `/v1` |
@@ -34,6 +35,7 @@ from typing import Any, Literal
 
 import pytest
 from answers import CUT, DONE, TURN, Answer, Step, chunk, event, text
+from google.rpc import error_details_pb2
 from upstream import Upstream, serving
 
 from ruvd.core.errors import RuvdError
@@ -75,6 +77,7 @@ class Quirk:
     error: type[RuvdError] | None = None
     words: str | tuple[str, ...] = ()
     retried: bool = False
+    retry_after: float | None = _NOT_CHECKED
     models: Answer | None = None
     request: Ask = Ask()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -191,7 +194,8 @@ async def check(quirk: Quirk) -> None:
 
 def _expected(quirk: Quirk, got: Mapping[str, Any]) -> dict[str, Any]:
     if quirk.error is not None:
-        return {"error": quirk.error}
+        is_checked = quirk.retry_after is not _NOT_CHECKED
+        return {"error": quirk.error} | ({"retry_after": quirk.retry_after} if is_checked else {})
     finish = quirk.finish or ("TOOL_CALLS" if quirk.calls else "STOP")
     expected = {
         "error": None,
@@ -242,6 +246,15 @@ async def _outcome(engine: OpenAIEngine, ask: Ask) -> dict[str, Any]:
                     got["raw"] = part.raw_finish_reason
     except RuvdError as error:
         got |= {"error": type(error), "message": str(error)}
-        to_status(error)  # the status of every error can be made
+        got["retry_after"] = _retry_delay(error)
     got["calls"] = [calls[index] for index in sorted(calls)]
     return got
+
+
+def _retry_delay(error: RuvdError) -> float | None:
+    """Returns the delay in the error's status, which can be made for every error."""
+    retry = error_details_pb2.RetryInfo()
+    for detail in to_status(error)[1].details:
+        if detail.Unpack(retry):
+            return float(retry.retry_delay.ToNanoseconds() / 1e9)
+    return None

@@ -17,7 +17,10 @@ def check_listen(address: str) -> None:
 
 
 def server_url(url: str) -> str:
-    """Returns a server's URL without a final slash, with /v1 for no path. Raises ValueError."""
+    """Returns a server's URL without a final slash, with /v1 for no path. Raises ValueError.
+
+    A query stays, as Azure's clients take it: `https://HOST/openai/v1?api-version=preview`.
+    """
     if "@" in url:
         raise ValueError("a URL must not contain credentials; use api_key or api_key_file")
     try:
@@ -25,9 +28,10 @@ def server_url(url: str) -> str:
         known = parsed.scheme in ("http", "https") and parsed.hostname and parsed.port != 0
     except ValueError as error:
         raise ValueError(f"{url!r} is not a URL: {error}") from None
-    if not known or parsed.query or parsed.fragment:
+    if not known or parsed.fragment:
         raise ValueError(f"{url!r} must be like https://HOST:PORT/v1")
-    return f"{parsed.scheme}://{parsed.netloc}{parsed.path.rstrip('/') or '/v1'}"
+    query = f"?{parsed.query}" if parsed.query else ""
+    return f"{parsed.scheme}://{parsed.netloc}{parsed.path.rstrip('/') or '/v1'}{query}"
 
 
 def check_secure_url(url: str) -> None:

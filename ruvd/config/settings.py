@@ -100,7 +100,9 @@ class Settings(ListeningSettings):
         "auto: only on the embedded engine, as others may charge for it.",
     )
     base_url: Annotated[list[str], NoDecode] = _openai(
-        [], "openai: base URLs of the servers, in order of preference; the next if one is down."
+        [],
+        "openai: base URLs of the servers, in order of preference; the next if one is down. "
+        "A query (?api-version=) is sent with every request.",
     )
     model: str = _openai("", "openai: model of a call that names none.")
     api_key: SecretStr = _secret("openai: API key of the servers.")
@@ -141,6 +143,12 @@ class Settings(ListeningSettings):
     )
     retries: int = _openai(
         2, "openai: retries of a completion before its first token.", ge=0, le=10
+    )
+    max_retry_after_seconds: float = _openai(
+        3600.0,
+        "openai: longest Retry-After of a server that is passed on, in seconds; more is cut to it.",
+        ge=0,
+        le=366 * 86_400,
     )
     health_check_seconds: float = _openai(
         10.0, "openai: seconds between health checks of a server.", gt=0

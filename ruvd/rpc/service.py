@@ -3,6 +3,7 @@
 Errors pass through to the interceptor.
 """
 
+import logging
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 
 from grpc.aio import ServicerContext
 
-from ruvd.core.completions.batch import Batches, BatchSummary
+from ruvd.core.completions.batch import Batches, BatchOutcome, BatchSummary
 from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.errors import PermissionDenied
 from ruvd.core.ports.engine import Engine
@@ -24,6 +25,8 @@ from ruvd.rpc.large_responses import SMALL_BYTES, LargeResponses
 from ruvd.rpc.validation import RequestLimits
 from ruvd.v1 import session_service_pb2 as pb
 from ruvd.v1 import session_service_pb2_grpc as pb_grpc
+
+_log = logging.getLogger("ruvd.rpc")
 
 
 class SessionService(pb_grpc.SessionServiceServicer):
@@ -183,8 +186,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
                 if isinstance(event, BatchSummary):
                     response = convert.batch_summary(event)
                 else:
-                    error = event.error and status.to_status(event.error)[1]
-                    response = convert.batch_result(event, error)
+                    response = _batch_result(event)
                 await context.write(response)
 
     async def CancelCompletion(  # noqa: D102, N802
@@ -193,3 +195,14 @@ class SessionService(pb_grpc.SessionServiceServicer):
         ref = requests.completion_ref(request, self._limits)
         await self._completions.cancel(ref, keep_partial=request.keep_partial)
         return pb.CancelCompletionResponse()
+
+
+def _batch_result(outcome: BatchOutcome) -> pb.BatchCompleteResponse:
+    """Converts the outcome of an item. A bug in that fails the item, and not the batch."""
+    try:
+        error = outcome.error and status.to_status(outcome.error)[1]
+        return convert.batch_result(outcome, error)
+    except Exception as error:  # noqa: BLE001  # even a bug fails only its own item
+        _log.exception("the outcome of an item of BatchComplete cannot be sent")
+        failed = replace(outcome, finished=None, error=error)
+        return convert.batch_result(failed, status.to_status(error)[1])

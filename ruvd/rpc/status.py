@@ -4,6 +4,7 @@ The details follow google.rpc's error model: an ErrorInfo with our domain and th
 BadRequest that names every wrong field, and a RetryInfo where waiting helps.
 """
 
+import math
 import string
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +22,8 @@ DOMAIN = "ruvd"
 # A status travels in trailing metadata, for which gRPC's default limit is 8 KiB, with base64.
 _MAX_DETAIL_BYTES = 2048
 _MAX_MESSAGE_BYTES = 1500
+# More does not fit a Duration, which ends at 10,000 years. Nobody waits as long.
+_MAX_DELAY_SECONDS = 1e9
 _DEADLINE_SLACK_SECONDS = 0.1
 INTERNAL_TEXT = "internal error; the daemon's log has the details"
 
@@ -72,9 +75,10 @@ def to_status(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]
     details: list[ProtoMessage] = [_info(error.reason())]
     if isinstance(error, InvalidRequest):
         details.append(_bad_request(error))
-    if error.retry_after_seconds is not None:
+    seconds = error.retry_after_seconds
+    if seconds is not None and not math.isnan(seconds):
         delay = duration_pb2.Duration(nanos=0)
-        delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+        delay.FromNanoseconds(int(min(max(seconds, 0.0), _MAX_DELAY_SECONDS) * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return _status(CODES[type(error)], str(error), details)
 

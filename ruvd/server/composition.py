@@ -197,6 +197,7 @@ def _build_engine(settings: Settings, observer: Observer, start_task: StartTask)
             total_seconds=settings.total_seconds,
             max_parallel=settings.max_parallel,
             retries=settings.retries,
+            max_retry_after_seconds=settings.max_retry_after_seconds,
             health_check_seconds=settings.health_check_seconds,
             start_task=start_task,
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import answers
 import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 from running import StartDaemon
+from upstream import serving
 from wire import contents, details, say, turn
 
 from ruvd.v1 import session_service_pb2 as pb
@@ -170,3 +172,32 @@ async def test_on_the_embedded_engine_chat_finds_a_slot_beside_a_batch(
         results, summary = await running
         assert summary.succeeded == 6
         assert all(texts(results))
+
+
+async def test_an_odd_answer_of_the_server_fails_its_item_and_not_the_batch(
+    daemon: StartDaemon,
+) -> None:
+    """A delay beyond all reason, counts beyond 2^63, and half a character in a tool call."""
+    usage = {"prompt_tokens": 2**70, "completion_tokens": 2**64}
+    half = b'data: {"choices":[{"delta":{"tool_calls":[{"id":"\\ud83d","function":{"name":"f",'
+    half += b'"arguments":"\\ud83d"}}]},"finish_reason":"\\ud83d"}]}\n\n'
+    odd = {
+        "delay": answers.refusal("503 Busy", "later", Retry_After="9" * 30),
+        "counts": answers.streamed(answers.deltas({"content": "fine"}, usage=usage)),
+        "half": answers.streamed([half]),
+        "good": answers.text("good"),
+    }
+    async with serving() as server:
+        server.answer = lambda request: odd[request.last]
+        flags = ("--engine", "openai", "--base-url", server.url, "--model", "m", "--retries", "0")
+        async with daemon(*flags) as d, d.stub() as stub:
+            results, summary = await batch(stub, *map(turn, odd))
+    assert reason(results[0]) == "ENGINE_UNAVAILABLE"
+    retry = error_details_pb2.RetryInfo()
+    assert any(detail.Unpack(retry) for detail in results[0].error.details)
+    assert retry.retry_delay.ToSeconds() == 3600
+    assert not results[1].completion.finished.HasField("usage")
+    assert results[1].completion.finished.message.content == "fine"
+    assert results[2].completion.finished.message.tool_calls[0].arguments == "\ufffd"
+    assert results[3].completion.finished.message.content == "good"
+    assert (summary.succeeded, summary.failed) == (3, 1)

@@ -148,6 +148,8 @@ def test_a_secret_has_no_flag() -> None:
         ("https://api.example.org/", "https://api.example.org/v1"),
         ("https://api.example.org/v1/", "https://api.example.org/v1"),
         ("https://example.org/openai/v1", "https://example.org/openai/v1"),
+        ("https://example.org/v1/?api-version=1", "https://example.org/v1?api-version=1"),
+        ("https://example.org?api-version=1", "https://example.org/v1?api-version=1"),
     ],
 )
 def test_a_server_without_a_path_gets_v1(
@@ -283,7 +285,7 @@ def test_loopback_needs_no_permission(address: str) -> None:
         {"base_url": ["ftp://h"]},
         {"base_url": ["http://"]},
         {"base_url": ["http://h:99999"]},
-        {"base_url": ["http://h/v1?key=1"]},
+        {"base_url": ["http://h/v1#part"]},
         {"affinity": "sticky"},
         {"affinity_header": "X Session"},
         {"client_key_file": Path("k")},

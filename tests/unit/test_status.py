@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from urllib.parse import quote
 
 import grpc
@@ -47,6 +48,19 @@ def test_an_error_that_is_worth_a_retry_says_when() -> None:
     retry = error_details_pb2.RetryInfo()
     assert rich.details[-1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 2500
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(-5.0, 0.0), (1e300, 1e9), (math.inf, 1e9), (math.nan, None)]
+)
+def test_a_delay_always_fits_its_message(seconds: float, told: float | None) -> None:
+    _, rich = status.to_status(errors.Overloaded("full", retry_after_seconds=seconds))
+    retry = error_details_pb2.RetryInfo()
+    if told is None:
+        assert not any(detail.Unpack(retry) for detail in rich.details)
+    else:
+        assert rich.details[-1].Unpack(retry)
+        assert retry.retry_delay.ToSeconds() == told
 
 
 def test_every_wrong_field_is_named() -> None:

@@ -81,7 +81,7 @@ def decode(data: bytes) -> list[tuple[Chunk, bytes]]:
         pass
     lines = data.split(b"\n")
     try:
-        value = load(data)
+        value = _load(data)
     except ChunkError:
         if len(lines) == 1:
             raise
@@ -104,11 +104,34 @@ def decode_all(events: Sequence[bytes]) -> Sequence[Chunk] | None:
 
 
 def load(data: bytes) -> Any:
-    """Returns the JSON value in `data`. Raises ChunkError if there is none."""
+    """Returns the JSON value in `data`, with valid texts. Raises ChunkError if there is none."""
     try:
         return msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        pass
+        return _valid(_load(data))
+
+
+def valid_text(text: str) -> str:
+    """Returns a text with U+FFFD for each half of a surrogate pair that is alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _valid(value: Any) -> Any:
+    if isinstance(value, str):
+        return valid_text(value)
+    if isinstance(value, list):
+        return [_valid(item) for item in value]
+    if isinstance(value, dict):
+        return {valid_text(name): _valid(item) for name, item in value.items()}
+    return value
+
+
+def _load(data: bytes) -> Any:
+    """Returns the JSON value as the standard library decodes it, with halves of pairs."""
     try:
         return json.loads(data.decode("utf-8-sig", "replace"), strict=False, parse_int=_integer)
     except (ValueError, RecursionError):
@@ -150,9 +173,9 @@ def _fit(value: Any, kind: inspect.Type) -> Any:
             items = (_fit(item, kind.item_type) for item in value)
             return [item for item in items if item is not _UNFIT]
         case inspect.DictType():
-            return value if isinstance(value, dict) else _UNFIT
+            return _valid(value) if isinstance(value, dict) else _UNFIT
         case inspect.StrType():
-            return value if isinstance(value, str) else _UNFIT
+            return valid_text(value) if isinstance(value, str) else _UNFIT
         case inspect.IntType():
             return _fit_integer(value)
         case inspect.NoneType():

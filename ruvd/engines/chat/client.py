@@ -47,6 +47,8 @@ _NO_FIELDS: Mapping[str, Any] = {}
 class ChatCompletionsClient:
     """A client of the server at `base_url`, which includes `/v1`. It closes its `transport`.
 
+    A query of `base_url` is sent with every request.
+
     `read_seconds` limits each silence, also before the first byte, when a long prompt is evaluated;
     None is no limit. Without `keep_alive` every request has a connection of its own: llama.cpp
     announces keep-alive and yet closes after a streamed answer, so a pooled connection may be
@@ -65,18 +67,20 @@ class ChatCompletionsClient:
         keep_alive: bool = True,
         max_tokens_field: str = "max_tokens",
         rewrite: Rewrite | None = None,
+        max_retry_after_seconds: float = 3600.0,
     ) -> None:
         self._api_key = api_key or ApiKey()
         self._translated_errors = EngineErrorTranslator(self._api_key.redact)
         self._translated_head_errors = EngineErrorTranslator(self._api_key.redact, before_head=True)
         self._max_tokens_field = max_tokens_field
         self._rewrite = rewrite
+        self._max_retry_after_seconds = max_retry_after_seconds
         self._read_seconds = read_seconds
         self._connect_seconds = connect_seconds
         self._transport = transport
         self._is_closed = False
         self._base_url = base_url
-        self._completions_url = httpx.URL(f"{base_url}/chat/completions")
+        self._completions_url = httpx.URL(self._below("/chat/completions"))
         self._headers = (
             (b"Accept-Encoding", b"identity"),
             (b"Connection", b"keep-alive" if keep_alive else b"close"),
@@ -197,13 +201,18 @@ class ChatCompletionsClient:
         await self._transport.aclose()
 
     def _request(self, method: str, url: str, content: bytes = b"") -> Request:
-        absolute = httpx.URL(f"{self._base_url}{url}" if url.startswith("/") else url)
+        absolute = httpx.URL(self._below(url) if url.startswith("/") else url)
         headers = [(b"Host", absolute.netloc), *self._headers]
         if content:
             headers.append((b"Content-Type", b"application/json"))
         if content or method != "GET":
             headers.append((b"Content-Length", b"%d" % len(content)))
         return Request(method, absolute, headers, content, self._connect_seconds)
+
+    def _below(self, path: str) -> str:
+        """Returns the URL of a path below the base URL, with the base URL's query."""
+        base, mark, query = self._base_url.partition("?")
+        return f"{base}{path}{mark}{query}"
 
     async def _send(self, request: Request, timeout: ReadTimeout) -> Response:
         """Returns the response, whose status is 2xx. Must be called in `_translated_errors`."""
@@ -221,6 +230,7 @@ class ChatCompletionsClient:
             content_type=response.header("content-type"),
             retry_after=response.header("retry-after"),
             date=response.header("date"),
+            max_retry_after_seconds=self._max_retry_after_seconds,
         )
 
     async def _send_following(self, request: Request, timeout: ReadTimeout) -> Response:
@@ -238,7 +248,7 @@ class ChatCompletionsClient:
                 await response.aclose()
                 raise
             await response.aclose()
-        raise EngineUnavailable(f"the engine redirects in a circle, to {request.url}")
+        raise EngineUnavailable(f"the engine redirects in a circle, to {request.url.path}")
 
     async def _send_replacing_stale(self, request: Request, timeout: ReadTimeout) -> Response:
         """Returns the response, over another connection if the server has closed an idle one.

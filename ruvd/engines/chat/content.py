@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ruvd.core.ports.engine import EngineReasoning, EngineText
+from ruvd.engines.chat.chunks import valid_text
 
 _REASONING = ("thinking", "reasoning", "reasoning_content")
 _TEXT = ("text", "content", "value", "refusal", "output_text", "summary")
@@ -77,12 +78,4 @@ class SplitCharacters:
         text, self.pending = self.pending + text, ""
         if "\ud800" <= text[-1] <= "\udbff":
             text, self.pending = text[:-1], text[-1]
-        return self.valid(text)
-
-    def valid(self, text: str) -> str:
-        """Returns the text with U+FFFD for each half of a pair."""
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return text
+        return valid_text(text)

@@ -27,7 +27,7 @@ import httpx
 import msgspec
 
 from ruvd.core.errors import EngineRateLimited, EngineRejected, EngineUnavailable, RuvdError
-from ruvd.engines.chat.chunks import ChunkError, load
+from ruvd.engines.chat.chunks import ChunkError, load, valid_text
 from ruvd.engines.chat.error_body import ErrorBody, error_in
 from ruvd.engines.chat.overflow import context_overflow
 from ruvd.engines.chat.retryable import (
@@ -53,11 +53,22 @@ _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, EventTooLarge, Chunk
 
 
 def response_error(
-    status: int, content: bytes, *, content_type: str = "", retry_after: str = "", date: str = ""
+    status: int,
+    content: bytes,
+    *,
+    content_type: str = "",
+    retry_after: str = "",
+    date: str = "",
+    max_retry_after_seconds: float = 3600.0,
 ) -> RuvdError:
-    """Returns the error for a response other than 200. The error's cause is a `Refused`."""
+    """Returns the error for a response other than 2xx. The error's cause is a `Refused`.
+
+    A Retry-After is cut to `max_retry_after_seconds`.
+    """
     body = _decode(content, content_type)
     seconds = _retry_after(retry_after, date)
+    if seconds is not None:
+        seconds = min(seconds, max_retry_after_seconds)
     error = _status_error(status, body, seconds, f"HTTP status {status}")
     error.__cause__ = Refused(status, seconds, _code(body))
     return error
@@ -118,7 +129,7 @@ class EngineErrorTranslator:
 
 def clip(text: str | None) -> str:
     """Returns a server's text, shortened to what fits in a gRPC status."""
-    text = (text or "").strip()
+    text = valid_text(text or "").strip()
     return text if len(text) <= _MAX_MESSAGE else text[:_MAX_MESSAGE] + "…"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ruvd.core.errors import EngineRejected, EngineUnavailable, RuvdError
 from ruvd.core.model import FinishReason
+from ruvd.engines.chat.chunks import valid_text
 
 # Words that a reason consists of. The first group that shares a word with it decides.
 _BROKEN_CALL = {"malformed", "unexpected", "invalid"}
@@ -45,7 +46,7 @@ def finish_word(value: Any) -> str:
         value = value.get("type") or value.get("reason")
     if value is None or isinstance(value, (bool, list, dict)):
         return ""
-    word = str(value).strip()[:_MAX_LENGTH]
+    word = valid_text(str(value)).strip()[:_MAX_LENGTH]
     return "" if word.lower() in _NOT_FINISHED else word
 
 

@@ -19,12 +19,13 @@ def redirect_target(response: Response, url: httpx.URL, origin: httpx.URL) -> ht
         target = url.join(location)
     except (httpx.InvalidURL, ValueError):
         target = None
+    shown = target and target.copy_with(query=None, fragment=None)  # a query may hold a secret
     if not location or target is None:
         raise _refused(response, f"{words} and does not say where to")
     if response.status not in _FOLLOWED:
-        raise _refused(response, f"{words} to {target}, which would lose the request: set base_url")
+        raise _refused(response, f"{words} to {shown}, which would lose the request: set base_url")
     if _origin(target) != _origin(origin):
-        text = f"{words} to another server, {target}, which is not followed: set base_url"
+        text = f"{words} to another server, {shown}, which is not followed: set base_url"
         raise _refused(response, text)
     return target.copy_with(fragment=None)
 

@@ -29,6 +29,7 @@ from ruvd.engines.chat.chunks import (
     decode_all,
     load,
     shown,
+    valid_text,
 )
 from ruvd.engines.chat.content import RepeatedText, SplitCharacters, content_parts
 from ruvd.engines.chat.error_body import ErrorBody, error_in
@@ -289,7 +290,7 @@ class AnswerDecoder:
             if text := self._characters.join(part.text):
                 out.append(EngineText(text))
         else:
-            out.append(EngineReasoning(self._characters.valid(part.text)))
+            out.append(EngineReasoning(valid_text(part.text)))
 
     def _flush(self, texts: list[str], out: list[EngineChunk]) -> None:
         if texts:

@@ -36,13 +36,14 @@ _CHECK_SECONDS = 5.0
 
 
 class OpenAIEngine:
-    """The servers at `base_urls`, in order of preference; each URL includes `/v1`.
+    """The servers at `base_urls`, in order of preference; each URL includes `/v1`, and perhaps a
+    query, which every request gets.
 
     `connect_seconds` limits connecting, `read_seconds` each silence, and `total_seconds` the call
-    with all its `retries`. `breaker_failures` in a row open a server's circuit for
-    `breaker_seconds`. `max_parallel` is the engine's `slots`. `transport` makes the transport to
-    a URL, if not the default one. `monotonic` is the clock of the circuit breakers. `start_task`
-    starts the health checks.
+    with all its `retries`. A Retry-After is cut to `max_retry_after_seconds`. `breaker_failures` in
+    a row open a server's circuit for `breaker_seconds`. `max_parallel` is the engine's `slots`.
+    `transport` makes the transport to a URL, if not the default one. `monotonic` is the clock of
+    the circuit breakers. `start_task` starts the health checks.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class OpenAIEngine:
         total_seconds: float = 600.0,
         max_parallel: int | None = None,
         retries: int = 2,
+        max_retry_after_seconds: float = 3600.0,
         health_check_seconds: float = 10.0,
         breaker_failures: int = 5,
         breaker_seconds: float = 10.0,
@@ -84,6 +86,7 @@ class OpenAIEngine:
         self._read_seconds = read_seconds
         self._total_seconds = total_seconds
         self._retries = retries
+        self._max_retry_after_seconds = max_retry_after_seconds
         self._health_check_seconds = health_check_seconds
         self._make_breaker = partial(
             CircuitBreaker,
@@ -265,13 +268,15 @@ class OpenAIEngine:
             api_key=self._api_key,
             connect_seconds=self._connect_seconds,
             read_seconds=self._read_seconds,
+            max_retry_after_seconds=self._max_retry_after_seconds,
             keep_alive=self._affinity.preset != "llama-server",
             # OpenAI's newer models refuse the old name, other servers do not know the new one.
             max_tokens_field=(
                 "max_completion_tokens" if self._affinity.preset == "openai" else "max_tokens"
             ),
         )
-        return Upstream(url, client, self._affinity, self._make_breaker(), self._report_state)
+        name = url.partition("?")[0]  # a query may hold a secret, and the name is logged
+        return Upstream(name, client, self._affinity, self._make_breaker(), self._report_state)
 
     async def _run_checks(self) -> None:
         seconds = self._connect_seconds + min(self._read_seconds, _CHECK_SECONDS)
