@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ruvd.core.errors import ContextTooLong, EngineRejected, EngineUnavailable
+from ruvd.core.errors import ContextTooLong, EngineRejected, EngineUnavailable, RuvdError
 from ruvd.core.model import FinishReason, ToolCall, ToolCallDelta, Usage
 from ruvd.core.ports.engine import EngineDone, EngineReasoning, EngineText
 from ruvd.engines.chat.body import BodyDecoder
@@ -280,3 +281,35 @@ def test_the_answer_is_the_same_however_its_events_come_together(
 
 def sse(event: bytes) -> bytes:
     return b"data: " + event + b"\n\n"
+
+
+_NAMES = st.sampled_from(
+    [
+        "choices", "delta", "message", "content", "text", "finish_reason", "usage", "error", "code",
+        "prompt_tokens", "tool_calls", "function", "name", "arguments", "index", "metadata", "raw",
+    ]
+)  # fmt: skip
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+    | st.sampled_from(["stop", "\ud83d", "[DONE]", "rate_limit", "{}"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=4),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(
+    events=st.lists(_JSON | st.builds(lambda c: {"choices": [{"delta": c, "message": c}]}, _JSON)),
+    is_named=st.booleans(),
+)
+def test_no_event_raises_anything_but_our_errors(events: list[Any], *, is_named: bool) -> None:
+    name = "event: error\n" if is_named else ""
+    body = "".join(f"{name}data: {json.dumps(event)}\n\n" for event in events).encode()
+    decoder = BodyDecoder()
+    try:
+        chunks = [*decoder.feed(body), *decoder.end(), *decoder.answer.rest()]
+        decoder.answer.check()
+        chunks.append(decoder.done())
+    except (RuvdError, ChunkError) as error:
+        str(error).encode()
+    else:
+        assert all("\ud83d" not in repr(chunk) for chunk in chunks)

@@ -48,6 +48,11 @@ class BodyDecoder:
         if self._is_json is not False or self.ended:
             return []
         events = self._events.feed(part)
+        count = len(events)
+        is_plain = self._events.was_plain and part.startswith(b"data: {")
+        if is_plain and part.count(b"\n\ndata: {") == count - 1:
+            self._has_event = True  # the usual part: nothing but objects
+            return self.answer.feed(events[0]) if count == 1 else self.answer.feed_all(events)
         out = self._feed_events(events) if events else []
         # Some servers end with [DONE] and no blank line, and keep the connection open.
         if not self.ended and not part.endswith(b"\n\n") and _is_done(self._events.pending):

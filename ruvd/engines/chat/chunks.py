@@ -68,9 +68,39 @@ class Chunk(msgspec.Struct, gc=False):
     timings: dict[str, Any] | None = None
     error: Any = None
 
+    @property
+    def only_text(self) -> str:
+        """The text of a chunk that has a text and nothing else, as nearly all have. Else empty."""
+        if not self.choices or self.error is not None or self.usage is not None:
+            return ""
+        choice = self.choices[0]
+        delta = choice.delta
+        if (
+            delta is not None
+            and not choice.finish_reason
+            and not delta.tool_calls
+            and not delta.reasoning_content
+            and not delta.reasoning
+            and not delta.refusal
+            and not delta.function_call
+            and choice.error is None
+            and choice.usage is None
+            and self.timings is None
+        ):
+            return delta.content if type(delta.content) is str else ""
+        return ""
+
 
 _decoder = msgspec.json.Decoder(Chunk)
 _all_decoder = msgspec.json.Decoder(list[Chunk])
+
+
+def decode_usual(data: bytes) -> Chunk | None:
+    """Returns the chunk in an event of the usual form, None for any other."""
+    try:
+        return _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def decode(data: bytes) -> list[tuple[Chunk, bytes]]:

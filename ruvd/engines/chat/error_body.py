@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from ruvd.engines.chat.chunks import ChunkError, load
+from ruvd.engines.chat.chunks import ChunkError, load, valid_text
 
 _ERROR_FIELDS = ("error", "errors", "err", "exception")
 _MESSAGES = (
@@ -56,6 +56,7 @@ _PHRASES = {
     }.items()
 }
 _MAX_DEPTH = 4
+_MAX_NAME = 200
 
 
 @dataclass(slots=True)
@@ -216,7 +217,7 @@ def _first_text(value: Mapping[str, Any], names: tuple[str, ...]) -> str:
     for name in names:
         found = value.get(name)
         if isinstance(found, (str, int)) and not isinstance(found, bool) and str(found).strip():
-            return str(found).strip()
+            return valid_text(str(found)).strip()[:_MAX_NAME]
     return ""
 
 

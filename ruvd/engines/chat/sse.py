@@ -26,6 +26,7 @@ class SseDecoder:
     """
 
     def __init__(self, max_event_bytes: int = 4 * 1024 * 1024) -> None:
+        self.was_plain = False  # the last part was whole events of one line each
         self._max_event_bytes = max_event_bytes
         self._buffered: list[bytes] = []
         self._buffered_bytes = 0
@@ -37,7 +38,8 @@ class SseDecoder:
 
     def feed(self, part: bytes) -> list[bytes]:
         """Returns the data of the events that end in `part`. Raises EventTooLarge."""
-        if self._is_plain(part):
+        self.was_plain = self._is_plain(part)
+        if self.was_plain:
             # As a rule, servers send whole events of one line each.
             return part[6:-2].split(b"\n\ndata: ")
         events: list[bytes] = []

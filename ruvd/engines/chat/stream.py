@@ -27,6 +27,7 @@ from ruvd.engines.chat.chunks import (
     ToolCall,
     decode,
     decode_all,
+    decode_usual,
     load,
     shown,
     valid_text,
@@ -92,7 +93,15 @@ class AnswerDecoder:
 
     def feed(self, data: bytes) -> list[EngineChunk]:
         """Returns the chunks in an event. Raises ChunkError, or the error in the event."""
-        return self.feed_all([data])
+        chunk = decode_usual(data)
+        if chunk is None or self._characters.pending:
+            return self.feed_all([data])
+        out: list[EngineChunk] = []
+        if text := chunk.only_text:
+            self._add_text(text, out)
+        else:
+            self._take(chunk, data, out)
+        return out
 
     def feed_all(self, events: Sequence[bytes]) -> list[EngineChunk]:
         """Returns the chunks in several events, with adjacent texts joined. Raises as `feed`; if
@@ -119,26 +128,9 @@ class AnswerDecoder:
             return
         texts: list[str] = []
         for chunk, data in zip(chunks, events, strict=True):
-            choices = chunk.choices
-            # The fast path: nearly all chunks have a text and nothing else.
-            if choices and chunk.error is None and chunk.usage is None and chunk.timings is None:
-                choice = choices[0]
-                delta = choice.delta
-                if (
-                    delta is not None
-                    and type(delta.content) is str
-                    and delta.content
-                    and not choice.finish_reason
-                    and not delta.tool_calls
-                    and not delta.reasoning_content
-                    and not delta.reasoning
-                    and not delta.refusal
-                    and not delta.function_call
-                    and choice.error is None
-                    and choice.usage is None
-                ):
-                    texts.append(delta.content)
-                    continue
+            if text := chunk.only_text:
+                texts.append(text)
+                continue
             self._flush(texts, out)
             self._take(chunk, data, out)
         self._flush(texts, out)
@@ -294,12 +286,14 @@ class AnswerDecoder:
 
     def _flush(self, texts: list[str], out: list[EngineChunk]) -> None:
         if texts:
-            text = "".join(texts)
-            out.append(EngineText(text))
-            self._message.count(text)
-            self.begun = True
-            self.confirmed = False
+            self._add_text("".join(texts), out)
             texts.clear()
+
+    def _add_text(self, text: str, out: list[EngineChunk]) -> None:
+        out.append(EngineText(text))
+        self._message.count(text)
+        self.begun = True
+        self.confirmed = False
 
     def _call(self, fragment: ToolCall) -> _Call:
         """Returns the call that a fragment belongs to, a new one if the fragment starts it."""
