@@ -7,7 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
-from ruvd.core import model
+from ruvd.core import model, tenants
 from ruvd.core.completions.batch import BatchOutcome, BatchSummary
 from ruvd.core.model import Message, Role, Session
 from ruvd.core.options import ToolChoiceMode
@@ -60,7 +60,7 @@ def session(state: SessionState, *, without_prompt: bool = False) -> pb.Session:
     stored: Session = state.session
     window = stored.context_window
     return pb.Session(
-        id=stored.id,
+        id=tenants.own(stored.id),
         create_time=_timestamp(stored.create_time),
         last_used_time=_timestamp(stored.last_used_time),
         expire_time=None if state.in_use else _timestamp(stored.expire_time),
@@ -74,8 +74,8 @@ def session(state: SessionState, *, without_prompt: bool = False) -> pb.Session:
             max_tokens=window.max_tokens,
             rendering=RENDERING_PROTOS[window.rendering],
         ),
-        parent_id=stored.parent_id,
-        running_completion_id=state.running_completion_id,
+        parent_id=tenants.own(stored.parent_id),
+        running_completion_id=tenants.own(state.running_completion_id),
         usage=usage(stored.usage),
         model=stored.model,
         idle_timeout=duration(stored.idle_timeout_seconds),
@@ -97,7 +97,8 @@ def event(completion_event: model.CompletionEvent, into: pb.CompletionEvent) -> 
             piece.arguments = call.arguments
         case model.Started() as started:
             proto = into.started
-            proto.completion_id, proto.session_id = started.completion_id, started.session_id
+            proto.completion_id = tenants.own(started.completion_id)
+            proto.session_id = tenants.own(started.session_id)
             proto.session_created, proto.model = started.session_created, started.model
             proto.context_messages = started.context_messages
             proto.context_trimmed = started.context_trimmed
@@ -110,7 +111,8 @@ def batch_result(outcome: BatchOutcome, error: Status | None) -> pb.BatchComplet
     result = pb.BatchResult(index=outcome.index, error=error)
     if outcome.finished:
         proto = result.completion
-        proto.completion_id, proto.session_id = outcome.completion_id, outcome.session_id
+        proto.completion_id = tenants.own(outcome.completion_id)
+        proto.session_id = tenants.own(outcome.session_id)
         proto.model = outcome.model
         _finished(outcome.finished, proto.finished)
     return pb.BatchCompleteResponse(result=result)

@@ -14,6 +14,8 @@ from ruvd.core.model import Message, Role
 from ruvd.core.sessions.commands import NewFork, SessionChanges
 from ruvd.core.sessions.model import HistoryPage, NewSession, SessionPolicy
 from ruvd.rpc import convert, option_validation, pages, validation
+from ruvd.rpc.identity import caller
+from ruvd.rpc.identity.caller import scoped_id, scoped_request_id
 from ruvd.rpc.validation import ID_RULE, Checker, RequestLimits
 from ruvd.v1 import session_service_pb2 as pb
 
@@ -49,14 +51,15 @@ def create_session(
     if messages and messages[0].role is Role.SYSTEM:
         system_prompt, messages = messages[0].content, messages[1:]
     return NewSession(
-        session_id=request.session_id,
+        session_id=scoped_id(request.session_id),
         system_prompt=system_prompt,
         messages=messages,
         labels=dict(request.labels),
         context_window=window,
         idle_timeout_seconds=idle,
         model=request.model,
-        request_id=request.request_id,
+        request_id=scoped_request_id(request.request_id),
+        tenant=caller.tenant(),
     )
 
 
@@ -88,14 +91,15 @@ def complete(request: pb.CompleteRequest, limits: RequestLimits) -> CompletionRe
     check.raise_if_wrong()
     return CompletionRequest(
         messages=messages,
-        session_id=session_id,
+        session_id=scoped_id(session_id),
         options=options,
-        request_id=request.request_id,
+        request_id=scoped_request_id(request.request_id),
         system_prompt=request.system_prompt,
         require_existing=request.require_existing,
         if_busy=if_busy or model.IfBusy.QUEUE,
         on_disconnect=on_disconnect or model.OnDisconnect.CANCEL,
         grace_seconds=grace,
+        tenant=caller.tenant(),
     )
 
 
@@ -140,7 +144,7 @@ def update_session(
     idle = validation.idle_timeout(check, request)
     window = validation.window(check, request.context_window, policy.context_window)
     check.raise_if_wrong()
-    return request.session_id, SessionChanges(
+    return scoped_id(request.session_id), SessionChanges(
         labels=dict(request.labels) if "labels" in mask else None,
         idle_timeout_seconds=(idle or policy.idle_timeout_seconds)
         if "idle_timeout" in mask
@@ -172,7 +176,12 @@ def fork_session(request: pb.ForkSessionRequest, limits: RequestLimits) -> NewFo
     check.check(count is None or count >= 0, "exchange_count", "must not be negative")
     validation.request_id(check, request.request_id)
     check.raise_if_wrong()
-    return NewFork(request.session_id, count, request.new_session_id, request.request_id)
+    return NewFork(
+        scoped_id(request.session_id),
+        count,
+        scoped_id(request.new_session_id),
+        scoped_request_id(request.request_id),
+    )
 
 
 def completion_ref(
@@ -188,7 +197,11 @@ def completion_ref(
     if isinstance(request, pb.ResumeCompletionRequest):
         check.check(request.after_sequence >= 0, "after_sequence", "must not be negative")
     check.raise_if_wrong()
-    return CompletionRef(request.completion_id, request.session_id, request.request_id)
+    return CompletionRef(
+        scoped_id(request.completion_id),
+        scoped_id(request.session_id),
+        scoped_request_id(request.request_id),
+    )
 
 
 def get_session(request: pb.GetSessionRequest, limits: RequestLimits) -> HistoryPage | None:
@@ -214,7 +227,7 @@ def session_id(request: pb.EndSessionRequest, limits: RequestLimits) -> str:
     check = Checker(request, limits)
     check.check(validation.is_id(request.session_id), "session_id", ID_RULE)
     check.raise_if_wrong()
-    return request.session_id
+    return scoped_id(request.session_id)
 
 
 @dataclass(frozen=True, slots=True)

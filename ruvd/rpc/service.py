@@ -18,9 +18,10 @@ from ruvd.core.ports.engine import Engine
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import HistoryPage, SessionPolicy
 from ruvd.core.sessions.registry import SessionRegistry
-from ruvd.core.statistics import Statistics
+from ruvd.core.tenant_statistics import TenantStatistics
 from ruvd.rpc import convert, pages, requests, status
 from ruvd.rpc.identity import caller
+from ruvd.rpc.identity.caller import scoped_id, scoped_request_id
 from ruvd.rpc.large_responses import SMALL_BYTES, LargeResponses
 from ruvd.rpc.validation import RequestLimits
 from ruvd.v1 import session_service_pb2 as pb
@@ -38,7 +39,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         commands: SessionCommands,
         completions: CompletionRegistry,
         batches: Batches,
-        statistics: Statistics,
+        statistics: TenantStatistics,
         limits: RequestLimits,
         policy: SessionPolicy,
         engine: Engine,
@@ -64,23 +65,24 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self, request: pb.GetSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.GetSessionResponse:
         page = requests.get_session(request, self._limits)
+        session_id = scoped_id(request.session_id)
         if page is None:
-            state = await self._sessions.get(request.session_id)
+            state = await self._sessions.get(session_id)
             hidden = not caller.sees_content()
             return pb.GetSessionResponse(session=convert.session(state, without_prompt=hidden))
         if not caller.sees_content():
             raise PermissionDenied("the role reader may not read messages")
         paged = request.page_size > 0
-        session = (await self._sessions.get(request.session_id)).session
+        session = (await self._sessions.get(session_id)).session
         is_too_long = session.message_count > page.max_messages
         if not paged and (is_too_long or session.size_bytes > page.max_bytes):
             raise pages.too_large(session)  # no need to read it
         size = pages.history_bytes(session, page.max_messages)
         await self._large_responses.hold(size, context)
         if size <= SMALL_BYTES:
-            return await self._history(request.session_id, page, paged=paged)
+            return await self._history(session_id, page, paged=paged)
         async with self._large_responses.build():
-            return await self._history(request.session_id, page, paged=paged)
+            return await self._history(session_id, page, paged=paged)
 
     async def _history(
         self, session_id: str, page: HistoryPage, *, paged: bool
@@ -97,7 +99,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         async with self._large_responses.build():
             while True:
                 states, cursor = await self._sessions.list(
-                    after=page.after, limit=page.limit, labels=page.labels
+                    after=page.after, limit=page.limit, labels=page.labels, tenant=caller.tenant()
                 )
                 response = pb.ListSessionsResponse(next_page_token=pages.page_token(cursor))
                 count, size = await pages.add_sessions(states, response)
@@ -118,7 +120,9 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self, request: pb.AppendMessagesRequest, context: ServicerContext[Any, Any]
     ) -> pb.AppendMessagesResponse:
         messages = requests.append_messages(request, self._limits)
-        state = await self._commands.append(request.session_id, messages, request.request_id)
+        session_id = scoped_id(request.session_id)
+        request_id = scoped_request_id(request.request_id)
+        state = await self._commands.append(session_id, messages, request_id)
         return pb.AppendMessagesResponse(session=convert.session(state))
 
     async def ForkSession(  # noqa: D102, N802
@@ -143,8 +147,13 @@ class SessionService(pb_grpc.SessionServiceServicer):
     async def GetSessionMetrics(  # noqa: D102, N802
         self, request: pb.GetSessionMetricsRequest, context: ServicerContext[Any, Any]
     ) -> pb.GetSessionMetricsResponse:
-        counts = await self._sessions.counts()
-        return pb.GetSessionMetricsResponse(metrics=convert.metrics(counts, self._statistics))
+        identity = caller.current.get()
+        if identity is None:
+            counts, statistics = await self._sessions.counts(), self._statistics.all
+        else:
+            counts = await self._sessions.counts(identity.tenant)
+            statistics = self._statistics.of(identity.tenant)
+        return pb.GetSessionMetricsResponse(metrics=convert.metrics(counts, statistics))
 
     # Streaming RPCs write to the context: a generator would add a layer to every event.
 

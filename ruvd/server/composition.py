@@ -27,6 +27,7 @@ from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import SessionPolicy
 from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
+from ruvd.core.tenant_statistics import TenantStatistics
 from ruvd.rpc.health import Readiness
 from ruvd.rpc.interceptor import RpcInterceptor
 from ruvd.rpc.service import SessionService
@@ -34,6 +35,7 @@ from ruvd.rpc.validation import RequestLimits
 from ruvd.server import logs, runtime_tuning
 from ruvd.server.memory_budget import MemoryBudget
 from ruvd.server.memory_limits import daemon_limit_bytes, engine_limit_bytes, group_limit_bytes
+from ruvd.server.observers import Observers
 from ruvd.telemetry import conventions, environment
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def build_core(
     store: Store,
     engine: Engine,
     observer: Observer,
-    statistics: Statistics,
+    statistics: TenantStatistics,
 ) -> Core:
     """Builds the core over a store and an engine, with the limits of the settings."""
     policy = SessionPolicy(
@@ -103,6 +105,16 @@ def build_core(
             sessions, engine, engine.prefix_cache, completions.scheduler, clock, observer
         )
     return Core(sessions, commands, completions, service, prewarmer)
+
+
+def build_tenant_statistics(
+    settings: Settings, statistics: Statistics, observers: Observers
+) -> TenantStatistics:
+    """Builds the sums of each tenant, which are counted only if callers have identities."""
+    by_tenant = TenantStatistics(statistics)
+    if settings.has_identity:
+        observers.add(by_tenant)
+    return by_tenant
 
 
 def build_monitoring(settings: Settings, statistics: Statistics) -> "Monitoring | None":

@@ -38,6 +38,7 @@ from ruvd.server.composition import (
     build_monitoring,
     build_server,
     build_store,
+    build_tenant_statistics,
     store_is_newer,
 )
 from ruvd.server.directories import report_loose_directories
@@ -103,7 +104,8 @@ class Daemon:
             stack.push_async_callback(engine_tasks.close)
             stack.push_async_callback(engine.close)
             stack.push_async_callback(background.close)
-            core = build_core(settings, clock, store, engine, observers, statistics)
+            by_tenant = build_tenant_statistics(settings, statistics, observers)
+            core = build_core(settings, clock, store, engine, observers, by_tenant)
             if prefix_cache := engine.prefix_cache:
                 save = partial(background.start, "saving of KV states", prefix_cache.save)
                 self._save_states = save

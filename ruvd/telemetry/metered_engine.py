@@ -164,7 +164,12 @@ class _Generation:
             self.recorder = genai.AnswerRecorder()
         headers = {**request.trace_headers, **trace_headers(self.context)}
         self.request = EngineRequest(
-            request.messages, request.options, request.session_key, request.prefix_key, headers
+            request.messages,
+            request.options,
+            request.session_key,
+            request.prefix_key,
+            headers,
+            request.tenant,
         )
         self._settings = settings
         self._started = time.perf_counter()

@@ -126,6 +126,7 @@ class MeteredStore:
         labels: Mapping[str, str],
         now: float,
         active_or_in_turn: Collection[str] = (),
+        tenant: str | None = None,
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
         with self._calls["list"]:
@@ -135,6 +136,7 @@ class MeteredStore:
                 labels=labels,
                 now=now,
                 active_or_in_turn=active_or_in_turn,
+                tenant=tenant,
             )
 
     async def idempotency_record(
@@ -154,10 +156,12 @@ class MeteredStore:
         with self._calls["created_by"]:
             return await self._store.created_by(request_id)
 
-    async def counts(self, now: float, active_or_in_turn: Collection[str] = ()) -> StoreCounts:
+    async def counts(
+        self, now: float, active_or_in_turn: Collection[str] = (), tenant: str | None = None
+    ) -> StoreCounts:
         """See `Store.counts`."""
         with self._calls["counts"]:
-            return await self._store.counts(now, active_or_in_turn)
+            return await self._store.counts(now, active_or_in_turn, tenant)
 
     @contextmanager
     def _commit(self, operation: str) -> Iterator[None]:

@@ -745,3 +745,24 @@ def _change(at: Session, step: str, number: int) -> Commit:
         start = min(at.window_start + 1, at.exchange_count) if step == "trim" else 0
         return Commit(replace(at, window_start=start))
     return turn(at, f"turn {number}" * (20_000 if step == "long" else 1))
+
+
+async def test_a_list_and_the_counts_may_be_those_of_one_tenant(store: Store) -> None:
+    await create(store, "s", "said")
+    await create(store, "a/s", "said", "again")
+    await create(store, "a/t", idle=5)
+    await create(store, "a/b/s")
+
+    async def of(tenant: str | None) -> list[str]:
+        page, _ = await store.list(after=0, limit=9, labels={}, now=5, tenant=tenant)
+        return [found.id for found in page]
+
+    assert await of(None) == ["s", "a/s", "a/b/s"]
+    assert (await of("default"), await of("a"), await of("a/b")) == (["s"], ["a/s"], ["a/b/s"])
+    assert await of("b") == await of("") == []
+    assert await store.counts(5) == StoreCounts(4, 3, 6)
+    assert await store.counts(5, tenant="default") == StoreCounts(1, 1, 2)
+    assert await store.counts(5, tenant="a") == StoreCounts(2, 1, 4)
+    assert await store.counts(5, {"a/t"}, "a") == StoreCounts(2, 2, 4)
+    assert await store.counts(5, tenant="a/b") == StoreCounts(1, 1, 0)
+    assert await store.counts(5, tenant="b") == StoreCounts(0, 0, 0)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 
+from ruvd.core import tenants
 from ruvd.core.completions.event_log import EventLog
 from ruvd.core.completions.generation import Answer
 from ruvd.core.errors import CompletionCancelled, RuvdError, forget_frames
@@ -54,6 +55,7 @@ class CompletionRequest:
     grace_seconds: float = 0.0
     batch: bool = False
     prefix_key: str = ""
+    tenant: str = tenants.DEFAULT
 
     def digest(self) -> bytes:
         """Returns the digest that must be the same when the request id is repeated."""
@@ -73,7 +75,7 @@ class Completion:
     """One generation, running or ended. `CompletionRegistry.start` makes it."""
 
     def __init__(self, request: CompletionRequest, clock: Clock, max_log_bytes: int) -> None:
-        self.id = f"cmpl-{unguessable()}"
+        self.id = tenants.scoped(request.tenant, f"cmpl-{unguessable()}")
         self.session_id = request.session_id
         self.request_id = request.request_id
         self._batch = request.batch

@@ -33,6 +33,7 @@ from ruvd.core.ports.engine import (
 )
 from ruvd.core.ports.events import EngineTaken, Observer
 from ruvd.core.sessions import window
+from ruvd.core.tenants import tenant_of
 from ruvd.core.values import value
 
 # An allowance for the objects of a tool call's delta, which may be empty.
@@ -174,7 +175,10 @@ class AnswerGenerator:
         options, own = prompt.options, prompt.session.model
         if own and not options.model:
             options = replace(options, model=own)
-        request = EngineRequest(plan.messages, options, prompt.session.id, prompt.prefix_key)
+        tenant = tenant_of(prompt.completion_id)
+        request = EngineRequest(
+            plan.messages, options, prompt.session.id, prompt.prefix_key, tenant=tenant
+        )
         room = self._max_answer_bytes
         async with aclosing(self._engine.generate(request)) as chunks:
             async for chunk in chunks:

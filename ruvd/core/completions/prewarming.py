@@ -30,6 +30,7 @@ from ruvd.core.ports.events import (
 )
 from ruvd.core.sessions import window
 from ruvd.core.sessions.registry import SessionRegistry
+from ruvd.core.tenants import tenant_of
 
 _log = logging.getLogger("ruvd.ahead")
 # The number of sessions with an evaluated prompt that no turn has used yet.
@@ -123,7 +124,8 @@ class Prewarmer:
             prompt = await self._prompt(session_id)
         if not prompt:
             return
-        request, tokens = EngineRequest(prompt, options, session_id), 0
+        tenant = tenant_of(session_id)
+        request, tokens = EngineRequest(prompt, options, session_id, tenant=tenant), 0
         async with aclosing(self._prefix_cache.prepare(request)) as steps:
             while True:
                 async with self._scheduler.take_spare():

@@ -20,7 +20,8 @@ def beginning(request: CompletionRequest) -> str:
     """Returns the text of a request's prompt, in the order in which it is evaluated."""
     options = request.options
     tools = [asdict(tool) for tool in options.tools]
-    head = f"{options.model}\0{idempotency.digest('tools', tools).hex() if tools else ''}\0"
+    digest = idempotency.digest("tools", tools).hex() if tools else ""
+    head = f"{request.tenant}\0{options.model}\0{digest}\0"
     parts = [head, f"system\0{request.system_prompt}\0" if request.system_prompt else ""]
     parts += [f"{message.role.value}\0{message.content}\0" for message in request.messages]
     return "".join(parts)

@@ -7,6 +7,7 @@ from typing import Protocol, TypeAlias
 from ruvd.core.model import FinishReason, Message, ToolCallDelta, Usage
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.events import PromptEvaluated
+from ruvd.core.tenants import DEFAULT
 from ruvd.core.values import value
 
 
@@ -15,7 +16,8 @@ class EngineRequest:
     """The input of one generation. `session_key` is stable per session, empty if stateless.
 
     Requests with the same `prefix_key` have prompts with a common beginning that is long enough to
-    be evaluated once for all of them; it is empty if no such beginning is known.
+    be evaluated once for all of them; it is empty if no such beginning is known. No part of a
+    prompt is reused for another `tenant`, where the engine can tell its caches apart.
     """
 
     messages: Sequence[Message]
@@ -23,6 +25,7 @@ class EngineRequest:
     session_key: str = ""
     prefix_key: str = ""
     trace_headers: Mapping[str, str] = field(default_factory=dict)
+    tenant: str = DEFAULT
 
 
 @value(frozen=True, slots=True)

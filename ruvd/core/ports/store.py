@@ -157,8 +157,11 @@ class Store(Protocol):
         labels: Mapping[str, str],
         now: float,
         active_or_in_turn: Collection[str] = (),
+        tenant: str | None = None,
     ) -> tuple[Sequence[Session], int]:
         """Returns a page of the active sessions with all `labels`, and the next page's cursor.
+
+        They are those of one tenant (`ruvd.core.tenants`), or of all.
 
         Active are those that have not expired at `now`, and those in `active_or_in_turn`. They are
         in the order of creation. The cursor `after` is 0 for the first page; the returned one is 0
@@ -180,8 +183,13 @@ class Store(Protocol):
         request ids are unique over all sessions.
         """
 
-    async def counts(self, now: float, active_or_in_turn: Collection[str] = ()) -> StoreCounts:
-        """Returns how much is stored. The active sessions are those that `list` would return."""
+    async def counts(
+        self, now: float, active_or_in_turn: Collection[str] = (), tenant: str | None = None
+    ) -> StoreCounts:
+        """Returns how much is stored, of one tenant or of all.
+
+        The active sessions are those that `list` would return.
+        """
 
 
 class StoreLocked(Exception):

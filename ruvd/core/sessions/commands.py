@@ -6,6 +6,7 @@ Each change takes the session's turn, as completions do, and is one commit.
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ruvd.core import tenants
 from ruvd.core.errors import (
     FieldViolation,
     InvalidRequest,
@@ -98,7 +99,7 @@ class SessionCommands:
             whole = keep == parent.exchange_count
             session = replace(
                 parent,
-                id=new.session_id or unguessable(),
+                id=new.session_id or tenants.scoped(tenants.tenant_of(parent.id), unguessable()),
                 create_time=now,
                 last_used_time=now,
                 parent_id=parent.id,
@@ -139,7 +140,9 @@ class SessionCommands:
             async with self._sessions.turn_queue.turn(session.id, turn_request, IfBusy.REJECT):
                 await self._sessions.commit(commit, parent_id)
         except SessionBusy:
-            raise SessionExists(f"session {session.id!r} is being created or used") from None
+            raise SessionExists(
+                f"session {tenants.own(session.id)!r} is being created or used"
+            ) from None
 
     async def update(self, session_id: str, changes: SessionChanges) -> SessionState:
         """Changes a session, after the turns that came before."""
@@ -185,7 +188,9 @@ class SessionCommands:
         turn_queue = self._sessions.turn_queue
         running = turn_queue.running(session_id)
         is_pending = running is not None and running.pending_session is not None
-        turn_queue.cancel(session_id, SessionEnded(f"session {session_id!r} was ended"))
+        turn_queue.cancel(
+            session_id, SessionEnded(f"session {tenants.own(session_id)!r} was ended")
+        )
         async with turn_queue.turn(session_id, TurnRequest(ends=True)):
             existed = self._sessions.alive(await self._store.get(session_id)) or is_pending
             await finish_despite_cancel(self._delete(session_id))

@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
+from ruvd.core import tenants
 from ruvd.core.errors import RequestIdReused
 from ruvd.core.options import ToolChoiceMode
 
@@ -24,7 +25,7 @@ def check(known: bytes, given: bytes, request_id: str) -> None:
     """Raises RequestIdReused if a request id comes with another request than before."""
     if known != given:
         raise RequestIdReused(
-            f"request_id {request_id!r} came with another request before; "
+            f"request_id {tenants.own_request(request_id)!r} came with another request before; "
             "use a new id for each request and the same one only to repeat it"
         )
 

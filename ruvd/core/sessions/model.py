@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ruvd.core.model import ContextWindow, Message, Session
+from ruvd.core.tenants import DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class NewSession:
     idle_timeout_seconds: float | None = None
     model: str = ""
     request_id: str = ""
+    tenant: str = DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ruvd.core import tenants
 from ruvd.core.errors import (
     SessionNotFound,
     SessionsDisabled,
@@ -70,24 +71,25 @@ class SessionRegistry:
             if part is None or not self.active_or_in_turn(part.session, running):
                 raise session_not_found(session_id)
             session, messages = part.session, part.messages
+        name = tenants.own(session_id)
         if page.created not in (None, session.create_time):
             raise SessionNotFound(
-                f"the session {session_id!r} of the page before has ended, and another session has"
+                f"the session {name!r} of the page before has ended, and another session has"
                 " its id; read that one from its first page"
             )
         if page.first > session.message_count or (
             not messages and page.first < session.message_count
         ):
             raise StoreUnavailable(
-                f"the history of {session_id!r} has no message {page.first}, although the session"
+                f"the history of {name!r} has no message {page.first}, although the session"
                 f" has {session.message_count}; read it from its first page"
             )
         return self.state(session, messages)
 
     async def list(
-        self, *, after: int, limit: int, labels: Mapping[str, str]
+        self, *, after: int, limit: int, labels: Mapping[str, str], tenant: str = tenants.DEFAULT
     ) -> tuple[Sequence[SessionState], int]:
-        """Returns a page of the stored sessions, in order of creation, and the next cursor."""
+        """Returns a page of a tenant's sessions, in order of creation, and the next cursor."""
         self.check_enabled()
         page, cursor = await self._store.list(
             after=after,
@@ -95,12 +97,13 @@ class SessionRegistry:
             labels=labels,
             now=self._clock.now(),
             active_or_in_turn=self.turn_queue.begun(),
+            tenant=tenant,
         )
         return [self.state(session) for session in page], cursor
 
-    async def counts(self) -> StoreCounts:
-        """Returns how many sessions and messages the store holds."""
-        return await self._store.counts(self._clock.now(), self.turn_queue.begun())
+    async def counts(self, tenant: str | None = None) -> StoreCounts:
+        """Returns how many sessions and messages the store holds, of one tenant or of all."""
+        return await self._store.counts(self._clock.now(), self.turn_queue.begun(), tenant)
 
     def state(self, session: Session, messages: Sequence[Message] | None = None) -> SessionState:
         """Returns the session as clients see it now, with times of the wall clock."""
@@ -144,7 +147,7 @@ class SessionRegistry:
         now = self._clock.now()
         idle = new.idle_timeout_seconds
         return Session(
-            id=new.session_id or unguessable(),
+            id=new.session_id or tenants.scoped(new.tenant, unguessable()),
             create_time=now,
             last_used_time=now,
             idle_timeout_seconds=self._policy.idle_timeout_seconds if idle is None else idle,
@@ -288,4 +291,4 @@ def with_messages(
 
 def session_not_found(session_id: str) -> SessionNotFound:
     """Returns the error for a session that does not exist or has expired."""
-    return SessionNotFound(f"there is no session {session_id!r}, or it has expired")
+    return SessionNotFound(f"there is no session {tenants.own(session_id)!r}, or it has expired")

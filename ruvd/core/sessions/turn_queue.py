@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from ruvd.core import tenants
 from ruvd.core.errors import (
     CompletionInterrupted,
     Overloaded,
@@ -115,18 +116,21 @@ class TurnQueue:
             self._queues[session_id] = _SessionQueue(request)
             return
         if if_busy is IfBusy.REJECT:
-            raise SessionBusy(f"session {session_id!r} has a completion running")
+            raise SessionBusy(f"session {tenants.own(session_id)!r} has a completion running")
         if if_busy is IfBusy.INTERRUPT:
             ends = (at for at, each in enumerate(queue.waiting, start=1) if each.ends)
             queue.waiting.insert(max(ends, default=0), request)
             if queue.running.cancel:
-                error = CompletionInterrupted(f"another caller took session {session_id!r} over")
+                error = CompletionInterrupted(
+                    f"another caller took session {tenants.own(session_id)!r} over"
+                )
                 queue.running.cancel(error)
         elif request.ends or len(queue.waiting) < self._max_waiting:
             queue.waiting.append(request)
         else:
             raise Overloaded(
-                f"{self._max_waiting} callers wait for session {session_id!r} (max_queue)"
+                f"{self._max_waiting} callers wait for session {tenants.own(session_id)!r}"
+                " (max_queue)"
             )
         request.turn = asyncio.get_running_loop().create_future()
 

@@ -96,7 +96,7 @@ class EchoEngine:
             for message in request.messages
             for word in _text(message).split()
         ]
-        prefixes = list(accumulate(words, _chain, initial=0))[1:]
+        prefixes = list(accumulate(words, _chain, initial=hash(request.tenant)))[1:]
         cached = len(list(takewhile(self._seen.__contains__, prefixes))) if use_cache else 0
         if use_cache:
             self._remember(prefixes)

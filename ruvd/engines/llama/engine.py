@@ -222,6 +222,7 @@ class LlamaEngine:
         request = replace(request, options=replace(request.options, max_tokens=1))
         async with self._complete(client, slot, request) as chunks:
             async for chunk in chunks:
+                slot.tenants = frozenset((request.tenant,))
                 if isinstance(chunk, EngineDone):
                     return chunk
         raise EngineUnavailable("the engine's answer ended before its end")
@@ -233,9 +234,10 @@ class LlamaEngine:
             # llama.cpp notices a closed connection only when it writes. When it reports progress
             # it writes after every batch; otherwise it would evaluate the whole prompt.
             "return_progress": True,
-            "cache_prompt": not request.options.bypass_cache,
+            "cache_prompt": not request.options.bypass_cache and slot.may_reuse(request.tenant),
             "id_slot": slot.id,
         }
+        slot.tenants |= {request.tenant}
         return aclosing(client.complete(request, model=self._model, extra=extra))
 
     async def _erase(self, client: ChatCompletionsClient, slot: Slot) -> None:

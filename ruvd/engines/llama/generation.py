@@ -32,6 +32,7 @@ class Generation:
         slot, is_private = self.slot, self.request.options.bypass_cache
         if not self.has_begun:
             self.has_begun = True
+            slot.tenants = frozenset((self.request.tenant,))
             self.table.answer_began(slot)
             if not is_private:
                 slot.set_content(prompt_of(self.request), slot.request_session)

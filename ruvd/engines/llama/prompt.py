@@ -3,11 +3,12 @@
 The server compares tokens itself, so an error here costs time and never gives a wrong answer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ruvd.core.model import Message, Role
 from ruvd.core.options import Tool
 from ruvd.core.ports.engine import EngineRequest
+from ruvd.core.tenants import DEFAULT
 from ruvd.core.text import common_beginning
 
 # A shorter common beginning is not worth a save or a restore. These are about 25 tokens, which two
@@ -17,10 +18,11 @@ MIN_REUSED_CHARACTERS = 100
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The messages and tools of a prompt. Sizes are characters of the messages."""
+    """The messages and tools of a tenant's prompt. Sizes are characters of the messages."""
 
     messages: tuple[Message, ...] = ()
     tools: tuple[Tool, ...] = ()
+    tenant: str = DEFAULT
 
     @property
     def size(self) -> int:
@@ -29,11 +31,14 @@ class Prompt:
 
     def with_answer(self, text: str) -> "Prompt":
         """Returns this prompt followed by an answer."""
-        return Prompt((*self.messages, Message(Role.ASSISTANT, text)), self.tools)
+        return replace(self, messages=(*self.messages, Message(Role.ASSISTANT, text)))
 
     def common(self, other: "Prompt") -> int:
-        """Returns the length of the beginning that both prompts have in common."""
-        if self.tools != other.tools:
+        """Returns the length of the beginning that both prompts have in common.
+
+        Prompts of different tenants have nothing in common, as none may be reused for the other.
+        """
+        if self.tools != other.tools or self.tenant != other.tenant:
             return 0
         total = 0
         for one, two in zip(self.messages, other.messages, strict=False):
@@ -47,7 +52,7 @@ class Prompt:
 
 def prompt_of(request: EngineRequest) -> Prompt:
     """Returns the prompt of a request."""
-    return Prompt(tuple(request.messages), request.options.tools)
+    return Prompt(tuple(request.messages), request.options.tools, request.tenant)
 
 
 def _texts(message: Message) -> tuple[str, ...]:

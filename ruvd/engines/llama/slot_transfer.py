@@ -10,6 +10,7 @@ import msgspec
 
 from ruvd.core.errors import RuvdError
 from ruvd.core.ports.events import EngineStateMoved, Observer
+from ruvd.core.tenants import tenant_of
 from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.retryable import Refused
 from ruvd.engines.llama.prompt import Prompt
@@ -90,6 +91,8 @@ class SlotTransfer:
             self._observer(EngineStateMoved("restore", "corrupt", time.monotonic() - began))
             return 0
         slot.evaluation_started("")
+        tenant = state.content.tenant if state.content else tenant_of(state.session_key)
+        slot.tenants |= {tenant}
         try:
             restored = await self._act(slot, "restore", state.name, _Restored)
         except RuvdError as error:
@@ -101,6 +104,7 @@ class SlotTransfer:
                 await self.files.remove(state)
             return 0
         self.files.mark_used(state)
+        slot.tenants = frozenset((tenant,))
         # The session may have ended meanwhile.
         is_own = bool(slot.request_session) and slot.request_session == state.session_key
         slot.set_content(

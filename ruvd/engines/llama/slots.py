@@ -34,6 +34,8 @@ class Slot:
 
     `request_session` is the session of the request that has the `busy` slot, empty once it has
     ended; its content may not be in the slot yet. `has_first_token` says that the answer has begun.
+    `tenants` are those of whose prompts the server may hold tokens in the slot: more than one while
+    it is unknown whether a prompt has replaced that of another tenant.
     `background` is set during work that no caller waits for. `task` is work that runs to its end
     before the slot is released.
     """
@@ -50,6 +52,7 @@ class Slot:
     answered: AnsweredRequest | None = None
     idle_since: float = 0.0
     restored_tokens: int = 0
+    tenants: frozenset[str] = frozenset()
     task: asyncio.Task[object] | None = None
     background: asyncio.Event | None = None
 
@@ -86,9 +89,14 @@ class Slot:
             self.session_key, self.unsaved, self.session_has_ended = "", False, True
             self.answered = None
 
+    def may_reuse(self, tenant: str) -> bool:
+        """Whether the slot holds nothing of another tenant, which must not be reused."""
+        return self.tenants <= {tenant}
+
     def clear(self) -> None:
         """Records that the slot is empty."""
         self.content, self.session_key, self.last_use, self.unsaved = _EMPTY, "", 0, False
+        self.tenants = frozenset()
 
     @property
     def has_background_work(self) -> bool:

@@ -11,7 +11,8 @@ A session's id may be personal data, so the key is a hash of it with the deploym
 
 `affinity_header` replaces the header's name, or adds a header to a preset that has none.
 
-`cache_salt` separates the cache of a deployment on servers with that field (vLLM, SGLang). A
+`cache_salt` separates the cache of a deployment on servers with that field (vLLM, SGLang). The salt
+of a tenant is derived from it; other servers cannot tell tenants' caches apart. A
 completion that bypasses the cache gets a salt of its own there, and is rejected everywhere else.
 llama-server has no salt: with `cache_prompt` false it reuses nothing, but keeps what it evaluated.
 """
@@ -23,6 +24,7 @@ from typing import Literal, TypeAlias
 
 from ruvd.core.errors import EngineRejected
 from ruvd.core.ports.engine import EngineRequest
+from ruvd.core.tenants import DEFAULT
 
 Preset: TypeAlias = Literal["none", "openai", "vllm", "sglang", "llama-server"]
 
@@ -55,6 +57,8 @@ class Affinity:
         if self.preset in _SALTED_PRESETS:
             if request.options.bypass_cache:
                 fields["cache_salt"] = secrets.token_urlsafe(_KEY_BYTES)
+            elif request.tenant != DEFAULT:
+                fields["cache_salt"] = self._key(f"tenant {request.tenant}")
             elif self._salt:
                 fields["cache_salt"] = self._salt
         return fields

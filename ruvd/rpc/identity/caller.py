@@ -7,6 +7,7 @@ asks nobody for an identity.
 from contextvars import ContextVar
 from enum import Enum
 
+from ruvd.core import tenants
 from ruvd.core.values import value
 
 
@@ -28,6 +29,23 @@ class Identity:
 
 
 current: ContextVar[Identity | None] = ContextVar("ruvd_identity", default=None)
+
+
+def tenant() -> str:
+    """Returns the tenant of the current call."""
+    identity = current.get()
+    return tenants.DEFAULT if identity is None else identity.tenant
+
+
+def scoped_id(own_id: str) -> str:
+    """Returns the id in the core of a session or completion of the current caller's."""
+    return tenants.scoped(tenant(), own_id)
+
+
+def scoped_request_id(own_id: str) -> str:
+    """Returns the id in the core of a request id of the current caller's."""
+    identity = current.get()
+    return own_id if identity is None else tenants.scoped_request(identity.tenant, own_id)
 
 
 def sees_content() -> bool:

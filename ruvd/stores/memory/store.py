@@ -12,6 +12,7 @@ from itertools import groupby
 from ruvd.core.errors import SessionExists, SessionNotFound
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
 from ruvd.core.ports.store import Commit, HistoryPart, RemovedSession, StoreCounts, TurnSnapshot
+from ruvd.core.tenants import own, tenant_of
 from ruvd.stores.memory.schedule import Schedule
 
 # The limit that `Store.expire` promises.
@@ -160,12 +161,13 @@ class MemoryStore:
         labels: Mapping[str, str],
         now: float,
         active_or_in_turn: Collection[str] = (),
+        tenant: str | None = None,
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
         page: list[_Entry] = []
         for index in range(bisect_right(self._keys, after), len(self._keys)):
             session_id = self._ids.get(self._keys[index])
-            if session_id is None:
+            if session_id is None or not _belongs(session_id, tenant):
                 continue
             entry = self._entries[session_id]
             if entry.session.expire_time <= now and session_id not in active_or_in_turn:
@@ -192,9 +194,12 @@ class MemoryStore:
         """See `Store.created_by`."""
         return self._creations.get(request_id)
 
-    async def counts(self, now: float, active_or_in_turn: Collection[str] = ()) -> StoreCounts:
+    async def counts(
+        self, now: float, active_or_in_turn: Collection[str] = (), tenant: str | None = None
+    ) -> StoreCounts:
         """See `Store.counts`."""
-        sessions = [entry.session for entry in self._entries.values()]
+        entries = self._entries.items()
+        sessions = [entry.session for key, entry in entries if _belongs(key, tenant)]
         return StoreCounts(
             sessions=len(sessions),
             active=sum(
@@ -210,7 +215,7 @@ class MemoryStore:
         if entry is None:
             return ()
         if entry.session.expire_time > commit.now:
-            raise SessionExists(f"there is a session {session_id!r} already")
+            raise SessionExists(f"there is a session {own(session_id)!r} already")
         self._delete(entry)
         return [RemovedSession(session_id, expired=True)]
 
@@ -288,3 +293,7 @@ class MemoryStore:
                 del self._creations[entry.created_by]
         if len(self._keys) > 2 * len(self._ids) + _MAX_SURPLUS:
             self._keys = sorted(self._ids)
+
+
+def _belongs(session_id: str, tenant: str | None) -> bool:
+    return tenant is None or tenant_of(session_id) == tenant

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Mapping
 from itertools import groupby
 
+from ruvd.core import tenants
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
 from ruvd.core.ports.store import HistoryPart, StoreCounts
 from ruvd.stores.sqlite.rows import Row, to_message, to_record, to_session
@@ -133,6 +134,7 @@ def page(
     labels: Mapping[str, str],
     now: float,
     active_or_in_turn: Collection[str],
+    tenant: str | None,
 ) -> tuple[list[Session], int]:
     """See `Store.list`."""
     in_turn = json.dumps(list(active_or_in_turn))
@@ -157,6 +159,8 @@ def page(
     sessions: list[Session] = []
     for row in rows:
         session = to_session(row)
+        if tenant is not None and tenants.tenant_of(session.id) != tenant:
+            continue
         if any(session.labels.get(key) != value for key, value in labels.items()):
             continue
         if len(sessions) == limit:
@@ -187,15 +191,20 @@ def created_by(db: sqlite3.Connection, request_id: str) -> tuple[str, Idempotenc
     return _record(db, newest, request_id)
 
 
-def counts(db: sqlite3.Connection, now: float, active_or_in_turn: Collection[str]) -> StoreCounts:
+def counts(
+    db: sqlite3.Connection, now: float, active_or_in_turn: Collection[str], tenant: str | None
+) -> StoreCounts:
     """See `Store.counts`. Reads no messages."""
-    (sessions, messages) = db.execute(
-        "SELECT COUNT(*), COALESCE(SUM(message_count), 0) FROM sessions"
-    ).fetchone()
-    (expired,) = db.execute(
-        "SELECT COUNT(*) FROM sessions WHERE expire_time <= ?"
-        " AND id NOT IN (SELECT value FROM json_each(?))",
-        (now, json.dumps(list(active_or_in_turn))),
+    # What follows the prefix of a tenant's id has no slash.
+    (sessions, messages, expired) = db.execute(
+        "SELECT COUNT(*), COALESCE(SUM(message_count), 0), COALESCE(SUM(expire_time <= ?2"
+        " AND id NOT IN (SELECT value FROM json_each(?3))), 0) FROM sessions WHERE ?1 IS NULL"
+        " OR (substr(id, 1, length(?1)) = ?1 AND NOT instr(substr(id, length(?1) + 1), '/'))",
+        (
+            None if tenant is None else tenants.prefix(tenant),
+            now,
+            json.dumps(list(active_or_in_turn)),
+        ),
     ).fetchone()
     return StoreCounts(sessions, sessions - expired, messages)
 

@@ -11,6 +11,7 @@ from itertools import islice
 
 from ruvd.core.errors import SessionExists
 from ruvd.core.ports.store import Commit, RemovedSession
+from ruvd.core.tenants import own
 from ruvd.stores.sqlite.session_cache import SessionCache
 
 # The limit that `Store.expire` promises.
@@ -55,7 +56,7 @@ def remove_expired(
     if row is None:
         return []
     if row[0] > change.now:
-        raise SessionExists(f"there is a session {session_id!r} already")
+        raise SessionExists(f"there is a session {own(session_id)!r} already")
     end(db, session_cache, session_id)
     return [RemovedSession(session_id, expired=True)]
 

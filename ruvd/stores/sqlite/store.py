@@ -189,10 +189,11 @@ class SqliteStore:
         labels: Mapping[str, str],
         now: float,
         active_or_in_turn: Collection[str] = (),
+        tenant: str | None = None,
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
         return await self._read(
-            lambda db: reads.page(db, after, limit, labels, now, active_or_in_turn)
+            lambda db: reads.page(db, after, limit, labels, now, active_or_in_turn, tenant)
         )
 
     async def idempotency_record(
@@ -209,9 +210,11 @@ class SqliteStore:
         """See `Store.created_by`."""
         return await self._read(lambda db: reads.created_by(db, request_id))
 
-    async def counts(self, now: float, active_or_in_turn: Collection[str] = ()) -> StoreCounts:
+    async def counts(
+        self, now: float, active_or_in_turn: Collection[str] = (), tenant: str | None = None
+    ) -> StoreCounts:
         """See `Store.counts`."""
-        return await self._read(lambda db: reads.counts(db, now, active_or_in_turn))
+        return await self._read(lambda db: reads.counts(db, now, active_or_in_turn, tenant))
 
     def _open_writer(self, housekeeping: Housekeeping) -> sqlite3.Connection:
         try:
