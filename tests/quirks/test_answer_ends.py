@@ -182,6 +182,21 @@ async def test_a_finish_reason_counts_once_the_end_is_confirmed(quirk: Quirk) ->
         text="Hi there",
     ),
     Quirk(
+        "a proxy: a delta that is a text",
+        stream({"choices": [{"delta": "Hi"}]}, {"choices": [{"delta": " you"}]}, end()),
+        text="Hi you",
+    ),
+    Quirk(
+        "a proxy: text inside the delta",
+        stream({"choices": [{"delta": {"type": "text_delta", "text": "Hi"}}]}, end()),
+        text="Hi",
+    ),
+    Quirk(
+        "a proxy: content beside the delta",
+        stream({"choices": [{"content": "Hi", "finish_reason": "stop"}]}),
+        text="Hi",
+    ),
+    Quirk(
         "an older API: function_call",
         stream(
             delta(function_call={"name": "f", "arguments": '{"x"'}),
@@ -245,6 +260,7 @@ async def test_text_is_found_wherever_it_is(quirk: Quirk) -> None:
             "guardrail_intervened",
             "refusal",
             "ERROR_TOXIC",
+            "MODEL_ARMOR",
             "contentFiltered",
         )
     ),
@@ -259,6 +275,7 @@ async def test_text_is_found_wherever_it_is(quirk: Quirk) -> None:
             "error",
             "abort",
             "network_error",
+            "rate_limit",
             "insufficient_system_resource",
             "ERROR",
             "timeout",

@@ -44,6 +44,7 @@ def behind(raw: Any, **fields: Any) -> list[Any]:
     Quirk("Gemini: UNAVAILABLE", stream(line(json.dumps([{"error": {"code": 503, "status": "UNAVAILABLE", "message": "x"}}]))), retried=True),
     Quirk("a gateway: status_code beside a text", stream({"error": "later", "status_code": 503}), retried=True),
     Quirk("a gateway: a text with the standard's words", stream({"error": "429 Too Many Requests"}), retried=True),
+    Quirk("LiteLLM: the status in the words", stream({"error": {"message": "litellm.APIError: Error code: 503 - busy", "type": None, "code": None}}), retried=True),
     Quirk("DashScope: Throttling", stream({"code": "Throttling.RateQuota", "message": "x", "request_id": "r"}), retried=True),
     Quirk("a gateway: code 529", failing(code=529, message="overloaded"), retried=True),
     Quirk("OpenRouter: the status of the raw error", behind({"error": {"code": 503, "message": "full"}}), retried=True),

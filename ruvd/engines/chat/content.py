@@ -31,6 +31,24 @@ def content_parts(content: Any, *, thinks: bool = False) -> Iterator[EngineText 
         yield from content_parts(inner, thinks=thinks)
 
 
+def unusual_text(chunk: Any) -> str:
+    """Returns the text of a chunk in which no known field has one: a delta or a message that is a
+    text, or a text inside them or beside them under another name."""
+    choices = chunk.get("choices") if isinstance(chunk, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        return ""
+    for place in (choice.get("delta"), choice.get("message"), choice):
+        if isinstance(place, str):
+            return place
+        names = ("content", "output_text") if place is choice else ("text", "output_text")
+        if isinstance(place, dict):
+            texts = (place.get(name) for name in names)
+            if text := next((text for text in texts if text and isinstance(text, str)), ""):
+                return text
+    return ""
+
+
 class RepeatedText:
     """The text of messages that a server sends whole, each perhaps with all that came before.
 

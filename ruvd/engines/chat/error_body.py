@@ -55,6 +55,10 @@ _PHRASES = {
         r"bad gateway": HTTPStatus.BAD_GATEWAY,
     }.items()
 }
+_STATED = re.compile(
+    r"\b(?:error code|status code|status|http(?:/1\.1)?(?: error)?)\W{0,3}([45]\d\d)\b",
+    re.IGNORECASE,
+)
 _MAX_DEPTH = 4
 _MAX_NAME = 200
 
@@ -202,6 +206,9 @@ def _status_by_words(error: ErrorBody) -> int | None:
 
 
 def _phrase(message: str) -> int | None:
+    """Returns the status that a message states, by its number or in the standard's phrases."""
+    if stated := _STATED.search(message):
+        return int(stated[1])
     return next((status for phrase, status in _PHRASES.items() if phrase.search(message)), None)
 
 

@@ -19,13 +19,14 @@ _FILTERED = {
     "filter", "filtered", "safety", "unsafe", "sensitive", "recitation", "blocklist", "blocked",
     "block", "prohibited", "spii", "toxic", "moderation", "moderated", "guardrail", "guardrails",
     "policy", "violation", "censored", "refusal", "refused", "harm", "harmful", "flagged", "risk",
-    "copyright", "inappropriate", "nsfw", "denied",
+    "copyright", "inappropriate", "nsfw", "denied", "armor",
 }  # fmt: skip
 _FAILED = {
     "error", "abort", "aborted", "insufficient", "network", "timeout", "timedout", "time",
     "deadline", "failed", "failure", "fail", "cancelled", "canceled", "cancel", "interrupted",
     "overloaded", "unavailable", "exception", "crash", "crashed", "disconnect", "disconnected",
-    "killed", "preempted", "evicted", "oom", "exhausted",
+    "killed", "preempted", "evicted", "oom", "exhausted", "rate", "quota", "internal", "connection",
+    "lost", "shutdown", "language",
 }  # fmt: skip
 _CUT = {
     "length", "max", "maximum", "limit", "truncated", "exceeded", "budget", "incomplete",

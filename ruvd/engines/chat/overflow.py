@@ -135,8 +135,8 @@ def context_overflow(body: ErrorBody, status: int | None) -> ContextTooLong | No
         body.prompt_tokens or _figure(prompt),
         body.context_tokens or _figure(_LIMIT.search(message)),
     )
-    if sizes == (None, None):
-        sizes = _hint(message) or sizes
+    if None in sizes and (hint := _hint(message)):
+        sizes = sizes[0] or hint[0], sizes[1] or hint[1]
     return ContextTooLong(
         body.message,
         prompt_tokens=sizes[0],

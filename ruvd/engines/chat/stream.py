@@ -32,7 +32,12 @@ from ruvd.engines.chat.chunks import (
     shown,
     valid_text,
 )
-from ruvd.engines.chat.content import RepeatedText, SplitCharacters, content_parts
+from ruvd.engines.chat.content import (
+    RepeatedText,
+    SplitCharacters,
+    content_parts,
+    unusual_text,
+)
 from ruvd.engines.chat.error_body import ErrorBody, error_in
 from ruvd.engines.chat.errors import stream_error
 from ruvd.engines.chat.finish_reasons import finish_reason, finish_word, outweighs
@@ -196,26 +201,29 @@ class AnswerDecoder:
         if chunk.error:
             self._take_error(data)
         if chunk.choices:
-            choice = chunk.choices[0]
-            if choice.error:
-                self.fail(error_in({"error": choice.error}) or ErrorBody())
-            word = finish_word(choice.finish_reason)
-            self._add_choice(choice, is_last=bool(word), out=out)
-            if word and outweighs(word, self._finish_word):
-                self._finish_word = word
-            self._usage = choice.usage or self._usage
+            self._take_choice(chunk.choices[0], data, out)
         elif chunk.usage is None and chunk.timings is None:
             self._take_error(data)
         # Some servers send it with every chunk. The last has the totals.
-        if chunk.usage:
-            self._usage = chunk.usage
-        if chunk.timings:
-            self._timings = chunk.timings
+        self._usage = chunk.usage or self._usage
+        self._timings = chunk.timings or self._timings
         if len(out) > before:
             self.begun = True
             self.confirmed = False
         elif self._finish_word and not chunk.choices and chunk.usage is not None:
             self.confirmed = True
+
+    def _take_choice(self, choice: Choice, data: bytes, out: list[EngineChunk]) -> None:
+        before = len(out)
+        if choice.error:
+            self.fail(error_in({"error": choice.error}) or ErrorBody())
+        word = finish_word(choice.finish_reason)
+        self._add_choice(choice, is_last=bool(word), out=out)
+        if len(out) == before and (text := unusual_text(load(data))):
+            self._add_text(text, out)
+        if word and outweighs(word, self._finish_word):
+            self._finish_word = word
+        self._usage = choice.usage or self._usage
 
     def _take_error(self, data: bytes) -> None:
         """Raises the error in an event without choices, if it reports one."""
