@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from answers import STALL
-from quirk import Quirk, check, delta, end, reply, say, stream, table, used
+from quirk import Ask, Quirk, check, delta, end, reply, say, stream, table, used
 
-from ruvd.core.errors import EngineRejected, EngineTimeout, EngineUnavailable
+from ruvd.core.errors import ContextTooLong, EngineRejected, EngineTimeout, EngineUnavailable
+from ruvd.core.options import ResponseFormat
 
 IMPATIENT = {"read_seconds": 0.3}
 
@@ -133,6 +134,13 @@ async def test_a_finish_reason_counts_once_the_end_is_confirmed(quirk: Quirk) ->
         "OpenAI: a refusal with content null",
         stream(delta(content=None, refusal="No."), end()),
         text="No.",
+    ),
+    Quirk(
+        "OpenAI: a refusal in place of the requested format",
+        stream(delta(refusal="I'm sorry,"), delta(refusal=" no."), end()),
+        error=EngineRejected,
+        words="I'm sorry, no.",
+        request=Ask(options={"response_format": ResponseFormat("{}")}),
     ),
     Quirk("a proxy: one whole message", stream(message("Hi there", "stop")), text="Hi there"),
     Quirk(
@@ -285,6 +293,12 @@ async def test_text_is_found_wherever_it_is(quirk: Quirk) -> None:
             "cancelled",
             "serverError",
         )
+    ),
+    Quirk(
+        "Zhipu: the context is full before the answer begins",
+        stream(end("model_context_window_exceeded")),
+        error=ContextTooLong,
+        words="model_context_window_exceeded",
     ),
     Quirk(
         "Anthropic: tool_use",

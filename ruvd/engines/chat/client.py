@@ -19,7 +19,12 @@ from ruvd.core.errors import EngineRejected, EngineTimeout, EngineUnavailable
 from ruvd.core.ports.engine import EngineChunk, EngineRequest
 from ruvd.engines.chat.body import BodyDecoder
 from ruvd.engines.chat.credentials import ApiKey
-from ruvd.engines.chat.errors import CONNECTION_ERRORS, EngineErrorTranslator, response_error
+from ruvd.engines.chat.errors import (
+    CONNECTION_ERRORS,
+    EngineErrorTranslator,
+    clip,
+    response_error,
+)
 from ruvd.engines.chat.redirects import redirect_target
 from ruvd.engines.chat.request import Rewrite, encode
 from ruvd.engines.chat.retryable import was_stale
@@ -191,8 +196,9 @@ class ChatCompletionsClient:
                         timeout.shorten(_END_SECONDS if decoder.ended else _TAIL_SECONDS)
             for chunk in decoder.answer.rest():
                 yield chunk
-            if decoder.answer.refused and request.options.response_format is not None:
-                raise EngineRejected("the model has refused to answer in the requested format")
+            if (words := decoder.answer.refusal) and request.options.response_format is not None:
+                text = f"the model has refused to answer in the requested format: {clip(words)}"
+                raise EngineRejected(text)
             yield decoder.done()
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from ruvd.core.errors import EngineUnavailable, RuvdError
+from ruvd.core.errors import ContextTooLong, EngineUnavailable, RuvdError
 from ruvd.core.model import FinishReason, ToolCallDelta
 from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineReasoning, EngineText
 from ruvd.engines.chat.chunks import (
@@ -89,7 +89,7 @@ class AnswerDecoder:
         self._aside = ""
         self.failure: Exception | None = None
         self.confirmed = False
-        self.refused = False
+        self.refusal = ""
 
     @property
     def finished(self) -> bool:
@@ -162,13 +162,15 @@ class AnswerDecoder:
 
     def done(self, *, is_complete: bool = False) -> EngineDone:
         """Returns the last chunk. Raises EngineUnavailable if the answer is not whole,
-        EngineRejected if the server's content filter has ended it, or the error that the server
-        has reported.
+        EngineRejected if the server's content filter has ended it, ContextTooLong if it has ended
+        before it began because of the context's size, or the error that the server has reported.
 
         An answer that came as one complete object (`is_complete`) needs no finish reason.
         """
         if not self._finish_word and not (is_complete and self.begun):
             raise self._unfinished()
+        if not self.begun and "context" in self._finish_word.lower():
+            raise ContextTooLong(f"the engine ended the answer with {self._finish_word!r}")
         reason = finish_reason(self._finish_word)
         if not all(call.name for call in self._calls):
             raise EngineUnavailable("the engine's answer makes no sense: a tool call has no name")
@@ -259,7 +261,7 @@ class AnswerDecoder:
         if delta.refusal:
             for part in content_parts(delta.refusal):
                 self._append(part, out)
-                self.refused = True
+                self.refusal += part.text
         if delta.tool_calls:
             for fragment in delta.tool_calls:
                 out += self._call(fragment).add(fragment)
