@@ -70,7 +70,9 @@ class Address:
 
     @property
     def tls(self) -> Tls | None:
-        """The files for TLS, or None if the connection is not encrypted."""
+        """The files for TLS, or None if the connection is not encrypted: a Unix socket never is."""
+        if self.address.startswith("unix:"):
+            return None
         files = (self.tls_ca_file, self.tls_client_cert_file, self.tls_client_key_file)
         ca, cert, key = files
         return Tls(ca, cert, key, self.tls_server_name) if any(files) else None

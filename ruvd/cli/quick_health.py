@@ -47,7 +47,8 @@ def try_quick(arguments: Sequence[str]) -> int | None:
         address,
         values.get("--service", DEFAULT_SERVICE),
         timeout_seconds,
-        health_check.Tls(*tls) if any(tls[:3]) else None,
+        # A Unix socket has no TLS, but its command may have the variables for another address.
+        health_check.Tls(*tls) if any(tls[:3]) and not address.startswith("unix:") else None,
     )
 
 

@@ -68,6 +68,15 @@ async def test_a_command_without_the_certificate_says_that_it_cannot_call(
     assert "No such file" in missing.stderr
 
 
+@pytest.mark.parametrize("command", [("health",), ("models",), ("health", "--service=liveness")])
+async def test_a_unix_socket_needs_no_tls_whatever_the_files(
+    ruvd: Ruvd, daemon: StartDaemon, files: Files, command: tuple[str, ...]
+) -> None:
+    async with daemon(*ECHO) as running:
+        flags = ("--address", running.socket, "--tls-ca-file", str(files.ca))
+        assert (await ruvd(*command, *flags)).returncode == 0
+
+
 async def test_the_name_in_the_certificate_may_differ_from_the_host(
     ruvd: Ruvd, files: Files, address: str, flags: tuple[str, ...]
 ) -> None:

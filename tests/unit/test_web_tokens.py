@@ -166,8 +166,10 @@ async def test_an_unknown_key_id_is_looked_up_again() -> None:
 
 
 async def test_without_any_keys_a_token_can_be_tried_again_later() -> None:
+    keys = Keys()
     with pytest.raises(IdentityUnavailable):
-        await identities(Keys()).identify(GOOD.token())
+        await identities(keys).identify(GOOD.token())
+    assert keys.refreshes == 1
 
 
 def test_a_key_set_takes_only_public_keys_for_signatures() -> None:

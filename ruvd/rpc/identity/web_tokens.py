@@ -83,14 +83,17 @@ class JwtIdentities:
         return self._verify(token, algorithm, await self._find(header.get("kid"), algorithm))
 
     async def _find(self, key_id: str | None, algorithm: str) -> Any:
-        for _ in range(2):
-            keys = self._source.keys
-            if keys and (key := keys.find(key_id, algorithm)):
-                return key
+        keys = self._source.keys
+        key = keys.find(key_id, algorithm) if keys else None
+        if key is None:
             await self._source.refresh()
-        if self._source.keys is None:
-            raise IdentityUnavailable("the keys of the token's issuer cannot be fetched")
-        raise Unauthenticated("the token's key is unknown")
+            keys = self._source.keys
+            if keys is None:
+                raise IdentityUnavailable("the keys of the token's issuer cannot be fetched")
+            key = keys.find(key_id, algorithm)
+        if key is None:
+            raise Unauthenticated("the token's key is unknown")
+        return key
 
     def _verify(self, token: str, algorithm: str, key: Any) -> _Known:
         policy = self._policy
