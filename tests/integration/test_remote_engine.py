@@ -216,7 +216,7 @@ async def test_tool_calls_and_their_results_go_over_two_turns_byte_for_byte(
         assert said["content"] == "One moment."
         assert [(c["id"], c["type"], c["function"]) for c in said["tool_calls"]] == [
             ("call_a", "function", {"name": "get_weather", "arguments": ARGUMENTS}),
-            ("call_b", "function", {"name": "now", "arguments": ""}),
+            ("call_b", "function", {"name": "now", "arguments": "{}"}),  # "" is no JSON
         ]
         assert told_back == [
             {"role": "tool", "tool_call_id": "call_a", "content": "12 °C"},
@@ -280,6 +280,7 @@ async def test_every_option_reaches_the_server_under_its_own_name(daemon: StartD
         extra_body=extra,
     )
     async with facing(daemon) as (server, _, stub):
+        server.scripts.append(answers.text("{}"))
         await say(stub, "hi", options=options)
         await say(stub, "hi")
         full, bare = (request.body for request in server.requests)
