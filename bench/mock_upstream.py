@@ -10,6 +10,7 @@ that keep a history only there.
 The model of a request sets the pace. `MODEL` does not wait. `PACED_MODEL` waits before the first
 token and between tokens. `POD_MODEL` has the pace of an engine that serves a pod: 64 tokens, 50 ms
 to the first, 10 ms for each other. The models have names that gateways with a catalogue know.
+`HUGE_MODEL` streams 390 MB in small deltas, 10 MB/s.
 
 Run it with `.venv/bin/python -m bench.mock_upstream`; it prints its loopback port. `bench/relay.py`
 starts it and measures its throughput without a relay as well.
@@ -30,6 +31,11 @@ import uvloop
 MODEL = "gpt-4o-mini"
 PACED_MODEL = "gpt-4o"
 POD_MODEL = "gpt-4.1"
+HUGE_MODEL = "huge"
+_HUGE_BYTES = 390 << 20
+_HUGE_PART = 250
+# So that a few huge answers do not hold up the others of this server.
+_HUGE_SECONDS = 0.005
 POD_TOKENS, POD_FIRST_MS, POD_TOKEN_MS = 64, 50.0, 10.0
 _CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + _CHUNKED
@@ -165,6 +171,8 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._is_paused = False
+        self._huge_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # A cast, as uvloop's transports do not derive from this class.
@@ -172,6 +180,27 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        if self._huge_bytes:
+            self._loop.call_soon(self._send_huge)
+
+    def _send_huge(self) -> None:
+        """Writes a part of the huge answer, and schedules the next part."""
+        if self._transport is None:
+            return
+        answer = self._models[MODEL].without_usage
+        part = answer.tokens[0] * _HUGE_PART
+        self._huge_bytes = max(0, self._huge_bytes - len(part))
+        self._write(part)
+        if not self._huge_bytes:
+            self._write(answer.rest)
+        elif not self._is_paused:  # or resume_writing goes on
+            self._loop.call_later(_HUGE_SECONDS, self._send_huge)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -184,6 +213,11 @@ class Connection(asyncio.Protocol):
         body, self._buffer = rest[:length], rest[length:]
         if head.startswith(b"POST /v1/chat/completions"):
             answers = self._answers_for(body)
+            if f'"{HUGE_MODEL}"'.encode() in body:
+                self._huge_bytes = _HUGE_BYTES
+                self._write(answers.without_usage.head)
+                self._send_huge()
+                return
             usage = b'"include_usage"' in body
             self._begin(answers.with_usage if usage else answers.without_usage)
         elif head.startswith(b"POST /v1/responses"):

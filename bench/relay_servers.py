@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -153,13 +153,17 @@ async def daemon(
     listen: str = "",
     environment: Mapping[str, str] | None = None,
     stop_seconds: float = 10.0,
+    under: Callable[..., Sequence[str]] | None = None,
 ) -> AsyncIterator[tuple[Server, str]]:
     """Runs `ruvd serve` and yields it with its address: a Unix socket, unless `listen` is given.
 
-    `environment` is added to the caller's variables.
+    `environment` is added to the caller's variables. `under` returns a command that becomes the
+    command it is given.
     """
     address = listen or f"unix:{folder / name}.sock"
     command = (sys.executable, "-m", "ruvd", "serve", "--listen", address, *flags)
+    if under:
+        command = tuple(under(*command))
     env = {**own_environment(), **(environment or {})}
     async with running(name, folder, *command, env=env, stop_seconds=stop_seconds) as server:
         yield server, address

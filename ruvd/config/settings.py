@@ -200,8 +200,8 @@ class Settings(ListeningSettings):
 
     max_memory_bytes: int | None = _limits(
         None,
-        "Memory of the daemon, in bytes; near it calls are refused. Unset: the control group's "
-        "limit less that of the embedded engine's process, or 512 MiB without a group.",
+        "Memory of the daemon, in bytes; near it calls are refused. Unset: five sixths of what the "
+        "embedded engine's process leaves of the control group's limit, or 512 MiB without one.",
         ge=128 << 20,
     )
     max_request_bytes: int = _limits(4 << 20, "Largest request, in bytes.", ge=1024, le=1 << 28)

@@ -20,6 +20,8 @@ from ruvd.rpc import status, wire
 
 _log = logging.getLogger("ruvd.rpc")
 _OURS = "/ruvd.v1."
+# grpcio's error of a message that is sent to a caller who has gone. Its class is private.
+_CALL_HAS_GONE = "ExecuteBatchError"
 _HEALTH = "/grpc.health.v1."  # probes have no identity
 # These free memory or explain why there is none.
 _ALWAYS_ADMITTED = {
@@ -248,6 +250,8 @@ def _guarded(method: str, handle: Handler) -> Handler:
 
 
 async def _abort(method: str, call: Context, error: Exception) -> None:
+    if type(error).__name__ == _CALL_HAS_GONE:
+        raise asyncio.CancelledError from error
     if not isinstance(error, RuvdError):
         _log.error("%s failed", method, exc_info=error)
     forget_frames(error)  # the completion may keep the error

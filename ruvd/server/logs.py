@@ -17,6 +17,8 @@ _STANDARD_FIELDS = logging.LogRecord("", 0, "", 0, "", (), None).__dict__.keys()
 _COLORS = {logging.DEBUG: "2", logging.INFO: "32", logging.WARNING: "33"}  # errors are red
 _configured_level = logging.INFO
 _correlation: Callable[[], Mapping[str, str]] = dict
+# The name of grpcio's error of a message that is sent to a caller who has gone; it is private.
+_CALL_HAS_GONE = "ExecuteBatchError"
 
 
 def configure(level: str, form: Literal["auto", "human", "json"]) -> None:
@@ -28,12 +30,19 @@ def configure(level: str, form: Literal["auto", "human", "json"]) -> None:
     if form == "human" or (form == "auto" and sys.stderr.isatty()):
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_ConsoleFormatter(colors=sys.stderr.isatty()))
+    handler.addFilter(_is_no_lost_caller)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     _log.setLevel(level.upper())
     global _configured_level  # noqa: PLW0603  # as global as the root logger, which this configures
     _configured_level = _log.level
+
+
+def _is_no_lost_caller(record: logging.LogRecord) -> bool:
+    """Drops grpcio's tracebacks for responses to callers who have gone: any caller can cause them
+    by the thousand."""
+    return not (record.exc_info and getattr(record.exc_info[0], "__name__", "") == _CALL_HAS_GONE)
 
 
 def correlate_with(source: Callable[[], Mapping[str, str]]) -> None:

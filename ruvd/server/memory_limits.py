@@ -1,6 +1,8 @@
 """The defaults of the memory limits of the daemon and of the engine's process.
 
-In a control group both have to fit into its limit, or the kernel kills one of them.
+In a control group both have to fit into its limit, or the kernel kills one of them. A sixth of what
+is left for the daemon stays free: for what gRPC and the kernel have taken before the daemon can
+refuse it (measured by `bench/hostile.py`: 60 MiB of 384).
 """
 
 import os
@@ -16,6 +18,7 @@ _CGROUP_LIMITS = (
 _DEFAULT_BYTES = 512 << 20
 _ENGINE_SHARE = 0.75
 _MIN_DAEMON_BYTES = 128 << 20
+_DAEMON_SHARE = 5 / 6
 
 
 def group_limit_bytes(paths: Iterable[Path] = _CGROUP_LIMITS) -> int | None:
@@ -43,10 +46,11 @@ def engine_limit_bytes(settings: Settings, group: int | None) -> int | None:
 
 
 def daemon_limit_bytes(settings: Settings, group: int | None) -> int:
-    """Returns the limit of the daemon: what the engine's process leaves of the group's limit."""
+    """Returns the limit of the daemon: most of what the engine's process leaves of the group's."""
     if settings.max_memory_bytes is not None:
         return settings.max_memory_bytes
     if group is None:
         return _DEFAULT_BYTES
     engine = engine_limit_bytes(settings, group) if settings.engine == "llama" else None
-    return max(min(group, _MIN_DAEMON_BYTES), group - (engine or 0))
+    left = int((group - (engine or 0)) * _DAEMON_SHARE)
+    return max(min(group, _MIN_DAEMON_BYTES), left)

@@ -311,16 +311,18 @@ async def first_page(stub: Any, session_id: str) -> list[str]:
 
 
 async def call_without_reading(
-    daemon: RunningDaemon, request: pb.GetSessionRequest
+    daemon: RunningDaemon,
+    request: pb.GetSessionRequest | pb.CompleteRequest,
+    method: str = "GetSession",
 ) -> asyncio.StreamWriter:
-    """Calls GetSession and never reads: HTTP/2 lets the daemon send the first 64 KiB only."""
+    """Makes a call and never reads: HTTP/2 lets the daemon send the first 64 KiB only."""
     _, writer = await asyncio.open_unix_connection(daemon.socket.removeprefix("unix:"))
     http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     http.initiate_connection()
     headers = {
         ":method": "POST",
         ":scheme": "http",
-        ":path": "/ruvd.v1.SessionService/GetSession",
+        ":path": f"/ruvd.v1.SessionService/{method}",
         ":authority": "localhost",
         "content-type": "application/grpc",
         "te": "trailers",
@@ -358,6 +360,23 @@ async def test_readers_that_never_read_take_little_memory_and_hold_back_only_lar
         async with asyncio.timeout(30):
             while await refused(first_page(stub, "s")):
                 pass
+
+
+async def test_callers_who_go_while_they_are_answered_leave_no_traceback(
+    daemon: StartDaemon,
+) -> None:
+    flags = ("--engine", "echo", "--echo-delay-seconds", "0.001", "--store", "memory")
+    async with daemon(*flags) as running, plain_stub(running) as stub:
+        await make_session(stub, "s", 3)
+        for _ in range(5):
+            long = turn("word " * 3000)
+            stuck = [await call_without_reading(running, long, "Complete") for _ in range(10)]
+            stuck += [await call_without_reading(running, page_of("s")) for _ in range(4)]
+            await say(stub, "hi")
+            for writer in stuck:
+                writer.transport.abort()
+        await say(stub, "hi")
+    assert not [line for line in running.log if "Traceback" in str(line)]
 
 
 async def refused(call: Awaitable[object]) -> grpc.aio.AioRpcError | None:

@@ -30,16 +30,16 @@ def test_the_limit_of_the_control_group_is_found_where_there_is_one(
     ("fields", "group", "daemon", "engine"),
     [
         ({}, None, 512, None),
-        ({}, 1024, 256, 768),
+        ({}, 1024 + 128, 240, 864),
         ({}, 384, 128, 256),
         ({}, 160, 128, 32),
         ({}, 100, 100, 0),
         ({"max_memory_bytes": 512 * MIB}, 1024, 512, 512),
         ({"max_memory_bytes": 128 * MIB}, 1024, 128, 768),
-        ({"llama_max_memory_bytes": 600 * MIB}, 1024, 424, 600),
+        ({"llama_max_memory_bytes": 604 * MIB}, 1024, 350, 604),
         ({"llama_max_memory_bytes": 1000 * MIB}, 1024, 128, 1000),
         ({"llama_max_memory_bytes": 600 * MIB}, None, 512, 600),
-        ({"engine": "echo"}, 384, 384, 256),
+        ({"engine": "echo"}, 384, 320, 256),
     ],
 )
 def test_the_daemon_and_its_engine_share_the_groups_limit(

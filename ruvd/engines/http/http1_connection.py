@@ -15,6 +15,8 @@ from ruvd.engines.http.read_coalescing import CoalescedStream, ReadCoalescer
 
 _MAX_HEAD_BYTES = 65_536
 _MAX_BUFFERED_BYTES = 262_144
+# About a millisecond's work.
+_MAX_READ_BYTES = 16 << 10
 _INFORMATIONAL = range(100, 200)
 _BODILESS = (204, 304)
 
@@ -31,6 +33,7 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._parts: list[bytes] = []
+        self._has_rest = False
         # The callback of llhttp for the body. After the response's end there are no more calls.
         self.on_body: Callable[[bytes], None] = self._parts.append
         self._buffered_bytes = 0
@@ -79,6 +82,7 @@ class Connection(asyncio.Protocol):
         )
         self._stream.start_answer()
         self._parts.clear()
+        self._has_rest = False
         self._buffered_bytes = self._head_bytes = 0
         self._has_head = self._is_complete = False
         self._keep_alive = self._ends_with_connection = False
@@ -89,7 +93,13 @@ class Connection(asyncio.Protocol):
             await self._wait_for_wake()
 
     async def read(self) -> bytes:
-        """Returns the part of the body that has arrived since the last call, empty at its end."""
+        """Returns the body that has arrived since the last call, or a part of it; empty at its end.
+
+        Other streams go on between two parts: a server may send faster than this process reads, and
+        several such streams would stop everything else for a long time at each pass of the loop.
+        """
+        if self._has_rest:
+            await asyncio.sleep(0)
         while not self._parts:
             if self._is_complete:
                 return b""
@@ -97,13 +107,32 @@ class Connection(asyncio.Protocol):
                 raise self._error
             await self._wait_for_wake()
         parts = self._parts
+        if self._buffered_bytes > _MAX_READ_BYTES and (part := self._first_part()):
+            return part
         part = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         self._buffered_bytes = 0
+        self._has_rest = False
         if self._is_paused and self._transport is not None:
             self._is_paused = False
             self._transport.resume_reading()
         return part
+
+    def _first_part(self) -> bytes:
+        """Takes and returns a part of what has arrived, or nothing if there is little left."""
+        size = count = 0
+        for part in self._parts:
+            count += 1
+            size += len(part)
+            if size >= _MAX_READ_BYTES:
+                break
+        first = b"".join(self._parts[:count])
+        rest = first[_MAX_READ_BYTES:]
+        if not rest and count == len(self._parts):
+            return b""
+        self._parts[:count] = [rest] if rest else []
+        self._has_rest = True
+        return first[:_MAX_READ_BYTES]
 
     def close(self) -> None:
         """Closes it at once."""
