@@ -16,7 +16,7 @@ from google.protobuf import descriptor_pool, message_factory
 from grpc.aio import ServicerContext
 
 from ruvd.core.errors import Overloaded, RuvdError, forget_frames
-from ruvd.rpc import status, wire
+from ruvd.rpc import reservation, status, wire
 
 _log = logging.getLogger("ruvd.rpc")
 _OURS = "/ruvd.v1."
@@ -68,8 +68,11 @@ class Admission(Protocol):
     async def receive(self) -> Receiving:
         """Waits until a request may be received. Raises Overloaded if there is no memory."""
 
-    def reserve(self, request_bytes: int) -> AbstractContextManager[None]:
-        """Holds the memory of a large request. Raises Overloaded if there is too little."""
+    def reserve(self, request_bytes: int) -> AbstractContextManager[Callable[[], None]]:
+        """Holds the memory of a large request, and gives what releases it earlier.
+
+        Raises Overloaded if there is too little.
+        """
 
 
 class CallerCheck(Protocol):
@@ -181,7 +184,8 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                 receiving.end()
             if len(data) < wire.LARGE_BYTES:
                 return await handle(wire.parse(kind, data, max_bytes), call)
-            with admission.reserve(len(data)):
+            with admission.reserve(len(data)) as release:
+                reservation.hold(release)
                 request = await asyncio.to_thread(wire.parse, kind, data, max_bytes)
                 return await handle(request, call)
 

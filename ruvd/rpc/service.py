@@ -19,7 +19,7 @@ from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import HistoryPage, SessionPolicy
 from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.tenant_statistics import TenantStatistics
-from ruvd.rpc import convert, pages, requests, status
+from ruvd.rpc import convert, pages, requests, reservation, status
 from ruvd.rpc.identity import caller
 from ruvd.rpc.identity.caller import scoped_id, scoped_request_id
 from ruvd.rpc.large_responses import SMALL_BYTES, LargeResponses
@@ -28,6 +28,8 @@ from ruvd.v1 import session_service_pb2 as pb
 from ruvd.v1 import session_service_pb2_grpc as pb_grpc
 
 _log = logging.getLogger("ruvd.rpc")
+# The number of the event after Started: the prompt has been sent.
+_FIRST_ANSWER = 2
 
 
 class SessionService(pb_grpc.SessionServiceServicer):
@@ -167,6 +169,8 @@ class SessionService(pb_grpc.SessionServiceServicer):
                 response = pb.CompleteResponse()
                 convert.event(event, response.event)
                 await context.write(response)
+                if event.sequence == _FIRST_ANSWER:
+                    reservation.give_back()
 
     async def ResumeCompletion(  # type: ignore[override]  # noqa: D102, N802
         self,
@@ -190,6 +194,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         context: ServicerContext[Any, pb.BatchCompleteResponse],
     ) -> None:
         items = await requests.batch_complete(request, self._limits)
+        reservation.give_back()  # the prompts of a batch are built one by one
         async with aclosing(self._batches.run(items, request.max_concurrency)) as events:
             async for event in events:
                 if isinstance(event, BatchSummary):

@@ -104,8 +104,11 @@ class MemoryBudget:
             )
 
     @contextmanager
-    def reserve(self, request_bytes: int) -> Generator[None, None, None]:
-        """Holds the memory that a large request needs. Raises Overloaded if there is too little."""
+    def reserve(self, request_bytes: int) -> Generator[Callable[[], None], None, None]:
+        """Holds the memory that a large request needs, and yields what gives it back earlier.
+
+        Raises Overloaded if there is too little.
+        """
         needed = request_bytes * _COST_OF_A_BYTE
         if self._resident() + self._reserved + needed > self.limit_bytes * _TIGHT_SHARE:
             raise Overloaded(
@@ -113,10 +116,16 @@ class MemoryBudget:
                 "(max_memory_bytes); try again"
             )
         self._reserved += needed
-        try:
-            yield
-        finally:
+
+        def release() -> None:
+            nonlocal needed
             self._reserved -= needed
+            needed = 0
+
+        try:
+            yield release
+        finally:
+            release()
 
     async def watch(self) -> None:
         """Follows the resident memory, until it is cancelled."""

@@ -142,6 +142,23 @@ async def test_near_its_memory_limit_the_daemon_refuses_with_a_reason_and_recove
                 await asyncio.sleep(0.5)
 
 
+async def test_a_large_request_that_is_being_answered_holds_no_memory_twice(
+    daemon: StartDaemon,
+) -> None:
+    """Ten of them would reserve 60 MB, besides the memory that they have."""
+    flags = ("--engine", "echo", "--echo-delay-seconds", "1", "--store", "memory")
+    limit = ("--max-memory-bytes", str(160 << 20))
+    async with daemon(*flags, *limit) as running, AsyncExitStack() as stack:
+        stub = await stack.enter_async_context(running.stub())
+        for number in range(10):
+            request = turn("and " * 1000, f"s{number}")
+            request.messages.insert(0, pb.Message(role=pb.ROLE_USER, content="x" * 1_000_000))
+            call = stub.Complete(request)
+            stack.callback(call.cancel)
+            for _ in range(2):
+                assert await call.read() != grpc.aio.EOF
+
+
 def large_session(megabytes: int) -> list[list[pb.Message]]:
     """The messages of a large history, in portions for one request each."""
     roles = (pb.ROLE_USER, pb.ROLE_ASSISTANT)

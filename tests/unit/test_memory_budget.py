@@ -107,6 +107,17 @@ def test_large_requests_reserve_memory_before_it_is_used() -> None:
         pass
 
 
+def test_a_reservation_that_is_given_back_early_is_given_back_once() -> None:
+    budget = Watched().at(500)
+    with budget.reserve(50) as release:
+        release()
+        release()
+        with budget.reserve(50), pytest.raises(Overloaded), budget.reserve(50):
+            pass
+    with budget.reserve(50), pytest.raises(Overloaded), budget.reserve(50):
+        pass
+
+
 async def test_the_completions_that_hold_the_most_are_failed_first() -> None:
     core = Core()
     gate = asyncio.Event()
