@@ -22,7 +22,10 @@ ODD_TEXTS = (
     "",
 )
 
-CALLS = tuple(ToolCall(f"call {n}", f"f{n}", text) for n, text in enumerate(ODD_TEXTS))
+CALLS = tuple(
+    ToolCall(f"call {n}", f"f{n}", text, '{"id":"x:3",\t"a": 1.0}' if n % 2 else "")
+    for n, text in enumerate(ODD_TEXTS)
+)
 RESULTS = tuple(
     Message(Role.TOOL, text, tool_call_id=call.id)
     for call, text in zip(CALLS, reversed(ODD_TEXTS), strict=True)
@@ -30,7 +33,7 @@ RESULTS = tuple(
 # One exchange: a question, calls, their results, an answer.
 TOOL_EXCHANGE = (
     Message(Role.USER, "How warm is it?"),
-    Message(Role.ASSISTANT, "", CALLS, reasoning=ODD_TEXTS[2]),
+    Message(Role.ASSISTANT, "", CALLS, reasoning=ODD_TEXTS[2], engine_data='{"fields":  {}}'),
     *RESULTS,
     Message(Role.ASSISTANT, "Warm.", reasoning="\n"),
 )
@@ -39,7 +42,9 @@ TOOL_EXCHANGE = (
 def proto_of(message: Message) -> ProtoMessage:
     """The message as clients have it."""
     calls = [
-        ProtoToolCall(id=call.id, name=call.name, arguments=call.arguments)
+        ProtoToolCall(
+            id=call.id, name=call.name, arguments=call.arguments, engine_data=call.engine_data
+        )
         for call in message.tool_calls
     ]
     return ProtoMessage(
@@ -48,6 +53,7 @@ def proto_of(message: Message) -> ProtoMessage:
         tool_calls=calls,
         tool_call_id=message.tool_call_id,
         reasoning=message.reasoning,
+        engine_data=message.engine_data,
     )
 
 

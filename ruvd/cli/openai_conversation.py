@@ -16,6 +16,7 @@ from ruvd_client import Message, Role
 from ruvd_client.v1.session_service_pb2 import ToolCall
 
 from ruvd.cli.openai_messages import LineRefused, Reading, read_object, read_text
+from ruvd.engines.chat.engine_data import MESSAGE_FIELDS
 
 _ROLES = {"user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT, "tool": Role.ROLE_TOOL}
 _SYSTEM_ROLES = ("system", "developer")
@@ -104,6 +105,7 @@ def _assistant(fields: dict[str, Any], path: str, reading: Reading, calls: "_Cal
         if not any((each.name, each.arguments) == (call.name, call.arguments) for each in read):
             read.append(call)
     message.tool_calls.extend(calls.opened(read))
+    message.engine_data = _engine_data(fields, path, reading, is_kept=bool(read))
     reading.refuse_rest(fields, f"{path}.")
     return message
 
@@ -125,7 +127,12 @@ def _tool_call(value: Any, path: str, reading: Reading) -> ToolCall:
     kind = fields.pop("type", None)
     if kind not in (None, "function"):
         raise LineRefused(f"{path}.type", f"must be function, not {kind!r}")
-    call = _function(fields.pop("function", None), f"{path}.function", reading)
+    function = read_object(fields.pop("function", None), f"{path}.function")
+    data = _returned(function)
+    call = _function(function, f"{path}.function", reading)
+    call.engine_data = _engine_data(fields, path, reading)
+    if data:
+        call.engine_data = json.dumps({"function": data} | json.loads(call.engine_data or "{}"))
     if (given := fields.pop("id", None)) is not None:
         call.id = read_text(given, f"{path}.id")
     index = fields.pop("index", None)  # of a streamed fragment: the list has the order
@@ -148,11 +155,40 @@ def _function(value: Any, path: str, reading: Reading) -> ToolCall:
     return call
 
 
+def _engine_data(
+    fields: dict[str, Any], path: str, reading: Reading, *, is_kept: bool = True
+) -> str:
+    """Pops what a server needs back: ruvd's own text, or fields of servers. Both are kept only with
+    tool calls."""
+    given = fields.get("engine_data")
+    if given is None or not is_kept:
+        data = _returned(fields) if is_kept else {}
+        return json.dumps({"fields": data}) if data else ""
+    text = read_text(fields.pop("engine_data"), f"{path}.engine_data")
+    if not _is_object(text):
+        reading.leave_out(f"{path}.engine_data", "must be a JSON object as text")
+        return ""
+    return text
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _returned(fields: dict[str, Any]) -> dict[str, Any]:
+    """Pops the fields that servers need back."""
+    names = [name for name in MESSAGE_FIELDS if fields.get(name) not in (None, "", [], {})]
+    return {name: fields.pop(name) for name in names}
+
+
 # --- the tools' messages -----------------------------------------------------------------------
 
 
 def _result(fields: dict[str, Any], path: str, reading: Reading, calls: "_Calls") -> Message:
-    content = _content(fields.pop("content", None), f"{path}.content", reading)
+    content = _result_content(fields, path, reading)
     given, name = fields.pop("tool_call_id", None), fields.pop("name", None)
     if given is not None:
         call = calls.by_id(read_text(given, f"{path}.tool_call_id"))
@@ -173,10 +209,18 @@ def _result_of_function(
     name = read_text(fields.pop("name", None), f"{path}.name")
     if (call := calls.by_name(name)) is None:
         raise LineRefused(f"{path}.name", _NO_OPEN_CALL)
-    content = _content(fields.pop("content", None), f"{path}.content", reading)
+    content = _result_content(fields, path, reading)
     reading.refuse_rest(fields, f"{path}.")
     calls.answered(call)
     return Message(role=Role.ROLE_TOOL, tool_call_id=call.id, content=content.text)
+
+
+def _result_content(fields: dict[str, Any], path: str, reading: Reading) -> "_Content":
+    """Reads a text or parts, or writes a result that is another JSON value as text."""
+    content = fields.pop("content", None)
+    if isinstance(content, dict | bool | int | float):
+        content = json.dumps(content, ensure_ascii=False)
+    return _content(content, f"{path}.content", reading)
 
 
 class _Calls:
@@ -198,6 +242,8 @@ class _Calls:
                 name = f"call_{self._made}"
                 call.id = "" if name in given else name
             taken.add(call.id)
+            if own and own != call.id and not call.engine_data:
+                call.engine_data = json.dumps({"id": own})
             self._open.append((own, call))
         return [call for _, call in self._open]
 

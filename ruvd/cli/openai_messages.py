@@ -73,6 +73,7 @@ def to_openai(message: Message) -> dict[str, Any]:
             "id": call.id,
             "type": "function",
             "function": {"name": call.name, "arguments": call.arguments},
+            **({"engine_data": call.engine_data} if call.engine_data else {}),
         }
         for call in message.tool_calls
     ]
@@ -84,6 +85,7 @@ def to_openai(message: Message) -> dict[str, Any]:
         "reasoning_content": message.reasoning,
         "tool_calls": calls,
         "tool_call_id": message.tool_call_id,
+        "engine_data": message.engine_data,
     }
     return fields | {name: value for name, value in more.items() if value}
 

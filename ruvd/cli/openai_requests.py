@@ -38,6 +38,7 @@ _ONLY_VALUES = {  # of fields that ruvd does not have, and that may have their d
     "n": 1,
     "stream": False,
     "logprobs": False,
+    "top_logprobs": 0,
     "modalities": ["text"],
 }
 
@@ -174,8 +175,12 @@ def _response_format(value: Any, path: str) -> ResponseFormat | None:
         return ResponseFormat(json_object=True)
     schema = _typed_object(value, "json_schema", path)
     path = f"{path}.json_schema"
-    text = _schema(schema.pop("schema", None), f"{path}.schema")
-    fields = read_fields(schema, {"name": read_text, "strict": _flag}, path)
+    inner = read_object(schema.pop("schema", None), f"{path}.schema")
+    readers = {"name": read_text, "strict": _flag, "description": read_text}
+    fields = read_fields(schema, readers, path)
+    if (description := fields.pop("description", None)) is not None:
+        inner.setdefault("description", description)
+    text = _schema(inner, f"{path}.schema")
     refuse_rest(schema, f"{path}.")
     return ResponseFormat(json_schema=text, **fields)
 

@@ -120,6 +120,12 @@ class Settings(ListeningSettings):
     cache_salt: SecretStr = _secret(
         "openai: salt of this deployment's prefix cache on vLLM and SGLang."
     )
+    send_back: Literal["auto", "none", "signatures", "reasoning_content", "reasoning"] = _openai(
+        "auto",
+        "openai: what a server gets back of its answers with tool calls: nothing, its signatures, "
+        "or also the reasoning, in the field of that name. auto: signatures, and reasoning_content "
+        "where the host is known to need it.",
+    )
     ca_file: OptionalPath = _openai(
         None, "openai: CA certificates (PEM) to trust instead of the system's."
     )

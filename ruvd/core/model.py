@@ -54,11 +54,15 @@ class OnDisconnect(Enum):
 
 @value(frozen=True, slots=True)
 class ToolCall:
-    """A model's request to call a function; `arguments` is JSON text as the model wrote it."""
+    """A model's request to call a function; `arguments` is JSON text as the model wrote it.
+
+    `engine_data` is what the engine needs back with the call, as JSON text that only it reads.
+    """
 
     id: str
     name: str
     arguments: str
+    engine_data: str = ""
 
 
 @value(frozen=True, slots=True)
@@ -66,7 +70,8 @@ class Message:
     """One message of a conversation.
 
     `tool_call_id` is the call that a tool's message answers. `reasoning` is the model's reasoning
-    before its answer; it is stored and never sent to an engine again.
+    before its answer; an engine gets it again only with tool calls. `engine_data` is what the
+    engine needs back with the message, as JSON text that only it reads.
     """
 
     role: Role
@@ -74,17 +79,19 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""
     reasoning: str = ""
+    engine_data: str = ""
 
     @property
     def size_bytes(self) -> int:
         """The size that counts against `max_session_bytes`."""
         content = self.content
         size = len(content) if content.isascii() else len(content.encode())
-        if not (self.tool_calls or self.reasoning or self.tool_call_id):
+        if not (self.tool_calls or self.reasoning or self.tool_call_id or self.engine_data):
             return size  # the common case: this runs for every message of a window in every turn
-        size += _size(self.reasoning) + _size(self.tool_call_id)
+        size += _size(self.reasoning) + _size(self.tool_call_id) + _size(self.engine_data)
         for call in self.tool_calls:
             size += _size(call.id) + _size(call.name) + _size(call.arguments)
+            size += _size(call.engine_data)
         return size
 
 

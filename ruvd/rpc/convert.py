@@ -153,13 +153,20 @@ def message(stored: Message, into: pb.Message) -> None:
     into.content = stored.content
     if stored.tool_calls:
         into.tool_calls.extend(
-            pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments)
+            pb.ToolCall(
+                id=call.id,
+                name=call.name,
+                arguments=call.arguments,
+                engine_data=call.engine_data,
+            )
             for call in stored.tool_calls
         )
     if stored.tool_call_id:
         into.tool_call_id = stored.tool_call_id
     if stored.reasoning:
         into.reasoning = stored.reasoning
+    if stored.engine_data:
+        into.engine_data = stored.engine_data
 
 
 def usage(usage: model.Usage) -> pb.Usage:

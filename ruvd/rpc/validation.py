@@ -4,6 +4,7 @@ A field that this daemon has no rule for is refused, and so is a field that its 
 a caller's request is fulfilled or refused, and no part of it is ignored.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ _NOT_SUPPORTED = "is not supported by this version of ruvd"
 _MAX_VIOLATIONS = 100
 _MAX_ID_BYTES = 128
 _MAX_CALL_BYTES = 256
+_MAX_DATA_CHARACTERS = 1 << 20
 _ASSISTANTS = "is allowed only in an assistant's message"
 MAX_IDLE_SECONDS = 10 * 366 * 86_400
 _MAX_LABELS = 64
@@ -131,7 +133,8 @@ def _message(check: Checker, field: str, proto: pb.Message, role: Role) -> Messa
     content, call_id, reasoning = proto.content, proto.tool_call_id, proto.reasoning
     limit = check.limits.max_tool_calls
     calls = tuple(
-        ToolCall(call.id, call.name, call.arguments) for call in proto.tool_calls[: limit + 1]
+        ToolCall(call.id, call.name, call.arguments, call.engine_data)
+        for call in proto.tool_calls[: limit + 1]
     )
     if not content and role in (Role.SYSTEM, Role.USER):
         check.refuse(f"{field}.content", "must not be empty")
@@ -140,13 +143,16 @@ def _message(check: Checker, field: str, proto: pb.Message, role: Role) -> Messa
             check.refuse(f"{field}.tool_calls", _ASSISTANTS)
         if reasoning:
             check.refuse(f"{field}.reasoning", _ASSISTANTS)
+        if proto.engine_data:
+            check.refuse(f"{field}.engine_data", _ASSISTANTS)
     if role is Role.TOOL:
         _call_text(check, f"{field}.tool_call_id", call_id)
     elif call_id:
         check.refuse(f"{field}.tool_call_id", "is allowed only in a tool's message")
     if calls:
         _calls(check, f"{field}.tool_calls", calls)
-    message = Message(role, content, calls, call_id, reasoning)
+    _engine_data(check, f"{field}.engine_data", proto.engine_data)
+    message = Message(role, content, calls, call_id, reasoning, proto.engine_data)
     size, size_limit = message.size_bytes, check.limits.max_message_bytes
     if size > size_limit:
         check.refuse(
@@ -166,6 +172,18 @@ def _calls(check: Checker, field: str, calls: Sequence[ToolCall]) -> None:
         check.check(call.id not in ids, f"{path}.id", "is the id of another call")
         ids.add(call.id)
         _call_text(check, f"{path}.name", call.name)
+        _engine_data(check, f"{path}.engine_data", call.engine_data)
+
+
+def _engine_data(check: Checker, field: str, text: str) -> None:
+    """Checks that a text is a JSON object. Only the engine knows what is in it."""
+    if not text:
+        return
+    try:
+        is_object = len(text) <= _MAX_DATA_CHARACTERS and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    check.check(is_object, field, "must be an engine_data that the daemon has given")
 
 
 def _call_text(check: Checker, field: str, value: str) -> None:

@@ -201,6 +201,7 @@ def _build_engine(settings: Settings, observer: Observer, start_task: StartTask)
             affinity=settings.affinity,
             affinity_header=settings.affinity_header,
             cache_salt=settings.cache_salt.get_secret_value(),
+            send_back=settings.send_back,
             ca_file=settings.ca_file,
             client_cert_file=settings.client_cert_file,
             client_key_file=settings.client_key_file,

@@ -373,6 +373,7 @@ class Message(google.protobuf.message.Message):
     TOOL_CALLS_FIELD_NUMBER: builtins.int
     TOOL_CALL_ID_FIELD_NUMBER: builtins.int
     REASONING_FIELD_NUMBER: builtins.int
+    ENGINE_DATA_FIELD_NUMBER: builtins.int
     role: Global___Role.ValueType
     """The author of the message."""
     content: builtins.str
@@ -381,7 +382,12 @@ class Message(google.protobuf.message.Message):
     """The id of the tool call whose result this message is. Set with ROLE_TOOL only."""
     reasoning: builtins.str
     """The model's reasoning before its answer, if the engine reports it. It is stored with the
-    message and not sent to the engine again.
+    message, and sent to the engine again only with tool calls and if the daemon is set so.
+    """
+    engine_data: builtins.str
+    """What the engine's server needs back with a message that has tool calls, such as signatures, as
+    JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
+    the message. Set with ROLE_ASSISTANT only.
     """
     @property
     def tool_calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
@@ -395,8 +401,9 @@ class Message(google.protobuf.message.Message):
         tool_calls: collections.abc.Iterable[Global___ToolCall] | None = ...,
         tool_call_id: builtins.str = ...,
         reasoning: builtins.str = ...,
+        engine_data: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "engine_data", b"engine_data", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]) -> None: ...
 
 Global___Message: typing_extensions.TypeAlias = Message
 
@@ -411,20 +418,28 @@ class ToolCall(google.protobuf.message.Message):
     ID_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
     ARGUMENTS_FIELD_NUMBER: builtins.int
+    ENGINE_DATA_FIELD_NUMBER: builtins.int
     id: builtins.str
-    """The id of the call, which its result repeats in tool_call_id."""
+    """The id of the call, which its result repeats in tool_call_id. It differs from those of the
+    message's other calls; if the server's own id does not, the daemon makes one.
+    """
     name: builtins.str
     """The name of the function."""
     arguments: builtins.str
     """The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON."""
+    engine_data: builtins.str
+    """What the engine's server needs back with the call, such as its own id or a signature, as JSON
+    text (an object) that only the daemon reads. A stateless caller returns it unchanged.
+    """
     def __init__(
         self,
         *,
         id: builtins.str = ...,
         name: builtins.str = ...,
         arguments: builtins.str = ...,
+        engine_data: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["arguments", b"arguments", "id", b"id", "name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arguments", b"arguments", "engine_data", b"engine_data", "id", b"id", "name", b"name"]) -> None: ...
 
 Global___ToolCall: typing_extensions.TypeAlias = ToolCall
 

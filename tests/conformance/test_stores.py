@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -80,9 +80,10 @@ async def test_tool_calls_their_results_and_reasoning_come_back_byte_for_byte(
     await store.commit(second)
     assert list(await store.exchanges("s", 1)) == [TOOL_EXCHANGE]
     assert await store.get("s") == second.session
-    texts = [text.encode() for call in CALLS for text in (call.id, call.name, call.arguments)]
+    texts = [text.encode() for call in CALLS for text in astuple(call)]
     texts += [f"{each.content}{each.tool_call_id}".encode() for each in RESULTS]
-    texts += [f"{m.content}{m.reasoning}".encode() for m in (*TOOL_EXCHANGE[:2], TOOL_EXCHANGE[-1])]
+    others = (*TOOL_EXCHANGE[:2], TOOL_EXCHANGE[-1])
+    texts += [f"{m.content}{m.reasoning}{m.engine_data}".encode() for m in others]
     added = sum(map(len, texts))
     assert await store.size_at("s", 2) == (2 + len(TOOL_EXCHANGE), made.size_bytes + added)
     await talk(store, second.session, "after")

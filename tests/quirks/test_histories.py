@@ -77,6 +77,10 @@ def history(name: str, *messages: Message, becomes: Any = None) -> Quirk:
     return Quirk(name, HI, text="Hi", request=ask, sends=valid)
 
 
+def sent_call(name: str) -> dict[str, Any]:
+    return {"id": "1", "type": "function", "function": {"name": name, "arguments": "{}"}}
+
+
 def arguments(name: str, text: str, expected: Any) -> Quirk:
     def sends(server: Upstream) -> None:
         sent = as_sent(server)
@@ -127,6 +131,13 @@ def arguments(name: str, text: str, expected: Any) -> Quirk:
         result(),
         assistant("", call()),
         result(),
+    ),
+    history(
+        "OpenAI: a function that no tool can be",
+        user(),
+        assistant("", ToolCall("1", "functions.get weather:é" + "x" * 80, "{}")),
+        result(),
+        becomes={"tool_calls": [sent_call("functions.get_weather__" + "x" * 41)]},
     ),
     arguments("vLLM: no arguments", "", {}),
     arguments("vLLM: arguments of spaces", " \n", {}),

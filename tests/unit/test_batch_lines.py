@@ -147,6 +147,13 @@ def test_a_json_object_with_a_schema_is_asked_for_by_the_schema() -> None:
     assert form == ResponseFormat(json_schema=json.dumps(SCHEMA, ensure_ascii=False))
 
 
+def test_the_description_of_a_format_is_that_of_its_schema() -> None:
+    wanted = {"name": "a", "description": "A city.", "schema": SCHEMA}
+    options = converted(response_format={"type": "json_schema", "json_schema": wanted}).options
+    schema = json.loads(options.response_format.json_schema)
+    assert schema == {**SCHEMA, "description": "A city."}
+
+
 def test_a_tool_can_be_named() -> None:
     request = converted(
         tools=[{"type": "function", "function": {"name": "f"}}],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -268,7 +269,9 @@ def test_the_answer_is_the_same_however_its_events_come_together(
         merged: list[object] = []
         for chunk in chunks:
             last = merged[-1] if merged else None
-            if isinstance(chunk, EngineText) and isinstance(last, EngineText):
+            if isinstance(chunk, ToolCallDelta) and chunk.id.startswith("call_"):
+                merged.append(replace(chunk, id="made"))  # at random
+            elif isinstance(chunk, EngineText) and isinstance(last, EngineText):
                 merged[-1] = EngineText(last.text + chunk.text)
             else:
                 merged.append(chunk)

@@ -152,6 +152,14 @@ def test_a_result_may_have_no_content_and_the_name_of_its_call() -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "text"), [({"warm": True}, '{"warm": true}'), (7, "7"), (["a", "b"], "ab")]
+)
+def test_a_result_may_be_any_json(content: Any, text: str) -> None:
+    message = read(calling(call()), {**result("1"), "content": content}).messages[1]
+    assert message == Message(role=Role.ROLE_TOOL, tool_call_id="1", content=text)
+
+
+@pytest.mark.parametrize(
     ("messages", "kept", "left_out"),
     [
         ([{**USER, "name": "Ada"}], 1, ["messages[0].name: is not supported by ruvd"]),

@@ -102,7 +102,7 @@ async def test_call_result_and_answer_are_one_exchange_and_the_engine_sees_all_o
     said = core.engine.requests[-1].messages
     assert said == (
         Message(Role.USER, "What is it like in Bern?"),
-        Message(Role.ASSISTANT, "One moment.", ANSWER.tool_calls),  # without its reasoning
+        ANSWER,  # with its reasoning, which some servers need back with the results
         result("call_b", "noon"),
         result("call_a"),
     )

@@ -596,8 +596,12 @@ type Message struct {
 	// The id of the tool call whose result this message is. Set with ROLE_TOOL only.
 	ToolCallId string `protobuf:"bytes,4,opt,name=tool_call_id,json=toolCallId,proto3" json:"tool_call_id,omitempty"`
 	// The model's reasoning before its answer, if the engine reports it. It is stored with the
-	// message and not sent to the engine again.
-	Reasoning     string `protobuf:"bytes,5,opt,name=reasoning,proto3" json:"reasoning,omitempty"`
+	// message, and sent to the engine again only with tool calls and if the daemon is set so.
+	Reasoning string `protobuf:"bytes,5,opt,name=reasoning,proto3" json:"reasoning,omitempty"`
+	// What the engine's server needs back with a message that has tool calls, such as signatures, as
+	// JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
+	// the message. Set with ROLE_ASSISTANT only.
+	EngineData    string `protobuf:"bytes,8,opt,name=engine_data,json=engineData,proto3" json:"engine_data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -667,16 +671,27 @@ func (x *Message) GetReasoning() string {
 	return ""
 }
 
+func (x *Message) GetEngineData() string {
+	if x != nil {
+		return x.EngineData
+	}
+	return ""
+}
+
 // The model's request that the caller runs a function. The next turn answers each call with one
 // ROLE_TOOL message.
 type ToolCall struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The id of the call, which its result repeats in tool_call_id.
+	// The id of the call, which its result repeats in tool_call_id. It differs from those of the
+	// message's other calls; if the server's own id does not, the daemon makes one.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The name of the function.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON.
-	Arguments     string `protobuf:"bytes,3,opt,name=arguments,proto3" json:"arguments,omitempty"`
+	Arguments string `protobuf:"bytes,3,opt,name=arguments,proto3" json:"arguments,omitempty"`
+	// What the engine's server needs back with the call, such as its own id or a signature, as JSON
+	// text (an object) that only the daemon reads. A stateless caller returns it unchanged.
+	EngineData    string `protobuf:"bytes,4,opt,name=engine_data,json=engineData,proto3" json:"engine_data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -728,6 +743,13 @@ func (x *ToolCall) GetName() string {
 func (x *ToolCall) GetArguments() string {
 	if x != nil {
 		return x.Arguments
+	}
+	return ""
+}
+
+func (x *ToolCall) GetEngineData() string {
+	if x != nil {
+		return x.EngineData
 	}
 	return ""
 }
@@ -3970,7 +3992,7 @@ var File_ruvd_v1_session_service_proto protoreflect.FileDescriptor
 
 const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1druvd/v1/session_service.proto\x12\aruvd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xb8\x01\n" +
+	"\x1druvd/v1/session_service.proto\x12\aruvd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xd9\x01\n" +
 	"\aMessage\x12!\n" +
 	"\x04role\x18\x01 \x01(\x0e2\r.ruvd.v1.RoleR\x04role\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\tR\acontent\x120\n" +
@@ -3978,11 +4000,15 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"tool_calls\x18\x03 \x03(\v2\x11.ruvd.v1.ToolCallR\ttoolCalls\x12 \n" +
 	"\ftool_call_id\x18\x04 \x01(\tR\n" +
 	"toolCallId\x12\x1c\n" +
-	"\treasoning\x18\x05 \x01(\tR\treasoning\"L\n" +
+	"\treasoning\x18\x05 \x01(\tR\treasoning\x12\x1f\n" +
+	"\vengine_data\x18\b \x01(\tR\n" +
+	"engineData\"m\n" +
 	"\bToolCall\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
-	"\targuments\x18\x03 \x01(\tR\targuments\"\x84\x01\n" +
+	"\targuments\x18\x03 \x01(\tR\targuments\x12\x1f\n" +
+	"\vengine_data\x18\x04 \x01(\tR\n" +
+	"engineData\"\x84\x01\n" +
 	"\x04Tool\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescription\x12\x1e\n" +

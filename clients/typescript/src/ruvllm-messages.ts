@@ -211,6 +211,7 @@ function fromParam(role: "user" | "assistant", blocks: Block[]): Message[] {
     toolCalls: [],
     toolCallId: "",
     reasoning: "",
+    engineData: "",
   };
   for (const block of blocks) {
     if (block.type === "tool_result") {
@@ -221,7 +222,7 @@ function fromParam(role: "user" | "assistant", blocks: Block[]): Message[] {
     } else if (block.type === "tool_use") {
       const { id = "", name = "", input } = block;
       const argumentsText = typeof input === "string" ? input : JSON.stringify(input ?? {});
-      message.toolCalls.push({ id, name, arguments: argumentsText });
+      message.toolCalls.push({ id, name, arguments: argumentsText, engineData: "" });
     }
   }
   return message.content || message.toolCalls.length || !results.length

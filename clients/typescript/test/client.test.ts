@@ -38,9 +38,10 @@ function finished(sequence: number, content: string): CompletionEvent {
     toolCalls: [],
     toolCallId: "",
     reasoning: "",
+    engineData: "",
   };
   const finishReason = FinishReason.FINISH_REASON_STOP;
-  const nothing = { usage: undefined, timings: undefined, exchangeCount: 0 };
+  const nothing = { usage: undefined, timings: undefined, exchangeCount: 0, rawFinishReason: "" };
   return { sequence, finished: { finishReason, message, ...nothing } };
 }
 

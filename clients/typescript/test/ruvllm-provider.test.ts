@@ -103,7 +103,8 @@ describe("a converted call", () => {
     });
     assert.deepEqual(converted.tools?.[0]?.parameters, '{"type":"object"}');
     const [call, result, question] = converted.messages;
-    assert.deepEqual(call?.toolCalls, [{ id: "c1", name: "weather", arguments: "{}" }]);
+    const expected = { id: "c1", name: "weather", arguments: "{}", engineData: "" };
+    assert.deepEqual(call?.toolCalls, [expected]);
     assert.deepEqual(
       [result?.role, result?.toolCallId, result?.content],
       [Role.ROLE_TOOL, "c1", "rain"],
@@ -124,15 +125,17 @@ describe("a converted answer", () => {
       role: Role.ROLE_ASSISTANT,
       content: "",
       toolCalls: [
-        { id: "c1", name: "weather", arguments: '{"city": "Bern"}' },
-        { id: "c2", name: "weather", arguments: "{broken" },
+        { id: "c1", name: "weather", arguments: '{"city": "Bern"}', engineData: "" },
+        { id: "c2", name: "weather", arguments: "{broken", engineData: "" },
       ],
       toolCallId: "",
       reasoning: "",
+      engineData: "",
     },
     usage: { promptTokens: 100, cachedTokens: 80, completionTokens: 7 },
     timings: undefined,
     exchangeCount: 1,
+    rawFinishReason: "",
   };
 
   it("has its tool calls after its text, and invalid JSON arguments as text", () => {

@@ -25,6 +25,7 @@ from ruvd.core.model import (
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import (
+    NO_DATA,
     Engine,
     EngineDone,
     EngineReasoning,
@@ -71,11 +72,16 @@ class Answer:
     @property
     def message(self) -> Message:
         """The answer as far as it has come."""
+        data = self.done.call_data if self.done else NO_DATA
         return Message(
             Role.ASSISTANT,
             "".join(self.text),
-            tool_calls=tuple(_tool_call(deltas) for _, deltas in sorted(self.tool_calls.items())),
+            tool_calls=tuple(
+                _tool_call(deltas, data.get(number, ""))
+                for number, deltas in sorted(self.tool_calls.items())
+            ),
             reasoning="".join(self.reasoning),
+            engine_data=self.done.message_data if self.done else "",
         )
 
     def timings(self, now: float) -> Timings:
@@ -233,6 +239,6 @@ class AnswerGenerator:
         return size
 
 
-def _tool_call(deltas: Sequence[ToolCallDelta]) -> ToolCall:
+def _tool_call(deltas: Sequence[ToolCallDelta], data: str) -> ToolCall:
     arguments = "".join(delta.arguments for delta in deltas)
-    return ToolCall(deltas[0].id, deltas[0].name, arguments)
+    return ToolCall(deltas[0].id, deltas[0].name, arguments, data)

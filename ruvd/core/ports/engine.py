@@ -35,18 +35,25 @@ class EngineText:
     text: str
 
 
+NO_DATA: Mapping[int, str] = {}
+
+
 @value(frozen=True, slots=True)
 class EngineDone:
     """The last chunk: figures as the engine reported them; None is unknown.
 
-    `prefill_seconds` is the time in which `prompt_tokens - cached_tokens` were evaluated.
-    `raw_finish_reason` is the engine's own word for the finish reason, empty if it has none.
+    `message_data` and, by a call's number, `call_data` are what the engine needs back when the
+    conversation goes on; see `Message.engine_data`. `prefill_seconds` is the time in which
+    `prompt_tokens - cached_tokens` were evaluated. `raw_finish_reason` is the engine's own word for
+    the finish reason, empty if it has none.
     """
 
     finish_reason: FinishReason
     usage: Usage | None = None
     prefill_seconds: float | None = None
     raw_finish_reason: str = ""
+    message_data: str = ""
+    call_data: Mapping[int, str] = field(default_factory=lambda: NO_DATA)
 
 
 @value(frozen=True, slots=True)

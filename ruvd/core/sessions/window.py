@@ -170,7 +170,10 @@ def _render(
 
 
 def _without_reasoning(message: Message) -> Message:
-    return replace(message, reasoning="") if message.reasoning else message
+    """Leaves the reasoning only where an engine may need it: with tool calls."""
+    if message.reasoning and not message.tool_calls:
+        return replace(message, reasoning="")
+    return message
 
 
 def _transcript_line(message: Message) -> str:

@@ -22,10 +22,13 @@ _BLANK = b" \t\r\n\xef\xbb\xbf"
 
 
 class BodyDecoder:
-    """Decodes one answer from the parts of a response's body. `content_type` is for errors."""
+    """Decodes one answer from the parts of a response's body. `content_type` is for errors, and
+    the rest is for `AnswerDecoder`."""
 
-    def __init__(self, content_type: str = "") -> None:
-        self.answer = AnswerDecoder()
+    def __init__(
+        self, content_type: str = "", origin: str = "", *, marks_reasoning: bool = False
+    ) -> None:
+        self.answer = AnswerDecoder(origin, marks_reasoning=marks_reasoning)
         self.ended = False  # after [DONE], everything is ignored
         self._content_type = content_type
         self._events = SseDecoder(_MAX_PIECE_BYTES)

@@ -23,30 +23,35 @@ class ChunkError(ValueError):
     """An event that is no JSON."""
 
 
-class Function(msgspec.Struct, gc=False):
-    """The function of a tool call."""
-
-    name: str | None = None
-    arguments: str | dict[str, Any] | None = None
-
-
-class ToolCall(msgspec.Struct, gc=False):
-    """A fragment of a tool call."""
-
-    index: int | None = None
-    id: str | None = None
-    function: Function | None = None
-
-
 class Delta(msgspec.Struct, gc=False):
-    """A delta, or a whole message."""
+    """A delta, or a whole message. Its last fields are those of `engine_data.MESSAGE_FIELDS`."""
 
     content: Any = None
     reasoning_content: Any = None
     reasoning: Any = None
     refusal: Any = None
-    tool_calls: list[ToolCall] | None = None
-    function_call: Function | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+    reasoning_details: Any = None
+    thinking_blocks: Any = None
+    extra_content: Any = None
+    provider_specific_fields: Any = None
+    thought_signature: Any = None
+    reasoning_signature: Any = None
+    reasoning_opaque: Any = None
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether it has one of the `MESSAGE_FIELDS`. It is read for every token."""
+        return not (
+            self.reasoning_details is None
+            and self.thinking_blocks is None
+            and self.extra_content is None
+            and self.provider_specific_fields is None
+            and self.thought_signature is None
+            and self.reasoning_signature is None
+            and self.reasoning_opaque is None
+        )
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -86,6 +91,7 @@ class Chunk(msgspec.Struct, gc=False):
             and choice.error is None
             and choice.usage is None
             and self.timings is None
+            and not delta.has_fields
         ):
             return delta.content if type(delta.content) is str else ""
         return ""
@@ -138,7 +144,7 @@ def load(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _valid(_load(data))
+        return valid_value(_load(data))
 
 
 def valid_text(text: str) -> str:
@@ -150,13 +156,14 @@ def valid_text(text: str) -> str:
     return text
 
 
-def _valid(value: Any) -> Any:
+def valid_value(value: Any) -> Any:
+    """Returns a JSON value whose texts are valid, see `valid_text`."""
     if isinstance(value, str):
         return valid_text(value)
     if isinstance(value, list):
-        return [_valid(item) for item in value]
+        return [valid_value(item) for item in value]
     if isinstance(value, dict):
-        return {valid_text(name): _valid(item) for name, item in value.items()}
+        return {valid_text(name): valid_value(item) for name, item in value.items()}
     return value
 
 
@@ -203,7 +210,7 @@ def _fit(value: Any, kind: inspect.Type) -> Any:
             items = (_fit(item, kind.item_type) for item in value)
             return [item for item in items if item is not _UNFIT]
         case inspect.DictType():
-            return _valid(value) if isinstance(value, dict) else _UNFIT
+            return valid_value(value) if isinstance(value, dict) else _UNFIT
         case inspect.StrType():
             return valid_text(value) if isinstance(value, str) else _UNFIT
         case inspect.IntType():

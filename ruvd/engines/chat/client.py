@@ -19,14 +19,16 @@ from ruvd.core.errors import EngineRejected, EngineTimeout, EngineUnavailable
 from ruvd.core.ports.engine import EngineChunk, EngineRequest
 from ruvd.engines.chat.body import BodyDecoder
 from ruvd.engines.chat.credentials import ApiKey
+from ruvd.engines.chat.engine_data import origin
 from ruvd.engines.chat.errors import (
     CONNECTION_ERRORS,
     EngineErrorTranslator,
     clip,
     response_error,
 )
+from ruvd.engines.chat.messages import SendBack
 from ruvd.engines.chat.redirects import redirect_target
-from ruvd.engines.chat.request import Rewrite, encode
+from ruvd.engines.chat.request import DEFAULT_SEND_BACK, Rewrite, encode
 from ruvd.engines.chat.retryable import was_stale
 from ruvd.engines.http.content_encoding import decoded
 from ruvd.engines.http.timeouts import ReadTimeout
@@ -57,8 +59,9 @@ class ChatCompletionsClient:
     `read_seconds` limits each silence, also before the first byte, when a long prompt is evaluated;
     None is no limit. Without `keep_alive` every request has a connection of its own: llama.cpp
     announces keep-alive and yet closes after a streamed answer, so a pooled connection may be
-    closed before it is used. `rewrite` changes the messages that are sent. Every method raises the
-    errors of the table in `errors`.
+    closed before it is used. `rewrite` changes the messages that are sent. `send_back` says what of
+    its answers the server gets back, and no other server; None is the default, for a client with
+    only one server. Every method raises the errors of the table in `errors`.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class ChatCompletionsClient:
         max_tokens_field: str = "max_tokens",
         rewrite: Rewrite | None = None,
         max_retry_after_seconds: float = 3600.0,
+        send_back: SendBack | None = None,
     ) -> None:
         self._api_key = api_key or ApiKey()
         self._translated_errors = EngineErrorTranslator(self._api_key.redact)
@@ -80,6 +84,7 @@ class ChatCompletionsClient:
         self._max_tokens_field = max_tokens_field
         self._rewrite = rewrite
         self._max_retry_after_seconds = max_retry_after_seconds
+        self._send_back = send_back
         self._read_seconds = read_seconds
         self._connect_seconds = connect_seconds
         self._transport = transport
@@ -145,6 +150,8 @@ class ChatCompletionsClient:
             extra=extra,
             max_tokens_field=self._max_tokens_field,
             rewrite=self._rewrite,
+            origin=self._origin(model),
+            send_back=self._send_back or DEFAULT_SEND_BACK,
         )
 
     async def complete(
@@ -176,7 +183,7 @@ class ChatCompletionsClient:
         )
         with self._translated_errors, self._timeout(deadline) as timeout:
             async with aclosing(await self._send(http_request, timeout)) as response:
-                decoder = BodyDecoder(response.header("content-type"))
+                decoder = self._decoder(response, model)
                 while not (decoder.ended and response.is_whole):
                     try:
                         part = await timeout.wait(response.read)
@@ -276,6 +283,16 @@ class ChatCompletionsClient:
                 partial(self._transport.send, request),
                 first_read_extra_seconds=self._connect_seconds,
             )
+
+    def _decoder(self, response: Response, model: str) -> BodyDecoder:
+        marks = self._send_back is not None and bool(self._send_back.reasoning)
+        kind = response.header("content-type")
+        return BodyDecoder(kind, self._origin(model), marks_reasoning=marks)
+
+    def _origin(self, model: str) -> str:
+        """Returns the name under which the server gets back what it gave; empty if the client has
+        only this one server."""
+        return "" if self._send_back is None else origin(self._base_url, model)
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -4,13 +4,15 @@ Some servers refuse a conversation with one of these messages, and then every la
 
 - an answer without a text and without calls (Mistral; Anthropic also for a text of spaces),
 - a call that has no result before the next message of another role (OpenAI, Mistral),
-- a call whose arguments are empty, cut or no JSON object (vLLM and many templates parse them).
+- a call whose arguments are empty, cut or no JSON object (vLLM and many templates parse them),
+- a call of a function whose name no function can have, as the model made it up (OpenAI).
 
 They are mended in what is sent, never in the history. A message is mended in the same way in every
 turn, so the prompt of a turn still begins with the prompt of the turn before it.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -24,6 +26,10 @@ from ruvd.core.model import Message, Role, ToolCall
 NO_ANSWER = "(no answer)"
 # The name under which text that is no JSON object is sent.
 _ARGUMENTS = "arguments"
+# The names that tools may have.
+_MAX_NAME = 64
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 def sendable(messages: Sequence[Message]) -> Sequence[Message]:
@@ -64,12 +70,16 @@ def _answered(messages: Sequence[Message], index: int) -> tuple[ToolCall, ...]:
             break
         results.add(messages[following].tool_call_id)
     is_last = index + 1 == len(messages)
-    return tuple(_with_valid_arguments(call) for call in calls if is_last or call.id in results)
+    return tuple(_valid(call) for call in calls if is_last or call.id in results)
 
 
-def _with_valid_arguments(call: ToolCall) -> ToolCall:
-    arguments = valid_arguments(call.arguments)
-    return call if arguments is call.arguments else replace(call, arguments=arguments)
+def _valid(call: ToolCall) -> ToolCall:
+    arguments, name = valid_arguments(call.arguments), call.name
+    if not _NAME.fullmatch(name):
+        name = _NOT_IN_NAMES.sub("_", name)[:_MAX_NAME] or "_"
+    if arguments is call.arguments and name is call.name:
+        return call
+    return replace(call, name=name, arguments=arguments)
 
 
 def valid_arguments(text: str) -> str:

@@ -2,9 +2,7 @@
 
 The same request is always encoded to the same bytes, so that the server finds it in its prefix
 cache: the fields have a fixed order, and a tool's schema is sent as the text that was received.
-Messages that some servers refuse are mended (`history`). Reasoning is never sent. Without content,
-a message with tool calls has a `content` of null, as OpenAI's own clients send it (vLLM and
-llama-server accept null and no `content` alike).
+Messages that some servers refuse are mended (`history`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +11,15 @@ from typing import Any, TypeAlias
 import msgspec
 
 from ruvd.core.errors import EngineRejected
-from ruvd.core.model import Message, Role
+from ruvd.core.model import Message
 from ruvd.core.options import RESERVED_FIELDS, ResponseFormat, Tool, ToolChoiceMode
 from ruvd.core.ports.engine import EngineRequest
 from ruvd.engines.chat.history import sendable
+from ruvd.engines.chat.messages import SendBack, encode_messages
 
 Rewrite: TypeAlias = Callable[[Sequence[Message]], Sequence[Message]]
+
+DEFAULT_SEND_BACK = SendBack()
 
 _UNCHANGED_OPTIONS = (
     "parallel_tool_calls", "temperature", "top_p", "seed", "frequency_penalty", "presence_penalty",
@@ -32,15 +33,17 @@ def encode(
     extra: Mapping[str, Any],
     max_tokens_field: str = "max_tokens",
     rewrite: Rewrite | None = None,
+    origin: str = "",
+    send_back: SendBack = DEFAULT_SEND_BACK,
 ) -> bytes:
     """Returns the body, with the adapter's `extra` fields and then the caller's `extra_body`.
 
-    `rewrite` changes the messages that are sent. Raises EngineRejected if `extra_body` would
-    replace a field.
+    `rewrite` changes the messages that are sent. The server `origin` gets back what `send_back`
+    says. Raises EngineRejected if `extra_body` would replace a field.
     """
     options = request.options
     mended = sendable(request.messages)
-    messages = [_message(message) for message in (rewrite(mended) if rewrite else mended)]
+    messages = encode_messages(rewrite(mended) if rewrite else mended, origin, send_back)
     body: dict[str, Any] = {"model": model, "messages": messages}
     if options.tools:
         body["tools"] = [_tool(tool) for tool in options.tools]
@@ -73,26 +76,6 @@ def _add_extra_body(extra_body: Mapping[str, Any], body: dict[str, Any]) -> None
     # The maps come from protobuf, which does not keep their order.
     for name, value in sorted(extra_body.items()):
         body[name] = msgspec.Raw(msgspec.json.encode(value, order="deterministic"))
-
-
-def _message(message: Message) -> dict[str, Any]:
-    if message.role is Role.TOOL:
-        return {
-            "role": "tool",
-            "tool_call_id": message.tool_call_id,
-            "content": message.content,
-        }
-    if not message.tool_calls:
-        return {"role": message.role, "content": message.content}
-    calls = [
-        {
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
-        }
-        for call in message.tool_calls
-    ]
-    return {"role": message.role, "content": message.content or None, "tool_calls": calls}
 
 
 def _tool(tool: Tool) -> dict[str, Any]:

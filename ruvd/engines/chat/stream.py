@@ -1,30 +1,21 @@
 """The decoder of a chat completion's chunks to those of the `Engine` port, without I/O.
 
-Servers differ in how they stream tool calls, and each way is accepted: no index, an index that does
-not begin with 0 or is the same for several whole calls (Gemini), an id in every fragment, even a
-new one in each (older vLLM), no id at all, arguments as an object, a name that comes late.
-
 A chunk may have a `delta`, a `text`, or a whole `message`. A finish reason counts when the answer's
 end is confirmed: by a chunk without choices and with usage (`confirmed`), by `[DONE]` or by the end
 of the body, which `body` and `client` look after. Some servers send "stop" with every chunk.
 """
 
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from ruvd.core.errors import ContextTooLong, EngineUnavailable, RuvdError
-from ruvd.core.model import FinishReason, ToolCallDelta
-from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineReasoning, EngineText
+from ruvd.core.model import FinishReason
+from ruvd.core.ports.engine import NO_DATA, EngineChunk, EngineDone, EngineReasoning, EngineText
 from ruvd.engines.chat.chunks import (
     Choice,
     Chunk,
     ChunkError,
     Delta,
-    Function,
-    ToolCall,
     decode,
     decode_all,
     decode_usual,
@@ -38,47 +29,28 @@ from ruvd.engines.chat.content import (
     content_parts,
     unusual_text,
 )
+from ruvd.engines.chat.engine_data import Fields, encode_data, fields_of
 from ruvd.engines.chat.error_body import ErrorBody, error_in
 from ruvd.engines.chat.errors import stream_error
 from ruvd.engines.chat.finish_reasons import finish_reason, finish_word, outweighs
+from ruvd.engines.chat.tool_calls import ToolCallDecoder
 from ruvd.engines.chat.usage import prefill_seconds, usage_counts
-
-
-class _Call:
-    """A tool call that is being streamed. Its first delta waits until its name is known."""
-
-    def __init__(self, number: int, id_: str) -> None:
-        self.number = number
-        self.id = id_
-        self.name = ""
-        self.arguments = ""
-
-    def add(self, fragment: ToolCall) -> list[ToolCallDelta]:
-        function = fragment.function or Function()
-        arguments = function.arguments or ""
-        if not isinstance(arguments, str):
-            arguments = msgspec.json.encode(arguments).decode()
-        if self.name:
-            return [ToolCallDelta(self.number, arguments=arguments)] if arguments else []
-        self.id = self.id or fragment.id or ""
-        self.arguments += arguments
-        if not function.name:
-            return []
-        self.name = function.name
-        self.id = self.id or f"call_{secrets.token_urlsafe(18)}"
-        return [ToolCallDelta(self.number, self.id, self.name, self.arguments)]
-
 
 # How much is kept of what a server says beside its answer.
 _MAX_ASIDE = 1000
 
 
 class AnswerDecoder:
-    """Decodes one answer from its events: `feed` each event's data, then call `done`."""
+    """Decodes one answer from its events: `feed` each event's data, then call `done`.
 
-    def __init__(self) -> None:
-        self._calls: list[_Call] = []
-        self._by_index: dict[int, _Call] = {}
+    `origin` names the server in what it needs back; with `marks_reasoning` that has its reasoning.
+    """
+
+    def __init__(self, origin: str = "", *, marks_reasoning: bool = False) -> None:
+        self._origin = origin
+        self._marks_reasoning = marks_reasoning
+        self._tool_calls = ToolCallDecoder()
+        self._fields = Fields()
         self._finish_word = ""
         self._usage: dict[str, Any] | None = None
         self._timings: dict[str, Any] | None = None
@@ -90,6 +62,7 @@ class AnswerDecoder:
         self.failure: Exception | None = None
         self.confirmed = False
         self.refusal = ""
+        self._reasons = False
 
     @property
     def finished(self) -> bool:
@@ -172,11 +145,11 @@ class AnswerDecoder:
         if not self.begun and "context" in self._finish_word.lower():
             raise ContextTooLong(f"the engine ended the answer with {self._finish_word!r}")
         reason = finish_reason(self._finish_word)
-        if not all(call.name for call in self._calls):
-            raise EngineUnavailable("the engine's answer makes no sense: a tool call has no name")
-        if self._calls and reason is FinishReason.STOP:
+        self._tool_calls.check()
+        has_calls = bool(self._tool_calls.calls)
+        if has_calls and reason is FinishReason.STOP:
             reason = FinishReason.TOOL_CALLS
-        if reason is FinishReason.TOOL_CALLS and not self._calls:
+        if reason is FinishReason.TOOL_CALLS and not has_calls:
             if not self.begun:
                 raise EngineUnavailable(
                     f"the engine ended the answer with {self._finish_word!r}, but sent no tool call"
@@ -187,7 +160,16 @@ class AnswerDecoder:
             None if self._usage is None else usage_counts(self._usage, self._timings),
             prefill_seconds=prefill_seconds(self._timings),
             raw_finish_reason=self._finish_word,
+            message_data=self._message_data() if has_calls else "",
+            call_data=self._tool_calls.data(self._origin) if has_calls else NO_DATA,
         )
+
+    def _message_data(self) -> str:
+        """Returns what belongs to the answer as a whole."""
+        data: dict[str, Any] = {"fields": self._fields.values} if self._fields.values else {}
+        if self._reasons and self._marks_reasoning:
+            data["reasoning"] = True  # so that no other server gets it
+        return encode_data(data, self._origin)
 
     def _unfinished(self) -> RuvdError:
         if not self._aside:
@@ -252,7 +234,7 @@ class AnswerDecoder:
             elif isinstance(part, EngineReasoning):
                 self._reasoning.count(part.text)
 
-    def _add(self, delta: Delta, out: list[EngineChunk]) -> None:
+    def _add(self, delta: Delta, out: list[EngineChunk], *, is_whole: bool = False) -> None:
         for part in content_parts(delta.reasoning_content or delta.reasoning, thinks=True):
             self._append(part, out)
         if delta.content:
@@ -263,19 +245,22 @@ class AnswerDecoder:
                 self._append(part, out)
                 self.refusal += part.text
         if delta.tool_calls:
-            for fragment in delta.tool_calls:
-                out += self._call(fragment).add(fragment)
+            out += self._tool_calls.feed(delta.tool_calls)
         if delta.function_call:
-            fragment = ToolCall(index=0, function=delta.function_call)
-            out += self._call(fragment).add(fragment)
+            out += self._tool_calls.feed({"index": 0, "function": delta.function_call})
+        if delta.has_fields:
+            fields = fields_of(delta)
+            if is_whole:  # a message repeats what came before
+                fields = {k: v for k, v in fields.items() if k not in self._fields.values}
+            self._fields.add(fields)
 
     def _add_message(self, message: Delta, *, is_last: bool, out: list[EngineChunk]) -> None:
         """Adds what is new in a message, which may repeat what came before."""
         whole: list[EngineChunk] = []
         calls = (message.tool_calls, message.function_call)
-        if self._calls:
+        if self._tool_calls.calls:
             message.tool_calls = message.function_call = None
-        self._add(message, whole)
+        self._add(message, whole, is_whole=True)
         for part in whole:
             if isinstance(part, EngineText):
                 if more := self._message.more(part.text, is_last=is_last):
@@ -292,6 +277,7 @@ class AnswerDecoder:
             if text := self._characters.join(part.text):
                 out.append(EngineText(text))
         else:
+            self._reasons = True
             out.append(EngineReasoning(valid_text(part.text)))
 
     def _flush(self, texts: list[str], out: list[EngineChunk]) -> None:
@@ -304,24 +290,3 @@ class AnswerDecoder:
         self._message.count(text)
         self.begun = True
         self.confirmed = False
-
-    def _call(self, fragment: ToolCall) -> _Call:
-        """Returns the call that a fragment belongs to, a new one if the fragment starts it."""
-        named = bool(fragment.function and fragment.function.name)
-        if fragment.index is not None:
-            call = self._by_index.get(fragment.index)
-            other = bool(call and call.name and fragment.id and fragment.id != call.id)
-            starts = call is None or (named and other)
-        elif fragment.id:
-            call = next((known for known in self._calls if known.id == fragment.id), None)
-            starts = call is None and (named or not self._calls)
-            call = call or (self._calls[-1] if self._calls else None)
-        else:
-            call = self._calls[-1] if self._calls else None
-            starts = call is None or (named and bool(call.name))
-        if call is None or starts:
-            call = _Call(len(self._calls), fragment.id or "")
-            self._calls.append(call)
-        if fragment.index is not None:
-            self._by_index[fragment.index] = call
-        return call

@@ -25,6 +25,7 @@ from ruvd.engines.http.factory import TransportFactory, transport_factory
 from ruvd.engines.openai.affinity import Affinity, Preset
 from ruvd.engines.openai.circuit_breaker import CircuitBreaker
 from ruvd.engines.openai.retries import RetryBudget, attempts
+from ruvd.engines.openai.send_back import SendBackPreset, send_back
 from ruvd.engines.openai.upstream import Call, Upstream
 
 # The interval of health checks while all servers are down.
@@ -57,6 +58,7 @@ class OpenAIEngine:
         affinity: Preset = "none",
         affinity_header: str = "",
         cache_salt: str = "",
+        send_back: SendBackPreset = "auto",
         ca_file: Path | None = None,
         client_cert_file: Path | None = None,
         client_key_file: Path | None = None,
@@ -80,6 +82,7 @@ class OpenAIEngine:
         self._max_parallel = max_parallel
         self._api_key = ApiKey(api_key, api_key_file, secrets=[cache_salt])
         self._affinity = Affinity(affinity, affinity_header, cache_salt)
+        self._send_back = send_back
         self._tls_files = (ca_file, client_cert_file, client_key_file)
         self._make_transport = transport
         self._connect_seconds = connect_seconds
@@ -270,6 +273,7 @@ class OpenAIEngine:
             read_seconds=self._read_seconds,
             max_retry_after_seconds=self._max_retry_after_seconds,
             keep_alive=self._affinity.preset != "llama-server",
+            send_back=send_back(self._send_back, url),
             # OpenAI's newer models refuse the old name, other servers do not know the new one.
             max_tokens_field=(
                 "max_completion_tokens" if self._affinity.preset == "openai" else "max_tokens"

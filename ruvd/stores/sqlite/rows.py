@@ -79,16 +79,23 @@ def to_session(row: Row) -> Session:
 
 def extra_column(message: Message) -> str | None:
     """Returns the fields besides role and content as JSON, or None if the message has none."""
-    if not (message.tool_calls or message.tool_call_id or message.reasoning):
+    if not (message.tool_calls or message.tool_call_id or message.reasoning or message.engine_data):
         return None
     fields: dict[str, Any] = {}
     if message.tool_calls:
-        fields["tool_calls"] = [[call.id, call.name, call.arguments] for call in message.tool_calls]
+        fields["tool_calls"] = [_call(call) for call in message.tool_calls]
     if message.tool_call_id:
         fields["tool_call_id"] = message.tool_call_id
     if message.reasoning:
         fields["reasoning"] = message.reasoning
+    if message.engine_data:
+        fields["engine_data"] = message.engine_data
     return json.dumps(fields, ensure_ascii=False)
+
+
+def _call(call: ToolCall) -> list[str]:
+    values = [call.id, call.name, call.arguments]
+    return [*values, call.engine_data] if call.engine_data else values
 
 
 def to_message(role: str, content: str, extra: str | None = None) -> Message:

@@ -15,15 +15,21 @@ pub struct Message {
     #[prost(string, tag = "4")]
     pub tool_call_id: ::prost::alloc::string::String,
     /// The model's reasoning before its answer, if the engine reports it. It is stored with the
-    /// message and not sent to the engine again.
+    /// message, and sent to the engine again only with tool calls and if the daemon is set so.
     #[prost(string, tag = "5")]
     pub reasoning: ::prost::alloc::string::String,
+    /// What the engine's server needs back with a message that has tool calls, such as signatures, as
+    /// JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
+    /// the message. Set with ROLE_ASSISTANT only.
+    #[prost(string, tag = "8")]
+    pub engine_data: ::prost::alloc::string::String,
 }
 /// The model's request that the caller runs a function. The next turn answers each call with one
 /// ROLE_TOOL message.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToolCall {
-    /// The id of the call, which its result repeats in tool_call_id.
+    /// The id of the call, which its result repeats in tool_call_id. It differs from those of the
+    /// message's other calls; if the server's own id does not, the daemon makes one.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
     /// The name of the function.
@@ -32,6 +38,10 @@ pub struct ToolCall {
     /// The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON.
     #[prost(string, tag = "3")]
     pub arguments: ::prost::alloc::string::String,
+    /// What the engine's server needs back with the call, such as its own id or a signature, as JSON
+    /// text (an object) that only the daemon reads. A stateless caller returns it unchanged.
+    #[prost(string, tag = "4")]
+    pub engine_data: ::prost::alloc::string::String,
 }
 /// A function that the model may call.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

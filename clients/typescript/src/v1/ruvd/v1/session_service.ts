@@ -208,9 +208,15 @@ export interface Message {
   toolCallId: string;
   /**
    * The model's reasoning before its answer, if the engine reports it. It is stored with the
-   * message and not sent to the engine again.
+   * message, and sent to the engine again only with tool calls and if the daemon is set so.
    */
   reasoning: string;
+  /**
+   * What the engine's server needs back with a message that has tool calls, such as signatures, as
+   * JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
+   * the message. Set with ROLE_ASSISTANT only.
+   */
+  engineData: string;
 }
 
 /**
@@ -218,12 +224,20 @@ export interface Message {
  * ROLE_TOOL message.
  */
 export interface ToolCall {
-  /** The id of the call, which its result repeats in tool_call_id. */
+  /**
+   * The id of the call, which its result repeats in tool_call_id. It differs from those of the
+   * message's other calls; if the server's own id does not, the daemon makes one.
+   */
   id: string;
   /** The name of the function. */
   name: string;
   /** The function's arguments as JSON text, exactly as the model wrote it. It may be invalid JSON. */
   arguments: string;
+  /**
+   * What the engine's server needs back with the call, such as its own id or a signature, as JSON
+   * text (an object) that only the daemon reads. A stateless caller returns it unchanged.
+   */
+  engineData: string;
 }
 
 /** A function that the model may call. */
@@ -926,7 +940,7 @@ export interface Finished {
 }
 
 function createBaseMessage(): Message {
-  return { role: 0, content: "", toolCalls: [], toolCallId: "", reasoning: "" };
+  return { role: 0, content: "", toolCalls: [], toolCallId: "", reasoning: "", engineData: "" };
 }
 
 export const Message: MessageFns<Message> = {
@@ -945,6 +959,9 @@ export const Message: MessageFns<Message> = {
     }
     if (message.reasoning !== "") {
       writer.uint32(42).string(message.reasoning);
+    }
+    if (message.engineData !== "") {
+      writer.uint32(66).string(message.engineData);
     }
     return writer;
   },
@@ -1002,6 +1019,14 @@ export const Message: MessageFns<Message> = {
             message.reasoning = reader.string();
             continue;
           }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.engineData = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1024,12 +1049,13 @@ export const Message: MessageFns<Message> = {
     message.toolCalls = object.toolCalls?.map((e) => ToolCall.fromPartial(e)) || [];
     message.toolCallId = object.toolCallId ?? "";
     message.reasoning = object.reasoning ?? "";
+    message.engineData = object.engineData ?? "";
     return message;
   },
 };
 
 function createBaseToolCall(): ToolCall {
-  return { id: "", name: "", arguments: "" };
+  return { id: "", name: "", arguments: "", engineData: "" };
 }
 
 export const ToolCall: MessageFns<ToolCall> = {
@@ -1042,6 +1068,9 @@ export const ToolCall: MessageFns<ToolCall> = {
     }
     if (message.arguments !== "") {
       writer.uint32(26).string(message.arguments);
+    }
+    if (message.engineData !== "") {
+      writer.uint32(34).string(message.engineData);
     }
     return writer;
   },
@@ -1083,6 +1112,14 @@ export const ToolCall: MessageFns<ToolCall> = {
             message.arguments = reader.string();
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.engineData = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1103,6 +1140,7 @@ export const ToolCall: MessageFns<ToolCall> = {
     message.id = object.id ?? "";
     message.name = object.name ?? "";
     message.arguments = object.arguments ?? "";
+    message.engineData = object.engineData ?? "";
     return message;
   },
 };

@@ -37,6 +37,7 @@ private static final long serialVersionUID = 0L;
     toolCalls_ = java.util.Collections.emptyList();
     toolCallId_ = "";
     reasoning_ = "";
+    engineData_ = "";
   }
 
   public static final com.google.protobuf.Descriptors.Descriptor
@@ -239,7 +240,7 @@ private static final long serialVersionUID = 0L;
   /**
    * <pre>
    * The model's reasoning before its answer, if the engine reports it. It is stored with the
-   * message and not sent to the engine again.
+   * message, and sent to the engine again only with tool calls and if the daemon is set so.
    * </pre>
    *
    * <code>string reasoning = 5;</code>
@@ -261,7 +262,7 @@ private static final long serialVersionUID = 0L;
   /**
    * <pre>
    * The model's reasoning before its answer, if the engine reports it. It is stored with the
-   * message and not sent to the engine again.
+   * message, and sent to the engine again only with tool calls and if the daemon is set so.
    * </pre>
    *
    * <code>string reasoning = 5;</code>
@@ -276,6 +277,57 @@ private static final long serialVersionUID = 0L;
           com.google.protobuf.ByteString.copyFromUtf8(
               (java.lang.String) ref);
       reasoning_ = b;
+      return b;
+    } else {
+      return (com.google.protobuf.ByteString) ref;
+    }
+  }
+
+  public static final int ENGINE_DATA_FIELD_NUMBER = 8;
+  @SuppressWarnings("serial")
+  private volatile java.lang.Object engineData_ = "";
+  /**
+   * <pre>
+   * What the engine's server needs back with a message that has tool calls, such as signatures, as
+   * JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
+   * the message. Set with ROLE_ASSISTANT only.
+   * </pre>
+   *
+   * <code>string engine_data = 8;</code>
+   * @return The engineData.
+   */
+  @java.lang.Override
+  public java.lang.String getEngineData() {
+    java.lang.Object ref = engineData_;
+    if (ref instanceof java.lang.String) {
+      return (java.lang.String) ref;
+    } else {
+      com.google.protobuf.ByteString bs = 
+          (com.google.protobuf.ByteString) ref;
+      java.lang.String s = bs.toStringUtf8();
+      engineData_ = s;
+      return s;
+    }
+  }
+  /**
+   * <pre>
+   * What the engine's server needs back with a message that has tool calls, such as signatures, as
+   * JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
+   * the message. Set with ROLE_ASSISTANT only.
+   * </pre>
+   *
+   * <code>string engine_data = 8;</code>
+   * @return The bytes for engineData.
+   */
+  @java.lang.Override
+  public com.google.protobuf.ByteString
+      getEngineDataBytes() {
+    java.lang.Object ref = engineData_;
+    if (ref instanceof java.lang.String) {
+      com.google.protobuf.ByteString b = 
+          com.google.protobuf.ByteString.copyFromUtf8(
+              (java.lang.String) ref);
+      engineData_ = b;
       return b;
     } else {
       return (com.google.protobuf.ByteString) ref;
@@ -311,6 +363,9 @@ private static final long serialVersionUID = 0L;
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(reasoning_)) {
       com.google.protobuf.GeneratedMessage.writeString(output, 5, reasoning_);
     }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(engineData_)) {
+      com.google.protobuf.GeneratedMessage.writeString(output, 8, engineData_);
+    }
     getUnknownFields().writeTo(output);
   }
 
@@ -337,6 +392,9 @@ private static final long serialVersionUID = 0L;
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(reasoning_)) {
       size += com.google.protobuf.GeneratedMessage.computeStringSize(5, reasoning_);
     }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(engineData_)) {
+      size += com.google.protobuf.GeneratedMessage.computeStringSize(8, engineData_);
+    }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
     return size;
@@ -361,6 +419,8 @@ private static final long serialVersionUID = 0L;
         .equals(other.getToolCallId())) return false;
     if (!getReasoning()
         .equals(other.getReasoning())) return false;
+    if (!getEngineData()
+        .equals(other.getEngineData())) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -384,6 +444,8 @@ private static final long serialVersionUID = 0L;
     hash = (53 * hash) + getToolCallId().hashCode();
     hash = (37 * hash) + REASONING_FIELD_NUMBER;
     hash = (53 * hash) + getReasoning().hashCode();
+    hash = (37 * hash) + ENGINE_DATA_FIELD_NUMBER;
+    hash = (53 * hash) + getEngineData().hashCode();
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -530,6 +592,7 @@ private static final long serialVersionUID = 0L;
       bitField0_ = (bitField0_ & ~0x00000004);
       toolCallId_ = "";
       reasoning_ = "";
+      engineData_ = "";
       return this;
     }
 
@@ -588,6 +651,9 @@ private static final long serialVersionUID = 0L;
       if (((from_bitField0_ & 0x00000010) != 0)) {
         result.reasoning_ = reasoning_;
       }
+      if (((from_bitField0_ & 0x00000020) != 0)) {
+        result.engineData_ = engineData_;
+      }
     }
 
     @java.lang.Override
@@ -644,6 +710,11 @@ private static final long serialVersionUID = 0L;
       if (!other.getReasoning().isEmpty()) {
         reasoning_ = other.reasoning_;
         bitField0_ |= 0x00000010;
+        onChanged();
+      }
+      if (!other.getEngineData().isEmpty()) {
+        engineData_ = other.engineData_;
+        bitField0_ |= 0x00000020;
         onChanged();
       }
       this.mergeUnknownFields(other.getUnknownFields());
@@ -705,6 +776,11 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000010;
               break;
             } // case 42
+            case 66: {
+              engineData_ = input.readStringRequireUtf8();
+              bitField0_ |= 0x00000020;
+              break;
+            } // case 66
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -1293,7 +1369,7 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The model's reasoning before its answer, if the engine reports it. It is stored with the
-     * message and not sent to the engine again.
+     * message, and sent to the engine again only with tool calls and if the daemon is set so.
      * </pre>
      *
      * <code>string reasoning = 5;</code>
@@ -1314,7 +1390,7 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The model's reasoning before its answer, if the engine reports it. It is stored with the
-     * message and not sent to the engine again.
+     * message, and sent to the engine again only with tool calls and if the daemon is set so.
      * </pre>
      *
      * <code>string reasoning = 5;</code>
@@ -1336,7 +1412,7 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The model's reasoning before its answer, if the engine reports it. It is stored with the
-     * message and not sent to the engine again.
+     * message, and sent to the engine again only with tool calls and if the daemon is set so.
      * </pre>
      *
      * <code>string reasoning = 5;</code>
@@ -1354,7 +1430,7 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The model's reasoning before its answer, if the engine reports it. It is stored with the
-     * message and not sent to the engine again.
+     * message, and sent to the engine again only with tool calls and if the daemon is set so.
      * </pre>
      *
      * <code>string reasoning = 5;</code>
@@ -1369,7 +1445,7 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The model's reasoning before its answer, if the engine reports it. It is stored with the
-     * message and not sent to the engine again.
+     * message, and sent to the engine again only with tool calls and if the daemon is set so.
      * </pre>
      *
      * <code>string reasoning = 5;</code>
@@ -1382,6 +1458,108 @@ private static final long serialVersionUID = 0L;
       checkByteStringIsUtf8(value);
       reasoning_ = value;
       bitField0_ |= 0x00000010;
+      onChanged();
+      return this;
+    }
+
+    private java.lang.Object engineData_ = "";
+    /**
+     * <pre>
+     * What the engine's server needs back with a message that has tool calls, such as signatures, as
+     * JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
+     * the message. Set with ROLE_ASSISTANT only.
+     * </pre>
+     *
+     * <code>string engine_data = 8;</code>
+     * @return The engineData.
+     */
+    public java.lang.String getEngineData() {
+      java.lang.Object ref = engineData_;
+      if (!(ref instanceof java.lang.String)) {
+        com.google.protobuf.ByteString bs =
+            (com.google.protobuf.ByteString) ref;
+        java.lang.String s = bs.toStringUtf8();
+        engineData_ = s;
+        return s;
+      } else {
+        return (java.lang.String) ref;
+      }
+    }
+    /**
+     * <pre>
+     * What the engine's server needs back with a message that has tool calls, such as signatures, as
+     * JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
+     * the message. Set with ROLE_ASSISTANT only.
+     * </pre>
+     *
+     * <code>string engine_data = 8;</code>
+     * @return The bytes for engineData.
+     */
+    public com.google.protobuf.ByteString
+        getEngineDataBytes() {
+      java.lang.Object ref = engineData_;
+      if (ref instanceof String) {
+        com.google.protobuf.ByteString b = 
+            com.google.protobuf.ByteString.copyFromUtf8(
+                (java.lang.String) ref);
+        engineData_ = b;
+        return b;
+      } else {
+        return (com.google.protobuf.ByteString) ref;
+      }
+    }
+    /**
+     * <pre>
+     * What the engine's server needs back with a message that has tool calls, such as signatures, as
+     * JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
+     * the message. Set with ROLE_ASSISTANT only.
+     * </pre>
+     *
+     * <code>string engine_data = 8;</code>
+     * @param value The engineData to set.
+     * @return This builder for chaining.
+     */
+    public Builder setEngineData(
+        java.lang.String value) {
+      if (value == null) { throw new NullPointerException(); }
+      engineData_ = value;
+      bitField0_ |= 0x00000020;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * What the engine's server needs back with a message that has tool calls, such as signatures, as
+     * JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
+     * the message. Set with ROLE_ASSISTANT only.
+     * </pre>
+     *
+     * <code>string engine_data = 8;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearEngineData() {
+      engineData_ = getDefaultInstance().getEngineData();
+      bitField0_ = (bitField0_ & ~0x00000020);
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * What the engine's server needs back with a message that has tool calls, such as signatures, as
+     * JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
+     * the message. Set with ROLE_ASSISTANT only.
+     * </pre>
+     *
+     * <code>string engine_data = 8;</code>
+     * @param value The bytes for engineData to set.
+     * @return This builder for chaining.
+     */
+    public Builder setEngineDataBytes(
+        com.google.protobuf.ByteString value) {
+      if (value == null) { throw new NullPointerException(); }
+      checkByteStringIsUtf8(value);
+      engineData_ = value;
+      bitField0_ |= 0x00000020;
       onChanged();
       return this;
     }

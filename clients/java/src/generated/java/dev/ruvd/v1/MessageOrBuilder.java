@@ -116,7 +116,7 @@ public interface MessageOrBuilder extends
   /**
    * <pre>
    * The model's reasoning before its answer, if the engine reports it. It is stored with the
-   * message and not sent to the engine again.
+   * message, and sent to the engine again only with tool calls and if the daemon is set so.
    * </pre>
    *
    * <code>string reasoning = 5;</code>
@@ -126,7 +126,7 @@ public interface MessageOrBuilder extends
   /**
    * <pre>
    * The model's reasoning before its answer, if the engine reports it. It is stored with the
-   * message and not sent to the engine again.
+   * message, and sent to the engine again only with tool calls and if the daemon is set so.
    * </pre>
    *
    * <code>string reasoning = 5;</code>
@@ -134,4 +134,28 @@ public interface MessageOrBuilder extends
    */
   com.google.protobuf.ByteString
       getReasoningBytes();
+
+  /**
+   * <pre>
+   * What the engine's server needs back with a message that has tool calls, such as signatures, as
+   * JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
+   * the message. Set with ROLE_ASSISTANT only.
+   * </pre>
+   *
+   * <code>string engine_data = 8;</code>
+   * @return The engineData.
+   */
+  java.lang.String getEngineData();
+  /**
+   * <pre>
+   * What the engine's server needs back with a message that has tool calls, such as signatures, as
+   * JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
+   * the message. Set with ROLE_ASSISTANT only.
+   * </pre>
+   *
+   * <code>string engine_data = 8;</code>
+   * @return The bytes for engineData.
+   */
+  com.google.protobuf.ByteString
+      getEngineDataBytes();
 }

@@ -289,240 +289,241 @@ public final class SessionServiceOuterClass {
       "\032\036google/protobuf/duration.proto\032 google" +
       "/protobuf/field_mask.proto\032\034google/proto" +
       "buf/struct.proto\032\037google/protobuf/timest" +
-      "amp.proto\032\027google/rpc/status.proto\"\207\001\n\007M" +
+      "amp.proto\032\027google/rpc/status.proto\"\234\001\n\007M" +
       "essage\022\033\n\004role\030\001 \001(\0162\r.ruvd.v1.Role\022\017\n\007c" +
       "ontent\030\002 \001(\t\022%\n\ntool_calls\030\003 \003(\0132\021.ruvd." +
       "v1.ToolCall\022\024\n\014tool_call_id\030\004 \001(\t\022\021\n\trea" +
-      "soning\030\005 \001(\t\"7\n\010ToolCall\022\n\n\002id\030\001 \001(\t\022\014\n\004" +
-      "name\030\002 \001(\t\022\021\n\targuments\030\003 \001(\t\"]\n\004Tool\022\014\n" +
-      "\004name\030\001 \001(\t\022\023\n\013description\030\002 \001(\t\022\022\n\npara" +
-      "meters\030\003 \001(\t\022\023\n\006strict\030\004 \001(\010H\000\210\001\001B\t\n\007_st" +
-      "rict\"S\n\nToolChoice\022\'\n\004mode\030\001 \001(\0162\027.ruvd." +
-      "v1.ToolChoiceModeH\000\022\022\n\010function\030\002 \001(\tH\000B" +
-      "\010\n\006choice\"h\n\016ResponseFormat\022\023\n\013json_sche" +
-      "ma\030\001 \001(\t\022\014\n\004name\030\002 \001(\t\022\023\n\006strict\030\003 \001(\010H\000" +
-      "\210\001\001\022\023\n\013json_object\030\004 \001(\010B\t\n\007_strict\"\274\001\n\r" +
-      "ContextWindow\022\033\n\016keep_exchanges\030\001 \001(\005H\000\210" +
-      "\001\001\022\032\n\rmax_exchanges\030\002 \001(\005H\001\210\001\001\022\027\n\nmax_to" +
-      "kens\030\003 \001(\005H\002\210\001\001\022%\n\trendering\030\004 \001(\0162\022.ruv" +
-      "d.v1.RenderingB\021\n\017_keep_exchangesB\020\n\016_ma" +
-      "x_exchangesB\r\n\013_max_tokens\"g\n\005Usage\022\025\n\rp" +
-      "rompt_tokens\030\001 \001(\003\022\032\n\rcached_tokens\030\002 \001(" +
-      "\003H\000\210\001\001\022\031\n\021completion_tokens\030\003 \001(\003B\020\n\016_ca" +
-      "ched_tokens\"\301\001\n\007Timings\022(\n\005queue\030\001 \001(\0132\031" +
-      ".google.protobuf.Duration\0226\n\023time_to_fir" +
-      "st_token\030\002 \001(\0132\031.google.protobuf.Duratio" +
-      "n\022(\n\005total\030\003 \001(\0132\031.google.protobuf.Durat" +
-      "ion\022*\n\007prefill\030\004 \001(\0132\031.google.protobuf.D" +
-      "uration\"\263\004\n\007Session\022\n\n\002id\030\001 \001(\t\022/\n\013creat" +
-      "e_time\030\002 \001(\0132\032.google.protobuf.Timestamp" +
-      "\0222\n\016last_used_time\030\003 \001(\0132\032.google.protob" +
-      "uf.Timestamp\022/\n\013expire_time\030\004 \001(\0132\032.goog" +
-      "le.protobuf.Timestamp\022\025\n\rmessage_count\030\005" +
-      " \001(\003\022\026\n\016exchange_count\030\006 \001(\003\022\025\n\rsystem_p" +
-      "rompt\030\007 \001(\t\022\"\n\010messages\030\010 \003(\0132\020.ruvd.v1." +
-      "Message\022,\n\006labels\030\t \003(\0132\034.ruvd.v1.Sessio" +
-      "n.LabelsEntry\022.\n\016context_window\030\n \001(\0132\026." +
-      "ruvd.v1.ContextWindow\022\021\n\tparent_id\030\013 \001(\t" +
-      "\022\035\n\025running_completion_id\030\014 \001(\t\022\035\n\005usage" +
-      "\030\r \001(\0132\016.ruvd.v1.Usage\022\r\n\005model\030\016 \001(\t\022/\n" +
-      "\014idle_timeout\030\017 \001(\0132\031.google.protobuf.Du" +
-      "ration\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005va" +
-      "lue\030\002 \001(\t:\0028\001\"\216\005\n\021CompletionOptions\022\r\n\005m" +
-      "odel\030\001 \001(\t\022\030\n\013temperature\030\002 \001(\001H\000\210\001\001\022\022\n\005" +
-      "top_p\030\003 \001(\001H\001\210\001\001\022\027\n\nmax_tokens\030\004 \001(\005H\002\210\001" +
-      "\001\022\014\n\004stop\030\005 \003(\t\022\021\n\004seed\030\006 \001(\003H\003\210\001\001\022\024\n\014by" +
-      "pass_cache\030\007 \001(\010\022\036\n\021frequency_penalty\030\010 " +
-      "\001(\001H\004\210\001\001\022\035\n\020presence_penalty\030\t \001(\001H\005\210\001\001\022" +
-      "=\n\nlogit_bias\030\n \003(\0132).ruvd.v1.Completion" +
-      "Options.LogitBiasEntry\022\034\n\005tools\030\013 \003(\0132\r." +
-      "ruvd.v1.Tool\022(\n\013tool_choice\030\014 \001(\0132\023.ruvd" +
-      ".v1.ToolChoice\022 \n\023parallel_tool_calls\030\r " +
-      "\001(\010H\006\210\001\001\0220\n\017response_format\030\016 \001(\0132\027.ruvd" +
-      ".v1.ResponseFormat\022+\n\nextra_body\030\017 \001(\0132\027" +
-      ".google.protobuf.Struct\0320\n\016LogitBiasEntr" +
-      "y\022\013\n\003key\030\001 \001(\005\022\r\n\005value\030\002 \001(\001:\0028\001B\016\n\014_te" +
-      "mperatureB\010\n\006_top_pB\r\n\013_max_tokensB\007\n\005_s" +
-      "eedB\024\n\022_frequency_penaltyB\023\n\021_presence_p" +
-      "enaltyB\026\n\024_parallel_tool_calls\"X\n\024BatchC" +
-      "ompleteRequest\022\'\n\005items\030\001 \003(\0132\030.ruvd.v1." +
-      "CompleteRequest\022\027\n\017max_concurrency\030\002 \001(\005" +
-      "\"r\n\025BatchCompleteResponse\022&\n\006result\030\001 \001(" +
-      "\0132\024.ruvd.v1.BatchResultH\000\022(\n\007summary\030\002 \001" +
-      "(\0132\025.ruvd.v1.BatchSummaryH\000B\007\n\005event\"w\n\013" +
-      "BatchResult\022\r\n\005index\030\001 \001(\005\022)\n\ncompletion" +
-      "\030\002 \001(\0132\023.ruvd.v1.CompletionH\000\022#\n\005error\030\003" +
-      " \001(\0132\022.google.rpc.StatusH\000B\t\n\007outcome\"k\n" +
-      "\nCompletion\022\025\n\rcompletion_id\030\001 \001(\t\022\022\n\nse" +
-      "ssion_id\030\002 \001(\t\022\r\n\005model\030\003 \001(\t\022#\n\010finishe" +
-      "d\030\004 \001(\0132\021.ruvd.v1.Finished\"\260\001\n\014BatchSumm" +
-      "ary\022\021\n\tsucceeded\030\001 \001(\005\022\016\n\006failed\030\002 \001(\005\022\035" +
-      "\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022,\n\twall_ti" +
-      "me\030\004 \001(\0132\031.google.protobuf.Duration\0220\n\rt" +
-      "otal_latency\030\005 \001(\0132\031.google.protobuf.Dur" +
-      "ation\"\023\n\021ListModelsRequest\";\n\022ListModels" +
-      "Response\022\016\n\006models\030\001 \003(\t\022\025\n\rdefault_mode" +
-      "l\030\002 \001(\t\"\323\002\n\024CreateSessionRequest\022\022\n\nsess" +
-      "ion_id\030\001 \001(\t\022\025\n\rsystem_prompt\030\002 \001(\t\022\"\n\010m" +
-      "essages\030\003 \003(\0132\020.ruvd.v1.Message\0229\n\006label" +
-      "s\030\004 \003(\0132).ruvd.v1.CreateSessionRequest.L" +
-      "abelsEntry\022.\n\016context_window\030\005 \001(\0132\026.ruv" +
-      "d.v1.ContextWindow\022/\n\014idle_timeout\030\006 \001(\013" +
-      "2\031.google.protobuf.Duration\022\r\n\005model\030\007 \001" +
-      "(\t\022\022\n\nrequest_id\030\010 \001(\t\032-\n\013LabelsEntry\022\013\n" +
-      "\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\":\n\025CreateS" +
-      "essionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd.v" +
-      "1.Session\"r\n\021GetSessionRequest\022\022\n\nsessio" +
-      "n_id\030\001 \001(\t\022\"\n\004view\030\002 \001(\0162\024.ruvd.v1.Sessi" +
-      "onView\022\021\n\tpage_size\030\003 \001(\005\022\022\n\npage_token\030" +
-      "\004 \001(\t\"P\n\022GetSessionResponse\022!\n\007session\030\001" +
-      " \001(\0132\020.ruvd.v1.Session\022\027\n\017next_page_toke" +
-      "n\030\002 \001(\t\"\265\001\n\023ListSessionsRequest\022\021\n\tpage_" +
-      "size\030\001 \001(\005\022\022\n\npage_token\030\002 \001(\t\022C\n\014label_" +
-      "filter\030\003 \003(\0132-.ruvd.v1.ListSessionsReque" +
-      "st.LabelFilterEntry\0322\n\020LabelFilterEntry\022" +
-      "\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\"S\n\024ListS" +
-      "essionsResponse\022\"\n\010sessions\030\001 \003(\0132\020.ruvd" +
-      ".v1.Session\022\027\n\017next_page_token\030\002 \001(\t\"\246\002\n" +
-      "\024UpdateSessionRequest\022\022\n\nsession_id\030\001 \001(" +
-      "\t\0229\n\006labels\030\002 \003(\0132).ruvd.v1.UpdateSessio" +
-      "nRequest.LabelsEntry\022/\n\014idle_timeout\030\003 \001" +
-      "(\0132\031.google.protobuf.Duration\022.\n\016context" +
-      "_window\030\004 \001(\0132\026.ruvd.v1.ContextWindow\022/\n" +
-      "\013update_mask\030\005 \001(\0132\032.google.protobuf.Fie" +
-      "ldMask\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005va" +
-      "lue\030\002 \001(\t:\0028\001\":\n\025UpdateSessionResponse\022!" +
-      "\n\007session\030\001 \001(\0132\020.ruvd.v1.Session\"c\n\025App" +
-      "endMessagesRequest\022\022\n\nsession_id\030\001 \001(\t\022\"" +
-      "\n\010messages\030\002 \003(\0132\020.ruvd.v1.Message\022\022\n\nre" +
-      "quest_id\030\003 \001(\t\";\n\026AppendMessagesResponse" +
-      "\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Session\"\204\001\n\022" +
-      "ForkSessionRequest\022\022\n\nsession_id\030\001 \001(\t\022\033" +
-      "\n\016exchange_count\030\002 \001(\003H\000\210\001\001\022\026\n\016new_sessi" +
-      "on_id\030\003 \001(\t\022\022\n\nrequest_id\030\004 \001(\tB\021\n\017_exch" +
-      "ange_count\"8\n\023ForkSessionResponse\022!\n\007ses" +
-      "sion\030\001 \001(\0132\020.ruvd.v1.Session\"p\n\027ResumeCo" +
-      "mpletionRequest\022\025\n\rcompletion_id\030\001 \001(\t\022\022" +
-      "\n\nsession_id\030\002 \001(\t\022\022\n\nrequest_id\030\003 \001(\t\022\026" +
-      "\n\016after_sequence\030\004 \001(\003\"C\n\030ResumeCompleti" +
-      "onResponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.Comp" +
-      "letionEvent\"n\n\027CancelCompletionRequest\022\025" +
-      "\n\rcompletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(" +
-      "\t\022\022\n\nrequest_id\030\003 \001(\t\022\024\n\014keep_partial\030\004 " +
-      "\001(\010\"\032\n\030CancelCompletionResponse\">\n\021EndSe" +
-      "ssionRequest\022\022\n\nsession_id\030\001 \001(\t\022\025\n\rallo" +
-      "w_missing\030\002 \001(\010\"\024\n\022EndSessionResponse\"\032\n" +
-      "\030GetSessionMetricsRequest\"E\n\031GetSessionM" +
-      "etricsResponse\022(\n\007metrics\030\001 \001(\0132\027.ruvd.v" +
-      "1.SessionMetrics\"\275\003\n\016SessionMetrics\022\026\n\016t" +
-      "otal_sessions\030\001 \001(\003\022\027\n\017active_sessions\030\002" +
-      " \001(\003\022 \n\030avg_messages_per_session\030\003 \001(\001\022\033" +
-      "\n\016cache_hit_rate\030\004 \001(\001H\000\210\001\001\0226\n\023avg_sessi" +
-      "on_latency\030\005 \001(\0132\031.google.protobuf.Durat" +
-      "ion\0228\n\025avg_stateless_latency\030\006 \001(\0132\031.goo" +
-      "gle.protobuf.Duration\022\033\n\023session_complet" +
-      "ions\030\007 \001(\003\022\035\n\025stateless_completions\030\010 \001(" +
-      "\003\022\"\n\025avg_latency_reduction\030\t \001(\001H\001\210\001\001\022\"\n" +
-      "\025avg_prefill_reduction\030\n \001(\001H\002\210\001\001B\021\n\017_ca" +
-      "che_hit_rateB\030\n\026_avg_latency_reductionB\030" +
-      "\n\026_avg_prefill_reduction\"\300\002\n\017CompleteReq" +
-      "uest\022\022\n\nsession_id\030\001 \001(\t\022\"\n\010messages\030\002 \003" +
-      "(\0132\020.ruvd.v1.Message\022+\n\007options\030\003 \001(\0132\032." +
-      "ruvd.v1.CompletionOptions\022\022\n\nrequest_id\030" +
-      "\004 \001(\t\022\030\n\020require_existing\030\005 \001(\010\022 \n\007if_bu" +
-      "sy\030\006 \001(\0162\017.ruvd.v1.IfBusy\022,\n\ron_disconne" +
-      "ct\030\007 \001(\0162\025.ruvd.v1.OnDisconnect\0223\n\020disco" +
-      "nnect_grace\030\010 \001(\0132\031.google.protobuf.Dura" +
-      "tion\022\025\n\rsystem_prompt\030\t \001(\t\";\n\020CompleteR" +
-      "esponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.Complet" +
-      "ionEvent\"\231\001\n\017CompletionEvent\022\020\n\010sequence" +
-      "\030\001 \001(\003\022#\n\007started\030\002 \001(\0132\020.ruvd.v1.Starte" +
-      "dH\000\022\037\n\005delta\030\003 \001(\0132\016.ruvd.v1.DeltaH\000\022%\n\010" +
-      "finished\030\004 \001(\0132\021.ruvd.v1.FinishedH\000B\007\n\005e" +
-      "vent\"\217\001\n\007Started\022\025\n\rcompletion_id\030\001 \001(\t\022" +
-      "\022\n\nsession_id\030\002 \001(\t\022\027\n\017session_created\030\003" +
-      " \001(\010\022\r\n\005model\030\004 \001(\t\022\030\n\020context_messages\030" +
-      "\005 \001(\005\022\027\n\017context_trimmed\030\006 \001(\010\"a\n\005Delta\022" +
-      "\016\n\004text\030\001 \001(\tH\000\022+\n\ttool_call\030\002 \001(\0132\026.ruv" +
-      "d.v1.ToolCallDeltaH\000\022\023\n\treasoning\030\003 \001(\tH" +
-      "\000B\006\n\004part\"K\n\rToolCallDelta\022\r\n\005index\030\001 \001(" +
-      "\005\022\n\n\002id\030\002 \001(\t\022\014\n\004name\030\003 \001(\t\022\021\n\targuments" +
-      "\030\004 \001(\t\"\320\001\n\010Finished\022,\n\rfinish_reason\030\001 \001" +
-      "(\0162\025.ruvd.v1.FinishReason\022!\n\007message\030\002 \001" +
-      "(\0132\020.ruvd.v1.Message\022\035\n\005usage\030\003 \001(\0132\016.ru" +
-      "vd.v1.Usage\022!\n\007timings\030\004 \001(\0132\020.ruvd.v1.T" +
-      "imings\022\026\n\016exchange_count\030\005 \001(\003\022\031\n\021raw_fi" +
-      "nish_reason\030\006 \001(\t*_\n\004Role\022\024\n\020ROLE_UNSPEC" +
-      "IFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001\022\r\n\tROLE_USER\020\002\022" +
-      "\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tROLE_TOOL\020\004*Z\n\013Se" +
-      "ssionView\022\034\n\030SESSION_VIEW_UNSPECIFIED\020\000\022" +
-      "\026\n\022SESSION_VIEW_BASIC\020\001\022\025\n\021SESSION_VIEW_" +
-      "FULL\020\002*_\n\006IfBusy\022\027\n\023IF_BUSY_UNSPECIFIED\020" +
-      "\000\022\021\n\rIF_BUSY_QUEUE\020\001\022\022\n\016IF_BUSY_REJECT\020\002" +
-      "\022\025\n\021IF_BUSY_INTERRUPT\020\003*c\n\014OnDisconnect\022" +
-      "\035\n\031ON_DISCONNECT_UNSPECIFIED\020\000\022\030\n\024ON_DIS" +
-      "CONNECT_CANCEL\020\001\022\032\n\026ON_DISCONNECT_CONTIN" +
-      "UE\020\002*\232\001\n\014FinishReason\022\035\n\031FINISH_REASON_U" +
-      "NSPECIFIED\020\000\022\026\n\022FINISH_REASON_STOP\020\001\022\030\n\024" +
-      "FINISH_REASON_LENGTH\020\002\022\034\n\030FINISH_REASON_" +
-      "TOOL_CALLS\020\003\022\033\n\027FINISH_REASON_CANCELLED\020" +
-      "\004*X\n\tRendering\022\031\n\025RENDERING_UNSPECIFIED\020" +
-      "\000\022\026\n\022RENDERING_MESSAGES\020\001\022\030\n\024RENDERING_T" +
-      "RANSCRIPT\020\002*\207\001\n\016ToolChoiceMode\022 \n\034TOOL_C" +
-      "HOICE_MODE_UNSPECIFIED\020\000\022\031\n\025TOOL_CHOICE_" +
-      "MODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_MODE_NONE\020\002\022\035" +
-      "\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\265\007\n\013ErrorR" +
-      "eason\022\034\n\030ERROR_REASON_UNSPECIFIED\020\000\022\"\n\036E" +
-      "RROR_REASON_SESSION_NOT_FOUND\020\001\022%\n!ERROR" +
-      "_REASON_COMPLETION_NOT_FOUND\020\002\022%\n!ERROR_" +
-      "REASON_COMPLETION_CANCELLED\020\003\022\035\n\031ERROR_R" +
-      "EASON_SESSION_BUSY\020\004\022\036\n\032ERROR_REASON_SES" +
-      "SION_ENDED\020\005\022\'\n#ERROR_REASON_COMPLETION_" +
-      "INTERRUPTED\020\006\022\036\n\032ERROR_REASON_SESSION_LI" +
-      "MIT\020\007\022\033\n\027ERROR_REASON_OVERLOADED\020\010\022$\n ER" +
-      "ROR_REASON_ENGINE_RATE_LIMITED\020\t\022 \n\034ERRO" +
-      "R_REASON_INVALID_REQUEST\020\n\022 \n\034ERROR_REAS" +
-      "ON_ENGINE_REJECTED\020\013\022\"\n\036ERROR_REASON_REQ" +
-      "UEST_ID_REUSED\020\014\022!\n\035ERROR_REASON_CONTEXT" +
-      "_TOO_LONG\020\r\022\"\n\036ERROR_REASON_SESSION_TOO_" +
-      "LARGE\020\016\022\"\n\036ERROR_REASON_SESSIONS_DISABLE" +
-      "D\020\017\022\037\n\033ERROR_REASON_SESSION_EXISTS\020\020\022#\n\037" +
-      "ERROR_REASON_ENGINE_UNAVAILABLE\020\021\022\"\n\036ERR" +
-      "OR_REASON_STORE_UNAVAILABLE\020\022\022\036\n\032ERROR_R" +
-      "EASON_SHUTTING_DOWN\020\023\022\037\n\033ERROR_REASON_EN" +
-      "GINE_TIMEOUT\020\024\022\031\n\025ERROR_REASON_INTERNAL\020" +
-      "\025\022#\n\037ERROR_REASON_RESPONSE_TOO_LARGE\020\026\022 " +
-      "\n\034ERROR_REASON_UNAUTHENTICATED\020\027\022\"\n\036ERRO" +
-      "R_REASON_PERMISSION_DENIED\020\030\022%\n!ERROR_RE" +
-      "ASON_IDENTITY_UNAVAILABLE\020\031\022 \n\034ERROR_REA" +
-      "SON_SCHEMA_VIOLATED\020\0322\224\010\n\016SessionService" +
-      "\022N\n\rCreateSession\022\035.ruvd.v1.CreateSessio" +
-      "nRequest\032\036.ruvd.v1.CreateSessionResponse" +
-      "\022E\n\nGetSession\022\032.ruvd.v1.GetSessionReque" +
-      "st\032\033.ruvd.v1.GetSessionResponse\022K\n\014ListS" +
-      "essions\022\034.ruvd.v1.ListSessionsRequest\032\035." +
-      "ruvd.v1.ListSessionsResponse\022N\n\rUpdateSe" +
-      "ssion\022\035.ruvd.v1.UpdateSessionRequest\032\036.r" +
-      "uvd.v1.UpdateSessionResponse\022Q\n\016AppendMe" +
-      "ssages\022\036.ruvd.v1.AppendMessagesRequest\032\037" +
-      ".ruvd.v1.AppendMessagesResponse\022H\n\013ForkS" +
-      "ession\022\033.ruvd.v1.ForkSessionRequest\032\034.ru" +
-      "vd.v1.ForkSessionResponse\022E\n\nEndSession\022" +
-      "\032.ruvd.v1.EndSessionRequest\032\033.ruvd.v1.En" +
-      "dSessionResponse\022E\n\nListModels\022\032.ruvd.v1" +
-      ".ListModelsRequest\032\033.ruvd.v1.ListModelsR" +
-      "esponse\022Z\n\021GetSessionMetrics\022!.ruvd.v1.G" +
-      "etSessionMetricsRequest\032\".ruvd.v1.GetSes" +
-      "sionMetricsResponse\022A\n\010Complete\022\030.ruvd.v" +
-      "1.CompleteRequest\032\031.ruvd.v1.CompleteResp" +
-      "onse0\001\022Y\n\020ResumeCompletion\022 .ruvd.v1.Res" +
-      "umeCompletionRequest\032!.ruvd.v1.ResumeCom" +
-      "pletionResponse0\001\022P\n\rBatchComplete\022\035.ruv" +
-      "d.v1.BatchCompleteRequest\032\036.ruvd.v1.Batc" +
-      "hCompleteResponse0\001\022W\n\020CancelCompletion\022" +
-      " .ruvd.v1.CancelCompletionRequest\032!.ruvd" +
-      ".v1.CancelCompletionResponseB\017\n\013dev.ruvd" +
-      ".v1P\001b\006proto3"
+      "soning\030\005 \001(\t\022\023\n\013engine_data\030\010 \001(\t\"L\n\010Too" +
+      "lCall\022\n\n\002id\030\001 \001(\t\022\014\n\004name\030\002 \001(\t\022\021\n\targum" +
+      "ents\030\003 \001(\t\022\023\n\013engine_data\030\004 \001(\t\"]\n\004Tool\022" +
+      "\014\n\004name\030\001 \001(\t\022\023\n\013description\030\002 \001(\t\022\022\n\npa" +
+      "rameters\030\003 \001(\t\022\023\n\006strict\030\004 \001(\010H\000\210\001\001B\t\n\007_" +
+      "strict\"S\n\nToolChoice\022\'\n\004mode\030\001 \001(\0162\027.ruv" +
+      "d.v1.ToolChoiceModeH\000\022\022\n\010function\030\002 \001(\tH" +
+      "\000B\010\n\006choice\"h\n\016ResponseFormat\022\023\n\013json_sc" +
+      "hema\030\001 \001(\t\022\014\n\004name\030\002 \001(\t\022\023\n\006strict\030\003 \001(\010" +
+      "H\000\210\001\001\022\023\n\013json_object\030\004 \001(\010B\t\n\007_strict\"\274\001" +
+      "\n\rContextWindow\022\033\n\016keep_exchanges\030\001 \001(\005H" +
+      "\000\210\001\001\022\032\n\rmax_exchanges\030\002 \001(\005H\001\210\001\001\022\027\n\nmax_" +
+      "tokens\030\003 \001(\005H\002\210\001\001\022%\n\trendering\030\004 \001(\0162\022.r" +
+      "uvd.v1.RenderingB\021\n\017_keep_exchangesB\020\n\016_" +
+      "max_exchangesB\r\n\013_max_tokens\"g\n\005Usage\022\025\n" +
+      "\rprompt_tokens\030\001 \001(\003\022\032\n\rcached_tokens\030\002 " +
+      "\001(\003H\000\210\001\001\022\031\n\021completion_tokens\030\003 \001(\003B\020\n\016_" +
+      "cached_tokens\"\301\001\n\007Timings\022(\n\005queue\030\001 \001(\013" +
+      "2\031.google.protobuf.Duration\0226\n\023time_to_f" +
+      "irst_token\030\002 \001(\0132\031.google.protobuf.Durat" +
+      "ion\022(\n\005total\030\003 \001(\0132\031.google.protobuf.Dur" +
+      "ation\022*\n\007prefill\030\004 \001(\0132\031.google.protobuf" +
+      ".Duration\"\263\004\n\007Session\022\n\n\002id\030\001 \001(\t\022/\n\013cre" +
+      "ate_time\030\002 \001(\0132\032.google.protobuf.Timesta" +
+      "mp\0222\n\016last_used_time\030\003 \001(\0132\032.google.prot" +
+      "obuf.Timestamp\022/\n\013expire_time\030\004 \001(\0132\032.go" +
+      "ogle.protobuf.Timestamp\022\025\n\rmessage_count" +
+      "\030\005 \001(\003\022\026\n\016exchange_count\030\006 \001(\003\022\025\n\rsystem" +
+      "_prompt\030\007 \001(\t\022\"\n\010messages\030\010 \003(\0132\020.ruvd.v" +
+      "1.Message\022,\n\006labels\030\t \003(\0132\034.ruvd.v1.Sess" +
+      "ion.LabelsEntry\022.\n\016context_window\030\n \001(\0132" +
+      "\026.ruvd.v1.ContextWindow\022\021\n\tparent_id\030\013 \001" +
+      "(\t\022\035\n\025running_completion_id\030\014 \001(\t\022\035\n\005usa" +
+      "ge\030\r \001(\0132\016.ruvd.v1.Usage\022\r\n\005model\030\016 \001(\t\022" +
+      "/\n\014idle_timeout\030\017 \001(\0132\031.google.protobuf." +
+      "Duration\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005" +
+      "value\030\002 \001(\t:\0028\001\"\216\005\n\021CompletionOptions\022\r\n" +
+      "\005model\030\001 \001(\t\022\030\n\013temperature\030\002 \001(\001H\000\210\001\001\022\022" +
+      "\n\005top_p\030\003 \001(\001H\001\210\001\001\022\027\n\nmax_tokens\030\004 \001(\005H\002" +
+      "\210\001\001\022\014\n\004stop\030\005 \003(\t\022\021\n\004seed\030\006 \001(\003H\003\210\001\001\022\024\n\014" +
+      "bypass_cache\030\007 \001(\010\022\036\n\021frequency_penalty\030" +
+      "\010 \001(\001H\004\210\001\001\022\035\n\020presence_penalty\030\t \001(\001H\005\210\001" +
+      "\001\022=\n\nlogit_bias\030\n \003(\0132).ruvd.v1.Completi" +
+      "onOptions.LogitBiasEntry\022\034\n\005tools\030\013 \003(\0132" +
+      "\r.ruvd.v1.Tool\022(\n\013tool_choice\030\014 \001(\0132\023.ru" +
+      "vd.v1.ToolChoice\022 \n\023parallel_tool_calls\030" +
+      "\r \001(\010H\006\210\001\001\0220\n\017response_format\030\016 \001(\0132\027.ru" +
+      "vd.v1.ResponseFormat\022+\n\nextra_body\030\017 \001(\013" +
+      "2\027.google.protobuf.Struct\0320\n\016LogitBiasEn" +
+      "try\022\013\n\003key\030\001 \001(\005\022\r\n\005value\030\002 \001(\001:\0028\001B\016\n\014_" +
+      "temperatureB\010\n\006_top_pB\r\n\013_max_tokensB\007\n\005" +
+      "_seedB\024\n\022_frequency_penaltyB\023\n\021_presence" +
+      "_penaltyB\026\n\024_parallel_tool_calls\"X\n\024Batc" +
+      "hCompleteRequest\022\'\n\005items\030\001 \003(\0132\030.ruvd.v" +
+      "1.CompleteRequest\022\027\n\017max_concurrency\030\002 \001" +
+      "(\005\"r\n\025BatchCompleteResponse\022&\n\006result\030\001 " +
+      "\001(\0132\024.ruvd.v1.BatchResultH\000\022(\n\007summary\030\002" +
+      " \001(\0132\025.ruvd.v1.BatchSummaryH\000B\007\n\005event\"w" +
+      "\n\013BatchResult\022\r\n\005index\030\001 \001(\005\022)\n\ncompleti" +
+      "on\030\002 \001(\0132\023.ruvd.v1.CompletionH\000\022#\n\005error" +
+      "\030\003 \001(\0132\022.google.rpc.StatusH\000B\t\n\007outcome\"" +
+      "k\n\nCompletion\022\025\n\rcompletion_id\030\001 \001(\t\022\022\n\n" +
+      "session_id\030\002 \001(\t\022\r\n\005model\030\003 \001(\t\022#\n\010finis" +
+      "hed\030\004 \001(\0132\021.ruvd.v1.Finished\"\260\001\n\014BatchSu" +
+      "mmary\022\021\n\tsucceeded\030\001 \001(\005\022\016\n\006failed\030\002 \001(\005" +
+      "\022\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022,\n\twall_" +
+      "time\030\004 \001(\0132\031.google.protobuf.Duration\0220\n" +
+      "\rtotal_latency\030\005 \001(\0132\031.google.protobuf.D" +
+      "uration\"\023\n\021ListModelsRequest\";\n\022ListMode" +
+      "lsResponse\022\016\n\006models\030\001 \003(\t\022\025\n\rdefault_mo" +
+      "del\030\002 \001(\t\"\323\002\n\024CreateSessionRequest\022\022\n\nse" +
+      "ssion_id\030\001 \001(\t\022\025\n\rsystem_prompt\030\002 \001(\t\022\"\n" +
+      "\010messages\030\003 \003(\0132\020.ruvd.v1.Message\0229\n\006lab" +
+      "els\030\004 \003(\0132).ruvd.v1.CreateSessionRequest" +
+      ".LabelsEntry\022.\n\016context_window\030\005 \001(\0132\026.r" +
+      "uvd.v1.ContextWindow\022/\n\014idle_timeout\030\006 \001" +
+      "(\0132\031.google.protobuf.Duration\022\r\n\005model\030\007" +
+      " \001(\t\022\022\n\nrequest_id\030\010 \001(\t\032-\n\013LabelsEntry\022" +
+      "\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\":\n\025Creat" +
+      "eSessionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd" +
+      ".v1.Session\"r\n\021GetSessionRequest\022\022\n\nsess" +
+      "ion_id\030\001 \001(\t\022\"\n\004view\030\002 \001(\0162\024.ruvd.v1.Ses" +
+      "sionView\022\021\n\tpage_size\030\003 \001(\005\022\022\n\npage_toke" +
+      "n\030\004 \001(\t\"P\n\022GetSessionResponse\022!\n\007session" +
+      "\030\001 \001(\0132\020.ruvd.v1.Session\022\027\n\017next_page_to" +
+      "ken\030\002 \001(\t\"\265\001\n\023ListSessionsRequest\022\021\n\tpag" +
+      "e_size\030\001 \001(\005\022\022\n\npage_token\030\002 \001(\t\022C\n\014labe" +
+      "l_filter\030\003 \003(\0132-.ruvd.v1.ListSessionsReq" +
+      "uest.LabelFilterEntry\0322\n\020LabelFilterEntr" +
+      "y\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\"S\n\024Lis" +
+      "tSessionsResponse\022\"\n\010sessions\030\001 \003(\0132\020.ru" +
+      "vd.v1.Session\022\027\n\017next_page_token\030\002 \001(\t\"\246" +
+      "\002\n\024UpdateSessionRequest\022\022\n\nsession_id\030\001 " +
+      "\001(\t\0229\n\006labels\030\002 \003(\0132).ruvd.v1.UpdateSess" +
+      "ionRequest.LabelsEntry\022/\n\014idle_timeout\030\003" +
+      " \001(\0132\031.google.protobuf.Duration\022.\n\016conte" +
+      "xt_window\030\004 \001(\0132\026.ruvd.v1.ContextWindow\022" +
+      "/\n\013update_mask\030\005 \001(\0132\032.google.protobuf.F" +
+      "ieldMask\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005" +
+      "value\030\002 \001(\t:\0028\001\":\n\025UpdateSessionResponse" +
+      "\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Session\"c\n\025A" +
+      "ppendMessagesRequest\022\022\n\nsession_id\030\001 \001(\t" +
+      "\022\"\n\010messages\030\002 \003(\0132\020.ruvd.v1.Message\022\022\n\n" +
+      "request_id\030\003 \001(\t\";\n\026AppendMessagesRespon" +
+      "se\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Session\"\204\001" +
+      "\n\022ForkSessionRequest\022\022\n\nsession_id\030\001 \001(\t" +
+      "\022\033\n\016exchange_count\030\002 \001(\003H\000\210\001\001\022\026\n\016new_ses" +
+      "sion_id\030\003 \001(\t\022\022\n\nrequest_id\030\004 \001(\tB\021\n\017_ex" +
+      "change_count\"8\n\023ForkSessionResponse\022!\n\007s" +
+      "ession\030\001 \001(\0132\020.ruvd.v1.Session\"p\n\027Resume" +
+      "CompletionRequest\022\025\n\rcompletion_id\030\001 \001(\t" +
+      "\022\022\n\nsession_id\030\002 \001(\t\022\022\n\nrequest_id\030\003 \001(\t" +
+      "\022\026\n\016after_sequence\030\004 \001(\003\"C\n\030ResumeComple" +
+      "tionResponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.Co" +
+      "mpletionEvent\"n\n\027CancelCompletionRequest" +
+      "\022\025\n\rcompletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 " +
+      "\001(\t\022\022\n\nrequest_id\030\003 \001(\t\022\024\n\014keep_partial\030" +
+      "\004 \001(\010\"\032\n\030CancelCompletionResponse\">\n\021End" +
+      "SessionRequest\022\022\n\nsession_id\030\001 \001(\t\022\025\n\ral" +
+      "low_missing\030\002 \001(\010\"\024\n\022EndSessionResponse\"" +
+      "\032\n\030GetSessionMetricsRequest\"E\n\031GetSessio" +
+      "nMetricsResponse\022(\n\007metrics\030\001 \001(\0132\027.ruvd" +
+      ".v1.SessionMetrics\"\275\003\n\016SessionMetrics\022\026\n" +
+      "\016total_sessions\030\001 \001(\003\022\027\n\017active_sessions" +
+      "\030\002 \001(\003\022 \n\030avg_messages_per_session\030\003 \001(\001" +
+      "\022\033\n\016cache_hit_rate\030\004 \001(\001H\000\210\001\001\0226\n\023avg_ses" +
+      "sion_latency\030\005 \001(\0132\031.google.protobuf.Dur" +
+      "ation\0228\n\025avg_stateless_latency\030\006 \001(\0132\031.g" +
+      "oogle.protobuf.Duration\022\033\n\023session_compl" +
+      "etions\030\007 \001(\003\022\035\n\025stateless_completions\030\010 " +
+      "\001(\003\022\"\n\025avg_latency_reduction\030\t \001(\001H\001\210\001\001\022" +
+      "\"\n\025avg_prefill_reduction\030\n \001(\001H\002\210\001\001B\021\n\017_" +
+      "cache_hit_rateB\030\n\026_avg_latency_reduction" +
+      "B\030\n\026_avg_prefill_reduction\"\300\002\n\017CompleteR" +
+      "equest\022\022\n\nsession_id\030\001 \001(\t\022\"\n\010messages\030\002" +
+      " \003(\0132\020.ruvd.v1.Message\022+\n\007options\030\003 \001(\0132" +
+      "\032.ruvd.v1.CompletionOptions\022\022\n\nrequest_i" +
+      "d\030\004 \001(\t\022\030\n\020require_existing\030\005 \001(\010\022 \n\007if_" +
+      "busy\030\006 \001(\0162\017.ruvd.v1.IfBusy\022,\n\ron_discon" +
+      "nect\030\007 \001(\0162\025.ruvd.v1.OnDisconnect\0223\n\020dis" +
+      "connect_grace\030\010 \001(\0132\031.google.protobuf.Du" +
+      "ration\022\025\n\rsystem_prompt\030\t \001(\t\";\n\020Complet" +
+      "eResponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.Compl" +
+      "etionEvent\"\231\001\n\017CompletionEvent\022\020\n\010sequen" +
+      "ce\030\001 \001(\003\022#\n\007started\030\002 \001(\0132\020.ruvd.v1.Star" +
+      "tedH\000\022\037\n\005delta\030\003 \001(\0132\016.ruvd.v1.DeltaH\000\022%" +
+      "\n\010finished\030\004 \001(\0132\021.ruvd.v1.FinishedH\000B\007\n" +
+      "\005event\"\217\001\n\007Started\022\025\n\rcompletion_id\030\001 \001(" +
+      "\t\022\022\n\nsession_id\030\002 \001(\t\022\027\n\017session_created" +
+      "\030\003 \001(\010\022\r\n\005model\030\004 \001(\t\022\030\n\020context_message" +
+      "s\030\005 \001(\005\022\027\n\017context_trimmed\030\006 \001(\010\"a\n\005Delt" +
+      "a\022\016\n\004text\030\001 \001(\tH\000\022+\n\ttool_call\030\002 \001(\0132\026.r" +
+      "uvd.v1.ToolCallDeltaH\000\022\023\n\treasoning\030\003 \001(" +
+      "\tH\000B\006\n\004part\"K\n\rToolCallDelta\022\r\n\005index\030\001 " +
+      "\001(\005\022\n\n\002id\030\002 \001(\t\022\014\n\004name\030\003 \001(\t\022\021\n\targumen" +
+      "ts\030\004 \001(\t\"\320\001\n\010Finished\022,\n\rfinish_reason\030\001" +
+      " \001(\0162\025.ruvd.v1.FinishReason\022!\n\007message\030\002" +
+      " \001(\0132\020.ruvd.v1.Message\022\035\n\005usage\030\003 \001(\0132\016." +
+      "ruvd.v1.Usage\022!\n\007timings\030\004 \001(\0132\020.ruvd.v1" +
+      ".Timings\022\026\n\016exchange_count\030\005 \001(\003\022\031\n\021raw_" +
+      "finish_reason\030\006 \001(\t*_\n\004Role\022\024\n\020ROLE_UNSP" +
+      "ECIFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001\022\r\n\tROLE_USER\020" +
+      "\002\022\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tROLE_TOOL\020\004*Z\n\013" +
+      "SessionView\022\034\n\030SESSION_VIEW_UNSPECIFIED\020" +
+      "\000\022\026\n\022SESSION_VIEW_BASIC\020\001\022\025\n\021SESSION_VIE" +
+      "W_FULL\020\002*_\n\006IfBusy\022\027\n\023IF_BUSY_UNSPECIFIE" +
+      "D\020\000\022\021\n\rIF_BUSY_QUEUE\020\001\022\022\n\016IF_BUSY_REJECT" +
+      "\020\002\022\025\n\021IF_BUSY_INTERRUPT\020\003*c\n\014OnDisconnec" +
+      "t\022\035\n\031ON_DISCONNECT_UNSPECIFIED\020\000\022\030\n\024ON_D" +
+      "ISCONNECT_CANCEL\020\001\022\032\n\026ON_DISCONNECT_CONT" +
+      "INUE\020\002*\232\001\n\014FinishReason\022\035\n\031FINISH_REASON" +
+      "_UNSPECIFIED\020\000\022\026\n\022FINISH_REASON_STOP\020\001\022\030" +
+      "\n\024FINISH_REASON_LENGTH\020\002\022\034\n\030FINISH_REASO" +
+      "N_TOOL_CALLS\020\003\022\033\n\027FINISH_REASON_CANCELLE" +
+      "D\020\004*X\n\tRendering\022\031\n\025RENDERING_UNSPECIFIE" +
+      "D\020\000\022\026\n\022RENDERING_MESSAGES\020\001\022\030\n\024RENDERING" +
+      "_TRANSCRIPT\020\002*\207\001\n\016ToolChoiceMode\022 \n\034TOOL" +
+      "_CHOICE_MODE_UNSPECIFIED\020\000\022\031\n\025TOOL_CHOIC" +
+      "E_MODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_MODE_NONE\020\002" +
+      "\022\035\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\265\007\n\013Erro" +
+      "rReason\022\034\n\030ERROR_REASON_UNSPECIFIED\020\000\022\"\n" +
+      "\036ERROR_REASON_SESSION_NOT_FOUND\020\001\022%\n!ERR" +
+      "OR_REASON_COMPLETION_NOT_FOUND\020\002\022%\n!ERRO" +
+      "R_REASON_COMPLETION_CANCELLED\020\003\022\035\n\031ERROR" +
+      "_REASON_SESSION_BUSY\020\004\022\036\n\032ERROR_REASON_S" +
+      "ESSION_ENDED\020\005\022\'\n#ERROR_REASON_COMPLETIO" +
+      "N_INTERRUPTED\020\006\022\036\n\032ERROR_REASON_SESSION_" +
+      "LIMIT\020\007\022\033\n\027ERROR_REASON_OVERLOADED\020\010\022$\n " +
+      "ERROR_REASON_ENGINE_RATE_LIMITED\020\t\022 \n\034ER" +
+      "ROR_REASON_INVALID_REQUEST\020\n\022 \n\034ERROR_RE" +
+      "ASON_ENGINE_REJECTED\020\013\022\"\n\036ERROR_REASON_R" +
+      "EQUEST_ID_REUSED\020\014\022!\n\035ERROR_REASON_CONTE" +
+      "XT_TOO_LONG\020\r\022\"\n\036ERROR_REASON_SESSION_TO" +
+      "O_LARGE\020\016\022\"\n\036ERROR_REASON_SESSIONS_DISAB" +
+      "LED\020\017\022\037\n\033ERROR_REASON_SESSION_EXISTS\020\020\022#" +
+      "\n\037ERROR_REASON_ENGINE_UNAVAILABLE\020\021\022\"\n\036E" +
+      "RROR_REASON_STORE_UNAVAILABLE\020\022\022\036\n\032ERROR" +
+      "_REASON_SHUTTING_DOWN\020\023\022\037\n\033ERROR_REASON_" +
+      "ENGINE_TIMEOUT\020\024\022\031\n\025ERROR_REASON_INTERNA" +
+      "L\020\025\022#\n\037ERROR_REASON_RESPONSE_TOO_LARGE\020\026" +
+      "\022 \n\034ERROR_REASON_UNAUTHENTICATED\020\027\022\"\n\036ER" +
+      "ROR_REASON_PERMISSION_DENIED\020\030\022%\n!ERROR_" +
+      "REASON_IDENTITY_UNAVAILABLE\020\031\022 \n\034ERROR_R" +
+      "EASON_SCHEMA_VIOLATED\020\0322\224\010\n\016SessionServi" +
+      "ce\022N\n\rCreateSession\022\035.ruvd.v1.CreateSess" +
+      "ionRequest\032\036.ruvd.v1.CreateSessionRespon" +
+      "se\022E\n\nGetSession\022\032.ruvd.v1.GetSessionReq" +
+      "uest\032\033.ruvd.v1.GetSessionResponse\022K\n\014Lis" +
+      "tSessions\022\034.ruvd.v1.ListSessionsRequest\032" +
+      "\035.ruvd.v1.ListSessionsResponse\022N\n\rUpdate" +
+      "Session\022\035.ruvd.v1.UpdateSessionRequest\032\036" +
+      ".ruvd.v1.UpdateSessionResponse\022Q\n\016Append" +
+      "Messages\022\036.ruvd.v1.AppendMessagesRequest" +
+      "\032\037.ruvd.v1.AppendMessagesResponse\022H\n\013For" +
+      "kSession\022\033.ruvd.v1.ForkSessionRequest\032\034." +
+      "ruvd.v1.ForkSessionResponse\022E\n\nEndSessio" +
+      "n\022\032.ruvd.v1.EndSessionRequest\032\033.ruvd.v1." +
+      "EndSessionResponse\022E\n\nListModels\022\032.ruvd." +
+      "v1.ListModelsRequest\032\033.ruvd.v1.ListModel" +
+      "sResponse\022Z\n\021GetSessionMetrics\022!.ruvd.v1" +
+      ".GetSessionMetricsRequest\032\".ruvd.v1.GetS" +
+      "essionMetricsResponse\022A\n\010Complete\022\030.ruvd" +
+      ".v1.CompleteRequest\032\031.ruvd.v1.CompleteRe" +
+      "sponse0\001\022Y\n\020ResumeCompletion\022 .ruvd.v1.R" +
+      "esumeCompletionRequest\032!.ruvd.v1.ResumeC" +
+      "ompletionResponse0\001\022P\n\rBatchComplete\022\035.r" +
+      "uvd.v1.BatchCompleteRequest\032\036.ruvd.v1.Ba" +
+      "tchCompleteResponse0\001\022W\n\020CancelCompletio" +
+      "n\022 .ruvd.v1.CancelCompletionRequest\032!.ru" +
+      "vd.v1.CancelCompletionResponseB\017\n\013dev.ru" +
+      "vd.v1P\001b\006proto3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,
@@ -538,13 +539,13 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_Message_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_Message_descriptor,
-        new java.lang.String[] { "Role", "Content", "ToolCalls", "ToolCallId", "Reasoning", });
+        new java.lang.String[] { "Role", "Content", "ToolCalls", "ToolCallId", "Reasoning", "EngineData", });
     internal_static_ruvd_v1_ToolCall_descriptor =
       getDescriptor().getMessageTypes().get(1);
     internal_static_ruvd_v1_ToolCall_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ToolCall_descriptor,
-        new java.lang.String[] { "Id", "Name", "Arguments", });
+        new java.lang.String[] { "Id", "Name", "Arguments", "EngineData", });
     internal_static_ruvd_v1_Tool_descriptor =
       getDescriptor().getMessageTypes().get(2);
     internal_static_ruvd_v1_Tool_fieldAccessorTable = new

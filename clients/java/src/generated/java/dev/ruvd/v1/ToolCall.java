@@ -36,6 +36,7 @@ private static final long serialVersionUID = 0L;
     id_ = "";
     name_ = "";
     arguments_ = "";
+    engineData_ = "";
   }
 
   public static final com.google.protobuf.Descriptors.Descriptor
@@ -56,7 +57,8 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object id_ = "";
   /**
    * <pre>
-   * The id of the call, which its result repeats in tool_call_id.
+   * The id of the call, which its result repeats in tool_call_id. It differs from those of the
+   * message's other calls; if the server's own id does not, the daemon makes one.
    * </pre>
    *
    * <code>string id = 1;</code>
@@ -77,7 +79,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The id of the call, which its result repeats in tool_call_id.
+   * The id of the call, which its result repeats in tool_call_id. It differs from those of the
+   * message's other calls; if the server's own id does not, the daemon makes one.
    * </pre>
    *
    * <code>string id = 1;</code>
@@ -192,6 +195,55 @@ private static final long serialVersionUID = 0L;
     }
   }
 
+  public static final int ENGINE_DATA_FIELD_NUMBER = 4;
+  @SuppressWarnings("serial")
+  private volatile java.lang.Object engineData_ = "";
+  /**
+   * <pre>
+   * What the engine's server needs back with the call, such as its own id or a signature, as JSON
+   * text (an object) that only the daemon reads. A stateless caller returns it unchanged.
+   * </pre>
+   *
+   * <code>string engine_data = 4;</code>
+   * @return The engineData.
+   */
+  @java.lang.Override
+  public java.lang.String getEngineData() {
+    java.lang.Object ref = engineData_;
+    if (ref instanceof java.lang.String) {
+      return (java.lang.String) ref;
+    } else {
+      com.google.protobuf.ByteString bs = 
+          (com.google.protobuf.ByteString) ref;
+      java.lang.String s = bs.toStringUtf8();
+      engineData_ = s;
+      return s;
+    }
+  }
+  /**
+   * <pre>
+   * What the engine's server needs back with the call, such as its own id or a signature, as JSON
+   * text (an object) that only the daemon reads. A stateless caller returns it unchanged.
+   * </pre>
+   *
+   * <code>string engine_data = 4;</code>
+   * @return The bytes for engineData.
+   */
+  @java.lang.Override
+  public com.google.protobuf.ByteString
+      getEngineDataBytes() {
+    java.lang.Object ref = engineData_;
+    if (ref instanceof java.lang.String) {
+      com.google.protobuf.ByteString b = 
+          com.google.protobuf.ByteString.copyFromUtf8(
+              (java.lang.String) ref);
+      engineData_ = b;
+      return b;
+    } else {
+      return (com.google.protobuf.ByteString) ref;
+    }
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -215,6 +267,9 @@ private static final long serialVersionUID = 0L;
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(arguments_)) {
       com.google.protobuf.GeneratedMessage.writeString(output, 3, arguments_);
     }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(engineData_)) {
+      com.google.protobuf.GeneratedMessage.writeString(output, 4, engineData_);
+    }
     getUnknownFields().writeTo(output);
   }
 
@@ -232,6 +287,9 @@ private static final long serialVersionUID = 0L;
     }
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(arguments_)) {
       size += com.google.protobuf.GeneratedMessage.computeStringSize(3, arguments_);
+    }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(engineData_)) {
+      size += com.google.protobuf.GeneratedMessage.computeStringSize(4, engineData_);
     }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
@@ -254,6 +312,8 @@ private static final long serialVersionUID = 0L;
         .equals(other.getName())) return false;
     if (!getArguments()
         .equals(other.getArguments())) return false;
+    if (!getEngineData()
+        .equals(other.getEngineData())) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -271,6 +331,8 @@ private static final long serialVersionUID = 0L;
     hash = (53 * hash) + getName().hashCode();
     hash = (37 * hash) + ARGUMENTS_FIELD_NUMBER;
     hash = (53 * hash) + getArguments().hashCode();
+    hash = (37 * hash) + ENGINE_DATA_FIELD_NUMBER;
+    hash = (53 * hash) + getEngineData().hashCode();
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -410,6 +472,7 @@ private static final long serialVersionUID = 0L;
       id_ = "";
       name_ = "";
       arguments_ = "";
+      engineData_ = "";
       return this;
     }
 
@@ -452,6 +515,9 @@ private static final long serialVersionUID = 0L;
       if (((from_bitField0_ & 0x00000004) != 0)) {
         result.arguments_ = arguments_;
       }
+      if (((from_bitField0_ & 0x00000008) != 0)) {
+        result.engineData_ = engineData_;
+      }
     }
 
     @java.lang.Override
@@ -479,6 +545,11 @@ private static final long serialVersionUID = 0L;
       if (!other.getArguments().isEmpty()) {
         arguments_ = other.arguments_;
         bitField0_ |= 0x00000004;
+        onChanged();
+      }
+      if (!other.getEngineData().isEmpty()) {
+        engineData_ = other.engineData_;
+        bitField0_ |= 0x00000008;
         onChanged();
       }
       this.mergeUnknownFields(other.getUnknownFields());
@@ -522,6 +593,11 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000004;
               break;
             } // case 26
+            case 34: {
+              engineData_ = input.readStringRequireUtf8();
+              bitField0_ |= 0x00000008;
+              break;
+            } // case 34
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -542,7 +618,8 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object id_ = "";
     /**
      * <pre>
-     * The id of the call, which its result repeats in tool_call_id.
+     * The id of the call, which its result repeats in tool_call_id. It differs from those of the
+     * message's other calls; if the server's own id does not, the daemon makes one.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -562,7 +639,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The id of the call, which its result repeats in tool_call_id.
+     * The id of the call, which its result repeats in tool_call_id. It differs from those of the
+     * message's other calls; if the server's own id does not, the daemon makes one.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -583,7 +661,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The id of the call, which its result repeats in tool_call_id.
+     * The id of the call, which its result repeats in tool_call_id. It differs from those of the
+     * message's other calls; if the server's own id does not, the daemon makes one.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -600,7 +679,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The id of the call, which its result repeats in tool_call_id.
+     * The id of the call, which its result repeats in tool_call_id. It differs from those of the
+     * message's other calls; if the server's own id does not, the daemon makes one.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -614,7 +694,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The id of the call, which its result repeats in tool_call_id.
+     * The id of the call, which its result repeats in tool_call_id. It differs from those of the
+     * message's other calls; if the server's own id does not, the daemon makes one.
      * </pre>
      *
      * <code>string id = 1;</code>
@@ -811,6 +892,103 @@ private static final long serialVersionUID = 0L;
       checkByteStringIsUtf8(value);
       arguments_ = value;
       bitField0_ |= 0x00000004;
+      onChanged();
+      return this;
+    }
+
+    private java.lang.Object engineData_ = "";
+    /**
+     * <pre>
+     * What the engine's server needs back with the call, such as its own id or a signature, as JSON
+     * text (an object) that only the daemon reads. A stateless caller returns it unchanged.
+     * </pre>
+     *
+     * <code>string engine_data = 4;</code>
+     * @return The engineData.
+     */
+    public java.lang.String getEngineData() {
+      java.lang.Object ref = engineData_;
+      if (!(ref instanceof java.lang.String)) {
+        com.google.protobuf.ByteString bs =
+            (com.google.protobuf.ByteString) ref;
+        java.lang.String s = bs.toStringUtf8();
+        engineData_ = s;
+        return s;
+      } else {
+        return (java.lang.String) ref;
+      }
+    }
+    /**
+     * <pre>
+     * What the engine's server needs back with the call, such as its own id or a signature, as JSON
+     * text (an object) that only the daemon reads. A stateless caller returns it unchanged.
+     * </pre>
+     *
+     * <code>string engine_data = 4;</code>
+     * @return The bytes for engineData.
+     */
+    public com.google.protobuf.ByteString
+        getEngineDataBytes() {
+      java.lang.Object ref = engineData_;
+      if (ref instanceof String) {
+        com.google.protobuf.ByteString b = 
+            com.google.protobuf.ByteString.copyFromUtf8(
+                (java.lang.String) ref);
+        engineData_ = b;
+        return b;
+      } else {
+        return (com.google.protobuf.ByteString) ref;
+      }
+    }
+    /**
+     * <pre>
+     * What the engine's server needs back with the call, such as its own id or a signature, as JSON
+     * text (an object) that only the daemon reads. A stateless caller returns it unchanged.
+     * </pre>
+     *
+     * <code>string engine_data = 4;</code>
+     * @param value The engineData to set.
+     * @return This builder for chaining.
+     */
+    public Builder setEngineData(
+        java.lang.String value) {
+      if (value == null) { throw new NullPointerException(); }
+      engineData_ = value;
+      bitField0_ |= 0x00000008;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * What the engine's server needs back with the call, such as its own id or a signature, as JSON
+     * text (an object) that only the daemon reads. A stateless caller returns it unchanged.
+     * </pre>
+     *
+     * <code>string engine_data = 4;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearEngineData() {
+      engineData_ = getDefaultInstance().getEngineData();
+      bitField0_ = (bitField0_ & ~0x00000008);
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * What the engine's server needs back with the call, such as its own id or a signature, as JSON
+     * text (an object) that only the daemon reads. A stateless caller returns it unchanged.
+     * </pre>
+     *
+     * <code>string engine_data = 4;</code>
+     * @param value The bytes for engineData to set.
+     * @return This builder for chaining.
+     */
+    public Builder setEngineDataBytes(
+        com.google.protobuf.ByteString value) {
+      if (value == null) { throw new NullPointerException(); }
+      checkByteStringIsUtf8(value);
+      engineData_ = value;
+      bitField0_ |= 0x00000008;
       onChanged();
       return this;
     }

@@ -12,7 +12,8 @@ public interface ToolCallOrBuilder extends
 
   /**
    * <pre>
-   * The id of the call, which its result repeats in tool_call_id.
+   * The id of the call, which its result repeats in tool_call_id. It differs from those of the
+   * message's other calls; if the server's own id does not, the daemon makes one.
    * </pre>
    *
    * <code>string id = 1;</code>
@@ -21,7 +22,8 @@ public interface ToolCallOrBuilder extends
   java.lang.String getId();
   /**
    * <pre>
-   * The id of the call, which its result repeats in tool_call_id.
+   * The id of the call, which its result repeats in tool_call_id. It differs from those of the
+   * message's other calls; if the server's own id does not, the daemon makes one.
    * </pre>
    *
    * <code>string id = 1;</code>
@@ -69,4 +71,26 @@ public interface ToolCallOrBuilder extends
    */
   com.google.protobuf.ByteString
       getArgumentsBytes();
+
+  /**
+   * <pre>
+   * What the engine's server needs back with the call, such as its own id or a signature, as JSON
+   * text (an object) that only the daemon reads. A stateless caller returns it unchanged.
+   * </pre>
+   *
+   * <code>string engine_data = 4;</code>
+   * @return The engineData.
+   */
+  java.lang.String getEngineData();
+  /**
+   * <pre>
+   * What the engine's server needs back with the call, such as its own id or a signature, as JSON
+   * text (an object) that only the daemon reads. A stateless caller returns it unchanged.
+   * </pre>
+   *
+   * <code>string engine_data = 4;</code>
+   * @return The bytes for engineData.
+   */
+  com.google.protobuf.ByteString
+      getEngineDataBytes();
 }
