@@ -13,7 +13,9 @@ daemon for one stream, and the aim is at most 5 % more than without telemetry. `
 worst case: 16 stateless streams in parallel, 32 tokens each, from an upstream that never waits.
 
 A round takes each daemon in turn, every second round in reverse order. Ratios are of the same
-round. The sink, the mock and the clients share the cores with the daemon. Run it with
+round. The daemons are started anew `--starts` times, because two processes of the same daemon
+differ by several percent: with telemetry off in both, one took 3 to 4 % less than the other for as
+long as it ran. The sink, the mock and the clients share the cores with the daemon. Run it with
 `.venv/bin/python -m bench.telemetry`; it takes about four minutes.
 """
 
@@ -23,6 +25,7 @@ import argparse
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -92,9 +95,11 @@ async def start(
     return targets, sink
 
 
-async def measure(options: argparse.Namespace, targets: Sequence[Target]) -> None:
-    """Measures all rounds."""
-    for number in range(options.rounds):
+async def measure(
+    options: argparse.Namespace, targets: Sequence[Target], rounds: Sequence[int]
+) -> None:
+    """Measures the rounds of these numbers."""
+    for number in rounds:
         log_progress(f"round {number + 1} of {options.rounds}")
         order = targets if number % 2 == 0 else targets[::-1]
         for case in (_saturated(options), POD):
@@ -172,25 +177,37 @@ def _range(spread: dict[str, float], digits: int) -> str:
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
     """Runs the benchmark and ends its processes."""
-    with tempfile.TemporaryDirectory(prefix="ruvd-bench-") as folder:
-        async with AsyncExitStack() as stack:
-            targets, sink = await start(options, Path(folder), stack)
-            try:
-                await measure(options, targets)
-            except StreamBroken as failure:
-                raise servers.Failed(str(failure)) from failure
-            results = summary(options, targets)
-        # All processes have ended by now, so the sink has written what it received.
-        exported = json.loads(sink.log.read_text().splitlines()[-1])
-    if any(name != "off" for name in options.only) and not exported["exports"]:
+    exported: Counter[str] = Counter()
+    earlier: dict[str, Target] = {}
+    starts = min(options.starts, options.rounds)
+    for start_number in range(starts):
+        rounds = range(options.rounds)[start_number::starts]
+        with tempfile.TemporaryDirectory(prefix="ruvd-bench-") as folder:
+            async with AsyncExitStack() as stack:
+                targets, sink = await start(options, Path(folder), stack)
+                for target in targets:
+                    if target.name in earlier:
+                        target.runs = earlier[target.name].runs
+                try:
+                    await measure(options, targets, rounds)
+                except StreamBroken as failure:
+                    raise servers.Failed(str(failure)) from failure
+                results = summary(options, targets)
+                earlier = {target.name: target for target in targets}
+            # All processes have ended by now, so the sink has written what it received.
+            received = json.loads(sink.log.read_text().splitlines()[-1])
+        for what, counts in received.items():
+            exported.update({f"{what} of {signal}": count for signal, count in counts.items()})
+    if any(name != "off" for name in options.only) and not exported:
         raise servers.Failed("nothing was exported, so nothing was measured")
-    return {"results": results, "exported": exported}
+    return {"results": results, "exported": dict(exported)}
 
 
 def main() -> None:
     parser = runner.argument_parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round, off and on")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--starts", type=int, default=3, help="how often the daemons are started")
     parser.add_argument("--seconds", type=float, default=4.0, help="duration of a case in a round")
     parser.add_argument("--parallel", type=int, default=16, help="streams at a time, saturated")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of a stream, saturated")

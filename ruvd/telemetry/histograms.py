@@ -1,9 +1,10 @@
 """Histograms whose measurements have no attributes of their own.
 
-The SDK checks, copies, sorts and hashes the attributes of every measurement: with five of them it
-takes 8.0 µs, with none 3.9 µs (warm caches, version 1.45). So each set of attributes has a meter
-of its own, whose scope has the attributes. `with_attributes_on_points` moves them to the data
-points before the metrics leave the process, so nobody outside sees a difference.
+The SDK checks, copies, sorts and hashes the attributes of every measurement, which takes almost
+half of its time (`python -m bench.telemetry_parts`: 74 µs for the eleven of a completion, 44 µs
+without attributes). So each set of attributes has a meter of its own, whose scope has the
+attributes. `with_attributes_on_points` moves them to the data points before the metrics leave the
+process, so nobody outside sees a difference.
 """
 
 from collections.abc import Callable, Mapping, Sequence
