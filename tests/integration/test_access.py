@@ -174,8 +174,8 @@ async def test_a_socket_may_stand_for_an_identity(daemon: StartDaemon, token_fil
     admin = {"metadata": bearer(new_token(token_file, Role.ADMIN))}
     folder = token_file.parent
     plain, user, reader = (f"unix:{folder}/{name}" for name in ("p", "u", "r"))
-    flags = ("--listen", plain, "--listen", f"{user};tenant=a", "--tokens-file", str(token_file))
-    more = ("--listen", f"{reader};tenant=a;role=reader")
+    flags = ("--listen", plain, "--listen", f"{user};tenant=acme", "--tokens-file", str(token_file))
+    more = ("--listen", f"{reader};tenant=acme;role=reader")
     async with (
         daemon(*ECHO, *flags, *more),
         stub(plain) as by_plain,
@@ -195,7 +195,10 @@ async def test_a_socket_may_stand_for_an_identity(daemon: StartDaemon, token_fil
 
 async def test_client_certificates_say_who_calls(daemon: StartDaemon, tmp_path: Path) -> None:
     files = Files(tmp_path)
-    rules = ("spiffe://example.org/ns/*/sa/web", "spiffe://example.org/**;tenant=x;role=reader")
+    rules = (
+        "spiffe://example.org/ns/*/sa/web;tenant=x",
+        "spiffe://example.org/**;tenant=x;role=reader",
+    )
     flags = [*files.flags, "--client-ca-file", str(files.ca)]
     for rule in rules:
         flags += ["--client-identities", rule]
