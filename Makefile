@@ -48,6 +48,8 @@ test-clients: setup ## build, lint and test the clients in other languages
 # .venv. BENCH holds further arguments: see `python -m bench --help`.
 BENCH ?=
 SOAK_SECONDS ?= 600
+SOAK_ATTACK_SECONDS ?= 60
+SOAK_KILLS ?= 1000
 
 bench: setup ## run all benchmarks in about ten minutes; results in bench/results
 	$(BIN)/python -m bench $(BENCH)
@@ -55,8 +57,9 @@ bench: setup ## run all benchmarks in about ten minutes; results in bench/result
 bench-quick: setup ## run short benchmarks in under two minutes; results in build/bench-quick
 	$(BIN)/python -m bench --quick $(BENCH)
 
-soak: setup ## run a mixed load with faults for SOAK_SECONDS=600; fails on growth or errors
-	$(BIN)/python -m bench --only soak --soak-seconds $(SOAK_SECONDS) $(BENCH)
+soak: setup ## run a mixed load with faults, attacks, full disks and kills; fails if one does not hold
+	$(BIN)/python -m bench.endurance --seconds $(SOAK_SECONDS) \
+	  --attack-seconds $(SOAK_ATTACK_SECONDS) --kills $(SOAK_KILLS)
 
 lint: setup ## run ruff, mypy --strict, the import contracts and buf
 	$(BIN)/ruff format --check .

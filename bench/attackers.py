@@ -40,12 +40,14 @@ _CALL_SECONDS = 30.0
 _PAUSE_SECONDS = 0.1
 _HOLD_SECONDS = 3.0
 _CHANNELS = 6
+_CONSTANTS = 980
 
 
 class Attackers:
     """The attacks on one daemon, and the outcomes of their calls."""
 
-    def __init__(self, address: str, stack: AsyncExitStack) -> None:
+    def __init__(self, address: str, stack: AsyncExitStack, *, embedded: bool) -> None:
+        self._embedded = embedded
         self._path = address.removeprefix("unix:")
         self._address = address
         self._stack = stack
@@ -89,6 +91,8 @@ class Attackers:
             (self.slow_readers, 1), (self.slow_streams, 1), (self.rapid_resets, 2),
             (self.flood, 2), (self.large_request, 10),
         ]  # fmt: skip
+        if self._embedded:
+            attacks += [(self.schemas, 4)]
         async with asyncio.TaskGroup() as group:
             for attack, callers in attacks:
                 if only and attack.__name__ not in only:
@@ -152,18 +156,36 @@ class Attackers:
 
     async def huge_answer(self) -> None:
         """An upstream that streams 390 MB in small deltas."""
-        await self._count("huge answers", self._complete(turn("go on", model=HUGE_MODEL)))
+        await self._count("huge answers", self._complete(self._turn("go on", HUGE_MODEL)))
+
+    async def schemas(self) -> None:
+        """Schemas with as many values as are allowed, and with twenty times as many."""
+        for count in (20_000, 330, 980):
+            names = [f"property_{number}" for number in range(count)]
+            schema = {"type": "object", "properties": {name: {"type": "string"} for name in names}}
+            if count == _CONSTANTS:
+                schema = {"enum": [f"{name} {'x' * 900}" for name in names]}
+            request = self._turn("go on")
+            request.options.response_format.json_schema = json.dumps(schema)
+            await self._count("schemas", self._complete(request))
+
+    def _turn(self, text: str, model: str = MODEL) -> pb.CompleteRequest:
+        """Returns a request for the mock upstream's model, or a short one for the embedded one."""
+        request = turn(text, "" if self._embedded else model)
+        if self._embedded:
+            request.options.max_tokens = 1000 if model == HUGE_MODEL else 2
+        return request
 
     async def large_request(self) -> None:
         """A valid request of 3 MB."""
-        request = turn("hi")
+        request = self._turn("hi")
         for _ in range(3):
             request.messages.insert(0, pb.Message(role=pb.ROLE_USER, content="x" * 1_000_000))
         await self._count("large requests", self._complete(request))
 
     async def flood(self) -> None:
         """500 calls at once."""
-        calls = [self._complete(turn("hi")) for _ in range(500)]
+        calls = [self._complete(self._turn("hi")) for _ in range(500)]
         await asyncio.gather(*(self._count("floods", call) for call in calls))
 
     async def slow_readers(self) -> None:
@@ -175,7 +197,7 @@ class Attackers:
 
     async def slow_streams(self) -> None:
         """20 readers of long answers that never read."""
-        await self._hold("Complete", turn("go on", model=HUGE_MODEL).SerializeToString())
+        await self._hold("Complete", self._turn("go on", HUGE_MODEL).SerializeToString())
 
     async def _hold(self, method: str, data: bytes) -> None:
         async with AsyncExitStack() as stack:
@@ -190,7 +212,7 @@ class Attackers:
         """100 calls that are reset at once, on one connection."""
         connection = await RawConnection.open(self._path)
         try:
-            data = turn("hi", model=PACED_MODEL).SerializeToString()
+            data = self._turn("hi", PACED_MODEL).SerializeToString()
             for number in range(100):
                 await connection.call(2 * number + 1, "Complete", data, reset=True)
                 self.outcomes["rapid resets"]["sent"] += 1
@@ -256,7 +278,7 @@ def outcome(error: grpc.aio.AioRpcError) -> str:
 async def attack(options: argparse.Namespace) -> dict[str, dict[str, int]]:
     """Prepares, prints a line, and attacks."""
     async with AsyncExitStack() as stack:
-        attackers = Attackers(options.address, stack)
+        attackers = Attackers(options.address, stack, embedded=options.embedded)
         await attackers.connect()
         await attackers.prepare()
         print("attacking", flush=True)
@@ -270,6 +292,7 @@ def main() -> None:
     )
     parser.add_argument("--address", required=True, help="unix:PATH of the daemon")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--embedded", action="store_true", help="the engine is the embedded one")
     parser.add_argument("--only", nargs="*", default=(), help="the attacks, by method")
     json.dump(asyncio.run(attack(parser.parse_args())), sys.stdout)
     print(flush=True)

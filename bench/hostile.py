@@ -3,7 +3,10 @@
 The daemon runs with an sqlite store under 384 MiB: in a control group where this process may make
 one, else with `max_memory_bytes` alone. The engine is the mock upstream, which answers at once. The
 client asks a turn every 20 ms in a session of its own, which it ends after ten turns. Measured are
-the times to the first token. A refused call is counted by its reason and is not among the times.
+the times to the first token. With `--embedded` the engine is the embedded one, under 1 GiB
+together, large schemas are among the attacks, and the client reads a session of its own
+(GetSession), because the answers of an engine with four slots have to wait for one. A refused call
+is counted by its reason and is not among the times.
 
 It holds if the daemon lives, its resident memory stays below the limit, no call ends with a bare
 status (but for what gRPC refuses above its receive limit), and the client's 99th percentile is
@@ -42,6 +45,8 @@ from ruvd.v1 import session_service_pb2_grpc as pb_grpc
 LIMIT_BYTES = 384 << 20
 # The daemon's default in such a group. It is set, because the daemon may not see the group's limit.
 MAX_MEMORY_BYTES = LIMIT_BYTES * 5 // 6
+EMBEDDED_LIMIT_BYTES = 1 << 30
+_EMBEDDED_MEMORY_BYTES = EMBEDDED_LIMIT_BYTES // 4
 MAX_P99_SECONDS = 0.5
 _TURNS = 10
 _PAUSE_SECONDS = 0.02
@@ -54,6 +59,7 @@ ALLOWED = {"answered", "sent", "too large for gRPC"}
 class WellBehaved:
     """A client that asks one turn after the other, and the times to its first tokens."""
 
+    embedded: bool
     seconds: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
 
@@ -61,7 +67,12 @@ class WellBehaved:
         """Asks until the time is over."""
         async with grpc.aio.insecure_channel(address) as channel:
             stub: Any = pb_grpc.SessionServiceStub(channel)
+            if self.embedded:
+                await stub.CreateSession(pb.CreateSessionRequest(session_id="well-behaved"))
             while time.monotonic() < until:
+                if self.embedded:
+                    await self._read(stub)
+                    continue
                 for _ in range(_TURNS):
                     await self._ask(stub)
                 with suppress(grpc.aio.AioRpcError):
@@ -85,10 +96,26 @@ class WellBehaved:
                 self.seconds.append(first)
             await asyncio.sleep(_PAUSE_SECONDS)
 
+    async def _read(self, stub: Any) -> None:
+        began = time.perf_counter()
+        try:
+            await stub.GetSession(pb.GetSessionRequest(session_id="well-behaved"), timeout=60)
+        except grpc.aio.AioRpcError as error:
+            self.outcomes[outcome(error)] += 1
+            await asyncio.sleep(_RETRY_SECONDS)
+        else:
+            self.outcomes["answered"] += 1
+            self.seconds.append(time.perf_counter() - began)
+            await asyncio.sleep(_PAUSE_SECONDS)
+
     def figures(self) -> dict[str, Any]:
         """Returns percentiles in milliseconds and the outcomes."""
         times = sorted(self.seconds)
-        cuts = statistics.quantiles(times, n=1000) if len(times) > 1 else [float("inf")] * 999
+        cuts = (
+            statistics.quantiles(times, n=1000, method="inclusive")
+            if len(times) > 1
+            else [float("inf")] * 999
+        )
         return {
             "p50_ms": round(cuts[499] * 1000, 1),
             "p99_ms": round(cuts[989] * 1000, 1),
@@ -112,13 +139,16 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ruvd-bench-")))
         mock = servers.mock(folder, tokens=32, first_ms=20.0, token_ms=2.0)
         _, port = await stack.enter_async_context(mock)
-        group = stack.enter_context(control_group(LIMIT_BYTES))
+        limit = EMBEDDED_LIMIT_BYTES if options.embedded else LIMIT_BYTES
+        group = stack.enter_context(control_group(limit))
+        port = 0 if options.embedded else port
         server, address = await stack.enter_async_context(daemon(folder, port, group))
         await servers.until_serving(server, address, service="readiness")
         seconds = str(options.seconds)
         command = (
             "nice", "-n", "10", sys.executable, "-m", "bench.attackers", "--address", address,
-            "--seconds", seconds, "--only", *options.only,
+            "--seconds", seconds, *(("--embedded",) if options.embedded else ()),
+            "--only", *options.only,
         )  # fmt: skip
         peaks = [0.0]
         watching = asyncio.create_task(watch_memory(server.process.pid, peaks))
@@ -129,7 +159,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         if line.strip() != b"attacking":
             await attackers.process.wait()
             attackers.check_runs()
-        client = WellBehaved()
+        client = WellBehaved(options.embedded)
         await client.run(address, time.monotonic() + options.seconds)
         output = await attackers.process.stdout.read()
         await attackers.process.wait()
@@ -138,6 +168,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         server.check_runs()
         lines = server.log.read_text(errors="replace")
         return {
+            "limit_mib": (_EMBEDDED_MEMORY_BYTES if options.embedded else LIMIT_BYTES) >> 20,
             "group": group is not None,
             "peak_mib": round(peaks[0], 1),
             "group_peak_mib": group and group.peak_mib(),
@@ -148,19 +179,28 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def daemon(folder: Path, port: int, group: ControlGroup | None) -> Any:
-    """Runs the daemon on the mock upstream, in the control group if there is one."""
-    flags = (
+    """Runs the daemon, in the control group if there is one.
+
+    Its engine is the mock upstream, or the embedded one if `port` is 0.
+    """
+    engine: tuple[str, ...] = (
         "--engine", "openai", "--base-url", f"http://127.0.0.1:{port}/v1", "--model", MODEL,
-        "--store", f"sqlite:{folder / 'hostile.db'}", "--max-sessions", "2000",
         "--max-memory-bytes", str(MAX_MEMORY_BYTES),
     )  # fmt: skip
+    if not port:
+        engine = (
+            "--llama-max-memory-bytes", str(EMBEDDED_LIMIT_BYTES * 3 // 4),
+            "--max-memory-bytes", str(_EMBEDDED_MEMORY_BYTES * 5 // 6),
+        )  # fmt: skip
+    store = f"sqlite:{folder / 'hostile.db'}"
+    flags = (*engine, "--store", store, "--max-sessions", "2000")
     return servers.daemon("hostile", folder, *flags, under=group.command if group else None)
 
 
 def broken(figures: dict[str, Any]) -> list[str]:
     """Returns what does not hold."""
     found = []
-    if figures["peak_mib"] >= LIMIT_BYTES / (1 << 20):
+    if figures["peak_mib"] >= figures["limit_mib"]:
         found.append(f"the resident memory reached {figures['peak_mib']} MiB")
     if figures["client"]["p99_ms"] >= MAX_P99_SECONDS * 1000:
         found.append(f"the client's 99th percentile is {figures['client']['p99_ms']} ms")
@@ -180,11 +220,11 @@ def show(figures: dict[str, Any]) -> None:
     counts = ", ".join(f"{what} {count}" for what, count in client["outcomes"].items())
     print(f"  {'well-behaved client':24} {counts}")
     print(
-        f"  time to its first token: median {client['p50_ms']} ms, 99th percentile"
+        f"  its times: median {client['p50_ms']} ms, 99th percentile"
         f" {client['p99_ms']} ms, longest {client['max_ms']} ms"
     )
     print(
-        f"  the daemon's memory: at most {figures['peak_mib']} MiB of {LIMIT_BYTES >> 20}"
+        f"  the daemon's memory: at most {figures['peak_mib']} MiB of {figures['limit_mib']}"
         f" ({'in a control group' if figures['group'] else 'no control group could be made'})"
     )
     for each in broken(figures):
@@ -194,6 +234,7 @@ def show(figures: dict[str, Any]) -> None:
 def main() -> int:
     parser = runner.argument_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="duration of the attacks")
+    parser.add_argument("--embedded", action="store_true", help="attack the embedded engine")
     parser.add_argument("--only", nargs="*", default=(), help="attacks, by method of Attackers")
     options = parser.parse_args()
     figures = {**runner.origin("hostile"), **runner.run("hostile", measure(options))}

@@ -7,7 +7,8 @@ remote     `--engine openai` on the mock upstream with 12 callers (`bench/soak_l
            with their session, callers that find a session busy, repeated request ids, forks and
            batches. Every 45 s the mock is killed and started again a second later.
 embedded   the embedded engine with 2 callers: turns, stateless calls, abandoned and cancelled
-           streams. Every 90 s its llama.cpp child process is killed; the daemon restarts it.
+           streams. Every 90 s its llama.cpp child process is killed, or stopped by a signal; the
+           daemon replaces it.
 
 There are more sessions than `max_sessions`, so that sessions are evicted as well. Events of ended
 completions are kept within tight limits (1 MiB, 20 s), so that the memory is constant early.
@@ -29,6 +30,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import sys
 import tempfile
 import time
@@ -56,6 +58,7 @@ _EMBEDDED_OPERATIONS = {"turn": 4, "stateless": 2, "leave": 1, "cancel": 1}
 # The number of samples that are written for the picture; all samples are judged.
 _WRITTEN_SAMPLES = 150
 _ALLOWED_TASKS = 4
+_HANG_SECONDS = 10
 _TITLES = {"done": "operations", "provoked": "provoked errors", "unexpected": "unexpected errors"}
 _LIMITS = ("--max-logs-bytes", str(1 << 20), "--completion-retention-seconds", "20")
 
@@ -71,14 +74,17 @@ async def kill_mock(upstream: Upstream, faults: Faults, interval_seconds: float)
 
 
 async def kill_child(daemon: MonitoredDaemon, faults: Faults, interval_seconds: float) -> None:
-    """Kills the daemon's largest child process, the engine, at intervals, until cancelled."""
-    while True:
+    """Kills and stops the daemon's largest child process, the engine, by turns, until cancelled."""
+    for number in itertools.count():
         await asyncio.sleep(interval_seconds)
         children = psutil.Process(daemon.server.process.pid).children(recursive=True)
         with contextlib.suppress(psutil.NoSuchProcess, ValueError):
             child = max(children, key=lambda process: process.memory_info().rss)
             faults.kills.append(time.monotonic())
-            child.kill()
+            if number % 2:
+                child.suspend()
+            else:
+                child.kill()
 
 
 async def watch(daemons: Sequence[MonitoredDaemon], began: float) -> None:
@@ -126,7 +132,8 @@ async def start(
                 "".join(token(number) for number in range(TOKENS)), Faults(15.0), Tally(),
             )  # fmt: skip
         else:
-            process = servers.embedded(name, folder, flags=(*flags, "--max-sessions", "3"))
+            stop = ("--engine-hang-seconds", str(_HANG_SECONDS))
+            process = servers.embedded(name, folder, flags=(*flags, "--max-sessions", "3", *stop))
             load = Load(
                 name, f"unix:{folder / name}.sock", _EMBEDDED_OPERATIONS, {"max_tokens": 16},
                 None, Faults(30.0), Tally(),
