@@ -143,6 +143,15 @@ async def test_text_that_comes_9_seconds_after_a_finish_reason_is_not_lost() -> 
 
 
 @in_virtual_time
+async def test_text_that_goes_on_after_a_confirmed_end_is_not_cut() -> None:
+    """A server that says after every word that it has finished, with its usage."""
+    engine = Engine()
+    word = answers.deltas({"content": "a"})[1:]
+    script: list[bytes | float] = [*word, 4.0] * 5
+    assert await engine.answer(Script([*script, answers.DONE])) == "aaaaa"
+
+
+@in_virtual_time
 async def test_a_finish_reason_that_nothing_confirms_is_no_success() -> None:
     engine = Engine()
     error = await engine.error(Script([*answers.deltas({"content": "Hello"})[:3], NEVER]))

@@ -199,8 +199,8 @@ class ChatCompletionsClient:
                     for chunk in decoder.feed(part):
                         yield chunk
                     decoder.answer.check()
-                    if decoder.is_whole:
-                        timeout.shorten(_END_SECONDS if decoder.ended else _TAIL_SECONDS)
+                    if decoder.ended or decoder.answer.finished:
+                        timeout.shorten(_tail_seconds(decoder))
             for chunk in decoder.answer.rest():
                 yield chunk
             if (words := decoder.answer.refusal) and request.options.response_format is not None:
@@ -312,3 +312,10 @@ async def _read_body(response: Response, max_bytes: int, timeout: ReadTimeout) -
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _tail_seconds(decoder: BodyDecoder) -> float | None:
+    """Returns how long the rest of a response is waited for; None if its answer is not whole."""
+    if decoder.ended:
+        return _END_SECONDS
+    return _TAIL_SECONDS if decoder.is_whole else None

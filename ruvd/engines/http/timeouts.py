@@ -23,6 +23,7 @@ class ReadTimeout:
     def __init__(self, deadline: float | None, read_seconds: float | None) -> None:
         self._loop = asyncio.get_running_loop()
         self._deadline = deadline
+        self._full_deadline = deadline
         self._read_seconds = read_seconds
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
@@ -42,8 +43,12 @@ class ReadTimeout:
         if self._timer is not None:
             self._timer.cancel()
 
-    def shorten(self, seconds: float) -> None:
-        """Moves the deadline to `seconds` from now if it is later, from the next read on."""
+    def shorten(self, seconds: float | None) -> None:
+        """Moves the deadline to `seconds` from now if it is later, from the next read on. None
+        restores the first deadline."""
+        if seconds is None:
+            self._deadline = self._full_deadline
+            return
         deadline = self._loop.time() + seconds
         if self._deadline is None or deadline < self._deadline:
             self._deadline = deadline
