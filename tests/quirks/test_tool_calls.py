@@ -226,6 +226,19 @@ ROWS = [
         sent=[None],
     ),
     Calls(
+        "a proxy: fragments that say nothing, and what is no fragment",
+        stream(
+            delta(tool_calls=7, function_call="auto"),
+            delta(tool_calls=[{}, None, "x", {"index": 0}, {"index": 3, "function": {}}]),
+            delta(tool_calls=[call("a", "f", '{"a":1}', index=0)]),
+            delta(tool_calls=[{"index": 0, "function": {"name": None, "arguments": None}}]),
+            end("tool_calls"),
+        ),
+        calls=[F],
+        sent=["a"],
+        kept=[0],
+    ),
+    Calls(
         "Gemini: a signature with the first of two calls",
         calls(
             call("a", "f", '{"a":1}', index=0, extra_content=SIGNATURE),

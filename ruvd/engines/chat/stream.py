@@ -246,7 +246,7 @@ class AnswerDecoder:
                 self.refusal += part.text
         if delta.tool_calls:
             out += self._tool_calls.feed(delta.tool_calls)
-        if delta.function_call:
+        if isinstance(delta.function_call, dict):
             out += self._tool_calls.feed({"index": 0, "function": delta.function_call})
         if delta.has_fields:
             fields = fields_of(delta)

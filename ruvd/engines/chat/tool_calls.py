@@ -39,6 +39,11 @@ class _Fragment:
     fields: Mapping[str, Any]
     function_fields: Mapping[str, Any]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing of a call."""
+        return not (self.id or self.name or self.arguments or self.fields or self.function_fields)
+
 
 class _Call:
     """A call that is being streamed. Its first delta waits until its name is known."""
@@ -73,12 +78,15 @@ class ToolCallDecoder:
         self._chunk = 0
 
     def feed(self, fragments: Any) -> list[ToolCallDelta]:
-        """Returns the deltas in the fragments of one chunk."""
+        """Returns the deltas in the fragments of one chunk. What is no fragment is left out."""
         self._chunk += 1
         out: list[ToolCallDelta] = []
-        for value in [fragments] if isinstance(fragments, dict) else fragments:
+        values = [fragments] if isinstance(fragments, dict) else fragments
+        for value in values if isinstance(values, list) else ():
             if isinstance(value, dict):
-                out += self._add(_fragment(valid_value(value)))
+                fragment = _fragment(valid_value(value))
+                if not fragment.is_empty:
+                    out += self._add(fragment)
         return out
 
     def check(self) -> None:
