@@ -16,8 +16,8 @@ from ruvd.engines.chat.stream import AnswerDecoder
 
 _DONE = (b"[done]", b"done")
 _MAX_DONE_BYTES = 32
-# An answer of the largest size, of which each character may be escaped, fits in one piece.
-_MAX_PIECE_BYTES = 24 << 20
+# Four times the largest answer that is kept, as characters may be escaped.
+_MAX_PIECE_BYTES = 12 << 20
 _BLANK = b" \t\r\n\xef\xbb\xbf"
 
 
