@@ -136,6 +136,14 @@ class StoreUnavailable(RuvdError):
     retry_after_seconds = 1.0
 
 
+class DataCorrupted(RuvdError):
+    """Stored data is damaged: its checksum is wrong, or parts are missing. It is never served."""
+
+    def __init__(self, message: str, *, session_id: str = "") -> None:
+        super().__init__(message)
+        self.session_id = session_id
+
+
 class ShuttingDown(RuvdError):
     """The daemon is going down."""
 

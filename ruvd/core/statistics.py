@@ -19,6 +19,7 @@ from ruvd.core.ports.events import (
     PromptFoundEvaluated,
     SessionCreated,
     SessionGone,
+    StoredDataDamaged,
     StoreStateChanged,
 )
 
@@ -66,6 +67,7 @@ class Statistics:
         self.ahead_seconds = 0.0
         self.ahead_found_tokens = 0
         self.store_up = False
+        self.damaged_data = 0
         self.task_failures: Counter[str] = Counter()  # by task
         self.prompt_tokens = 0
         self.cached_tokens = 0
@@ -96,10 +98,16 @@ class Statistics:
                 self.engine_up = up
             case StoreStateChanged(up):
                 self.store_up = up
-            case BackgroundTaskFailed(name):
-                self.task_failures[name] += 1
+            case StoredDataDamaged() | BackgroundTaskFailed():
+                self._count_failure(event)
             case EngineStateMoved() | PromptEvaluated() | PromptFoundEvaluated():
                 self._count_prewarming(event)
+
+    def _count_failure(self, event: StoredDataDamaged | BackgroundTaskFailed) -> None:
+        if isinstance(event, BackgroundTaskFailed):
+            self.task_failures[event.name] += 1
+        else:
+            self.damaged_data += 1
 
     def _count_prewarming(
         self, event: EngineStateMoved | PromptEvaluated | PromptFoundEvaluated

@@ -48,6 +48,7 @@ CODES: dict[type[RuvdError], grpc.StatusCode] = {
     errors.SessionExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.EngineUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.DataCorrupted: grpc.StatusCode.DATA_LOSS,
     errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     errors.EngineTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,

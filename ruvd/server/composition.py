@@ -164,7 +164,7 @@ def store_is_newer(settings: Settings) -> bool:
     path = settings.sqlite_path
     if path is None:
         return False
-    from ruvd.stores.sqlite.schema import is_newer
+    from ruvd.stores.sqlite.read_only import is_newer
 
     return is_newer(path)
 

@@ -8,6 +8,7 @@ from ruvd.core.ports.events import (
     Event,
     SessionCreated,
     SessionGone,
+    StoredDataDamaged,
     StoreStateChanged,
 )
 
@@ -40,6 +41,8 @@ def observe(event: Event) -> None:
         case StoreStateChanged(up, detail):
             level, text = (logging.INFO, "store up") if up else (logging.ERROR, "store down")
             _log.log(level, text, extra={"detail": detail})
+        case StoredDataDamaged(session_id, detail):
+            _log.error("stored data damaged", extra={"session_id": session_id, "detail": detail})
         case SessionCreated(session_id):
             _log.debug("session created", extra={"session_id": session_id})
         case SessionGone(session_id, reason):

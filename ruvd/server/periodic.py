@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from functools import partial
 
-from ruvd.core.errors import EngineUnavailable, StoreUnavailable
+from ruvd.core.errors import DataCorrupted, EngineUnavailable, StoreUnavailable
 from ruvd.core.ports.engine import Engine, PrefixCache
 from ruvd.core.ports.events import Event, SessionCreationAborted, SessionGone
 from ruvd.core.sessions.commands import SessionCommands
@@ -62,9 +62,10 @@ async def _drop_stale_states(
         with contextlib.suppress(EngineUnavailable, StoreUnavailable):  # both are observed
             await engine.ready()
             for session_id in prefix_cache.remembered():
-                in_use = sessions.turn_queue.in_use()
-                if session_id not in in_use and await sessions.current(session_id) is None:
-                    prefix_cache.forget(session_id)
+                with contextlib.suppress(DataCorrupted):  # observed; the session exists
+                    in_use = sessions.turn_queue.in_use()
+                    if session_id not in in_use and await sessions.current(session_id) is None:
+                        prefix_cache.forget(session_id)
             return
         await asyncio.sleep(_RETRY_SECONDS)
 

@@ -128,6 +128,12 @@ class ObservableInstruments:
             lambda: [(sums.engine_restarts, {})],
         )
         self.counter(
+            "ruvd.store.damage",
+            "{read}",
+            "The number of reads that found stored data damaged and did not return it.",
+            lambda: [(sums.damaged_data, {})],
+        )
+        self.counter(
             "ruvd.task.failures",
             "{failure}",
             "The number of times that a background task of the daemon failed, by task.",

@@ -369,7 +369,7 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     committed between two pages only adds messages at the end. If the session ends between two
     pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
     Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
-    page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
+    page_size), OVERLOADED (with messages), STORE_UNAVAILABLE, DATA_CORRUPTED.
     """
 
     ListSessions: _SessionServiceListSessionsType
@@ -380,21 +380,22 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     UpdateSession: _SessionServiceUpdateSessionType
     """UpdateSession changes a session's labels, idle timeout or context window. It runs after the
     turns that are already running or queued in the session.
-    Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+    Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
+    DATA_CORRUPTED.
     """
 
     AppendMessages: _SessionServiceAppendMessagesType
     """AppendMessages commits messages to a session without generating an answer. It runs after the
     turns that are already running or queued in the session.
     Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-    REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+    REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
     """
 
     ForkSession: _SessionServiceForkSessionType
     """ForkSession creates a session that starts with the beginning of another session's history. Only
     committed turns are copied, and the two sessions are independent from then on.
     Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-    REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+    REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
     """
 
     EndSession: _SessionServiceEndSessionType
@@ -424,7 +425,7 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
     COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
     ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-    SHUTTING_DOWN.
+    DATA_CORRUPTED, SHUTTING_DOWN.
     """
 
     ResumeCompletion: _SessionServiceResumeCompletionType
@@ -532,7 +533,7 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         committed between two pages only adds messages at the end. If the session ends between two
         pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
         Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
-        page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
+        page_size), OVERLOADED (with messages), STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
 
     @abc.abstractmethod
@@ -553,7 +554,8 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[ruvd.v1.session_service_pb2.UpdateSessionResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.UpdateSessionResponse]]:
         """UpdateSession changes a session's labels, idle timeout or context window. It runs after the
         turns that are already running or queued in the session.
-        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
+        DATA_CORRUPTED.
         """
 
     @abc.abstractmethod
@@ -565,7 +567,7 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         """AppendMessages commits messages to a session without generating an answer. It runs after the
         turns that are already running or queued in the session.
         Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-        REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+        REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
 
     @abc.abstractmethod
@@ -577,7 +579,7 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         """ForkSession creates a session that starts with the beginning of another session's history. Only
         committed turns are copied, and the two sessions are independent from then on.
         Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-        REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+        REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
 
     @abc.abstractmethod
@@ -627,7 +629,7 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
         COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
         ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-        SHUTTING_DOWN.
+        DATA_CORRUPTED, SHUTTING_DOWN.
         """
 
     @abc.abstractmethod

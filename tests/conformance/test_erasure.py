@@ -41,7 +41,7 @@ class Writer:
         self.made = 0
 
     def close(self) -> None:
-        self.db.close()
+        self.file.close_writer(self.db)
         self.file.close_descriptors()
         self.file.release()
 

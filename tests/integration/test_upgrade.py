@@ -39,6 +39,8 @@ def old_store(schema: int, path: Path) -> None:
         db.executescript((OLD_STORES / f"{schema}.sql").read_text())
         now = time.time()
         db.execute("UPDATE sessions SET last_used_time = ?, expire_time = ?", (now, now + 1800))
+        if schema >= 3:
+            db.execute("UPDATE clock SET now = ?", (now,))
 
 
 def tables(db: sqlite3.Connection) -> dict[str, str]:

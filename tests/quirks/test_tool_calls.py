@@ -466,7 +466,8 @@ async def answered(engine: OpenAIEngine, messages: Sequence[Message]) -> Message
 
 def transferred(message: Message) -> Message:
     """Returns the message after a store, a stateless caller, and an export with its import."""
-    stored = to_message(message.role.value, message.content, extra_column(message))
+    text = message.role.value, message.content, extra_column(message)
+    stored = to_message("s", (1, 0, 0, *text, None))
     assert stored == message
     proto = pb.Message()
     convert.message(message, proto)

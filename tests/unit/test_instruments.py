@@ -24,6 +24,7 @@ from ruvd.core.ports.events import (
     SessionCreated,
     SessionGone,
     StoreBatch,
+    StoredDataDamaged,
     StoreStateChanged,
 )
 from ruvd.telemetry.conventions import (
@@ -168,6 +169,7 @@ def test_events_of_sessions_engine_and_store_are_counted() -> None:
         StoreStateChanged(up=True, detail=""),
         StoreStateChanged(up=False, detail=""),
         BackgroundTaskFailed("sweep"),
+        StoredDataDamaged("a", "its record"),
     ):
         watched.observer(event)
     assert watched.value("ruvd.sessions.created") == 1
@@ -176,6 +178,7 @@ def test_events_of_sessions_engine_and_store_are_counted() -> None:
     assert watched.value("ruvd.sessions.ended", ruvd__session__end_reason="capacity") == 0
     assert watched.value("ruvd.engine.restarts") == 1
     assert watched.value("ruvd.task.failures", ruvd__task__name="sweep") == 1
+    assert watched.value("ruvd.store.damage") == 1
     assert (watched.value("ruvd.engine.up"), watched.value("ruvd.store.up")) == (1, 0)
     assert watched.value("ruvd.sessions.active") == 7
 

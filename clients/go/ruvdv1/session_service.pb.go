@@ -493,6 +493,8 @@ const (
 	// The answer does not follow the JSON Schema of response_format, although the engine ended it
 	// (ABORTED).
 	ErrorReason_ERROR_REASON_SCHEMA_VIOLATED ErrorReason = 26
+	// Stored data of the session is damaged: it is not served (DATA_LOSS).
+	ErrorReason_ERROR_REASON_DATA_CORRUPTED ErrorReason = 27
 )
 
 // Enum value maps for ErrorReason.
@@ -525,6 +527,7 @@ var (
 		24: "ERROR_REASON_PERMISSION_DENIED",
 		25: "ERROR_REASON_IDENTITY_UNAVAILABLE",
 		26: "ERROR_REASON_SCHEMA_VIOLATED",
+		27: "ERROR_REASON_DATA_CORRUPTED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":            0,
@@ -554,6 +557,7 @@ var (
 		"ERROR_REASON_PERMISSION_DENIED":      24,
 		"ERROR_REASON_IDENTITY_UNAVAILABLE":   25,
 		"ERROR_REASON_SCHEMA_VIOLATED":        26,
+		"ERROR_REASON_DATA_CORRUPTED":         27,
 	}
 )
 
@@ -4319,7 +4323,7 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n" +
-	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03*\xb5\a\n" +
+	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03*\xd6\a\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eERROR_REASON_SESSION_NOT_FOUND\x10\x01\x12%\n" +
@@ -4348,7 +4352,8 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x1cERROR_REASON_UNAUTHENTICATED\x10\x17\x12\"\n" +
 	"\x1eERROR_REASON_PERMISSION_DENIED\x10\x18\x12%\n" +
 	"!ERROR_REASON_IDENTITY_UNAVAILABLE\x10\x19\x12 \n" +
-	"\x1cERROR_REASON_SCHEMA_VIOLATED\x10\x1a2\x94\b\n" +
+	"\x1cERROR_REASON_SCHEMA_VIOLATED\x10\x1a\x12\x1f\n" +
+	"\x1bERROR_REASON_DATA_CORRUPTED\x10\x1b2\x94\b\n" +
 	"\x0eSessionService\x12N\n" +
 	"\rCreateSession\x12\x1d.ruvd.v1.CreateSessionRequest\x1a\x1e.ruvd.v1.CreateSessionResponse\x12E\n" +
 	"\n" +

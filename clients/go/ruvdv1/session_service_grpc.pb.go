@@ -59,24 +59,25 @@ type SessionServiceClient interface {
 	// committed between two pages only adds messages at the end. If the session ends between two
 	// pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
 	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
-	// page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
+	// page_size), OVERLOADED (with messages), STORE_UNAVAILABLE, DATA_CORRUPTED.
 	GetSession(ctx context.Context, in *GetSessionRequest, opts ...grpc.CallOption) (*GetSessionResponse, error)
 	// ListSessions returns the sessions page by page, in the order of their creation.
 	// Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
 	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
 	// UpdateSession changes a session's labels, idle timeout or context window. It runs after the
 	// turns that are already running or queued in the session.
-	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
+	// DATA_CORRUPTED.
 	UpdateSession(ctx context.Context, in *UpdateSessionRequest, opts ...grpc.CallOption) (*UpdateSessionResponse, error)
 	// AppendMessages commits messages to a session without generating an answer. It runs after the
 	// turns that are already running or queued in the session.
 	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-	// REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+	// REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
 	AppendMessages(ctx context.Context, in *AppendMessagesRequest, opts ...grpc.CallOption) (*AppendMessagesResponse, error)
 	// ForkSession creates a session that starts with the beginning of another session's history. Only
 	// committed turns are copied, and the two sessions are independent from then on.
 	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-	// REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+	// REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
 	ForkSession(ctx context.Context, in *ForkSessionRequest, opts ...grpc.CallOption) (*ForkSessionResponse, error)
 	// EndSession deletes a session and its messages. Its running and queued completions fail with
 	// SESSION_ENDED.
@@ -98,7 +99,7 @@ type SessionServiceClient interface {
 	// SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
 	// COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
 	// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-	// SHUTTING_DOWN.
+	// DATA_CORRUPTED, SHUTTING_DOWN.
 	Complete(ctx context.Context, in *CompleteRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CompleteResponse], error)
 	// ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
 	// the new ones as they occur. Clients call it after their stream broke. For a failed completion
@@ -301,24 +302,25 @@ type SessionServiceServer interface {
 	// committed between two pages only adds messages at the end. If the session ends between two
 	// pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
 	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
-	// page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
+	// page_size), OVERLOADED (with messages), STORE_UNAVAILABLE, DATA_CORRUPTED.
 	GetSession(context.Context, *GetSessionRequest) (*GetSessionResponse, error)
 	// ListSessions returns the sessions page by page, in the order of their creation.
 	// Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
 	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
 	// UpdateSession changes a session's labels, idle timeout or context window. It runs after the
 	// turns that are already running or queued in the session.
-	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
+	// DATA_CORRUPTED.
 	UpdateSession(context.Context, *UpdateSessionRequest) (*UpdateSessionResponse, error)
 	// AppendMessages commits messages to a session without generating an answer. It runs after the
 	// turns that are already running or queued in the session.
 	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-	// REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+	// REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
 	AppendMessages(context.Context, *AppendMessagesRequest) (*AppendMessagesResponse, error)
 	// ForkSession creates a session that starts with the beginning of another session's history. Only
 	// committed turns are copied, and the two sessions are independent from then on.
 	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-	// REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+	// REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
 	ForkSession(context.Context, *ForkSessionRequest) (*ForkSessionResponse, error)
 	// EndSession deletes a session and its messages. Its running and queued completions fail with
 	// SESSION_ENDED.
@@ -340,7 +342,7 @@ type SessionServiceServer interface {
 	// SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
 	// COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
 	// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-	// SHUTTING_DOWN.
+	// DATA_CORRUPTED, SHUTTING_DOWN.
 	Complete(*CompleteRequest, grpc.ServerStreamingServer[CompleteResponse]) error
 	// ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
 	// the new ones as they occur. Clients call it after their stream broke. For a failed completion

@@ -62,6 +62,14 @@ class StoreBatch:
 
 
 @value(frozen=True, slots=True)
+class StoredDataDamaged:
+    """Stored data of a session was found to be damaged, and was not served."""
+
+    session_id: str
+    detail: str
+
+
+@value(frozen=True, slots=True)
 class CompletionBegan:
     """A call began a completion. Emitted within the call."""
 
@@ -152,6 +160,7 @@ Event: TypeAlias = (
     | PromptFoundEvaluated
     | StoreStateChanged
     | StoreBatch
+    | StoredDataDamaged
     | CompletionBegan
     | CompletionJoined
     | EngineTaken

@@ -75,8 +75,10 @@ class Store(Protocol):
     serialises the writes of one session.
 
     Every method but `close` raises StoreUnavailable while the store cannot be read or written, and
-    works again once the cause is gone. An expired session is treated like any other where nothing
-    else is said. The call that deletes a session returns it; a session is never deleted otherwise.
+    works again once the cause is gone, or after a restart if files of the store were lost. An
+    expired session is treated like any other where nothing else is said. The call that deletes a
+    session returns it; a session is never deleted otherwise. A read of damaged data raises
+    DataCorrupted, also where the write of a turn reads it.
     """
 
     async def open(self) -> None:
@@ -165,7 +167,7 @@ class Store(Protocol):
 
         Active are those that have not expired at `now`, and those in `active_or_in_turn`. They are
         in the order of creation. The cursor `after` is 0 for the first page; the returned one is 0
-        on the last page.
+        on the last page. A session whose stored record is damaged is left out.
         """
 
     async def idempotency_record(
@@ -193,4 +195,4 @@ class Store(Protocol):
 
 
 class StoreLocked(Exception):
-    """Another process has the store open: a start-up failure, not a caller's error."""
+    """The store cannot be opened, mostly because another process has it: the start has failed."""

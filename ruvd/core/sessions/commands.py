@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ruvd.core import tenants
 from ruvd.core.errors import (
+    DataCorrupted,
     FieldViolation,
     InvalidRequest,
     SessionBusy,
@@ -192,10 +193,16 @@ class SessionCommands:
             session_id, SessionEnded(f"session {tenants.own(session_id)!r} was ended")
         )
         async with turn_queue.turn(session_id, TurnRequest(ends=True)):
-            existed = self._sessions.alive(await self._store.get(session_id)) or is_pending
+            existed = is_pending or await self._exists(session_id)
             await finish_despite_cancel(self._delete(session_id))
             if not existed and not allow_missing:
                 raise session_not_found(session_id)
+
+    async def _exists(self, session_id: str) -> bool:
+        try:
+            return self._sessions.alive(await self._store.get(session_id))
+        except DataCorrupted:  # observed; a damaged session can still be deleted
+            return True
 
     async def _delete(self, session_id: str) -> None:
         if await self._store.end(session_id):

@@ -13,12 +13,16 @@ from contextlib import closing
 from pathlib import Path
 
 from ruvd.core.errors import StoreUnavailable
-from ruvd.stores.sqlite.database import DatabaseFile
+from ruvd.stores.sqlite.database import DatabaseFile, connect_read_only
 from ruvd.stores.sqlite.schema import schema_version
 
 # A step, which holds the interpreter's lock, copies 4 MiB in pages of 4 KiB.
 _STEP_PAGES = 1024
 _BUSY_SECONDS = 5.0
+
+
+class DamagedCopy(Exception):
+    """The copy of a database is damaged, because the database is."""
 
 
 def back_up(
@@ -38,16 +42,49 @@ def back_up(
     if not source.is_file():
         raise StoreUnavailable(f"there is no store at {source}")
     _check_target(source, target, overwrite=overwrite)
+    try:
+        with closing(connect_read_only(source, _BUSY_SECONDS)) as db:
+            db.execute("BEGIN")
+            if schema_version(db, str(source)) == 0:
+                raise StoreUnavailable(f"{source} is empty: there is nothing to back up")
+            return write_copy(db, target, progress)
+    except DamagedCopy as damage:
+        raise StoreUnavailable(
+            f"the copy of {source} is damaged and was not kept ({damage}): the store itself may be"
+        ) from damage
+    except sqlite3.Error as fault:
+        full = getattr(fault, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+        about = DatabaseFile(target if full else source, "normal")
+        raise StoreUnavailable(about.explain(fault)) from fault
+
+
+def write_copy(
+    db: sqlite3.Connection,
+    target: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Copies an open database, in a read transaction, to a file and returns the size in bytes.
+
+    The file, of mode 0600, gets its name once it is complete, checked and on disk. Raises
+    sqlite3.Error, OSError or DamagedCopy, and then leaves nothing behind.
+    """
     part = target.with_name(f"{target.name}.part")
     _remove(part)
     try:
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        try:
-            _copy(source, part, progress)
-        except sqlite3.Error as fault:
-            full = getattr(fault, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-            about = DatabaseFile(target if full else source, "normal")
-            raise StoreUnavailable(about.explain(fault)) from fault
+        with closing(sqlite3.connect(part, isolation_level=None)) as copy:
+            # The whole file is flushed once, after the copy.
+            copy.execute("PRAGMA synchronous = OFF")
+            db.backup(
+                copy,
+                pages=_STEP_PAGES,
+                progress=lambda _, remaining, total: progress(total - remaining, total),
+            )
+            # Without a log, the copy can be moved, and read from a read-only medium.
+            copy.execute("PRAGMA journal_mode = DELETE").fetchone()
+            (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise DamagedCopy(verdict)
         _flush(part)
         size = part.stat().st_size
         part.replace(target)
@@ -55,32 +92,6 @@ def back_up(
         _remove(part)
     _flush(target.parent)
     return size
-
-
-def _copy(source: Path, part: Path, progress: Callable[[int, int], None]) -> None:
-    uri = f"{source.absolute().as_uri()}?mode=ro"
-    with (
-        closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)) as db,
-        closing(sqlite3.connect(part, isolation_level=None)) as copy,
-    ):
-        db.execute("BEGIN")
-        if schema_version(db, str(source)) == 0:
-            raise StoreUnavailable(f"{source} is empty: there is nothing to back up")
-        # The whole file is flushed once, after the copy.
-        copy.execute("PRAGMA synchronous = OFF")
-        db.backup(
-            copy,
-            pages=_STEP_PAGES,
-            progress=lambda _, remaining, total: progress(total - remaining, total),
-        )
-        # Without a log, the copy can be moved, and read from a read-only medium.
-        copy.execute("PRAGMA journal_mode = DELETE").fetchone()
-        (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise StoreUnavailable(
-                f"the copy of {source} is damaged and was not kept ({verdict}): the store itself"
-                " may be"
-            )
 
 
 def _check_target(source: Path, target: Path, *, overwrite: bool) -> None:

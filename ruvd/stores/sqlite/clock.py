@@ -12,9 +12,7 @@ def resume_clock(db: sqlite3.Connection, clock: StoredClock) -> None:
     that no session has a negative idle time.
     """
     db.execute("BEGIN IMMEDIATE")
-    row = db.execute("SELECT boot_id, offset_seconds, now, wall_shift FROM clock").fetchone()
-    (newest_time,) = db.execute("SELECT MAX(last_used_time) FROM sessions").fetchone()
-    clock.resume(ClockReading(*row) if row else None, newest_time or 0.0)
+    read_clock(db, clock)
     reading = clock.reading()
     db.execute(
         "UPDATE sessions SET last_used_time = ?1, expire_time = ?1 + idle_timeout_seconds"
@@ -23,6 +21,13 @@ def resume_clock(db: sqlite3.Connection, clock: StoredClock) -> None:
     )
     store_reading(db, reading)
     db.execute("COMMIT")
+
+
+def read_clock(db: sqlite3.Connection, clock: StoredClock) -> None:
+    """Makes the clock go on from the stored reading, and stores nothing."""
+    row = db.execute("SELECT boot_id, offset_seconds, now, wall_shift FROM clock").fetchone()
+    (newest_time,) = db.execute("SELECT MAX(last_used_time) FROM sessions").fetchone()
+    clock.resume(ClockReading(*row) if row else None, newest_time or 0.0)
 
 
 def store_reading(db: sqlite3.Connection, reading: ClockReading) -> None:

@@ -58,7 +58,7 @@ class Housekeeping:
         self._reserve = reserve
         self._disk_full = disk_full
         self._now = now
-        self._is_full = False
+        self.is_full = False
         self._erase_at: float | None = None
         self._retry_at = 0.0
         # Pages to scrub: those of the last logs, and those from a number on.
@@ -69,7 +69,7 @@ class Housekeeping:
         """Plans to scrub the whole file, as nobody knows what a killed daemon has left in it."""
         self._next_page = _FIRST_PAGE
         self._plan(0.0)
-        if self._is_full:
+        if self.is_full:
             _overwrite_free_pages(db, "FAST")
         else:
             self._reserve.take()
@@ -93,15 +93,15 @@ class Housekeeping:
             _overwrite_free_pages(db, "FAST")
         self._reserve.give_back()
         fault = f"{self._file.explain(error)}; sessions can still be read and ended"
-        if not self._is_full:
-            self._is_full = True
+        if not self.is_full:
+            self.is_full = True
             self._disk_full(fault)
         return fault
 
     def step(self, db: sqlite3.Connection) -> float | None:
         """Does a step of milliseconds. Returns the seconds until the next one is due, or None."""
         try:
-            return self._step_on_full_disk(db) if self._is_full else self._step(db)
+            return self._step_on_full_disk(db) if self.is_full else self._step(db)
         except sqlite3.Error as error:
             was_held = self._reserve.is_held
             if self.make_room(db, error) is None:
@@ -116,7 +116,7 @@ class Housekeeping:
         if not is_erased or not self._reserve.take():
             return _FULL_SECONDS
         _overwrite_free_pages(db, "ON")
-        self._is_full = False
+        self.is_full = False
         self._disk_full(None)
         return 0.0
 

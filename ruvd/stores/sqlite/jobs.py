@@ -1,8 +1,8 @@
 """The operations that are queued for the store's worker, and the transaction that runs them.
 
-If an operation raises an error of its caller's, the transaction is rolled back and all operations
-run again, each in a savepoint, so that only the failed one is undone. Savepoints cost two
-statements each, and each statement releases the interpreter's lock, so they are not used at first.
+If an operation raises an error of its caller's, the transaction is rolled back and the others run
+again, each in a savepoint, so that only what fails is undone. Savepoints cost two statements each,
+and each statement releases the interpreter's lock, so they are not used at first.
 """
 
 import asyncio
@@ -50,9 +50,13 @@ class Job:
 
 
 def run_jobs(
-    db: sqlite3.Connection, jobs: Sequence[Job], begin: str, rolled_back: Callable[[], None]
+    db: sqlite3.Connection,
+    jobs: Sequence[Job],
+    begin: str,
+    end: str,
+    rolled_back: Callable[[], None],
 ) -> None:
-    """Runs jobs in one transaction, which `begin` begins; calls `rolled_back` if it was undone.
+    """Runs jobs in one transaction, from `begin` to `end`; calls `rolled_back` if it was undone.
 
     An error of a job's caller is set as the job's `error`. Raises the errors of the database.
     """
@@ -60,14 +64,17 @@ def run_jobs(
     try:
         for job in jobs:
             _run_job(db, job, begin)
-    except _CALLER_ERRORS:
+    except _CALLER_ERRORS as error:
+        # It does not run again: a transaction in which SQLite found damage cannot commit.
+        job.error = error
         db.execute("ROLLBACK")
         rolled_back()
         db.execute(begin)
-        for job in jobs:
-            _run_in_savepoint(db, job)
+        for other in jobs:
+            if other is not job:
+                _run_in_savepoint(db, other)
     if db.in_transaction:
-        db.execute("COMMIT")
+        db.execute(end)
 
 
 def _run_job(db: sqlite3.Connection, job: Job, begin: str) -> None:

@@ -1,26 +1,53 @@
 """The reads of the SQLite store: each function implements one `Store` method on a connection.
 
 A history is read branch by branch from its end towards its beginning. Reading stops at the branch
-that holds the first exchange that is needed, so that the history before it costs nothing.
+that holds the first exchange that is needed, so that the history before it costs nothing. A cursor
+that is not read to its end is closed, because it holds its view of the database while it is open,
+and an error holds it with its traceback.
 """
 
 import json
 import sqlite3
 from bisect import bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from itertools import groupby
+from typing import TypeVar
 
 from ruvd.core import tenants
+from ruvd.core.errors import DataCorrupted
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
 from ruvd.core.ports.store import HistoryPart, StoreCounts
-from ruvd.stores.sqlite.rows import Row, to_message, to_record, to_session
+from ruvd.stores.sqlite.checksums import Row
+from ruvd.stores.sqlite.rows import damaged, to_message, to_record, to_session
+
+_T = TypeVar("_T")
 
 _UNBOUNDED = 2**62
 _RECORDS = (
-    "SELECT s.id, r.request_id, r.digest, r.completion_id, r.last_sequence, r.figures,"
-    " m.role, m.content, m.extra FROM receipts r JOIN sessions s ON s.pk = r.session"
+    "SELECT s.id, r.*, m.branch, m.exchange, m.position, m.role, m.content, m.extra, m.checksum"
+    " FROM receipts r JOIN sessions s ON s.pk = r.session"
     " LEFT JOIN messages m ON m.pk = r.message WHERE "
 )
+
+
+def of_session(
+    session_id: str, read: Callable[[sqlite3.Connection], _T]
+) -> Callable[[sqlite3.Connection], _T]:
+    """Returns the read, which raises DataCorrupted where SQLite finds the session's pages damaged.
+
+    Otherwise one damaged session would take the store down for all of them.
+    """
+
+    def checked(db: sqlite3.Connection) -> _T:
+        try:
+            return read(db)
+        except sqlite3.DatabaseError as fault:
+            if getattr(fault, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
+                raise
+            raise damaged(session_id, f"its pages ({fault})") from fault
+
+    return checked
 
 
 def get(db: sqlite3.Connection, session_id: str) -> Session | None:
@@ -31,14 +58,19 @@ def get(db: sqlite3.Connection, session_id: str) -> Session | None:
 
 def exchanges(db: sqlite3.Connection, session_id: str, first: int) -> list[Exchange]:
     """See `Store.exchanges`."""
-    branch = branch_of(db, session_id)
+    found = db.execute(
+        "SELECT pk, message_count, exchange_count FROM sessions WHERE id = ?", (session_id,)
+    ).fetchone()
+    if found is None or first >= found[2]:
+        return []
+    branch, message_count, _ = found
     last, end = _UNBOUNDED, _UNBOUNDED
     parts: list[list[Row]] = []
     while branch is not None:
         parts.append(
             db.execute(
-                "SELECT exchange, role, content, extra FROM messages"
-                " WHERE branch = ? AND exchange BETWEEN ? AND ? AND position < ?"
+                "SELECT ?1, exchange, position, role, content, extra, checksum FROM messages"
+                " WHERE branch = ?1 AND exchange BETWEEN ?2 AND ?3 AND position < ?4"
                 " ORDER BY exchange, position",
                 (branch, first, last, end),
             ).fetchall()
@@ -47,9 +79,10 @@ def exchanges(db: sqlite3.Connection, session_id: str, first: int) -> list[Excha
         if last < first:
             break
     rows = [row for part in reversed(parts) for row in part]
+    _check_places(session_id, rows, first, message_count)
     return [
-        tuple(to_message(role, content, extra) for _, role, content, extra in group)
-        for _, group in groupby(rows, key=lambda row: row[0])
+        tuple(to_message(session_id, row) for row in group)
+        for _, group in groupby(rows, key=lambda row: row[1])
     ]
 
 
@@ -71,9 +104,9 @@ def messages(
     size = 0
     for branch, start, end in reversed(parts):
         rows = db.execute(
-            "SELECT role, content, extra FROM messages"
-            " WHERE branch = ? AND exchange >= ? AND position >= ? AND position < ?"
-            " ORDER BY exchange, position LIMIT ?",
+            "SELECT ?1, exchange, position, role, content, extra, checksum FROM messages"
+            " WHERE branch = ?1 AND exchange >= ?2 AND position >= ?3 AND position < ?4"
+            " ORDER BY exchange, position LIMIT ?5",
             (
                 branch,
                 _exchange_at(db, branch, start, session.exchange_count),
@@ -82,13 +115,25 @@ def messages(
                 max_messages - len(messages),
             ),
         )
-        for row in rows:
-            message = to_message(*row)
-            size += message.size_bytes
-            if messages and size > max_bytes:
-                return HistoryPart(session, messages)
-            messages.append(message)
+        with closing(rows):
+            for row in rows:
+                message = to_message(session_id, row)
+                if row[2] != first + len(messages):
+                    raise damaged(session_id, f"its message {first + len(messages)} is missing")
+                size += message.size_bytes
+                if messages and size > max_bytes:
+                    return HistoryPart(session, messages)
+                messages.append(message)
+    if len(messages) < min(max_messages, session.message_count - first):
+        raise damaged(session_id, f"its message {first + len(messages)} is missing")
     return HistoryPart(session, messages)
+
+
+def _check_places(session_id: str, rows: Sequence[Row], first: int, message_count: int) -> None:
+    """Raises DataCorrupted if a message from the exchange `first` on is missing."""
+    start = rows[0][2] if rows and first else 0
+    if [row[2] for row in rows] != list(range(start, message_count)) or rows[0][1] != first:
+        raise damaged(session_id, f"messages from its exchange {first} on are missing")
 
 
 def _exchange_at(db: sqlite3.Connection, branch: int, position: int, exchange_count: int) -> int:
@@ -135,8 +180,8 @@ def page(
     now: float,
     active_or_in_turn: Collection[str],
     tenant: str | None,
-) -> tuple[list[Session], int]:
-    """See `Store.list`."""
+) -> tuple[list[Session], int, list[DataCorrupted]]:
+    """See `Store.list`. Returns also the errors of the sessions that are damaged and left out."""
     in_turn = json.dumps(list(active_or_in_turn))
     if labels:
         # The index finds the rows with one of the labels; the others are compared below.
@@ -157,17 +202,24 @@ def page(
             (after, now, in_turn),
         )
     sessions: list[Session] = []
-    for row in rows:
-        session = to_session(row)
-        if tenant is not None and tenants.tenant_of(session.id) != tenant:
-            continue
-        if any(session.labels.get(key) != value for key, value in labels.items()):
-            continue
-        if len(sessions) == limit:
-            return sessions, after
-        sessions.append(session)
-        after = row[0]
-    return sessions, 0
+    errors: list[DataCorrupted] = []
+    with closing(rows):
+        for row in rows:
+            try:
+                session = to_session(row)
+            except DataCorrupted as error:
+                errors.append(error.with_traceback(None))
+                after = row[0]
+                continue
+            if tenant is not None and tenants.tenant_of(session.id) != tenant:
+                continue
+            if any(session.labels.get(key) != value for key, value in labels.items()):
+                continue
+            if len(sessions) == limit:
+                return sessions, after, errors
+            sessions.append(session)
+            after = row[0]
+    return sessions, 0, errors
 
 
 def idempotency_record(
@@ -230,4 +282,4 @@ def _record(
     db: sqlite3.Connection, condition: str, *values: str
 ) -> tuple[str, IdempotencyRecord] | None:
     row = db.execute(_RECORDS + condition, values).fetchone()
-    return (row[0], to_record(row[1:])) if row else None
+    return (row[0], to_record(row[0], row[2:11], row[11:])) if row else None

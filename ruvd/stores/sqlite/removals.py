@@ -4,7 +4,6 @@ Their messages and idempotency records stay in the file until `purge` deletes th
 of existing sessions are announced to it as the branch `VALUES`, which is no session's.
 """
 
-import json
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
@@ -12,6 +11,7 @@ from itertools import islice
 from ruvd.core.errors import SessionExists
 from ruvd.core.ports.store import Commit, RemovedSession
 from ruvd.core.tenants import own
+from ruvd.stores.sqlite.rows import to_labels
 from ruvd.stores.sqlite.session_cache import SessionCache
 
 # The limit that `Store.expire` promises.
@@ -33,7 +33,7 @@ def end(db: sqlite3.Connection, session_cache: SessionCache, session_id: str) ->
     db.execute("DELETE FROM sessions WHERE pk = ?", (branch,))
     db.execute("UPDATE totals SET sessions = sessions - 1")
     db.execute("INSERT INTO garbage VALUES (?)", (branch,))
-    remove_labels(db, branch, json.loads(labels))
+    remove_labels(db, branch, to_labels(labels))
     return True
 
 
@@ -87,8 +87,11 @@ def announce_deleted_values(db: sqlite3.Connection) -> None:
     db.execute("INSERT OR IGNORE INTO garbage VALUES (?)", (VALUES,))
 
 
-def remove_labels(db: sqlite3.Connection, branch: int, labels: Mapping[str, str]) -> None:
-    """Deletes the rows of a session's labels."""
+def remove_labels(db: sqlite3.Connection, branch: int, labels: Mapping[str, str] | None) -> None:
+    """Deletes the rows of a session's labels; by reading all of them if they are not known."""
+    if labels is None:
+        db.execute("DELETE FROM labels WHERE session = ?", (branch,))
+        return
     for key, value in labels.items():
         db.execute(
             "DELETE FROM labels WHERE key = ? AND value = ? AND session = ?", (key, value, branch)

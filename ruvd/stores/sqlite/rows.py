@@ -3,11 +3,15 @@
 Scalars have columns of their own, for indices and for people with the `sqlite3` tool. Values that
 are only read as a whole (labels, a receipt's figures) are JSON. So is `extra`, the fields that few
 messages have (tool calls, the answered call, reasoning); it is NULL for a message of text alone.
+
+What is read is checked: a row with a wrong checksum, or one that has no meaning, is DataCorrupted.
 """
 
 import json
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
+from ruvd.core.errors import DataCorrupted
 from ruvd.core.model import (
     ContextWindow,
     Finished,
@@ -21,14 +25,18 @@ from ruvd.core.model import (
     ToolCall,
     Usage,
 )
+from ruvd.core.tenants import own
+from ruvd.stores.sqlite import checksums
+from ruvd.stores.sqlite.checksums import Row
 
-Row: TypeAlias = tuple[Any, ...]
+# What the conversion of a damaged row raises. One of damaged text is a ValueError.
+_NO_MEANING = (ValueError, TypeError, LookupError, AttributeError)
 
 
 def session_columns(session: Session, end_bytes: int) -> Row:
     """Returns the columns of `sessions` after `pk`, in the order of the schema."""
     window, usage = session.context_window, session.usage
-    return (
+    columns = (
         session.id,
         session.create_time,
         session.last_used_time,
@@ -53,10 +61,37 @@ def session_columns(session: Session, end_bytes: int) -> Row:
         json.dumps(dict(session.labels)) if session.labels else "{}",
         session.system_prompt,
     )
+    return (*columns, checksums.of_session(columns))
 
 
 def to_session(row: Row) -> Session:
-    """Returns the session of a complete row of `sessions`."""
+    """Returns the session of a complete row of `sessions`. Raises DataCorrupted."""
+    try:
+        if checksums.is_right(row[24], checksums.of_session(row[1:24])):
+            return _session(row)
+    except _NO_MEANING:
+        pass
+    raise damaged(row[1], "its record")
+
+
+def to_labels(text: str) -> Mapping[str, str] | None:
+    """Returns the labels of a session's column, or None if it is damaged."""
+    try:
+        labels = json.loads(text)
+    except _NO_MEANING:
+        return None
+    return labels if isinstance(labels, dict) else None
+
+
+def damaged(session_id: object, what: str) -> DataCorrupted:
+    """Returns the error for damaged data of a session, whose id may be damaged itself."""
+    text = ascii(session_id).strip("'")
+    return DataCorrupted(
+        f"stored data of the session {own(text)!r} is damaged: {what}", session_id=text
+    )
+
+
+def _session(row: Row) -> Session:
     return Session(
         id=row[1],
         create_time=row[2],
@@ -98,8 +133,19 @@ def _call(call: ToolCall) -> list[str]:
     return [*values, call.engine_data] if call.engine_data else values
 
 
-def to_message(role: str, content: str, extra: str | None = None) -> Message:
-    """Returns the message of these columns of `messages`."""
+def to_message(session_id: str, row: Row) -> Message:
+    """Takes (branch, exchange, position, role, content, extra, checksum). Raises DataCorrupted."""
+    branch, exchange, position, role, content, extra, checksum = row
+    try:
+        place = branch, exchange, position
+        if checksums.is_right(checksum, checksums.of_message(place, role, content, extra)):
+            return _message(role, content, extra)
+    except _NO_MEANING:
+        pass
+    raise damaged(session_id, f"its message {position}")
+
+
+def _message(role: str, content: str, extra: str | None = None) -> Message:
     if extra is None:
         return Message(Role(role), content)
     fields = json.loads(extra)
@@ -129,18 +175,50 @@ def figures_column(finished: Finished, *, with_message: bool) -> str:
     return json.dumps(figures)
 
 
-def to_record(row: Row) -> IdempotencyRecord:
-    """Takes (request_id, digest, completion_id, last_sequence, figures, role, content, extra)."""
-    request_id, digest, completion_id, last_sequence, figures, *message = row
-    finished = None
-    if figures is not None:
+def record_columns(
+    record: IdempotencyRecord,
+    branch: int,
+    message: int | None,
+    figures: str | None,
+    *,
+    creates: bool,
+) -> Row:
+    """Returns the columns of `receipts` after `pk`."""
+    columns = (
+        branch,
+        record.request_id,
+        int(creates),
+        record.digest,
+        record.completion_id,
+        record.last_sequence,
+        message,
+        figures,
+    )
+    return (*columns, checksums.of_record(columns))
+
+
+def to_record(session_id: str, row: Row, answer: Row) -> IdempotencyRecord:
+    """Takes a row of `receipts` after `pk`, and of its message as `to_message` does.
+
+    Raises DataCorrupted.
+    """
+    columns, checksum = row[:-1], row[-1]
+    _, request_id, _, digest, completion_id, last_sequence, _, figures = columns
+    try:
+        if not checksums.is_right(checksum, checksums.of_record(columns)):
+            raise damaged(session_id, f"its record of the request {request_id!a}")
+        if figures is None:
+            return IdempotencyRecord(request_id, digest, completion_id, last_sequence, None)
         fields = json.loads(figures)
+        kept = fields.get("message")
         finished = Finished(
             finish_reason=FinishReason(fields["finish_reason"]),
-            message=to_message(*fields.get("message", message)),
+            message=_message(*kept) if kept else to_message(session_id, answer),
             usage=Usage(*fields["usage"]) if fields["usage"] else None,
             timings=Timings(*fields["timings"]),
             exchange_count=fields["exchange_count"],
             raw_finish_reason=fields.get("raw_finish_reason", ""),
         )
+    except _NO_MEANING as error:
+        raise damaged(session_id, f"its record of the request {request_id!a}") from error
     return IdempotencyRecord(request_id, digest, completion_id, last_sequence, finished)

@@ -8,8 +8,6 @@ Deleting a session puts its branch into `garbage`, which is purged later, so tha
 """
 
 import sqlite3
-from contextlib import closing
-from pathlib import Path
 
 from ruvd.core.errors import StoreUnavailable
 
@@ -116,6 +114,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )
         """,
     ),
+    # The checksums of rows, see `checksums`. The statements rewrite no row: older ones have none.
+    tuple(
+        f"ALTER TABLE {table} ADD COLUMN checksum INTEGER"
+        for table in ("sessions", "messages", "receipts")
+    ),
 )
 
 
@@ -133,17 +136,6 @@ def schema_version(db: sqlite3.Connection, path: str) -> int:
     if version == 0 and db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
         raise StoreUnavailable(f"{path} is a database of another program: use another file")
     return int(version)
-
-
-def is_newer(path: Path) -> bool:
-    """Tells whether a newer ruvd wrote the file; False if it cannot be read. Changes nothing."""
-    try:
-        uri = f"{path.absolute().as_uri()}?mode=ro"
-        with closing(sqlite3.connect(uri, uri=True)) as db:
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-    except sqlite3.Error:
-        return False
-    return int(version) > len(MIGRATIONS)
 
 
 def migrate(

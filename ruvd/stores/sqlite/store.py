@@ -3,7 +3,8 @@
 One thread commits the writes in groups. Another one reads through its own connection, so that a
 long read never delays a commit. The store is up while the last transaction of both threads has
 succeeded. While it is down, each call tries again. On a full disk, sessions can be read and deleted
-until there is room again.
+until there is room again. If its files were lost (see `file_watch`), it is down until it is opened
+anew.
 """
 
 import asyncio
@@ -14,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ruvd.core.errors import StoreUnavailable
+from ruvd.core.errors import DataCorrupted, StoreUnavailable
 from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports.clock import StoredClock
-from ruvd.core.ports.events import Observer, StoreBatch, StoreStateChanged
+from ruvd.core.ports.events import Observer, StoreBatch, StoredDataDamaged, StoreStateChanged
 from ruvd.core.ports.store import (
     Commit,
     HistoryPart,
@@ -27,7 +28,8 @@ from ruvd.core.ports.store import (
     TurnSnapshot,
 )
 from ruvd.stores.sqlite import reads, removals, writes
-from ruvd.stores.sqlite.clock import resume_clock, store_reading, store_step
+from ruvd.stores.sqlite.access import ReaderAccess, WriterAccess
+from ruvd.stores.sqlite.clock import read_clock, resume_clock, store_reading, store_step
 from ruvd.stores.sqlite.database import DatabaseFile, Durability
 from ruvd.stores.sqlite.housekeeping import Housekeeping
 from ruvd.stores.sqlite.reserve import Reserve
@@ -69,6 +71,8 @@ class SqliteStore:
         self._opened = False
         # While the store is being opened, nothing else has been asked of it.
         self._opening = True
+        # Whether the clock goes on from the reading in the file.
+        self._has_clock = False
         self._faults: dict[str, str] = {}
         self._session_cache = SessionCache(_CACHE_BYTES, _CACHED_SESSION_BYTES)
         self._up: bool | None = None
@@ -83,8 +87,11 @@ class SqliteStore:
         housekeeping = Housekeeping(self._file, Reserve(self._path), report_disk)
         self._writer = SqliteWorker(
             "store-writer",
-            self._file,
-            partial(self._open_writer, housekeeping),
+            WriterAccess(
+                self._file,
+                partial(self._open_writer, housekeeping),
+                lambda: not housekeeping.is_full,
+            ),
             partial(self._report, "writer"),
             committed=lambda writes: self._observer(StoreBatch(writes)),
             begin="BEGIN IMMEDIATE",
@@ -97,10 +104,10 @@ class SqliteStore:
         )
         self._reader = SqliteWorker(
             "store-reader",
-            self._file,
-            self._file.open_reader,
+            ReaderAccess(self._file, self._open_reader),
             partial(self._report, "reader"),
             begin="BEGIN",
+            end="ROLLBACK",
         )
         self._writer.start()
         self._reader.start()
@@ -108,6 +115,11 @@ class SqliteStore:
             await self._writer.run(_do_nothing)
         except StoreLocked:
             await self.close()
+            raise
+        except StoreUnavailable:
+            if self._file.is_read_only:
+                with suppress(StoreUnavailable):  # observed
+                    await self._reader.run(_do_nothing)
             raise
         finally:
             self._opening = False
@@ -127,24 +139,27 @@ class SqliteStore:
 
     async def get(self, session_id: str) -> Session | None:
         """See `Store.get`."""
-        return await self._read(lambda db: reads.get(db, session_id))
+        return await self._read(lambda db: reads.get(db, session_id), session_id)
 
     async def exchanges(self, session_id: str, first: int) -> Sequence[Exchange]:
         """See `Store.exchanges`."""
-        return await self._read(lambda db: reads.exchanges(db, session_id, first))
+        return await self._read(lambda db: reads.exchanges(db, session_id, first), session_id)
 
     async def messages(
         self, session_id: str, first: int, max_messages: int, max_bytes: int
     ) -> HistoryPart | None:
         """See `Store.messages`."""
         return await self._read(
-            lambda db: reads.messages(db, session_id, first, max_messages, max_bytes)
+            lambda db: reads.messages(db, session_id, first, max_messages, max_bytes), session_id
         )
 
     async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
         """See `Store.begin_turn`."""
         return await self._write(
-            lambda db: writes.begin_turn(db, self._session_cache, session_id, request_id, now),
+            reads.of_session(
+                session_id,
+                lambda db: writes.begin_turn(db, self._session_cache, session_id, request_id, now),
+            ),
             lambda: writes.begin_turn_cached(self._session_cache, session_id, request_id, now),
         )
 
@@ -158,7 +173,9 @@ class SqliteStore:
 
     async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
         """See `Store.size_at`."""
-        return await self._read(lambda db: reads.size_at(db, session_id, exchange_count))
+        return await self._read(
+            lambda db: reads.size_at(db, session_id, exchange_count), session_id
+        )
 
     async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`."""
@@ -192,15 +209,20 @@ class SqliteStore:
         tenant: str | None = None,
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
-        return await self._read(
+        sessions, cursor, errors = await self._read(
             lambda db: reads.page(db, after, limit, labels, now, active_or_in_turn, tenant)
         )
+        for error in errors:
+            self._report_damage(error)
+        return sessions, cursor
 
     async def idempotency_record(
         self, session_id: str, request_id: str
     ) -> IdempotencyRecord | None:
         """See `Store.idempotency_record`."""
-        return await self._read(lambda db: reads.idempotency_record(db, session_id, request_id))
+        return await self._read(
+            lambda db: reads.idempotency_record(db, session_id, request_id), session_id
+        )
 
     async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.completion`."""
@@ -227,16 +249,27 @@ class SqliteStore:
     def _open_writer_once(self, housekeeping: Housekeeping) -> sqlite3.Connection:
         db = self._file.open_writer()
         try:
-            self._resume_clock(db)
+            self._resume_clock(partial(resume_clock, db))
             housekeeping.opened(db)
+        except BaseException:
+            self._file.close_writer(db)
+            raise
+        return db
+
+    def _open_reader(self) -> sqlite3.Connection:
+        db = self._file.open_reader()
+        try:
+            if not self._has_clock:
+                self._resume_clock(partial(read_clock, db))
         except BaseException:
             db.close()
             raise
         return db
 
-    def _resume_clock(self, db: sqlite3.Connection) -> None:
+    def _resume_clock(self, resume: Callable[[StoredClock], None]) -> None:
         before = self._clock.now()
-        resume_clock(db, self._clock)
+        resume(self._clock)
+        self._has_clock = True
         if not self._opening and abs(self._clock.now() - before) > _MAX_CLOCK_CHANGE_SECONDS:
             # The waiting calls bring times of the clock before it went on from another reading.
             raise StoreUnavailable(f"{self._path} was opened with another time: call again")
@@ -252,9 +285,17 @@ class SqliteStore:
             raise StoreUnavailable(self._faults["disk"])
         return await self._run(self._writer, operation, cached, deletes=deletes)
 
-    async def _read(self, operation: Callable[[sqlite3.Connection], _T]) -> _T:
+    async def _read(
+        self, operation: Callable[[sqlite3.Connection], _T], session_id: str | None = None
+    ) -> _T:
+        if session_id is not None:
+            operation = reads.of_session(session_id, operation)
         if not self._opened:
-            await self._run(self._writer, _do_nothing)
+            try:
+                await self._run(self._writer, _do_nothing)
+            except StoreUnavailable:
+                if not self._file.is_read_only:
+                    raise
         return await self._run(self._reader, operation)
 
     async def _run(
@@ -267,10 +308,18 @@ class SqliteStore:
     ) -> _T:
         if worker is None:
             raise StoreUnavailable("the store is not open")
+        if self._file.watch.lost is not None:
+            raise StoreUnavailable(self._file.watch.lost)
         try:
             return await worker.run(operation, cached, deletes=deletes)
         except StoreLocked as locked:
             raise StoreUnavailable(str(locked)) from locked
+        except DataCorrupted as error:
+            self._report_damage(error)
+            raise
+
+    def _report_damage(self, error: DataCorrupted) -> None:
+        self._observer(StoredDataDamaged(error.session_id, str(error)))
 
     def _report_from_thread(
         self, loop: asyncio.AbstractEventLoop, part: str, fault: str | None

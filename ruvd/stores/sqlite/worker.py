@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.store import StoreLocked
-from ruvd.stores.sqlite.database import DatabaseFile
+from ruvd.stores.sqlite.access import ReaderAccess, WriterAccess
+from ruvd.stores.sqlite.file_watch import FilesLost
 from ruvd.stores.sqlite.jobs import Job, run_jobs
 
 _T = TypeVar("_T")
@@ -31,7 +32,7 @@ _MAX_IDLE_LATENESS_SECONDS = 0.25
 # Limits how long the first caller of a batch waits for the last operation.
 _MAX_BATCH = 128
 
-_DATABASE_ERRORS = (StoreLocked, StoreUnavailable, sqlite3.Error, OSError)
+_DATABASE_ERRORS = (FilesLost, StoreLocked, StoreUnavailable, sqlite3.Error, OSError)
 
 
 class SqliteWorker:
@@ -50,12 +51,12 @@ class SqliteWorker:
     def __init__(
         self,
         name: str,
-        file: DatabaseFile,
-        connect: Callable[[], sqlite3.Connection],
+        access: WriterAccess | ReaderAccess,
         report: Callable[[str | None], None],
         *,
         committed: Callable[[int], None] = lambda _: None,
         begin: str,
+        end: str = "COMMIT",
         idle: Callable[[sqlite3.Connection], float | None] = lambda _: None,
         is_urgent: Callable[[], bool] = lambda: False,
         finish: Callable[[sqlite3.Connection], None] = lambda _: None,
@@ -63,11 +64,11 @@ class SqliteWorker:
         rolled_back: Callable[[], None] = lambda: None,
         on_exit: Callable[[], None] = lambda: None,
     ) -> None:
-        self._file = file
-        self._connect = connect
+        self._access = access
         self._report = report
         self._committed = committed
         self._begin = begin
+        self._end = end
         self._idle = idle
         self._is_urgent = is_urgent
         self._finish_idle = finish
@@ -81,7 +82,6 @@ class SqliteWorker:
         self._closed = asyncio.Event()
         # Only the thread uses the attributes below.
         self._db: sqlite3.Connection | None = None
-        self._identity: tuple[int, int] | None = None
         self._jobs: list[Job] = []
         self._is_last_batch = False
         # As a daemon thread it does not keep a process alive whose event loop has failed.
@@ -134,6 +134,9 @@ class SqliteWorker:
                     idle_due = min(idle_due or math.inf, now + _IDLE_DELAY_SECONDS)
                     if now < idle_due + _MAX_IDLE_LATENESS_SECONDS and not self._is_urgent():
                         continue
+                elif idle_due is None or time.monotonic() < idle_due:
+                    self._run_idle()
+                    continue
                 if not self._is_last_batch:
                     seconds = self._run_idle(self._idle)
                     idle_due = None if seconds is None else time.monotonic() + seconds
@@ -145,7 +148,10 @@ class SqliteWorker:
 
     def _take_jobs(self, until: float | None) -> None:
         self._jobs = []
-        seconds = None if until is None else max(0.0, until - time.monotonic())
+        seconds = self._access.interval_seconds
+        if until is not None:
+            left = max(0.0, until - time.monotonic())
+            seconds = left if seconds is None else min(left, seconds)
         try:
             job = self._queue.get(timeout=seconds)
             while job is not None:
@@ -162,13 +168,16 @@ class SqliteWorker:
         try:
             db = self._connected()
             try:
-                run_jobs(db, self._jobs, self._begin, self._rolled_back)
+                run_jobs(db, self._jobs, self._begin, self._end, self._rolled_back)
             except sqlite3.Error as error:
                 full = self._make_room(db, error)
                 if full is None:
                     raise
                 self._rolled_back()
                 self._run_deletions(db, StoreUnavailable(full))
+            self._access.committed()
+            if not self._access.keeps_open:
+                self._disconnect()
         except _DATABASE_ERRORS as error:
             fault = self._disconnect_after(error)
             for job in self._jobs:
@@ -183,36 +192,46 @@ class SqliteWorker:
         for job in self._jobs:
             job.result, job.wrote, job.error = None, False, None if job.deletes else error
         deletions = [job for job in self._jobs if job.deletes]
-        run_jobs(db, deletions, self._begin, self._rolled_back)
+        run_jobs(db, deletions, self._begin, self._end, self._rolled_back)
 
-    def _run_idle(self, work: Callable[[sqlite3.Connection], _T]) -> _T | None:
+    def _run_idle(self, work: Callable[[sqlite3.Connection], _T] | None = None) -> _T | None:
+        """Checks the files, and then does the work unless they are lost."""
         try:
-            return None if self._db is None else work(self._db)
+            self._access.check()
+            if self._db is None or work is None:
+                return None
+            result = self._access.work(self._db, work, is_step=not self._is_last_batch)
+        except FilesLost as lost:
+            self._call_on_loop(self._answer, [], str(lost))
+            self._access.rescue(self._db)
         except _DATABASE_ERRORS as error:
             self._call_on_loop(self._answer, [], str(self._disconnect_after(error)))
         except Exception:  # noqa: BLE001  # a bug in idle work must not end the thread
             _log.exception("the store's idle work failed; it goes on after the next commit")
             self._disconnect()
+        else:
+            return result
         return None
 
     def _connected(self) -> sqlite3.Connection:
-        # After the file was moved or replaced, SQLite would go on writing to the lost one.
-        if self._db is not None and self._file.identity() != self._identity:
-            self._disconnect()
+        self._access.check()
         if self._db is None:
-            self._db = self._connect()
-            self._identity = self._file.identity()
+            self._db = self._access.connect()
         return self._db
 
     def _disconnect_after(self, error: Exception) -> Exception:
+        if isinstance(error, FilesLost):
+            # The connection has what the files at their paths have not.
+            self._rolled_back()
+            return StoreUnavailable(str(error))
         self._disconnect()
         if isinstance(error, (sqlite3.Error, OSError)):
-            return StoreUnavailable(self._file.explain(error))
+            return StoreUnavailable(self._access.explain(error))
         return error
 
     def _disconnect(self) -> None:
         if self._db is not None:
-            self._db.close()
+            self._access.close(self._db)
             self._db = None
             self._rolled_back()
 

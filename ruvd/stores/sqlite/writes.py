@@ -4,7 +4,6 @@ Each public function implements one `Store` method on a connection. The worker r
 back if it raises, and clears the session cache then.
 """
 
-import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,13 +12,20 @@ from ruvd.core.errors import SessionNotFound
 from ruvd.core.model import IdempotencyRecord
 from ruvd.core.ports.store import Commit, RemovedSession, TurnSnapshot
 from ruvd.stores.sqlite import reads
+from ruvd.stores.sqlite.checksums import of_message
 from ruvd.stores.sqlite.removals import (
     announce_deleted_values,
     evict,
     remove_expired,
     remove_labels,
 )
-from ruvd.stores.sqlite.rows import extra_column, figures_column, session_columns
+from ruvd.stores.sqlite.rows import (
+    extra_column,
+    figures_column,
+    record_columns,
+    session_columns,
+    to_labels,
+)
 from ruvd.stores.sqlite.session_cache import CachedSession, SessionCache
 
 # A window up to this size is read between writes, which takes well under a millisecond.
@@ -27,7 +33,7 @@ _MAX_WINDOW_MESSAGES = 200
 _MAX_WINDOW_BYTES = 1 << 18
 # The messages that one statement inserts, and the values that each of them has.
 _MESSAGES_PER_INSERT = 100
-_MESSAGE_VALUES = 7
+_MESSAGE_VALUES = 8
 
 
 def commit(
@@ -123,7 +129,7 @@ def _insert_session(db: sqlite3.Connection, change: Commit, end_bytes: int) -> i
     end_bytes += sum(message.size_bytes for _, message in change.appended)
     branch = db.execute(
         "INSERT INTO sessions VALUES"
-        " (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         session_columns(change.session, end_bytes),
     ).lastrowid
     assert branch is not None  # noqa: S101 - an INSERT that returned has a row id
@@ -139,7 +145,7 @@ def _update_session(
     session = change.session
     if cached and cached.branch_end:
         (branch, end_bytes), position = cached.branch_end, cached.session.message_count
-        old_labels = cached.session.labels
+        old_labels: Mapping[str, str] | None = cached.session.labels
     else:
         row = db.execute(
             "SELECT pk, message_count, end_bytes, labels, create_time FROM sessions WHERE id = ?",
@@ -148,7 +154,7 @@ def _update_session(
         if row is None:
             raise SessionNotFound(f"there is no session {session.id!r}")
         branch, position, end_bytes, labels, create_time = row
-        old_labels = json.loads(labels)
+        old_labels = to_labels(labels)
         expected = session.message_count - len(change.appended), session.create_time
         if (position, create_time) != expected:
             # The file was replaced since the turn began. The session in it must not be changed.
@@ -160,7 +166,7 @@ def _update_session(
         " size_bytes = ?, end_bytes = ?, window_start = ?, context_tokens = ?,"
         " context_bytes = ?, prompt_tokens = ?, cached_tokens = ?, completion_tokens = ?,"
         " keep_exchanges = ?, max_exchanges = ?, max_tokens = ?, rendering = ?,"
-        " parent_id = ?, model = ?, labels = ?, system_prompt = ? WHERE pk = ?",
+        " parent_id = ?, model = ?, labels = ?, system_prompt = ?, checksum = ? WHERE pk = ?",
         (*session_columns(session, end_bytes + added_bytes), branch),
     )
     if old_labels != session.labels:
@@ -177,19 +183,13 @@ def _append(
     values: list[object] = []
     for place, (exchange, message) in enumerate(change.appended, start=position):
         end_bytes += message.size_bytes
-        values += (
-            branch,
-            exchange,
-            place,
-            end_bytes,
-            message.role.value,
-            message.content,
-            extra_column(message),
-        )
+        role, content, extra = message.role.value, message.content, extra_column(message)
+        checksum = of_message((branch, exchange, place), role, content, extra)
+        values += (branch, exchange, place, end_bytes, role, content, extra, checksum)
     last_message: int | None = None
     for start in range(0, len(values), _MESSAGES_PER_INSERT * _MESSAGE_VALUES):
         part = values[start : start + _MESSAGES_PER_INSERT * _MESSAGE_VALUES]
-        rows = ", ".join(["(NULL, ?, ?, ?, ?, ?, ?, ?)"] * (len(part) // _MESSAGE_VALUES))
+        rows = ", ".join(["(NULL, ?, ?, ?, ?, ?, ?, ?, ?)"] * (len(part) // _MESSAGE_VALUES))
         last_message = db.execute(f"INSERT INTO messages VALUES {rows}", part).lastrowid  # noqa: S608
     if change.idempotency_record is not None:
         _insert_record(db, branch, change.idempotency_record, change, last_message)
@@ -216,17 +216,8 @@ def _insert_record(
             announce_deleted_values(db)
     creates = change.create and bool(record.request_id) and not record.completion_id
     db.execute(
-        "INSERT INTO receipts VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            branch,
-            record.request_id,
-            creates,
-            record.digest,
-            record.completion_id,
-            record.last_sequence,
-            message,
-            figures,
-        ),
+        "INSERT INTO receipts VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        record_columns(record, branch, message, figures, creates=creates),
     )
 
 

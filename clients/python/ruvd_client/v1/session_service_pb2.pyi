@@ -296,6 +296,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """The answer does not follow the JSON Schema of response_format, although the engine ended it
     (ABORTED).
     """
+    ERROR_REASON_DATA_CORRUPTED: _ErrorReason.ValueType  # 27
+    """Stored data of the session is damaged: it is not served (DATA_LOSS)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The values of google.rpc.ErrorInfo.reason, which omits the prefix (SESSION_NOT_FOUND). Each
@@ -360,6 +362,8 @@ ERROR_REASON_SCHEMA_VIOLATED: ErrorReason.ValueType  # 26
 """The answer does not follow the JSON Schema of response_format, although the engine ended it
 (ABORTED).
 """
+ERROR_REASON_DATA_CORRUPTED: ErrorReason.ValueType  # 27
+"""Stored data of the session is damaged: it is not served (DATA_LOSS)."""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final

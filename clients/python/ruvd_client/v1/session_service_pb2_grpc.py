@@ -122,7 +122,7 @@ class SessionServiceServicer(object):
         committed between two pages only adds messages at the end. If the session ends between two
         pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
         Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
-        page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
+        page_size), OVERLOADED (with messages), STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,7 +139,8 @@ class SessionServiceServicer(object):
     def UpdateSession(self, request, context):
         """UpdateSession changes a session's labels, idle timeout or context window. It runs after the
         turns that are already running or queued in the session.
-        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
+        DATA_CORRUPTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,7 +150,7 @@ class SessionServiceServicer(object):
         """AppendMessages commits messages to a session without generating an answer. It runs after the
         turns that are already running or queued in the session.
         Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-        REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+        REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,7 +160,7 @@ class SessionServiceServicer(object):
         """ForkSession creates a session that starts with the beginning of another session's history. Only
         committed turns are copied, and the two sessions are independent from then on.
         Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-        REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+        REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,7 +202,7 @@ class SessionServiceServicer(object):
         SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
         COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
         ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-        SHUTTING_DOWN.
+        DATA_CORRUPTED, SHUTTING_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1104,6 +1104,8 @@ pub enum ErrorReason {
     /// The answer does not follow the JSON Schema of response_format, although the engine ended it
     /// (ABORTED).
     SchemaViolated = 26,
+    /// Stored data of the session is damaged: it is not served (DATA_LOSS).
+    DataCorrupted = 27,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1139,6 +1141,7 @@ impl ErrorReason {
             Self::PermissionDenied => "ERROR_REASON_PERMISSION_DENIED",
             Self::IdentityUnavailable => "ERROR_REASON_IDENTITY_UNAVAILABLE",
             Self::SchemaViolated => "ERROR_REASON_SCHEMA_VIOLATED",
+            Self::DataCorrupted => "ERROR_REASON_DATA_CORRUPTED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1171,6 +1174,7 @@ impl ErrorReason {
             "ERROR_REASON_PERMISSION_DENIED" => Some(Self::PermissionDenied),
             "ERROR_REASON_IDENTITY_UNAVAILABLE" => Some(Self::IdentityUnavailable),
             "ERROR_REASON_SCHEMA_VIOLATED" => Some(Self::SchemaViolated),
+            "ERROR_REASON_DATA_CORRUPTED" => Some(Self::DataCorrupted),
             _ => None,
         }
     }
@@ -1300,7 +1304,7 @@ pub mod session_service_client {
         /// committed between two pages only adds messages at the end. If the session ends between two
         /// pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
         /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
-        /// page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
+        /// page_size), OVERLOADED (with messages), STORE_UNAVAILABLE, DATA_CORRUPTED.
         pub async fn get_session(
             &mut self,
             request: impl tonic::IntoRequest<super::GetSessionRequest>,
@@ -1353,7 +1357,8 @@ pub mod session_service_client {
         }
         /// UpdateSession changes a session's labels, idle timeout or context window. It runs after the
         /// turns that are already running or queued in the session.
-        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
+        /// DATA_CORRUPTED.
         pub async fn update_session(
             &mut self,
             request: impl tonic::IntoRequest<super::UpdateSessionRequest>,
@@ -1381,7 +1386,7 @@ pub mod session_service_client {
         /// AppendMessages commits messages to a session without generating an answer. It runs after the
         /// turns that are already running or queued in the session.
         /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-        /// REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+        /// REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
         pub async fn append_messages(
             &mut self,
             request: impl tonic::IntoRequest<super::AppendMessagesRequest>,
@@ -1409,7 +1414,7 @@ pub mod session_service_client {
         /// ForkSession creates a session that starts with the beginning of another session's history. Only
         /// committed turns are copied, and the two sessions are independent from then on.
         /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-        /// REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+        /// REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
         pub async fn fork_session(
             &mut self,
             request: impl tonic::IntoRequest<super::ForkSessionRequest>,
@@ -1523,7 +1528,7 @@ pub mod session_service_client {
         /// SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
         /// COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
         /// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-        /// SHUTTING_DOWN.
+        /// DATA_CORRUPTED, SHUTTING_DOWN.
         pub async fn complete(
             &mut self,
             request: impl tonic::IntoRequest<super::CompleteRequest>,

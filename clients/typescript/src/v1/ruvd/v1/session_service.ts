@@ -194,6 +194,8 @@ export enum ErrorReason {
    * (ABORTED).
    */
   ERROR_REASON_SCHEMA_VIOLATED = 26,
+  /** ERROR_REASON_DATA_CORRUPTED - Stored data of the session is damaged: it is not served (DATA_LOSS). */
+  ERROR_REASON_DATA_CORRUPTED = 27,
 }
 
 /** One message of a conversation. */
@@ -5465,7 +5467,7 @@ export const SessionServiceService = {
    * committed between two pages only adds messages at the end. If the session ends between two
    * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
-   * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
+   * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   getSession: {
     path: "/ruvd.v1.SessionService/GetSession" as const,
@@ -5493,7 +5495,8 @@ export const SessionServiceService = {
   /**
    * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
    * turns that are already running or queued in the session.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
+   * DATA_CORRUPTED.
    */
   updateSession: {
     path: "/ruvd.v1.SessionService/UpdateSession" as const,
@@ -5509,7 +5512,7 @@ export const SessionServiceService = {
    * AppendMessages commits messages to a session without generating an answer. It runs after the
    * turns that are already running or queued in the session.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   appendMessages: {
     path: "/ruvd.v1.SessionService/AppendMessages" as const,
@@ -5526,7 +5529,7 @@ export const SessionServiceService = {
    * ForkSession creates a session that starts with the beginning of another session's history. Only
    * committed turns are copied, and the two sessions are independent from then on.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   forkSession: {
     path: "/ruvd.v1.SessionService/ForkSession" as const,
@@ -5590,7 +5593,7 @@ export const SessionServiceService = {
    * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
    * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
    * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-   * SHUTTING_DOWN.
+   * DATA_CORRUPTED, SHUTTING_DOWN.
    */
   complete: {
     path: "/ruvd.v1.SessionService/Complete" as const,
@@ -5670,7 +5673,7 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
    * committed between two pages only adds messages at the end. If the session ends between two
    * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
-   * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
+   * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   getSession: handleUnaryCall<GetSessionRequest, GetSessionResponse>;
   /**
@@ -5681,21 +5684,22 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
   /**
    * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
    * turns that are already running or queued in the session.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
+   * DATA_CORRUPTED.
    */
   updateSession: handleUnaryCall<UpdateSessionRequest, UpdateSessionResponse>;
   /**
    * AppendMessages commits messages to a session without generating an answer. It runs after the
    * turns that are already running or queued in the session.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   appendMessages: handleUnaryCall<AppendMessagesRequest, AppendMessagesResponse>;
   /**
    * ForkSession creates a session that starts with the beginning of another session's history. Only
    * committed turns are copied, and the two sessions are independent from then on.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   forkSession: handleUnaryCall<ForkSessionRequest, ForkSessionResponse>;
   /**
@@ -5725,7 +5729,7 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
    * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
    * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
    * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-   * SHUTTING_DOWN.
+   * DATA_CORRUPTED, SHUTTING_DOWN.
    */
   complete: handleServerStreamingCall<CompleteRequest, CompleteResponse>;
   /**
@@ -5782,7 +5786,7 @@ export interface SessionServiceClient extends Client {
    * committed between two pages only adds messages at the end. If the session ends between two
    * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
-   * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
+   * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   getSession(
     request: GetSessionRequest,
@@ -5821,7 +5825,8 @@ export interface SessionServiceClient extends Client {
   /**
    * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
    * turns that are already running or queued in the session.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
+   * DATA_CORRUPTED.
    */
   updateSession(
     request: UpdateSessionRequest,
@@ -5842,7 +5847,7 @@ export interface SessionServiceClient extends Client {
    * AppendMessages commits messages to a session without generating an answer. It runs after the
    * turns that are already running or queued in the session.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   appendMessages(
     request: AppendMessagesRequest,
@@ -5863,7 +5868,7 @@ export interface SessionServiceClient extends Client {
    * ForkSession creates a session that starts with the beginning of another session's history. Only
    * committed turns are copied, and the two sessions are independent from then on.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   forkSession(
     request: ForkSessionRequest,
@@ -5949,7 +5954,7 @@ export interface SessionServiceClient extends Client {
    * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
    * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
    * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-   * SHUTTING_DOWN.
+   * DATA_CORRUPTED, SHUTTING_DOWN.
    */
   complete(request: CompleteRequest, options?: Partial<CallOptions>): ClientReadableStream<CompleteResponse>;
   complete(

@@ -234,6 +234,14 @@ public enum ErrorReason
    * <code>ERROR_REASON_SCHEMA_VIOLATED = 26;</code>
    */
   ERROR_REASON_SCHEMA_VIOLATED(26),
+  /**
+   * <pre>
+   * Stored data of the session is damaged: it is not served (DATA_LOSS).
+   * </pre>
+   *
+   * <code>ERROR_REASON_DATA_CORRUPTED = 27;</code>
+   */
+  ERROR_REASON_DATA_CORRUPTED(27),
   UNRECOGNIZED(-1),
   ;
 
@@ -464,6 +472,14 @@ public enum ErrorReason
    * <code>ERROR_REASON_SCHEMA_VIOLATED = 26;</code>
    */
   public static final int ERROR_REASON_SCHEMA_VIOLATED_VALUE = 26;
+  /**
+   * <pre>
+   * Stored data of the session is damaged: it is not served (DATA_LOSS).
+   * </pre>
+   *
+   * <code>ERROR_REASON_DATA_CORRUPTED = 27;</code>
+   */
+  public static final int ERROR_REASON_DATA_CORRUPTED_VALUE = 27;
 
 
   public final int getNumber() {
@@ -517,6 +533,7 @@ public enum ErrorReason
       case 24: return ERROR_REASON_PERMISSION_DENIED;
       case 25: return ERROR_REASON_IDENTITY_UNAVAILABLE;
       case 26: return ERROR_REASON_SCHEMA_VIOLATED;
+      case 27: return ERROR_REASON_DATA_CORRUPTED;
       default: return null;
     }
   }

@@ -504,7 +504,7 @@ public final class SessionServiceGrpc {
      * committed between two pages only adds messages at the end. If the session ends between two
      * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
-     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
+     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     default void getSession(dev.ruvd.v1.GetSessionRequest request,
@@ -527,7 +527,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
+     * DATA_CORRUPTED.
      * </pre>
      */
     default void updateSession(dev.ruvd.v1.UpdateSessionRequest request,
@@ -540,7 +541,7 @@ public final class SessionServiceGrpc {
      * AppendMessages commits messages to a session without generating an answer. It runs after the
      * turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     default void appendMessages(dev.ruvd.v1.AppendMessagesRequest request,
@@ -553,7 +554,7 @@ public final class SessionServiceGrpc {
      * ForkSession creates a session that starts with the beginning of another session's history. Only
      * committed turns are copied, and the two sessions are independent from then on.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     default void forkSession(dev.ruvd.v1.ForkSessionRequest request,
@@ -607,7 +608,7 @@ public final class SessionServiceGrpc {
      * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
      * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
      * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-     * SHUTTING_DOWN.
+     * DATA_CORRUPTED, SHUTTING_DOWN.
      * </pre>
      */
     default void complete(dev.ruvd.v1.CompleteRequest request,
@@ -712,7 +713,7 @@ public final class SessionServiceGrpc {
      * committed between two pages only adds messages at the end. If the session ends between two
      * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
-     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
+     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public void getSession(dev.ruvd.v1.GetSessionRequest request,
@@ -737,7 +738,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
+     * DATA_CORRUPTED.
      * </pre>
      */
     public void updateSession(dev.ruvd.v1.UpdateSessionRequest request,
@@ -751,7 +753,7 @@ public final class SessionServiceGrpc {
      * AppendMessages commits messages to a session without generating an answer. It runs after the
      * turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public void appendMessages(dev.ruvd.v1.AppendMessagesRequest request,
@@ -765,7 +767,7 @@ public final class SessionServiceGrpc {
      * ForkSession creates a session that starts with the beginning of another session's history. Only
      * committed turns are copied, and the two sessions are independent from then on.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public void forkSession(dev.ruvd.v1.ForkSessionRequest request,
@@ -823,7 +825,7 @@ public final class SessionServiceGrpc {
      * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
      * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
      * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-     * SHUTTING_DOWN.
+     * DATA_CORRUPTED, SHUTTING_DOWN.
      * </pre>
      */
     public void complete(dev.ruvd.v1.CompleteRequest request,
@@ -917,7 +919,7 @@ public final class SessionServiceGrpc {
      * committed between two pages only adds messages at the end. If the session ends between two
      * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
-     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
+     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public dev.ruvd.v1.GetSessionResponse getSession(dev.ruvd.v1.GetSessionRequest request) throws io.grpc.StatusException {
@@ -940,7 +942,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
+     * DATA_CORRUPTED.
      * </pre>
      */
     public dev.ruvd.v1.UpdateSessionResponse updateSession(dev.ruvd.v1.UpdateSessionRequest request) throws io.grpc.StatusException {
@@ -953,7 +956,7 @@ public final class SessionServiceGrpc {
      * AppendMessages commits messages to a session without generating an answer. It runs after the
      * turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public dev.ruvd.v1.AppendMessagesResponse appendMessages(dev.ruvd.v1.AppendMessagesRequest request) throws io.grpc.StatusException {
@@ -966,7 +969,7 @@ public final class SessionServiceGrpc {
      * ForkSession creates a session that starts with the beginning of another session's history. Only
      * committed turns are copied, and the two sessions are independent from then on.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public dev.ruvd.v1.ForkSessionResponse forkSession(dev.ruvd.v1.ForkSessionRequest request) throws io.grpc.StatusException {
@@ -1020,7 +1023,7 @@ public final class SessionServiceGrpc {
      * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
      * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
      * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-     * SHUTTING_DOWN.
+     * DATA_CORRUPTED, SHUTTING_DOWN.
      * </pre>
      */
     @io.grpc.ExperimentalApi("https://github.com/grpc/grpc-java/issues/10918")
@@ -1116,7 +1119,7 @@ public final class SessionServiceGrpc {
      * committed between two pages only adds messages at the end. If the session ends between two
      * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
-     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
+     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public dev.ruvd.v1.GetSessionResponse getSession(dev.ruvd.v1.GetSessionRequest request) {
@@ -1139,7 +1142,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
+     * DATA_CORRUPTED.
      * </pre>
      */
     public dev.ruvd.v1.UpdateSessionResponse updateSession(dev.ruvd.v1.UpdateSessionRequest request) {
@@ -1152,7 +1156,7 @@ public final class SessionServiceGrpc {
      * AppendMessages commits messages to a session without generating an answer. It runs after the
      * turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public dev.ruvd.v1.AppendMessagesResponse appendMessages(dev.ruvd.v1.AppendMessagesRequest request) {
@@ -1165,7 +1169,7 @@ public final class SessionServiceGrpc {
      * ForkSession creates a session that starts with the beginning of another session's history. Only
      * committed turns are copied, and the two sessions are independent from then on.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public dev.ruvd.v1.ForkSessionResponse forkSession(dev.ruvd.v1.ForkSessionRequest request) {
@@ -1219,7 +1223,7 @@ public final class SessionServiceGrpc {
      * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
      * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
      * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-     * SHUTTING_DOWN.
+     * DATA_CORRUPTED, SHUTTING_DOWN.
      * </pre>
      */
     public java.util.Iterator<dev.ruvd.v1.CompleteResponse> complete(
@@ -1313,7 +1317,7 @@ public final class SessionServiceGrpc {
      * committed between two pages only adds messages at the end. If the session ends between two
      * pages, the next call fails with SESSION_NOT_FOUND, also if a new session has its id.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, RESPONSE_TOO_LARGE (without
-     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE.
+     * page_size), OVERLOADED (with messages), STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.GetSessionResponse> getSession(
@@ -1338,7 +1342,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
+     * DATA_CORRUPTED.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.UpdateSessionResponse> updateSession(
@@ -1352,7 +1357,7 @@ public final class SessionServiceGrpc {
      * AppendMessages commits messages to a session without generating an answer. It runs after the
      * turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.AppendMessagesResponse> appendMessages(
@@ -1366,7 +1371,7 @@ public final class SessionServiceGrpc {
      * ForkSession creates a session that starts with the beginning of another session's history. Only
      * committed turns are copied, and the two sessions are independent from then on.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE.
+     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.ForkSessionResponse> forkSession(

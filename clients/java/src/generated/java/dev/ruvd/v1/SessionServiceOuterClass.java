@@ -472,7 +472,7 @@ public final class SessionServiceOuterClass {
       "_TRANSCRIPT\020\002*\207\001\n\016ToolChoiceMode\022 \n\034TOOL" +
       "_CHOICE_MODE_UNSPECIFIED\020\000\022\031\n\025TOOL_CHOIC" +
       "E_MODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_MODE_NONE\020\002" +
-      "\022\035\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\265\007\n\013Erro" +
+      "\022\035\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\326\007\n\013Erro" +
       "rReason\022\034\n\030ERROR_REASON_UNSPECIFIED\020\000\022\"\n" +
       "\036ERROR_REASON_SESSION_NOT_FOUND\020\001\022%\n!ERR" +
       "OR_REASON_COMPLETION_NOT_FOUND\020\002\022%\n!ERRO" +
@@ -496,34 +496,35 @@ public final class SessionServiceOuterClass {
       "\022 \n\034ERROR_REASON_UNAUTHENTICATED\020\027\022\"\n\036ER" +
       "ROR_REASON_PERMISSION_DENIED\020\030\022%\n!ERROR_" +
       "REASON_IDENTITY_UNAVAILABLE\020\031\022 \n\034ERROR_R" +
-      "EASON_SCHEMA_VIOLATED\020\0322\224\010\n\016SessionServi" +
-      "ce\022N\n\rCreateSession\022\035.ruvd.v1.CreateSess" +
-      "ionRequest\032\036.ruvd.v1.CreateSessionRespon" +
-      "se\022E\n\nGetSession\022\032.ruvd.v1.GetSessionReq" +
-      "uest\032\033.ruvd.v1.GetSessionResponse\022K\n\014Lis" +
-      "tSessions\022\034.ruvd.v1.ListSessionsRequest\032" +
-      "\035.ruvd.v1.ListSessionsResponse\022N\n\rUpdate" +
-      "Session\022\035.ruvd.v1.UpdateSessionRequest\032\036" +
-      ".ruvd.v1.UpdateSessionResponse\022Q\n\016Append" +
-      "Messages\022\036.ruvd.v1.AppendMessagesRequest" +
-      "\032\037.ruvd.v1.AppendMessagesResponse\022H\n\013For" +
-      "kSession\022\033.ruvd.v1.ForkSessionRequest\032\034." +
-      "ruvd.v1.ForkSessionResponse\022E\n\nEndSessio" +
-      "n\022\032.ruvd.v1.EndSessionRequest\032\033.ruvd.v1." +
-      "EndSessionResponse\022E\n\nListModels\022\032.ruvd." +
-      "v1.ListModelsRequest\032\033.ruvd.v1.ListModel" +
-      "sResponse\022Z\n\021GetSessionMetrics\022!.ruvd.v1" +
-      ".GetSessionMetricsRequest\032\".ruvd.v1.GetS" +
-      "essionMetricsResponse\022A\n\010Complete\022\030.ruvd" +
-      ".v1.CompleteRequest\032\031.ruvd.v1.CompleteRe" +
-      "sponse0\001\022Y\n\020ResumeCompletion\022 .ruvd.v1.R" +
-      "esumeCompletionRequest\032!.ruvd.v1.ResumeC" +
-      "ompletionResponse0\001\022P\n\rBatchComplete\022\035.r" +
-      "uvd.v1.BatchCompleteRequest\032\036.ruvd.v1.Ba" +
-      "tchCompleteResponse0\001\022W\n\020CancelCompletio" +
-      "n\022 .ruvd.v1.CancelCompletionRequest\032!.ru" +
-      "vd.v1.CancelCompletionResponseB\017\n\013dev.ru" +
-      "vd.v1P\001b\006proto3"
+      "EASON_SCHEMA_VIOLATED\020\032\022\037\n\033ERROR_REASON_" +
+      "DATA_CORRUPTED\020\0332\224\010\n\016SessionService\022N\n\rC" +
+      "reateSession\022\035.ruvd.v1.CreateSessionRequ" +
+      "est\032\036.ruvd.v1.CreateSessionResponse\022E\n\nG" +
+      "etSession\022\032.ruvd.v1.GetSessionRequest\032\033." +
+      "ruvd.v1.GetSessionResponse\022K\n\014ListSessio" +
+      "ns\022\034.ruvd.v1.ListSessionsRequest\032\035.ruvd." +
+      "v1.ListSessionsResponse\022N\n\rUpdateSession" +
+      "\022\035.ruvd.v1.UpdateSessionRequest\032\036.ruvd.v" +
+      "1.UpdateSessionResponse\022Q\n\016AppendMessage" +
+      "s\022\036.ruvd.v1.AppendMessagesRequest\032\037.ruvd" +
+      ".v1.AppendMessagesResponse\022H\n\013ForkSessio" +
+      "n\022\033.ruvd.v1.ForkSessionRequest\032\034.ruvd.v1" +
+      ".ForkSessionResponse\022E\n\nEndSession\022\032.ruv" +
+      "d.v1.EndSessionRequest\032\033.ruvd.v1.EndSess" +
+      "ionResponse\022E\n\nListModels\022\032.ruvd.v1.List" +
+      "ModelsRequest\032\033.ruvd.v1.ListModelsRespon" +
+      "se\022Z\n\021GetSessionMetrics\022!.ruvd.v1.GetSes" +
+      "sionMetricsRequest\032\".ruvd.v1.GetSessionM" +
+      "etricsResponse\022A\n\010Complete\022\030.ruvd.v1.Com" +
+      "pleteRequest\032\031.ruvd.v1.CompleteResponse0" +
+      "\001\022Y\n\020ResumeCompletion\022 .ruvd.v1.ResumeCo" +
+      "mpletionRequest\032!.ruvd.v1.ResumeCompleti" +
+      "onResponse0\001\022P\n\rBatchComplete\022\035.ruvd.v1." +
+      "BatchCompleteRequest\032\036.ruvd.v1.BatchComp" +
+      "leteResponse0\001\022W\n\020CancelCompletion\022 .ruv" +
+      "d.v1.CancelCompletionRequest\032!.ruvd.v1.C" +
+      "ancelCompletionResponseB\017\n\013dev.ruvd.v1P\001" +
+      "b\006proto3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,
