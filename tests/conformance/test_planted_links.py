@@ -62,13 +62,31 @@ def test_a_backup_replaces_a_link_only_on_request_and_never_follows_it(
     source, target = tmp_path / "s.db", tmp_path / "copy.db"
     asyncio.run(store_at(source))
     planted(target)
-    planted(Path(f"{target}.part"))
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        planted(Path(f"{target}.part{suffix}"))
     with pytest.raises(FileExistsError, match="exists"):
         back_up(source, target)
     assert target.is_symlink()
     back_up(source, target, overwrite=True)
     assert unharmed(precious)
     assert not target.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+def test_a_copy_is_made_where_only_its_owner_can_enter(tmp_path: Path) -> None:
+    source, target = tmp_path / "s.db", tmp_path / "copy.db"
+    asyncio.run(store_at(source))
+    room = tmp_path / "copy.db.part"
+    room.mkdir()
+    (room / "copy.db").write_text("left by a backup that was killed")
+    modes = []
+    before = os.umask(0)
+    try:
+        back_up(source, target, progress=lambda *_: modes.append(stat.S_IMODE(room.stat().st_mode)))
+    finally:
+        os.umask(before)
+    assert set(modes) == {0o700}
+    assert not room.exists()
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
 
 

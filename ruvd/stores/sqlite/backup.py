@@ -3,16 +3,19 @@
 The source is opened read-only and without the daemon's lock. One read transaction lasts for the
 whole copy: the copy is the store at one instant, and no commit restarts it, as happens between the
 steps of a backup without such a transaction. Meanwhile the daemon writes on, and its log grows. The
-copy is a single file without a log. It gets its name once it is complete, checked and on disk.
+copy is a single file without a log, made in a directory of its own, FILE.part, that only this user
+can enter. It gets its name once it is complete, checked and on disk.
 """
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 from ruvd.core.errors import StoreUnavailable
+from ruvd.core.private_files import open_private
 from ruvd.stores.sqlite.database import DatabaseFile, connect_read_only
 from ruvd.stores.sqlite.schema import schema_version
 
@@ -68,10 +71,14 @@ def write_copy(
     The file, of mode 0600, gets its name once it is complete, checked and on disk. Raises
     sqlite3.Error, OSError or DamagedCopy, and then leaves nothing behind.
     """
-    part = target.with_name(f"{target.name}.part")
-    _remove(part)
+    # SQLite opens the copy and its journal by name, so they are made where no other user can put
+    # anything in place of them.
+    room = target.with_name(f"{target.name}.part")
+    part = room / target.name
+    _remove(room)
     try:
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        room.mkdir(mode=0o700)
+        os.close(open_private(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         with closing(sqlite3.connect(part, isolation_level=None)) as copy:
             # The whole file is flushed once, after the copy.
             copy.execute("PRAGMA synchronous = OFF")
@@ -89,7 +96,7 @@ def write_copy(
         size = part.stat().st_size
         part.replace(target)
     finally:
-        _remove(part)
+        _remove(room)
     _flush(target.parent)
     return size
 
@@ -105,9 +112,12 @@ def _check_target(source: Path, target: Path, *, overwrite: bool) -> None:
             raise FileExistsError(f"{target}{suffix} exists: {target} is in use, or was not closed")
 
 
-def _remove(part: Path) -> None:
+def _remove(room: Path) -> None:
+    """Deletes the directory of a copy, and the files that a killed earlier version left instead."""
+    if room.is_dir() and not room.is_symlink():
+        shutil.rmtree(room)
     for suffix in ("", "-wal", "-shm", "-journal"):
-        Path(f"{part}{suffix}").unlink(missing_ok=True)
+        Path(f"{room}{suffix}").unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
