@@ -154,6 +154,8 @@ class Housekeeping:
             self._next_page = _FIRST_PAGE
         else:
             self._pages |= logged
+        # A checkpoint hides that another program has overwritten the database.
+        self._file.watch.check()
         if not _checkpoint(db) or not self._scrub(db):
             return False
         has_more = self._pages or self._next_page is not None
