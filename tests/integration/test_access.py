@@ -115,12 +115,21 @@ async def test_without_an_identity_only_health_is_served(
         health: Any = health_pb2_grpc.HealthStub(channel)
         checked = await health.Check(health_pb2.HealthCheckRequest(service="readiness"))
         assert checked.status == health_pb2.HealthCheckResponse.SERVING
-        assert await refusal(lambda: reflected(channel, ())) == UNAUTHENTICATED
+        assert await refused_reflection(channel)
         assert await reflected(channel, bearer(good)) == SERVICE.full_name
         with pytest.raises(grpc.aio.AioRpcError) as unknown:
             invented: Any = channel.unary_unary("/ruvd.v1.SessionService/Invented")
             await invented(b"")
         assert unknown.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def refused_reflection(channel: Any) -> bool:
+    """Whether reflection is refused.
+
+    No request is written: grpc.aio reports a failed write of a stream as INTERNAL.
+    """
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+    return bool(await stub.ServerReflectionInfo().code() is grpc.StatusCode.UNAUTHENTICATED)
 
 
 async def reflected(channel: Any, metadata: Metadata) -> str:
@@ -219,7 +228,7 @@ async def test_client_certificates_say_who_calls(daemon: StartDaemon, tmp_path: 
             async with grpc.aio.secure_channel(running.address, credentials(*names)) as channel:
                 outcomes = await call_every_rpc(channel, ())
                 assert set(outcomes.values()) == {UNAUTHENTICATED}, names
-                assert await refusal(lambda: reflected(channel, ())) == UNAUTHENTICATED
+                assert await refused_reflection(channel)
         async with grpc.aio.secure_channel(running.address, credentials(SPIFFE)) as channel:
             assert await reflected(channel, ()) == SERVICE.full_name
         assert await refusal_on_socket(running.socket) == UNAUTHENTICATED
