@@ -174,6 +174,12 @@ class Session:
         """The time at which it expires unless it is used before. At that time it has expired."""
         return self.last_used_time + self.idle_timeout_seconds
 
+    @property
+    def content_bytes(self) -> int:
+        """The approximate size of the session without its messages."""
+        labels = sum(len(key) + len(value) for key, value in self.labels.items())
+        return len(self.id) + len(self.system_prompt) + labels
+
     def is_touch_due(self, now: float) -> bool:
         """Whether a turn that begins must be written to the store.
 

@@ -341,6 +341,18 @@ async def test_pages_stay_consistent_while_sessions_are_created_and_deleted(stor
     assert cursor == 0
 
 
+async def test_a_page_of_large_sessions_ends_before_they_fill_the_memory(store: Store) -> None:
+    large = {f"{number:03}": "x" * 100_000 for number in range(10)}
+    for number in range(7):
+        await create(store, f"s{number}", labels=large)
+    pages: list[list[str]] = []
+    after = 0
+    while not pages or after:
+        page, after = await store.list(after=after, limit=1000, labels={}, now=0)
+        pages.append([found.id for found in page])
+    assert pages == [["s0", "s1", "s2", "s3"], ["s4", "s5", "s6"]]
+
+
 async def test_a_list_has_only_live_sessions_with_all_the_labels(store: Store) -> None:
     await create(store, "a", labels={"x": "1", "y": "1"})
     await create(store, "b", labels={"x": "1", "y": "2"})

@@ -11,7 +11,14 @@ from itertools import groupby
 
 from ruvd.core.errors import SessionExists, SessionNotFound
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
-from ruvd.core.ports.store import Commit, HistoryPart, RemovedSession, StoreCounts, TurnSnapshot
+from ruvd.core.ports.store import (
+    MAX_PAGE_BYTES,
+    Commit,
+    HistoryPart,
+    RemovedSession,
+    StoreCounts,
+    TurnSnapshot,
+)
 from ruvd.core.tenants import own, tenant_of
 from ruvd.stores.memory.schedule import Schedule
 
@@ -165,6 +172,7 @@ class MemoryStore:
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
         page: list[_Entry] = []
+        size = 0
         for index in range(bisect_right(self._keys, after), len(self._keys)):
             session_id = self._ids.get(self._keys[index])
             if session_id is None or not _belongs(session_id, tenant):
@@ -174,9 +182,10 @@ class MemoryStore:
                 continue
             if any(entry.session.labels.get(key) != value for key, value in labels.items()):
                 continue
-            if len(page) == limit:
+            if len(page) == limit or size >= MAX_PAGE_BYTES:
                 return [entry.session for entry in page], page[-1].key if page else after
             page.append(entry)
+            size += entry.session.content_bytes
         return [entry.session for entry in page], 0
 
     async def idempotency_record(

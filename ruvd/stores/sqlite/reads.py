@@ -17,7 +17,7 @@ from typing import TypeVar
 from ruvd.core import tenants
 from ruvd.core.errors import DataCorrupted
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
-from ruvd.core.ports.store import HistoryPart, StoreCounts
+from ruvd.core.ports.store import MAX_PAGE_BYTES, HistoryPart, StoreCounts
 from ruvd.stores.sqlite.checksums import Row
 from ruvd.stores.sqlite.rows import damaged, to_message, to_record, to_session
 
@@ -203,6 +203,7 @@ def page(
         )
     sessions: list[Session] = []
     errors: list[DataCorrupted] = []
+    size = 0
     with closing(rows):
         for row in rows:
             try:
@@ -215,9 +216,10 @@ def page(
                 continue
             if any(session.labels.get(key) != value for key, value in labels.items()):
                 continue
-            if len(sessions) == limit:
+            if len(sessions) == limit or size >= MAX_PAGE_BYTES:
                 return sessions, after, errors
             sessions.append(session)
+            size += session.content_bytes
             after = row[0]
     return sessions, 0, errors
 
