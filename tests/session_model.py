@@ -152,8 +152,11 @@ class Turn:
     def prompt(self) -> list[Spoken]:
         system = [Spoken("system", self.row.system)] if self.row.system else []
         sent = [m for exchange in self.row.exchanges[self.start :] for m in exchange]
-        # Reasoning is not sent again.
-        return [message._replace(thought="") for message in (*system, *sent, *self.ask.said)]
+        # Reasoning is sent again only with tool calls.
+        return [
+            message if message.calls else message._replace(thought="")
+            for message in (*system, *sent, *self.ask.said)
+        ]
 
     def shortened(self) -> Turn | None:
         """Returns the turn trimmed after an overflow, or None if nothing is left to trim."""

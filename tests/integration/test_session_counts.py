@@ -108,7 +108,10 @@ async def test_the_sweep_goes_on_after_the_store_was_down(
             return (await scrape(second))["ruvd_store_errors_total", "expire"] >= 2
 
         await eventually(failed_twice)
-        path.write_bytes(good)
+        # Renamed into place, as a file that is being written is an empty database at first.
+        whole = tmp_path / "good.db"
+        whole.write_bytes(good)
+        whole.rename(path)
 
         async def swept() -> bool:
             return (await scrape(second))["ruvd_sessions_ended_total", "idle"] == 1
