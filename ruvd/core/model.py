@@ -175,10 +175,9 @@ class Session:
         return self.last_used_time + self.idle_timeout_seconds
 
     @property
-    def content_bytes(self) -> int:
-        """The approximate size of the session without its messages."""
-        labels = sum(len(key) + len(value) for key, value in self.labels.items())
-        return len(self.id) + len(self.system_prompt) + labels
+    def labels_bytes(self) -> int:
+        """The approximate size of the labels."""
+        return sum(len(key) + len(value) for key, value in self.labels.items())
 
     def is_touch_due(self, now: float) -> bool:
         """Whether a turn that begins must be written to the store.

@@ -50,7 +50,7 @@ async def test_a_commit_replaces_the_whole_row(store: Store) -> None:
     by_label, _ = await store.list(after=0, limit=9, labels={"old": "x"}, now=0)
     assert not by_label
     by_label, _ = await store.list(after=0, limit=9, labels={"tenant": "a"}, now=0)
-    assert list(by_label) == [full_session()]
+    assert list(by_label) == [replace(full_session(), system_prompt="")]
 
 
 async def test_messages_come_back_in_order_grouped_by_exchange(store: Store) -> None:

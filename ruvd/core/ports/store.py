@@ -6,8 +6,8 @@ from typing import Protocol
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
 from ruvd.core.values import value
 
-# A page of sessions with so much content ends, even if it has fewer sessions than asked for. With
-# the encoding of its fields it usually fits into the 4 MiB that a gRPC client takes by default.
+# A page of sessions with this many bytes of labels ends, whatever number of sessions is asked for.
+# With all other fields it usually fits into the 4 MiB that a gRPC client takes by default.
 MAX_PAGE_BYTES = 3 << 20
 
 
@@ -171,8 +171,8 @@ class Store(Protocol):
 
         Active are those that have not expired at `now`, and those in `active_or_in_turn`. They are
         in the order of creation. The cursor `after` is 0 for the first page; the returned one is 0
-        on the last page. A session whose stored record is damaged is left out. A page whose content
-        reaches MAX_PAGE_BYTES ends, so that many large sessions are never in memory at once.
+        on the last page. A session whose stored record is damaged is left out. System prompts are
+        left empty, as they may be large. A page whose labels reach MAX_PAGE_BYTES ends.
         """
 
     async def idempotency_record(

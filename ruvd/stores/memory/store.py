@@ -183,10 +183,10 @@ class MemoryStore:
             if any(entry.session.labels.get(key) != value for key, value in labels.items()):
                 continue
             if len(page) == limit or size >= MAX_PAGE_BYTES:
-                return [entry.session for entry in page], page[-1].key if page else after
+                return [_listed(entry) for entry in page], page[-1].key if page else after
             page.append(entry)
-            size += entry.session.content_bytes
-        return [entry.session for entry in page], 0
+            size += entry.session.labels_bytes
+        return [_listed(entry) for entry in page], 0
 
     async def idempotency_record(
         self, session_id: str, request_id: str
@@ -302,6 +302,12 @@ class MemoryStore:
                 del self._creations[entry.created_by]
         if len(self._keys) > 2 * len(self._ids) + _MAX_SURPLUS:
             self._keys = sorted(self._ids)
+
+
+def _listed(entry: _Entry) -> Session:
+    return (
+        replace(entry.session, system_prompt="") if entry.session.system_prompt else entry.session
+    )
 
 
 def _belongs(session_id: str, tenant: str | None) -> bool:

@@ -124,7 +124,7 @@ class Housekeeping:
         now = self._now()
         is_due = self._erase_at is not None and now >= self._erase_at
         if self.is_log_full() or (is_due and now >= self._retry_at):
-            if not self._erase(db):
+            if not self._erase(db, files_are_as_left=True):
                 self._retry_at = self._now() + _RETRY_SECONDS
             return 0.0
         if purge_step(db) or return_free_pages(db):
@@ -146,16 +146,20 @@ class Housekeeping:
         if self._erase_at is None:
             self._erase_at = self._now() + seconds
 
-    def _erase(self, db: sqlite3.Connection) -> bool:
-        """Empties the log and scrubs pages; returns False if another connection prevents it."""
+    def _erase(self, db: sqlite3.Connection, *, files_are_as_left: bool = False) -> bool:
+        """Empties the log and scrubs pages; returns False if another connection prevents it.
+
+        `files_are_as_left` if this step has not changed the files yet, so they can be compared.
+        """
         (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
         logged = logged_pages(self._file.log, page_bytes, _MAX_LOG_FRAMES)
         if logged is None:
             self._next_page = _FIRST_PAGE
         else:
             self._pages |= logged
-        # A checkpoint hides that another program has overwritten the database.
-        self._file.watch.check()
+        if files_are_as_left:
+            # A checkpoint hides that another program has overwritten the database.
+            self._file.watch.check()
         if not _checkpoint(db) or not self._scrub(db):
             return False
         has_more = self._pages or self._next_page is not None

@@ -11,6 +11,7 @@ import sqlite3
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import groupby
 from typing import TypeVar
 
@@ -218,8 +219,9 @@ def page(
                 continue
             if len(sessions) == limit or size >= MAX_PAGE_BYTES:
                 return sessions, after, errors
-            sessions.append(session)
-            size += session.content_bytes
+            # The checksum of a row is also that of its system prompt, so that is read, too.
+            sessions.append(replace(session, system_prompt=""))
+            size += session.labels_bytes
             after = row[0]
     return sessions, 0, errors
 
