@@ -19,8 +19,8 @@ from ruvd.core.errors import Overloaded
 
 # As much as HTTP/2 lets a server send before the client reads.
 SMALL_BYTES = 64 << 10
-_MAX_BYTES = 24 << 20
-_MAX_BUILDING = 4
+_MAX_BYTES = 12 << 20
+_MAX_BUILDING = 2
 _MAX_WAITING = 200
 _STALL_SECONDS = 1.0
 

@@ -110,7 +110,8 @@ class MemoryBudget:
         Raises Overloaded if there is too little.
         """
         needed = request_bytes * _COST_OF_A_BYTE
-        if self._resident() + self._reserved + needed > self.limit_bytes * _TIGHT_SHARE:
+        most = self.limit_bytes * _TIGHT_SHARE - self._reserved - needed
+        if self._resident() > most and self._resident_after_return() > most:
             raise Overloaded(
                 f"there is no memory for a request of {request_bytes} bytes now "
                 "(max_memory_bytes); try again"
@@ -137,13 +138,18 @@ class MemoryBudget:
         """Reads the resident memory, and acts on it."""
         resident = self._resident()
         relaxed = self.limit_bytes * (_RELAXED_SHARE if self.is_tight else _TIGHT_SHARE)
-        if resident > relaxed and self._monotonic() >= self._next_return:
-            self._return_memory()
-            self._next_return = self._monotonic() + _RETURN_SECONDS
-            resident = self._resident()
+        if resident > relaxed:
+            resident = self._resident_after_return()
         if resident > self.limit_bytes * _CRITICAL_SHARE and self._shed():
             _log.warning("running work was failed for memory", extra={"resident": resident})
         self._set_tight(resident, is_tight=resident > relaxed)
+
+    def _resident_after_return(self) -> int:
+        """Returns the resident memory, after a return of free memory if the last one is past."""
+        if self._monotonic() >= self._next_return:
+            self._return_memory()
+            self._next_return = self._monotonic() + _RETURN_SECONDS
+        return self._resident()
 
     def _set_tight(self, resident: int, *, is_tight: bool) -> None:
         if is_tight == self.is_tight:

@@ -107,6 +107,20 @@ def test_large_requests_reserve_memory_before_it_is_used() -> None:
         pass
 
 
+def test_free_memory_is_returned_before_a_large_request_is_refused() -> None:
+    """Otherwise large requests were refused for ever while the memory is not tight."""
+    watched = Watched()
+    budget = watched.at(800)
+    for returns in (1, 1):
+        with pytest.raises(Overloaded), budget.reserve(50):
+            pass
+        assert watched.returns == returns
+    watched.clock.advance(5)
+    with pytest.raises(Overloaded), budget.reserve(50):
+        pass
+    assert watched.returns == 2
+
+
 def test_a_reservation_that_is_given_back_early_is_given_back_once() -> None:
     budget = Watched().at(500)
     with budget.reserve(50) as release:
