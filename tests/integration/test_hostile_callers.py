@@ -55,6 +55,16 @@ async def test_millions_of_empty_messages_are_refused_without_memory_for_them(
         assert memory_bytes(running) - before < 200 << 20  # the requests themselves are 38 MB
 
 
+async def test_a_refused_request_does_not_stay_in_memory(daemon: StartDaemon) -> None:
+    async with daemon("--engine", "echo", "--store", "memory") as running:
+        for _ in range(5):
+            await send(running, EMPTY_MESSAGE * 1_900_000)
+        before = memory_bytes(running)
+        for _ in range(15):
+            await send(running, EMPTY_MESSAGE * 1_900_000)
+        assert memory_bytes(running) - before < 30 << 20  # the requests themselves are 57 MB
+
+
 async def test_bytes_that_are_no_request_are_refused_with_a_reason(daemon: StartDaemon) -> None:
     async with daemon("--engine", "echo", "--store", "memory") as running, running.stub() as stub:
         code, reason, fields = await send(running, b"\xff\xff\xff")
