@@ -97,12 +97,14 @@ async def test_the_sweep_goes_on_after_the_store_was_down(
     daemon: StartDaemon, tmp_path: Path
 ) -> None:
     path = tmp_path / "s.db"
-    store = ("--store", f"sqlite:{path}", "--sweep-interval-seconds", "0.1")
+    store = ("--store", f"sqlite:{path}")
+    # It does not sweep, however long its stop takes.
     async with daemon(*ECHO, *store) as first, first.stub() as stub:
         await stub.CreateSession(idle_after(0.5, "s"))
     good = path.read_bytes()
     path.write_bytes(b"this is no database, and it is long enough to be read as one" * 100)
-    async with daemon(*ECHO, *store) as second, second.stub() as stub:
+    sweeps = ("--sweep-interval-seconds", "0.1")
+    async with daemon(*ECHO, *store, *sweeps) as second, second.stub() as stub:
 
         async def failed_twice() -> bool:
             return (await scrape(second))["ruvd_store_errors_total", "expire"] >= 2
