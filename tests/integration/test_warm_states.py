@@ -201,7 +201,8 @@ async def test_with_a_directory_that_is_not_ruvds_all_is_answered_and_nothing_is
     tmp_path.chmod(0o755)
     (tmp_path / "letter.txt").write_text("mine")
     events: list[Event] = []
-    async with running(events, states_path=tmp_path) as engine:
+    # Idle work would evaluate the prompt before it is measured.
+    async with running(events, states_path=tmp_path, policy=NO_IDLE_WORK) as engine:
         talks = await tell_all(engine)
         assert evaluated(await talks["ann"].turn(engine, "What came in?")) > 40
         assert engine.files() == []
