@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible server answers, as steps for `upstream.Upstream` to play.
+"""Answers of an OpenAI-compatible server, as steps for `upstream.Upstream` to play.
 
 The shapes are what OpenAI, vLLM and llama-server were seen to send; the rest is how they break.
 """
@@ -20,7 +20,7 @@ MODELS = ("m", "another")
 
 
 class Step(Enum):
-    """What an answer does besides sending bytes."""
+    """A step of an answer that sends no bytes."""
 
     STALL = "stall"  # nothing more, until the client leaves
     CUT = "cut"  # close the connection
@@ -143,7 +143,7 @@ def tool_deltas(
 
 
 def size(answer: Answer) -> int:
-    """How many bytes an answer has."""
+    """Returns the number of bytes of an answer."""
     return sum(len(step) for step in answer if isinstance(step, bytes))
 
 

@@ -66,7 +66,7 @@ class Core:
         return [message.content for message in state.messages or ()]
 
     def prompts(self) -> list[Sequence[str]]:
-        """What the engine was asked, generation by generation."""
+        """The requests that the engine got, one for each generation."""
         return [[message.content for message in asked.messages] for asked in self.engine.requests]
 
 

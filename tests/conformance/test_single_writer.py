@@ -27,7 +27,7 @@ _CHECKPOINTS = ("PASSIVE", "FULL", "RESTART", "TRUNCATE")
 
 
 def writable_and_readable(path: Path) -> tuple[int, int]:
-    """How many of this process's descriptors of the file may write, and how many may only read."""
+    """Counts this process's descriptors of the file: those that may write, and that only read."""
     modes = []
     for descriptor in Path("/proc/self/fd").iterdir():
         try:

@@ -1,4 +1,4 @@
-"""What is deleted is deleted: the files of a running daemon hold no byte of it, within seconds."""
+"""Deleted is deleted: the files of a running daemon hold no byte of it, within seconds."""
 
 from __future__ import annotations
 

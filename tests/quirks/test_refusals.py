@@ -1,4 +1,4 @@
-"""What a refusal says beside its words: when to come back, and where requests must go."""
+"""A refusal beside its words: when to come back, and where requests must go."""
 
 from __future__ import annotations
 

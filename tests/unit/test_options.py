@@ -1,4 +1,4 @@
-"""What a caller may ask of the engine: every wrong field is named, the rest comes through."""
+"""Options of a request: every wrong field is named, the rest comes through."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is evaluated before it is asked for: which sessions, when, and that turns go first."""
+"""Prompts that are evaluated ahead: of which sessions, when, and that turns go first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever runs in the background is supervised, or has a caller that awaits it."""
+"""Background work is supervised, or has a caller that awaits it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens in a lane while something else is on its way: look-ups, writes, take-overs."""
+"""A lane of the queue while something else is on its way: look-ups, writes, take-overs."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from ruvd.rpc.watched_files import Contents, FilesInvalid, WatchedFiles
 
 
 class Loaded:
-    """What was loaded from two files; the text `bad` in one of them is refused."""
+    """Loads two files, and refuses the text `bad` in one of them."""
 
     def __init__(self, folder: Path) -> None:
         self.paths = {"first": folder / "1", "second": folder / "2"}

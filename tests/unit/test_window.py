@@ -28,7 +28,7 @@ def session(window: ContextWindow = ContextWindow(), *, start: int = 0) -> Sessi
 
 
 def sent(window: ContextWindow, turns: int) -> list[int]:
-    """How many exchanges are sent in each of so many turns."""
+    """Returns the number of exchanges that are sent in each of so many turns."""
     counts = []
     state = session(window)
     for turn in range(turns):
