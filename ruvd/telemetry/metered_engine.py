@@ -1,11 +1,11 @@
 """A wrapper that measures the engine: each generation has a span and is recorded in the metrics.
 
-The wrapper has every method of the port, so the core and the adapters know nothing of telemetry.
+The core and the adapters know nothing of telemetry.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from opentelemetry import trace
@@ -14,7 +14,8 @@ from opentelemetry.trace import Span, SpanKind, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from ruvd.core.errors import RuvdError
-from ruvd.core.ports.engine import Engine, EngineChunk, EngineDone, EngineRequest, PrefixCache
+from ruvd.core.ports.engine import Engine, EngineChunk, EngineDone, EngineRequest
+from ruvd.core.ports.engine_wrapper import EngineWrapper
 from ruvd.telemetry import genai
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.deferred import Deferred
@@ -26,7 +27,7 @@ _CUT = "CUT"
 _OTHER = "_OTHER"
 
 
-class MeteredEngine:
+class MeteredEngine(EngineWrapper):
     """An engine whose generations are spans named `chat MODEL` and counted in the GenAI metrics.
 
     `error.type` is the reason of the error, CANCELLED for a generation that was stopped, or CUT
@@ -42,46 +43,13 @@ class MeteredEngine:
         provider: Provider,
         settings: Conventions,
     ) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._tracer = tracer
         self._instruments = instruments
         self._deferred = deferred
         self._span_kind = SpanKind.CLIENT if provider.remote else SpanKind.INTERNAL
         self._provider = provider.attributes()
         self._settings = settings
-
-    @property
-    def model(self) -> str:
-        """See `Engine.model`."""
-        return self._engine.model
-
-    @property
-    def slots(self) -> int | None:
-        """See `Engine.slots`."""
-        return self._engine.slots
-
-    @property
-    def window_tokens(self) -> int | None:
-        """See `Engine.window_tokens`."""
-        return self._engine.window_tokens
-
-    @property
-    def prefix_cache(self) -> PrefixCache | None:
-        """See `Engine.prefix_cache`."""
-        return self._engine.prefix_cache
-
-    async def start(self) -> None:
-        """See `Engine.start`."""
-        await self._engine.start()
-
-    @property
-    def is_ready(self) -> bool:
-        """See `Engine.is_ready`."""
-        return self._engine.is_ready
-
-    async def ready(self) -> None:
-        """See `Engine.ready`."""
-        await self._engine.ready()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """See `Engine.generate`."""
@@ -112,14 +80,6 @@ class MeteredEngine:
         finally:
             generation.stop(error)
             self._deferred.add(self._record, generation)
-
-    async def models(self) -> Sequence[str]:
-        """See `Engine.models`."""
-        return await self._engine.models()
-
-    async def close(self) -> None:
-        """See `Engine.close`."""
-        await self._engine.close()
 
     def _record(self, generation: "_Generation") -> None:
         done, error = generation.done, generation.error

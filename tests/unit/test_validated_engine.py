@@ -16,6 +16,7 @@ from ruvd.core.errors import InvalidRequest, SchemaViolated
 from ruvd.core.model import FinishReason, Message, Role
 from ruvd.core.options import CompletionOptions, ResponseFormat
 from ruvd.core.ports.engine import Engine, EngineChunk, EngineDone, EngineRequest, EngineText
+from ruvd.core.ports.engine_wrapper import EngineWrapper
 from ruvd.engines.validated.engine import ValidatedEngine
 from ruvd.engines.validated.patterns import Pattern, PatternRefused
 from ruvd.engines.validated.schema import AnswerSchema, SchemaRefused
@@ -225,7 +226,7 @@ async def test_a_schema_that_cannot_be_checked_never_reaches_the_engine() -> Non
 
 def test_every_method_of_an_engine_is_passed_on() -> None:
     contract = {name for name in vars(Engine) if not name.startswith("_")}
-    assert contract == {name for name in vars(ValidatedEngine) if not name.startswith("_")}
+    assert contract == {name for name in vars(EngineWrapper) if not name.startswith("_")}
     for name in contract:
-        member = inspect.getattr_static(ValidatedEngine, name)
+        member = inspect.getattr_static(EngineWrapper, name)
         assert isinstance(member, property) == isinstance(vars(Engine)[name], property)

@@ -105,7 +105,7 @@ class Engine(Protocol):
         the generator or cancelling its task stops the generation in the engine, in every phase.
         Raises EngineUnavailable, EngineRejected (also for an option that the engine does not
         have), EngineRateLimited, EngineTimeout, or ContextTooLong, the last only before the
-        first chunk.
+        first chunk. With a response format also InvalidRequest and SchemaViolated.
         """
 
     async def models(self) -> Sequence[str]:

@@ -7,7 +7,7 @@ anything is generated. An answer that was cut is passed on as what it is.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -15,14 +15,8 @@ from typing import TYPE_CHECKING
 from ruvd.core.errors import FieldViolation, InvalidRequest, SchemaViolated
 from ruvd.core.model import FinishReason
 from ruvd.core.options import ResponseFormat
-from ruvd.core.ports.engine import (
-    Engine,
-    EngineChunk,
-    EngineDone,
-    EngineRequest,
-    EngineText,
-    PrefixCache,
-)
+from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, EngineText
+from ruvd.core.ports.engine_wrapper import EngineWrapper
 
 if TYPE_CHECKING:
     from ruvd.engines.validated.schema import AnswerSchema
@@ -31,39 +25,8 @@ _FIELD = "options.response_format.json_schema"
 _ANY_OBJECT = '{"type": "object"}'
 
 
-class ValidatedEngine:
+class ValidatedEngine(EngineWrapper):
     """Passes every call on to `engine`, and checks the answers to a `response_format`."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    @property
-    def model(self) -> str:
-        """See `Engine.model`."""
-        return self._engine.model
-
-    @property
-    def slots(self) -> int | None:
-        """See `Engine.slots`."""
-        return self._engine.slots
-
-    @property
-    def window_tokens(self) -> int | None:
-        """See `Engine.window_tokens`."""
-        return self._engine.window_tokens
-
-    async def start(self) -> None:
-        """See `Engine.start`."""
-        await self._engine.start()
-
-    @property
-    def is_ready(self) -> bool:
-        """See `Engine.is_ready`."""
-        return self._engine.is_ready
-
-    async def ready(self) -> None:
-        """See `Engine.ready`."""
-        await self._engine.ready()
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """See `Engine.generate`. An answer without a response format costs nothing more."""
@@ -71,19 +34,6 @@ class ValidatedEngine:
         if wanted is None:
             return self._engine.generate(request)
         return self._generate_checked(request, wanted)
-
-    async def models(self) -> Sequence[str]:
-        """See `Engine.models`."""
-        return await self._engine.models()
-
-    @property
-    def prefix_cache(self) -> PrefixCache | None:
-        """See `Engine.prefix_cache`."""
-        return self._engine.prefix_cache
-
-    async def close(self) -> None:
-        """See `Engine.close`."""
-        await self._engine.close()
 
     async def _generate_checked(
         self, request: EngineRequest, wanted: ResponseFormat
