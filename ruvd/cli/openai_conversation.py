@@ -15,12 +15,12 @@ from typing import Any
 from ruvd_client import Message, Role
 from ruvd_client.v1.session_service_pb2 import ToolCall
 
+from ruvd.cli.openai_calls import OpenCalls
 from ruvd.cli.openai_messages import LineRefused, Reading, read_object, read_text
 from ruvd.engines.chat.engine_data import MESSAGE_FIELDS
 
 _ROLES = {"user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT, "tool": Role.ROLE_TOOL}
 _SYSTEM_ROLES = ("system", "developer")
-_MAX_ID_BYTES = 256  # the daemon's limit
 _NOT_KEPT = "is not supported by ruvd"
 _NO_OPEN_CALL = "answers no open tool call of this conversation"
 
@@ -35,7 +35,7 @@ class Conversation:
 
 def read_conversation(values: Sequence[Any], path: str, reading: Reading) -> Conversation:
     """Reads the messages of a list. Raises LineRefused."""
-    conversation, calls = Conversation(), _Calls()
+    conversation, calls = Conversation(), OpenCalls()
     for index, value in enumerate(values):
         at = f"{path}[{index}]"
         with reading.part():
@@ -62,7 +62,7 @@ def _add_system(
 
 
 def _message(
-    role: Any, fields: dict[str, Any], path: str, reading: Reading, calls: "_Calls"
+    role: Any, fields: dict[str, Any], path: str, reading: Reading, calls: OpenCalls
 ) -> Message:
     if role == "function":
         return _result_of_function(fields, path, reading, calls)
@@ -82,7 +82,7 @@ def _message(
 # --- the assistant's messages ------------------------------------------------------------------
 
 
-def _assistant(fields: dict[str, Any], path: str, reading: Reading, calls: "_Calls") -> Message:
+def _assistant(fields: dict[str, Any], path: str, reading: Reading, calls: OpenCalls) -> Message:
     message = Message(role=Role.ROLE_ASSISTANT)
     content = _content(fields.pop("content", None), f"{path}.content", reading)
     message.content, message.reasoning = content.text, content.reasoning
@@ -187,7 +187,7 @@ def _returned(fields: dict[str, Any]) -> dict[str, Any]:
 # --- the tools' messages -----------------------------------------------------------------------
 
 
-def _result(fields: dict[str, Any], path: str, reading: Reading, calls: "_Calls") -> Message:
+def _result(fields: dict[str, Any], path: str, reading: Reading, calls: OpenCalls) -> Message:
     content = _result_content(fields, path, reading)
     given, name = fields.pop("tool_call_id", None), fields.pop("name", None)
     if given is not None:
@@ -204,7 +204,7 @@ def _result(fields: dict[str, Any], path: str, reading: Reading, calls: "_Calls"
 
 
 def _result_of_function(
-    fields: dict[str, Any], path: str, reading: Reading, calls: "_Calls"
+    fields: dict[str, Any], path: str, reading: Reading, calls: OpenCalls
 ) -> Message:
     name = read_text(fields.pop("name", None), f"{path}.name")
     if (call := calls.by_name(name)) is None:
@@ -221,48 +221,6 @@ def _result_content(fields: dict[str, Any], path: str, reading: Reading) -> "_Co
     if isinstance(content, dict | bool | int | float):
         content = json.dumps(content, ensure_ascii=False)
     return _content(content, f"{path}.content", reading)
-
-
-class _Calls:
-    """The open tool calls of a conversation. A call whose id cannot stay gets one of ours."""
-
-    def __init__(self) -> None:
-        self._made = 0
-        self._open: list[tuple[str, ToolCall]] = []  # with the ids that the file has
-
-    def opened(self, read: Sequence[ToolCall]) -> list[ToolCall]:
-        """Opens the calls of one message, and returns them with ids that differ."""
-        given = {call.id for call in read}
-        taken: set[str] = set()
-        self._open = []
-        for call in read:
-            own = call.id
-            while not call.id or call.id in taken or len(call.id.encode()) > _MAX_ID_BYTES:
-                self._made += 1
-                name = f"call_{self._made}"
-                call.id = "" if name in given else name
-            taken.add(call.id)
-            if own and own != call.id and not call.engine_data:
-                call.engine_data = json.dumps({"id": own})
-            self._open.append((own, call))
-        return [call for _, call in self._open]
-
-    def follow(self, message: Message) -> None:
-        """Closes the open calls if a message of another role than the tool's has followed."""
-        if message.role == Role.ROLE_USER:
-            self._open = []
-
-    def by_id(self, own: str) -> ToolCall | None:
-        """Returns the first open call with an id."""
-        return next((call for each, call in self._open if each == own), None)
-
-    def by_name(self, name: Any) -> ToolCall | None:
-        """Returns the first open call of a function, without a name the first open call."""
-        return next((call for _, call in self._open if name in (None, "", call.name)), None)
-
-    def answered(self, call: ToolCall) -> None:
-        """Closes a call."""
-        self._open = [each for each in self._open if each[1] is not call]
 
 
 # --- content -----------------------------------------------------------------------------------
