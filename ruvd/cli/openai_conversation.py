@@ -21,7 +21,6 @@ from ruvd.engines.chat.engine_data import MESSAGE_FIELDS
 
 _ROLES = {"user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT, "tool": Role.ROLE_TOOL}
 _SYSTEM_ROLES = ("system", "developer")
-_NOT_KEPT = "is not supported by ruvd"
 _NO_OPEN_CALL = "answers no open tool call of this conversation"
 
 
