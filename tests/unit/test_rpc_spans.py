@@ -65,7 +65,7 @@ def test_every_method_of_a_port_is_in_its_wrapper(wrapper: type, port: type) -> 
     for name, method in inspect.getmembers(port):
         if name.startswith("_"):
             continue
-        own = wrapper.__dict__[name]
+        own = inspect.getattr_static(wrapper, name)
         if inspect.isfunction(method):
             assert inspect.signature(own) == inspect.signature(method), name
 
