@@ -1,7 +1,7 @@
 """The settings of the daemon's addresses: where it listens, TLS, and who may call there."""
 
 from functools import partial
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import field_validator, model_validator
 from pydantic_settings import BaseSettings
@@ -10,6 +10,7 @@ from ruvd.config.addresses import check_listen, check_secure_url, is_loopback
 from ruvd.config.fields import OptionalPath, Texts, setting
 from ruvd.config.identities import NamedIdentity, parse_listen
 from ruvd.config.identities import parse as parse_identity
+from ruvd.config.tenant_limits import parse_limits
 
 # Signatures with public keys only: a shared key could also make tokens.
 _ALGORITHMS = [
@@ -78,6 +79,19 @@ class ListeningSettings(BaseSettings):
         "", "Claim of a JWT with its tenant, for rules without one. Unset: the subject."
     )
 
+    tenant_limits: Texts = _identity(
+        [],
+        "Rules PATTERN;KEY=VALUE;... for the limits of tenants. Keys: max_sessions, "
+        "max_stored_bytes, max_inflight, tokens_per_minute, weight (share of the slots, 1 by "
+        "default), max_output_tokens, max_schema_bytes, max_answer_bytes, and the lists models, "
+        "extra_body and tools, with bars between their items. The first rule that matches counts.",
+    )
+    at_session_limit: Literal["evict", "refuse"] = _identity(
+        "evict",
+        "What happens when a tenant has max_sessions of its own: its least recently used session "
+        "is evicted, or a new one is refused.",
+    )
+
     metrics_listen: str = _listening(
         "", "Address of the Prometheus endpoint, host:port on loopback. Unset: none."
     )
@@ -108,6 +122,13 @@ class ListeningSettings(BaseSettings):
     def _rules(cls, value: list[str]) -> list[str]:
         for rule in value:
             parse_identity(rule)
+        return value
+
+    @field_validator("tenant_limits")
+    @classmethod
+    def _limits(cls, value: list[str]) -> list[str]:
+        for rule in value:
+            parse_limits(rule)
         return value
 
     @field_validator("jwt_algorithms")

@@ -37,6 +37,14 @@ class SessionNotFound(RuvdError):
     """There is no such session, or it has expired."""
 
 
+class SessionEvicted(RuvdError):
+    """The session was evicted to make room for another one."""
+
+
+class SessionExpired(RuvdError):
+    """The session was idle for longer than its idle timeout."""
+
+
 class CompletionNotFound(RuvdError):
     """There is no such completion, or its events are no longer kept."""
 
@@ -63,6 +71,18 @@ class SessionLimit(RuvdError):
     """All sessions that the daemon may keep are in use."""
 
     retry_after_seconds = 1.0
+
+
+class QuotaExceeded(RuvdError):
+    """The caller's tenant has used up one of its quotas, which `quota` names."""
+
+    retry_after_seconds = 1.0
+
+    def __init__(
+        self, message: str, *, quota: str = "", retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.quota = quota
 
 
 class Overloaded(RuvdError):

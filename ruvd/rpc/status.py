@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc.aio import ServicerContext
 
 from ruvd.core import errors
-from ruvd.core.errors import InvalidRequest, RuvdError
+from ruvd.core.errors import InvalidRequest, QuotaExceeded, RuvdError
 
 DOMAIN = "ruvd"
 # A status travels in trailing metadata, for which gRPC's default limit is 8 KiB, with base64.
@@ -29,12 +29,15 @@ INTERNAL_TEXT = "internal error; the daemon's log has the details"
 
 CODES: dict[type[RuvdError], grpc.StatusCode] = {
     errors.SessionNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.SessionEvicted: grpc.StatusCode.NOT_FOUND,
+    errors.SessionExpired: grpc.StatusCode.NOT_FOUND,
     errors.CompletionNotFound: grpc.StatusCode.NOT_FOUND,
     errors.CompletionCancelled: grpc.StatusCode.CANCELLED,
     errors.SessionBusy: grpc.StatusCode.ABORTED,
     errors.SessionEnded: grpc.StatusCode.ABORTED,
     errors.CompletionInterrupted: grpc.StatusCode.ABORTED,
     errors.SessionLimit: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.EngineRateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -74,6 +77,8 @@ def to_status(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]
     if not isinstance(error, RuvdError):
         return _status(grpc.StatusCode.INTERNAL, INTERNAL_TEXT, [_info("INTERNAL")])
     details: list[ProtoMessage] = [_info(error.reason())]
+    if isinstance(error, QuotaExceeded):
+        details = [_info(error.reason(), {"quota": error.quota})]
     if isinstance(error, InvalidRequest):
         details.append(_bad_request(error))
     seconds = error.retry_after_seconds
@@ -98,8 +103,8 @@ def _bad_request(error: InvalidRequest) -> error_details_pb2.BadRequest:
     return bad
 
 
-def _info(reason: str) -> error_details_pb2.ErrorInfo:
-    return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
+def _info(reason: str, metadata: dict[str, str] | None = None) -> error_details_pb2.ErrorInfo:
+    return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
 
 
 def _status(

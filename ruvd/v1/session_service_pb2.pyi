@@ -298,6 +298,14 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """
     ERROR_REASON_DATA_CORRUPTED: _ErrorReason.ValueType  # 27
     """Stored data of the session is damaged: it is not served (DATA_LOSS)."""
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 28
+    """The caller's tenant has used up a quota, which the ErrorInfo's metadata names as "quota"
+    (RESOURCE_EXHAUSTED).
+    """
+    ERROR_REASON_SESSION_EVICTED: _ErrorReason.ValueType  # 29
+    """The session was evicted to make room for another one (NOT_FOUND)."""
+    ERROR_REASON_SESSION_EXPIRED: _ErrorReason.ValueType  # 30
+    """The session was idle for longer than its idle timeout (NOT_FOUND)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The values of google.rpc.ErrorInfo.reason, which omits the prefix (SESSION_NOT_FOUND). Each
@@ -364,6 +372,14 @@ ERROR_REASON_SCHEMA_VIOLATED: ErrorReason.ValueType  # 26
 """
 ERROR_REASON_DATA_CORRUPTED: ErrorReason.ValueType  # 27
 """Stored data of the session is damaged: it is not served (DATA_LOSS)."""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 28
+"""The caller's tenant has used up a quota, which the ErrorInfo's metadata names as "quota"
+(RESOURCE_EXHAUSTED).
+"""
+ERROR_REASON_SESSION_EVICTED: ErrorReason.ValueType  # 29
+"""The session was evicted to make room for another one (NOT_FOUND)."""
+ERROR_REASON_SESSION_EXPIRED: ErrorReason.ValueType  # 30
+"""The session was idle for longer than its idle timeout (NOT_FOUND)."""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final
@@ -1749,6 +1765,7 @@ class CompleteRequest(google.protobuf.message.Message):
     ON_DISCONNECT_FIELD_NUMBER: builtins.int
     DISCONNECT_GRACE_FIELD_NUMBER: builtins.int
     SYSTEM_PROMPT_FIELD_NUMBER: builtins.int
+    RECREATE_IF_GONE_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     """The session's id. A session that does not exist is created. Empty: a stateless completion."""
     request_id: builtins.str
@@ -1762,6 +1779,10 @@ class CompleteRequest(google.protobuf.message.Message):
     system_prompt: builtins.str
     """The system prompt of a stateless completion or of a session that this call creates. For an
     existing session it must be the session's own or empty.
+    """
+    recreate_if_gone: builtins.bool
+    """Whether to create the session anew if it was evicted or has expired. If not set, the next call
+    fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
     """
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Message]:
@@ -1791,9 +1812,10 @@ class CompleteRequest(google.protobuf.message.Message):
         on_disconnect: Global___OnDisconnect.ValueType = ...,
         disconnect_grace: google.protobuf.duration_pb2.Duration | None = ...,
         system_prompt: builtins.str = ...,
+        recreate_if_gone: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["disconnect_grace", b"disconnect_grace", "options", b"options"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["disconnect_grace", b"disconnect_grace", "if_busy", b"if_busy", "messages", b"messages", "on_disconnect", b"on_disconnect", "options", b"options", "request_id", b"request_id", "require_existing", b"require_existing", "session_id", b"session_id", "system_prompt", b"system_prompt"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["disconnect_grace", b"disconnect_grace", "if_busy", b"if_busy", "messages", b"messages", "on_disconnect", b"on_disconnect", "options", b"options", "recreate_if_gone", b"recreate_if_gone", "request_id", b"request_id", "require_existing", b"require_existing", "session_id", b"session_id", "system_prompt", b"system_prompt"]) -> None: ...
 
 Global___CompleteRequest: typing_extensions.TypeAlias = CompleteRequest
 

@@ -495,6 +495,13 @@ const (
 	ErrorReason_ERROR_REASON_SCHEMA_VIOLATED ErrorReason = 26
 	// Stored data of the session is damaged: it is not served (DATA_LOSS).
 	ErrorReason_ERROR_REASON_DATA_CORRUPTED ErrorReason = 27
+	// The caller's tenant has used up a quota, which the ErrorInfo's metadata names as "quota"
+	// (RESOURCE_EXHAUSTED).
+	ErrorReason_ERROR_REASON_QUOTA_EXCEEDED ErrorReason = 28
+	// The session was evicted to make room for another one (NOT_FOUND).
+	ErrorReason_ERROR_REASON_SESSION_EVICTED ErrorReason = 29
+	// The session was idle for longer than its idle timeout (NOT_FOUND).
+	ErrorReason_ERROR_REASON_SESSION_EXPIRED ErrorReason = 30
 )
 
 // Enum value maps for ErrorReason.
@@ -528,6 +535,9 @@ var (
 		25: "ERROR_REASON_IDENTITY_UNAVAILABLE",
 		26: "ERROR_REASON_SCHEMA_VIOLATED",
 		27: "ERROR_REASON_DATA_CORRUPTED",
+		28: "ERROR_REASON_QUOTA_EXCEEDED",
+		29: "ERROR_REASON_SESSION_EVICTED",
+		30: "ERROR_REASON_SESSION_EXPIRED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":            0,
@@ -558,6 +568,9 @@ var (
 		"ERROR_REASON_IDENTITY_UNAVAILABLE":   25,
 		"ERROR_REASON_SCHEMA_VIOLATED":        26,
 		"ERROR_REASON_DATA_CORRUPTED":         27,
+		"ERROR_REASON_QUOTA_EXCEEDED":         28,
+		"ERROR_REASON_SESSION_EVICTED":        29,
+		"ERROR_REASON_SESSION_EXPIRED":        30,
 	}
 )
 
@@ -3374,9 +3387,12 @@ type CompleteRequest struct {
 	DisconnectGrace *durationpb.Duration `protobuf:"bytes,8,opt,name=disconnect_grace,json=disconnectGrace,proto3" json:"disconnect_grace,omitempty"`
 	// The system prompt of a stateless completion or of a session that this call creates. For an
 	// existing session it must be the session's own or empty.
-	SystemPrompt  string `protobuf:"bytes,9,opt,name=system_prompt,json=systemPrompt,proto3" json:"system_prompt,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SystemPrompt string `protobuf:"bytes,9,opt,name=system_prompt,json=systemPrompt,proto3" json:"system_prompt,omitempty"`
+	// Whether to create the session anew if it was evicted or has expired. If not set, the next call
+	// fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+	RecreateIfGone bool `protobuf:"varint,10,opt,name=recreate_if_gone,json=recreateIfGone,proto3" json:"recreate_if_gone,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CompleteRequest) Reset() {
@@ -3470,6 +3486,13 @@ func (x *CompleteRequest) GetSystemPrompt() string {
 		return x.SystemPrompt
 	}
 	return ""
+}
+
+func (x *CompleteRequest) GetRecreateIfGone() bool {
+	if x != nil {
+		return x.RecreateIfGone
+	}
+	return false
 }
 
 // The response of Complete.
@@ -4244,7 +4267,7 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	" \x01(\x01H\x02R\x13avgPrefillReduction\x88\x01\x01B\x11\n" +
 	"\x0f_cache_hit_rateB\x18\n" +
 	"\x16_avg_latency_reductionB\x18\n" +
-	"\x16_avg_prefill_reduction\"\xaf\x03\n" +
+	"\x16_avg_prefill_reduction\"\xd9\x03\n" +
 	"\x0fCompleteRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12,\n" +
@@ -4256,7 +4279,9 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\aif_busy\x18\x06 \x01(\x0e2\x0f.ruvd.v1.IfBusyR\x06ifBusy\x12:\n" +
 	"\ron_disconnect\x18\a \x01(\x0e2\x15.ruvd.v1.OnDisconnectR\fonDisconnect\x12D\n" +
 	"\x10disconnect_grace\x18\b \x01(\v2\x19.google.protobuf.DurationR\x0fdisconnectGrace\x12#\n" +
-	"\rsystem_prompt\x18\t \x01(\tR\fsystemPrompt\"B\n" +
+	"\rsystem_prompt\x18\t \x01(\tR\fsystemPrompt\x12(\n" +
+	"\x10recreate_if_gone\x18\n" +
+	" \x01(\bR\x0erecreateIfGone\"B\n" +
 	"\x10CompleteResponse\x12.\n" +
 	"\x05event\x18\x01 \x01(\v2\x18.ruvd.v1.CompletionEventR\x05event\"\xbd\x01\n" +
 	"\x0fCompletionEvent\x12\x1a\n" +
@@ -4323,7 +4348,7 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n" +
-	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03*\xd6\a\n" +
+	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03*\xbb\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eERROR_REASON_SESSION_NOT_FOUND\x10\x01\x12%\n" +
@@ -4353,7 +4378,10 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x1eERROR_REASON_PERMISSION_DENIED\x10\x18\x12%\n" +
 	"!ERROR_REASON_IDENTITY_UNAVAILABLE\x10\x19\x12 \n" +
 	"\x1cERROR_REASON_SCHEMA_VIOLATED\x10\x1a\x12\x1f\n" +
-	"\x1bERROR_REASON_DATA_CORRUPTED\x10\x1b2\x94\b\n" +
+	"\x1bERROR_REASON_DATA_CORRUPTED\x10\x1b\x12\x1f\n" +
+	"\x1bERROR_REASON_QUOTA_EXCEEDED\x10\x1c\x12 \n" +
+	"\x1cERROR_REASON_SESSION_EVICTED\x10\x1d\x12 \n" +
+	"\x1cERROR_REASON_SESSION_EXPIRED\x10\x1e2\x94\b\n" +
 	"\x0eSessionService\x12N\n" +
 	"\rCreateSession\x12\x1d.ruvd.v1.CreateSessionRequest\x1a\x1e.ruvd.v1.CreateSessionResponse\x12E\n" +
 	"\n" +

@@ -667,6 +667,10 @@ pub struct CompleteRequest {
     /// existing session it must be the session's own or empty.
     #[prost(string, tag = "9")]
     pub system_prompt: ::prost::alloc::string::String,
+    /// Whether to create the session anew if it was evicted or has expired. If not set, the next call
+    /// fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+    #[prost(bool, tag = "10")]
+    pub recreate_if_gone: bool,
 }
 /// The response of Complete.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1106,6 +1110,13 @@ pub enum ErrorReason {
     SchemaViolated = 26,
     /// Stored data of the session is damaged: it is not served (DATA_LOSS).
     DataCorrupted = 27,
+    /// The caller's tenant has used up a quota, which the ErrorInfo's metadata names as "quota"
+    /// (RESOURCE_EXHAUSTED).
+    QuotaExceeded = 28,
+    /// The session was evicted to make room for another one (NOT_FOUND).
+    SessionEvicted = 29,
+    /// The session was idle for longer than its idle timeout (NOT_FOUND).
+    SessionExpired = 30,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1142,6 +1153,9 @@ impl ErrorReason {
             Self::IdentityUnavailable => "ERROR_REASON_IDENTITY_UNAVAILABLE",
             Self::SchemaViolated => "ERROR_REASON_SCHEMA_VIOLATED",
             Self::DataCorrupted => "ERROR_REASON_DATA_CORRUPTED",
+            Self::QuotaExceeded => "ERROR_REASON_QUOTA_EXCEEDED",
+            Self::SessionEvicted => "ERROR_REASON_SESSION_EVICTED",
+            Self::SessionExpired => "ERROR_REASON_SESSION_EXPIRED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1175,6 +1189,9 @@ impl ErrorReason {
             "ERROR_REASON_IDENTITY_UNAVAILABLE" => Some(Self::IdentityUnavailable),
             "ERROR_REASON_SCHEMA_VIOLATED" => Some(Self::SchemaViolated),
             "ERROR_REASON_DATA_CORRUPTED" => Some(Self::DataCorrupted),
+            "ERROR_REASON_QUOTA_EXCEEDED" => Some(Self::QuotaExceeded),
+            "ERROR_REASON_SESSION_EVICTED" => Some(Self::SessionEvicted),
+            "ERROR_REASON_SESSION_EXPIRED" => Some(Self::SessionExpired),
             _ => None,
         }
     }

@@ -196,6 +196,15 @@ export enum ErrorReason {
   ERROR_REASON_SCHEMA_VIOLATED = 26,
   /** ERROR_REASON_DATA_CORRUPTED - Stored data of the session is damaged: it is not served (DATA_LOSS). */
   ERROR_REASON_DATA_CORRUPTED = 27,
+  /**
+   * ERROR_REASON_QUOTA_EXCEEDED - The caller's tenant has used up a quota, which the ErrorInfo's metadata names as "quota"
+   * (RESOURCE_EXHAUSTED).
+   */
+  ERROR_REASON_QUOTA_EXCEEDED = 28,
+  /** ERROR_REASON_SESSION_EVICTED - The session was evicted to make room for another one (NOT_FOUND). */
+  ERROR_REASON_SESSION_EVICTED = 29,
+  /** ERROR_REASON_SESSION_EXPIRED - The session was idle for longer than its idle timeout (NOT_FOUND). */
+  ERROR_REASON_SESSION_EXPIRED = 30,
 }
 
 /** One message of a conversation. */
@@ -849,6 +858,11 @@ export interface CompleteRequest {
    * existing session it must be the session's own or empty.
    */
   systemPrompt: string;
+  /**
+   * Whether to create the session anew if it was evicted or has expired. If not set, the next call
+   * fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+   */
+  recreateIfGone: boolean;
 }
 
 /** The response of Complete. */
@@ -4716,6 +4730,7 @@ function createBaseCompleteRequest(): CompleteRequest {
     onDisconnect: 0,
     disconnectGrace: undefined,
     systemPrompt: "",
+    recreateIfGone: false,
   };
 }
 
@@ -4747,6 +4762,9 @@ export const CompleteRequest: MessageFns<CompleteRequest> = {
     }
     if (message.systemPrompt !== "") {
       writer.uint32(74).string(message.systemPrompt);
+    }
+    if (message.recreateIfGone !== false) {
+      writer.uint32(80).bool(message.recreateIfGone);
     }
     return writer;
   },
@@ -4836,6 +4854,14 @@ export const CompleteRequest: MessageFns<CompleteRequest> = {
             message.systemPrompt = reader.string();
             continue;
           }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.recreateIfGone = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4866,6 +4892,7 @@ export const CompleteRequest: MessageFns<CompleteRequest> = {
       ? Duration.fromPartial(object.disconnectGrace)
       : undefined;
     message.systemPrompt = object.systemPrompt ?? "";
+    message.recreateIfGone = object.recreateIfGone ?? false;
     return message;
   },
 };

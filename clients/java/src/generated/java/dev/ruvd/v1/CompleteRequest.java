@@ -409,6 +409,22 @@ private static final long serialVersionUID = 0L;
     }
   }
 
+  public static final int RECREATE_IF_GONE_FIELD_NUMBER = 10;
+  private boolean recreateIfGone_ = false;
+  /**
+   * <pre>
+   * Whether to create the session anew if it was evicted or has expired. If not set, the next call
+   * fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+   * </pre>
+   *
+   * <code>bool recreate_if_gone = 10;</code>
+   * @return The recreateIfGone.
+   */
+  @java.lang.Override
+  public boolean getRecreateIfGone() {
+    return recreateIfGone_;
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -449,6 +465,9 @@ private static final long serialVersionUID = 0L;
     }
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(systemPrompt_)) {
       com.google.protobuf.GeneratedMessage.writeString(output, 9, systemPrompt_);
+    }
+    if (recreateIfGone_ != false) {
+      output.writeBool(10, recreateIfGone_);
     }
     getUnknownFields().writeTo(output);
   }
@@ -492,6 +511,10 @@ private static final long serialVersionUID = 0L;
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(systemPrompt_)) {
       size += com.google.protobuf.GeneratedMessage.computeStringSize(9, systemPrompt_);
     }
+    if (recreateIfGone_ != false) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeBoolSize(10, recreateIfGone_);
+    }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
     return size;
@@ -529,6 +552,8 @@ private static final long serialVersionUID = 0L;
     }
     if (!getSystemPrompt()
         .equals(other.getSystemPrompt())) return false;
+    if (getRecreateIfGone()
+        != other.getRecreateIfGone()) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -565,6 +590,9 @@ private static final long serialVersionUID = 0L;
     }
     hash = (37 * hash) + SYSTEM_PROMPT_FIELD_NUMBER;
     hash = (53 * hash) + getSystemPrompt().hashCode();
+    hash = (37 * hash) + RECREATE_IF_GONE_FIELD_NUMBER;
+    hash = (53 * hash) + com.google.protobuf.Internal.hashBoolean(
+        getRecreateIfGone());
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -731,6 +759,7 @@ private static final long serialVersionUID = 0L;
         disconnectGraceBuilder_ = null;
       }
       systemPrompt_ = "";
+      recreateIfGone_ = false;
       return this;
     }
 
@@ -808,6 +837,9 @@ private static final long serialVersionUID = 0L;
       if (((from_bitField0_ & 0x00000100) != 0)) {
         result.systemPrompt_ = systemPrompt_;
       }
+      if (((from_bitField0_ & 0x00000200) != 0)) {
+        result.recreateIfGone_ = recreateIfGone_;
+      }
       result.bitField0_ |= to_bitField0_;
     }
 
@@ -878,6 +910,9 @@ private static final long serialVersionUID = 0L;
         systemPrompt_ = other.systemPrompt_;
         bitField0_ |= 0x00000100;
         onChanged();
+      }
+      if (other.getRecreateIfGone() != false) {
+        setRecreateIfGone(other.getRecreateIfGone());
       }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
@@ -962,6 +997,11 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000100;
               break;
             } // case 74
+            case 80: {
+              recreateIfGone_ = input.readBool();
+              bitField0_ |= 0x00000200;
+              break;
+            } // case 80
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -2095,6 +2135,53 @@ private static final long serialVersionUID = 0L;
       checkByteStringIsUtf8(value);
       systemPrompt_ = value;
       bitField0_ |= 0x00000100;
+      onChanged();
+      return this;
+    }
+
+    private boolean recreateIfGone_ ;
+    /**
+     * <pre>
+     * Whether to create the session anew if it was evicted or has expired. If not set, the next call
+     * fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+     * </pre>
+     *
+     * <code>bool recreate_if_gone = 10;</code>
+     * @return The recreateIfGone.
+     */
+    @java.lang.Override
+    public boolean getRecreateIfGone() {
+      return recreateIfGone_;
+    }
+    /**
+     * <pre>
+     * Whether to create the session anew if it was evicted or has expired. If not set, the next call
+     * fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+     * </pre>
+     *
+     * <code>bool recreate_if_gone = 10;</code>
+     * @param value The recreateIfGone to set.
+     * @return This builder for chaining.
+     */
+    public Builder setRecreateIfGone(boolean value) {
+
+      recreateIfGone_ = value;
+      bitField0_ |= 0x00000200;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * Whether to create the session anew if it was evicted or has expired. If not set, the next call
+     * fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+     * </pre>
+     *
+     * <code>bool recreate_if_gone = 10;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearRecreateIfGone() {
+      bitField0_ = (bitField0_ & ~0x00000200);
+      recreateIfGone_ = false;
       onChanged();
       return this;
     }

@@ -225,4 +225,15 @@ public interface CompleteRequestOrBuilder extends
    */
   com.google.protobuf.ByteString
       getSystemPromptBytes();
+
+  /**
+   * <pre>
+   * Whether to create the session anew if it was evicted or has expired. If not set, the next call
+   * fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+   * </pre>
+   *
+   * <code>bool recreate_if_gone = 10;</code>
+   * @return The recreateIfGone.
+   */
+  boolean getRecreateIfGone();
 }

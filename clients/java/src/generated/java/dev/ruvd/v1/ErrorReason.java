@@ -242,6 +242,31 @@ public enum ErrorReason
    * <code>ERROR_REASON_DATA_CORRUPTED = 27;</code>
    */
   ERROR_REASON_DATA_CORRUPTED(27),
+  /**
+   * <pre>
+   * The caller's tenant has used up a quota, which the ErrorInfo's metadata names as "quota"
+   * (RESOURCE_EXHAUSTED).
+   * </pre>
+   *
+   * <code>ERROR_REASON_QUOTA_EXCEEDED = 28;</code>
+   */
+  ERROR_REASON_QUOTA_EXCEEDED(28),
+  /**
+   * <pre>
+   * The session was evicted to make room for another one (NOT_FOUND).
+   * </pre>
+   *
+   * <code>ERROR_REASON_SESSION_EVICTED = 29;</code>
+   */
+  ERROR_REASON_SESSION_EVICTED(29),
+  /**
+   * <pre>
+   * The session was idle for longer than its idle timeout (NOT_FOUND).
+   * </pre>
+   *
+   * <code>ERROR_REASON_SESSION_EXPIRED = 30;</code>
+   */
+  ERROR_REASON_SESSION_EXPIRED(30),
   UNRECOGNIZED(-1),
   ;
 
@@ -480,6 +505,31 @@ public enum ErrorReason
    * <code>ERROR_REASON_DATA_CORRUPTED = 27;</code>
    */
   public static final int ERROR_REASON_DATA_CORRUPTED_VALUE = 27;
+  /**
+   * <pre>
+   * The caller's tenant has used up a quota, which the ErrorInfo's metadata names as "quota"
+   * (RESOURCE_EXHAUSTED).
+   * </pre>
+   *
+   * <code>ERROR_REASON_QUOTA_EXCEEDED = 28;</code>
+   */
+  public static final int ERROR_REASON_QUOTA_EXCEEDED_VALUE = 28;
+  /**
+   * <pre>
+   * The session was evicted to make room for another one (NOT_FOUND).
+   * </pre>
+   *
+   * <code>ERROR_REASON_SESSION_EVICTED = 29;</code>
+   */
+  public static final int ERROR_REASON_SESSION_EVICTED_VALUE = 29;
+  /**
+   * <pre>
+   * The session was idle for longer than its idle timeout (NOT_FOUND).
+   * </pre>
+   *
+   * <code>ERROR_REASON_SESSION_EXPIRED = 30;</code>
+   */
+  public static final int ERROR_REASON_SESSION_EXPIRED_VALUE = 30;
 
 
   public final int getNumber() {
@@ -534,6 +584,9 @@ public enum ErrorReason
       case 25: return ERROR_REASON_IDENTITY_UNAVAILABLE;
       case 26: return ERROR_REASON_SCHEMA_VIOLATED;
       case 27: return ERROR_REASON_DATA_CORRUPTED;
+      case 28: return ERROR_REASON_QUOTA_EXCEEDED;
+      case 29: return ERROR_REASON_SESSION_EVICTED;
+      case 30: return ERROR_REASON_SESSION_EXPIRED;
       default: return null;
     }
   }

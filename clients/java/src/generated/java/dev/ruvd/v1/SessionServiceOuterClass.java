@@ -426,7 +426,7 @@ public final class SessionServiceOuterClass {
       "\001(\003\022\"\n\025avg_latency_reduction\030\t \001(\001H\001\210\001\001\022" +
       "\"\n\025avg_prefill_reduction\030\n \001(\001H\002\210\001\001B\021\n\017_" +
       "cache_hit_rateB\030\n\026_avg_latency_reduction" +
-      "B\030\n\026_avg_prefill_reduction\"\300\002\n\017CompleteR" +
+      "B\030\n\026_avg_prefill_reduction\"\332\002\n\017CompleteR" +
       "equest\022\022\n\nsession_id\030\001 \001(\t\022\"\n\010messages\030\002" +
       " \003(\0132\020.ruvd.v1.Message\022+\n\007options\030\003 \001(\0132" +
       "\032.ruvd.v1.CompletionOptions\022\022\n\nrequest_i" +
@@ -434,97 +434,100 @@ public final class SessionServiceOuterClass {
       "busy\030\006 \001(\0162\017.ruvd.v1.IfBusy\022,\n\ron_discon" +
       "nect\030\007 \001(\0162\025.ruvd.v1.OnDisconnect\0223\n\020dis" +
       "connect_grace\030\010 \001(\0132\031.google.protobuf.Du" +
-      "ration\022\025\n\rsystem_prompt\030\t \001(\t\";\n\020Complet" +
-      "eResponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.Compl" +
-      "etionEvent\"\231\001\n\017CompletionEvent\022\020\n\010sequen" +
-      "ce\030\001 \001(\003\022#\n\007started\030\002 \001(\0132\020.ruvd.v1.Star" +
-      "tedH\000\022\037\n\005delta\030\003 \001(\0132\016.ruvd.v1.DeltaH\000\022%" +
-      "\n\010finished\030\004 \001(\0132\021.ruvd.v1.FinishedH\000B\007\n" +
-      "\005event\"\217\001\n\007Started\022\025\n\rcompletion_id\030\001 \001(" +
-      "\t\022\022\n\nsession_id\030\002 \001(\t\022\027\n\017session_created" +
-      "\030\003 \001(\010\022\r\n\005model\030\004 \001(\t\022\030\n\020context_message" +
-      "s\030\005 \001(\005\022\027\n\017context_trimmed\030\006 \001(\010\"a\n\005Delt" +
-      "a\022\016\n\004text\030\001 \001(\tH\000\022+\n\ttool_call\030\002 \001(\0132\026.r" +
-      "uvd.v1.ToolCallDeltaH\000\022\023\n\treasoning\030\003 \001(" +
-      "\tH\000B\006\n\004part\"K\n\rToolCallDelta\022\r\n\005index\030\001 " +
-      "\001(\005\022\n\n\002id\030\002 \001(\t\022\014\n\004name\030\003 \001(\t\022\021\n\targumen" +
-      "ts\030\004 \001(\t\"\320\001\n\010Finished\022,\n\rfinish_reason\030\001" +
-      " \001(\0162\025.ruvd.v1.FinishReason\022!\n\007message\030\002" +
-      " \001(\0132\020.ruvd.v1.Message\022\035\n\005usage\030\003 \001(\0132\016." +
-      "ruvd.v1.Usage\022!\n\007timings\030\004 \001(\0132\020.ruvd.v1" +
-      ".Timings\022\026\n\016exchange_count\030\005 \001(\003\022\031\n\021raw_" +
-      "finish_reason\030\006 \001(\t*_\n\004Role\022\024\n\020ROLE_UNSP" +
-      "ECIFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001\022\r\n\tROLE_USER\020" +
-      "\002\022\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tROLE_TOOL\020\004*Z\n\013" +
-      "SessionView\022\034\n\030SESSION_VIEW_UNSPECIFIED\020" +
-      "\000\022\026\n\022SESSION_VIEW_BASIC\020\001\022\025\n\021SESSION_VIE" +
-      "W_FULL\020\002*_\n\006IfBusy\022\027\n\023IF_BUSY_UNSPECIFIE" +
-      "D\020\000\022\021\n\rIF_BUSY_QUEUE\020\001\022\022\n\016IF_BUSY_REJECT" +
-      "\020\002\022\025\n\021IF_BUSY_INTERRUPT\020\003*c\n\014OnDisconnec" +
-      "t\022\035\n\031ON_DISCONNECT_UNSPECIFIED\020\000\022\030\n\024ON_D" +
-      "ISCONNECT_CANCEL\020\001\022\032\n\026ON_DISCONNECT_CONT" +
-      "INUE\020\002*\232\001\n\014FinishReason\022\035\n\031FINISH_REASON" +
-      "_UNSPECIFIED\020\000\022\026\n\022FINISH_REASON_STOP\020\001\022\030" +
-      "\n\024FINISH_REASON_LENGTH\020\002\022\034\n\030FINISH_REASO" +
-      "N_TOOL_CALLS\020\003\022\033\n\027FINISH_REASON_CANCELLE" +
-      "D\020\004*X\n\tRendering\022\031\n\025RENDERING_UNSPECIFIE" +
-      "D\020\000\022\026\n\022RENDERING_MESSAGES\020\001\022\030\n\024RENDERING" +
-      "_TRANSCRIPT\020\002*\207\001\n\016ToolChoiceMode\022 \n\034TOOL" +
-      "_CHOICE_MODE_UNSPECIFIED\020\000\022\031\n\025TOOL_CHOIC" +
-      "E_MODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_MODE_NONE\020\002" +
-      "\022\035\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\326\007\n\013Erro" +
-      "rReason\022\034\n\030ERROR_REASON_UNSPECIFIED\020\000\022\"\n" +
-      "\036ERROR_REASON_SESSION_NOT_FOUND\020\001\022%\n!ERR" +
-      "OR_REASON_COMPLETION_NOT_FOUND\020\002\022%\n!ERRO" +
-      "R_REASON_COMPLETION_CANCELLED\020\003\022\035\n\031ERROR" +
-      "_REASON_SESSION_BUSY\020\004\022\036\n\032ERROR_REASON_S" +
-      "ESSION_ENDED\020\005\022\'\n#ERROR_REASON_COMPLETIO" +
-      "N_INTERRUPTED\020\006\022\036\n\032ERROR_REASON_SESSION_" +
-      "LIMIT\020\007\022\033\n\027ERROR_REASON_OVERLOADED\020\010\022$\n " +
-      "ERROR_REASON_ENGINE_RATE_LIMITED\020\t\022 \n\034ER" +
-      "ROR_REASON_INVALID_REQUEST\020\n\022 \n\034ERROR_RE" +
-      "ASON_ENGINE_REJECTED\020\013\022\"\n\036ERROR_REASON_R" +
-      "EQUEST_ID_REUSED\020\014\022!\n\035ERROR_REASON_CONTE" +
-      "XT_TOO_LONG\020\r\022\"\n\036ERROR_REASON_SESSION_TO" +
-      "O_LARGE\020\016\022\"\n\036ERROR_REASON_SESSIONS_DISAB" +
-      "LED\020\017\022\037\n\033ERROR_REASON_SESSION_EXISTS\020\020\022#" +
-      "\n\037ERROR_REASON_ENGINE_UNAVAILABLE\020\021\022\"\n\036E" +
-      "RROR_REASON_STORE_UNAVAILABLE\020\022\022\036\n\032ERROR" +
-      "_REASON_SHUTTING_DOWN\020\023\022\037\n\033ERROR_REASON_" +
-      "ENGINE_TIMEOUT\020\024\022\031\n\025ERROR_REASON_INTERNA" +
-      "L\020\025\022#\n\037ERROR_REASON_RESPONSE_TOO_LARGE\020\026" +
-      "\022 \n\034ERROR_REASON_UNAUTHENTICATED\020\027\022\"\n\036ER" +
-      "ROR_REASON_PERMISSION_DENIED\020\030\022%\n!ERROR_" +
-      "REASON_IDENTITY_UNAVAILABLE\020\031\022 \n\034ERROR_R" +
-      "EASON_SCHEMA_VIOLATED\020\032\022\037\n\033ERROR_REASON_" +
-      "DATA_CORRUPTED\020\0332\224\010\n\016SessionService\022N\n\rC" +
-      "reateSession\022\035.ruvd.v1.CreateSessionRequ" +
-      "est\032\036.ruvd.v1.CreateSessionResponse\022E\n\nG" +
-      "etSession\022\032.ruvd.v1.GetSessionRequest\032\033." +
-      "ruvd.v1.GetSessionResponse\022K\n\014ListSessio" +
-      "ns\022\034.ruvd.v1.ListSessionsRequest\032\035.ruvd." +
-      "v1.ListSessionsResponse\022N\n\rUpdateSession" +
-      "\022\035.ruvd.v1.UpdateSessionRequest\032\036.ruvd.v" +
-      "1.UpdateSessionResponse\022Q\n\016AppendMessage" +
-      "s\022\036.ruvd.v1.AppendMessagesRequest\032\037.ruvd" +
-      ".v1.AppendMessagesResponse\022H\n\013ForkSessio" +
-      "n\022\033.ruvd.v1.ForkSessionRequest\032\034.ruvd.v1" +
-      ".ForkSessionResponse\022E\n\nEndSession\022\032.ruv" +
-      "d.v1.EndSessionRequest\032\033.ruvd.v1.EndSess" +
-      "ionResponse\022E\n\nListModels\022\032.ruvd.v1.List" +
-      "ModelsRequest\032\033.ruvd.v1.ListModelsRespon" +
-      "se\022Z\n\021GetSessionMetrics\022!.ruvd.v1.GetSes" +
-      "sionMetricsRequest\032\".ruvd.v1.GetSessionM" +
-      "etricsResponse\022A\n\010Complete\022\030.ruvd.v1.Com" +
-      "pleteRequest\032\031.ruvd.v1.CompleteResponse0" +
-      "\001\022Y\n\020ResumeCompletion\022 .ruvd.v1.ResumeCo" +
-      "mpletionRequest\032!.ruvd.v1.ResumeCompleti" +
-      "onResponse0\001\022P\n\rBatchComplete\022\035.ruvd.v1." +
-      "BatchCompleteRequest\032\036.ruvd.v1.BatchComp" +
-      "leteResponse0\001\022W\n\020CancelCompletion\022 .ruv" +
-      "d.v1.CancelCompletionRequest\032!.ruvd.v1.C" +
-      "ancelCompletionResponseB\017\n\013dev.ruvd.v1P\001" +
-      "b\006proto3"
+      "ration\022\025\n\rsystem_prompt\030\t \001(\t\022\030\n\020recreat" +
+      "e_if_gone\030\n \001(\010\";\n\020CompleteResponse\022\'\n\005e" +
+      "vent\030\001 \001(\0132\030.ruvd.v1.CompletionEvent\"\231\001\n" +
+      "\017CompletionEvent\022\020\n\010sequence\030\001 \001(\003\022#\n\007st" +
+      "arted\030\002 \001(\0132\020.ruvd.v1.StartedH\000\022\037\n\005delta" +
+      "\030\003 \001(\0132\016.ruvd.v1.DeltaH\000\022%\n\010finished\030\004 \001" +
+      "(\0132\021.ruvd.v1.FinishedH\000B\007\n\005event\"\217\001\n\007Sta" +
+      "rted\022\025\n\rcompletion_id\030\001 \001(\t\022\022\n\nsession_i" +
+      "d\030\002 \001(\t\022\027\n\017session_created\030\003 \001(\010\022\r\n\005mode" +
+      "l\030\004 \001(\t\022\030\n\020context_messages\030\005 \001(\005\022\027\n\017con" +
+      "text_trimmed\030\006 \001(\010\"a\n\005Delta\022\016\n\004text\030\001 \001(" +
+      "\tH\000\022+\n\ttool_call\030\002 \001(\0132\026.ruvd.v1.ToolCal" +
+      "lDeltaH\000\022\023\n\treasoning\030\003 \001(\tH\000B\006\n\004part\"K\n" +
+      "\rToolCallDelta\022\r\n\005index\030\001 \001(\005\022\n\n\002id\030\002 \001(" +
+      "\t\022\014\n\004name\030\003 \001(\t\022\021\n\targuments\030\004 \001(\t\"\320\001\n\010F" +
+      "inished\022,\n\rfinish_reason\030\001 \001(\0162\025.ruvd.v1" +
+      ".FinishReason\022!\n\007message\030\002 \001(\0132\020.ruvd.v1" +
+      ".Message\022\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022" +
+      "!\n\007timings\030\004 \001(\0132\020.ruvd.v1.Timings\022\026\n\016ex" +
+      "change_count\030\005 \001(\003\022\031\n\021raw_finish_reason\030" +
+      "\006 \001(\t*_\n\004Role\022\024\n\020ROLE_UNSPECIFIED\020\000\022\017\n\013R" +
+      "OLE_SYSTEM\020\001\022\r\n\tROLE_USER\020\002\022\022\n\016ROLE_ASSI" +
+      "STANT\020\003\022\r\n\tROLE_TOOL\020\004*Z\n\013SessionView\022\034\n" +
+      "\030SESSION_VIEW_UNSPECIFIED\020\000\022\026\n\022SESSION_V" +
+      "IEW_BASIC\020\001\022\025\n\021SESSION_VIEW_FULL\020\002*_\n\006If" +
+      "Busy\022\027\n\023IF_BUSY_UNSPECIFIED\020\000\022\021\n\rIF_BUSY" +
+      "_QUEUE\020\001\022\022\n\016IF_BUSY_REJECT\020\002\022\025\n\021IF_BUSY_" +
+      "INTERRUPT\020\003*c\n\014OnDisconnect\022\035\n\031ON_DISCON" +
+      "NECT_UNSPECIFIED\020\000\022\030\n\024ON_DISCONNECT_CANC" +
+      "EL\020\001\022\032\n\026ON_DISCONNECT_CONTINUE\020\002*\232\001\n\014Fin" +
+      "ishReason\022\035\n\031FINISH_REASON_UNSPECIFIED\020\000" +
+      "\022\026\n\022FINISH_REASON_STOP\020\001\022\030\n\024FINISH_REASO" +
+      "N_LENGTH\020\002\022\034\n\030FINISH_REASON_TOOL_CALLS\020\003" +
+      "\022\033\n\027FINISH_REASON_CANCELLED\020\004*X\n\tRenderi" +
+      "ng\022\031\n\025RENDERING_UNSPECIFIED\020\000\022\026\n\022RENDERI" +
+      "NG_MESSAGES\020\001\022\030\n\024RENDERING_TRANSCRIPT\020\002*" +
+      "\207\001\n\016ToolChoiceMode\022 \n\034TOOL_CHOICE_MODE_U" +
+      "NSPECIFIED\020\000\022\031\n\025TOOL_CHOICE_MODE_AUTO\020\001\022" +
+      "\031\n\025TOOL_CHOICE_MODE_NONE\020\002\022\035\n\031TOOL_CHOIC" +
+      "E_MODE_REQUIRED\020\003*\273\010\n\013ErrorReason\022\034\n\030ERR" +
+      "OR_REASON_UNSPECIFIED\020\000\022\"\n\036ERROR_REASON_" +
+      "SESSION_NOT_FOUND\020\001\022%\n!ERROR_REASON_COMP" +
+      "LETION_NOT_FOUND\020\002\022%\n!ERROR_REASON_COMPL" +
+      "ETION_CANCELLED\020\003\022\035\n\031ERROR_REASON_SESSIO" +
+      "N_BUSY\020\004\022\036\n\032ERROR_REASON_SESSION_ENDED\020\005" +
+      "\022\'\n#ERROR_REASON_COMPLETION_INTERRUPTED\020" +
+      "\006\022\036\n\032ERROR_REASON_SESSION_LIMIT\020\007\022\033\n\027ERR" +
+      "OR_REASON_OVERLOADED\020\010\022$\n ERROR_REASON_E" +
+      "NGINE_RATE_LIMITED\020\t\022 \n\034ERROR_REASON_INV" +
+      "ALID_REQUEST\020\n\022 \n\034ERROR_REASON_ENGINE_RE" +
+      "JECTED\020\013\022\"\n\036ERROR_REASON_REQUEST_ID_REUS" +
+      "ED\020\014\022!\n\035ERROR_REASON_CONTEXT_TOO_LONG\020\r\022" +
+      "\"\n\036ERROR_REASON_SESSION_TOO_LARGE\020\016\022\"\n\036E" +
+      "RROR_REASON_SESSIONS_DISABLED\020\017\022\037\n\033ERROR" +
+      "_REASON_SESSION_EXISTS\020\020\022#\n\037ERROR_REASON" +
+      "_ENGINE_UNAVAILABLE\020\021\022\"\n\036ERROR_REASON_ST" +
+      "ORE_UNAVAILABLE\020\022\022\036\n\032ERROR_REASON_SHUTTI" +
+      "NG_DOWN\020\023\022\037\n\033ERROR_REASON_ENGINE_TIMEOUT" +
+      "\020\024\022\031\n\025ERROR_REASON_INTERNAL\020\025\022#\n\037ERROR_R" +
+      "EASON_RESPONSE_TOO_LARGE\020\026\022 \n\034ERROR_REAS" +
+      "ON_UNAUTHENTICATED\020\027\022\"\n\036ERROR_REASON_PER" +
+      "MISSION_DENIED\020\030\022%\n!ERROR_REASON_IDENTIT" +
+      "Y_UNAVAILABLE\020\031\022 \n\034ERROR_REASON_SCHEMA_V" +
+      "IOLATED\020\032\022\037\n\033ERROR_REASON_DATA_CORRUPTED" +
+      "\020\033\022\037\n\033ERROR_REASON_QUOTA_EXCEEDED\020\034\022 \n\034E" +
+      "RROR_REASON_SESSION_EVICTED\020\035\022 \n\034ERROR_R" +
+      "EASON_SESSION_EXPIRED\020\0362\224\010\n\016SessionServi" +
+      "ce\022N\n\rCreateSession\022\035.ruvd.v1.CreateSess" +
+      "ionRequest\032\036.ruvd.v1.CreateSessionRespon" +
+      "se\022E\n\nGetSession\022\032.ruvd.v1.GetSessionReq" +
+      "uest\032\033.ruvd.v1.GetSessionResponse\022K\n\014Lis" +
+      "tSessions\022\034.ruvd.v1.ListSessionsRequest\032" +
+      "\035.ruvd.v1.ListSessionsResponse\022N\n\rUpdate" +
+      "Session\022\035.ruvd.v1.UpdateSessionRequest\032\036" +
+      ".ruvd.v1.UpdateSessionResponse\022Q\n\016Append" +
+      "Messages\022\036.ruvd.v1.AppendMessagesRequest" +
+      "\032\037.ruvd.v1.AppendMessagesResponse\022H\n\013For" +
+      "kSession\022\033.ruvd.v1.ForkSessionRequest\032\034." +
+      "ruvd.v1.ForkSessionResponse\022E\n\nEndSessio" +
+      "n\022\032.ruvd.v1.EndSessionRequest\032\033.ruvd.v1." +
+      "EndSessionResponse\022E\n\nListModels\022\032.ruvd." +
+      "v1.ListModelsRequest\032\033.ruvd.v1.ListModel" +
+      "sResponse\022Z\n\021GetSessionMetrics\022!.ruvd.v1" +
+      ".GetSessionMetricsRequest\032\".ruvd.v1.GetS" +
+      "essionMetricsResponse\022A\n\010Complete\022\030.ruvd" +
+      ".v1.CompleteRequest\032\031.ruvd.v1.CompleteRe" +
+      "sponse0\001\022Y\n\020ResumeCompletion\022 .ruvd.v1.R" +
+      "esumeCompletionRequest\032!.ruvd.v1.ResumeC" +
+      "ompletionResponse0\001\022P\n\rBatchComplete\022\035.r" +
+      "uvd.v1.BatchCompleteRequest\032\036.ruvd.v1.Ba" +
+      "tchCompleteResponse0\001\022W\n\020CancelCompletio" +
+      "n\022 .ruvd.v1.CancelCompletionRequest\032!.ru" +
+      "vd.v1.CancelCompletionResponseB\017\n\013dev.ru" +
+      "vd.v1P\001b\006proto3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,
@@ -798,7 +801,7 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_CompleteRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CompleteRequest_descriptor,
-        new java.lang.String[] { "SessionId", "Messages", "Options", "RequestId", "RequireExisting", "IfBusy", "OnDisconnect", "DisconnectGrace", "SystemPrompt", });
+        new java.lang.String[] { "SessionId", "Messages", "Options", "RequestId", "RequireExisting", "IfBusy", "OnDisconnect", "DisconnectGrace", "SystemPrompt", "RecreateIfGone", });
     internal_static_ruvd_v1_CompleteResponse_descriptor =
       getDescriptor().getMessageTypes().get(39);
     internal_static_ruvd_v1_CompleteResponse_fieldAccessorTable = new
