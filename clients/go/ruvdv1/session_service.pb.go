@@ -1638,6 +1638,7 @@ type BatchCompleteResponse struct {
 	//
 	//	*BatchCompleteResponse_Result
 	//	*BatchCompleteResponse_Summary
+	//	*BatchCompleteResponse_MessagePart
 	Event         isBatchCompleteResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1698,6 +1699,15 @@ func (x *BatchCompleteResponse) GetSummary() *BatchSummary {
 	return nil
 }
 
+func (x *BatchCompleteResponse) GetMessagePart() *MessagePart {
+	if x != nil {
+		if x, ok := x.Event.(*BatchCompleteResponse_MessagePart); ok {
+			return x.MessagePart
+		}
+	}
+	return nil
+}
+
 type isBatchCompleteResponse_Event interface {
 	isBatchCompleteResponse_Event()
 }
@@ -1712,9 +1722,16 @@ type BatchCompleteResponse_Summary struct {
 	Summary *BatchSummary `protobuf:"bytes,2,opt,name=summary,proto3,oneof"`
 }
 
+type BatchCompleteResponse_MessagePart struct {
+	// A part of the message of the item whose result is next, if it is too large for the result.
+	MessagePart *MessagePart `protobuf:"bytes,3,opt,name=message_part,json=messagePart,proto3,oneof"`
+}
+
 func (*BatchCompleteResponse_Result) isBatchCompleteResponse_Event() {}
 
 func (*BatchCompleteResponse_Summary) isBatchCompleteResponse_Event() {}
+
+func (*BatchCompleteResponse_MessagePart) isBatchCompleteResponse_Event() {}
 
 // The result of one item of a batch.
 type BatchResult struct {
@@ -2226,13 +2243,18 @@ type GetSessionRequest struct {
 	// The parts of the session to return.
 	View SessionView `protobuf:"varint,2,opt,name=view,proto3,enum=ruvd.v1.SessionView" json:"view,omitempty"`
 	// The maximum number of messages to return, at most 1000, with SESSION_VIEW_FULL only. A page may
-	// have fewer, because no response is larger than 4 MiB unless a single message is. 0: the whole
-	// history, or RESPONSE_TOO_LARGE if it has more than 10,000 messages or does not fit into 4 MiB.
+	// have fewer, because no response is larger than 4 MiB unless a single message is (see
+	// allow_message_parts). 0: the whole history, or RESPONSE_TOO_LARGE if it has more than 10,000
+	// messages or does not fit into 4 MiB.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the previous page; empty for the first page. Requires a page_size.
-	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	PageToken string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Whether a page may be a part of a single message that is too large for one response. If not,
+	// such a message is a page of its own, which a client with gRPC's default limit of 4 MiB cannot
+	// receive. Requires a page_size.
+	AllowMessageParts bool `protobuf:"varint,5,opt,name=allow_message_parts,json=allowMessageParts,proto3" json:"allow_message_parts,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *GetSessionRequest) Reset() {
@@ -2293,6 +2315,13 @@ func (x *GetSessionRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *GetSessionRequest) GetAllowMessageParts() bool {
+	if x != nil {
+		return x.AllowMessageParts
+	}
+	return false
+}
+
 // The response of GetSession.
 type GetSessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2301,6 +2330,9 @@ type GetSessionResponse struct {
 	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// The page_token of the next page; empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// The next part of the next message, with allow_message_parts only. The session then has no
+	// messages in this page.
+	MessagePart   *MessagePart `protobuf:"bytes,3,opt,name=message_part,json=messagePart,proto3" json:"message_part,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2347,6 +2379,13 @@ func (x *GetSessionResponse) GetNextPageToken() string {
 		return x.NextPageToken
 	}
 	return ""
+}
+
+func (x *GetSessionResponse) GetMessagePart() *MessagePart {
+	if x != nil {
+		return x.MessagePart
+	}
+	return nil
 }
 
 // The request of ListSessions.
@@ -3553,6 +3592,7 @@ type CompletionEvent struct {
 	//	*CompletionEvent_Started
 	//	*CompletionEvent_Delta
 	//	*CompletionEvent_Finished
+	//	*CompletionEvent_MessagePart
 	Event         isCompletionEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3629,6 +3669,15 @@ func (x *CompletionEvent) GetFinished() *Finished {
 	return nil
 }
 
+func (x *CompletionEvent) GetMessagePart() *MessagePart {
+	if x != nil {
+		if x, ok := x.Event.(*CompletionEvent_MessagePart); ok {
+			return x.MessagePart
+		}
+	}
+	return nil
+}
+
 type isCompletionEvent_Event interface {
 	isCompletionEvent_Event()
 }
@@ -3648,11 +3697,86 @@ type CompletionEvent_Finished struct {
 	Finished *Finished `protobuf:"bytes,4,opt,name=finished,proto3,oneof"`
 }
 
+type CompletionEvent_MessagePart struct {
+	// A part of the whole message, if it is too large for Finished. All parts come before Finished
+	// and have the sequence number of the event before it, so that a client which resumes after
+	// them gets them again.
+	MessagePart *MessagePart `protobuf:"bytes,5,opt,name=message_part,json=messagePart,proto3,oneof"`
+}
+
 func (*CompletionEvent_Started) isCompletionEvent_Event() {}
 
 func (*CompletionEvent_Delta) isCompletionEvent_Event() {}
 
 func (*CompletionEvent_Finished) isCompletionEvent_Event() {}
+
+func (*CompletionEvent_MessagePart) isCompletionEvent_Event() {}
+
+// A part of a message that is too large for one response of 4 MiB. The parts of a message, in order,
+// are the bytes of a serialized Message.
+type MessagePart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The next bytes. They may end within a character.
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// The position of these bytes in the serialized message. A part with offset 0 begins the message
+	// anew; earlier parts are to be dropped.
+	Offset int64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	// The size of the serialized message. The part that ends there is the last one.
+	TotalBytes    int64 `protobuf:"varint,3,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MessagePart) Reset() {
+	*x = MessagePart{}
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MessagePart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MessagePart) ProtoMessage() {}
+
+func (x *MessagePart) ProtoReflect() protoreflect.Message {
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MessagePart.ProtoReflect.Descriptor instead.
+func (*MessagePart) Descriptor() ([]byte, []int) {
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *MessagePart) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *MessagePart) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *MessagePart) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
 
 // The first event: the engine is available to the turn and evaluates the prompt next.
 type Started struct {
@@ -3675,7 +3799,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[41]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3687,7 +3811,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[41]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3700,7 +3824,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{41}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Started) GetCompletionId() string {
@@ -3762,7 +3886,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[42]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3774,7 +3898,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[42]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3787,7 +3911,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{42}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Delta) GetPart() isDelta_Part {
@@ -3866,7 +3990,7 @@ type ToolCallDelta struct {
 
 func (x *ToolCallDelta) Reset() {
 	*x = ToolCallDelta{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[43]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3878,7 +4002,7 @@ func (x *ToolCallDelta) String() string {
 func (*ToolCallDelta) ProtoMessage() {}
 
 func (x *ToolCallDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[43]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3891,7 +4015,7 @@ func (x *ToolCallDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallDelta.ProtoReflect.Descriptor instead.
 func (*ToolCallDelta) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{43}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ToolCallDelta) GetIndex() int32 {
@@ -3927,7 +4051,7 @@ type Finished struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The reason why the completion ended.
 	FinishReason FinishReason `protobuf:"varint,1,opt,name=finish_reason,json=finishReason,proto3,enum=ruvd.v1.FinishReason" json:"finish_reason,omitempty"`
-	// The whole answer.
+	// The whole answer; without anything but its role if message_in_parts is set.
 	Message *Message `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	// The token counts, as reported by the engine; unset if the engine does not report them.
 	Usage *Usage `protobuf:"bytes,3,opt,name=usage,proto3" json:"usage,omitempty"`
@@ -3937,15 +4061,20 @@ type Finished struct {
 	ExchangeCount int64 `protobuf:"varint,5,opt,name=exchange_count,json=exchangeCount,proto3" json:"exchange_count,omitempty"`
 	// The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
 	// gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
-	// if the daemon's setting of that name has ended the answer.
+	// if the daemon's setting of that name has ended the answer, and `max_memory_bytes` if there was
+	// no memory for a longer one.
 	RawFinishReason string `protobuf:"bytes,6,opt,name=raw_finish_reason,json=rawFinishReason,proto3" json:"raw_finish_reason,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Whether the message has more than 3 MiB and was sent before, in the parts that precede this
+	// event, so that every response fits the 4 MiB that a gRPC client takes by default. A client that
+	// has received all deltas may join those instead.
+	MessageInParts bool `protobuf:"varint,7,opt,name=message_in_parts,json=messageInParts,proto3" json:"message_in_parts,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[44]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3957,7 +4086,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[44]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3970,7 +4099,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{44}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Finished) GetFinishReason() FinishReason {
@@ -4013,6 +4142,13 @@ func (x *Finished) GetRawFinishReason() string {
 		return x.RawFinishReason
 	}
 	return ""
+}
+
+func (x *Finished) GetMessageInParts() bool {
+	if x != nil {
+		return x.MessageInParts
+	}
+	return false
 }
 
 var File_ruvd_v1_session_service_proto protoreflect.FileDescriptor
@@ -4131,10 +4267,11 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x14_parallel_tool_calls\"o\n" +
 	"\x14BatchCompleteRequest\x12.\n" +
 	"\x05items\x18\x01 \x03(\v2\x18.ruvd.v1.CompleteRequestR\x05items\x12'\n" +
-	"\x0fmax_concurrency\x18\x02 \x01(\x05R\x0emaxConcurrency\"\x83\x01\n" +
+	"\x0fmax_concurrency\x18\x02 \x01(\x05R\x0emaxConcurrency\"\xbe\x01\n" +
 	"\x15BatchCompleteResponse\x12.\n" +
 	"\x06result\x18\x01 \x01(\v2\x14.ruvd.v1.BatchResultH\x00R\x06result\x121\n" +
-	"\asummary\x18\x02 \x01(\v2\x15.ruvd.v1.BatchSummaryH\x00R\asummaryB\a\n" +
+	"\asummary\x18\x02 \x01(\v2\x15.ruvd.v1.BatchSummaryH\x00R\asummary\x129\n" +
+	"\fmessage_part\x18\x03 \x01(\v2\x14.ruvd.v1.MessagePartH\x00R\vmessagePartB\a\n" +
 	"\x05event\"\x91\x01\n" +
 	"\vBatchResult\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x05R\x05index\x125\n" +
@@ -4175,17 +4312,19 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"C\n" +
 	"\x15CreateSessionResponse\x12*\n" +
-	"\asession\x18\x01 \x01(\v2\x10.ruvd.v1.SessionR\asession\"\x98\x01\n" +
+	"\asession\x18\x01 \x01(\v2\x10.ruvd.v1.SessionR\asession\"\xc8\x01\n" +
 	"\x11GetSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12(\n" +
 	"\x04view\x18\x02 \x01(\x0e2\x14.ruvd.v1.SessionViewR\x04view\x12\x1b\n" +
 	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x04 \x01(\tR\tpageToken\"h\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\x12.\n" +
+	"\x13allow_message_parts\x18\x05 \x01(\bR\x11allowMessageParts\"\xa1\x01\n" +
 	"\x12GetSessionResponse\x12*\n" +
 	"\asession\x18\x01 \x01(\v2\x10.ruvd.v1.SessionR\asession\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe3\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x127\n" +
+	"\fmessage_part\x18\x03 \x01(\v2\x14.ruvd.v1.MessagePartR\vmessagePart\"\xe3\x01\n" +
 	"\x13ListSessionsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -4283,13 +4422,19 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x10recreate_if_gone\x18\n" +
 	" \x01(\bR\x0erecreateIfGone\"B\n" +
 	"\x10CompleteResponse\x12.\n" +
-	"\x05event\x18\x01 \x01(\v2\x18.ruvd.v1.CompletionEventR\x05event\"\xbd\x01\n" +
+	"\x05event\x18\x01 \x01(\v2\x18.ruvd.v1.CompletionEventR\x05event\"\xf8\x01\n" +
 	"\x0fCompletionEvent\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12,\n" +
 	"\astarted\x18\x02 \x01(\v2\x10.ruvd.v1.StartedH\x00R\astarted\x12&\n" +
 	"\x05delta\x18\x03 \x01(\v2\x0e.ruvd.v1.DeltaH\x00R\x05delta\x12/\n" +
-	"\bfinished\x18\x04 \x01(\v2\x11.ruvd.v1.FinishedH\x00R\bfinishedB\a\n" +
-	"\x05event\"\xe0\x01\n" +
+	"\bfinished\x18\x04 \x01(\v2\x11.ruvd.v1.FinishedH\x00R\bfinished\x129\n" +
+	"\fmessage_part\x18\x05 \x01(\v2\x14.ruvd.v1.MessagePartH\x00R\vmessagePartB\a\n" +
+	"\x05event\"Z\n" +
+	"\vMessagePart\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x1f\n" +
+	"\vtotal_bytes\x18\x03 \x01(\x03R\n" +
+	"totalBytes\"\xe0\x01\n" +
 	"\aStarted\x12#\n" +
 	"\rcompletion_id\x18\x01 \x01(\tR\fcompletionId\x12\x1d\n" +
 	"\n" +
@@ -4307,14 +4452,15 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x05R\x05index\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x1c\n" +
-	"\targuments\x18\x04 \x01(\tR\targuments\"\x97\x02\n" +
+	"\targuments\x18\x04 \x01(\tR\targuments\"\xc1\x02\n" +
 	"\bFinished\x12:\n" +
 	"\rfinish_reason\x18\x01 \x01(\x0e2\x15.ruvd.v1.FinishReasonR\ffinishReason\x12*\n" +
 	"\amessage\x18\x02 \x01(\v2\x10.ruvd.v1.MessageR\amessage\x12$\n" +
 	"\x05usage\x18\x03 \x01(\v2\x0e.ruvd.v1.UsageR\x05usage\x12*\n" +
 	"\atimings\x18\x04 \x01(\v2\x10.ruvd.v1.TimingsR\atimings\x12%\n" +
 	"\x0eexchange_count\x18\x05 \x01(\x03R\rexchangeCount\x12*\n" +
-	"\x11raw_finish_reason\x18\x06 \x01(\tR\x0frawFinishReason*_\n" +
+	"\x11raw_finish_reason\x18\x06 \x01(\tR\x0frawFinishReason\x12(\n" +
+	"\x10message_in_parts\x18\a \x01(\bR\x0emessageInParts*_\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_SYSTEM\x10\x01\x12\r\n" +
@@ -4413,7 +4559,7 @@ func file_ruvd_v1_session_service_proto_rawDescGZIP() []byte {
 }
 
 var file_ruvd_v1_session_service_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_ruvd_v1_session_service_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_ruvd_v1_session_service_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_ruvd_v1_session_service_proto_goTypes = []any{
 	(Role)(0),                         // 0: ruvd.v1.Role
 	(SessionView)(0),                  // 1: ruvd.v1.SessionView
@@ -4464,118 +4610,122 @@ var file_ruvd_v1_session_service_proto_goTypes = []any{
 	(*CompleteRequest)(nil),           // 46: ruvd.v1.CompleteRequest
 	(*CompleteResponse)(nil),          // 47: ruvd.v1.CompleteResponse
 	(*CompletionEvent)(nil),           // 48: ruvd.v1.CompletionEvent
-	(*Started)(nil),                   // 49: ruvd.v1.Started
-	(*Delta)(nil),                     // 50: ruvd.v1.Delta
-	(*ToolCallDelta)(nil),             // 51: ruvd.v1.ToolCallDelta
-	(*Finished)(nil),                  // 52: ruvd.v1.Finished
-	nil,                               // 53: ruvd.v1.Session.LabelsEntry
-	nil,                               // 54: ruvd.v1.CompletionOptions.LogitBiasEntry
-	nil,                               // 55: ruvd.v1.CreateSessionRequest.LabelsEntry
-	nil,                               // 56: ruvd.v1.ListSessionsRequest.LabelFilterEntry
-	nil,                               // 57: ruvd.v1.UpdateSessionRequest.LabelsEntry
-	(*durationpb.Duration)(nil),       // 58: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),     // 59: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),           // 60: google.protobuf.Struct
-	(*status.Status)(nil),             // 61: google.rpc.Status
-	(*fieldmaskpb.FieldMask)(nil),     // 62: google.protobuf.FieldMask
+	(*MessagePart)(nil),               // 49: ruvd.v1.MessagePart
+	(*Started)(nil),                   // 50: ruvd.v1.Started
+	(*Delta)(nil),                     // 51: ruvd.v1.Delta
+	(*ToolCallDelta)(nil),             // 52: ruvd.v1.ToolCallDelta
+	(*Finished)(nil),                  // 53: ruvd.v1.Finished
+	nil,                               // 54: ruvd.v1.Session.LabelsEntry
+	nil,                               // 55: ruvd.v1.CompletionOptions.LogitBiasEntry
+	nil,                               // 56: ruvd.v1.CreateSessionRequest.LabelsEntry
+	nil,                               // 57: ruvd.v1.ListSessionsRequest.LabelFilterEntry
+	nil,                               // 58: ruvd.v1.UpdateSessionRequest.LabelsEntry
+	(*durationpb.Duration)(nil),       // 59: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),     // 60: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),           // 61: google.protobuf.Struct
+	(*status.Status)(nil),             // 62: google.rpc.Status
+	(*fieldmaskpb.FieldMask)(nil),     // 63: google.protobuf.FieldMask
 }
 var file_ruvd_v1_session_service_proto_depIdxs = []int32{
 	0,  // 0: ruvd.v1.Message.role:type_name -> ruvd.v1.Role
 	9,  // 1: ruvd.v1.Message.tool_calls:type_name -> ruvd.v1.ToolCall
 	6,  // 2: ruvd.v1.ToolChoice.mode:type_name -> ruvd.v1.ToolChoiceMode
 	5,  // 3: ruvd.v1.ContextWindow.rendering:type_name -> ruvd.v1.Rendering
-	58, // 4: ruvd.v1.Timings.queue:type_name -> google.protobuf.Duration
-	58, // 5: ruvd.v1.Timings.time_to_first_token:type_name -> google.protobuf.Duration
-	58, // 6: ruvd.v1.Timings.total:type_name -> google.protobuf.Duration
-	58, // 7: ruvd.v1.Timings.prefill:type_name -> google.protobuf.Duration
-	59, // 8: ruvd.v1.Session.create_time:type_name -> google.protobuf.Timestamp
-	59, // 9: ruvd.v1.Session.last_used_time:type_name -> google.protobuf.Timestamp
-	59, // 10: ruvd.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
+	59, // 4: ruvd.v1.Timings.queue:type_name -> google.protobuf.Duration
+	59, // 5: ruvd.v1.Timings.time_to_first_token:type_name -> google.protobuf.Duration
+	59, // 6: ruvd.v1.Timings.total:type_name -> google.protobuf.Duration
+	59, // 7: ruvd.v1.Timings.prefill:type_name -> google.protobuf.Duration
+	60, // 8: ruvd.v1.Session.create_time:type_name -> google.protobuf.Timestamp
+	60, // 9: ruvd.v1.Session.last_used_time:type_name -> google.protobuf.Timestamp
+	60, // 10: ruvd.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
 	8,  // 11: ruvd.v1.Session.messages:type_name -> ruvd.v1.Message
-	53, // 12: ruvd.v1.Session.labels:type_name -> ruvd.v1.Session.LabelsEntry
+	54, // 12: ruvd.v1.Session.labels:type_name -> ruvd.v1.Session.LabelsEntry
 	13, // 13: ruvd.v1.Session.context_window:type_name -> ruvd.v1.ContextWindow
 	14, // 14: ruvd.v1.Session.usage:type_name -> ruvd.v1.Usage
-	58, // 15: ruvd.v1.Session.idle_timeout:type_name -> google.protobuf.Duration
-	54, // 16: ruvd.v1.CompletionOptions.logit_bias:type_name -> ruvd.v1.CompletionOptions.LogitBiasEntry
+	59, // 15: ruvd.v1.Session.idle_timeout:type_name -> google.protobuf.Duration
+	55, // 16: ruvd.v1.CompletionOptions.logit_bias:type_name -> ruvd.v1.CompletionOptions.LogitBiasEntry
 	10, // 17: ruvd.v1.CompletionOptions.tools:type_name -> ruvd.v1.Tool
 	11, // 18: ruvd.v1.CompletionOptions.tool_choice:type_name -> ruvd.v1.ToolChoice
 	12, // 19: ruvd.v1.CompletionOptions.response_format:type_name -> ruvd.v1.ResponseFormat
-	60, // 20: ruvd.v1.CompletionOptions.extra_body:type_name -> google.protobuf.Struct
+	61, // 20: ruvd.v1.CompletionOptions.extra_body:type_name -> google.protobuf.Struct
 	46, // 21: ruvd.v1.BatchCompleteRequest.items:type_name -> ruvd.v1.CompleteRequest
 	20, // 22: ruvd.v1.BatchCompleteResponse.result:type_name -> ruvd.v1.BatchResult
 	22, // 23: ruvd.v1.BatchCompleteResponse.summary:type_name -> ruvd.v1.BatchSummary
-	21, // 24: ruvd.v1.BatchResult.completion:type_name -> ruvd.v1.Completion
-	61, // 25: ruvd.v1.BatchResult.error:type_name -> google.rpc.Status
-	52, // 26: ruvd.v1.Completion.finished:type_name -> ruvd.v1.Finished
-	14, // 27: ruvd.v1.BatchSummary.usage:type_name -> ruvd.v1.Usage
-	58, // 28: ruvd.v1.BatchSummary.wall_time:type_name -> google.protobuf.Duration
-	58, // 29: ruvd.v1.BatchSummary.total_latency:type_name -> google.protobuf.Duration
-	8,  // 30: ruvd.v1.CreateSessionRequest.messages:type_name -> ruvd.v1.Message
-	55, // 31: ruvd.v1.CreateSessionRequest.labels:type_name -> ruvd.v1.CreateSessionRequest.LabelsEntry
-	13, // 32: ruvd.v1.CreateSessionRequest.context_window:type_name -> ruvd.v1.ContextWindow
-	58, // 33: ruvd.v1.CreateSessionRequest.idle_timeout:type_name -> google.protobuf.Duration
-	16, // 34: ruvd.v1.CreateSessionResponse.session:type_name -> ruvd.v1.Session
-	1,  // 35: ruvd.v1.GetSessionRequest.view:type_name -> ruvd.v1.SessionView
-	16, // 36: ruvd.v1.GetSessionResponse.session:type_name -> ruvd.v1.Session
-	56, // 37: ruvd.v1.ListSessionsRequest.label_filter:type_name -> ruvd.v1.ListSessionsRequest.LabelFilterEntry
-	16, // 38: ruvd.v1.ListSessionsResponse.sessions:type_name -> ruvd.v1.Session
-	57, // 39: ruvd.v1.UpdateSessionRequest.labels:type_name -> ruvd.v1.UpdateSessionRequest.LabelsEntry
-	58, // 40: ruvd.v1.UpdateSessionRequest.idle_timeout:type_name -> google.protobuf.Duration
-	13, // 41: ruvd.v1.UpdateSessionRequest.context_window:type_name -> ruvd.v1.ContextWindow
-	62, // 42: ruvd.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
-	16, // 43: ruvd.v1.UpdateSessionResponse.session:type_name -> ruvd.v1.Session
-	8,  // 44: ruvd.v1.AppendMessagesRequest.messages:type_name -> ruvd.v1.Message
-	16, // 45: ruvd.v1.AppendMessagesResponse.session:type_name -> ruvd.v1.Session
-	16, // 46: ruvd.v1.ForkSessionResponse.session:type_name -> ruvd.v1.Session
-	48, // 47: ruvd.v1.ResumeCompletionResponse.event:type_name -> ruvd.v1.CompletionEvent
-	45, // 48: ruvd.v1.GetSessionMetricsResponse.metrics:type_name -> ruvd.v1.SessionMetrics
-	58, // 49: ruvd.v1.SessionMetrics.avg_session_latency:type_name -> google.protobuf.Duration
-	58, // 50: ruvd.v1.SessionMetrics.avg_stateless_latency:type_name -> google.protobuf.Duration
-	8,  // 51: ruvd.v1.CompleteRequest.messages:type_name -> ruvd.v1.Message
-	17, // 52: ruvd.v1.CompleteRequest.options:type_name -> ruvd.v1.CompletionOptions
-	2,  // 53: ruvd.v1.CompleteRequest.if_busy:type_name -> ruvd.v1.IfBusy
-	3,  // 54: ruvd.v1.CompleteRequest.on_disconnect:type_name -> ruvd.v1.OnDisconnect
-	58, // 55: ruvd.v1.CompleteRequest.disconnect_grace:type_name -> google.protobuf.Duration
-	48, // 56: ruvd.v1.CompleteResponse.event:type_name -> ruvd.v1.CompletionEvent
-	49, // 57: ruvd.v1.CompletionEvent.started:type_name -> ruvd.v1.Started
-	50, // 58: ruvd.v1.CompletionEvent.delta:type_name -> ruvd.v1.Delta
-	52, // 59: ruvd.v1.CompletionEvent.finished:type_name -> ruvd.v1.Finished
-	51, // 60: ruvd.v1.Delta.tool_call:type_name -> ruvd.v1.ToolCallDelta
-	4,  // 61: ruvd.v1.Finished.finish_reason:type_name -> ruvd.v1.FinishReason
-	8,  // 62: ruvd.v1.Finished.message:type_name -> ruvd.v1.Message
-	14, // 63: ruvd.v1.Finished.usage:type_name -> ruvd.v1.Usage
-	15, // 64: ruvd.v1.Finished.timings:type_name -> ruvd.v1.Timings
-	25, // 65: ruvd.v1.SessionService.CreateSession:input_type -> ruvd.v1.CreateSessionRequest
-	27, // 66: ruvd.v1.SessionService.GetSession:input_type -> ruvd.v1.GetSessionRequest
-	29, // 67: ruvd.v1.SessionService.ListSessions:input_type -> ruvd.v1.ListSessionsRequest
-	31, // 68: ruvd.v1.SessionService.UpdateSession:input_type -> ruvd.v1.UpdateSessionRequest
-	33, // 69: ruvd.v1.SessionService.AppendMessages:input_type -> ruvd.v1.AppendMessagesRequest
-	35, // 70: ruvd.v1.SessionService.ForkSession:input_type -> ruvd.v1.ForkSessionRequest
-	41, // 71: ruvd.v1.SessionService.EndSession:input_type -> ruvd.v1.EndSessionRequest
-	23, // 72: ruvd.v1.SessionService.ListModels:input_type -> ruvd.v1.ListModelsRequest
-	43, // 73: ruvd.v1.SessionService.GetSessionMetrics:input_type -> ruvd.v1.GetSessionMetricsRequest
-	46, // 74: ruvd.v1.SessionService.Complete:input_type -> ruvd.v1.CompleteRequest
-	37, // 75: ruvd.v1.SessionService.ResumeCompletion:input_type -> ruvd.v1.ResumeCompletionRequest
-	18, // 76: ruvd.v1.SessionService.BatchComplete:input_type -> ruvd.v1.BatchCompleteRequest
-	39, // 77: ruvd.v1.SessionService.CancelCompletion:input_type -> ruvd.v1.CancelCompletionRequest
-	26, // 78: ruvd.v1.SessionService.CreateSession:output_type -> ruvd.v1.CreateSessionResponse
-	28, // 79: ruvd.v1.SessionService.GetSession:output_type -> ruvd.v1.GetSessionResponse
-	30, // 80: ruvd.v1.SessionService.ListSessions:output_type -> ruvd.v1.ListSessionsResponse
-	32, // 81: ruvd.v1.SessionService.UpdateSession:output_type -> ruvd.v1.UpdateSessionResponse
-	34, // 82: ruvd.v1.SessionService.AppendMessages:output_type -> ruvd.v1.AppendMessagesResponse
-	36, // 83: ruvd.v1.SessionService.ForkSession:output_type -> ruvd.v1.ForkSessionResponse
-	42, // 84: ruvd.v1.SessionService.EndSession:output_type -> ruvd.v1.EndSessionResponse
-	24, // 85: ruvd.v1.SessionService.ListModels:output_type -> ruvd.v1.ListModelsResponse
-	44, // 86: ruvd.v1.SessionService.GetSessionMetrics:output_type -> ruvd.v1.GetSessionMetricsResponse
-	47, // 87: ruvd.v1.SessionService.Complete:output_type -> ruvd.v1.CompleteResponse
-	38, // 88: ruvd.v1.SessionService.ResumeCompletion:output_type -> ruvd.v1.ResumeCompletionResponse
-	19, // 89: ruvd.v1.SessionService.BatchComplete:output_type -> ruvd.v1.BatchCompleteResponse
-	40, // 90: ruvd.v1.SessionService.CancelCompletion:output_type -> ruvd.v1.CancelCompletionResponse
-	78, // [78:91] is the sub-list for method output_type
-	65, // [65:78] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	49, // 24: ruvd.v1.BatchCompleteResponse.message_part:type_name -> ruvd.v1.MessagePart
+	21, // 25: ruvd.v1.BatchResult.completion:type_name -> ruvd.v1.Completion
+	62, // 26: ruvd.v1.BatchResult.error:type_name -> google.rpc.Status
+	53, // 27: ruvd.v1.Completion.finished:type_name -> ruvd.v1.Finished
+	14, // 28: ruvd.v1.BatchSummary.usage:type_name -> ruvd.v1.Usage
+	59, // 29: ruvd.v1.BatchSummary.wall_time:type_name -> google.protobuf.Duration
+	59, // 30: ruvd.v1.BatchSummary.total_latency:type_name -> google.protobuf.Duration
+	8,  // 31: ruvd.v1.CreateSessionRequest.messages:type_name -> ruvd.v1.Message
+	56, // 32: ruvd.v1.CreateSessionRequest.labels:type_name -> ruvd.v1.CreateSessionRequest.LabelsEntry
+	13, // 33: ruvd.v1.CreateSessionRequest.context_window:type_name -> ruvd.v1.ContextWindow
+	59, // 34: ruvd.v1.CreateSessionRequest.idle_timeout:type_name -> google.protobuf.Duration
+	16, // 35: ruvd.v1.CreateSessionResponse.session:type_name -> ruvd.v1.Session
+	1,  // 36: ruvd.v1.GetSessionRequest.view:type_name -> ruvd.v1.SessionView
+	16, // 37: ruvd.v1.GetSessionResponse.session:type_name -> ruvd.v1.Session
+	49, // 38: ruvd.v1.GetSessionResponse.message_part:type_name -> ruvd.v1.MessagePart
+	57, // 39: ruvd.v1.ListSessionsRequest.label_filter:type_name -> ruvd.v1.ListSessionsRequest.LabelFilterEntry
+	16, // 40: ruvd.v1.ListSessionsResponse.sessions:type_name -> ruvd.v1.Session
+	58, // 41: ruvd.v1.UpdateSessionRequest.labels:type_name -> ruvd.v1.UpdateSessionRequest.LabelsEntry
+	59, // 42: ruvd.v1.UpdateSessionRequest.idle_timeout:type_name -> google.protobuf.Duration
+	13, // 43: ruvd.v1.UpdateSessionRequest.context_window:type_name -> ruvd.v1.ContextWindow
+	63, // 44: ruvd.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
+	16, // 45: ruvd.v1.UpdateSessionResponse.session:type_name -> ruvd.v1.Session
+	8,  // 46: ruvd.v1.AppendMessagesRequest.messages:type_name -> ruvd.v1.Message
+	16, // 47: ruvd.v1.AppendMessagesResponse.session:type_name -> ruvd.v1.Session
+	16, // 48: ruvd.v1.ForkSessionResponse.session:type_name -> ruvd.v1.Session
+	48, // 49: ruvd.v1.ResumeCompletionResponse.event:type_name -> ruvd.v1.CompletionEvent
+	45, // 50: ruvd.v1.GetSessionMetricsResponse.metrics:type_name -> ruvd.v1.SessionMetrics
+	59, // 51: ruvd.v1.SessionMetrics.avg_session_latency:type_name -> google.protobuf.Duration
+	59, // 52: ruvd.v1.SessionMetrics.avg_stateless_latency:type_name -> google.protobuf.Duration
+	8,  // 53: ruvd.v1.CompleteRequest.messages:type_name -> ruvd.v1.Message
+	17, // 54: ruvd.v1.CompleteRequest.options:type_name -> ruvd.v1.CompletionOptions
+	2,  // 55: ruvd.v1.CompleteRequest.if_busy:type_name -> ruvd.v1.IfBusy
+	3,  // 56: ruvd.v1.CompleteRequest.on_disconnect:type_name -> ruvd.v1.OnDisconnect
+	59, // 57: ruvd.v1.CompleteRequest.disconnect_grace:type_name -> google.protobuf.Duration
+	48, // 58: ruvd.v1.CompleteResponse.event:type_name -> ruvd.v1.CompletionEvent
+	50, // 59: ruvd.v1.CompletionEvent.started:type_name -> ruvd.v1.Started
+	51, // 60: ruvd.v1.CompletionEvent.delta:type_name -> ruvd.v1.Delta
+	53, // 61: ruvd.v1.CompletionEvent.finished:type_name -> ruvd.v1.Finished
+	49, // 62: ruvd.v1.CompletionEvent.message_part:type_name -> ruvd.v1.MessagePart
+	52, // 63: ruvd.v1.Delta.tool_call:type_name -> ruvd.v1.ToolCallDelta
+	4,  // 64: ruvd.v1.Finished.finish_reason:type_name -> ruvd.v1.FinishReason
+	8,  // 65: ruvd.v1.Finished.message:type_name -> ruvd.v1.Message
+	14, // 66: ruvd.v1.Finished.usage:type_name -> ruvd.v1.Usage
+	15, // 67: ruvd.v1.Finished.timings:type_name -> ruvd.v1.Timings
+	25, // 68: ruvd.v1.SessionService.CreateSession:input_type -> ruvd.v1.CreateSessionRequest
+	27, // 69: ruvd.v1.SessionService.GetSession:input_type -> ruvd.v1.GetSessionRequest
+	29, // 70: ruvd.v1.SessionService.ListSessions:input_type -> ruvd.v1.ListSessionsRequest
+	31, // 71: ruvd.v1.SessionService.UpdateSession:input_type -> ruvd.v1.UpdateSessionRequest
+	33, // 72: ruvd.v1.SessionService.AppendMessages:input_type -> ruvd.v1.AppendMessagesRequest
+	35, // 73: ruvd.v1.SessionService.ForkSession:input_type -> ruvd.v1.ForkSessionRequest
+	41, // 74: ruvd.v1.SessionService.EndSession:input_type -> ruvd.v1.EndSessionRequest
+	23, // 75: ruvd.v1.SessionService.ListModels:input_type -> ruvd.v1.ListModelsRequest
+	43, // 76: ruvd.v1.SessionService.GetSessionMetrics:input_type -> ruvd.v1.GetSessionMetricsRequest
+	46, // 77: ruvd.v1.SessionService.Complete:input_type -> ruvd.v1.CompleteRequest
+	37, // 78: ruvd.v1.SessionService.ResumeCompletion:input_type -> ruvd.v1.ResumeCompletionRequest
+	18, // 79: ruvd.v1.SessionService.BatchComplete:input_type -> ruvd.v1.BatchCompleteRequest
+	39, // 80: ruvd.v1.SessionService.CancelCompletion:input_type -> ruvd.v1.CancelCompletionRequest
+	26, // 81: ruvd.v1.SessionService.CreateSession:output_type -> ruvd.v1.CreateSessionResponse
+	28, // 82: ruvd.v1.SessionService.GetSession:output_type -> ruvd.v1.GetSessionResponse
+	30, // 83: ruvd.v1.SessionService.ListSessions:output_type -> ruvd.v1.ListSessionsResponse
+	32, // 84: ruvd.v1.SessionService.UpdateSession:output_type -> ruvd.v1.UpdateSessionResponse
+	34, // 85: ruvd.v1.SessionService.AppendMessages:output_type -> ruvd.v1.AppendMessagesResponse
+	36, // 86: ruvd.v1.SessionService.ForkSession:output_type -> ruvd.v1.ForkSessionResponse
+	42, // 87: ruvd.v1.SessionService.EndSession:output_type -> ruvd.v1.EndSessionResponse
+	24, // 88: ruvd.v1.SessionService.ListModels:output_type -> ruvd.v1.ListModelsResponse
+	44, // 89: ruvd.v1.SessionService.GetSessionMetrics:output_type -> ruvd.v1.GetSessionMetricsResponse
+	47, // 90: ruvd.v1.SessionService.Complete:output_type -> ruvd.v1.CompleteResponse
+	38, // 91: ruvd.v1.SessionService.ResumeCompletion:output_type -> ruvd.v1.ResumeCompletionResponse
+	19, // 92: ruvd.v1.SessionService.BatchComplete:output_type -> ruvd.v1.BatchCompleteResponse
+	40, // 93: ruvd.v1.SessionService.CancelCompletion:output_type -> ruvd.v1.CancelCompletionResponse
+	81, // [81:94] is the sub-list for method output_type
+	68, // [68:81] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_ruvd_v1_session_service_proto_init() }
@@ -4595,6 +4745,7 @@ func file_ruvd_v1_session_service_proto_init() {
 	file_ruvd_v1_session_service_proto_msgTypes[11].OneofWrappers = []any{
 		(*BatchCompleteResponse_Result)(nil),
 		(*BatchCompleteResponse_Summary)(nil),
+		(*BatchCompleteResponse_MessagePart)(nil),
 	}
 	file_ruvd_v1_session_service_proto_msgTypes[12].OneofWrappers = []any{
 		(*BatchResult_Completion)(nil),
@@ -4606,8 +4757,9 @@ func file_ruvd_v1_session_service_proto_init() {
 		(*CompletionEvent_Started)(nil),
 		(*CompletionEvent_Delta)(nil),
 		(*CompletionEvent_Finished)(nil),
+		(*CompletionEvent_MessagePart)(nil),
 	}
-	file_ruvd_v1_session_service_proto_msgTypes[42].OneofWrappers = []any{
+	file_ruvd_v1_session_service_proto_msgTypes[43].OneofWrappers = []any{
 		(*Delta_Text)(nil),
 		(*Delta_ToolCall)(nil),
 		(*Delta_Reasoning)(nil),
@@ -4618,7 +4770,7 @@ func file_ruvd_v1_session_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ruvd_v1_session_service_proto_rawDesc), len(file_ruvd_v1_session_service_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   50,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

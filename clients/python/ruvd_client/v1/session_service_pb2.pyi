@@ -939,6 +939,7 @@ class BatchCompleteResponse(google.protobuf.message.Message):
 
     RESULT_FIELD_NUMBER: builtins.int
     SUMMARY_FIELD_NUMBER: builtins.int
+    MESSAGE_PART_FIELD_NUMBER: builtins.int
     @property
     def result(self) -> Global___BatchResult:
         """The result of one item. Results are sent in the order in which the items end."""
@@ -947,15 +948,20 @@ class BatchCompleteResponse(google.protobuf.message.Message):
     def summary(self) -> Global___BatchSummary:
         """The summary of all items, which is the last event."""
 
+    @property
+    def message_part(self) -> Global___MessagePart:
+        """A part of the message of the item whose result is next, if it is too large for the result."""
+
     def __init__(
         self,
         *,
         result: Global___BatchResult | None = ...,
         summary: Global___BatchSummary | None = ...,
+        message_part: Global___MessagePart | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["event", b"event", "result", b"result", "summary", b"summary"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event", "result", b"result", "summary", b"summary"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["result", "summary"] | None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "message_part", b"message_part", "result", b"result", "summary", b"summary"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "message_part", b"message_part", "result", b"result", "summary", b"summary"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["result", "summary", "message_part"] | None: ...
 
 Global___BatchCompleteResponse: typing_extensions.TypeAlias = BatchCompleteResponse
 
@@ -1211,17 +1217,24 @@ class GetSessionRequest(google.protobuf.message.Message):
     VIEW_FIELD_NUMBER: builtins.int
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    ALLOW_MESSAGE_PARTS_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     """The session's id."""
     view: Global___SessionView.ValueType
     """The parts of the session to return."""
     page_size: builtins.int
     """The maximum number of messages to return, at most 1000, with SESSION_VIEW_FULL only. A page may
-    have fewer, because no response is larger than 4 MiB unless a single message is. 0: the whole
-    history, or RESPONSE_TOO_LARGE if it has more than 10,000 messages or does not fit into 4 MiB.
+    have fewer, because no response is larger than 4 MiB unless a single message is (see
+    allow_message_parts). 0: the whole history, or RESPONSE_TOO_LARGE if it has more than 10,000
+    messages or does not fit into 4 MiB.
     """
     page_token: builtins.str
     """The next_page_token of the previous page; empty for the first page. Requires a page_size."""
+    allow_message_parts: builtins.bool
+    """Whether a page may be a part of a single message that is too large for one response. If not,
+    such a message is a page of its own, which a client with gRPC's default limit of 4 MiB cannot
+    receive. Requires a page_size.
+    """
     def __init__(
         self,
         *,
@@ -1229,8 +1242,9 @@ class GetSessionRequest(google.protobuf.message.Message):
         view: Global___SessionView.ValueType = ...,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        allow_message_parts: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "session_id", b"session_id", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["allow_message_parts", b"allow_message_parts", "page_size", b"page_size", "page_token", b"page_token", "session_id", b"session_id", "view", b"view"]) -> None: ...
 
 Global___GetSessionRequest: typing_extensions.TypeAlias = GetSessionRequest
 
@@ -1242,6 +1256,7 @@ class GetSessionResponse(google.protobuf.message.Message):
 
     SESSION_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    MESSAGE_PART_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
     """The page_token of the next page; empty on the last page."""
     @property
@@ -1250,14 +1265,21 @@ class GetSessionResponse(google.protobuf.message.Message):
         message_count, are those at the time of this call.
         """
 
+    @property
+    def message_part(self) -> Global___MessagePart:
+        """The next part of the next message, with allow_message_parts only. The session then has no
+        messages in this page.
+        """
+
     def __init__(
         self,
         *,
         session: Global___Session | None = ...,
         next_page_token: builtins.str = ...,
+        message_part: Global___MessagePart | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["session", b"session"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "session", b"session"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["message_part", b"message_part", "session", b"session"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["message_part", b"message_part", "next_page_token", b"next_page_token", "session", b"session"]) -> None: ...
 
 Global___GetSessionResponse: typing_extensions.TypeAlias = GetSessionResponse
 
@@ -1850,6 +1872,7 @@ class CompletionEvent(google.protobuf.message.Message):
     STARTED_FIELD_NUMBER: builtins.int
     DELTA_FIELD_NUMBER: builtins.int
     FINISHED_FIELD_NUMBER: builtins.int
+    MESSAGE_PART_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """The sequence number: 1, 2, 3, ..."""
     @property
@@ -1864,6 +1887,13 @@ class CompletionEvent(google.protobuf.message.Message):
     def finished(self) -> Global___Finished:
         """The last event: the answer is complete and committed."""
 
+    @property
+    def message_part(self) -> Global___MessagePart:
+        """A part of the whole message, if it is too large for Finished. All parts come before Finished
+        and have the sequence number of the event before it, so that a client which resumes after
+        them gets them again.
+        """
+
     def __init__(
         self,
         *,
@@ -1871,12 +1901,43 @@ class CompletionEvent(google.protobuf.message.Message):
         started: Global___Started | None = ...,
         delta: Global___Delta | None = ...,
         finished: Global___Finished | None = ...,
+        message_part: Global___MessagePart | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "started", b"started"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "sequence", b"sequence", "started", b"started"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["started", "delta", "finished"] | None: ...
+    def HasField(self, field_name: typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "message_part", b"message_part", "started", b"started"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "message_part", b"message_part", "sequence", b"sequence", "started", b"started"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["started", "delta", "finished", "message_part"] | None: ...
 
 Global___CompletionEvent: typing_extensions.TypeAlias = CompletionEvent
+
+@typing.final
+class MessagePart(google.protobuf.message.Message):
+    """A part of a message that is too large for one response of 4 MiB. The parts of a message, in order,
+    are the bytes of a serialized Message.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: builtins.int
+    OFFSET_FIELD_NUMBER: builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    data: builtins.bytes
+    """The next bytes. They may end within a character."""
+    offset: builtins.int
+    """The position of these bytes in the serialized message. A part with offset 0 begins the message
+    anew; earlier parts are to be dropped.
+    """
+    total_bytes: builtins.int
+    """The size of the serialized message. The part that ends there is the last one."""
+    def __init__(
+        self,
+        *,
+        data: builtins.bytes = ...,
+        offset: builtins.int = ...,
+        total_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "offset", b"offset", "total_bytes", b"total_bytes"]) -> None: ...
+
+Global___MessagePart: typing_extensions.TypeAlias = MessagePart
 
 @typing.final
 class Started(google.protobuf.message.Message):
@@ -1988,6 +2049,7 @@ class Finished(google.protobuf.message.Message):
     TIMINGS_FIELD_NUMBER: builtins.int
     EXCHANGE_COUNT_FIELD_NUMBER: builtins.int
     RAW_FINISH_REASON_FIELD_NUMBER: builtins.int
+    MESSAGE_IN_PARTS_FIELD_NUMBER: builtins.int
     finish_reason: Global___FinishReason.ValueType
     """The reason why the completion ended."""
     exchange_count: builtins.int
@@ -1995,11 +2057,17 @@ class Finished(google.protobuf.message.Message):
     raw_finish_reason: builtins.str
     """The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
     gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
-    if the daemon's setting of that name has ended the answer.
+    if the daemon's setting of that name has ended the answer, and `max_memory_bytes` if there was
+    no memory for a longer one.
+    """
+    message_in_parts: builtins.bool
+    """Whether the message has more than 3 MiB and was sent before, in the parts that precede this
+    event, so that every response fits the 4 MiB that a gRPC client takes by default. A client that
+    has received all deltas may join those instead.
     """
     @property
     def message(self) -> Global___Message:
-        """The whole answer."""
+        """The whole answer; without anything but its role if message_in_parts is set."""
 
     @property
     def usage(self) -> Global___Usage:
@@ -2018,8 +2086,9 @@ class Finished(google.protobuf.message.Message):
         timings: Global___Timings | None = ...,
         exchange_count: builtins.int = ...,
         raw_finish_reason: builtins.str = ...,
+        message_in_parts: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["message", b"message", "timings", b"timings", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["exchange_count", b"exchange_count", "finish_reason", b"finish_reason", "message", b"message", "raw_finish_reason", b"raw_finish_reason", "timings", b"timings", "usage", b"usage"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exchange_count", b"exchange_count", "finish_reason", b"finish_reason", "message", b"message", "message_in_parts", b"message_in_parts", "raw_finish_reason", b"raw_finish_reason", "timings", b"timings", "usage", b"usage"]) -> None: ...
 
 Global___Finished: typing_extensions.TypeAlias = Finished

@@ -271,7 +271,7 @@ pub struct BatchCompleteRequest {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchCompleteResponse {
     /// The event.
-    #[prost(oneof = "batch_complete_response::Event", tags = "1, 2")]
+    #[prost(oneof = "batch_complete_response::Event", tags = "1, 2, 3")]
     pub event: ::core::option::Option<batch_complete_response::Event>,
 }
 /// Nested message and enum types in `BatchCompleteResponse`.
@@ -285,6 +285,9 @@ pub mod batch_complete_response {
         /// The summary of all items, which is the last event.
         #[prost(message, tag = "2")]
         Summary(super::BatchSummary),
+        /// A part of the message of the item whose result is next, if it is too large for the result.
+        #[prost(message, tag = "3")]
+        MessagePart(super::MessagePart),
     }
 }
 /// The result of one item of a batch.
@@ -410,13 +413,19 @@ pub struct GetSessionRequest {
     #[prost(enumeration = "SessionView", tag = "2")]
     pub view: i32,
     /// The maximum number of messages to return, at most 1000, with SESSION_VIEW_FULL only. A page may
-    /// have fewer, because no response is larger than 4 MiB unless a single message is. 0: the whole
-    /// history, or RESPONSE_TOO_LARGE if it has more than 10,000 messages or does not fit into 4 MiB.
+    /// have fewer, because no response is larger than 4 MiB unless a single message is (see
+    /// allow_message_parts). 0: the whole history, or RESPONSE_TOO_LARGE if it has more than 10,000
+    /// messages or does not fit into 4 MiB.
     #[prost(int32, tag = "3")]
     pub page_size: i32,
     /// The next_page_token of the previous page; empty for the first page. Requires a page_size.
     #[prost(string, tag = "4")]
     pub page_token: ::prost::alloc::string::String,
+    /// Whether a page may be a part of a single message that is too large for one response. If not,
+    /// such a message is a page of its own, which a client with gRPC's default limit of 4 MiB cannot
+    /// receive. Requires a page_size.
+    #[prost(bool, tag = "5")]
+    pub allow_message_parts: bool,
 }
 /// The response of GetSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -428,6 +437,10 @@ pub struct GetSessionResponse {
     /// The page_token of the next page; empty on the last page.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
+    /// The next part of the next message, with allow_message_parts only. The session then has no
+    /// messages in this page.
+    #[prost(message, optional, tag = "3")]
+    pub message_part: ::core::option::Option<MessagePart>,
 }
 /// The request of ListSessions.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -686,7 +699,7 @@ pub struct CompletionEvent {
     #[prost(int64, tag = "1")]
     pub sequence: i64,
     /// The event.
-    #[prost(oneof = "completion_event::Event", tags = "2, 3, 4")]
+    #[prost(oneof = "completion_event::Event", tags = "2, 3, 4, 5")]
     pub event: ::core::option::Option<completion_event::Event>,
 }
 /// Nested message and enum types in `CompletionEvent`.
@@ -703,7 +716,27 @@ pub mod completion_event {
         /// The last event: the answer is complete and committed.
         #[prost(message, tag = "4")]
         Finished(super::Finished),
+        /// A part of the whole message, if it is too large for Finished. All parts come before Finished
+        /// and have the sequence number of the event before it, so that a client which resumes after
+        /// them gets them again.
+        #[prost(message, tag = "5")]
+        MessagePart(super::MessagePart),
     }
+}
+/// A part of a message that is too large for one response of 4 MiB. The parts of a message, in order,
+/// are the bytes of a serialized Message.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MessagePart {
+    /// The next bytes. They may end within a character.
+    #[prost(bytes = "vec", tag = "1")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+    /// The position of these bytes in the serialized message. A part with offset 0 begins the message
+    /// anew; earlier parts are to be dropped.
+    #[prost(int64, tag = "2")]
+    pub offset: i64,
+    /// The size of the serialized message. The part that ends there is the last one.
+    #[prost(int64, tag = "3")]
+    pub total_bytes: i64,
 }
 /// The first event: the engine is available to the turn and evaluates the prompt next.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -772,7 +805,7 @@ pub struct Finished {
     /// The reason why the completion ended.
     #[prost(enumeration = "FinishReason", tag = "1")]
     pub finish_reason: i32,
-    /// The whole answer.
+    /// The whole answer; without anything but its role if message_in_parts is set.
     #[prost(message, optional, tag = "2")]
     pub message: ::core::option::Option<Message>,
     /// The token counts, as reported by the engine; unset if the engine does not report them.
@@ -786,9 +819,15 @@ pub struct Finished {
     pub exchange_count: i64,
     /// The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
     /// gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
-    /// if the daemon's setting of that name has ended the answer.
+    /// if the daemon's setting of that name has ended the answer, and `max_memory_bytes` if there was
+    /// no memory for a longer one.
     #[prost(string, tag = "6")]
     pub raw_finish_reason: ::prost::alloc::string::String,
+    /// Whether the message has more than 3 MiB and was sent before, in the parts that precede this
+    /// event, so that every response fits the 4 MiB that a gRPC client takes by default. A client that
+    /// has received all deltas may join those instead.
+    #[prost(bool, tag = "7")]
+    pub message_in_parts: bool,
 }
 /// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

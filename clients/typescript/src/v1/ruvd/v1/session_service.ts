@@ -496,7 +496,11 @@ export interface BatchCompleteResponse {
     | BatchResult
     | undefined;
   /** The summary of all items, which is the last event. */
-  summary?: BatchSummary | undefined;
+  summary?:
+    | BatchSummary
+    | undefined;
+  /** A part of the message of the item whose result is next, if it is too large for the result. */
+  messagePart?: MessagePart | undefined;
 }
 
 /** The result of one item of a batch. */
@@ -608,12 +612,19 @@ export interface GetSessionRequest {
   view: SessionView;
   /**
    * The maximum number of messages to return, at most 1000, with SESSION_VIEW_FULL only. A page may
-   * have fewer, because no response is larger than 4 MiB unless a single message is. 0: the whole
-   * history, or RESPONSE_TOO_LARGE if it has more than 10,000 messages or does not fit into 4 MiB.
+   * have fewer, because no response is larger than 4 MiB unless a single message is (see
+   * allow_message_parts). 0: the whole history, or RESPONSE_TOO_LARGE if it has more than 10,000
+   * messages or does not fit into 4 MiB.
    */
   pageSize: number;
   /** The next_page_token of the previous page; empty for the first page. Requires a page_size. */
   pageToken: string;
+  /**
+   * Whether a page may be a part of a single message that is too large for one response. If not,
+   * such a message is a page of its own, which a client with gRPC's default limit of 4 MiB cannot
+   * receive. Requires a page_size.
+   */
+  allowMessageParts: boolean;
 }
 
 /** The response of GetSession. */
@@ -627,6 +638,11 @@ export interface GetSessionResponse {
     | undefined;
   /** The page_token of the next page; empty on the last page. */
   nextPageToken: string;
+  /**
+   * The next part of the next message, with allow_message_parts only. The session then has no
+   * messages in this page.
+   */
+  messagePart: MessagePart | undefined;
 }
 
 /** The request of ListSessions. */
@@ -884,7 +900,31 @@ export interface CompletionEvent {
     | Delta
     | undefined;
   /** The last event: the answer is complete and committed. */
-  finished?: Finished | undefined;
+  finished?:
+    | Finished
+    | undefined;
+  /**
+   * A part of the whole message, if it is too large for Finished. All parts come before Finished
+   * and have the sequence number of the event before it, so that a client which resumes after
+   * them gets them again.
+   */
+  messagePart?: MessagePart | undefined;
+}
+
+/**
+ * A part of a message that is too large for one response of 4 MiB. The parts of a message, in order,
+ * are the bytes of a serialized Message.
+ */
+export interface MessagePart {
+  /** The next bytes. They may end within a character. */
+  data: Buffer;
+  /**
+   * The position of these bytes in the serialized message. A part with offset 0 begins the message
+   * anew; earlier parts are to be dropped.
+   */
+  offset: number;
+  /** The size of the serialized message. The part that ends there is the last one. */
+  totalBytes: number;
 }
 
 /** The first event: the engine is available to the turn and evaluates the prompt next. */
@@ -933,7 +973,7 @@ export interface ToolCallDelta {
 export interface Finished {
   /** The reason why the completion ended. */
   finishReason: FinishReason;
-  /** The whole answer. */
+  /** The whole answer; without anything but its role if message_in_parts is set. */
   message:
     | Message
     | undefined;
@@ -950,9 +990,16 @@ export interface Finished {
   /**
    * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
    * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
-   * if the daemon's setting of that name has ended the answer.
+   * if the daemon's setting of that name has ended the answer, and `max_memory_bytes` if there was
+   * no memory for a longer one.
    */
   rawFinishReason: string;
+  /**
+   * Whether the message has more than 3 MiB and was sent before, in the parts that precede this
+   * event, so that every response fits the 4 MiB that a gRPC client takes by default. A client that
+   * has received all deltas may join those instead.
+   */
+  messageInParts: boolean;
 }
 
 function createBaseMessage(): Message {
@@ -2389,7 +2436,7 @@ export const BatchCompleteRequest: MessageFns<BatchCompleteRequest> = {
 };
 
 function createBaseBatchCompleteResponse(): BatchCompleteResponse {
-  return { result: undefined, summary: undefined };
+  return { result: undefined, summary: undefined, messagePart: undefined };
 }
 
 export const BatchCompleteResponse: MessageFns<BatchCompleteResponse> = {
@@ -2399,6 +2446,9 @@ export const BatchCompleteResponse: MessageFns<BatchCompleteResponse> = {
     }
     if (message.summary !== undefined) {
       BatchSummary.encode(message.summary, writer.uint32(18).fork()).join();
+    }
+    if (message.messagePart !== undefined) {
+      MessagePart.encode(message.messagePart, writer.uint32(26).fork()).join();
     }
     return writer;
   },
@@ -2432,6 +2482,14 @@ export const BatchCompleteResponse: MessageFns<BatchCompleteResponse> = {
             message.summary = BatchSummary.decode(reader, reader.uint32());
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.messagePart = MessagePart.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2454,6 +2512,9 @@ export const BatchCompleteResponse: MessageFns<BatchCompleteResponse> = {
       : undefined;
     message.summary = (object.summary !== undefined && object.summary !== null)
       ? BatchSummary.fromPartial(object.summary)
+      : undefined;
+    message.messagePart = (object.messagePart !== undefined && object.messagePart !== null)
+      ? MessagePart.fromPartial(object.messagePart)
       : undefined;
     return message;
   },
@@ -3140,7 +3201,7 @@ export const CreateSessionResponse: MessageFns<CreateSessionResponse> = {
 };
 
 function createBaseGetSessionRequest(): GetSessionRequest {
-  return { sessionId: "", view: 0, pageSize: 0, pageToken: "" };
+  return { sessionId: "", view: 0, pageSize: 0, pageToken: "", allowMessageParts: false };
 }
 
 export const GetSessionRequest: MessageFns<GetSessionRequest> = {
@@ -3156,6 +3217,9 @@ export const GetSessionRequest: MessageFns<GetSessionRequest> = {
     }
     if (message.pageToken !== "") {
       writer.uint32(34).string(message.pageToken);
+    }
+    if (message.allowMessageParts !== false) {
+      writer.uint32(40).bool(message.allowMessageParts);
     }
     return writer;
   },
@@ -3205,6 +3269,14 @@ export const GetSessionRequest: MessageFns<GetSessionRequest> = {
             message.pageToken = reader.string();
             continue;
           }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.allowMessageParts = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3226,12 +3298,13 @@ export const GetSessionRequest: MessageFns<GetSessionRequest> = {
     message.view = object.view ?? 0;
     message.pageSize = object.pageSize ?? 0;
     message.pageToken = object.pageToken ?? "";
+    message.allowMessageParts = object.allowMessageParts ?? false;
     return message;
   },
 };
 
 function createBaseGetSessionResponse(): GetSessionResponse {
-  return { session: undefined, nextPageToken: "" };
+  return { session: undefined, nextPageToken: "", messagePart: undefined };
 }
 
 export const GetSessionResponse: MessageFns<GetSessionResponse> = {
@@ -3241,6 +3314,9 @@ export const GetSessionResponse: MessageFns<GetSessionResponse> = {
     }
     if (message.nextPageToken !== "") {
       writer.uint32(18).string(message.nextPageToken);
+    }
+    if (message.messagePart !== undefined) {
+      MessagePart.encode(message.messagePart, writer.uint32(26).fork()).join();
     }
     return writer;
   },
@@ -3274,6 +3350,14 @@ export const GetSessionResponse: MessageFns<GetSessionResponse> = {
             message.nextPageToken = reader.string();
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.messagePart = MessagePart.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3295,6 +3379,9 @@ export const GetSessionResponse: MessageFns<GetSessionResponse> = {
       ? Session.fromPartial(object.session)
       : undefined;
     message.nextPageToken = object.nextPageToken ?? "";
+    message.messagePart = (object.messagePart !== undefined && object.messagePart !== null)
+      ? MessagePart.fromPartial(object.messagePart)
+      : undefined;
     return message;
   },
 };
@@ -4955,7 +5042,7 @@ export const CompleteResponse: MessageFns<CompleteResponse> = {
 };
 
 function createBaseCompletionEvent(): CompletionEvent {
-  return { sequence: 0, started: undefined, delta: undefined, finished: undefined };
+  return { sequence: 0, started: undefined, delta: undefined, finished: undefined, messagePart: undefined };
 }
 
 export const CompletionEvent: MessageFns<CompletionEvent> = {
@@ -4971,6 +5058,9 @@ export const CompletionEvent: MessageFns<CompletionEvent> = {
     }
     if (message.finished !== undefined) {
       Finished.encode(message.finished, writer.uint32(34).fork()).join();
+    }
+    if (message.messagePart !== undefined) {
+      MessagePart.encode(message.messagePart, writer.uint32(42).fork()).join();
     }
     return writer;
   },
@@ -5020,6 +5110,14 @@ export const CompletionEvent: MessageFns<CompletionEvent> = {
             message.finished = Finished.decode(reader, reader.uint32());
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.messagePart = MessagePart.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -5045,6 +5143,88 @@ export const CompletionEvent: MessageFns<CompletionEvent> = {
     message.finished = (object.finished !== undefined && object.finished !== null)
       ? Finished.fromPartial(object.finished)
       : undefined;
+    message.messagePart = (object.messagePart !== undefined && object.messagePart !== null)
+      ? MessagePart.fromPartial(object.messagePart)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseMessagePart(): MessagePart {
+  return { data: Buffer.alloc(0), offset: 0, totalBytes: 0 };
+}
+
+export const MessagePart: MessageFns<MessagePart> = {
+  encode(message: MessagePart, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.data.length !== 0) {
+      writer.uint32(10).bytes(message.data);
+    }
+    if (message.offset !== 0) {
+      writer.uint32(16).int64(message.offset);
+    }
+    if (message.totalBytes !== 0) {
+      writer.uint32(24).int64(message.totalBytes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): MessagePart {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseMessagePart();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.data = Buffer.from(reader.bytes());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.offset = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.totalBytes = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<MessagePart>): MessagePart {
+    return MessagePart.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<MessagePart>): MessagePart {
+    const message = createBaseMessagePart();
+    message.data = object.data ?? Buffer.alloc(0);
+    message.offset = object.offset ?? 0;
+    message.totalBytes = object.totalBytes ?? 0;
     return message;
   },
 };
@@ -5351,6 +5531,7 @@ function createBaseFinished(): Finished {
     timings: undefined,
     exchangeCount: 0,
     rawFinishReason: "",
+    messageInParts: false,
   };
 }
 
@@ -5373,6 +5554,9 @@ export const Finished: MessageFns<Finished> = {
     }
     if (message.rawFinishReason !== "") {
       writer.uint32(50).string(message.rawFinishReason);
+    }
+    if (message.messageInParts !== false) {
+      writer.uint32(56).bool(message.messageInParts);
     }
     return writer;
   },
@@ -5438,6 +5622,14 @@ export const Finished: MessageFns<Finished> = {
             message.rawFinishReason = reader.string();
             continue;
           }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.messageInParts = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -5465,6 +5657,7 @@ export const Finished: MessageFns<Finished> = {
       : undefined;
     message.exchangeCount = object.exchangeCount ?? 0;
     message.rawFinishReason = object.rawFinishReason ?? "";
+    message.messageInParts = object.messageInParts ?? false;
     return message;
   },
 };

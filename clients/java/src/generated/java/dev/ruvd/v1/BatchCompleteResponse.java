@@ -55,6 +55,7 @@ private static final long serialVersionUID = 0L;
           com.google.protobuf.AbstractMessage.InternalOneOfEnum {
     RESULT(1),
     SUMMARY(2),
+    MESSAGE_PART(3),
     EVENT_NOT_SET(0);
     private final int value;
     private EventCase(int value) {
@@ -74,6 +75,7 @@ private static final long serialVersionUID = 0L;
       switch (value) {
         case 1: return RESULT;
         case 2: return SUMMARY;
+        case 3: return MESSAGE_PART;
         case 0: return EVENT_NOT_SET;
         default: return null;
       }
@@ -175,6 +177,49 @@ private static final long serialVersionUID = 0L;
     return dev.ruvd.v1.BatchSummary.getDefaultInstance();
   }
 
+  public static final int MESSAGE_PART_FIELD_NUMBER = 3;
+  /**
+   * <pre>
+   * A part of the message of the item whose result is next, if it is too large for the result.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+   * @return Whether the messagePart field is set.
+   */
+  @java.lang.Override
+  public boolean hasMessagePart() {
+    return eventCase_ == 3;
+  }
+  /**
+   * <pre>
+   * A part of the message of the item whose result is next, if it is too large for the result.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+   * @return The messagePart.
+   */
+  @java.lang.Override
+  public dev.ruvd.v1.MessagePart getMessagePart() {
+    if (eventCase_ == 3) {
+       return (dev.ruvd.v1.MessagePart) event_;
+    }
+    return dev.ruvd.v1.MessagePart.getDefaultInstance();
+  }
+  /**
+   * <pre>
+   * A part of the message of the item whose result is next, if it is too large for the result.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+   */
+  @java.lang.Override
+  public dev.ruvd.v1.MessagePartOrBuilder getMessagePartOrBuilder() {
+    if (eventCase_ == 3) {
+       return (dev.ruvd.v1.MessagePart) event_;
+    }
+    return dev.ruvd.v1.MessagePart.getDefaultInstance();
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -195,6 +240,9 @@ private static final long serialVersionUID = 0L;
     if (eventCase_ == 2) {
       output.writeMessage(2, (dev.ruvd.v1.BatchSummary) event_);
     }
+    if (eventCase_ == 3) {
+      output.writeMessage(3, (dev.ruvd.v1.MessagePart) event_);
+    }
     getUnknownFields().writeTo(output);
   }
 
@@ -211,6 +259,10 @@ private static final long serialVersionUID = 0L;
     if (eventCase_ == 2) {
       size += com.google.protobuf.CodedOutputStream
         .computeMessageSize(2, (dev.ruvd.v1.BatchSummary) event_);
+    }
+    if (eventCase_ == 3) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeMessageSize(3, (dev.ruvd.v1.MessagePart) event_);
     }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
@@ -237,6 +289,10 @@ private static final long serialVersionUID = 0L;
         if (!getSummary()
             .equals(other.getSummary())) return false;
         break;
+      case 3:
+        if (!getMessagePart()
+            .equals(other.getMessagePart())) return false;
+        break;
       case 0:
       default:
     }
@@ -259,6 +315,10 @@ private static final long serialVersionUID = 0L;
       case 2:
         hash = (37 * hash) + SUMMARY_FIELD_NUMBER;
         hash = (53 * hash) + getSummary().hashCode();
+        break;
+      case 3:
+        hash = (37 * hash) + MESSAGE_PART_FIELD_NUMBER;
+        hash = (53 * hash) + getMessagePart().hashCode();
         break;
       case 0:
       default:
@@ -404,6 +464,9 @@ private static final long serialVersionUID = 0L;
       if (summaryBuilder_ != null) {
         summaryBuilder_.clear();
       }
+      if (messagePartBuilder_ != null) {
+        messagePartBuilder_.clear();
+      }
       eventCase_ = 0;
       event_ = null;
       return this;
@@ -453,6 +516,10 @@ private static final long serialVersionUID = 0L;
           summaryBuilder_ != null) {
         result.event_ = summaryBuilder_.build();
       }
+      if (eventCase_ == 3 &&
+          messagePartBuilder_ != null) {
+        result.event_ = messagePartBuilder_.build();
+      }
     }
 
     @java.lang.Override
@@ -474,6 +541,10 @@ private static final long serialVersionUID = 0L;
         }
         case SUMMARY: {
           mergeSummary(other.getSummary());
+          break;
+        }
+        case MESSAGE_PART: {
+          mergeMessagePart(other.getMessagePart());
           break;
         }
         case EVENT_NOT_SET: {
@@ -520,6 +591,13 @@ private static final long serialVersionUID = 0L;
               eventCase_ = 2;
               break;
             } // case 18
+            case 26: {
+              input.readMessage(
+                  internalGetMessagePartFieldBuilder().getBuilder(),
+                  extensionRegistry);
+              eventCase_ = 3;
+              break;
+            } // case 26
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -906,6 +984,184 @@ private static final long serialVersionUID = 0L;
       eventCase_ = 2;
       onChanged();
       return summaryBuilder_;
+    }
+
+    private com.google.protobuf.SingleFieldBuilder<
+        dev.ruvd.v1.MessagePart, dev.ruvd.v1.MessagePart.Builder, dev.ruvd.v1.MessagePartOrBuilder> messagePartBuilder_;
+    /**
+     * <pre>
+     * A part of the message of the item whose result is next, if it is too large for the result.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     * @return Whether the messagePart field is set.
+     */
+    @java.lang.Override
+    public boolean hasMessagePart() {
+      return eventCase_ == 3;
+    }
+    /**
+     * <pre>
+     * A part of the message of the item whose result is next, if it is too large for the result.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     * @return The messagePart.
+     */
+    @java.lang.Override
+    public dev.ruvd.v1.MessagePart getMessagePart() {
+      if (messagePartBuilder_ == null) {
+        if (eventCase_ == 3) {
+          return (dev.ruvd.v1.MessagePart) event_;
+        }
+        return dev.ruvd.v1.MessagePart.getDefaultInstance();
+      } else {
+        if (eventCase_ == 3) {
+          return messagePartBuilder_.getMessage();
+        }
+        return dev.ruvd.v1.MessagePart.getDefaultInstance();
+      }
+    }
+    /**
+     * <pre>
+     * A part of the message of the item whose result is next, if it is too large for the result.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     */
+    public Builder setMessagePart(dev.ruvd.v1.MessagePart value) {
+      if (messagePartBuilder_ == null) {
+        if (value == null) {
+          throw new NullPointerException();
+        }
+        event_ = value;
+        onChanged();
+      } else {
+        messagePartBuilder_.setMessage(value);
+      }
+      eventCase_ = 3;
+      return this;
+    }
+    /**
+     * <pre>
+     * A part of the message of the item whose result is next, if it is too large for the result.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     */
+    public Builder setMessagePart(
+        dev.ruvd.v1.MessagePart.Builder builderForValue) {
+      if (messagePartBuilder_ == null) {
+        event_ = builderForValue.build();
+        onChanged();
+      } else {
+        messagePartBuilder_.setMessage(builderForValue.build());
+      }
+      eventCase_ = 3;
+      return this;
+    }
+    /**
+     * <pre>
+     * A part of the message of the item whose result is next, if it is too large for the result.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     */
+    public Builder mergeMessagePart(dev.ruvd.v1.MessagePart value) {
+      if (messagePartBuilder_ == null) {
+        if (eventCase_ == 3 &&
+            event_ != dev.ruvd.v1.MessagePart.getDefaultInstance()) {
+          event_ = dev.ruvd.v1.MessagePart.newBuilder((dev.ruvd.v1.MessagePart) event_)
+              .mergeFrom(value).buildPartial();
+        } else {
+          event_ = value;
+        }
+        onChanged();
+      } else {
+        if (eventCase_ == 3) {
+          messagePartBuilder_.mergeFrom(value);
+        } else {
+          messagePartBuilder_.setMessage(value);
+        }
+      }
+      eventCase_ = 3;
+      return this;
+    }
+    /**
+     * <pre>
+     * A part of the message of the item whose result is next, if it is too large for the result.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     */
+    public Builder clearMessagePart() {
+      if (messagePartBuilder_ == null) {
+        if (eventCase_ == 3) {
+          eventCase_ = 0;
+          event_ = null;
+          onChanged();
+        }
+      } else {
+        if (eventCase_ == 3) {
+          eventCase_ = 0;
+          event_ = null;
+        }
+        messagePartBuilder_.clear();
+      }
+      return this;
+    }
+    /**
+     * <pre>
+     * A part of the message of the item whose result is next, if it is too large for the result.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     */
+    public dev.ruvd.v1.MessagePart.Builder getMessagePartBuilder() {
+      return internalGetMessagePartFieldBuilder().getBuilder();
+    }
+    /**
+     * <pre>
+     * A part of the message of the item whose result is next, if it is too large for the result.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     */
+    @java.lang.Override
+    public dev.ruvd.v1.MessagePartOrBuilder getMessagePartOrBuilder() {
+      if ((eventCase_ == 3) && (messagePartBuilder_ != null)) {
+        return messagePartBuilder_.getMessageOrBuilder();
+      } else {
+        if (eventCase_ == 3) {
+          return (dev.ruvd.v1.MessagePart) event_;
+        }
+        return dev.ruvd.v1.MessagePart.getDefaultInstance();
+      }
+    }
+    /**
+     * <pre>
+     * A part of the message of the item whose result is next, if it is too large for the result.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     */
+    private com.google.protobuf.SingleFieldBuilder<
+        dev.ruvd.v1.MessagePart, dev.ruvd.v1.MessagePart.Builder, dev.ruvd.v1.MessagePartOrBuilder> 
+        internalGetMessagePartFieldBuilder() {
+      if (messagePartBuilder_ == null) {
+        if (!(eventCase_ == 3)) {
+          event_ = dev.ruvd.v1.MessagePart.getDefaultInstance();
+        }
+        messagePartBuilder_ = new com.google.protobuf.SingleFieldBuilder<
+            dev.ruvd.v1.MessagePart, dev.ruvd.v1.MessagePart.Builder, dev.ruvd.v1.MessagePartOrBuilder>(
+                (dev.ruvd.v1.MessagePart) event_,
+                getParentForChildren(),
+                isClean());
+        event_ = null;
+      }
+      eventCase_ = 3;
+      onChanged();
+      return messagePartBuilder_;
     }
 
     // @@protoc_insertion_point(builder_scope:ruvd.v1.BatchCompleteResponse)

@@ -64,5 +64,32 @@ public interface BatchCompleteResponseOrBuilder extends
    */
   dev.ruvd.v1.BatchSummaryOrBuilder getSummaryOrBuilder();
 
+  /**
+   * <pre>
+   * A part of the message of the item whose result is next, if it is too large for the result.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+   * @return Whether the messagePart field is set.
+   */
+  boolean hasMessagePart();
+  /**
+   * <pre>
+   * A part of the message of the item whose result is next, if it is too large for the result.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+   * @return The messagePart.
+   */
+  dev.ruvd.v1.MessagePart getMessagePart();
+  /**
+   * <pre>
+   * A part of the message of the item whose result is next, if it is too large for the result.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+   */
+  dev.ruvd.v1.MessagePartOrBuilder getMessagePartOrBuilder();
+
   dev.ruvd.v1.BatchCompleteResponse.EventCase getEventCase();
 }

@@ -56,6 +56,7 @@ private static final long serialVersionUID = 0L;
     STARTED(2),
     DELTA(3),
     FINISHED(4),
+    MESSAGE_PART(5),
     EVENT_NOT_SET(0);
     private final int value;
     private EventCase(int value) {
@@ -76,6 +77,7 @@ private static final long serialVersionUID = 0L;
         case 2: return STARTED;
         case 3: return DELTA;
         case 4: return FINISHED;
+        case 5: return MESSAGE_PART;
         case 0: return EVENT_NOT_SET;
         default: return null;
       }
@@ -235,6 +237,55 @@ private static final long serialVersionUID = 0L;
     return dev.ruvd.v1.Finished.getDefaultInstance();
   }
 
+  public static final int MESSAGE_PART_FIELD_NUMBER = 5;
+  /**
+   * <pre>
+   * A part of the whole message, if it is too large for Finished. All parts come before Finished
+   * and have the sequence number of the event before it, so that a client which resumes after
+   * them gets them again.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+   * @return Whether the messagePart field is set.
+   */
+  @java.lang.Override
+  public boolean hasMessagePart() {
+    return eventCase_ == 5;
+  }
+  /**
+   * <pre>
+   * A part of the whole message, if it is too large for Finished. All parts come before Finished
+   * and have the sequence number of the event before it, so that a client which resumes after
+   * them gets them again.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+   * @return The messagePart.
+   */
+  @java.lang.Override
+  public dev.ruvd.v1.MessagePart getMessagePart() {
+    if (eventCase_ == 5) {
+       return (dev.ruvd.v1.MessagePart) event_;
+    }
+    return dev.ruvd.v1.MessagePart.getDefaultInstance();
+  }
+  /**
+   * <pre>
+   * A part of the whole message, if it is too large for Finished. All parts come before Finished
+   * and have the sequence number of the event before it, so that a client which resumes after
+   * them gets them again.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+   */
+  @java.lang.Override
+  public dev.ruvd.v1.MessagePartOrBuilder getMessagePartOrBuilder() {
+    if (eventCase_ == 5) {
+       return (dev.ruvd.v1.MessagePart) event_;
+    }
+    return dev.ruvd.v1.MessagePart.getDefaultInstance();
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -261,6 +312,9 @@ private static final long serialVersionUID = 0L;
     if (eventCase_ == 4) {
       output.writeMessage(4, (dev.ruvd.v1.Finished) event_);
     }
+    if (eventCase_ == 5) {
+      output.writeMessage(5, (dev.ruvd.v1.MessagePart) event_);
+    }
     getUnknownFields().writeTo(output);
   }
 
@@ -285,6 +339,10 @@ private static final long serialVersionUID = 0L;
     if (eventCase_ == 4) {
       size += com.google.protobuf.CodedOutputStream
         .computeMessageSize(4, (dev.ruvd.v1.Finished) event_);
+    }
+    if (eventCase_ == 5) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeMessageSize(5, (dev.ruvd.v1.MessagePart) event_);
     }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
@@ -317,6 +375,10 @@ private static final long serialVersionUID = 0L;
         if (!getFinished()
             .equals(other.getFinished())) return false;
         break;
+      case 5:
+        if (!getMessagePart()
+            .equals(other.getMessagePart())) return false;
+        break;
       case 0:
       default:
     }
@@ -346,6 +408,10 @@ private static final long serialVersionUID = 0L;
       case 4:
         hash = (37 * hash) + FINISHED_FIELD_NUMBER;
         hash = (53 * hash) + getFinished().hashCode();
+        break;
+      case 5:
+        hash = (37 * hash) + MESSAGE_PART_FIELD_NUMBER;
+        hash = (53 * hash) + getMessagePart().hashCode();
         break;
       case 0:
       default:
@@ -495,6 +561,9 @@ private static final long serialVersionUID = 0L;
       if (finishedBuilder_ != null) {
         finishedBuilder_.clear();
       }
+      if (messagePartBuilder_ != null) {
+        messagePartBuilder_.clear();
+      }
       eventCase_ = 0;
       event_ = null;
       return this;
@@ -551,6 +620,10 @@ private static final long serialVersionUID = 0L;
           finishedBuilder_ != null) {
         result.event_ = finishedBuilder_.build();
       }
+      if (eventCase_ == 5 &&
+          messagePartBuilder_ != null) {
+        result.event_ = messagePartBuilder_.build();
+      }
     }
 
     @java.lang.Override
@@ -579,6 +652,10 @@ private static final long serialVersionUID = 0L;
         }
         case FINISHED: {
           mergeFinished(other.getFinished());
+          break;
+        }
+        case MESSAGE_PART: {
+          mergeMessagePart(other.getMessagePart());
           break;
         }
         case EVENT_NOT_SET: {
@@ -637,6 +714,13 @@ private static final long serialVersionUID = 0L;
               eventCase_ = 4;
               break;
             } // case 34
+            case 42: {
+              input.readMessage(
+                  internalGetMessagePartFieldBuilder().getBuilder(),
+                  extensionRegistry);
+              eventCase_ = 5;
+              break;
+            } // case 42
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -1245,6 +1329,202 @@ private static final long serialVersionUID = 0L;
       eventCase_ = 4;
       onChanged();
       return finishedBuilder_;
+    }
+
+    private com.google.protobuf.SingleFieldBuilder<
+        dev.ruvd.v1.MessagePart, dev.ruvd.v1.MessagePart.Builder, dev.ruvd.v1.MessagePartOrBuilder> messagePartBuilder_;
+    /**
+     * <pre>
+     * A part of the whole message, if it is too large for Finished. All parts come before Finished
+     * and have the sequence number of the event before it, so that a client which resumes after
+     * them gets them again.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+     * @return Whether the messagePart field is set.
+     */
+    @java.lang.Override
+    public boolean hasMessagePart() {
+      return eventCase_ == 5;
+    }
+    /**
+     * <pre>
+     * A part of the whole message, if it is too large for Finished. All parts come before Finished
+     * and have the sequence number of the event before it, so that a client which resumes after
+     * them gets them again.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+     * @return The messagePart.
+     */
+    @java.lang.Override
+    public dev.ruvd.v1.MessagePart getMessagePart() {
+      if (messagePartBuilder_ == null) {
+        if (eventCase_ == 5) {
+          return (dev.ruvd.v1.MessagePart) event_;
+        }
+        return dev.ruvd.v1.MessagePart.getDefaultInstance();
+      } else {
+        if (eventCase_ == 5) {
+          return messagePartBuilder_.getMessage();
+        }
+        return dev.ruvd.v1.MessagePart.getDefaultInstance();
+      }
+    }
+    /**
+     * <pre>
+     * A part of the whole message, if it is too large for Finished. All parts come before Finished
+     * and have the sequence number of the event before it, so that a client which resumes after
+     * them gets them again.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+     */
+    public Builder setMessagePart(dev.ruvd.v1.MessagePart value) {
+      if (messagePartBuilder_ == null) {
+        if (value == null) {
+          throw new NullPointerException();
+        }
+        event_ = value;
+        onChanged();
+      } else {
+        messagePartBuilder_.setMessage(value);
+      }
+      eventCase_ = 5;
+      return this;
+    }
+    /**
+     * <pre>
+     * A part of the whole message, if it is too large for Finished. All parts come before Finished
+     * and have the sequence number of the event before it, so that a client which resumes after
+     * them gets them again.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+     */
+    public Builder setMessagePart(
+        dev.ruvd.v1.MessagePart.Builder builderForValue) {
+      if (messagePartBuilder_ == null) {
+        event_ = builderForValue.build();
+        onChanged();
+      } else {
+        messagePartBuilder_.setMessage(builderForValue.build());
+      }
+      eventCase_ = 5;
+      return this;
+    }
+    /**
+     * <pre>
+     * A part of the whole message, if it is too large for Finished. All parts come before Finished
+     * and have the sequence number of the event before it, so that a client which resumes after
+     * them gets them again.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+     */
+    public Builder mergeMessagePart(dev.ruvd.v1.MessagePart value) {
+      if (messagePartBuilder_ == null) {
+        if (eventCase_ == 5 &&
+            event_ != dev.ruvd.v1.MessagePart.getDefaultInstance()) {
+          event_ = dev.ruvd.v1.MessagePart.newBuilder((dev.ruvd.v1.MessagePart) event_)
+              .mergeFrom(value).buildPartial();
+        } else {
+          event_ = value;
+        }
+        onChanged();
+      } else {
+        if (eventCase_ == 5) {
+          messagePartBuilder_.mergeFrom(value);
+        } else {
+          messagePartBuilder_.setMessage(value);
+        }
+      }
+      eventCase_ = 5;
+      return this;
+    }
+    /**
+     * <pre>
+     * A part of the whole message, if it is too large for Finished. All parts come before Finished
+     * and have the sequence number of the event before it, so that a client which resumes after
+     * them gets them again.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+     */
+    public Builder clearMessagePart() {
+      if (messagePartBuilder_ == null) {
+        if (eventCase_ == 5) {
+          eventCase_ = 0;
+          event_ = null;
+          onChanged();
+        }
+      } else {
+        if (eventCase_ == 5) {
+          eventCase_ = 0;
+          event_ = null;
+        }
+        messagePartBuilder_.clear();
+      }
+      return this;
+    }
+    /**
+     * <pre>
+     * A part of the whole message, if it is too large for Finished. All parts come before Finished
+     * and have the sequence number of the event before it, so that a client which resumes after
+     * them gets them again.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+     */
+    public dev.ruvd.v1.MessagePart.Builder getMessagePartBuilder() {
+      return internalGetMessagePartFieldBuilder().getBuilder();
+    }
+    /**
+     * <pre>
+     * A part of the whole message, if it is too large for Finished. All parts come before Finished
+     * and have the sequence number of the event before it, so that a client which resumes after
+     * them gets them again.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+     */
+    @java.lang.Override
+    public dev.ruvd.v1.MessagePartOrBuilder getMessagePartOrBuilder() {
+      if ((eventCase_ == 5) && (messagePartBuilder_ != null)) {
+        return messagePartBuilder_.getMessageOrBuilder();
+      } else {
+        if (eventCase_ == 5) {
+          return (dev.ruvd.v1.MessagePart) event_;
+        }
+        return dev.ruvd.v1.MessagePart.getDefaultInstance();
+      }
+    }
+    /**
+     * <pre>
+     * A part of the whole message, if it is too large for Finished. All parts come before Finished
+     * and have the sequence number of the event before it, so that a client which resumes after
+     * them gets them again.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+     */
+    private com.google.protobuf.SingleFieldBuilder<
+        dev.ruvd.v1.MessagePart, dev.ruvd.v1.MessagePart.Builder, dev.ruvd.v1.MessagePartOrBuilder> 
+        internalGetMessagePartFieldBuilder() {
+      if (messagePartBuilder_ == null) {
+        if (!(eventCase_ == 5)) {
+          event_ = dev.ruvd.v1.MessagePart.getDefaultInstance();
+        }
+        messagePartBuilder_ = new com.google.protobuf.SingleFieldBuilder<
+            dev.ruvd.v1.MessagePart, dev.ruvd.v1.MessagePart.Builder, dev.ruvd.v1.MessagePartOrBuilder>(
+                (dev.ruvd.v1.MessagePart) event_,
+                getParentForChildren(),
+                isClean());
+        event_ = null;
+      }
+      eventCase_ = 5;
+      onChanged();
+      return messagePartBuilder_;
     }
 
     // @@protoc_insertion_point(builder_scope:ruvd.v1.CompletionEvent)

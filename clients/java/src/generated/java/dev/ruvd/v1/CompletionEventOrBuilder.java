@@ -101,5 +101,38 @@ public interface CompletionEventOrBuilder extends
    */
   dev.ruvd.v1.FinishedOrBuilder getFinishedOrBuilder();
 
+  /**
+   * <pre>
+   * A part of the whole message, if it is too large for Finished. All parts come before Finished
+   * and have the sequence number of the event before it, so that a client which resumes after
+   * them gets them again.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+   * @return Whether the messagePart field is set.
+   */
+  boolean hasMessagePart();
+  /**
+   * <pre>
+   * A part of the whole message, if it is too large for Finished. All parts come before Finished
+   * and have the sequence number of the event before it, so that a client which resumes after
+   * them gets them again.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+   * @return The messagePart.
+   */
+  dev.ruvd.v1.MessagePart getMessagePart();
+  /**
+   * <pre>
+   * A part of the whole message, if it is too large for Finished. All parts come before Finished
+   * and have the sequence number of the event before it, so that a client which resumes after
+   * them gets them again.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 5;</code>
+   */
+  dev.ruvd.v1.MessagePartOrBuilder getMessagePartOrBuilder();
+
   dev.ruvd.v1.CompletionEvent.EventCase getEventCase();
 }

@@ -80,7 +80,7 @@ private static final long serialVersionUID = 0L;
   private dev.ruvd.v1.Message message_;
   /**
    * <pre>
-   * The whole answer.
+   * The whole answer; without anything but its role if message_in_parts is set.
    * </pre>
    *
    * <code>.ruvd.v1.Message message = 2;</code>
@@ -92,7 +92,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The whole answer.
+   * The whole answer; without anything but its role if message_in_parts is set.
    * </pre>
    *
    * <code>.ruvd.v1.Message message = 2;</code>
@@ -104,7 +104,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The whole answer.
+   * The whole answer; without anything but its role if message_in_parts is set.
    * </pre>
    *
    * <code>.ruvd.v1.Message message = 2;</code>
@@ -212,7 +212,8 @@ private static final long serialVersionUID = 0L;
    * <pre>
    * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
    * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
-   * if the daemon's setting of that name has ended the answer.
+   * if the daemon's setting of that name has ended the answer, and `max_memory_bytes` if there was
+   * no memory for a longer one.
    * </pre>
    *
    * <code>string raw_finish_reason = 6;</code>
@@ -235,7 +236,8 @@ private static final long serialVersionUID = 0L;
    * <pre>
    * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
    * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
-   * if the daemon's setting of that name has ended the answer.
+   * if the daemon's setting of that name has ended the answer, and `max_memory_bytes` if there was
+   * no memory for a longer one.
    * </pre>
    *
    * <code>string raw_finish_reason = 6;</code>
@@ -254,6 +256,23 @@ private static final long serialVersionUID = 0L;
     } else {
       return (com.google.protobuf.ByteString) ref;
     }
+  }
+
+  public static final int MESSAGE_IN_PARTS_FIELD_NUMBER = 7;
+  private boolean messageInParts_ = false;
+  /**
+   * <pre>
+   * Whether the message has more than 3 MiB and was sent before, in the parts that precede this
+   * event, so that every response fits the 4 MiB that a gRPC client takes by default. A client that
+   * has received all deltas may join those instead.
+   * </pre>
+   *
+   * <code>bool message_in_parts = 7;</code>
+   * @return The messageInParts.
+   */
+  @java.lang.Override
+  public boolean getMessageInParts() {
+    return messageInParts_;
   }
 
   private byte memoizedIsInitialized = -1;
@@ -288,6 +307,9 @@ private static final long serialVersionUID = 0L;
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(rawFinishReason_)) {
       com.google.protobuf.GeneratedMessage.writeString(output, 6, rawFinishReason_);
     }
+    if (messageInParts_ != false) {
+      output.writeBool(7, messageInParts_);
+    }
     getUnknownFields().writeTo(output);
   }
 
@@ -319,6 +341,10 @@ private static final long serialVersionUID = 0L;
     }
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(rawFinishReason_)) {
       size += com.google.protobuf.GeneratedMessage.computeStringSize(6, rawFinishReason_);
+    }
+    if (messageInParts_ != false) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeBoolSize(7, messageInParts_);
     }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
@@ -355,6 +381,8 @@ private static final long serialVersionUID = 0L;
         != other.getExchangeCount()) return false;
     if (!getRawFinishReason()
         .equals(other.getRawFinishReason())) return false;
+    if (getMessageInParts()
+        != other.getMessageInParts()) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -385,6 +413,9 @@ private static final long serialVersionUID = 0L;
         getExchangeCount());
     hash = (37 * hash) + RAW_FINISH_REASON_FIELD_NUMBER;
     hash = (53 * hash) + getRawFinishReason().hashCode();
+    hash = (37 * hash) + MESSAGE_IN_PARTS_FIELD_NUMBER;
+    hash = (53 * hash) + com.google.protobuf.Internal.hashBoolean(
+        getMessageInParts());
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -546,6 +577,7 @@ private static final long serialVersionUID = 0L;
       }
       exchangeCount_ = 0L;
       rawFinishReason_ = "";
+      messageInParts_ = false;
       return this;
     }
 
@@ -607,6 +639,9 @@ private static final long serialVersionUID = 0L;
       if (((from_bitField0_ & 0x00000020) != 0)) {
         result.rawFinishReason_ = rawFinishReason_;
       }
+      if (((from_bitField0_ & 0x00000040) != 0)) {
+        result.messageInParts_ = messageInParts_;
+      }
       result.bitField0_ |= to_bitField0_;
     }
 
@@ -641,6 +676,9 @@ private static final long serialVersionUID = 0L;
         rawFinishReason_ = other.rawFinishReason_;
         bitField0_ |= 0x00000020;
         onChanged();
+      }
+      if (other.getMessageInParts() != false) {
+        setMessageInParts(other.getMessageInParts());
       }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
@@ -704,6 +742,11 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000020;
               break;
             } // case 50
+            case 56: {
+              messageInParts_ = input.readBool();
+              bitField0_ |= 0x00000040;
+              break;
+            } // case 56
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -797,7 +840,7 @@ private static final long serialVersionUID = 0L;
         dev.ruvd.v1.Message, dev.ruvd.v1.Message.Builder, dev.ruvd.v1.MessageOrBuilder> messageBuilder_;
     /**
      * <pre>
-     * The whole answer.
+     * The whole answer; without anything but its role if message_in_parts is set.
      * </pre>
      *
      * <code>.ruvd.v1.Message message = 2;</code>
@@ -808,7 +851,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The whole answer.
+     * The whole answer; without anything but its role if message_in_parts is set.
      * </pre>
      *
      * <code>.ruvd.v1.Message message = 2;</code>
@@ -823,7 +866,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The whole answer.
+     * The whole answer; without anything but its role if message_in_parts is set.
      * </pre>
      *
      * <code>.ruvd.v1.Message message = 2;</code>
@@ -843,7 +886,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The whole answer.
+     * The whole answer; without anything but its role if message_in_parts is set.
      * </pre>
      *
      * <code>.ruvd.v1.Message message = 2;</code>
@@ -861,7 +904,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The whole answer.
+     * The whole answer; without anything but its role if message_in_parts is set.
      * </pre>
      *
      * <code>.ruvd.v1.Message message = 2;</code>
@@ -886,7 +929,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The whole answer.
+     * The whole answer; without anything but its role if message_in_parts is set.
      * </pre>
      *
      * <code>.ruvd.v1.Message message = 2;</code>
@@ -903,7 +946,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The whole answer.
+     * The whole answer; without anything but its role if message_in_parts is set.
      * </pre>
      *
      * <code>.ruvd.v1.Message message = 2;</code>
@@ -915,7 +958,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The whole answer.
+     * The whole answer; without anything but its role if message_in_parts is set.
      * </pre>
      *
      * <code>.ruvd.v1.Message message = 2;</code>
@@ -930,7 +973,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The whole answer.
+     * The whole answer; without anything but its role if message_in_parts is set.
      * </pre>
      *
      * <code>.ruvd.v1.Message message = 2;</code>
@@ -1312,7 +1355,8 @@ private static final long serialVersionUID = 0L;
      * <pre>
      * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
      * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
-     * if the daemon's setting of that name has ended the answer.
+     * if the daemon's setting of that name has ended the answer, and `max_memory_bytes` if there was
+     * no memory for a longer one.
      * </pre>
      *
      * <code>string raw_finish_reason = 6;</code>
@@ -1334,7 +1378,8 @@ private static final long serialVersionUID = 0L;
      * <pre>
      * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
      * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
-     * if the daemon's setting of that name has ended the answer.
+     * if the daemon's setting of that name has ended the answer, and `max_memory_bytes` if there was
+     * no memory for a longer one.
      * </pre>
      *
      * <code>string raw_finish_reason = 6;</code>
@@ -1357,7 +1402,8 @@ private static final long serialVersionUID = 0L;
      * <pre>
      * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
      * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
-     * if the daemon's setting of that name has ended the answer.
+     * if the daemon's setting of that name has ended the answer, and `max_memory_bytes` if there was
+     * no memory for a longer one.
      * </pre>
      *
      * <code>string raw_finish_reason = 6;</code>
@@ -1376,7 +1422,8 @@ private static final long serialVersionUID = 0L;
      * <pre>
      * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
      * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
-     * if the daemon's setting of that name has ended the answer.
+     * if the daemon's setting of that name has ended the answer, and `max_memory_bytes` if there was
+     * no memory for a longer one.
      * </pre>
      *
      * <code>string raw_finish_reason = 6;</code>
@@ -1392,7 +1439,8 @@ private static final long serialVersionUID = 0L;
      * <pre>
      * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
      * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
-     * if the daemon's setting of that name has ended the answer.
+     * if the daemon's setting of that name has ended the answer, and `max_memory_bytes` if there was
+     * no memory for a longer one.
      * </pre>
      *
      * <code>string raw_finish_reason = 6;</code>
@@ -1405,6 +1453,56 @@ private static final long serialVersionUID = 0L;
       checkByteStringIsUtf8(value);
       rawFinishReason_ = value;
       bitField0_ |= 0x00000020;
+      onChanged();
+      return this;
+    }
+
+    private boolean messageInParts_ ;
+    /**
+     * <pre>
+     * Whether the message has more than 3 MiB and was sent before, in the parts that precede this
+     * event, so that every response fits the 4 MiB that a gRPC client takes by default. A client that
+     * has received all deltas may join those instead.
+     * </pre>
+     *
+     * <code>bool message_in_parts = 7;</code>
+     * @return The messageInParts.
+     */
+    @java.lang.Override
+    public boolean getMessageInParts() {
+      return messageInParts_;
+    }
+    /**
+     * <pre>
+     * Whether the message has more than 3 MiB and was sent before, in the parts that precede this
+     * event, so that every response fits the 4 MiB that a gRPC client takes by default. A client that
+     * has received all deltas may join those instead.
+     * </pre>
+     *
+     * <code>bool message_in_parts = 7;</code>
+     * @param value The messageInParts to set.
+     * @return This builder for chaining.
+     */
+    public Builder setMessageInParts(boolean value) {
+
+      messageInParts_ = value;
+      bitField0_ |= 0x00000040;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * Whether the message has more than 3 MiB and was sent before, in the parts that precede this
+     * event, so that every response fits the 4 MiB that a gRPC client takes by default. A client that
+     * has received all deltas may join those instead.
+     * </pre>
+     *
+     * <code>bool message_in_parts = 7;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearMessageInParts() {
+      bitField0_ = (bitField0_ & ~0x00000040);
+      messageInParts_ = false;
       onChanged();
       return this;
     }

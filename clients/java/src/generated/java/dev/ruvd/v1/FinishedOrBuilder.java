@@ -31,7 +31,7 @@ public interface FinishedOrBuilder extends
 
   /**
    * <pre>
-   * The whole answer.
+   * The whole answer; without anything but its role if message_in_parts is set.
    * </pre>
    *
    * <code>.ruvd.v1.Message message = 2;</code>
@@ -40,7 +40,7 @@ public interface FinishedOrBuilder extends
   boolean hasMessage();
   /**
    * <pre>
-   * The whole answer.
+   * The whole answer; without anything but its role if message_in_parts is set.
    * </pre>
    *
    * <code>.ruvd.v1.Message message = 2;</code>
@@ -49,7 +49,7 @@ public interface FinishedOrBuilder extends
   dev.ruvd.v1.Message getMessage();
   /**
    * <pre>
-   * The whole answer.
+   * The whole answer; without anything but its role if message_in_parts is set.
    * </pre>
    *
    * <code>.ruvd.v1.Message message = 2;</code>
@@ -124,7 +124,8 @@ public interface FinishedOrBuilder extends
    * <pre>
    * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
    * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
-   * if the daemon's setting of that name has ended the answer.
+   * if the daemon's setting of that name has ended the answer, and `max_memory_bytes` if there was
+   * no memory for a longer one.
    * </pre>
    *
    * <code>string raw_finish_reason = 6;</code>
@@ -135,7 +136,8 @@ public interface FinishedOrBuilder extends
    * <pre>
    * The reason in the engine's own word, such as `stop`, `MAX_TOKENS` or `eos`; empty if the engine
    * gives none. A word without a known meaning has the finish reason STOP. It is `max_answer_bytes`
-   * if the daemon's setting of that name has ended the answer.
+   * if the daemon's setting of that name has ended the answer, and `max_memory_bytes` if there was
+   * no memory for a longer one.
    * </pre>
    *
    * <code>string raw_finish_reason = 6;</code>
@@ -143,4 +145,16 @@ public interface FinishedOrBuilder extends
    */
   com.google.protobuf.ByteString
       getRawFinishReasonBytes();
+
+  /**
+   * <pre>
+   * Whether the message has more than 3 MiB and was sent before, in the parts that precede this
+   * event, so that every response fits the 4 MiB that a gRPC client takes by default. A client that
+   * has received all deltas may join those instead.
+   * </pre>
+   *
+   * <code>bool message_in_parts = 7;</code>
+   * @return The messageInParts.
+   */
+  boolean getMessageInParts();
 }

@@ -128,8 +128,9 @@ private static final long serialVersionUID = 0L;
   /**
    * <pre>
    * The maximum number of messages to return, at most 1000, with SESSION_VIEW_FULL only. A page may
-   * have fewer, because no response is larger than 4 MiB unless a single message is. 0: the whole
-   * history, or RESPONSE_TOO_LARGE if it has more than 10,000 messages or does not fit into 4 MiB.
+   * have fewer, because no response is larger than 4 MiB unless a single message is (see
+   * allow_message_parts). 0: the whole history, or RESPONSE_TOO_LARGE if it has more than 10,000
+   * messages or does not fit into 4 MiB.
    * </pre>
    *
    * <code>int32 page_size = 3;</code>
@@ -187,6 +188,23 @@ private static final long serialVersionUID = 0L;
     }
   }
 
+  public static final int ALLOW_MESSAGE_PARTS_FIELD_NUMBER = 5;
+  private boolean allowMessageParts_ = false;
+  /**
+   * <pre>
+   * Whether a page may be a part of a single message that is too large for one response. If not,
+   * such a message is a page of its own, which a client with gRPC's default limit of 4 MiB cannot
+   * receive. Requires a page_size.
+   * </pre>
+   *
+   * <code>bool allow_message_parts = 5;</code>
+   * @return The allowMessageParts.
+   */
+  @java.lang.Override
+  public boolean getAllowMessageParts() {
+    return allowMessageParts_;
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -213,6 +231,9 @@ private static final long serialVersionUID = 0L;
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(pageToken_)) {
       com.google.protobuf.GeneratedMessage.writeString(output, 4, pageToken_);
     }
+    if (allowMessageParts_ != false) {
+      output.writeBool(5, allowMessageParts_);
+    }
     getUnknownFields().writeTo(output);
   }
 
@@ -236,6 +257,10 @@ private static final long serialVersionUID = 0L;
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(pageToken_)) {
       size += com.google.protobuf.GeneratedMessage.computeStringSize(4, pageToken_);
     }
+    if (allowMessageParts_ != false) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeBoolSize(5, allowMessageParts_);
+    }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
     return size;
@@ -258,6 +283,8 @@ private static final long serialVersionUID = 0L;
         != other.getPageSize()) return false;
     if (!getPageToken()
         .equals(other.getPageToken())) return false;
+    if (getAllowMessageParts()
+        != other.getAllowMessageParts()) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -277,6 +304,9 @@ private static final long serialVersionUID = 0L;
     hash = (53 * hash) + getPageSize();
     hash = (37 * hash) + PAGE_TOKEN_FIELD_NUMBER;
     hash = (53 * hash) + getPageToken().hashCode();
+    hash = (37 * hash) + ALLOW_MESSAGE_PARTS_FIELD_NUMBER;
+    hash = (53 * hash) + com.google.protobuf.Internal.hashBoolean(
+        getAllowMessageParts());
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -416,6 +446,7 @@ private static final long serialVersionUID = 0L;
       view_ = 0;
       pageSize_ = 0;
       pageToken_ = "";
+      allowMessageParts_ = false;
       return this;
     }
 
@@ -461,6 +492,9 @@ private static final long serialVersionUID = 0L;
       if (((from_bitField0_ & 0x00000008) != 0)) {
         result.pageToken_ = pageToken_;
       }
+      if (((from_bitField0_ & 0x00000010) != 0)) {
+        result.allowMessageParts_ = allowMessageParts_;
+      }
     }
 
     @java.lang.Override
@@ -490,6 +524,9 @@ private static final long serialVersionUID = 0L;
         pageToken_ = other.pageToken_;
         bitField0_ |= 0x00000008;
         onChanged();
+      }
+      if (other.getAllowMessageParts() != false) {
+        setAllowMessageParts(other.getAllowMessageParts());
       }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
@@ -537,6 +574,11 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000008;
               break;
             } // case 34
+            case 40: {
+              allowMessageParts_ = input.readBool();
+              bitField0_ |= 0x00000010;
+              break;
+            } // case 40
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -721,8 +763,9 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The maximum number of messages to return, at most 1000, with SESSION_VIEW_FULL only. A page may
-     * have fewer, because no response is larger than 4 MiB unless a single message is. 0: the whole
-     * history, or RESPONSE_TOO_LARGE if it has more than 10,000 messages or does not fit into 4 MiB.
+     * have fewer, because no response is larger than 4 MiB unless a single message is (see
+     * allow_message_parts). 0: the whole history, or RESPONSE_TOO_LARGE if it has more than 10,000
+     * messages or does not fit into 4 MiB.
      * </pre>
      *
      * <code>int32 page_size = 3;</code>
@@ -735,8 +778,9 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The maximum number of messages to return, at most 1000, with SESSION_VIEW_FULL only. A page may
-     * have fewer, because no response is larger than 4 MiB unless a single message is. 0: the whole
-     * history, or RESPONSE_TOO_LARGE if it has more than 10,000 messages or does not fit into 4 MiB.
+     * have fewer, because no response is larger than 4 MiB unless a single message is (see
+     * allow_message_parts). 0: the whole history, or RESPONSE_TOO_LARGE if it has more than 10,000
+     * messages or does not fit into 4 MiB.
      * </pre>
      *
      * <code>int32 page_size = 3;</code>
@@ -753,8 +797,9 @@ private static final long serialVersionUID = 0L;
     /**
      * <pre>
      * The maximum number of messages to return, at most 1000, with SESSION_VIEW_FULL only. A page may
-     * have fewer, because no response is larger than 4 MiB unless a single message is. 0: the whole
-     * history, or RESPONSE_TOO_LARGE if it has more than 10,000 messages or does not fit into 4 MiB.
+     * have fewer, because no response is larger than 4 MiB unless a single message is (see
+     * allow_message_parts). 0: the whole history, or RESPONSE_TOO_LARGE if it has more than 10,000
+     * messages or does not fit into 4 MiB.
      * </pre>
      *
      * <code>int32 page_size = 3;</code>
@@ -855,6 +900,56 @@ private static final long serialVersionUID = 0L;
       checkByteStringIsUtf8(value);
       pageToken_ = value;
       bitField0_ |= 0x00000008;
+      onChanged();
+      return this;
+    }
+
+    private boolean allowMessageParts_ ;
+    /**
+     * <pre>
+     * Whether a page may be a part of a single message that is too large for one response. If not,
+     * such a message is a page of its own, which a client with gRPC's default limit of 4 MiB cannot
+     * receive. Requires a page_size.
+     * </pre>
+     *
+     * <code>bool allow_message_parts = 5;</code>
+     * @return The allowMessageParts.
+     */
+    @java.lang.Override
+    public boolean getAllowMessageParts() {
+      return allowMessageParts_;
+    }
+    /**
+     * <pre>
+     * Whether a page may be a part of a single message that is too large for one response. If not,
+     * such a message is a page of its own, which a client with gRPC's default limit of 4 MiB cannot
+     * receive. Requires a page_size.
+     * </pre>
+     *
+     * <code>bool allow_message_parts = 5;</code>
+     * @param value The allowMessageParts to set.
+     * @return This builder for chaining.
+     */
+    public Builder setAllowMessageParts(boolean value) {
+
+      allowMessageParts_ = value;
+      bitField0_ |= 0x00000010;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * Whether a page may be a part of a single message that is too large for one response. If not,
+     * such a message is a page of its own, which a client with gRPC's default limit of 4 MiB cannot
+     * receive. Requires a page_size.
+     * </pre>
+     *
+     * <code>bool allow_message_parts = 5;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearAllowMessageParts() {
+      bitField0_ = (bitField0_ & ~0x00000010);
+      allowMessageParts_ = false;
       onChanged();
       return this;
     }

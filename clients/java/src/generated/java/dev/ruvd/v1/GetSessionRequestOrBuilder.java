@@ -52,8 +52,9 @@ public interface GetSessionRequestOrBuilder extends
   /**
    * <pre>
    * The maximum number of messages to return, at most 1000, with SESSION_VIEW_FULL only. A page may
-   * have fewer, because no response is larger than 4 MiB unless a single message is. 0: the whole
-   * history, or RESPONSE_TOO_LARGE if it has more than 10,000 messages or does not fit into 4 MiB.
+   * have fewer, because no response is larger than 4 MiB unless a single message is (see
+   * allow_message_parts). 0: the whole history, or RESPONSE_TOO_LARGE if it has more than 10,000
+   * messages or does not fit into 4 MiB.
    * </pre>
    *
    * <code>int32 page_size = 3;</code>
@@ -80,4 +81,16 @@ public interface GetSessionRequestOrBuilder extends
    */
   com.google.protobuf.ByteString
       getPageTokenBytes();
+
+  /**
+   * <pre>
+   * Whether a page may be a part of a single message that is too large for one response. If not,
+   * such a message is a page of its own, which a client with gRPC's default limit of 4 MiB cannot
+   * receive. Requires a page_size.
+   * </pre>
+   *
+   * <code>bool allow_message_parts = 5;</code>
+   * @return The allowMessageParts.
+   */
+  boolean getAllowMessageParts();
 }

@@ -137,6 +137,47 @@ private static final long serialVersionUID = 0L;
     }
   }
 
+  public static final int MESSAGE_PART_FIELD_NUMBER = 3;
+  private dev.ruvd.v1.MessagePart messagePart_;
+  /**
+   * <pre>
+   * The next part of the next message, with allow_message_parts only. The session then has no
+   * messages in this page.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+   * @return Whether the messagePart field is set.
+   */
+  @java.lang.Override
+  public boolean hasMessagePart() {
+    return ((bitField0_ & 0x00000002) != 0);
+  }
+  /**
+   * <pre>
+   * The next part of the next message, with allow_message_parts only. The session then has no
+   * messages in this page.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+   * @return The messagePart.
+   */
+  @java.lang.Override
+  public dev.ruvd.v1.MessagePart getMessagePart() {
+    return messagePart_ == null ? dev.ruvd.v1.MessagePart.getDefaultInstance() : messagePart_;
+  }
+  /**
+   * <pre>
+   * The next part of the next message, with allow_message_parts only. The session then has no
+   * messages in this page.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+   */
+  @java.lang.Override
+  public dev.ruvd.v1.MessagePartOrBuilder getMessagePartOrBuilder() {
+    return messagePart_ == null ? dev.ruvd.v1.MessagePart.getDefaultInstance() : messagePart_;
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -157,6 +198,9 @@ private static final long serialVersionUID = 0L;
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(nextPageToken_)) {
       com.google.protobuf.GeneratedMessage.writeString(output, 2, nextPageToken_);
     }
+    if (((bitField0_ & 0x00000002) != 0)) {
+      output.writeMessage(3, getMessagePart());
+    }
     getUnknownFields().writeTo(output);
   }
 
@@ -172,6 +216,10 @@ private static final long serialVersionUID = 0L;
     }
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(nextPageToken_)) {
       size += com.google.protobuf.GeneratedMessage.computeStringSize(2, nextPageToken_);
+    }
+    if (((bitField0_ & 0x00000002) != 0)) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeMessageSize(3, getMessagePart());
     }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
@@ -195,6 +243,11 @@ private static final long serialVersionUID = 0L;
     }
     if (!getNextPageToken()
         .equals(other.getNextPageToken())) return false;
+    if (hasMessagePart() != other.hasMessagePart()) return false;
+    if (hasMessagePart()) {
+      if (!getMessagePart()
+          .equals(other.getMessagePart())) return false;
+    }
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -212,6 +265,10 @@ private static final long serialVersionUID = 0L;
     }
     hash = (37 * hash) + NEXT_PAGE_TOKEN_FIELD_NUMBER;
     hash = (53 * hash) + getNextPageToken().hashCode();
+    if (hasMessagePart()) {
+      hash = (37 * hash) + MESSAGE_PART_FIELD_NUMBER;
+      hash = (53 * hash) + getMessagePart().hashCode();
+    }
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -347,6 +404,7 @@ private static final long serialVersionUID = 0L;
       if (com.google.protobuf.GeneratedMessage
               .alwaysUseFieldBuilders) {
         internalGetSessionFieldBuilder();
+        internalGetMessagePartFieldBuilder();
       }
     }
     @java.lang.Override
@@ -359,6 +417,11 @@ private static final long serialVersionUID = 0L;
         sessionBuilder_ = null;
       }
       nextPageToken_ = "";
+      messagePart_ = null;
+      if (messagePartBuilder_ != null) {
+        messagePartBuilder_.dispose();
+        messagePartBuilder_ = null;
+      }
       return this;
     }
 
@@ -402,6 +465,12 @@ private static final long serialVersionUID = 0L;
       if (((from_bitField0_ & 0x00000002) != 0)) {
         result.nextPageToken_ = nextPageToken_;
       }
+      if (((from_bitField0_ & 0x00000004) != 0)) {
+        result.messagePart_ = messagePartBuilder_ == null
+            ? messagePart_
+            : messagePartBuilder_.build();
+        to_bitField0_ |= 0x00000002;
+      }
       result.bitField0_ |= to_bitField0_;
     }
 
@@ -424,6 +493,9 @@ private static final long serialVersionUID = 0L;
         nextPageToken_ = other.nextPageToken_;
         bitField0_ |= 0x00000002;
         onChanged();
+      }
+      if (other.hasMessagePart()) {
+        mergeMessagePart(other.getMessagePart());
       }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
@@ -463,6 +535,13 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000002;
               break;
             } // case 18
+            case 26: {
+              input.readMessage(
+                  internalGetMessagePartFieldBuilder().getBuilder(),
+                  extensionRegistry);
+              bitField0_ |= 0x00000004;
+              break;
+            } // case 26
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -736,6 +815,172 @@ private static final long serialVersionUID = 0L;
       bitField0_ |= 0x00000002;
       onChanged();
       return this;
+    }
+
+    private dev.ruvd.v1.MessagePart messagePart_;
+    private com.google.protobuf.SingleFieldBuilder<
+        dev.ruvd.v1.MessagePart, dev.ruvd.v1.MessagePart.Builder, dev.ruvd.v1.MessagePartOrBuilder> messagePartBuilder_;
+    /**
+     * <pre>
+     * The next part of the next message, with allow_message_parts only. The session then has no
+     * messages in this page.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     * @return Whether the messagePart field is set.
+     */
+    public boolean hasMessagePart() {
+      return ((bitField0_ & 0x00000004) != 0);
+    }
+    /**
+     * <pre>
+     * The next part of the next message, with allow_message_parts only. The session then has no
+     * messages in this page.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     * @return The messagePart.
+     */
+    public dev.ruvd.v1.MessagePart getMessagePart() {
+      if (messagePartBuilder_ == null) {
+        return messagePart_ == null ? dev.ruvd.v1.MessagePart.getDefaultInstance() : messagePart_;
+      } else {
+        return messagePartBuilder_.getMessage();
+      }
+    }
+    /**
+     * <pre>
+     * The next part of the next message, with allow_message_parts only. The session then has no
+     * messages in this page.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     */
+    public Builder setMessagePart(dev.ruvd.v1.MessagePart value) {
+      if (messagePartBuilder_ == null) {
+        if (value == null) {
+          throw new NullPointerException();
+        }
+        messagePart_ = value;
+      } else {
+        messagePartBuilder_.setMessage(value);
+      }
+      bitField0_ |= 0x00000004;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The next part of the next message, with allow_message_parts only. The session then has no
+     * messages in this page.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     */
+    public Builder setMessagePart(
+        dev.ruvd.v1.MessagePart.Builder builderForValue) {
+      if (messagePartBuilder_ == null) {
+        messagePart_ = builderForValue.build();
+      } else {
+        messagePartBuilder_.setMessage(builderForValue.build());
+      }
+      bitField0_ |= 0x00000004;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The next part of the next message, with allow_message_parts only. The session then has no
+     * messages in this page.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     */
+    public Builder mergeMessagePart(dev.ruvd.v1.MessagePart value) {
+      if (messagePartBuilder_ == null) {
+        if (((bitField0_ & 0x00000004) != 0) &&
+          messagePart_ != null &&
+          messagePart_ != dev.ruvd.v1.MessagePart.getDefaultInstance()) {
+          getMessagePartBuilder().mergeFrom(value);
+        } else {
+          messagePart_ = value;
+        }
+      } else {
+        messagePartBuilder_.mergeFrom(value);
+      }
+      if (messagePart_ != null) {
+        bitField0_ |= 0x00000004;
+        onChanged();
+      }
+      return this;
+    }
+    /**
+     * <pre>
+     * The next part of the next message, with allow_message_parts only. The session then has no
+     * messages in this page.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     */
+    public Builder clearMessagePart() {
+      bitField0_ = (bitField0_ & ~0x00000004);
+      messagePart_ = null;
+      if (messagePartBuilder_ != null) {
+        messagePartBuilder_.dispose();
+        messagePartBuilder_ = null;
+      }
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The next part of the next message, with allow_message_parts only. The session then has no
+     * messages in this page.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     */
+    public dev.ruvd.v1.MessagePart.Builder getMessagePartBuilder() {
+      bitField0_ |= 0x00000004;
+      onChanged();
+      return internalGetMessagePartFieldBuilder().getBuilder();
+    }
+    /**
+     * <pre>
+     * The next part of the next message, with allow_message_parts only. The session then has no
+     * messages in this page.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     */
+    public dev.ruvd.v1.MessagePartOrBuilder getMessagePartOrBuilder() {
+      if (messagePartBuilder_ != null) {
+        return messagePartBuilder_.getMessageOrBuilder();
+      } else {
+        return messagePart_ == null ?
+            dev.ruvd.v1.MessagePart.getDefaultInstance() : messagePart_;
+      }
+    }
+    /**
+     * <pre>
+     * The next part of the next message, with allow_message_parts only. The session then has no
+     * messages in this page.
+     * </pre>
+     *
+     * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+     */
+    private com.google.protobuf.SingleFieldBuilder<
+        dev.ruvd.v1.MessagePart, dev.ruvd.v1.MessagePart.Builder, dev.ruvd.v1.MessagePartOrBuilder> 
+        internalGetMessagePartFieldBuilder() {
+      if (messagePartBuilder_ == null) {
+        messagePartBuilder_ = new com.google.protobuf.SingleFieldBuilder<
+            dev.ruvd.v1.MessagePart, dev.ruvd.v1.MessagePart.Builder, dev.ruvd.v1.MessagePartOrBuilder>(
+                getMessagePart(),
+                getParentForChildren(),
+                isClean());
+        messagePart_ = null;
+      }
+      return messagePartBuilder_;
     }
 
     // @@protoc_insertion_point(builder_scope:ruvd.v1.GetSessionResponse)

@@ -59,4 +59,34 @@ public interface GetSessionResponseOrBuilder extends
    */
   com.google.protobuf.ByteString
       getNextPageTokenBytes();
+
+  /**
+   * <pre>
+   * The next part of the next message, with allow_message_parts only. The session then has no
+   * messages in this page.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+   * @return Whether the messagePart field is set.
+   */
+  boolean hasMessagePart();
+  /**
+   * <pre>
+   * The next part of the next message, with allow_message_parts only. The session then has no
+   * messages in this page.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+   * @return The messagePart.
+   */
+  dev.ruvd.v1.MessagePart getMessagePart();
+  /**
+   * <pre>
+   * The next part of the next message, with allow_message_parts only. The session then has no
+   * messages in this page.
+   * </pre>
+   *
+   * <code>.ruvd.v1.MessagePart message_part = 3;</code>
+   */
+  dev.ruvd.v1.MessagePartOrBuilder getMessagePartOrBuilder();
 }

@@ -257,6 +257,11 @@ public final class SessionServiceOuterClass {
     com.google.protobuf.GeneratedMessage.FieldAccessorTable
       internal_static_ruvd_v1_CompletionEvent_fieldAccessorTable;
   static final com.google.protobuf.Descriptors.Descriptor
+    internal_static_ruvd_v1_MessagePart_descriptor;
+  static final 
+    com.google.protobuf.GeneratedMessage.FieldAccessorTable
+      internal_static_ruvd_v1_MessagePart_fieldAccessorTable;
+  static final com.google.protobuf.Descriptors.Descriptor
     internal_static_ruvd_v1_Started_descriptor;
   static final 
     com.google.protobuf.GeneratedMessage.FieldAccessorTable
@@ -348,186 +353,192 @@ public final class SessionServiceOuterClass {
       "_penaltyB\026\n\024_parallel_tool_calls\"X\n\024Batc" +
       "hCompleteRequest\022\'\n\005items\030\001 \003(\0132\030.ruvd.v" +
       "1.CompleteRequest\022\027\n\017max_concurrency\030\002 \001" +
-      "(\005\"r\n\025BatchCompleteResponse\022&\n\006result\030\001 " +
-      "\001(\0132\024.ruvd.v1.BatchResultH\000\022(\n\007summary\030\002" +
-      " \001(\0132\025.ruvd.v1.BatchSummaryH\000B\007\n\005event\"w" +
-      "\n\013BatchResult\022\r\n\005index\030\001 \001(\005\022)\n\ncompleti" +
-      "on\030\002 \001(\0132\023.ruvd.v1.CompletionH\000\022#\n\005error" +
-      "\030\003 \001(\0132\022.google.rpc.StatusH\000B\t\n\007outcome\"" +
-      "k\n\nCompletion\022\025\n\rcompletion_id\030\001 \001(\t\022\022\n\n" +
-      "session_id\030\002 \001(\t\022\r\n\005model\030\003 \001(\t\022#\n\010finis" +
-      "hed\030\004 \001(\0132\021.ruvd.v1.Finished\"\260\001\n\014BatchSu" +
-      "mmary\022\021\n\tsucceeded\030\001 \001(\005\022\016\n\006failed\030\002 \001(\005" +
-      "\022\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022,\n\twall_" +
-      "time\030\004 \001(\0132\031.google.protobuf.Duration\0220\n" +
-      "\rtotal_latency\030\005 \001(\0132\031.google.protobuf.D" +
-      "uration\"\023\n\021ListModelsRequest\";\n\022ListMode" +
-      "lsResponse\022\016\n\006models\030\001 \003(\t\022\025\n\rdefault_mo" +
-      "del\030\002 \001(\t\"\323\002\n\024CreateSessionRequest\022\022\n\nse" +
-      "ssion_id\030\001 \001(\t\022\025\n\rsystem_prompt\030\002 \001(\t\022\"\n" +
-      "\010messages\030\003 \003(\0132\020.ruvd.v1.Message\0229\n\006lab" +
-      "els\030\004 \003(\0132).ruvd.v1.CreateSessionRequest" +
-      ".LabelsEntry\022.\n\016context_window\030\005 \001(\0132\026.r" +
-      "uvd.v1.ContextWindow\022/\n\014idle_timeout\030\006 \001" +
-      "(\0132\031.google.protobuf.Duration\022\r\n\005model\030\007" +
-      " \001(\t\022\022\n\nrequest_id\030\010 \001(\t\032-\n\013LabelsEntry\022" +
-      "\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\":\n\025Creat" +
-      "eSessionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd" +
-      ".v1.Session\"r\n\021GetSessionRequest\022\022\n\nsess" +
-      "ion_id\030\001 \001(\t\022\"\n\004view\030\002 \001(\0162\024.ruvd.v1.Ses" +
-      "sionView\022\021\n\tpage_size\030\003 \001(\005\022\022\n\npage_toke" +
-      "n\030\004 \001(\t\"P\n\022GetSessionResponse\022!\n\007session" +
-      "\030\001 \001(\0132\020.ruvd.v1.Session\022\027\n\017next_page_to" +
-      "ken\030\002 \001(\t\"\265\001\n\023ListSessionsRequest\022\021\n\tpag" +
-      "e_size\030\001 \001(\005\022\022\n\npage_token\030\002 \001(\t\022C\n\014labe" +
-      "l_filter\030\003 \003(\0132-.ruvd.v1.ListSessionsReq" +
-      "uest.LabelFilterEntry\0322\n\020LabelFilterEntr" +
-      "y\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\"S\n\024Lis" +
-      "tSessionsResponse\022\"\n\010sessions\030\001 \003(\0132\020.ru" +
-      "vd.v1.Session\022\027\n\017next_page_token\030\002 \001(\t\"\246" +
-      "\002\n\024UpdateSessionRequest\022\022\n\nsession_id\030\001 " +
-      "\001(\t\0229\n\006labels\030\002 \003(\0132).ruvd.v1.UpdateSess" +
-      "ionRequest.LabelsEntry\022/\n\014idle_timeout\030\003" +
-      " \001(\0132\031.google.protobuf.Duration\022.\n\016conte" +
-      "xt_window\030\004 \001(\0132\026.ruvd.v1.ContextWindow\022" +
-      "/\n\013update_mask\030\005 \001(\0132\032.google.protobuf.F" +
-      "ieldMask\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005" +
-      "value\030\002 \001(\t:\0028\001\":\n\025UpdateSessionResponse" +
-      "\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Session\"c\n\025A" +
-      "ppendMessagesRequest\022\022\n\nsession_id\030\001 \001(\t" +
-      "\022\"\n\010messages\030\002 \003(\0132\020.ruvd.v1.Message\022\022\n\n" +
-      "request_id\030\003 \001(\t\";\n\026AppendMessagesRespon" +
-      "se\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Session\"\204\001" +
-      "\n\022ForkSessionRequest\022\022\n\nsession_id\030\001 \001(\t" +
-      "\022\033\n\016exchange_count\030\002 \001(\003H\000\210\001\001\022\026\n\016new_ses" +
-      "sion_id\030\003 \001(\t\022\022\n\nrequest_id\030\004 \001(\tB\021\n\017_ex" +
-      "change_count\"8\n\023ForkSessionResponse\022!\n\007s" +
-      "ession\030\001 \001(\0132\020.ruvd.v1.Session\"p\n\027Resume" +
-      "CompletionRequest\022\025\n\rcompletion_id\030\001 \001(\t" +
-      "\022\022\n\nsession_id\030\002 \001(\t\022\022\n\nrequest_id\030\003 \001(\t" +
-      "\022\026\n\016after_sequence\030\004 \001(\003\"C\n\030ResumeComple" +
-      "tionResponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.Co" +
-      "mpletionEvent\"n\n\027CancelCompletionRequest" +
-      "\022\025\n\rcompletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 " +
-      "\001(\t\022\022\n\nrequest_id\030\003 \001(\t\022\024\n\014keep_partial\030" +
-      "\004 \001(\010\"\032\n\030CancelCompletionResponse\">\n\021End" +
-      "SessionRequest\022\022\n\nsession_id\030\001 \001(\t\022\025\n\ral" +
-      "low_missing\030\002 \001(\010\"\024\n\022EndSessionResponse\"" +
-      "\032\n\030GetSessionMetricsRequest\"E\n\031GetSessio" +
-      "nMetricsResponse\022(\n\007metrics\030\001 \001(\0132\027.ruvd" +
-      ".v1.SessionMetrics\"\275\003\n\016SessionMetrics\022\026\n" +
-      "\016total_sessions\030\001 \001(\003\022\027\n\017active_sessions" +
-      "\030\002 \001(\003\022 \n\030avg_messages_per_session\030\003 \001(\001" +
-      "\022\033\n\016cache_hit_rate\030\004 \001(\001H\000\210\001\001\0226\n\023avg_ses" +
-      "sion_latency\030\005 \001(\0132\031.google.protobuf.Dur" +
-      "ation\0228\n\025avg_stateless_latency\030\006 \001(\0132\031.g" +
-      "oogle.protobuf.Duration\022\033\n\023session_compl" +
-      "etions\030\007 \001(\003\022\035\n\025stateless_completions\030\010 " +
-      "\001(\003\022\"\n\025avg_latency_reduction\030\t \001(\001H\001\210\001\001\022" +
-      "\"\n\025avg_prefill_reduction\030\n \001(\001H\002\210\001\001B\021\n\017_" +
-      "cache_hit_rateB\030\n\026_avg_latency_reduction" +
-      "B\030\n\026_avg_prefill_reduction\"\332\002\n\017CompleteR" +
-      "equest\022\022\n\nsession_id\030\001 \001(\t\022\"\n\010messages\030\002" +
-      " \003(\0132\020.ruvd.v1.Message\022+\n\007options\030\003 \001(\0132" +
-      "\032.ruvd.v1.CompletionOptions\022\022\n\nrequest_i" +
-      "d\030\004 \001(\t\022\030\n\020require_existing\030\005 \001(\010\022 \n\007if_" +
-      "busy\030\006 \001(\0162\017.ruvd.v1.IfBusy\022,\n\ron_discon" +
-      "nect\030\007 \001(\0162\025.ruvd.v1.OnDisconnect\0223\n\020dis" +
-      "connect_grace\030\010 \001(\0132\031.google.protobuf.Du" +
-      "ration\022\025\n\rsystem_prompt\030\t \001(\t\022\030\n\020recreat" +
-      "e_if_gone\030\n \001(\010\";\n\020CompleteResponse\022\'\n\005e" +
-      "vent\030\001 \001(\0132\030.ruvd.v1.CompletionEvent\"\231\001\n" +
-      "\017CompletionEvent\022\020\n\010sequence\030\001 \001(\003\022#\n\007st" +
-      "arted\030\002 \001(\0132\020.ruvd.v1.StartedH\000\022\037\n\005delta" +
-      "\030\003 \001(\0132\016.ruvd.v1.DeltaH\000\022%\n\010finished\030\004 \001" +
-      "(\0132\021.ruvd.v1.FinishedH\000B\007\n\005event\"\217\001\n\007Sta" +
-      "rted\022\025\n\rcompletion_id\030\001 \001(\t\022\022\n\nsession_i" +
-      "d\030\002 \001(\t\022\027\n\017session_created\030\003 \001(\010\022\r\n\005mode" +
-      "l\030\004 \001(\t\022\030\n\020context_messages\030\005 \001(\005\022\027\n\017con" +
-      "text_trimmed\030\006 \001(\010\"a\n\005Delta\022\016\n\004text\030\001 \001(" +
-      "\tH\000\022+\n\ttool_call\030\002 \001(\0132\026.ruvd.v1.ToolCal" +
-      "lDeltaH\000\022\023\n\treasoning\030\003 \001(\tH\000B\006\n\004part\"K\n" +
-      "\rToolCallDelta\022\r\n\005index\030\001 \001(\005\022\n\n\002id\030\002 \001(" +
-      "\t\022\014\n\004name\030\003 \001(\t\022\021\n\targuments\030\004 \001(\t\"\320\001\n\010F" +
-      "inished\022,\n\rfinish_reason\030\001 \001(\0162\025.ruvd.v1" +
-      ".FinishReason\022!\n\007message\030\002 \001(\0132\020.ruvd.v1" +
-      ".Message\022\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022" +
-      "!\n\007timings\030\004 \001(\0132\020.ruvd.v1.Timings\022\026\n\016ex" +
-      "change_count\030\005 \001(\003\022\031\n\021raw_finish_reason\030" +
-      "\006 \001(\t*_\n\004Role\022\024\n\020ROLE_UNSPECIFIED\020\000\022\017\n\013R" +
-      "OLE_SYSTEM\020\001\022\r\n\tROLE_USER\020\002\022\022\n\016ROLE_ASSI" +
-      "STANT\020\003\022\r\n\tROLE_TOOL\020\004*Z\n\013SessionView\022\034\n" +
-      "\030SESSION_VIEW_UNSPECIFIED\020\000\022\026\n\022SESSION_V" +
-      "IEW_BASIC\020\001\022\025\n\021SESSION_VIEW_FULL\020\002*_\n\006If" +
-      "Busy\022\027\n\023IF_BUSY_UNSPECIFIED\020\000\022\021\n\rIF_BUSY" +
-      "_QUEUE\020\001\022\022\n\016IF_BUSY_REJECT\020\002\022\025\n\021IF_BUSY_" +
-      "INTERRUPT\020\003*c\n\014OnDisconnect\022\035\n\031ON_DISCON" +
-      "NECT_UNSPECIFIED\020\000\022\030\n\024ON_DISCONNECT_CANC" +
-      "EL\020\001\022\032\n\026ON_DISCONNECT_CONTINUE\020\002*\232\001\n\014Fin" +
-      "ishReason\022\035\n\031FINISH_REASON_UNSPECIFIED\020\000" +
-      "\022\026\n\022FINISH_REASON_STOP\020\001\022\030\n\024FINISH_REASO" +
-      "N_LENGTH\020\002\022\034\n\030FINISH_REASON_TOOL_CALLS\020\003" +
-      "\022\033\n\027FINISH_REASON_CANCELLED\020\004*X\n\tRenderi" +
-      "ng\022\031\n\025RENDERING_UNSPECIFIED\020\000\022\026\n\022RENDERI" +
-      "NG_MESSAGES\020\001\022\030\n\024RENDERING_TRANSCRIPT\020\002*" +
-      "\207\001\n\016ToolChoiceMode\022 \n\034TOOL_CHOICE_MODE_U" +
-      "NSPECIFIED\020\000\022\031\n\025TOOL_CHOICE_MODE_AUTO\020\001\022" +
-      "\031\n\025TOOL_CHOICE_MODE_NONE\020\002\022\035\n\031TOOL_CHOIC" +
-      "E_MODE_REQUIRED\020\003*\273\010\n\013ErrorReason\022\034\n\030ERR" +
-      "OR_REASON_UNSPECIFIED\020\000\022\"\n\036ERROR_REASON_" +
-      "SESSION_NOT_FOUND\020\001\022%\n!ERROR_REASON_COMP" +
-      "LETION_NOT_FOUND\020\002\022%\n!ERROR_REASON_COMPL" +
-      "ETION_CANCELLED\020\003\022\035\n\031ERROR_REASON_SESSIO" +
-      "N_BUSY\020\004\022\036\n\032ERROR_REASON_SESSION_ENDED\020\005" +
-      "\022\'\n#ERROR_REASON_COMPLETION_INTERRUPTED\020" +
-      "\006\022\036\n\032ERROR_REASON_SESSION_LIMIT\020\007\022\033\n\027ERR" +
-      "OR_REASON_OVERLOADED\020\010\022$\n ERROR_REASON_E" +
-      "NGINE_RATE_LIMITED\020\t\022 \n\034ERROR_REASON_INV" +
-      "ALID_REQUEST\020\n\022 \n\034ERROR_REASON_ENGINE_RE" +
-      "JECTED\020\013\022\"\n\036ERROR_REASON_REQUEST_ID_REUS" +
-      "ED\020\014\022!\n\035ERROR_REASON_CONTEXT_TOO_LONG\020\r\022" +
-      "\"\n\036ERROR_REASON_SESSION_TOO_LARGE\020\016\022\"\n\036E" +
-      "RROR_REASON_SESSIONS_DISABLED\020\017\022\037\n\033ERROR" +
-      "_REASON_SESSION_EXISTS\020\020\022#\n\037ERROR_REASON" +
-      "_ENGINE_UNAVAILABLE\020\021\022\"\n\036ERROR_REASON_ST" +
-      "ORE_UNAVAILABLE\020\022\022\036\n\032ERROR_REASON_SHUTTI" +
-      "NG_DOWN\020\023\022\037\n\033ERROR_REASON_ENGINE_TIMEOUT" +
-      "\020\024\022\031\n\025ERROR_REASON_INTERNAL\020\025\022#\n\037ERROR_R" +
-      "EASON_RESPONSE_TOO_LARGE\020\026\022 \n\034ERROR_REAS" +
-      "ON_UNAUTHENTICATED\020\027\022\"\n\036ERROR_REASON_PER" +
-      "MISSION_DENIED\020\030\022%\n!ERROR_REASON_IDENTIT" +
-      "Y_UNAVAILABLE\020\031\022 \n\034ERROR_REASON_SCHEMA_V" +
-      "IOLATED\020\032\022\037\n\033ERROR_REASON_DATA_CORRUPTED" +
-      "\020\033\022\037\n\033ERROR_REASON_QUOTA_EXCEEDED\020\034\022 \n\034E" +
-      "RROR_REASON_SESSION_EVICTED\020\035\022 \n\034ERROR_R" +
-      "EASON_SESSION_EXPIRED\020\0362\224\010\n\016SessionServi" +
-      "ce\022N\n\rCreateSession\022\035.ruvd.v1.CreateSess" +
-      "ionRequest\032\036.ruvd.v1.CreateSessionRespon" +
-      "se\022E\n\nGetSession\022\032.ruvd.v1.GetSessionReq" +
-      "uest\032\033.ruvd.v1.GetSessionResponse\022K\n\014Lis" +
-      "tSessions\022\034.ruvd.v1.ListSessionsRequest\032" +
-      "\035.ruvd.v1.ListSessionsResponse\022N\n\rUpdate" +
-      "Session\022\035.ruvd.v1.UpdateSessionRequest\032\036" +
-      ".ruvd.v1.UpdateSessionResponse\022Q\n\016Append" +
-      "Messages\022\036.ruvd.v1.AppendMessagesRequest" +
-      "\032\037.ruvd.v1.AppendMessagesResponse\022H\n\013For" +
-      "kSession\022\033.ruvd.v1.ForkSessionRequest\032\034." +
-      "ruvd.v1.ForkSessionResponse\022E\n\nEndSessio" +
-      "n\022\032.ruvd.v1.EndSessionRequest\032\033.ruvd.v1." +
-      "EndSessionResponse\022E\n\nListModels\022\032.ruvd." +
-      "v1.ListModelsRequest\032\033.ruvd.v1.ListModel" +
-      "sResponse\022Z\n\021GetSessionMetrics\022!.ruvd.v1" +
-      ".GetSessionMetricsRequest\032\".ruvd.v1.GetS" +
-      "essionMetricsResponse\022A\n\010Complete\022\030.ruvd" +
-      ".v1.CompleteRequest\032\031.ruvd.v1.CompleteRe" +
-      "sponse0\001\022Y\n\020ResumeCompletion\022 .ruvd.v1.R" +
-      "esumeCompletionRequest\032!.ruvd.v1.ResumeC" +
-      "ompletionResponse0\001\022P\n\rBatchComplete\022\035.r" +
-      "uvd.v1.BatchCompleteRequest\032\036.ruvd.v1.Ba" +
-      "tchCompleteResponse0\001\022W\n\020CancelCompletio" +
-      "n\022 .ruvd.v1.CancelCompletionRequest\032!.ru" +
-      "vd.v1.CancelCompletionResponseB\017\n\013dev.ru" +
-      "vd.v1P\001b\006proto3"
+      "(\005\"\240\001\n\025BatchCompleteResponse\022&\n\006result\030\001" +
+      " \001(\0132\024.ruvd.v1.BatchResultH\000\022(\n\007summary\030" +
+      "\002 \001(\0132\025.ruvd.v1.BatchSummaryH\000\022,\n\014messag" +
+      "e_part\030\003 \001(\0132\024.ruvd.v1.MessagePartH\000B\007\n\005" +
+      "event\"w\n\013BatchResult\022\r\n\005index\030\001 \001(\005\022)\n\nc" +
+      "ompletion\030\002 \001(\0132\023.ruvd.v1.CompletionH\000\022#" +
+      "\n\005error\030\003 \001(\0132\022.google.rpc.StatusH\000B\t\n\007o" +
+      "utcome\"k\n\nCompletion\022\025\n\rcompletion_id\030\001 " +
+      "\001(\t\022\022\n\nsession_id\030\002 \001(\t\022\r\n\005model\030\003 \001(\t\022#" +
+      "\n\010finished\030\004 \001(\0132\021.ruvd.v1.Finished\"\260\001\n\014" +
+      "BatchSummary\022\021\n\tsucceeded\030\001 \001(\005\022\016\n\006faile" +
+      "d\030\002 \001(\005\022\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022," +
+      "\n\twall_time\030\004 \001(\0132\031.google.protobuf.Dura" +
+      "tion\0220\n\rtotal_latency\030\005 \001(\0132\031.google.pro" +
+      "tobuf.Duration\"\023\n\021ListModelsRequest\";\n\022L" +
+      "istModelsResponse\022\016\n\006models\030\001 \003(\t\022\025\n\rdef" +
+      "ault_model\030\002 \001(\t\"\323\002\n\024CreateSessionReques" +
+      "t\022\022\n\nsession_id\030\001 \001(\t\022\025\n\rsystem_prompt\030\002" +
+      " \001(\t\022\"\n\010messages\030\003 \003(\0132\020.ruvd.v1.Message" +
+      "\0229\n\006labels\030\004 \003(\0132).ruvd.v1.CreateSession" +
+      "Request.LabelsEntry\022.\n\016context_window\030\005 " +
+      "\001(\0132\026.ruvd.v1.ContextWindow\022/\n\014idle_time" +
+      "out\030\006 \001(\0132\031.google.protobuf.Duration\022\r\n\005" +
+      "model\030\007 \001(\t\022\022\n\nrequest_id\030\010 \001(\t\032-\n\013Label" +
+      "sEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\":" +
+      "\n\025CreateSessionResponse\022!\n\007session\030\001 \001(\013" +
+      "2\020.ruvd.v1.Session\"\217\001\n\021GetSessionRequest" +
+      "\022\022\n\nsession_id\030\001 \001(\t\022\"\n\004view\030\002 \001(\0162\024.ruv" +
+      "d.v1.SessionView\022\021\n\tpage_size\030\003 \001(\005\022\022\n\np" +
+      "age_token\030\004 \001(\t\022\033\n\023allow_message_parts\030\005" +
+      " \001(\010\"|\n\022GetSessionResponse\022!\n\007session\030\001 " +
+      "\001(\0132\020.ruvd.v1.Session\022\027\n\017next_page_token" +
+      "\030\002 \001(\t\022*\n\014message_part\030\003 \001(\0132\024.ruvd.v1.M" +
+      "essagePart\"\265\001\n\023ListSessionsRequest\022\021\n\tpa" +
+      "ge_size\030\001 \001(\005\022\022\n\npage_token\030\002 \001(\t\022C\n\014lab" +
+      "el_filter\030\003 \003(\0132-.ruvd.v1.ListSessionsRe" +
+      "quest.LabelFilterEntry\0322\n\020LabelFilterEnt" +
+      "ry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\"S\n\024Li" +
+      "stSessionsResponse\022\"\n\010sessions\030\001 \003(\0132\020.r" +
+      "uvd.v1.Session\022\027\n\017next_page_token\030\002 \001(\t\"" +
+      "\246\002\n\024UpdateSessionRequest\022\022\n\nsession_id\030\001" +
+      " \001(\t\0229\n\006labels\030\002 \003(\0132).ruvd.v1.UpdateSes" +
+      "sionRequest.LabelsEntry\022/\n\014idle_timeout\030" +
+      "\003 \001(\0132\031.google.protobuf.Duration\022.\n\016cont" +
+      "ext_window\030\004 \001(\0132\026.ruvd.v1.ContextWindow" +
+      "\022/\n\013update_mask\030\005 \001(\0132\032.google.protobuf." +
+      "FieldMask\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n" +
+      "\005value\030\002 \001(\t:\0028\001\":\n\025UpdateSessionRespons" +
+      "e\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Session\"c\n\025" +
+      "AppendMessagesRequest\022\022\n\nsession_id\030\001 \001(" +
+      "\t\022\"\n\010messages\030\002 \003(\0132\020.ruvd.v1.Message\022\022\n" +
+      "\nrequest_id\030\003 \001(\t\";\n\026AppendMessagesRespo" +
+      "nse\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Session\"\204" +
+      "\001\n\022ForkSessionRequest\022\022\n\nsession_id\030\001 \001(" +
+      "\t\022\033\n\016exchange_count\030\002 \001(\003H\000\210\001\001\022\026\n\016new_se" +
+      "ssion_id\030\003 \001(\t\022\022\n\nrequest_id\030\004 \001(\tB\021\n\017_e" +
+      "xchange_count\"8\n\023ForkSessionResponse\022!\n\007" +
+      "session\030\001 \001(\0132\020.ruvd.v1.Session\"p\n\027Resum" +
+      "eCompletionRequest\022\025\n\rcompletion_id\030\001 \001(" +
+      "\t\022\022\n\nsession_id\030\002 \001(\t\022\022\n\nrequest_id\030\003 \001(" +
+      "\t\022\026\n\016after_sequence\030\004 \001(\003\"C\n\030ResumeCompl" +
+      "etionResponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.C" +
+      "ompletionEvent\"n\n\027CancelCompletionReques" +
+      "t\022\025\n\rcompletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002" +
+      " \001(\t\022\022\n\nrequest_id\030\003 \001(\t\022\024\n\014keep_partial" +
+      "\030\004 \001(\010\"\032\n\030CancelCompletionResponse\">\n\021En" +
+      "dSessionRequest\022\022\n\nsession_id\030\001 \001(\t\022\025\n\ra" +
+      "llow_missing\030\002 \001(\010\"\024\n\022EndSessionResponse" +
+      "\"\032\n\030GetSessionMetricsRequest\"E\n\031GetSessi" +
+      "onMetricsResponse\022(\n\007metrics\030\001 \001(\0132\027.ruv" +
+      "d.v1.SessionMetrics\"\275\003\n\016SessionMetrics\022\026" +
+      "\n\016total_sessions\030\001 \001(\003\022\027\n\017active_session" +
+      "s\030\002 \001(\003\022 \n\030avg_messages_per_session\030\003 \001(" +
+      "\001\022\033\n\016cache_hit_rate\030\004 \001(\001H\000\210\001\001\0226\n\023avg_se" +
+      "ssion_latency\030\005 \001(\0132\031.google.protobuf.Du" +
+      "ration\0228\n\025avg_stateless_latency\030\006 \001(\0132\031." +
+      "google.protobuf.Duration\022\033\n\023session_comp" +
+      "letions\030\007 \001(\003\022\035\n\025stateless_completions\030\010" +
+      " \001(\003\022\"\n\025avg_latency_reduction\030\t \001(\001H\001\210\001\001" +
+      "\022\"\n\025avg_prefill_reduction\030\n \001(\001H\002\210\001\001B\021\n\017" +
+      "_cache_hit_rateB\030\n\026_avg_latency_reductio" +
+      "nB\030\n\026_avg_prefill_reduction\"\332\002\n\017Complete" +
+      "Request\022\022\n\nsession_id\030\001 \001(\t\022\"\n\010messages\030" +
+      "\002 \003(\0132\020.ruvd.v1.Message\022+\n\007options\030\003 \001(\013" +
+      "2\032.ruvd.v1.CompletionOptions\022\022\n\nrequest_" +
+      "id\030\004 \001(\t\022\030\n\020require_existing\030\005 \001(\010\022 \n\007if" +
+      "_busy\030\006 \001(\0162\017.ruvd.v1.IfBusy\022,\n\ron_disco" +
+      "nnect\030\007 \001(\0162\025.ruvd.v1.OnDisconnect\0223\n\020di" +
+      "sconnect_grace\030\010 \001(\0132\031.google.protobuf.D" +
+      "uration\022\025\n\rsystem_prompt\030\t \001(\t\022\030\n\020recrea" +
+      "te_if_gone\030\n \001(\010\";\n\020CompleteResponse\022\'\n\005" +
+      "event\030\001 \001(\0132\030.ruvd.v1.CompletionEvent\"\307\001" +
+      "\n\017CompletionEvent\022\020\n\010sequence\030\001 \001(\003\022#\n\007s" +
+      "tarted\030\002 \001(\0132\020.ruvd.v1.StartedH\000\022\037\n\005delt" +
+      "a\030\003 \001(\0132\016.ruvd.v1.DeltaH\000\022%\n\010finished\030\004 " +
+      "\001(\0132\021.ruvd.v1.FinishedH\000\022,\n\014message_part" +
+      "\030\005 \001(\0132\024.ruvd.v1.MessagePartH\000B\007\n\005event\"" +
+      "@\n\013MessagePart\022\014\n\004data\030\001 \001(\014\022\016\n\006offset\030\002" +
+      " \001(\003\022\023\n\013total_bytes\030\003 \001(\003\"\217\001\n\007Started\022\025\n" +
+      "\rcompletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(\t" +
+      "\022\027\n\017session_created\030\003 \001(\010\022\r\n\005model\030\004 \001(\t" +
+      "\022\030\n\020context_messages\030\005 \001(\005\022\027\n\017context_tr" +
+      "immed\030\006 \001(\010\"a\n\005Delta\022\016\n\004text\030\001 \001(\tH\000\022+\n\t" +
+      "tool_call\030\002 \001(\0132\026.ruvd.v1.ToolCallDeltaH" +
+      "\000\022\023\n\treasoning\030\003 \001(\tH\000B\006\n\004part\"K\n\rToolCa" +
+      "llDelta\022\r\n\005index\030\001 \001(\005\022\n\n\002id\030\002 \001(\t\022\014\n\004na" +
+      "me\030\003 \001(\t\022\021\n\targuments\030\004 \001(\t\"\352\001\n\010Finished" +
+      "\022,\n\rfinish_reason\030\001 \001(\0162\025.ruvd.v1.Finish" +
+      "Reason\022!\n\007message\030\002 \001(\0132\020.ruvd.v1.Messag" +
+      "e\022\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022!\n\007timi" +
+      "ngs\030\004 \001(\0132\020.ruvd.v1.Timings\022\026\n\016exchange_" +
+      "count\030\005 \001(\003\022\031\n\021raw_finish_reason\030\006 \001(\t\022\030" +
+      "\n\020message_in_parts\030\007 \001(\010*_\n\004Role\022\024\n\020ROLE" +
+      "_UNSPECIFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001\022\r\n\tROLE_" +
+      "USER\020\002\022\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tROLE_TOOL\020" +
+      "\004*Z\n\013SessionView\022\034\n\030SESSION_VIEW_UNSPECI" +
+      "FIED\020\000\022\026\n\022SESSION_VIEW_BASIC\020\001\022\025\n\021SESSIO" +
+      "N_VIEW_FULL\020\002*_\n\006IfBusy\022\027\n\023IF_BUSY_UNSPE" +
+      "CIFIED\020\000\022\021\n\rIF_BUSY_QUEUE\020\001\022\022\n\016IF_BUSY_R" +
+      "EJECT\020\002\022\025\n\021IF_BUSY_INTERRUPT\020\003*c\n\014OnDisc" +
+      "onnect\022\035\n\031ON_DISCONNECT_UNSPECIFIED\020\000\022\030\n" +
+      "\024ON_DISCONNECT_CANCEL\020\001\022\032\n\026ON_DISCONNECT" +
+      "_CONTINUE\020\002*\232\001\n\014FinishReason\022\035\n\031FINISH_R" +
+      "EASON_UNSPECIFIED\020\000\022\026\n\022FINISH_REASON_STO" +
+      "P\020\001\022\030\n\024FINISH_REASON_LENGTH\020\002\022\034\n\030FINISH_" +
+      "REASON_TOOL_CALLS\020\003\022\033\n\027FINISH_REASON_CAN" +
+      "CELLED\020\004*X\n\tRendering\022\031\n\025RENDERING_UNSPE" +
+      "CIFIED\020\000\022\026\n\022RENDERING_MESSAGES\020\001\022\030\n\024REND" +
+      "ERING_TRANSCRIPT\020\002*\207\001\n\016ToolChoiceMode\022 \n" +
+      "\034TOOL_CHOICE_MODE_UNSPECIFIED\020\000\022\031\n\025TOOL_" +
+      "CHOICE_MODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_MODE_N" +
+      "ONE\020\002\022\035\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\273\010\n" +
+      "\013ErrorReason\022\034\n\030ERROR_REASON_UNSPECIFIED" +
+      "\020\000\022\"\n\036ERROR_REASON_SESSION_NOT_FOUND\020\001\022%" +
+      "\n!ERROR_REASON_COMPLETION_NOT_FOUND\020\002\022%\n" +
+      "!ERROR_REASON_COMPLETION_CANCELLED\020\003\022\035\n\031" +
+      "ERROR_REASON_SESSION_BUSY\020\004\022\036\n\032ERROR_REA" +
+      "SON_SESSION_ENDED\020\005\022\'\n#ERROR_REASON_COMP" +
+      "LETION_INTERRUPTED\020\006\022\036\n\032ERROR_REASON_SES" +
+      "SION_LIMIT\020\007\022\033\n\027ERROR_REASON_OVERLOADED\020" +
+      "\010\022$\n ERROR_REASON_ENGINE_RATE_LIMITED\020\t\022" +
+      " \n\034ERROR_REASON_INVALID_REQUEST\020\n\022 \n\034ERR" +
+      "OR_REASON_ENGINE_REJECTED\020\013\022\"\n\036ERROR_REA" +
+      "SON_REQUEST_ID_REUSED\020\014\022!\n\035ERROR_REASON_" +
+      "CONTEXT_TOO_LONG\020\r\022\"\n\036ERROR_REASON_SESSI" +
+      "ON_TOO_LARGE\020\016\022\"\n\036ERROR_REASON_SESSIONS_" +
+      "DISABLED\020\017\022\037\n\033ERROR_REASON_SESSION_EXIST" +
+      "S\020\020\022#\n\037ERROR_REASON_ENGINE_UNAVAILABLE\020\021" +
+      "\022\"\n\036ERROR_REASON_STORE_UNAVAILABLE\020\022\022\036\n\032" +
+      "ERROR_REASON_SHUTTING_DOWN\020\023\022\037\n\033ERROR_RE" +
+      "ASON_ENGINE_TIMEOUT\020\024\022\031\n\025ERROR_REASON_IN" +
+      "TERNAL\020\025\022#\n\037ERROR_REASON_RESPONSE_TOO_LA" +
+      "RGE\020\026\022 \n\034ERROR_REASON_UNAUTHENTICATED\020\027\022" +
+      "\"\n\036ERROR_REASON_PERMISSION_DENIED\020\030\022%\n!E" +
+      "RROR_REASON_IDENTITY_UNAVAILABLE\020\031\022 \n\034ER" +
+      "ROR_REASON_SCHEMA_VIOLATED\020\032\022\037\n\033ERROR_RE" +
+      "ASON_DATA_CORRUPTED\020\033\022\037\n\033ERROR_REASON_QU" +
+      "OTA_EXCEEDED\020\034\022 \n\034ERROR_REASON_SESSION_E" +
+      "VICTED\020\035\022 \n\034ERROR_REASON_SESSION_EXPIRED" +
+      "\020\0362\224\010\n\016SessionService\022N\n\rCreateSession\022\035" +
+      ".ruvd.v1.CreateSessionRequest\032\036.ruvd.v1." +
+      "CreateSessionResponse\022E\n\nGetSession\022\032.ru" +
+      "vd.v1.GetSessionRequest\032\033.ruvd.v1.GetSes" +
+      "sionResponse\022K\n\014ListSessions\022\034.ruvd.v1.L" +
+      "istSessionsRequest\032\035.ruvd.v1.ListSession" +
+      "sResponse\022N\n\rUpdateSession\022\035.ruvd.v1.Upd" +
+      "ateSessionRequest\032\036.ruvd.v1.UpdateSessio" +
+      "nResponse\022Q\n\016AppendMessages\022\036.ruvd.v1.Ap" +
+      "pendMessagesRequest\032\037.ruvd.v1.AppendMess" +
+      "agesResponse\022H\n\013ForkSession\022\033.ruvd.v1.Fo" +
+      "rkSessionRequest\032\034.ruvd.v1.ForkSessionRe" +
+      "sponse\022E\n\nEndSession\022\032.ruvd.v1.EndSessio" +
+      "nRequest\032\033.ruvd.v1.EndSessionResponse\022E\n" +
+      "\nListModels\022\032.ruvd.v1.ListModelsRequest\032" +
+      "\033.ruvd.v1.ListModelsResponse\022Z\n\021GetSessi" +
+      "onMetrics\022!.ruvd.v1.GetSessionMetricsReq" +
+      "uest\032\".ruvd.v1.GetSessionMetricsResponse" +
+      "\022A\n\010Complete\022\030.ruvd.v1.CompleteRequest\032\031" +
+      ".ruvd.v1.CompleteResponse0\001\022Y\n\020ResumeCom" +
+      "pletion\022 .ruvd.v1.ResumeCompletionReques" +
+      "t\032!.ruvd.v1.ResumeCompletionResponse0\001\022P" +
+      "\n\rBatchComplete\022\035.ruvd.v1.BatchCompleteR" +
+      "equest\032\036.ruvd.v1.BatchCompleteResponse0\001" +
+      "\022W\n\020CancelCompletion\022 .ruvd.v1.CancelCom" +
+      "pletionRequest\032!.ruvd.v1.CancelCompletio" +
+      "nResponseB\017\n\013dev.ruvd.v1P\001b\006proto3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,
@@ -621,7 +632,7 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_BatchCompleteResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_BatchCompleteResponse_descriptor,
-        new java.lang.String[] { "Result", "Summary", "Event", });
+        new java.lang.String[] { "Result", "Summary", "MessagePart", "Event", });
     internal_static_ruvd_v1_BatchResult_descriptor =
       getDescriptor().getMessageTypes().get(12);
     internal_static_ruvd_v1_BatchResult_fieldAccessorTable = new
@@ -675,13 +686,13 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_GetSessionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_GetSessionRequest_descriptor,
-        new java.lang.String[] { "SessionId", "View", "PageSize", "PageToken", });
+        new java.lang.String[] { "SessionId", "View", "PageSize", "PageToken", "AllowMessageParts", });
     internal_static_ruvd_v1_GetSessionResponse_descriptor =
       getDescriptor().getMessageTypes().get(20);
     internal_static_ruvd_v1_GetSessionResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_GetSessionResponse_descriptor,
-        new java.lang.String[] { "Session", "NextPageToken", });
+        new java.lang.String[] { "Session", "NextPageToken", "MessagePart", });
     internal_static_ruvd_v1_ListSessionsRequest_descriptor =
       getDescriptor().getMessageTypes().get(21);
     internal_static_ruvd_v1_ListSessionsRequest_fieldAccessorTable = new
@@ -813,31 +824,37 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_CompletionEvent_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CompletionEvent_descriptor,
-        new java.lang.String[] { "Sequence", "Started", "Delta", "Finished", "Event", });
-    internal_static_ruvd_v1_Started_descriptor =
+        new java.lang.String[] { "Sequence", "Started", "Delta", "Finished", "MessagePart", "Event", });
+    internal_static_ruvd_v1_MessagePart_descriptor =
       getDescriptor().getMessageTypes().get(41);
+    internal_static_ruvd_v1_MessagePart_fieldAccessorTable = new
+      com.google.protobuf.GeneratedMessage.FieldAccessorTable(
+        internal_static_ruvd_v1_MessagePart_descriptor,
+        new java.lang.String[] { "Data", "Offset", "TotalBytes", });
+    internal_static_ruvd_v1_Started_descriptor =
+      getDescriptor().getMessageTypes().get(42);
     internal_static_ruvd_v1_Started_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_Started_descriptor,
         new java.lang.String[] { "CompletionId", "SessionId", "SessionCreated", "Model", "ContextMessages", "ContextTrimmed", });
     internal_static_ruvd_v1_Delta_descriptor =
-      getDescriptor().getMessageTypes().get(42);
+      getDescriptor().getMessageTypes().get(43);
     internal_static_ruvd_v1_Delta_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_Delta_descriptor,
         new java.lang.String[] { "Text", "ToolCall", "Reasoning", "Part", });
     internal_static_ruvd_v1_ToolCallDelta_descriptor =
-      getDescriptor().getMessageTypes().get(43);
+      getDescriptor().getMessageTypes().get(44);
     internal_static_ruvd_v1_ToolCallDelta_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ToolCallDelta_descriptor,
         new java.lang.String[] { "Index", "Id", "Name", "Arguments", });
     internal_static_ruvd_v1_Finished_descriptor =
-      getDescriptor().getMessageTypes().get(44);
+      getDescriptor().getMessageTypes().get(45);
     internal_static_ruvd_v1_Finished_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_Finished_descriptor,
-        new java.lang.String[] { "FinishReason", "Message", "Usage", "Timings", "ExchangeCount", "RawFinishReason", });
+        new java.lang.String[] { "FinishReason", "Message", "Usage", "Timings", "ExchangeCount", "RawFinishReason", "MessageInParts", });
     descriptor.resolveAllFeaturesImmutable();
     com.google.protobuf.DurationProto.getDescriptor();
     com.google.protobuf.FieldMaskProto.getDescriptor();
