@@ -63,6 +63,12 @@ class SessionEnded(RuvdError):
     """The session was ended while the call waited or ran."""
 
 
+class OwnershipLost(RuvdError):
+    """Another replica of the daemon took the session over before the turn was stored."""
+
+    retry_after_seconds = 1.0
+
+
 class CompletionInterrupted(RuvdError):
     """Another caller took the session over."""
 

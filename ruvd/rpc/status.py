@@ -35,6 +35,7 @@ CODES: dict[type[RuvdError], grpc.StatusCode] = {
     errors.CompletionCancelled: grpc.StatusCode.CANCELLED,
     errors.SessionBusy: grpc.StatusCode.ABORTED,
     errors.SessionEnded: grpc.StatusCode.ABORTED,
+    errors.OwnershipLost: grpc.StatusCode.ABORTED,
     errors.CompletionInterrupted: grpc.StatusCode.ABORTED,
     errors.SessionLimit: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,

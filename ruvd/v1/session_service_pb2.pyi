@@ -306,6 +306,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """The session was evicted to make room for another one (NOT_FOUND)."""
     ERROR_REASON_SESSION_EXPIRED: _ErrorReason.ValueType  # 30
     """The session was idle for longer than its idle timeout (NOT_FOUND)."""
+    ERROR_REASON_OWNERSHIP_LOST: _ErrorReason.ValueType  # 31
+    """Another replica of the daemon took the session over before the turn was stored (ABORTED)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The values of google.rpc.ErrorInfo.reason, which omits the prefix (SESSION_NOT_FOUND). Each
@@ -380,6 +382,8 @@ ERROR_REASON_SESSION_EVICTED: ErrorReason.ValueType  # 29
 """The session was evicted to make room for another one (NOT_FOUND)."""
 ERROR_REASON_SESSION_EXPIRED: ErrorReason.ValueType  # 30
 """The session was idle for longer than its idle timeout (NOT_FOUND)."""
+ERROR_REASON_OWNERSHIP_LOST: ErrorReason.ValueType  # 31
+"""Another replica of the daemon took the session over before the turn was stored (ABORTED)."""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 @typing.final

@@ -502,6 +502,8 @@ const (
 	ErrorReason_ERROR_REASON_SESSION_EVICTED ErrorReason = 29
 	// The session was idle for longer than its idle timeout (NOT_FOUND).
 	ErrorReason_ERROR_REASON_SESSION_EXPIRED ErrorReason = 30
+	// Another replica of the daemon took the session over before the turn was stored (ABORTED).
+	ErrorReason_ERROR_REASON_OWNERSHIP_LOST ErrorReason = 31
 )
 
 // Enum value maps for ErrorReason.
@@ -538,6 +540,7 @@ var (
 		28: "ERROR_REASON_QUOTA_EXCEEDED",
 		29: "ERROR_REASON_SESSION_EVICTED",
 		30: "ERROR_REASON_SESSION_EXPIRED",
+		31: "ERROR_REASON_OWNERSHIP_LOST",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":            0,
@@ -571,6 +574,7 @@ var (
 		"ERROR_REASON_QUOTA_EXCEEDED":         28,
 		"ERROR_REASON_SESSION_EVICTED":        29,
 		"ERROR_REASON_SESSION_EXPIRED":        30,
+		"ERROR_REASON_OWNERSHIP_LOST":         31,
 	}
 )
 
@@ -4494,7 +4498,7 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n" +
-	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03*\xbb\b\n" +
+	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03*\xdc\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eERROR_REASON_SESSION_NOT_FOUND\x10\x01\x12%\n" +
@@ -4527,7 +4531,8 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x1bERROR_REASON_DATA_CORRUPTED\x10\x1b\x12\x1f\n" +
 	"\x1bERROR_REASON_QUOTA_EXCEEDED\x10\x1c\x12 \n" +
 	"\x1cERROR_REASON_SESSION_EVICTED\x10\x1d\x12 \n" +
-	"\x1cERROR_REASON_SESSION_EXPIRED\x10\x1e2\x94\b\n" +
+	"\x1cERROR_REASON_SESSION_EXPIRED\x10\x1e\x12\x1f\n" +
+	"\x1bERROR_REASON_OWNERSHIP_LOST\x10\x1f2\x94\b\n" +
 	"\x0eSessionService\x12N\n" +
 	"\rCreateSession\x12\x1d.ruvd.v1.CreateSessionRequest\x1a\x1e.ruvd.v1.CreateSessionResponse\x12E\n" +
 	"\n" +

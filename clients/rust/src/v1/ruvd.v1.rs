@@ -1156,6 +1156,8 @@ pub enum ErrorReason {
     SessionEvicted = 29,
     /// The session was idle for longer than its idle timeout (NOT_FOUND).
     SessionExpired = 30,
+    /// Another replica of the daemon took the session over before the turn was stored (ABORTED).
+    OwnershipLost = 31,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1195,6 +1197,7 @@ impl ErrorReason {
             Self::QuotaExceeded => "ERROR_REASON_QUOTA_EXCEEDED",
             Self::SessionEvicted => "ERROR_REASON_SESSION_EVICTED",
             Self::SessionExpired => "ERROR_REASON_SESSION_EXPIRED",
+            Self::OwnershipLost => "ERROR_REASON_OWNERSHIP_LOST",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1231,6 +1234,7 @@ impl ErrorReason {
             "ERROR_REASON_QUOTA_EXCEEDED" => Some(Self::QuotaExceeded),
             "ERROR_REASON_SESSION_EVICTED" => Some(Self::SessionEvicted),
             "ERROR_REASON_SESSION_EXPIRED" => Some(Self::SessionExpired),
+            "ERROR_REASON_OWNERSHIP_LOST" => Some(Self::OwnershipLost),
             _ => None,
         }
     }

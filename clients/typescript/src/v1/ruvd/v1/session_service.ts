@@ -205,6 +205,8 @@ export enum ErrorReason {
   ERROR_REASON_SESSION_EVICTED = 29,
   /** ERROR_REASON_SESSION_EXPIRED - The session was idle for longer than its idle timeout (NOT_FOUND). */
   ERROR_REASON_SESSION_EXPIRED = 30,
+  /** ERROR_REASON_OWNERSHIP_LOST - Another replica of the daemon took the session over before the turn was stored (ABORTED). */
+  ERROR_REASON_OWNERSHIP_LOST = 31,
 }
 
 /** One message of a conversation. */

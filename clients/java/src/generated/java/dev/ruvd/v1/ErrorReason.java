@@ -267,6 +267,14 @@ public enum ErrorReason
    * <code>ERROR_REASON_SESSION_EXPIRED = 30;</code>
    */
   ERROR_REASON_SESSION_EXPIRED(30),
+  /**
+   * <pre>
+   * Another replica of the daemon took the session over before the turn was stored (ABORTED).
+   * </pre>
+   *
+   * <code>ERROR_REASON_OWNERSHIP_LOST = 31;</code>
+   */
+  ERROR_REASON_OWNERSHIP_LOST(31),
   UNRECOGNIZED(-1),
   ;
 
@@ -530,6 +538,14 @@ public enum ErrorReason
    * <code>ERROR_REASON_SESSION_EXPIRED = 30;</code>
    */
   public static final int ERROR_REASON_SESSION_EXPIRED_VALUE = 30;
+  /**
+   * <pre>
+   * Another replica of the daemon took the session over before the turn was stored (ABORTED).
+   * </pre>
+   *
+   * <code>ERROR_REASON_OWNERSHIP_LOST = 31;</code>
+   */
+  public static final int ERROR_REASON_OWNERSHIP_LOST_VALUE = 31;
 
 
   public final int getNumber() {
@@ -587,6 +603,7 @@ public enum ErrorReason
       case 28: return ERROR_REASON_QUOTA_EXCEEDED;
       case 29: return ERROR_REASON_SESSION_EVICTED;
       case 30: return ERROR_REASON_SESSION_EXPIRED;
+      case 31: return ERROR_REASON_OWNERSHIP_LOST;
       default: return null;
     }
   }

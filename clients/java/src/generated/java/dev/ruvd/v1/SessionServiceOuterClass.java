@@ -484,7 +484,7 @@ public final class SessionServiceOuterClass {
       "ERING_TRANSCRIPT\020\002*\207\001\n\016ToolChoiceMode\022 \n" +
       "\034TOOL_CHOICE_MODE_UNSPECIFIED\020\000\022\031\n\025TOOL_" +
       "CHOICE_MODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_MODE_N" +
-      "ONE\020\002\022\035\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\273\010\n" +
+      "ONE\020\002\022\035\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\334\010\n" +
       "\013ErrorReason\022\034\n\030ERROR_REASON_UNSPECIFIED" +
       "\020\000\022\"\n\036ERROR_REASON_SESSION_NOT_FOUND\020\001\022%" +
       "\n!ERROR_REASON_COMPLETION_NOT_FOUND\020\002\022%\n" +
@@ -512,33 +512,34 @@ public final class SessionServiceOuterClass {
       "ASON_DATA_CORRUPTED\020\033\022\037\n\033ERROR_REASON_QU" +
       "OTA_EXCEEDED\020\034\022 \n\034ERROR_REASON_SESSION_E" +
       "VICTED\020\035\022 \n\034ERROR_REASON_SESSION_EXPIRED" +
-      "\020\0362\224\010\n\016SessionService\022N\n\rCreateSession\022\035" +
-      ".ruvd.v1.CreateSessionRequest\032\036.ruvd.v1." +
-      "CreateSessionResponse\022E\n\nGetSession\022\032.ru" +
-      "vd.v1.GetSessionRequest\032\033.ruvd.v1.GetSes" +
-      "sionResponse\022K\n\014ListSessions\022\034.ruvd.v1.L" +
-      "istSessionsRequest\032\035.ruvd.v1.ListSession" +
-      "sResponse\022N\n\rUpdateSession\022\035.ruvd.v1.Upd" +
-      "ateSessionRequest\032\036.ruvd.v1.UpdateSessio" +
-      "nResponse\022Q\n\016AppendMessages\022\036.ruvd.v1.Ap" +
-      "pendMessagesRequest\032\037.ruvd.v1.AppendMess" +
-      "agesResponse\022H\n\013ForkSession\022\033.ruvd.v1.Fo" +
-      "rkSessionRequest\032\034.ruvd.v1.ForkSessionRe" +
-      "sponse\022E\n\nEndSession\022\032.ruvd.v1.EndSessio" +
-      "nRequest\032\033.ruvd.v1.EndSessionResponse\022E\n" +
-      "\nListModels\022\032.ruvd.v1.ListModelsRequest\032" +
-      "\033.ruvd.v1.ListModelsResponse\022Z\n\021GetSessi" +
-      "onMetrics\022!.ruvd.v1.GetSessionMetricsReq" +
-      "uest\032\".ruvd.v1.GetSessionMetricsResponse" +
-      "\022A\n\010Complete\022\030.ruvd.v1.CompleteRequest\032\031" +
-      ".ruvd.v1.CompleteResponse0\001\022Y\n\020ResumeCom" +
-      "pletion\022 .ruvd.v1.ResumeCompletionReques" +
-      "t\032!.ruvd.v1.ResumeCompletionResponse0\001\022P" +
-      "\n\rBatchComplete\022\035.ruvd.v1.BatchCompleteR" +
-      "equest\032\036.ruvd.v1.BatchCompleteResponse0\001" +
-      "\022W\n\020CancelCompletion\022 .ruvd.v1.CancelCom" +
-      "pletionRequest\032!.ruvd.v1.CancelCompletio" +
-      "nResponseB\017\n\013dev.ruvd.v1P\001b\006proto3"
+      "\020\036\022\037\n\033ERROR_REASON_OWNERSHIP_LOST\020\0372\224\010\n\016" +
+      "SessionService\022N\n\rCreateSession\022\035.ruvd.v" +
+      "1.CreateSessionRequest\032\036.ruvd.v1.CreateS" +
+      "essionResponse\022E\n\nGetSession\022\032.ruvd.v1.G" +
+      "etSessionRequest\032\033.ruvd.v1.GetSessionRes" +
+      "ponse\022K\n\014ListSessions\022\034.ruvd.v1.ListSess" +
+      "ionsRequest\032\035.ruvd.v1.ListSessionsRespon" +
+      "se\022N\n\rUpdateSession\022\035.ruvd.v1.UpdateSess" +
+      "ionRequest\032\036.ruvd.v1.UpdateSessionRespon" +
+      "se\022Q\n\016AppendMessages\022\036.ruvd.v1.AppendMes" +
+      "sagesRequest\032\037.ruvd.v1.AppendMessagesRes" +
+      "ponse\022H\n\013ForkSession\022\033.ruvd.v1.ForkSessi" +
+      "onRequest\032\034.ruvd.v1.ForkSessionResponse\022" +
+      "E\n\nEndSession\022\032.ruvd.v1.EndSessionReques" +
+      "t\032\033.ruvd.v1.EndSessionResponse\022E\n\nListMo" +
+      "dels\022\032.ruvd.v1.ListModelsRequest\032\033.ruvd." +
+      "v1.ListModelsResponse\022Z\n\021GetSessionMetri" +
+      "cs\022!.ruvd.v1.GetSessionMetricsRequest\032\"." +
+      "ruvd.v1.GetSessionMetricsResponse\022A\n\010Com" +
+      "plete\022\030.ruvd.v1.CompleteRequest\032\031.ruvd.v" +
+      "1.CompleteResponse0\001\022Y\n\020ResumeCompletion" +
+      "\022 .ruvd.v1.ResumeCompletionRequest\032!.ruv" +
+      "d.v1.ResumeCompletionResponse0\001\022P\n\rBatch" +
+      "Complete\022\035.ruvd.v1.BatchCompleteRequest\032" +
+      "\036.ruvd.v1.BatchCompleteResponse0\001\022W\n\020Can" +
+      "celCompletion\022 .ruvd.v1.CancelCompletion" +
+      "Request\032!.ruvd.v1.CancelCompletionRespon" +
+      "seB\017\n\013dev.ruvd.v1P\001b\006proto3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,
