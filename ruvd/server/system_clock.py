@@ -113,6 +113,11 @@ class SystemClock:
         self._warn_if_behind(wall_time, earliest)
         self._last_wall_shift = self.wall_shift()
 
+    def follow(self, now: float) -> None:
+        """See `StoredClock.follow`."""
+        self._offset = now - self._boottime()
+        self._last_wall_shift = self.wall_shift()
+
     def _warn_if_behind(self, now: float, newest_time: float) -> None:
         if newest_time - now >= _STEP_SECONDS:
             _log.warning(

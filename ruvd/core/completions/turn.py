@@ -82,6 +82,7 @@ class TurnRunner:
                 request.system_prompt,
                 request_id=request.request_id,
                 require_existing=request.require_existing,
+                if_busy=request.if_busy,
             )
             if record := snapshot.idempotency_record:
                 idempotency.check(record.digest, completion.digest, request.request_id)

@@ -70,3 +70,9 @@ class StoredClock(Protocol):
         `newest_time` is the newest time in the store. With a reading, `now` is not before it. The
         store calls this, on any thread, whenever it opens its data.
         """
+
+    def follow(self, now: float) -> None:
+        """Makes `now` the time of another clock, which several daemons share.
+
+        The store calls this when it has connected to the server that has that clock.
+        """

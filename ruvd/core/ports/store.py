@@ -117,13 +117,16 @@ class Store(Protocol):
 
         Without a record under the request id (an empty one has none), the `last_used_time` of a
         session that has not expired becomes `now`: in the snapshot always, in the store at least
-        if `Session.is_touch_due`.
+        if `Session.is_touch_due`. A store that several daemons share raises SessionElsewhere while
+        another one has a turn in the session.
         """
 
     async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
         """Applies one change and returns the sessions that were deleted for it.
 
-        Without `create`, raises SessionNotFound if the session is unknown. With `create`, deletes a
+        Without `create`, raises SessionNotFound if the session is unknown. A store that several
+        daemons share also raises SessionBusy while another one has a turn in the session, and
+        OwnershipLost if another one has taken it since the turn began. With `create`, deletes a
         session of that id if it has expired at `commit.now`, and raises SessionExists if it has
         not. Then deletes what is stored beyond `max_sessions`: first the expired, by expiry time,
         then the least recently used. Neither the new session nor a `protected` one is ever deleted
@@ -201,3 +204,7 @@ class Store(Protocol):
 
 class StoreLocked(Exception):
     """The store cannot be opened, mostly because another process has it: the start has failed."""
+
+
+class SessionElsewhere(Exception):
+    """Another daemon that shares the store has a turn in the session."""

@@ -17,10 +17,11 @@ from ruvd.core.errors import (
     StoreUnavailable,
 )
 from ruvd.core.ids import unguessable
-from ruvd.core.model import IdempotencyRecord, Message, Session
+from ruvd.core.model import IdempotencyRecord, IfBusy, Message, Session
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.events import Observer, SessionCreated, SessionCreationAborted, SessionGone
 from ruvd.core.ports.store import Commit, Store, StoreCounts, TurnSnapshot
+from ruvd.core.sessions import shared_store
 from ruvd.core.sessions.model import HistoryPage, NewSession, SessionPolicy, SessionState
 from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest, finish_despite_cancel
 
@@ -167,6 +168,7 @@ class SessionRegistry:
         *,
         request_id: str,
         require_existing: bool,
+        if_busy: IfBusy = IfBusy.QUEUE,
     ) -> TurnSnapshot:
         """Begins the turn of a caller that has it, and returns what the turn starts from.
 
@@ -176,8 +178,9 @@ class SessionRegistry:
         self.check_enabled()
         # An eviction of this session may have been on its way to the store before the turn was
         # taken. The store applies it first, because it keeps the order of its calls.
-        now = self._clock.now()
-        snapshot = await self._store.begin_turn(session_id, request_id, now)
+        snapshot, now = await shared_store.begin_turn(
+            self._store, self._clock, session_id, request_id, if_busy
+        )
         if snapshot.session is not None:
             turn_request.began = None if snapshot.idempotency_record else now
             return snapshot

@@ -1,0 +1,111 @@
+"""The lease of this replica: while it lasts, no other one takes the sessions that it has."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from ruvd.core.errors import StoreUnavailable
+from ruvd.core.ids import unguessable
+from ruvd.stores.postgres.connections import Connections
+from ruvd.stores.postgres.reads import Connection, one
+from ruvd.stores.postgres.writes import give_back
+
+# Renewals in a lease, so that one or two may fail.
+_RENEWALS = 3
+# The lease counts as over this share of it earlier here than in the database.
+_MARGIN = 0.1
+# Replicas whose lease was over for this long are forgotten.
+_FORGET_SECONDS = 3600.0
+
+
+class Lease:
+    """The lease of a replica, which `keep` renews.
+
+    The database's clock decides when it is over. This process's own clock is asked before a turn
+    begins: after a pause, the lease may be over without anyone having said so.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        seconds: float,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.replica = unguessable()
+        self.database_now = 0.0
+        self._connections = connections
+        self._seconds = seconds
+        self._monotonic = monotonic
+        self._until = 0.0
+        self._unreleased: set[str] = set()
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the lease lasts, by this process's own clock."""
+        return self._monotonic() < self._until
+
+    def check(self) -> None:
+        """Raises StoreUnavailable if the lease is over."""
+        if not self.is_valid:
+            raise StoreUnavailable("the lease of this replica is over; it is being renewed")
+
+    def release_later(self, session_id: str) -> None:
+        """Gives a session back with the next renewal, as it may still be this replica's."""
+        self._unreleased.add(session_id)
+
+    def taken_again(self, session_id: str) -> None:
+        """Says that a turn has the session, which is not to be given back now."""
+        self._unreleased.discard(session_id)
+
+    async def renew(self) -> None:
+        """Joins the replicas or renews the lease."""
+        asked = self._monotonic()
+        unreleased = frozenset(self._unreleased)
+
+        async def renew(db: Connection) -> float:
+            row = await one(
+                db,
+                "INSERT INTO replicas VALUES (%(me)s, '', clock_timestamp()"
+                " + make_interval(secs => %(seconds)s)) ON CONFLICT (id) DO UPDATE"
+                " SET until = excluded.until"
+                " RETURNING extract(epoch FROM clock_timestamp())::double precision",
+                {"me": self.replica, "seconds": self._seconds},
+            )
+            if unreleased:
+                await give_back(db, self.replica, unreleased)
+            return float(row[0]) if row else 0.0
+
+        self.database_now = await self._connections.run(renew)
+        self._until = asked + self._seconds * (1 - _MARGIN)
+        self._unreleased -= unreleased
+
+    async def keep(self) -> None:
+        """Renews the lease until it is cancelled. A renewal that fails is tried again."""
+        while True:
+            await asyncio.sleep(self._seconds / _RENEWALS)
+            try:
+                await self.renew()
+            except StoreUnavailable:
+                continue  # observed; the next renewal comes soon
+
+    async def leave(self) -> None:
+        """Gives all sessions back and ends the lease."""
+        self._until = 0.0
+
+        async def leave(db: Connection) -> None:
+            await db.execute("UPDATE sessions SET owner = NULL WHERE owner = %s", (self.replica,))
+            await db.execute("DELETE FROM replicas WHERE id = %s", (self.replica,))
+
+        await self._connections.run(leave)
+
+    async def forget_others(self) -> None:
+        """Deletes the rows of replicas that have been gone for an hour."""
+
+        async def forget(db: Connection) -> None:
+            await db.execute(
+                "DELETE FROM replicas WHERE until < clock_timestamp() - make_interval(secs => %s)",
+                (_FORGET_SECONDS,),
+            )
+
+        await self._connections.run(forget)

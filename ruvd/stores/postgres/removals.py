@@ -1,0 +1,103 @@
+"""The deletions of the PostgreSQL store: rows of sessions at once, their messages later.
+
+A deleted session's branch is put into `garbage`. The messages that no fork shares are purged by the
+sweep. Sessions of other living replicas are neither evicted nor expired.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from ruvd.core.ports.store import Commit, RemovedSession
+from ruvd.stores.postgres.reads import Connection, every, one
+
+# The limit that `Store.expire` promises.
+_MAX_EXPIRED = 1_000
+# The branches, and the messages of one, that a statement of the purge deletes.
+_PURGED_BRANCHES = 100
+_PURGED_MESSAGES = 10_000
+
+REMOVE = (
+    "WITH gone AS (DELETE FROM sessions WHERE id = ANY(%(ids)s) RETURNING pk, id),"
+    " kept AS (INSERT INTO garbage (branch) SELECT pk FROM gone) SELECT id FROM gone"
+)
+# Nobody's session, or that of a replica that is gone. Another replica that is alive may be this
+# one: what it uses is protected by name.
+_IDLE = (
+    "(owner IS NULL OR owner = %(me)s OR NOT EXISTS"
+    " (SELECT 1 FROM replicas r WHERE r.id = owner AND r.until > clock_timestamp()))"
+)
+_EXPIRED = (
+    "SELECT id FROM sessions WHERE expire_time <= %(now)s AND NOT id = ANY(%(kept)s)"
+    f" AND {_IDLE} ORDER BY expire_time, pk LIMIT %(count)s FOR UPDATE SKIP LOCKED"
+)
+_LEAST_USED = (
+    f"SELECT id FROM sessions WHERE NOT id = ANY(%(kept)s) AND {_IDLE}"
+    " ORDER BY last_used_time, pk LIMIT %(count)s FOR UPDATE SKIP LOCKED"
+)
+
+
+async def end(db: Connection, session_id: str) -> bool:
+    """See `Store.end`. Whoever had the session's turn cannot commit it any more."""
+    return await one(db, REMOVE, {"ids": [session_id]}) is not None
+
+
+async def expire(db: Connection, me: str, now: float, protected: Collection[str]) -> list[str]:
+    """See `Store.expire`."""
+    async with db.transaction():
+        values = {"me": me, "now": now, "kept": list(protected), "count": _MAX_EXPIRED}
+        return await _remove(db, _EXPIRED, values)
+
+
+async def evict(db: Connection, me: str, change: Commit, count: int) -> list[RemovedSession]:
+    """Deletes the sessions beyond `max_sessions` of `count`, as `Store.commit` describes it."""
+    surplus = 0 if change.max_sessions is None else count - change.max_sessions
+    if surplus <= 0:
+        return []
+    kept = [change.session.id, *change.protected]
+    values = {"me": me, "now": change.now, "kept": kept, "count": surplus}
+    expired = await _remove(db, _EXPIRED, values)
+    values |= {"kept": [*kept, *expired], "count": surplus - len(expired)}
+    evicted = await _remove(db, _LEAST_USED, values) if len(expired) < surplus else []
+    return [
+        *(RemovedSession(session_id, expired=True) for session_id in expired),
+        *(RemovedSession(session_id, expired=False) for session_id in evicted),
+    ]
+
+
+async def purge(db: Connection) -> bool:
+    """Deletes messages of deleted sessions that no fork shares. False if nothing is left to do."""
+    branches = await every(
+        db,
+        "SELECT branch, needed FROM (SELECT g.branch, g.kept, (SELECT max(base_position)"
+        " FROM forks f WHERE f.parent = g.branch) AS needed FROM garbage g) found"
+        " WHERE needed IS NULL OR kept IS NULL OR kept > needed LIMIT %(count)s",
+        {"count": _PURGED_BRANCHES},
+    )
+    for branch, needed in branches:
+        await _purge_branch(db, branch, needed)
+    return bool(branches)
+
+
+async def _purge_branch(db: Connection, branch: int, needed: int | None) -> None:
+    while await every(
+        db,
+        "DELETE FROM messages WHERE branch = %(branch)s AND position IN (SELECT position"
+        " FROM messages WHERE branch = %(branch)s AND position >= %(kept)s"
+        " ORDER BY position LIMIT %(count)s) RETURNING position",
+        {"branch": branch, "kept": needed or 0, "count": _PURGED_MESSAGES},
+    ):
+        pass
+    async with db.transaction():
+        await db.execute("DELETE FROM receipts WHERE session = %s", (branch,))
+        if needed is None:
+            await db.execute("DELETE FROM forks WHERE branch = %s", (branch,))
+            await db.execute("DELETE FROM garbage WHERE branch = %s", (branch,))
+        else:
+            await db.execute("UPDATE garbage SET kept = %s WHERE branch = %s", (needed, branch))
+
+
+async def _remove(db: Connection, query: str, values: dict[str, Any]) -> list[str]:
+    ids = [row[0] for row in await every(db, query, values)]
+    if ids:
+        await db.execute(REMOVE, {"ids": ids})
+    return ids

@@ -1,0 +1,332 @@
+"""The store in PostgreSQL: sessions that outlive the machine, and that daemons may share.
+
+Each replica has a lease. A turn takes its session (see `writes`), and its commit gives it back.
+While a turn runs, other replicas begin none in the session. Once the replica's lease is over, they
+take the session, and what the former owner still wants to write is refused.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+import psycopg
+
+from ruvd.core.errors import (
+    OwnershipLost,
+    SessionBusy,
+    SessionExists,
+    SessionNotFound,
+    StoreUnavailable,
+)
+from ruvd.core.ids import unguessable
+from ruvd.core.model import Exchange, IdempotencyRecord, Session
+from ruvd.core.ports.background import StartTask, start_unsupervised
+from ruvd.core.ports.clock import StoredClock
+from ruvd.core.ports.events import Observer, StoreBatch
+from ruvd.core.ports.store import (
+    Commit,
+    HistoryPart,
+    RemovedSession,
+    SessionElsewhere,
+    StoreCounts,
+    TurnSnapshot,
+)
+from ruvd.core.tenants import own
+from ruvd.stores.postgres import reads, removals, schema, writes
+from ruvd.stores.postgres.connections import Connections
+from ruvd.stores.postgres.lease import Lease
+from ruvd.stores.postgres.reads import Connection
+
+_T = TypeVar("_T")
+
+_DEFAULT_TIMEOUT_SECONDS = 10.0
+_DEFAULT_LEASE_SECONDS = 10.0
+_DEFAULT_CONNECTIONS = 8
+# While the outcome of a write is unknown, it is looked up and tried again after these pauses.
+_FIRST_PAUSE_SECONDS = 0.1
+_MAX_PAUSE_SECONDS = 1.0
+# A sweep purges messages of deleted sessions for so long.
+_PURGE_SECONDS = 1.0
+
+
+class PostgresStore:
+    """The `Store` in a PostgreSQL database.
+
+    A commit is as durable as the server's `synchronous_commit` makes it. The clock follows the
+    database's, so that all replicas have the same time.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        *,
+        clock: StoredClock,
+        observer: Observer,
+        password: Callable[[], str] = lambda: "",
+        connections: int = _DEFAULT_CONNECTIONS,
+        timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS,
+        lease_seconds: float = _DEFAULT_LEASE_SECONDS,
+        prepare: bool = True,
+        start_task: StartTask = start_unsupervised,
+    ) -> None:
+        self._clock = clock
+        self._observer = observer
+        self._timeout_seconds = timeout_seconds
+        self._start_task = start_task
+        self._connections = Connections(
+            conninfo,
+            password=password,
+            size=connections,
+            timeout_seconds=timeout_seconds,
+            prepare=prepare,
+            observer=observer,
+        )
+        self._lease = Lease(self._connections, lease_seconds)
+        self._keeper: asyncio.Task[None] | None = None
+        self._ready = False
+        self._starting = asyncio.Lock()
+        # The epochs of the sessions whose turn this replica has; at most one for each turn.
+        self._epochs: dict[str, int] = {}
+        # The number of sessions at the last sweep, with what this replica did since.
+        self._count = 0
+
+    async def open(self) -> None:
+        """Connects, brings the schema up to date, and joins the replicas.
+
+        After StoreUnavailable each call tries again.
+        """
+        await self._connections.open()
+        await self._start()
+
+    async def close(self) -> None:
+        """See `Store.close`. Gives the sessions of this replica back."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
+        if self._ready:
+            self._ready = False
+            with suppress(StoreUnavailable):  # observed
+                await self._lease.leave()
+        await self._connections.close()
+
+    async def get(self, session_id: str) -> Session | None:
+        """See `Store.get`."""
+        return await self._run(lambda db: reads.get(db, session_id))
+
+    async def exchanges(self, session_id: str, first: int) -> Sequence[Exchange]:
+        """See `Store.exchanges`."""
+        return await self._run(lambda db: reads.exchanges(db, session_id, first))
+
+    async def messages(
+        self, session_id: str, first: int, max_messages: int, max_bytes: int
+    ) -> HistoryPart | None:
+        """See `Store.messages`."""
+        return await self._run(
+            lambda db: reads.messages(db, session_id, first, max_messages, max_bytes)
+        )
+
+    async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
+        """See `Store.begin_turn`. Takes the session, which `commit` and `touch` give back."""
+        me = self._lease.replica
+
+        async def begin(db: Connection) -> TurnSnapshot:
+            self._lease.check()
+            begun = await writes.begin(db, me, session_id, request_id, now)
+            if begun.elsewhere:
+                raise SessionElsewhere(session_id)
+            if begun.session is None or begun.record is not None:
+                return TurnSnapshot(begun.session, begun.record, has_expired=begun.has_expired)
+            self._epochs[session_id] = begun.epoch
+            self._lease.taken_again(session_id)
+            window = await reads.exchanges(db, session_id, begun.session.window_start)
+            return TurnSnapshot(begun.session, exchanges=window)
+
+        try:
+            return await self._run(begin)
+        except SessionElsewhere:
+            raise
+        except BaseException:
+            # It is not known whether the session was taken.
+            self._epochs.pop(session_id, None)
+            self._lease.release_later(session_id)
+            raise
+
+    async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
+        """See `Store.commit`.
+
+        Raises OwnershipLost if another replica has taken the session since the turn began, and
+        SessionBusy if it has it now.
+        """
+        session_id = commit.session.id
+        epoch = self._epochs.pop(session_id, None)
+        if commit.create:
+            return await self._create(commit)
+        me = self._lease.replica
+        try:
+            changed, was_lost = await self._write(
+                session_id, lambda db, write: writes.commit(db, me, commit, epoch, write)
+            )
+            if not changed and not was_lost:
+                await self._refuse(session_id, epoch)
+        except StoreUnavailable:
+            self._lease.release_later(session_id)
+            raise
+        self._observer(StoreBatch(1))
+        return ()
+
+    async def fork(self, commit: Commit, parent_id: str) -> Sequence[RemovedSession]:
+        """See `Store.fork`."""
+        return await self._create(commit, parent_id)
+
+    async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
+        """See `Store.size_at`."""
+        return await self._run(lambda db: reads.size_at(db, session_id, exchange_count))
+
+    async def touch(self, session_id: str, now: float) -> bool:
+        """See `Store.touch`. Gives the session back if this replica's turn had it."""
+        epoch = self._epochs.pop(session_id, None)
+        try:
+            return await self._run(lambda db: writes.touch(db, session_id, now, epoch))
+        except BaseException:
+            if epoch is not None:
+                self._lease.release_later(session_id)
+            raise
+
+    async def end(self, session_id: str) -> bool:
+        """See `Store.end`. A turn of another replica in the session cannot be committed then."""
+        existed = await self._run(lambda db: removals.end(db, session_id))
+        self._count -= existed
+        return existed
+
+    async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
+        """See `Store.expire`. Also purges what deleted sessions have left."""
+        me = self._lease.replica
+        expired = await self._run(lambda db: removals.expire(db, me, now, protected))
+        if not expired:
+            end = time.monotonic() + _PURGE_SECONDS
+            while time.monotonic() < end and await self._run(removals.purge):
+                pass
+            await self._lease.forget_others()
+        await self._recount()
+        return expired
+
+    async def list(
+        self,
+        *,
+        after: int,
+        limit: int,
+        labels: Mapping[str, str],
+        now: float,
+        active_or_in_turn: Collection[str] = (),
+        tenant: str | None = None,
+    ) -> tuple[Sequence[Session], int]:
+        """See `Store.list`."""
+        return await self._run(
+            lambda db: reads.page(db, after, limit, labels, now, active_or_in_turn, tenant)
+        )
+
+    async def idempotency_record(
+        self, session_id: str, request_id: str
+    ) -> IdempotencyRecord | None:
+        """See `Store.idempotency_record`."""
+        return await self._run(lambda db: reads.idempotency_record(db, session_id, request_id))
+
+    async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
+        """See `Store.completion`."""
+        return await self._run(lambda db: reads.completion(db, completion_id))
+
+    async def created_by(self, request_id: str) -> tuple[str, IdempotencyRecord] | None:
+        """See `Store.created_by`."""
+        return await self._run(lambda db: reads.created_by(db, request_id))
+
+    async def counts(
+        self, now: float, active_or_in_turn: Collection[str] = (), tenant: str | None = None
+    ) -> StoreCounts:
+        """See `Store.counts`."""
+        return await self._run(lambda db: reads.counts(db, now, active_or_in_turn, tenant))
+
+    async def _create(self, commit: Commit, parent_id: str = "") -> Sequence[RemovedSession]:
+        me, session_id = self._lease.replica, commit.session.id
+
+        async def create(db: Connection, write: str) -> list[RemovedSession] | None:
+            try:
+                return await writes.create(db, me, commit, write, self._count, parent_id)
+            except (psycopg.errors.UniqueViolation, SessionExists):
+                return None
+
+        removed, was_lost = await self._write(session_id, create)
+        if was_lost:
+            await self._recount()
+        elif removed is None:
+            raise SessionExists(f"there is a session {own(session_id)!r} already")
+        else:
+            self._count += 1 - len(removed)
+        self._observer(StoreBatch(1))
+        return removed or []
+
+    async def _write(
+        self, session_id: str, write: Callable[[Connection, str], Awaitable[_T]]
+    ) -> tuple[_T | None, bool]:
+        """Runs a write, also again, until its outcome is known.
+
+        Returns its result, and whether an earlier try has succeeded whose answer was lost. The
+        result is false if the session is not as the write expects it, which then changes nothing.
+        """
+        write_id = unguessable()
+        end = time.monotonic() + self._timeout_seconds
+        pause, unknown = _FIRST_PAUSE_SECONDS, False
+
+        async def was_written() -> bool:
+            return await self._run(lambda db: writes.was_written(db, session_id, write_id))
+
+        while True:
+            try:
+                if unknown and await was_written():
+                    return None, True
+                result = await self._run(lambda db: write(db, write_id))
+                # The first try may have been applied while the second one waited for it.
+                return result, unknown and not result and await was_written()
+            except StoreUnavailable:
+                unknown = True
+                if time.monotonic() >= end:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+
+    async def _refuse(self, session_id: str, epoch: int | None) -> None:
+        """Raises the reason why a session could not be written."""
+        current = await self.get(session_id)
+        if current is None:
+            raise SessionNotFound(f"there is no session {own(session_id)!r}")
+        if epoch is None:
+            raise SessionBusy(f"the session {own(session_id)!r} is in use at another replica")
+        raise OwnershipLost(
+            f"another replica has taken the session {own(session_id)!r} since the turn began;"
+            " nothing was stored: repeat the call with the same request id"
+        )
+
+    async def _recount(self) -> None:
+        self._count = await self._run(reads.session_count)
+
+    async def _run(self, operation: Callable[[Connection], Awaitable[_T]]) -> _T:
+        if not self._ready:
+            await self._start()
+        return await self._connections.run(operation)
+
+    async def _start(self) -> None:
+        """Does what must be done once after the database has answered for the first time."""
+        async with self._starting:
+            if self._ready:
+                return
+            await self._connections.run(schema.migrate)
+            await self._lease.renew()
+            self._clock.follow(self._lease.database_now)
+            self._count = (
+                await self._connections.run(lambda db: reads.counts(db, 0.0, (), None))
+            ).sessions
+            if self._keeper is None:
+                self._keeper = self._start_task("lease of the replica", self._lease.keep)
+            self._ready = True
