@@ -84,7 +84,7 @@ build() {
   for each in "$source/clients/python" "$source"; do
     "$pip" wheel --quiet --no-build-isolation --no-deps --wheel-dir "$workshop/own" "$each"
   done
-  download wheels "$workshop"/own/*.whl
+  download wheels "$workshop"/own/*.whl "psycopg[binary]" psycopg-pool
   python3 -m venv --without-pip "$prefix"
   install_wheels wheels
 }

@@ -19,8 +19,10 @@ from pydantic_settings import (
 from ruvd.config.engine_settings import EngineSettings
 from ruvd.config.fields import setting
 from ruvd.config.listening import ListeningSettings
+from ruvd.config.store_settings import StoreSettings
 
 ENV_PREFIX = "RUVD_"
+_POSTGRES = ("postgresql://", "postgres://")
 
 _sessions = partial(setting, "Sessions")
 _window = partial(setting, "Context window")
@@ -28,7 +30,7 @@ _limits = partial(setting, "Limits")
 _lifecycle = partial(setting, "Lifecycle")
 
 
-class Settings(EngineSettings, ListeningSettings):
+class Settings(EngineSettings, ListeningSettings, StoreSettings):
     """The settings of the daemon. `ruvd.config.loader.load` makes them."""
 
     model_config = SettingsConfigDict(
@@ -38,7 +40,8 @@ class Settings(EngineSettings, ListeningSettings):
     store: str = setting(
         "Store",
         "sqlite",
-        "Store of the sessions: sqlite (in the user's state directory), sqlite:PATH or memory.",
+        "Store of the sessions: sqlite (in the user's state directory), sqlite:PATH, memory, or "
+        "postgresql://USER@HOST/DATABASE, which several daemons may share.",
     )
     durability: Literal["normal", "full"] = setting(
         "Store",
@@ -122,8 +125,16 @@ class Settings(EngineSettings, ListeningSettings):
     @field_validator("store")
     @classmethod
     def _store(cls, value: str) -> str:
-        if value not in ("sqlite", "memory") and not value.removeprefix("sqlite:") != value:
-            raise ValueError("must be sqlite, sqlite:PATH or memory")
+        if value.startswith(_POSTGRES):
+            if ":" in value.partition("://")[2].rpartition("@")[0] or "password=" in value:
+                raise ValueError(
+                    "must not have the password, as settings are printed: use store_password_file,"
+                    " PGPASSWORD or PGPASSFILE"
+                )
+        elif value not in ("sqlite", "memory") and not value.startswith("sqlite:"):
+            raise ValueError(
+                "must be sqlite, sqlite:PATH, memory or postgresql://USER@HOST/DATABASE"
+            )
         return value
 
     @model_validator(mode="after")
@@ -133,9 +144,14 @@ class Settings(EngineSettings, ListeningSettings):
         return self
 
     @property
+    def is_postgres(self) -> bool:
+        """Whether the store is in PostgreSQL."""
+        return self.store.startswith(_POSTGRES)
+
+    @property
     def sqlite_path(self) -> Path | None:
-        """The database file, or None for the memory store."""
-        if self.store == "memory":
+        """The database file, or None for another store."""
+        if self.store == "memory" or self.is_postgres:
             return None
         path = self.store.removeprefix("sqlite").removeprefix(":")
         return Path(path) if path else platformdirs.user_state_path("ruvd") / "sessions.db"

@@ -22,7 +22,7 @@ from ruvd.core.ports.background import StartTask
 from ruvd.core.ports.clock import Clock, StoredClock
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import Observer
-from ruvd.core.ports.store import Store
+from ruvd.core.ports.store import Store, StoreLocked
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import SessionPolicy
 from ruvd.core.sessions.registry import SessionRegistry
@@ -147,8 +147,12 @@ def build_monitoring(settings: Settings, statistics: Statistics) -> "Monitoring 
     return Monitoring(telemetry, chosen, provider, statistics)
 
 
-def build_store(settings: Settings, clock: StoredClock, observer: Observer) -> Store:
+def build_store(
+    settings: Settings, clock: StoredClock, observer: Observer, start_task: StartTask
+) -> Store:
     """Builds the store that the settings name."""
+    if settings.is_postgres:
+        return _build_postgres(settings, clock, observer, start_task)
     path = settings.sqlite_path
     if path is None:
         from ruvd.stores.memory import MemoryStore
@@ -157,6 +161,30 @@ def build_store(settings: Settings, clock: StoredClock, observer: Observer) -> S
     from ruvd.stores.sqlite.store import SqliteStore
 
     return SqliteStore(path, durability=settings.durability, clock=clock, observer=observer)
+
+
+def _build_postgres(
+    settings: Settings, clock: StoredClock, observer: Observer, start_task: StartTask
+) -> Store:
+    try:
+        from ruvd.stores.postgres.store import PostgresStore
+    except ImportError as error:
+        raise StoreLocked(
+            f"the store {settings.store} needs the package psycopg ({error}): install"
+            " 'ruvd[postgres]'"
+        ) from None
+    path = settings.store_password_file
+    return PostgresStore(
+        settings.store,
+        clock=clock,
+        observer=observer,
+        password=(lambda: path.read_text().strip()) if path else (lambda: ""),
+        connections=settings.store_connections,
+        timeout_seconds=settings.store_timeout_seconds,
+        lease_seconds=settings.store_lease_seconds,
+        prepare=settings.store_prepares,
+        start_task=start_task,
+    )
 
 
 def store_is_newer(settings: Settings) -> bool:

@@ -86,10 +86,15 @@ class Daemon:
         background = BackgroundTasks(clock, observers, give_up=readiness.give_up)
         # The engine ends its own tasks when it closes, after those that use it.
         engine_tasks = BackgroundTasks(clock, observers, give_up=readiness.give_up)
+        # The store ends its own tasks when it closes, which is last.
+        store_tasks = BackgroundTasks(clock, observers, give_up=readiness.give_up)
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(store_tasks.close)
             # In a thread, because importing an adapter reads files.
             monitoring = await asyncio.to_thread(build_monitoring, settings, statistics)
-            store = await asyncio.to_thread(build_store, settings, clock, observers)
+            store = await asyncio.to_thread(
+                build_store, settings, clock, observers, store_tasks.start
+            )
             if monitoring:
                 observers.add(monitoring)
                 stack.push_async_callback(monitoring.close)

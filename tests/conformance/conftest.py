@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import FrozenClock
+from postgres import Server, running
 
 from ruvd.core.ports.events import Event
 from ruvd.core.ports.store import Store
 from ruvd.stores.memory import MemoryStore
+from ruvd.stores.postgres.store import PostgresStore
 from ruvd.stores.sqlite.store import SqliteStore
 
 
@@ -26,10 +30,27 @@ def _sqlite(path: Path) -> Store:
     return SqliteStore(path, clock=FrozenClock(), observer=_ignore)
 
 
-@pytest.fixture(params=[_memory, _sqlite], ids=["memory", "sqlite"])
+def _postgres(conninfo: str) -> Store:
+    return PostgresStore(conninfo, clock=FrozenClock(), observer=_ignore)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A PostgreSQL server for all tests of this process."""
+    # A short path, as that of a Unix socket is limited; the server's user must be able to reach it.
+    with tempfile.TemporaryDirectory(prefix="ruvd-pg-", dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        with running(Path(directory) / "server") as server:
+            yield server
+
+
+@pytest.fixture(params=[_memory, _sqlite, _postgres], ids=["memory", "sqlite", "postgres"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    make: Callable[[Path], Store] = request.param
-    made = make(tmp_path / "ruvd.db")
+    make: Callable[[Any], Store] = request.param
+    if make is _postgres:
+        made = make(request.getfixturevalue("postgres").new_schema())
+    else:
+        made = make(tmp_path / "ruvd.db")
     await made.open()
     yield made
     await made.close()
