@@ -14,6 +14,8 @@ from ruvd.core.values import value
 
 # The share of the token limit that the exchanges kept by a trim may take.
 _KEPT_SHARE = 0.75
+# Begins the further lines of a message in a transcript.
+_QUOTE = "> "
 _SPEAKERS = {
     Role.USER: "User",
     Role.ASSISTANT: "Assistant",
@@ -161,8 +163,8 @@ def _render(
 ) -> tuple[Message, ...]:
     history = [_without_reasoning(message) for exchange in exchanges for message in exchange]
     if window.rendering is Rendering.TRANSCRIPT and history:
-        lines = [f"{_SPEAKERS[message.role]}: {_transcript_line(message)}" for message in history]
-        transcript = "\n".join(["Previous conversation context:", *lines])
+        entries = [f"{_SPEAKERS[message.role]}: {_quoted(_spoken(message))}" for message in history]
+        transcript = "\n".join(["Previous conversation context:", *entries])
         system_prompt = f"{system_prompt}\n\n{transcript}" if system_prompt else transcript
         history = []
     system = [Message(Role.SYSTEM, system_prompt)] if system_prompt else []
@@ -176,6 +178,15 @@ def _without_reasoning(message: Message) -> Message:
     return message
 
 
-def _transcript_line(message: Message) -> str:
+def _spoken(message: Message) -> str:
     calls = [f"[calls {call.name}({call.arguments})]" for call in message.tool_calls]
     return " ".join([message.content, *calls] if message.content else calls)
+
+
+def _quoted(text: str) -> str:
+    """Marks all lines but the first, so that no line of a text can be read as another message.
+
+    Each message is quoted by itself, so that its lines are the same in the prompts of later turns.
+    """
+    first, *others = text.splitlines(keepends=True) or [""]
+    return first + "".join(f"{_QUOTE}{line}" for line in others)
