@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from ruvd.config.loader import Settings
+from ruvd.config.tenant_limits import limits_by_tenant
 from ruvd.core.completions.batch import Batches
 from ruvd.core.completions.completion import CompletionPolicy
 from ruvd.core.completions.prewarming import Prewarmer
@@ -94,7 +95,10 @@ def build_core(
     )
     sessions = SessionRegistry(store, clock, observer, policy)
     commands = SessionCommands(sessions, store, clock, observer, policy)
-    completions = CompletionRegistry(sessions, engine, clock, observer, completion_policy)
+    limits_of = limits_by_tenant(settings.tenant_limits)
+    completions = CompletionRegistry(
+        sessions, engine, clock, observer, completion_policy, limits_of
+    )
     batches = Batches(completions, clock, settings.batch_concurrency)
     service = SessionService(
         sessions, commands, completions, batches, statistics, limits, policy, engine

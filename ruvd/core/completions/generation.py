@@ -136,14 +136,14 @@ class AnswerGenerator:
 
         No slot is held while the engine starts. Raises as `Engine.ready` and `Engine.generate` do.
         """
-        session = prompt.session
+        session, tenant = prompt.session, tenant_of(prompt.completion_id)
         limit = self._engine.window_tokens if session.id else None
         plan = window.plan(session, prompt.history, prompt.messages, default_max_tokens=limit)
         while True:
             if not self._engine.is_ready:
                 with self._scheduler.count_as_waiting(batch=prompt.batch):
                     await self._engine.ready()
-            async with self._scheduler.take(batch=prompt.batch):
+            async with self._scheduler.take(batch=prompt.batch, tenant=tenant):
                 if self._engine.is_ready:  # or it went down while this waited for the slot
                     return await self._generate(prompt, plan, log, answer)
 

@@ -32,6 +32,7 @@ from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import CompletionBegan, CompletionJoined, Observer
 from ruvd.core.sessions import idempotency
 from ruvd.core.sessions.registry import SessionRegistry
+from ruvd.core.tenant_limits import LimitsOf, unlimited
 
 # An allowance for an ended completion beside its events; bench/streams.py shows the sum.
 _COMPLETION_BYTES = 3000
@@ -47,9 +48,12 @@ class CompletionRegistry:
         clock: Clock,
         observer: Observer,
         policy: CompletionPolicy,
+        limits_of: LimitsOf = unlimited,
     ) -> None:
         self._sessions = sessions
-        self.scheduler = SlotScheduler(engine.slots, policy.batch_share)
+        self.scheduler = SlotScheduler(
+            engine.slots, policy.batch_share, lambda tenant: limits_of(tenant).weight
+        )
         self._generator = AnswerGenerator(
             engine, clock, self.scheduler, observer, policy.max_answer_bytes
         )

@@ -1,50 +1,82 @@
 """The engine's slots: which completion may generate now.
 
 Interactive completions go first. Completions of batches have a share of the slots, so that chat
-never waits for all of them. They also have a limit that follows the load that the engine accepts:
-it halves when the engine asks to slow down and grows by one with every successful round.
-Background work gets a slot when no completion has or wants one.
+never waits for all of them. Within each kind, tenants that wait get slots by their weights
+(`fair_queue`), and a tenant that waits alone gets all. Batches also have a limit that follows the
+load that the engine accepts: it halves when the engine asks to slow down and grows by one with
+every successful round. Background work gets a slot when no completion has or wants one.
 """
 
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
+
+from ruvd.core import tenants
+from ruvd.core.completions.fair_queue import FairQueue
 
 
 class SlotScheduler:
     """Gives out `total` slots (None is no limit), to batches `batch_share` of them or one."""
 
-    def __init__(self, total: int | None, batch_share: float) -> None:
-        self._free = math.inf if total is None else total
+    def __init__(
+        self,
+        total: int | None,
+        batch_share: float,
+        weight_of: Callable[[str], float] = lambda _tenant: 1.0,
+    ) -> None:
+        self._total = self._free = math.inf if total is None else total
         self._batch_most = math.inf if total is None else max(1, int(total * batch_share))
         self._batch_limit = self._batch_most
         self._batch_running = 0
-        self._interactive: deque[asyncio.Future[None]] = deque()
-        self._batch: deque[asyncio.Future[None]] = deque()
+        self._interactive = FairQueue(weight_of)
+        self._batch = FairQueue(weight_of)
         self._spare: deque[asyncio.Future[None]] = deque()
         self._running = 0
         self._waiting_for_engine = [0, 0]  # interactive completions, and those of batches
         self.narrowings = 0
 
     @asynccontextmanager
-    async def take(self, *, batch: bool = False) -> AsyncGenerator[None, None]:
-        """Waits for a slot and holds it; first come, first served, within each kind."""
-        await self._wait(self._batch if batch else self._interactive, batch=batch)
+    async def take(
+        self, *, batch: bool = False, tenant: str = tenants.DEFAULT
+    ) -> AsyncGenerator[None, None]:
+        """Waits for a slot and holds it; first come, first served, within a tenant's kind."""
+        queue = self._batch if batch else self._interactive
+        turn = asyncio.get_running_loop().create_future()
+        queue.push(tenant, turn)
+        self._next()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._release(tenant, batch=batch)
+            else:
+                queue.remove(tenant, turn)
+            raise
         try:
             yield
         finally:
-            self._release(batch=batch)
+            self._release(tenant, batch=batch)
 
     @asynccontextmanager
     async def take_spare(self) -> AsyncGenerator[None, None]:
         """Waits until no completion has or wants a slot, and holds one. Keep it only briefly."""
-        await self._wait(self._spare, batch=False)
+        turn = asyncio.get_running_loop().create_future()
+        self._spare.append(turn)
+        self._next()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._free_slot()
+            elif turn in self._spare:
+                self._spare.remove(turn)
+            raise
         try:
             yield
         finally:
-            self._release(batch=False)
+            self._free_slot()
 
     @contextmanager
     def count_as_waiting(self, *, batch: bool) -> Generator[None, None, None]:
@@ -76,43 +108,32 @@ class SlotScheduler:
         self._batch_limit = min(self._batch_most, self._batch_limit + 1 / self._batch_limit)
         self._next()
 
-    async def _wait(self, waiting: deque[asyncio.Future[None]], *, batch: bool) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        waiting.append(turn)
-        self._next()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._release(batch=batch)
-            elif turn in waiting:
-                waiting.remove(turn)
-            raise
+    def _release(self, tenant: str, *, batch: bool) -> None:
+        self._batch_running -= batch
+        (self._batch if batch else self._interactive).release(tenant)
+        self._free_slot()
 
-    def _release(self, *, batch: bool) -> None:
+    def _free_slot(self) -> None:
         self._free += 1
         self._running -= 1
-        self._batch_running -= batch
         self._next()
 
     def _next(self) -> None:
         """Gives free slots to the completions that may have them."""
-        while self._free >= 1 and self._give_to_first(self._interactive):
+        while self._free >= 1 and self._give(self._interactive.pop(self._total)):
             pass
         while self._free >= 1 and self._batch_running + 1 <= self._batch_limit:
-            if not self._give_to_first(self._batch):
+            if not self._give(self._batch.pop(self._batch_limit)):
                 break
             self._batch_running += 1
-        if not self._running:
-            self._give_to_first(self._spare)
+        while self._spare and not self._running:
+            turn = self._spare.popleft()
+            self._give(None if turn.cancelled() else turn)
 
-    def _give_to_first(self, waiting: deque[asyncio.Future[None]]) -> bool:
-        """Gives a slot to the first waiter that is not cancelled; False if there is none."""
-        while waiting:
-            turn = waiting.popleft()
-            if not turn.cancelled():
-                turn.set_result(None)
-                self._free -= 1
-                self._running += 1
-                return True
-        return False
+    def _give(self, turn: asyncio.Future[None] | None) -> bool:
+        if turn is None:
+            return False
+        turn.set_result(None)
+        self._free -= 1
+        self._running += 1
+        return True
