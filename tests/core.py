@@ -19,6 +19,7 @@ from ruvd.core.ports.store import Store
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import SessionPolicy
 from ruvd.core.sessions.registry import SessionRegistry
+from ruvd.core.tenant_limits import LimitsOf, unlimited
 from ruvd.stores.memory import MemoryStore
 
 
@@ -33,6 +34,7 @@ class Core:
     events: list[Event] = field(default_factory=list)
     store: Store = field(default_factory=MemoryStore)
     observers: list[Observer] = field(default_factory=list)
+    limits_of: LimitsOf = field(default=unlimited)
 
     def __post_init__(self) -> None:
         self.sessions = SessionRegistry(self.store, self.clock, self.observe, self.policy)
@@ -40,7 +42,12 @@ class Core:
             self.sessions, self.store, self.clock, self.observe, self.policy
         )
         self.completions = CompletionRegistry(
-            self.sessions, self.engine, self.clock, self.observe, self.completion_policy
+            self.sessions,
+            self.engine,
+            self.clock,
+            self.observe,
+            self.completion_policy,
+            self.limits_of,
         )
 
     def observe(self, event: Event) -> None:

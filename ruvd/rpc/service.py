@@ -193,15 +193,16 @@ class SessionService(pb_grpc.SessionServiceServicer):
         request: pb.BatchCompleteRequest,
         context: ServicerContext[Any, pb.BatchCompleteResponse],
     ) -> None:
-        items = await requests.batch_complete(request, self._limits)
-        reservation.give_back()  # the prompts of a batch are built one by one
-        async with aclosing(self._batches.run(items, request.max_concurrency)) as events:
-            async for event in events:
-                if isinstance(event, BatchSummary):
-                    response = convert.batch_summary(event)
-                else:
-                    response = _batch_result(event)
-                await context.write(response)
+        with self._completions.quotas.batch_call(caller.tenant()):
+            items = await requests.batch_complete(request, self._limits)
+            reservation.give_back()  # the prompts of a batch are built one by one
+            async with aclosing(self._batches.run(items, request.max_concurrency)) as events:
+                async for event in events:
+                    if isinstance(event, BatchSummary):
+                        response = convert.batch_summary(event)
+                    else:
+                        response = _batch_result(event)
+                    await context.write(response)
 
     async def CancelCompletion(  # noqa: D102, N802
         self, request: pb.CancelCompletionRequest, context: ServicerContext[Any, Any]

@@ -3,7 +3,8 @@
 Items run as completions do, in the batches' share of the engine's slots. Items of one session run
 in order. Of items whose prompts begin alike the first one runs alone until the engine has
 evaluated its prompt; the others then start from the cache. Whenever an item ends the next one
-begins. Outcomes wait for their reader, so the concurrency limit also bounds the memory they hold.
+begins. An item beyond a quota of its tenant waits. Outcomes wait for their reader, so the
+concurrency limit also bounds the memory they hold.
 """
 
 import asyncio
@@ -187,7 +188,8 @@ class _Batch:
                 return outcome
 
     async def _complete(self, index: int, request: CompletionRequest, run: _Run) -> BatchOutcome:
-        completion = self._completions.start(request)
+        async with self._completions.quotas.batch_room(request.tenant, self._sleep):
+            completion = self._completions.start(request)
         model, answer = "", None
         async with aclosing(completion.events()) as events:
             async for event in events:

@@ -39,6 +39,7 @@ from ruvd.core.values import value
 
 # An allowance for the objects of a tool call's delta, which may be empty.
 _DELTA_BYTES = 64
+_BYTES_PER_TOKEN = 4
 
 
 @value(frozen=True, slots=True)
@@ -83,6 +84,20 @@ class Answer:
             reasoning="".join(self.reasoning),
             engine_data=self.done.message_data if self.done else "",
         )
+
+    def tokens(self, *, cancelled: bool) -> int:
+        """Returns the tokens that count against a quota: those evaluated and generated.
+
+        If the engine has not reported them, because it does not or because the answer has not
+        ended, they are estimated by the bytes of the prompt and the answer. What the engine refused
+        before it answered counts nothing.
+        """
+        usage = self.done.usage if self.done else None
+        if usage:
+            return usage.prompt_tokens - (usage.cached_tokens or 0) + usage.completion_tokens
+        if self.plan is None or (self.first_output is None and not cancelled):
+            return 0
+        return -(-(self.plan.size_bytes + self.message.size_bytes) // _BYTES_PER_TOKEN)
 
     def timings(self, now: float) -> Timings:
         """Returns the durations until `now`."""

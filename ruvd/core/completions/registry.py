@@ -16,6 +16,7 @@ from ruvd.core.completions.completion import (
 )
 from ruvd.core.completions.generation import AnswerGenerator
 from ruvd.core.completions.scheduler import SlotScheduler
+from ruvd.core.completions.tenant_quotas import TenantQuotas
 from ruvd.core.completions.turn import TurnRunner
 from ruvd.core.errors import (
     CompletionCancelled,
@@ -26,7 +27,6 @@ from ruvd.core.errors import (
     ShuttingDown,
 )
 from ruvd.core.model import CompletionEvent, IdempotencyRecord
-from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import CompletionBegan, CompletionJoined, Observer
@@ -57,6 +57,7 @@ class CompletionRegistry:
         self._generator = AnswerGenerator(
             engine, clock, self.scheduler, observer, policy.max_answer_bytes
         )
+        self.quotas = TenantQuotas(limits_of, clock, policy.batch_share)
         self._turns = TurnRunner(sessions, self._generator, clock, observer)
         self._clock = clock
         self._observer = observer
@@ -80,8 +81,8 @@ class CompletionRegistry:
     def start(self, request: CompletionRequest) -> Completion:
         """Begins a completion, or returns the one that already runs under the request id.
 
-        Turns of a session run in the order of these calls. Raises RequestIdReused, Overloaded,
-        and ShuttingDown while draining.
+        Turns of a session run in the order of these calls. Raises RequestIdReused, QuotaExceeded,
+        Overloaded, and ShuttingDown while draining.
         """
         self._expire()
         key = (request.session_id, request.request_id)
@@ -92,18 +93,20 @@ class CompletionRegistry:
             return known
         if self._draining:
             raise ShuttingDown("the daemon is shutting down; call the next one")
+        self.quotas.check(request.tenant, batch=request.batch)
         if len(self._running) >= self._policy.max_inflight:
             raise Overloaded(
                 f"{self._policy.max_inflight} completions run or wait (max_inflight); try again"
             )
         completion = Completion(request, self._clock, self._policy.max_log_bytes)
         self._running[completion.id] = completion
+        self.quotas.begin(request.tenant, batch=request.batch)
         self._observer(CompletionBegan(completion.id))
         if request.request_id:
             self._by_request[key] = completion
         task = asyncio.create_task(self._run(completion, request, known), name=completion.id)
         completion.run(task)
-        task.add_done_callback(lambda _: self._retire(completion, request.options))
+        task.add_done_callback(lambda _: self._retire(completion, request))
         return completion
 
     async def resume(
@@ -192,16 +195,22 @@ class CompletionRegistry:
             )
         return record
 
-    def _retire(self, completion: Completion, options: CompletionOptions) -> None:
+    def _retire(self, completion: Completion, request: CompletionRequest) -> None:
         """Reports a completion that has ended, and keeps its events for a while."""
         del self._running[completion.id]
+        self.quotas.end(
+            request.tenant,
+            batch=request.batch,
+            tokens=lambda: completion.answer.tokens(cancelled=completion.stopping),
+        )
         # The store knows what a session committed, and the request id of a failure is free again.
         if completion.session_id or completion.error:
             self._release(completion)
         if completion.replayed:
             self._observer(CompletionJoined(completion.replayed, resumed=False))
             return
-        self._observer(completion.report(self._generator.model(options), self._clock.monotonic()))
+        model = self._generator.model(request.options)
+        self._observer(completion.report(model, self._clock.monotonic()))
         completion.ended_at = self._clock.monotonic()
         self._ended[completion.id] = completion
         self._logs_bytes += _COMPLETION_BYTES + completion.log.size_bytes
