@@ -17,6 +17,7 @@ from ruvd.core.ports.events import (
     Event,
     PromptEvaluated,
     PromptFoundEvaluated,
+    QuotaRefused,
     SessionCreated,
     SessionGone,
     StoredDataDamaged,
@@ -68,6 +69,7 @@ class Statistics:
         self.ahead_found_tokens = 0
         self.store_up = False
         self.damaged_data = 0
+        self.quota_refusals: Counter[str] = Counter()  # by quota
         self.task_failures: Counter[str] = Counter()  # by task
         self.prompt_tokens = 0
         self.cached_tokens = 0
@@ -98,16 +100,21 @@ class Statistics:
                 self.engine_up = up
             case StoreStateChanged(up):
                 self.store_up = up
-            case StoredDataDamaged() | BackgroundTaskFailed():
+            case StoredDataDamaged() | BackgroundTaskFailed() | QuotaRefused():
                 self._count_failure(event)
             case EngineStateMoved() | PromptEvaluated() | PromptFoundEvaluated():
                 self._count_prewarming(event)
 
-    def _count_failure(self, event: StoredDataDamaged | BackgroundTaskFailed) -> None:
-        if isinstance(event, BackgroundTaskFailed):
-            self.task_failures[event.name] += 1
-        else:
-            self.damaged_data += 1
+    def _count_failure(
+        self, event: StoredDataDamaged | BackgroundTaskFailed | QuotaRefused
+    ) -> None:
+        match event:
+            case BackgroundTaskFailed(name):
+                self.task_failures[name] += 1
+            case QuotaRefused(quota):
+                self.quota_refusals[quota] += 1
+            case StoredDataDamaged():
+                self.damaged_data += 1
 
     def _count_prewarming(
         self, event: EngineStateMoved | PromptEvaluated | PromptFoundEvaluated

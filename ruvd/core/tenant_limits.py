@@ -29,6 +29,9 @@ class TenantLimits:
     tools: tuple[str, ...] | None = None
 
 
+QUOTAS = ("max_sessions", "max_stored_bytes", "max_inflight", "tokens_per_minute")
+"""The limits that a tenant can use up: calls beyond them fail with QuotaExceeded."""
+
 UNLIMITED = TenantLimits()
 
 LimitsOf: TypeAlias = Callable[[str], TenantLimits]

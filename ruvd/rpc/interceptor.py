@@ -15,8 +15,10 @@ import grpc
 from google.protobuf import descriptor_pool, message_factory
 from grpc.aio import ServicerContext
 
-from ruvd.core.errors import Overloaded, RuvdError, forget_frames
+from ruvd.core.errors import Overloaded, QuotaExceeded, RuvdError, forget_frames
 from ruvd.rpc import reservation, status, wire
+from ruvd.rpc.identity import caller
+from ruvd.rpc.quota_gate import QuotaGate
 
 _log = logging.getLogger("ruvd.rpc")
 _OURS = "/ruvd.v1."
@@ -65,8 +67,11 @@ class Receiving(Protocol):
 class Admission(Protocol):
     """Decides whether there is memory for a call."""
 
-    async def receive(self) -> Receiving:
-        """Waits until a request may be received. Raises Overloaded if there is no memory."""
+    async def receive(self, tenant: str = "") -> Receiving:
+        """Waits until a request may be received; an empty `tenant` is anybody.
+
+        Raises Overloaded if there is no memory, or if other requests of the tenant come too slowly.
+        """
 
     def reserve(self, request_bytes: int) -> AbstractContextManager[Callable[[], None]]:
         """Holds the memory of a large request, and gives what releases it earlier.
@@ -97,9 +102,9 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
     """Parses requests of up to `max_request_bytes` and turns errors into statuses with details.
 
     Bytes that are no request are refused as other errors are; grpcio would answer UNKNOWN and log
-    a traceback each time. A call is refused if `callers` or `admission` says so, before its request
-    is received. `rpcs` measures each call. Without `peers` the peer's address is not asked for: on
-    a Unix socket it tells nothing.
+    a traceback each time. A call is refused if `callers`, `quotas` or `admission` says so, before
+    its request is received. `rpcs` measures each call. Without `peers` the peer's address is not
+    asked for: on a Unix socket it tells nothing.
     """
 
     def __init__(
@@ -110,9 +115,11 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         *,
         peers: bool = True,
         callers: CallerCheck | None = None,
+        quotas: QuotaGate | None = None,
     ) -> None:
         self._max_request_bytes = max_request_bytes
         self._callers = callers
+        self._quotas = quotas
         self._admission = admission
         self._rpcs = rpcs
         self._peers = peers and rpcs is not None and rpcs.records
@@ -142,16 +149,27 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                 return _wrap_stream(method, handler, callers) if callers.certificates else handler
         if not method.startswith(_OURS):
             return handler
-        if method not in _ALWAYS_ADMITTED:
-            try:
-                _receiving.set(await self._admission.receive())
-            except Overloaded as error:
-                return self._refusal(method, error)
+        try:
+            await self._receive(method)
+        except (Overloaded, QuotaExceeded) as error:
+            return self._refusal(method, error)
         known, wrapped = self._wrapped.get(method, (None, None))
         if known is not handler:
             wrapped = self._wrap(method, handler)
             self._wrapped[method] = (handler, wrapped)  # bounded by the number of our methods
         return wrapped
+
+    async def _receive(self, method: str) -> None:
+        """Returns when the request may be received. Raises Overloaded and QuotaExceeded."""
+        if method in _ALWAYS_ADMITTED:
+            return
+        tenant = ""
+        # A certificate says who calls only after the request has been received.
+        if not (self._callers and self._callers.certificates):
+            tenant = caller.tenant() if self._callers else ""
+            if self._quotas:
+                self._quotas.check(method)
+        _receiving.set(await self._admission.receive(tenant))
 
     def _refusal(self, method: str, error: Exception) -> Any:
         """Returns a handler that refuses the call without receiving its request."""
@@ -159,7 +177,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         async def refuse(requests: Any, call: Context) -> Any:
             raise error
 
-        handle = _guarded(method, refuse)
+        handle = self._guarded(method, refuse)
         if method.startswith(_OURS):
             handle = self._measured(method, handle)
         return grpc.stream_stream_rpc_method_handler(handle)
@@ -169,7 +187,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         handle = self._parsed(method, handle)
         if self._callers and self._callers.certificates:
             handle = _identified(method, handle, self._callers)
-        handle = self._measured(method, _guarded(method, handle))
+        handle = self._measured(method, self._guarded(method, handle))
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(handle, None, handler.response_serializer)
         return grpc.unary_unary_rpc_method_handler(handle, None, handler.response_serializer)
@@ -188,6 +206,26 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                 reservation.hold(release)
                 request = await asyncio.to_thread(wire.parse, kind, data, max_bytes)
                 return await handle(request, call)
+
+        return wrapped
+
+    def _guarded(self, method: str, handle: Handler) -> Handler:
+        quotas = self._quotas
+
+        async def wrapped(request: Any, call: Context) -> Any:
+            handling = handle(request, call)
+            is_large = isinstance(request, bytes) and len(request) >= wire.LARGE_BYTES
+            # gRPC keeps an abort and its frames in a cycle, until all garbage is collected. A frame
+            # with a refused request of 4 MB would stay with it.
+            del request
+            try:
+                return await handling
+            except Exception as error:  # noqa: BLE001  # the one place where errors leave
+                if quotas and isinstance(error, QuotaExceeded):
+                    forget_frames(error)  # they hold the request
+                    # gRPC keeps the request until the call has ended.
+                    await quotas.refuse(error, at_once=is_large)
+                return await _abort(method, call, error)
 
         return wrapped
 
@@ -243,20 +281,6 @@ def _wrap_stream(method: str, handler: Any, callers: CallerCheck) -> Any:
     return grpc.stream_stream_rpc_method_handler(
         wrapped, handler.request_deserializer, handler.response_serializer
     )
-
-
-def _guarded(method: str, handle: Handler) -> Handler:
-    async def wrapped(request: Any, call: Context) -> Any:
-        handling = handle(request, call)
-        # gRPC keeps an abort and its frames in a cycle, until all garbage is collected. A frame
-        # with a refused request of 4 MB would stay with it.
-        del request
-        try:
-            return await handling
-        except Exception as error:  # noqa: BLE001  # the one place where errors leave
-            return await _abort(method, call, error)
-
-    return wrapped
 
 
 async def _abort(method: str, call: Context, error: Exception) -> None:

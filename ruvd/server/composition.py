@@ -31,6 +31,7 @@ from ruvd.core.statistics import Statistics
 from ruvd.core.tenant_statistics import TenantStatistics
 from ruvd.rpc.health import Readiness
 from ruvd.rpc.interceptor import RpcInterceptor
+from ruvd.rpc.quota_gate import QuotaGate
 from ruvd.rpc.service import SessionService
 from ruvd.rpc.validation import RequestLimits
 from ruvd.server import logs, runtime_tuning
@@ -54,6 +55,7 @@ class Core:
     commands: SessionCommands
     completions: CompletionRegistry
     service: SessionService
+    quota_gate: QuotaGate
     prewarmer: Prewarmer | None
 
 
@@ -108,7 +110,8 @@ def build_core(
         prewarmer = Prewarmer(
             sessions, engine, engine.prefix_cache, completions.scheduler, clock, observer
         )
-    return Core(sessions, commands, completions, service, prewarmer)
+    gate = QuotaGate(completions.quotas, observer)
+    return Core(sessions, commands, completions, service, gate, prewarmer)
 
 
 def build_tenant_statistics(
@@ -284,6 +287,7 @@ def build_server(
     monitoring: "Monitoring | None",
     memory: MemoryBudget,
     callers: "Authenticator | None" = None,
+    quotas: QuotaGate | None = None,
 ) -> grpc.aio.Server:
     """Builds a server of the whole API, without services or addresses yet."""
     by_tcp = any(not address.startswith("unix:") for address in settings.listen)
@@ -295,6 +299,7 @@ def build_server(
                 monitoring.rpcs if monitoring else None,
                 peers=by_tcp,
                 callers=callers,
+                quotas=quotas,
             ),
         ),
         options=runtime_tuning.server_options(settings.max_request_bytes),

@@ -121,7 +121,7 @@ class Daemon:
 
             def build(listener: NamedIdentity) -> grpc.aio.Server:
                 callers = security.callers(listener)
-                server = build_server(settings, monitoring, memory, callers)
+                server = build_server(settings, monitoring, memory, callers, core.quota_gate)
                 session_service_pb2_grpc.add_SessionServiceServicer_to_server(core.service, server)
                 health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
                 names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
+from weakref import WeakValueDictionary
 
 from ruvd.core.errors import Overloaded
 
@@ -64,6 +65,8 @@ class MemoryBudget:
         )
         self._receiving = 0
         self._received = asyncio.Event()
+        # By tenant, as long as a request of it is received or waits for that.
+        self._shares: WeakValueDictionary[str, _Share] = WeakValueDictionary()
         self._shed = shed
         self._on_change = on_change
         self._resident = resident or resident_bytes
@@ -72,24 +75,37 @@ class MemoryBudget:
         self._next_return = 0.0
         self._reserved = 0
 
-    async def receive(self) -> "Receiving":
+    async def receive(self, tenant: str = "") -> "Receiving":
         """Waits until the next request may be received, which is before gRPC allocates it.
 
         Few large requests are received at the same time. A client that sends slowly holds up the
-        others for a second at most. Raises Overloaded if the memory is nearly used up.
+        others for a second at most; if it has a tenant, only those of its tenant, as half of the
+        room is for others. Raises Overloaded if the memory is nearly used up, or if the requests of
+        the tenant have held its half of the room for a second.
         """
-        if self._receiving >= self._max_receiving:
+        share = self._shares.setdefault(tenant, _Share()) if tenant else None
+        most = self._max_receiving // 2
+        if self._is_full(share, most):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_MAX_WAIT_SECONDS):
-                    while self._receiving >= self._max_receiving:
+                    while self._is_full(share, most):
                         self._received.clear()
                         await self._received.wait()
+        if share and share.receiving >= most:
+            raise Overloaded(f"{most} other requests of the tenant are being received; try again")
         self.check()
-        return Receiving(self)
+        return Receiving(self, share)
 
-    def count_receiving(self, change: int) -> None:
+    def _is_full(self, share: "_Share | None", most: int) -> bool:
+        if share and share.receiving >= most:
+            return True
+        return self._receiving >= self._max_receiving
+
+    def count_receiving(self, change: int, share: "_Share | None" = None) -> None:
         """Counts a request whose receiving begins (1) or ends (-1). Any thread may call it."""
         self._receiving += change
+        if share:
+            share.receiving += change
 
     def wake(self) -> None:
         """Lets the next request in that waits to be received."""
@@ -160,19 +176,29 @@ class MemoryBudget:
         self._on_change(is_tight)
 
 
+class _Share:
+    """A tenant's number of requests that are being received."""
+
+    __slots__ = ("__weakref__", "receiving")
+
+    def __init__(self) -> None:
+        self.receiving = 0
+
+
 class Receiving:
     """A request that is being received, until `end` is called or its call has gone."""
 
-    __slots__ = ("_budget",)
+    __slots__ = ("_budget", "_share")
 
-    def __init__(self, budget: MemoryBudget) -> None:
+    def __init__(self, budget: MemoryBudget, share: _Share | None) -> None:
         self._budget: MemoryBudget | None = budget
-        budget.count_receiving(1)
+        self._share = share
+        budget.count_receiving(1, share)
 
     def end(self) -> None:
         """Says that the request has been received."""
         if self._budget:
-            self._budget.count_receiving(-1)
+            self._budget.count_receiving(-1, self._share)
             self._budget.wake()
             self._budget = None
 
@@ -180,7 +206,7 @@ class Receiving:
         # The collector may run on any thread, so nobody is woken: a waiting request looks again
         # after a second at most.
         if self._budget:
-            self._budget.count_receiving(-1)
+            self._budget.count_receiving(-1, self._share)
 
 
 def resident_bytes() -> int:

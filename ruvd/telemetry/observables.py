@@ -11,10 +11,12 @@ from opentelemetry.util.types import Attributes
 
 from ruvd.core.model import FinishReason
 from ruvd.core.statistics import KINDS, Statistics
+from ruvd.core.tenant_limits import QUOTAS
 
 # A rate misses the first event of a kind unless it follows a 0.
 _NO_COMPLETIONS = {(kind, reason.name): 0 for kind in KINDS for reason in FinishReason}
 _NO_MOVES = {(action, outcome): 0 for action in ("save", "restore") for outcome in ("ok", "failed")}
+_NO_REFUSALS = dict.fromkeys(QUOTAS, 0)
 
 Reading: TypeAlias = Callable[[], Iterable[tuple[float, Attributes]]]
 
@@ -120,6 +122,16 @@ class ObservableInstruments:
             "{call}",
             "The number of calls whose request id already had a completion.",
             lambda: [(sums.deduplicated, {})],
+        )
+        self.counter(
+            "ruvd.quota.refusals",
+            "{call}",
+            "The number of calls that were refused because their tenant had used up a quota, by"
+            " quota.",
+            lambda: [
+                (count, {"ruvd.quota.name": name})
+                for name, count in {**_NO_REFUSALS, **sums.quota_refusals}.items()
+            ],
         )
         self.counter(
             "ruvd.engine.restarts",

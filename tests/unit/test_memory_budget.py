@@ -173,6 +173,32 @@ async def test_few_requests_are_received_at_a_time_and_a_slow_one_delays_others_
     assert late.done()
 
 
+@in_virtual_time
+async def test_slow_requests_of_a_tenant_leave_half_of_the_room_to_others() -> None:
+    budget = Watched().at(0)
+    slow = [asyncio.create_task(budget.receive("ann")) for _ in range(50)]
+    await settle()
+    receiving = [each.result() for each in slow if each.done()]
+    assert len(receiving) == 5
+    async with asyncio.timeout(0.5):
+        others = [await budget.receive(name) for name in ("bob", "cid", "", "bob", "")]
+    receiving[0].end()
+    await settle()
+    assert sum(each.done() for each in slow) == 6
+    done, late = await asyncio.wait(slow, timeout=2)
+    assert not late
+    assert len([each for each in done if isinstance(each.exception(), Overloaded)]) == 44
+    assert len(others) == 5
+
+
+async def test_a_tenant_whose_calls_have_gone_may_send_again() -> None:
+    budget = Watched().at(0)
+    receiving = [await budget.receive("ann") for _ in range(5)]
+    del receiving
+    async with asyncio.timeout(60):
+        assert len([await budget.receive("ann") for _ in range(5)]) == 5
+
+
 async def test_a_request_whose_call_has_gone_is_not_counted_any_more() -> None:
     budget = Watched().at(0)
     receiving = [await budget.receive() for _ in range(10)]

@@ -75,12 +75,8 @@ class TenantQuotas:
                 self._used.popitem(last=False)
         self._wake(tenant)
 
-    @contextmanager
-    def batch_call(self, tenant: str) -> Generator[None, None, None]:
-        """Counts a call with a batch; a tenant may have `max_inflight` of them.
-
-        Raises QuotaExceeded. The items of a call wait in memory, so the calls are limited, too.
-        """
+    def check_batch_call(self, tenant: str) -> None:
+        """Raises QuotaExceeded unless the tenant may begin a call with a batch now."""
         most = self._limits_of(tenant).max_inflight
         if most is not None and self._batch_calls[tenant] >= most:
             raise QuotaExceeded(
@@ -88,6 +84,14 @@ class TenantQuotas:
                 quota="max_inflight",
                 retry_after_seconds=None if most else _NEVER_SECONDS,
             )
+
+    @contextmanager
+    def batch_call(self, tenant: str) -> Generator[None, None, None]:
+        """Counts a call with a batch; a tenant may have `max_inflight` of them.
+
+        Raises QuotaExceeded. The items of a call wait in memory, so the calls are limited, too.
+        """
+        self.check_batch_call(tenant)
         self._batch_calls[tenant] += 1
         try:
             yield

@@ -85,6 +85,13 @@ class CompletionJoined:
 
 
 @value(frozen=True, slots=True)
+class QuotaRefused:
+    """A call was refused, because its tenant had used up `quota`."""
+
+    quota: str
+
+
+@value(frozen=True, slots=True)
 class EngineTaken:
     """A completion got a slot of the engine, `queue_seconds` after it began."""
 
@@ -164,6 +171,7 @@ Event: TypeAlias = (
     | CompletionBegan
     | CompletionJoined
     | EngineTaken
+    | QuotaRefused
     | CompletionCommitted
     | CompletionEnded
     | SessionCreated
