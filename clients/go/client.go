@@ -21,7 +21,6 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/ruvd/ruvd/clients/go/ruvdv1"
@@ -56,6 +55,11 @@ type settings struct {
 	address   string
 	reconnect time.Duration
 	dial      []grpc.DialOption
+
+	hasToken    bool // false: the environment decides
+	token       string
+	tokenSource TokenSource
+	tls         *TLSConfig // nil: the environment decides
 }
 
 // WithAddress sets the daemon's address: host:port or unix:PATH.
@@ -75,10 +79,9 @@ func WithDialOptions(options ...grpc.DialOption) ClientOption {
 }
 
 // New creates a client of the daemon at WithAddress, or at RUVD_ADDRESS, or at DefaultAddress. It
-// does not connect, so it fails only if an option is invalid.
+// does not connect, so it fails only if an option or its variable is invalid.
 func New(options ...ClientOption) (*Client, error) {
 	chosen := settings{reconnect: grace, dial: []grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithNoProxy(),
 		grpc.WithDefaultServiceConfig(serviceConfig),
 		grpc.WithDisableServiceConfig(),      // no DNS query for a service config
@@ -99,7 +102,11 @@ func New(options ...ClientOption) (*Client, error) {
 		option(&chosen)
 	}
 	target := cmp.Or(chosen.address, os.Getenv("RUVD_ADDRESS"), DefaultAddress)
-	connection, err := grpc.NewClient(target, chosen.dial...)
+	security, err := chosen.security(target)
+	if err != nil {
+		return nil, err
+	}
+	connection, err := grpc.NewClient(target, append(security, chosen.dial...)...)
 	if err != nil {
 		return nil, err
 	}

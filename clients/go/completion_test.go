@@ -6,6 +6,7 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -35,12 +36,19 @@ type scriptedDaemon struct {
 	ruvdv1.UnimplementedSessionServiceServer
 	calls    []call
 	requests chan any
+	tokens   chan string // the authorization of the calls of completions, empty for none
+}
+
+func (d *scriptedDaemon) record(ctx context.Context, request any) {
+	received, _ := metadata.FromIncomingContext(ctx)
+	d.tokens <- strings.Join(received.Get("authorization"), ", ")
+	d.requests <- request
 }
 
 func (d *scriptedDaemon) answer(
 	ctx context.Context, request any, send func(*ruvdv1.CompletionEvent) error,
 ) error {
-	d.requests <- request
+	d.record(ctx, request)
 	if len(d.calls) == 0 {
 		return status.Error(codes.Unavailable, "nothing more in the script")
 	}
@@ -75,9 +83,9 @@ func (d *scriptedDaemon) ResumeCompletion(
 }
 
 func (d *scriptedDaemon) CancelCompletion(
-	_ context.Context, request *ruvdv1.CancelCompletionRequest,
+	ctx context.Context, request *ruvdv1.CancelCompletionRequest,
 ) (*ruvdv1.CancelCompletionResponse, error) {
-	d.requests <- request
+	d.record(ctx, request)
 	return &ruvdv1.CancelCompletionResponse{}, nil
 }
 
@@ -121,7 +129,17 @@ func noFurtherRequest(t *testing.T, daemon *scriptedDaemon) {
 
 func serve(t *testing.T, calls ...call) (*scriptedDaemon, *ruvd.Client) {
 	t.Helper()
-	daemon := &scriptedDaemon{calls: calls, requests: make(chan any, 100)}
+	return serveTo(t, nil, calls...)
+}
+
+// serveTo serves a client that has these options.
+func serveTo(
+	t *testing.T, options []ruvd.ClientOption, calls ...call,
+) (*scriptedDaemon, *ruvd.Client) {
+	t.Helper()
+	daemon := &scriptedDaemon{
+		calls: calls, requests: make(chan any, 100), tokens: make(chan string, 100),
+	}
 	path := filepath.Join(t.TempDir(), "s")
 	listener, err := net.Listen("unix", path)
 	if err != nil {
@@ -131,9 +149,9 @@ func serve(t *testing.T, calls ...call) (*scriptedDaemon, *ruvd.Client) {
 	ruvdv1.RegisterSessionServiceServer(server, daemon)
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
-	client, err := ruvd.New(
-		ruvd.WithAddress("unix:"+path), ruvd.WithReconnect(300*time.Millisecond),
-	)
+	client, err := ruvd.New(append([]ruvd.ClientOption{
+		ruvd.WithAddress("unix:" + path), ruvd.WithReconnect(300 * time.Millisecond),
+	}, options...)...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,6 +43,12 @@ func WithSession(sessionID string) Option {
 	return func(r *ruvdv1.CompleteRequest) { r.SessionId = sessionID }
 }
 
+// WithRecreateIfGone creates the session anew if it was evicted or has expired. Without it, the
+// completion fails with SESSION_EVICTED or SESSION_EXPIRED.
+func WithRecreateIfGone() Option {
+	return func(r *ruvdv1.CompleteRequest) { r.RecreateIfGone = true }
+}
+
 // WithMessages adds messages before the text.
 func WithMessages(messages ...*ruvdv1.Message) Option {
 	return func(r *ruvdv1.CompleteRequest) { r.Messages = append(r.Messages, messages...) }

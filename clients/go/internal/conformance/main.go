@@ -25,8 +25,12 @@ var ctx = context.Background()
 
 func main() {
 	log.SetFlags(0)
+	if len(os.Args) == 3 && os.Args[1] == "identity" {
+		identity(os.Args[2])
+		return
+	}
 	if len(os.Args) != 2 || os.Args[1] != "scenario" && os.Args[1] != "restart" {
-		log.Fatal("usage: conformance scenario|restart")
+		log.Fatal("usage: conformance scenario|restart|identity WAY")
 	}
 	client := connect("RUVD_ADDRESS")
 	if os.Args[1] == "restart" {
