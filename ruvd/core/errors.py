@@ -17,6 +17,10 @@ class FieldViolation:
     description: str
 
 
+def _sentence(violations: Sequence[FieldViolation]) -> str:
+    return "; ".join(f"{v.field}: {v.description}" for v in violations)
+
+
 class RuvdError(Exception):
     """An error that the caller is told of. `retry_after_seconds` is set if waiting helps."""
 
@@ -107,7 +111,7 @@ class InvalidRequest(RuvdError):
     """The request is wrong; `violations` names every wrong field."""
 
     def __init__(self, violations: Sequence[FieldViolation]) -> None:
-        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+        super().__init__(_sentence(violations))
         self.violations = tuple(violations)
 
 
@@ -185,7 +189,15 @@ class Unauthenticated(RuvdError):
 
 
 class PermissionDenied(RuvdError):
-    """The caller's role does not allow the call."""
+    """The caller's role or tenant does not allow the call, or the fields in `violations`."""
+
+    def __init__(self, denied: str | Sequence[FieldViolation]) -> None:
+        if isinstance(denied, str):
+            super().__init__(denied)
+            self.violations: tuple[FieldViolation, ...] = ()
+        else:
+            super().__init__(_sentence(denied))
+            self.violations = tuple(denied)
 
 
 class IdentityUnavailable(RuvdError):

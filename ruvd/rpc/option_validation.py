@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from google.protobuf.struct_pb2 import Struct, Value
 
+from ruvd.core.completions import allowances
 from ruvd.core.options import (
     RESERVED_FIELDS,
     CompletionOptions,
@@ -21,7 +22,9 @@ from ruvd.core.options import (
     Tool,
     ToolChoiceMode,
 )
+from ruvd.core.tenant_limits import UNLIMITED
 from ruvd.rpc import convert, schema_validation, validation
+from ruvd.rpc.identity import caller
 from ruvd.rpc.schema_validation import MAX_DEPTH
 from ruvd.rpc.validation import Checker
 from ruvd.v1 import session_service_pb2 as pb
@@ -43,7 +46,13 @@ _FORMAT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 def options(check: Checker, asked: pb.CompletionOptions) -> CompletionOptions:
     """Converts the options. Only fields that are set cost time, and most callers set few."""
     given = [descriptor.name for descriptor, _ in asked.ListFields()]
-    return CompletionOptions(**{name: _RULES[name](check, asked) for name in given})
+    converted = CompletionOptions(**{name: _RULES[name](check, asked) for name in given})
+    limits = check.limits.limits_of(caller.tenant())
+    if limits is not UNLIMITED:
+        for excess in allowances.excesses(converted, limits):
+            check.refuse(excess.field, excess.description)
+        check.deny(allowances.denials(converted, limits))
+    return converted
 
 
 def _model(check: Checker, asked: pb.CompletionOptions) -> str:

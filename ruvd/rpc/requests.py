@@ -1,6 +1,7 @@
 """Conversion of requests: each proto is validated and becomes a value of the core.
 
-Every function raises InvalidRequest, naming every wrong field.
+Every function raises InvalidRequest, naming every wrong field, or PermissionDenied, naming every
+field that the caller's tenant may not use.
 """
 
 import asyncio
@@ -8,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ruvd.core import model
+from ruvd.core.completions.allowances import denied, is_allowed
 from ruvd.core.completions.completion import CompletionRef, CompletionRequest
-from ruvd.core.errors import InvalidRequest, RuvdError
+from ruvd.core.errors import InvalidRequest, PermissionDenied, RuvdError
 from ruvd.core.model import Message, Role
 from ruvd.core.sessions.commands import NewFork, SessionChanges
 from ruvd.core.sessions.model import HistoryPage, NewSession, SessionPolicy
@@ -45,6 +47,9 @@ def create_session(
         window = validation.window(check, request.context_window, policy.context_window)
     idle = validation.idle_timeout(check, request)
     validation.model_name(check, "model", request.model)
+    models = limits.limits_of(caller.tenant()).models
+    if request.model and not is_allowed(request.model, models):
+        check.deny([denied("model", "model", request.model)])
     validation.request_id(check, request.request_id)
     check.raise_if_wrong()
     system_prompt = request.system_prompt
@@ -121,7 +126,7 @@ async def batch_complete(
             await asyncio.sleep(0)  # 10,000 items take 0.3 s, in which others are to be served
         try:
             items.append(complete(item, limits))
-        except InvalidRequest as error:
+        except (InvalidRequest, PermissionDenied) as error:
             items.append(error)
     return items
 

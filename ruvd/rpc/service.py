@@ -3,6 +3,7 @@
 Errors pass through to the interceptor.
 """
 
+import contextlib
 import logging
 from contextlib import aclosing
 from dataclasses import replace
@@ -11,9 +12,11 @@ from typing import Any
 
 from grpc.aio import ServicerContext
 
+from ruvd.core.completions import allowances
+from ruvd.core.completions.allowances import is_allowed
 from ruvd.core.completions.batch import Batches, BatchOutcome, BatchSummary
 from ruvd.core.completions.registry import CompletionRegistry
-from ruvd.core.errors import PermissionDenied
+from ruvd.core.errors import PermissionDenied, SessionEvicted, SessionExpired, SessionNotFound
 from ruvd.core.ports.engine import Engine
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import HistoryPage, SessionPolicy
@@ -130,8 +133,20 @@ class SessionService(pb_grpc.SessionServiceServicer):
     async def ForkSession(  # noqa: D102, N802
         self, request: pb.ForkSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.ForkSessionResponse:
-        state = await self._commands.fork(requests.fork_session(request, self._limits))
+        new = requests.fork_session(request, self._limits)
+        await self._check_model(new.parent_id)
+        state = await self._commands.fork(new)
         return pb.ForkSessionResponse(session=convert.session(state))
+
+    async def _check_model(self, session_id: str) -> None:
+        """Raises PermissionDenied if the session's model is no longer allowed to its tenant."""
+        limits = self._limits.limits_of(caller.tenant())
+        if limits.models is None:
+            return
+        with contextlib.suppress(SessionNotFound, SessionEvicted, SessionExpired):
+            state = await self._sessions.get(session_id)
+            if state.session.model:
+                allowances.check_model(state.session.model, limits)
 
     async def EndSession(  # noqa: D102, N802
         self, request: pb.EndSessionRequest, context: ServicerContext[Any, Any]
@@ -143,7 +158,8 @@ class SessionService(pb_grpc.SessionServiceServicer):
     async def ListModels(  # noqa: D102, N802
         self, request: pb.ListModelsRequest, context: ServicerContext[Any, Any]
     ) -> pb.ListModelsResponse:
-        models = await self._engine.models()
+        allowed = self._limits.limits_of(caller.tenant()).models
+        models = [each for each in await self._engine.models() if is_allowed(each, allowed)]
         return pb.ListModelsResponse(models=models, default_model=self._engine.model)
 
     async def GetSessionMetrics(  # noqa: D102, N802

@@ -6,6 +6,7 @@ BadRequest that names every wrong field, and a RetryInfo where waiting helps.
 
 import math
 import string
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +17,13 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc.aio import ServicerContext
 
 from ruvd.core import errors
-from ruvd.core.errors import InvalidRequest, QuotaExceeded, RuvdError
+from ruvd.core.errors import (
+    FieldViolation,
+    InvalidRequest,
+    PermissionDenied,
+    QuotaExceeded,
+    RuvdError,
+)
 
 DOMAIN = "ruvd"
 # A status travels in trailing metadata, for which gRPC's default limit is 8 KiB, with base64.
@@ -80,8 +87,8 @@ def to_status(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]
     details: list[ProtoMessage] = [_info(error.reason())]
     if isinstance(error, QuotaExceeded):
         details = [_info(error.reason(), {"quota": error.quota})]
-    if isinstance(error, InvalidRequest):
-        details.append(_bad_request(error))
+    if isinstance(error, InvalidRequest | PermissionDenied) and error.violations:
+        details.append(_bad_request(error.violations))
     seconds = error.retry_after_seconds
     if seconds is not None and not math.isnan(seconds):
         delay = duration_pb2.Duration(nanos=0)
@@ -90,14 +97,14 @@ def to_status(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]
     return _status(CODES[type(error)], str(error), details)
 
 
-def _bad_request(error: InvalidRequest) -> error_details_pb2.BadRequest:
+def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
     """Returns the violations that fit, and a last one with the number of the others, if any."""
     bad = error_details_pb2.BadRequest()
-    for number, violation in enumerate(error.violations):
+    for number, violation in enumerate(violations):
         field, description = _cut(violation.field, 200), _cut(violation.description, 400)
         if bad.ByteSize() + len(field) + len(description) > _MAX_DETAIL_BYTES:
             bad.field_violations.add(
-                field="request", description=f"{len(error.violations) - number} more are wrong"
+                field="request", description=f"{len(violations) - number} more are wrong"
             )
             break
         bad.field_violations.add(field=field, description=description)

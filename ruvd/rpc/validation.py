@@ -6,15 +6,16 @@ a caller's request is fulfilled or refused, and no part of it is ignored.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from google.protobuf import unknown_fields
 from google.protobuf.message import Message as ProtoMessage
 
-from ruvd.core.errors import FieldViolation, InvalidRequest
+from ruvd.core.errors import FieldViolation, InvalidRequest, PermissionDenied
 from ruvd.core.model import ContextWindow, Message, Role, ToolCall
+from ruvd.core.tenant_limits import LimitsOf, unlimited
 from ruvd.rpc import convert
 from ruvd.v1 import session_service_pb2 as pb
 
@@ -41,6 +42,7 @@ class RequestLimits:
     max_messages: int = 1000
     max_grace_seconds: float = 600.0
     max_tool_calls: int = 128
+    limits_of: LimitsOf = unlimited
 
 
 class Checker:
@@ -48,6 +50,7 @@ class Checker:
 
     def __init__(self, request: ProtoMessage, limits: RequestLimits) -> None:
         self._violations: list[FieldViolation] = []
+        self._denials: list[FieldViolation] = []
         self._more = 0
         self.limits = limits
         if (size := request.ByteSize()) > limits.max_request_bytes:
@@ -67,18 +70,24 @@ class Checker:
         else:
             self._more += 1
 
+    def deny(self, denials: Iterable[FieldViolation]) -> None:
+        """Adds fields that the tenant may not use. Violations are told before them."""
+        self._denials += denials
+
     def check(self, ok: bool, field: str, description: str) -> None:  # noqa: FBT001  # a predicate
         """Adds a violation unless the field is `ok`."""
         if not ok:
             self.refuse(field, description)
 
     def raise_if_wrong(self) -> None:
-        """Raises InvalidRequest with all violations, if there are any."""
+        """Raises InvalidRequest with all violations, or PermissionDenied, if there are any."""
         if self._more:
             text = f"{self._more} more of its fields are wrong"
             self._violations.append(FieldViolation("request", text))
         if self._violations:
             raise InvalidRequest(self._violations)
+        if self._denials:
+            raise PermissionDenied(self._denials[:_MAX_VIOLATIONS])
 
 
 def request_id(check: Checker, request_id: str) -> None:

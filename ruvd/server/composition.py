@@ -81,7 +81,9 @@ def build_core(
             Rendering(settings.rendering),
         ),
     )
+    limits_of = limits_by_tenant(settings.tenant_limits)
     limits = RequestLimits(
+        limits_of=limits_of,
         max_request_bytes=settings.max_request_bytes,
         max_message_bytes=settings.max_message_bytes,
         max_messages=settings.max_messages,
@@ -97,7 +99,6 @@ def build_core(
     )
     sessions = SessionRegistry(store, clock, observer, policy)
     commands = SessionCommands(sessions, store, clock, observer, policy)
-    limits_of = limits_by_tenant(settings.tenant_limits)
     completions = CompletionRegistry(
         sessions, engine, clock, observer, completion_policy, limits_of
     )

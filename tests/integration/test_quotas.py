@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
 import h2.config
@@ -16,46 +15,15 @@ import pytest
 from answers import STALL, text
 from google.rpc import error_details_pb2, status_pb2
 from running import RunningDaemon, StartDaemon
+from tenant_calls import Tenant, tenants
 from upstream import Upstream, serving
 from wire import say, turn
 
-from ruvd.rpc.identity import tokens
-from ruvd.rpc.identity.caller import Role
 from ruvd.v1 import session_service_pb2 as pb
-from ruvd.v1 import session_service_pb2_grpc as pb_grpc
 
 MOST = 2  # of ann's completions
 FLOOD = 50 * MOST
 SECONDS = 60.0
-
-
-class Tenant:
-    """A tenant's stub and token."""
-
-    def __init__(self, channel: grpc.aio.Channel, token: str) -> None:
-        self.token = token
-        self._stub = pb_grpc.SessionServiceStub(channel)
-        self._metadata = (("authorization", f"Bearer {token}"),)
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._stub, name)
-        return lambda request, **call: method(request, metadata=self._metadata, **call)
-
-
-@asynccontextmanager
-async def tenants(
-    start: StartDaemon, folder: Path, *flags: str, limits: Sequence[str]
-) -> AsyncIterator[tuple[RunningDaemon, Tenant, Tenant]]:
-    """Runs a daemon with these limits of tenants, and yields it with ann and bob."""
-    made = [tokens.create(name, Role.USER) for name in ("ann", "bob")]
-    file = folder / "tokens"
-    file.write_text("".join(f"{line}\n" for _, line in made))
-    rules = [part for limit in limits for part in ("--tenant-limits", limit)]
-    async with (
-        start("--tokens-file", str(file), *rules, *flags) as running,
-        grpc.aio.insecure_channel(running.socket) as channel,
-    ):
-        yield running, Tenant(channel, made[0][0]), Tenant(channel, made[1][0])
 
 
 def quota(error: grpc.aio.AioRpcError) -> tuple[str, str, float]:

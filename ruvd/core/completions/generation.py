@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
+from ruvd.core.completions import allowances
 from ruvd.core.completions.event_log import EventLog
 from ruvd.core.completions.scheduler import SlotScheduler
 from ruvd.core.errors import ContextTooLong, EngineRejected, EngineUnavailable
@@ -34,6 +35,7 @@ from ruvd.core.ports.engine import (
 )
 from ruvd.core.ports.events import EngineTaken, Observer
 from ruvd.core.sessions import window
+from ruvd.core.tenant_limits import LimitsOf, unlimited
 from ruvd.core.tenants import tenant_of
 from ruvd.core.values import value
 
@@ -135,8 +137,10 @@ class AnswerGenerator:
         scheduler: SlotScheduler,
         observer: Observer,
         max_answer_bytes: int,
+        limits_of: LimitsOf = unlimited,
     ) -> None:
         self._max_answer_bytes = max_answer_bytes
+        self._limits_of = limits_of
         self._engine = engine
         self._clock = clock
         self._scheduler = scheduler
@@ -149,9 +153,11 @@ class AnswerGenerator:
     async def generate(self, prompt: Prompt, log: EventLog, answer: Answer) -> EngineDone:
         """Fills `log` and `answer` with one generation, once the engine is up and has a slot.
 
-        No slot is held while the engine starts. Raises as `Engine.ready` and `Engine.generate` do.
+        No slot is held while the engine starts. Raises as `Engine.ready` and `Engine.generate` do,
+        and PermissionDenied for a model that the tenant may not use.
         """
         session, tenant = prompt.session, tenant_of(prompt.completion_id)
+        allowances.check_model(self.model(prompt.options, session), self._limits_of(tenant))
         limit = self._engine.window_tokens if session.id else None
         plan = window.plan(session, prompt.history, prompt.messages, default_max_tokens=limit)
         while True:
@@ -197,10 +203,15 @@ class AnswerGenerator:
         if own and not options.model:
             options = replace(options, model=own)
         tenant = tenant_of(prompt.completion_id)
+        limits = self._limits_of(tenant)
+        options = allowances.with_ceiling(options, limits)
         request = EngineRequest(
             plan.messages, options, prompt.session.id, prompt.prefix_key, tenant=tenant
         )
-        room = self._max_answer_bytes
+        most = self._max_answer_bytes
+        if limits.max_answer_bytes is not None:
+            most = min(most, limits.max_answer_bytes)
+        room = most
         async with aclosing(self._engine.generate(request)) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, EngineDone):
@@ -208,7 +219,7 @@ class AnswerGenerator:
                     continue
                 if answer.first_output is None:
                     answer.first_output = self._clock.monotonic()
-                room -= self._append(chunk, log, answer, room)
+                room -= _append(chunk, log, answer, room, most)
                 if room < 0:
                     word = "max_answer_bytes"
                     answer.done = EngineDone(FinishReason.LENGTH, raw_finish_reason=word)
@@ -217,41 +228,42 @@ class AnswerGenerator:
             raise EngineUnavailable("the engine's answer ended before it was complete")
         return answer.done
 
-    def _append(
-        self,
-        chunk: EngineText | EngineReasoning | ToolCallDelta,
-        log: EventLog,
-        answer: Answer,
-        room: int,
-    ) -> int:
-        """Adds as much of a chunk as there is room for, and returns the size of the whole chunk.
 
-        Raises EngineRejected if an answer with tool calls is too long: half a call is useless.
-        """
-        if isinstance(chunk, ToolCallDelta):
-            text = f"{chunk.id}{chunk.name}{chunk.arguments}"
-            size = _DELTA_BYTES + len(text.encode())
-        else:
-            text = chunk.text
-            size = len(text.encode())
-        if size > room:
-            if answer.tool_calls or isinstance(chunk, ToolCallDelta):
-                raise EngineRejected(
-                    f"the answer with its tool calls has more than {self._max_answer_bytes} bytes"
-                    " (max_answer_bytes)"
-                )
-            text = text.encode()[:room].decode(errors="ignore")
-        match chunk:
-            case EngineText():
-                answer.text.append(text)
-                log.append_text(text)
-            case EngineReasoning():
-                answer.reasoning.append(text)
-                log.append_reasoning(text)
-            case ToolCallDelta():
-                answer.tool_calls.setdefault(chunk.index, []).append(chunk)
-                log.append_tool_call(chunk)
-        return size
+def _append(
+    chunk: EngineText | EngineReasoning | ToolCallDelta,
+    log: EventLog,
+    answer: Answer,
+    room: int,
+    most: int,
+) -> int:
+    """Adds as much of a chunk as there is room for, and returns the size of the whole chunk.
+
+    Raises EngineRejected if an answer of more than `most` bytes has tool calls: half a call is
+    useless.
+    """
+    if isinstance(chunk, ToolCallDelta):
+        text = f"{chunk.id}{chunk.name}{chunk.arguments}"
+        size = _DELTA_BYTES + len(text.encode())
+    else:
+        text = chunk.text
+        size = len(text.encode())
+    if size > room:
+        if answer.tool_calls or isinstance(chunk, ToolCallDelta):
+            raise EngineRejected(
+                f"the answer with its tool calls has more than {most} bytes (max_answer_bytes)"
+            )
+        text = text.encode()[:room].decode(errors="ignore")
+    match chunk:
+        case EngineText():
+            answer.text.append(text)
+            log.append_text(text)
+        case EngineReasoning():
+            answer.reasoning.append(text)
+            log.append_reasoning(text)
+        case ToolCallDelta():
+            answer.tool_calls.setdefault(chunk.index, []).append(chunk)
+            log.append_tool_call(chunk)
+    return size
 
 
 def _tool_call(deltas: Sequence[ToolCallDelta], data: str) -> ToolCall:

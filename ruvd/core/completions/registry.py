@@ -55,7 +55,7 @@ class CompletionRegistry:
             engine.slots, policy.batch_share, lambda tenant: limits_of(tenant).weight
         )
         self._generator = AnswerGenerator(
-            engine, clock, self.scheduler, observer, policy.max_answer_bytes
+            engine, clock, self.scheduler, observer, policy.max_answer_bytes, limits_of
         )
         self.quotas = TenantQuotas(limits_of, clock, policy.batch_share)
         self._turns = TurnRunner(sessions, self._generator, clock, observer)
