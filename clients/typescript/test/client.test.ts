@@ -15,6 +15,7 @@ import { W3CTraceContextPropagator } from "@opentelemetry/core";
 
 import { Client, FinishReason, OnDisconnect, Role, RuvdError, status } from "../src/client.js";
 import type { Completion } from "../src/client.js";
+import { Finished, Started } from "../src/v1/ruvd/v1/session_service.js";
 import type { CompleteRequest, CompletionEvent } from "../src/v1/ruvd/v1/session_service.js";
 import { ScriptedDaemon } from "./scripted-daemon.js";
 import type { Script } from "./scripted-daemon.js";
@@ -23,8 +24,7 @@ const LOST = { end: { code: status.UNAVAILABLE } };
 const FORGOTTEN = { end: { code: status.NOT_FOUND, reason: "COMPLETION_NOT_FOUND" } };
 
 function started(completionId = "c-1"): CompletionEvent {
-  const rest = { sessionCreated: false, model: "", contextMessages: 1, contextTrimmed: false };
-  return { sequence: 1, started: { completionId, sessionId: "", ...rest } };
+  return { sequence: 1, started: Started.fromPartial({ completionId }) };
 }
 
 function delta(sequence: number, text: string): CompletionEvent {
@@ -32,17 +32,9 @@ function delta(sequence: number, text: string): CompletionEvent {
 }
 
 function finished(sequence: number, content: string): CompletionEvent {
-  const message = {
-    role: Role.ROLE_ASSISTANT,
-    content,
-    toolCalls: [],
-    toolCallId: "",
-    reasoning: "",
-    engineData: "",
-  };
+  const message = { role: Role.ROLE_ASSISTANT, content };
   const finishReason = FinishReason.FINISH_REASON_STOP;
-  const nothing = { usage: undefined, timings: undefined, exchangeCount: 0, rawFinishReason: "" };
-  return { sequence, finished: { finishReason, message, ...nothing } };
+  return { sequence, finished: Finished.fromPartial({ finishReason, message }) };
 }
 
 async function read(answer: Completion): Promise<{ texts: string[]; error: unknown }> {
@@ -281,7 +273,7 @@ describe("a caller that leaves", () => {
 
   it("by the timeout, even without reading on, gets DEADLINE_EXCEEDED", async () => {
     await against([open], async (client, daemon) => {
-      const answer = client.complete("hi", { timeoutMs: 100 });
+      const answer = client.complete("hi", { timeoutMs: 2000 });
       await answer[Symbol.asyncIterator]().next();
       await daemon.until(() => daemon.cancelled === 1);
       failsWith((await read(answer)).error, status.DEADLINE_EXCEEDED, "");
@@ -387,8 +379,11 @@ describe("a request", () => {
 
   it("has the options of the proto by their names", async () => {
     const toolChoice = { function: "weather" };
-    const { sessionId, options, messages } = await sent({ sessionId: "s", seed: 7, toolChoice });
+    const fields = { sessionId: "s", recreateIfGone: true, seed: 7, toolChoice };
+    const { sessionId, recreateIfGone, options, messages } = await sent(fields);
     assert.equal(sessionId, "s");
+    assert.equal(recreateIfGone, true);
+    assert.equal((await sent({})).recreateIfGone, false);
     assert.equal(options?.seed, 7);
     assert.equal(options.toolChoice?.function, "weather");
     assert.equal(options.temperature, undefined);

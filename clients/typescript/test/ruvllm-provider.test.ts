@@ -16,6 +16,7 @@ import type { Message } from "../src/client.js";
 import { fromCall, toResponse, unsentMessages } from "../src/ruvllm-messages.js";
 import { LLMProviderError, RuvllmProvider } from "../src/ruvllm-provider.js";
 import type { LLMCompletionResponse, LLMMessageParam } from "../src/ruvllm-provider.js";
+import { Finished } from "../src/v1/ruvd/v1/session_service.js";
 
 const NOBODY = "127.0.0.1:1";
 const ENGINE = process.env.RUVD_ADDRESS ? (process.env.RUVD_ENGINE ?? "echo") : "none";
@@ -119,24 +120,18 @@ describe("a converted call", () => {
 });
 
 describe("a converted answer", () => {
-  const finished = {
+  const finished = Finished.fromPartial({
     finishReason: FinishReason.FINISH_REASON_TOOL_CALLS,
     message: {
       role: Role.ROLE_ASSISTANT,
-      content: "",
       toolCalls: [
-        { id: "c1", name: "weather", arguments: '{"city": "Bern"}', engineData: "" },
-        { id: "c2", name: "weather", arguments: "{broken", engineData: "" },
+        { id: "c1", name: "weather", arguments: '{"city": "Bern"}' },
+        { id: "c2", name: "weather", arguments: "{broken" },
       ],
-      toolCallId: "",
-      reasoning: "",
-      engineData: "",
     },
     usage: { promptTokens: 100, cachedTokens: 80, completionTokens: 7 },
-    timings: undefined,
     exchangeCount: 1,
-    rawFinishReason: "",
-  };
+  });
 
   it("has its tool calls after its text, and invalid JSON arguments as text", () => {
     const { content, stop_reason } = toResponse({ finished }, 1);
