@@ -1,4 +1,4 @@
-/** The program of clients/CONFORMANCE.md: `conformance scenario`, or `conformance restart`. */
+/** The program of clients/CONFORMANCE.md: `conformance scenario|restart`, or `conformance identity WAY`. */
 
 import { setTimeout as sleep } from "node:timers/promises";
 
@@ -14,6 +14,7 @@ import {
   status,
 } from "../src/client.js";
 import type { CompleteOptions, Completion, Session } from "../src/client.js";
+import { identity } from "./identity.js";
 
 const words = (count: number): string =>
   Array.from({ length: count }, (_, index) => `w${String(index + 1)}`).join(" ");
@@ -297,8 +298,12 @@ async function restart(client: Client): Promise<void> {
   await client.getSession("omega").then(printSession, printError);
 }
 
-const program = { scenario, restart }[process.argv[2] ?? ""];
-if (!program) throw new Error("usage: conformance scenario|restart");
-const client = new Client();
-await program(client);
-client.close();
+const [name = "", way = ""] = process.argv.slice(2);
+if (name === "identity") await identity(way);
+else {
+  const program = { scenario, restart }[name];
+  if (!program) throw new Error("usage: conformance scenario|restart, or conformance identity WAY");
+  const client = new Client();
+  await program(client);
+  client.close();
+}

@@ -10,6 +10,8 @@ import { Completion } from "./completion.js";
 import { Connection } from "./connection.js";
 import type { CallLimits, Method } from "./connection.js";
 import { REQUEST_TOO_LARGE, RuvdError } from "./errors.js";
+import { securityOf } from "./security.js";
+import type { SecurityOptions } from "./security.js";
 import type { Duration } from "./v1/google/protobuf/duration.js";
 import * as v1 from "./v1/ruvd/v1/session_service.js";
 import { Message, Role, SessionServiceService as service } from "./v1/ruvd/v1/session_service.js";
@@ -22,6 +24,7 @@ export { Batch, Completion, REQUEST_TOO_LARGE, RuvdError };
 export type { BatchOptions, CallLimits };
 export type { BatchOutcome } from "./batch.js";
 export type { FieldViolation } from "./errors.js";
+export type { SecurityOptions, Tls, Token } from "./security.js";
 
 /** The default address of the daemon. */
 export const DEFAULT_ADDRESS = "127.0.0.1:50051";
@@ -33,7 +36,7 @@ const GRACE_MS = 10_000;
 const PAGE_SIZE = 1000;
 
 /** Options of a client. */
-export interface ClientOptions {
+export interface ClientOptions extends SecurityOptions {
   /** The timeout of unary calls, in milliseconds. */
   timeoutMs?: number | undefined;
   /** How long the client tries to resume a broken stream, in milliseconds: 10,000 by default. */
@@ -83,7 +86,7 @@ const HEALTH_CHECK: Method<string, boolean> = {
  * A client of ruvd, which connects at its first call. One is enough for a service.
  *
  * `address` is `host:port` or `unix:PATH`, by default RUVD_ADDRESS or 127.0.0.1:50051. Every method
- * fails with RuvdError.
+ * fails with RuvdError, and so does creating a client whose token or TLS files cannot be used.
  */
 export class Client {
   readonly address: string;
@@ -91,11 +94,11 @@ export class Client {
   readonly #timeoutMs: number | undefined;
   readonly #reconnectMs: number;
 
-  constructor(address?: string, { timeoutMs, reconnectMs = GRACE_MS }: ClientOptions = {}) {
+  constructor(address?: string, options: ClientOptions = {}) {
     this.address = address ?? (process.env.RUVD_ADDRESS || DEFAULT_ADDRESS);
-    this.#connection = new Connection(this.address);
-    this.#timeoutMs = timeoutMs;
-    this.#reconnectMs = reconnectMs;
+    this.#connection = new Connection(this.address, securityOf(this.address, options));
+    this.#timeoutMs = options.timeoutMs;
+    this.#reconnectMs = options.reconnectMs ?? GRACE_MS;
   }
 
   /** Creates a session before its first turn. */

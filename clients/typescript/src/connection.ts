@@ -3,9 +3,11 @@
 import { on } from "node:events";
 import { createRequire } from "node:module";
 
-import { Client, Metadata, credentials } from "@grpc/grpc-js";
+import { Client, Metadata } from "@grpc/grpc-js";
+import type { CallCredentials } from "@grpc/grpc-js";
 
 import { RuvdError, cancelled } from "./errors.js";
+import type { Security } from "./security.js";
 import { CancelCompletionRequest, SessionServiceService } from "./v1/ruvd/v1/session_service.js";
 import { serviceConfig } from "./v1/service_config.js";
 
@@ -40,12 +42,14 @@ export interface CallLimits {
 /** A connection, opened by the first call. Every call fails with RuvdError. */
 export class Connection {
   readonly #grpc: Client;
+  readonly #credentials: CallCredentials;
   readonly #streams = new Set<() => void>();
   readonly #pendingCancels = new Set<Promise<unknown>>();
   #closed = false;
 
-  constructor(address: string) {
-    this.#grpc = new Client(address, credentials.createInsecure(), OPTIONS);
+  constructor(address: string, security: Security) {
+    this.#grpc = new Client(address, security.channel, { ...OPTIONS, ...security.options });
+    this.#credentials = security.calls;
   }
 
   /** Makes a unary call. */
@@ -55,7 +59,7 @@ export class Connection {
     { timeoutMs = Infinity, metadata = traceMetadata() } = {},
   ): Promise<Response> {
     if (this.#closed) throw cancelled();
-    const options = { deadline: Date.now() + timeoutMs };
+    const options = { deadline: Date.now() + timeoutMs, credentials: this.#credentials };
     return new Promise((resolve, reject) => {
       const done = (error: unknown, response?: Response) => {
         if (response === undefined) reject(RuvdError.of(error));
@@ -72,7 +76,7 @@ export class Connection {
     { signal, metadata, deadline }: { signal: AbortSignal; metadata: Metadata; deadline: number },
   ): AsyncGenerator<Response, void, undefined> {
     signal.throwIfAborted();
-    const options = { deadline };
+    const options = { deadline, credentials: this.#credentials };
     const call = this.#grpc.makeServerStreamRequest(path, write, read, request, metadata, options);
     call.on("error", () => undefined); // An abandoned call also emits an error.
     const cancel = () => {

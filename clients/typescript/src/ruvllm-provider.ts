@@ -9,7 +9,7 @@
 import { randomUUID } from "node:crypto";
 
 import { Client } from "./client.js";
-import type { CompleteRequestInit, Message } from "./client.js";
+import type { CompleteRequestInit, Message, SecurityOptions } from "./client.js";
 import {
   LLMProviderError,
   failedItem,
@@ -49,7 +49,8 @@ type DecidedByTheDaemon =
   | "sonaConfig"; // prettier-ignore
 
 /** Options of the provider. */
-export interface RuvllmProviderConfig extends Partial<Record<DecidedByTheDaemon, unknown>> {
+export interface RuvllmProviderConfig
+  extends SecurityOptions, Partial<Record<DecidedByTheDaemon, unknown>> {
   /** The daemon: `host:port` or `unix:PATH`. Default: `RUVD_ADDRESS` or 127.0.0.1:50051. */
   address?: string | undefined;
   /** Whether `metadata.sessionId` selects a session; if not, calls are stateless. Default: true. */
@@ -94,11 +95,13 @@ export class RuvllmProvider {
   /** Connects, once. Throws LLMProviderError INIT_ERROR if no daemon answers. */
   async initialize(): Promise<void> {
     if (this.#sessions.client) return;
-    const client = new Client(this.#config.address);
+    const { address, token, tls } = this.#config;
+    let client: Client | undefined;
     try {
+      client = new Client(address, { token, tls });
       this.#sessions.daemonMetrics = await client.getSessionMetrics();
     } catch (error) {
-      client.close();
+      client?.close();
       throw providerError("Cannot reach ruvd", "INIT_ERROR", error);
     }
     this.#sessions.client = client;

@@ -9,6 +9,9 @@ import { RuvdError, SessionView } from "./client.js";
 import type { Client, Message, Session, SessionMetrics as DaemonMetrics } from "./client.js";
 import { contextOf, defined } from "./ruvllm-messages.js";
 
+/** The reasons of the errors for a session that the daemon does not have, or no longer. */
+const LOST = new Set(["SESSION_NOT_FOUND", "SESSION_EVICTED", "SESSION_EXPIRED"]);
+
 /** A snapshot of a session. The object stays the same while the provider has the session. */
 export interface SessionInfo {
   id: string;
@@ -128,7 +131,7 @@ export class OpenSessions {
 
   /** Returns whether the daemon has lost the session, which its next call then creates again. */
   forgetIfLost(entry: SessionEntry | undefined, error: unknown): boolean {
-    const lost = error instanceof RuvdError && error.reason === "SESSION_NOT_FOUND";
+    const lost = error instanceof RuvdError && LOST.has(error.reason);
     if (!entry || !lost) return false;
     entry.opened = undefined;
     entry.history = [];

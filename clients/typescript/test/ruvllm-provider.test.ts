@@ -11,11 +11,13 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 
-import { Client, FinishReason, Role, RuvdError, SessionView } from "../src/client.js";
+import { Client, FinishReason, Role, RuvdError, SessionView, status } from "../src/client.js";
 import type { Message } from "../src/client.js";
 import { fromCall, toResponse, unsentMessages } from "../src/ruvllm-messages.js";
 import { LLMProviderError, RuvllmProvider } from "../src/ruvllm-provider.js";
 import type { LLMCompletionResponse, LLMMessageParam } from "../src/ruvllm-provider.js";
+import { OpenSessions } from "../src/ruvllm-sessions.js";
+import { ErrorInfo } from "../src/v1/google/rpc/error_details.js";
 import { Finished } from "../src/v1/ruvd/v1/session_service.js";
 
 const NOBODY = "127.0.0.1:1";
@@ -211,6 +213,29 @@ describe("without a daemon", () => {
     assert.equal(health.healthy, false);
     assert.match(health.error ?? "", /initialize/);
     await provider.shutdown();
+  });
+
+  it("a token that would be sent in plain text is an error of initialize", async () => {
+    const provider = new RuvllmProvider({ address: "192.0.2.1:1", token: "secret" });
+    await assert.rejects(provider.initialize(), { code: "INIT_ERROR", retryable: false });
+  });
+
+  it("a session that the daemon has ended by itself is created again", () => {
+    const sessions = new OpenSessions(60_000, 1);
+    for (const reason of ["SESSION_NOT_FOUND", "SESSION_EVICTED", "SESSION_EXPIRED"]) {
+      const entry = sessions.use("s");
+      entry.opened = Promise.resolve();
+      entry.history = convert(user("one"));
+      const info = ErrorInfo.encode(ErrorInfo.fromPartial({ domain: "ruvd", reason })).finish();
+      const detail = {
+        typeUrl: "type.googleapis.com/google.rpc.ErrorInfo",
+        value: Buffer.from(info),
+      };
+      assert.ok(sessions.forgetIfLost(entry, new RuvdError(status.NOT_FOUND, "gone", [detail])));
+      assert.deepEqual([entry.opened, entry.history], [undefined, []]);
+    }
+    const entry = sessions.use("s");
+    assert.ok(!sessions.forgetIfLost(entry, new RuvdError(status.NOT_FOUND, "a proxy's")));
   });
 
   it("limits that allow no session are rejected", () => {

@@ -23,8 +23,8 @@ export interface Script {
   end?: "ok" | { code: status; reason?: string; domain?: string };
 }
 
-/** A received call: its method, its request and its `traceparent`. */
-export type Received = { traceparent: string } & (
+/** A received call: its method, its request and two headers. */
+export type Received = { traceparent: string; authorization: string } & (
   | { method: "Complete"; request: CompleteRequest }
   | { method: "ResumeCompletion"; request: ResumeCompletionRequest }
   | { method: "CancelCompletion"; request: CancelCompletionRequest }
@@ -48,21 +48,26 @@ export class ScriptedDaemon {
   async listen(address = "127.0.0.1:0"): Promise<this> {
     const implementation: UntypedServiceImplementation = {
       complete: (call: ServerWritableStream<CompleteRequest, CompleteResponse>) => {
-        const traceparent = traceOf(call.metadata);
-        this.#record({ method: "Complete", request: call.request, traceparent });
+        this.#record({ method: "Complete", request: call.request, ...headers(call.metadata) });
         this.#play(call);
       },
       resumeCompletion: (call: ServerWritableStream<ResumeCompletionRequest, CompleteResponse>) => {
-        const traceparent = traceOf(call.metadata);
-        this.#record({ method: "ResumeCompletion", request: call.request, traceparent });
+        this.#record({
+          method: "ResumeCompletion",
+          request: call.request,
+          ...headers(call.metadata),
+        });
         this.#play(call);
       },
       cancelCompletion: (
         call: { request: CancelCompletionRequest; metadata: Metadata },
         answer: (error: null, response: object) => void,
       ) => {
-        const traceparent = traceOf(call.metadata);
-        this.#record({ method: "CancelCompletion", request: call.request, traceparent });
+        this.#record({
+          method: "CancelCompletion",
+          request: call.request,
+          ...headers(call.metadata),
+        });
         answer(null, {});
       },
     };
@@ -125,6 +130,9 @@ function errorOf({ code, reason, domain = "ruvd" }: Exclude<Script["end"], "ok" 
   return Object.assign(new Error("as scripted"), { code, details: "as scripted", metadata });
 }
 
-function traceOf(metadata: Metadata): string {
-  return metadata.get("traceparent").map(String).join();
+function headers(metadata: Metadata): { traceparent: string; authorization: string } {
+  const [traceparent = "", authorization = ""] = ["traceparent", "authorization"].map((name) =>
+    metadata.get(name).map(String).join(),
+  );
+  return { traceparent, authorization };
 }
