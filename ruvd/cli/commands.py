@@ -17,8 +17,8 @@ counts. `ruvd config` shows the result. OTEL_* variables say where traces and me
 SIGTERM and SIGINT let running turns end within drain_seconds; a second one stops at once. SIGUSR1
 turns readiness off. SIGUSR2 switches between debug and the configured log level.
 
-Exit codes: 0 stopped, 2 invalid settings, 3 cannot listen, 4 the store is in use or was written by
-a newer ruvd, 130 or 143 stopped at once by a second signal."""
+Exit codes: 0 stopped, 2 invalid settings or a missing key of the store, 3 cannot listen, 4 the
+store is in use or was written by a newer ruvd, 130 or 143 stopped at once by a second signal."""
 
 _CONFIG = """Show the settings that `ruvd serve` would use, and the source of each.
 
@@ -87,6 +87,12 @@ _CREATE = """Make a bearer token for a daemon that has a tokens_file.
 It is printed once; FILE gets only its hash. A running daemon takes a changed file within seconds.
 To revoke a token, remove its line."""
 
+_CREATE_KEY = """Make a key for a daemon that has an encryption_key_file.
+
+The new key becomes the first one of FILE, which encrypts; the keys after it open what they have
+encrypted before. A running daemon takes a changed file within seconds. `ruvd rekey` says when the
+older keys are no longer needed. Keep a copy of FILE elsewhere: without it nothing can be read."""
+
 app = cyclopts.App(
     name="ruvd",
     help=_HELP,
@@ -119,3 +125,7 @@ app.command(sessions)
 token = cyclopts.App(name="token", help="Make the tokens that callers are known by.")
 token.command("ruvd.cli.tokens:create", name="create", help=_CREATE)
 app.command(token)
+
+key = cyclopts.App(name="key", help="Make the keys that encrypt what the daemon stores.")
+key.command("ruvd.cli.keys:create", name="create", help=_CREATE_KEY)
+app.command(key)

@@ -83,7 +83,7 @@ def _group(name: str) -> str:
 def serve(settings: Settings, _: dict[str, str]) -> int:
     """Runs `ruvd serve`; returns its exit code."""
     # Imported only now, so that invalid settings are reported at once.
-    from ruvd.core.ports.store import StoreLocked
+    from ruvd.core.ports.store import StoreLocked, StoreSealed
     from ruvd.rpc.watched_files import FilesInvalid
     from ruvd.server import logs, runtime_tuning
     from ruvd.server.daemon import Daemon
@@ -98,7 +98,7 @@ def serve(settings: Settings, _: dict[str, str]) -> int:
     try:
         with runtime_tuning.event_loop_runner() as runner:
             return runner.run(run())
-    except FilesInvalid as error:
+    except (FilesInvalid, StoreSealed) as error:
         return _print_failure(str(error), _USAGE)
     except AddressUnavailable as error:
         return _print_failure(str(error), _CANNOT_LISTEN)

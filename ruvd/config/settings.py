@@ -17,7 +17,7 @@ from pydantic_settings import (
 )
 
 from ruvd.config.engine_settings import EngineSettings
-from ruvd.config.fields import setting
+from ruvd.config.fields import OptionalPath, setting
 from ruvd.config.listening import ListeningSettings
 from ruvd.config.store_settings import StoreSettings
 
@@ -47,6 +47,13 @@ class Settings(EngineSettings, ListeningSettings, StoreSettings):
         "Store",
         "normal",
         "What a committed turn survives: a killed daemon (normal) or also a power cut (full).",
+    )
+
+    encryption_key_file: OptionalPath = setting(
+        "Store",
+        None,
+        "File with the keys that encrypt stored conversations and KV states, which "
+        "`ruvd key create` makes. It is read again when it changes. Unset: no encryption.",
     )
 
     sessions_enabled: bool = _sessions(
@@ -141,6 +148,10 @@ class Settings(EngineSettings, ListeningSettings, StoreSettings):
     def _together(self) -> Self:
         if self.max_exchanges and self.keep_exchanges > self.max_exchanges:
             raise ValueError("keep_exchanges must be at most max_exchanges")
+        if self.encryption_key_file and self.is_postgres:
+            raise ValueError(
+                "encryption_key_file is for sqlite stores: let the PostgreSQL server encrypt its disk"
+            )
         return self
 
     @property

@@ -42,6 +42,7 @@ from ruvd.telemetry import conventions, environment
 
 if TYPE_CHECKING:
     from ruvd.rpc.identity.authenticator import Authenticator
+    from ruvd.sealing.keys import OperatorKeys
     from ruvd.telemetry.setup import Monitoring
 
 _log = logging.getLogger("ruvd.daemon")
@@ -156,9 +157,13 @@ def build_monitoring(settings: Settings, statistics: Statistics) -> "Monitoring 
 
 
 def build_store(
-    settings: Settings, clock: StoredClock, observer: Observer, start_task: StartTask
+    settings: Settings,
+    clock: StoredClock,
+    observer: Observer,
+    start_task: StartTask,
+    keys: "OperatorKeys | None",
 ) -> Store:
-    """Builds the store that the settings name."""
+    """Builds the store that the settings name. The keys encrypt the content of a sqlite store."""
     if settings.is_postgres:
         return _build_postgres(settings, clock, observer, start_task)
     path = settings.sqlite_path
@@ -168,7 +173,14 @@ def build_store(
         return MemoryStore()
     from ruvd.stores.sqlite.store import SqliteStore
 
-    return SqliteStore(path, durability=settings.durability, clock=clock, observer=observer)
+    sealing = None
+    if keys is not None:
+        from ruvd.stores.sqlite.sealed_rows import SealedRows
+
+        sealing = SealedRows(keys)
+    return SqliteStore(
+        path, durability=settings.durability, clock=clock, observer=observer, sealing=sealing
+    )
 
 
 def _build_postgres(

@@ -42,6 +42,7 @@ from ruvd.server.composition import (
     store_is_newer,
 )
 from ruvd.server.directories import report_loose_directories
+from ruvd.server.encryption import build_encryption
 from ruvd.server.observers import Observers
 from ruvd.server.security import build_security
 from ruvd.server.system_clock import SystemClock, read_boot_id
@@ -92,8 +93,9 @@ class Daemon:
             stack.push_async_callback(store_tasks.close)
             # In a thread, because importing an adapter reads files.
             monitoring = await asyncio.to_thread(build_monitoring, settings, statistics)
+            encryption = await asyncio.to_thread(build_encryption, settings)
             store = await asyncio.to_thread(
-                build_store, settings, clock, observers, store_tasks.start
+                build_store, settings, clock, observers, store_tasks.start, encryption.keys
             )
             if monitoring:
                 observers.add(monitoring)
@@ -118,6 +120,7 @@ class Daemon:
             health_service.running = lambda: core.completions.running
             memory = await asyncio.to_thread(build_memory_budget, settings, core, readiness)
             security = await asyncio.to_thread(build_security, settings)
+            security.watched += encryption.files
 
             def build(listener: NamedIdentity) -> grpc.aio.Server:
                 callers = security.callers(listener)

@@ -13,8 +13,10 @@ from postgres import Server, running
 
 from ruvd.core.ports.events import Event
 from ruvd.core.ports.store import Store
+from ruvd.sealing.keys import KeyRing, OperatorKeys
 from ruvd.stores.memory import MemoryStore
 from ruvd.stores.postgres.store import PostgresStore
+from ruvd.stores.sqlite.sealed_rows import SealedRows
 from ruvd.stores.sqlite.store import SqliteStore
 
 
@@ -28,6 +30,11 @@ def _memory(path: Path) -> Store:
 
 def _sqlite(path: Path) -> Store:
     return SqliteStore(path, clock=FrozenClock(), observer=_ignore)
+
+
+def _sealed(path: Path) -> Store:
+    sealing = SealedRows(OperatorKeys(KeyRing({"k": b"k" * 32})))
+    return SqliteStore(path, clock=FrozenClock(), observer=_ignore, sealing=sealing)
 
 
 def _postgres(conninfo: str) -> Store:
@@ -44,7 +51,9 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             yield server
 
 
-@pytest.fixture(params=[_memory, _sqlite, _postgres], ids=["memory", "sqlite", "postgres"])
+@pytest.fixture(
+    params=[_memory, _sqlite, _sealed, _postgres], ids=["memory", "sqlite", "sealed", "postgres"]
+)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     make: Callable[[Any], Store] = request.param
     if make is _postgres:

@@ -208,3 +208,7 @@ class StoreLocked(Exception):
 
 class SessionElsewhere(Exception):
     """Another daemon that shares the store has a turn in the session."""
+
+
+class StoreSealed(StoreLocked):
+    """The store is encrypted, and the keys for it are missing or wrong."""

@@ -14,17 +14,26 @@ from zlib import crc32
 Row: TypeAlias = tuple[Any, ...]
 
 
-def of_message(place: tuple[int, int, int], role: str, content: str, extra: str | None) -> int:
+def of_message(
+    place: tuple[int, int, int], role: str, content: str | bytes, extra: str | None
+) -> int:
     """Returns the checksum of a row of `messages` at a (branch, exchange, position)."""
+    if isinstance(content, bytes):
+        return crc32(content, crc32(f"{place} {role} {extra}\0".encode()))
     return crc32(f"{place} {role} {extra}\0{content}".encode())
 
 
 def of_session(columns: Row) -> int:
     """Returns the checksum of the columns of `sessions` after `pk` and before the checksum."""
+    content = columns[-1] if isinstance(columns[-1], bytes) else columns[-1].encode()
+    return crc32(content, crc32(session_head(columns)))
+
+
+def session_head(columns: Row) -> bytes:
+    """Returns what the checksum covers besides the last column, the system prompt."""
     # REAL columns return floats for the integers that were stored.
     created, idle_timeout = columns[1] + 0.0, columns[3] + 0.0
-    head = f"{columns[0]} {created} {idle_timeout} {columns[5:-1]}"
-    return crc32(columns[-1].encode(), crc32(head.encode()))
+    return f"{columns[0]} {created} {idle_timeout} {columns[5:-1]}".encode()
 
 
 def of_record(columns: Row) -> int:

@@ -9,7 +9,8 @@ import errno
 import fcntl
 import os
 import sqlite3
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -22,6 +23,7 @@ from ruvd.stores.sqlite.leftovers import check_leftovers
 from ruvd.stores.sqlite.page_file import PageFile
 from ruvd.stores.sqlite.read_only import check_schema, is_read_only, read_only_mode
 from ruvd.stores.sqlite.schema import MIGRATIONS, migrate, schema_version
+from ruvd.stores.sqlite.sealing import RowSealing, SealableConnection, attach
 
 Durability: TypeAlias = Literal["normal", "full"]
 
@@ -50,10 +52,16 @@ _ADVICE = {
 
 
 class DatabaseFile:
-    """A database file and its lock. Methods block: they are called on the store's threads."""
+    """A database file and its lock. Methods block: they are called on the store's threads.
 
-    def __init__(self, path: Path, durability: Durability) -> None:
+    `sealing` encrypts the content of rows, None leaves it plain.
+    """
+
+    def __init__(
+        self, path: Path, durability: Durability, sealing: RowSealing | None = None
+    ) -> None:
         self.path = path
+        self.sealing = sealing
         self.watch = FileWatch(path)
         self._durability = durability
         self._lock: int | None = None
@@ -71,7 +79,8 @@ class DatabaseFile:
         Raises StoreLocked, StoreUnavailable, OSError or sqlite3.Error.
         """
         try:
-            db = self._open_writer()
+            with _readable_errors(self.path):
+                db = self._open_writer()
         except BaseException as error:
             is_denied = isinstance(error, (OSError, sqlite3.Error))
             self.is_read_only = is_denied and is_read_only(self.path)
@@ -115,7 +124,9 @@ class DatabaseFile:
         mode = "mode=ro" if self.is_open else read_only_mode(self.path)
         db = connect_read_only(self.path, _BUSY_SECONDS, mode)
         try:
-            check_schema(db, self.path)
+            with _readable_errors(self.path):
+                check_schema(db, self.path)
+                attach(db, self.sealing, may_write=False)
         except BaseException:
             db.close()
             raise
@@ -222,6 +233,7 @@ class DatabaseFile:
         migrate(db, version)
         # Only a write proves that the file can be written.
         db.execute("UPDATE totals SET sessions = sessions")
+        attach(db, self.sealing, may_write=True)
 
     def _take_lock(self) -> None:
         if self._lock is not None:
@@ -252,6 +264,16 @@ class DatabaseFile:
         self._lock = lock
 
 
+@contextmanager
+def _readable_errors(path: Path) -> Generator[None, None, None]:
+    """Replaces the error for a message of SQLite's that names damaged text of the schema."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        advice = _ADVICE[sqlite3.SQLITE_CORRUPT]
+        raise StoreUnavailable(f"{path}: {advice} (malformed database schema)") from error
+
+
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return (status.st_dev, status.st_ino)
 
@@ -275,7 +297,9 @@ def connect_read_only(path: Path, busy_seconds: float, mode: str = "mode=ro") ->
 
 def _connect(path: Path, mode: str, busy_seconds: float) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?{mode}"
-    db = sqlite3.connect(uri, uri=True, timeout=busy_seconds, isolation_level=None)
+    db = sqlite3.connect(
+        uri, uri=True, timeout=busy_seconds, isolation_level=None, factory=SealableConnection
+    )
     db.text_factory = lenient_text
     return db
 

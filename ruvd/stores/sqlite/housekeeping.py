@@ -37,6 +37,8 @@ _STEP_PAGES = 1_000
 # A longer log, which grows during a backup, is not read: all pages of the file are scrubbed.
 _MAX_LOG_FRAMES = 20_000
 _FIRST_PAGE = 2
+# The time within which new keys of the operator are noticed.
+_KEYS_SECONDS = 1.0
 _MAX_FINISH_SECONDS = 5.0
 
 
@@ -127,11 +129,12 @@ class Housekeeping:
             if not self._erase(db, files_are_as_left=True):
                 self._retry_at = self._now() + _RETRY_SECONDS
             return 0.0
-        if purge_step(db) or return_free_pages(db):
+        sealing = self._file.sealing
+        if purge_step(db) or return_free_pages(db) or (sealing and sealing.work(db)):
             self._plan(_ERASE_SECONDS)
             return 0.0
         if self._erase_at is None:
-            return None
+            return None if sealing is None else _KEYS_SECONDS
         return max(0.0, self._erase_at - now, self._retry_at - now)
 
     def finish(self, db: sqlite3.Connection) -> None:

@@ -8,6 +8,8 @@ what was deleted has to be erased from the log and from unused space, as all tha
 
 import sqlite3
 
+from ruvd.stores.sqlite.sealing import forget_key
+
 # A step deletes at most this many rows, and messages of this many bytes besides the first one.
 STEP_ROWS = 200
 _STEP_BYTES = 4 * 1024 * 1024
@@ -70,6 +72,7 @@ def _remove_branch(db: sqlite3.Connection, branch: int) -> None:
     db.execute("DELETE FROM garbage WHERE branch = ?", (branch,))
     if db.execute("SELECT 1 FROM forks WHERE parent = ? LIMIT 1", (branch,)).fetchone():
         return
+    forget_key(db, branch)
     row = db.execute("SELECT parent FROM forks WHERE branch = ?", (branch,)).fetchone()
     if row is None:
         return

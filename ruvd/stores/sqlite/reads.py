@@ -21,6 +21,7 @@ from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
 from ruvd.core.ports.store import MAX_PAGE_BYTES, HistoryPart, StoreCounts
 from ruvd.stores.sqlite.checksums import Row
 from ruvd.stores.sqlite.rows import damaged, to_message, to_record, to_session
+from ruvd.stores.sqlite.sealing import opener_of, possible_label_rows
 
 _T = TypeVar("_T")
 
@@ -29,6 +30,17 @@ _RECORDS = (
     "SELECT s.id, r.*, m.branch, m.exchange, m.position, m.role, m.content, m.extra, m.checksum"
     " FROM receipts r JOIN sessions s ON s.pk = r.session"
     " LEFT JOIN messages m ON m.pk = r.message WHERE "
+)
+
+_BY_LABEL = (
+    "SELECT sessions.* FROM labels CROSS JOIN sessions ON sessions.pk = labels.session"
+    " WHERE labels.key = ? AND labels.value = ? AND labels.session > ?"
+    " AND (sessions.expire_time > ? OR sessions.id IN (SELECT value FROM json_each(?)))"
+    " ORDER BY labels.session"
+)
+# While a store is being sealed, a label has a row of either form.
+_BY_EITHER_LABEL = _BY_LABEL.replace(
+    "labels.key = ? AND labels.value = ?", "(labels.key, labels.value) IN (VALUES (?, ?), (?, ?))"
 )
 
 
@@ -43,6 +55,8 @@ def of_session(
     def checked(db: sqlite3.Connection) -> _T:
         try:
             return read(db)
+        except UnicodeDecodeError as fault:  # a message of SQLite's names damaged text
+            raise damaged(session_id, "its tables") from fault
         except sqlite3.DatabaseError as fault:
             if getattr(fault, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
                 raise
@@ -54,7 +68,7 @@ def of_session(
 def get(db: sqlite3.Connection, session_id: str) -> Session | None:
     """See `Store.get`."""
     row = db.execute("SELECT * FROM sessions WHERE id = ?", (session_id,)).fetchone()
-    return to_session(row) if row else None
+    return to_session(row, opener_of(db)) if row else None
 
 
 def exchanges(db: sqlite3.Connection, session_id: str, first: int) -> list[Exchange]:
@@ -81,8 +95,9 @@ def exchanges(db: sqlite3.Connection, session_id: str, first: int) -> list[Excha
             break
     rows = [row for part in reversed(parts) for row in part]
     _check_places(session_id, rows, first, message_count)
+    opener = opener_of(db)
     return [
-        tuple(to_message(session_id, row) for row in group)
+        tuple(to_message(session_id, row, opener) for row in group)
         for _, group in groupby(rows, key=lambda row: row[1])
     ]
 
@@ -94,7 +109,8 @@ def messages(
     found = db.execute("SELECT * FROM sessions WHERE id = ?", (session_id,)).fetchone()
     if found is None:
         return None
-    session = to_session(found)
+    opener = opener_of(db)
+    session = to_session(found, opener)
     branch, end = found[0], session.message_count
     parts: list[tuple[int, int, int]] = []
     while branch is not None and end > first:
@@ -118,7 +134,7 @@ def messages(
         )
         with closing(rows):
             for row in rows:
-                message = to_message(session_id, row)
+                message = to_message(session_id, row, opener)
                 if row[2] != first + len(messages):
                     raise damaged(session_id, f"its message {first + len(messages)} is missing")
                 size += message.size_bytes
@@ -186,13 +202,10 @@ def page(
     in_turn = json.dumps(list(active_or_in_turn))
     if labels:
         # The index finds the rows with one of the labels; the others are compared below.
-        key, value = next(iter(labels.items()))
+        wanted = possible_label_rows(db, *next(iter(labels.items())))
         rows = db.execute(
-            "SELECT sessions.* FROM labels CROSS JOIN sessions ON sessions.pk = labels.session"
-            " WHERE labels.key = ? AND labels.value = ? AND labels.session > ?"
-            " AND (sessions.expire_time > ? OR sessions.id IN (SELECT value FROM json_each(?)))"
-            " ORDER BY labels.session",
-            (key, value, after, now, in_turn),
+            _BY_LABEL if len(wanted) == 1 else _BY_EITHER_LABEL,
+            (*(part for pair in wanted for part in pair), after, now, in_turn),
         )
     else:
         rows = db.execute(
@@ -202,13 +215,14 @@ def page(
             " AND (+expire_time > ? OR +id IN (SELECT value FROM json_each(?))) ORDER BY pk",
             (after, now, in_turn),
         )
+    opener = opener_of(db)
     sessions: list[Session] = []
     errors: list[DataCorrupted] = []
     size = 0
     with closing(rows):
         for row in rows:
             try:
-                session = to_session(row)
+                session = to_session(row, opener)
             except DataCorrupted as error:
                 errors.append(error.with_traceback(None))
                 after = row[0]
@@ -286,4 +300,4 @@ def _record(
     db: sqlite3.Connection, condition: str, *values: str
 ) -> tuple[str, IdempotencyRecord] | None:
     row = db.execute(_RECORDS + condition, values).fetchone()
-    return (row[0], to_record(row[0], row[2:11], row[11:])) if row else None
+    return (row[0], to_record(row[0], row[2:11], row[11:], opener_of(db))) if row else None

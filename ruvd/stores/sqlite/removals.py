@@ -12,6 +12,7 @@ from ruvd.core.errors import SessionExists
 from ruvd.core.ports.store import Commit, RemovedSession
 from ruvd.core.tenants import own
 from ruvd.stores.sqlite.rows import to_labels
+from ruvd.stores.sqlite.sealing import forget_key, opener_of, possible_label_rows
 from ruvd.stores.sqlite.session_cache import SessionCache
 
 # The limit that `Store.expire` promises.
@@ -29,11 +30,12 @@ def end(db: sqlite3.Connection, session_cache: SessionCache, session_id: str) ->
     if row is None:
         return False
     session_cache.drop(session_id)
-    branch, labels = row
+    branch, labels = row[0], to_labels(row[0], session_id, row[1], opener_of(db))
     db.execute("DELETE FROM sessions WHERE pk = ?", (branch,))
     db.execute("UPDATE totals SET sessions = sessions - 1")
     db.execute("INSERT INTO garbage VALUES (?)", (branch,))
-    remove_labels(db, branch, to_labels(labels))
+    remove_labels(db, branch, labels)
+    forget_key(db, branch)
     return True
 
 
@@ -92,10 +94,12 @@ def remove_labels(db: sqlite3.Connection, branch: int, labels: Mapping[str, str]
     if labels is None:
         db.execute("DELETE FROM labels WHERE session = ?", (branch,))
         return
-    for key, value in labels.items():
-        db.execute(
-            "DELETE FROM labels WHERE key = ? AND value = ? AND session = ?", (key, value, branch)
-        )
+    for label in labels.items():
+        for key, value in possible_label_rows(db, *label):
+            db.execute(
+                "DELETE FROM labels WHERE key = ? AND value = ? AND session = ?",
+                (key, value, branch),
+            )
 
 
 def _first(rows: Iterable[tuple[str]], count: int, excluded: Collection[str]) -> list[str]:

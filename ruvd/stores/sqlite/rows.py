@@ -28,12 +28,13 @@ from ruvd.core.model import (
 from ruvd.core.tenants import own
 from ruvd.stores.sqlite import checksums
 from ruvd.stores.sqlite.checksums import Row
+from ruvd.stores.sqlite.sealing import Opener, Sealer
 
 # What the conversion of a damaged row raises. One of damaged text is a ValueError.
 _NO_MEANING = (ValueError, TypeError, LookupError, AttributeError)
 
 
-def session_columns(session: Session, end_bytes: int) -> Row:
+def session_columns(session: Session, end_bytes: int, sealer: Sealer | None = None) -> Row:
     """Returns the columns of `sessions` after `pk`, in the order of the schema."""
     window, usage = session.context_window, session.usage
     columns = (
@@ -61,22 +62,41 @@ def session_columns(session: Session, end_bytes: int) -> Row:
         json.dumps(dict(session.labels)) if session.labels else "{}",
         session.system_prompt,
     )
+    if sealer is not None:
+        columns = _seal_session(columns, sealer)
     return (*columns, checksums.of_session(columns))
 
 
-def to_session(row: Row) -> Session:
+def _seal_session(columns: Row, sealer: Sealer) -> Row:
+    *others, labels, system_prompt = columns
+    if labels != "{}":
+        labels = sealer.labels(columns[0], labels)
+    head = checksums.session_head((*others, labels, system_prompt))
+    return (*others, labels, sealer.system_prompt(head, system_prompt))
+
+
+def to_session(row: Row, opener: Opener | None) -> Session:
     """Returns the session of a complete row of `sessions`. Raises DataCorrupted."""
     try:
         if checksums.is_right(row[24], checksums.of_session(row[1:24])):
-            return _session(row)
+            return _session(row if opener is None else _open_session(row, opener))
     except _NO_MEANING:
         pass
     raise damaged(row[1], "its record")
 
 
-def to_labels(text: str) -> Mapping[str, str] | None:
+def _open_session(row: Row, opener: Opener) -> Row:
+    head = checksums.session_head(row[1:24])
+    system_prompt = opener.system_prompt(row[0], head, row[23])
+    return (*row[:22], opener.labels(row[0], row[1], row[22]), system_prompt)
+
+
+def to_labels(
+    branch: int, session_id: str, column: str, opener: Opener | None
+) -> Mapping[str, str] | None:
     """Returns the labels of a session's column, or None if it is damaged."""
     try:
+        text = column if opener is None else opener.labels(branch, session_id, column)
         labels = json.loads(text)
     except _NO_MEANING:
         return None
@@ -133,12 +153,14 @@ def _call(call: ToolCall) -> list[str]:
     return [*values, call.engine_data] if call.engine_data else values
 
 
-def to_message(session_id: str, row: Row) -> Message:
+def to_message(session_id: str, row: Row, opener: Opener | None = None) -> Message:
     """Takes (branch, exchange, position, role, content, extra, checksum). Raises DataCorrupted."""
     branch, exchange, position, role, content, extra, checksum = row
     try:
         place = branch, exchange, position
         if checksums.is_right(checksum, checksums.of_message(place, role, content, extra)):
+            if opener is not None:
+                content, extra = opener.message(place, role, content, extra)
             return _message(role, content, extra)
     except _NO_MEANING:
         pass
@@ -146,6 +168,8 @@ def to_message(session_id: str, row: Row) -> Message:
 
 
 def _message(role: str, content: str, extra: str | None = None) -> Message:
+    if not isinstance(content, str):  # sealed, in a store that has been opened since
+        raise TypeError("the content is no text")
     if extra is None:
         return Message(Role(role), content)
     fields = json.loads(extra)
@@ -182,9 +206,10 @@ def record_columns(
     figures: str | None,
     *,
     creates: bool,
+    sealer: Sealer | None = None,
 ) -> Row:
     """Returns the columns of `receipts` after `pk`."""
-    columns = (
+    columns: Row = (
         branch,
         record.request_id,
         int(creates),
@@ -194,10 +219,13 @@ def record_columns(
         message,
         figures,
     )
+    if sealer is not None:
+        sealed = sealer.record(columns, record.digest, figures)
+        columns = (*columns[:3], b"", *columns[4:7], sealed)
     return (*columns, checksums.of_record(columns))
 
 
-def to_record(session_id: str, row: Row, answer: Row) -> IdempotencyRecord:
+def to_record(session_id: str, row: Row, answer: Row, opener: Opener | None) -> IdempotencyRecord:
     """Takes a row of `receipts` after `pk`, and of its message as `to_message` does.
 
     Raises DataCorrupted.
@@ -207,13 +235,15 @@ def to_record(session_id: str, row: Row, answer: Row) -> IdempotencyRecord:
     try:
         if not checksums.is_right(checksum, checksums.of_record(columns)):
             raise damaged(session_id, f"its record of the request {request_id!a}")
+        if opener is not None:
+            digest, figures = opener.record(columns)
         if figures is None:
             return IdempotencyRecord(request_id, digest, completion_id, last_sequence, None)
         fields = json.loads(figures)
         kept = fields.get("message")
         finished = Finished(
             finish_reason=FinishReason(fields["finish_reason"]),
-            message=_message(*kept) if kept else to_message(session_id, answer),
+            message=_message(*kept) if kept else to_message(session_id, answer, opener),
             usage=Usage(*fields["usage"]) if fields["usage"] else None,
             timings=Timings(*fields["timings"]),
             exchange_count=fields["exchange_count"],

@@ -119,6 +119,27 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         f"ALTER TABLE {table} ADD COLUMN checksum INTEGER"
         for table in ("sessions", "messages", "receipts")
     ),
+    # Sealed stores, see `sealing` and `data_keys`. Plain stores have no rows in them.
+    (
+        """
+        CREATE TABLE sealing (
+            pk INTEGER PRIMARY KEY CHECK (pk = 1),
+            state TEXT NOT NULL,
+            key_id TEXT NOT NULL,
+            sealed BLOB NOT NULL,
+            part TEXT NOT NULL,
+            position INTEGER NOT NULL
+        )
+        """,
+        """
+        CREATE TABLE data_keys (
+            branch INTEGER PRIMARY KEY,
+            key_id TEXT NOT NULL,
+            sealed BLOB NOT NULL
+        )
+        """,
+        "CREATE INDEX data_keys_by_key ON data_keys (key_id)",
+    ),
 )
 
 
@@ -143,10 +164,14 @@ def migrate(
     version: int,
     migrations: tuple[tuple[str, ...], ...] = MIGRATIONS,
 ) -> None:
-    """Brings a database of this version to the newest, with one transaction for each migration."""
+    """Brings a database of this version to the newest, with one transaction for each migration.
+
+    SQLite stores the statements as they are. Without their indentation a new schema fits the first
+    page, which every connection has in memory.
+    """
     for number, statements in enumerate(migrations[version:], start=version + 1):
         db.execute("BEGIN IMMEDIATE")
         for statement in statements:
-            db.execute(statement)
+            db.execute(" ".join(statement.split()))
         db.execute(f"PRAGMA user_version = {number}")
         db.execute("COMMIT")

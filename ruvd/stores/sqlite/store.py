@@ -33,6 +33,7 @@ from ruvd.stores.sqlite.clock import read_clock, resume_clock, store_reading, st
 from ruvd.stores.sqlite.database import DatabaseFile, Durability
 from ruvd.stores.sqlite.housekeeping import Housekeeping
 from ruvd.stores.sqlite.reserve import Reserve
+from ruvd.stores.sqlite.sealing import RowSealing
 from ruvd.stores.sqlite.session_cache import SessionCache
 from ruvd.stores.sqlite.worker import SqliteWorker
 
@@ -50,7 +51,7 @@ class SqliteStore:
     cut, for which each commit is flushed to the disk. The observer receives a StoreBatch for each
     transaction that wrote something, and a StoreStateChanged when the store goes up or down. The
     clock goes on from the reading in the file. `close` brings that up to date, and so does `expire`
-    after a step of the wall clock.
+    after a step of the wall clock. `sealing` encrypts the content of rows, None leaves it plain.
     """
 
     def __init__(
@@ -60,10 +61,11 @@ class SqliteStore:
         durability: Durability = "normal",
         clock: StoredClock,
         observer: Observer,
+        sealing: RowSealing | None = None,
     ) -> None:
         self._path = path
         self._clock = clock
-        self._file = DatabaseFile(path, durability)
+        self._file = DatabaseFile(path, durability, sealing)
         self._observer = observer
         self._writer: SqliteWorker | None = None
         self._reader: SqliteWorker | None = None

@@ -26,6 +26,7 @@ from ruvd.stores.sqlite.rows import (
     session_columns,
     to_labels,
 )
+from ruvd.stores.sqlite.sealing import label_rows, opener_of, sealer_of
 from ruvd.stores.sqlite.session_cache import CachedSession, SessionCache
 
 # A window up to this size is read between writes, which takes well under a millisecond.
@@ -127,12 +128,15 @@ def touch(db: sqlite3.Connection, session_cache: SessionCache, session_id: str, 
 def _insert_session(db: sqlite3.Connection, change: Commit, end_bytes: int) -> int:
     """Inserts the session's row and labels and returns its `pk`."""
     end_bytes += sum(message.size_bytes for _, message in change.appended)
+    sealer = sealer_of(db, None)
     branch = db.execute(
         "INSERT INTO sessions VALUES"
         " (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        session_columns(change.session, end_bytes),
+        session_columns(change.session, end_bytes, sealer),
     ).lastrowid
     assert branch is not None  # noqa: S101 - an INSERT that returned has a row id
+    if sealer is not None:
+        sealer.store(branch)
     db.execute("UPDATE totals SET sessions = sessions + 1")
     _insert_labels(db, branch, change.session.labels)
     return branch
@@ -154,7 +158,7 @@ def _update_session(
         if row is None:
             raise SessionNotFound(f"there is no session {session.id!r}")
         branch, position, end_bytes, labels, create_time = row
-        old_labels = to_labels(labels)
+        old_labels = to_labels(branch, session.id, labels, opener_of(db))
         expected = session.message_count - len(change.appended), session.create_time
         if (position, create_time) != expected:
             # The file was replaced since the turn began. The session in it must not be changed.
@@ -167,7 +171,7 @@ def _update_session(
         " context_bytes = ?, prompt_tokens = ?, cached_tokens = ?, completion_tokens = ?,"
         " keep_exchanges = ?, max_exchanges = ?, max_tokens = ?, rendering = ?,"
         " parent_id = ?, model = ?, labels = ?, system_prompt = ?, checksum = ? WHERE pk = ?",
-        (*session_columns(session, end_bytes + added_bytes), branch),
+        (*session_columns(session, end_bytes + added_bytes, sealer_of(db, branch)), branch),
     )
     if old_labels != session.labels:
         remove_labels(db, branch, old_labels)
@@ -181,9 +185,14 @@ def _append(
 ) -> int:
     """Inserts the messages and the idempotency record; returns the branch's new `end_bytes`."""
     values: list[object] = []
+    sealer = sealer_of(db, branch) if change.appended else None
     for place, (exchange, message) in enumerate(change.appended, start=position):
         end_bytes += message.size_bytes
-        role, content, extra = message.role.value, message.content, extra_column(message)
+        role, extra = message.role.value, extra_column(message)
+        content: str | bytes = message.content
+        if sealer is not None:
+            content = sealer.message((branch, exchange, place), role, message.content, extra)
+            extra = None
         checksum = of_message((branch, exchange, place), role, content, extra)
         values += (branch, exchange, place, end_bytes, role, content, extra, checksum)
     last_message: int | None = None
@@ -217,7 +226,9 @@ def _insert_record(
     creates = change.create and bool(record.request_id) and not record.completion_id
     db.execute(
         "INSERT INTO receipts VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        record_columns(record, branch, message, figures, creates=creates),
+        record_columns(
+            record, branch, message, figures, creates=creates, sealer=sealer_of(db, branch)
+        ),
     )
 
 
@@ -243,5 +254,5 @@ def _fork_base(
 
 
 def _insert_labels(db: sqlite3.Connection, branch: int, labels: Mapping[str, str]) -> None:
-    for key, value in labels.items():
+    for key, value in label_rows(db, labels):
         db.execute("INSERT INTO labels VALUES (?, ?, ?)", (key, value, branch))
