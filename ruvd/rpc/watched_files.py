@@ -6,13 +6,18 @@ its key, which are written one after the other, are read together.
 """
 
 import asyncio
+import hashlib
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from ruvd.core.ports.secrets import ReloadedSecret, SecretOutcome
+
 _CHECK_SECONDS = 1.0
 _MAX_BYTES = 16 << 20
+_MAX_READS = 10
 
 _Signature: TypeAlias = tuple[object, ...]
 Contents: TypeAlias = Mapping[str, bytes]
@@ -35,33 +40,73 @@ class WatchedFiles:
     def __init__(self, files: Mapping[str, Path], load: Callable[[Contents], None]) -> None:
         self._files = files
         self._load = load
+        self._lock = threading.Lock()  # of the files' state, as checks and reloads run in threads
         self._tried = self._seen = self._signature()
         try:
-            load(self._read())
+            contents = self._read()
+            load(contents)
         except ValueError as error:
             raise FilesInvalid(str(error)) from None
+        self._digest = _digest(contents)  # of what is in use
 
     def check(self) -> None:
         """Loads the files again if they have changed. It reads files, so it belongs in a thread."""
-        signature = self._signature()
-        is_stable = signature == self._seen
-        self._seen = signature
-        if signature == self._tried or not is_stable:
-            return
+        with self._lock:
+            signature = self._signature()
+            is_stable = signature == self._seen
+            self._seen = signature
+            if signature == self._tried or not is_stable:
+                return
+            try:
+                self._take(signature)
+            except _FilesChanging:
+                return
+            except ValueError as error:
+                _report_invalid(error)
+            else:
+                _log.info("changed files are in use", extra={"settings": ", ".join(self._files)})
+
+    async def reload(self) -> Sequence[ReloadedSecret]:
+        """See `SecretSource.reload`."""
+        return await asyncio.to_thread(self._reload)
+
+    def _reload(self) -> Sequence[ReloadedSecret]:
+        with self._lock:
+            for _ in range(_MAX_READS):
+                signature = self._signature()
+                before = self._digest
+                try:
+                    self._take(signature)
+                except _FilesChanging:
+                    continue
+                except ValueError as error:
+                    _report_invalid(error)
+                    return self._results(SecretOutcome.REFUSED, str(error))
+                is_new = self._digest != before
+                return self._results(SecretOutcome.TAKEN if is_new else SecretOutcome.UNCHANGED)
+        return self._results(SecretOutcome.REFUSED, "the files are being written: try again")
+
+    def _take(self, signature: _Signature) -> None:
+        """Loads the files, of which this is the signature. Raises ValueError if they are invalid.
+
+        Raises _FilesChanging, and loads nothing, if they have changed meanwhile.
+        """
         try:
             contents = self._read()
             if self._signature() != signature:
-                return  # they change right now
-            self._tried = signature
+                raise _FilesChanging
             self._load(contents)
-        except ValueError as error:
-            self._tried = signature
-            _log.error(  # the cause is in the message
-                "changed files are invalid; the last good ones stay in use",
-                extra={"reason": str(error)},
-            )
-        else:
-            _log.info("changed files are in use", extra={"settings": ", ".join(self._files)})
+        except ValueError:
+            self._tried = self._seen = signature
+            raise
+        self._tried = self._seen = signature
+        self._digest = _digest(contents)
+
+    def _results(self, outcome: SecretOutcome, error: str = "") -> Sequence[ReloadedSecret]:
+        return [
+            ReloadedSecret(setting, str(path), outcome, error)
+            for setting, path in self._files.items()
+        ]
 
     def _signature(self) -> _Signature:
         return tuple(_identity(path) for path in self._files.values())
@@ -75,6 +120,25 @@ class WatchedFiles:
             except OSError as error:
                 raise ValueError(f"{setting}: cannot read {path}: {error.strerror}") from None
         return contents
+
+
+class _FilesChanging(Exception):
+    """The files are being changed at this moment."""
+
+
+def _report_invalid(error: ValueError) -> None:
+    _log.error(  # the cause is in the message
+        "changed files are invalid; the last good ones stay in use",
+        extra={"reason": str(error)},
+    )
+
+
+def _digest(contents: Contents) -> bytes:
+    """Returns a digest of the contents, so that the secrets themselves need not be kept."""
+    digest = hashlib.sha256()
+    for content in contents.values():
+        digest.update(hashlib.sha256(content).digest())
+    return digest.digest()
 
 
 def _identity(path: Path) -> object:

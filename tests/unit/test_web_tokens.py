@@ -21,6 +21,7 @@ from upstream import Upstream
 from web_tokens import AUDIENCE, ISSUER, Issuer, key_set
 
 from ruvd.core.errors import IdentityUnavailable, Unauthenticated
+from ruvd.core.ports.secrets import SecretOutcome
 from ruvd.rpc.identity.caller import Identity, Role
 from ruvd.rpc.identity.issuer_keys import KeySet, KeyUrl
 from ruvd.rpc.identity.rules import IdentityRules
@@ -268,6 +269,27 @@ async def test_the_last_keys_stay_while_a_fetch_fails(
     assert [(record.name, record.levelname) for record in caplog.records] == [
         ("ruvd.daemon", "ERROR")
     ]
+
+
+async def test_keys_of_a_url_are_reloaded_at_once_and_a_failure_says_why(server: Upstream) -> None:
+    second = Issuer("k2")
+    source = KeyUrl(server.url, None, None, rest_seconds=600)
+
+    async def reloaded() -> tuple[SecretOutcome, str]:
+        (result,) = await source.reload()
+        assert (result.setting, result.location) == ("jwt_jwks_url", server.url)
+        return result.outcome, result.error
+
+    async with fetching(source) as checked:
+        await checked.identify(GOOD.token())
+        assert await reloaded() == (SecretOutcome.UNCHANGED, "")
+        server.lookup = lambda _: http(key_set(second))
+        assert await reloaded() == (SecretOutcome.TAKEN, "")
+        assert await accepted(checked, second.token())
+        assert not await accepted(checked, GOOD.token()), "the key was taken out"
+        server.lookup = lambda _: http(b"", status="404 Not Found")
+        assert await reloaded() == (SecretOutcome.REFUSED, "HTTP status 404")
+        assert await accepted(checked, second.token())
 
 
 async def test_an_issuer_that_is_down_at_the_start_is_asked_again(server: Upstream) -> None:

@@ -8,15 +8,18 @@ stays in use. No text from this module contains the key.
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ruvd.core.errors import EngineUnavailable
+from ruvd.core.ports.secrets import ReloadedSecret, SecretOutcome
 
 _CHECK_SECONDS = 1.0
 _MAX_KEY_BYTES = 65_536
 _MIN_SECRET_LENGTH = 6  # servers without keys are often configured with `EMPTY`
 _HIDDEN = "(hidden)"
+_SETTING = "api_key_file"
+_WRONG_CHARACTERS = "the daemon's API key has characters that no header may have"
 
 _log = logging.getLogger("ruvd.engine")
 
@@ -36,7 +39,7 @@ class ApiKey:
         self._identity: tuple[int, ...] | None = None
         self._checked_at = float("-inf")
         self._check_lock = asyncio.Lock()
-        self._is_readable = True
+        self._fault = ""
 
     def __repr__(self) -> str:
         return f"ApiKey({_HIDDEN})"
@@ -48,9 +51,25 @@ class ApiKey:
         if self._path is not None and not (self._value and self._check_lock.locked()):
             async with self._check_lock:
                 await self._check_file(self._path)
-        if not (self._value.isascii() and self._value.isprintable()):
-            raise EngineUnavailable("the daemon's API key has characters that no header may have")
+        if not _can_be_sent(self._value):
+            raise EngineUnavailable(_WRONG_CHARACTERS)
         return self._value
+
+    async def reload(self) -> Sequence[ReloadedSecret]:
+        """See `SecretSource.reload`. A key that is no file has no result."""
+        path = self._path
+        if path is None:
+            return ()
+        async with self._check_lock:
+            before, self._identity, self._checked_at = self._value, None, float("-inf")
+            try:
+                await self._check_file(path)
+                error = self._fault or ("" if _can_be_sent(self._value) else _WRONG_CHARACTERS)
+            except EngineUnavailable as unavailable:
+                error = str(unavailable)
+            outcome = SecretOutcome.UNCHANGED if self._value == before else SecretOutcome.TAKEN
+            outcome = SecretOutcome.REFUSED if error else outcome
+            return [ReloadedSecret(_SETTING, str(path), outcome, error)]
 
     def forget(self) -> None:
         """Makes the next use check the file, because the server has refused the key."""
@@ -70,20 +89,33 @@ class ApiKey:
             self._identity, content = await asyncio.to_thread(_read, path, self._identity)
         except OSError as error:
             self._identity = None
+            fault = f"cannot read {_SETTING} {path}: {error.strerror}"
             if not self._value:
-                text = f"cannot read api_key_file {path}: {error.strerror}"
-                raise EngineUnavailable(text) from None
-            if self._is_readable:
-                _log.warning("cannot read api_key_file %s: %s", path, error.strerror)
-            self._is_readable = False
+                raise EngineUnavailable(fault) from None
+            self._keep_last(fault)
             return
         finally:
             if self._value or self._identity:  # also if the check was cancelled
                 self._checked_at = time.monotonic()
-        self._is_readable = True
-        if content is not None:
-            self._value = content.decode(errors="replace").strip()
-            self._known.add(self._value)
+        if content is None:
+            return
+        key = content.decode(errors="replace").strip()
+        if _can_be_sent(self._value) and self._value and not _can_be_sent(key):
+            self._keep_last(_WRONG_CHARACTERS)
+            return
+        self._fault = ""
+        self._value = key
+        self._known.add(key)
+
+    def _keep_last(self, fault: str) -> None:
+        """Logs once why the last key stays in use."""
+        if fault != self._fault:
+            _log.warning("%s; the last key stays in use", fault)
+        self._fault = fault
+
+
+def _can_be_sent(key: str) -> bool:
+    return key.isascii() and key.isprintable()
 
 
 def _read(path: Path, known: tuple[int, ...] | None) -> tuple[tuple[int, ...], bytes | None]:

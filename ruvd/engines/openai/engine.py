@@ -80,7 +80,7 @@ class OpenAIEngine:
         self._base_urls = tuple(base_urls)
         self._model = model
         self._max_parallel = max_parallel
-        self._api_key = ApiKey(api_key, api_key_file, secrets=[cache_salt])
+        self.api_key = ApiKey(api_key, api_key_file, secrets=[cache_salt])
         self._affinity = Affinity(affinity, affinity_header, cache_salt)
         self._send_back = send_back
         self._tls_files = (ca_file, client_cert_file, client_key_file)
@@ -235,7 +235,7 @@ class OpenAIEngine:
                 if never_sent(failure):
                     self._check_requested.set()
                 if refuses_credentials(failure):
-                    self._api_key.forget()
+                    self.api_key.forget()
                 if not may_go_elsewhere(failure):
                     raise
                 error = failure
@@ -268,7 +268,7 @@ class OpenAIEngine:
         client = ChatCompletionsClient(
             transport=make_transport(url),
             base_url=url,
-            api_key=self._api_key,
+            api_key=self.api_key,
             connect_seconds=self._connect_seconds,
             read_seconds=self._read_seconds,
             max_retry_after_seconds=self._max_retry_after_seconds,

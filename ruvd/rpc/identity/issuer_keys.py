@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,9 +16,10 @@ import httpx
 import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from ruvd.core.ports.secrets import ReloadedSecret, SecretOutcome
 from ruvd.rpc.watched_files import Contents, WatchedFiles
 
-_SETTING = "jwt_jwks_file"
+_SETTING, _URL_SETTING = "jwt_jwks_file", "jwt_jwks_url"
 _KEY_TYPES = {"R": "RSA", "P": "RSA", "ES": "EC", "Ed": "OKP"}  # by how an algorithm begins
 _PRIVATE = {"d", "p", "q", "dp", "dq", "qi", "oth"}
 _MIN_RSA_BITS = 2048
@@ -125,6 +127,7 @@ class KeyUrl:
         self._token_file = token_file
         self._rest_seconds = rest_seconds
         self._content = b""
+        self._fetching = asyncio.Lock()
         self._is_up = True
         self._is_resting = False
         self._wanted = asyncio.Event()
@@ -135,7 +138,8 @@ class KeyUrl:
         while True:
             self._is_resting = False
             self._wanted.clear()
-            await self._fetch()
+            async with self._fetching:
+                await self._fetch()
             self._is_resting = True
             self._fetched.set()
             self._fetched = asyncio.Event()
@@ -154,7 +158,17 @@ class KeyUrl:
                 async with asyncio.timeout(2 * _FETCH_SECONDS):
                     await self._fetched.wait()
 
-    async def _fetch(self) -> None:
+    async def reload(self) -> Sequence[ReloadedSecret]:
+        """See `SecretSource.reload`. It also reads the files for the fetch again."""
+        async with self._fetching:
+            before = self._content
+            error = await self._fetch()
+        outcome = SecretOutcome.UNCHANGED if self._content == before else SecretOutcome.TAKEN
+        outcome = SecretOutcome.REFUSED if error else outcome
+        return [ReloadedSecret(_URL_SETTING, self._url, outcome, error)]
+
+    async def _fetch(self) -> str:
+        """Fetches the keys; returns why that failed, or an empty text."""
         try:
             context, headers = await asyncio.to_thread(self._prepare)
             async with (
@@ -173,10 +187,11 @@ class KeyUrl:
                     extra={"url": self._url, "reason": reason},
                 )
             self._is_up = False
-        else:
-            if not self._is_up:
-                _log.info("the keys of JWTs are fetched again", extra={"url": self._url})
-            self._is_up = True
+            return reason
+        if not self._is_up:
+            _log.info("the keys of JWTs are fetched again", extra={"url": self._url})
+        self._is_up = True
+        return ""
 
     def _prepare(self) -> tuple[ssl.SSLContext, dict[str, str]]:
         """Reads the files for a fetch, as both may have been renewed."""
