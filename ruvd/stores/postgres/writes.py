@@ -166,7 +166,8 @@ async def touch(db: Connection, session_id: str, now: float, epoch: int | None) 
     """See `Store.touch`. Gives the session back if the turn of this epoch still has it."""
     row = await one(
         db,
-        "UPDATE sessions SET last_used_time = %(now)s, expire_time = %(now)s + idle_timeout_seconds,"
+        "UPDATE sessions SET last_used_time = %(now)s,"
+        " expire_time = %(now)s + idle_timeout_seconds,"
         " owner = CASE WHEN epoch = %(epoch)s THEN NULL ELSE owner END"
         " WHERE id = %(id)s RETURNING pk",
         {"id": session_id, "now": now, "epoch": epoch},
