@@ -150,7 +150,7 @@ class Settings(EngineSettings, ListeningSettings, StoreSettings):
             raise ValueError("keep_exchanges must be at most max_exchanges")
         if self.encryption_key_file and self.is_postgres:
             raise ValueError(
-                "encryption_key_file is for sqlite stores: let the PostgreSQL server encrypt its disk"
+                "encryption_key_file is for sqlite stores; PostgreSQL's disk may be encrypted"
             )
         return self
 

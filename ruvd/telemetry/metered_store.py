@@ -22,6 +22,7 @@ from ruvd.core.ports.store import (
     RemovedSession,
     Store,
     StoreCounts,
+    TenantCounts,
     TurnSnapshot,
 )
 from ruvd.telemetry.deferred import Deferred
@@ -162,6 +163,13 @@ class MeteredStore:
         """See `Store.counts`."""
         with self._calls["counts"]:
             return await self._store.counts(now, active_or_in_turn, tenant)
+
+    async def tenants(
+        self, now: float, after: str, limit: int, active_or_in_turn: Collection[str] = ()
+    ) -> Sequence[TenantCounts]:
+        """See `Store.tenants`."""
+        with self._calls["tenants"]:
+            return await self._store.tenants(now, after, limit, active_or_in_turn)
 
     @contextmanager
     def _commit(self, operation: str) -> Iterator[None]:

@@ -33,7 +33,14 @@ from tool_conversation import CALLS, ODD_TEXTS, RESULTS, TOOL_EXCHANGE, said
 from ruvd.core.errors import RuvdError, SessionExists, SessionNotFound
 from ruvd.core.model import IdempotencyRecord, Message, Role, Session, ToolCall
 from ruvd.core.ports.events import Event
-from ruvd.core.ports.store import Commit, RemovedSession, Store, StoreCounts, TurnSnapshot
+from ruvd.core.ports.store import (
+    Commit,
+    RemovedSession,
+    Store,
+    StoreCounts,
+    TenantCounts,
+    TurnSnapshot,
+)
 from ruvd.stores.memory import MemoryStore
 from ruvd.stores.postgres.store import PostgresStore
 from ruvd.stores.sqlite.store import SqliteStore
@@ -797,3 +804,29 @@ async def test_a_list_and_the_counts_may_be_those_of_one_tenant(store: Store) ->
     assert await store.counts(5, {"a/t"}, "a") == StoreCounts(2, 2, 4)
     assert await store.counts(5, tenant="a/b") == StoreCounts(1, 1, 0)
     assert await store.counts(5, tenant="b") == StoreCounts(0, 0, 0)
+
+
+async def test_the_counts_of_all_tenants_come_page_by_page_in_the_order_of_names(
+    store: Store,
+) -> None:
+    assert await store.tenants(5, "", 9) == []
+    made = [
+        await create(store, "s", "said"),
+        await create(store, "a/s", "said", "again"),
+        await create(store, "a/t", idle=5),
+        await create(store, "a/b/s"),
+        await create(store, "z//s", "said"),
+    ]
+    size = [each.size_bytes for each in made]
+    expected = [
+        TenantCounts("a", 2, 1, 4, size[1]),
+        TenantCounts("a/b", 1, 1, 0, 0),
+        TenantCounts("default", 1, 1, 2, size[0]),
+        TenantCounts("z/", 1, 1, 2, size[4]),
+    ]
+    assert list(await store.tenants(5, "", 9)) == expected
+    assert list(await store.tenants(5, "", 2)) == expected[:2]
+    assert list(await store.tenants(5, "a/b", 9)) == expected[2:]
+    assert list(await store.tenants(5, "z/", 9)) == []
+    (first,) = await store.tenants(5, "", 1, {"a/t"})
+    assert first.active == 2, "a session in a turn is active"

@@ -47,6 +47,17 @@ class StoreCounts:
 
 
 @value(frozen=True, slots=True)
+class TenantCounts:
+    """The numbers of a tenant's sessions, active ones and messages, and the histories' size."""
+
+    tenant: str
+    sessions: int = 0
+    active: int = 0
+    messages: int = 0
+    history_bytes: int = 0
+
+
+@value(frozen=True, slots=True)
 class TurnSnapshot:
     """The stored state that a turn begins with.
 
@@ -199,6 +210,14 @@ class Store(Protocol):
         """Returns how much is stored, of one tenant or of all.
 
         The active sessions are those that `list` would return.
+        """
+
+    async def tenants(
+        self, now: float, after: str, limit: int, active_or_in_turn: Collection[str] = ()
+    ) -> Sequence[TenantCounts]:
+        """Returns what each tenant has stored, for the first `limit` tenants that follow `after`.
+
+        They are in the order of their names by code points. It reads a row of every session.
         """
 
 

@@ -20,7 +20,7 @@ from ruvd.core.ids import unguessable
 from ruvd.core.model import IdempotencyRecord, IfBusy, Message, Session
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.events import Observer, SessionCreated, SessionCreationAborted, SessionGone
-from ruvd.core.ports.store import Commit, Store, StoreCounts, TurnSnapshot
+from ruvd.core.ports.store import Commit, Store, StoreCounts, TenantCounts, TurnSnapshot
 from ruvd.core.sessions import shared_store
 from ruvd.core.sessions.model import HistoryPage, NewSession, SessionPolicy, SessionState
 from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest, finish_despite_cancel
@@ -105,6 +105,10 @@ class SessionRegistry:
     async def counts(self, tenant: str | None = None) -> StoreCounts:
         """Returns how many sessions and messages the store holds, of one tenant or of all."""
         return await self._store.counts(self._clock.now(), self.turn_queue.begun(), tenant)
+
+    async def tenants(self, after: str, limit: int) -> Sequence[TenantCounts]:
+        """Returns what the store holds of each tenant whose name follows `after`, up to `limit`."""
+        return await self._store.tenants(self._clock.now(), after, limit, self.turn_queue.begun())
 
     def state(self, session: Session, messages: Sequence[Message] | None = None) -> SessionState:
         """Returns the session as clients see it now, with times of the wall clock."""

@@ -17,6 +17,7 @@ from ruvd.core.ports.store import (
     HistoryPart,
     RemovedSession,
     StoreCounts,
+    TenantCounts,
     TurnSnapshot,
 )
 from ruvd.core.tenants import own, tenant_of
@@ -216,6 +217,27 @@ class MemoryStore:
             ),
             messages=sum(session.message_count for session in sessions),
         )
+
+    async def tenants(
+        self, now: float, after: str, limit: int, active_or_in_turn: Collection[str] = ()
+    ) -> Sequence[TenantCounts]:
+        """See `Store.tenants`."""
+        by_tenant: dict[str, list[Session]] = {}
+        for session_id, entry in self._entries.items():
+            if (tenant := tenant_of(session_id)) > after:
+                by_tenant.setdefault(tenant, []).append(entry.session)
+        return [
+            TenantCounts(
+                tenant,
+                sessions=len(sessions),
+                active=sum(
+                    each.expire_time > now or each.id in active_or_in_turn for each in sessions
+                ),
+                messages=sum(each.message_count for each in sessions),
+                history_bytes=sum(each.size_bytes for each in sessions),
+            )
+            for tenant, sessions in sorted(by_tenant.items())[:limit]
+        ]
 
     def _remove_expired(self, commit: Commit) -> Sequence[RemovedSession]:
         """Deletes a session of the new one's id. Raises SessionExists if it has not expired."""

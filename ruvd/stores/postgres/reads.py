@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 from ruvd.core import tenants
 from ruvd.core.errors import DataCorrupted
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
-from ruvd.core.ports.store import MAX_PAGE_BYTES, HistoryPart, StoreCounts
+from ruvd.core.ports.store import MAX_PAGE_BYTES, HistoryPart, StoreCounts, TenantCounts
 from ruvd.stores.postgres.rows import (
     LISTED_FIELDS,
     RECORD_FIELDS,
@@ -209,6 +209,30 @@ async def counts(
     )
     assert row is not None  # noqa: S101  # an aggregate has a row
     return StoreCounts(row[0], row[2], row[1])
+
+
+async def tenant_counts(
+    db: Connection, now: float, after: str, limit: int, active_or_in_turn: Collection[str]
+) -> list[TenantCounts]:
+    """See `Store.tenants`. Reads no messages."""
+    # The tenant is the id up to its last slash: rtrim takes off whatever follows that.
+    rows = await every(
+        db,
+        'SELECT tenant COLLATE "C", count(*), sum(active::integer)::bigint,'
+        " sum(message_count)::bigint, sum(size_bytes)::bigint FROM"
+        " (SELECT coalesce(nullif(left(rtrim(id, replace(id, '/', '')), -1), ''), %(default)s)"
+        " AS tenant, expire_time > %(now)s OR id = ANY(%(in_turn)s) AS active, message_count,"
+        ' size_bytes FROM sessions) found WHERE tenant COLLATE "C" > %(after)s'
+        " GROUP BY 1 ORDER BY 1 LIMIT %(limit)s",
+        {
+            "now": now,
+            "after": after,
+            "limit": limit,
+            "in_turn": list(active_or_in_turn),
+            "default": tenants.DEFAULT,
+        },
+    )
+    return [TenantCounts(*row) for row in rows]
 
 
 async def session_count(db: Connection) -> int:

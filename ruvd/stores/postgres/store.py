@@ -31,6 +31,7 @@ from ruvd.core.ports.store import (
     RemovedSession,
     SessionElsewhere,
     StoreCounts,
+    TenantCounts,
     TurnSnapshot,
 )
 from ruvd.core.tenants import own
@@ -247,6 +248,14 @@ class PostgresStore:
     ) -> StoreCounts:
         """See `Store.counts`."""
         return await self._run(lambda db: reads.counts(db, now, active_or_in_turn, tenant))
+
+    async def tenants(
+        self, now: float, after: str, limit: int, active_or_in_turn: Collection[str] = ()
+    ) -> Sequence[TenantCounts]:
+        """See `Store.tenants`."""
+        return await self._run(
+            lambda db: reads.tenant_counts(db, now, after, limit, active_or_in_turn)
+        )
 
     async def _create(self, commit: Commit, parent_id: str = "") -> Sequence[RemovedSession]:
         me, session_id = self._lease.replica, commit.session.id

@@ -25,6 +25,7 @@ from ruvd.core.ports.store import (
     RemovedSession,
     StoreCounts,
     StoreLocked,
+    TenantCounts,
     TurnSnapshot,
 )
 from ruvd.stores.sqlite import reads, removals, writes
@@ -35,6 +36,7 @@ from ruvd.stores.sqlite.housekeeping import Housekeeping
 from ruvd.stores.sqlite.reserve import Reserve
 from ruvd.stores.sqlite.sealing import RowSealing
 from ruvd.stores.sqlite.session_cache import SessionCache
+from ruvd.stores.sqlite.tenant_totals import tenant_counts
 from ruvd.stores.sqlite.worker import SqliteWorker
 
 _T = TypeVar("_T")
@@ -239,6 +241,12 @@ class SqliteStore:
     ) -> StoreCounts:
         """See `Store.counts`."""
         return await self._read(lambda db: reads.counts(db, now, active_or_in_turn, tenant))
+
+    async def tenants(
+        self, now: float, after: str, limit: int, active_or_in_turn: Collection[str] = ()
+    ) -> Sequence[TenantCounts]:
+        """See `Store.tenants`."""
+        return await self._read(lambda db: tenant_counts(db, now, after, limit, active_or_in_turn))
 
     def _open_writer(self, housekeeping: Housekeeping) -> sqlite3.Connection:
         try:
