@@ -68,7 +68,8 @@ lint: setup ## run ruff, mypy --strict, the import contracts and buf
 	$(BIN)/lint-imports --no-cache
 	@image=$$(mktemp --suffix .binpb) && trap 'rm -f "$$image"' EXIT \
 	  && PYTHON=$(CURDIR)/$(BIN)/python proto/generate.sh --image "$$image" \
-	  && $(BIN)/buf lint "$$image" --config proto/buf.yaml --path ruvd/v1/session_service.proto
+	  && $(BIN)/buf lint "$$image" --config proto/buf.yaml \
+	    --path ruvd/v1/session_service.proto --path ruvd/admin/v1/admin_service.proto
 
 proto: setup ## regenerate the stubs of all languages from proto/
 	proto/generate.sh
@@ -78,6 +79,7 @@ check-proto: setup ## fail if the committed stubs differ from those that proto/ 
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
 	  && PYTHON=$(CURDIR)/$(BIN)/python proto/generate.sh "$$scratch" \
 	  && diff -r -x __pycache__ "$$scratch/ruvd/v1" ruvd/v1 \
+	  && diff -r -x __pycache__ "$$scratch/ruvd/admin" ruvd/admin \
 	  && diff -r -x __pycache__ "$$scratch/clients/python/ruvd_client/v1" clients/python/ruvd_client/v1 \
 	  && diff proto/service_config.json clients/python/ruvd_client/service_config.json \
 	  && echo "the stubs are up to date with proto/"

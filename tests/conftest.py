@@ -54,7 +54,7 @@ async def daemon() -> AsyncGenerator[StartDaemon, None]:
 
     The store is in memory unless `--store` is given. `folder` lets a second daemon use the folder
     of the first; `under` is a command to run it with. A daemon listens at `d.socket` and at
-    `d.address`, a loopback port.
+    `d.address`, a loopback port; its admin socket is `d.admin_socket`.
     """
     folders: list[Path] = []
 
@@ -67,6 +67,8 @@ async def daemon() -> AsyncGenerator[StartDaemon, None]:
             folders.append(folder)
         if "--store" not in flags:
             flags = (*flags, "--store", "memory")
+        if "--admin-listen" not in flags:
+            flags = (*flags, "--admin-listen", f"unix:{folder}/admin.sock")
         if "--listen" not in flags:
             flags = (*flags, "--listen", f"unix:{folder}/r.sock", "--listen", "127.0.0.1:0")
         running = await start_serve(*flags, folder=folder, under=under)

@@ -62,7 +62,8 @@ class Pod:
         return await asyncio.to_thread(
             subprocess.run,
             [sys.executable, "-m", "ruvd", command, *arguments],
-            env=clean_environment() | {"RUVD_ADDRESS": self._address},
+            env=clean_environment()
+            | {"RUVD_ADDRESS": self._address, "RUVD_STORE": f"sqlite:{self.store}"},
             capture_output=True,
             text=True,
             timeout=_UP_SECONDS,

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,12 +28,17 @@ def clean_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("RUVD_", "GRPC_"))}
 
 
-async def start_serve(*flags: str, folder: Path, under: Sequence[str] = ()) -> RunningDaemon:
+async def start_serve(
+    *flags: str,
+    folder: Path,
+    under: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> RunningDaemon:
     """Starts `ruvd serve` with JSON logs in a folder, `under` a command, and does not wait."""
     process = await asyncio.create_subprocess_exec(
         *under, sys.executable, "-m", "ruvd", "serve", "--log-format", "json", *flags,
         stderr=asyncio.subprocess.PIPE,
-        env=clean_environment(),
+        env={**clean_environment(), **(variables or {})},
         cwd=folder,
         limit=1 << 20,
     )  # fmt: skip
@@ -48,6 +53,7 @@ class RunningDaemon:
         self.pid = process.pid
         self.folder = folder
         self.socket = f"unix:{folder}/r.sock"
+        self.admin_socket = f"unix:{folder}/admin.sock"
         self.address = ""
         self.log: list[dict[str, Any]] = []
         self._log_grew = asyncio.Condition()

@@ -15,7 +15,8 @@ Each setting is a flag, a RUVD_* variable and a key of ruvd.toml; the first of t
 counts. `ruvd config` shows the result. OTEL_* variables say where traces and metrics go.
 
 SIGTERM and SIGINT let running turns end within drain_seconds; a second one stops at once. SIGUSR1
-turns readiness off. SIGUSR2 switches between debug and the configured log level.
+turns readiness off. SIGUSR2 switches between debug and the configured log level. `ruvd admin` and
+`ruvd drain` reach a running daemon through admin_listen.
 
 Exit codes: 0 stopped, 2 invalid settings or a missing key of the store, 3 cannot listen, 4 the
 store is in use or was written by a newer ruvd, 130 or 143 stopped at once by a second signal."""
@@ -35,9 +36,39 @@ Prints one line. Exit codes: 0 serving, 1 not serving or not reachable, 2 wrong 
 
 _DRAIN = """Turn the daemon's readiness off, so that it gets no new calls: for a preStop hook.
 
-Nothing is refused and nothing is cancelled; SIGTERM comes later. Run it where the daemon runs: on
-its machine and in its container. Exit codes: 0 readiness is off and, with --wait, no completion
-runs; 1 otherwise, or there is no daemon."""
+Nothing is refused and nothing is cancelled; SIGTERM comes later. It calls the daemon's admin socket
+(the setting admin_listen), so it also works from another container that has the socket's file and
+the same user. `--undo` takes it back.
+
+Exit codes: 0 readiness is off and, with --wait, no completion runs; 1 otherwise, or there is no
+daemon."""
+
+_ADMIN = """Administer a running daemon, through its admin socket.
+
+The socket is the setting admin_listen; only the user who runs the daemon, and root, can open it.
+Without --admin-address the commands take it from the settings, so run them with the same variables
+as the daemon. A credential with the role admin may call the addresses of the API instead:
+`--admin-address HOST:PORT --token-file F`."""
+
+_STATUS = """Show whether the daemon is ready, what runs, and the log level."""
+
+_LOG_LEVEL = """Change the lowest level that the daemon logs, until it stops or for a while.
+
+`ruvd admin log-level debug --for 600` returns to the setting log_level after ten minutes, and
+`ruvd admin log-level setting` at once."""
+
+_ADMIN_BACKUP = """Let the daemon copy its store to a new file in its backup_dir.
+
+Use this where you can reach the daemon but not its files. `ruvd backup FILE` needs no daemon, only
+its files: use that on its machine, also while the daemon is down, and for a path of your choice.
+An existing file is never replaced. Exit codes: 0 copied and checked, 1 failed."""
+
+_TENANTS = """List the tenants that have sessions or completions, with their counts."""
+
+_RELOAD = """Let the daemon read its tokens, certificates, API key and keys of issuers again now.
+
+It does so by itself within seconds. This command confirms it: run it after a token was revoked.
+Exit codes: 0 the contents of all files are in use; 1 one was refused, and what it had stays."""
 
 _DEMO = """Measure on this machine what a session saves.
 
@@ -60,6 +91,9 @@ custom_id and body gets the same answer again within the daemon's completion_ret
 Exit codes: 0 all succeeded, 1 some failed, 2 wrong usage or files, 130 interrupted."""
 
 _BACKUP = """Copy the sessions' store to FILE, as it is at one instant; the daemon may run.
+
+It reads the store's file and calls no daemon. Where you can reach the daemon but not its files, use
+`ruvd admin backup`.
 
 To restore, stop the daemon and put the copy in the place of the store, or name it with --store.
 Exit codes: 0 copied and checked, 1 failed, 2 invalid settings."""
@@ -113,6 +147,14 @@ app.command(
     help="Show what the daemon measured since its start.",
 )
 app.command("ruvd.cli.backup:backup", name="backup", help=_BACKUP)
+
+admin = cyclopts.App(name="admin", help=_ADMIN)
+admin.command("ruvd.cli.admin:status", name="status", help=_STATUS)
+admin.command("ruvd.cli.admin:log_level", name="log-level", help=_LOG_LEVEL)
+admin.command("ruvd.cli.admin:backup", name="backup", help=_ADMIN_BACKUP)
+admin.command("ruvd.cli.admin:tenants", name="tenants", help=_TENANTS)
+admin.command("ruvd.cli.admin:reload_secrets", name="reload-secrets", help=_RELOAD)
+app.command(admin)
 
 sessions = cyclopts.App(name="sessions", help="List, show, end, export and import sessions.")
 sessions.command("ruvd.cli.sessions:list_sessions", name="list", help="List the sessions.")

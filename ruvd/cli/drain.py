@@ -1,31 +1,33 @@
-"""`ruvd drain`: turns a daemon's readiness off, so that new calls go elsewhere.
+"""`ruvd drain`: turns a daemon's readiness off, so that new calls go elsewhere, or on again.
 
-It is for a preStop hook of Kubernetes and for people. It finds the daemon's process by its address
-and sends it SIGUSR1. An RPC instead would let every client turn readiness off.
+It is for a preStop hook of Kubernetes and for people. It calls the daemon's admin socket, so it
+works from every container and PID namespace that has the socket's file.
 """
 
-import time
-from collections.abc import Callable
 from typing import Annotated
 
+import grpc
 from cyclopts import Parameter, validators
+from google.protobuf.duration_pb2 import Duration
+from ruvd_client import RuvdError
 
-from ruvd.cli import daemon_process, health_check
-from ruvd.cli.address import Address, default_address
-from ruvd.cli.quick_health import explain
-from ruvd.cli.terminal import fail, out
+from ruvd.admin.v1 import admin_service_pb2 as pb
+from ruvd.cli.administration import (
+    AdminAddress,
+    Administrator,
+    administered,
+    default_admin_address,
+)
+from ruvd.cli.terminal import fail, out, print_error
 
-_POLL_SECONDS = 0.1
-_SERVICE = "readiness"
+_USAGE = 2
 
 
 def drain(
     *,
-    address: Address = default_address,
-    pid: Annotated[
-        int | None,
-        Parameter(help="Process id of the daemon, if its address does not tell it."),
-    ] = None,
+    undo: Annotated[
+        bool, Parameter(negative=(), help="Take calls again, after an earlier drain.")
+    ] = False,
     wait: Annotated[
         float,
         Parameter(
@@ -36,61 +38,45 @@ def drain(
     timeout: Annotated[
         float,
         Parameter(
-            help="Seconds to wait for the daemon's answers, and for readiness to be off.",
+            help="Seconds to wait for each answer of the daemon.",
             validator=validators.Number(gt=0, lte=86_400),
         ),
     ] = 5.0,
+    address: AdminAddress = default_admin_address,
 ) -> int:
     """Runs `ruvd drain`; returns its exit code."""
-    try:
-        _check(address, timeout)
-        pid = pid or _listening_pid(address, timeout)
-        daemon_process.send_drain(pid)
-    except (daemon_process.ProcessUnavailable, ValueError) as error:
-        fail(f"{address}: {error}")
-    except health_check.HealthCheckFailed as failure:
-        fail(explain(failure, str(address), _SERVICE))
-    if not _poll(lambda answer: answer.state != "SERVING", address, timeout, timeout):
-        fail(f"process {pid} got SIGUSR1, but is still ready after {timeout:g} s")
-    out.print(f"process {pid} drains: readiness is off", markup=False)
-    if not wait:
-        return 0
-    if not _poll(lambda answer: _running(answer) == "0", address, timeout, wait):
-        fail(f"completions still run after {wait:g} s")
-    out.print("no completion runs", markup=False)
+    if undo and wait:
+        print_error("--undo does not wait: leave --wait out")
+        return _USAGE
+    with administered(address) as (administrator, at):
+        if undo:
+            _undrain(administrator, at, timeout)
+            return 0
+        administrator.call("Drain", pb.DrainRequest(), timeout)
+        out.print(f"{at} drains: readiness is off", markup=False)
+        if wait:
+            _wait(administrator, wait, timeout)
     return 0
 
 
-def _check(address: Address, timeout: float) -> health_check.Answer:
-    answer = health_check.check(str(address), _SERVICE, timeout, address.probe_tls)
-    if "ruvd-version" not in answer.metadata:
-        raise daemon_process.ProcessUnavailable(
-            "the listener is not a ruvd, or too old to be drained"
-        )
-    return answer
+def _undrain(administrator: Administrator, at: AdminAddress, timeout: float) -> None:
+    status = administrator.call("Undrain", pb.UndrainRequest(), timeout).status
+    why = "" if status.ready else ", and is ready once its store and its engine are up"
+    out.print(f"{at} takes calls again{why}", markup=False)
 
 
-def _listening_pid(address: Address, timeout: float) -> int:
-    with health_check.connect(str(address), timeout) as connection:
-        return daemon_process.listening_pid(connection)
-
-
-def _running(answer: health_check.Answer) -> str:
-    return answer.metadata.get("ruvd-running", "")
-
-
-def _poll(
-    reached: Callable[[health_check.Answer], bool], address: Address, timeout: float, seconds: float
-) -> bool:
-    """Asks until `reached` holds or the daemon has ended; returns False after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if reached(_check(address, timeout)):
-                return True
-        except (health_check.HealthCheckFailed, daemon_process.ProcessUnavailable) as failure:
-            if getattr(failure, "code", "") == "UNAVAILABLE":
-                return True  # the daemon has ended, and its completions with it
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(_POLL_SECONDS)
+def _wait(administrator: Administrator, seconds: float, timeout: float) -> None:
+    """Returns when no completion runs, or when the daemon has ended, or ends the command."""
+    limit = Duration()
+    limit.FromNanoseconds(int(seconds * 1e9))
+    try:
+        request = pb.DrainRequest(wait_timeout=limit)
+        status = administrator.call("Drain", request, seconds + timeout).status
+    except RuvdError as error:
+        if error.reason or error.code is not grpc.StatusCode.UNAVAILABLE:
+            raise
+        out.print("the daemon has ended", markup=False)
+        return
+    if status.running_completions:
+        fail(f"completions still run after {seconds:g} s")
+    out.print("no completion runs", markup=False)

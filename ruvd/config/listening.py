@@ -92,6 +92,11 @@ class ListeningSettings(BaseSettings):
         "is evicted, or a new one is refused.",
     )
 
+    admin_listen: str = _listening(
+        "auto",
+        "Socket for administration, which only this user can open: unix:PATH, none, or auto for "
+        "STORE-admin.sock beside the store's file or admin.sock in the user's state directory.",
+    )
     metrics_listen: str = _listening(
         "", "Address of the Prometheus endpoint, host:port on loopback. Unset: none."
     )
@@ -114,6 +119,15 @@ class ListeningSettings(BaseSettings):
         if value.startswith("unix:"):
             raise ValueError("must be host:port")
         if value:
+            check_listen(value)
+        return value
+
+    @field_validator("admin_listen")
+    @classmethod
+    def _admin_socket(cls, value: str) -> str:
+        if value not in ("auto", "none", ""):
+            if not value.startswith("unix:"):
+                raise ValueError("must be unix:PATH, auto or none")
             check_listen(value)
         return value
 
@@ -148,6 +162,8 @@ class ListeningSettings(BaseSettings):
     @model_validator(mode="after")
     def _check_listening(self) -> Self:
         self._check_remote()
+        if self.admin_listen in [each.name for each in self.listeners]:
+            raise ValueError("admin_listen must be another socket than those of listen")
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("tls_cert_file and tls_key_file need each other")
         if self.client_ca_file and not self.tls_cert_file:

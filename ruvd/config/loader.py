@@ -22,10 +22,11 @@ from ruvd.config.settings import ENV_PREFIX, Settings
 __all__ = ["ENV_PREFIX", "Settings", "SettingsInvalid", "load", "printable_values"]
 
 DEFAULT_FILE = Path("ruvd.toml")
-# Read by the commands: the settings file, the address of the daemon, and the credentials for it.
+# Read by the commands: the settings file, the addresses of the daemon, and the credentials for it.
 _OTHER_VARIABLES = {
     "RUVD_CONFIG",
     "RUVD_ADDRESS",
+    "RUVD_ADMIN_ADDRESS",
     "RUVD_TLS_CA_FILE",
     "RUVD_TLS_CLIENT_CERT_FILE",
     "RUVD_TLS_CLIENT_KEY_FILE",

@@ -55,6 +55,12 @@ class Settings(EngineSettings, ListeningSettings, StoreSettings):
         "File with the keys that encrypt stored conversations and KV states, which "
         "`ruvd key create` makes. It is read again when it changes. Unset: no encryption.",
     )
+    backup_dir: OptionalPath = setting(
+        "Store",
+        None,
+        "Directory of the backups that `ruvd admin backup` makes. Unset: STORE-backups beside the "
+        "store's file.",
+    )
 
     sessions_enabled: bool = _sessions(
         default=True, description="Keep sessions; if not, every completion is stateless."
@@ -173,6 +179,35 @@ class Settings(EngineSettings, ListeningSettings, StoreSettings):
         if self.kv_cache_dir is None and self.sqlite_path is not None:
             return self.sqlite_path.with_name(f"{self.sqlite_path.name}-kv")
         return self.kv_cache_dir
+
+    @property
+    def backups_path(self) -> Path | None:
+        """The directory of backups, or None if the store has no file."""
+        path = self.sqlite_path
+        if path is None:
+            return None
+        return self.backup_dir or path.with_name(f"{path.name}-backups")
+
+    @property
+    def admin_socket(self) -> Path | None:
+        """The path of the admin socket, or None if there is to be none.
+
+        Two daemons have different default sockets if they have different stores, because one that
+        shares its socket's path with another would be administered by mistake.
+        """
+        if self.admin_listen in ("", "none"):
+            return None
+        if not self.admin_socket_is_default:
+            return Path(self.admin_listen.removeprefix("unix:"))
+        path = self.sqlite_path
+        if path is None:
+            return platformdirs.user_state_path("ruvd") / "admin.sock"
+        return path.with_name(f"{path.name}-admin.sock")
+
+    @property
+    def admin_socket_is_default(self) -> bool:
+        """Whether no path of the admin socket is set."""
+        return self.admin_listen == "auto"
 
     @classmethod
     def settings_customise_sources(

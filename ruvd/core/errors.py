@@ -200,6 +200,14 @@ class PermissionDenied(RuvdError):
             self.violations = tuple(denied)
 
 
+class BackupExists(RuvdError):
+    """There is a backup of that name."""
+
+
+class BackupFailed(RuvdError):
+    """A backup cannot be made of this store, or cannot be written."""
+
+
 class IdentityUnavailable(RuvdError):
     """The keys that the caller's token has to be checked with cannot be fetched."""
 

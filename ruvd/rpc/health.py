@@ -5,8 +5,7 @@ and with it the shutdown of the daemon. Of two watchers of a name the second is 
 first leaves. Here a state is a plain assignment, and every watcher follows at its own pace.
 
 Each response has the daemon's version (`ruvd-version`) and the number of completions
-(`ruvd-running`) in its metadata. `ruvd drain` waits for that number to be 0 and needs no RPC of its
-own.
+(`ruvd-running`) in its metadata.
 """
 
 import asyncio
@@ -17,6 +16,7 @@ import grpc
 from grpc.aio import ServicerContext
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from ruvd.core.errors import ShuttingDown
 from ruvd.core.ports.events import EngineStateChanged, Event, StoreStateChanged
 from ruvd.v1 import session_service_pb2
 
@@ -78,7 +78,8 @@ class Readiness:
         self._health = health
         self._engine = False
         self.store_up = False
-        self._draining = False
+        self.draining = False
+        self.stopping = False
         self._overloaded = False
         self._gave_up = False
 
@@ -94,9 +95,25 @@ class Readiness:
         self._publish()
 
     def drain(self) -> None:
-        """Turns readiness off for good, so that other instances get the next calls."""
-        self._draining = True
+        """Turns readiness off until `undrain`, so that other instances get the next calls."""
+        self.draining = True
         self._publish()
+
+    def undrain(self) -> None:
+        """Lets readiness depend on the store and the engine again.
+
+        Raises ShuttingDown after `stop`.
+        """
+        if self.stopping:
+            raise ShuttingDown("the daemon is shutting down and cannot take calls again")
+        self.draining = False
+        self._publish()
+
+    @property
+    def ready(self) -> bool:
+        """Whether calls should come to this daemon."""
+        up = self._engine and self.store_up
+        return up and not (self.draining or self.stopping or self._overloaded)
 
     def set_overloaded(self, overloaded: bool) -> None:  # noqa: FBT001  # it is an observer's
         """Turns readiness off while the daemon has no memory for more calls."""
@@ -119,8 +136,8 @@ class Readiness:
         """Turns health and readiness off: new turns are refused. Liveness stays on."""
         for name in ("", SERVICE):
             self._health.set(name, NOT_SERVING)
-        self.drain()
+        self.stopping = True
+        self._publish()
 
     def _publish(self) -> None:
-        up = self._engine and self.store_up and not (self._draining or self._overloaded)
-        self._health.set("readiness", SERVING if up else NOT_SERVING)
+        self._health.set("readiness", SERVING if self.ready else NOT_SERVING)

@@ -1,4 +1,4 @@
-"""The interceptor of every RPC of `ruvd.v1`: it parses, measures, and turns errors into statuses.
+"""The interceptor of our services' RPCs: it parses, measures, and turns errors into statuses.
 
 Health and reflection are not wrapped: that would break `Watch`, a stream that outlives the service,
 and would measure nothing useful.
@@ -21,15 +21,19 @@ from ruvd.rpc.identity import caller
 from ruvd.rpc.quota_gate import QuotaGate
 
 _log = logging.getLogger("ruvd.rpc")
-_OURS = "/ruvd.v1."
+_API = "/ruvd.v1."
+_ADMIN = "/ruvd.admin.v1."
+_OURS = (_API, _ADMIN)
 # grpcio's error of a message that is sent to a caller who has gone. Its class is private.
 _CALL_HAS_GONE = "ExecuteBatchError"
 _HEALTH = "/grpc.health.v1."  # probes have no identity
-# These free memory or explain why there is none.
-_ALWAYS_ADMITTED = {
-    f"{_OURS}SessionService/{name}"
-    for name in ("EndSession", "CancelCompletion", "GetSessionMetrics")
-}
+# These free memory, explain why there is none, or administer a daemon that has none.
+_ALWAYS_ADMITTED = (
+    f"{_API}SessionService/EndSession",
+    f"{_API}SessionService/CancelCompletion",
+    f"{_API}SessionService/GetSessionMetrics",
+    _ADMIN,
+)
 _receiving: "ContextVar[Receiving | None]" = ContextVar("ruvd_receiving", default=None)
 _metadata: ContextVar[Sequence[tuple[str, str | bytes]]] = ContextVar("ruvd_metadata", default=())
 
@@ -130,7 +134,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wraps the handlers of `ruvd.v1`. Others are passed on, if the caller may call them."""
+        """Wraps the handlers of our services. Others are passed on, if the caller may call them."""
         method = handler_call_details.method
         if self._rpcs:
             # The handler runs in the same task. Its context could give the metadata as well, but
@@ -161,7 +165,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
 
     async def _receive(self, method: str) -> None:
         """Returns when the request may be received. Raises Overloaded and QuotaExceeded."""
-        if method in _ALWAYS_ADMITTED:
+        if method.startswith(_ALWAYS_ADMITTED):
             return
         tenant = ""
         # A certificate says who calls only after the request has been received.

@@ -24,7 +24,7 @@ _MESSAGE_COST_BYTES = 1 << 10
 
 def page_token(cursor: int) -> str:
     """Returns the opaque page token of a cursor; empty for cursor 0."""
-    return _token(str(cursor)) if cursor else ""
+    return token(str(cursor)) if cursor else ""
 
 
 def history_page_token(state: SessionState, first: int) -> str:
@@ -32,10 +32,11 @@ def history_page_token(state: SessionState, first: int) -> str:
 
     The time of creation tells the session from a later one with the same id.
     """
-    return _token(f"{first}@{state.created.hex()}") if first < state.session.message_count else ""
+    return token(f"{first}@{state.created.hex()}") if first < state.session.message_count else ""
 
 
-def _token(text: str) -> str:
+def token(text: str) -> str:
+    """Returns a text as an opaque page token."""
     return base64.urlsafe_b64encode(text.encode()).decode()
 
 

@@ -64,6 +64,8 @@ CODES: dict[type[RuvdError], grpc.StatusCode] = {
     errors.EngineTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.BackupExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.BackupFailed: grpc.StatusCode.FAILED_PRECONDITION,
     errors.IdentityUnavailable: grpc.StatusCode.UNAVAILABLE,
 }
 

@@ -10,38 +10,39 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import grpc
-
 from ruvd.config.loader import Settings
 from ruvd.config.tenant_limits import limits_by_tenant
 from ruvd.core.completions.batch import Batches
 from ruvd.core.completions.completion import CompletionPolicy
 from ruvd.core.completions.prewarming import Prewarmer
 from ruvd.core.completions.registry import CompletionRegistry
+from ruvd.core.completions.tenant_list import TenantList
 from ruvd.core.model import ContextWindow, Rendering
 from ruvd.core.ports.background import StartTask
 from ruvd.core.ports.clock import Clock, StoredClock
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import Observer
+from ruvd.core.ports.secrets import SecretSource
 from ruvd.core.ports.store import Store, StoreLocked
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import SessionPolicy
 from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.core.tenant_statistics import TenantStatistics
+from ruvd.rpc.admin.ports import LogLevel, Process
+from ruvd.rpc.admin.service import AdminService
 from ruvd.rpc.health import Readiness
-from ruvd.rpc.interceptor import RpcInterceptor
 from ruvd.rpc.quota_gate import QuotaGate
 from ruvd.rpc.service import SessionService
 from ruvd.rpc.validation import RequestLimits
-from ruvd.server import logs, runtime_tuning
+from ruvd.server import logs
+from ruvd.server.backups import Backups
 from ruvd.server.memory_budget import MemoryBudget
 from ruvd.server.memory_limits import daemon_limit_bytes, engine_limit_bytes, group_limit_bytes
 from ruvd.server.observers import Observers
 from ruvd.telemetry import conventions, environment
 
 if TYPE_CHECKING:
-    from ruvd.rpc.identity.authenticator import Authenticator
     from ruvd.sealing.keys import OperatorKeys
     from ruvd.telemetry.setup import Monitoring
 
@@ -217,9 +218,14 @@ def store_is_newer(settings: Settings) -> bool:
     return is_newer(path)
 
 
-def build_engine(settings: Settings, observer: Observer, start_task: StartTask) -> Engine:
-    """Builds the engine that the settings name, with the check of structured answers."""
-    engine = _build_engine(settings, observer, start_task)
+def build_engine(
+    settings: Settings, observer: Observer, start_task: StartTask, secrets: list[SecretSource]
+) -> Engine:
+    """Builds the engine that the settings name, with the check of structured answers.
+
+    Adds its files with secrets to `secrets`.
+    """
+    engine = _build_engine(settings, observer, start_task, secrets)
     if settings.engine == "echo":
         return engine
     from ruvd.engines.validated.engine import ValidatedEngine
@@ -227,7 +233,9 @@ def build_engine(settings: Settings, observer: Observer, start_task: StartTask) 
     return ValidatedEngine(engine)
 
 
-def _build_engine(settings: Settings, observer: Observer, start_task: StartTask) -> Engine:
+def _build_engine(
+    settings: Settings, observer: Observer, start_task: StartTask, secrets: list[SecretSource]
+) -> Engine:
     if settings.engine == "echo":
         from ruvd.engines.echo.engine import EchoEngine
 
@@ -240,7 +248,7 @@ def _build_engine(settings: Settings, observer: Observer, start_task: StartTask)
     if settings.engine == "openai":
         from ruvd.engines.openai.engine import OpenAIEngine
 
-        return OpenAIEngine(
+        engine = OpenAIEngine(
             observer=observer,
             base_urls=settings.base_url,
             model=settings.model,
@@ -262,6 +270,8 @@ def _build_engine(settings: Settings, observer: Observer, start_task: StartTask)
             health_check_seconds=settings.health_check_seconds,
             start_task=start_task,
         )
+        secrets.append(engine.api_key)
+        return engine
     from ruvd.engines.llama.engine import LlamaEngine
 
     return LlamaEngine(
@@ -285,6 +295,30 @@ def _build_engine(settings: Settings, observer: Observer, start_task: StartTask)
     )
 
 
+def build_admin_service(
+    settings: Settings, core: Core, process: Process, log_level: LogLevel
+) -> AdminService:
+    """Builds the gRPC service of administration."""
+    return AdminService(
+        process,
+        core.completions,
+        TenantList(core.sessions, core.completions),
+        log_level,
+        _build_backups(settings),
+        RequestLimits(max_request_bytes=settings.max_request_bytes),
+    )
+
+
+def _build_backups(settings: Settings) -> Backups:
+    """Builds what makes backups of the store; it refuses them for a store in memory."""
+    store, directory = settings.sqlite_path, settings.backups_path
+    if store is None or directory is None:
+        return Backups()
+    from ruvd.stores.sqlite.backup import back_up
+
+    return Backups(back_up, store, directory)
+
+
 def build_memory_budget(settings: Settings, core: Core, readiness: Readiness) -> MemoryBudget:
     """Builds the memory budget, which fails completions and turns readiness off."""
     return MemoryBudget(
@@ -293,34 +327,3 @@ def build_memory_budget(settings: Settings, core: Core, readiness: Readiness) ->
         shed=core.completions.shed,
         on_change=readiness.set_overloaded,
     )
-
-
-def build_server(
-    settings: Settings,
-    monitoring: "Monitoring | None",
-    memory: MemoryBudget,
-    callers: "Authenticator | None" = None,
-    quotas: QuotaGate | None = None,
-) -> grpc.aio.Server:
-    """Builds a server of the whole API, without services or addresses yet."""
-    by_tcp = any(not address.startswith("unix:") for address in settings.listen)
-    server = grpc.aio.server(
-        interceptors=(
-            RpcInterceptor(
-                settings.max_request_bytes,
-                memory,
-                monitoring.rpcs if monitoring else None,
-                peers=by_tcp,
-                callers=callers,
-                quotas=quotas,
-            ),
-        ),
-        options=runtime_tuning.server_options(settings.max_request_bytes),
-    )
-    runtime_tuning.skip_method_registration(server)
-    return server
-
-
-def build_health_server() -> grpc.aio.Server:
-    """Builds a server for the health service alone, without addresses yet."""
-    return grpc.aio.server(options=runtime_tuning.HEALTH_SERVER_OPTIONS)

@@ -18,36 +18,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from ruvd.config.identities import NamedIdentity
 from ruvd.config.loader import Settings
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.events import StoreStateChanged
 from ruvd.core.ports.store import Store, StoreLocked
 from ruvd.core.statistics import Statistics
-from ruvd.rpc.health import SERVICE, Health, Readiness
-from ruvd.server import log_observer, logs, periodic, runtime_tuning
+from ruvd.rpc.health import Health, Readiness
+from ruvd.server import admin_socket, log_observer, periodic, runtime_tuning
+from ruvd.server.administration import Administration
 from ruvd.server.background import BackgroundTasks
 from ruvd.server.composition import (
+    build_admin_service,
     build_core,
     build_engine,
-    build_health_server,
     build_memory_budget,
     build_monitoring,
-    build_server,
     build_store,
     build_tenant_statistics,
     store_is_newer,
 )
 from ruvd.server.directories import report_loose_directories
 from ruvd.server.encryption import build_encryption
+from ruvd.server.grpc_servers import GrpcServers
+from ruvd.server.log_level import LogLevelControl
 from ruvd.server.observers import Observers
 from ruvd.server.security import build_security
 from ruvd.server.system_clock import SystemClock, read_boot_id
-from ruvd.server.unix_socket import AddressUnavailable, SocketClaim, owner_and_group
-from ruvd.v1 import session_service_pb2_grpc
+from ruvd.server.unix_socket import AddressUnavailable, SocketClaim, socket_mode
 
 if TYPE_CHECKING:
     from ruvd.rpc.tls import ServerTls
@@ -57,6 +55,7 @@ _log = logging.getLogger("ruvd.daemon")
 _VERSION = version("ruvd")
 # Time at the end for streams to be flushed, and for idle health watchers to notice.
 _FLUSH_SECONDS = 1.0
+_FOR_GROUP = 0o660
 _INTERRUPTED = 130
 _TERMINATED = 143
 
@@ -67,7 +66,6 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
-        self._save_states: Callable[[], object] = lambda: None
         self.addresses: list[str] = []
         self.started = asyncio.Event()
 
@@ -79,7 +77,9 @@ class Daemon:
         settings = self._settings
         health_service = Health(_VERSION)
         readiness = Readiness(health_service)
-        self._handle_signals(readiness)
+        administration = Administration(_VERSION, readiness)
+        log_level = LogLevelControl(settings.log_level)
+        self._handle_signals(administration, log_level)
         runtime_tuning.untrack_async_generators()
         statistics = Statistics()
         observers = Observers(log_observer.observe, statistics, readiness)
@@ -106,7 +106,8 @@ class Daemon:
                 for observe in (statistics, readiness):
                     observe(StoreStateChanged(up=True, detail=settings.store))
             start_task = engine_tasks.start
-            engine = await asyncio.to_thread(build_engine, settings, observers, start_task)
+            secrets = administration.secrets
+            engine = await asyncio.to_thread(build_engine, settings, observers, start_task, secrets)
             engine = monitoring.engine(engine) if monitoring else engine
             stack.push_async_callback(engine_tasks.close)
             stack.push_async_callback(engine.close)
@@ -115,25 +116,22 @@ class Daemon:
             core = build_core(settings, clock, store, engine, observers, by_tenant)
             if prefix_cache := engine.prefix_cache:
                 save = partial(background.start, "saving of KV states", prefix_cache.save)
-                self._save_states = save
+                administration.on_drain = save
             periodic.start_cache_tasks(background, engine, core, observers)
             health_service.running = lambda: core.completions.running
             memory = await asyncio.to_thread(build_memory_budget, settings, core, readiness)
             security = await asyncio.to_thread(build_security, settings)
             security.watched += encryption.files
+            secrets += security.secrets
+            admin = build_admin_service(settings, core, administration, log_level)
 
-            def build(listener: NamedIdentity) -> grpc.aio.Server:
-                callers = security.callers(listener)
-                server = build_server(settings, monitoring, memory, callers, core.quota_gate)
-                session_service_pb2_grpc.add_SessionServiceServicer_to_server(core.service, server)
-                health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-                names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-                reflection.enable_server_reflection(names, server)
-                return server
-
-            servers = await self._listen(build, security.tls, stack)
+            factory = GrpcServers(
+                settings, monitoring, memory, security, core, admin, health_service
+            )
+            servers = await self._listen(factory, security.tls, stack)
+            servers += await admin_socket.listen(factory, settings, stack)
             await asyncio.to_thread(report_loose_directories, settings)
-            servers += self._listen_for_health(health_service)
+            servers += self._listen_for_health(factory)
             if monitoring:
                 monitoring.watch(core.sessions, core.completions)
                 await self._listen_for_metrics(monitoring)
@@ -163,11 +161,6 @@ class Daemon:
         """Begins to drain; `run` returns afterwards."""
         self._stop.set()
 
-    def _drain(self, readiness: Readiness) -> None:
-        """Turns readiness off, and saves KV states now, as the shutdown may leave no time."""
-        readiness.drain()
-        self._save_states()
-
     async def _open_store(self, store: Store) -> bool:
         """Opens the store; returns False if it is down, which is observed and may pass.
 
@@ -183,7 +176,7 @@ class Daemon:
 
     async def _listen(
         self,
-        build: Callable[[NamedIdentity], grpc.aio.Server],
+        factory: GrpcServers,
         tls: "ServerTls | None",
         stack: AsyncExitStack,
     ) -> list[grpc.aio.Server]:
@@ -194,13 +187,13 @@ class Daemon:
         servers: dict[tuple[str, str], grpc.aio.Server] = {}
         for listener in self._settings.listeners:
             key, address = (listener.tenant, listener.role), listener.name
-            server = servers[key] = servers.get(key) or build(listener)
+            server = servers[key] = servers.get(key) or factory.for_listener(listener)
             try:
                 if address.startswith("unix:"):
                     path = Path(address.removeprefix("unix:"))
                     claim = await asyncio.to_thread(SocketClaim, path)
                     stack.push_async_callback(asyncio.to_thread, claim.release)
-                    with owner_and_group():
+                    with socket_mode(_FOR_GROUP):
                         server.add_insecure_port(f"unix:{claim.path}")
                     self.addresses.append(address)
                 else:
@@ -213,13 +206,12 @@ class Daemon:
                 raise _cannot_listen(address, error) from None
         return list(servers.values())
 
-    def _listen_for_health(self, health_service: Health) -> list[grpc.aio.Server]:
+    def _listen_for_health(self, factory: GrpcServers) -> list[grpc.aio.Server]:
         """Returns the server of the health port, or nothing if there is none."""
         address = self._settings.health_listen
         if not address:
             return []
-        server = build_health_server()
-        health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+        server = factory.for_health()
         try:
             port = server.add_insecure_port(address)
         except RuntimeError as error:
@@ -240,7 +232,7 @@ class Daemon:
         if address:
             _log.info("serving metrics", extra={"address": address})
 
-    def _handle_signals(self, readiness: Readiness) -> None:
+    def _handle_signals(self, administration: Administration, log_level: LogLevelControl) -> None:
         """Installs the signal handlers, also where SIGINT was ignored at the start.
 
         Shells ignore it for background commands, but a signal that is sent to the daemon by its
@@ -257,8 +249,8 @@ class Daemon:
         handlers: dict[signal.Signals, Callable[[], None]] = {
             signal.SIGTERM: lambda: stop(_TERMINATED),
             signal.SIGINT: lambda: stop(_INTERRUPTED),
-            signal.SIGUSR1: lambda: self._drain(readiness),
-            signal.SIGUSR2: logs.toggle_debug,
+            signal.SIGUSR1: administration.drain,
+            signal.SIGUSR2: log_level.toggle_debug,
         }
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)

@@ -37,7 +37,7 @@ def report_loose_directories(settings: Settings) -> None:
             uses[use.file.parent] = use
     for directory, use in uses.items():
         try:
-            _report(directory, use, {each.file.name for each in _uses(settings)})
+            _report(directory, use, _own_names(directory, _uses(settings)))
         except OSError as error:  # for example, the store's directory could not be made
             _log.debug("the mode of a directory is unknown", extra={"reason": str(error)})
 
@@ -49,6 +49,14 @@ def _uses(settings: Settings) -> Iterator[_Use]:
         if address.startswith("unix:"):
             path = Path(address.removeprefix("unix:")).absolute()
             yield _Use(path, "socket", _SOCKET_MODE, "unix:")
+    if settings.admin_socket and not settings.admin_socket_is_default:
+        yield _Use(settings.admin_socket.absolute(), "admin socket", _SOCKET_MODE, "unix:")
+
+
+def _own_names(directory: Path, uses: Iterator[_Use]) -> set[str]:
+    """Returns the names in the directory of our files, and of directories with our files."""
+    files = (each.file for each in uses if each.file.is_relative_to(directory))
+    return {file.relative_to(directory).parts[0] for file in files}
 
 
 def _report(directory: Path, use: _Use, own_names: set[str]) -> None:

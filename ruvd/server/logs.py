@@ -15,7 +15,6 @@ import msgspec
 _log = logging.getLogger("ruvd")
 _STANDARD_FIELDS = logging.LogRecord("", 0, "", 0, "", (), None).__dict__.keys() | {"message"}
 _COLORS = {logging.DEBUG: "2", logging.INFO: "32", logging.WARNING: "33"}  # errors are red
-_configured_level = logging.INFO
 _correlation: Callable[[], Mapping[str, str]] = dict
 # The name of grpcio's error of a message that is sent to a caller who has gone; it is private.
 _CALL_HAS_GONE = "ExecuteBatchError"
@@ -35,8 +34,6 @@ def configure(level: str, form: Literal["auto", "human", "json"]) -> None:
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     _log.setLevel(level.upper())
-    global _configured_level  # noqa: PLW0603  # as global as the root logger, which this configures
-    _configured_level = _log.level
 
 
 def _is_no_lost_caller(record: logging.LogRecord) -> bool:
@@ -49,14 +46,6 @@ def correlate_with(source: Callable[[], Mapping[str, str]]) -> None:
     """Adds the fields that `source` returns, such as trace ids, to every line from now on."""
     global _correlation  # noqa: PLW0603
     _correlation = source
-
-
-def toggle_debug() -> None:
-    """Switches between DEBUG and the configured level, and logs the change at any level."""
-    level = _configured_level if _log.level == logging.DEBUG else logging.DEBUG
-    _log.setLevel(min(level, logging.INFO))
-    _log.info("log level", extra={"log_level": logging.getLevelName(level).lower()})
-    _log.setLevel(level)
 
 
 class _ConsoleFormatter(logging.Formatter):

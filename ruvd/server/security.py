@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ruvd.config.identities import NamedIdentity, parse
 from ruvd.config.loader import Settings
 from ruvd.core.ports.background import Run
+from ruvd.core.ports.secrets import SecretSource
 from ruvd.rpc.identity.authenticator import Authenticator
 from ruvd.rpc.identity.caller import Identity, Role
 from ruvd.rpc.identity.rules import IdentityRules
@@ -29,6 +30,7 @@ class Security:
 
     tls: "ServerTls | None" = None
     watched: list[WatchedFiles] = field(default_factory=list)
+    fetched: list[SecretSource] = field(default_factory=list)
     tasks: dict[str, Run] = field(default_factory=dict)
     _callers: Authenticator | None = None
 
@@ -38,6 +40,11 @@ class Security:
             background.start("files", partial(watch, self.watched))
         for name, run in self.tasks.items():
             background.start(name, run)
+
+    @property
+    def secrets(self) -> list[SecretSource]:
+        """All files and URLs, to read them again."""
+        return [*self.watched, *self.fetched]
 
     def callers(self, listener: NamedIdentity) -> Authenticator | None:
         """Returns the check of who calls at an address; None while all identity is off."""
@@ -87,6 +94,7 @@ def _build_web_tokens(settings: Settings, security: Security) -> "JwtIdentities"
         source = KeyUrl(
             settings.jwt_jwks_url, settings.jwt_jwks_ca_file, settings.jwt_jwks_token_file
         )
+        security.fetched.append(source)
         security.tasks["keys of JWTs"] = source.run
     policy = JwtPolicy(
         settings.jwt_issuer,

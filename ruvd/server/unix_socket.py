@@ -1,4 +1,4 @@
-"""Binding a Unix socket: replaces a stale socket of ruvd's, and nothing else, with mode 0660.
+"""Binding a Unix socket: replaces a stale socket of ruvd's, and nothing else.
 
 gRPC deletes any socket at the path that it binds, so a second daemon would silently take over the
 first one's clients. A lock file beside the socket tells whether a ruvd owns it, also when two start
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ruvd.core.private_files import open_private
 
+_FOR_GROUP = 0o750  # for this user and its group
 _MAX_PATH_BYTES = 107  # sun_path without its terminator, unix(7)
 
 
@@ -26,8 +27,8 @@ class AddressUnavailable(Exception):
 class SocketClaim:
     """The exclusive right among ruvd processes to bind one socket path, until `release`."""
 
-    def __init__(self, path: Path) -> None:
-        """Claims the path, makes its directory with mode 0750, and removes a stale socket.
+    def __init__(self, path: Path, directory_mode: int = _FOR_GROUP) -> None:
+        """Claims the path, makes missing directories with this mode, and removes a stale socket.
 
         Raises AddressUnavailable or OSError.
         """
@@ -36,7 +37,7 @@ class SocketClaim:
             raise AddressUnavailable(
                 f"unix:{path}: the path is longer than {_MAX_PATH_BYTES} bytes"
             )
-        _make_directory(path.parent)
+        _make_directory(path.parent, directory_mode)
         try:
             self._lock = open_private(f"{path}.lock", os.O_CREAT | os.O_RDWR)
         except OSError as error:
@@ -91,17 +92,16 @@ class SocketClaim:
         os.close(self._lock)
 
 
-def _make_directory(path: Path) -> None:
-    """Makes missing directories, for this user and its group."""
+def _make_directory(path: Path, mode: int) -> None:
     if not path.exists():
-        _make_directory(path.parent)
-        path.mkdir(mode=0o750, exist_ok=True)
+        _make_directory(path.parent, mode)
+        path.mkdir(mode=mode, exist_ok=True)
 
 
 @contextmanager
-def owner_and_group() -> Iterator[None]:
-    """Gives sockets that are bound inside the block mode 0660 from the first moment on."""
-    before = os.umask(0o117)
+def socket_mode(mode: int) -> Iterator[None]:
+    """Gives sockets that are bound inside the block this mode from the first moment on."""
+    before = os.umask(0o777 & ~mode)
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from running import RunningDaemon, StartDaemon, clean_environment
+from running import StartDaemon, clean_environment
 from wire import events, say, turn
 
 from ruvd.core.ports.events import EngineStateChanged, StoreStateChanged
@@ -54,23 +54,25 @@ async def states(address: str) -> list[int]:
         return [(await stub.Check(request)).status for request in requests]
 
 
-def addresses(running: RunningDaemon) -> list[str]:
-    return [running.socket, running.address]
-
-
-@pytest.mark.parametrize("which", [0, 1], ids=["unix", "port"])
-async def test_drain_turns_readiness_off_and_cuts_nothing(daemon: StartDaemon, which: int) -> None:
+async def test_drain_turns_readiness_off_and_cuts_nothing_until_it_is_undone(
+    daemon: StartDaemon,
+) -> None:
     async with daemon(*SLOW) as running, running.stub() as stub:
+        at = ("drain", "--admin-address", running.admin_socket)
         stream = aiter(stub.Complete(turn("one two three four five six seven eight", "s")))
         await anext(stream)
         for _ in range(2):  # repeating it is allowed
-            done = await ruvd("drain", "--address", addresses(running)[which])
+            done = await ruvd(*at)
             assert (done.returncode, done.stderr) == (0, "")
-            assert done.stdout == f"process {running.pid} drains: readiness is off\n"
+            assert done.stdout == f"{running.admin_socket} drains: readiness is off\n"
         assert await states(running.socket) == [SERVING, SERVING, SERVING, NOT_SERVING]
         last = [response.event async for response in stream][-1]
         assert last.finished.message.content.endswith("eight")
         await say(stub, "nothing is refused", "s")
+        undone = await ruvd(*at, "--undo")
+        assert (undone.returncode, undone.stderr) == (0, "")
+        assert undone.stdout == f"{running.admin_socket} takes calls again\n"
+        assert await states(running.socket) == [SERVING] * 4
 
 
 async def test_drain_waits_until_no_completion_runs(daemon: StartDaemon) -> None:
@@ -78,7 +80,7 @@ async def test_drain_waits_until_no_completion_runs(daemon: StartDaemon) -> None
         words = " ".join(["word"] * 400)
         endless = stub.Complete(turn(words, "s"))
         await anext(aiter(endless))
-        at = ("drain", "--address", running.socket)
+        at = ("drain", "--admin-address", running.admin_socket)
         late = await ruvd(*at, "--wait", "0.5")
         assert (late.returncode, late.stderr) == (1, "ruvd: completions still run after 0.5 s\n")
         answer = asyncio.create_task(
@@ -91,6 +93,57 @@ async def test_drain_waits_until_no_completion_runs(daemon: StartDaemon) -> None
         assert (await answer)[-1].HasField("finished")
         assert (await waits).stdout.endswith("no completion runs\n")
         assert (await waits).returncode == 0
+
+
+async def test_a_drain_that_waits_succeeds_when_the_daemon_ends(daemon: StartDaemon) -> None:
+    async with daemon(*SLOW, "--drain-seconds", "0") as running, running.stub() as stub:
+        await anext(aiter(stub.Complete(turn(" ".join(["word"] * 400), "s"))))
+        waits = asyncio.create_task(
+            ruvd("drain", "--admin-address", running.admin_socket, "--wait", "60")
+        )
+        await running.logged("readiness turned off")
+        running.kill()
+        assert (await waits).stdout.endswith("the daemon has ended\n")
+        assert (await waits).returncode == 0
+
+
+def namespaced() -> tuple[str, ...]:
+    """Returns a command that runs another one in a new PID namespace, or () if none may be made."""
+    for flags in ((), ("--user", "--map-root-user")):
+        command = ("unshare", *flags, "--pid", "--fork", "--kill-child")
+        if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
+            return command
+    return ()
+
+
+async def test_drain_reaches_a_daemon_in_another_pid_namespace(daemon: StartDaemon) -> None:
+    """Where no namespace may be made, it still needs no process id and no /proc."""
+    under = await asyncio.to_thread(namespaced)
+    async with daemon(*ECHO) as running:
+        drain = (sys.executable, "-m", "ruvd", "drain", "--admin-address", running.admin_socket)
+        sees = ("sh", "-c", f'kill -0 {running.pid} 2>&1; "$@"', "sh", *drain)
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [*under, *sees],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=clean_environment(),
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.endswith(f"{running.admin_socket} drains: readiness is off\n")
+        assert ("No such process" in done.stdout) == bool(under)
+        assert (await states(running.socket))[-1] == NOT_SERVING
+
+
+async def test_sigusr1_drains_too(daemon: StartDaemon) -> None:
+    async with daemon(*ECHO) as running:
+        running.process.send_signal(signal.SIGUSR1)
+        await running.logged("readiness turned off")
+        assert (await states(running.socket))[-1] == NOT_SERVING
+        undone = await ruvd("drain", "--undo", "--admin-address", running.admin_socket)
+        assert undone.returncode == 0
+        assert (await states(running.socket))[-1] == SERVING
 
 
 def cpu_seconds(*arguments: str) -> float:
@@ -114,47 +167,6 @@ async def test_a_probe_costs_less_than_200_ms_of_cpu_time(daemon: StartDaemon) -
             if attempt >= 2 and best < MOST_CPU_SECONDS:
                 break
         assert best < MOST_CPU_SECONDS
-
-
-async def test_drain_without_a_daemon_says_how_to_start_one() -> None:
-    done = await ruvd("drain", "--address", "127.0.0.1:1")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "ruvd: no daemon at 127.0.0.1:1: start one with `ruvd serve`\n"
-
-
-async def test_drain_does_not_signal_a_process_that_is_not_a_ruvd() -> None:
-    """SIGUSR1 ends a process without a handler, such as this one."""
-    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
-    server = grpc.aio.server()
-    health = health_pb2_grpc.HealthServicer()
-
-    async def answers(_request: object, _context: object) -> health_pb2.HealthCheckResponse:
-        return health_pb2.HealthCheckResponse(status=SERVING)
-
-    health.Check = answers  # type: ignore[method-assign, assignment]
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        done = await ruvd("drain", "--address", f"127.0.0.1:{port}")
-        assert (done.returncode, done.stdout) == (1, "")
-        assert "is not a ruvd" in done.stderr
-    finally:
-        await server.stop(None)
-
-
-async def test_drain_asks_the_named_process_only_if_it_handles_the_signal(
-    daemon: StartDaemon,
-) -> None:
-    async with daemon(*ECHO) as running:
-        at = ("drain", "--address", running.socket, "--pid")
-        ours = await ruvd(*at, str(os.getpid()))
-        assert (ours.returncode, "does not handle SIGUSR1" in ours.stderr) == (1, True)
-        none = await ruvd(*at, str(1 << 22))  # above the highest process id
-        assert (none.returncode, "there is no process" in none.stderr) == (1, True)
-        assert await states(running.socket) == [SERVING] * 4
-        assert (await ruvd(*at, str(running.pid))).returncode == 0
-        assert (await states(running.socket))[-1] == NOT_SERVING
 
 
 async def test_health_reports_the_version_and_the_number_of_completions(
@@ -264,7 +276,10 @@ async def test_the_port_for_probes_has_health_and_never_the_api(daemon: StartDae
                 assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
         probe = ("health", "--address", f"127.0.0.1:{port}")
         assert (await ruvd(*probe)).returncode == 0
-        assert (await ruvd("drain", "--address", f"127.0.0.1:{port}")).returncode == 0
+        at_port = ("drain", "--admin-address", f"127.0.0.1:{port}")
+        assert "UNIMPLEMENTED" in (await ruvd(*at_port)).stderr
+        drained = await ruvd("drain", "--admin-address", running.admin_socket)
+        assert drained.returncode == 0
         assert (await ruvd(*probe)).returncode == 1
         assert (await ruvd(*probe, "--service", "liveness")).returncode == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 import grpc
 import pytest
@@ -34,7 +35,7 @@ def test_without_a_daemon_a_command_says_how_to_start_one(
     assert printed.err == f"ruvd: no daemon at {NOWHERE}: start one with `ruvd serve`\n"
 
 
-@pytest.mark.parametrize("command", [["sessions", "list"], ["drain"], ["chat"], ["health"]])
+@pytest.mark.parametrize("command", [["sessions", "list"], ["chat"], ["health"]])
 def test_an_empty_address_in_the_environment_counts_as_unset(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,6 +46,35 @@ def test_an_empty_address_in_the_environment_counts_as_unset(
         run(command)
     printed = capsys.readouterr()
     assert f"no daemon at {NOWHERE}: start one with `ruvd serve`" in printed.out + printed.err
+
+
+@pytest.mark.parametrize("command", [["drain"], ["admin", "status"], ["admin", "backup"]])
+def test_administration_calls_the_admin_socket_of_the_settings(
+    command: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def called(*flags: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run([*command, *flags])
+        assert ended.value.code == 1
+        return capsys.readouterr().err
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RUVD_ADMIN_ADDRESS", "")
+    monkeypatch.setenv("RUVD_STORE", f"sqlite:{tmp_path}/s.db")
+    assert f"no daemon at unix:{tmp_path}/s.db-admin.sock: " in called()
+    monkeypatch.setenv("RUVD_ADMIN_LISTEN", f"unix:{tmp_path}/a.sock")
+    assert f"no daemon at unix:{tmp_path}/a.sock: " in called()
+    monkeypatch.setenv("RUVD_ADMIN_ADDRESS", f"unix:{tmp_path}/b.sock")
+    assert f"no daemon at unix:{tmp_path}/b.sock: " in called()
+    assert f"no daemon at {NOWHERE}: " in called("--admin-address", NOWHERE)
+    monkeypatch.setenv("RUVD_ADMIN_ADDRESS", "")
+    monkeypatch.setenv("RUVD_ADMIN_LISTEN", "none")
+    assert "there is no admin socket (admin_listen)" in called()
+    monkeypatch.setenv("RUVD_ADMIN_LISTEN", "127.0.0.1:1")
+    assert "admin_listen (from RUVD_ADMIN_LISTEN): must be unix:PATH, auto or none" in called()
 
 
 def test_health_exits_1_when_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +94,10 @@ def test_health_exits_1_when_nobody_listens(capsys: pytest.CaptureFixture[str]) 
         ["sessions", "import", "-", "--on-conflict", "overwrite"],
         ["metrics", "--interval", "0"],
         ["backup"],
+        ["drain", "--undo", "--wait", "1"],
+        ["admin", "log-level"],
+        ["admin", "log-level", "loud"],
+        ["admin", "log-level", "setting", "--for", "5"],
         ["no-such-command"],
     ],
 )
@@ -85,6 +119,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "metrics",
         "backup",
         "models",
+        "drain",
+        "admin",
     ):
         assert command in printed
 

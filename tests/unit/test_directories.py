@@ -37,6 +37,21 @@ def reported(
     return found
 
 
+def test_a_directory_of_ours_in_a_sockets_directory_makes_it_no_shared_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = directory(tmp_path / "run", 0o755)
+    (run / "admin").mkdir(mode=0o700)
+    settings = Settings(
+        store="memory",
+        listen=[f"unix:{run}/r.sock"],
+        admin_listen=f"unix:{run}/admin/admin.sock",
+    )
+    with caplog.at_level(logging.INFO, "ruvd.daemon"):
+        report_loose_directories(settings)
+    assert [each.remedy for each in caplog.records] == [f"chmod 750 {run}"]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("mode", [0o700, 0o500, 0o2700])
 def test_a_private_directory_is_not_reported(
     mode: int, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -11,6 +11,7 @@ from certificates import Authority
 from google.protobuf import descriptor_pool
 from grpc_reflection.v1alpha import reflection
 
+from ruvd.admin.v1 import admin_service_pb2
 from ruvd.config import identities
 from ruvd.core.errors import PermissionDenied, Unauthenticated
 from ruvd.rpc.identity import caller, permissions, tokens
@@ -41,7 +42,8 @@ def auth_context(certificate: bytes) -> dict[str, list[bytes]]:
 
 
 def test_every_rpc_is_in_the_table_of_permissions_and_no_other() -> None:
-    services = [each.full_name for each in session_service_pb2.DESCRIPTOR.services_by_name.values()]
+    files = (session_service_pb2.DESCRIPTOR, admin_service_pb2.DESCRIPTOR)
+    services = [each.full_name for file in files for each in file.services_by_name.values()]
     pool = descriptor_pool.Default()
     expected = {
         f"/{service}/{method.name}"
@@ -49,6 +51,12 @@ def test_every_rpc_is_in_the_table_of_permissions_and_no_other() -> None:
         for method in pool.FindServiceByName(service).methods
     }
     assert set(permissions.ROLES) == expected
+
+
+def test_only_admins_may_administer() -> None:
+    for method, roles in permissions.ROLES.items():
+        if method.startswith("/ruvd.admin."):
+            assert roles == {Role.ADMIN}, method
 
 
 @pytest.mark.parametrize("role", Role)

@@ -11,6 +11,7 @@ from typing import Literal
 import pytest
 
 from ruvd.server import logs
+from ruvd.server.log_level import LogLevelControl
 
 SAID = "what a user said"
 
@@ -77,14 +78,15 @@ def test_a_line_has_the_ids_of_the_trace_and_the_span_it_is_written_in(
     assert "trace_id" not in outside
 
 
-def test_the_level_goes_to_debug_and_back_and_each_change_is_logged(
+async def test_the_level_goes_to_debug_and_back_and_each_change_is_logged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("error", "json")
+    level = LogLevelControl("error")
     log = logging.getLogger("ruvd.rpc")
     for _ in range(2):
         log.debug("detail")
-        logs.toggle_debug()
+        level.toggle_debug()
     log.warning("not important enough")
     said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [line["event"] for line in said] == ["log level", "detail", "log level"]

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 
+from ruvd.admin.v1 import admin_service_pb2 as admin_pb
 from ruvd.core import errors
 from ruvd.core.errors import FieldViolation, InvalidRequest, RuvdError
 from ruvd.rpc import status
@@ -26,7 +27,8 @@ def test_every_error_has_a_code_and_no_code_is_left_over() -> None:
 
 
 def test_every_reason_is_in_the_proto_and_no_more() -> None:
-    names = {name.removeprefix("ERROR_REASON_") for name in pb.ErrorReason.keys()}  # noqa: SIM118
+    enums = (pb.ErrorReason, admin_pb.ErrorReason)
+    names = {name.removeprefix("ERROR_REASON_") for enum in enums for name in enum.keys()}  # noqa: SIM118
     assert names == {leaf.reason() for leaf in LEAVES} | {"UNSPECIFIED", "INTERNAL"}
 
 

@@ -52,6 +52,7 @@ PLACES = {
     ("engines/llama/supervisor.py", "_unless"): "awaited there, by a supervised task",
     ("engines/llama/child.py", "main"): "in the engine's own process",
     ("stores/sqlite/worker.py", "__init__"): "the thread reports its end, however it ends",
+    ("server/backups.py", "make"): "its end is logged, and the caller gets its error",
     ("telemetry/setup.py", "active"): "awaited there",
     ("telemetry/exporters.py", "close"): "at the stop, after the last export has failed",
     ("telemetry/exporters.py", "_within"): "awaited there",

@@ -33,6 +33,7 @@ from ruvd.core.ports.events import CompletionBegan, CompletionJoined, Observer
 from ruvd.core.sessions import idempotency
 from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.tenant_limits import LimitsOf, unlimited
+from ruvd.core.tenants import tenant_of
 
 # An allowance for an ended completion beside its events; bench/streams.py shows the sum.
 _COMPLETION_BYTES = 3000
@@ -72,6 +73,16 @@ class CompletionRegistry:
     def running(self) -> int:
         """The number of completions that run or wait."""
         return len(self._running)
+
+    def running_tenants(self) -> list[str]:
+        """Returns the tenant of every completion that runs or waits."""
+        return [tenant_of(completion_id) for completion_id in self._running]
+
+    async def wait_idle(self) -> None:
+        """Returns when no completion runs or waits. New ones may begin meanwhile."""
+        while self._running:
+            await next(iter(self._running.values())).ended()
+            await asyncio.sleep(0)  # the callbacks of its task take it out
 
     @property
     def log_bytes(self) -> int:
