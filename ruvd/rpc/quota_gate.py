@@ -21,7 +21,7 @@ _BURST = 50
 _PER_SECOND = 50.0
 # The longest wait of a refusal. More calls than wait this long are refused at once.
 _MAX_SECONDS = 20.0
-# The refusals that wait at a time, of all tenants. A call takes about 20 kB.
+# The refusals that wait at a time, of all tenants. A call takes about 30 kB.
 _MAX_WAITING = 2000
 _MAX_TENANTS = 1000
 _SERVICE = "/ruvd.v1.SessionService/"
