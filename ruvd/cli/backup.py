@@ -12,7 +12,7 @@ from rich.progress import Progress
 from ruvd.cli.terminal import err, fail, out, print_error
 from ruvd.config.loader import SettingsInvalid, load
 from ruvd.core.errors import StoreUnavailable
-from ruvd.stores.sqlite.backup import back_up
+from ruvd.stores.sqlite.backup import back_up, needed_keys
 
 _USAGE = 2
 
@@ -54,4 +54,7 @@ def backup(
     except (StoreUnavailable, OSError) as error:
         fail(str(error))
     out.print(f"{source} -> {file}: {size:,} bytes, checked", markup=False)
+    if key_ids := needed_keys(file):
+        keys = ", ".join(key_ids)
+        out.print(f"the copy is encrypted: keep its keys {keys} with it", markup=False)
     return 0

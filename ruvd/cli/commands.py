@@ -121,6 +121,14 @@ _CREATE = """Make a bearer token for a daemon that has a tokens_file.
 It is printed once; FILE gets only its hash. A running daemon takes a changed file within seconds.
 To revoke a token, remove its line."""
 
+_REKEY = """Encrypt the store with the first key of encryption_key_file, and wait for that.
+
+It also encrypts a store that is not encrypted yet. While a daemon has the store open, the daemon
+does the work and goes on serving; otherwise this command does it. It may be interrupted. Then it
+says which keys are no longer needed. With --plain it takes the encryption away.
+
+Exit codes: 0 done, 1 failed, 2 invalid settings or a missing key."""
+
 _CREATE_KEY = """Make a key for a daemon that has an encryption_key_file.
 
 The new key becomes the first one of FILE, which encrypts; the keys after it open what they have
@@ -167,6 +175,7 @@ app.command(sessions)
 token = cyclopts.App(name="token", help="Make the tokens that callers are known by.")
 token.command("ruvd.cli.tokens:create", name="create", help=_CREATE)
 app.command(token)
+app.command("ruvd.cli.rekey:run", name="rekey", help=_REKEY)
 
 key = cyclopts.App(name="key", help="Make the keys that encrypt what the daemon stores.")
 key.command("ruvd.cli.keys:create", name="create", help=_CREATE_KEY)

@@ -17,7 +17,8 @@ from pathlib import Path
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.private_files import open_private
 from ruvd.stores.sqlite.database import DatabaseFile, connect_read_only
-from ruvd.stores.sqlite.schema import schema_version
+from ruvd.stores.sqlite.schema import SEALED_SCHEMA, schema_version
+from ruvd.stores.sqlite.sealing import key_ids
 
 # A step, which holds the interpreter's lock, copies 4 MiB in pages of 4 KiB.
 _STEP_PAGES = 1024
@@ -59,6 +60,14 @@ def back_up(
         full = getattr(fault, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
         about = DatabaseFile(target if full else source, "normal")
         raise StoreUnavailable(about.explain(fault)) from fault
+
+
+def needed_keys(copy: Path) -> list[str]:
+    """Returns the ids of the keys that a copy is encrypted with, none for a plain one."""
+    with closing(sqlite3.connect(copy)) as db:
+        if schema_version(db, str(copy)) < SEALED_SCHEMA:
+            return []
+        return key_ids(db)
 
 
 def write_copy(

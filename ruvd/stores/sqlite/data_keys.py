@@ -13,6 +13,7 @@ from functools import lru_cache
 from ruvd.core.ports.store import StoreSealed
 from ruvd.sealing.aead import KEY_BYTES, AeadKey, SealBroken
 from ruvd.sealing.keys import OperatorKeys, WrappedKey
+from ruvd.stores.sqlite.sealing import key_ids
 
 # Opened data keys that stay in memory, of some hundred bytes each.
 _MAX_OPENED = 4096
@@ -80,7 +81,7 @@ class DataKeys:
         row = db.execute("SELECT state, key_id, sealed FROM sealing").fetchone()
         if row is None:
             return None
-        self._check_keys(db, row[1])
+        self._check_keys(db)
         try:
             wrapped = WrappedKey(row[1], row[2])
             return row[0], self.operator.ring.unwrap(wrapped, _store_context(row[0]))
@@ -94,6 +95,11 @@ class DataKeys:
             "UPDATE sealing SET state = ?, key_id = ?, sealed = ?, part = 'sessions', position = 0",
             (state, wrapped.key_id, wrapped.sealed),
         )
+
+    def delete_all(self, db: sqlite3.Connection) -> None:
+        """Deletes all keys of a store that is plain by now."""
+        db.execute("DELETE FROM data_keys")
+        db.execute("DELETE FROM sealing")
 
     def rewrap(self, db: sqlite3.Connection, limit: int) -> int:
         """Seals up to `limit` data keys with the current key; returns how many."""
@@ -118,9 +124,9 @@ class DataKeys:
         db.execute("UPDATE sealing SET key_id = ?, sealed = ?", (wrapped.key_id, wrapped.sealed))
         return len(rows) + 1
 
-    def _check_keys(self, db: sqlite3.Connection, key_id: str) -> None:
+    def _check_keys(self, db: sqlite3.Connection) -> None:
         """Raises StoreSealed unless one data key of each operator's key can be opened."""
-        needed = {*_key_ids(db), key_id}
+        needed = set(key_ids(db))
         missing = needed.difference(self.operator.ring.ids)
         if missing:
             raise missing_keys(sorted(missing))
@@ -151,20 +157,16 @@ def _store_context(state: str) -> bytes:
     return f"store {state}".encode()
 
 
-def _key_ids(db: sqlite3.Connection) -> list[str]:
-    return [row[0] for row in db.execute("SELECT DISTINCT key_id FROM data_keys")]
-
-
-def missing_keys(key_ids: list[str]) -> StoreSealed:
+def missing_keys(ids: list[str]) -> StoreSealed:
     """Returns the error for keys that are not in the key file."""
     return StoreSealed(
-        f"the store is encrypted, and encryption_key_file lacks the keys {', '.join(key_ids)}"
+        f"the store is encrypted, and encryption_key_file lacks the keys {', '.join(ids)}"
     )
 
 
-def wrong_key(key_ids: list[str]) -> StoreSealed:
+def wrong_key(ids: list[str]) -> StoreSealed:
     """Returns the error for keys that are others than those that sealed the store."""
     return StoreSealed(
-        f"the store is encrypted, and the keys {', '.join(key_ids)} in encryption_key_file are not"
+        f"the store is encrypted, and the keys {', '.join(ids)} in encryption_key_file are not"
         " those that it was encrypted with, or the store was changed: correct the file"
     )

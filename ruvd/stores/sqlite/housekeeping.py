@@ -137,6 +137,11 @@ class Housekeeping:
             return None if sealing is None else _KEYS_SECONDS
         return max(0.0, self._erase_at - now, self._retry_at - now)
 
+    @property
+    def has_work(self) -> bool:
+        """Whether something that was deleted is not overwritten yet."""
+        return self._erase_at is not None
+
     def finish(self, db: sqlite3.Connection) -> None:
         """Does all steps that are left, or those of a few seconds, before the file is closed."""
         end = self._now() + _MAX_FINISH_SECONDS

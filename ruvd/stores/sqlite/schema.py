@@ -142,6 +142,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
 )
 
+# The first schema whose stores may be sealed.
+SEALED_SCHEMA = 5
+
 
 def schema_version(db: sqlite3.Connection, path: str) -> int:
     """Returns how many migrations the database has had, 0 if it is empty. Changes nothing.

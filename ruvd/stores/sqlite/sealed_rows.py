@@ -92,6 +92,10 @@ class SealedRows:
         """See `RowSealing.work`."""
         return self._work is not None and self._work.step(db)
 
+    def open_step(self, db: sqlite3.Connection) -> bool:
+        """Does a step of opening all rows; returns False once the store is plain."""
+        return self._work is not None and self._work.open_step(db)
+
     def _hash(self, text: bytes) -> bytes:
         return hmac.digest(self._label_key, text, hashlib.sha256)[:_HASH_BYTES]
 

@@ -92,18 +92,20 @@ class SealableConnection(sqlite3.Connection):
 def attach(db: sqlite3.Connection, sealing: RowSealing | None, *, may_write: bool) -> None:
     """Gives an opened connection what seals and opens its rows. Raises StoreSealed."""
     if sealing is None:
-        row = db.execute(
-            "SELECT group_concat(key_id, ', ') FROM"
-            " (SELECT key_id FROM data_keys UNION SELECT key_id FROM sealing)"
-        ).fetchone()
-        if row[0] is not None:
+        if needed := ", ".join(key_ids(db)):
             raise StoreSealed(
-                f"the store is encrypted with the keys {row[0]}: set encryption_key_file"
+                f"the store is encrypted with the keys {needed}: set encryption_key_file"
             )
         return
     assert isinstance(db, SealableConnection)  # noqa: S101 - `database` makes no others
     sealing.check(db, may_write=may_write)
     db.sealing = sealing
+
+
+def key_ids(db: sqlite3.Connection) -> list[str]:
+    """Returns the ids of the operator's keys that a store is encrypted with."""
+    rows = db.execute("SELECT key_id FROM sealing UNION SELECT key_id FROM data_keys ORDER BY 1")
+    return [key_id for (key_id,) in rows]
 
 
 def sealing_of(db: sqlite3.Connection) -> RowSealing | None:

@@ -10,7 +10,7 @@ import logging
 import sqlite3
 from typing import TYPE_CHECKING
 
-from ruvd.stores.sqlite.data_keys import SEALED, SEALING
+from ruvd.stores.sqlite.data_keys import OPENING, SEALED, SEALING
 from ruvd.stores.sqlite.row_conversion import PARTS, convert_rows
 
 if TYPE_CHECKING:
@@ -55,19 +55,37 @@ class SealingWork:
         self._done, self._rewrapped = ring, 0
         return False
 
+    def open_step(self, db: sqlite3.Connection) -> bool:
+        """Does a step of opening sealed rows; returns False once the store is plain."""
+        db.execute("BEGIN IMMEDIATE")
+        if not db.execute("SELECT 1 FROM sealing").fetchone():
+            db.execute("COMMIT")
+            return False
+        if self._rows.state != OPENING:
+            self._rows.store_state(db, OPENING)
+            self._rows.state = OPENING
+        if not self._convert_some(db, seal=False):
+            self._rows.keys.delete_all(db)
+        db.execute("COMMIT")
+        return True
+
     def _convert(self, db: sqlite3.Connection) -> None:
         db.execute("BEGIN IMMEDIATE")
+        has_more = self._convert_some(db, seal=True)
+        if not has_more:
+            self._rows.store_state(db, SEALED)
+        db.execute("COMMIT")
+        if not has_more:
+            self._rows.state = SEALED
+            _log.info("the store is sealed: no plain row is left")
+
+    def _convert_some(self, db: sqlite3.Connection, *, seal: bool) -> bool:
+        """Converts some rows in the open transaction; returns False if there are none left."""
         part, position = db.execute("SELECT part, position FROM sealing").fetchone()
-        last = convert_rows(db, self._rows, part, position, seal=True)
+        last = convert_rows(db, self._rows, part, position, seal=seal)
         if last is not None:
             db.execute("UPDATE sealing SET position = ?", (last,))
         elif part != PARTS[-1]:
             following = PARTS[PARTS.index(part) + 1]
             db.execute("UPDATE sealing SET part = ?, position = 0", (following,))
-        else:
-            self._rows.store_state(db, SEALED)
-            db.execute("COMMIT")
-            self._rows.state = SEALED
-            _log.info("the store is sealed: no plain row is left")
-            return
-        db.execute("COMMIT")
+        return last is not None or part != PARTS[-1]
