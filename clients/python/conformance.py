@@ -1,7 +1,7 @@
 """The conformance program of clients/CONFORMANCE.md for the Python client.
 
-`conformance.py [--asyncio] scenario|restart` uses the blocking client or, with `--asyncio`, the
-asyncio client, to which a wrapper gives the same interface.
+`conformance.py [--asyncio] scenario|restart|identity WAY` uses the blocking client or, with
+`--asyncio`, the asyncio client, to which a wrapper gives the same interface.
 """
 
 from __future__ import annotations
@@ -11,9 +11,19 @@ import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Self
 
-from ruvd_client import AsyncClient, Client, Completion, IfBusy, OnDisconnect, RuvdError, request
+from ruvd_client import (
+    AsyncClient,
+    Client,
+    Completion,
+    IfBusy,
+    OnDisconnect,
+    RuvdError,
+    Tls,
+    request,
+)
 from ruvd_client.protocol import DEFAULT_ADDRESS
 from ruvd_client.v1 import session_service_pb2 as pb
 
@@ -31,8 +41,8 @@ class Blocking:
 
     loop = asyncio.new_event_loop()
 
-    def __init__(self, address: str) -> None:
-        self._client = self._run(self._connect(address))
+    def __init__(self, address: str | None = None, **settings: Any) -> None:
+        self._client = self._run(self._connect(address, settings))
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
@@ -43,8 +53,8 @@ class Blocking:
 
         return call
 
-    async def _connect(self, address: str) -> AsyncClient:
-        return AsyncClient(address)
+    async def _connect(self, address: str | None, settings: dict[str, Any]) -> AsyncClient:
+        return AsyncClient(address, **settings)
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
@@ -84,7 +94,7 @@ async def _awaited(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
     return await result if asyncio.iscoroutine(result) else result
 
 
-Connect = Callable[[str], Any]
+Connect = Callable[..., Any]
 
 
 def print_error(failure: RuvdError, *, with_reason: bool = True) -> None:
@@ -305,9 +315,61 @@ def restart(connect: Connect) -> None:
     get(client, "omega")
 
 
+def identity(connect: Connect, way: str) -> None:
+    try:
+        client = connect(**identity_settings(way, is_async=connect is Blocking))
+    except (OSError, ValueError):
+        out("refused")
+        return
+    for line in sys.stdin:
+        identity_calls(client, line.strip())
+
+
+def identity_settings(way: str, *, is_async: bool) -> dict[str, Any]:
+    variables = os.environ
+    file = Path(variables.get("TEST_TOKEN_FILE", ""))
+
+    async def read() -> str:
+        return await asyncio.to_thread(file.read_text)
+
+    function = read if is_async else file.read_text
+    if way == "environment":
+        return {}
+    token = {"value": variables.get("TEST_TOKEN", ""), "file": file, "function": function}[way]
+    settings = {"address": variables["TEST_ADDRESS"], "token": token}
+    if ca := variables.get("TEST_TLS_CA_FILE"):
+        names = ("TEST_TLS_CLIENT_CERT_FILE", "TEST_TLS_CLIENT_KEY_FILE")
+        cert, key = (variables.get(name) for name in names)
+        settings["tls"] = Tls(ca, cert, key, variables.get("TEST_TLS_SERVER_NAME", ""))
+    return settings
+
+
+def identity_calls(client: Any, name: str) -> None:
+    calls: dict[str, Callable[[], str]] = {
+        "models": lambda: "ok" if client.list_models() else "",
+        "complete": lambda: joined(client.complete("one two", session_id=name, request_id=name)),
+        "resume": lambda: joined(client.resume_completion(session_id=name, request_id=name)),
+        "cancel": lambda: client.cancel_completion(session_id=name, request_id=name) or "ok",
+        "batch": lambda: "".join(f"[{outcome.text()}]" for outcome in client.batch(["three"])),
+    }
+    for call, run in calls.items():
+        try:
+            out(f"{call} {run()}")
+        except RuvdError as failure:
+            out(f"{call} error {failure.code.name} {failure.reason or '-'}")
+
+
+def joined(answer: Iterable[str]) -> str:
+    return f"[{''.join(answer)}]"
+
+
 def main(arguments: list[str]) -> int:
     connect: Connect = Blocking if "--asyncio" in arguments else Client
-    {"scenario": scenario, "restart": restart}[arguments[-1]](connect)
+    match arguments[-2:]:
+        case ["identity", way]:
+            identity(connect, way)
+        case _:
+            {"scenario": scenario, "restart": restart}[arguments[-1]](connect)
     return 0
 
 

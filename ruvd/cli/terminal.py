@@ -42,6 +42,8 @@ def connected(address: Address) -> Iterator[Client]:
         client = Client(str(address), timeout=CALL_TIMEOUT_SECONDS, token=token, tls=tls)
     except OSError as error:
         fail(f"cannot read {error.filename}: {error.strerror}")
+    except ValueError as error:
+        fail(str(error))
     with client:
         try:
             yield client

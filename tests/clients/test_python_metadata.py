@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -44,6 +46,8 @@ class Recorder:
         context: grpc.aio.ServicerContext[pb.CompleteRequest, pb.CompleteResponse],
     ) -> AsyncIterator[pb.CompleteResponse]:
         self.received.append(dict(context.invocation_metadata() or ()))
+        if len(self.received) <= self._failures:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "scripted")
         yield pb.CompleteResponse(event=pb.CompletionEvent(sequence=1, finished=pb.Finished()))
 
     @asynccontextmanager
@@ -120,3 +124,57 @@ async def test_a_read_is_attempted_four_times_while_the_daemon_is_unavailable() 
             await client.list_models()
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
         assert len(server.received) == 4
+
+
+async def test_every_attempt_of_a_completion_asks_for_a_token() -> None:
+    numbers = itertools.count(1)
+
+    def token() -> str:
+        return f" t{next(numbers)}\n"
+
+    async def async_token() -> str:
+        return token()
+
+    def use(address: str) -> None:
+        with Client(address, token=token) as client:
+            client.complete("hi").text()
+
+    async with Recorder(failures=1).running() as server:
+        await asyncio.to_thread(use, server.address)
+    async with (
+        Recorder(failures=1).running() as again,
+        AsyncClient(again.address, token=async_token) as client,
+    ):
+        await client.complete("hi").text()
+    sent = [metadata["authorization"] for metadata in (*server.received, *again.received)]
+    assert sent == [f"Bearer t{number}" for number in range(1, 5)]
+
+
+async def test_a_function_that_has_no_token_fails_the_call_and_nothing_is_sent() -> None:
+    def no_token() -> str:
+        raise LookupError("the vault is sealed")
+
+    failures: list[RuvdError] = []
+
+    def use(address: str) -> None:
+        with Client(address, token=no_token) as client:
+            for call in (client.list_models, partial(client.complete, "hi")):
+                with pytest.raises(RuvdError) as caught:
+                    call()
+                failures.append(caught.value)
+            with pytest.raises(RuvdError) as caught:
+                list(client.batch(["hi"]))
+            failures.append(caught.value)
+
+    async with Recorder().running() as server:
+        await asyncio.to_thread(use, server.address)
+        async with AsyncClient(server.address, token=no_token) as client:
+            for call in (client.list_models, client.complete("hi").text):
+                with pytest.raises(RuvdError) as caught:
+                    await call()
+                failures.append(caught.value)
+    assert len(failures) == 5
+    assert not server.received
+    for failure in failures:
+        assert (failure.code, failure.reason) == (grpc.StatusCode.UNAUTHENTICATED, "")
+        assert "the vault is sealed" in failure.message

@@ -39,7 +39,7 @@ from ruvd_client.protocol import (
     to_messages,
     update_session_request,
 )
-from ruvd_client.security import Tls, Token
+from ruvd_client.security import Credential, Tls, Token, find_credential, find_tls
 from ruvd_client.v1 import session_service_pb2 as pb
 
 Response = TypeVar("Response")
@@ -68,13 +68,20 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
         `timeout`, in seconds, applies to every unary call; without it, `service_config.json` sets
         the timeouts and retries of the calls listed there. `metadata` is sent with every call,
         together with the current trace context if the process uses OpenTelemetry. A broken stream
-        is resumed for up to `reconnect_seconds`. `token`, or what it returns, is sent as a bearer
-        token with every call. `tls` is for a daemon that listens with TLS; its files are read now.
+        is resumed for up to `reconnect_seconds`.
+
+        `token` is sent as a bearer token with every call: a str (none if it is empty), a Path whose
+        file is read for every call, or a function that is called for every call. By default it is
+        in the file RUVD_TOKEN_FILE, or else in RUVD_TOKEN. `tls` is for a daemon that listens with
+        TLS, by default RUVD_TLS_CA_FILE and the like; its files are read now. Raises OSError if
+        such a file cannot be read, and ValueError if it cannot be used or if a token would be sent
+        to another machine without TLS.
         """
         self.address = address or os.environ.get("RUVD_ADDRESS") or DEFAULT_ADDRESS
         self._timeout = timeout
         self._reconnect_seconds = reconnect_seconds
-        self._connect(metadata, token, tls)
+        tls = find_tls(self.address, tls)
+        self._connect(metadata, find_credential(self.address, token, tls), tls)
 
     def complete(
         self,
@@ -138,7 +145,10 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
         return self._completion(Answer(request, timeout=timeout, reconnect_seconds=seconds))
 
     def _connect(
-        self, metadata: Sequence[tuple[str, str]], token: Token | None, tls: Tls | None
+        self,
+        metadata: Sequence[tuple[str, str]],
+        credential: Credential | None,
+        tls: Tls | None,
     ) -> None:
         raise NotImplementedError
 
@@ -277,15 +287,18 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
         return self._connection.call(method, request, self._timeout)
 
     def _connect(
-        self, metadata: Sequence[tuple[str, str]], token: Token | None, tls: Tls | None
+        self,
+        metadata: Sequence[tuple[str, str]],
+        credential: Credential | None,
+        tls: Tls | None,
     ) -> None:
-        self._connection = Connection(self.address, metadata, token, tls)
+        self._connection = Connection(self.address, metadata, credential, tls)
 
     def _completion(self, answer: Answer) -> Completion:
         return Completion(self._connection, answer)
 
     def _batch(self, items: Iterable[BatchItem], calls: BatchCalls) -> Batch:
-        method = partial(self._connection.stub.BatchComplete, metadata=self._connection.metadata())
+        method = partial(self._connection.batch, self._connection.metadata())
         return Batch(method, items, calls)
 
 
@@ -418,13 +431,16 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
         return await self._connection.call(method, request, self._timeout)
 
     def _connect(
-        self, metadata: Sequence[tuple[str, str]], token: Token | None, tls: Tls | None
+        self,
+        metadata: Sequence[tuple[str, str]],
+        credential: Credential | None,
+        tls: Tls | None,
     ) -> None:
-        self._connection = AsyncConnection(self.address, metadata, token, tls)
+        self._connection = AsyncConnection(self.address, metadata, credential, tls)
 
     def _completion(self, answer: Answer) -> AsyncCompletion:
         return AsyncCompletion(self._connection, answer)
 
     def _batch(self, items: AsyncItems, calls: BatchCalls) -> AsyncBatch:
-        method = partial(self._connection.stub.BatchComplete, metadata=self._connection.metadata())
+        method = partial(self._connection.batch, self._connection.metadata())
         return AsyncBatch(method, items, calls)

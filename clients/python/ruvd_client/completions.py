@@ -156,7 +156,12 @@ class Completion(_CompletionState, Iterator[str]):
         if self._is_cancelled():
             raise self._answer.fail(_cancelled_error())
         answer = self._answer
-        call = self._connection.stream(answer.next_call(), answer.seconds_left(), self._metadata)
+        request = answer.next_call()
+        try:
+            call = self._connection.stream(request, answer.seconds_left(), self._metadata)
+        except RuvdError as error:
+            answer.fail(error)
+            raise
         if self._cancelled.is_set():  # by another thread in the meantime
             call.cancel()
         return call

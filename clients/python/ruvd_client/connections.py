@@ -20,8 +20,9 @@ import grpc
 import grpc.aio
 
 from ruvd_client.answers import Request
-from ruvd_client.protocol import CHANNEL_OPTIONS, error_from
-from ruvd_client.security import Tls, Token, authorization
+from ruvd_client.protocol import CHANNEL_OPTIONS, RuvdError, error_from
+from ruvd_client.security import Credential, Tls
+from ruvd_client.token_interceptors import token_interceptors
 from ruvd_client.v1 import session_service_pb2 as pb
 from ruvd_client.v1 import session_service_pb2_grpc as pb_grpc
 
@@ -40,11 +41,10 @@ _OPTIONS = (*CHANNEL_OPTIONS, ("grpc.service_config", _SERVICE_CONFIG))
 
 
 class _Metadata:
-    """The metadata of every call: the caller's own, its token, and the current trace context."""
+    """The metadata of every call but its token: the caller's own and the current trace context."""
 
-    def __init__(self, custom: Sequence[tuple[str, str]], token: Token | None) -> None:
+    def __init__(self, custom: Sequence[tuple[str, str]]) -> None:
         self._custom = tuple(custom)
-        self._token = token
 
     def metadata(self) -> Metadata:
         """Returns the metadata of a call that starts now.
@@ -53,8 +53,6 @@ class _Metadata:
         trace, so the import is what is checked; without it, a call costs one dict lookup.
         """
         custom = self._custom
-        if self._token is not None:
-            custom = (*custom, authorization(self._token))
         if "opentelemetry.context" not in sys.modules:
             return custom
         from opentelemetry.propagate import inject  # noqa: PLC0415  # only where it is installed
@@ -72,11 +70,12 @@ class Connection(_Metadata):
         self,
         address: str,
         metadata: Sequence[tuple[str, str]] = (),
-        token: Token | None = None,
+        credential: Credential | None = None,
         tls: Tls | None = None,
     ) -> None:
-        super().__init__(metadata, token)
+        super().__init__(metadata)
         self.closed = False
+        self._credential = credential
         if tls is None:
             self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         else:
@@ -92,24 +91,42 @@ class Connection(_Metadata):
         """Makes a unary call and returns its response. Raises RuvdError."""
         self._send_deferred_cancels()
         try:
-            return method(request, timeout=timeout, metadata=self.metadata())
+            return method(request, timeout=timeout, metadata=self._with_token(self.metadata()))
         except grpc.RpcError as error:
             raise error_from(error) from error
 
     def stream(self, request: Request, timeout: float | None, metadata: Metadata) -> Any:
-        """Starts or resumes a completion and returns the stream of its responses."""
+        """Starts or resumes a completion and returns the stream of its responses.
+
+        Raises RuvdError if there is no token.
+        """
         self._send_deferred_cancels()
+        metadata = self._with_token(metadata)
         if isinstance(request, pb.CompleteRequest):
             return self.stub.Complete(request, timeout=timeout, metadata=metadata)
         return self.stub.ResumeCompletion(request, timeout=timeout, metadata=metadata)
 
     def cancel(self, request: pb.CancelCompletionRequest, metadata: Metadata) -> None:
-        """Sends a cancel request without waiting for the response."""
+        """Sends a cancel request without waiting for the response.
+
+        Without a token for it, the completion ends after its disconnect grace.
+        """
         if self.closed:
+            return
+        try:
+            metadata = self._with_token(metadata)
+        except RuvdError:
             return
         call = self.stub.CancelCompletion.future(request, metadata=metadata)
         self._pending_cancels.add(call)
         call.add_done_callback(self._pending_cancels.discard)
+
+    def batch(
+        self, metadata: Metadata, request: pb.BatchCompleteRequest, *, timeout: float | None
+    ) -> Any:
+        """Starts a call of a batch. Raises RuvdError if there is no token."""
+        metadata = self._with_token(metadata)
+        return self.stub.BatchComplete(request, timeout=timeout, metadata=metadata)
 
     def cancel_later(self, request: pb.CancelCompletionRequest, metadata: Metadata) -> None:
         """Sends a cancel request with the next call, or when the connection is closed.
@@ -130,6 +147,12 @@ class Connection(_Metadata):
                 call.result(timeout=max(0.0, deadline - time.monotonic()))
         self._channel.close()
 
+    def _with_token(self, metadata: Metadata) -> Metadata:
+        """Returns the metadata with the token of a call that starts now. Raises RuvdError."""
+        if self._credential is None:
+            return metadata
+        return (*metadata, self._credential.authorization())
+
     def _send_deferred_cancels(self) -> None:
         with suppress(Empty):
             while True:
@@ -143,16 +166,21 @@ class AsyncConnection(_Metadata):
         self,
         address: str,
         metadata: Sequence[tuple[str, str]] = (),
-        token: Token | None = None,
+        credential: Credential | None = None,
         tls: Tls | None = None,
     ) -> None:
-        super().__init__(metadata, token)
+        super().__init__(metadata)
         self.closed = False
+        interceptors = token_interceptors(credential) if credential else ()
         if tls is None:
-            self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(
+                address, options=_OPTIONS, interceptors=interceptors
+            )
         else:
             options = (*_OPTIONS, *tls.options())
-            self._channel = grpc.aio.secure_channel(address, tls.credentials(), options=options)
+            self._channel = grpc.aio.secure_channel(
+                address, tls.credentials(), options=options, interceptors=interceptors
+            )
         self.stub: SessionServiceAsyncStub = pb_grpc.SessionServiceStub(self._channel)
         self._pending_cancels: set[Any] = set()
 
@@ -178,6 +206,12 @@ class AsyncConnection(_Metadata):
         call: Any = self.stub.CancelCompletion(request, metadata=metadata)
         self._pending_cancels.add(call)
         call.add_done_callback(self._pending_cancels.discard)
+
+    def batch(
+        self, metadata: Metadata, request: pb.BatchCompleteRequest, *, timeout: float | None
+    ) -> Any:
+        """Starts a call of a batch."""
+        return self.stub.BatchComplete(request, timeout=timeout, metadata=metadata)
 
     async def close(self) -> None:
         """Closes the channel."""
