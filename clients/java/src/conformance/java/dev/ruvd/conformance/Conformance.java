@@ -23,6 +23,7 @@ import dev.ruvd.v1.Session;
 import dev.ruvd.v1.SessionView;
 import java.io.FileDescriptor;
 import java.io.FileOutputStream;
+import java.io.IOException;
 import java.io.PrintStream;
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
@@ -44,17 +45,21 @@ public final class Conformance {
   private Conformance() {}
 
   /**
-   * Runs one of the two programs.
+   * Runs one of the programs.
    *
-   * @param arguments {@code scenario} or {@code restart}
+   * @param arguments {@code scenario}, {@code restart}, or {@code identity} and its WAY
    */
-  public static void main(String[] arguments) throws InterruptedException {
+  public static void main(String[] arguments) throws IOException, InterruptedException {
+    if (arguments.length == 2 && arguments[0].equals("identity")) {
+      Identity.run(arguments[1]);
+      return;
+    }
     Conformance conformance = new Conformance();
     try (conformance.client) {
       switch (arguments.length == 1 ? arguments[0] : "") {
         case "scenario" -> conformance.scenario();
         case "restart" -> conformance.restart();
-        default -> throw new IllegalArgumentException("usage: scenario|restart");
+        default -> throw new IllegalArgumentException("usage: scenario|restart|identity WAY");
       }
     }
   }

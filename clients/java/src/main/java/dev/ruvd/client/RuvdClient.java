@@ -1,28 +1,17 @@
 package dev.ruvd.client;
 
-import com.google.gson.Gson;
-import com.google.gson.reflect.TypeToken;
 import dev.ruvd.v1.*;
 import dev.ruvd.v1.SessionServiceGrpc.SessionServiceBlockingStub;
 import io.grpc.Channel;
 import io.grpc.ClientInterceptors;
 import io.grpc.Context;
-import io.grpc.Grpc;
-import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
 import io.grpc.StatusRuntimeException;
 import io.grpc.stub.MetadataUtils;
-import java.io.IOException;
-import java.io.InputStreamReader;
-import java.io.Reader;
-import java.io.UncheckedIOException;
-import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Iterator;
 import java.util.List;
-import java.util.Map;
-import java.util.Optional;
 import java.util.Set;
 import java.util.UUID;
 import java.util.concurrent.CompletableFuture;
@@ -39,8 +28,6 @@ import java.util.function.Function;
  * every call, and the current OpenTelemetry span is its parent.
  */
 public final class RuvdClient implements AutoCloseable {
-  private static final String DEFAULT_ADDRESS = "127.0.0.1:50051";
-  private static final int MAX_METADATA_BYTES = 65_536;
   private static final int PAGE_SIZE = 1000; // the most that the daemon returns at once
   private static final long GRACE_SECONDS = 10;
   private static final long CLOSE_SECONDS = 2;
@@ -49,31 +36,29 @@ public final class RuvdClient implements AutoCloseable {
   final Duration reconnect;
   final Set<CompletableFuture<Finished>> running = ConcurrentHashMap.newKeySet();
 
-  /** Creates a client of the daemon at RUVD_ADDRESS or 127.0.0.1:50051. */
+  /** Creates a client with the settings of the environment: see {@link RuvdClientBuilder}. */
   public RuvdClient() {
-    this(
-        Optional.ofNullable(System.getenv("RUVD_ADDRESS"))
-            .filter(address -> !address.isEmpty())
-            .orElse(DEFAULT_ADDRESS));
+    this(builder());
   }
 
   /** Creates a client of the daemon at {@code host:port} or {@code unix:PATH}. */
   public RuvdClient(String address) {
-    this(address, Duration.ofSeconds(10));
+    this(builder().address(address));
   }
 
   /** Creates a client that tries to resume a broken stream for this time instead of 10 s. */
   public RuvdClient(String address, Duration reconnect) {
-    String target = address.startsWith("unix:") ? address : "dns:///" + address;
-    this.reconnect = reconnect;
-    this.channel =
-        Grpc.newChannelBuilder(target, InsecureChannelCredentials.create())
-            // The daemon limits the sizes; its error says why, and may name many invalid fields.
-            .maxInboundMessageSize(Integer.MAX_VALUE)
-            .maxInboundMetadataSize(MAX_METADATA_BYTES)
-            .proxyDetector(server -> null)
-            .defaultServiceConfig(serviceConfig())
-            .build();
+    this(builder().address(address).reconnect(reconnect));
+  }
+
+  RuvdClient(RuvdClientBuilder settings) {
+    reconnect = settings.reconnect;
+    channel = settings.channel();
+  }
+
+  /** Returns a builder, for a client with a token or TLS. */
+  public static RuvdClientBuilder builder() {
+    return new RuvdClientBuilder();
   }
 
   /** Returns a request with one user message, for {@link #complete} or {@link #batch}. */
@@ -248,15 +233,5 @@ public final class RuvdClient implements AutoCloseable {
     return request.getRequestId().isEmpty()
         ? request.setRequestId(UUID.randomUUID().toString())
         : request;
-  }
-
-  private static Map<String, Object> serviceConfig() {
-    try (Reader json =
-        new InputStreamReader(
-            RuvdClient.class.getResourceAsStream("service_config.json"), StandardCharsets.UTF_8)) {
-      return new Gson().fromJson(json, new TypeToken<Map<String, Object>>() {});
-    } catch (IOException failure) {
-      throw new UncheckedIOException(failure);
-    }
   }
 }

@@ -1,0 +1,114 @@
+package dev.ruvd.conformance;
+
+import dev.ruvd.client.RuvdClient;
+import dev.ruvd.client.RuvdClientBuilder;
+import dev.ruvd.client.RuvdException;
+import dev.ruvd.v1.BatchCompleteRequest;
+import dev.ruvd.v1.CancelCompletionRequest;
+import dev.ruvd.v1.ResumeCompletionRequest;
+import java.io.BufferedReader;
+import java.io.IOException;
+import java.io.InputStreamReader;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Optional;
+import java.util.concurrent.atomic.AtomicReference;
+import java.util.function.Supplier;
+import java.util.logging.Level;
+import java.util.logging.Logger;
+
+/**
+ * The program {@code identity WAY} of {@code clients/CONFORMANCE.md}: the calls of a client with a
+ * token and TLS.
+ */
+final class Identity {
+  // Netty warns of every Unix socket, which has no SO_KEEPALIVE, and the program must print
+  // nothing.
+  private static final Logger NETTY = Logger.getLogger("io.grpc.netty.shaded.io.netty.bootstrap");
+
+  private Identity() {}
+
+  /** Makes the calls for each line of standard input. */
+  static void run(String way) throws IOException {
+    NETTY.setLevel(Level.SEVERE);
+    RuvdClient created;
+    try {
+      created = builder(way).build();
+    } catch (IllegalArgumentException refused) {
+      System.out.println("refused");
+      return;
+    }
+    var input = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
+    try (RuvdClient client = created) {
+      for (String line = input.readLine(); line != null; line = input.readLine()) {
+        calls(client, line);
+      }
+    }
+  }
+
+  private static RuvdClientBuilder builder(String way) {
+    RuvdClientBuilder builder = RuvdClient.builder();
+    if (way.equals("environment")) {
+      return builder;
+    }
+    builder.address(System.getenv("TEST_ADDRESS"));
+    switch (way) {
+      case "value" -> builder.token(System.getenv("TEST_TOKEN"));
+      case "file" -> builder.tokenFile(path("TEST_TOKEN_FILE"));
+      case "function" -> builder.token(() -> Files.readString(path("TEST_TOKEN_FILE")));
+      default -> throw new IllegalStateException("unknown way " + way);
+    }
+    if (path("TEST_TLS_CA_FILE") != null) {
+      builder.caFile(path("TEST_TLS_CA_FILE"));
+      builder.clientCertificate(
+          path("TEST_TLS_CLIENT_CERT_FILE"), path("TEST_TLS_CLIENT_KEY_FILE"));
+      builder.serverName(System.getenv("TEST_TLS_SERVER_NAME"));
+    }
+    return builder;
+  }
+
+  private static Path path(String variable) {
+    return Optional.ofNullable(System.getenv(variable)).map(Path::of).orElse(null);
+  }
+
+  private static void calls(RuvdClient client, String line) {
+    print(
+        "models",
+        () -> {
+          client.listModels();
+          return "ok";
+        });
+    var request = RuvdClient.request("one two").setSessionId(line).setRequestId(line);
+    print("complete", () -> "[" + client.complete(request).text() + "]");
+    var resume = ResumeCompletionRequest.newBuilder().setSessionId(line).setRequestId(line).build();
+    print("resume", () -> "[" + client.resumeCompletion(resume).text() + "]");
+    var cancel = CancelCompletionRequest.newBuilder().setSessionId(line).setRequestId(line).build();
+    print(
+        "cancel",
+        () -> {
+          client.cancelCompletion(cancel);
+          return "ok";
+        });
+    print("batch", () -> "[" + batch(client) + "]");
+  }
+
+  private static String batch(RuvdClient client) {
+    var items = BatchCompleteRequest.newBuilder().addItems(RuvdClient.request("three"));
+    var text = new AtomicReference<>("");
+    client.batch(
+        items, result -> text.set(result.getCompletion().getFinished().getMessage().getContent()));
+    return text.get();
+  }
+
+  private static void print(String call, Supplier<String> method) {
+    String result;
+    try {
+      result = method.get();
+    } catch (RuvdException failed) {
+      String reason = failed.reason().isEmpty() ? "-" : failed.reason();
+      result = "error " + failed.code() + " " + reason;
+    }
+    System.out.println(call + " " + result);
+  }
+}

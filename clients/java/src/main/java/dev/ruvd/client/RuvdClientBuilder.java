@@ -1,0 +1,211 @@
+package dev.ruvd.client;
+
+import com.google.gson.Gson;
+import com.google.gson.reflect.TypeToken;
+import io.grpc.ChannelCredentials;
+import io.grpc.CompositeChannelCredentials;
+import io.grpc.Grpc;
+import io.grpc.InsecureChannelCredentials;
+import io.grpc.ManagedChannel;
+import io.grpc.ManagedChannelBuilder;
+import io.grpc.ManagedChannelRegistry;
+import java.io.IOException;
+import java.io.InputStreamReader;
+import java.io.Reader;
+import java.io.UncheckedIOException;
+import java.net.InetAddress;
+import java.net.URI;
+import java.net.URISyntaxException;
+import java.net.UnknownHostException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.time.Duration;
+import java.util.Map;
+import java.util.Optional;
+import java.util.concurrent.Callable;
+
+/**
+ * The settings of a client. What is not set here comes from the environment; an empty variable
+ * counts as unset.
+ *
+ * <p>A token is sent with every call, but only over TLS, to loopback or to a Unix socket. If it
+ * cannot be had, a call fails with {@link RuvdException} UNAUTHENTICATED. The files of TLS are PEM,
+ * and are read by {@link #build}. A Unix socket has no TLS, whatever is set.
+ */
+public final class RuvdClientBuilder {
+  private static final String DEFAULT_ADDRESS = "127.0.0.1:50051";
+  private static final int MAX_METADATA_BYTES = 65_536;
+
+  private String address; // null if not set
+  Duration reconnect = Duration.ofSeconds(10);
+  private boolean isTokenSet;
+  private TokenCredentials token; // null for none
+  private TlsFiles tls; // null if not set
+
+  RuvdClientBuilder() {}
+
+  /**
+   * Sets the daemon's address: {@code host:port} or {@code unix:PATH}. Default: RUVD_ADDRESS or
+   * 127.0.0.1:50051.
+   */
+  public RuvdClientBuilder address(String address) {
+    this.address = address;
+    return this;
+  }
+
+  /** Sets how long the client tries to resume a broken stream. Default: 10 s. */
+  public RuvdClientBuilder reconnect(Duration reconnect) {
+    this.reconnect = reconnect;
+    return this;
+  }
+
+  /**
+   * Sets the token. An empty one means none. Default: the file that RUVD_TOKEN_FILE names, or else
+   * RUVD_TOKEN. Throws IllegalArgumentException if the value cannot be a token.
+   */
+  public RuvdClientBuilder token(String value) {
+    isTokenSet = true;
+    token = value.isEmpty() ? null : TokenCredentials.of(value);
+    return this;
+  }
+
+  /** Sets the file that holds the token. It is read for each call, so it may be renewed. */
+  public RuvdClientBuilder tokenFile(Path file) {
+    return token(() -> Files.readString(file));
+  }
+
+  /** Sets the function that returns the token. It is called for each call, and may block. */
+  public RuvdClientBuilder token(Callable<String> function) {
+    isTokenSet = true;
+    token = TokenCredentials.of(function);
+    return this;
+  }
+
+  /**
+   * Switches TLS on. Default: as RUVD_TLS_CA_FILE, RUVD_TLS_CLIENT_CERT_FILE,
+   * RUVD_TLS_CLIENT_KEY_FILE and RUVD_TLS_SERVER_NAME say, if one of the files is set.
+   */
+  public RuvdClientBuilder tls() {
+    tlsFiles();
+    return this;
+  }
+
+  /** Switches TLS on and sets the CA certificates to trust. Default: those that Java trusts. */
+  public RuvdClientBuilder caFile(Path file) {
+    tlsFiles().ca = file;
+    return this;
+  }
+
+  /** Switches TLS on and sets the client's own certificate and its key, which has to be PKCS #8. */
+  public RuvdClientBuilder clientCertificate(Path certificateFile, Path keyFile) {
+    tlsFiles().certificate = certificateFile;
+    tlsFiles().key = keyFile;
+    return this;
+  }
+
+  /** Switches TLS on and sets the name in the daemon's certificate. Default: the address's host. */
+  public RuvdClientBuilder serverName(String name) {
+    tlsFiles().serverName = name;
+    return this;
+  }
+
+  /**
+   * Creates the client, which connects at its first call. Throws IllegalArgumentException if the
+   * TLS files cannot be used, or if the token would be sent to another machine in plain text.
+   */
+  public RuvdClient build() {
+    return new RuvdClient(this);
+  }
+
+  private TlsFiles tlsFiles() {
+    if (tls == null) {
+      tls = new TlsFiles();
+    }
+    return tls;
+  }
+
+  ManagedChannel channel() {
+    String daemon = address == null ? variable("RUVD_ADDRESS").orElse(DEFAULT_ADDRESS) : address;
+    boolean isSocket = daemon.startsWith("unix:");
+    TlsFiles files = isSocket ? null : tls == null ? TlsFiles.fromEnvironment() : tls;
+    ChannelCredentials credentials =
+        files == null ? InsecureChannelCredentials.create() : files.credentials();
+    TokenCredentials identity = isTokenSet ? token : tokenOfEnvironment();
+    if (identity != null) {
+      if (files == null && !isSocket && !isLoopback(daemon)) {
+        throw new IllegalArgumentException(
+            "a token must not be sent to " + daemon + " in plain text: use TLS");
+      }
+      credentials = CompositeChannelCredentials.create(credentials, identity);
+    }
+    ManagedChannelBuilder<?> channel =
+        newChannel(isSocket ? daemon : dnsTarget(daemon), credentials)
+            // The daemon limits the sizes; its error says why, and may name many invalid fields.
+            .maxInboundMessageSize(Integer.MAX_VALUE)
+            .maxInboundMetadataSize(MAX_METADATA_BYTES)
+            .proxyDetector(server -> null)
+            .defaultServiceConfig(serviceConfig());
+    if (files != null && files.serverName != null) {
+      channel.overrideAuthority(files.serverName);
+    }
+    return channel.build();
+  }
+
+  /** Returns gRPC's name of a target, in which the brackets of an IPv6 address are escaped. */
+  private static String dnsTarget(String address) {
+    try {
+      return new URI("dns", "", "/" + address, null).toString();
+    } catch (URISyntaxException wrong) {
+      throw new IllegalArgumentException(address + " is neither host:port nor unix:PATH", wrong);
+    }
+  }
+
+  private static ManagedChannelBuilder<?> newChannel(
+      String target, ChannelCredentials credentials) {
+    try {
+      return Grpc.newChannelBuilder(target, credentials);
+    } catch (IllegalArgumentException | ManagedChannelRegistry.ProviderNotFoundException unusable) {
+      throw new IllegalArgumentException(
+          "the address or the TLS files cannot be used (a key has to be PKCS #8): "
+              + unusable.getMessage(),
+          unusable);
+    }
+  }
+
+  private static TokenCredentials tokenOfEnvironment() {
+    return variable("RUVD_TOKEN_FILE")
+        .map(file -> TokenCredentials.of(() -> Files.readString(Path.of(file))))
+        .or(() -> variable("RUVD_TOKEN").map(TokenCredentials::of))
+        .orElse(null);
+  }
+
+  /** Returns a variable of the environment; empty if it is not set or has no text. */
+  static Optional<String> variable(String name) {
+    return Optional.ofNullable(System.getenv(name)).filter(value -> !value.isEmpty());
+  }
+
+  /** Tells whether an address {@code host:port} is surely on this machine. */
+  private static boolean isLoopback(String address) {
+    String host = address.replaceFirst(":\\d+$", "");
+    // Only addresses of numbers are parsed, so that no name is looked up.
+    if (!host.matches("\\d+(\\.\\d+){3}|\\[[0-9a-fA-F:]+]")) {
+      return host.equalsIgnoreCase("localhost");
+    }
+    try {
+      return InetAddress.getByName(host).isLoopbackAddress();
+    } catch (UnknownHostException noAddress) {
+      return false;
+    }
+  }
+
+  private static Map<String, Object> serviceConfig() {
+    try (Reader json =
+        new InputStreamReader(
+            RuvdClient.class.getResourceAsStream("service_config.json"), StandardCharsets.UTF_8)) {
+      return new Gson().fromJson(json, new TypeToken<Map<String, Object>>() {});
+    } catch (IOException failure) {
+      throw new UncheckedIOException(failure);
+    }
+  }
+}
