@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs_pb
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc as logs_grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as metrics_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
@@ -24,13 +26,15 @@ SECONDS = 20.0
 
 
 class Collector:
-    """A collector with all spans in the order of arrival and the last state of each metric."""
+    """A collector with all spans and log records in the order of arrival, and each metric's last
+    state."""
 
     def __init__(self) -> None:
         self.port = 0
         self.exports = 0
         self.spans: list[Span] = []
         self.metrics: dict[str, Metric] = {}
+        self.logs: list[str] = []
         self.resource: dict[str, Any] = {}
         self.answers = asyncio.Event()
         self.answers.set()
@@ -52,6 +56,9 @@ class Collector:
         )
         metrics_grpc.add_MetricsServiceServicer_to_server(  # type: ignore[no-untyped-call]
             _Metrics(self), server
+        )
+        logs_grpc.add_LogsServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            _Logs(self), server
         )
         self.port = server.add_insecure_port(f"127.0.0.1:{self.port}")
         await server.start()
@@ -92,6 +99,10 @@ class Collector:
                 self.resource = attributes(resource.resource.attributes)
                 for scope in resource.scope_spans:
                     self.spans.extend(scope.spans)
+        elif isinstance(request, logs_pb.ExportLogsServiceRequest):
+            for logged in request.resource_logs:
+                for each in logged.scope_logs:
+                    self.logs += [record.body.string_value for record in each.log_records]
         else:
             for resource in request.resource_metrics:
                 self.resource = attributes(resource.resource.attributes)
@@ -111,6 +122,7 @@ class Collector:
                     body = gzip.decompress(body)
                 kinds: dict[str, Any] = {
                     "/v1/traces": trace_pb.ExportTraceServiceRequest,
+                    "/v1/logs": logs_pb.ExportLogsServiceRequest,
                     "/v1/metrics": metrics_pb.ExportMetricsServiceRequest,
                 }
                 await self.take(kinds[first.split(" ")[1]].FromString(body))
@@ -135,6 +147,15 @@ class _Metrics(metrics_grpc.MetricsServiceServicer):
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._collector.take(request)
         return metrics_pb.ExportMetricsServiceResponse()
+
+
+class _Logs(logs_grpc.LogsServiceServicer):
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._collector.take(request)
+        return logs_pb.ExportLogsServiceResponse()
 
 
 async def _until_end(reader: asyncio.StreamReader) -> bytes:

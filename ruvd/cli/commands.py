@@ -135,6 +135,20 @@ The new key becomes the first one of FILE, which encrypts; the keys after it ope
 encrypted before. A running daemon takes a changed file within seconds. `ruvd rekey` says when the
 older keys are no longer needed. Keep a copy of FILE elsewhere: without it nothing can be read."""
 
+_VERIFY = """Check that audit files are as the daemon wrote them.
+
+Every record has the hash of the one before it, over rotated files and restarts. Records that were
+changed, removed, inserted or moved are named with their file and line. Give all files:
+
+    ruvd audit verify audit.log audit.log.*
+
+A chain shows nothing of records that were cut off at its end. So the last hash is printed, and the
+daemon logs it at its start and end: keep one outside the machine, and give it later as --anchor.
+Whoever may write the files can compute plain hashes again; with audit_key_file that needs the key.
+
+Exit codes: 0 intact, 1 altered, 2 wrong usage or files, 3 intact but for a last record that was not
+written to its end, as after a crash."""
+
 app = cyclopts.App(
     name="ruvd",
     help=_HELP,
@@ -180,3 +194,7 @@ app.command("ruvd.cli.rekey:run", name="rekey", help=_REKEY)
 key = cyclopts.App(name="key", help="Make the keys that encrypt what the daemon stores.")
 key.command("ruvd.cli.keys:create", name="create", help=_CREATE_KEY)
 app.command(key)
+
+audit = cyclopts.App(name="audit", help="Check the daemon's audit log.")
+audit.command("ruvd.cli.audit:verify", name="verify", help=_VERIFY)
+app.command(audit)

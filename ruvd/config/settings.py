@@ -1,7 +1,7 @@
 """All settings of the daemon: names, defaults, descriptions and rules.
 
 `ruvd.config.loader` reads their values. The settings of addresses and callers are in `listening`,
-those of engines in `engine_settings`.
+those of engines in `engine_settings`, those of the audit log in `audit_settings`.
 """
 
 from functools import partial
@@ -16,6 +16,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from ruvd.config.audit_settings import AuditSettings
 from ruvd.config.engine_settings import EngineSettings
 from ruvd.config.fields import OptionalPath, setting
 from ruvd.config.listening import ListeningSettings
@@ -30,7 +31,7 @@ _limits = partial(setting, "Limits")
 _lifecycle = partial(setting, "Lifecycle")
 
 
-class Settings(EngineSettings, ListeningSettings, StoreSettings):
+class Settings(EngineSettings, ListeningSettings, StoreSettings, AuditSettings):
     """The settings of the daemon. `ruvd.config.loader.load` makes them."""
 
     model_config = SettingsConfigDict(

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ruvd.core.ports.events import (
+    AuditRecordLost,
     BackgroundTaskFailed,
     CompletionEnded,
     CompletionJoined,
@@ -70,6 +71,7 @@ class Statistics:
         self.store_up = False
         self.damaged_data = 0
         self.quota_refusals: Counter[str] = Counter()  # by quota
+        self.audit_records_lost = 0
         self.task_failures: Counter[str] = Counter()  # by task
         self.prompt_tokens = 0
         self.cached_tokens = 0
@@ -100,19 +102,21 @@ class Statistics:
                 self.engine_up = up
             case StoreStateChanged(up):
                 self.store_up = up
-            case StoredDataDamaged() | BackgroundTaskFailed() | QuotaRefused():
+            case StoredDataDamaged() | BackgroundTaskFailed() | QuotaRefused() | AuditRecordLost():
                 self._count_failure(event)
             case EngineStateMoved() | PromptEvaluated() | PromptFoundEvaluated():
                 self._count_prewarming(event)
 
     def _count_failure(
-        self, event: StoredDataDamaged | BackgroundTaskFailed | QuotaRefused
+        self, event: StoredDataDamaged | BackgroundTaskFailed | QuotaRefused | AuditRecordLost
     ) -> None:
         match event:
             case BackgroundTaskFailed(name):
                 self.task_failures[name] += 1
             case QuotaRefused(quota):
                 self.quota_refusals[quota] += 1
+            case AuditRecordLost():
+                self.audit_records_lost += 1
             case StoredDataDamaged():
                 self.damaged_data += 1
 

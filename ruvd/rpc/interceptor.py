@@ -24,8 +24,6 @@ _log = logging.getLogger("ruvd.rpc")
 _API = "/ruvd.v1."
 _ADMIN = "/ruvd.admin.v1."
 _OURS = (_API, _ADMIN)
-# grpcio's error of a message that is sent to a caller who has gone. Its class is private.
-_CALL_HAS_GONE = "ExecuteBatchError"
 _HEALTH = "/grpc.health.v1."  # probes have no identity
 # These free memory, explain why there is none, or administer a daemon that has none.
 _ALWAYS_ADMITTED = (
@@ -102,13 +100,23 @@ class CallerCheck(Protocol):
         """Checks a call by its connection's certificate, too."""
 
 
+class CallAudit(Protocol):
+    """Records who called what, and how each call ended."""
+
+    def outcome(self, method: str, handle: "Handler") -> "Handler":
+        """Wraps a handler that raises the call's error."""
+
+    def messages(self, handle: "Handler") -> "Handler":
+        """Wraps a handler of parsed requests."""
+
+
 class RpcInterceptor(grpc.aio.ServerInterceptor):
     """Parses requests of up to `max_request_bytes` and turns errors into statuses with details.
 
     Bytes that are no request are refused as other errors are; grpcio would answer UNKNOWN and log
     a traceback each time. A call is refused if `callers`, `quotas` or `admission` says so, before
-    its request is received. `rpcs` measures each call. Without `peers` the peer's address is not
-    asked for: on a Unix socket it tells nothing.
+    its request is received. `rpcs` measures each call, and `audit` records it. Without `peers` the
+    peer's address is not asked for to measure: on a Unix socket it tells nothing.
     """
 
     def __init__(
@@ -120,10 +128,12 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         peers: bool = True,
         callers: CallerCheck | None = None,
         quotas: QuotaGate | None = None,
+        audit: CallAudit | None = None,
     ) -> None:
         self._max_request_bytes = max_request_bytes
         self._callers = callers
         self._quotas = quotas
+        self._audit = audit
         self._admission = admission
         self._rpcs = rpcs
         self._peers = peers and rpcs is not None and rpcs.records
@@ -181,16 +191,20 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         async def refuse(requests: Any, call: Context) -> Any:
             raise error
 
-        handle = self._guarded(method, refuse)
+        audited = self._audit.outcome(method, refuse) if self._audit else refuse
+        handle = self._guarded(method, audited)
         if method.startswith(_OURS):
             handle = self._measured(method, handle)
         return grpc.stream_stream_rpc_method_handler(handle)
 
     def _wrap(self, method: str, handler: Any) -> Any:
         handle = handler.unary_stream if handler.response_streaming else handler.unary_unary
-        handle = self._parsed(method, handle)
+        audit = self._audit
+        handle = self._parsed(method, audit.messages(handle) if audit else handle)
         if self._callers and self._callers.certificates:
             handle = _identified(method, handle, self._callers)
+        if audit:
+            handle = audit.outcome(method, handle)
         handle = self._measured(method, self._guarded(method, handle))
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(handle, None, handler.response_serializer)
@@ -288,7 +302,7 @@ def _wrap_stream(method: str, handler: Any, callers: CallerCheck) -> Any:
 
 
 async def _abort(method: str, call: Context, error: Exception) -> None:
-    if type(error).__name__ == _CALL_HAS_GONE:
+    if status.is_of_lost_call(error):
         raise asyncio.CancelledError from error
     if not isinstance(error, RuvdError):
         _log.error("%s failed", method, exc_info=error)

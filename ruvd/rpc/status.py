@@ -32,6 +32,8 @@ _MAX_MESSAGE_BYTES = 1500
 # More does not fit a Duration, which ends at 10,000 years. Nobody waits as long.
 _MAX_DELAY_SECONDS = 1e9
 _DEADLINE_SLACK_SECONDS = 0.1
+# grpcio's error of a message that is sent to a caller who has gone. Its class is private.
+_CALL_HAS_GONE = "ExecuteBatchError"
 INTERNAL_TEXT = "internal error; the daemon's log has the details"
 
 CODES: dict[type[RuvdError], grpc.StatusCode] = {
@@ -77,6 +79,11 @@ def is_too_late(call: ServicerContext[Any, Any]) -> bool:
     """
     left = call.time_remaining()
     return left is not None and left <= _DEADLINE_SLACK_SECONDS
+
+
+def is_of_lost_call(error: BaseException) -> bool:
+    """Whether an error says no more than that the caller has gone."""
+    return type(error).__name__ == _CALL_HAS_GONE
 
 
 def to_status(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]:

@@ -9,15 +9,17 @@ import asyncio
 import hashlib
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ruvd.core.ports.secrets import ReloadedSecret, SecretOutcome
 
 _CHECK_SECONDS = 1.0
 _MAX_BYTES = 16 << 20
 _MAX_READS = 10
+_MAX_RELOADS = 16  # in the second between two checks
 
 _Signature: TypeAlias = tuple[object, ...]
 Contents: TypeAlias = Mapping[str, bytes]
@@ -27,6 +29,13 @@ _log = logging.getLogger("ruvd.daemon")
 
 class FilesInvalid(Exception):
     """Files cannot be read or used; the message names the settings and the cause."""
+
+
+class Reload(NamedTuple):
+    """The outcome of loading changed files: the names of their settings, and the error if any."""
+
+    settings: str
+    error: str = ""
 
 
 class WatchedFiles:
@@ -41,6 +50,7 @@ class WatchedFiles:
         self._files = files
         self._load = load
         self._lock = threading.Lock()  # of the files' state, as checks and reloads run in threads
+        self._reloads: deque[Reload] = deque(maxlen=_MAX_RELOADS)
         self._tried = self._seen = self._signature()
         try:
             contents = self._read()
@@ -49,22 +59,30 @@ class WatchedFiles:
             raise FilesInvalid(str(error)) from None
         self._digest = _digest(contents)  # of what is in use
 
-    def check(self) -> None:
-        """Loads the files again if they have changed. It reads files, so it belongs in a thread."""
+    def check(self) -> list[Reload]:
+        """Loads the files again if they have changed. It reads files, so it belongs in a thread.
+
+        Returns what has been loaded, also by `reload`, since the last check.
+        """
         with self._lock:
             signature = self._signature()
             is_stable = signature == self._seen
             self._seen = signature
-            if signature == self._tried or not is_stable:
-                return
-            try:
-                self._take(signature)
-            except _FilesChanging:
-                return
-            except ValueError as error:
-                _report_invalid(error)
-            else:
-                _log.info("changed files are in use", extra={"settings": ", ".join(self._files)})
+            if signature != self._tried and is_stable:
+                self._try(signature)
+            reloads = list(self._reloads)
+            self._reloads.clear()
+            return reloads
+
+    def _try(self, signature: _Signature) -> None:
+        try:
+            self._take(signature)
+        except _FilesChanging:
+            return
+        except ValueError as error:
+            _report_invalid(error)
+        else:
+            _log.info("changed files are in use", extra={"settings": ", ".join(self._files)})
 
     async def reload(self) -> Sequence[ReloadedSecret]:
         """See `SecretSource.reload`."""
@@ -96,11 +114,15 @@ class WatchedFiles:
             if self._signature() != signature:
                 raise _FilesChanging
             self._load(contents)
-        except ValueError:
+        except ValueError as error:
             self._tried = self._seen = signature
+            self._reloads.append(Reload(", ".join(self._files), str(error)))
             raise
         self._tried = self._seen = signature
-        self._digest = _digest(contents)
+        digest = _digest(contents)
+        if digest != self._digest:
+            self._reloads.append(Reload(", ".join(self._files)))
+        self._digest = digest
 
     def _results(self, outcome: SecretOutcome, error: str = "") -> Sequence[ReloadedSecret]:
         return [
@@ -149,9 +171,13 @@ def _identity(path: Path) -> object:
     return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
-async def watch(watched: Sequence[WatchedFiles]) -> None:
+async def watch(
+    watched: Sequence[WatchedFiles], on_reload: Callable[[Reload], None] | None = None
+) -> None:
     """Checks the files every second, until it is cancelled."""
     while True:
         await asyncio.sleep(_CHECK_SECONDS)
         for files in watched:
-            await asyncio.to_thread(files.check)
+            for reload in await asyncio.to_thread(files.check):
+                if on_reload:
+                    on_reload(reload)

@@ -27,6 +27,7 @@ from ruvd.core.statistics import Statistics
 from ruvd.rpc.health import Health, Readiness
 from ruvd.server import admin_socket, log_observer, periodic, runtime_tuning
 from ruvd.server.administration import Administration
+from ruvd.server.auditing import build_audit
 from ruvd.server.background import BackgroundTasks
 from ruvd.server.composition import (
     build_admin_service,
@@ -90,6 +91,9 @@ class Daemon:
         # The store ends its own tasks when it closes, which is last.
         store_tasks = BackgroundTasks(clock, observers, give_up=readiness.give_up)
         async with AsyncExitStack() as stack:
+            audit = await asyncio.to_thread(build_audit, settings, observers)
+            stack.push_async_callback(audit.close)
+            audit.start(background, observers)
             stack.push_async_callback(store_tasks.close)
             # In a thread, because importing an adapter reads files.
             monitoring = await asyncio.to_thread(build_monitoring, settings, statistics)
@@ -126,7 +130,7 @@ class Daemon:
             admin = build_admin_service(settings, core, administration, log_level)
 
             factory = GrpcServers(
-                settings, monitoring, memory, security, core, admin, health_service
+                settings, monitoring, memory, security, core, admin, health_service, audit.calls
             )
             servers = await self._listen(factory, security.tls, stack)
             servers += await admin_socket.listen(factory, settings, stack)
@@ -143,7 +147,7 @@ class Daemon:
             periodic.start_session_tasks(
                 background, core, clock, readiness, settings.sweep_interval_seconds
             )
-            security.start(background)
+            security.start(background, audit.record_reload)
             for address in self.addresses:
                 _log.info("listening", extra={"address": address})
             self.started.set()

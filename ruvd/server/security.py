@@ -3,7 +3,7 @@
 Libraries are imported only for what is switched on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from ruvd.rpc.identity.authenticator import Authenticator
 from ruvd.rpc.identity.caller import Identity, Role
 from ruvd.rpc.identity.rules import IdentityRules
 from ruvd.rpc.identity.tokens import TokenFile
-from ruvd.rpc.watched_files import WatchedFiles, watch
+from ruvd.rpc.watched_files import Reload, WatchedFiles, watch
 from ruvd.server.background import BackgroundTasks
 
 if TYPE_CHECKING:
@@ -34,10 +34,12 @@ class Security:
     tasks: dict[str, Run] = field(default_factory=dict)
     _callers: Authenticator | None = None
 
-    def start(self, background: BackgroundTasks) -> None:
+    def start(
+        self, background: BackgroundTasks, on_reload: Callable[[Reload], None] | None = None
+    ) -> None:
         """Starts what keeps certificates, tokens and keys up to date."""
         if self.watched:
-            background.start("files", partial(watch, self.watched))
+            background.start("files", partial(watch, self.watched, on_reload))
         for name, run in self.tasks.items():
             background.start(name, run)
 
@@ -50,7 +52,7 @@ class Security:
         """Returns the check of who calls at an address; None while all identity is off."""
         if self._callers is None or not listener.tenant:
             return self._callers
-        identity = Identity(listener.tenant, Role(listener.role), listener.name)
+        identity = Identity(listener.tenant, Role(listener.role), listener.name, "socket")
         return replace(self._callers, socket=identity)
 
 
@@ -74,7 +76,7 @@ def _build_callers(settings: Settings, security: Security) -> Authenticator:
     if settings.certificates_identify:
         from ruvd.rpc.identity.certificates import CertificateIdentities
 
-        certificates = CertificateIdentities(_rules(settings.client_identities))
+        certificates = CertificateIdentities(_rules(settings.client_identities, "certificate"))
     if settings.tokens_file is not None:
         tokens = TokenFile(settings.tokens_file)
         security.watched.append(tokens.files)
@@ -103,8 +105,8 @@ def _build_web_tokens(settings: Settings, security: Security) -> "JwtIdentities"
         settings.jwt_leeway_seconds,
         settings.jwt_tenant_claim,
     )
-    return JwtIdentities(policy, _rules(settings.jwt_identities), source)
+    return JwtIdentities(policy, _rules(settings.jwt_identities, "jwt"), source)
 
 
-def _rules(rules: Sequence[str]) -> IdentityRules:
-    return IdentityRules(parse(rule) for rule in rules)
+def _rules(rules: Sequence[str], credential: str) -> IdentityRules:
+    return IdentityRules((parse(rule) for rule in rules), credential)

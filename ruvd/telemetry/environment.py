@@ -28,11 +28,16 @@ def disabled(environment: Mapping[str, str]) -> bool:
 
 
 def protocols(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the protocol of each signal, `traces` and `metrics`, that is to be exported."""
+    """Returns the protocol of each signal that is to be exported: of `traces` and `metrics`."""
     if disabled(environment):
         return {}
     found = {signal: _protocol(environment, signal.upper()) for signal in ("traces", "metrics")}
     return {signal: protocol for signal, protocol in found.items() if protocol}
+
+
+def logs_protocol(environment: Mapping[str, str]) -> str:
+    """Returns the protocol for log records; empty if the variables name no collector for them."""
+    return "" if disabled(environment) else _protocol(environment, "LOGS")
 
 
 def _protocol(environment: Mapping[str, str], signal: str) -> str:

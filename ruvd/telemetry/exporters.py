@@ -53,7 +53,7 @@ class Telemetry:
         Blocks, because it imports the exporters. Raises ValueError if an OTEL_* variable is
         invalid.
         """
-        resource, outage = _resource(version), Outage()
+        resource, outage = build_resource(version), Outage()
         self._exporters: list[Any] = []
         self._shutdowns: list[Callable[[], object]] = []
         self.prometheus = InMemoryMetricReader() if prometheus else None
@@ -140,7 +140,8 @@ class _Resource(Resource):
         return self._cached_hash
 
 
-def _resource(version: str) -> Resource:
+def build_resource(version: str) -> Resource:
+    """Returns the description of this daemon that goes with all it exports."""
     defaults = Resource(
         {
             "service.name": "ruvd",

@@ -146,6 +146,12 @@ class ObservableInstruments:
             lambda: [(sums.damaged_data, {})],
         )
         self.counter(
+            "ruvd.audit.lost",
+            "{record}",
+            "The number of records of the audit log that were lost because it cannot be written.",
+            lambda: [(sums.audit_records_lost, {})],
+        )
+        self.counter(
             "ruvd.task.failures",
             "{failure}",
             "The number of times that a background task of the daemon failed, by task.",

@@ -159,8 +159,14 @@ class BackgroundTaskFailed:
     name: str
 
 
+@value(frozen=True, slots=True)
+class AuditRecordLost:
+    """A record of the audit log was lost, as too many wait to be written."""
+
+
 Event: TypeAlias = (
-    BackgroundTaskFailed
+    AuditRecordLost
+    | BackgroundTaskFailed
     | EngineStateChanged
     | EngineStateMoved
     | PromptEvaluated

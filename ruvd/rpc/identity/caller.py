@@ -21,11 +21,15 @@ class Role(Enum):
 
 @value(frozen=True, slots=True)
 class Identity:
-    """A caller: `name` is what the credential calls it, for people who read logs."""
+    """A caller: `name` is what the credential calls it, for people who read logs.
+
+    `credential` is its kind: `certificate`, `token`, `jwt` or `socket`.
+    """
 
     tenant: str
     role: Role = Role.USER
     name: str = ""
+    credential: str = ""
 
 
 current: ContextVar[Identity | None] = ContextVar("ruvd_identity", default=None)

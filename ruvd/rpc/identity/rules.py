@@ -24,8 +24,12 @@ class _Rule(NamedTuple):
 class IdentityRules:
     """The rules, in order: the first whose pattern matches the whole name counts."""
 
-    def __init__(self, rules: Iterable[Sequence[str]]) -> None:
-        """Each rule is a pattern, a tenant or "", and the name of a role."""
+    def __init__(self, rules: Iterable[Sequence[str]], credential: str = "") -> None:
+        """Each rule is a pattern, a tenant or "", and the name of a role.
+
+        `credential` is the kind of credential that the names are from.
+        """
+        self._credential = credential
         self._rules = [
             _Rule(_compile(pattern), tenant, Role(role)) for pattern, tenant, role in rules
         ]
@@ -41,7 +45,7 @@ class IdentityRules:
                 chosen = rule.tenant or tenant or name
                 if not _TENANT.fullmatch(chosen):
                     return None
-                return Identity(chosen, rule.role, name)
+                return Identity(chosen, rule.role, name, self._credential)
         return None
 
 

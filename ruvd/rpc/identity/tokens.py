@@ -95,4 +95,4 @@ def _entry(words: list[str]) -> _Entry:
     if role not in {each.value for each in Role}:
         raise ValueError(f"the role {role!r} is not one of {_ROLES}")
     name = f"token {found[1][:8]}"
-    return _Entry(bytes.fromhex(found[1]), Identity(tenant, Role(role), name))
+    return _Entry(bytes.fromhex(found[1]), Identity(tenant, Role(role), name, "token"))
