@@ -130,7 +130,7 @@ class Daemon:
             admin = build_admin_service(settings, core, administration, log_level)
 
             factory = GrpcServers(
-                settings, monitoring, memory, security, core, admin, health_service, audit.calls
+                settings, monitoring, memory, security, core, admin, health_service, audit
             )
             servers = await self._listen(factory, security.tls, stack)
             servers += await admin_socket.listen(factory, settings, stack)

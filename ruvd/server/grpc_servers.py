@@ -17,8 +17,9 @@ from ruvd.rpc.admin.caller import SocketOwner
 from ruvd.rpc.admin.service import SERVICE as ADMIN_SERVICE
 from ruvd.rpc.admin.service import AdminService, refuse_all
 from ruvd.rpc.health import SERVICE, Health
-from ruvd.rpc.interceptor import CallAudit, CallerCheck, RpcInterceptor
+from ruvd.rpc.interceptor import CallerCheck, RpcInterceptor
 from ruvd.server import runtime_tuning
+from ruvd.server.auditing import Audit
 from ruvd.server.composition import Core
 from ruvd.server.memory_budget import MemoryBudget
 from ruvd.server.security import Security
@@ -39,7 +40,7 @@ class GrpcServers:
     core: Core
     admin: AdminService
     health: Health
-    audit: CallAudit | None = None
+    audit: Audit
 
     def for_listener(self, listener: NamedIdentity) -> grpc.aio.Server:
         """Returns a server of the whole API.
@@ -79,7 +80,7 @@ class GrpcServers:
             peers=by_tcp,
             callers=callers,
             quotas=self.core.quota_gate,
-            audit=self.audit,
+            audit=self.audit.calls,
         )
         options = runtime_tuning.server_options(self.settings.max_request_bytes)
         server = grpc.aio.server(interceptors=(interceptor,), options=options)

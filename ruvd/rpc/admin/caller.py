@@ -6,7 +6,7 @@ from ruvd.rpc.identity import caller, permissions
 from ruvd.rpc.identity.caller import Identity, Role
 
 # It has no tenant, as nothing that belongs to one can be reached at the socket.
-_OWNER = Identity("", Role.ADMIN, "admin socket")
+_OWNER = Identity("", Role.ADMIN, "admin socket", "socket")
 
 
 class SocketOwner:
