@@ -21,6 +21,7 @@ START = "start"
 TAIL_DISCARDED = "tail_discarded"
 _MIN_KEY_BYTES = 16
 _MAX_KEY_BYTES = 4096
+_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,4 +103,4 @@ def read_key(path: Path | None) -> bytes:
 
 
 def _canonical(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return _encoder.encode(record).encode()
