@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import pytest
 from core import Core, collect, settle
-from fakes import done
-from hypothesis import given
+from fakes import ScriptedEngine, done
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ruvd.core.completions.batch import Batches, BatchOutcome, BatchSummary
@@ -21,7 +24,7 @@ from ruvd.core.errors import (
     RuvdError,
 )
 from ruvd.core.model import Message, Role
-from ruvd.core.ports.engine import EngineText
+from ruvd.core.ports.engine import EngineChunk, EngineRequest, EngineText
 from ruvd.core.tenant_limits import UNLIMITED, TenantLimits
 from ruvd.core.tenants import scoped
 
@@ -337,6 +340,64 @@ async def test_room_that_an_item_could_not_use_goes_to_the_next_one() -> None:
     busy.set()
     await asyncio.gather(collect(first), collect(others))
     assert [summary(await each) for each in running] == [(4, 0)] * 2
+
+
+class BusyEngine(ScriptedEngine):
+    """Answers after some rounds of the event loop, and counts the answers of ann."""
+
+    anns = 0
+    most_of_ann = 0
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        is_ann = request.tenant == "ann"
+        self.anns += is_ann
+        self.most_of_ann = max(self.most_of_ann, self.anns)
+        try:
+            for _ in range(len(self.requests) % 5):
+                await asyncio.sleep(0)
+            async with aclosing(super().generate(request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self.anns -= is_ann
+
+
+@settings(max_examples=60)
+@given(
+    most=st.integers(1, 5),
+    slots=st.sampled_from([None, 1, 3]),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["batch", "start", "cancel", "rest"]),
+            st.sampled_from(["ann", "bob"]),
+            st.integers(0, 12),
+        ),
+        max_size=25,
+    ),
+)
+async def test_whatever_is_cancelled_the_quota_holds_and_every_batch_ends(
+    most: int, slots: int | None, steps: list[tuple[str, str, int]]
+) -> None:
+    anns = TenantLimits(max_inflight=most)
+    engine = BusyEngine(slots=slots)
+    core = Core(engine, limits_of=lambda tenant: anns if tenant == "ann" else UNLIMITED)
+    batches: list[tuple[int, asyncio.Task[list[BatchOutcome | BatchSummary]]]] = []
+    for step, tenant, number in steps:
+        if step == "batch":
+            batches.append((number, asyncio.create_task(batch(core, number, tenant=tenant))))
+        elif step == "start":
+            with contextlib.suppress(QuotaExceeded):
+                begin(core, tenant)
+        elif step == "cancel" and batches:
+            batches.pop(number % len(batches))[1].cancel()
+        for _ in range(number):
+            await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        assert [summary(await task) for _, task in batches] == [(count, 0) for count, _ in batches]
+    await core.completions.drain(60)
+    await settle()
+    assert engine.most_of_ann <= most
+    core.completions.quotas.check("ann", batch=True)  # nothing is left of it
 
 
 def test_a_tenant_may_have_so_many_batches_at_a_time() -> None:

@@ -104,6 +104,9 @@ class Batches:
         began = self._clock.monotonic()
         batch = _Batch(self._completions, items, self._sleep)
         concurrency = min(max_concurrency or self._default_concurrency, max(1, len(items)))
+        tenant = next((each.tenant for each in items if isinstance(each, CompletionRequest)), "")
+        if most := self._completions.quotas.batch_items(tenant):
+            concurrency = min(concurrency, most)
         workers = [asyncio.create_task(batch.work()) for _ in range(concurrency)]
         summary = BatchSummary()
         try:

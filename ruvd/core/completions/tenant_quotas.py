@@ -124,11 +124,16 @@ class TenantQuotas:
         finally:  # there may be room for the next one, whether this one has begun or not
             self._wake(tenant)
 
-    def _has_room(self, tenant: str, *, batch: bool) -> bool:
+    def batch_items(self, tenant: str) -> int | None:
+        """Returns how many items of the tenant's batches may run at a time, None for any number."""
         most = self._limits_of(tenant).max_inflight
-        if most is None:
+        return None if most is None else max(1, int(most * self._batch_share))
+
+    def _has_room(self, tenant: str, *, batch: bool) -> bool:
+        most, most_items = self._limits_of(tenant).max_inflight, self.batch_items(tenant)
+        if most is None or most_items is None:
             return True
-        if batch and self._batch_running[tenant] >= max(1, int(most * self._batch_share)):
+        if batch and self._batch_running[tenant] >= most_items:
             return False
         return self._running[tenant] < most
 
