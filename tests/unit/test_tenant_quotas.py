@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 from core import Core, collect, settle
@@ -14,12 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ruvd.core.completions.batch import Batches, BatchOutcome, BatchSummary
-from ruvd.core.completions.completion import Completion, CompletionPolicy, CompletionRequest
+from ruvd.core.completions.completion import Completion, CompletionRequest
 from ruvd.core.completions.tenant_quotas import TenantQuotas
 from ruvd.core.errors import (
     CompletionCancelled,
     EngineUnavailable,
-    Overloaded,
     QuotaExceeded,
     RuvdError,
 )
@@ -232,15 +232,16 @@ def test_the_used_tokens_of_a_bounded_number_of_tenants_are_remembered() -> None
 
 
 async def batch(
-    core: Core, count: int, concurrency: int = 0, tenant: str = "ann"
+    core: Core, count: int, concurrency: int = 0, text: str = "hi", **fields: str
 ) -> list[BatchOutcome | BatchSummary]:
     async def sleep(seconds: float) -> None:
         core.clock.advance(seconds)
         await asyncio.sleep(0)
 
-    messages = (Message(Role.USER, "hi"),)
+    messages = (Message(Role.USER, text),)
+    given: dict[str, Any] = {"tenant": "ann", **fields}
     items: list[CompletionRequest | RuvdError] = [
-        CompletionRequest(messages, tenant=tenant) for _ in range(count)
+        CompletionRequest(messages, **given) for _ in range(count)
     ]
     batches = Batches(core.completions, core.clock, 32, sleep=sleep)
     return [event async for event in batches.run(items, concurrency)]
@@ -325,21 +326,21 @@ async def test_a_cancelled_batch_leaves_its_room_to_the_next_one() -> None:
 
 
 async def test_room_that_an_item_could_not_use_goes_to_the_next_one() -> None:
-    core = Core(
-        limits_of=lambda _: TenantLimits(max_inflight=2),
-        completion_policy=CompletionPolicy(max_inflight=2),
-    )
-    opened, busy = gate(core), gate(core)
-    first = begin(core, batch=True)
-    others = begin(core, "bob")
-    running = [asyncio.create_task(batch(core, 4)) for _ in range(2)]
+    core = limited(max_inflight=2)
+    last, first = gate(core), gate(core)
+    interactive = begin(core, request_id="r")
+    item = begin(core, batch=True)
+    refused = asyncio.create_task(batch(core, 1, request_id="r", text="another"))
     await settle()
-    with pytest.raises(Overloaded):
-        begin(core, "cid")
-    opened.set()
-    busy.set()
-    await asyncio.gather(collect(first), collect(others))
-    assert [summary(await each) for each in running] == [(4, 0)] * 2
+    waiting = asyncio.create_task(batch(core, 3))
+    await settle()
+    first.set()
+    await collect(item)
+    async with asyncio.timeout(60):
+        assert summary(await refused) == (0, 1)
+        assert summary(await waiting) == (3, 0)
+    last.set()
+    await collect(interactive)
 
 
 class BusyEngine(ScriptedEngine):
