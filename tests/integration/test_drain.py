@@ -98,13 +98,17 @@ async def test_drain_waits_until_no_completion_runs(daemon: StartDaemon) -> None
 async def test_a_drain_that_waits_succeeds_when_the_daemon_ends(daemon: StartDaemon) -> None:
     async with daemon(*SLOW, "--drain-seconds", "0") as running, running.stub() as stub:
         await anext(aiter(stub.Complete(turn(" ".join(["word"] * 400), "s"))))
-        waits = asyncio.create_task(
-            ruvd("drain", "--admin-address", running.admin_socket, "--wait", "60")
+        command = ("drain", "--admin-address", running.admin_socket, "--wait", "60")
+        waits = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "ruvd", *command),
+            stdout=asyncio.subprocess.PIPE,
+            env=clean_environment(),
         )
-        await running.logged("readiness turned off")
+        assert waits.stdout
+        assert (await waits.stdout.readline()).endswith(b"readiness is off\n")
         running.kill()
-        assert (await waits).stdout.endswith("the daemon has ended\n")
-        assert (await waits).returncode == 0
+        assert await waits.stdout.read() == b"the daemon has ended\n"
+        assert await waits.wait() == 0
 
 
 def namespaced() -> tuple[str, ...]:
