@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 
 import grpc
@@ -57,6 +58,7 @@ async def daemon() -> AsyncGenerator[StartDaemon, None]:
     `d.address`, a loopback port; its admin socket is `d.admin_socket`.
     """
     folders: list[Path] = []
+    numbers = count(1)
 
     @asynccontextmanager
     async def start(
@@ -67,11 +69,13 @@ async def daemon() -> AsyncGenerator[StartDaemon, None]:
             folders.append(folder)
         if "--store" not in flags:
             flags = (*flags, "--store", "memory")
+        admin_socket = f"unix:{folder}/admin{next(numbers)}.sock"  # two may have one folder
         if "--admin-listen" not in flags:
-            flags = (*flags, "--admin-listen", f"unix:{folder}/admin.sock")
+            flags = (*flags, "--admin-listen", admin_socket)
         if "--listen" not in flags:
             flags = (*flags, "--listen", f"unix:{folder}/r.sock", "--listen", "127.0.0.1:0")
         running = await start_serve(*flags, folder=folder, under=under)
+        running.admin_socket = admin_socket
         try:
             await running.listening(flags.count("--listen"))
             yield running

@@ -53,7 +53,7 @@ class RunningDaemon:
         self.pid = process.pid
         self.folder = folder
         self.socket = f"unix:{folder}/r.sock"
-        self.admin_socket = f"unix:{folder}/admin.sock"
+        self.admin_socket = ""
         self.address = ""
         self.log: list[dict[str, Any]] = []
         self._log_grew = asyncio.Condition()
