@@ -3,8 +3,15 @@
 import logging
 from collections.abc import Callable, Sequence
 
+from ruvd.config.loader import Settings
+from ruvd.core.completions.tenant_list import TenantList
 from ruvd.core.ports.secrets import ReloadedSecret, SecretSource
+from ruvd.rpc.admin.ports import LogLevel
+from ruvd.rpc.admin.service import AdminService
 from ruvd.rpc.health import Readiness
+from ruvd.rpc.validation import RequestLimits
+from ruvd.server.backups import Backups
+from ruvd.server.composition import Core
 
 _log = logging.getLogger("ruvd.daemon")
 
@@ -56,3 +63,27 @@ class Administration:
         for source in self.secrets:
             results += await source.reload()
         return results
+
+
+def build_admin_service(
+    settings: Settings, core: Core, administration: Administration, log_level: LogLevel
+) -> AdminService:
+    """Builds the gRPC service of administration."""
+    return AdminService(
+        administration,
+        core.completions,
+        TenantList(core.sessions, core.completions),
+        log_level,
+        _build_backups(settings),
+        RequestLimits(max_request_bytes=settings.max_request_bytes),
+    )
+
+
+def _build_backups(settings: Settings) -> Backups:
+    """Builds what makes backups; it refuses them for a store that is not SQLite's."""
+    store, directory = settings.sqlite_path, settings.backups_path
+    if store is None or directory is None:
+        return Backups()
+    from ruvd.stores.sqlite.backup import back_up  # noqa: PLC0415  # only for such a store
+
+    return Backups(back_up, store, directory)

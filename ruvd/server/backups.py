@@ -49,7 +49,7 @@ class Backups:
         """See `ruvd.rpc.admin.ports.Backups`."""
         store, back_up = self._store, self._back_up
         if back_up is None:
-            raise BackupFailed("the memory store has no file to back up")
+            raise BackupFailed("only an SQLite store can be backed up by the daemon")
         if self._running:
             raise Overloaded("another backup is being made; try again when it has ended")
         time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")

@@ -16,7 +16,6 @@ from ruvd.core.completions.batch import Batches
 from ruvd.core.completions.completion import CompletionPolicy
 from ruvd.core.completions.prewarming import Prewarmer
 from ruvd.core.completions.registry import CompletionRegistry
-from ruvd.core.completions.tenant_list import TenantList
 from ruvd.core.model import ContextWindow, Rendering
 from ruvd.core.ports.background import StartTask
 from ruvd.core.ports.clock import Clock, StoredClock
@@ -29,14 +28,11 @@ from ruvd.core.sessions.model import SessionPolicy
 from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.core.tenant_statistics import TenantStatistics
-from ruvd.rpc.admin.ports import LogLevel, Process
-from ruvd.rpc.admin.service import AdminService
 from ruvd.rpc.health import Readiness
 from ruvd.rpc.quota_gate import QuotaGate
 from ruvd.rpc.service import SessionService
 from ruvd.rpc.validation import RequestLimits
 from ruvd.server import logs
-from ruvd.server.backups import Backups
 from ruvd.server.memory_budget import MemoryBudget
 from ruvd.server.memory_limits import daemon_limit_bytes, engine_limit_bytes, group_limit_bytes
 from ruvd.server.observers import Observers
@@ -293,30 +289,6 @@ def _build_engine(
         evaluate_ahead=settings.evaluates_ahead,
         start_task=start_task,
     )
-
-
-def build_admin_service(
-    settings: Settings, core: Core, process: Process, log_level: LogLevel
-) -> AdminService:
-    """Builds the gRPC service of administration."""
-    return AdminService(
-        process,
-        core.completions,
-        TenantList(core.sessions, core.completions),
-        log_level,
-        _build_backups(settings),
-        RequestLimits(max_request_bytes=settings.max_request_bytes),
-    )
-
-
-def _build_backups(settings: Settings) -> Backups:
-    """Builds what makes backups of the store; it refuses them for a store in memory."""
-    store, directory = settings.sqlite_path, settings.backups_path
-    if store is None or directory is None:
-        return Backups()
-    from ruvd.stores.sqlite.backup import back_up
-
-    return Backups(back_up, store, directory)
 
 
 def build_memory_budget(settings: Settings, core: Core, readiness: Readiness) -> MemoryBudget:

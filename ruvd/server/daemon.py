@@ -26,11 +26,10 @@ from ruvd.core.ports.store import Store, StoreLocked
 from ruvd.core.statistics import Statistics
 from ruvd.rpc.health import Health, Readiness
 from ruvd.server import admin_socket, log_observer, periodic, runtime_tuning
-from ruvd.server.administration import Administration
+from ruvd.server.administration import Administration, build_admin_service
 from ruvd.server.auditing import build_audit
 from ruvd.server.background import BackgroundTasks
 from ruvd.server.composition import (
-    build_admin_service,
     build_core,
     build_engine,
     build_memory_budget,

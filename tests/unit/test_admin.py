@@ -311,7 +311,7 @@ async def test_a_backup_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     backups = Backups(SlowCopy(), tmp_path / "s.db", tmp_path / "file")
     with pytest.raises(BackupFailed, match="is not a directory"):
         await anext(backups.make(""))
-    with pytest.raises(BackupFailed, match="the memory store has no file"):
+    with pytest.raises(BackupFailed, match="only an SQLite store"):
         await anext(Backups().make(""))
 
 

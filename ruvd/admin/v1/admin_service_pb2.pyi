@@ -42,7 +42,7 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_BACKUP_EXISTS: _ErrorReason.ValueType  # 1
     """The backup_dir has a file of that name."""
     ERROR_REASON_BACKUP_FAILED: _ErrorReason.ValueType  # 2
-    """The backup cannot be made: the store is in memory, or the backup_dir cannot be written."""
+    """The backup cannot be made: the store is no SQLite store, or backup_dir cannot be written."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reasons of errors that only this service has."""
@@ -52,7 +52,7 @@ ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 ERROR_REASON_BACKUP_EXISTS: ErrorReason.ValueType  # 1
 """The backup_dir has a file of that name."""
 ERROR_REASON_BACKUP_FAILED: ErrorReason.ValueType  # 2
-"""The backup cannot be made: the store is in memory, or the backup_dir cannot be written."""
+"""The backup cannot be made: the store is no SQLite store, or backup_dir cannot be written."""
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
 class _LogLevel:
