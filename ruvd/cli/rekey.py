@@ -4,7 +4,6 @@ A daemon that has the store open does that by itself, and nobody else may write 
 So the command waits for it, and otherwise does the work itself.
 """
 
-import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +69,7 @@ def run(
     except StoreSealed as error:
         print_error(str(error))
         return _USAGE
-    except (StoreUnavailable, StoreLocked, OSError, sqlite3.Error) as error:
+    except (StoreUnavailable, StoreLocked, OSError) as error:
         fail(str(error))
     if plain:
         out.print(f"{path} is no longer encrypted: unset encryption_key_file", markup=False)

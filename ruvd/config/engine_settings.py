@@ -4,6 +4,7 @@ A secret has no flag, because every user of a machine can read a process's comma
 """
 
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import SecretStr, field_validator, model_validator
@@ -75,6 +76,17 @@ class EngineSettings(BaseSettings):
     )
     kv_cache_dir: OptionalPath = _engine(
         None, "Directory for saved KV states alone. Unset: beside the sqlite store."
+    )
+    kv_scratch_dir: Path = _engine(
+        Path("/dev/shm"),  # noqa: S108  # a private directory is made in it
+        "Directory on a tmpfs through which KV states pass if encryption_key_file is set. If it is "
+        "not on a tmpfs, none are saved then.",
+    )
+    kv_scratch_bytes: int | None = _engine(
+        None,
+        "Largest KV state that is saved if encryption_key_file is set, in bytes; one at a time "
+        "takes that memory. Unset: an eighth of the control group's limit, at most 256 MiB.",
+        ge=1 << 20,
     )
     evaluate_ahead: Literal["auto", "on", "off"] = _engine(
         "auto",

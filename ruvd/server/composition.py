@@ -34,7 +34,12 @@ from ruvd.rpc.service import SessionService
 from ruvd.rpc.validation import RequestLimits
 from ruvd.server import logs
 from ruvd.server.memory_budget import MemoryBudget
-from ruvd.server.memory_limits import daemon_limit_bytes, engine_limit_bytes, group_limit_bytes
+from ruvd.server.memory_limits import (
+    daemon_limit_bytes,
+    engine_limit_bytes,
+    group_limit_bytes,
+    scratch_limit_bytes,
+)
 from ruvd.server.observers import Observers
 from ruvd.telemetry import conventions, environment
 
@@ -215,13 +220,17 @@ def store_is_newer(settings: Settings) -> bool:
 
 
 def build_engine(
-    settings: Settings, observer: Observer, start_task: StartTask, secrets: list[SecretSource]
+    settings: Settings,
+    observer: Observer,
+    start_task: StartTask,
+    secrets: list[SecretSource],
+    keys: "OperatorKeys | None",
 ) -> Engine:
     """Builds the engine that the settings name, with the check of structured answers.
 
-    Adds its files with secrets to `secrets`.
+    Adds its files with secrets to `secrets`. The keys encrypt saved KV states.
     """
-    engine = _build_engine(settings, observer, start_task, secrets)
+    engine = _build_engine(settings, observer, start_task, secrets, keys)
     if settings.engine == "echo":
         return engine
     from ruvd.engines.validated.engine import ValidatedEngine
@@ -230,7 +239,11 @@ def build_engine(
 
 
 def _build_engine(
-    settings: Settings, observer: Observer, start_task: StartTask, secrets: list[SecretSource]
+    settings: Settings,
+    observer: Observer,
+    start_task: StartTask,
+    secrets: list[SecretSource],
+    keys: "OperatorKeys | None",
 ) -> Engine:
     if settings.engine == "echo":
         from ruvd.engines.echo.engine import EchoEngine
@@ -270,6 +283,11 @@ def _build_engine(
         return engine
     from ruvd.engines.llama.engine import LlamaEngine
 
+    scratch = None
+    if keys is not None:
+        from ruvd.engines.llama.scratch import Scratch
+
+        scratch = Scratch(settings.kv_scratch_dir, keys)
     return LlamaEngine(
         observer=observer,
         model_path=settings.llama_model,
@@ -286,6 +304,8 @@ def _build_engine(
         states_path=settings.states_path,
         states_path_is_default=settings.kv_cache_dir is None,
         states_bytes=settings.kv_cache_bytes,
+        scratch=scratch,
+        scratch_bytes=scratch_limit_bytes(settings, group_limit_bytes()),
         evaluate_ahead=settings.evaluates_ahead,
         start_task=start_task,
     )

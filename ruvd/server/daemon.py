@@ -110,7 +110,9 @@ class Daemon:
                     observe(StoreStateChanged(up=True, detail=settings.store))
             start_task = engine_tasks.start
             secrets = administration.secrets
-            engine = await asyncio.to_thread(build_engine, settings, observers, start_task, secrets)
+            engine = await asyncio.to_thread(
+                build_engine, settings, observers, start_task, secrets, encryption.keys
+            )
             engine = monitoring.engine(engine) if monitoring else engine
             stack.push_async_callback(engine_tasks.close)
             stack.push_async_callback(engine.close)

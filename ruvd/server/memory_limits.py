@@ -19,6 +19,9 @@ _DEFAULT_BYTES = 512 << 20
 _ENGINE_SHARE = 0.75
 _MIN_DAEMON_BYTES = 128 << 20
 _DAEMON_SHARE = 5 / 6
+# The share of the group's limit for an encrypted KV state that passes through memory.
+_SCRATCH_SHARE = 8
+_MAX_SCRATCH_BYTES = 256 << 20
 
 
 def group_limit_bytes(paths: Iterable[Path] = _CGROUP_LIMITS) -> int | None:
@@ -34,6 +37,17 @@ def group_limit_bytes(paths: Iterable[Path] = _CGROUP_LIMITS) -> int | None:
     return None
 
 
+def scratch_limit_bytes(settings: Settings, group: int | None) -> int:
+    """Returns the memory that one encrypted KV state may take on its way, 0 without encryption."""
+    saves = settings.engine == "llama" and settings.kv_cache_bytes
+    if settings.encryption_key_file is None or not saves:
+        return 0
+    if settings.kv_scratch_bytes is not None:
+        return settings.kv_scratch_bytes
+    share = _MAX_SCRATCH_BYTES if group is None else group // _SCRATCH_SHARE
+    return min(_MAX_SCRATCH_BYTES, share)
+
+
 def engine_limit_bytes(settings: Settings, group: int | None) -> int | None:
     """Returns the limit of the engine's process, None if it has none of the settings or group.
 
@@ -41,6 +55,7 @@ def engine_limit_bytes(settings: Settings, group: int | None) -> int | None:
     """
     if settings.llama_max_memory_bytes is not None or group is None:
         return settings.llama_max_memory_bytes
+    group -= scratch_limit_bytes(settings, group)
     daemon = settings.max_memory_bytes or _MIN_DAEMON_BYTES
     return max(0, min(int(group * _ENGINE_SHARE), group - daemon))
 
@@ -52,5 +67,6 @@ def daemon_limit_bytes(settings: Settings, group: int | None) -> int:
     if group is None:
         return _DEFAULT_BYTES
     engine = engine_limit_bytes(settings, group) if settings.engine == "llama" else None
-    left = int((group - (engine or 0)) * _DAEMON_SHARE)
+    scratch = scratch_limit_bytes(settings, group)
+    left = int((group - scratch - (engine or 0)) * _DAEMON_SHARE)
     return max(min(group, _MIN_DAEMON_BYTES), left)

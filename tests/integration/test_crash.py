@@ -22,6 +22,7 @@ import pytest
 from running import RunningDaemon, StartDaemon
 from wire import events, turn
 
+from ruvd.sealing.keys import add_key
 from ruvd.v1 import session_service_pb2 as pb
 
 # In each of the four runs; `make soak` makes more.
@@ -179,7 +180,10 @@ async def check_asked_again(stub: Any, client: Client, request_ids: Sequence[str
 async def test_nothing_that_was_finished_is_lost_or_doubled_by_a_hundred_kills(
     daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:
-    store = ("--store", f"sqlite:{tmp_path}/s.db")
+    store: tuple[str, ...] = ("--store", f"sqlite:{tmp_path}/s.db")
+    if seed % 2:  # the store of every other run is encrypted
+        await asyncio.to_thread(add_key, tmp_path / "keys")
+        store += ("--encryption-key-file", f"{tmp_path}/keys")
     client = Client(seed)
     writers = [Writer(client, calls(number)) for number in range(WRITERS)]
     sessions = [SHARED, *(f"own-{number}" for number in range(WRITERS))]

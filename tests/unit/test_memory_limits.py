@@ -40,6 +40,10 @@ def test_the_limit_of_the_control_group_is_found_where_there_is_one(
         ({"llama_max_memory_bytes": 1000 * MIB}, 1024, 128, 1000),
         ({"llama_max_memory_bytes": 600 * MIB}, None, 512, 600),
         ({"engine": "echo"}, 384, 320, 256),
+        # A saved state passes through memory, which is left free.
+        ({"encryption_key_file": "k"}, 1152, 210, 756),
+        ({"encryption_key_file": "k", "kv_scratch_bytes": 64 * MIB}, 1024, 200, 720),
+        ({"encryption_key_file": "k", "kv_cache_bytes": 0}, 1024 + 128, 240, 864),
     ],
 )
 def test_the_daemon_and_its_engine_share_the_groups_limit(

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -126,6 +127,10 @@ def main() -> NoReturn:
             os._exit(1)
         line += byte
     settings = json.loads(line)
+    if settings["max_file_bytes"] is not None:
+        # A state that is larger is not written; Python ignores the signal, and so does a server.
+        limits = (settings["max_file_bytes"], settings["max_file_bytes"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     if settings["server_path"]:
         _exec_server(settings)
     threading.Thread(target=_end_at_end_of_stdin, daemon=True).start()

@@ -13,6 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -32,6 +33,9 @@ from ruvd.engines.llama.server import ROOT, LlamaServer, ServerSettings, unix_so
 from ruvd.engines.llama.slots import Slot
 from ruvd.engines.llama.supervisor import Supervisor
 
+if TYPE_CHECKING:
+    from ruvd.engines.llama.scratch import Scratch
+
 _log = logging.getLogger("ruvd.engine")
 
 
@@ -49,7 +53,8 @@ class LlamaEngine:
     `max_memory_bytes` besides the model file; see `memory_limit` for None. A start may take
     `start_seconds`, and a server that hangs is killed within `hang_seconds`. KV states are saved in
     `states_path`, None for a directory that is removed with the daemon, up to `states_bytes`, 0 for
-    none. `states_path_is_default` says that the user has not chosen the path. `evaluate_ahead`,
+    none. With a `scratch` they are encrypted, and a state may have `scratch_bytes`.
+    `states_path_is_default` says that the user has not chosen the path. `evaluate_ahead`,
     `idle_policy` and `sleep` are for `IdleWork`. `transport` connects to the server's Unix socket.
     `start_task` starts the tasks in the background.
     """
@@ -72,6 +77,8 @@ class LlamaEngine:
         states_path: Path | None = None,
         states_path_is_default: bool = False,
         states_bytes: int = 2 << 30,
+        scratch: "Scratch | None" = None,
+        scratch_bytes: int | None = None,
         evaluate_ahead: bool = True,
         idle_policy: IdlePolicy = DEFAULT_IDLE_POLICY,
         sleep: Sleep = asyncio.sleep,
@@ -91,6 +98,7 @@ class LlamaEngine:
             max_bytes=states_bytes,
             observer=observer,
             start_task=start_task,
+            scratch=scratch,
         )
         self._idle_work = IdleWork(
             self._kv_cache.current_server,
@@ -109,6 +117,7 @@ class LlamaEngine:
             threads=threads,
             batch_tokens=batch_tokens,
             max_memory_bytes=max_memory_bytes,
+            max_file_bytes=scratch_bytes if scratch else None,
         )
         self._server = LlamaServer(settings, self._kv_cache.open, transport, observer)
         self._supervisor = Supervisor(

@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ruvd.core.errors import EngineUnavailable
 from ruvd.core.ports.background import StartTask, start_unsupervised
@@ -25,8 +26,11 @@ from ruvd.engines.llama.shared_prefixes import SharedPrefixes
 from ruvd.engines.llama.slot_table import SlotTable
 from ruvd.engines.llama.slot_transfer import RunningServer, SlotTransfer
 from ruvd.engines.llama.slots import Slot
-from ruvd.engines.llama.state_directory import DirectoryRefused, has_content
+from ruvd.engines.llama.state_directory import DirectoryRefused, ScratchUnavailable, has_content
 from ruvd.engines.llama.state_files import StateFiles
+
+if TYPE_CHECKING:
+    from ruvd.engines.llama.scratch import Scratch
 
 _MAX_PREFIXES = 8
 # A server that hangs must not keep the daemon from stopping.
@@ -42,7 +46,8 @@ class KvCache:
 
     Files take at most `max_bytes`, 0 saves nothing. They are in `path`, or if that is None in a
     directory that is removed with the daemon. Nothing is saved if `path` must not be used; see
-    `state_directory`. `path_is_default` says that ruvd chose it.
+    `state_directory`. `path_is_default` says that ruvd chose it. With a `scratch` the files are
+    encrypted; nothing is saved if that is unavailable.
     """
 
     def __init__(
@@ -56,7 +61,9 @@ class KvCache:
         max_bytes: int,
         observer: Observer,
         start_task: StartTask = start_unsupervised,
+        scratch: "Scratch | None" = None,
     ) -> None:
+        self._scratch = scratch
         self._client = client
         self._slots = slots
         self._model = model
@@ -86,21 +93,27 @@ class KvCache:
                 _log.warning(
                     "the KV cache is off, prompts are evaluated again: kv_cache_dir %s", error
                 )
-        return self._files.directory if self._files else private
+            except ScratchUnavailable as error:
+                self._is_refused = True
+                self._delete_states(fingerprint)
+                _log.warning(
+                    "the KV cache is off, prompts are evaluated again: encrypted states need a"
+                    " tmpfs, and kv_scratch_dir %s",
+                    error,
+                )
+        return self._files.server_directory if self._files else private
 
     def _open_files(self, private: Path, fingerprint: str) -> StateFiles | None:
         """Opens the first directory that can be used. Raises DirectoryRefused."""
         if not self._max_bytes:
-            if self._path and has_content(self._path):
-                files = StateFiles(self._path, 0, fingerprint)
-                with contextlib.suppress(EngineUnavailable):  # another daemon uses the directory
-                    files.open(is_default=self._path_is_default)
-                    files.close()  # which deletes what an earlier daemon has saved
+            self._delete_states(fingerprint)
             return None
         for path in (self._path, private / "states"):
             if path:
                 is_own = path == self._path
-                files = StateFiles(path, self._max_bytes, fingerprint, persist=is_own)
+                files = StateFiles(
+                    path, self._max_bytes, fingerprint, persist=is_own, scratch=self._scratch
+                )
                 try:
                     files.open(is_default=is_own and self._path_is_default)
                 except EngineUnavailable as error:
@@ -108,6 +121,14 @@ class KvCache:
                 else:
                     return files
         return None
+
+    def _delete_states(self, fingerprint: str) -> None:
+        """Deletes what an earlier daemon has saved. Raises DirectoryRefused."""
+        if self._path and has_content(self._path):
+            files = StateFiles(self._path, 0, fingerprint)
+            with contextlib.suppress(EngineUnavailable):  # another daemon uses the directory
+                files.open(is_default=self._path_is_default)
+                files.close()
 
     def server(self) -> RunningServer:
         """Returns the current server. Raises EngineUnavailable if the engine is closed."""

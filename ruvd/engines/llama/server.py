@@ -80,6 +80,7 @@ class ServerSettings:
     threads: int
     batch_tokens: int
     max_memory_bytes: int | None
+    max_file_bytes: int | None = None
 
 
 class LlamaServer:

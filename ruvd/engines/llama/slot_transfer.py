@@ -54,15 +54,18 @@ class SlotTransfer:
         With a `session_key` it is that session's state; otherwise its `source` is the session whose
         request has the slot, if one has. It is deleted if that session ended meanwhile.
         """
-        name, content = "", slot.content
+        name, content, size = "", slot.content, 0
         began = time.monotonic()
-        failure: Exception | None
+        failure: Exception | None = None
         try:
-            # The server would create the file with the permissions of the umask.
-            name = await self.files.create()
-            saved = await self._act(slot, "save", name, _Saved)
-            # An older server reports a full disk by nothing else.
-            failure = None if saved.n_written > 0 else OSError("nothing was written")
+            async with self.files.transfer():
+                # The server would create the file with the permissions of the umask.
+                name = await self.files.create()
+                saved = await self._act(slot, "save", name, _Saved)
+                if saved.n_written > 0:
+                    size = await self.files.saved(name, saved.n_written)
+                else:  # an older server reports a full disk by nothing else
+                    failure = OSError("nothing was written")
         except (RuvdError, OSError) as error:
             failure = error
         if failure is not None:
@@ -71,7 +74,7 @@ class SlotTransfer:
             if name:
                 await self.files.discard(name)
             return None
-        state = State(name, content, session_key, saved.n_written, source)
+        state = State(name, content, session_key, size, source)
         self._observer(EngineStateMoved("save", "ok", time.monotonic() - began))
         has_ended = session_key and session_key != slot.session_key
         if has_ended or (source and source != slot.request_session):
@@ -94,8 +97,13 @@ class SlotTransfer:
         tenant = state.content.tenant if state.content else tenant_of(state.session_key)
         slot.tenants |= {tenant}
         try:
-            restored = await self._act(slot, "restore", state.name, _Restored)
-        except RuvdError as error:
+            async with self.files.transfer():
+                if not await self.files.lend(state):
+                    _log.warning("the saved state of a session is corrupt")
+                    self._observer(EngineStateMoved("restore", "corrupt", time.monotonic() - began))
+                    return 0
+                restored = await self._act(slot, "restore", state.name, _Restored)
+        except (RuvdError, OSError) as error:
             _log.warning("slot %d could not be restored: %s", slot.id, error)
             self._observer(EngineStateMoved("restore", "failed", time.monotonic() - began))
             # A connection that broke says nothing about the file, unless it breaks again.

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from contextlib import suppress
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
 from ruvd.core.private_files import open_private
@@ -28,6 +28,10 @@ _OTHERS = 0o007
 
 class DirectoryRefused(Exception):
     """A directory must not be used; the message says why, and what to do."""
+
+
+class ScratchUnavailable(Exception):
+    """Encrypted states cannot pass through memory; the message says why."""
 
 
 class StateDirectory:
@@ -53,7 +57,7 @@ class StateDirectory:
 
     def size(self, name: str) -> int:
         """Returns the size of a file. Raises OSError, also if it is not a regular file."""
-        with self._reading(name) as stream:
+        with self.reading(name) as stream:
             return os.fstat(stream.fileno()).st_size
 
     def age(self, name: str) -> float:
@@ -63,12 +67,12 @@ class StateDirectory:
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file."""
-        with self._reading(name) as stream:
+        with self.reading(name) as stream:
             return stream.read()
 
     def sha256(self, name: str) -> str:
         """Returns the checksum of a file."""
-        with self._reading(name) as stream:
+        with self.reading(name) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def write(self, name: str, content: bytes) -> None:
@@ -85,7 +89,13 @@ class StateDirectory:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._descriptor)
 
-    def _reading(self, name: str) -> BufferedReader:
+    def writing(self, name: str) -> BufferedWriter:
+        """Opens a file that exists, to write it."""
+        flags = os.O_WRONLY | os.O_TRUNC
+        return os.fdopen(open_private(name, flags, dir_fd=self._descriptor), "wb")
+
+    def reading(self, name: str) -> BufferedReader:
+        """Opens a file to read it."""
         return os.fdopen(open_private(name, os.O_RDONLY, dir_fd=self._descriptor), "rb")
 
 

@@ -5,22 +5,34 @@ bounded; the least recently used file is evicted first. The kernel's page cache 
 was just saved, and never writes a file to the disk that is replaced soon. A wrong file costs time
 and an event, but gives no wrong answer: the server compares tokens, and the file of an earlier
 daemon is read only if its seal, a file with its checksum, matches. The contents are conversations,
-so only the owner may read the files.
+so only the owner may read the files. With a `Scratch` they are encrypted.
 """
 
 import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ruvd.core.errors import EngineUnavailable
 from ruvd.engines.llama.prompt import MIN_REUSED_CHARACTERS, Prompt
-from ruvd.engines.llama.state_directory import PART, SEAL, STATE, StateDirectory, open_directory
+from ruvd.engines.llama.state_directory import (
+    PART,
+    SEAL,
+    STATE,
+    ScratchUnavailable,
+    StateDirectory,
+    open_directory,
+)
+
+if TYPE_CHECKING:
+    from ruvd.engines.llama.scratch import Scratch
 
 _log = logging.getLogger("ruvd.engine")
 
@@ -59,16 +71,26 @@ class StateFiles:
     """The state files in a directory, up to `max_bytes`. One daemon at a time uses a directory.
 
     `fingerprint` names everything that a state depends on; `persist` says whether the next daemon
-    finds the files. Asynchronous methods read and write files in a thread.
+    finds the files. With a `scratch` they are encrypted, and the server uses that directory.
+    Asynchronous methods read and write files in a thread.
     """
 
     def __init__(
-        self, directory: Path, max_bytes: int, fingerprint: str, *, persist: bool = True
+        self,
+        directory: Path,
+        max_bytes: int,
+        fingerprint: str,
+        *,
+        persist: bool = True,
+        scratch: "Scratch | None" = None,
     ) -> None:
         self.directory = directory
+        self._scratch = scratch
         self.persist = persist
         self._max_bytes = max_bytes
         self.fingerprint = fingerprint
+        # States that were saved in plain are not used once they are encrypted, nor the other way.
+        self._format = f"{fingerprint} sealed" if scratch else fingerprint
         self._states: dict[str, State] = {}  # by the file's name, least recently used first
         self._opened: StateDirectory | None = None
         self.rejected: list[str] = []  # why files of an earlier daemon cannot be used
@@ -78,15 +100,26 @@ class StateFiles:
         """The size of all files."""
         return sum(state.size_bytes for state in list(self._states.values()))
 
+    @property
+    def server_directory(self) -> Path:
+        """The directory in which the server saves states and finds them."""
+        path = self._scratch.path if self._scratch else None
+        return path or self.directory
+
     def open(self, *, is_default: bool = False) -> None:
         """Locks the directory and finds the states that an earlier daemon has sealed. Blocks.
 
-        Raises DirectoryRefused, or EngineUnavailable if the directory cannot be used for another
-        reason; see `open_directory`.
+        Raises DirectoryRefused, ScratchUnavailable, or EngineUnavailable if the directory cannot be
+        used for another reason; see `open_directory`.
         """
         try:
             self._opened = open_directory(self.directory, is_default=is_default)
             self._load(self._opened)
+            if self._scratch:
+                self._scratch.open()
+        except ScratchUnavailable:
+            self.close()
+            raise
         except OSError as error:
             self.close()
             is_locked = isinstance(error, BlockingIOError)
@@ -105,12 +138,42 @@ class StateFiles:
                 _log.warning("states in %s could not be deleted: %s", self.directory, error)
             finally:
                 opened.close()
+                if self._scratch:
+                    self._scratch.close()
+
+    @asynccontextmanager
+    async def transfer(self) -> AsyncGenerator[None, None]:
+        """Waits until a state may be saved or restored: one at a time if they are encrypted."""
+        if self._scratch is None:
+            yield
+            return
+        async with self._scratch.turn():
+            yield
 
     async def create(self) -> str:
-        """Creates an empty file for a state, and returns its name. Raises OSError."""
+        """Creates an empty file for the server to save a state to, and returns its name.
+
+        Raises OSError.
+        """
         name = f"{secrets.token_hex(12)}{STATE}"
-        await asyncio.to_thread(self._directory.create, name)
+        await asyncio.to_thread((self._scratch or self._directory).create, name)
         return name
+
+    async def saved(self, name: str, size_bytes: int) -> int:
+        """Keeps what the server has saved, and returns the size of the file. Raises OSError."""
+        if self._scratch is None:
+            return size_bytes
+        return await asyncio.to_thread(self._scratch.seal, name, self._directory)
+
+    async def lend(self, state: State) -> bool:
+        """Makes a state ready for the server to restore; removes one that is damaged, and returns
+        False. Raises OSError."""
+        if self._scratch is None:
+            return True
+        if await asyncio.to_thread(self._scratch.unseal, state.name, self._directory):
+            return True
+        await self.remove(state)
+        return False
 
     async def discard(self, *names: str) -> None:
         """Deletes files of states, with their seals; a failure is logged."""
@@ -214,7 +277,7 @@ class StateFiles:
 
     def _seal(self, state: State) -> None:
         checksum = self._directory.sha256(state.name)
-        seal = _Seal(self.fingerprint, state.session_key, state.size_bytes, checksum)
+        seal = _Seal(self._format, state.session_key, state.size_bytes, checksum)
         self._directory.write(_with_suffix(state.name, SEAL), msgspec.json.encode(seal))
         state.sealed = True
         if state.removed:
@@ -230,7 +293,7 @@ class StateFiles:
             except (OSError, msgspec.MsgspecError):
                 self.rejected.append("corrupt")
                 continue
-            if seal.model != self.fingerprint:
+            if seal.model != self._format:
                 self.rejected.append("foreign")
             elif seal.size_bytes != size:
                 self.rejected.append("corrupt")

@@ -40,7 +40,7 @@ def rekey(path: Path, keys: OperatorKeys, progress: Callable[[Left], None]) -> N
     """Seals all rows and all data keys of a store with the current key. Blocks.
 
     It may be interrupted, and goes on from there when it is called again. Raises StoreLocked if a
-    daemon has the store open, StoreSealed, StoreUnavailable, sqlite3.Error or OSError.
+    daemon has the store open, StoreSealed, StoreUnavailable or OSError.
     """
     rows = SealedRows(keys)
 
@@ -114,6 +114,8 @@ def _run(path: Path, rows: SealedRows, work: Callable[[sqlite3.Connection], bool
         finally:
             access.work(db, lambda _: None, is_step=False)
             access.close(db)
+    except sqlite3.Error as fault:
+        raise StoreUnavailable(file.explain(fault)) from fault
     finally:
         file.close_descriptors()
         file.release()
