@@ -3,7 +3,7 @@ package dev.ruvd.conformance;
 import static dev.ruvd.client.RuvdClient.request;
 import static java.util.stream.Collectors.joining;
 
-import dev.ruvd.client.Completion;
+import dev.ruvd.client.CompletionStream;
 import dev.ruvd.client.RuvdClient;
 import dev.ruvd.client.RuvdException;
 import dev.ruvd.v1.BatchCompleteRequest;
@@ -149,7 +149,7 @@ public final class Conformance {
   private void cancel() throws InterruptedException {
     step("cancel");
     create("zeta");
-    try (Completion answer = client.complete(request(words(200)).setSessionId("zeta"))) {
+    try (CompletionStream answer = client.complete(request(words(200)).setSessionId("zeta"))) {
       Iterator<String> texts = answer.iterator();
       for (int i = 0; i < 3; i++) {
         line("text [%s]", texts.next());
@@ -162,7 +162,7 @@ public final class Conformance {
   private void busy() {
     step("busy");
     create("eta");
-    try (Completion first = client.complete(request(words(200)).setSessionId("eta"))) {
+    try (CompletionStream first = client.complete(request(words(200)).setSessionId("eta"))) {
       first.iterator().next();
       complete(request("no").setSessionId("eta").setIfBusy(IfBusy.IF_BUSY_REJECT));
       complete(request("mine").setSessionId("eta").setIfBusy(IfBusy.IF_BUSY_INTERRUPT));
@@ -252,7 +252,7 @@ public final class Conformance {
     step("deadline");
     create("lambda");
     var request = request(words(200)).setSessionId("lambda");
-    try (Completion answer = client.complete(request, Duration.ofMillis(400))) {
+    try (CompletionStream answer = client.complete(request, Duration.ofMillis(400))) {
       answer.finished();
     } catch (RuvdException error) {
       line("error %s", error.code());
@@ -302,7 +302,7 @@ public final class Conformance {
   private void complete(RuvdClient client, CompleteRequest.Builder request) {
     attempt(
         () -> {
-          Completion answer = client.complete(request);
+          CompletionStream answer = client.complete(request);
           for (String text : answer) {
             line("text [%s]", text);
           }

@@ -5,7 +5,7 @@ import static java.nio.charset.StandardCharsets.UTF_8;
 import com.google.gson.Gson;
 import com.sun.net.httpserver.HttpExchange;
 import com.sun.net.httpserver.HttpServer;
-import dev.ruvd.client.Completion;
+import dev.ruvd.client.CompletionStream;
 import dev.ruvd.client.RuvdClient;
 import dev.ruvd.client.RuvdException;
 import java.io.IOException;
@@ -31,7 +31,7 @@ public final class ChatServer {
     page.sendResponseHeaders(200, 0);
     var request = RuvdClient.request(query(page, "message")).setSessionId(query(page, "session"));
     // After the page was left, the next write fails; leaving the block cancels the answer.
-    try (Completion answer = CLIENT.complete(request)) {
+    try (CompletionStream answer = CLIENT.complete(request)) {
       for (String text : answer) {
         send(page, "", text);
       }

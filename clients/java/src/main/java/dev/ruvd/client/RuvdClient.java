@@ -145,13 +145,13 @@ public final class RuvdClient implements AutoCloseable {
    * Starts a completion of the new messages, stateless if there is no session id. A request id and
    * a disconnect grace of 10 s are added if the request has none.
    */
-  public Completion complete(CompleteRequest.Builder request) {
+  public CompletionStream complete(CompleteRequest.Builder request) {
     return complete(request, null);
   }
 
   /** Like {@link #complete(CompleteRequest.Builder)}, with a timeout for the whole answer. */
-  public Completion complete(CompleteRequest.Builder request, Duration timeout) {
-    return new Completion(this, resumable(request), null, timeout, null);
+  public CompletionStream complete(CompleteRequest.Builder request, Duration timeout) {
+    return new CompletionStream(this, resumable(request), null, timeout, null);
   }
 
   /**
@@ -161,12 +161,12 @@ public final class RuvdClient implements AutoCloseable {
    */
   public CompletableFuture<Finished> completeAsync(
       CompleteRequest.Builder request, Consumer<? super String> onText) {
-    return new Completion(this, resumable(request), null, null, onText).end;
+    return new CompletionStream(this, resumable(request), null, null, onText).end;
   }
 
   /** Continues to read a completion whose stream broke, or that another client started. */
-  public Completion resumeCompletion(ResumeCompletionRequest request) {
-    return new Completion(this, null, request, null, null);
+  public CompletionStream resumeCompletion(ResumeCompletionRequest request) {
+    return new CompletionStream(this, null, request, null, null);
   }
 
   /**

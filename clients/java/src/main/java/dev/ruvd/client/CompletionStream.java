@@ -31,7 +31,7 @@ import java.util.stream.Stream;
  * Reading throws {@link RuvdException} when the completion fails or is cancelled. Interrupting the
  * reading thread cancels the completion.
  */
-public final class Completion implements Iterable<String>, AutoCloseable {
+public final class CompletionStream implements Iterable<String>, AutoCloseable {
   private static final Set<Code> CONNECTION_ERRORS =
       EnumSet.of(Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.CANCELLED);
   private static final long FIRST_PAUSE_NANOS = Duration.ofMillis(50).toNanos();
@@ -62,7 +62,7 @@ public final class Completion implements Iterable<String>, AutoCloseable {
   private record Step(CompletionEvent event, String text) {}
 
   /** Either request or resume is null; timeout and onText may be null. */
-  Completion(
+  CompletionStream(
       RuvdClient client,
       CompleteRequest request,
       ResumeCompletionRequest resume,
