@@ -7,7 +7,8 @@ import io.grpc.Deadline;
 import io.grpc.Status;
 import io.grpc.Status.Code;
 import io.grpc.StatusRuntimeException;
-import io.grpc.stub.StreamObserver;
+import io.grpc.stub.ClientCallStreamObserver;
+import io.grpc.stub.ClientResponseObserver;
 import java.time.Duration;
 import java.util.EnumSet;
 import java.util.Iterator;
@@ -37,6 +38,7 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
   private static final long FIRST_PAUSE_NANOS = Duration.ofMillis(50).toNanos();
   private static final long LONGEST_PAUSE_NANOS = Duration.ofSeconds(1).toNanos();
   private static final Step END = new Step(null, "");
+  private static final int MAX_STEPS = 32; // to be read; beyond, the daemon has to wait
 
   /** Completing this in any way ends the completion; cancelling it also cancels the daemon's. */
   final CompletableFuture<Finished> end = new CompletableFuture<>();
@@ -47,6 +49,8 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
   private final Deadline deadline; // null for no deadline
   private final CompleteRequest request; // null for a resumed completion
   private final BlockingQueue<Step> steps = new LinkedBlockingQueue<>();
+  private final Object requestLock = new Object();
+  private ClientCallStreamObserver<?> stream; // the newest; guarded by requestLock
   private final Consumer<? super String> onText; // null if the caller iterates
   private long lastSequence;
 
@@ -130,6 +134,9 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
         end.join();
       } else {
         lastSequence = step.event().getSequence();
+        synchronized (requestLock) {
+          stream.request(1);
+        }
       }
       return step;
     } catch (InterruptedException interrupted) {
@@ -146,32 +153,47 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
   private void openStream() {
     resumed = request == null || !target.getCompletionId().isEmpty();
     var stub = SessionServiceGrpc.newStub(channel).withDeadline(deadline);
-    if (resumed) {
-      stub.resumeCompletion(
-          target.toBuilder().setAfterSequence(sequence).build(),
-          observer(ResumeCompletionResponse::getEvent));
-    } else {
-      stub.complete(request, observer(CompleteResponse::getEvent));
+    // The reader must not request an event of a stream that has not started, nor of an older one.
+    synchronized (requestLock) {
+      if (resumed) {
+        var resume = target.toBuilder().setAfterSequence(sequence).build();
+        stub.resumeCompletion(resume, new Responses<>(ResumeCompletionResponse::getEvent));
+      } else {
+        stub.complete(request, new Responses<>(CompleteResponse::getEvent));
+      }
     }
   }
 
-  private <R> StreamObserver<R> observer(Function<R, CompletionEvent> eventOf) {
-    return new StreamObserver<>() {
-      @Override
-      public void onNext(R response) {
-        handleEvent(eventOf.apply(response));
-      }
+  /** The responses of one call, of which no more are requested than the reader has room for. */
+  private final class Responses<R> implements ClientResponseObserver<Object, R> {
+    private final Function<R, CompletionEvent> eventOf;
 
-      @Override
-      public void onError(Throwable failed) {
-        handleFailure(new RuvdException((StatusRuntimeException) failed));
-      }
+    Responses(Function<R, CompletionEvent> eventOf) {
+      this.eventOf = eventOf;
+    }
 
-      @Override
-      public void onCompleted() {
-        handleFailure(new RuvdException(Status.UNAVAILABLE, "the stream ended without Finished"));
+    @Override
+    public void beforeStart(ClientCallStreamObserver<Object> call) {
+      stream = call;
+      if (onText == null) { // Otherwise the next event is requested when onText returns.
+        call.disableAutoRequestWithInitial(Math.max(0, MAX_STEPS - steps.size()));
       }
-    };
+    }
+
+    @Override
+    public void onNext(R response) {
+      handleEvent(eventOf.apply(response));
+    }
+
+    @Override
+    public void onError(Throwable failed) {
+      handleFailure(new RuvdException((StatusRuntimeException) failed));
+    }
+
+    @Override
+    public void onCompleted() {
+      handleFailure(new RuvdException(Status.UNAVAILABLE, "the stream ended without Finished"));
+    }
   }
 
   private void handleEvent(CompletionEvent event) {
