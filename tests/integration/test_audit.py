@@ -22,6 +22,8 @@ from running import RunningDaemon, StartDaemon, clean_environment, start_serve
 from small_disk import SmallDisk, disk
 from wire import events, say, turn
 
+from ruvd.admin.v1 import admin_service_pb2 as admin_pb
+from ruvd.admin.v1 import admin_service_pb2_grpc as admin_pb_grpc
 from ruvd.rpc.identity import tokens
 from ruvd.rpc.identity.caller import Role
 from ruvd.v1 import session_service_pb2 as pb
@@ -30,6 +32,7 @@ from ruvd.v1 import session_service_pb2_grpc as pb_grpc
 __all__ = ["disk"]
 
 ECHO = ("--engine", "echo")
+ADMIN_SERVICE = admin_pb.DESCRIPTOR.services_by_name["AdminService"]
 SERVICE = pb.DESCRIPTOR.services_by_name["SessionService"]
 WAIT_SECONDS = 60.0
 PLANTED = "Meet me at the old mill"
@@ -268,6 +271,26 @@ async def test_content_is_in_no_record_of_any_rpc(daemon: StartDaemon, path: Pat
     for planted in (PLANTED, *PLANTED.split()[-2:], PLANTED.replace(" ", "%20")):
         assert planted not in text
     assert "sha256:" in next(each["request_id"] for each in found if "request_id" in each)
+
+
+async def test_administration_is_recorded_and_so_is_who_may_not(
+    daemon: StartDaemon, path: Path
+) -> None:
+    async with daemon(*ECHO, "--audit-log", str(path)) as running:
+        for server, code in ((running.admin_socket, None), (running.socket, "PERMISSION_DENIED")):
+            async with grpc.aio.insecure_channel(server) as channel:
+                stub: Any = admin_pb_grpc.AdminServiceStub(channel)
+                for rpc in ADMIN_SERVICE.methods:
+                    kind = message_factory.GetMessageClass(rpc.input_type)
+                    await outcome(stub, rpc, fill(kind(), PLANTED))
+                    (found, *_) = await recorded(
+                        path,
+                        method=f"ruvd.admin.v1.AdminService/{rpc.name}",
+                        credential="none" if code else "socket",
+                    )
+                    assert found["identity" if not code else "code"] == (code or "admin socket")
+    assert PLANTED not in path.read_text()
+    assert is_clean(verify(path))
 
 
 async def test_the_chain_goes_on_after_kill_9(daemon: StartDaemon, path: Path) -> None:
