@@ -18,6 +18,9 @@ _ALGORITHMS = [
     "EdDSA",
 ]
 
+# A value of jwt_issuer: the issuer of the daemon's own token.
+ISSUER_OF_TOKEN_FILE = "token-file"  # noqa: S105  # no password
+
 _listening = partial(setting, "Listening")
 _identity = partial(setting, "Identity")
 
@@ -56,7 +59,11 @@ class ListeningSettings(BaseSettings):
     tokens_file: OptionalPath = _identity(
         None, "File with hashed bearer tokens, which `ruvd token create` makes."
     )
-    jwt_issuer: str = _identity("", "Issuer (iss) of JWTs that are accepted. Unset: none are.")
+    jwt_issuer: str = _identity(
+        "",
+        "Issuer (iss) of JWTs that are accepted; token-file: that of the token in "
+        "jwt_jwks_token_file, which is the cluster's in a pod of Kubernetes. Unset: none are.",
+    )
     jwt_audience: str = _identity("", "Audience (aud) that a JWT must have.")
     jwt_jwks_file: OptionalPath = _identity(None, "File with the issuer's keys (JWKS).")
     jwt_jwks_url: str = _identity("", "URL (https) of the issuer's keys, instead of a file.")
@@ -172,6 +179,8 @@ class ListeningSettings(BaseSettings):
             raise ValueError("jwt_issuer needs jwt_audience")
         if bool(self.jwt_issuer) != bool(self.jwt_jwks_file or self.jwt_jwks_url):
             raise ValueError("jwt_issuer needs jwt_jwks_file or jwt_jwks_url, and they need it")
+        if self.jwt_issuer == ISSUER_OF_TOKEN_FILE and not self.jwt_jwks_token_file:
+            raise ValueError(f"jwt_issuer {ISSUER_OF_TOKEN_FILE} needs jwt_jwks_token_file")
         if self.jwt_jwks_file and self.jwt_jwks_url:
             raise ValueError("jwt_jwks_file and jwt_jwks_url exclude each other")
         return self

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ruvd.config.identities import NamedIdentity, parse
+from ruvd.config.listening import ISSUER_OF_TOKEN_FILE
 from ruvd.config.loader import Settings
 from ruvd.core.ports.background import Run
 from ruvd.core.ports.secrets import SecretSource
@@ -16,7 +17,7 @@ from ruvd.rpc.identity.authenticator import Authenticator
 from ruvd.rpc.identity.caller import Identity, Role
 from ruvd.rpc.identity.rules import IdentityRules
 from ruvd.rpc.identity.tokens import TokenFile
-from ruvd.rpc.watched_files import Reload, WatchedFiles, watch
+from ruvd.rpc.watched_files import FilesInvalid, Reload, WatchedFiles, watch
 from ruvd.server.background import BackgroundTasks
 
 if TYPE_CHECKING:
@@ -99,13 +100,26 @@ def _build_web_tokens(settings: Settings, security: Security) -> "JwtIdentities"
         security.fetched.append(source)
         security.tasks["keys of JWTs"] = source.run
     policy = JwtPolicy(
-        settings.jwt_issuer,
+        _issuer(settings),
         settings.jwt_audience,
         settings.jwt_algorithms,
         settings.jwt_leeway_seconds,
         settings.jwt_tenant_claim,
     )
     return JwtIdentities(policy, _rules(settings.jwt_identities, "jwt"), source)
+
+
+def _issuer(settings: Settings) -> str:
+    """Returns the issuer of JWTs. Raises FilesInvalid if it is to be in a file that has none."""
+    path = settings.jwt_jwks_token_file
+    if settings.jwt_issuer != ISSUER_OF_TOKEN_FILE or path is None:
+        return settings.jwt_issuer
+    from ruvd.rpc.identity.web_tokens import issuer_of
+
+    try:
+        return issuer_of(path.read_text())
+    except (OSError, ValueError) as error:
+        raise FilesInvalid(f"jwt_issuer: {path} has no issuer: {error}") from None
 
 
 def _rules(rules: Sequence[str], credential: str) -> IdentityRules:

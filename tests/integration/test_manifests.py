@@ -23,10 +23,11 @@ import grpc
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml  # type: ignore[import-untyped]
+from cluster import ACCOUNT, ISSUERS, NAMESPACE, Cluster
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kubernetes_validate.utils import all_versions  # type: ignore[import-untyped]
 from running import RunningDaemon
-from ruvd_client import AsyncClient
+from ruvd_client import AsyncClient, RuvdError
 from upstream import serving
 
 Resource: TypeAlias = dict[str, Any]
@@ -35,16 +36,21 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 MANIFESTS = DEPLOY / "kubernetes"
 RUVD = Path(sys.executable).with_name("ruvd")
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+API_SERVER = "https://kubernetes.default.svc"
 # The default directory for temporary files in the container.
 TEMPORARY = "/tmp"  # noqa: S108  a path of the manifests
 # The sidecar needs this after drain_seconds: 1 s to flush streams, 2 s for the engine's process.
 LAST_SECONDS = 3
+
+# What the downward API would say of the pod.
+FIELDS = {"metadata.namespace": NAMESPACE, "spec.serviceAccountName": ACCOUNT}
 
 # A user's kustomizations that include ours: name, resource, components.
 INCLUDING = {
     "kept-sessions": ("../embedded", ["../persistent"]),
     "embedded-grpc": ("../embedded", ["../grpc-probes"]),
     "bare": ("../example", ["../sidecar"]),
+    "open": ("../embedded", ["../without-identity"]),
 }
 VARIANTS = ["embedded", "remote-vllm", *INCLUDING]
 
@@ -123,7 +129,11 @@ def environment_of(container: Resource, resources: list[Resource]) -> dict[str, 
             assert reference["optional"]
     for variable in container.get("env", []):
         if "value" in variable:
-            found[variable["name"]] = variable["value"]
+            found[variable["name"]] = re.sub(
+                r"\$\((\w+)\)", lambda name: found[name[1]], variable["value"]
+            )
+        elif "fieldRef" in variable["valueFrom"]:
+            found[variable["name"]] = FIELDS[variable["valueFrom"]["fieldRef"]["fieldPath"]]
         else:
             reference = variable["valueFrom"]["secretKeyRef"]
             secret = one(resources, "Secret")
@@ -136,16 +146,30 @@ def environment_of(container: Resource, resources: list[Resource]) -> dict[str, 
 class Pod:
     """The sidecar of a rendered pod, as a process of this machine."""
 
-    def __init__(self, resources: list[Resource], folder: Path, replaced: dict[str, str]) -> None:
+    def __init__(
+        self,
+        resources: list[Resource],
+        folder: Path,
+        cluster: Cluster | None = None,
+        replaced: dict[str, str] | None = None,
+    ) -> None:
         self.pod = pod_of(resources)
         self.sidecar = sidecar_of(self.pod)
         self.paths: dict[str, str] = {}
         for mount in self.sidecar["volumeMounts"]:
             (folder / mount["name"]).mkdir(exist_ok=True)
             self.paths[mount["mountPath"]] = str(folder / mount["name"])
-        self.replaced = {"0.0.0.0:50052": "127.0.0.1:0", **replaced}
+        self.replaced = {"0.0.0.0:50052": "127.0.0.1:0", **(replaced or {})}
+        if cluster:
+            self.replaced[API_SERVER] = cluster.url
         (app,) = self.pod["containers"]
-        self.address = self.here(environment_of(app, resources)["RUVD_ADDRESS"])
+        self.app_environment = {
+            name: self.here(value) for name, value in environment_of(app, resources).items()
+        }
+        self.address = self.app_environment["RUVD_ADDRESS"]
+        self.token_file = Path(self.app_environment["RUVD_TOKEN_FILE"])
+        if cluster:
+            cluster.project(self.token_file.parent, folder / "ruvd-issuer")
         self.environment = {
             name: self.here(value)
             for name, value in environment_of(self.sidecar, resources).items()
@@ -213,7 +237,7 @@ class Pod:
         assert await self.passes("livenessProbe")
         socket = Path(self.address.removeprefix("unix:"))
         assert socket.stat().st_mode & 0o777 == 0o660
-        async with AsyncClient(self.address) as client:
+        async with AsyncClient(self.address, token=self.token_file) as client:
             assert await client.complete("Hello", session_id="a", max_tokens=5).text()
 
             assert await self.execute(self.sidecar["lifecycle"]["preStop"]["exec"]["command"]) == 0
@@ -282,7 +306,8 @@ def test_the_sidecar_starts_before_the_app_and_shares_one_folder_with_it(
     shared = {each["name"] for each in sidecar["volumeMounts"]} & {
         each["name"] for each in app["volumeMounts"]
     }
-    assert shared == {"ruvd-socket"}
+    assert shared == {"ruvd-socket", "ruvd-token"}
+    assert "kube-api-access" not in str(pod)
     volumes = {each["name"]: each for each in pod["volumes"]}
     assert volumes["ruvd-socket"]["emptyDir"]["medium"] == "Memory"
     for container in (sidecar, app):
@@ -364,12 +389,107 @@ async def test_the_embedded_sidecar_behaves_as_its_manifest_says(
     variant: str, tmp_path: Path, folder: Path
 ) -> None:
     """It is started, probed, used, drained and ended as the rendered container says."""
-    pod = Pod(render(variant, tmp_path), folder, {})
-    assert pod.environment["RUVD_ENGINE"] == "llama"
+    cluster = Cluster()
+    async with cluster.running():
+        pod = Pod(render(variant, tmp_path), folder, cluster)
+        assert pod.environment["RUVD_ENGINE"] == "llama"
+        async with pod.running() as daemon:
+            await pod.check_life()
+            up = await daemon.logged("engine up")
+            assert up["detail"].endswith(f"{pod.environment['RUVD_LLAMA_THREADS']} threads")
+
+
+def with_echo(resources: list[Resource]) -> list[Resource]:
+    """Replaces the engine, so that it needs no model."""
+    one(resources, "ConfigMap")["data"] = {"RUVD_ENGINE": "echo"}
+    return resources
+
+
+@pytest.mark.parametrize("issuer", ISSUERS)
+async def test_the_app_calls_with_its_projected_token_on_every_cluster(
+    issuer: str, tmp_path: Path, folder: Path
+) -> None:
+    """No manifest has to be edited for the issuer of a cluster, and other tokens are refused."""
+    cluster = Cluster(issuer)
+    async with cluster.running():
+        pod = Pod(with_echo(render("embedded", tmp_path)), folder, cluster)
+        async with pod.running():
+            await pod.probed("startupProbe")
+            async with AsyncClient(pod.address, token=pod.token_file) as client:
+                assert await client.complete("Hello", session_id="a").text() == "Hello"
+                pod.token_file.write_text(cluster.token(seconds=900))  # the kubelet renews it
+                assert await client.complete("And?", session_id="a").text() == "And?"
+            wrong = {
+                "no token": "",
+                "another audience": cluster.token(audience="vault"),
+                "for the API server": cluster.api_token,
+                "another service account": cluster.token("other"),
+                "expired": cluster.token(seconds=-600),
+                "another cluster": Cluster(issuer).token(),
+            }
+            for name, token in wrong.items():
+                async with AsyncClient(pod.address, token=token) as client:
+                    with pytest.raises(RuvdError) as refused:
+                        await client.complete("Hello", session_id="a").text()
+                assert refused.value.reason == "UNAUTHENTICATED", name
+            for probe in PROBES:
+                assert await pod.passes(probe), "a probe has no token"
+            assert await pod.execute(["ruvd", "sessions", "list"]) == 0, "kubectl exec -c ruvd"
+    assert set(cluster.key_requests) == {f"Bearer {cluster.api_token}"}
+
+
+async def test_an_api_server_that_cannot_be_reached_is_told(
+    tmp_path: Path, folder: Path
+) -> None:
+    cluster = Cluster()
+    cluster.url = "https://127.0.0.1:9"
+    pod = Pod(with_echo(render("embedded", tmp_path)), folder, cluster)
     async with pod.running() as daemon:
-        await pod.check_life()
-        up = await daemon.logged("engine up")
-        assert up["detail"].endswith(f"{pod.environment['RUVD_LLAMA_THREADS']} threads")
+        await pod.probed("startupProbe")
+        await daemon.logged("the keys of JWTs cannot be fetched; the last ones stay in use")
+        async with AsyncClient(pod.address, token=pod.token_file) as client:
+            with pytest.raises(RuvdError) as refused:
+                await client.get_session("a")
+        assert refused.value.reason == "IDENTITY_UNAVAILABLE"
+
+
+async def test_identity_can_be_switched_off_and_keeps_the_sessions(
+    tmp_path: Path, folder: Path
+) -> None:
+    cluster = Cluster()
+    async with cluster.running():
+        pod = Pod(with_echo(render("embedded", tmp_path)), folder, cluster)
+        async with pod.running():
+            await pod.probed("startupProbe")
+            async with AsyncClient(pod.address, token=pod.token_file) as client:
+                await client.complete("Hello", session_id="a").text()
+    without = with_echo(render("open", tmp_path))
+    assert "JWT" not in str(without)
+    assert "ruvd-issuer" not in str(without)
+    pod = Pod(without, folder)
+    async with pod.running():
+        await pod.probed("startupProbe")
+        for token in ("", pod.token_file):  # an app may go on sending its token
+            async with AsyncClient(pod.address, token=token) as client:
+                assert (await client.get_session("a")).exchange_count == 1
+
+
+def test_only_the_sidecar_has_a_token_for_the_api_server(tmp_path: Path) -> None:
+    pod = pod_of(render("embedded", tmp_path))
+    volumes = {each["name"]: each["projected"]["sources"] for each in pod["volumes"]
+               if "projected" in each}  # fmt: skip
+    audiences = {
+        name: [each["serviceAccountToken"].get("audience") for each in sources
+               if "serviceAccountToken" in each]
+        for name, sources in volumes.items()
+    }  # fmt: skip
+    assert audiences == {"ruvd-token": ["ruvd"], "ruvd-issuer": [None]}
+    (app,) = pod["containers"]
+    assert "ruvd-issuer" not in {each["name"] for each in app["volumeMounts"]}
+    for container in (app, sidecar_of(pod)):
+        mounts = {each["name"]: each for each in container["volumeMounts"]}
+        assert all(mounts[name]["readOnly"] for name in volumes if name in mounts)
+    assert pod["automountServiceAccountToken"] is False
 
 
 async def test_the_remote_sidecar_behaves_as_its_manifest_says(
@@ -378,9 +498,10 @@ async def test_the_remote_sidecar_behaves_as_its_manifest_says(
     """Its requests to the server also carry the key, the salt and the session's header."""
     resources = render("remote-vllm", tmp_path)
     settings = one(resources, "ConfigMap")["data"]
-    async with serving() as upstream:
+    cluster = Cluster()
+    async with serving() as upstream, cluster.running():
         replaced = {settings["RUVD_BASE_URL"]: upstream.url}
-        pod = Pod(resources, folder, replaced)
+        pod = Pod(resources, folder, cluster, replaced)
         (key,) = (
             item["path"]
             for volume in pod.pod["volumes"]

@@ -225,6 +225,7 @@ def test_metrics_stay_on_loopback_although_callers_have_identities() -> None:
         ({"jwt_issuer": "i", "jwt_audience": "a"}, "jwt_issuer needs jwt_jwks_file or"),
         ({"jwt_jwks_file": Path("k")}, "jwt_issuer needs jwt_jwks_file or"),
         ({**JWT, "jwt_jwks_file": Path("k")}, "exclude each other"),
+        ({**JWT, "jwt_issuer": "token-file"}, "token-file needs jwt_jwks_token_file"),
         ({"jwt_jwks_url": "http://example.org/keys"}, "must be like https://"),
         ({"jwt_jwks_url": "https://a:b@example.org/keys"}, "without credentials"),
         ({"jwt_algorithms": ["none"]}, "jwt_algorithms .* must be some of"),

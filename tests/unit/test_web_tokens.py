@@ -25,7 +25,7 @@ from ruvd.core.ports.secrets import SecretOutcome
 from ruvd.rpc.identity.caller import Identity, Role
 from ruvd.rpc.identity.issuer_keys import KeySet, KeyUrl
 from ruvd.rpc.identity.rules import IdentityRules
-from ruvd.rpc.identity.web_tokens import JwtIdentities, JwtPolicy
+from ruvd.rpc.identity.web_tokens import JwtIdentities, JwtPolicy, issuer_of
 
 POLICY = JwtPolicy(ISSUER, AUDIENCE, ["RS256", "PS256", "ES256", "EdDSA"], 0.0, "")
 ALL = [("**", "", "user")]
@@ -305,3 +305,11 @@ async def test_an_issuer_that_is_down_at_the_start_is_asked_again(server: Upstre
                     break
                 except IdentityUnavailable:
                     await asyncio.sleep(0.05)
+
+
+def test_the_issuer_of_a_token_is_read_without_its_key() -> None:
+    assert issuer_of(f"{GOOD.token()}\n") == ISSUER
+    assert issuer_of(GOOD.token(seconds=-9999)) == ISSUER
+    for wrong in ("", "a.b.c", GOOD.token(iss=None), GOOD.token(iss="")):
+        with pytest.raises(ValueError):  # noqa: PT011  # the text is mostly the library's
+            issuer_of(wrong)
