@@ -486,7 +486,8 @@ const (
 	ErrorReason_ERROR_REASON_RESPONSE_TOO_LARGE ErrorReason = 22
 	// The call has no credential, or one that is not valid (UNAUTHENTICATED).
 	ErrorReason_ERROR_REASON_UNAUTHENTICATED ErrorReason = 23
-	// The caller's role does not allow the call (PERMISSION_DENIED).
+	// The caller's role does not allow the call, or its tenant may not use a model, tool or field of
+	// it (PERMISSION_DENIED).
 	ErrorReason_ERROR_REASON_PERMISSION_DENIED ErrorReason = 24
 	// The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE).
 	ErrorReason_ERROR_REASON_IDENTITY_UNAVAILABLE ErrorReason = 25
@@ -1411,7 +1412,8 @@ type CompletionOptions struct {
 	Temperature *float64 `protobuf:"fixed64,2,opt,name=temperature,proto3,oneof" json:"temperature,omitempty"`
 	// The probability mass for nucleus sampling, above 0 and at most 1.
 	TopP *float64 `protobuf:"fixed64,3,opt,name=top_p,json=topP,proto3,oneof" json:"top_p,omitempty"`
-	// The maximum number of tokens to generate.
+	// The maximum number of tokens to generate. Unset: the tenant's ceiling if it has one, otherwise
+	// the engine's default.
 	MaxTokens *int32 `protobuf:"varint,4,opt,name=max_tokens,json=maxTokens,proto3,oneof" json:"max_tokens,omitempty"`
 	// Strings that end the answer and are not part of it. At most 16.
 	Stop []string `protobuf:"bytes,5,rep,name=stop,proto3" json:"stop,omitempty"`

@@ -99,7 +99,7 @@ type SessionServiceClient interface {
 	// SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
 	// COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
 	// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-	// DATA_CORRUPTED, SHUTTING_DOWN.
+	// DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
 	Complete(ctx context.Context, in *CompleteRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CompleteResponse], error)
 	// ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
 	// the new ones as they occur. Clients call it after their stream broke. For a failed completion
@@ -113,7 +113,8 @@ type SessionServiceClient interface {
 	// items, which are limited to their own share of the engine. Cancelling the call affects each
 	// running item like cancelling Complete; items that have not started are not started. Repeating
 	// the call with the same request ids runs only the items that had not finished.
-	// Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
+	// Errors: INVALID_REQUEST and QUOTA_EXCEEDED (for the call as a whole; an item's error is in its
+	// result).
 	BatchComplete(ctx context.Context, in *BatchCompleteRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BatchCompleteResponse], error)
 	// CancelCompletion stops a completion and returns when it has ended. It has no effect on a
 	// completion that has already ended.
@@ -342,7 +343,7 @@ type SessionServiceServer interface {
 	// SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
 	// COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
 	// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-	// DATA_CORRUPTED, SHUTTING_DOWN.
+	// DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
 	Complete(*CompleteRequest, grpc.ServerStreamingServer[CompleteResponse]) error
 	// ResumeCompletion streams a completion's events after after_sequence, first the past ones, then
 	// the new ones as they occur. Clients call it after their stream broke. For a failed completion
@@ -356,7 +357,8 @@ type SessionServiceServer interface {
 	// items, which are limited to their own share of the engine. Cancelling the call affects each
 	// running item like cancelling Complete; items that have not started are not started. Repeating
 	// the call with the same request ids runs only the items that had not finished.
-	// Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
+	// Errors: INVALID_REQUEST and QUOTA_EXCEEDED (for the call as a whole; an item's error is in its
+	// result).
 	BatchComplete(*BatchCompleteRequest, grpc.ServerStreamingServer[BatchCompleteResponse]) error
 	// CancelCompletion stops a completion and returns when it has ended. It has no effect on a
 	// completion that has already ended.

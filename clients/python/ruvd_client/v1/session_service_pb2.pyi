@@ -289,7 +289,9 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 23
     """The call has no credential, or one that is not valid (UNAUTHENTICATED)."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 24
-    """The caller's role does not allow the call (PERMISSION_DENIED)."""
+    """The caller's role does not allow the call, or its tenant may not use a model, tool or field of
+    it (PERMISSION_DENIED).
+    """
     ERROR_REASON_IDENTITY_UNAVAILABLE: _ErrorReason.ValueType  # 25
     """The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE)."""
     ERROR_REASON_SCHEMA_VIOLATED: _ErrorReason.ValueType  # 26
@@ -365,7 +367,9 @@ ERROR_REASON_RESPONSE_TOO_LARGE: ErrorReason.ValueType  # 22
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 23
 """The call has no credential, or one that is not valid (UNAUTHENTICATED)."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 24
-"""The caller's role does not allow the call (PERMISSION_DENIED)."""
+"""The caller's role does not allow the call, or its tenant may not use a model, tool or field of
+it (PERMISSION_DENIED).
+"""
 ERROR_REASON_IDENTITY_UNAVAILABLE: ErrorReason.ValueType  # 25
 """The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE)."""
 ERROR_REASON_SCHEMA_VIOLATED: ErrorReason.ValueType  # 26
@@ -831,7 +835,9 @@ class CompletionOptions(google.protobuf.message.Message):
     top_p: builtins.float
     """The probability mass for nucleus sampling, above 0 and at most 1."""
     max_tokens: builtins.int
-    """The maximum number of tokens to generate."""
+    """The maximum number of tokens to generate. Unset: the tenant's ceiling if it has one, otherwise
+    the engine's default.
+    """
     seed: builtins.int
     """The seed for sampling, which makes it repeatable if the engine supports that."""
     bypass_cache: builtins.bool

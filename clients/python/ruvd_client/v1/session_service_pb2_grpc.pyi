@@ -425,7 +425,7 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
     COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
     ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-    DATA_CORRUPTED, SHUTTING_DOWN.
+    DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
     """
 
     ResumeCompletion: _SessionServiceResumeCompletionType
@@ -443,7 +443,8 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     items, which are limited to their own share of the engine. Cancelling the call affects each
     running item like cancelling Complete; items that have not started are not started. Repeating
     the call with the same request ids runs only the items that had not finished.
-    Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
+    Errors: INVALID_REQUEST and QUOTA_EXCEEDED (for the call as a whole; an item's error is in its
+    result).
     """
 
     CancelCompletion: _SessionServiceCancelCompletionType
@@ -629,7 +630,7 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
         COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
         ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-        DATA_CORRUPTED, SHUTTING_DOWN.
+        DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
         """
 
     @abc.abstractmethod
@@ -657,7 +658,8 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         items, which are limited to their own share of the engine. Cancelling the call affects each
         running item like cancelling Complete; items that have not started are not started. Repeating
         the call with the same request ids runs only the items that had not finished.
-        Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
+        Errors: INVALID_REQUEST and QUOTA_EXCEEDED (for the call as a whole; an item's error is in its
+        result).
         """
 
     @abc.abstractmethod

@@ -216,7 +216,8 @@ pub struct CompletionOptions {
     /// The probability mass for nucleus sampling, above 0 and at most 1.
     #[prost(double, optional, tag = "3")]
     pub top_p: ::core::option::Option<f64>,
-    /// The maximum number of tokens to generate.
+    /// The maximum number of tokens to generate. Unset: the tenant's ceiling if it has one, otherwise
+    /// the engine's default.
     #[prost(int32, optional, tag = "4")]
     pub max_tokens: ::core::option::Option<i32>,
     /// Strings that end the answer and are not part of it. At most 16.
@@ -1140,7 +1141,8 @@ pub enum ErrorReason {
     ResponseTooLarge = 22,
     /// The call has no credential, or one that is not valid (UNAUTHENTICATED).
     Unauthenticated = 23,
-    /// The caller's role does not allow the call (PERMISSION_DENIED).
+    /// The caller's role does not allow the call, or its tenant may not use a model, tool or field of
+    /// it (PERMISSION_DENIED).
     PermissionDenied = 24,
     /// The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE).
     IdentityUnavailable = 25,
@@ -1588,7 +1590,7 @@ pub mod session_service_client {
         /// SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
         /// COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
         /// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-        /// DATA_CORRUPTED, SHUTTING_DOWN.
+        /// DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
         pub async fn complete(
             &mut self,
             request: impl tonic::IntoRequest<super::CompleteRequest>,
@@ -1648,7 +1650,8 @@ pub mod session_service_client {
         /// items, which are limited to their own share of the engine. Cancelling the call affects each
         /// running item like cancelling Complete; items that have not started are not started. Repeating
         /// the call with the same request ids runs only the items that had not finished.
-        /// Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
+        /// Errors: INVALID_REQUEST and QUOTA_EXCEEDED (for the call as a whole; an item's error is in its
+        /// result).
         pub async fn batch_complete(
             &mut self,
             request: impl tonic::IntoRequest<super::BatchCompleteRequest>,

@@ -185,7 +185,10 @@ export enum ErrorReason {
   ERROR_REASON_RESPONSE_TOO_LARGE = 22,
   /** ERROR_REASON_UNAUTHENTICATED - The call has no credential, or one that is not valid (UNAUTHENTICATED). */
   ERROR_REASON_UNAUTHENTICATED = 23,
-  /** ERROR_REASON_PERMISSION_DENIED - The caller's role does not allow the call (PERMISSION_DENIED). */
+  /**
+   * ERROR_REASON_PERMISSION_DENIED - The caller's role does not allow the call, or its tenant may not use a model, tool or field of
+   * it (PERMISSION_DENIED).
+   */
   ERROR_REASON_PERMISSION_DENIED = 24,
   /** ERROR_REASON_IDENTITY_UNAVAILABLE - The keys that the caller's token has to be checked with cannot be fetched (UNAVAILABLE). */
   ERROR_REASON_IDENTITY_UNAVAILABLE = 25,
@@ -428,7 +431,10 @@ export interface CompletionOptions {
   topP?:
     | number
     | undefined;
-  /** The maximum number of tokens to generate. */
+  /**
+   * The maximum number of tokens to generate. Unset: the tenant's ceiling if it has one, otherwise
+   * the engine's default.
+   */
   maxTokens?:
     | number
     | undefined;
@@ -5815,7 +5821,7 @@ export const SessionServiceService = {
    * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
    * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
    * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-   * DATA_CORRUPTED, SHUTTING_DOWN.
+   * DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
    */
   complete: {
     path: "/ruvd.v1.SessionService/Complete" as const,
@@ -5851,7 +5857,8 @@ export const SessionServiceService = {
    * items, which are limited to their own share of the engine. Cancelling the call affects each
    * running item like cancelling Complete; items that have not started are not started. Repeating
    * the call with the same request ids runs only the items that had not finished.
-   * Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
+   * Errors: INVALID_REQUEST and QUOTA_EXCEEDED (for the call as a whole; an item's error is in its
+   * result).
    */
   batchComplete: {
     path: "/ruvd.v1.SessionService/BatchComplete" as const,
@@ -5951,7 +5958,7 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
    * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
    * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
    * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-   * DATA_CORRUPTED, SHUTTING_DOWN.
+   * DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
    */
   complete: handleServerStreamingCall<CompleteRequest, CompleteResponse>;
   /**
@@ -5969,7 +5976,8 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
    * items, which are limited to their own share of the engine. Cancelling the call affects each
    * running item like cancelling Complete; items that have not started are not started. Repeating
    * the call with the same request ids runs only the items that had not finished.
-   * Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
+   * Errors: INVALID_REQUEST and QUOTA_EXCEEDED (for the call as a whole; an item's error is in its
+   * result).
    */
   batchComplete: handleServerStreamingCall<BatchCompleteRequest, BatchCompleteResponse>;
   /**
@@ -6176,7 +6184,7 @@ export interface SessionServiceClient extends Client {
    * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
    * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
    * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-   * DATA_CORRUPTED, SHUTTING_DOWN.
+   * DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
    */
   complete(request: CompleteRequest, options?: Partial<CallOptions>): ClientReadableStream<CompleteResponse>;
   complete(
@@ -6207,7 +6215,8 @@ export interface SessionServiceClient extends Client {
    * items, which are limited to their own share of the engine. Cancelling the call affects each
    * running item like cancelling Complete; items that have not started are not started. Repeating
    * the call with the same request ids runs only the items that had not finished.
-   * Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
+   * Errors: INVALID_REQUEST and QUOTA_EXCEEDED (for the call as a whole; an item's error is in its
+   * result).
    */
   batchComplete(
     request: BatchCompleteRequest,

@@ -169,7 +169,8 @@ private static final long serialVersionUID = 0L;
   private int maxTokens_ = 0;
   /**
    * <pre>
-   * The maximum number of tokens to generate.
+   * The maximum number of tokens to generate. Unset: the tenant's ceiling if it has one, otherwise
+   * the engine's default.
    * </pre>
    *
    * <code>optional int32 max_tokens = 4;</code>
@@ -181,7 +182,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The maximum number of tokens to generate.
+   * The maximum number of tokens to generate. Unset: the tenant's ceiling if it has one, otherwise
+   * the engine's default.
    * </pre>
    *
    * <code>optional int32 max_tokens = 4;</code>
@@ -1683,7 +1685,8 @@ private static final long serialVersionUID = 0L;
     private int maxTokens_ ;
     /**
      * <pre>
-     * The maximum number of tokens to generate.
+     * The maximum number of tokens to generate. Unset: the tenant's ceiling if it has one, otherwise
+     * the engine's default.
      * </pre>
      *
      * <code>optional int32 max_tokens = 4;</code>
@@ -1695,7 +1698,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The maximum number of tokens to generate.
+     * The maximum number of tokens to generate. Unset: the tenant's ceiling if it has one, otherwise
+     * the engine's default.
      * </pre>
      *
      * <code>optional int32 max_tokens = 4;</code>
@@ -1707,7 +1711,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The maximum number of tokens to generate.
+     * The maximum number of tokens to generate. Unset: the tenant's ceiling if it has one, otherwise
+     * the engine's default.
      * </pre>
      *
      * <code>optional int32 max_tokens = 4;</code>
@@ -1723,7 +1728,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The maximum number of tokens to generate.
+     * The maximum number of tokens to generate. Unset: the tenant's ceiling if it has one, otherwise
+     * the engine's default.
      * </pre>
      *
      * <code>optional int32 max_tokens = 4;</code>

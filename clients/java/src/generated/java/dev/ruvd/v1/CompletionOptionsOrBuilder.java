@@ -70,7 +70,8 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * The maximum number of tokens to generate.
+   * The maximum number of tokens to generate. Unset: the tenant's ceiling if it has one, otherwise
+   * the engine's default.
    * </pre>
    *
    * <code>optional int32 max_tokens = 4;</code>
@@ -79,7 +80,8 @@ public interface CompletionOptionsOrBuilder extends
   boolean hasMaxTokens();
   /**
    * <pre>
-   * The maximum number of tokens to generate.
+   * The maximum number of tokens to generate. Unset: the tenant's ceiling if it has one, otherwise
+   * the engine's default.
    * </pre>
    *
    * <code>optional int32 max_tokens = 4;</code>

@@ -211,7 +211,8 @@ public enum ErrorReason
   ERROR_REASON_UNAUTHENTICATED(23),
   /**
    * <pre>
-   * The caller's role does not allow the call (PERMISSION_DENIED).
+   * The caller's role does not allow the call, or its tenant may not use a model, tool or field of
+   * it (PERMISSION_DENIED).
    * </pre>
    *
    * <code>ERROR_REASON_PERMISSION_DENIED = 24;</code>
@@ -482,7 +483,8 @@ public enum ErrorReason
   public static final int ERROR_REASON_UNAUTHENTICATED_VALUE = 23;
   /**
    * <pre>
-   * The caller's role does not allow the call (PERMISSION_DENIED).
+   * The caller's role does not allow the call, or its tenant may not use a model, tool or field of
+   * it (PERMISSION_DENIED).
    * </pre>
    *
    * <code>ERROR_REASON_PERMISSION_DENIED = 24;</code>

@@ -608,7 +608,7 @@ public final class SessionServiceGrpc {
      * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
      * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
      * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-     * DATA_CORRUPTED, SHUTTING_DOWN.
+     * DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
      * </pre>
      */
     default void complete(dev.ruvd.v1.CompleteRequest request,
@@ -638,7 +638,8 @@ public final class SessionServiceGrpc {
      * items, which are limited to their own share of the engine. Cancelling the call affects each
      * running item like cancelling Complete; items that have not started are not started. Repeating
      * the call with the same request ids runs only the items that had not finished.
-     * Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
+     * Errors: INVALID_REQUEST and QUOTA_EXCEEDED (for the call as a whole; an item's error is in its
+     * result).
      * </pre>
      */
     default void batchComplete(dev.ruvd.v1.BatchCompleteRequest request,
@@ -825,7 +826,7 @@ public final class SessionServiceGrpc {
      * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
      * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
      * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-     * DATA_CORRUPTED, SHUTTING_DOWN.
+     * DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
      * </pre>
      */
     public void complete(dev.ruvd.v1.CompleteRequest request,
@@ -857,7 +858,8 @@ public final class SessionServiceGrpc {
      * items, which are limited to their own share of the engine. Cancelling the call affects each
      * running item like cancelling Complete; items that have not started are not started. Repeating
      * the call with the same request ids runs only the items that had not finished.
-     * Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
+     * Errors: INVALID_REQUEST and QUOTA_EXCEEDED (for the call as a whole; an item's error is in its
+     * result).
      * </pre>
      */
     public void batchComplete(dev.ruvd.v1.BatchCompleteRequest request,
@@ -1023,7 +1025,7 @@ public final class SessionServiceGrpc {
      * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
      * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
      * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-     * DATA_CORRUPTED, SHUTTING_DOWN.
+     * DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
      * </pre>
      */
     @io.grpc.ExperimentalApi("https://github.com/grpc/grpc-java/issues/10918")
@@ -1057,7 +1059,8 @@ public final class SessionServiceGrpc {
      * items, which are limited to their own share of the engine. Cancelling the call affects each
      * running item like cancelling Complete; items that have not started are not started. Repeating
      * the call with the same request ids runs only the items that had not finished.
-     * Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
+     * Errors: INVALID_REQUEST and QUOTA_EXCEEDED (for the call as a whole; an item's error is in its
+     * result).
      * </pre>
      */
     @io.grpc.ExperimentalApi("https://github.com/grpc/grpc-java/issues/10918")
@@ -1223,7 +1226,7 @@ public final class SessionServiceGrpc {
      * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
      * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
      * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
-     * DATA_CORRUPTED, SHUTTING_DOWN.
+     * DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
      * </pre>
      */
     public java.util.Iterator<dev.ruvd.v1.CompleteResponse> complete(
@@ -1255,7 +1258,8 @@ public final class SessionServiceGrpc {
      * items, which are limited to their own share of the engine. Cancelling the call affects each
      * running item like cancelling Complete; items that have not started are not started. Repeating
      * the call with the same request ids runs only the items that had not finished.
-     * Errors: INVALID_REQUEST (for the call as a whole; an item's error is in its result).
+     * Errors: INVALID_REQUEST and QUOTA_EXCEEDED (for the call as a whole; an item's error is in its
+     * result).
      * </pre>
      */
     public java.util.Iterator<dev.ruvd.v1.BatchCompleteResponse> batchComplete(
