@@ -42,8 +42,8 @@ from ruvd.core.ports.events import Event
 from ruvd.core.ports.store import Commit
 from ruvd.core.sessions import window
 from ruvd.core.sessions.commands import SessionCommands
-from ruvd.core.sessions.model import NewSession, SessionPolicy
-from ruvd.core.sessions.registry import SessionRegistry, with_messages
+from ruvd.core.sessions.model import NewSession, SessionPolicy, with_messages
+from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.sessions.turn_queue import TurnRequest
 from ruvd.server.system_clock import SystemClock
 from ruvd.stores.sqlite.store import SqliteStore

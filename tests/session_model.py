@@ -14,7 +14,9 @@ from ruvd.core.errors import (
     InvalidRequest,
     RequestIdReused,
     RuvdError,
+    SessionEvicted,
     SessionExists,
+    SessionExpired,
     SessionLimit,
     SessionNotFound,
 )
@@ -62,6 +64,7 @@ class Ask:
     system: str = ""
     request_id: str = ""
     require_existing: bool = False
+    recreate: bool = False
 
     def repeats(self, before: object) -> bool:
         """Returns whether it is the same request as an earlier one with its request id."""
@@ -175,6 +178,7 @@ class Model:
         self.rows: dict[str, Row] = {}
         self.running: dict[str, Turn] = {}
         self.gone: list[tuple[str, str]] = []
+        self.reasons: dict[str, Failure] = {}  # of sessions that are no longer there
         self._made = 0
 
     # --- reading ----------------------------------------------------------------------------
@@ -191,6 +195,12 @@ class Model:
         turn = self.running.get(session_id)
         return turn.row if turn else self.live(session_id)
 
+    def absence(self, session_id: str) -> Failure:
+        """Returns the error for a session that is not there."""
+        if session_id in self.rows:
+            return SessionExpired
+        return self.reasons.get(session_id, SessionNotFound)
+
     def known(self, ask: Ask) -> Answered | Failure | None:
         """Returns the outcome of a request id that was committed before, or None."""
         row = self.live(ask.session_id)
@@ -199,10 +209,14 @@ class Model:
         before, answered = row.requests[ask.request_id]
         return answered if answered and ask.repeats(before) else RequestIdReused
 
-    def may_take_over(self, ask: Ask) -> bool:
-        """Returns whether the call may interrupt a turn: its tool results must answer calls."""
-        row = self.rows.get(ask.session_id)
-        return row is None or row.expires <= self.now or fits(row.messages, ask.said)
+    def refusal(self, ask: Ask) -> Failure | None:
+        """Returns the error with which a call may not interrupt the session's running turn."""
+        turn = self.running.get(ask.session_id)
+        if turn and turn.created:
+            absence = self.absence(ask.session_id)
+            return None if ask.recreate or absence is SessionNotFound else absence
+        row = self.rows[ask.session_id]
+        return None if fits(row.messages, ask.said) else InvalidRequest
 
     # --- turns ------------------------------------------------------------------------------
 
@@ -210,9 +224,10 @@ class Model:
         if not waited and len(self.running) >= MAX_SESSIONS:
             return SessionLimit
         found = self.live(ask.session_id)
-        if found is None and ask.require_existing:
-            return SessionNotFound
         if found is None:
+            absence = self.absence(ask.session_id)
+            if ask.require_existing if absence is SessionNotFound else not ask.recreate:
+                return absence
             self._remove(ask.session_id, "idle")
         row = found or Row(ask.session_id, self.now, self.now, system=ask.system)
         soon = self.now - row.last_used < row.idle / 10
@@ -281,7 +296,7 @@ class Model:
             return found
         parent = self.live(new.parent_id)
         if parent is None:
-            return SessionNotFound
+            return self.absence(new.parent_id)
         count = len(parent.exchanges) if new.exchange_count is None else new.exchange_count
         if count > len(parent.exchanges):
             return InvalidRequest
@@ -302,7 +317,7 @@ class Model:
     def append(self, new: Addition) -> Row | Failure:
         row = self.live(new.session_id)
         if row is None:
-            return SessionNotFound
+            return self.absence(new.session_id)
         if new.request_id in row.requests:
             return row if row.requests[new.request_id][0] == new else RequestIdReused
         if not fits(row.messages, new.said):
@@ -318,6 +333,7 @@ class Model:
         there = self.shown(session_id) is not None
         self.running.pop(session_id, None)
         self._remove(session_id, "client")
+        self.reasons.pop(session_id, None)
         return there
 
     def sweep(self) -> int:
@@ -341,7 +357,12 @@ class Model:
             return SessionLimit
         return SessionExists if self.live(session_id) else None
 
-    def _store_new(self, row: Row, request_id: str, content: object, parent_id: str = "") -> Row:
+    def _store_new(
+        self, row: Row, request_id: str, content: object, parent_id: str = ""
+    ) -> Row | Failure:
+        kept = {parent_id, *self.running} & {*self.rows} - {row.id}
+        if len(kept) >= MAX_SESSIONS:
+            return SessionLimit
         if request_id:
             row.created_by = request_id
             row.requests[request_id] = (content, None)
@@ -350,6 +371,7 @@ class Model:
 
     def _store(self, row: Row, protected: Collection[str]) -> None:
         self._remove(row.id, "idle")
+        self.reasons.pop(row.id, None)
         self._made += 1
         row.made = self._made
         self.rows[row.id] = row
@@ -367,6 +389,7 @@ class Model:
     def _remove(self, session_id: str, reason: str) -> None:
         if self.rows.pop(session_id, None):
             self.gone.append((session_id, reason))
+            self.reasons[session_id] = SessionEvicted if reason == "capacity" else SessionExpired
 
 
 def open_calls(history: Sequence[Spoken]) -> list[str]:

@@ -69,7 +69,23 @@ class Settings(EngineSettings, ListeningSettings, StoreSettings, AuditSettings):
     idle_timeout_seconds: float = _sessions(
         1800.0, "Seconds of inactivity after which a session expires.", gt=0, le=10 * 366 * 86_400
     )
-    max_sessions: int = _sessions(100, "Sessions kept; the least recently used is evicted.", ge=1)
+    max_sessions: int = _sessions(
+        100,
+        "Sessions kept. Beyond, the least recently used one of the new one's tenant is evicted.",
+        ge=1,
+    )
+    gone_session_retention_seconds: float = _sessions(
+        7 * 86_400.0,
+        "Seconds for which callers are told that a session was evicted or has expired. 0: an id "
+        "without a session always begins a new one.",
+        ge=0,
+    )
+    max_gone_sessions: int = _sessions(
+        10_000,
+        "Evicted and expired sessions of a tenant that are remembered, the latest; and ten times "
+        "as many of all tenants.",
+        ge=1,
+    )
     sweep_interval_seconds: float = _sessions(
         300.0, "Seconds between deletions of expired sessions.", gt=0
     )

@@ -24,6 +24,8 @@ _COUNTS = (
 _LISTS = ("models", "extra_body", "tools")
 _KEYS = (*_COUNTS, "weight", *_LISTS)
 _CACHED_TENANTS = 10_000
+# The name of a tenant that only the pattern ** matches.
+_ANY_TENANT = "/a tenant of any name/"
 
 
 def parse_limits(text: str) -> tuple[re.Pattern[str], TenantLimits]:
@@ -57,6 +59,14 @@ def limits_by_tenant(rules: Sequence[str]) -> LimitsOf:
         return next((limits for rule, limits in parsed if rule.fullmatch(tenant)), UNLIMITED)
 
     return limits_of
+
+
+def one_may_fill(rules: Sequence[str], max_sessions: int) -> bool:
+    """Whether some tenant alone may have all of the daemon's sessions by the rules."""
+    parsed = [parse_limits(rule) for rule in rules]
+    is_unlimited = not any(pattern.fullmatch(_ANY_TENANT) for pattern, _ in parsed)
+    limits = [each.max_sessions for _, each in parsed]
+    return is_unlimited or any(each is None or each >= max_sessions for each in limits)
 
 
 def _count(text: str, key: str, value: str) -> int:

@@ -80,8 +80,8 @@ def complete(request: pb.CompleteRequest, limits: RequestLimits) -> CompletionRe
     validation.text(check, "system_prompt", request.system_prompt)
     if messages and messages[0].role is Role.SYSTEM:
         check.check(not request.system_prompt, "system_prompt", "messages[0] is one already")
-    if request.require_existing:
-        check.check(bool(session_id), "require_existing", "needs a session_id")
+    for flag in ("require_existing", "recreate_if_gone"):
+        check.check(bool(session_id) or not getattr(request, flag), flag, "needs a session_id")
     options = option_validation.options(check, request.options)
     validation.request_id(check, request.request_id)
     if_busy = convert.IF_BUSY.get(request.if_busy)
@@ -101,6 +101,7 @@ def complete(request: pb.CompleteRequest, limits: RequestLimits) -> CompletionRe
         request_id=scoped_request_id(request.request_id),
         system_prompt=request.system_prompt,
         require_existing=request.require_existing,
+        recreate_if_gone=request.recreate_if_gone,
         if_busy=if_busy or model.IfBusy.QUEUE,
         on_disconnect=on_disconnect or model.OnDisconnect.CANCEL,
         grace_seconds=grace,

@@ -22,7 +22,7 @@ from ruvd.core.ports.clock import Clock, StoredClock
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import Observer
 from ruvd.core.ports.secrets import SecretSource
-from ruvd.core.ports.store import Store, StoreLocked
+from ruvd.core.ports.store import Store, StoreLocked, TombstoneLimits
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import SessionPolicy
 from ruvd.core.sessions.registry import SessionRegistry
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from ruvd.telemetry.setup import Monitoring
 
 _log = logging.getLogger("ruvd.daemon")
+# The tombstones of all tenants, in those of one.
+_TENANTS_GONE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ def build_core(
     statistics: TenantStatistics,
 ) -> Core:
     """Builds the core over a store and an engine, with the limits of the settings."""
+    limits_of = limits_by_tenant(settings.tenant_limits)
     policy = SessionPolicy(
         enabled=settings.sessions_enabled,
         idle_timeout_seconds=settings.idle_timeout_seconds,
@@ -83,8 +86,9 @@ def build_core(
             settings.max_context_tokens,
             Rendering(settings.rendering),
         ),
+        limits_of=limits_of,
+        evicts_at_tenant_limit=settings.at_session_limit == "evict",
     )
-    limits_of = limits_by_tenant(settings.tenant_limits)
     limits = RequestLimits(
         limits_of=limits_of,
         max_request_bytes=settings.max_request_bytes,
@@ -172,7 +176,7 @@ def build_store(
     if path is None:
         from ruvd.stores.memory import MemoryStore
 
-        return MemoryStore()
+        return MemoryStore(_tombstones(settings))
     from ruvd.stores.sqlite.store import SqliteStore
 
     sealing = None
@@ -181,7 +185,20 @@ def build_store(
 
         sealing = SealedRows(keys)
     return SqliteStore(
-        path, durability=settings.durability, clock=clock, observer=observer, sealing=sealing
+        path,
+        durability=settings.durability,
+        clock=clock,
+        observer=observer,
+        sealing=sealing,
+        tombstones=_tombstones(settings),
+    )
+
+
+def _tombstones(settings: Settings) -> TombstoneLimits:
+    return TombstoneLimits(
+        settings.gone_session_retention_seconds,
+        settings.max_gone_sessions,
+        _TENANTS_GONE * settings.max_gone_sessions,
     )
 
 
@@ -206,6 +223,7 @@ def _build_postgres(
         lease_seconds=settings.store_lease_seconds,
         prepare=settings.store_prepares,
         start_task=start_task,
+        tombstones=_tombstones(settings),
     )
 
 

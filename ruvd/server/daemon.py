@@ -43,7 +43,7 @@ from ruvd.server.encryption import build_encryption
 from ruvd.server.grpc_servers import GrpcServers
 from ruvd.server.log_level import LogLevelControl
 from ruvd.server.observers import Observers
-from ruvd.server.security import build_security
+from ruvd.server.security import build_security, report_unlimited_tenants
 from ruvd.server.system_clock import SystemClock, read_boot_id
 from ruvd.server.unix_socket import AddressUnavailable, SocketClaim, socket_mode
 
@@ -136,6 +136,7 @@ class Daemon:
             servers = await self._listen(factory, security.tls, stack)
             servers += await admin_socket.listen(factory, settings, stack)
             await asyncio.to_thread(report_loose_directories, settings)
+            report_unlimited_tenants(settings)
             servers += self._listen_for_health(factory)
             if monitoring:
                 monitoring.watch(core.sessions, core.completions)

@@ -3,6 +3,7 @@
 Libraries are imported only for what is switched on.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from ruvd.config.identities import NamedIdentity, parse
 from ruvd.config.listening import ISSUER_OF_TOKEN_FILE
 from ruvd.config.loader import Settings
+from ruvd.config.tenant_limits import one_may_fill
 from ruvd.core.ports.background import Run
 from ruvd.core.ports.secrets import SecretSource
 from ruvd.rpc.identity.authenticator import Authenticator
@@ -23,6 +25,8 @@ from ruvd.server.background import BackgroundTasks
 if TYPE_CHECKING:
     from ruvd.rpc.identity.web_tokens import JwtIdentities
     from ruvd.rpc.tls import ServerTls
+
+_log = logging.getLogger("ruvd.daemon")
 
 
 @dataclass(slots=True)
@@ -70,6 +74,17 @@ def build_security(settings: Settings) -> Security:
     if settings.has_identity:
         security._callers = _build_callers(settings, security)  # noqa: SLF001  # its own module
     return security
+
+
+def report_unlimited_tenants(settings: Settings) -> None:
+    """Warns if a single tenant may have all sessions, as no tenant ever evicts another's."""
+    limit = settings.max_sessions
+    if settings.has_identity and one_may_fill(settings.tenant_limits, limit):
+        _log.warning(
+            "one tenant may have all sessions, and others get SESSION_LIMIT then: give every "
+            "tenant max_sessions in tenant_limits",
+            extra={"max_sessions": limit},
+        )
 
 
 def _build_callers(settings: Settings, security: Security) -> Authenticator:

@@ -25,7 +25,7 @@ from ruvd.telemetry.observables import ObservableInstruments
 _MAX_MODELS = 50
 STORE_OPERATIONS = (
     "open", "get", "exchanges", "messages", "begin", "commit", "fork", "size_at", "touch", "end",
-    "expire", "list", "receipt", "completion", "created_by", "counts", "tenants",
+    "gone", "usage", "expire", "list", "receipt", "completion", "created_by", "counts", "tenants",
 )  # fmt: skip
 _OTHER = "_OTHER"
 _NO_SPAN = Context()

@@ -18,10 +18,12 @@ from ruvd.core.errors import RuvdError, StoreUnavailable
 from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports.store import (
     Commit,
+    Gone,
     HistoryPart,
     RemovedSession,
     Store,
     StoreCounts,
+    StoreUsage,
     TenantCounts,
     TurnSnapshot,
 )
@@ -109,10 +111,20 @@ class MeteredStore:
         with self._calls["touch"]:
             return await self._store.touch(session_id, now)
 
-    async def end(self, session_id: str) -> bool:
+    async def end(self, session_id: str, *, gone: Gone | None = None, now: float = 0.0) -> bool:
         """See `Store.end`."""
         with self._calls["end"]:
-            return await self._store.end(session_id)
+            return await self._store.end(session_id, gone=gone, now=now)
+
+    async def gone(self, session_id: str, now: float) -> Gone | None:
+        """See `Store.gone`."""
+        with self._calls["gone"]:
+            return await self._store.gone(session_id, now)
+
+    async def usage(self, tenant: str) -> StoreUsage:
+        """See `Store.usage`."""
+        with self._calls["usage"]:
+            return await self._store.usage(tenant)
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """See `Store.expire`."""

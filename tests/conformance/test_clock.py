@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fakes import Machine
 
-from ruvd.core.errors import SessionExists, SessionNotFound, StoreUnavailable
+from ruvd.core.errors import SessionExists, SessionExpired, StoreUnavailable
 from ruvd.core.model import Session
 from ruvd.core.ports.events import Event
 from ruvd.core.ports.store import Store
@@ -101,7 +101,7 @@ async def test_a_step_neither_expires_nor_revives_a_session(
     for seconds in (step, -step):
         machine.wall += seconds
         machine.pass_time(5)
-        with pytest.raises(SessionNotFound):
+        with pytest.raises(SessionExpired):
             await running.sessions.existing("expired")
         with pytest.raises(SessionExists):
             await running.create("before")
@@ -186,7 +186,7 @@ async def test_a_wall_clock_that_is_behind_in_another_boot_revives_no_session(
         machine.pass_time(IDLE_SECONDS)
     machine.restart(-DAY)
     async with running(machine, path) as second:
-        with pytest.raises(SessionNotFound):
+        with pytest.raises(SessionExpired):
             await second.sessions.existing("s")
 
 

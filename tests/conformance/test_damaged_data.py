@@ -22,9 +22,9 @@ from ruvd.core.ports.events import Event, StoredDataDamaged, StoreStateChanged
 from ruvd.core.ports.store import Commit
 from ruvd.stores.sqlite.store import SqliteStore
 
-# Columns that hold sizes, and times that are updated for many sessions at once.
+# Columns that hold sizes or a part of the id, and times that are updated for many sessions at once.
 _NOT_COVERED = {
-    "sessions": {"pk", "last_used_time", "expire_time"},
+    "sessions": {"pk", "last_used_time", "expire_time", "tenant", "stored_bytes"},
     "messages": {"pk", "end_bytes"},
     "receipts": {"pk"},
 }

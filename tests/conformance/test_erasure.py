@@ -14,15 +14,17 @@ import pytest
 from conversations import finished
 
 from ruvd.core.model import IdempotencyRecord, Message, Role, Session
-from ruvd.core.ports.store import Commit
+from ruvd.core.ports.store import DEFAULT_TOMBSTONES, Commit
 from ruvd.stores.sqlite import reads, removals, writes
 from ruvd.stores.sqlite.database import DatabaseFile
 from ruvd.stores.sqlite.housekeeping import Housekeeping
 from ruvd.stores.sqlite.purge import purge_step
 from ruvd.stores.sqlite.reserve import Reserve
 from ruvd.stores.sqlite.session_cache import SessionCache
+from ruvd.stores.sqlite.tombstones import Tombstones
 
 FOREVER = 1e9
+TOMBSTONES = Tombstones(DEFAULT_TOMBSTONES)
 MARK = re.compile(rb"<(s\d+)>")
 
 
@@ -57,7 +59,9 @@ class Writer:
         session = Session(
             name, self.seconds, self.seconds, FOREVER, self.text(name), labels={name: f"<{name}>"}
         )
-        self._write(lambda: writes.commit(self.db, self.cache, Commit(session, create=True)))
+        self._write(
+            lambda: writes.commit(self.db, self.cache, TOMBSTONES, Commit(session, create=True))
+        )
         self.sessions[name] = session
 
     def turn(self, name: str) -> None:
@@ -78,11 +82,15 @@ class Writer:
         record = IdempotencyRecord(
             str(number), b"", f"{name}-{number}", 3, finished(messages[-1][1])
         )
-        self._write(lambda: writes.commit(self.db, self.cache, Commit(session, messages, record)))
+        self._write(
+            lambda: writes.commit(
+                self.db, self.cache, TOMBSTONES, Commit(session, messages, record)
+            )
+        )
         self.sessions[name] = session
 
     def end(self, name: str) -> None:
-        self._write(lambda: removals.end(self.db, self.cache, name))
+        self._write(lambda: removals.end(self.db, self.cache, TOMBSTONES, name, None, 0.0))
         del self.sessions[name]
 
     def some_turns(self) -> None:

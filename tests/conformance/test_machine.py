@@ -56,7 +56,6 @@ from ruvd.core.errors import (
     CompletionNotFound,
     ContextTooLong,
     EngineUnavailable,
-    InvalidRequest,
     RequestIdReused,
     RuvdError,
     SessionBusy,
@@ -324,17 +323,18 @@ class SessionsMachine(RuleBasedStateMachine):
         again=st.booleans(),
         system=st.sampled_from(["", "", "", "Be brief.", "Be kind."]),
         require_existing=st.sampled_from([False, False, False, True]),
+        recreate=st.booleans(),
         fate=FATES,
         before=PAUSES,
     )
     def complete(
         self, *, who: int, pattern: str, request_id: str, again: bool, system: str,
-        require_existing: bool, fate: str, before: float,
+        require_existing: bool, recreate: bool, fate: str, before: float,
     ) -> None:  # fmt: skip
         self.passes(before)
         ask = self.request(self.one(who), pattern, request_id, again=again)
         if not ask.system and not again:
-            ask = replace(ask, system=system, require_existing=require_existing)
+            ask = replace(ask, system=system, require_existing=require_existing, recreate=recreate)
         self.go(self.ask(ask, IfBusy.QUEUE, fate))
 
     @precondition(lambda self: self.asked())
@@ -392,7 +392,9 @@ class SessionsMachine(RuleBasedStateMachine):
         if pattern == "open":
             waits = bool(history) and history[-1].role in ("user", "tool")
             pattern = "" if waits else "t" * len(open_calls(history)) or "u"
-        ask = Ask(session_id, self.said(pattern, row), request_id=request_id)
+        # Two in three calls take a new session for one that has gone.
+        recreate = self.words % 3 > 0
+        ask = Ask(session_id, self.said(pattern, row), request_id=request_id, recreate=recreate)
         return self.asked_before(ask) if again and request_id else ask
 
     def asked_before(self, ask: Ask) -> Ask:
@@ -417,6 +419,7 @@ class SessionsMachine(RuleBasedStateMachine):
             request_id=ask.request_id,
             system_prompt=ask.system,
             require_existing=ask.require_existing,
+            recreate_if_gone=ask.recreate,
             if_busy=if_busy,
             on_disconnect=OnDisconnect.CONTINUE if continues else OnDisconnect.CANCEL,
         )
@@ -441,12 +444,12 @@ class SessionsMachine(RuleBasedStateMachine):
             assert type(call.error) is SessionBusy
         elif held and if_busy is IfBusy.INTERRUPT:
             call = self.start(ask, if_busy)
-            if self.model.may_take_over(ask):
+            if refusal := self.model.refusal(ask):
+                await call.ended()
+                self.compare(call, refusal)
+            else:
                 held.waiting.insert(0, call)
                 await self.ends(held, CompletionInterrupted)
-            else:
-                await call.ended()
-                self.compare(call, InvalidRequest)
         elif held:
             held.waiting.append(self.start(ask))
             await self.settled()
@@ -836,7 +839,7 @@ class SessionsMachine(RuleBasedStateMachine):
             ContextWindow(*window) if window else None,
         )
         call = self.commands.update(session_id, changes)
-        self.go(self.changed(call, row or SessionNotFound))
+        self.go(self.changed(call, row or self.model.absence(session_id)))
 
     async def changed(
         self, call: Coroutine[Any, Any, SessionState], expected: Row | Failure
@@ -906,6 +909,7 @@ class SessionsMachine(RuleBasedStateMachine):
         self.model.crash()
         if not self.durable:
             self.model.rows.clear()
+            self.model.reasons.clear()
         self.engine.scripts = []
         await self.open(path)
 
@@ -918,7 +922,7 @@ class SessionsMachine(RuleBasedStateMachine):
     @rule(who=WHO, hops=st.integers(0, 8), now=SELDOM)
     def crash_during_a_turn(self, *, who: int, hops: int, now: bool) -> None:
         """Crashes during a turn: repeating its request must give one turn, never two."""
-        ask = Ask(self.one(who), self.said("u"), request_id=self.word("once"))
+        ask = Ask(self.one(who), self.said("u"), request_id=self.word("once"), recreate=True)
         if now and ask.session_id not in self.held:
             self.go(self.crashed(ask, hops))
 
@@ -984,6 +988,7 @@ class SessionsMachine(RuleBasedStateMachine):
         if row is None:
             with pytest.raises(SessionNotFound):
                 await self.sessions.get(session_id)
+            assert type(await self.sessions.absence(session_id)) is self.model.absence(session_id)
             return
         state = await self.sessions.history(session_id)
         assert list(map(spoken, state.messages or ())) == row.messages

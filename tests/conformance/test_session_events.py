@@ -11,11 +11,11 @@ import pytest
 from core import Core, failed, settle
 from fakes import done
 
-from ruvd.core.errors import CompletionCancelled, EngineUnavailable, SessionNotFound
+from ruvd.core.errors import CompletionCancelled, EngineUnavailable, SessionExpired
 from ruvd.core.model import Started
 from ruvd.core.ports.engine import EngineText
 from ruvd.core.ports.events import SessionCreated, SessionCreationAborted, SessionGone
-from ruvd.core.ports.store import Store
+from ruvd.core.ports.store import Gone, Store
 from ruvd.core.sessions.commands import NewFork
 from ruvd.core.sessions.model import NewSession, SessionPolicy
 from ruvd.stores.memory import MemoryStore
@@ -72,7 +72,7 @@ async def test_a_completion_in_an_expired_session_announces_its_end_before_it_ge
     core.events.clear()
     gate = asyncio.Event()
     core.engine.scripts = [[gate, EngineText("new"), done()]]
-    async with aclosing(core.start("new").events()) as events:
+    async with aclosing(core.start("new", recreate_if_gone=True).events()) as events:
         assert isinstance((await anext(events)).event, Started)
         assert session_events(core) == [SessionGone("s", "idle")]
         gate.set()
@@ -87,16 +87,19 @@ async def test_a_completion_that_fails_in_an_expired_session_announces_no_creati
 ) -> None:
     await expired(core, "s")
     core.engine.scripts = [[EngineUnavailable("gone")]]
-    await failed(core.start(), EngineUnavailable)
+    await failed(core.start(recreate_if_gone=True), EngineUnavailable)
     assert session_events(core) == [SessionGone("s", "idle"), SessionCreationAborted("s")]
     assert await core.commands.sweep() == 0
+    # Nothing was created, so the next caller is still told.
+    await failed(core.start(), SessionExpired)
 
 
-async def test_a_completion_that_needs_an_existing_session_leaves_the_expired_one_to_the_sweep(
-    core: Core,
+@pytest.mark.parametrize("require_existing", [True, False])
+async def test_a_completion_that_is_told_of_the_expiry_leaves_the_session_to_the_sweep(
+    core: Core, *, require_existing: bool
 ) -> None:
     await expired(core, "s")
-    await failed(core.start(require_existing=True), SessionNotFound)
+    await failed(core.start(require_existing=require_existing), SessionExpired)
     assert session_events(core) == []
     assert await core.commands.sweep() == 1
     assert session_events(core) == [SessionGone("s", "idle")]
@@ -124,8 +127,8 @@ class UnacknowledgedStore(MemoryStore):
         self.deleted = asyncio.Event()
         self.acknowledged = asyncio.Event()
 
-    async def end(self, session_id: str) -> bool:
-        return await self._acknowledge(await super().end(session_id))
+    async def end(self, session_id: str, *, gone: Gone | None = None, now: float = 0.0) -> bool:
+        return await self._acknowledge(await super().end(session_id, gone=gone, now=now))
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         return await self._acknowledge(await super().expire(now, protected))
@@ -147,7 +150,7 @@ async def sweep(core: Core) -> None:
 
 async def complete_anew(core: Core) -> None:
     core.clock.advance(IDLE_SECONDS)
-    completion = core.start()
+    completion = core.start(recreate_if_gone=True)
     try:
         await completion.ended()
     except asyncio.CancelledError:

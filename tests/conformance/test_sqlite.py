@@ -36,7 +36,14 @@ from tool_conversation import TOOL_EXCHANGE, said
 from ruvd.core.errors import SessionNotFound, StoreUnavailable
 from ruvd.core.model import IdempotencyRecord, Message, Role
 from ruvd.core.ports.events import Event, StoreBatch, StoreStateChanged
-from ruvd.core.ports.store import Commit, StoreCounts, StoreLocked, TurnSnapshot
+from ruvd.core.ports.store import (
+    DEFAULT_TOMBSTONES,
+    Commit,
+    StoreCounts,
+    StoreLocked,
+    StoreUsage,
+    TurnSnapshot,
+)
 from ruvd.stores.sqlite import reads, writes
 from ruvd.stores.sqlite.access import WriterAccess
 from ruvd.stores.sqlite.database import DatabaseFile, Durability
@@ -44,9 +51,11 @@ from ruvd.stores.sqlite.rows import figures_column, session_columns
 from ruvd.stores.sqlite.schema import MIGRATIONS, migrate
 from ruvd.stores.sqlite.session_cache import SessionCache
 from ruvd.stores.sqlite.store import SqliteStore
+from ruvd.stores.sqlite.tombstones import Tombstones
 from ruvd.stores.sqlite.worker import SqliteWorker
 
 _KILOBYTE = "k" * 1024
+TOMBSTONES = Tombstones(DEFAULT_TOMBSTONES)
 
 
 @pytest.fixture
@@ -417,7 +426,7 @@ async def test_a_bug_in_idle_work_is_logged_and_ends_neither_the_thread_nor_the_
 
     async def create(name: str) -> None:
         change = Commit(session(name), create=True)
-        await worker.run(lambda db: writes.commit(db, cache, change))
+        await worker.run(lambda db: writes.commit(db, cache, TOMBSTONES, change))
 
     try:
         for name in ("a", "b"):
@@ -449,7 +458,7 @@ async def test_a_full_disk_fails_the_batch_and_is_recovered_from(path: Path) -> 
         released.wait(30)
 
     def commit(change: Commit) -> Awaitable[object]:
-        return worker.run(lambda db: writes.commit(db, cache, change))
+        return worker.run(lambda db: writes.commit(db, cache, TOMBSTONES, change))
 
     try:
         await commit(Commit(made, create=True))
@@ -670,7 +679,7 @@ async def test_a_turn_in_a_cached_session_begins_at_once_unless_a_write_is_pendi
         assert at_once.value.value.session == replace(made, last_used_time=1)
         ending = asyncio.create_task(store.end("s"))
         await asyncio.sleep(0)
-        assert await store.begin_turn("s", "", 1) == TurnSnapshot()
+        assert await store.begin_turn("s", "", 1) == TurnSnapshot(usage=StoreUsage())
         assert await ending
 
 

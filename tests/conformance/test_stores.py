@@ -35,9 +35,11 @@ from ruvd.core.model import IdempotencyRecord, Message, Role, Session, ToolCall
 from ruvd.core.ports.events import Event
 from ruvd.core.ports.store import (
     Commit,
+    Gone,
     RemovedSession,
     Store,
     StoreCounts,
+    StoreUsage,
     TenantCounts,
     TurnSnapshot,
 )
@@ -293,10 +295,11 @@ async def test_a_turn_that_begins_soon_after_the_last_one_leaves_the_touch_to_it
 
 
 async def test_no_turn_begins_in_an_unknown_or_an_expired_session(store: Store) -> None:
-    assert await store.begin_turn("s", "", 1) == TurnSnapshot()
+    assert await store.begin_turn("s", "", 1) == TurnSnapshot(usage=StoreUsage())
     await create(store, idle=10)
-    assert await store.begin_turn("s", "", 10) == TurnSnapshot(has_expired=True)
-    assert await store.begin_turn("s", "r", 10) == TurnSnapshot(has_expired=True)
+    stale = TurnSnapshot(has_expired=True, gone=Gone.EXPIRED, usage=StoreUsage(1, 1, 0))
+    assert await store.begin_turn("s", "", 10) == stale
+    assert await store.begin_turn("s", "r", 10) == stale
     kept = await store.get("s")
     assert kept is not None
     assert kept.last_used_time == 0

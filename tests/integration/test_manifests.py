@@ -438,9 +438,7 @@ async def test_the_app_calls_with_its_projected_token_on_every_cluster(
     assert set(cluster.key_requests) == {f"Bearer {cluster.api_token}"}
 
 
-async def test_an_api_server_that_cannot_be_reached_is_told(
-    tmp_path: Path, folder: Path
-) -> None:
+async def test_an_api_server_that_cannot_be_reached_is_told(tmp_path: Path, folder: Path) -> None:
     cluster = Cluster()
     cluster.url = "https://127.0.0.1:9"
     pod = Pod(with_echo(render("embedded", tmp_path)), folder, cluster)

@@ -20,6 +20,8 @@ from ruvd.core.errors import (
     InvalidRequest,
     SessionBusy,
     SessionEnded,
+    SessionEvicted,
+    SessionExpired,
     SessionLimit,
     SessionNotFound,
     SessionTooLarge,
@@ -373,7 +375,7 @@ async def test_a_queued_caller_who_leaves_never_reaches_the_engine(core: Core) -
 # --- rules 7 and 9, and limits -----------------------------------------------------------------
 
 
-async def test_a_session_expires_exactly_at_its_idle_timeout_and_is_then_made_anew(
+async def test_a_session_expires_exactly_at_its_idle_timeout_and_is_made_anew_for_who_asks(
     core: Core,
 ) -> None:
     await core.commands.create(NewSession("s", "Be brief.", idle_timeout_seconds=10))
@@ -384,7 +386,8 @@ async def test_a_session_expires_exactly_at_its_idle_timeout_and_is_then_made_an
     core.clock.advance(0.001)
     with pytest.raises(SessionNotFound):
         await core.sessions.get("s")
-    started = (await collect(core.start("two")))[0].event
+    await failed(core.start("two"), SessionExpired)
+    started = (await collect(core.start("two", recreate_if_gone=True)))[0].event
     assert isinstance(started, Started)
     assert started.session_created
     assert await core.history() == ["two", "answer 2"]
@@ -444,7 +447,7 @@ class SlowStore(MemoryStore):
         return await super().begin_turn(session_id, request_id, now)
 
 
-async def test_a_turn_in_a_session_that_is_just_being_evicted_begins_a_new_one() -> None:
+async def test_a_turn_in_a_session_that_is_just_being_evicted_is_told_so() -> None:
     """The eviction is on its way to the store when the turn takes its lane."""
     store = SlowStore()
     core = Core(policy=SessionPolicy(max_sessions=2), store=store)
@@ -455,10 +458,11 @@ async def test_a_turn_in_a_session_that_is_just_being_evicted_begins_a_new_one()
     newcomer = asyncio.create_task(core.say("new", "b"))
     await store.committing.wait()
     store.begun.clear()
-    finished = await core.say("again", "a")
+    await failed(core.start("again", "a"), SessionEvicted)
     await newcomer
-    assert finished.exchange_count == 1
     assert SessionGone("a", "capacity") in core.events
+    finished = await core.say("again", "a", recreate_if_gone=True)
+    assert finished.exchange_count == 1
 
 
 async def test_when_every_place_is_in_use_a_newcomer_is_refused() -> None:

@@ -23,6 +23,7 @@ from ruvd.core.errors import (
     RequestIdReused,
     RuvdError,
     SessionEnded,
+    SessionExpired,
     SessionNotFound,
 )
 from ruvd.core.model import (
@@ -189,7 +190,8 @@ async def test_a_request_id_goes_with_its_session(core: Core, how: str) -> None:
         await core.commands.end("s")
     else:
         core.clock.advance(1800)
-    await core.say("other", request_id="r")
+        await failed(core.start("one", request_id="r"), SessionExpired)
+    await core.say("other", request_id="r", recreate_if_gone=how == "expired")
     assert await core.history() == ["other", "answer 2"]
 
 
@@ -199,9 +201,9 @@ async def test_a_request_id_of_an_expired_session_is_free_while_a_newcomer_runs_
     await core.say("old", request_id="r")
     core.clock.advance(1800)
     core.engine.scripts = [[asyncio.Event()]]
-    newcomer = core.start("lost")
+    newcomer = core.start("lost", recreate_if_gone=True)
     await settle()
-    again = core.start("old", request_id="r")
+    again = core.start("old", request_id="r", recreate_if_gone=True)
     await settle()
     newcomer.cancel(CompletionCancelled("left"))
     await asyncio.gather(failed(newcomer, CompletionCancelled), collect(again))
@@ -215,7 +217,7 @@ async def test_a_completion_of_an_expired_session_is_not_found_while_a_newcomer_
     await collect(completion)
     core.clock.advance(1800)
     core.engine.scripts = [[asyncio.Event()]]
-    core.start("new")
+    core.start("new", recreate_if_gone=True)
     await settle()
     for ref in (CompletionRef(completion.id), CompletionRef("", "s", "r")):
         with pytest.raises(CompletionNotFound):

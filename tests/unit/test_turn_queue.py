@@ -22,7 +22,7 @@ from ruvd.core.errors import (
 from ruvd.core.model import ContextWindow, IfBusy, Message, Role
 from ruvd.core.ports.engine import EngineText
 from ruvd.core.ports.events import CompletionEnded, SessionGone
-from ruvd.core.ports.store import Commit, RemovedSession
+from ruvd.core.ports.store import Commit, Gone, RemovedSession
 from ruvd.core.sessions.commands import SessionChanges
 from ruvd.core.sessions.model import NewSession, SessionPolicy
 from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest
@@ -206,9 +206,9 @@ class SlowEndStore(MemoryStore):
         super().__init__()
         self.gate = asyncio.Event()
 
-    async def end(self, session_id: str) -> bool:
+    async def end(self, session_id: str, *, gone: Gone | None = None, now: float = 0.0) -> bool:
         await self.gate.wait()
-        return await super().end(session_id)
+        return await super().end(session_id, gone=gone, now=now)
 
 
 async def test_a_session_whose_end_is_cancelled_halfway_is_told_as_gone_if_it_is_gone() -> None:

@@ -83,6 +83,7 @@ class CompleteArguments(TypedDict, total=False):
     extra_body: Mapping[str, Any]
     request_id: str
     require_existing: bool
+    recreate_if_gone: bool
     if_busy: pb.IfBusy.ValueType
     on_disconnect: pb.OnDisconnect.ValueType
     disconnect_grace_seconds: float

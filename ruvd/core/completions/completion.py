@@ -50,6 +50,7 @@ class CompletionRequest:
     request_id: str = ""
     system_prompt: str = ""
     require_existing: bool = False
+    recreate_if_gone: bool = False
     if_busy: IfBusy = IfBusy.QUEUE
     on_disconnect: OnDisconnect = OnDisconnect.CANCEL
     grace_seconds: float = 0.0

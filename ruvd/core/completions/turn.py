@@ -26,7 +26,9 @@ from ruvd.core.ports.engine import EngineDone
 from ruvd.core.ports.events import CompletionCommitted, Observer
 from ruvd.core.ports.store import Commit, TurnSnapshot
 from ruvd.core.sessions import idempotency, window
-from ruvd.core.sessions.registry import SessionRegistry, session_not_found, with_messages
+from ruvd.core.sessions.absence import session_not_found
+from ruvd.core.sessions.model import with_messages
+from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.sessions.tool_results import check_results
 from ruvd.core.sessions.turn_queue import TurnRequest
 
@@ -83,6 +85,7 @@ class TurnRunner:
                 request_id=request.request_id,
                 require_existing=request.require_existing,
                 if_busy=request.if_busy,
+                recreate_if_gone=request.recreate_if_gone,
             )
             if record := snapshot.idempotency_record:
                 idempotency.check(record.digest, completion.digest, request.request_id)
@@ -128,12 +131,17 @@ class TurnRunner:
 
     async def _check_fits(self, request: CompletionRequest) -> None:
         """Raises the errors that the turn would raise, before it interrupts another turn."""
-        session = await self._sessions.current(request.session_id)
+        session = await self._sessions.check_may_begin(
+            request.session_id,
+            require_existing=request.require_existing,
+            recreate_if_gone=request.recreate_if_gone,
+        )
         if session:
             _check_continues(session, request)
-            self._sessions.check_room(session, request.messages)
+            self._sessions.quotas.check_size(session, request.messages)
             history = await self._sessions.window(session)
             check_results(history[-1] if history else (), request.messages)
+            await self._sessions.quotas.reserve(session, request.messages, creates=False)
 
     async def _turn(
         self,
@@ -149,7 +157,7 @@ class TurnRunner:
         if not creates:
             _check_continues(session, request)
         session, messages = _adopt_system(session, request.messages)
-        self._sessions.check_room(session, messages)
+        self._sessions.quotas.check_size(session, messages)
         if history is None:
             history = await self._sessions.window(session)
         check_results(history[-1] if history else (), request.messages)
@@ -160,7 +168,19 @@ class TurnRunner:
             # The messages continue the last exchange, so it is sent whatever is trimmed.
             history, turn = history[:-1], (*history[-1], *messages)
         prompt = _prompt(completion, request, session, history, turn, creates=creates)
-        answer = completion.answer
+        # Until the commit the messages have room with their tenant's bytes.
+        with await self._sessions.quotas.reserve(session, messages, creates=creates):
+            await self._answer(completion, request, prompt, messages)
+
+    async def _answer(
+        self,
+        completion: Completion,
+        request: CompletionRequest,
+        prompt: Prompt,
+        messages: Sequence[Message],
+    ) -> None:
+        """Generates the answer to the prompt, and commits it with the new messages."""
+        session, answer = prompt.session, completion.answer
         try:
             done = await self._generator.generate(prompt, completion.log, answer)
         except asyncio.CancelledError:
@@ -183,7 +203,7 @@ class TurnRunner:
             finished=finished,
         )
         # While `committing` is set nothing cancels this task.
-        await self._sessions.write(Commit(after, numbered, record, create=creates))
+        await self._sessions.write(Commit(after, numbered, record, create=prompt.creates))
         completion.log.append(finished)
         self._observer(CompletionCommitted(after, request.options))
 

@@ -1,6 +1,7 @@
 """The contract of every session store, and the values that a store takes and returns."""
 
 from collections.abc import Collection, Mapping, Sequence
+from enum import Enum
 from typing import Protocol
 
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
@@ -17,7 +18,10 @@ class Commit:
 
     `session` is its row after the change. `appended` holds (exchange number, message) pairs in
     order; the first takes the position `session.message_count - len(appended)`. `create` adds a
-    new session; `max_sessions`, `protected` and `now` are used only then, see `Store.commit`.
+    new session; `max_sessions`, `max_own_sessions`, `evicts_own`, `protected` and `now` are used
+    only then, see `Store.commit`. A `refusable` change fails where it would exceed a limit and
+    nothing can be evicted. Any other one exceeds it, as the answer of a turn must not be lost.
+    `max_own_bytes` is the limit of the tenant's stored bytes for a refusable change.
     """
 
     session: Session
@@ -27,6 +31,17 @@ class Commit:
     max_sessions: int | None = None
     protected: Collection[str] = ()
     now: float = 0.0
+    max_own_sessions: int | None = None
+    max_own_bytes: int | None = None
+    evicts_own: bool = True
+    refusable: bool = False
+
+
+class Gone(Enum):
+    """The reason why a session that nobody ended is no longer there."""
+
+    EVICTED = "evicted"
+    EXPIRED = "expired"
 
 
 @value(frozen=True, slots=True)
@@ -35,6 +50,35 @@ class RemovedSession:
 
     session_id: str
     expired: bool
+
+
+@value(frozen=True, slots=True)
+class TombstoneLimits:
+    """The limits of tombstones, which say that a session has gone, and why.
+
+    A tombstone counts for `retention_seconds`; with 0 there are none. Beyond `max_of_tenant` the
+    tenant's oldest one is deleted, and beyond `max_in_all` the oldest of all.
+    """
+
+    retention_seconds: float = 7 * 86_400.0
+    max_of_tenant: int = 10_000
+    max_in_all: int = 100_000
+
+
+DEFAULT_TOMBSTONES = TombstoneLimits()
+
+
+@value(frozen=True, slots=True)
+class StoreUsage:
+    """The number of all stored sessions, and the number and the bytes of one tenant's.
+
+    The bytes of a session are those of its history, of which a fork's includes what it shares, and
+    of its system prompt. Expired sessions count until they are deleted.
+    """
+
+    sessions: int = 0
+    own_sessions: int = 0
+    own_bytes: int = 0
 
 
 @value(frozen=True, slots=True)
@@ -61,8 +105,9 @@ class TenantCounts:
 class TurnSnapshot:
     """The stored state that a turn begins with.
 
-    `session` is None if it is unknown or, being stored still, `has_expired`. With an
-    `idempotency_record` the request was committed before, and `exchanges` is None. Otherwise
+    `session` is None if it is unknown or, being stored still, `has_expired`. Then `gone` says what
+    `Store.gone` would, and `usage` is that of the session's tenant. With an `idempotency_record`
+    the request was committed before, and `exchanges` is None. Otherwise
     `exchanges` begin at `session.window_start`; None says that they are too many to be read along,
     and that `Store.exchanges` returns them.
     """
@@ -71,6 +116,8 @@ class TurnSnapshot:
     idempotency_record: IdempotencyRecord | None = None
     exchanges: Sequence[Exchange] | None = None
     has_expired: bool = False
+    gone: Gone | None = None
+    usage: StoreUsage | None = None
 
 
 @value(frozen=True, slots=True)
@@ -139,9 +186,12 @@ class Store(Protocol):
         daemons share also raises SessionBusy while another one has a turn in the session, and
         OwnershipLost if another one has taken it since the turn began. With `create`, deletes a
         session of that id if it has expired at `commit.now`, and raises SessionExists if it has
-        not. Then deletes what is stored beyond `max_sessions`: first the expired, by expiry time,
-        then the least recently used. Neither the new session nor a `protected` one is ever deleted
-        so, even if more than `max_sessions` remain.
+        not. Then makes room, see `ruvd.core.ports.room`: deletes the expired sessions of any
+        tenant, by expiry time, and then the least recently used of the new session's own tenant,
+        each only as long as there are too many. Neither the new session nor a `protected` one is
+        ever deleted so. Each one that is, leaves a tombstone; the new session's own is deleted.
+
+        Raises SessionLimit and QuotaExceeded for a `refusable` change, before anything is deleted.
 
         The idempotency record replaces one of the same request id, and is deleted with the session.
         """
@@ -160,11 +210,26 @@ class Store(Protocol):
     async def touch(self, session_id: str, now: float) -> bool:
         """Sets `last_used_time`, after the writes before it; returns False for an unknown id."""
 
-    async def end(self, session_id: str) -> bool:
-        """Deletes the session; returns False for an unknown id. O(log n): messages may go later."""
+    async def end(self, session_id: str, *, gone: Gone | None = None, now: float = 0.0) -> bool:
+        """Deletes the session; returns False for an unknown id. O(log n): messages may go later.
+
+        With `gone` it leaves a tombstone of that reason and time. Otherwise its tombstone is
+        deleted as well, also that of an unknown id.
+        """
+
+    async def gone(self, session_id: str, now: float) -> Gone | None:
+        """Returns the reason why a session is no longer there, or None if none is known.
+
+        That of a stored session is EXPIRED if it has expired at `now`, and None otherwise.
+        """
+
+    async def usage(self, tenant: str) -> StoreUsage:
+        """Returns what is stored, in all and of one tenant. O(log n)."""
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """Deletes up to 1,000 expired sessions that are not `protected`, and returns their ids.
+
+        They leave tombstones. Also deletes up to 1,000 tombstones that no longer count.
 
         A store that outlives the process also stores the clock's reading if the wall clock was set.
         """

@@ -21,8 +21,9 @@ from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.events import Observer, SessionGone
 from ruvd.core.ports.store import Commit, Store
 from ruvd.core.sessions import idempotency, window
-from ruvd.core.sessions.model import NewSession, SessionPolicy, SessionState
-from ruvd.core.sessions.registry import SessionRegistry, session_not_found, with_messages
+from ruvd.core.sessions.absence import session_not_found
+from ruvd.core.sessions.model import NewSession, SessionPolicy, SessionState, with_messages
+from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.sessions.tool_results import check_results
 from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest, finish_despite_cancel
 
@@ -73,10 +74,10 @@ class SessionCommands:
 
         async def make(record: IdempotencyRecord | None) -> Session:
             session = self._sessions.prepare(new)
-            self._sessions.check_room(session, new.messages)
+            self._sessions.quotas.check_size(session, new.messages)
             numbered = window.number(0, new.messages)
             session = with_messages(session, numbered)
-            await self._make(Commit(session, numbered, record, create=True))
+            await self._make(Commit(session, numbered, record, create=True, refusable=True))
             return session
 
         return await self._once(new.request_id, digest, make)
@@ -90,7 +91,7 @@ class SessionCommands:
             running = self._sessions.turn_queue.running(new.parent_id)
             parent = await self._store.get(new.parent_id)
             if parent is None or not self._sessions.active_or_in_turn(parent, running):
-                raise session_not_found(new.parent_id)
+                raise await self._sessions.absence(new.parent_id)
             keep = parent.exchange_count if new.exchange_count is None else new.exchange_count
             if keep > parent.exchange_count:
                 text = f"the session has {parent.exchange_count} exchanges"
@@ -111,7 +112,7 @@ class SessionCommands:
                 window_start=_start_at(parent, keep),
                 context_tokens=parent.context_tokens if whole else None,
             )
-            await self._make(Commit(session, (), record, create=True), parent.id)
+            await self._make(Commit(session, (), record, create=True, refusable=True), parent.id)
             return session
 
         return await self._once(new.request_id, digest, make)
@@ -172,12 +173,12 @@ class SessionCommands:
                     idempotency.check(known.digest, digest, request_id)
                     return self._sessions.state(session)
                 record = IdempotencyRecord(request_id, digest)
-            self._sessions.check_room(session, messages)
+            self._sessions.quotas.check_size(session, messages)
             last = await self._store.exchanges(session_id, max(0, session.exchange_count - 1))
             check_results(last[-1] if last else (), messages)
             numbered = window.number(session.exchange_count, messages)
             session = with_messages(session, numbered, last_used_time=self._clock.now())
-            await self._sessions.commit(Commit(session, numbered, record))
+            await self._sessions.commit(Commit(session, numbered, record, refusable=True))
         return self._sessions.state(session)
 
     async def end(self, session_id: str, *, allow_missing: bool = False) -> None:
@@ -210,16 +211,7 @@ class SessionCommands:
 
     async def sweep(self) -> int:
         """Deletes the expired sessions and returns their number."""
-        gone = 0
-        while count := await finish_despite_cancel(self._expire()):
-            gone += count
-        return gone
-
-    async def _expire(self) -> int:
-        ids = await self._store.expire(self._clock.now(), self._sessions.turn_queue.in_use())
-        for session_id in ids:
-            self._observer(SessionGone(session_id, "idle"))
-        return len(ids)
+        return await self._sessions.expiry.sweep()
 
 
 def _widened(session: Session, window: ContextWindow) -> int:

@@ -1,15 +1,22 @@
 """The values in which sessions are asked for, read and shown, and the policy for all of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from ruvd.core.ids import unguessable
 from ruvd.core.model import ContextWindow, Message, Session
-from ruvd.core.tenants import DEFAULT
+from ruvd.core.tenant_limits import LimitsOf, unlimited
+from ruvd.core.tenants import DEFAULT, scoped
 
 
 @dataclass(frozen=True, slots=True)
 class SessionPolicy:
-    """The settings of a deployment that concern sessions."""
+    """The settings of a deployment that concern sessions.
+
+    At a tenant's own limit of sessions, its least recently used one is evicted for a new one; if
+    not `evicts_at_tenant_limit`, the new one is refused.
+    """
 
     enabled: bool = True
     idle_timeout_seconds: float = 1800.0
@@ -17,6 +24,8 @@ class SessionPolicy:
     max_queue: int = 100
     max_session_bytes: int = 16 << 20
     context_window: ContextWindow = ContextWindow()
+    limits_of: LimitsOf = unlimited
+    evicts_at_tenant_limit: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +69,31 @@ class HistoryPage:
     created: float | None = None
     max_messages: int = 10_000
     max_bytes: int = 4 << 20
+
+
+def new_session(new: NewSession, policy: SessionPolicy, now: float) -> Session:
+    """Returns the session that `new` asks for. An id made here is random."""
+    idle = new.idle_timeout_seconds
+    return Session(
+        id=new.session_id or scoped(new.tenant, unguessable()),
+        create_time=now,
+        last_used_time=now,
+        idle_timeout_seconds=policy.idle_timeout_seconds if idle is None else idle,
+        system_prompt=new.system_prompt,
+        model=new.model,
+        labels=new.labels,
+        context_window=new.context_window or policy.context_window,
+    )
+
+
+def with_messages(
+    session: Session, numbered: Sequence[tuple[int, Message]], **changes: Any
+) -> Session:
+    """Returns the session with these messages appended to its counts, and with other changes."""
+    return replace(
+        session,
+        message_count=session.message_count + len(numbered),
+        exchange_count=numbered[-1][0] + 1 if numbered else session.exchange_count,
+        size_bytes=session.size_bytes + sum(message.size_bytes for _, message in numbered),
+        **changes,
+    )

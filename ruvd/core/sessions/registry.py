@@ -7,22 +7,33 @@ as a session and shows as one. Expiry is strict at every access, whatever the sw
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 from ruvd.core import tenants
-from ruvd.core.errors import (
-    SessionNotFound,
-    SessionsDisabled,
-    SessionTooLarge,
-    StoreUnavailable,
-)
-from ruvd.core.ids import unguessable
+from ruvd.core.errors import RuvdError, SessionNotFound, SessionsDisabled, StoreUnavailable
 from ruvd.core.model import IdempotencyRecord, IfBusy, Message, Session
+from ruvd.core.ports import room
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.events import Observer, SessionCreated, SessionCreationAborted, SessionGone
-from ruvd.core.ports.store import Commit, Store, StoreCounts, TenantCounts, TurnSnapshot
+from ruvd.core.ports.store import (
+    Commit,
+    Store,
+    StoreCounts,
+    StoreUsage,
+    TenantCounts,
+    TurnSnapshot,
+)
 from ruvd.core.sessions import shared_store
-from ruvd.core.sessions.model import HistoryPage, NewSession, SessionPolicy, SessionState
+from ruvd.core.sessions.absence import absence, check_absent, session_not_found
+from ruvd.core.sessions.expiry import Expiry
+from ruvd.core.sessions.model import (
+    HistoryPage,
+    NewSession,
+    SessionPolicy,
+    SessionState,
+    new_session,
+)
+from ruvd.core.sessions.quotas import SessionQuotas
 from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest, finish_despite_cancel
 
 
@@ -36,7 +47,9 @@ class SessionRegistry:
         self._clock = clock
         self._observer = observer
         self._policy = policy
-        self.turn_queue = TurnQueue(policy.max_sessions, policy.max_queue)
+        self.turn_queue = TurnQueue(policy.max_sessions, policy.max_queue, policy.limits_of)
+        self.expiry = Expiry(store, clock, observer, self.turn_queue)
+        self.quotas = SessionQuotas(store, self.turn_queue, policy, self.expiry, clock)
 
     # --- reading ----------------------------------------------------------------------------
 
@@ -133,11 +146,35 @@ class SessionRegistry:
         return session if self.alive(session) else None
 
     async def existing(self, session_id: str) -> Session:
-        """Returns the session. Raises SessionNotFound if there is none, or it has expired."""
+        """Returns the session. Raises SessionNotFound, SessionEvicted and SessionExpired."""
         session = await self.current(session_id)
         if session is None:
-            raise session_not_found(session_id)
+            raise await self.absence(session_id)
         return session
+
+    async def absence(self, session_id: str) -> RuvdError:
+        """Returns the error for a session that is not there: it is evicted, expired or unknown."""
+        return absence(session_id, await self._store.gone(session_id, self._clock.now()))
+
+    async def check_may_begin(
+        self, session_id: str, *, require_existing: bool, recreate_if_gone: bool
+    ) -> Session | None:
+        """Returns the session in which a turn would begin now, or None if it would be a new one.
+
+        Raises the errors of `begin_turn` for a session that is not there.
+        """
+        running = self.turn_queue.running(session_id)
+        session = await self._store.get(session_id)
+        if session is not None and self.active_or_in_turn(session, running):
+            return session
+        gone = await self._store.gone(session_id, self._clock.now())
+        check_absent(
+            session_id,
+            gone,
+            require_existing=require_existing,
+            recreate_if_gone=recreate_if_gone,
+        )
+        return None
 
     def alive(self, session: Session | None) -> bool:
         """Whether the session exists and has not expired."""
@@ -149,18 +186,7 @@ class SessionRegistry:
 
     def prepare(self, new: NewSession) -> Session:
         """Returns the session that `new` asks for. It is not stored; an id made here is random."""
-        now = self._clock.now()
-        idle = new.idle_timeout_seconds
-        return Session(
-            id=new.session_id or tenants.scoped(new.tenant, unguessable()),
-            create_time=now,
-            last_used_time=now,
-            idle_timeout_seconds=self._policy.idle_timeout_seconds if idle is None else idle,
-            system_prompt=new.system_prompt,
-            model=new.model,
-            labels=new.labels,
-            context_window=new.context_window or self._policy.context_window,
-        )
+        return new_session(new, self._policy, self._clock.now())
 
     # --- for completions --------------------------------------------------------------------
 
@@ -172,12 +198,14 @@ class SessionRegistry:
         *,
         request_id: str,
         require_existing: bool,
+        recreate_if_gone: bool = False,
         if_busy: IfBusy = IfBusy.QUEUE,
     ) -> TurnSnapshot:
         """Begins the turn of a caller that has it, and returns what the turn starts from.
 
         A session that does not exist is prepared and put into `turn_request.pending_session`.
-        Raises SessionNotFound instead with `require_existing`.
+        Raises SessionNotFound instead with `require_existing`, SessionEvicted or SessionExpired
+        without `recreate_if_gone`, and SessionLimit or QuotaExceeded if it has no place.
         """
         self.check_enabled()
         # An eviction of this session may have been on its way to the store before the turn was
@@ -188,22 +216,20 @@ class SessionRegistry:
         if snapshot.session is not None:
             turn_request.began = None if snapshot.idempotency_record else now
             return snapshot
-        if require_existing:
-            raise session_not_found(session_id)
+        check_absent(
+            session_id,
+            snapshot.gone,
+            require_existing=require_existing,
+            recreate_if_gone=recreate_if_gone,
+        )
+        usage = snapshot.usage or StoreUsage()
         if snapshot.has_expired:
             # Before generation: the engine will cache the new conversation under the same id.
-            await finish_despite_cancel(self._remove_expired(session_id))
+            await self.expiry.remove(session_id)
+            usage = room.without(usage, 0)
         turn_request.pending_session = self.prepare(NewSession(session_id, system_prompt))
+        await self.quotas.check_place(session_id, usage)
         return TurnSnapshot(turn_request.pending_session, exchanges=())
-
-    def check_room(self, session: Session, messages: Sequence[Message]) -> None:
-        """Raises SessionTooLarge if the session's history has no room for the messages."""
-        size = session.size_bytes + sum(message.size_bytes for message in messages)
-        if size > self._policy.max_session_bytes:
-            raise SessionTooLarge(
-                f"the history would have {size} bytes, the limit is "
-                f"{self._policy.max_session_bytes} (max_session_bytes); start a new session"
-            )
 
     async def window(self, session: Session) -> Sequence[tuple[Message, ...]]:
         """Returns the exchanges from the start of the session's context window on."""
@@ -245,26 +271,17 @@ class SessionRegistry:
 
     async def write(self, commit: Commit, parent_id: str = "") -> None:
         """Does the same as `commit` without a task, for a caller that cannot be cancelled."""
-        if commit.create:
-            commit = replace(
-                commit,
-                max_sessions=self._policy.max_sessions,
-                protected=(*self.turn_queue.in_use(), parent_id),
-                now=self._clock.now(),
-            )
+        commit = self.quotas.limited(commit, parent_id, self._clock.now())
         if parent_id:
-            removed = await self._store.fork(commit, parent_id)
+            write = partial(self._store.fork, commit, parent_id)
         else:
-            removed = await self._store.commit(commit)
+            write = partial(self._store.commit, commit)
+        removed = await (self.quotas.retried(write) if commit.refusable else write())
         for session in removed:
             reason = "idle" if session.expired else "capacity"
             self._observer(SessionGone(session.session_id, reason))
         if commit.create:
             self._observer(SessionCreated(commit.session.id))
-
-    async def _remove_expired(self, session_id: str) -> None:
-        if await self._store.end(session_id):
-            self._observer(SessionGone(session_id, "idle"))
 
     async def touch(self, session_id: str) -> None:
         """Records that a turn ended in the session without a commit."""
@@ -281,21 +298,3 @@ class SessionRegistry:
                 "this daemon keeps no sessions (sessions_enabled is false); "
                 "send the whole conversation without a session_id"
             )
-
-
-def with_messages(
-    session: Session, numbered: Sequence[tuple[int, Message]], **changes: Any
-) -> Session:
-    """Returns the session with these messages appended to its counts, and with other changes."""
-    return replace(
-        session,
-        message_count=session.message_count + len(numbered),
-        exchange_count=numbered[-1][0] + 1 if numbered else session.exchange_count,
-        size_bytes=session.size_bytes + sum(message.size_bytes for _, message in numbered),
-        **changes,
-    )
-
-
-def session_not_found(session_id: str) -> SessionNotFound:
-    """Returns the error for a session that does not exist or has expired."""
-    return SessionNotFound(f"there is no session {tenants.own(session_id)!r}, or it has expired")

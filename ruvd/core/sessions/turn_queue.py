@@ -5,7 +5,7 @@ happens within one event loop and needs no lock: the only await is the wait for 
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,11 +15,13 @@ from ruvd.core import tenants
 from ruvd.core.errors import (
     CompletionInterrupted,
     Overloaded,
+    QuotaExceeded,
     RuvdError,
     SessionBusy,
     SessionLimit,
 )
 from ruvd.core.model import IfBusy, Session
+from ruvd.core.tenant_limits import LimitsOf, unlimited
 
 T = TypeVar("T")
 
@@ -51,13 +53,17 @@ class _SessionQueue:
 class TurnQueue:
     """The turn queues of all sessions in use.
 
-    At most `max_in_use` sessions are in use, and at most `max_waiting` requests wait in each.
+    At most `max_in_use` sessions are in use, of each tenant at most its `max_sessions`, and at most
+    `max_waiting` requests wait in each.
     """
 
-    def __init__(self, max_in_use: int, max_waiting: int) -> None:
+    def __init__(self, max_in_use: int, max_waiting: int, limits_of: LimitsOf = unlimited) -> None:
         self._max_in_use = max_in_use
         self._max_waiting = max_waiting
+        self._limits_of = limits_of
         self._queues: dict[str, _SessionQueue] = {}
+        # The numbers of sessions in use of the tenants that have a limit.
+        self._limited: Counter[str] = Counter()
 
     def in_use(self) -> Collection[str]:
         """Returns the ids of the sessions in use."""
@@ -66,6 +72,21 @@ class TurnQueue:
     def begun(self) -> Collection[str]:
         """Returns the ids of the sessions in which a turn has begun, so that they do not expire."""
         return {each for each, queue in self._queues.items() if queue.running.began is not None}
+
+    def pending(self, tenant: str) -> tuple[int, int, int]:
+        """Returns the numbers of sessions that a tenant creates now, and that others create.
+
+        The third one is that of the tenant's stored sessions in which a turn has begun.
+        """
+        own = others = begun = 0
+        for session_id, queue in self._queues.items():
+            is_own = tenants.tenant_of(session_id) == tenant
+            if queue.running.pending_session is not None:
+                own += is_own
+                others += not is_own
+            elif queue.running.began is not None:
+                begun += is_own
+        return own, others, begun
 
     @property
     def waiting(self) -> int:
@@ -90,8 +111,8 @@ class TurnQueue:
     ) -> AsyncGenerator[None, None]:
         """Waits for the session's turn and holds it while the context lasts.
 
-        Raises SessionBusy with REJECT, SessionLimit when all sessions allowed are in use, and
-        Overloaded when the session's queue is full.
+        Raises SessionBusy with REJECT, SessionLimit or QuotaExceeded when all sessions allowed are
+        in use, and Overloaded when the session's queue is full.
         """
         self.join(session_id, request, if_busy)
         try:
@@ -107,13 +128,7 @@ class TurnQueue:
         """
         queue = self._queues.get(session_id)
         if queue is None:
-            needs_place = request.completion_id or request.pending_session
-            if needs_place and len(self._queues) >= self._max_in_use:
-                raise SessionLimit(
-                    f"all {self._max_in_use} sessions are in use; "
-                    "wait for one, or raise max_sessions"
-                )
-            self._queues[session_id] = _SessionQueue(request)
+            self._take_place(session_id, request)
             return
         if if_busy is IfBusy.REJECT:
             raise SessionBusy(f"session {tenants.own(session_id)!r} has a completion running")
@@ -133,6 +148,26 @@ class TurnQueue:
                 " (max_queue)"
             )
         request.turn = asyncio.get_running_loop().create_future()
+
+    def _take_place(self, session_id: str, request: TurnRequest) -> None:
+        """Begins to use a session. Raises QuotaExceeded and SessionLimit."""
+        tenant = tenants.tenant_of(session_id)
+        limit = self._limits_of(tenant).max_sessions
+        if request.completion_id or request.pending_session:
+            if limit is not None and self._limited[tenant] >= limit:
+                raise QuotaExceeded(
+                    f"all {limit} sessions of the tenant are in use"
+                    " (max_sessions in tenant_limits); wait for one",
+                    quota="max_sessions",
+                )
+            if len(self._queues) >= self._max_in_use:
+                raise SessionLimit(
+                    f"all {self._max_in_use} sessions are in use; "
+                    "wait for one, or raise max_sessions"
+                )
+        self._queues[session_id] = _SessionQueue(request)
+        if limit is not None:
+            self._limited[tenant] += 1
 
     async def wait(self, request: TurnRequest) -> None:
         """Returns when the request has the turn."""
@@ -154,6 +189,14 @@ class TurnQueue:
                 queue.running.turn.set_result(None)
                 return
         del self._queues[session_id]
+        if self._limited:
+            self._give_up_place(tenants.tenant_of(session_id))
+
+    def _give_up_place(self, tenant: str) -> None:
+        if tenant in self._limited:
+            self._limited[tenant] -= 1
+            if not self._limited[tenant]:
+                del self._limited[tenant]
 
 
 async def finish_despite_cancel(write: Coroutine[None, None, T]) -> T:

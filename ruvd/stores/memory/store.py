@@ -1,59 +1,45 @@
 """A store in the memory of the process, for tests, demos and daemons that may forget.
 
-No method awaits anything, so each is atomic on its event loop. Messages are immutable, so a fork
-shares them with its parent.
+No method awaits anything, so each is atomic on its event loop.
 """
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from itertools import groupby
 
 from ruvd.core.errors import SessionExists, SessionNotFound
-from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
+from ruvd.core.model import Exchange, IdempotencyRecord, Session
+from ruvd.core.ports import room
 from ruvd.core.ports.store import (
+    DEFAULT_TOMBSTONES,
     MAX_PAGE_BYTES,
     Commit,
+    Gone,
     HistoryPart,
     RemovedSession,
     StoreCounts,
+    StoreUsage,
     TenantCounts,
+    TombstoneLimits,
     TurnSnapshot,
 )
 from ruvd.core.tenants import own, tenant_of
-from ruvd.stores.memory.schedule import Schedule
+from ruvd.stores.memory.counts import count, count_by_tenant
+from ruvd.stores.memory.sessions import Entry, SessionTable
+from ruvd.stores.memory.tombstones import Tombstones
 
 # The limit that `Store.expire` promises.
 _MAX_EXPIRED = 1_000
-# Keys of deleted sessions are dropped once they outnumber the others by this many.
-_MAX_SURPLUS = 64
-
-
-@dataclass(slots=True)
-class _Entry:
-    """A session with its data. The three lists have one item for each message."""
-
-    key: int
-    session: Session
-    messages: list[Message] = field(default_factory=list)
-    exchange_numbers: list[int] = field(default_factory=list)
-    end_bytes: list[int] = field(default_factory=list)
-    records: dict[str, IdempotencyRecord] = field(default_factory=dict)
-    completion_ids: set[str] = field(default_factory=set)
-    created_by: str = ""
 
 
 class MemoryStore:
     """The `Store` in memory."""
 
-    def __init__(self) -> None:
-        self._entries: dict[str, _Entry] = {}
-        self._ids: dict[int, str] = {}
-        # In ascending order, which is that of creation. Keys of deleted sessions are skipped.
-        self._keys: list[int] = []
-        self._last_key = 0
-        self._by_use = Schedule()
-        self._by_expiry = Schedule()
+    def __init__(self, tombstones: TombstoneLimits = DEFAULT_TOMBSTONES) -> None:
+        self._sessions = SessionTable()
+        self._tombstones = Tombstones(tombstones)
         self._completions: dict[str, tuple[str, IdempotencyRecord]] = {}
         self._creations: dict[str, tuple[str, IdempotencyRecord]] = {}
 
@@ -65,12 +51,12 @@ class MemoryStore:
 
     async def get(self, session_id: str) -> Session | None:
         """See `Store.get`."""
-        entry = self._entries.get(session_id)
+        entry = self._sessions.get(session_id)
         return entry.session if entry else None
 
     async def exchanges(self, session_id: str, first: int) -> Sequence[Exchange]:
         """See `Store.exchanges`."""
-        entry = self._entries.get(session_id)
+        entry = self._sessions.get(session_id)
         if entry is None:
             return ()
         start = bisect_left(entry.exchange_numbers, first)
@@ -84,7 +70,7 @@ class MemoryStore:
         self, session_id: str, first: int, max_messages: int, max_bytes: int
     ) -> HistoryPart | None:
         """See `Store.messages`."""
-        entry = self._entries.get(session_id)
+        entry = self._sessions.get(session_id)
         if entry is None:
             return None
         start_bytes = entry.end_bytes[first - 1] if 0 < first <= len(entry.messages) else 0
@@ -96,31 +82,33 @@ class MemoryStore:
     async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
         """See `Store.commit`."""
         if commit.create:
-            replaced = self._remove_expired(commit)
-            return [*replaced, *self._apply(self._create(commit.session), commit)]
-        entry = self._entries.get(commit.session.id)
+            removed = self._make_room(commit)
+            self._apply(self._sessions.add(commit.session), commit)
+            return removed
+        entry = self._sessions.get(commit.session.id)
         if entry is None:
             raise SessionNotFound(f"there is no session {commit.session.id!r}")
-        return self._apply(entry, commit)
+        room.check_bytes(commit, self._sessions.usage(tenant_of(commit.session.id)))
+        self._apply(entry, commit)
+        return ()
 
     async def fork(self, commit: Commit, parent_id: str) -> Sequence[RemovedSession]:
         """See `Store.fork`."""
-        parent = self._entries.get(parent_id)
+        parent = self._sessions.get(parent_id)
         if parent is None:
             raise SessionNotFound(f"there is no session {parent_id!r}")
         shared = commit.session.message_count - len(commit.appended)
         if not 0 <= shared <= len(parent.messages):
             raise ValueError(f"{parent_id!r} has no {shared} messages to share")
-        replaced = self._remove_expired(commit)
-        entry = self._create(commit.session)
-        entry.messages = parent.messages[:shared]
-        entry.exchange_numbers = parent.exchange_numbers[:shared]
-        entry.end_bytes = parent.end_bytes[:shared]
-        return [*replaced, *self._apply(entry, commit)]
+        removed = self._make_room(commit)
+        entry = self._sessions.add(commit.session)
+        entry.share(parent, shared)
+        self._apply(entry, commit)
+        return removed
 
     async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
         """See `Store.size_at`."""
-        entry = self._entries.get(session_id)
+        entry = self._sessions.get(session_id)
         if entry is None:
             return (0, 0)
         messages = bisect_left(entry.exchange_numbers, exchange_count)
@@ -130,7 +118,11 @@ class MemoryStore:
         """See `Store.begin_turn`."""
         session = await self.get(session_id)
         if session is None or session.expire_time <= now:
-            return TurnSnapshot(has_expired=session is not None)
+            return TurnSnapshot(
+                has_expired=session is not None,
+                gone=await self.gone(session_id, now),
+                usage=self._sessions.usage(tenant_of(session_id)),
+            )
         record = await self.idempotency_record(session_id, request_id) if request_id else None
         if record is not None:
             return TurnSnapshot(session, record)
@@ -141,25 +133,41 @@ class MemoryStore:
 
     async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`."""
-        entry = self._entries.get(session_id)
+        entry = self._sessions.get(session_id)
         if entry is None:
             return False
-        self._put(entry, replace(entry.session, last_used_time=now))
+        self._sessions.put(entry, replace(entry.session, last_used_time=now))
         return True
 
-    async def end(self, session_id: str) -> bool:
+    async def end(self, session_id: str, *, gone: Gone | None = None, now: float = 0.0) -> bool:
         """See `Store.end`."""
-        entry = self._entries.get(session_id)
+        entry = self._sessions.get(session_id)
         if entry is None:
+            if gone is None:
+                self._tombstones.discard(session_id)
             return False
-        self._delete(entry)
+        self._delete(entry, gone, now)
         return True
+
+    async def gone(self, session_id: str, now: float) -> Gone | None:
+        """See `Store.gone`."""
+        entry = self._sessions.get(session_id)
+        if entry is None:
+            return self._tombstones.find(session_id, now)
+        has_expired = self._tombstones.are_kept and entry.session.expire_time <= now
+        return Gone.EXPIRED if has_expired else None
+
+    async def usage(self, tenant: str) -> StoreUsage:
+        """See `Store.usage`."""
+        return self._sessions.usage(tenant)
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """See `Store.expire`."""
-        return self._delete_all(
-            self._by_expiry.first(_MAX_EXPIRED, lambda key: self._ids[key] not in protected, now)
-        )
+        self._tombstones.prune(now)
+        found = self._sessions.expired(_MAX_EXPIRED, lambda each: each not in protected, now)
+        for session_id in found:
+            self._delete(self._sessions.existing(session_id), Gone.EXPIRED, now)
+        return found
 
     async def list(
         self,
@@ -172,13 +180,12 @@ class MemoryStore:
         tenant: str | None = None,
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
-        page: list[_Entry] = []
+        page: list[Entry] = []
         size = 0
-        for index in range(bisect_right(self._keys, after), len(self._keys)):
-            session_id = self._ids.get(self._keys[index])
-            if session_id is None or not _belongs(session_id, tenant):
+        for entry in self._sessions.after(after):
+            session_id = entry.session.id
+            if not _belongs(session_id, tenant):
                 continue
-            entry = self._entries[session_id]
             if entry.session.expire_time <= now and session_id not in active_or_in_turn:
                 continue
             if any(entry.session.labels.get(key) != value for key, value in labels.items()):
@@ -193,7 +200,7 @@ class MemoryStore:
         self, session_id: str, request_id: str
     ) -> IdempotencyRecord | None:
         """See `Store.idempotency_record`."""
-        entry = self._entries.get(session_id)
+        entry = self._sessions.get(session_id)
         return entry.records.get(request_id) if entry else None
 
     async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
@@ -208,73 +215,55 @@ class MemoryStore:
         self, now: float, active_or_in_turn: Collection[str] = (), tenant: str | None = None
     ) -> StoreCounts:
         """See `Store.counts`."""
-        entries = self._entries.items()
-        sessions = [entry.session for key, entry in entries if _belongs(key, tenant)]
-        return StoreCounts(
-            sessions=len(sessions),
-            active=sum(
-                session.expire_time > now or session.id in active_or_in_turn for session in sessions
-            ),
-            messages=sum(session.message_count for session in sessions),
-        )
+        sessions = (entry.session for entry in self._sessions.entries())
+        own_sessions = (each for each in sessions if _belongs(each.id, tenant))
+        return count(own_sessions, now, active_or_in_turn)
 
     async def tenants(
         self, now: float, after: str, limit: int, active_or_in_turn: Collection[str] = ()
     ) -> Sequence[TenantCounts]:
         """See `Store.tenants`."""
-        by_tenant: dict[str, list[Session]] = {}
-        for session_id, entry in self._entries.items():
-            if (tenant := tenant_of(session_id)) > after:
-                by_tenant.setdefault(tenant, []).append(entry.session)
-        return [
-            TenantCounts(
-                tenant,
-                sessions=len(sessions),
-                active=sum(
-                    each.expire_time > now or each.id in active_or_in_turn for each in sessions
-                ),
-                messages=sum(each.message_count for each in sessions),
-                history_bytes=sum(each.size_bytes for each in sessions),
-            )
-            for tenant, sessions in sorted(by_tenant.items())[:limit]
-        ]
+        sessions = (entry.session for entry in self._sessions.entries())
+        return count_by_tenant(sessions, now, after, limit, active_or_in_turn)
 
-    def _remove_expired(self, commit: Commit) -> Sequence[RemovedSession]:
-        """Deletes a session of the new one's id. Raises SessionExists if it has not expired."""
+    def _make_room(self, commit: Commit) -> Sequence[RemovedSession]:
+        """Deletes what has to go for a new session. Raises what `Store.commit` does, first."""
         session_id = commit.session.id
-        entry = self._entries.get(session_id)
-        if entry is None:
-            return ()
-        if entry.session.expire_time > commit.now:
-            raise SessionExists(f"there is a session {own(session_id)!r} already")
-        self._delete(entry)
-        return [RemovedSession(session_id, expired=True)]
+        tenant = tenant_of(session_id)
+        usage = self._sessions.usage(tenant)
+        replaced = self._sessions.get(session_id)
+        if replaced is not None:
+            if replaced.session.expire_time > commit.now:
+                raise SessionExists(f"there is a session {own(session_id)!r} already")
+            usage = room.without(usage, room.stored_bytes(replaced.session))
+        room.check_bytes(commit, usage)
+        victims = room.victims(
+            commit,
+            usage,
+            expired=lambda count, accept: self._sessions.expired(count, accept, commit.now),
+            least_recently_used=partial(self._sessions.least_recently_used, tenant),
+        )
+        removed = []
+        if replaced is not None:
+            removed = [RemovedSession(session_id, expired=True)]
+            self._delete(replaced)
+        self._tombstones.discard(session_id)
+        for each, reason in victims:
+            self._delete(self._sessions.existing(each), reason, commit.now)
+            removed.append(RemovedSession(each, expired=reason is Gone.EXPIRED))
+        return removed
 
-    def _create(self, session: Session) -> _Entry:
-        self._last_key += 1
-        entry = _Entry(self._last_key, session)
-        self._entries[session.id] = entry
-        self._ids[entry.key] = session.id
-        self._keys.append(entry.key)
-        return entry
-
-    def _apply(self, entry: _Entry, commit: Commit) -> Sequence[RemovedSession]:
+    def _apply(self, entry: Entry, commit: Commit) -> None:
         for number, message in commit.appended:
             end = entry.end_bytes[-1] if entry.end_bytes else 0
             entry.messages.append(message)
             entry.exchange_numbers.append(number)
             entry.end_bytes.append(end + message.size_bytes)
-        self._put(entry, commit.session)
+        self._sessions.put(entry, commit.session)
         if commit.idempotency_record is not None:
             self._store_record(entry, commit.idempotency_record, create=commit.create)
-        return self._evict(commit)
 
-    def _put(self, entry: _Entry, session: Session) -> None:
-        entry.session = session
-        self._by_use.put(entry.key, session.last_used_time)
-        self._by_expiry.put(entry.key, session.expire_time)
-
-    def _store_record(self, entry: _Entry, record: IdempotencyRecord, *, create: bool) -> None:
+    def _store_record(self, entry: Entry, record: IdempotencyRecord, *, create: bool) -> None:
         session_id = entry.session.id
         if record.request_id:
             replaced = entry.records.get(record.request_id)
@@ -289,44 +278,19 @@ class MemoryStore:
             self._creations[record.request_id] = (session_id, record)
             entry.created_by = record.request_id
 
-    def _evict(self, commit: Commit) -> Sequence[RemovedSession]:
-        if commit.max_sessions is None or len(self._entries) <= commit.max_sessions:
-            return ()
-
-        def may_delete(key: int) -> bool:
-            session_id = self._ids[key]
-            return session_id != commit.session.id and session_id not in commit.protected
-
-        surplus = len(self._entries) - commit.max_sessions
-        expired = self._delete_all(self._by_expiry.first(surplus, may_delete, commit.now))
-        evicted = self._delete_all(self._by_use.first(surplus - len(expired), may_delete))
-        return [
-            *(RemovedSession(session_id, expired=True) for session_id in expired),
-            *(RemovedSession(session_id, expired=False) for session_id in evicted),
-        ]
-
-    def _delete_all(self, keys: Sequence[int]) -> Sequence[str]:
-        entries = [self._entries[self._ids[key]] for key in keys]
-        for entry in entries:
-            self._delete(entry)
-        return [entry.session.id for entry in entries]
-
-    def _delete(self, entry: _Entry) -> None:
-        del self._entries[entry.session.id]
-        del self._ids[entry.key]
-        self._by_use.discard(entry.key)
-        self._by_expiry.discard(entry.key)
+    def _delete(self, entry: Entry, gone: Gone | None = None, now: float = 0.0) -> None:
+        self._sessions.remove(entry)
         for completion_id in entry.completion_ids:
             self._completions.pop(completion_id, None)
         if entry.created_by:
             created = self._creations.get(entry.created_by)
             if created is not None and created[0] == entry.session.id:
                 del self._creations[entry.created_by]
-        if len(self._keys) > 2 * len(self._ids) + _MAX_SURPLUS:
-            self._keys = sorted(self._ids)
+        if gone is not None:
+            self._tombstones.put(entry.session.id, gone, now)
 
 
-def _listed(entry: _Entry) -> Session:
+def _listed(entry: Entry) -> Session:
     return (
         replace(entry.session, system_prompt="") if entry.session.system_prompt else entry.session
     )

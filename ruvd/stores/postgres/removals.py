@@ -7,8 +7,7 @@ sweep. Sessions of other living replicas are neither evicted nor expired.
 from collections.abc import Collection
 from typing import Any
 
-from ruvd.core.ports.store import Commit, RemovedSession
-from ruvd.stores.postgres.reads import Connection, every, one
+from ruvd.stores.postgres.reads import Connection, every
 
 # The limit that `Store.expire` promises.
 _MAX_EXPIRED = 1_000
@@ -26,42 +25,20 @@ _IDLE = (
     "(owner IS NULL OR owner = %(me)s OR NOT EXISTS"
     " (SELECT 1 FROM replicas r WHERE r.id = owner AND r.until > clock_timestamp()))"
 )
-_EXPIRED = (
+EXPIRED = (
     "SELECT id FROM sessions WHERE expire_time <= %(now)s AND NOT id = ANY(%(kept)s)"
     f" AND {_IDLE} ORDER BY expire_time, pk LIMIT %(count)s FOR UPDATE SKIP LOCKED"
 )
-_LEAST_USED = (
-    f"SELECT id FROM sessions WHERE NOT id = ANY(%(kept)s) AND {_IDLE}"
+LEAST_USED = (
+    f"SELECT id FROM sessions WHERE tenant = %(tenant)s AND NOT id = ANY(%(kept)s) AND {_IDLE}"
     " ORDER BY last_used_time, pk LIMIT %(count)s FOR UPDATE SKIP LOCKED"
 )
 
 
-async def end(db: Connection, session_id: str) -> bool:
-    """See `Store.end`. Whoever had the session's turn cannot commit it any more."""
-    return await one(db, REMOVE, {"ids": [session_id]}) is not None
-
-
 async def expire(db: Connection, me: str, now: float, protected: Collection[str]) -> list[str]:
-    """See `Store.expire`."""
-    async with db.transaction():
-        values = {"me": me, "now": now, "kept": list(protected), "count": _MAX_EXPIRED}
-        return await _remove(db, _EXPIRED, values)
-
-
-async def evict(db: Connection, me: str, change: Commit, count: int) -> list[RemovedSession]:
-    """Deletes the sessions beyond `max_sessions` of `count`, as `Store.commit` describes it."""
-    surplus = 0 if change.max_sessions is None else count - change.max_sessions
-    if surplus <= 0:
-        return []
-    kept = [change.session.id, *change.protected]
-    values = {"me": me, "now": change.now, "kept": kept, "count": surplus}
-    expired = await _remove(db, _EXPIRED, values)
-    values |= {"kept": [*kept, *expired], "count": surplus - len(expired)}
-    evicted = await _remove(db, _LEAST_USED, values) if len(expired) < surplus else []
-    return [
-        *(RemovedSession(session_id, expired=True) for session_id in expired),
-        *(RemovedSession(session_id, expired=False) for session_id in evicted),
-    ]
+    """Deletes expired sessions as `Store.expire` does, and returns their ids."""
+    values = {"me": me, "now": now, "kept": list(protected), "count": _MAX_EXPIRED}
+    return await _remove(db, EXPIRED, values)
 
 
 async def purge(db: Connection) -> bool:

@@ -110,6 +110,30 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX receipts_by_creation ON receipts (request_id, session) WHERE creates",
         "CREATE TABLE garbage (branch bigint PRIMARY KEY, kept bigint)",
     ),
+    # A `tenant` is the prefix of its ids, see `core.tenants`: what follows the last slash is cut.
+    (
+        """
+        ALTER TABLE sessions
+        ADD COLUMN tenant text COLLATE "C" NOT NULL
+            GENERATED ALWAYS AS (rtrim(id, replace(id, '/', ''))) STORED,
+        ADD COLUMN stored_bytes bigint NOT NULL
+            GENERATED ALWAYS AS (size_bytes + octet_length(system_prompt)) STORED
+        """,
+        "DROP INDEX sessions_by_use",
+        """
+        CREATE INDEX sessions_by_use ON sessions (tenant, last_used_time, pk)
+        INCLUDE (stored_bytes)
+        """,
+        """
+        CREATE TABLE tombstones (
+            pk bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            id text COLLATE "C" NOT NULL UNIQUE,
+            tenant text COLLATE "C" NOT NULL,
+            reason text NOT NULL,
+            time double precision NOT NULL
+        )
+        """,
+    ),
 )
 # Any number that no other program uses for an advisory lock in the same database.
 _LOCK = 0x72757664

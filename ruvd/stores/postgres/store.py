@@ -25,17 +25,22 @@ from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports.background import StartTask, start_unsupervised
 from ruvd.core.ports.clock import StoredClock
 from ruvd.core.ports.events import Observer, StoreBatch
+from ruvd.core.ports.room import check_bytes
 from ruvd.core.ports.store import (
+    DEFAULT_TOMBSTONES,
     Commit,
+    Gone,
     HistoryPart,
     RemovedSession,
     SessionElsewhere,
     StoreCounts,
+    StoreUsage,
     TenantCounts,
+    TombstoneLimits,
     TurnSnapshot,
 )
-from ruvd.core.tenants import own
-from ruvd.stores.postgres import reads, removals, schema, writes
+from ruvd.core.tenants import own, tenant_of
+from ruvd.stores.postgres import places, reads, removals, schema, writes
 from ruvd.stores.postgres.connections import Connections
 from ruvd.stores.postgres.lease import Lease
 from ruvd.stores.postgres.reads import Connection
@@ -71,7 +76,9 @@ class PostgresStore:
         lease_seconds: float = _DEFAULT_LEASE_SECONDS,
         prepare: bool = True,
         start_task: StartTask = start_unsupervised,
+        tombstones: TombstoneLimits = DEFAULT_TOMBSTONES,
     ) -> None:
+        self._tombstones = tombstones
         self._clock = clock
         self._observer = observer
         self._timeout_seconds = timeout_seconds
@@ -138,8 +145,17 @@ class PostgresStore:
             begun = await writes.begin(db, me, session_id, request_id, now)
             if begun.elsewhere:
                 raise SessionElsewhere(session_id)
-            if begun.session is None or begun.record is not None:
-                return TurnSnapshot(begun.session, begun.record, has_expired=begun.has_expired)
+            if begun.session is None:
+                return await places.snapshot_of_none(
+                    db,
+                    self._tombstones,
+                    session_id,
+                    now,
+                    self._count,
+                    has_expired=begun.has_expired,
+                )
+            if begun.record is not None:
+                return TurnSnapshot(begun.session, begun.record)
             self._epochs[session_id] = begun.epoch
             self._lease.taken_again(session_id)
             window = await reads.exchanges(db, session_id, begun.session.window_start)
@@ -165,6 +181,8 @@ class PostgresStore:
         epoch = self._epochs.pop(session_id, None)
         if commit.create:
             return await self._create(commit)
+        if commit.max_own_bytes is not None:
+            check_bytes(commit, await self.usage(tenant_of(session_id)))
         me = self._lease.replica
         try:
             changed, was_lost = await self._write(
@@ -196,16 +214,28 @@ class PostgresStore:
                 self._lease.release_later(session_id)
             raise
 
-    async def end(self, session_id: str) -> bool:
+    async def end(self, session_id: str, *, gone: Gone | None = None, now: float = 0.0) -> bool:
         """See `Store.end`. A turn of another replica in the session cannot be committed then."""
-        existed = await self._run(lambda db: removals.end(db, session_id))
+        existed = await self._run(
+            lambda db: places.end(db, self._tombstones, session_id, gone, now)
+        )
         self._count -= existed
         return existed
+
+    async def gone(self, session_id: str, now: float) -> Gone | None:
+        """See `Store.gone`."""
+        return await self._run(lambda db: places.gone(db, self._tombstones, session_id, now))
+
+    async def usage(self, tenant: str) -> StoreUsage:
+        """See `Store.usage`. O(n) in the tenant's sessions."""
+        return await self._run(lambda db: places.usage(db, tenant, self._count))
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """See `Store.expire`. Also purges what deleted sessions have left."""
         me = self._lease.replica
-        expired = await self._run(lambda db: removals.expire(db, me, now, protected))
+        expired = await self._run(
+            lambda db: places.expire(db, me, self._tombstones, now, protected)
+        )
         if not expired:
             end = time.monotonic() + _PURGE_SECONDS
             while time.monotonic() < end and await self._run(removals.purge):
@@ -262,7 +292,9 @@ class PostgresStore:
 
         async def create(db: Connection, write: str) -> list[RemovedSession] | None:
             try:
-                return await writes.create(db, me, commit, write, self._count, parent_id)
+                return await writes.create(
+                    db, me, self._tombstones, commit, write, self._count, parent_id
+                )
             except (psycopg.errors.UniqueViolation, SessionExists):
                 return None
 

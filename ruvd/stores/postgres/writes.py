@@ -10,13 +10,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from ruvd.core import tenants
-from ruvd.core.errors import SessionExists, SessionNotFound
+from ruvd.core.errors import SessionNotFound
 from ruvd.core.model import IdempotencyRecord, Session
-from ruvd.core.ports.store import Commit, RemovedSession
-from ruvd.stores.postgres import reads
+from ruvd.core.ports.store import Commit, RemovedSession, TombstoneLimits
+from ruvd.stores.postgres import places, reads
 from ruvd.stores.postgres.reads import CHAIN, Connection, one
-from ruvd.stores.postgres.removals import REMOVE, evict
 from ruvd.stores.postgres.rows import (
     FIELD_COUNT,
     RECORD_COUNT,
@@ -138,14 +136,20 @@ async def commit(db: Connection, me: str, change: Commit, epoch: int | None, wri
 
 
 async def create(
-    db: Connection, me: str, change: Commit, write_id: str, count: int, parent_id: str = ""
+    db: Connection,
+    me: str,
+    tombstones: TombstoneLimits,
+    change: Commit,
+    write_id: str,
+    count: int,
+    parent_id: str = "",
 ) -> list[RemovedSession]:
     """See `Store.commit` with `create`, and `Store.fork`; `count` is that of all sessions."""
     async with db.transaction():
         session = change.session
         shared = session.message_count - len(change.appended) if parent_id else 0
         base = await _fork_base(db, parent_id, shared, session.exchange_count)
-        removed = await _remove_expired(db, change)
+        removed = await places.make_room(db, me, tombstones, change, count)
         values = _values(change, shared, write_id) | {"base_bytes": base[2] if base else 0}
         row = await one(db, _INSERT + _ADD, values)
         assert row is not None  # noqa: S101  # an INSERT that returned has a row
@@ -153,7 +157,7 @@ async def create(
             await db.execute(
                 "INSERT INTO forks VALUES (%s, %s, %s, %s)", (row[0], base[0], shared, base[1])
             )
-        return removed + await evict(db, me, change, count + 1 - len(removed))
+        return removed
 
 
 async def was_written(db: Connection, session_id: str, write_id: str) -> bool:
@@ -208,18 +212,6 @@ async def _fork_base(
     if row is None:
         raise ValueError(f"the parent has no {shared} messages to share")
     return row
-
-
-async def _remove_expired(db: Connection, change: Commit) -> list[RemovedSession]:
-    """Deletes a session of the new one's id. Raises SessionExists if it has not expired."""
-    session_id = change.session.id
-    row = await one(db, "SELECT expire_time FROM sessions WHERE id = %s FOR UPDATE", (session_id,))
-    if row is None:
-        return []
-    if row[0] > change.now:
-        raise SessionExists(f"there is a session {tenants.own(session_id)!r} already")
-    await db.execute(REMOVE, {"ids": [session_id]})
-    return [RemovedSession(session_id, expired=True)]
 
 
 def _values(change: Commit, position: int, write_id: str) -> dict[str, Any]:

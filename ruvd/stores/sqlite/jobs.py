@@ -1,8 +1,9 @@
 """The operations that are queued for the store's worker, and the transaction that runs them.
 
-If an operation raises an error of its caller's, the transaction is rolled back and the others run
-again, each in a savepoint, so that only what fails is undone. Savepoints cost two statements each,
-and each statement releases the interpreter's lock, so they are not used at first.
+If an operation raises an error of its caller's after a change, the transaction is rolled back and
+the others run again, each in a savepoint, so that only what fails is undone. Savepoints cost two
+statements each, and each statement releases the interpreter's lock, so they are not used at first.
+A refusal before any change undoes nothing, so that a flood of them costs other callers nothing.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ruvd.core.errors import RuvdError
+from ruvd.core.errors import DataCorrupted, RuvdError
 
 # Errors that an operation raises because of its arguments. They say nothing about the database.
 _CALLER_ERRORS = (
@@ -82,11 +83,20 @@ def _run_job(db: sqlite3.Connection, job: Job, begin: str) -> None:
     if job.result is None:
         if not db.in_transaction:
             db.execute(begin)
-        job.run(db)
+        changes = db.total_changes
+        try:
+            job.run(db)
+        except DataCorrupted:  # a transaction in which SQLite found damage cannot commit
+            raise
+        except RuvdError as error:
+            if db.total_changes != changes:
+                raise
+            job.error = error
 
 
 def _run_in_savepoint(db: sqlite3.Connection, job: Job) -> None:
     db.execute("SAVEPOINT job")
+    job.error = None
     try:
         job.run(db)
     except _CALLER_ERRORS as error:

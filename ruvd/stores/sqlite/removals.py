@@ -5,15 +5,15 @@ of existing sessions are announced to it as the branch `VALUES`, which is no ses
 """
 
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import islice
 
-from ruvd.core.errors import SessionExists
-from ruvd.core.ports.store import Commit, RemovedSession
-from ruvd.core.tenants import own
+from ruvd.core.ports.store import Gone
+from ruvd.core.tenants import prefix
 from ruvd.stores.sqlite.rows import to_labels
 from ruvd.stores.sqlite.sealing import forget_key, opener_of, possible_label_rows
 from ruvd.stores.sqlite.session_cache import SessionCache
+from ruvd.stores.sqlite.tombstones import Tombstones
 
 # The limit that `Store.expire` promises.
 _MAX_EXPIRED = 1_000
@@ -21,18 +21,35 @@ _MAX_EXPIRED = 1_000
 VALUES = 0
 
 _BY_EXPIRY = "SELECT id FROM sessions WHERE expire_time <= ? ORDER BY expire_time, pk"
-_BY_USE = "SELECT id FROM sessions ORDER BY last_used_time, pk"
+_BY_USE = "SELECT id FROM sessions WHERE tenant = ? ORDER BY last_used_time, pk"
 
 
-def end(db: sqlite3.Connection, session_cache: SessionCache, session_id: str) -> bool:
+def end(
+    db: sqlite3.Connection,
+    session_cache: SessionCache,
+    tombstones: Tombstones,
+    session_id: str,
+    gone: Gone | None,
+    now: float,
+) -> bool:
     """See `Store.end`."""
+    found = remove(db, session_cache, session_id)
+    if gone is None:
+        if not found:
+            tombstones.discard(db, session_id)
+    elif found:
+        tombstones.put(db, [session_id], gone, now)
+    return found
+
+
+def remove(db: sqlite3.Connection, session_cache: SessionCache, session_id: str) -> bool:
+    """Deletes a session without a tombstone; returns False for an unknown id."""
     row = db.execute("SELECT pk, labels FROM sessions WHERE id = ?", (session_id,)).fetchone()
     if row is None:
         return False
     session_cache.drop(session_id)
     branch, labels = row[0], to_labels(row[0], session_id, row[1], opener_of(db))
     db.execute("DELETE FROM sessions WHERE pk = ?", (branch,))
-    db.execute("UPDATE totals SET sessions = sessions - 1")
     db.execute("INSERT INTO garbage VALUES (?)", (branch,))
     remove_labels(db, branch, labels)
     forget_key(db, branch)
@@ -40,48 +57,33 @@ def end(db: sqlite3.Connection, session_cache: SessionCache, session_id: str) ->
 
 
 def expire(
-    db: sqlite3.Connection, session_cache: SessionCache, now: float, protected: Collection[str]
+    db: sqlite3.Connection,
+    session_cache: SessionCache,
+    tombstones: Tombstones,
+    now: float,
+    protected: Collection[str],
 ) -> list[str]:
     """See `Store.expire`."""
-    expired = _first(db.execute(_BY_EXPIRY, (now,)), _MAX_EXPIRED, protected)
+    tombstones.prune(db, now)
+    expired = find_expired(db, now, _MAX_EXPIRED, lambda each: each not in protected)
     for session_id in expired:
-        end(db, session_cache, session_id)
+        remove(db, session_cache, session_id)
+    tombstones.put(db, expired, Gone.EXPIRED, now)
     return expired
 
 
-def remove_expired(
-    db: sqlite3.Connection, session_cache: SessionCache, change: Commit
-) -> list[RemovedSession]:
-    """Deletes a session of the new one's id. Raises SessionExists if it has not expired."""
-    session_id = change.session.id
-    row = db.execute("SELECT expire_time FROM sessions WHERE id = ?", (session_id,)).fetchone()
-    if row is None:
-        return []
-    if row[0] > change.now:
-        raise SessionExists(f"there is a session {own(session_id)!r} already")
-    end(db, session_cache, session_id)
-    return [RemovedSession(session_id, expired=True)]
+def find_expired(
+    db: sqlite3.Connection, now: float, count: int, accept: Callable[[str], bool]
+) -> list[str]:
+    """Returns the first accepted sessions that have expired, in the order of their expiry."""
+    return _first(db.execute(_BY_EXPIRY, (now,)), count, accept)
 
 
-def evict(
-    db: sqlite3.Connection, session_cache: SessionCache, change: Commit
-) -> list[RemovedSession]:
-    """Deletes the sessions beyond `max_sessions`, as `Store.commit` describes it."""
-    if change.max_sessions is None:
-        return []
-    (count,) = db.execute("SELECT sessions FROM totals").fetchone()
-    surplus = count - change.max_sessions
-    if surplus <= 0:
-        return []
-    kept = {change.session.id, *change.protected}
-    expired = _first(db.execute(_BY_EXPIRY, (change.now,)), surplus, kept)
-    evicted = _first(db.execute(_BY_USE), surplus - len(expired), kept.union(expired))
-    for session_id in (*expired, *evicted):
-        end(db, session_cache, session_id)
-    return [
-        *(RemovedSession(session_id, expired=True) for session_id in expired),
-        *(RemovedSession(session_id, expired=False) for session_id in evicted),
-    ]
+def find_least_recently_used(
+    db: sqlite3.Connection, tenant: str, count: int, accept: Callable[[str], bool]
+) -> list[str]:
+    """Returns the accepted sessions of a tenant whose last use is the longest ago."""
+    return _first(db.execute(_BY_USE, (prefix(tenant),)), count, accept)
 
 
 def announce_deleted_values(db: sqlite3.Connection) -> None:
@@ -102,5 +104,5 @@ def remove_labels(db: sqlite3.Connection, branch: int, labels: Mapping[str, str]
             )
 
 
-def _first(rows: Iterable[tuple[str]], count: int, excluded: Collection[str]) -> list[str]:
-    return list(islice((each for (each,) in rows if each not in excluded), count))
+def _first(rows: Iterable[tuple[str]], count: int, accept: Callable[[str], bool]) -> list[str]:
+    return list(islice((each for (each,) in rows if accept(each)), count))

@@ -108,7 +108,7 @@ def _receipt(db: sqlite3.Connection, rows: "SealedRows", row: Row, seal: bool) -
 
 
 def _session(db: sqlite3.Connection, rows: "SealedRows", row: Row, seal: bool) -> None:  # noqa: FBT001
-    pk, *columns, checksum = row
+    pk, *columns, checksum, _tenant, _stored_bytes = row
     if isinstance(columns[_SYSTEM_PROMPT], bytes) is seal:
         return
     session_id, labels = columns[0], columns[_LABELS]

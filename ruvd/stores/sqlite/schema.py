@@ -5,6 +5,9 @@ A row of `forks` says that a branch begins with the first `base_position` messag
 Deleting a session puts its branch into `garbage`, which is purged later, so that it costs O(log n).
 `end_bytes` is the size of the history up to the end of a message, so that a size is one look-up.
 `receipts` are the idempotency records; they refer to the answer's message and do not repeat it.
+
+`tenants` has the sums of each tenant with sessions or tombstones, and `totals` those of all.
+Triggers keep both, within the statement that changes a row, so that a turn needs no further one.
 """
 
 import sqlite3
@@ -139,6 +142,79 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )
         """,
         "CREATE INDEX data_keys_by_key ON data_keys (key_id)",
+    ),
+    # The sums of tenants, and tombstones. A `tenant` is the prefix of its ids, see `core.tenants`.
+    # Sessions are evicted in the order of use of their tenant.
+    (
+        "ALTER TABLE sessions ADD COLUMN tenant TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE sessions ADD COLUMN stored_bytes INTEGER NOT NULL DEFAULT 0",
+        # Cuts what follows the last slash of an id.
+        """
+        UPDATE sessions SET tenant = rtrim(id, replace(id, '/', '')),
+            stored_bytes = size_bytes + length(CAST(system_prompt AS BLOB))
+        """,
+        "DROP INDEX sessions_by_use",
+        "CREATE INDEX sessions_by_use ON sessions (tenant, last_used_time)",
+        """
+        CREATE TABLE tombstones (
+            pk INTEGER PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            tenant TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            time REAL NOT NULL
+        )
+        """,
+        "CREATE INDEX tombstones_by_tenant ON tombstones (tenant)",
+        "ALTER TABLE totals ADD COLUMN tombstones INTEGER NOT NULL DEFAULT 0",
+        """
+        CREATE TABLE tenants (
+            tenant TEXT PRIMARY KEY,
+            sessions INTEGER NOT NULL DEFAULT 0,
+            bytes INTEGER NOT NULL DEFAULT 0,
+            tombstones INTEGER NOT NULL DEFAULT 0
+        ) WITHOUT ROWID
+        """,
+        """
+        INSERT INTO tenants SELECT tenant, COUNT(*), SUM(stored_bytes), 0
+        FROM sessions GROUP BY tenant
+        """,
+        """
+        CREATE TRIGGER session_added AFTER INSERT ON sessions BEGIN
+            UPDATE totals SET sessions = sessions + 1;
+            INSERT INTO tenants (tenant, sessions, bytes)
+            VALUES (NEW.tenant, 1, NEW.stored_bytes) ON CONFLICT (tenant)
+            DO UPDATE SET sessions = sessions + 1, bytes = bytes + excluded.bytes;
+        END
+        """,
+        """
+        CREATE TRIGGER session_changed AFTER UPDATE OF stored_bytes ON sessions
+        WHEN NEW.stored_bytes <> OLD.stored_bytes BEGIN
+            UPDATE tenants SET bytes = bytes + NEW.stored_bytes - OLD.stored_bytes
+            WHERE tenant = NEW.tenant;
+        END
+        """,
+        """
+        CREATE TRIGGER session_removed AFTER DELETE ON sessions BEGIN
+            UPDATE totals SET sessions = sessions - 1;
+            UPDATE tenants SET sessions = sessions - 1, bytes = bytes - OLD.stored_bytes
+            WHERE tenant = OLD.tenant;
+            DELETE FROM tenants WHERE tenant = OLD.tenant AND sessions = 0 AND tombstones = 0;
+        END
+        """,
+        """
+        CREATE TRIGGER tombstone_added AFTER INSERT ON tombstones BEGIN
+            UPDATE totals SET tombstones = tombstones + 1;
+            INSERT INTO tenants (tenant, tombstones) VALUES (NEW.tenant, 1) ON CONFLICT (tenant)
+            DO UPDATE SET tombstones = tombstones + 1;
+        END
+        """,
+        """
+        CREATE TRIGGER tombstone_removed AFTER DELETE ON tombstones BEGIN
+            UPDATE totals SET tombstones = tombstones - 1;
+            UPDATE tenants SET tombstones = tombstones - 1 WHERE tenant = OLD.tenant;
+            DELETE FROM tenants WHERE tenant = OLD.tenant AND sessions = 0 AND tombstones = 0;
+        END
+        """,
     ),
 )
 

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from ruvd.core.model import Exchange, Message, Session
 from ruvd.core.values import value
 
+# The sizes of a store's cache, in all and of one session.
+CACHE_BYTES = 8 << 20
+CACHED_SESSION_BYTES = 1 << 18
 # An estimate of what the objects of a message take, besides its text.
 _MESSAGE_BYTES = 300
 

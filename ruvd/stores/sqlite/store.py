@@ -18,32 +18,32 @@ from typing import TypeVar
 from ruvd.core.errors import DataCorrupted, StoreUnavailable
 from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports.clock import StoredClock
-from ruvd.core.ports.events import Observer, StoreBatch, StoredDataDamaged, StoreStateChanged
+from ruvd.core.ports.events import Observer, StoreBatch, StoredDataDamaged
 from ruvd.core.ports.store import (
+    DEFAULT_TOMBSTONES,
     Commit,
+    Gone,
     HistoryPart,
     RemovedSession,
     StoreCounts,
     StoreLocked,
+    StoreUsage,
     TenantCounts,
+    TombstoneLimits,
     TurnSnapshot,
 )
-from ruvd.stores.sqlite import reads, removals, writes
-from ruvd.stores.sqlite.access import ReaderAccess, WriterAccess
-from ruvd.stores.sqlite.clock import read_clock, resume_clock, store_reading, store_step
+from ruvd.stores.sqlite import places, reads, removals, writes
+from ruvd.stores.sqlite.availability import Availability
+from ruvd.stores.sqlite.clock import store_reading, store_step
+from ruvd.stores.sqlite.connections import Connections
 from ruvd.stores.sqlite.database import DatabaseFile, Durability
-from ruvd.stores.sqlite.housekeeping import Housekeeping
-from ruvd.stores.sqlite.reserve import Reserve
 from ruvd.stores.sqlite.sealing import RowSealing
-from ruvd.stores.sqlite.session_cache import SessionCache
+from ruvd.stores.sqlite.session_cache import CACHE_BYTES, CACHED_SESSION_BYTES, SessionCache
 from ruvd.stores.sqlite.tenant_totals import tenant_counts
+from ruvd.stores.sqlite.tombstones import Tombstones
 from ruvd.stores.sqlite.worker import SqliteWorker
 
 _T = TypeVar("_T")
-
-_CACHE_BYTES = 8 << 20
-_CACHED_SESSION_BYTES = 1 << 18
-_MAX_CLOCK_CHANGE_SECONDS = 1.0
 
 
 class SqliteStore:
@@ -52,8 +52,8 @@ class SqliteStore:
     With `durability` "normal", commits survive the end of the process; with "full" also a power
     cut, for which each commit is flushed to the disk. The observer receives a StoreBatch for each
     transaction that wrote something, and a StoreStateChanged when the store goes up or down. The
-    clock goes on from the reading in the file. `close` brings that up to date, and so does `expire`
-    after a step of the wall clock. `sealing` encrypts the content of rows, None leaves it plain.
+    clock goes on from the reading in the file, which `close` and some `expire` bring up to date.
+    `sealing` encrypts the content of rows, None leaves it plain.
     """
 
     def __init__(
@@ -64,22 +64,17 @@ class SqliteStore:
         clock: StoredClock,
         observer: Observer,
         sealing: RowSealing | None = None,
+        tombstones: TombstoneLimits = DEFAULT_TOMBSTONES,
     ) -> None:
-        self._path = path
         self._clock = clock
         self._file = DatabaseFile(path, durability, sealing)
         self._observer = observer
         self._writer: SqliteWorker | None = None
         self._reader: SqliteWorker | None = None
-        # Before the writer has opened the file, it may be missing or have an old schema.
-        self._opened = False
-        # While the store is being opened, nothing else has been asked of it.
-        self._opening = True
-        # Whether the clock goes on from the reading in the file.
-        self._has_clock = False
-        self._faults: dict[str, str] = {}
-        self._session_cache = SessionCache(_CACHE_BYTES, _CACHED_SESSION_BYTES)
-        self._up: bool | None = None
+        self._connections = Connections(path, self._file, clock)
+        self._availability = Availability(path, observer)
+        self._session_cache = SessionCache(CACHE_BYTES, CACHED_SESSION_BYTES)
+        self._tombstones = Tombstones(tombstones)
 
     async def open(self) -> None:
         """Opens the file, creating it if it is missing.
@@ -87,16 +82,12 @@ class SqliteStore:
         Raises StoreLocked if another process has it open, and StoreUnavailable if it cannot be
         used. After the latter, each call tries to open it again.
         """
-        report_disk = partial(self._report_from_thread, asyncio.get_running_loop(), "disk")
-        housekeeping = Housekeeping(self._file, Reserve(self._path), report_disk)
+        report_disk = self._availability.reporter(asyncio.get_running_loop(), "disk")
+        housekeeping = self._connections.housekeeping(report_disk)
         self._writer = SqliteWorker(
             "store-writer",
-            WriterAccess(
-                self._file,
-                partial(self._open_writer, housekeeping),
-                lambda: not housekeeping.is_full,
-            ),
-            partial(self._report, "writer"),
+            self._connections.writer(housekeeping),
+            partial(self._availability.report, "writer"),
             committed=lambda writes: self._observer(StoreBatch(writes)),
             begin="BEGIN IMMEDIATE",
             idle=housekeeping.step,
@@ -108,29 +99,29 @@ class SqliteStore:
         )
         self._reader = SqliteWorker(
             "store-reader",
-            ReaderAccess(self._file, self._open_reader),
-            partial(self._report, "reader"),
+            self._connections.reader(),
+            partial(self._availability.report, "reader"),
             begin="BEGIN",
             end="ROLLBACK",
         )
         self._writer.start()
         self._reader.start()
         try:
-            await self._writer.run(_do_nothing)
+            await self._writer.run(lambda _: None)  # it opens the file
         except StoreLocked:
             await self.close()
             raise
         except StoreUnavailable:
             if self._file.is_read_only:
                 with suppress(StoreUnavailable):  # observed
-                    await self._reader.run(_do_nothing)
+                    await self._reader.run(lambda _: None)
             raise
         finally:
-            self._opening = False
+            self._connections.is_opening = False
 
     async def close(self) -> None:
         """See `Store.close`."""
-        if self._opened:
+        if self._availability.is_open:
             reading = self._clock.reading()
             with suppress(StoreUnavailable):  # observed
                 await self._write(lambda db: store_reading(db, reading))
@@ -159,21 +150,25 @@ class SqliteStore:
 
     async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
         """See `Store.begin_turn`."""
+        kept = self._session_cache, self._tombstones
         return await self._write(
             reads.of_session(
-                session_id,
-                lambda db: writes.begin_turn(db, self._session_cache, session_id, request_id, now),
+                session_id, lambda db: writes.begin_turn(db, *kept, session_id, request_id, now)
             ),
             lambda: writes.begin_turn_cached(self._session_cache, session_id, request_id, now),
         )
 
     async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
         """See `Store.commit`."""
-        return await self._write(lambda db: writes.commit(db, self._session_cache, commit))
+        return await self._write(
+            lambda db: writes.commit(db, self._session_cache, self._tombstones, commit)
+        )
 
     async def fork(self, commit: Commit, parent_id: str) -> Sequence[RemovedSession]:
         """See `Store.fork`."""
-        return await self._write(lambda db: writes.fork(db, self._session_cache, commit, parent_id))
+        return await self._write(
+            lambda db: writes.fork(db, self._session_cache, self._tombstones, commit, parent_id)
+        )
 
     async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
         """See `Store.size_at`."""
@@ -185,11 +180,20 @@ class SqliteStore:
         """See `Store.touch`."""
         return await self._write(lambda db: writes.touch(db, self._session_cache, session_id, now))
 
-    async def end(self, session_id: str) -> bool:
+    async def end(self, session_id: str, *, gone: Gone | None = None, now: float = 0.0) -> bool:
         """See `Store.end`."""
+        kept = self._session_cache, self._tombstones
         return await self._write(
-            lambda db: removals.end(db, self._session_cache, session_id), deletes=True
+            lambda db: removals.end(db, *kept, session_id, gone, now), deletes=True
         )
+
+    async def gone(self, session_id: str, now: float) -> Gone | None:
+        """See `Store.gone`."""
+        return await self._read(lambda db: self._tombstones.gone(db, session_id, now))
+
+    async def usage(self, tenant: str) -> StoreUsage:
+        """See `Store.usage`."""
+        return await self._read(lambda db: places.usage(db, tenant))
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """See `Store.expire`."""
@@ -198,7 +202,7 @@ class SqliteStore:
 
         def expire(db: sqlite3.Connection) -> Sequence[str]:
             store_step(db, reading)
-            return removals.expire(db, self._session_cache, now, excluded)
+            return removals.expire(db, self._session_cache, self._tombstones, now, excluded)
 
         return await self._write(expire, deletes=True)
 
@@ -248,42 +252,6 @@ class SqliteStore:
         """See `Store.tenants`."""
         return await self._read(lambda db: tenant_counts(db, now, after, limit, active_or_in_turn))
 
-    def _open_writer(self, housekeeping: Housekeeping) -> sqlite3.Connection:
-        try:
-            return self._open_writer_once(housekeeping)
-        except sqlite3.Error as error:
-            if housekeeping.make_room(None, error) is None:
-                raise
-            return self._open_writer_once(housekeeping)
-
-    def _open_writer_once(self, housekeeping: Housekeeping) -> sqlite3.Connection:
-        db = self._file.open_writer()
-        try:
-            self._resume_clock(partial(resume_clock, db))
-            housekeeping.opened(db)
-        except BaseException:
-            self._file.close_writer(db)
-            raise
-        return db
-
-    def _open_reader(self) -> sqlite3.Connection:
-        db = self._file.open_reader()
-        try:
-            if not self._has_clock:
-                self._resume_clock(partial(read_clock, db))
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    def _resume_clock(self, resume: Callable[[StoredClock], None]) -> None:
-        before = self._clock.now()
-        resume(self._clock)
-        self._has_clock = True
-        if not self._opening and abs(self._clock.now() - before) > _MAX_CLOCK_CHANGE_SECONDS:
-            # The waiting calls bring times of the clock before it went on from another reading.
-            raise StoreUnavailable(f"{self._path} was opened with another time: call again")
-
     async def _write(
         self,
         operation: Callable[[sqlite3.Connection], _T],
@@ -291,8 +259,8 @@ class SqliteStore:
         *,
         deletes: bool = False,
     ) -> _T:
-        if "disk" in self._faults and not deletes:
-            raise StoreUnavailable(self._faults["disk"])
+        if self._availability.full_disk and not deletes:
+            raise StoreUnavailable(self._availability.full_disk)
         return await self._run(self._writer, operation, cached, deletes=deletes)
 
     async def _read(
@@ -300,9 +268,9 @@ class SqliteStore:
     ) -> _T:
         if session_id is not None:
             operation = reads.of_session(session_id, operation)
-        if not self._opened:
+        if not self._availability.is_open:
             try:
-                await self._run(self._writer, _do_nothing)
+                await self._run(self._writer, lambda _: None)
             except StoreUnavailable:
                 if not self._file.is_read_only:
                     raise
@@ -330,27 +298,3 @@ class SqliteStore:
 
     def _report_damage(self, error: DataCorrupted) -> None:
         self._observer(StoredDataDamaged(error.session_id, str(error)))
-
-    def _report_from_thread(
-        self, loop: asyncio.AbstractEventLoop, part: str, fault: str | None
-    ) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(self._report, part, fault)
-
-    def _report(self, part: str, fault: str | None) -> None:
-        if fault is not None:
-            self._faults[part] = fault
-            # On a full disk the store can be read.
-            self._opened = self._opened and part == "disk"
-        else:
-            self._faults.pop(part, None)
-            if part == "writer":
-                self._opened = True
-        up = not self._faults
-        if up is not self._up:
-            self._up = up
-            self._observer(StoreStateChanged(up, fault or f"{self._path} is open"))
-
-
-def _do_nothing(_: sqlite3.Connection) -> None:
-    """Makes the worker open the file if it is not open."""

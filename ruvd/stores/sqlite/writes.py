@@ -10,15 +10,12 @@ from dataclasses import replace
 
 from ruvd.core.errors import SessionNotFound
 from ruvd.core.model import IdempotencyRecord
+from ruvd.core.ports import room
 from ruvd.core.ports.store import Commit, RemovedSession, TurnSnapshot
-from ruvd.stores.sqlite import reads
+from ruvd.core.tenants import prefix, tenant_of
+from ruvd.stores.sqlite import places, reads
 from ruvd.stores.sqlite.checksums import of_message
-from ruvd.stores.sqlite.removals import (
-    announce_deleted_values,
-    evict,
-    remove_expired,
-    remove_labels,
-)
+from ruvd.stores.sqlite.removals import announce_deleted_values, remove_labels
 from ruvd.stores.sqlite.rows import (
     extra_column,
     figures_column,
@@ -28,6 +25,7 @@ from ruvd.stores.sqlite.rows import (
 )
 from ruvd.stores.sqlite.sealing import label_rows, opener_of, sealer_of
 from ruvd.stores.sqlite.session_cache import CachedSession, SessionCache
+from ruvd.stores.sqlite.tombstones import Tombstones
 
 # A window up to this size is read between writes, which takes well under a millisecond.
 _MAX_WINDOW_MESSAGES = 200
@@ -38,7 +36,7 @@ _MESSAGE_VALUES = 8
 
 
 def commit(
-    db: sqlite3.Connection, session_cache: SessionCache, change: Commit
+    db: sqlite3.Connection, session_cache: SessionCache, tombstones: Tombstones, change: Commit
 ) -> list[RemovedSession]:
     """See `Store.commit`."""
     session = change.session
@@ -46,12 +44,12 @@ def commit(
     session_cache.drop(session.id)
     removed: list[RemovedSession] = []
     if change.create:
-        removed = remove_expired(db, session_cache, change)
+        victims = places.make_room(db, session_cache, tombstones, change)
         branch = _insert_session(db, change, 0)
+        removed = places.remove_victims(db, session_cache, tombstones, victims, change.now)
         branch_end = branch, _append(db, branch, change, 0, 0)
     else:
         branch_end = _update_session(db, change, cached)
-    removed += evict(db, session_cache, change)
     cached = cached.after(session, change.appended, branch_end) if cached else None
     if cached:
         session_cache.put(cached)
@@ -59,7 +57,11 @@ def commit(
 
 
 def fork(
-    db: sqlite3.Connection, session_cache: SessionCache, change: Commit, parent_id: str
+    db: sqlite3.Connection,
+    session_cache: SessionCache,
+    tombstones: Tombstones,
+    change: Commit,
+    parent_id: str,
 ) -> list[RemovedSession]:
     """See `Store.fork`."""
     parent = reads.branch_of(db, parent_id)
@@ -67,18 +69,19 @@ def fork(
         raise SessionNotFound(f"there is no session {parent_id!r}")
     shared = change.session.message_count - len(change.appended)
     base = _fork_base(db, parent, shared, change.session.exchange_count) if shared else None
-    removed = remove_expired(db, session_cache, change)
+    victims = places.make_room(db, session_cache, tombstones, change)
     end_bytes = base[2] if base else 0
     branch = _insert_session(db, change, end_bytes)
     if base:
         db.execute("INSERT INTO forks VALUES (?, ?, ?, ?)", (branch, base[0], shared, base[1]))
     _append(db, branch, change, shared, end_bytes)
-    return removed + evict(db, session_cache, change)
+    return places.remove_victims(db, session_cache, tombstones, victims, change.now)
 
 
 def begin_turn(
     db: sqlite3.Connection,
     session_cache: SessionCache,
+    tombstones: Tombstones,
     session_id: str,
     request_id: str,
     now: float,
@@ -87,7 +90,7 @@ def begin_turn(
     cached = session_cache.get(session_id)
     session = cached.session if cached else reads.get(db, session_id)
     if session is None or session.expire_time <= now:
-        return TurnSnapshot(has_expired=session is not None)
+        return places.snapshot_of_none(db, tombstones, session_id, now)
     record = reads.idempotency_record(db, session_id, request_id) if request_id else None
     if record is not None:
         return TurnSnapshot(session, record)
@@ -127,18 +130,22 @@ def touch(db: sqlite3.Connection, session_cache: SessionCache, session_id: str, 
 
 def _insert_session(db: sqlite3.Connection, change: Commit, end_bytes: int) -> int:
     """Inserts the session's row and labels and returns its `pk`."""
+    session = change.session
     end_bytes += sum(message.size_bytes for _, message in change.appended)
     sealer = sealer_of(db, None)
     branch = db.execute(
         "INSERT INTO sessions VALUES"
-        " (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        session_columns(change.session, end_bytes, sealer),
+        " (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *session_columns(session, end_bytes, sealer),
+            prefix(tenant_of(session.id)),
+            room.stored_bytes(session),
+        ),
     ).lastrowid
     assert branch is not None  # noqa: S101 - an INSERT that returned has a row id
     if sealer is not None:
         sealer.store(branch)
-    db.execute("UPDATE totals SET sessions = sessions + 1")
-    _insert_labels(db, branch, change.session.labels)
+    _insert_labels(db, branch, session.labels)
     return branch
 
 
@@ -163,6 +170,8 @@ def _update_session(
         if (position, create_time) != expected:
             # The file was replaced since the turn began. The session in it must not be changed.
             raise SessionNotFound(f"the stored session {session.id!r} is another by now")
+    if change.max_own_bytes is not None:
+        room.check_bytes(change, places.usage(db, tenant_of(session.id)))
     added_bytes = sum(message.size_bytes for _, message in change.appended)
     db.execute(
         "UPDATE sessions SET id = ?, create_time = ?, last_used_time = ?,"
@@ -170,8 +179,13 @@ def _update_session(
         " size_bytes = ?, end_bytes = ?, window_start = ?, context_tokens = ?,"
         " context_bytes = ?, prompt_tokens = ?, cached_tokens = ?, completion_tokens = ?,"
         " keep_exchanges = ?, max_exchanges = ?, max_tokens = ?, rendering = ?,"
-        " parent_id = ?, model = ?, labels = ?, system_prompt = ?, checksum = ? WHERE pk = ?",
-        (*session_columns(session, end_bytes + added_bytes, sealer_of(db, branch)), branch),
+        " parent_id = ?, model = ?, labels = ?, system_prompt = ?, checksum = ?,"
+        " stored_bytes = ? WHERE pk = ?",
+        (
+            *session_columns(session, end_bytes + added_bytes, sealer_of(db, branch)),
+            room.stored_bytes(session),
+            branch,
+        ),
     )
     if old_labels != session.labels:
         remove_labels(db, branch, old_labels)
