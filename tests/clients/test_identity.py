@@ -19,7 +19,7 @@ from ruvd.rpc.identity import tokens
 from ruvd.rpc.identity.caller import Role
 
 CLIENTS = Path(__file__).parents[2] / "clients"
-LANGUAGES = ["go", "typescript", "java"]
+LANGUAGES = ["go", "typescript", "java", "rust"]
 FLAVOURS = [
     "python",
     "python --asyncio",

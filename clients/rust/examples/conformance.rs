@@ -1,8 +1,9 @@
-//! The program of `clients/CONFORMANCE.md`: `conformance scenario`, or `conformance restart`.
+//! The program of `clients/CONFORMANCE.md`: `conformance scenario|restart|identity WAY`.
 //!
 //! Its output is the same in every language. It uses only the crate's public API.
 
 use std::collections::{BTreeMap, HashMap};
+use std::env;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
@@ -10,17 +11,19 @@ use futures_util::{StreamExt, TryStreamExt};
 use ruvd_client::v1::completion_event::Event;
 use ruvd_client::v1::delta::Part;
 use ruvd_client::v1::*;
-use ruvd_client::{Client, Code, Completion, Error};
+use ruvd_client::{Client, ClientBuilder, Code, Completion, Error, Tls};
 use tokio::time::sleep;
 
 type Outcome = Result<(), Error>;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    match std::env::args().nth(1).as_deref() {
-        Some("scenario") => Ok(scenario().await?),
-        Some("restart") => Ok(restart().await?),
-        _ => Err("usage: conformance scenario|restart".into()),
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["scenario"] => Ok(scenario().await?),
+        ["restart"] => Ok(restart().await?),
+        ["identity", way] => identity(way).await,
+        _ => Err("usage: conformance scenario|restart|identity WAY".into()),
     }
 }
 
@@ -215,6 +218,7 @@ async fn batch(client: &Client) -> Outcome {
                 results.insert(result.index, result.outcome);
             }
             batch_complete_response::Event::Summary(totals) => summary = Some(totals),
+            _ => {} // Part of a message that is too large for one response.
         }
     }
     for (index, outcome) in results {
@@ -293,8 +297,89 @@ async fn restart() -> Outcome {
     Ok(())
 }
 
+/// Makes the calls of `identity WAY` for each line of standard input.
+async fn identity(way: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let Ok(client) = identity_settings(way)?.build() else {
+        println!("refused");
+        return Ok(());
+    };
+    for line in io::stdin().lines() {
+        identity_calls(&client, &line?).await;
+    }
+    Ok(())
+}
+
+fn identity_settings(way: &str) -> Result<ClientBuilder, Box<dyn std::error::Error>> {
+    let path = env::var("TEST_TOKEN_FILE").unwrap_or_default();
+    let client = Client::builder();
+    let client = match way {
+        "environment" => return Ok(client),
+        "value" => client.token(env::var("TEST_TOKEN")?),
+        "file" => client.token_file(path),
+        "function" => client.token_source(move || {
+            let path = path.clone();
+            async move { std::fs::read_to_string(path) }
+        }),
+        _ => return Err("unknown way".into()),
+    };
+    let client = client.address(env::var("TEST_ADDRESS")?);
+    let ca_file = env::var("TEST_TLS_CA_FILE").ok().map(Into::into);
+    if ca_file.is_none() {
+        return Ok(client);
+    }
+    Ok(client.tls(Tls {
+        ca_file,
+        cert_file: env::var("TEST_TLS_CLIENT_CERT_FILE").ok().map(Into::into),
+        key_file: env::var("TEST_TLS_CLIENT_KEY_FILE").ok().map(Into::into),
+        server_name: env::var("TEST_TLS_SERVER_NAME").ok(),
+    }))
+}
+
+async fn identity_calls(client: &Client, name: &str) {
+    print_result("models", client.models().await.map(|_| "ok".into()));
+
+    let request = CompleteRequest { request_id: name.into(), ..session_request("one two", name) };
+    let text = client.complete(request).text().await;
+    print_result("complete", text.map(|text| format!("[{text}]")));
+
+    let (session_id, request_id) = (name.to_owned(), name.to_owned());
+    let request = ResumeCompletionRequest { session_id, request_id, ..Default::default() };
+    let text = client.resume(request).text().await;
+    print_result("resume", text.map(|text| format!("[{text}]")));
+
+    let (session_id, request_id) = (name.to_owned(), name.to_owned());
+    let request = CancelCompletionRequest { session_id, request_id, ..Default::default() };
+    print_result("cancel", client.cancel(request).await.map(|()| "ok".into()));
+
+    let items = vec!["three".into()];
+    let mut events = client.batch(BatchCompleteRequest { items, ..Default::default() });
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(batch_complete_response::Event::Result(result)) => {
+                let Some(batch_result::Outcome::Completion(answer)) = result.outcome else {
+                    continue;
+                };
+                let message = answer.finished.and_then(|end| end.message).unwrap_or_default();
+                print_result("batch", Ok(format!("[{}]", message.content)));
+            }
+            Ok(_) => {}
+            Err(error) => print_result("batch", Err(error)),
+        }
+    }
+}
+
+fn print_result(call: &str, result: Result<String, Error>) {
+    match result {
+        Ok(text) => println!("{call} {text}"),
+        Err(error) => {
+            let reason = if error.reason.is_empty() { "-" } else { &error.reason };
+            println!("{call} error {} {reason}", name(error.code));
+        }
+    }
+}
+
 fn connect(variable: &str) -> Result<Client, Error> {
-    Client::new(&std::env::var(variable).unwrap_or_default())
+    Client::new(&env::var(variable).unwrap_or_default())
 }
 
 fn session_request(content: impl Into<String>, session_id: &str) -> CompleteRequest {

@@ -1,37 +1,25 @@
 //! The client, with the methods of `ruvd.v1.SessionService`.
 
-use std::{env, sync::LazyLock, time::Duration};
+use std::{sync::LazyLock, time::Duration};
 
 use futures_util::stream::{Stream, StreamExt, TryStreamExt, once};
 use serde_json::Value;
-use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep, timeout};
-use tonic::metadata::MetadataMap;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Extensions, Request, Response, Status};
+use tokio::time::{sleep, timeout};
+use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
-use crate::v1::session_service_client::SessionServiceClient;
+use crate::connection::{Stub, build_request, trace};
 use crate::v1::*;
-use crate::{Completion, Error, completion::identify};
-
-/// The default address of the daemon.
-pub const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
+use crate::{ClientBuilder, Completion, Error, completion::identify};
 
 const GRACE: prost_types::Duration = prost_types::Duration { seconds: 10, nanos: 0 };
-const RECONNECT: Duration = Duration::from_secs(10);
 // The most messages of a history that the daemon returns at once.
 const PAGE_SIZE: i32 = 1000;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-// An error that names many invalid fields may exceed the default limit of 16 KiB of headers.
-const MAX_HEADER_BYTES: u32 = 64 << 10;
 
 // tonic does not support service configs, so `Client::call` implements this one.
 static SERVICE_CONFIG: LazyLock<Value> = LazyLock::new(|| {
     serde_json::from_str(include_str!("../service_config.json")).expect("valid JSON")
 });
-
-pub(crate) type Stub = SessionServiceClient<Channel>;
 
 /// A client of ruvd, which connects at its first call and reconnects when the connection is lost.
 ///
@@ -43,34 +31,28 @@ pub(crate) type Stub = SessionServiceClient<Channel>;
 pub struct Client {
     pub(crate) stub: Stub,
     pub(crate) reconnect: Duration,
-    pub(crate) runtime: Handle,
 }
 
 #[allow(clippy::missing_errors_doc)] // Documented at the type.
 impl Client {
-    /// Creates a client of the daemon at `host:port` or `unix:PATH`. Requires a tokio runtime.
-    ///
-    /// Fails with INVALID_ARGUMENT if the address is malformed. It does not connect: whether the
-    /// daemon is there shows at the first call.
-    pub fn new(address: &str) -> Result<Self, Error> {
-        let uri = match address.starts_with("unix:") {
-            true => address.to_owned(),
-            false => format!("http://{address}"),
-        };
-        let channel = Endpoint::from_shared(uri)
-            .map_err(|_| Error::local(Code::InvalidArgument, "neither host:port nor unix:PATH"))?
-            .http2_max_header_list_size(MAX_HEADER_BYTES)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .connect_lazy();
-        // The daemon limits the sizes, because its error says why a message was rejected.
-        let stub = Stub::new(channel).max_decoding_message_size(usize::MAX);
-        Ok(Self { stub, reconnect: RECONNECT, runtime: Handle::current() })
+    /// Returns the settings for a new client.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::default()
     }
 
-    /// Creates a client of the daemon at `RUVD_ADDRESS` or [`DEFAULT_ADDRESS`].
+    /// Creates a client of the daemon at `host:port` or `unix:PATH`, with all other settings from
+    /// the environment. It needs a tokio runtime only at its first call.
+    ///
+    /// Fails with INVALID_ARGUMENT as [`ClientBuilder::build`] does. It does not connect: whether
+    /// the daemon is there shows at the first call.
+    pub fn new(address: &str) -> Result<Self, Error> {
+        Self::builder().address(address).build()
+    }
+
+    /// Creates a client with all settings from the environment. The daemon is at `RUVD_ADDRESS` or
+    /// [`DEFAULT_ADDRESS`](crate::DEFAULT_ADDRESS).
     pub fn from_env() -> Result<Self, Error> {
-        let address = env::var("RUVD_ADDRESS").ok().filter(|address| !address.is_empty());
-        Self::new(address.as_deref().unwrap_or(DEFAULT_ADDRESS))
+        Self::builder().build()
     }
 
     /// Sets how long the client tries to resume a broken stream. The default of 10 s is also how
@@ -180,13 +162,13 @@ impl Client {
         let mut request = with_request_id(request.into());
         request.disconnect_grace.get_or_insert(GRACE);
         let target = identify(&request);
-        Completion::new(self.clone(), Some(request), target)
+        Completion::new(self.stub.clone(), self.reconnect, Some(request), target)
     }
 
     /// Continues to read a completion, from the event after `after_sequence` on. It is identified
     /// by its id, or by the session and the request id with which it was started.
     pub fn resume(&self, request: ResumeCompletionRequest) -> Completion {
-        Completion::new(self.clone(), None, request)
+        Completion::new(self.stub.clone(), self.reconnect, None, request)
     }
 
     /// Runs many completions in one call, which is made when the stream is first polled.
@@ -275,33 +257,4 @@ fn with_request_id(mut request: CompleteRequest) -> CompleteRequest {
         request.request_id = Uuid::new_v4().to_string();
     }
     request
-}
-
-/// Returns a request with the trace context and the deadline.
-pub(crate) fn build_request<Q>(
-    message: Q,
-    trace: &MetadataMap,
-    deadline: Option<Instant>,
-) -> Request<Q> {
-    let mut request = Request::from_parts(trace.clone(), Extensions::default(), message);
-    if let Some(deadline) = deadline {
-        request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-    }
-    request
-}
-
-/// Returns the current trace context, written by the global propagator; empty without the feature.
-pub(crate) fn trace() -> MetadataMap {
-    #[cfg(feature = "opentelemetry")]
-    {
-        let mut headers = std::collections::HashMap::<String, String>::new();
-        opentelemetry::global::get_text_map_propagator(|propagator| {
-            propagator.inject(&mut headers);
-        });
-        tonic::codegen::http::HeaderMap::try_from(&headers)
-            .map(MetadataMap::from_headers)
-            .unwrap_or_default()
-    }
-    #[cfg(not(feature = "opentelemetry"))]
-    MetadataMap::default()
 }

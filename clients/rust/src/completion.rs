@@ -4,14 +4,15 @@ use std::task::{Context, Poll, ready};
 use std::{future::Future, pin::Pin, time::Duration};
 
 use futures_util::stream::{BoxStream, Stream, StreamExt, TryStreamExt, once, poll_fn};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Code, Response, Status, Streaming, metadata::MetadataMap};
 
-use crate::client::{build_request, trace};
+use crate::Error;
+use crate::connection::{Stub, build_request, trace};
 use crate::v1::completion_event::Event;
 use crate::v1::delta::Part;
 use crate::v1::*;
-use crate::{Client, Error};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -31,7 +32,8 @@ type Events = BoxStream<'static, Result<CompletionEvent, Error>>;
 /// `Client::cancel` waits for the end and can commit the part generated so far.
 #[must_use = "the call is made when it is polled"]
 pub struct Completion {
-    client: Client,
+    stub: Stub,
+    reconnect: Duration,
     trace: MetadataMap,
     deadline: Option<Instant>,
     /// None for a resumed completion.
@@ -44,6 +46,8 @@ pub struct Completion {
     resumed: bool,
     /// Whether there is a completion to cancel.
     running: bool,
+    /// The runtime on which it was polled, for a call that cancels it.
+    runtime: Option<Handle>,
     /// The text received; None if its beginning is unknown.
     text: Option<String>,
     /// The text of the whole answer beyond it.
@@ -54,12 +58,14 @@ pub struct Completion {
 
 impl Completion {
     pub(crate) fn new(
-        client: Client,
+        stub: Stub,
+        reconnect: Duration,
         request: Option<CompleteRequest>,
         target: ResumeCompletionRequest,
     ) -> Self {
         let mut completion = Self {
-            client,
+            stub,
+            reconnect,
             trace: trace(),
             deadline: None,
             request,
@@ -68,6 +74,7 @@ impl Completion {
             events: None,
             resumed: false,
             running: false,
+            runtime: None,
             missing_text: String::new(),
             broken: None,
             finished: None,
@@ -116,6 +123,9 @@ impl Completion {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<CompletionEvent, Error>>> {
+        if self.runtime.is_none() {
+            self.runtime = Handle::try_current().ok();
+        }
         while let Some(events) = &mut self.events {
             self.running = true;
             let outcome = match ready!(events.poll_next_unpin(context)) {
@@ -141,7 +151,7 @@ impl Completion {
 
     /// Opens a new stream, whose call is made after the pause when it is polled.
     fn open_stream(&mut self, pause: Option<Duration>) {
-        let mut stub = self.client.stub.clone();
+        let mut stub = self.stub.clone();
         let request = self.request.clone().filter(|_| self.target.completion_id.is_empty());
         self.resumed = request.is_none();
         let events = if let Some(request) = request {
@@ -202,7 +212,7 @@ impl Completion {
             return Err(error);
         }
         let since = now - *self.broken.get_or_insert(now);
-        let remaining = self.client.reconnect.saturating_sub(since);
+        let remaining = self.reconnect.saturating_sub(since);
         if remaining.is_zero() {
             return Err(error);
         }
@@ -263,7 +273,8 @@ impl Drop for Completion {
     fn drop(&mut self) {
         let request = self.request.as_ref();
         let continues = request.is_some_and(|it| it.on_disconnect() == OnDisconnect::Continue);
-        if !self.running || self.finished.is_some() || continues {
+        let Some(runtime) = self.runtime.take().filter(|_| self.running) else { return };
+        if self.finished.is_some() || continues {
             return;
         }
         let ResumeCompletionRequest { completion_id, session_id, request_id, .. } =
@@ -271,7 +282,7 @@ impl Drop for Completion {
         let cancel =
             CancelCompletionRequest { completion_id, session_id, request_id, keep_partial: false };
         let request = build_request(cancel, &self.trace, None);
-        let mut stub = self.client.stub.clone();
-        self.client.runtime.spawn(async move { stub.cancel_completion(request).await });
+        let mut stub = self.stub.clone();
+        runtime.spawn(async move { stub.cancel_completion(request).await });
     }
 }

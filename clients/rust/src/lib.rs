@@ -20,9 +20,12 @@
 //! and [`v1`] has the generated messages for requests and responses.
 #![warn(missing_docs)]
 
+mod builder;
 mod client;
 mod completion;
+mod connection;
 mod error;
+mod security;
 #[cfg(test)]
 mod tests;
 
@@ -31,9 +34,12 @@ mod tests;
 #[doc = include_str!("../README.md")]
 mod readme {}
 
-pub use client::{Client, DEFAULT_ADDRESS};
+pub use builder::{ClientBuilder, DEFAULT_ADDRESS};
+pub use client::Client;
 pub use completion::Completion;
 pub use error::{Error, REQUEST_TOO_LARGE};
+#[cfg(feature = "tls")]
+pub use security::Tls;
 pub use tonic::Code;
 pub use tonic_types::FieldViolation;
 pub use v1::{CompleteRequest, CreateSessionRequest, Message, Session, Tool};
@@ -65,6 +71,14 @@ impl CompleteRequest {
     #[must_use]
     pub fn in_session(mut self, session_id: impl Into<String>) -> Self {
         self.session_id = session_id.into();
+        self
+    }
+
+    /// Creates the session anew if it was evicted or has expired. Without it, the completion fails
+    /// with `SESSION_EVICTED` or `SESSION_EXPIRED`.
+    #[must_use]
+    pub fn recreate_if_gone(mut self) -> Self {
+        self.recreate_if_gone = true;
         self
     }
 }

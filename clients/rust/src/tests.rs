@@ -10,12 +10,17 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::{Client, Error};
+use crate::{Client, CompleteRequest, Error};
 
 /// Starts a server that closes every connection at once, and counts the connections.
 async fn closing_server() -> (Client, Arc<AtomicU32>) {
+    let (address, count) = closing_address().await;
+    (Client::new(&address).unwrap(), count)
+}
+
+async fn closing_address() -> (String, Arc<AtomicU32>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = Client::new(&listener.local_addr().unwrap().to_string()).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
     let count = Arc::new(AtomicU32::new(0));
     let counter = count.clone();
     tokio::spawn(async move {
@@ -23,7 +28,7 @@ async fn closing_server() -> (Client, Arc<AtomicU32>) {
             counter.fetch_add(1, Ordering::SeqCst);
         }
     });
-    (client, count)
+    (address, count)
 }
 
 /// A read is attempted as often as the service config says, and a lost connection is UNAVAILABLE.
@@ -85,6 +90,77 @@ async fn unix_sockets_are_addresses() {
 #[tokio::test]
 async fn malformed_addresses_are_rejected() {
     assert_eq!(Client::new("not an address").unwrap_err().code, Code::InvalidArgument);
+}
+
+/// A client and a completion can be made and dropped without a runtime.
+#[test]
+fn only_calls_need_a_runtime() {
+    let client = Client::new("127.0.0.1:1").unwrap();
+    drop(client.complete("hello").timeout(Duration::from_secs(1)));
+    drop(client);
+}
+
+/// A client that was made before its runtime works in it.
+#[test]
+fn a_client_from_before_the_runtime_makes_calls() {
+    let client = Client::new("127.0.0.1:1").unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let error = runtime.block_on(client.end("ada")).unwrap_err();
+    assert_eq!(error.code, Code::Unavailable);
+}
+
+/// Every attempt of a completion has a token of its own.
+#[tokio::test]
+async fn every_attempt_asks_for_a_token() {
+    let (address, connections) = closing_address().await;
+    let asked = Arc::new(AtomicU32::new(0));
+    let counter = asked.clone();
+    let source = move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+        async { Ok::<_, Error>(" secret\n".into()) }
+    };
+    let client = Client::builder().address(address).token_source(source);
+    let client = client.reconnect(Duration::from_millis(300)).build().unwrap();
+    client.complete("hello").text().await.unwrap_err();
+    let asked = asked.load(Ordering::SeqCst);
+    assert!(asked >= 2);
+    assert_eq!(asked, connections.load(Ordering::SeqCst));
+}
+
+/// Without a token the daemon is not called, and nothing is tried again.
+#[tokio::test]
+async fn the_error_of_a_token_source_fails_the_call() {
+    let (address, connections) = closing_address().await;
+    let source = async || Err::<String, _>("the vault is sealed");
+    let client = Client::builder().address(address).token_source(source).build().unwrap();
+    for error in [
+        client.complete("hello").text().await.unwrap_err(),
+        client.models().await.unwrap_err(),
+        client.end("ada").await.unwrap_err(),
+    ] {
+        assert_eq!((error.code, error.reason.as_str()), (Code::Unauthenticated, ""));
+        assert!(error.message.contains("the vault is sealed"));
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 0);
+}
+
+/// Neither settings nor clients nor errors print a token.
+#[tokio::test]
+async fn tokens_are_not_printed() {
+    let settings = Client::builder().address("127.0.0.1:1").token("geheim");
+    assert!(!format!("{settings:?} {:?}", settings.clone().build().unwrap()).contains("geheim"));
+    let settings = settings.token_source(async || Ok::<_, Error>("geheimer schlüssel".to_owned()));
+    let error = settings.build().unwrap().end("ada").await.unwrap_err();
+    assert_eq!(error.code, Code::Unauthenticated);
+    assert!(!format!("{error:?} {error}").contains("geheim"));
+}
+
+/// A session that is gone is created anew only if the caller wants it.
+#[test]
+fn sessions_are_created_anew_on_demand() {
+    let request = CompleteRequest::from("hello").in_session("ada");
+    assert!(!request.recreate_if_gone);
+    assert!(request.recreate_if_gone().recreate_if_gone);
 }
 
 /// The reason, the invalid fields and the retry delay are read from the details.
@@ -150,7 +226,7 @@ mod trace {
         );
         let _current = Context::new().with_remote_span_context(span).attach();
         assert_eq!(
-            crate::client::trace().get("traceparent").unwrap(),
+            crate::connection::trace().get("traceparent").unwrap(),
             "00-0000000000000000000000000000002a-0000000000000007-01"
         );
     }

@@ -1,0 +1,120 @@
+//! The settings of a client.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::{future::Future, time::Duration};
+
+use tonic::codegen::{StdError, http::Uri};
+use tonic::transport::Endpoint;
+
+use crate::connection::{Connection, Stub};
+use crate::security::{Tls, Token, invalid, is_loopback, variable};
+use crate::{Client, Error};
+
+/// The default address of the daemon.
+pub const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
+
+const RECONNECT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+// An error that names many invalid fields may exceed the default limit of 16 KiB of headers.
+const MAX_HEADER_BYTES: u32 = 64 << 10;
+
+/// The settings of a [`Client`], made by [`Client::builder`].
+///
+/// What is not set comes from the environment; an empty variable counts as unset.
+#[derive(Clone, Debug, Default)]
+#[must_use = "build() creates the client"]
+pub struct ClientBuilder {
+    address: Option<String>,
+    reconnect: Option<Duration>,
+    token: Option<Token>,
+    tls: Option<Tls>,
+}
+
+impl ClientBuilder {
+    /// Sets the daemon's address: `host:port` or `unix:PATH`. By default it is `RUVD_ADDRESS` or
+    /// [`DEFAULT_ADDRESS`].
+    pub fn address(self, address: impl Into<String>) -> Self {
+        Self { address: Some(address.into()), ..self }
+    }
+
+    /// Sets how long the client tries to resume a broken stream. The default of 10 s is also how
+    /// long the daemon keeps the completion running.
+    pub fn reconnect(self, reconnect: Duration) -> Self {
+        Self { reconnect: Some(reconnect), ..self }
+    }
+
+    /// Sends a bearer token with every call, or none if it is empty. By default it is in the file
+    /// `RUVD_TOKEN_FILE`, or else in `RUVD_TOKEN`.
+    ///
+    /// A client with a token needs TLS, a Unix socket, or an address of loopback.
+    pub fn token(self, token: impl Into<String>) -> Self {
+        Self { token: Some(Token::Value(token.into())), ..self }
+    }
+
+    /// Sends the bearer token in a file, which is read for every call, because it may be renewed.
+    pub fn token_file(self, path: impl Into<PathBuf>) -> Self {
+        Self { token: Some(Token::File(path.into())), ..self }
+    }
+
+    /// Sends the bearer token that a function returns, which is called for every call. Its error
+    /// fails the call with UNAUTHENTICATED.
+    pub fn token_source<F, T, E>(self, source: F) -> Self
+    where
+        F: Fn() -> T + Send + Sync + 'static,
+        T: Future<Output = Result<String, E>> + Send + 'static,
+        E: Into<StdError>,
+    {
+        let source = move || {
+            let token = source();
+            Box::pin(async move { token.await.map_err(Into::into) }) as _
+        };
+        Self { token: Some(Token::Source(Arc::new(source))), ..self }
+    }
+
+    /// Encrypts the connection, unless the address is a Unix socket. By default this depends on
+    /// `RUVD_TLS_CA_FILE`, `RUVD_TLS_CLIENT_CERT_FILE`, `RUVD_TLS_CLIENT_KEY_FILE` and
+    /// `RUVD_TLS_SERVER_NAME`; if they name no file, the connection is not encrypted.
+    #[cfg(feature = "tls")]
+    pub fn tls(self, tls: Tls) -> Self {
+        Self { tls: Some(tls), ..self }
+    }
+
+    /// Creates the client. It does not connect: whether the daemon is there shows at the first call.
+    ///
+    /// # Errors
+    ///
+    /// INVALID_ARGUMENT if the address is malformed, if the token or a file for TLS cannot be used,
+    /// or if a token would be sent to another machine without TLS.
+    pub fn build(self) -> Result<Client, Error> {
+        let address = self.address.or_else(|| variable("RUVD_ADDRESS"));
+        let address = address.as_deref().unwrap_or(DEFAULT_ADDRESS);
+        let is_socket = address.starts_with("unix:");
+        let tls = self.tls.or_else(Tls::from_env).filter(|_| !is_socket);
+        let uri = match (is_socket, &tls) {
+            (true, _) => address.to_owned(),
+            (false, None) => format!("http://{address}"),
+            (false, Some(_)) => format!("https://{address}"),
+        };
+        let mut endpoint = Endpoint::from_shared(uri.clone())
+            .map_err(|_| invalid("neither host:port nor unix:PATH"))?
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .connect_timeout(CONNECT_TIMEOUT);
+        if let Some(tls) = &tls {
+            endpoint = tls.configure(endpoint)?;
+        }
+        let token = Some(self.token.unwrap_or_else(Token::from_env)).filter(|it| !it.is_none());
+        if let Some(token) = &token {
+            token.check()?;
+            // The host that is called, not what looks like it in the text of the address.
+            let host = uri.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
+            if !is_socket && tls.is_none() && !host.is_some_and(|host| is_loopback(&host)) {
+                return Err(invalid(format!("a token is not sent to {address} without TLS")));
+            }
+        }
+        // The daemon limits the sizes, because its error says why a message was rejected.
+        let stub = Stub::new(Connection::new(endpoint, token));
+        let stub = stub.max_decoding_message_size(usize::MAX);
+        Ok(Client { stub, reconnect: self.reconnect.unwrap_or(RECONNECT) })
+    }
+}
