@@ -172,7 +172,7 @@ func (c *Completion) canRetry(err error, resumed bool) bool {
 	if !errors.As(err, &failure) {
 		return false
 	}
-	forgotten := resumed && failure.Reason == "COMPLETION_NOT_FOUND"
+	forgotten := resumed && failure.Reason == ReasonCompletionNotFound
 	if forgotten && c.complete != nil && !c.delivered {
 		// The daemon has restarted. As nothing was delivered, the answer can be generated again.
 		c.resume, c.Started, c.LastSequence = nil, nil, 0

@@ -278,7 +278,7 @@ func TestLostCompletionWithTextIsNotGeneratedAgain(t *testing.T) {
 	)
 	received, failure := texts(client.Complete(t.Context(), "hi"))
 	expect(t, received, []string{"one"})
-	if failure == nil || failure.Reason != "COMPLETION_NOT_FOUND" {
+	if failure == nil || failure.Reason != ruvd.ReasonCompletionNotFound {
 		t.Fatalf("ended with %v", failure)
 	}
 	request[*ruvdv1.CompleteRequest](t, daemon)
@@ -417,7 +417,7 @@ func TestErrorsHaveDetailsAndCallsHaveTraces(t *testing.T) {
 		violations = append(violations, violation.GetField()+" "+violation.GetDescription())
 	}
 	wanted := []string{"session_id is invalid", "view is unknown"}
-	if failure.Code != codes.InvalidArgument || failure.Reason != "INVALID_REQUEST" ||
+	if failure.Code != codes.InvalidArgument || failure.Reason != ruvd.ReasonInvalidRequest ||
 		failure.RetryAfter != time.Second || !slices.Equal(violations, wanted) {
 		t.Fatalf("failed with %+v", failure)
 	}

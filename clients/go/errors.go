@@ -14,8 +14,12 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// RequestTooLarge is the reason of a request that gRPC refused for its size, before ruvd saw it.
-const RequestTooLarge = "REQUEST_TOO_LARGE"
+// Reason is a ruvdv1.ErrorReason without its prefix, such as ReasonSessionNotFound. Later versions of
+// the daemon may have further ones.
+type Reason string
+
+// ReasonRequestTooLarge is the reason of a request that gRPC refused for its size, before ruvd saw it.
+const ReasonRequestTooLarge Reason = "REQUEST_TOO_LARGE"
 
 // tooLargeText is in the daemon's gRPC status for a request that is, or decompresses to, more than
 // slightly above max_request_bytes. Text of this client's own limits begins with "grpc: received".
@@ -28,10 +32,9 @@ const tooLargeText = "message larger than max"
 type Error struct {
 	// Code is the gRPC status code.
 	Code codes.Code
-	// Reason is a ruvdv1.ErrorReason without its prefix, such as SESSION_NOT_FOUND. It is empty if
-	// the error does not come from the daemon (no daemon at the address, deadline exceeded). The
-	// client itself adds RequestTooLarge.
-	Reason string
+	// Reason is empty if the error does not come from the daemon (no daemon at the address, deadline
+	// exceeded). The client itself adds ReasonRequestTooLarge.
+	Reason Reason
 	// Message is a description for humans.
 	Message string
 	// Violations are all invalid fields, with INVALID_REQUEST.
@@ -44,7 +47,7 @@ type Error struct {
 
 // Error returns the reason, or the code if there is no reason, and the message.
 func (e *Error) Error() string {
-	return "ruvd: " + cmp.Or(e.Reason, code.Code(e.Code).String()) + ": " + e.Message
+	return "ruvd: " + cmp.Or(string(e.Reason), code.Code(e.Code).String()) + ": " + e.Message
 }
 
 // Is makes errors.Is match the errors of package context.
@@ -76,7 +79,7 @@ func fromStatus(from *status.Status) *Error {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:
 			if detail.GetDomain() == "ruvd" {
-				err.Reason = detail.GetReason()
+				err.Reason = Reason(detail.GetReason())
 			}
 		case *errdetails.BadRequest:
 			err.Violations = detail.GetFieldViolations()
@@ -86,7 +89,7 @@ func fromStatus(from *status.Status) *Error {
 	}
 	if err.Reason == "" && err.Code == codes.ResourceExhausted &&
 		strings.Contains(err.Message, tooLargeText) && !strings.HasPrefix(err.Message, "grpc: received") {
-		err.Reason = RequestTooLarge
+		err.Reason = ReasonRequestTooLarge
 		err.Message += " (the daemon's max_request_bytes)"
 	}
 	return err

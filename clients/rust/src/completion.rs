@@ -203,7 +203,7 @@ impl Completion {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             return Err(Error::timed_out());
         }
-        let forgotten = self.resumed && error.reason == "COMPLETION_NOT_FOUND";
+        let forgotten = self.resumed && error.kind() == Some(ErrorReason::CompletionNotFound);
         let delivered = self.target.after_sequence > 1; // The first is Started.
         if let (true, false, Some(request)) = (forgotten, delivered, &self.request) {
             // The daemon has restarted. As nothing was delivered, the answer can be generated again.

@@ -5,6 +5,8 @@ use std::{error, fmt, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, RpcStatusExt, StatusExt};
 
+use crate::v1::ErrorReason;
+
 /// The reason of a request that gRPC refused for its size, before ruvd saw it.
 pub const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
 
@@ -30,6 +32,12 @@ pub struct Error {
 }
 
 impl Error {
+    /// The reason as an enum. `None` if it is not ruvd's, or if only a later version knows it.
+    #[must_use]
+    pub fn kind(&self) -> Option<ErrorReason> {
+        ErrorReason::from_str_name(&format!("ERROR_REASON_{}", self.reason))
+    }
+
     /// Creates an error of the client itself.
     pub(crate) fn local(code: Code, message: &str) -> Self {
         Self::new(code, message, ErrorDetails::default())

@@ -42,7 +42,7 @@ pub use error::{Error, REQUEST_TOO_LARGE};
 pub use security::Tls;
 pub use tonic::Code;
 pub use tonic_types::FieldViolation;
-pub use v1::{CompleteRequest, CreateSessionRequest, Message, Session, Tool};
+pub use v1::{CompleteRequest, CreateSessionRequest, ErrorReason, Message, Session, Tool};
 
 /// The messages generated from `session_service.proto`.
 #[allow(missing_docs, clippy::all)]

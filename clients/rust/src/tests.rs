@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::{Client, CompleteRequest, Error};
+use crate::{Client, CompleteRequest, Error, ErrorReason};
 
 /// Starts a server that closes every connection at once, and counts the connections.
 async fn closing_server() -> (Client, Arc<AtomicU32>) {
@@ -171,6 +171,7 @@ fn details_are_read() {
     details.set_retry_info(Some(Duration::from_millis(1500)));
     let error: Error = Status::with_error_details(Code::InvalidArgument, "no", details).into();
     assert_eq!(error.code, Code::InvalidArgument);
+    assert_eq!(error.kind(), Some(ErrorReason::InvalidRequest));
     assert_eq!(error.violations[0].field, "session_id");
     assert_eq!(error.retry_after, Some(Duration::from_millis(1500)));
     assert_eq!(error.to_string(), "INVALID_REQUEST: no");
@@ -182,7 +183,8 @@ fn foreign_details_are_no_reason() {
     let details = ErrorDetails::with_error_info("INVALID_REQUEST", "example.com", HashMap::new());
     let foreign = Status::with_error_details(Code::Internal, "no", details);
     let garbage = Status::with_details(Code::Internal, "no", b"\xff\xff"[..].to_vec().into());
-    assert_eq!(Error::from(foreign).reason, "");
+    assert_eq!(Error::from(foreign.clone()).reason, "");
+    assert_eq!(Error::from(foreign).kind(), None);
     assert_eq!(Error::from(garbage).reason, "");
 }
 

@@ -37,7 +37,7 @@ func main() {
 func details(err error) map[string]string {
 	var failure *ruvd.Error
 	if errors.As(err, &failure) {
-		return map[string]string{"reason": failure.Reason, "message": failure.Message}
+		return map[string]string{"reason": string(failure.Reason), "message": failure.Message}
 	}
 	return map[string]string{"reason": "", "message": err.Error()}
 }

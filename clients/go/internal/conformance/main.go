@@ -83,7 +83,7 @@ func codeOf(err error) string {
 }
 
 func reasonOf(err error) string {
-	return cmp.Or(typed(err).Reason, "-")
+	return cmp.Or(string(typed(err).Reason), "-")
 }
 
 func printError(err error) {
