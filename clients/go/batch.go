@@ -10,14 +10,11 @@ import (
 	"github.com/ruvd/ruvd/clients/go/ruvdv1"
 )
 
-// Batch is a running batch of completions. Range over its Outcomes, once.
+// Batch is a batch of completions, made when it is read. Range over its Outcomes, once.
 type Batch struct {
-	// Summary is set at the end.
-	Summary *ruvdv1.BatchSummary
-
 	client  *Client
-	ctx     context.Context
 	request *ruvdv1.BatchCompleteRequest
+	summary *ruvdv1.BatchSummary
 }
 
 // Outcome is the result of one item of a batch.
@@ -33,18 +30,19 @@ type Outcome struct {
 // Batch returns a batch of items, made by Request. At most maxConcurrency of them run concurrently;
 // 0 is the daemon's default. It is one call, limited by the daemon's defaults to 10,000 items and
 // 4 MiB. After a failure, a batch of the same items runs only the unfinished ones.
-func (c *Client) Batch(
-	ctx context.Context, maxConcurrency int, items ...*ruvdv1.CompleteRequest,
-) *Batch {
+func (c *Client) Batch(maxConcurrency int, items ...*ruvdv1.CompleteRequest) *Batch {
 	request := &ruvdv1.BatchCompleteRequest{Items: items, MaxConcurrency: int32(maxConcurrency)}
-	return &Batch{client: c, ctx: ctx, request: request}
+	return &Batch{client: c, request: request}
 }
+
+// Summary returns the totals. It is nil until the end.
+func (b *Batch) Summary() *ruvdv1.BatchSummary { return b.summary }
 
 // Outcomes yields the outcome of each item as soon as it is available. An error is that of the whole
 // call and ends it. Leaving the loop, or the end of ctx, cancels the unfinished items.
-func (b *Batch) Outcomes() iter.Seq2[*Outcome, error] {
+func (b *Batch) Outcomes(ctx context.Context) iter.Seq2[*Outcome, error] {
 	return func(yield func(*Outcome, error) bool) {
-		ctx, cancel := context.WithCancel(b.ctx)
+		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		stream, err := b.client.BatchComplete(ctx, b.request)
 		for err == nil {
@@ -52,7 +50,7 @@ func (b *Batch) Outcomes() iter.Seq2[*Outcome, error] {
 			if response, err = stream.Recv(); err != nil {
 				break
 			}
-			b.Summary = response.GetSummary() // nil except in the last response
+			b.summary = response.GetSummary() // nil except in the last response
 			if result := response.GetResult(); result != nil && !yield(outcomeOf(result), nil) {
 				return
 			}

@@ -37,9 +37,13 @@ const (
 //go:embed service_config.json
 var serviceConfig string
 
-// Client is a connection to the daemon, with the generated methods of the service.
+// generated has the methods of the service.
+type generated = ruvdv1.SessionServiceClient
+
+// Client is a connection to the daemon. It has the methods of [ruvdv1.SessionServiceClient], except
+// those that it replaces.
 type Client struct {
-	ruvdv1.SessionServiceClient
+	generated
 	connection *grpc.ClientConn
 	reconnect  time.Duration
 
@@ -112,7 +116,7 @@ func New(options ...ClientOption) (*Client, error) {
 	}
 	stub := ruvdv1.NewSessionServiceClient(connection)
 	return &Client{
-		SessionServiceClient: stub, connection: connection, reconnect: chosen.reconnect,
+		generated: stub, connection: connection, reconnect: chosen.reconnect,
 	}, nil
 }
 
@@ -133,7 +137,7 @@ func (c *Client) GetSession(
 	ctx context.Context, request *ruvdv1.GetSessionRequest, options ...grpc.CallOption,
 ) (*ruvdv1.GetSessionResponse, error) {
 	if request.GetView() != ruvdv1.SessionView_SESSION_VIEW_FULL || request.GetPageSize() != 0 {
-		return c.SessionServiceClient.GetSession(ctx, request, options...)
+		return c.generated.GetSession(ctx, request, options...)
 	}
 	next := &ruvdv1.GetSessionRequest{
 		SessionId: request.GetSessionId(), View: request.GetView(), PageSize: pageSize,
@@ -141,7 +145,7 @@ func (c *Client) GetSession(
 	}
 	var messages []*ruvdv1.Message
 	for {
-		page, err := c.SessionServiceClient.GetSession(ctx, next, options...)
+		page, err := c.generated.GetSession(ctx, next, options...)
 		if err != nil {
 			return nil, err
 		}
@@ -163,7 +167,7 @@ func (c *Client) ListSessions(
 	return func(yield func(*ruvdv1.Session, error) bool) {
 		request := &ruvdv1.ListSessionsRequest{LabelFilter: labels}
 		for more := true; more; more = request.PageToken != "" {
-			page, err := c.SessionServiceClient.ListSessions(ctx, request)
+			page, err := c.generated.ListSessions(ctx, request)
 			if err != nil {
 				yield(nil, err)
 				return

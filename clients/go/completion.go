@@ -33,22 +33,19 @@ var (
 	errIncomplete = fromStatus(status.New(codes.Unavailable, "the stream ended without Finished"))
 )
 
-// Completion is a running completion. Range over its Text or its Events, or wait for its Message.
-// It can be read once, by one goroutine.
+// Completion is a completion that is made when it is read. Range over its Text or its Events, or wait
+// for its Message. It can be read once, by one goroutine.
 //
 // A broken stream is resumed: after a restart of the daemon the answer continues, or it ends with
 // COMPLETION_NOT_FOUND if text was received and the answer was not committed. Leaving the loop, or
-// the end of ctx, cancels the completion and leaves its session unchanged.
+// the end of the context with which it is read, cancels the completion and leaves its session
+// unchanged.
 type Completion struct {
-	// Started is set once the engine is available to the turn.
-	Started *ruvdv1.Started
-	// Finished is set once the answer is complete and committed.
-	Finished *ruvdv1.Finished
-	// LastSequence is the sequence number of the last event received, after which to resume.
-	LastSequence int64
+	client       *Client
+	started      *ruvdv1.Started
+	finished     *ruvdv1.Finished
+	lastSequence int64
 
-	client        *Client
-	ctx           context.Context
 	complete      *ruvdv1.CompleteRequest         // nil if made by ResumeCompletion
 	resume        *ruvdv1.ResumeCompletionRequest // identifies the completion; nil before Started
 	resumedMidway bool                            // the first events are unknown here
@@ -62,30 +59,37 @@ type Completion struct {
 
 // Complete returns a completion of text, which is one user message, in the session of WithSession.
 // Without WithSession it is stateless. An empty text adds no message to those of WithMessages. The
-// call is made when the completion is first read. It is cancelled when ctx ends.
-func (c *Client) Complete(ctx context.Context, text string, options ...Option) *Completion {
+// call is made when the completion is read.
+func (c *Client) Complete(text string, options ...Option) *Completion {
 	request := Request(text, options...)
 	if request.DisconnectGrace == nil {
 		request.DisconnectGrace = durationpb.New(grace)
 	}
-	return &Completion{client: c, ctx: ctx, complete: request}
+	return &Completion{client: c, complete: request}
 }
 
 // ResumeCompletion reads a completion from the event after after_sequence on. The request identifies
 // it by its id, or by the session and the request id with which it was started. Leaving it early
 // cancels it, as with Complete.
-func (c *Client) ResumeCompletion(
-	ctx context.Context, request *ruvdv1.ResumeCompletionRequest,
-) *Completion {
+func (c *Client) ResumeCompletion(request *ruvdv1.ResumeCompletionRequest) *Completion {
 	clone := proto.CloneOf(request)
 	sequence := clone.GetAfterSequence()
-	return &Completion{client: c, ctx: ctx, resume: clone, resumedMidway: sequence > 0, LastSequence: sequence}
+	return &Completion{client: c, resume: clone, resumedMidway: sequence > 0, lastSequence: sequence}
 }
 
+// Started returns the first event. It is nil until the engine is available to the turn.
+func (c *Completion) Started() *ruvdv1.Started { return c.started }
+
+// Finished returns the last event. It is nil until the answer is complete and committed.
+func (c *Completion) Finished() *ruvdv1.Finished { return c.finished }
+
+// LastSequence returns the sequence number of the last event received, after which to resume.
+func (c *Completion) LastSequence() int64 { return c.lastSequence }
+
 // Text yields the pieces of the answer's text. It ends after an error.
-func (c *Completion) Text() iter.Seq2[string, error] {
+func (c *Completion) Text(ctx context.Context) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		for event, err := range c.Events() {
+		for event, err := range c.Events(ctx) {
 			text := event.GetDelta().GetText()
 			if event.GetFinished() != nil {
 				text = c.missingText
@@ -99,11 +103,11 @@ func (c *Completion) Text() iter.Seq2[string, error] {
 
 // Events yields the numbered events. It ends after an error. After a restart of the daemon, Finished
 // may come without deltas; its message is the whole answer.
-func (c *Completion) Events() iter.Seq2[*ruvdv1.CompletionEvent, error] {
+func (c *Completion) Events(ctx context.Context) iter.Seq2[*ruvdv1.CompletionEvent, error] {
 	return func(yield func(*ruvdv1.CompletionEvent, error) bool) {
 		if !c.consumed {
 			c.consumed = true
-			if c.readAndCancel(yield); c.err == errAbandoned {
+			if c.readAndCancel(ctx, yield); c.err == errAbandoned {
 				return
 			}
 		}
@@ -114,52 +118,56 @@ func (c *Completion) Events() iter.Seq2[*ruvdv1.CompletionEvent, error] {
 }
 
 // Message waits for the end and returns the whole answer with its tool calls and reasoning.
-func (c *Completion) Message() (*ruvdv1.Message, error) {
-	for _, err := range c.Events() {
+func (c *Completion) Message(ctx context.Context) (*ruvdv1.Message, error) {
+	for _, err := range c.Events(ctx) {
 		if err != nil {
 			return nil, err
 		}
 	}
-	return c.Finished.GetMessage(), nil
+	return c.finished.GetMessage(), nil
 }
 
 // readAndCancel reads to the end, and cancels the completion if the caller leaves early.
-func (c *Completion) readAndCancel(yield func(*ruvdv1.CompletionEvent, error) bool) {
+func (c *Completion) readAndCancel(
+	ctx context.Context, yield func(*ruvdv1.CompletionEvent, error) bool,
+) {
 	c.err = errAbandoned // also if yield panics
 	defer func() {
-		if c.err == errAbandoned || c.err != nil && c.ctx.Err() == context.Canceled {
-			c.cancel()
+		if c.err == errAbandoned || c.err != nil && ctx.Err() == context.Canceled {
+			c.cancel(ctx)
 		}
 	}()
-	c.err = c.read(yield)
+	c.err = c.read(ctx, yield)
 }
 
 // read yields the events, over as many calls as are needed.
-func (c *Completion) read(yield func(*ruvdv1.CompletionEvent, error) bool) error {
+func (c *Completion) read(
+	ctx context.Context, yield func(*ruvdv1.CompletionEvent, error) bool,
+) error {
 	var brokenAt time.Time
 	pause := firstPause
 	for {
-		resumed, last := c.resume != nil, c.LastSequence
-		err := toError(c.readCall(yield))
+		resumed, last := c.resume != nil, c.lastSequence
+		err := toError(c.readCall(ctx, yield))
 		if err == io.EOF {
 			err = errIncomplete
 		}
-		if brokenAt.IsZero() || c.LastSequence != last {
+		if brokenAt.IsZero() || c.lastSequence != last {
 			brokenAt, pause = time.Now(), firstPause
 		}
 		remaining := c.client.reconnect - time.Since(brokenAt)
 		switch {
-		case c.Finished != nil:
+		case c.finished != nil:
 			return nil
 		case err == errAbandoned:
 			return err
-		case c.ctx.Err() != nil:
-			return toError(c.ctx.Err())
+		case ctx.Err() != nil:
+			return toError(ctx.Err())
 		case !c.canRetry(err, resumed) || remaining <= 0:
 			return err
 		}
 		select {
-		case <-c.ctx.Done():
+		case <-ctx.Done():
 		case <-time.After(min(pause, remaining)):
 		}
 		pause = min(2*pause, longestPause)
@@ -175,23 +183,25 @@ func (c *Completion) canRetry(err error, resumed bool) bool {
 	forgotten := resumed && failure.Reason == ReasonCompletionNotFound
 	if forgotten && c.complete != nil && !c.delivered {
 		// The daemon has restarted. As nothing was delivered, the answer can be generated again.
-		c.resume, c.Started, c.LastSequence = nil, nil, 0
+		c.resume, c.started, c.lastSequence = nil, nil, 0
 		return true
 	}
 	return failure.Reason == "" && slices.Contains(connectionErrors, failure.Code)
 }
 
 // readCall yields the events of one call. It returns an error unless they include Finished.
-func (c *Completion) readCall(yield func(*ruvdv1.CompletionEvent, error) bool) error {
-	ctx, cancel := context.WithCancel(c.ctx)
+func (c *Completion) readCall(
+	ctx context.Context, yield func(*ruvdv1.CompletionEvent, error) bool,
+) error {
+	call, cancel := context.WithCancel(ctx)
 	defer cancel()
-	receive, err := c.call(ctx)
+	receive, err := c.call(call)
 	if err != nil {
 		return err
 	}
 	for {
 		event, err := receive()
-		if err = cmp.Or(err, c.ctx.Err()); err != nil { // no event is delivered after ctx has ended
+		if err = cmp.Or(err, ctx.Err()); err != nil { // no event is delivered after ctx has ended
 			return err
 		}
 		if err := c.handleEvent(event); err != nil {
@@ -200,7 +210,7 @@ func (c *Completion) readCall(yield func(*ruvdv1.CompletionEvent, error) bool) e
 		if !yield(event, nil) {
 			return errAbandoned
 		}
-		if c.Finished != nil {
+		if c.finished != nil {
 			_, _ = receive() // lets the call end normally, not cancelled
 			return nil
 		}
@@ -212,14 +222,14 @@ func (c *Completion) call(
 	ctx context.Context,
 ) (func() (*ruvdv1.CompletionEvent, error), error) {
 	if c.resume == nil {
-		stream, err := c.client.SessionServiceClient.Complete(ctx, c.complete)
+		stream, err := c.client.generated.Complete(ctx, c.complete)
 		return func() (*ruvdv1.CompletionEvent, error) {
 			response, err := stream.Recv()
 			return response.GetEvent(), err
 		}, err
 	}
-	c.resume.AfterSequence = c.LastSequence
-	stream, err := c.client.SessionServiceClient.ResumeCompletion(ctx, c.resume)
+	c.resume.AfterSequence = c.lastSequence
+	stream, err := c.client.generated.ResumeCompletion(ctx, c.resume)
 	return func() (*ruvdv1.CompletionEvent, error) {
 		response, err := stream.Recv()
 		return response.GetEvent(), err
@@ -228,10 +238,10 @@ func (c *Completion) call(
 
 // handleEvent records an event. It fails if the answer contradicts the text received before.
 func (c *Completion) handleEvent(event *ruvdv1.CompletionEvent) error {
-	c.LastSequence = event.GetSequence()
+	c.lastSequence = event.GetSequence()
 	switch event := event.GetEvent().(type) {
 	case *ruvdv1.CompletionEvent_Started:
-		c.Started = event.Started
+		c.started = event.Started
 		c.resume = &ruvdv1.ResumeCompletionRequest{CompletionId: event.Started.GetCompletionId()}
 	case *ruvdv1.CompletionEvent_Delta:
 		c.delivered = true
@@ -244,13 +254,13 @@ func (c *Completion) handleEvent(event *ruvdv1.CompletionEvent) error {
 			}
 			c.missingText = missing
 		}
-		c.Finished = event.Finished
+		c.finished = event.Finished
 	}
 	return nil
 }
 
 // cancel sends CancelCompletion, because the daemon would wait for the reader of a closed stream.
-func (c *Completion) cancel() {
+func (c *Completion) cancel(ctx context.Context) {
 	if c.complete.GetOnDisconnect() == ruvdv1.OnDisconnect_ON_DISCONNECT_CONTINUE {
 		return
 	}
@@ -261,5 +271,5 @@ func (c *Completion) cancel() {
 		request.CompletionId = c.resume.GetCompletionId()
 		request.SessionId, request.RequestId = c.resume.GetSessionId(), c.resume.GetRequestId()
 	}
-	c.client.cancelInBackground(c.ctx, request)
+	c.client.cancelInBackground(ctx, request)
 }

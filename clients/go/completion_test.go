@@ -192,8 +192,10 @@ func finished(sequence int64, content string) *ruvdv1.CompletionEvent {
 
 func events(list ...*ruvdv1.CompletionEvent) []*ruvdv1.CompletionEvent { return list }
 
-func texts(answer *ruvd.Completion) (received []string, failure *ruvd.Error) {
-	for text, err := range answer.Text() {
+func texts(
+	ctx context.Context, answer *ruvd.Completion,
+) (received []string, failure *ruvd.Error) {
+	for text, err := range answer.Text(ctx) {
 		if err != nil {
 			errors.As(err, &failure)
 			return received, failure
@@ -216,8 +218,8 @@ func TestTextThatOnlyFinishedHasIsDelivered(t *testing.T) {
 		call{events: events(started(1), delta(2, "one")), err: broken},
 		call{events: events(finished(5, "one two three"))},
 	)
-	answer := client.Complete(t.Context(), "hi")
-	received, failure := texts(answer)
+	answer := client.Complete("hi")
+	received, failure := texts(t.Context(), answer)
 	if failure != nil {
 		t.Fatal(failure)
 	}
@@ -227,8 +229,8 @@ func TestTextThatOnlyFinishedHasIsDelivered(t *testing.T) {
 	if resumed.GetCompletionId() != "c-1" || resumed.GetAfterSequence() != 2 {
 		t.Fatalf("resumed by %v", resumed)
 	}
-	if answer.LastSequence != 5 || answer.Finished == nil {
-		t.Fatalf("ended at %d with %v", answer.LastSequence, answer.Finished)
+	if answer.LastSequence() != 5 || answer.Finished() == nil {
+		t.Fatalf("ended at %d with %v", answer.LastSequence(), answer.Finished())
 	}
 	noFurtherRequest(t, daemon)
 }
@@ -239,7 +241,7 @@ func TestAnswerThatContradictsDeliveredTextIsDataLoss(t *testing.T) {
 		call{events: events(started(1), delta(2, "one")), err: broken},
 		call{events: events(finished(5, "uno dos"))},
 	)
-	received, failure := texts(client.Complete(t.Context(), "hi"))
+	received, failure := texts(t.Context(), client.Complete("hi"))
 	expect(t, received, []string{"one"})
 	if failure == nil || failure.Code != codes.DataLoss {
 		t.Fatalf("ended with %v", failure)
@@ -257,7 +259,7 @@ func TestLostCompletionWithoutTextIsGeneratedAgain(t *testing.T) {
 		call{err: ruvdError(codes.NotFound, "COMPLETION_NOT_FOUND")},
 		call{events: events(started(1), delta(2, "one"), finished(3, "one"))},
 	)
-	received, failure := texts(client.Complete(t.Context(), "hi"))
+	received, failure := texts(t.Context(), client.Complete("hi"))
 	if failure != nil {
 		t.Fatal(failure)
 	}
@@ -276,7 +278,7 @@ func TestLostCompletionWithTextIsNotGeneratedAgain(t *testing.T) {
 		call{events: events(started(1), delta(2, "one")), err: broken},
 		call{err: ruvdError(codes.NotFound, "COMPLETION_NOT_FOUND")},
 	)
-	received, failure := texts(client.Complete(t.Context(), "hi"))
+	received, failure := texts(t.Context(), client.Complete("hi"))
 	expect(t, received, []string{"one"})
 	if failure == nil || failure.Reason != ruvd.ReasonCompletionNotFound {
 		t.Fatalf("ended with %v", failure)
@@ -294,7 +296,7 @@ func TestOtherFailuresAreFinal(t *testing.T) {
 		ruvdError(codes.Unavailable, "ENGINE_UNAVAILABLE"),
 	} {
 		daemon, client := serve(t, call{events: events(started(1)), err: err})
-		_, failure := texts(client.Complete(t.Context(), "hi"))
+		_, failure := texts(t.Context(), client.Complete("hi"))
 		if failure == nil || failure.Code != status.Code(err) {
 			t.Fatalf("ended with %v", failure)
 		}
@@ -309,7 +311,7 @@ func TestReconnectingStopsAfterItsTimeLimit(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	start := time.Now()
-	_, failure := texts(client.Complete(ctx, "hi"))
+	_, failure := texts(ctx, client.Complete("hi"))
 	if failure == nil || failure.Code != codes.Unavailable ||
 		failure.Message != "nothing more in the script" {
 		t.Fatalf("ended with %v", failure)
@@ -322,15 +324,15 @@ func TestReconnectingStopsAfterItsTimeLimit(t *testing.T) {
 // Leaving the loop cancels the completion by its id, and waiting for it is an error afterwards.
 func TestLeavingTheLoopCancels(t *testing.T) {
 	daemon, client := serve(t, call{events: events(started(1), delta(2, "one")), staysOpen: true})
-	answer := client.Complete(t.Context(), "hi")
-	for range answer.Text() {
+	answer := client.Complete("hi")
+	for range answer.Text(t.Context()) {
 		break
 	}
 	request[*ruvdv1.CompleteRequest](t, daemon)
 	if by := request[*ruvdv1.CancelCompletionRequest](t, daemon); by.GetCompletionId() != "c-1" {
 		t.Fatalf("cancelled by %v", by)
 	}
-	if _, err := answer.Message(); !errors.Is(err, context.Canceled) {
+	if _, err := answer.Message(t.Context()); !errors.Is(err, context.Canceled) {
 		t.Fatalf("waiting gave %v", err)
 	}
 }
@@ -340,7 +342,7 @@ func TestLeavingTheLoopWithAnEndedContextCancels(t *testing.T) {
 	daemon, client := serve(t, call{events: events(started(1), delta(2, "one")), staysOpen: true})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	for range client.Complete(ctx, "hi").Text() {
+	for range client.Complete("hi").Text(ctx) {
 		cancel()
 		break
 	}
@@ -351,10 +353,10 @@ func TestLeavingTheLoopWithAnEndedContextCancels(t *testing.T) {
 // Leaving a resumed completion cancels it by the ids with which it was resumed.
 func TestLeavingAResumedCompletionCancels(t *testing.T) {
 	daemon, client := serve(t, call{events: events(delta(4, "one")), staysOpen: true})
-	answer := client.ResumeCompletion(t.Context(), &ruvdv1.ResumeCompletionRequest{
+	answer := client.ResumeCompletion(&ruvdv1.ResumeCompletionRequest{
 		SessionId: "s", RequestId: "r", AfterSequence: 3,
 	})
-	for range answer.Text() {
+	for range answer.Text(t.Context()) {
 		break
 	}
 	request[*ruvdv1.ResumeCompletionRequest](t, daemon)
@@ -370,7 +372,7 @@ func TestEndOfTheContextCancelsBeforeStarted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan *ruvd.Error)
 	go func() {
-		_, failure := texts(client.Complete(ctx, "hi", ruvd.WithSession("s"), ruvd.WithRequestID("r")))
+		_, failure := texts(ctx, client.Complete("hi", ruvd.WithSession("s"), ruvd.WithRequestID("r")))
 		ended <- failure
 	}()
 	request[*ruvdv1.CompleteRequest](t, daemon)
@@ -388,7 +390,7 @@ func TestEndOfTheContextCancelsBeforeStarted(t *testing.T) {
 func TestCompletionThatContinuesIsNotCancelled(t *testing.T) {
 	daemon, client := serve(t, call{events: events(started(1), delta(2, "one")), staysOpen: true})
 	rule := ruvd.WithOnDisconnect(ruvdv1.OnDisconnect_ON_DISCONNECT_CONTINUE)
-	for range client.Complete(t.Context(), "hi", rule).Text() {
+	for range client.Complete("hi", rule).Text(t.Context()) {
 		break
 	}
 	_ = client.Close() // waits for pending cancel calls

@@ -24,7 +24,7 @@ func TestEveryCallOfACompletionAsksForItsToken(t *testing.T) {
 		call{events: events(started(1)), err: broken},
 		call{events: events(delta(2, "one ")), staysOpen: true},
 	)
-	for range client.Complete(t.Context(), "hello").Text() {
+	for range client.Complete("hello").Text(t.Context()) {
 		break
 	}
 	if err := client.Close(); err != nil { // waits for the call that cancels
@@ -45,7 +45,7 @@ func TestErrorOfATokenSourceFailsTheCall(t *testing.T) {
 		return "", errors.New("the vault is sealed")
 	}
 	daemon, client := serveTo(t, []ruvd.ClientOption{ruvd.WithTokenSource(source)})
-	_, failure := texts(client.Complete(t.Context(), "hello"))
+	_, failure := texts(t.Context(), client.Complete("hello"))
 	if failure == nil || failure.Code != codes.Unauthenticated || failure.Reason != "" ||
 		!strings.Contains(failure.Message, "the vault is sealed") {
 		t.Fatalf("failed with %+v", failure)
@@ -61,7 +61,7 @@ func TestTextOfAnErrorDoesNotHaveTheToken(t *testing.T) {
 	_, client := serveTo(t, []ruvd.ClientOption{
 		ruvd.WithTokenSource(func(context.Context) (string, error) { return "geheimer schlüssel", nil }),
 	})
-	_, failure := texts(client.Complete(t.Context(), "hello"))
+	_, failure := texts(t.Context(), client.Complete("hello"))
 	if failure == nil || strings.Contains(failure.Error(), "geheim") {
 		t.Fatalf("failed with %v", failure)
 	}
@@ -85,8 +85,8 @@ func TestTokenSourceEndsWithTheContext(t *testing.T) {
 
 func TestSessionThatIsGoneIsCreatedAnewOnlyIfWanted(t *testing.T) {
 	daemon, client := serve(t, call{events: events(finished(1, "a"))}, call{events: events(finished(1, "b"))})
-	texts(client.Complete(t.Context(), "hello", ruvd.WithSession("s")))
-	texts(client.Complete(t.Context(), "hello", ruvd.WithSession("s"), ruvd.WithRecreateIfGone()))
+	texts(t.Context(), client.Complete("hello", ruvd.WithSession("s")))
+	texts(t.Context(), client.Complete("hello", ruvd.WithSession("s"), ruvd.WithRecreateIfGone()))
 	for _, wanted := range []bool{false, true} {
 		if sent := request[*ruvdv1.CompleteRequest](t, daemon); sent.GetRecreateIfGone() != wanted {
 			t.Fatalf("sent %v", sent)

@@ -22,7 +22,7 @@ func main() {
 		w.Header().Set("Cache-Control", "no-cache")
 		message, session := r.FormValue("message"), ruvd.WithSession(r.FormValue("session"))
 		// Leaving the page ends the request's context, which cancels the completion.
-		for text, err := range client.Complete(r.Context(), message, session).Text() {
+		for text, err := range client.Complete(message, session).Text(r.Context()) {
 			if err != nil {
 				send(w, "error", details(err))
 				return

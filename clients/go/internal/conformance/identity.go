@@ -56,14 +56,14 @@ func identityCalls(client *ruvd.Client, name string) {
 	_, err := client.ListModels(ctx, &ruvdv1.ListModelsRequest{})
 	printResult("models", "ok", err)
 
-	answer := client.Complete(ctx, "one two", ruvd.WithSession(name), ruvd.WithRequestID(name))
-	message, err := answer.Message()
+	answer := client.Complete("one two", ruvd.WithSession(name), ruvd.WithRequestID(name))
+	message, err := answer.Message(ctx)
 	printResult("complete", "["+message.GetContent()+"]", err)
 
 	answer = client.ResumeCompletion(
-		ctx, &ruvdv1.ResumeCompletionRequest{SessionId: name, RequestId: name},
+		&ruvdv1.ResumeCompletionRequest{SessionId: name, RequestId: name},
 	)
-	message, err = answer.Message()
+	message, err = answer.Message(ctx)
 	printResult("resume", "["+message.GetContent()+"]", err)
 
 	_, err = client.CancelCompletion(
@@ -71,7 +71,7 @@ func identityCalls(client *ruvd.Client, name string) {
 	)
 	printResult("cancel", "ok", err)
 
-	for outcome, err := range client.Batch(ctx, 0, ruvd.Request("three")).Outcomes() {
+	for outcome, err := range client.Batch(0, ruvd.Request("three")).Outcomes(ctx) {
 		text := ""
 		if err == nil {
 			text = outcome.Completion.GetFinished().GetMessage().GetContent()

@@ -110,11 +110,11 @@ func finishReason(finished *ruvdv1.Finished) string {
 
 // complete prints the texts of a completion, then its end.
 func complete(client *ruvd.Client, text string, options ...ruvd.Option) {
-	printTexts(client.Complete(ctx, text, options...))
+	printTexts(client.Complete(text, options...))
 }
 
 func printTexts(answer *ruvd.Completion) {
-	for text, err := range answer.Text() {
+	for text, err := range answer.Text(ctx) {
 		if err != nil {
 			printError(err)
 			return
@@ -123,12 +123,12 @@ func printTexts(answer *ruvd.Completion) {
 	}
 	line(
 		"finished %s sequence=%d exchanges=%d",
-		finishReason(answer.Finished), answer.LastSequence, answer.Finished.GetExchangeCount(),
+		finishReason(answer.Finished()), answer.LastSequence(), answer.Finished().GetExchangeCount(),
 	)
 }
 
 func printEvents(answer *ruvd.Completion) {
-	for event, err := range answer.Events() {
+	for event, err := range answer.Events(ctx) {
 		if err != nil {
 			printError(err)
 			return
@@ -185,11 +185,11 @@ func getWhenIdle(client *ruvd.Client, id, idle string) {
 
 func restart(client *ruvd.Client) {
 	answer := client.Complete(
-		ctx, words(40), ruvd.WithSession("omega"),
+		words(40), ruvd.WithSession("omega"),
 		ruvd.WithOnDisconnect(ruvdv1.OnDisconnect_ON_DISCONNECT_CONTINUE),
 	)
 	answerText, failure := "", error(nil)
-	for text, err := range answer.Text() {
+	for text, err := range answer.Text(ctx) {
 		if failure = err; err != nil {
 			break
 		}
@@ -243,7 +243,7 @@ func sessions(client *ruvd.Client) {
 
 func stream(client *ruvd.Client) {
 	line("# stream")
-	printEvents(client.Complete(ctx, "alpha beta gamma"))
+	printEvents(client.Complete("alpha beta gamma"))
 }
 
 func unicode(client *ruvd.Client) {
@@ -265,7 +265,7 @@ func requestID(client *ruvd.Client) {
 func cuts(client *ruvd.Client) {
 	line("# cut after the third event")
 	third := connect("RUVD_CUT_THIRD")
-	printEvents(third.Complete(ctx, "a b c d e f", ruvd.WithSession("gamma")))
+	printEvents(third.Complete("a b c d e f", ruvd.WithSession("gamma")))
 	get(third, "gamma")
 	must(third.Close())
 
@@ -288,9 +288,8 @@ func cancel(client *ruvd.Client) {
 	cancellable, cancel := context.WithCancel(ctx)
 	defer cancel()
 	texts := 0
-	for text, err := range client.Complete(
-		cancellable, words(200), ruvd.WithSession("zeta"),
-	).Text() {
+	answer := client.Complete(words(200), ruvd.WithSession("zeta"))
+	for text, err := range answer.Text(cancellable) {
 		if texts == 3 && errors.Is(err, context.Canceled) {
 			break
 		}
@@ -306,7 +305,7 @@ func cancel(client *ruvd.Client) {
 func busy(client *ruvd.Client) {
 	line("# busy")
 	create(client, &ruvdv1.CreateSessionRequest{SessionId: "eta"})
-	next, stop := iter.Pull2(client.Complete(ctx, words(200), ruvd.WithSession("eta")).Text())
+	next, stop := iter.Pull2(client.Complete(words(200), ruvd.WithSession("eta")).Text(ctx))
 	defer stop()
 	_, err, _ := next()
 	must(err)
@@ -382,14 +381,14 @@ func fork(client *ruvd.Client) {
 func batch(client *ruvd.Client) {
 	line("# batch")
 	batch := client.Batch(
-		ctx, 0,
+		0,
 		ruvd.Request("b0"),
 		ruvd.Request("!fault ENGINE_REJECTED"),
 		ruvd.Request("b2", ruvd.WithSession("kappa")),
 		ruvd.Request("b3", ruvd.WithSession("kappa")),
 	)
 	var outcomes []*ruvd.Outcome
-	for outcome, err := range batch.Outcomes() {
+	for outcome, err := range batch.Outcomes(ctx) {
 		must(err)
 		outcomes = append(outcomes, outcome)
 	}
@@ -401,7 +400,7 @@ func batch(client *ruvd.Client) {
 		}
 		line("item %d [%s]", outcome.Index, outcome.Completion.GetFinished().GetMessage().GetContent())
 	}
-	line("summary succeeded=%d failed=%d", batch.Summary.GetSucceeded(), batch.Summary.GetFailed())
+	line("summary succeeded=%d failed=%d", batch.Summary().GetSucceeded(), batch.Summary().GetFailed())
 	get(client, "kappa")
 }
 
@@ -410,7 +409,7 @@ func deadline(client *ruvd.Client) {
 	create(client, &ruvdv1.CreateSessionRequest{SessionId: "lambda"})
 	limited, cancel := context.WithTimeout(ctx, 400*time.Millisecond)
 	defer cancel()
-	if _, err := client.Complete(limited, words(200), ruvd.WithSession("lambda")).Message(); err != nil {
+	if _, err := client.Complete(words(200), ruvd.WithSession("lambda")).Message(limited); err != nil {
 		line("error %s", codeOf(err))
 	}
 	getWhenIdle(client, "lambda", "over")
@@ -434,7 +433,7 @@ func nobody(*ruvd.Client) {
 	}
 	limited, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 	defer cancel()
-	if _, err := nobody.Complete(limited, "hi").Message(); err != nil {
+	if _, err := nobody.Complete("hi").Message(limited); err != nil {
 		line("error %s %s", codeOf(err), reasonOf(err))
 	}
 	must(nobody.Close())
