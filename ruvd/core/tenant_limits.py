@@ -29,8 +29,9 @@ class TenantLimits:
     tools: tuple[str, ...] | None = None
 
 
-QUOTAS = ("max_sessions", "max_stored_bytes", "max_inflight", "tokens_per_minute")
-"""The limits that a tenant can use up: calls beyond them fail with QuotaExceeded."""
+QUOTAS = ("max_sessions", "max_stored_bytes", "max_inflight", "tokens_per_minute", "receiving")
+"""The quotas that QuotaExceeded names. `receiving` is the room for requests that are on their way,
+of which a tenant may have half. The others are limits of the tenant."""
 
 UNLIMITED = TenantLimits()
 

@@ -72,7 +72,8 @@ class Admission(Protocol):
     async def receive(self, tenant: str = "") -> Receiving:
         """Waits until a request may be received; an empty `tenant` is anybody.
 
-        Raises Overloaded if there is no memory, or if other requests of the tenant come too slowly.
+        Raises Overloaded if there is no memory, and QuotaExceeded if other requests of the tenant
+        come too slowly.
         """
 
     def reserve(self, request_bytes: int) -> AbstractContextManager[Callable[[], None]]:

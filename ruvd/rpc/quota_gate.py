@@ -9,6 +9,7 @@ refused before their requests are received.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 from ruvd.core.completions.tenant_quotas import TenantQuotas
 from ruvd.core.errors import QuotaExceeded
@@ -19,12 +20,23 @@ from ruvd.rpc.identity import caller
 # 0.4 ms of a core, so a tenant's refusals take 2 % of it.
 _BURST = 50
 _PER_SECOND = 50.0
-# The longest wait of a refusal. More calls than wait this long are refused at once.
-_MAX_SECONDS = 20.0
-# The refusals that wait at a time, of all tenants. A call takes about 30 kB.
+# The refusals that wait at a time, of one tenant and of all: more leave at once. A call takes about
+# 30 kB. The last of a tenant waits 20 s.
+_MAX_OF_TENANT = 1000
 _MAX_WAITING = 2000
 _MAX_TENANTS = 1000
 _SERVICE = "/ruvd.v1.SessionService/"
+
+
+@dataclass(eq=False, slots=True)
+class _Tenant:
+    next_time: float = 0.0  # of the next refusal, if there were no burst
+    waiting: int = 0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # first come, first served
+
+    def seconds(self, now: float) -> float:
+        """Returns the time until the next refusal may leave, 0 or less if it may now."""
+        return self.next_time - now - _BURST / _PER_SECOND
 
 
 class QuotaGate:
@@ -41,7 +53,7 @@ class QuotaGate:
         self._observer = observer
         self._monotonic = monotonic
         self._sleep = sleep
-        self._next_times: dict[str, float] = {}  # by tenant; without a burst, of the next refusal
+        self._tenants: dict[str, _Tenant] = {}
         self._waiting = 0
         self._checks = {
             f"{_SERVICE}Complete": quotas.check,
@@ -54,7 +66,8 @@ class QuotaGate:
         Otherwise the call is received first, as it may repeat a request id and join a completion.
         """
         tenant = caller.tenant()
-        if tenant not in self._next_times or self._seconds(tenant, self._monotonic()) <= 0:
+        entry = self._tenants.get(tenant)
+        if entry is None or not (entry.waiting or entry.seconds(self._monotonic()) > 0):
             return
         if check := self._checks.get(method):
             check(tenant)
@@ -62,26 +75,33 @@ class QuotaGate:
     async def refuse(self, error: QuotaExceeded, *, at_once: bool) -> None:
         """Reports the refusal of the current call, and returns when it may leave."""
         self._observer(QuotaRefused(error.quota))
-        tenant, now = caller.tenant(), self._monotonic()
-        seconds = self._seconds(tenant, now)
-        if seconds > _MAX_SECONDS or self._waiting >= _MAX_WAITING:
+        entry = self._entry(caller.tenant())
+        if at_once or entry.waiting >= _MAX_OF_TENANT or self._waiting >= _MAX_WAITING:
+            # It counts, so that the next calls of a flood are refused before they are received.
+            if entry.seconds(self._monotonic()) <= 0:
+                self._count(entry)
             return
-        self._forget_past(now)
-        self._next_times[tenant] = max(self._next_times.get(tenant, now), now) + 1 / _PER_SECOND
-        if seconds <= 0 or at_once:
-            return
+        entry.waiting += 1
         self._waiting += 1
         try:
-            await self._sleep(seconds)
+            async with entry.turn:
+                if (seconds := entry.seconds(self._monotonic())) > 0:
+                    await self._sleep(seconds)
+                self._count(entry)
         finally:
+            entry.waiting -= 1
             self._waiting -= 1
 
-    def _seconds(self, tenant: str, now: float) -> float:
-        """Returns the time for which a refusal of the tenant waits; 0 or less if it does not."""
-        return self._next_times.get(tenant, now) - now - _BURST / _PER_SECOND
+    def _count(self, entry: _Tenant) -> None:
+        entry.next_time = max(entry.next_time, self._monotonic()) + 1 / _PER_SECOND
 
-    def _forget_past(self, now: float) -> None:
-        if len(self._next_times) >= _MAX_TENANTS:
-            self._next_times = {name: at for name, at in self._next_times.items() if at > now}
-        if len(self._next_times) >= _MAX_TENANTS:
-            self._next_times.clear()
+    def _entry(self, tenant: str) -> _Tenant:
+        """Returns the tenant's entry. Those that have no effect any more are dropped first."""
+        if tenant not in self._tenants and len(self._tenants) >= _MAX_TENANTS:
+            now = self._monotonic()
+            self._tenants = {
+                name: each
+                for name, each in self._tenants.items()
+                if each.waiting or each.next_time > now
+            }
+        return self._tenants.setdefault(tenant, _Tenant())

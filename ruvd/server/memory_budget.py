@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from functools import cache
 from weakref import WeakValueDictionary
 
-from ruvd.core.errors import Overloaded
+from ruvd.core.errors import Overloaded, QuotaExceeded
 
 _TIGHT_SHARE = 0.85
 _RELAXED_SHARE = 0.75
@@ -80,8 +80,8 @@ class MemoryBudget:
 
         Few large requests are received at the same time. A client that sends slowly holds up the
         others for a second at most; if it has a tenant, only those of its tenant, as half of the
-        room is for others. Raises Overloaded if the memory is nearly used up, or if the requests of
-        the tenant have held its half of the room for a second.
+        room is for others. Raises Overloaded if the memory is nearly used up, and QuotaExceeded if
+        the requests of the tenant have held its half of the room for a second.
         """
         share = self._shares.setdefault(tenant, _Share()) if tenant else None
         most = self._max_receiving // 2
@@ -92,7 +92,10 @@ class MemoryBudget:
                         self._received.clear()
                         await self._received.wait()
         if share and share.receiving >= most:
-            raise Overloaded(f"{most} other requests of the tenant are being received; try again")
+            raise QuotaExceeded(
+                f"{most} other requests of the tenant are being received; try again",
+                quota="receiving",
+            )
         self.check()
         return Receiving(self, share)
 

@@ -9,7 +9,7 @@ from core import Core, failed, settle
 from fakes import FrozenClock
 from virtual_time import in_virtual_time
 
-from ruvd.core.errors import Overloaded
+from ruvd.core.errors import Overloaded, QuotaExceeded
 from ruvd.core.ports.engine import EngineText
 from ruvd.server.memory_budget import MemoryBudget, resident_bytes
 
@@ -187,7 +187,7 @@ async def test_slow_requests_of_a_tenant_leave_half_of_the_room_to_others() -> N
     assert sum(each.done() for each in slow) == 6
     done, late = await asyncio.wait(slow, timeout=2)
     assert not late
-    assert len([each for each in done if isinstance(each.exception(), Overloaded)]) == 44
+    assert len([each for each in done if isinstance(each.exception(), QuotaExceeded)]) == 44
     assert len(others) == 5
 
 
