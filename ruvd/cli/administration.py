@@ -71,7 +71,8 @@ def administered(given: AdminAddress) -> Iterator[tuple[Administrator, AdminAddr
     address = given if given.address else replace(given, address=_default())
     try:
         channel = _channel(address)
-        administrator = Administrator(channel, address.token)
+        # The socket of the settings needs no token, so it gets none.
+        administrator = Administrator(channel, address.token if given.address else None)
     except OSError as error:
         fail(f"cannot read {error.filename}: {error.strerror}")
     with channel:

@@ -14,10 +14,12 @@ from typing import Any
 
 import grpc
 import pytest
+from certificates import Files
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from running import RunningDaemon, StartDaemon, clean_environment, start_serve
+from web_tokens import AUDIENCE, ISSUER, Issuer, key_set
 from wire import details, say, turn
 
 from ruvd.admin.v1 import admin_service_pb2 as pb
@@ -401,6 +403,49 @@ async def test_a_revoked_token_is_refused_once_a_reload_has_confirmed_it(
         assert wrong.outcome == pb.ReloadedSecret.OUTCOME_REFUSED
         assert "tokens_file: line 1" in wrong.error
         assert "OK" in await outcomes(running.address, kept[0]), "the last good file stays"
+
+
+async def test_a_reload_reads_every_file_with_secrets_that_the_settings_name(
+    daemon: StartDaemon, tmp_path: Path
+) -> None:
+    files = Files(tmp_path)
+    paths = {
+        "api_key_file": tmp_path / "key",
+        "tls_cert_file": files.certificate,
+        "tls_key_file": files.key,
+        "client_ca_file": files.ca,
+        "jwt_jwks_file": tmp_path / "jwks.json",
+        "tokens_file": tmp_path / "tokens",
+    }
+    paths["api_key_file"].write_text("sk-one")
+    paths["jwt_jwks_file"].write_bytes(key_set(Issuer()))
+    new_token(paths["tokens_file"], Role.USER)
+    flags = [
+        flag for name, path in paths.items() for flag in (f"--{name.replace('_', '-')}", str(path))
+    ]
+    engine = ("--engine", "openai", "--base-url", "http://127.0.0.1:1/v1", "--model", "m")
+    jwt = ("--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE)
+    async with (
+        daemon(*engine, *jwt, *flags) as running,
+        admin_at(running.admin_socket) as admin,
+    ):
+
+        async def reload() -> dict[str, tuple[str, int]]:
+            secrets = (await admin.ReloadSecrets(pb.ReloadSecretsRequest())).secrets
+            return {each.setting: (each.location, each.outcome) for each in secrets}
+
+        unchanged = pb.ReloadedSecret.OUTCOME_UNCHANGED
+        first = await reload()
+        assert first.pop("api_key_file")[0] == str(paths["api_key_file"])  # perhaps its first read
+        assert first == {
+            name: (str(path), unchanged) for name, path in paths.items() if name != "api_key_file"
+        }
+        for path in paths.values():
+            path.write_bytes(b"\x00 no secret")
+        refused = pb.ReloadedSecret.OUTCOME_REFUSED
+        assert {name: outcome for name, (_, outcome) in (await reload()).items()} == dict.fromkeys(
+            paths, refused
+        )
 
 
 # --- the commands --------------------------------------------------------------------------
