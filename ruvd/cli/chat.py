@@ -3,6 +3,7 @@
 Ctrl-C cancels a turn, which leaves the session as it was. At the end the session is kept, and the
 command that continues it is printed; a new session without a turn is deleted. Reasoning is printed
 dim, on a terminal only. A tool call is printed as a line; the session goes on without its result.
+If the session was evicted or has expired, the user is asked whether to go on in a new one.
 """
 
 import importlib
@@ -18,6 +19,12 @@ from ruvd_client.v1.session_service_pb2 import Finished
 
 from ruvd.cli.address import Address, default_address
 from ruvd.cli.terminal import connected, err, explain, out, print_error, printable, seconds, write
+
+# The reasons for which a session that nobody ended is no longer there.
+_GONE = {
+    "SESSION_EVICTED": "the session was evicted to make room for another one",
+    "SESSION_EXPIRED": "the session was idle for too long and has expired",
+}
 
 
 def chat(
@@ -85,7 +92,7 @@ def _run_prompt(client: Client, address: Address, arguments: CompleteArguments) 
         if not message:
             continue
         try:
-            finished = _run_turn(client, message, arguments)
+            finished = _run_turn_or_ask(client, message, arguments)
         except RuvdError as error:
             out.line()
             if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
@@ -99,9 +106,25 @@ def _run_prompt(client: Client, address: Address, arguments: CompleteArguments) 
                 out.print(_summary(finished), style="dim", markup=False)
 
 
-def _read_message() -> str | None:
+def _run_turn_or_ask(client: Client, message: str, arguments: CompleteArguments) -> Finished | None:
+    """Runs a turn. If the session has gone, asks whether to run it in a new one of the same id."""
     try:
-        return input("> ").strip()
+        return _run_turn(client, message, arguments)
+    except RuvdError as error:
+        if error.reason not in _GONE:
+            raise
+        out.print(_GONE[error.reason], style="dim", markup=False)
+    answer = _read_message("go on in a new session, without what was said before? [y/N] ")
+    if answer is None or answer.lower() not in ("y", "yes"):
+        return None
+    finished = _run_turn(client, message, {**arguments, "recreate_if_gone": True})
+    arguments["require_existing"] = True
+    return finished
+
+
+def _read_message(prompt: str = "> ") -> str | None:
+    try:
+        return input(prompt).strip()
     except (EOFError, KeyboardInterrupt):
         out.line()
         return None

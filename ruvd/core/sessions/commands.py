@@ -140,6 +140,7 @@ class SessionCommands:
         try:
             turn_request = TurnRequest(pending_session=session)
             async with self._sessions.turn_queue.turn(session.id, turn_request, IfBusy.REJECT):
+                await self._sessions.quotas.check_place_without_turn(session.id)
                 await self._sessions.commit(commit, parent_id)
         except SessionBusy:
             raise SessionExists(

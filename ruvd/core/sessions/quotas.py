@@ -74,6 +74,16 @@ class SessionQuotas:
             raise room.own_sessions_exceeded(self._policy.limits_of(tenant).max_sessions)
         raise room.sessions_exceeded(self._policy.max_sessions)
 
+    async def check_place_without_turn(self, session_id: str) -> None:
+        """Does the same for a session that is created without a turn.
+
+        The store checks it against what is stored, so only sessions count that turns create now.
+        """
+        own, others, _ = self._turn_queue.pending(tenants.tenant_of(session_id))
+        if own + others > 1:
+            usage = await self._store.usage(tenants.tenant_of(session_id))
+            await self.check_place(session_id, usage)
+
     async def reserve(
         self, session: Session, messages: Sequence[Message], *, creates: bool
     ) -> AbstractContextManager[None]:
