@@ -15,6 +15,7 @@ from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.errors import RuvdError
 from ruvd.core.model import CompletionEvent, Finished, Message, Role
 from ruvd.core.ports.events import Event, Observer
+from ruvd.core.ports.memory import Memory, UnlimitedMemory
 from ruvd.core.ports.store import Store
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import SessionPolicy
@@ -35,6 +36,7 @@ class Core:
     store: Store = field(default_factory=MemoryStore)
     observers: list[Observer] = field(default_factory=list)
     limits_of: LimitsOf = field(default=unlimited)
+    memory: Memory = field(default_factory=UnlimitedMemory)
 
     def __post_init__(self) -> None:
         self.sessions = SessionRegistry(self.store, self.clock, self.observe, self.policy)
@@ -48,6 +50,7 @@ class Core:
             self.observe,
             self.completion_policy,
             self.limits_of,
+            self.memory,
         )
 
     def observe(self, event: Event) -> None:

@@ -117,12 +117,12 @@ class Settings(EngineSettings, ListeningSettings, StoreSettings, AuditSettings):
     )
 
     max_answer_bytes: int = _limits(
-        2 << 20,
+        8 << 20,
         "Largest answer with its reasoning and tool calls, in bytes. A longer text ends there with "
-        "the finish reason LENGTH; with tool calls the completion fails with ENGINE_REJECTED. At "
-        "most 3 MiB, so that the response fits the 4 MiB that a gRPC client takes by default.",
+        "the finish reason LENGTH; with tool calls the completion fails with ENGINE_REJECTED. An "
+        "answer of more than 2 MiB also ends so if there is no memory for the rest.",
         ge=1024,
-        le=3 << 20,
+        le=16 << 20,
     )
 
     max_inflight: int = _limits(1000, "Most completions that run or wait; more are refused.", ge=1)

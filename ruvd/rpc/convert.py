@@ -19,6 +19,9 @@ from ruvd.v1 import session_service_pb2 as pb
 # The limits of the protos: a duration of 10,000 years, and the end of the year 9999.
 _MAX_DURATION = 315_576_000_000
 _MAX_TIMESTAMP = 253_402_300_799
+# A larger message is sent in parts before the event or the result that it belongs to.
+_MAX_WHOLE_BYTES = 3 << 20
+_CALL_BYTES = 32  # what a tool call takes besides its texts, at most
 IF_BUSY = {
     pb.IF_BUSY_UNSPECIFIED: model.IfBusy.QUEUE,
     pb.IF_BUSY_QUEUE: model.IfBusy.QUEUE,
@@ -133,7 +136,11 @@ def batch_summary(summary: BatchSummary) -> pb.BatchCompleteResponse:
 
 def _finished(finished: model.Finished, into: pb.Finished) -> None:
     into.finish_reason = FINISH_REASONS[finished.finish_reason]
-    message(finished.message, into.message)
+    if is_too_large(finished.message):
+        into.message.role = ROLE_PROTOS[finished.message.role]
+        into.message_in_parts = True
+    else:
+        message(finished.message, into.message)
     if finished.usage is not None:
         into.usage.CopyFrom(usage(finished.usage))
     timings, proto = finished.timings, into.timings
@@ -145,6 +152,12 @@ def _finished(finished: model.Finished, into: pb.Finished) -> None:
         _duration(timings.prefill_seconds, proto.prefill)
     into.exchange_count = finished.exchange_count
     into.raw_finish_reason = finished.raw_finish_reason
+
+
+def is_too_large(message: Message) -> bool:
+    """Tells whether a message is sent in parts, because no response would fit with it."""
+    calls = len(message.tool_calls) * _CALL_BYTES
+    return message.size_bytes + calls > _MAX_WHOLE_BYTES
 
 
 def message(stored: Message, into: pb.Message) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from ruvd.core.errors import ResponseTooLarge
 from ruvd.core.model import Session
 from ruvd.core.sessions.model import SessionState
-from ruvd.rpc import convert
+from ruvd.rpc import convert, message_parts
 from ruvd.v1 import session_service_pb2 as pb
 
 # Below the 4 MiB that a gRPC client takes by default.
 MAX_RESPONSE_BYTES = (4 << 20) - (64 << 10)
 _FIELD_BYTES = 8  # the tag and the length of a field, at most
+_PART_OVERHEAD = 64  # the other fields of a part and of its response
+_MIN_PART_BYTES = 64 << 10  # also beside a system prompt that fills the response
 _SESSIONS_AT_ONCE = 50
 # What an object of a message takes besides its text, in a response and in memory.
 _MAX_MESSAGE_OVERHEAD = 256
@@ -27,12 +29,16 @@ def page_token(cursor: int) -> str:
     return token(str(cursor)) if cursor else ""
 
 
-def history_page_token(state: SessionState, first: int) -> str:
+def history_page_token(state: SessionState, first: int, offset: int = 0) -> str:
     """Returns the token of the page that begins with message `first`; empty after the last one.
 
-    The time of creation tells the session from a later one with the same id.
+    With an `offset` it begins within the message. The time of creation tells the session from a
+    later one with the same id.
     """
-    return token(f"{first}@{state.created.hex()}") if first < state.session.message_count else ""
+    if first >= state.session.message_count:
+        return ""
+    position = f"{first}+{offset}" if offset else str(first)
+    return token(f"{position}@{state.created.hex()}")
 
 
 def token(text: str) -> str:
@@ -86,6 +92,20 @@ async def session_page(state: SessionState, *, paged: bool) -> pb.Session:
             since_pause = 0
             await asyncio.sleep(0)
     return proto
+
+
+def message_part(state: SessionState, offset: int) -> pb.MessagePart | None:
+    """Returns the part of the page's first message from `offset` on; None if it fits as a whole."""
+    messages = state.messages or ()
+    session_bytes = convert.session(state).ByteSize() + _PART_OVERHEAD
+    room = max(_MIN_PART_BYTES, MAX_RESPONSE_BYTES - session_bytes)
+    if not messages or not (offset or messages[0].size_bytes > room - _MAX_MESSAGE_OVERHEAD):
+        return None
+    message = pb.Message()
+    convert.message(messages[0], message)
+    if not offset and message.ByteSize() <= room:
+        return None
+    return message_parts.part(message, offset, room)
 
 
 def too_large(session: Session) -> ResponseTooLarge:

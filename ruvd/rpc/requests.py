@@ -6,7 +6,7 @@ field that the caller's tenant may not use.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ruvd.core import model
 from ruvd.core.completions.allowances import denied, is_allowed
@@ -219,13 +219,18 @@ def get_session(request: pb.GetSessionRequest, limits: RequestLimits) -> History
     check.check(0 <= size <= _MAX_PAGE, "page_size", f"must be 0 to {_MAX_PAGE}")
     check.check(full or not size, "page_size", "is allowed only with SESSION_VIEW_FULL")
     check.check(size > 0 or not request.page_token, "page_size", "must be set with a page_token")
-    after = _history_cursor(request.page_token)
-    check.check(after is not None, "page_token", "is not a next_page_token of this daemon")
+    parts = request.allow_message_parts
+    check.check(size > 0 or not parts, "page_size", "must be set with allow_message_parts")
+    page = _history_page(request.page_token)
+    check.check(page is not None, "page_token", "is not a next_page_token of this daemon")
+    begins_within = page is not None and page.offset > 0
+    text = "must be set as for the page before"
+    check.check(parts or not begins_within, "allow_message_parts", text)
     check.raise_if_wrong()
-    if not full or after is None:
+    if not full or page is None:
         return None
     max_bytes = pages.MAX_RESPONSE_BYTES
-    return HistoryPage(*after, max_messages=size or _MAX_UNPAGED, max_bytes=max_bytes)
+    return replace(page, max_messages=size or _MAX_UNPAGED, max_bytes=max_bytes)
 
 
 def session_id(request: pb.EndSessionRequest, limits: RequestLimits) -> str:
@@ -268,16 +273,15 @@ def _cursor(token: str) -> int | None:
     return cursor if 0 < cursor < _MAX_CURSOR else None
 
 
-def _history_cursor(token: str) -> tuple[int, float | None] | None:
-    """Returns the first position and the session's `created` of a page token of GetSession.
-
-    The time is None for the first page; the result is None for a foreign token.
-    """
+def _history_page(token: str) -> HistoryPage | None:
+    """Returns the page of a page token of GetSession; None for a foreign token."""
     if not token:
-        return 0, None
+        return HistoryPage()
     try:
-        first, created = pages.read_token(token).split("@")
-        cursor = int(first), float.fromhex(created)
+        position, created = pages.read_token(token).split("@")
+        first, _, offset = position.partition("+")
+        page = HistoryPage(int(first), float.fromhex(created), offset=int(offset or 0))
     except (ValueError, OverflowError):
         return None
-    return cursor if 0 < cursor[0] < _MAX_CURSOR else None
+    is_in_range = 0 <= page.first < _MAX_CURSOR and 0 <= page.offset < _MAX_CURSOR
+    return page if is_in_range and (page.first or page.offset) else None

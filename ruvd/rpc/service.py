@@ -17,12 +17,13 @@ from ruvd.core.completions.allowances import is_allowed
 from ruvd.core.completions.batch import Batches, BatchOutcome, BatchSummary
 from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.errors import PermissionDenied, SessionEvicted, SessionExpired, SessionNotFound
+from ruvd.core.model import Finished
 from ruvd.core.ports.engine import Engine
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import HistoryPage, SessionPolicy
 from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.tenant_statistics import TenantStatistics
-from ruvd.rpc import convert, pages, requests, reservation, status
+from ruvd.rpc import convert, message_parts, pages, requests, reservation, status
 from ruvd.rpc.identity import caller
 from ruvd.rpc.identity.caller import scoped_id, scoped_request_id
 from ruvd.rpc.large_responses import SMALL_BYTES, LargeResponses
@@ -85,15 +86,21 @@ class SessionService(pb_grpc.SessionServiceServicer):
         size = pages.history_bytes(session, page.max_messages)
         await self._large_responses.hold(size, context)
         if size <= SMALL_BYTES:
-            return await self._history(session_id, page, paged=paged)
+            return await self._history(session_id, page, request)
         async with self._large_responses.build():
-            return await self._history(session_id, page, paged=paged)
+            return await self._history(session_id, page, request)
 
     async def _history(
-        self, session_id: str, page: HistoryPage, *, paged: bool
+        self, session_id: str, page: HistoryPage, request: pb.GetSessionRequest
     ) -> pb.GetSessionResponse:
         state = await self._sessions.history(session_id, page)
-        session = await pages.session_page(state, paged=paged)
+        if request.allow_message_parts and (part := pages.message_part(state, page.offset)):
+            end = part.offset + len(part.data)
+            is_last = end >= part.total_bytes
+            token = pages.history_page_token(state, page.first + is_last, 0 if is_last else end)
+            session = convert.session(state)
+            return pb.GetSessionResponse(session=session, next_page_token=token, message_part=part)
+        session = await pages.session_page(state, paged=request.page_size > 0)
         token = pages.history_page_token(state, page.first + len(session.messages))
         return pb.GetSessionResponse(session=session, next_page_token=token)
 
@@ -182,6 +189,9 @@ class SessionService(pb_grpc.SessionServiceServicer):
         is_out_of_time = partial(status.is_too_late, context)
         async with aclosing(completion.events(is_out_of_time=is_out_of_time)) as events:
             async for event in events:
+                if isinstance(event.event, Finished):
+                    for part in message_parts.before(event):
+                        await context.write(pb.CompleteResponse(event=part))
                 response = pb.CompleteResponse()
                 convert.event(event, response.event)
                 await context.write(response)
@@ -200,6 +210,9 @@ class SessionService(pb_grpc.SessionServiceServicer):
         )
         async with aclosing(events):
             async for event in events:
+                if isinstance(event.event, Finished):
+                    for part in message_parts.before(event):
+                        await context.write(pb.ResumeCompletionResponse(event=part))
                 response = pb.ResumeCompletionResponse()
                 convert.event(event, response.event)
                 await context.write(response)
@@ -217,6 +230,9 @@ class SessionService(pb_grpc.SessionServiceServicer):
                     if isinstance(event, BatchSummary):
                         response = convert.batch_summary(event)
                     else:
+                        if event.finished and convert.is_too_large(event.finished.message):
+                            for part in message_parts.parts(event.finished.message):
+                                await context.write(pb.BatchCompleteResponse(message_part=part))
                         response = _batch_result(event)
                     await context.write(response)
 

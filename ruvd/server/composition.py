@@ -21,6 +21,7 @@ from ruvd.core.ports.background import StartTask
 from ruvd.core.ports.clock import Clock, StoredClock
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import Observer
+from ruvd.core.ports.memory import Memory
 from ruvd.core.ports.secrets import SecretSource
 from ruvd.core.ports.store import Store, StoreLocked, TombstoneLimits
 from ruvd.core.sessions.commands import SessionCommands
@@ -71,6 +72,7 @@ def build_core(
     engine: Engine,
     observer: Observer,
     statistics: TenantStatistics,
+    memory: Memory,
 ) -> Core:
     """Builds the core over a store and an engine, with the limits of the settings."""
     limits_of = limits_by_tenant(settings.tenant_limits)
@@ -107,7 +109,7 @@ def build_core(
     sessions = SessionRegistry(store, clock, observer, policy)
     commands = SessionCommands(sessions, store, clock, observer, policy)
     completions = CompletionRegistry(
-        sessions, engine, clock, observer, completion_policy, limits_of
+        sessions, engine, clock, observer, completion_policy, limits_of, memory
     )
     batches = Batches(completions, clock, settings.batch_concurrency)
     service = SessionService(
@@ -329,11 +331,10 @@ def _build_engine(
     )
 
 
-def build_memory_budget(settings: Settings, core: Core, readiness: Readiness) -> MemoryBudget:
-    """Builds the memory budget, which fails completions and turns readiness off."""
+def build_memory_budget(settings: Settings, readiness: Readiness) -> MemoryBudget:
+    """Builds the memory budget, which turns readiness off near the limit."""
     return MemoryBudget(
         daemon_limit_bytes(settings, group_limit_bytes()),
         settings.max_request_bytes,
-        shed=core.completions.shed,
         on_change=readiness.set_overloaded,
     )

@@ -118,13 +118,14 @@ class Daemon:
             stack.push_async_callback(engine.close)
             stack.push_async_callback(background.close)
             by_tenant = build_tenant_statistics(settings, statistics, observers)
-            core = build_core(settings, clock, store, engine, observers, by_tenant)
+            memory = await asyncio.to_thread(build_memory_budget, settings, readiness)
+            core = build_core(settings, clock, store, engine, observers, by_tenant, memory)
+            memory.shed = core.completions.shed
             if prefix_cache := engine.prefix_cache:
                 save = partial(background.start, "saving of KV states", prefix_cache.save)
                 administration.on_drain = save
             periodic.start_cache_tasks(background, engine, core, observers)
             health_service.running = lambda: core.completions.running
-            memory = await asyncio.to_thread(build_memory_budget, settings, core, readiness)
             security = await asyncio.to_thread(build_security, settings)
             security.watched += encryption.files
             secrets += security.secrets

@@ -1,11 +1,11 @@
 """The memory budget: the daemon refuses work before the kernel kills it.
 
 Most of what the daemon holds is bounded by settings, but the product of the bounds (say, 1,000
-completions of 3 MiB each) is more than a sidecar's memory limit. So the resident memory is read
+completions of 2 MiB each) is more than a sidecar's memory limit. So the resident memory is read
 several times a second. Above 85 % of the limit new calls are refused with OVERLOADED and readiness
 is off, until it is below 75 %. Above 95 % the largest running completions fail with OVERLOADED. A
 large request reserves the memory for its parsing and prompt, because the resident memory would show
-it too late. docs/operations.md has the sum of the parts.
+it too late, and so does an answer that grows large. docs/operations.md has the sum of the parts.
 """
 
 import asyncio
@@ -30,6 +30,8 @@ _INTERVAL_SECONDS = 0.1
 _RETURN_SECONDS = 5.0
 # A request's bytes, its proto, its messages, the prompt's JSON and its encoding.
 _COST_OF_A_BYTE = 6
+# A text's pieces, the text, its events and its row, in characters of up to four bytes.
+_COST_OF_A_CONTENT_BYTE = 4
 # The share of the limit for requests that are being received, and the number of them at least.
 _RECEIVING_SHARE = 0.1
 _MIN_RECEIVING = 4
@@ -52,7 +54,7 @@ class MemoryBudget:
         limit_bytes: int,
         max_request_bytes: int,
         *,
-        shed: Callable[[], bool],
+        shed: Callable[[], bool] = lambda: False,
         on_change: Callable[[bool], None],
         resident: Callable[[], int] | None = None,
         return_memory: Callable[[], None] | None = None,
@@ -67,7 +69,7 @@ class MemoryBudget:
         self._received = asyncio.Event()
         # By tenant, as long as a request of it is received or waits for that.
         self._shares: WeakValueDictionary[str, _Share] = WeakValueDictionary()
-        self._shed = shed
+        self.shed = shed
         self._on_change = on_change
         self._resident = resident or resident_bytes
         self._return_memory = return_memory or _return_free_memory
@@ -129,8 +131,7 @@ class MemoryBudget:
         Raises Overloaded if there is too little.
         """
         needed = request_bytes * _COST_OF_A_BYTE
-        most = self.limit_bytes * _TIGHT_SHARE - self._reserved - needed
-        if self._resident() > most and self._resident_after_return() > most:
+        if not self._has_room(needed):
             raise Overloaded(
                 f"there is no memory for a request of {request_bytes} bytes now "
                 "(max_memory_bytes); try again"
@@ -147,6 +148,22 @@ class MemoryBudget:
         finally:
             release()
 
+    def try_reserve(self, size_bytes: int) -> bool:
+        """Reserves what so many bytes of an answer take. Returns False if there is too little."""
+        needed = size_bytes * _COST_OF_A_CONTENT_BYTE
+        if self.is_tight or not self._has_room(needed):
+            return False
+        self._reserved += needed
+        return True
+
+    def release(self, size_bytes: int) -> None:
+        """Gives back what was reserved for so many bytes of an answer."""
+        self._reserved -= size_bytes * _COST_OF_A_CONTENT_BYTE
+
+    def _has_room(self, needed: int) -> bool:
+        most = self.limit_bytes * _TIGHT_SHARE - self._reserved - needed
+        return self._resident() <= most or self._resident_after_return() <= most
+
     async def watch(self) -> None:
         """Follows the resident memory, until it is cancelled."""
         while True:
@@ -159,7 +176,7 @@ class MemoryBudget:
         relaxed = self.limit_bytes * (_RELAXED_SHARE if self.is_tight else _TIGHT_SHARE)
         if resident > relaxed:
             resident = self._resident_after_return()
-        if resident > self.limit_bytes * _CRITICAL_SHARE and self._shed():
+        if resident > self.limit_bytes * _CRITICAL_SHARE and self.shed():
             _log.warning("running work was failed for memory", extra={"resident": resident})
         self._set_tight(resident, is_tight=resident > relaxed)
 

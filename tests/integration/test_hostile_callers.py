@@ -282,7 +282,9 @@ async def test_a_wrong_page_is_refused(
         assert details(refusal)[0] == "SESSION_NOT_FOUND"
 
 
-async def test_the_longest_answer_fits_a_clients_default_limit(daemon: StartDaemon) -> None:
+async def test_an_answer_ends_at_its_setting_and_fits_a_clients_default_limit(
+    daemon: StartDaemon,
+) -> None:
     flags = ("--max-message-bytes", "3500000", "--max-answer-bytes", str(3 << 20))
     async with daemon("--engine", "echo", *flags) as running, plain_stub(running) as stub:
         finished = await say(stub, "x" * 3_500_000, "s")

@@ -18,6 +18,7 @@ from ruvd.core.errors import (
     EngineRejected,
     EngineUnavailable,
     InvalidRequest,
+    Overloaded,
     SessionBusy,
     SessionEnded,
     SessionEvicted,
@@ -45,6 +46,8 @@ from ruvd.core.ports.store import Commit, RemovedSession, TurnSnapshot
 from ruvd.core.sessions.commands import NewFork
 from ruvd.core.sessions.model import NewSession, SessionPolicy
 from ruvd.stores.memory import MemoryStore
+
+MEGABYTE = 1 << 20
 
 
 @pytest.fixture
@@ -583,6 +586,79 @@ async def test_tool_calls_that_are_too_long_fail_because_half_a_call_is_useless(
     assert core.engine.stopped == 1
     core.engine.scripts.append([ToolCallDelta(0, "c", "f"), EngineText("t" * 2000), done()])
     await failed(core.start("one"), EngineRejected)
+
+
+class LimitedMemory:
+    """Memory for so many bytes."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def try_reserve(self, size_bytes: int) -> bool:
+        if size_bytes > self.left:
+            return False
+        self.left -= size_bytes
+        return True
+
+    def release(self, size_bytes: int) -> None:
+        self.left += size_bytes
+
+
+@pytest.mark.parametrize("size", [1000, MEGABYTE - 1, 3 * MEGABYTE - 5])
+async def test_a_large_answer_reserves_memory_and_gives_it_back(size: int) -> None:
+    memory = LimitedMemory(4 * MEGABYTE)
+    core = Core(memory=memory)
+    left = []
+    core.observers.append(lambda _: left.append(memory.left))
+    for number in range(2):
+        core.engine.scripts.append([*[EngineText("x" * size)] * 2, done()])
+        finished = await core.say(f"{number}")
+        assert finished.message.content == 2 * "x" * size
+        assert finished.finish_reason is FinishReason.STOP
+        # The first two MiB of an answer are free.
+        assert min(left) <= 6 * MEGABYTE - 2 * size
+        assert memory.left == 4 * MEGABYTE
+
+
+async def test_an_answer_without_memory_ends_where_it_is_and_says_why() -> None:
+    memory = LimitedMemory(MEGABYTE)
+    core = Core(memory=memory)
+    core.engine.scripts.append([EngineText("x" * 1000)] * 5000)
+    finished = await core.say("one")
+    assert finished.finish_reason is FinishReason.LENGTH
+    assert finished.raw_finish_reason == "max_memory_bytes"
+    assert finished.message.content == "x" * (3 * MEGABYTE)
+    assert await core.history() == ["one", finished.message.content]
+    core.engine.scripts.append([ToolCallDelta(0, "c", "f", "x" * (4 * MEGABYTE)), done()])
+    await failed(core.start("two"), Overloaded)
+    assert memory.left == MEGABYTE
+
+
+async def test_an_answer_that_fails_or_is_cancelled_gives_its_memory_back() -> None:
+    memory = LimitedMemory(8 * MEGABYTE)
+    core = Core(memory=memory)
+    forever = asyncio.Event()
+    core.engine.scripts = [
+        [EngineText("x" * (4 * MEGABYTE)), EngineUnavailable("gone")],
+        [EngineText("x" * (4 * MEGABYTE)), forever],
+    ]
+    await failed(core.start("one"), EngineUnavailable)
+    assert memory.left == 8 * MEGABYTE
+    completion = core.start("two")
+    while memory.left == 8 * MEGABYTE:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    completion.cancel(CompletionCancelled("enough"))
+    await completion.ended()
+    await asyncio.sleep(0)
+    assert memory.left == 8 * MEGABYTE
+
+
+async def test_an_answer_of_many_short_pieces_is_whole() -> None:
+    core = Core()
+    words = [f"{number} " for number in range(5000)]
+    core.engine.scripts.append([*map(EngineText, words), *map(EngineReasoning, words), done()])
+    message = (await core.say("one")).message
+    assert message.content == message.reasoning == "".join(words)
 
 
 async def test_usage_adds_up_and_unknown_cached_tokens_stay_unknown(core: Core) -> None:

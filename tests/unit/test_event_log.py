@@ -19,6 +19,7 @@ from ruvd.core.model import (
     Role,
     Started,
     Timings,
+    ToolCallDelta,
 )
 
 STARTED = Started(
@@ -130,6 +131,54 @@ async def test_a_reader_whose_next_events_are_gone_gets_finished_once_it_is_ther
     event = await slow
     assert event is not None
     assert event.event == finished("".join(text))
+
+
+@pytest.mark.parametrize("kind", ["text", "reasoning", "arguments"])
+async def test_a_reader_who_falls_behind_gets_a_large_answer_in_pieces_that_fit(kind: str) -> None:
+    log = EventLog(100_000)
+    log.append(STARTED)
+    text = "\N{SNOWMAN}" * 3_000_000
+    log.attach()
+    if kind == "text":
+        log.append_text(text)
+    elif kind == "reasoning":
+        log.append_reasoning(text)
+    else:
+        log.append_tool_call(ToolCallDelta(1, "id", "name", text))
+    log.append(finished(text))
+    log.close()
+    events = await collect(log)
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    deltas = [event.event for event in events if isinstance(event.event, Delta)]
+    calls = [delta.tool_call for delta in deltas if delta.tool_call]
+    parts = [call.arguments for call in calls] or [each.text or each.reasoning for each in deltas]
+    assert "".join(parts) == text
+    assert max(len(part.encode()) for part in parts) < 4 << 20
+    assert [(call.index, call.id, call.name) for call in calls[:2]] in (
+        [],
+        [(1, "id", "name"), (1, "", "")],
+    )
+
+
+async def test_a_log_without_readers_is_small_again_and_those_who_adopted_it_go_on() -> None:
+    log, other = EventLog(100_000), EventLog(100_000)
+    log.attach()
+    log.append(STARTED)
+    for _ in range(5):
+        log.append_text("x" * 300_000)
+    log.append(finished("x" * 1_500_000))
+    log.close()
+    other.adopt(log)
+    other.close()
+    first = await other.next(0)
+    assert first == CompletionEvent(1, STARTED)
+    before, kept = log.size_bytes, log.kept_bytes
+    log.detach()
+    assert log.size_bytes == kept < before
+    assert [event.event for event in await collect(log)] == [finished("x" * 1_500_000)]
+    rest = await collect(other, 1)
+    texts = [event.event.text for event in rest if isinstance(event.event, Delta)]
+    assert "".join(texts) == "x" * 1_500_000
 
 
 @pytest.mark.parametrize("error", [None, EngineUnavailable("gone")])

@@ -107,6 +107,27 @@ def test_large_requests_reserve_memory_before_it_is_used() -> None:
         pass
 
 
+def test_a_growing_answer_reserves_memory_as_long_as_there_is_some() -> None:
+    budget = Watched().at(500)
+    assert budget.try_reserve(80)
+    assert not budget.try_reserve(80)
+    budget.release(80)
+    assert budget.try_reserve(80)
+    with pytest.raises(Overloaded), budget.reserve(10):
+        pass
+
+
+def test_an_answer_does_not_grow_while_the_memory_is_tight() -> None:
+    watched = Watched()
+    budget = watched.at(900)
+    watched.resident = 800  # below what makes it tight, and above what relaxes it
+    budget.look()
+    assert not budget.try_reserve(1)
+    watched.resident = 500
+    budget.look()
+    assert budget.try_reserve(1)
+
+
 def test_free_memory_is_returned_before_a_large_request_is_refused() -> None:
     """Otherwise large requests were refused for ever while the memory is not tight."""
     watched = Watched()

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import grpc
 
+from ruvd_client.parts import MessageParts
 from ruvd_client.protocol import RuvdError, to_duration
 from ruvd_client.v1 import session_service_pb2 as pb
 
@@ -73,6 +74,7 @@ class Answer:
         self._reasoning: list[str] = []
         self._arguments: dict[int, str] = {}
         self._missing: list[pb.Delta] = []
+        self._parts = MessageParts()
         self._clock = clock
         self._deadline = None if timeout is None else clock() + timeout
         self._reconnect_seconds = reconnect_seconds
@@ -95,18 +97,28 @@ class Answer:
         self._is_resuming = isinstance(call, pb.ResumeCompletionRequest)
         return call
 
-    def handle_event(self, event: pb.CompletionEvent) -> None:
-        """Records an event. Raises DATA_LOSS if the answer contradicts the text received before."""
+    def handle_event(self, event: pb.CompletionEvent) -> bool:
+        """Records an event, and returns whether the caller gets it.
+
+        The parts of a large message are put into Finished. Raises DATA_LOSS if the answer
+        contradicts the text received before.
+        """
         self._broken_since, self._pause_seconds = None, _FIRST_PAUSE_SECONDS
         self.last_sequence = event.sequence
         if event.HasField("started"):
             self.started = event.started
         elif event.HasField("delta"):
             self._append(event.delta)
+        elif event.HasField("message_part"):
+            self._add_part(event.message_part)
+            return False
         elif event.HasField("finished"):
+            if event.finished.message_in_parts:
+                self._join_parts(event.finished)
             if self._has_all_events:
                 self._missing = self._missing_deltas(event.finished.message)
             self.finished = event.finished
+        return True
 
     def deltas(self, event: pb.CompletionEvent) -> list[pb.Delta]:
         """Returns the event's deltas; for Finished, those that were not received before."""
@@ -181,6 +193,18 @@ class Answer:
             return False
         self.started, self.last_sequence = None, 0
         return True
+
+    def _add_part(self, part: pb.MessagePart) -> None:
+        try:
+            self._parts.add(part)
+        except RuvdError as error:
+            raise self.fail(error) from None
+
+    def _join_parts(self, finished: pb.Finished) -> None:
+        try:
+            finished.message.CopyFrom(self._parts.take())
+        except RuvdError as error:
+            raise self.fail(error) from None
 
     def _append(self, delta: pb.Delta) -> None:
         part = delta.WhichOneof("part")

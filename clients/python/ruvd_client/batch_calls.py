@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import grpc
 
+from ruvd_client.parts import MessageParts
 from ruvd_client.protocol import (
     REQUEST_TOO_LARGE,
     RuvdError,
@@ -95,15 +96,25 @@ class _Call:
             items=items.values(), max_concurrency=max_concurrency
         )
         self._numbers = list(items)
+        self._parts = MessageParts()
 
     def outcome(self, response: pb.BatchCompleteResponse) -> BatchOutcome | None:
-        """Returns the response's outcome; None for a summary and for an item to be repeated."""
+        """Returns the response's outcome, or None.
+
+        A summary, a part of a large message and an item that is to be repeated have none. Raises
+        DATA_LOSS if a part is missing.
+        """
+        if response.HasField("message_part"):
+            self._parts.add(response.message_part)
+            return None
         result = response.result
         which = result.WhichOneof("outcome")
         if which is None:
             return None
         number = self._numbers[result.index]
         if which == "completion":
+            if result.completion.finished.message_in_parts:
+                result.completion.finished.message.CopyFrom(self._parts.take())
             return BatchOutcome(number, self.unfinished.pop(number), completion=result.completion)
         error = error_from_status(result.error)
         if error.reason == "SHUTTING_DOWN":

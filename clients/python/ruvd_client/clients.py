@@ -27,6 +27,7 @@ from ruvd_client.batch_calls import RECONNECT_SECONDS as BATCH_RECONNECT_SECONDS
 from ruvd_client.batches import AsyncBatch, Batch
 from ruvd_client.completions import AsyncCompletion, Completion
 from ruvd_client.connections import AsyncConnection, Connection
+from ruvd_client.parts import join_pages
 from ruvd_client.protocol import (
     DEFAULT_ADDRESS,
     CompleteArguments,
@@ -35,7 +36,6 @@ from ruvd_client.protocol import (
     complete_request,
     create_session_request,
     get_session_request,
-    join_pages,
     to_messages,
     update_session_request,
 )
@@ -176,10 +176,10 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
         ends meanwhile, SESSION_NOT_FOUND is raised.
         """
         request = get_session_request(session_id, view)
-        pages: list[pb.Session] = []
+        pages: list[pb.GetSessionResponse] = []
         while True:
             page = self._call(self._connection.stub.GetSession, request)
-            pages.append(page.session)
+            pages.append(page)
             if not page.next_page_token:
                 return join_pages(pages)
             request.page_token = page.next_page_token
@@ -319,10 +319,10 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
         ends meanwhile, SESSION_NOT_FOUND is raised.
         """
         request = get_session_request(session_id, view)
-        pages: list[pb.Session] = []
+        pages: list[pb.GetSessionResponse] = []
         while True:
             page = await self._call(self._connection.stub.GetSession, request)
-            pages.append(page.session)
+            pages.append(page)
             if not page.next_page_token:
                 return join_pages(pages)
             request.page_token = page.next_page_token

@@ -141,8 +141,9 @@ class Completion(_CompletionState, Iterator[str]):
             except grpc.RpcError as error:
                 failure = error_from(error)
             else:
-                answer.handle_event(event)
-                return event  # type: ignore[no-any-return]
+                if answer.handle_event(event):
+                    return event  # type: ignore[no-any-return]
+                continue
             if not self._is_cancelled():
                 self._cancelled.wait(answer.handle_failure(failure))
             self._responses = self._open_stream()
@@ -261,8 +262,9 @@ class AsyncCompletion(_CompletionState, AsyncIterator[str]):
                     raise
                 raise answer.fail(_cancelled_error()) from error
             if event is not None:
-                answer.handle_event(event)
-                return event
+                if answer.handle_event(event):
+                    return event
+                continue
             self._call, self._responses = self._open_stream()
         if not self._drained:
             self._drained = True

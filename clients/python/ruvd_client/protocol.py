@@ -6,7 +6,7 @@ one user message, and enum values from `ruvd_client.v1.session_service_pb2`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias, TypedDict, Unpack
@@ -137,18 +137,13 @@ def create_session_request(arguments: CreateSessionArguments) -> pb.CreateSessio
 
 def get_session_request(session_id: str, view: pb.SessionView.ValueType) -> pb.GetSessionRequest:
     """Returns the request for a session, or for its first page if it is read with messages."""
-    page_size = _PAGE_SIZE if view == pb.SESSION_VIEW_FULL else 0
-    return pb.GetSessionRequest(session_id=session_id, view=view, page_size=page_size)
-
-
-def join_pages(pages: Sequence[pb.Session]) -> pb.Session:
-    """Returns the session of the last page with the messages of all pages."""
-    last = pages[-1]
-    if len(pages) > 1:
-        messages = [message for page in pages for message in page.messages]
-        del last.messages[:]
-        last.messages.extend(messages)
-    return last
+    paged = view == pb.SESSION_VIEW_FULL
+    return pb.GetSessionRequest(
+        session_id=session_id,
+        view=view,
+        page_size=_PAGE_SIZE if paged else 0,
+        allow_message_parts=paged,
+    )
 
 
 def update_session_request(

@@ -32,7 +32,7 @@ class CompletionPolicy:
     retention_seconds: float = 600.0
     max_log_bytes: int = 1 << 20
     max_logs_bytes: int = 16 << 20
-    max_answer_bytes: int = 2 << 20
+    max_answer_bytes: int = 8 << 20
     batch_share: float = 0.5
 
 
@@ -88,12 +88,12 @@ class Completion:
         self.committing = False
         self.keep_partial = False
         self.ended_at: float | None = None
+        self.kept_bytes = 0  # of its events, once it has ended
         self.error: BaseException | None = None
         self._on_disconnect = request.on_disconnect
         self._grace_seconds = request.grace_seconds
         self._grace: Timer | None = None
         self._reason: RuvdError | None = None
-        self._readers = 0
         self._task: asyncio.Task[None] | None = None
 
     def run(self, task: asyncio.Task[None]) -> None:
@@ -133,7 +133,7 @@ class Completion:
         leaves, the completion is cancelled after its grace period, unless it is to continue. There
         is no grace period for a reader that `is_out_of_time`, because it will not come back.
         """
-        self._readers += 1
+        self.log.attach()
         if self._grace:
             self._grace.cancel()
         try:
@@ -141,8 +141,8 @@ class Completion:
                 after = event.sequence
                 yield event
         finally:
-            self._readers -= 1
-            if not self._readers and self._task:
+            self.log.detach()
+            if not self.log.readers and self._task:
                 self._on_last_reader_gone(for_good=is_out_of_time())
 
     def _on_last_reader_gone(self, *, for_good: bool) -> None:
@@ -156,7 +156,7 @@ class Completion:
             self.cancel(CompletionCancelled("the caller has gone"))
 
     def _on_grace_over(self) -> None:
-        if not self._readers:
+        if not self.log.readers:
             self.cancel(CompletionCancelled("the caller has gone and did not come back"))
 
     def _on_end(self, task: asyncio.Task[None]) -> None:

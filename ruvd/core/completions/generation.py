@@ -6,11 +6,13 @@ This module knows nothing of turns or commits. After a cancel, `Answer` holds wh
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from ruvd.core.completions import allowances
 from ruvd.core.completions.event_log import EventLog
+from ruvd.core.completions.growing_text import GrowingText
 from ruvd.core.completions.scheduler import SlotScheduler
-from ruvd.core.errors import ContextTooLong, EngineRejected, EngineUnavailable
+from ruvd.core.errors import ContextTooLong, EngineRejected, EngineUnavailable, Overloaded
 from ruvd.core.model import (
     Exchange,
     Finished,
@@ -34,14 +36,20 @@ from ruvd.core.ports.engine import (
     EngineText,
 )
 from ruvd.core.ports.events import EngineTaken, Observer
+from ruvd.core.ports.memory import Memory
 from ruvd.core.sessions import window
 from ruvd.core.tenant_limits import LimitsOf, unlimited
 from ruvd.core.tenants import tenant_of
 from ruvd.core.values import value
 
+AnswerChunk: TypeAlias = EngineText | EngineReasoning | ToolCallDelta
+
 # An allowance for the objects of a tool call's delta, which may be empty.
 _DELTA_BYTES = 64
 _BYTES_PER_TOKEN = 4
+# The part of an answer for which no memory is reserved, and the steps that reserve it for the rest.
+_FREE_BYTES = 2 << 20
+_STEP_BYTES = 1 << 20
 
 
 @value(frozen=True, slots=True)
@@ -65,9 +73,10 @@ class Answer:
     arrived: float
     plan: window.Plan | None = None
     queue_seconds: float | None = None
-    text: list[str] = field(default_factory=list)
-    reasoning: list[str] = field(default_factory=list)
+    text: GrowingText = field(default_factory=GrowingText)
+    reasoning: GrowingText = field(default_factory=GrowingText)
     tool_calls: dict[int, list[ToolCallDelta]] = field(default_factory=dict)
+    reserved_bytes: int = 0
     first_output: float | None = None
     done: EngineDone | None = None
     model: str = ""
@@ -78,12 +87,12 @@ class Answer:
         data = self.done.call_data if self.done else NO_DATA
         return Message(
             Role.ASSISTANT,
-            "".join(self.text),
+            self.text.joined(),
             tool_calls=tuple(
                 _tool_call(deltas, data.get(number, ""))
                 for number, deltas in sorted(self.tool_calls.items())
             ),
-            reasoning="".join(self.reasoning),
+            reasoning=self.reasoning.joined(),
             engine_data=self.done.message_data if self.done else "",
         )
 
@@ -127,7 +136,8 @@ class Answer:
 class AnswerGenerator:
     """Generates answers, at most as many at a time as the engine has slots.
 
-    An answer that reaches `max_answer_bytes` ends there, with the finish reason LENGTH.
+    An answer that reaches `max_answer_bytes` ends there, with the finish reason LENGTH. A long one
+    reserves memory as it grows, which `release` gives back, and ends where there is none.
     """
 
     def __init__(
@@ -137,8 +147,10 @@ class AnswerGenerator:
         scheduler: SlotScheduler,
         observer: Observer,
         max_answer_bytes: int,
+        memory: Memory,
         limits_of: LimitsOf = unlimited,
     ) -> None:
+        self._memory = memory
         self._max_answer_bytes = max_answer_bytes
         self._limits_of = limits_of
         self._engine = engine
@@ -149,6 +161,11 @@ class AnswerGenerator:
     def model(self, options: CompletionOptions, session: Session | None = None) -> str:
         """Returns the name of the model that answers."""
         return options.model or (session.model if session else "") or self._engine.model
+
+    def release(self, answer: Answer) -> None:
+        """Gives back the memory that an answer has reserved."""
+        self._memory.release(answer.reserved_bytes)
+        answer.reserved_bytes = 0
 
     async def generate(self, prompt: Prompt, log: EventLog, answer: Answer) -> EngineDone:
         """Fills `log` and `answer` with one generation, once the engine is up and has a slot.
@@ -211,7 +228,8 @@ class AnswerGenerator:
         most = self._max_answer_bytes
         if limits.max_answer_bytes is not None:
             most = min(most, limits.max_answer_bytes)
-        room = most
+        room = min(_FREE_BYTES, most)
+        left = most - room
         async with aclosing(self._engine.generate(request)) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, EngineDone):
@@ -219,51 +237,68 @@ class AnswerGenerator:
                     continue
                 if answer.first_output is None:
                     answer.first_output = self._clock.monotonic()
-                room -= _append(chunk, log, answer, room, most)
-                if room < 0:
-                    word = "max_answer_bytes"
-                    answer.done = EngineDone(FinishReason.LENGTH, raw_finish_reason=word)
+                size = _size(chunk)
+                while (
+                    size > room and left and self._reserve(step := min(left, _STEP_BYTES), answer)
+                ):
+                    room, left = room + step, left - step
+                if size > room:
+                    answer.done = _end(chunk, room, log, answer, most, lacks_memory=left > 0)
                     break
+                room -= size
+                _append(chunk, log, answer)
         if answer.done is None:
             raise EngineUnavailable("the engine's answer ended before it was complete")
         return answer.done
 
+    def _reserve(self, size: int, answer: Answer) -> bool:
+        is_reserved = self._memory.try_reserve(size)
+        if is_reserved:
+            answer.reserved_bytes += size
+        return is_reserved
 
-def _append(
-    chunk: EngineText | EngineReasoning | ToolCallDelta,
+
+def _end(
+    chunk: AnswerChunk,
+    room: int,
     log: EventLog,
     answer: Answer,
-    room: int,
     most: int,
-) -> int:
-    """Adds as much of a chunk as there is room for, and returns the size of the whole chunk.
+    *,
+    lacks_memory: bool,
+) -> EngineDone:
+    """Adds as much of a chunk as there is room for, and returns the early end.
 
-    Raises EngineRejected if an answer of more than `most` bytes has tool calls: half a call is
-    useless.
+    An answer with tool calls fails, because half a call is useless: with Overloaded if it
+    `lacks_memory`, else with EngineRejected.
     """
+    word = "max_memory_bytes" if lacks_memory else "max_answer_bytes"
+    if answer.tool_calls or isinstance(chunk, ToolCallDelta):
+        if lacks_memory:
+            raise Overloaded(f"there is no memory for the rest of the answer ({word})")
+        raise EngineRejected(f"the answer with its tool calls has more than {most} bytes ({word})")
+    if text := chunk.text.encode()[:room].decode(errors="ignore"):
+        _append(replace(chunk, text=text), log, answer)
+    return EngineDone(FinishReason.LENGTH, raw_finish_reason=word)
+
+
+def _size(chunk: AnswerChunk) -> int:
     if isinstance(chunk, ToolCallDelta):
-        text = f"{chunk.id}{chunk.name}{chunk.arguments}"
-        size = _DELTA_BYTES + len(text.encode())
-    else:
-        text = chunk.text
-        size = len(text.encode())
-    if size > room:
-        if answer.tool_calls or isinstance(chunk, ToolCallDelta):
-            raise EngineRejected(
-                f"the answer with its tool calls has more than {most} bytes (max_answer_bytes)"
-            )
-        text = text.encode()[:room].decode(errors="ignore")
+        return _DELTA_BYTES + len(f"{chunk.id}{chunk.name}{chunk.arguments}".encode())
+    return len(chunk.text.encode())
+
+
+def _append(chunk: AnswerChunk, log: EventLog, answer: Answer) -> None:
     match chunk:
-        case EngineText():
+        case EngineText(text):
             answer.text.append(text)
             log.append_text(text)
-        case EngineReasoning():
+        case EngineReasoning(text):
             answer.reasoning.append(text)
             log.append_reasoning(text)
         case ToolCallDelta():
             answer.tool_calls.setdefault(chunk.index, []).append(chunk)
             log.append_tool_call(chunk)
-    return size
 
 
 def _tool_call(deltas: Sequence[ToolCallDelta], data: str) -> ToolCall:

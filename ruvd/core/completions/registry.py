@@ -30,6 +30,7 @@ from ruvd.core.model import CompletionEvent, IdempotencyRecord
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import CompletionBegan, CompletionJoined, Observer
+from ruvd.core.ports.memory import Memory, UnlimitedMemory
 from ruvd.core.sessions import idempotency
 from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.tenant_limits import LimitsOf, unlimited
@@ -50,13 +51,20 @@ class CompletionRegistry:
         observer: Observer,
         policy: CompletionPolicy,
         limits_of: LimitsOf = unlimited,
+        memory: Memory | None = None,
     ) -> None:
         self._sessions = sessions
         self.scheduler = SlotScheduler(
             engine.slots, policy.batch_share, lambda tenant: limits_of(tenant).weight
         )
         self._generator = AnswerGenerator(
-            engine, clock, self.scheduler, observer, policy.max_answer_bytes, limits_of
+            engine,
+            clock,
+            self.scheduler,
+            observer,
+            policy.max_answer_bytes,
+            memory or UnlimitedMemory(),
+            limits_of,
         )
         self.quotas = TenantQuotas(limits_of, clock, policy.batch_share)
         self._turns = TurnRunner(sessions, self._generator, clock, observer)
@@ -214,6 +222,7 @@ class CompletionRegistry:
             batch=request.batch,
             tokens=lambda: completion.answer.tokens(cancelled=completion.stopping),
         )
+        self._generator.release(completion.answer)
         # The store knows what a session committed, and the request id of a failure is free again.
         if completion.session_id or completion.error:
             self._release(completion)
@@ -224,7 +233,8 @@ class CompletionRegistry:
         self._observer(completion.report(model, self._clock.monotonic()))
         completion.ended_at = self._clock.monotonic()
         self._ended[completion.id] = completion
-        self._logs_bytes += _COMPLETION_BYTES + completion.log.size_bytes
+        completion.kept_bytes = _COMPLETION_BYTES + completion.log.kept_bytes
+        self._logs_bytes += completion.kept_bytes
         self._expire()
 
     def _expire(self) -> None:
@@ -236,7 +246,7 @@ class CompletionRegistry:
             if recent and self._logs_bytes <= self._policy.max_logs_bytes:
                 return
             del self._ended[oldest.id]
-            self._logs_bytes -= _COMPLETION_BYTES + oldest.log.size_bytes
+            self._logs_bytes -= oldest.kept_bytes
             self._release(oldest)
 
     def _release(self, completion: Completion) -> None:

@@ -62,13 +62,15 @@ class SessionState:
 class HistoryPage:
     """The part of a history to read: the messages from position `first` on, within the limits.
 
-    `created` is that of the session whose history is continued, or None for the first page.
+    `created` is that of the session whose history is continued, or None for the first page. The
+    caller has read `offset` bytes of the first message before.
     """
 
     first: int = 0
     created: float | None = None
     max_messages: int = 10_000
     max_bytes: int = 4 << 20
+    offset: int = 0
 
 
 def new_session(new: NewSession, policy: SessionPolicy, now: float) -> Session:

@@ -16,7 +16,7 @@ from ruvd.engines.chat.stream import AnswerDecoder
 
 _DONE = (b"[done]", b"done")
 _MAX_DONE_BYTES = 32
-# Four times the largest answer that is kept, as characters may be escaped.
+# More than the largest answer by default, as characters may be escaped.
 _MAX_PIECE_BYTES = 12 << 20
 _BLANK = b" \t\r\n\xef\xbb\xbf"
 

@@ -1,0 +1,28 @@
+"""The text of an answer while it grows, in little more memory than its size."""
+
+# Short pieces of text take many times their size, so they are joined when there are so many.
+_MAX_PIECES = 1024
+
+
+class GrowingText:
+    """A text that grows by short pieces. It is true if it has any."""
+
+    __slots__ = ("_joined", "_pieces")
+
+    def __init__(self) -> None:
+        self._joined: list[str] = []
+        self._pieces: list[str] = []
+
+    def append(self, piece: str) -> None:
+        """Adds a piece at the end."""
+        self._pieces.append(piece)
+        if len(self._pieces) == _MAX_PIECES:
+            self._joined.append("".join(self._pieces))
+            self._pieces.clear()
+
+    def __bool__(self) -> bool:
+        return bool(self._pieces or self._joined)
+
+    def joined(self) -> str:
+        """Returns the whole text."""
+        return "".join((*self._joined, *self._pieces))
