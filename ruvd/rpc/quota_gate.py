@@ -20,10 +20,11 @@ from ruvd.rpc.identity import caller
 # 0.4 ms of a core, so a tenant's refusals take 2 % of it.
 _BURST = 50
 _PER_SECOND = 50.0
-# The refusals that wait at a time, of one tenant and of all: more leave at once. A call takes about
-# 30 kB. The last of a tenant waits 20 s.
-_MAX_OF_TENANT = 1000
-_MAX_WAITING = 2000
+# The share of the daemon's memory for calls whose refusals wait, what such a call takes, and a
+# tenant's share of these calls. More refusals leave at once.
+_MEMORY_SHARE = 0.15
+_CALL_BYTES = 30_000
+_TENANT_SHARE = 0.75
 _MAX_TENANTS = 1000
 _SERVICE = "/ruvd.v1.SessionService/"
 
@@ -40,7 +41,12 @@ class _Tenant:
 
 
 class QuotaGate:
-    """Reports refusals of calls beyond a quota, and paces them by tenant."""
+    """Reports refusals of calls beyond a quota, and paces them by tenant.
+
+    At most `max_waiting` refusals wait at a time.
+    """
+
+    max_waiting = 2000
 
     def __init__(
         self,
@@ -60,6 +66,10 @@ class QuotaGate:
             f"{_SERVICE}BatchComplete": quotas.check_batch_call,
         }
 
+    def limit_memory(self, memory_bytes: int) -> None:
+        """Bounds the refusals that wait by a daemon's limit of memory."""
+        self.max_waiting = int(memory_bytes * _MEMORY_SHARE) // _CALL_BYTES
+
     def check(self, method: str) -> None:
         """Raises QuotaExceeded for a call that would be refused, if refusals of its tenant wait.
 
@@ -76,7 +86,8 @@ class QuotaGate:
         """Reports the refusal of the current call, and returns when it may leave."""
         self._observer(QuotaRefused(error.quota))
         entry = self._entry(caller.tenant())
-        if at_once or entry.waiting >= _MAX_OF_TENANT or self._waiting >= _MAX_WAITING:
+        most = self.max_waiting
+        if at_once or entry.waiting >= most * _TENANT_SHARE or self._waiting >= most:
             # It counts, so that the next calls of a flood are refused before they are received.
             if entry.seconds(self._monotonic()) <= 0:
                 self._count(entry)

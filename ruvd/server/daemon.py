@@ -121,6 +121,7 @@ class Daemon:
             memory = await asyncio.to_thread(build_memory_budget, settings, readiness)
             core = build_core(settings, clock, store, engine, observers, by_tenant, memory)
             memory.shed = core.completions.shed
+            core.quota_gate.limit_memory(memory.limit_bytes)
             if prefix_cache := engine.prefix_cache:
                 save = partial(background.start, "saving of KV states", prefix_cache.save)
                 administration.on_drain = save

@@ -87,7 +87,7 @@ async def test_the_refusals_of_a_flood_leave_at_a_bounded_rate_and_others_at_onc
 async def test_a_bounded_number_of_refusals_waits(gate: Gate) -> None:
     flood = gate.flood("ann", 3000)
     await settle()
-    assert sum(not each.done() for each in flood) == 1000
+    assert sum(not each.done() for each in flood) == 1500
     others = [each for name in ("bob", "cid", "dan") for each in gate.flood(name, 1500)]
     await settle()
     waiting = [each for each in (*flood, *others) if not each.done()]
@@ -95,6 +95,13 @@ async def test_a_bounded_number_of_refusals_waits(gate: Gate) -> None:
     for each in waiting:
         each.cancel()
     await asyncio.wait(waiting)
+    gate.gate.limit_memory(20 << 20)
+    gate.clock.advance(60)
+    flood = gate.flood("ann", 200)
+    await settle()
+    assert sum(not each.done() for each in flood) == 78  # three quarters of 3 MiB, 30 kB each
+    for each in flood:
+        each.cancel()
 
 
 async def test_refusals_of_calls_that_have_gone_hold_up_no_others(gate: Gate) -> None:
