@@ -1813,8 +1813,9 @@ class CompleteRequest(google.protobuf.message.Message):
     existing session it must be the session's own or empty.
     """
     recreate_if_gone: builtins.bool
-    """Whether to create the session anew if it was evicted or has expired. If not set, the next call
-    fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+    """Whether to create the session anew if it was evicted or has expired. If not set, the call fails
+    with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed. With
+    require_existing as well, the call still fails for a session that is not known to have gone.
     """
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Message]:

@@ -109,8 +109,8 @@ class SessionServiceServicer(object):
     def CreateSession(self, request, context):
         """CreateSession creates a session before its first turn, for example to give it a system prompt,
         labels or a history.
-        Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
-        REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+        Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSION_TOO_LARGE,
+        SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,8 +139,8 @@ class SessionServiceServicer(object):
     def UpdateSession(self, request, context):
         """UpdateSession changes a session's labels, idle timeout or context window. It runs after the
         turns that are already running or queued in the session.
-        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
-        DATA_CORRUPTED.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+        SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,8 +149,9 @@ class SessionServiceServicer(object):
     def AppendMessages(self, request, context):
         """AppendMessages commits messages to a session without generating an answer. It runs after the
         turns that are already running or queued in the session.
-        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-        REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+        SESSION_TOO_LARGE, QUOTA_EXCEEDED, SESSIONS_DISABLED, OVERLOADED, REQUEST_ID_REUSED,
+        STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,8 +160,9 @@ class SessionServiceServicer(object):
     def ForkSession(self, request, context):
         """ForkSession creates a session that starts with the beginning of another session's history. Only
         committed turns are copied, and the two sessions are independent from then on.
-        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-        REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
+        to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
+        STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -198,9 +200,10 @@ class SessionServiceServicer(object):
         that fails or is cancelled leaves the session unchanged; its stream ends with an error status
         and without Finished. A second call for the same session waits for the first (see if_busy).
         Cancelling the call cancels the completion (see on_disconnect).
-        Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
-        SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
-        COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_EVICTED and
+        SESSION_EXPIRED (without recreate_if_gone), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT,
+        SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED,
+        CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
         ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
         DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
         """

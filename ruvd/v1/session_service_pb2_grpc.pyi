@@ -359,8 +359,8 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     CreateSession: _SessionServiceCreateSessionType
     """CreateSession creates a session before its first turn, for example to give it a system prompt,
     labels or a history.
-    Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
-    REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+    Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSION_TOO_LARGE,
+    SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
     """
 
     GetSession: _SessionServiceGetSessionType
@@ -380,22 +380,24 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     UpdateSession: _SessionServiceUpdateSessionType
     """UpdateSession changes a session's labels, idle timeout or context window. It runs after the
     turns that are already running or queued in the session.
-    Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
-    DATA_CORRUPTED.
+    Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+    SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
     """
 
     AppendMessages: _SessionServiceAppendMessagesType
     """AppendMessages commits messages to a session without generating an answer. It runs after the
     turns that are already running or queued in the session.
-    Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-    REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+    Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+    SESSION_TOO_LARGE, QUOTA_EXCEEDED, SESSIONS_DISABLED, OVERLOADED, REQUEST_ID_REUSED,
+    STORE_UNAVAILABLE, DATA_CORRUPTED.
     """
 
     ForkSession: _SessionServiceForkSessionType
     """ForkSession creates a session that starts with the beginning of another session's history. Only
     committed turns are copied, and the two sessions are independent from then on.
-    Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-    REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+    Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
+    to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
+    STORE_UNAVAILABLE, DATA_CORRUPTED.
     """
 
     EndSession: _SessionServiceEndSessionType
@@ -421,9 +423,10 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     that fails or is cancelled leaves the session unchanged; its stream ends with an error status
     and without Finished. A second call for the same session waits for the first (see if_busy).
     Cancelling the call cancels the completion (see on_disconnect).
-    Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
-    SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
-    COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+    Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_EVICTED and
+    SESSION_EXPIRED (without recreate_if_gone), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT,
+    SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED,
+    CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
     ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
     DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
     """
@@ -519,8 +522,8 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[ruvd.v1.session_service_pb2.CreateSessionResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.CreateSessionResponse]]:
         """CreateSession creates a session before its first turn, for example to give it a system prompt,
         labels or a history.
-        Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
-        REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+        Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSION_TOO_LARGE,
+        SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
         """
 
     @abc.abstractmethod
@@ -555,8 +558,8 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[ruvd.v1.session_service_pb2.UpdateSessionResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.UpdateSessionResponse]]:
         """UpdateSession changes a session's labels, idle timeout or context window. It runs after the
         turns that are already running or queued in the session.
-        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
-        DATA_CORRUPTED.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+        SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
 
     @abc.abstractmethod
@@ -567,8 +570,9 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[ruvd.v1.session_service_pb2.AppendMessagesResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.AppendMessagesResponse]]:
         """AppendMessages commits messages to a session without generating an answer. It runs after the
         turns that are already running or queued in the session.
-        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-        REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+        SESSION_TOO_LARGE, QUOTA_EXCEEDED, SESSIONS_DISABLED, OVERLOADED, REQUEST_ID_REUSED,
+        STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
 
     @abc.abstractmethod
@@ -579,8 +583,9 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[ruvd.v1.session_service_pb2.ForkSessionResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.ForkSessionResponse]]:
         """ForkSession creates a session that starts with the beginning of another session's history. Only
         committed turns are copied, and the two sessions are independent from then on.
-        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-        REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
+        to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
+        STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
 
     @abc.abstractmethod
@@ -626,9 +631,10 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         that fails or is cancelled leaves the session unchanged; its stream ends with an error status
         and without Finished. A second call for the same session waits for the first (see if_busy).
         Cancelling the call cancels the completion (see on_disconnect).
-        Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
-        SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
-        COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_EVICTED and
+        SESSION_EXPIRED (without recreate_if_gone), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT,
+        SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED,
+        CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
         ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
         DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
         """

@@ -12,7 +12,7 @@ from google.protobuf import struct_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ruvd.config.tenant_limits import limits_by_tenant
+from ruvd.config.tenant_limits import limits_by_tenant, one_may_fill
 from ruvd.core.completions.allowances import is_allowed
 from ruvd.core.completions.completion import CompletionRequest
 from ruvd.core.errors import InvalidRequest, PermissionDenied, RuvdError
@@ -289,3 +289,12 @@ def test_the_first_rule_that_matches_has_all_limits_of_a_tenant() -> None:
     assert (of("a/b/c").max_inflight, of("a/b/c").weight, of("a/b/c").models) == (None, 2.0, ())
     assert of("default").tokens_per_minute == 9
     assert of("default").models is None
+
+
+def test_whether_a_single_tenant_may_have_all_sessions_is_seen_in_the_rules() -> None:
+    assert one_may_fill([], 10)
+    assert one_may_fill(["ann;max_sessions=5"], 10), "of the others one may"
+    assert one_may_fill(["*;max_sessions=5"], 10), "a name with a slash matches no rule"
+    assert one_may_fill(["ann;weight=2", "**;max_sessions=5"], 10)
+    assert one_may_fill(["ann;max_sessions=10", "**;max_sessions=5"], 10)
+    assert not one_may_fill(["ann;max_sessions=9", "**;max_sessions=5"], 10)

@@ -3433,8 +3433,9 @@ type CompleteRequest struct {
 	// The system prompt of a stateless completion or of a session that this call creates. For an
 	// existing session it must be the session's own or empty.
 	SystemPrompt string `protobuf:"bytes,9,opt,name=system_prompt,json=systemPrompt,proto3" json:"system_prompt,omitempty"`
-	// Whether to create the session anew if it was evicted or has expired. If not set, the next call
-	// fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+	// Whether to create the session anew if it was evicted or has expired. If not set, the call fails
+	// with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed. With
+	// require_existing as well, the call still fails for a session that is not known to have gone.
 	RecreateIfGone bool `protobuf:"varint,10,opt,name=recreate_if_gone,json=recreateIfGone,proto3" json:"recreate_if_gone,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache

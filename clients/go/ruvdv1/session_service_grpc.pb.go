@@ -51,8 +51,8 @@ const (
 type SessionServiceClient interface {
 	// CreateSession creates a session before its first turn, for example to give it a system prompt,
 	// labels or a history.
-	// Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
-	// REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+	// Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSION_TOO_LARGE,
+	// SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
 	CreateSession(ctx context.Context, in *CreateSessionRequest, opts ...grpc.CallOption) (*CreateSessionResponse, error)
 	// GetSession returns one session. An expired session is not found. Reading a session does not
 	// change its last_used_time. A long history is read page by page (see page_size); a turn that is
@@ -66,18 +66,20 @@ type SessionServiceClient interface {
 	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
 	// UpdateSession changes a session's labels, idle timeout or context window. It runs after the
 	// turns that are already running or queued in the session.
-	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
-	// DATA_CORRUPTED.
+	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+	// SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
 	UpdateSession(ctx context.Context, in *UpdateSessionRequest, opts ...grpc.CallOption) (*UpdateSessionResponse, error)
 	// AppendMessages commits messages to a session without generating an answer. It runs after the
 	// turns that are already running or queued in the session.
-	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-	// REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+	// SESSION_TOO_LARGE, QUOTA_EXCEEDED, SESSIONS_DISABLED, OVERLOADED, REQUEST_ID_REUSED,
+	// STORE_UNAVAILABLE, DATA_CORRUPTED.
 	AppendMessages(ctx context.Context, in *AppendMessagesRequest, opts ...grpc.CallOption) (*AppendMessagesResponse, error)
 	// ForkSession creates a session that starts with the beginning of another session's history. Only
 	// committed turns are copied, and the two sessions are independent from then on.
-	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-	// REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
+	// to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
+	// STORE_UNAVAILABLE, DATA_CORRUPTED.
 	ForkSession(ctx context.Context, in *ForkSessionRequest, opts ...grpc.CallOption) (*ForkSessionResponse, error)
 	// EndSession deletes a session and its messages. Its running and queued completions fail with
 	// SESSION_ENDED.
@@ -95,9 +97,10 @@ type SessionServiceClient interface {
 	// that fails or is cancelled leaves the session unchanged; its stream ends with an error status
 	// and without Finished. A second call for the same session waits for the first (see if_busy).
 	// Cancelling the call cancels the completion (see on_disconnect).
-	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
-	// SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
-	// COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_EVICTED and
+	// SESSION_EXPIRED (without recreate_if_gone), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT,
+	// SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED,
+	// CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
 	// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
 	// DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
 	Complete(ctx context.Context, in *CompleteRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CompleteResponse], error)
@@ -295,8 +298,8 @@ func (c *sessionServiceClient) CancelCompletion(ctx context.Context, in *CancelC
 type SessionServiceServer interface {
 	// CreateSession creates a session before its first turn, for example to give it a system prompt,
 	// labels or a history.
-	// Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
-	// REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+	// Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSION_TOO_LARGE,
+	// SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
 	CreateSession(context.Context, *CreateSessionRequest) (*CreateSessionResponse, error)
 	// GetSession returns one session. An expired session is not found. Reading a session does not
 	// change its last_used_time. A long history is read page by page (see page_size); a turn that is
@@ -310,18 +313,20 @@ type SessionServiceServer interface {
 	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
 	// UpdateSession changes a session's labels, idle timeout or context window. It runs after the
 	// turns that are already running or queued in the session.
-	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
-	// DATA_CORRUPTED.
+	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+	// SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
 	UpdateSession(context.Context, *UpdateSessionRequest) (*UpdateSessionResponse, error)
 	// AppendMessages commits messages to a session without generating an answer. It runs after the
 	// turns that are already running or queued in the session.
-	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-	// REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+	// SESSION_TOO_LARGE, QUOTA_EXCEEDED, SESSIONS_DISABLED, OVERLOADED, REQUEST_ID_REUSED,
+	// STORE_UNAVAILABLE, DATA_CORRUPTED.
 	AppendMessages(context.Context, *AppendMessagesRequest) (*AppendMessagesResponse, error)
 	// ForkSession creates a session that starts with the beginning of another session's history. Only
 	// committed turns are copied, and the two sessions are independent from then on.
-	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-	// REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
+	// to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
+	// STORE_UNAVAILABLE, DATA_CORRUPTED.
 	ForkSession(context.Context, *ForkSessionRequest) (*ForkSessionResponse, error)
 	// EndSession deletes a session and its messages. Its running and queued completions fail with
 	// SESSION_ENDED.
@@ -339,9 +344,10 @@ type SessionServiceServer interface {
 	// that fails or is cancelled leaves the session unchanged; its stream ends with an error status
 	// and without Finished. A second call for the same session waits for the first (see if_busy).
 	// Cancelling the call cancels the completion (see on_disconnect).
-	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
-	// SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
-	// COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_EVICTED and
+	// SESSION_EXPIRED (without recreate_if_gone), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT,
+	// SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED,
+	// CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
 	// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
 	// DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
 	Complete(*CompleteRequest, grpc.ServerStreamingServer[CompleteResponse]) error

@@ -681,8 +681,9 @@ pub struct CompleteRequest {
     /// existing session it must be the session's own or empty.
     #[prost(string, tag = "9")]
     pub system_prompt: ::prost::alloc::string::String,
-    /// Whether to create the session anew if it was evicted or has expired. If not set, the next call
-    /// fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+    /// Whether to create the session anew if it was evicted or has expired. If not set, the call fails
+    /// with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed. With
+    /// require_existing as well, the call still fails for a session that is not known to have gone.
     #[prost(bool, tag = "10")]
     pub recreate_if_gone: bool,
 }
@@ -1335,8 +1336,8 @@ pub mod session_service_client {
         }
         /// CreateSession creates a session before its first turn, for example to give it a system prompt,
         /// labels or a history.
-        /// Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
-        /// REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+        /// Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSION_TOO_LARGE,
+        /// SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
         pub async fn create_session(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateSessionRequest>,
@@ -1419,8 +1420,8 @@ pub mod session_service_client {
         }
         /// UpdateSession changes a session's labels, idle timeout or context window. It runs after the
         /// turns that are already running or queued in the session.
-        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
-        /// DATA_CORRUPTED.
+        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+        /// SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
         pub async fn update_session(
             &mut self,
             request: impl tonic::IntoRequest<super::UpdateSessionRequest>,
@@ -1447,8 +1448,9 @@ pub mod session_service_client {
         }
         /// AppendMessages commits messages to a session without generating an answer. It runs after the
         /// turns that are already running or queued in the session.
-        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-        /// REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+        /// SESSION_TOO_LARGE, QUOTA_EXCEEDED, SESSIONS_DISABLED, OVERLOADED, REQUEST_ID_REUSED,
+        /// STORE_UNAVAILABLE, DATA_CORRUPTED.
         pub async fn append_messages(
             &mut self,
             request: impl tonic::IntoRequest<super::AppendMessagesRequest>,
@@ -1475,8 +1477,9 @@ pub mod session_service_client {
         }
         /// ForkSession creates a session that starts with the beginning of another session's history. Only
         /// committed turns are copied, and the two sessions are independent from then on.
-        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-        /// REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
+        /// to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
+        /// STORE_UNAVAILABLE, DATA_CORRUPTED.
         pub async fn fork_session(
             &mut self,
             request: impl tonic::IntoRequest<super::ForkSessionRequest>,
@@ -1586,9 +1589,10 @@ pub mod session_service_client {
         /// that fails or is cancelled leaves the session unchanged; its stream ends with an error status
         /// and without Finished. A second call for the same session waits for the first (see if_busy).
         /// Cancelling the call cancels the completion (see on_disconnect).
-        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
-        /// SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
-        /// COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_EVICTED and
+        /// SESSION_EXPIRED (without recreate_if_gone), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT,
+        /// SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED,
+        /// CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
         /// ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
         /// DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
         pub async fn complete(

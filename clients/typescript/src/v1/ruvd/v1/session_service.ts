@@ -883,8 +883,9 @@ export interface CompleteRequest {
    */
   systemPrompt: string;
   /**
-   * Whether to create the session anew if it was evicted or has expired. If not set, the next call
-   * fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+   * Whether to create the session anew if it was evicted or has expired. If not set, the call fails
+   * with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed. With
+   * require_existing as well, the call still fails for a session that is not known to have gone.
    */
   recreateIfGone: boolean;
 }
@@ -5676,8 +5677,8 @@ export const SessionServiceService = {
   /**
    * CreateSession creates a session before its first turn, for example to give it a system prompt,
    * labels or a history.
-   * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+   * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSION_TOO_LARGE,
+   * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
    */
   createSession: {
     path: "/ruvd.v1.SessionService/CreateSession" as const,
@@ -5723,8 +5724,8 @@ export const SessionServiceService = {
   /**
    * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
    * turns that are already running or queued in the session.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
-   * DATA_CORRUPTED.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+   * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   updateSession: {
     path: "/ruvd.v1.SessionService/UpdateSession" as const,
@@ -5739,8 +5740,9 @@ export const SessionServiceService = {
   /**
    * AppendMessages commits messages to a session without generating an answer. It runs after the
    * turns that are already running or queued in the session.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+   * SESSION_TOO_LARGE, QUOTA_EXCEEDED, SESSIONS_DISABLED, OVERLOADED, REQUEST_ID_REUSED,
+   * STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   appendMessages: {
     path: "/ruvd.v1.SessionService/AppendMessages" as const,
@@ -5756,8 +5758,9 @@ export const SessionServiceService = {
   /**
    * ForkSession creates a session that starts with the beginning of another session's history. Only
    * committed turns are copied, and the two sessions are independent from then on.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
+   * to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
+   * STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   forkSession: {
     path: "/ruvd.v1.SessionService/ForkSession" as const,
@@ -5817,9 +5820,10 @@ export const SessionServiceService = {
    * that fails or is cancelled leaves the session unchanged; its stream ends with an error status
    * and without Finished. A second call for the same session waits for the first (see if_busy).
    * Cancelling the call cancels the completion (see on_disconnect).
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
-   * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
-   * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_EVICTED and
+   * SESSION_EXPIRED (without recreate_if_gone), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT,
+   * SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED,
+   * CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
    * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
    * DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
    */
@@ -5892,8 +5896,8 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
   /**
    * CreateSession creates a session before its first turn, for example to give it a system prompt,
    * labels or a history.
-   * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+   * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSION_TOO_LARGE,
+   * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
    */
   createSession: handleUnaryCall<CreateSessionRequest, CreateSessionResponse>;
   /**
@@ -5913,22 +5917,24 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
   /**
    * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
    * turns that are already running or queued in the session.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
-   * DATA_CORRUPTED.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+   * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   updateSession: handleUnaryCall<UpdateSessionRequest, UpdateSessionResponse>;
   /**
    * AppendMessages commits messages to a session without generating an answer. It runs after the
    * turns that are already running or queued in the session.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+   * SESSION_TOO_LARGE, QUOTA_EXCEEDED, SESSIONS_DISABLED, OVERLOADED, REQUEST_ID_REUSED,
+   * STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   appendMessages: handleUnaryCall<AppendMessagesRequest, AppendMessagesResponse>;
   /**
    * ForkSession creates a session that starts with the beginning of another session's history. Only
    * committed turns are copied, and the two sessions are independent from then on.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
+   * to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
+   * STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   forkSession: handleUnaryCall<ForkSessionRequest, ForkSessionResponse>;
   /**
@@ -5954,9 +5960,10 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
    * that fails or is cancelled leaves the session unchanged; its stream ends with an error status
    * and without Finished. A second call for the same session waits for the first (see if_busy).
    * Cancelling the call cancels the completion (see on_disconnect).
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
-   * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
-   * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_EVICTED and
+   * SESSION_EXPIRED (without recreate_if_gone), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT,
+   * SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED,
+   * CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
    * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
    * DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
    */
@@ -5992,8 +5999,8 @@ export interface SessionServiceClient extends Client {
   /**
    * CreateSession creates a session before its first turn, for example to give it a system prompt,
    * labels or a history.
-   * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+   * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSION_TOO_LARGE,
+   * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
    */
   createSession(
     request: CreateSessionRequest,
@@ -6055,8 +6062,8 @@ export interface SessionServiceClient extends Client {
   /**
    * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
    * turns that are already running or queued in the session.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
-   * DATA_CORRUPTED.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+   * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   updateSession(
     request: UpdateSessionRequest,
@@ -6076,8 +6083,9 @@ export interface SessionServiceClient extends Client {
   /**
    * AppendMessages commits messages to a session without generating an answer. It runs after the
    * turns that are already running or queued in the session.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+   * SESSION_TOO_LARGE, QUOTA_EXCEEDED, SESSIONS_DISABLED, OVERLOADED, REQUEST_ID_REUSED,
+   * STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   appendMessages(
     request: AppendMessagesRequest,
@@ -6097,8 +6105,9 @@ export interface SessionServiceClient extends Client {
   /**
    * ForkSession creates a session that starts with the beginning of another session's history. Only
    * committed turns are copied, and the two sessions are independent from then on.
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-   * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
+   * to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
+   * STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   forkSession(
     request: ForkSessionRequest,
@@ -6180,9 +6189,10 @@ export interface SessionServiceClient extends Client {
    * that fails or is cancelled leaves the session unchanged; its stream ends with an error status
    * and without Finished. A second call for the same session waits for the first (see if_busy).
    * Cancelling the call cancels the completion (see on_disconnect).
-   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
-   * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
-   * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_EVICTED and
+   * SESSION_EXPIRED (without recreate_if_gone), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT,
+   * SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED,
+   * CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
    * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
    * DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
    */

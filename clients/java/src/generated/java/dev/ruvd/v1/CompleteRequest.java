@@ -413,8 +413,9 @@ private static final long serialVersionUID = 0L;
   private boolean recreateIfGone_ = false;
   /**
    * <pre>
-   * Whether to create the session anew if it was evicted or has expired. If not set, the next call
-   * fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+   * Whether to create the session anew if it was evicted or has expired. If not set, the call fails
+   * with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed. With
+   * require_existing as well, the call still fails for a session that is not known to have gone.
    * </pre>
    *
    * <code>bool recreate_if_gone = 10;</code>
@@ -2142,8 +2143,9 @@ private static final long serialVersionUID = 0L;
     private boolean recreateIfGone_ ;
     /**
      * <pre>
-     * Whether to create the session anew if it was evicted or has expired. If not set, the next call
-     * fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+     * Whether to create the session anew if it was evicted or has expired. If not set, the call fails
+     * with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed. With
+     * require_existing as well, the call still fails for a session that is not known to have gone.
      * </pre>
      *
      * <code>bool recreate_if_gone = 10;</code>
@@ -2155,8 +2157,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether to create the session anew if it was evicted or has expired. If not set, the next call
-     * fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+     * Whether to create the session anew if it was evicted or has expired. If not set, the call fails
+     * with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed. With
+     * require_existing as well, the call still fails for a session that is not known to have gone.
      * </pre>
      *
      * <code>bool recreate_if_gone = 10;</code>
@@ -2172,8 +2175,9 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * Whether to create the session anew if it was evicted or has expired. If not set, the next call
-     * fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+     * Whether to create the session anew if it was evicted or has expired. If not set, the call fails
+     * with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed. With
+     * require_existing as well, the call still fails for a session that is not known to have gone.
      * </pre>
      *
      * <code>bool recreate_if_gone = 10;</code>

@@ -228,8 +228,9 @@ public interface CompleteRequestOrBuilder extends
 
   /**
    * <pre>
-   * Whether to create the session anew if it was evicted or has expired. If not set, the next call
-   * fails with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed.
+   * Whether to create the session anew if it was evicted or has expired. If not set, the call fails
+   * with SESSION_EVICTED or SESSION_EXPIRED, so that no conversation begins again unnoticed. With
+   * require_existing as well, the call still fails for a session that is not known to have gone.
    * </pre>
    *
    * <code>bool recreate_if_gone = 10;</code>

@@ -488,8 +488,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * CreateSession creates a session before its first turn, for example to give it a system prompt,
      * labels or a history.
-     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSION_TOO_LARGE,
+     * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
      * </pre>
      */
     default void createSession(dev.ruvd.v1.CreateSessionRequest request,
@@ -527,8 +527,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
-     * DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+     * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     default void updateSession(dev.ruvd.v1.UpdateSessionRequest request,
@@ -540,8 +540,9 @@ public final class SessionServiceGrpc {
      * <pre>
      * AppendMessages commits messages to a session without generating an answer. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+     * SESSION_TOO_LARGE, QUOTA_EXCEEDED, SESSIONS_DISABLED, OVERLOADED, REQUEST_ID_REUSED,
+     * STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     default void appendMessages(dev.ruvd.v1.AppendMessagesRequest request,
@@ -553,8 +554,9 @@ public final class SessionServiceGrpc {
      * <pre>
      * ForkSession creates a session that starts with the beginning of another session's history. Only
      * committed turns are copied, and the two sessions are independent from then on.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
+     * to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
+     * STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     default void forkSession(dev.ruvd.v1.ForkSessionRequest request,
@@ -604,9 +606,10 @@ public final class SessionServiceGrpc {
      * that fails or is cancelled leaves the session unchanged; its stream ends with an error status
      * and without Finished. A second call for the same session waits for the first (see if_busy).
      * Cancelling the call cancels the completion (see on_disconnect).
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
-     * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
-     * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_EVICTED and
+     * SESSION_EXPIRED (without recreate_if_gone), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT,
+     * SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED,
+     * CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
      * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
      * DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
      * </pre>
@@ -697,8 +700,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * CreateSession creates a session before its first turn, for example to give it a system prompt,
      * labels or a history.
-     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSION_TOO_LARGE,
+     * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
      * </pre>
      */
     public void createSession(dev.ruvd.v1.CreateSessionRequest request,
@@ -739,8 +742,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
-     * DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+     * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public void updateSession(dev.ruvd.v1.UpdateSessionRequest request,
@@ -753,8 +756,9 @@ public final class SessionServiceGrpc {
      * <pre>
      * AppendMessages commits messages to a session without generating an answer. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+     * SESSION_TOO_LARGE, QUOTA_EXCEEDED, SESSIONS_DISABLED, OVERLOADED, REQUEST_ID_REUSED,
+     * STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public void appendMessages(dev.ruvd.v1.AppendMessagesRequest request,
@@ -767,8 +771,9 @@ public final class SessionServiceGrpc {
      * <pre>
      * ForkSession creates a session that starts with the beginning of another session's history. Only
      * committed turns are copied, and the two sessions are independent from then on.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
+     * to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
+     * STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public void forkSession(dev.ruvd.v1.ForkSessionRequest request,
@@ -822,9 +827,10 @@ public final class SessionServiceGrpc {
      * that fails or is cancelled leaves the session unchanged; its stream ends with an error status
      * and without Finished. A second call for the same session waits for the first (see if_busy).
      * Cancelling the call cancels the completion (see on_disconnect).
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
-     * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
-     * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_EVICTED and
+     * SESSION_EXPIRED (without recreate_if_gone), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT,
+     * SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED,
+     * CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
      * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
      * DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
      * </pre>
@@ -905,8 +911,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * CreateSession creates a session before its first turn, for example to give it a system prompt,
      * labels or a history.
-     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSION_TOO_LARGE,
+     * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
      * </pre>
      */
     public dev.ruvd.v1.CreateSessionResponse createSession(dev.ruvd.v1.CreateSessionRequest request) throws io.grpc.StatusException {
@@ -944,8 +950,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
-     * DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+     * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public dev.ruvd.v1.UpdateSessionResponse updateSession(dev.ruvd.v1.UpdateSessionRequest request) throws io.grpc.StatusException {
@@ -957,8 +963,9 @@ public final class SessionServiceGrpc {
      * <pre>
      * AppendMessages commits messages to a session without generating an answer. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+     * SESSION_TOO_LARGE, QUOTA_EXCEEDED, SESSIONS_DISABLED, OVERLOADED, REQUEST_ID_REUSED,
+     * STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public dev.ruvd.v1.AppendMessagesResponse appendMessages(dev.ruvd.v1.AppendMessagesRequest request) throws io.grpc.StatusException {
@@ -970,8 +977,9 @@ public final class SessionServiceGrpc {
      * <pre>
      * ForkSession creates a session that starts with the beginning of another session's history. Only
      * committed turns are copied, and the two sessions are independent from then on.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
+     * to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
+     * STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public dev.ruvd.v1.ForkSessionResponse forkSession(dev.ruvd.v1.ForkSessionRequest request) throws io.grpc.StatusException {
@@ -1021,9 +1029,10 @@ public final class SessionServiceGrpc {
      * that fails or is cancelled leaves the session unchanged; its stream ends with an error status
      * and without Finished. A second call for the same session waits for the first (see if_busy).
      * Cancelling the call cancels the completion (see on_disconnect).
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
-     * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
-     * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_EVICTED and
+     * SESSION_EXPIRED (without recreate_if_gone), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT,
+     * SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED,
+     * CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
      * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
      * DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
      * </pre>
@@ -1106,8 +1115,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * CreateSession creates a session before its first turn, for example to give it a system prompt,
      * labels or a history.
-     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSION_TOO_LARGE,
+     * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
      * </pre>
      */
     public dev.ruvd.v1.CreateSessionResponse createSession(dev.ruvd.v1.CreateSessionRequest request) {
@@ -1145,8 +1154,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
-     * DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+     * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public dev.ruvd.v1.UpdateSessionResponse updateSession(dev.ruvd.v1.UpdateSessionRequest request) {
@@ -1158,8 +1167,9 @@ public final class SessionServiceGrpc {
      * <pre>
      * AppendMessages commits messages to a session without generating an answer. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+     * SESSION_TOO_LARGE, QUOTA_EXCEEDED, SESSIONS_DISABLED, OVERLOADED, REQUEST_ID_REUSED,
+     * STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public dev.ruvd.v1.AppendMessagesResponse appendMessages(dev.ruvd.v1.AppendMessagesRequest request) {
@@ -1171,8 +1181,9 @@ public final class SessionServiceGrpc {
      * <pre>
      * ForkSession creates a session that starts with the beginning of another session's history. Only
      * committed turns are copied, and the two sessions are independent from then on.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
+     * to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
+     * STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public dev.ruvd.v1.ForkSessionResponse forkSession(dev.ruvd.v1.ForkSessionRequest request) {
@@ -1222,9 +1233,10 @@ public final class SessionServiceGrpc {
      * that fails or is cancelled leaves the session unchanged; its stream ends with an error status
      * and without Finished. A second call for the same session waits for the first (see if_busy).
      * Cancelling the call cancels the completion (see on_disconnect).
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_BUSY,
-     * SESSION_ENDED, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED,
-     * COMPLETION_INTERRUPTED, CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND (with require_existing), SESSION_EVICTED and
+     * SESSION_EXPIRED (without recreate_if_gone), SESSION_BUSY, SESSION_ENDED, SESSION_LIMIT,
+     * SESSION_TOO_LARGE, SESSIONS_DISABLED, COMPLETION_CANCELLED, COMPLETION_INTERRUPTED,
+     * CONTEXT_TOO_LONG, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT,
      * ENGINE_UNAVAILABLE, OVERLOADED, REQUEST_ID_REUSED, SCHEMA_VIOLATED, STORE_UNAVAILABLE,
      * DATA_CORRUPTED, SHUTTING_DOWN, QUOTA_EXCEEDED, PERMISSION_DENIED (for a model, tool or field).
      * </pre>
@@ -1304,8 +1316,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * CreateSession creates a session before its first turn, for example to give it a system prompt,
      * labels or a history.
-     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, SESSION_TOO_LARGE, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
+     * Errors: INVALID_REQUEST, SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSION_TOO_LARGE,
+     * SESSIONS_DISABLED, REQUEST_ID_REUSED, STORE_UNAVAILABLE, SHUTTING_DOWN.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.CreateSessionResponse> createSession(
@@ -1346,8 +1358,8 @@ public final class SessionServiceGrpc {
      * <pre>
      * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSIONS_DISABLED, STORE_UNAVAILABLE,
-     * DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+     * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.UpdateSessionResponse> updateSession(
@@ -1360,8 +1372,9 @@ public final class SessionServiceGrpc {
      * <pre>
      * AppendMessages commits messages to a session without generating an answer. It runs after the
      * turns that are already running or queued in the session.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_TOO_LARGE, SESSIONS_DISABLED, OVERLOADED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
+     * SESSION_TOO_LARGE, QUOTA_EXCEEDED, SESSIONS_DISABLED, OVERLOADED, REQUEST_ID_REUSED,
+     * STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.AppendMessagesResponse> appendMessages(
@@ -1374,8 +1387,9 @@ public final class SessionServiceGrpc {
      * <pre>
      * ForkSession creates a session that starts with the beginning of another session's history. Only
      * committed turns are copied, and the two sessions are independent from then on.
-     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EXISTS, SESSION_LIMIT, SESSIONS_DISABLED,
-     * REQUEST_ID_REUSED, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
+     * to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
+     * STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.ForkSessionResponse> forkSession(
