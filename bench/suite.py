@@ -83,6 +83,13 @@ BENCHMARKS = (
         standard=("--repeats", "3"),
     ),
     Benchmark(
+        "sealed",
+        "Encryption",
+        "What does the encryption of stored conversations cost a turn?",
+        quick=("--quick",),
+        standard=("--repeats", "3"),
+    ),
+    Benchmark(
         "streams",
         "Cancelled streams",
         "Do cancelled streams leak memory?",

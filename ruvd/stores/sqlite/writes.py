@@ -23,7 +23,7 @@ from ruvd.stores.sqlite.rows import (
     session_columns,
     to_labels,
 )
-from ruvd.stores.sqlite.sealing import label_rows, opener_of, sealer_of
+from ruvd.stores.sqlite.sealing import Sealer, label_rows, opener_of, sealer_of
 from ruvd.stores.sqlite.session_cache import CachedSession, SessionCache
 from ruvd.stores.sqlite.tombstones import Tombstones
 
@@ -45,9 +45,10 @@ def commit(
     removed: list[RemovedSession] = []
     if change.create:
         victims = places.make_room(db, session_cache, tombstones, change)
-        branch = _insert_session(db, change, 0)
+        sealer = sealer_of(db, None)
+        branch = _insert_session(db, change, 0, sealer)
         removed = places.remove_victims(db, session_cache, tombstones, victims, change.now)
-        branch_end = branch, _append(db, branch, change, 0, 0)
+        branch_end = branch, _append(db, branch, change, 0, 0, sealer)
     else:
         branch_end = _update_session(db, change, cached)
     cached = cached.after(session, change.appended, branch_end) if cached else None
@@ -71,10 +72,11 @@ def fork(
     base = _fork_base(db, parent, shared, change.session.exchange_count) if shared else None
     victims = places.make_room(db, session_cache, tombstones, change)
     end_bytes = base[2] if base else 0
-    branch = _insert_session(db, change, end_bytes)
+    sealer = sealer_of(db, None)
+    branch = _insert_session(db, change, end_bytes, sealer)
     if base:
         db.execute("INSERT INTO forks VALUES (?, ?, ?, ?)", (branch, base[0], shared, base[1]))
-    _append(db, branch, change, shared, end_bytes)
+    _append(db, branch, change, shared, end_bytes, sealer)
     return places.remove_victims(db, session_cache, tombstones, victims, change.now)
 
 
@@ -128,11 +130,12 @@ def touch(db: sqlite3.Connection, session_cache: SessionCache, session_id: str, 
     return cursor.rowcount > 0
 
 
-def _insert_session(db: sqlite3.Connection, change: Commit, end_bytes: int) -> int:
+def _insert_session(
+    db: sqlite3.Connection, change: Commit, end_bytes: int, sealer: Sealer | None
+) -> int:
     """Inserts the session's row and labels and returns its `pk`."""
     session = change.session
     end_bytes += sum(message.size_bytes for _, message in change.appended)
-    sealer = sealer_of(db, None)
     branch = db.execute(
         "INSERT INTO sessions VALUES"
         " (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -173,6 +176,7 @@ def _update_session(
     if change.max_own_bytes is not None:
         room.check_bytes(change, places.usage(db, tenant_of(session.id)))
     added_bytes = sum(message.size_bytes for _, message in change.appended)
+    sealer = sealer_of(db, branch)
     db.execute(
         "UPDATE sessions SET id = ?, create_time = ?, last_used_time = ?,"
         " idle_timeout_seconds = ?, expire_time = ?, message_count = ?, exchange_count = ?,"
@@ -182,7 +186,7 @@ def _update_session(
         " parent_id = ?, model = ?, labels = ?, system_prompt = ?, checksum = ?,"
         " stored_bytes = ? WHERE pk = ?",
         (
-            *session_columns(session, end_bytes + added_bytes, sealer_of(db, branch)),
+            *session_columns(session, end_bytes + added_bytes, sealer),
             room.stored_bytes(session),
             branch,
         ),
@@ -191,15 +195,19 @@ def _update_session(
         remove_labels(db, branch, old_labels)
         announce_deleted_values(db)
         _insert_labels(db, branch, session.labels)
-    return branch, _append(db, branch, change, position, end_bytes)
+    return branch, _append(db, branch, change, position, end_bytes, sealer)
 
 
 def _append(
-    db: sqlite3.Connection, branch: int, change: Commit, position: int, end_bytes: int
+    db: sqlite3.Connection,
+    branch: int,
+    change: Commit,
+    position: int,
+    end_bytes: int,
+    sealer: Sealer | None,
 ) -> int:
     """Inserts the messages and the idempotency record; returns the branch's new `end_bytes`."""
     values: list[object] = []
-    sealer = sealer_of(db, branch) if change.appended else None
     for place, (exchange, message) in enumerate(change.appended, start=position):
         end_bytes += message.size_bytes
         role, extra = message.role.value, extra_column(message)
@@ -215,7 +223,7 @@ def _append(
         rows = ", ".join(["(NULL, ?, ?, ?, ?, ?, ?, ?, ?)"] * (len(part) // _MESSAGE_VALUES))
         last_message = db.execute(f"INSERT INTO messages VALUES {rows}", part).lastrowid  # noqa: S608
     if change.idempotency_record is not None:
-        _insert_record(db, branch, change.idempotency_record, change, last_message)
+        _insert_record(db, branch, change.idempotency_record, change, last_message, sealer)
     return end_bytes
 
 
@@ -225,6 +233,7 @@ def _insert_record(
     record: IdempotencyRecord,
     change: Commit,
     last_message: int | None,
+    sealer: Sealer | None,
 ) -> None:
     figures = message = None
     if record.finished is not None:
@@ -240,9 +249,7 @@ def _insert_record(
     creates = change.create and bool(record.request_id) and not record.completion_id
     db.execute(
         "INSERT INTO receipts VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        record_columns(
-            record, branch, message, figures, creates=creates, sealer=sealer_of(db, branch)
-        ),
+        record_columns(record, branch, message, figures, creates=creates, sealer=sealer),
     )
 
 
