@@ -167,9 +167,7 @@ async function busy(client: Client): Promise<void> {
 
 async function errors(client: Client): Promise<void> {
   print("# errors");
-  for (const name of Object.values(ErrorReason)) {
-    if (typeof name !== "string" || name === "ERROR_REASON_UNSPECIFIED") continue;
-    const reason = name.replace("ERROR_REASON_", "");
+  for (const reason of Object.values(ErrorReason)) {
     print(`fault ${reason}`);
     await complete(client, `!fault ${reason}`);
   }

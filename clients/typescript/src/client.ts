@@ -9,7 +9,7 @@ import type { BatchOptions } from "./batch.js";
 import { Completion } from "./completion.js";
 import { Connection } from "./connection.js";
 import type { CallLimits, Method } from "./connection.js";
-import { REQUEST_TOO_LARGE, RuvdError } from "./errors.js";
+import { ErrorReason, REQUEST_TOO_LARGE, RuvdError } from "./errors.js";
 import { securityOf } from "./security.js";
 import type { SecurityOptions } from "./security.js";
 import type { Duration } from "./v1/google/protobuf/duration.js";
@@ -18,9 +18,39 @@ import { Message, Role, SessionServiceService as service } from "./v1/ruvd/v1/se
 import type { DeepPartial, Session } from "./v1/ruvd/v1/session_service.js";
 
 export { status } from "@grpc/grpc-js";
-export * from "./v1/ruvd/v1/session_service.js";
-export type { Completion as CompletionResult } from "./v1/ruvd/v1/session_service.js";
-export { Batch, Completion, REQUEST_TOO_LARGE, RuvdError };
+export {
+  FinishReason,
+  IfBusy,
+  OnDisconnect,
+  Rendering,
+  Role,
+  SessionView,
+  ToolChoiceMode,
+} from "./v1/ruvd/v1/session_service.js";
+export type {
+  BatchSummary,
+  Completion as CompletionResult,
+  CompletionEvent,
+  CompletionOptions,
+  ContextWindow,
+  DeepPartial,
+  Delta,
+  Finished,
+  ListModelsResponse,
+  Message,
+  ResponseFormat,
+  Session,
+  SessionMetrics,
+  Started,
+  Timings,
+  Tool,
+  ToolCall,
+  ToolCallDelta,
+  ToolChoice,
+  Usage,
+} from "./v1/ruvd/v1/session_service.js";
+export type { Duration } from "./v1/google/protobuf/duration.js";
+export { Batch, Completion, ErrorReason, REQUEST_TOO_LARGE, RuvdError };
 export type { BatchOptions, CallLimits };
 export type { BatchOutcome } from "./batch.js";
 export type { FieldViolation } from "./errors.js";

@@ -11,7 +11,7 @@ import { status } from "@grpc/grpc-js";
 
 import { traceMetadata } from "./connection.js";
 import type { Connection } from "./connection.js";
-import { RuvdError, cancelled } from "./errors.js";
+import { ErrorReason, RuvdError, cancelled } from "./errors.js";
 import {
   OnDisconnect,
   ResumeCompletionRequest,
@@ -134,7 +134,7 @@ export class Completion implements AsyncIterable<string> {
       }
       if (this.finished) return;
       signal.throwIfAborted();
-      const forgotten = resumed && failure.reason === "COMPLETION_NOT_FOUND";
+      const forgotten = resumed && failure.reason === ErrorReason.COMPLETION_NOT_FOUND;
       if (forgotten && "messages" in this.request && !this.#delivered) {
         // The daemon has restarted. As nothing was delivered, the answer can be generated again.
         this.started = undefined;

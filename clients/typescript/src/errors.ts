@@ -7,11 +7,28 @@ import type { Any } from "./v1/google/protobuf/any.js";
 import { BadRequest, ErrorInfo, RetryInfo } from "./v1/google/rpc/error_details.js";
 import type { BadRequest_FieldViolation as FieldViolation } from "./v1/google/rpc/error_details.js";
 import { Status } from "./v1/google/rpc/status.js";
+import { ErrorReason as ProtoReason } from "./v1/ruvd/v1/session_service.js";
 
 export type { FieldViolation };
 
 /** The reason of a request that gRPC refused for its size, before ruvd saw it. */
 export const REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE";
+
+const PREFIX = "ERROR_REASON_";
+type NameOf<Key> = Key extends `ERROR_REASON_${infer Name}` ? Exclude<Name, "UNSPECIFIED"> : never;
+
+/** A reason that the daemon of this version can send. A later one may send others. */
+export type ErrorReason = NameOf<keyof typeof ProtoReason>;
+
+/** The reasons by their names, to compare `RuvdError.reason` with: `ErrorReason.SESSION_BUSY`. */
+export const ErrorReason = Object.freeze(
+  Object.fromEntries(
+    Object.keys(ProtoReason)
+      .filter((key) => key.startsWith(PREFIX) && !key.endsWith("_UNSPECIFIED"))
+      .map((key) => key.slice(PREFIX.length))
+      .map((name) => [name, name]),
+  ),
+) as { readonly [Name in ErrorReason]: Name };
 
 // In the daemon's gRPC status for a request far above max_request_bytes, which has no details.
 const TOO_LARGE_TEXT = "message larger than max";
@@ -20,9 +37,8 @@ const TOO_LARGE_TEXT = "message larger than max";
 export class RuvdError extends Error {
   override readonly name = "RuvdError";
   /**
-   * An `ErrorReason` without its prefix (`SESSION_NOT_FOUND`); empty if the error does not come from
-   * ruvd (no daemon at the address, deadline exceeded, cancelled). The client itself adds
-   * `REQUEST_TOO_LARGE`.
+   * An `ErrorReason` (`SESSION_NOT_FOUND`); empty if the error does not come from ruvd (no daemon at
+   * the address, deadline exceeded, cancelled). The client itself adds `REQUEST_TOO_LARGE`.
    */
   readonly reason: string = "";
   /** All invalid fields, for INVALID_REQUEST: their paths and how to correct them. */

@@ -4,7 +4,7 @@
  * Callers pass either only new messages or the whole conversation; `unsentMessages` handles both.
  */
 
-import { FinishReason, Role, RuvdError, status } from "./client.js";
+import { ErrorReason, FinishReason, Role, RuvdError, status } from "./client.js";
 import type { CompleteOptions, Finished, Message } from "./client.js";
 
 const CONTEXT_LINES = 10;
@@ -118,7 +118,7 @@ export function providerError(action: string, code: string, cause: unknown): LLM
     (cause.retryAfterMs !== undefined ||
       cause.code === status.UNAVAILABLE ||
       // The daemon was restarted during the answer and committed nothing of it.
-      cause.reason === "COMPLETION_NOT_FOUND");
+      cause.reason === ErrorReason.COMPLETION_NOT_FOUND);
   return new LLMProviderError(`${action}: ${messageOf(cause)}`, code, retryable, cause);
 }
 

@@ -5,12 +5,16 @@
  * added some. A failed read does not fail the call: the older snapshot is kept.
  */
 
-import { RuvdError, SessionView } from "./client.js";
+import { ErrorReason, RuvdError, SessionView } from "./client.js";
 import type { Client, Message, Session, SessionMetrics as DaemonMetrics } from "./client.js";
 import { contextOf, defined } from "./ruvllm-messages.js";
 
 /** The reasons of the errors for a session that the daemon does not have, or no longer. */
-const LOST = new Set(["SESSION_NOT_FOUND", "SESSION_EVICTED", "SESSION_EXPIRED"]);
+const LOST = new Set<string>([
+  ErrorReason.SESSION_NOT_FOUND,
+  ErrorReason.SESSION_EVICTED,
+  ErrorReason.SESSION_EXPIRED,
+]);
 
 /** A snapshot of a session. The object stays the same while the provider has the session. */
 export interface SessionInfo {
@@ -173,7 +177,7 @@ export class OpenSessions {
       update(entry, await client.createSession({ sessionId, systemPrompt, idleTimeoutMs }));
     } catch (error) {
       // Created by another process of the service, or by this service before its restart.
-      if (!(error instanceof RuvdError) || error.reason !== "SESSION_EXISTS") throw error;
+      if (!(error instanceof RuvdError) || error.reason !== ErrorReason.SESSION_EXISTS) throw error;
       update(entry, await client.getSession(sessionId, SessionView.SESSION_VIEW_FULL));
     }
   }

@@ -13,6 +13,7 @@ import { context, propagation, trace } from "@opentelemetry/api";
 import { AsyncLocalStorageContextManager } from "@opentelemetry/context-async-hooks";
 import { W3CTraceContextPropagator } from "@opentelemetry/core";
 
+import * as api from "../src/client.js";
 import { Client, FinishReason, OnDisconnect, Role, RuvdError, status } from "../src/client.js";
 import type { Completion } from "../src/client.js";
 import { Finished, Started } from "../src/v1/ruvd/v1/session_service.js";
@@ -391,6 +392,36 @@ describe("a request", () => {
       messages.map(({ role, content }) => [role, content]),
       [[Role.ROLE_USER, "hi"]],
     );
+  });
+});
+
+describe("the package", () => {
+  it("exports what its users need, and not all of the generated code", () => {
+    assert.deepEqual(Object.keys(api).sort(), [
+      "Batch",
+      "Client",
+      "Completion",
+      "DEFAULT_ADDRESS",
+      "ErrorReason",
+      "FinishReason",
+      "IfBusy",
+      "OnDisconnect",
+      "REQUEST_TOO_LARGE",
+      "Rendering",
+      "Role",
+      "RuvdError",
+      "SessionView",
+      "ToolChoiceMode",
+      "status",
+      "toolResult",
+    ]);
+  });
+
+  it("has the reasons of errors as constants, so that a wrong name does not compile", () => {
+    const reason: "SESSION_BUSY" = api.ErrorReason.SESSION_BUSY;
+    assert.equal(reason, "SESSION_BUSY");
+    for (const [name, value] of Object.entries(api.ErrorReason)) assert.equal(name, value);
+    assert.ok(!("UNSPECIFIED" in api.ErrorReason));
   });
 });
 
