@@ -385,6 +385,10 @@ public final class Conformance {
   }
 
   private static String codeAndReason(RuvdException error) {
+    ErrorReason reason = error.errorReason();
+    if (reason != ErrorReason.ERROR_REASON_UNSPECIFIED) {
+      return error.code() + " " + withoutPrefix(reason, "ERROR_REASON_");
+    }
     return error.code() + " " + (error.reason().isEmpty() ? "-" : error.reason());
   }
 

@@ -234,7 +234,8 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
     if (end.isDone()) {
       return;
     }
-    boolean forgotten = resumed && error.reason().equals("COMPLETION_NOT_FOUND");
+    boolean forgotten =
+        resumed && error.errorReason() == ErrorReason.ERROR_REASON_COMPLETION_NOT_FOUND;
     boolean delivered = sequence > 1; // the first event is Started
     boolean canRestart = forgotten && request != null && !delivered;
     if (canRestart) {

@@ -6,6 +6,7 @@ import com.google.protobuf.Message;
 import com.google.rpc.BadRequest;
 import com.google.rpc.ErrorInfo;
 import com.google.rpc.RetryInfo;
+import dev.ruvd.v1.ErrorReason;
 import io.grpc.Status;
 import io.grpc.Status.Code;
 import io.grpc.StatusRuntimeException;
@@ -52,6 +53,22 @@ public final class RuvdException extends StatusRuntimeException {
       return info.getReason();
     }
     return isTooLarge() ? REQUEST_TOO_LARGE : "";
+  }
+
+  /**
+   * Returns {@link #reason()} as an enum: {@code ERROR_REASON_UNSPECIFIED} for an error that does
+   * not come from ruvd, and {@code UNRECOGNIZED} for a reason that this version does not know.
+   */
+  public ErrorReason errorReason() {
+    String reason = reason();
+    if (reason.isEmpty() || reason.equals(REQUEST_TOO_LARGE)) {
+      return ErrorReason.ERROR_REASON_UNSPECIFIED;
+    }
+    try {
+      return ErrorReason.valueOf("ERROR_REASON_" + reason);
+    } catch (IllegalArgumentException unknown) {
+      return ErrorReason.UNRECOGNIZED;
+    }
   }
 
   /** Returns the error's description. */
