@@ -90,6 +90,7 @@ def serve(settings: Settings, _: dict[str, str]) -> int:
     from ruvd.server.unix_socket import AddressUnavailable
 
     logs.configure(settings.log_level, settings.log_format)
+    runtime_tuning.tune_allocator()
     runtime_tuning.tune_interpreter()
 
     async def run() -> int:

@@ -12,10 +12,11 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Protocol
 
 from ruvd.core.errors import Overloaded
+from ruvd.core.ports.memory import Memory, reserved
 
 # As much as HTTP/2 lets a server send before the client reads.
 SMALL_BYTES = 64 << 10
@@ -37,12 +38,14 @@ class LargeResponses:
 
     def __init__(
         self,
+        memory: Memory,
         *,
         max_bytes: int = _MAX_BYTES,
         max_building: int = _MAX_BUILDING,
         max_waiting: int = _MAX_WAITING,
         stall_seconds: float = _STALL_SECONDS,
     ) -> None:
+        self._memory = memory
         self._room = max_bytes
         self._max_waiting = max_waiting
         self._stall_seconds = stall_seconds
@@ -52,8 +55,11 @@ class LargeResponses:
         self._last_change = time.monotonic()
 
     @asynccontextmanager
-    async def build(self) -> AsyncIterator[None]:
-        """Waits until a response may be built, and counts it while the context lasts."""
+    async def build(self, size: int = 0) -> AsyncIterator[None]:
+        """Waits until a response may be built, and counts it while the context lasts.
+
+        A response of a known size also reserves the memory for it.
+        """
         if self._waiting_to_build >= self._max_waiting:
             raise Overloaded(f"{self._waiting_to_build} reads of histories or lists wait already")
         self._waiting_to_build += 1
@@ -62,7 +68,8 @@ class LargeResponses:
         finally:
             self._waiting_to_build -= 1
         try:
-            yield
+            with reserved(self._memory, size, "a large response") if size else nullcontext():
+                yield
         finally:
             self._building.release()
 

@@ -19,6 +19,7 @@ from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.errors import PermissionDenied, SessionEvicted, SessionExpired, SessionNotFound
 from ruvd.core.model import Finished
 from ruvd.core.ports.engine import Engine
+from ruvd.core.ports.memory import Memory
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import HistoryPage, SessionPolicy
 from ruvd.core.sessions.registry import SessionRegistry
@@ -49,6 +50,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         limits: RequestLimits,
         policy: SessionPolicy,
         engine: Engine,
+        memory: Memory,
     ) -> None:
         self._sessions = sessions
         self._commands = commands
@@ -58,7 +60,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self._limits = limits
         self._policy = policy
         self._engine = engine
-        self._large_responses = LargeResponses()
+        self._large_responses = LargeResponses(memory)
 
     async def CreateSession(  # noqa: D102, N802  # the proto documents and names all RPCs
         self, request: pb.CreateSessionRequest, context: ServicerContext[Any, Any]
@@ -87,7 +89,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         await self._large_responses.hold(size, context)
         if size <= SMALL_BYTES:
             return await self._history(session_id, page, request)
-        async with self._large_responses.build():
+        async with self._large_responses.build(size):
             return await self._history(session_id, page, request)
 
     async def _history(

@@ -113,7 +113,7 @@ def build_core(
     )
     batches = Batches(completions, clock, settings.batch_concurrency)
     service = SessionService(
-        sessions, commands, completions, batches, statistics, limits, policy, engine
+        sessions, commands, completions, batches, statistics, limits, policy, engine, memory
     )
     prewarmer = None
     if engine.prefix_cache and settings.evaluates_ahead:

@@ -2,10 +2,12 @@
 
 Most of what the daemon holds is bounded by settings, but the product of the bounds (say, 1,000
 completions of 2 MiB each) is more than a sidecar's memory limit. So the resident memory is read
-several times a second. Above 85 % of the limit new calls are refused with OVERLOADED and readiness
-is off, until it is below 75 %. Above 95 % the largest running completions fail with OVERLOADED. A
-large request reserves the memory for its parsing and prompt, because the resident memory would show
-it too late, and so does an answer that grows large. docs/operations.md has the sum of the parts.
+several times a second. Above 90 % of the limit new calls are refused with OVERLOADED and readiness
+is off, until it is below 85 %. Above 95 % the largest running completions fail with OVERLOADED.
+
+Large things reserve the memory that they will take, because the resident memory would show it too
+late: requests, answers that grow, pages and prompts of long histories. They are refused above 75 %,
+so that the rest is left to small calls. docs/operations.md has the sum of the parts.
 """
 
 import asyncio
@@ -22,15 +24,16 @@ from weakref import WeakValueDictionary
 
 from ruvd.core.errors import Overloaded, QuotaExceeded
 
-_TIGHT_SHARE = 0.85
-_RELAXED_SHARE = 0.75
+_LARGE_SHARE = 0.75
+_TIGHT_SHARE = 0.9
+_RELAXED_SHARE = 0.85
 _CRITICAL_SHARE = 0.95
 _INTERVAL_SECONDS = 0.1
 # A collection of all garbage stalls the event loop, so it is made this often at most.
 _RETURN_SECONDS = 5.0
 # A request's bytes, its proto, its messages, the prompt's JSON and its encoding.
 _COST_OF_A_BYTE = 6
-# A text's pieces, the text, its events and its row, in characters of up to four bytes.
+# An answer's pieces, text, events and row; a page's messages, their protos and its bytes.
 _COST_OF_A_CONTENT_BYTE = 4
 # The share of the limit for requests that are being received, and the number of them at least.
 _RECEIVING_SHARE = 0.1
@@ -149,7 +152,7 @@ class MemoryBudget:
             release()
 
     def try_reserve(self, size_bytes: int) -> bool:
-        """Reserves what so many bytes of an answer take. Returns False if there is too little."""
+        """Reserves what so many bytes of content take. Returns False if there is too little."""
         needed = size_bytes * _COST_OF_A_CONTENT_BYTE
         if self.is_tight or not self._has_room(needed):
             return False
@@ -157,11 +160,11 @@ class MemoryBudget:
         return True
 
     def release(self, size_bytes: int) -> None:
-        """Gives back what was reserved for so many bytes of an answer."""
+        """Gives back what was reserved for so many bytes of content."""
         self._reserved -= size_bytes * _COST_OF_A_CONTENT_BYTE
 
     def _has_room(self, needed: int) -> bool:
-        most = self.limit_bytes * _TIGHT_SHARE - self._reserved - needed
+        most = self.limit_bytes * _LARGE_SHARE - self._reserved - needed
         return self._resident() <= most or self._resident_after_return() <= most
 
     async def watch(self) -> None:

@@ -326,6 +326,37 @@ async def test_a_connection_with_a_large_answer_that_nobody_read_is_not_used_aga
     assert connection.is_reusable
 
 
+async def test_of_many_streams_that_are_read_slowly_one_gets_a_part_at_each_pass() -> None:
+    """Together they stopped everything else for 100 ms and more at each pass of the loop."""
+    size, coalescer, parts, most = 1 << 17, ReadCoalescer(), 0, 0
+
+    async def read_all(connection: Connection) -> int:
+        nonlocal parts
+        read = 0
+        while part := await connection.read():
+            parts += 1
+            read += len(part)
+        return read
+
+    readers = []
+    for _ in range(20):
+        connection = Connection(coalescer)
+        connection.connection_made(RecordingTransport())
+        exchange = asyncio.create_task(connection.exchange(b"", close_after=False))
+        await asyncio.sleep(0)
+        connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        await exchange
+        connection.data_received(bytes(size))
+        readers.append(asyncio.create_task(read_all(connection)))
+    await asyncio.sleep(0)  # each has its first part
+    while not all(reader.done() for reader in readers):
+        before = parts
+        await asyncio.sleep(0)
+        most = max(most, parts - before)
+    assert [reader.result() for reader in readers] == [size] * 20
+    assert most <= 2
+
+
 async def test_a_body_that_arrives_at_once_is_read_in_parts_and_others_go_on_in_between() -> None:
     """A stream of 250 kB took 10 ms, for each of many streams at each pass of the loop."""
     events = [b"data: %06d\n\n" % number for number in range(20_000)]

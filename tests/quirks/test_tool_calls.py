@@ -22,7 +22,7 @@ from upstream import Upstream, serving
 
 from ruvd.cli.openai_conversation import read_conversation
 from ruvd.cli.openai_messages import Reading, to_openai
-from ruvd.core.completions.generation import Answer
+from ruvd.core.completions.answer import Answer
 from ruvd.core.errors import EngineUnavailable
 from ruvd.core.model import Message, Role, ToolCall, ToolCallDelta
 from ruvd.core.options import CompletionOptions, Tool

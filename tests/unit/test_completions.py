@@ -612,7 +612,7 @@ async def test_a_large_answer_reserves_memory_and_gives_it_back(size: int) -> No
     core.observers.append(lambda _: left.append(memory.left))
     for number in range(2):
         core.engine.scripts.append([*[EngineText("x" * size)] * 2, done()])
-        finished = await core.say(f"{number}")
+        finished = await core.say("hi", f"s{number}")
         assert finished.message.content == 2 * "x" * size
         assert finished.finish_reason is FinishReason.STOP
         # The first two MiB of an answer are free.
@@ -651,6 +651,27 @@ async def test_an_answer_that_fails_or_is_cancelled_gives_its_memory_back() -> N
     await completion.ended()
     await asyncio.sleep(0)
     assert memory.left == 8 * MEGABYTE
+
+
+async def test_a_long_history_needs_memory_until_the_answer_begins() -> None:
+    memory = LimitedMemory(4 * MEGABYTE)
+    core = Core(memory=memory)
+    core.engine.scripts.append([EngineText("x" * (2 * MEGABYTE)), done()])
+    await core.say("one")
+    begun, gate = asyncio.Event(), asyncio.Event()
+    core.engine.scripts.append([begun, EngineText("a"), gate, done()])
+    completion = core.start("two")
+    await settle()
+    assert memory.left < 2 * MEGABYTE
+    begun.set()
+    await settle()
+    assert memory.left == 4 * MEGABYTE
+    gate.set()
+    await collect(completion)
+    memory.left = MEGABYTE
+    await failed(core.start("three"), Overloaded)
+    assert memory.left == MEGABYTE
+    assert len(await core.history()) == 4
 
 
 async def test_an_answer_of_many_short_pieces_is_whole() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,6 +96,29 @@ assert gc.get_threshold()[0] > before[0][0]
 assert sys.getswitchinterval() < before[1]
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def resident_after_large_blocks(**environment: str) -> int:
+    """Returns the MiB of a process that has freed 99 large blocks and keeps the last one."""
+    program = """
+from ruvd.server import runtime_tuning
+from ruvd.server.memory_budget import resident_bytes
+runtime_tuning.tune_allocator()
+b"x" * (16 << 20)  # glibc's own threshold grows to this size when such a block is freed
+before = resident_bytes()
+blocks = [b"%d" % (number % 10) * (1 << 20) for number in range(100)]
+del blocks[:-1]
+print((resident_bytes() - before) >> 20)
+"""
+    command = [sys.executable, "-c", program]
+    variables = {**os.environ, **environment}
+    return int(subprocess.run(command, check=True, capture_output=True, env=variables).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the options are glibc's")
+def test_large_blocks_go_back_to_the_kernel_when_they_are_freed() -> None:
+    assert resident_after_large_blocks() < 20
+    assert resident_after_large_blocks(MALLOC_MMAP_THRESHOLD_=str(32 << 20)) > 50
 
 
 def test_a_loop_of_the_daemon_keeps_no_list_of_generators() -> None:

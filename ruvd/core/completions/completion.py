@@ -10,8 +10,8 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from ruvd.core import tenants
+from ruvd.core.completions.answer import Answer
 from ruvd.core.completions.event_log import EventLog
-from ruvd.core.completions.generation import Answer
 from ruvd.core.errors import CompletionCancelled, RuvdError, forget_frames
 from ruvd.core.ids import unguessable
 from ruvd.core.model import CompletionEvent, FinishReason, IfBusy, Message, OnDisconnect

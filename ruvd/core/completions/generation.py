@@ -4,52 +4,28 @@ This module knows nothing of turns or commits. After a cancel, `Answer` holds wh
 """
 
 from collections.abc import Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from contextlib import AsyncExitStack, ExitStack, aclosing
+from dataclasses import replace
 
 from ruvd.core.completions import allowances
+from ruvd.core.completions.answer import Answer
+from ruvd.core.completions.answer_room import AnswerRoom
 from ruvd.core.completions.event_log import EventLog
-from ruvd.core.completions.growing_text import GrowingText
 from ruvd.core.completions.scheduler import SlotScheduler
-from ruvd.core.errors import ContextTooLong, EngineRejected, EngineUnavailable, Overloaded
-from ruvd.core.model import (
-    Exchange,
-    Finished,
-    FinishReason,
-    Message,
-    Role,
-    Session,
-    Started,
-    Timings,
-    ToolCall,
-    ToolCallDelta,
-)
+from ruvd.core.errors import ContextTooLong, EngineUnavailable
+from ruvd.core.model import Exchange, Message, Session, Started
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.clock import Clock
-from ruvd.core.ports.engine import (
-    NO_DATA,
-    Engine,
-    EngineDone,
-    EngineReasoning,
-    EngineRequest,
-    EngineText,
-)
+from ruvd.core.ports.engine import Engine, EngineDone, EngineRequest
 from ruvd.core.ports.events import EngineTaken, Observer
-from ruvd.core.ports.memory import Memory
+from ruvd.core.ports.memory import Memory, reserved
 from ruvd.core.sessions import window
 from ruvd.core.tenant_limits import LimitsOf, unlimited
 from ruvd.core.tenants import tenant_of
 from ruvd.core.values import value
 
-AnswerChunk: TypeAlias = EngineText | EngineReasoning | ToolCallDelta
-
-# An allowance for the objects of a tool call's delta, which may be empty.
-_DELTA_BYTES = 64
-_BYTES_PER_TOKEN = 4
-# The part of an answer for which no memory is reserved, and the steps that reserve it for the rest.
-_FREE_BYTES = 2 << 20
-_STEP_BYTES = 1 << 20
+# The history of a prompt for which no memory is reserved.
+_FREE_HISTORY_BYTES = 1 << 20
 
 
 @value(frozen=True, slots=True)
@@ -64,73 +40,6 @@ class Prompt:
     creates: bool = False
     batch: bool = False
     prefix_key: str = ""
-
-
-@dataclass(eq=False, slots=True)
-class Answer:
-    """An answer while it is generated. Times are those of the monotonic clock."""
-
-    arrived: float
-    plan: window.Plan | None = None
-    queue_seconds: float | None = None
-    text: GrowingText = field(default_factory=GrowingText)
-    reasoning: GrowingText = field(default_factory=GrowingText)
-    tool_calls: dict[int, list[ToolCallDelta]] = field(default_factory=dict)
-    reserved_bytes: int = 0
-    first_output: float | None = None
-    done: EngineDone | None = None
-    model: str = ""
-
-    @property
-    def message(self) -> Message:
-        """The answer as far as it has come."""
-        data = self.done.call_data if self.done else NO_DATA
-        return Message(
-            Role.ASSISTANT,
-            self.text.joined(),
-            tool_calls=tuple(
-                _tool_call(deltas, data.get(number, ""))
-                for number, deltas in sorted(self.tool_calls.items())
-            ),
-            reasoning=self.reasoning.joined(),
-            engine_data=self.done.message_data if self.done else "",
-        )
-
-    def tokens(self, *, cancelled: bool) -> int:
-        """Returns the tokens that count against a quota: those evaluated and generated.
-
-        If the engine has not reported them, because it does not or because the answer has not
-        ended, they are estimated by the bytes of the prompt and the answer. What the engine refused
-        before it answered counts nothing.
-        """
-        usage = self.done.usage if self.done else None
-        if usage:
-            return usage.prompt_tokens - (usage.cached_tokens or 0) + usage.completion_tokens
-        if self.plan is None or (self.first_output is None and not cancelled):
-            return 0
-        return -(-(self.plan.size_bytes + self.message.size_bytes) // _BYTES_PER_TOKEN)
-
-    def timings(self, now: float) -> Timings:
-        """Returns the durations until `now`."""
-        first = self.first_output
-        total = now - self.arrived
-        return Timings(
-            queue_seconds=total if self.queue_seconds is None else self.queue_seconds,
-            time_to_first_token_seconds=None if first is None else first - self.arrived,
-            total_seconds=total,
-            prefill_seconds=self.done.prefill_seconds if self.done else None,
-        )
-
-    def finished(self, done: EngineDone, now: float, *, exchange_count: int) -> Finished:
-        """Returns the event that ends the completion."""
-        return Finished(
-            done.finish_reason,
-            self.message,
-            done.usage,
-            self.timings(now),
-            exchange_count,
-            done.raw_finish_reason,
-        )
 
 
 class AnswerGenerator:
@@ -228,79 +137,33 @@ class AnswerGenerator:
         most = self._max_answer_bytes
         if limits.max_answer_bytes is not None:
             most = min(most, limits.max_answer_bytes)
-        room = min(_FREE_BYTES, most)
-        left = most - room
-        async with aclosing(self._engine.generate(request)) as chunks:
+        room = AnswerRoom(most, self._memory, answer)
+        async with AsyncExitStack() as stack:
+            prompt_memory = stack.enter_context(ExitStack())
+            if size := _large_history_bytes(prompt, plan):
+                prompt_memory.enter_context(reserved(self._memory, size, "so large a prompt"))
+            chunks = await stack.enter_async_context(aclosing(self._engine.generate(request)))
             async for chunk in chunks:
                 if isinstance(chunk, EngineDone):
                     answer.done = chunk
                     continue
                 if answer.first_output is None:
                     answer.first_output = self._clock.monotonic()
-                size = _size(chunk)
-                while (
-                    size > room and left and self._reserve(step := min(left, _STEP_BYTES), answer)
-                ):
-                    room, left = room + step, left - step
-                if size > room:
-                    answer.done = _end(chunk, room, log, answer, most, lacks_memory=left > 0)
+                    prompt_memory.close()
+                if end := room.add(chunk, log):
+                    answer.done = end
                     break
-                room -= size
-                _append(chunk, log, answer)
         if answer.done is None:
             raise EngineUnavailable("the engine's answer ended before it was complete")
         return answer.done
 
-    def _reserve(self, size: int, answer: Answer) -> bool:
-        is_reserved = self._memory.try_reserve(size)
-        if is_reserved:
-            answer.reserved_bytes += size
-        return is_reserved
 
+def _large_history_bytes(prompt: Prompt, plan: window.Plan) -> int:
+    """Returns the size of the history in a prompt; 0 if it needs no reservation.
 
-def _end(
-    chunk: AnswerChunk,
-    room: int,
-    log: EventLog,
-    answer: Answer,
-    most: int,
-    *,
-    lacks_memory: bool,
-) -> EngineDone:
-    """Adds as much of a chunk as there is room for, and returns the early end.
-
-    An answer with tool calls fails, because half a call is useless: with Overloaded if it
-    `lacks_memory`, else with EngineRejected.
+    The memory of the new messages is reserved with their request.
     """
-    word = "max_memory_bytes" if lacks_memory else "max_answer_bytes"
-    if answer.tool_calls or isinstance(chunk, ToolCallDelta):
-        if lacks_memory:
-            raise Overloaded(f"there is no memory for the rest of the answer ({word})")
-        raise EngineRejected(f"the answer with its tool calls has more than {most} bytes ({word})")
-    if text := chunk.text.encode()[:room].decode(errors="ignore"):
-        _append(replace(chunk, text=text), log, answer)
-    return EngineDone(FinishReason.LENGTH, raw_finish_reason=word)
-
-
-def _size(chunk: AnswerChunk) -> int:
-    if isinstance(chunk, ToolCallDelta):
-        return _DELTA_BYTES + len(f"{chunk.id}{chunk.name}{chunk.arguments}".encode())
-    return len(chunk.text.encode())
-
-
-def _append(chunk: AnswerChunk, log: EventLog, answer: Answer) -> None:
-    match chunk:
-        case EngineText(text):
-            answer.text.append(text)
-            log.append_text(text)
-        case EngineReasoning(text):
-            answer.reasoning.append(text)
-            log.append_reasoning(text)
-        case ToolCallDelta():
-            answer.tool_calls.setdefault(chunk.index, []).append(chunk)
-            log.append_tool_call(chunk)
-
-
-def _tool_call(deltas: Sequence[ToolCallDelta], data: str) -> ToolCall:
-    arguments = "".join(delta.arguments for delta in deltas)
-    return ToolCall(deltas[0].id, deltas[0].name, arguments, data)
+    if prompt.session.size_bytes <= _FREE_HISTORY_BYTES:
+        return 0
+    history = plan.size_bytes - sum(message.size_bytes for message in prompt.messages)
+    return history if history > _FREE_HISTORY_BYTES else 0

@@ -8,8 +8,9 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ruvd.core.completions.answer import Answer
 from ruvd.core.completions.completion import Completion, CompletionRequest
-from ruvd.core.completions.generation import Answer, AnswerGenerator, Prompt
+from ruvd.core.completions.generation import AnswerGenerator, Prompt
 from ruvd.core.errors import FieldViolation, InvalidRequest, StoreUnavailable
 from ruvd.core.model import (
     Exchange,

@@ -1,6 +1,10 @@
-"""The contract of the memory that large answers and prompts take."""
+"""The contract of the memory that large answers, prompts and responses take."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
+
+from ruvd.core.errors import Overloaded
 
 
 class Memory(Protocol):
@@ -22,3 +26,14 @@ class UnlimitedMemory:
 
     def release(self, size_bytes: int) -> None:
         """See `Memory.release`."""
+
+
+@contextmanager
+def reserved(memory: Memory, size_bytes: int, purpose: str) -> Iterator[None]:
+    """Holds the memory for so many bytes. Raises Overloaded if there is too little."""
+    if not memory.try_reserve(size_bytes):
+        raise Overloaded(f"there is no memory for {purpose} now (max_memory_bytes); try again")
+    try:
+        yield
+    finally:
+        memory.release(size_bytes)

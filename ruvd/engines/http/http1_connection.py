@@ -95,11 +95,13 @@ class Connection(asyncio.Protocol):
     async def read(self) -> bytes:
         """Returns the body that has arrived since the last call, or a part of it; empty at its end.
 
-        Other streams go on between two parts: a server may send faster than this process reads, and
-        several such streams would stop everything else for a long time at each pass of the loop.
+        Everything else goes on between two parts: a server may send faster than this process reads.
+        Of several such streams one gets a part at each pass of the loop, or all of them together
+        would stop everything else for a long time at each pass.
         """
         if self._has_rest:
-            await asyncio.sleep(0)
+            async with self._coalescer.turn:
+                await asyncio.sleep(0)
         while not self._parts:
             if self._is_complete:
                 return b""

@@ -39,10 +39,14 @@ class CoalescedStream:
 
 
 class ReadCoalescer:
-    """Wakes the readers of one server's streams. `active_streams` counts those in mid-answer."""
+    """Wakes the readers of one server's streams. `active_streams` counts those in mid-answer.
+
+    Streams whose data has arrived faster than it is read take `turn`s.
+    """
 
     def __init__(self) -> None:
         self.active_streams = 0
+        self.turn = asyncio.Lock()
         self._waiting: list[tuple[float, int, CoalescedStream]] = []
         self._numbers = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
