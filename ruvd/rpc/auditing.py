@@ -15,7 +15,14 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 from ruvd.core import tenants
-from ruvd.core.errors import IdentityUnavailable, PermissionDenied, RuvdError, Unauthenticated
+from ruvd.core.errors import (
+    IdentityUnavailable,
+    Overloaded,
+    PermissionDenied,
+    QuotaExceeded,
+    RuvdError,
+    Unauthenticated,
+)
 from ruvd.core.ports.events import (
     CompletionBegan,
     CompletionEnded,
@@ -29,6 +36,8 @@ from ruvd.rpc.identity import caller
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ID_FIELDS = ("session_id", "completion_id", "request_id")
 _WITHOUT_IDENTITY = (Unauthenticated, IdentityUnavailable)
+# Calls that are refused without a look at their request. Any number of them costs a caller little.
+_CHEAP_REFUSALS = (*_WITHOUT_IDENTITY, Overloaded, QuotaExceeded)
 _MAX_DETAIL = 300
 
 _current: "ContextVar[AuditedCall | None]" = ContextVar("ruvd_audited_call", default=None)
@@ -41,7 +50,7 @@ class Records(Protocol):
         """Adds a record."""
 
     def add_refusal(self, fields: Mapping[str, str | int]) -> None:
-        """Adds a record of a call without a valid credential, or only counts it."""
+        """Adds a record of a call that was refused at once, or only counts it."""
 
 
 class AuditedCall:
@@ -96,7 +105,7 @@ class AuditedCall:
             ended["reason"] = error.reason() if isinstance(error, RuvdError) else "INTERNAL"
         if isinstance(error, (*_WITHOUT_IDENTITY, PermissionDenied)):
             ended["detail"] = str(error)[:_MAX_DETAIL]  # fixed texts of ours, and names
-        if isinstance(error, _WITHOUT_IDENTITY):
+        if isinstance(error, _CHEAP_REFUSALS):
             self._records.add_refusal(ended)
         else:
             self._records.add(ended)

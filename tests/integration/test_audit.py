@@ -164,6 +164,22 @@ async def test_callers_without_an_identity_are_recorded_and_cannot_fill_the_disk
     assert is_clean(verify(path))
 
 
+async def test_calls_beyond_a_quota_are_counted(daemon: StartDaemon, path: Path) -> None:
+    flags = ("--audit-log", str(path), "--tenant-limits", "**;max_inflight=1")
+    slow = ("--echo-delay-seconds", "0.5")
+    async with daemon(*ECHO, *flags, *slow) as running, running.stub() as stub:
+        long = stub.Complete(turn("one two three four five six seven eight", "s"))
+        await long.read()
+        for _ in range(20):
+            with pytest.raises(grpc.aio.AioRpcError, match="max_inflight"):
+                await say(stub, "hello")
+        long.cancel()
+    refused = [each for each in records(path) if each.get("reason") == "QUOTA_EXCEEDED"]
+    calls = [each for each in refused if each["event"] == "call"]
+    (more,) = [each for each in refused if each["event"] == "more_refusals"]
+    assert (len(calls), more["count"]) == (10, 10)
+
+
 async def test_a_refused_call_of_another_service_is_recorded(
     daemon: StartDaemon, path: Path, tmp_path: Path
 ) -> None:

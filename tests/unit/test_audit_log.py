@@ -123,7 +123,7 @@ async def test_a_log_that_is_closed_on_a_full_disk_says_what_is_lost(
 
 
 async def test_refusals_are_bounded_and_the_others_are_counted(path: Path) -> None:
-    kinds = [{"code": "UNAUTHENTICATED", "reason": "R", "detail": str(n)} for n in range(100)]
+    kinds = [{"code": "UNAUTHENTICATED", "reason": "R", "detail": str(n)} for n in range(200)]
     async with running(path) as audit:
         for _ in range(100):
             for kind in kinds[:2]:
@@ -134,9 +134,22 @@ async def test_refusals_are_bounded_and_the_others_are_counted(path: Path) -> No
     calls = [each for each in found if each["event"] == "call"]
     more = [each for each in found if each["event"] == "more_refusals"]
     assert len(calls) == 30
-    assert len(more) <= 33
-    assert sum(each["count"] for each in more) + len(calls) == 300
-    assert {each["detail"]: each["count"] for each in more}["0"] == 91
+    assert len(more) <= 101
+    assert sum(each["count"] for each in more) + len(calls) == 400
+    counts = {each["detail"]: each["count"] for each in more}
+    assert counts["0"] == 91
+    assert counts["other kinds"] == 90  # of 200 kinds, 10 had records and 100 have counts
+
+
+async def test_refusals_are_counted_for_each_tenant(path: Path) -> None:
+    refusal = {"event": "call", "code": "RESOURCE_EXHAUSTED", "reason": "QUOTA_EXCEEDED"}
+    async with running(path) as audit:
+        for tenant in ("ann", "bob"):
+            for _ in range(50):
+                audit.add_refusal({**refusal, "tenant": tenant, "identity": f"{tenant}'s token"})
+    more = {each["tenant"]: each for each in records(path) if each["event"] == "more_refusals"}
+    assert {tenant: each["count"] for tenant, each in more.items()} == {"ann": 40, "bob": 40}
+    assert more["ann"]["identity"] == "ann's token"
 
 
 async def test_a_minute_later_refusals_are_recorded_again(

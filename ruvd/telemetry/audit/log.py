@@ -59,7 +59,7 @@ class AuditLog:
         self._work.set()
 
     def add_refusal(self, fields: Fields) -> None:
-        """Adds a record of a call without a valid credential, or only counts it."""
+        """Adds a record of a call that was refused at once, or only counts it."""
         self._refusals.add(fields)
 
     async def run(self) -> None:

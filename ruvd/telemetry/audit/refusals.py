@@ -1,4 +1,7 @@
-"""A limit for records of calls without a valid credential, so that they cannot fill the disk."""
+"""A limit for records of calls that are refused at once, so that they cannot fill the disk.
+
+They have no valid credential, or are beyond a quota: a caller can make thousands a second.
+"""
 
 import asyncio
 from collections import Counter
@@ -10,13 +13,15 @@ from ruvd.telemetry.audit.chain import Fields
 _WINDOW_SECONDS = 60
 _MAX_OF_A_KIND = 10
 _MAX_RECORDS = 30
-_MAX_KINDS = 32
+_MAX_KINDS = 100
 
 
 class _Kind(NamedTuple):
     code: str
     reason: str
     detail: str
+    tenant: str = ""
+    identity: str = ""
 
 
 _OTHER = _Kind("", "", "other kinds")
