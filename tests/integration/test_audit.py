@@ -394,6 +394,19 @@ async def test_records_go_to_a_collector(
     assert any(each.get("session_id") == "a" for each in records(exported))
 
 
+async def test_a_collector_that_hangs_delays_no_call_and_no_stop(
+    daemon: StartDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with collecting() as collector:
+        collector.stall()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", collector.endpoint)
+        async with daemon(*ECHO, "--audit-log", "otlp") as running, running.stub() as stub:
+            for number in range(20):
+                assert (await say(stub, "hello", f"s{number}")).message.content == "hello"
+            assert await running.stop() == 0  # within its bound of 15 s
+            await running.logged("records of the audit log are lost")
+
+
 def endpoint(collector: Any, protocol: str) -> str:
     url: str = collector.endpoint
     return url if protocol == "grpc" else f"{url}/v1/logs"

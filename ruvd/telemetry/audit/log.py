@@ -22,7 +22,7 @@ MAX_QUEUED = 10_000
 _BATCH = 256
 _GATHER_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
-_CLOSE_SECONDS = 5.0
+_CLOSE_SECONDS = 2.0  # the time that a stop has for telemetry
 
 
 class AuditLog:
@@ -74,7 +74,7 @@ class AuditLog:
                 self._work.set()
 
     async def close(self) -> None:
-        """Writes what is left within five seconds, and closes the output."""
+        """Writes what is left within two seconds, and closes the output."""
         self._refusals.end_window()
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
