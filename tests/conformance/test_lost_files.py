@@ -278,7 +278,8 @@ async def test_a_database_that_overwrites_an_open_one_is_left_as_it_is(
         await asyncio.to_thread(_overwrite, path, backup)
         await until(lambda: is_rescue_over(path, caplog))
     assert path.read_bytes() == backup.read_bytes()
-    assert not beside(path, "-wal").exists()
+    log = beside(path, "-wal")
+    assert not log.exists() or not log.stat().st_size
     async with opened(path) as store:
         assert await texts(store, "s") == ["early"]
 
