@@ -40,7 +40,7 @@ from ruvd.core.model import (
 )
 from ruvd.core.ports.store import Commit
 from ruvd.core.sessions import window
-from ruvd.core.sessions.registry import with_messages
+from ruvd.core.sessions.model import with_messages
 from ruvd.sealing.keys import KeyRing, OperatorKeys
 from ruvd.server.system_clock import SystemClock
 from ruvd.stores.sqlite.sealed_rows import SealedRows

@@ -17,6 +17,8 @@ from tool_conversation import TOOL_EXCHANGE, said
 from ruvd.core.errors import DataCorrupted
 from ruvd.core.ports.store import Commit, StoreSealed
 from ruvd.sealing.keys import KeyRing, OperatorKeys
+from ruvd.stores.sqlite import reads
+from ruvd.stores.sqlite.database import DatabaseFile
 from ruvd.stores.sqlite.sealed_rows import SealedRows
 from ruvd.stores.sqlite.store import SqliteStore
 
@@ -279,6 +281,34 @@ async def test_a_plain_store_is_sealed_while_it_serves_and_nothing_plain_is_left
                 await asyncio.sleep(0.05)
     async with opened(path, {"k": A}) as store:
         assert await texts(store, "new") == ["swordfish"]
+
+
+async def test_a_read_that_began_before_the_last_row_was_sealed_is_served(path: Path) -> None:
+    async with opened(path) as store:
+        await create(store, "s", "kept", labels={"team": "bern"})
+
+    def read_meanwhile() -> None:
+        rows = SealedRows(OperatorKeys(KeyRing({"k": A})))
+        file = DatabaseFile(path, "normal", rows)
+        writer = file.open_writer()
+        reader = file.open_reader()
+        reader.execute("BEGIN")
+        assert not reads.get(reader, "none")
+        while rows.work(writer):
+            pass
+        assert not rows.accepts_plain
+        for _ in range(2):
+            assert [each[0].content for each in reads.exchanges(reader, "s", 0)] == ["kept"]
+            page = reads.page(reader, 0, 9, {"team": "bern"}, 1, (), None)
+            assert [session.id for session in page[0]] == ["s"]
+            reader.execute("ROLLBACK")
+            reader.execute("BEGIN")
+        reader.close()
+        file.close_writer(writer)
+        file.close_descriptors()
+        file.release()
+
+    await asyncio.to_thread(read_meanwhile)
 
 
 async def test_sealing_that_was_interrupted_goes_on_with_another_key(path: Path) -> None:

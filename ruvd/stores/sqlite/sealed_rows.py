@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Any
 
+from ruvd.core.ports.store import StoreSealed
 from ruvd.sealing.aead import KEY_BYTES, AeadKey, SealBroken
 from ruvd.sealing.keys import OperatorKeys
 from ruvd.stores.sqlite.data_keys import OPENING, SEALED, SEALING, DataKeys
@@ -34,6 +35,8 @@ class SealedRows:
         self._label_key = b""
         self._work: SealingWork | None = None
         self.state = ""
+        # Reads that began before the last row was sealed still find plain labels.
+        self._had_plain = False
 
     @property
     def accepts_plain(self) -> bool:
@@ -54,6 +57,7 @@ class SealedRows:
                 found = self.keys.store_key(db)
                 assert found is not None  # noqa: S101 - it was just made
             self.state, self._label_key = found
+            self._had_plain |= self.accepts_plain
             if may_write and self.state == OPENING:
                 self.store_state(db, SEALING)
                 self.state = SEALING
@@ -81,7 +85,7 @@ class SealedRows:
     def label_rows(self, key: str, value: str) -> Iterable[tuple[Any, Any]]:
         """See `RowSealing.label_rows`."""
         yield self._hash(key.encode()), self._hash(key.encode() + b"\0" + value.encode())
-        if self.accepts_plain:
+        if self._had_plain:
             yield key, value
 
     def forget(self, db: sqlite3.Connection, branch: int) -> None:
@@ -176,8 +180,18 @@ class RowOpener:
         return _split(self._of_branch(columns[0]).open(figures, _of_record(columns)))
 
     def _check_plain(self) -> None:
+        """Raises SealBroken unless the store had plain rows when the read began.
+
+        That may have been before the last row was sealed.
+        """
         if not self._accepts_plain:
-            raise SealBroken("plain content in a sealed store")
+            try:
+                found = self._keys.store_key(self._db)
+            except StoreSealed:  # the state was changed by somebody else
+                found = None
+            if found is None or found[0] == SEALED:
+                raise SealBroken("plain content in a sealed store")
+            self._accepts_plain = True
 
     def _of_branch(self, branch: int) -> AeadKey:
         if branch != self._branch or self._key is None:
