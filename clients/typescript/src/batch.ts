@@ -31,6 +31,7 @@ export class Batch implements AsyncIterable<BatchOutcome> {
   summary: v1.BatchSummary | undefined;
   readonly #outcomes: AsyncGenerator<BatchOutcome, void, undefined>;
 
+  /** @internal */
   constructor(connection: Connection, items: v1.CompleteRequest[], options: BatchOptions) {
     this.#outcomes = this.#read(connection, items, options);
   }

@@ -38,6 +38,7 @@ export type {
   Finished,
   ListModelsResponse,
   Message,
+  MessagePart,
   ResponseFormat,
   Session,
   SessionMetrics,

@@ -59,6 +59,7 @@ export class Completion implements AsyncIterable<string> {
   /** The text of the whole answer beyond it. */
   #missingText = "";
 
+  /** @internal */
   constructor(
     private readonly connection: Connection,
     private readonly request: v1.CompleteRequest | ResumeCompletionRequest,
