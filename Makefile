@@ -55,6 +55,15 @@ test-clients: setup ## build, lint and test the clients in other languages
 	done
 	$(BIN)/pytest -n 2 -m languages --no-cov tests/clients
 
+REPLICAS_SECONDS ?= 600
+
+replicas: setup ## run daemons that share a database under faults for ten minutes; fails if one does not hold
+	REPLICAS_SECONDS=$(REPLICAS_SECONDS) $(BIN)/python tests/replicas.py
+
+test-replicas: setup ## run a shorter `make replicas`, and see that it fails without the fence
+	REPLICAS_SECONDS=180 $(BIN)/python tests/replicas.py
+	! REPLICAS_FENCE=off REPLICAS_SECONDS=20 $(BIN)/python tests/replicas.py
+
 # The software that the benchmarks compare with is installed in the user's cache directory, never in
 # .venv. BENCH holds further arguments: see `python -m bench --help`.
 BENCH ?=

@@ -21,12 +21,10 @@ _numbers = count()
 
 def programs() -> Path:
     """The directory of the server's programs, which Debian does not put into PATH."""
-    found = shutil.which("initdb")
-    if found:
-        return Path(found).parent
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    assert versions, "PostgreSQL is not installed: on Debian, apt-get install postgresql"
-    return versions[-1]
+    found = shutil.which("initdb")
+    assert versions or found, "PostgreSQL is not installed: on Debian, apt-get install postgresql"
+    return versions[-1] if versions else Path(str(found)).resolve().parent
 
 
 def _as_user(command: Sequence[str | Path]) -> list[str]:
@@ -92,6 +90,45 @@ class Server:
 
     def conninfo(self) -> str:
         return f"host={self.directory} user=ruvd dbname=postgres"
+
+    def copy_to(self, directory: Path) -> Server:
+        """Returns a standby of this server, not started, to which commits are replicated."""
+        standby = Server(directory, options=self.options)
+        directory.mkdir(parents=True, exist_ok=True)
+        if os.getuid() == 0:
+            shutil.chown(directory, "postgres", "postgres")
+        subprocess.run(
+            _as_user(
+                [
+                    programs() / "pg_basebackup",
+                    *("-D", standby.data, "-d", self.conninfo(), "-R", "-X", "stream"),
+                    *("-c", "fast", "--no-sync"),
+                ]
+            ),
+            check=True,
+            capture_output=True,
+            cwd="/",
+        )
+        return standby
+
+    def children(self) -> list[int]:
+        """The ids of the server's own processes, such as the one that receives from a primary."""
+        assert self.process
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(each) for each in path.read_text().split()]
+
+    def replicate_synchronously(self) -> None:
+        """Makes commits wait for a standby from now on."""
+        with psycopg.connect(self.conninfo(), autocommit=True) as db:
+            db.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            db.execute("SELECT pg_reload_conf()")
+
+    def promote(self) -> None:
+        """Makes a standby the primary, which waits for no standby of its own."""
+        with psycopg.connect(self.conninfo(), autocommit=True) as db:
+            db.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
+            db.execute("SELECT pg_reload_conf()")
+            db.execute("SELECT pg_promote()")
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stops the server: SIGINT is fast and clean, SIGQUIT is a crash."""

@@ -16,7 +16,8 @@ class Link:
 
     If `marker` is set, the next statement that contains these bytes breaks its connection: after
     the server has answered with `answered`, before the statement has reached it otherwise. With
-    `is_down` all connections break.
+    `is_down` all connections break. With `is_deaf` the server's answers get lost while the
+    connections stay.
     """
 
     def __init__(self, directory: Path, target: Path) -> None:
@@ -25,6 +26,7 @@ class Link:
         self.marker = b""
         self.answered = True
         self.broken = 0
+        self.is_deaf = False
         self._is_down = False
         self._open: set[asyncio.StreamWriter] = set()
         self._relays: set[asyncio.Task[None]] = set()
@@ -79,6 +81,7 @@ class Link:
                         self.marker = b""
                         self.broken += 1
                         answers.cancel()
+                        await asyncio.gather(answers, return_exceptions=True)
                         if self.answered:
                             to_server.write(data)
                             await from_server.read(_CHUNK)  # the statement has been executed
@@ -92,10 +95,10 @@ class Link:
             writer.transport.abort()
             to_server.transport.abort()
 
-    @staticmethod
-    async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(_CHUNK):
-                writer.write(data)
-                await writer.drain()
+                if not self.is_deaf:
+                    writer.write(data)
+                    await writer.drain()
         writer.transport.abort()

@@ -302,6 +302,12 @@ class PostgresStore:
         if was_lost:
             await self._recount()
         elif removed is None:
+            record = commit.idempotency_record
+            if record is not None and record.completion_id:
+                raise OwnershipLost(
+                    f"another replica has created the session {own(session_id)!r} meanwhile;"
+                    " nothing was stored: repeat the call with the same request id"
+                )
             raise SessionExists(f"there is a session {own(session_id)!r} already")
         else:
             self._count += 1 - len(removed)
