@@ -46,7 +46,6 @@ def flags(files: Files, address: str) -> tuple[str, ...]:
         ("metrics",),
         ("models",),
         ("chat",),
-        ("drain",),
     ],
     ids=" ".join,
 )
@@ -55,6 +54,23 @@ async def test_a_command_reaches_a_daemon_with_tls(
 ) -> None:
     done = await ruvd(*command, *flags, stdin="hello\n")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", [("admin", "status"), ("drain",)], ids=" ".join)
+async def test_a_command_of_administration_needs_a_certificate_with_the_role_admin(
+    ruvd: Ruvd, daemon: StartDaemon, files: Files, command: tuple[str, ...]
+) -> None:
+    rules = ("spiffe://example.org/ops;tenant=t;role=admin", "**;tenant=t")
+    identities = [flag for rule in rules for flag in ("--client-identities", rule)]
+    ca = ("--client-ca-file", str(files.ca))
+    async with daemon(*ECHO, *files.flags, *ca, *identities) as running:
+        for name, code in {"ops": 0, "other": 1}.items():
+            certificate, key = files.issue(name, f"spiffe://example.org/{name}")
+            done = await ruvd(
+                *(*command, "--admin-address", running.address, "--tls-ca-file", str(files.ca)),
+                *("--tls-client-cert-file", str(certificate), "--tls-client-key-file", str(key)),
+            )
+            assert done.returncode == code, done.stderr
 
 
 @pytest.mark.parametrize("command", [("health",), ("sessions", "list")], ids=" ".join)
