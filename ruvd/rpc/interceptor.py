@@ -76,6 +76,9 @@ class Admission(Protocol):
         come too slowly.
         """
 
+    def receiving(self, tenant: str) -> int:
+        """Returns the number of requests of a tenant that are being received."""
+
     def reserve(self, request_bytes: int) -> AbstractContextManager[Callable[[], None]]:
         """Holds the memory of a large request, and gives what releases it earlier.
 
@@ -183,7 +186,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         if not (self._callers and self._callers.certificates):
             tenant = caller.tenant() if self._callers else ""
             if self._quotas:
-                self._quotas.check(method)
+                self._quotas.check(method, self._admission.receiving(tenant))
         _receiving.set(await self._admission.receive(tenant))
 
     def _refusal(self, method: str, error: Exception) -> Any:

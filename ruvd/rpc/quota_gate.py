@@ -26,7 +26,8 @@ _MEMORY_SHARE = 0.15
 _CALL_BYTES = 30_000
 _TENANT_SHARE = 0.75
 _MAX_TENANTS = 1000
-_SERVICE = "/ruvd.v1.SessionService/"
+_COMPLETE = "/ruvd.v1.SessionService/Complete"
+_BATCH_COMPLETE = "/ruvd.v1.SessionService/BatchComplete"
 
 
 @dataclass(eq=False, slots=True)
@@ -61,26 +62,27 @@ class QuotaGate:
         self._sleep = sleep
         self._tenants: dict[str, _Tenant] = {}
         self._waiting = 0
-        self._checks = {
-            f"{_SERVICE}Complete": quotas.check,
-            f"{_SERVICE}BatchComplete": quotas.check_batch_call,
-        }
+        self._quotas = quotas
 
     def limit_memory(self, memory_bytes: int) -> None:
         """Bounds the refusals that wait by a daemon's limit of memory."""
         self.max_waiting = int(memory_bytes * _MEMORY_SHARE) // _CALL_BYTES
 
-    def check(self, method: str) -> None:
+    def check(self, method: str, receiving: int) -> None:
         """Raises QuotaExceeded for a call that would be refused, if refusals of its tenant wait.
 
         Otherwise the call is received first, as it may repeat a request id and join a completion.
+        `receiving` is the number of other requests of the tenant that are being received. They will
+        probably take the places that are free.
         """
         tenant = caller.tenant()
         entry = self._tenants.get(tenant)
         if entry is None or not (entry.waiting or entry.seconds(self._monotonic()) > 0):
             return
-        if check := self._checks.get(method):
-            check(tenant)
+        if method == _COMPLETE:
+            self._quotas.check(tenant, beside=receiving)
+        elif method == _BATCH_COMPLETE:
+            self._quotas.check_batch_call(tenant)
 
     async def refuse(self, error: QuotaExceeded, *, at_once: bool) -> None:
         """Reports the refusal of the current call, and returns when it may leave."""

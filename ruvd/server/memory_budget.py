@@ -104,6 +104,11 @@ class MemoryBudget:
         self.check()
         return Receiving(self, share)
 
+    def receiving(self, tenant: str) -> int:
+        """Returns the number of requests of a tenant that are being received."""
+        share = self._shares.get(tenant)
+        return share.receiving if share else 0
+
     def _is_full(self, share: "_Share | None", most: int) -> bool:
         if share and share.receiving >= most:
             return True

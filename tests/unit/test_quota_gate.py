@@ -51,10 +51,10 @@ class Gate:
     def flood(self, tenant: str, count: int, *, at_once: bool = False) -> list[asyncio.Task[None]]:
         return [asyncio.create_task(self.refuse(tenant, at_once=at_once)) for _ in range(count)]
 
-    def is_refused_early(self, tenant: str, method: str = COMPLETE) -> bool:
+    def is_refused_early(self, tenant: str, method: str = COMPLETE, receiving: int = 0) -> bool:
         caller.current.set(Identity(tenant))
         try:
-            self.gate.check(method)
+            self.gate.check(method, receiving)
         except QuotaExceeded:
             return True
         return False
@@ -134,6 +134,8 @@ async def test_a_call_beyond_the_quota_is_refused_early_only_in_a_flood(gate: Ga
     await running.ended()
     await settle()
     assert not gate.is_refused_early("ann"), "there is room again"
+    assert gate.is_refused_early("ann", receiving=1), "the room is for the one that comes first"
+    assert not gate.is_refused_early("bob", receiving=1)
     for each in flood:
         each.cancel()
 

@@ -40,10 +40,15 @@ class TenantQuotas:
         # By tenant: the tokens used in the minute before a time of the clock, and that time.
         self._used: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def check(self, tenant: str, *, batch: bool = False) -> None:
-        """Raises QuotaExceeded unless the tenant may begin a completion now."""
+    def check(self, tenant: str, *, batch: bool = False, beside: int = 0) -> None:
+        """Raises QuotaExceeded unless the tenant may begin a completion now.
+
+        It is one `beside` so many others that may begin before it.
+        """
         limits = self._limits_of(tenant)
-        if limits.max_inflight is not None and not self._has_room(tenant, batch=batch):
+        if limits.max_inflight is not None and not self._has_room(
+            tenant, batch=batch, beside=beside
+        ):
             raise QuotaExceeded(
                 f"the tenant may have {limits.max_inflight} completions that run or wait "
                 "(max_inflight)",
@@ -129,13 +134,13 @@ class TenantQuotas:
         most = self._limits_of(tenant).max_inflight
         return None if most is None else max(1, int(most * self._batch_share))
 
-    def _has_room(self, tenant: str, *, batch: bool) -> bool:
+    def _has_room(self, tenant: str, *, batch: bool, beside: int = 0) -> bool:
         most, most_items = self._limits_of(tenant).max_inflight, self.batch_items(tenant)
         if most is None or most_items is None:
             return True
         if batch and self._batch_running[tenant] >= most_items:
             return False
-        return self._running[tenant] < most
+        return self._running[tenant] + beside < most
 
     def _debt_seconds(self, tenant: str) -> float:
         """Returns the time until the tenant may begin a completion again, 0 if it may now."""
