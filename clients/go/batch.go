@@ -44,6 +44,7 @@ func (b *Batch) Outcomes(ctx context.Context) iter.Seq2[*Outcome, error] {
 	return func(yield func(*Outcome, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
+		var parts messageParts
 		stream, err := b.client.BatchComplete(ctx, b.request)
 		for err == nil {
 			var response *ruvdv1.BatchCompleteResponse
@@ -51,6 +52,14 @@ func (b *Batch) Outcomes(ctx context.Context) iter.Seq2[*Outcome, error] {
 				break
 			}
 			b.summary = response.GetSummary() // nil except in the last response
+			if part := response.GetMessagePart(); part != nil {
+				err = parts.add(part)
+			} else if finished := response.GetResult().GetCompletion().GetFinished(); finished != nil {
+				err = parts.join(finished)
+			}
+			if err != nil {
+				break
+			}
 			if result := response.GetResult(); result != nil && !yield(outcomeOf(result), nil) {
 				return
 			}

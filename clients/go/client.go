@@ -141,19 +141,33 @@ func (c *Client) GetSession(
 	}
 	next := &ruvdv1.GetSessionRequest{
 		SessionId: request.GetSessionId(), View: request.GetView(), PageSize: pageSize,
-		PageToken: request.GetPageToken(),
+		PageToken: request.GetPageToken(), AllowMessageParts: true,
 	}
 	var messages []*ruvdv1.Message
+	var parts messageParts
 	for {
 		page, err := c.generated.GetSession(ctx, next, options...)
 		if err != nil {
 			return nil, err
 		}
 		messages = append(messages, page.GetSession().GetMessages()...)
+		if part := page.GetMessagePart(); part != nil {
+			if err := parts.add(part); err != nil {
+				return nil, err
+			}
+			if parts.isWhole() {
+				message, err := parts.take()
+				if err != nil {
+					return nil, err
+				}
+				messages = append(messages, message)
+			}
+		}
 		if next.PageToken = page.GetNextPageToken(); next.PageToken == "" {
 			if page.Session != nil {
 				page.Session.Messages = messages
 			}
+			page.MessagePart = nil
 			return page, nil
 		}
 	}

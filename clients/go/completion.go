@@ -55,6 +55,7 @@ type Completion struct {
 	text        strings.Builder // received so far
 	missingText string          // the text of Finished beyond it
 	delivered   bool            // whether text, reasoning or a tool call was delivered
+	parts       messageParts    // of the whole message, if it is large
 }
 
 // Complete returns a completion of text, which is one user message, in the session of WithSession.
@@ -204,6 +205,12 @@ func (c *Completion) readCall(
 		if err = cmp.Or(err, ctx.Err()); err != nil { // no event is delivered after ctx has ended
 			return err
 		}
+		if part := event.GetMessagePart(); part != nil {
+			if err := c.parts.add(part); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := c.handleEvent(event); err != nil {
 			return err
 		}
@@ -247,6 +254,9 @@ func (c *Completion) handleEvent(event *ruvdv1.CompletionEvent) error {
 		c.delivered = true
 		c.text.WriteString(event.Delta.GetText())
 	case *ruvdv1.CompletionEvent_Finished:
+		if err := c.parts.join(event.Finished); err != nil {
+			return err
+		}
 		missing, ok := strings.CutPrefix(event.Finished.GetMessage().GetContent(), c.text.String())
 		if !c.resumedMidway { // otherwise the beginning of the text is unknown here
 			if !ok {

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -428,5 +429,55 @@ func TestErrorsHaveDetailsAndCallsHaveTraces(t *testing.T) {
 	}
 	if md := request[metadata.MD](t, daemon); !slices.Equal(md.Get("traceparent"), []string{trace}) {
 		t.Fatalf("metadata %v", md)
+	}
+}
+
+func part(data []byte, offset, total int) *ruvdv1.CompletionEvent {
+	return &ruvdv1.CompletionEvent{Sequence: 2, Event: &ruvdv1.CompletionEvent_MessagePart{
+		MessagePart: &ruvdv1.MessagePart{
+			Data: data[offset:min(offset+4, total)], Offset: int64(offset), TotalBytes: int64(total),
+		},
+	}}
+}
+
+func finishedInParts() *ruvdv1.CompletionEvent {
+	return &ruvdv1.CompletionEvent{Sequence: 3, Event: &ruvdv1.CompletionEvent_Finished{
+		Finished: &ruvdv1.Finished{MessageInParts: true},
+	}}
+}
+
+// The parts of a large message are put into Finished, also if the stream breaks among them.
+func TestPartsOfALargeMessageAreJoined(t *testing.T) {
+	message := &ruvdv1.Message{Content: "Zürich", Reasoning: "why"}
+	data, err := proto.Marshal(message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := events()
+	for offset := 0; offset < len(data); offset += 4 {
+		whole = append(whole, part(data, offset, len(data)))
+	}
+	_, client := serve(t,
+		call{events: append(events(started(1), delta(2, "Zür")), whole[:2]...), err: broken},
+		call{events: append(whole, finishedInParts())},
+	)
+	answer := client.Complete("hi")
+	received, failure := texts(t.Context(), answer)
+	if failure != nil || !slices.Equal(received, []string{"Zür", "ich"}) {
+		t.Error(received, failure)
+	}
+	if !proto.Equal(answer.Finished().GetMessage(), message) {
+		t.Error(answer.Finished())
+	}
+}
+
+func TestAMissingPartOfALargeMessageIsDataLoss(t *testing.T) {
+	data := []byte("0123456789")
+	_, client := serve(t,
+		call{events: events(started(1), part(data, 0, 10), part(data, 8, 10), finishedInParts())},
+	)
+	_, failure := texts(t.Context(), client.Complete("hi"))
+	if failure == nil || failure.Code != codes.DataLoss {
+		t.Error(failure)
 	}
 }

@@ -2,6 +2,7 @@
 
 use std::{sync::LazyLock, time::Duration};
 
+use futures_util::future::ready;
 use futures_util::stream::{Stream, StreamExt, TryStreamExt, once};
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
@@ -9,6 +10,7 @@ use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
 use crate::connection::{Stub, build_request, trace};
+use crate::parts::MessageParts;
 use crate::v1::*;
 use crate::{ClientBuilder, Completion, Error, completion::identify};
 
@@ -73,19 +75,26 @@ impl Client {
     /// A history is read in as many calls as its size requires. If the session ends meanwhile, the
     /// error is `SESSION_NOT_FOUND`.
     pub async fn get(&self, id: impl Into<String>, view: SessionView) -> Result<Session, Error> {
-        let page_size = if view == SessionView::Full { PAGE_SIZE } else { 0 };
+        let allow_message_parts = view == SessionView::Full;
+        let page_size = if allow_message_parts { PAGE_SIZE } else { 0 };
         let mut request = GetSessionRequest {
             session_id: id.into(),
             view: view.into(),
             page_size,
+            allow_message_parts,
             ..Default::default()
         };
         let send = async |mut stub: Stub, request| stub.get_session(request).await;
         let mut messages = Vec::new();
+        let mut parts = MessageParts::default();
         loop {
             let page = self.call("GetSession", request.clone(), send).await?;
             let mut session = page.session.unwrap_or_default();
             messages.append(&mut session.messages);
+            if let Some(part) = page.message_part {
+                parts.add(&part)?;
+                messages.extend(parts.take());
+            }
             request.page_token = page.next_page_token;
             if request.page_token.is_empty() {
                 return Ok(Session { messages, ..session });
@@ -184,11 +193,12 @@ impl Client {
         request.items = request.items.into_iter().map(with_request_id).collect();
         let request = build_request(request, &trace(), None);
         let mut stub = self.stub.clone();
+        let mut parts = MessageParts::default();
         once(async move { stub.batch_complete(request).await })
             .map_ok(Response::into_inner)
             .try_flatten()
-            .try_filter_map(async |response| Ok(response.event))
             .err_into()
+            .try_filter_map(move |response| ready(parts.join_batch(response.event)))
             .boxed()
     }
 

@@ -10,6 +10,7 @@ use tonic::{Code, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::Error;
 use crate::connection::{Stub, build_request, trace};
+use crate::parts::MessageParts;
 use crate::v1::completion_event::Event;
 use crate::v1::delta::Part;
 use crate::v1::*;
@@ -54,6 +55,8 @@ pub struct Completion {
     missing_text: String,
     broken: Option<Instant>,
     finished: Option<Finished>,
+    /// The parts of the whole message, if it is large.
+    parts: MessageParts,
 }
 
 impl Completion {
@@ -78,6 +81,7 @@ impl Completion {
             missing_text: String::new(),
             broken: None,
             finished: None,
+            parts: MessageParts::default(),
         };
         completion.open_stream(None);
         completion
@@ -131,6 +135,9 @@ impl Completion {
             let outcome = match ready!(events.poll_next_unpin(context)) {
                 // Reading on after Finished lets the call end normally, not cancelled.
                 _ if self.finished.is_some() => break,
+                Some(Ok(CompletionEvent { event: Some(Event::MessagePart(part)), .. })) => {
+                    self.parts.add(&part).map(|()| None)
+                }
                 Some(Ok(event)) => self.handle_event(event).map(Some),
                 Some(Err(error)) => self.handle_failure(error),
                 None => {
@@ -169,7 +176,10 @@ impl Completion {
         });
     }
 
-    fn handle_event(&mut self, event: CompletionEvent) -> Result<CompletionEvent, Error> {
+    fn handle_event(&mut self, mut event: CompletionEvent) -> Result<CompletionEvent, Error> {
+        if let Some(Event::Finished(finished)) = &mut event.event {
+            self.parts.join(finished)?;
+        }
         let after_sequence = event.sequence;
         self.target.after_sequence = after_sequence;
         self.broken = None;

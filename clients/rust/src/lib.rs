@@ -25,6 +25,7 @@ mod client;
 mod completion;
 mod connection;
 mod error;
+mod parts;
 mod security;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 import { traceMetadata } from "./connection.js";
 import type { CallLimits, Connection } from "./connection.js";
 import { RuvdError } from "./errors.js";
+import { MessageParts } from "./parts.js";
 import { SessionServiceService as service } from "./v1/ruvd/v1/session_service.js";
 import type * as v1 from "./v1/ruvd/v1/session_service.js";
 
@@ -50,10 +51,13 @@ export class Batch implements AsyncIterable<BatchOutcome> {
     const deadline = Date.now() + timeoutMs;
     const limits = { signal: controller.signal, metadata: traceMetadata(), deadline };
     const request = { items, maxConcurrency };
+    const parts = new MessageParts();
     try {
       for await (const response of connection.stream(service.batchComplete, request, limits)) {
         this.summary = response.summary;
+        if (response.messagePart) parts.add(response.messagePart);
         if (!response.result) continue;
+        parts.join(response.result.completion?.finished);
         const { index, completion, error } = response.result;
         // eslint-disable-next-line @typescript-eslint/no-unsafe-enum-assignment -- gRPC's codes
         const failure = error && new RuvdError(error.code, error.message, error.details);

@@ -10,6 +10,7 @@ import { Completion } from "./completion.js";
 import { Connection } from "./connection.js";
 import type { CallLimits, Method } from "./connection.js";
 import { ErrorReason, REQUEST_TOO_LARGE, RuvdError } from "./errors.js";
+import { MessageParts } from "./parts.js";
 import { securityOf } from "./security.js";
 import type { SecurityOptions } from "./security.js";
 import type { Duration } from "./v1/google/protobuf/duration.js";
@@ -144,12 +145,18 @@ export class Client {
    * calls as its size requires. If the session ends meanwhile, the error is SESSION_NOT_FOUND.
    */
   async getSession(id: string, view = v1.SessionView.SESSION_VIEW_BASIC): Promise<Session> {
-    const pageSize = view === v1.SessionView.SESSION_VIEW_FULL ? PAGE_SIZE : 0;
-    const request = v1.GetSessionRequest.fromPartial({ sessionId: id, view, pageSize });
+    const allowMessageParts = view === v1.SessionView.SESSION_VIEW_FULL;
+    const pageSize = allowMessageParts ? PAGE_SIZE : 0;
+    const fields = { sessionId: id, view, pageSize, allowMessageParts };
+    const request = v1.GetSessionRequest.fromPartial(fields);
     const messages: Message[] = [];
+    const parts = new MessageParts();
     for (;;) {
-      const { session, nextPageToken } = await this.#call(service.getSession, request);
+      const page = await this.#call(service.getSession, request);
+      const { session, nextPageToken, messagePart } = page;
       for (const message of session?.messages ?? []) messages.push(message);
+      if (messagePart) parts.add(messagePart);
+      if (parts.isWhole) messages.push(parts.take());
       if (!nextPageToken) return v1.Session.fromPartial({ ...session, messages });
       request.pageToken = nextPageToken;
     }

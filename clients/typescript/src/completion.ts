@@ -12,6 +12,7 @@ import { status } from "@grpc/grpc-js";
 import { traceMetadata } from "./connection.js";
 import type { Connection } from "./connection.js";
 import { ErrorReason, RuvdError, cancelled } from "./errors.js";
+import { MessageParts } from "./parts.js";
 import {
   OnDisconnect,
   ResumeCompletionRequest,
@@ -58,6 +59,7 @@ export class Completion implements AsyncIterable<string> {
   #text: string | undefined;
   /** The text of the whole answer beyond it. */
   #missingText = "";
+  readonly #parts = new MessageParts();
 
   /** @internal */
   constructor(
@@ -124,7 +126,9 @@ export class Completion implements AsyncIterable<string> {
       let failure = new RuvdError(status.UNAVAILABLE, "the stream ended without Finished");
       try {
         for await (const { event } of this.#call(signal)) {
-          if (!event || event.sequence <= this.lastSequence) continue;
+          if (event?.messagePart) this.#parts.add(event.messagePart);
+          if (!event || event.sequence <= this.lastSequence || event.messagePart) continue;
+          this.#parts.join(event.finished);
           brokenAt = undefined;
           pauseMs = FIRST_PAUSE_MS;
           this.#handleEvent(event);

@@ -16,7 +16,7 @@ import { W3CTraceContextPropagator } from "@opentelemetry/core";
 import * as api from "../src/client.js";
 import { Client, FinishReason, OnDisconnect, Role, RuvdError, status } from "../src/client.js";
 import type { Completion } from "../src/client.js";
-import { Finished, Started } from "../src/v1/ruvd/v1/session_service.js";
+import { Finished, Message, MessagePart, Started } from "../src/v1/ruvd/v1/session_service.js";
 import type { CompleteRequest, CompletionEvent } from "../src/v1/ruvd/v1/session_service.js";
 import { ScriptedDaemon } from "./scripted-daemon.js";
 import type { Script } from "./scripted-daemon.js";
@@ -68,6 +68,34 @@ async function against(
     daemon.stop();
   }
 }
+
+describe("a large message", () => {
+  const message = Message.fromPartial({ content: "Zürich", reasoning: "why" });
+  const data = Message.encode(message).finish();
+  const parts: CompletionEvent[] = [];
+  for (let offset = 0; offset < data.length; offset += 4) {
+    const piece = Buffer.from(data.slice(offset, offset + 4));
+    const messagePart = MessagePart.fromPartial({ data: piece, offset, totalBytes: data.length });
+    parts.push({ sequence: 2, messagePart });
+  }
+  const last = { sequence: 3, finished: Finished.fromPartial({ messageInParts: true }) };
+
+  it("is put into Finished, also if the stream breaks among its parts", async () => {
+    const first = { events: [started(), delta(2, "Zür"), ...parts.slice(0, 2)], ...LOST };
+    await against([first, { events: [...parts, last], end: "ok" }], async (client) => {
+      const answer = client.complete("hi");
+      assert.deepEqual(await read(answer), { texts: ["Zür", "ich"], error: undefined });
+      assert.deepEqual(await answer.message(), message);
+    });
+  });
+
+  it("of which a part is missing is DATA_LOSS", async () => {
+    const events = [started(), ...parts.slice(0, 1), ...parts.slice(2), last];
+    await against([{ events, end: "ok" }], async (client) => {
+      failsWith((await read(client.complete("hi"))).error, status.DATA_LOSS, "");
+    });
+  });
+});
 
 describe("a broken stream", () => {
   it("is resumed after its last event, and each text is delivered once", async () => {

@@ -59,6 +59,7 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
   private boolean resumed;
   private long sequence;
   private final StringBuilder text; // the text received; null if its beginning is unknown
+  private final MessageParts parts = new MessageParts();
   private Finished finished;
   private Long brokenAtNanos; // null while the stream works
 
@@ -196,9 +197,22 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
     }
   }
 
-  private void handleEvent(CompletionEvent event) {
-    sequence = event.getSequence();
+  private void handleEvent(CompletionEvent received) {
+    CompletionEvent event = received;
     brokenAtNanos = null;
+    try {
+      if (event.hasMessagePart()) {
+        handlePart(event.getMessagePart());
+        return;
+      }
+      if (event.hasFinished()) {
+        event = event.toBuilder().setFinished(parts.join(event.getFinished())).build();
+      }
+    } catch (RuvdException partIsMissing) {
+      end.completeExceptionally(partIsMissing);
+      return;
+    }
+    sequence = event.getSequence();
     String addition = event.getDelta().getText();
     if (event.hasStarted()) {
       String id = event.getStarted().getCompletionId();
@@ -224,6 +238,15 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
       }
     } catch (RuntimeException callbackError) {
       end.completeExceptionally(callbackError);
+    }
+  }
+
+  private void handlePart(MessagePart part) {
+    parts.add(part);
+    if (onText == null) { // A part is no step, after which the reader would request the next one.
+      synchronized (requestLock) {
+        stream.request(1);
+      }
     }
   }
 

@@ -86,13 +86,20 @@ public final class RuvdClient implements AutoCloseable {
   public Session getSession(String sessionId, SessionView view) {
     var request = GetSessionRequest.newBuilder().setSessionId(sessionId).setView(view);
     if (view == SessionView.SESSION_VIEW_FULL) {
-      request.setPageSize(PAGE_SIZE);
+      request.setPageSize(PAGE_SIZE).setAllowMessageParts(true);
     }
     List<Message> messages = new ArrayList<>();
+    MessageParts parts = new MessageParts();
     GetSessionResponse page;
     do {
       page = call(stub -> stub.getSession(request.build()));
       messages.addAll(page.getSession().getMessagesList());
+      if (page.hasMessagePart()) {
+        parts.add(page.getMessagePart());
+        if (parts.isWhole()) {
+          messages.add(parts.take());
+        }
+      }
       request.setPageToken(page.getNextPageToken());
     } while (!page.getNextPageToken().isEmpty());
     return page.getSession().toBuilder().clearMessages().addAllMessages(messages).build();
@@ -191,15 +198,27 @@ public final class RuvdClient implements AutoCloseable {
   private static BatchSummary read(
       Iterator<BatchCompleteResponse> responses, Consumer<? super BatchResult> onResult) {
     BatchSummary summary = BatchSummary.getDefaultInstance();
+    MessageParts parts = new MessageParts();
     while (responses.hasNext()) {
       BatchCompleteResponse response = responses.next();
-      if (response.hasResult()) {
-        onResult.accept(response.getResult());
+      if (response.hasMessagePart()) {
+        parts.add(response.getMessagePart());
+      } else if (response.hasResult()) {
+        onResult.accept(joined(response.getResult(), parts));
       } else {
         summary = response.getSummary();
       }
     }
     return summary;
+  }
+
+  private static BatchResult joined(BatchResult result, MessageParts parts) {
+    if (!result.hasCompletion()) {
+      return result;
+    }
+    var completion = result.getCompletion().toBuilder();
+    completion.setFinished(parts.join(completion.getFinished()));
+    return result.toBuilder().setCompletion(completion).build();
   }
 
   /** Closes the connection and cancels the running completions. */
