@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from running import RunningDaemon, StartDaemon
 from wire import contents, details, say, turn
 
+from ruvd.sealing.keys import add_key
 from ruvd.v1 import session_service_pb2 as pb
 
 ECHO = ("--engine", "echo")
@@ -218,7 +219,14 @@ def set_modes(folder: Path, *, directory: int, files: int) -> None:
 
 @pytest.mark.parametrize(
     ("how", "is_killed"),
-    [("file", False), ("directory", False), ("directory", True), ("mount", False), ("mount", True)],
+    [
+        ("file", False),
+        ("directory", False),
+        ("directory", True),
+        ("mount", False),
+        ("mount", True),
+        ("mount, encrypted", True),
+    ],
 )
 async def test_a_read_only_store_is_read_after_a_restart_and_written_once_it_can_be(
     daemon: StartDaemon,
@@ -228,13 +236,16 @@ async def test_a_read_only_store_is_read_after_a_restart_and_written_once_it_can
 ) -> None:
     path = tmp_path / "state" / "s.db"
     under = await asyncio.to_thread(permissions_hold)
-    store = ("--store", f"sqlite:{path}")
+    store: tuple[str, ...] = ("--store", f"sqlite:{path}")
+    if "encrypted" in how:
+        await asyncio.to_thread(add_key, tmp_path / "keys")
+        store += ("--encryption-key-file", f"{tmp_path}/keys")
     async with daemon(*ECHO, *store) as running, running.stub() as stub:
         await say(stub, "one", "s", request_id="r")
         await say(stub, "two", "s")
         if is_killed:
             running.kill()
-    if how == "mount":
+    if "mount" in how:
         under = await asyncio.to_thread(read_only_mount, path.parent)
     else:
         directory = 0o500 if how == "directory" else 0o700
@@ -257,7 +268,7 @@ async def test_a_read_only_store_is_read_after_a_restart_and_written_once_it_can
             assert await failure(call) == UNAVAILABLE
         assert await contents(stub, "s") == ["one", "one", "two", "two"]
         assert await asyncio.to_thread(snapshot, path.parent) == before
-        if how == "mount":
+        if "mount" in how:
             return
         await asyncio.to_thread(set_modes, path.parent, directory=0o700, files=0o600)
         await running.logged("store up")
