@@ -189,6 +189,7 @@ async def test_whatever_comes_no_slot_is_idle_while_one_is_wanted(
     most_batch = max(1, int(total * share))
     tasks: dict[asyncio.Task[None], tuple[bool, asyncio.Event]] = {}
     inside: dict[asyncio.Task[None] | None, bool] = {}
+    made: list[asyncio.Task[None]] = []  # also those that were told to leave while they waited
 
     async def stay(tenant: str, leave: asyncio.Event, *, batch: bool) -> None:
         async with slots.take(batch=batch, tenant=tenant):
@@ -202,7 +203,9 @@ async def test_whatever_comes_no_slot_is_idle_while_one_is_wanted(
     for step, tenant, pick in steps:
         if step in ("chat", "batch"):
             leave, batch = asyncio.Event(), step == "batch"
-            tasks[asyncio.create_task(stay(tenant, leave, batch=batch))] = batch, leave
+            task = asyncio.create_task(stay(tenant, leave, batch=batch))
+            tasks[task] = batch, leave
+            made.append(task)
         elif tasks:
             task = list(tasks)[pick % len(tasks)]
             _, leave = tasks.pop(task)
@@ -217,8 +220,8 @@ async def test_whatever_comes_no_slot_is_idle_while_one_is_wanted(
             assert not waiting or batches == most_batch
     for _, leave in tasks.values():
         leave.set()
-    if tasks:
-        _, late = await asyncio.wait(tasks, timeout=60)
+    if made:
+        _, late = await asyncio.wait(made, timeout=60)
         assert not late
     assert slots.waiting == (0, 0)
 
