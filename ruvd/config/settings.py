@@ -126,6 +126,12 @@ class Settings(EngineSettings, ListeningSettings, StoreSettings, AuditSettings):
     )
 
     max_inflight: int = _limits(1000, "Most completions that run or wait; more are refused.", ge=1)
+    max_connection_calls: int | None = _limits(
+        None,
+        "Most calls that run at once on one connection; its client lets further calls wait, "
+        "cancellations among them. Unset: no limit.",
+        ge=1,
+    )
     max_queue: int = _limits(100, "Most callers that wait for one session.", ge=0)
     completion_retention_seconds: float = _limits(
         600.0, "Seconds for which an ended completion can be resumed.", ge=0

@@ -82,7 +82,9 @@ class GrpcServers:
             quotas=self.core.quota_gate,
             audit=self.audit.calls,
         )
-        options = runtime_tuning.server_options(self.settings.max_request_bytes)
+        options = runtime_tuning.server_options(
+            self.settings.max_request_bytes, self.settings.max_connection_calls
+        )
         server = grpc.aio.server(interceptors=(interceptor,), options=options)
         runtime_tuning.skip_method_registration(server)
         return server

@@ -83,9 +83,20 @@ def untrack_async_generators() -> None:
     sys.set_asyncgen_hooks(firstiter=None)
 
 
-def server_options(max_request_bytes: int) -> tuple[tuple[str, int], ...]:
+def server_options(
+    max_request_bytes: int, max_connection_calls: int | None = None
+) -> tuple[tuple[str, int], ...]:
     """Returns the gRPC options of the main server."""
+    by_connection: tuple[tuple[str, int], ...] = ()
+    if max_connection_calls:
+        # The protection refuses calls without a reason while those before them are being freed,
+        # also to clients that keep to the limit.
+        by_connection = (
+            ("grpc.max_concurrent_streams", max_connection_calls),
+            ("grpc.http.overload_protection", 0),
+        )
     return (
+        *by_connection,
         # Slightly above ruvd's own limit, so that a slightly oversized request gets ruvd's error
         # with its reason. gRPC refuses a larger one while it receives or decompresses it, with a
         # RESOURCE_EXHAUSTED that has no details. A compressed request cannot grow beyond this.

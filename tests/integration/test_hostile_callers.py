@@ -129,6 +129,25 @@ async def test_ten_thousand_calls_at_once_each_end_with_an_answer_or_a_reason(
     assert set(outcomes) == {"answered", "OVERLOADED"}
 
 
+async def test_the_calls_of_one_connection_wait_there_and_leave_room_for_others(
+    daemon: StartDaemon,
+) -> None:
+    flags = ("--engine", "echo", "--echo-delay-seconds", "0.05", "--store", "memory")
+    limits = ("--max-inflight", "10", "--max-connection-calls", "3")
+    async with daemon(*flags, *limits) as running, AsyncExitStack() as stack:
+        options = [("grpc.use_local_subchannel_pool", 1)]  # or they would share one connection
+        flooding, other = [
+            pb_grpc.SessionServiceStub(
+                await stack.enter_async_context(grpc.aio.insecure_channel(running.socket, options))
+            )
+            for _ in range(2)
+        ]
+        flood = [asyncio.create_task(outcome(flooding, turn("hi"))) for _ in range(60)]
+        for _ in range(5):
+            assert await outcome(other, turn("hi")) == "answered"
+        assert set(await asyncio.gather(*flood)) == {"answered"}
+
+
 async def test_near_its_memory_limit_the_daemon_refuses_with_a_reason_and_recovers(
     daemon: StartDaemon,
 ) -> None:
