@@ -17,6 +17,7 @@ from wire import say, turn
 from ruvd.v1 import session_service_pb2_grpc as pb_grpc
 
 ECHO = ("--engine", "echo")
+STREAMS = 64
 SECONDS = 60.0
 
 
@@ -116,8 +117,8 @@ async def test_a_renewed_certificate_is_used_by_new_connections_and_cuts_no_stre
         path.symlink_to(f"..data/{path.name}")
     flags = (*ECHO, *files.flags, "--echo-delay-seconds", "0.1")
     async with daemon(*flags) as running, stub(running, files.authority.pem) as client:
-        counts = [0] * 8
-        streams = [asyncio.create_task(read(client, counts, number)) for number in range(8)]
+        counts = [0] * STREAMS
+        streams = [asyncio.create_task(read(client, counts, number)) for number in range(STREAMS)]
         await until_grown(counts)
         await until_served(running.address, files.certificate.read_bytes())
         (tmp_path / "..new").symlink_to("v2")
@@ -126,7 +127,7 @@ async def test_a_renewed_certificate_is_used_by_new_connections_and_cuts_no_stre
         async with stub(running, files.authority.pem) as another:
             assert (await say(another, "hello")).message.content == "hello"
         await until_grown(counts)
-        assert [stream.done() for stream in streams] == [False] * 8
+        assert [stream.done() for stream in streams] == [False] * STREAMS
         for stream in streams:
             stream.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
