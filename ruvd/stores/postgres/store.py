@@ -7,7 +7,7 @@ take the session, and what the former owner still wants to write is refused.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -20,8 +20,6 @@ from ruvd.core.errors import (
     SessionNotFound,
     StoreUnavailable,
 )
-from ruvd.core.ids import unguessable
-from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports.background import StartTask, start_unsupervised
 from ruvd.core.ports.clock import StoredClock
 from ruvd.core.ports.events import Observer, StoreBatch
@@ -30,12 +28,9 @@ from ruvd.core.ports.store import (
     DEFAULT_TOMBSTONES,
     Commit,
     Gone,
-    HistoryPart,
     RemovedSession,
     SessionElsewhere,
-    StoreCounts,
     StoreUsage,
-    TenantCounts,
     TombstoneLimits,
     TurnSnapshot,
 )
@@ -43,6 +38,8 @@ from ruvd.core.tenants import own, tenant_of
 from ruvd.stores.postgres import places, reads, removals, schema, writes
 from ruvd.stores.postgres.connections import Connections
 from ruvd.stores.postgres.lease import Lease
+from ruvd.stores.postgres.outcomes import write_until_known
+from ruvd.stores.postgres.reading import ReadingStore
 from ruvd.stores.postgres.reads import Connection
 
 _T = TypeVar("_T")
@@ -50,14 +47,11 @@ _T = TypeVar("_T")
 _DEFAULT_TIMEOUT_SECONDS = 10.0
 _DEFAULT_LEASE_SECONDS = 10.0
 _DEFAULT_CONNECTIONS = 8
-# While the outcome of a write is unknown, it is looked up and tried again after these pauses.
-_FIRST_PAUSE_SECONDS = 0.1
-_MAX_PAUSE_SECONDS = 1.0
 # A sweep purges messages of deleted sessions for so long.
 _PURGE_SECONDS = 1.0
 
 
-class PostgresStore:
+class PostgresStore(ReadingStore):
     """The `Store` in a PostgreSQL database.
 
     A commit is as durable as the server's `synchronous_commit` makes it. The clock follows the
@@ -120,22 +114,6 @@ class PostgresStore:
                 await self._lease.leave()
         await self._connections.close()
 
-    async def get(self, session_id: str) -> Session | None:
-        """See `Store.get`."""
-        return await self._run(lambda db: reads.get(db, session_id))
-
-    async def exchanges(self, session_id: str, first: int) -> Sequence[Exchange]:
-        """See `Store.exchanges`."""
-        return await self._run(lambda db: reads.exchanges(db, session_id, first))
-
-    async def messages(
-        self, session_id: str, first: int, max_messages: int, max_bytes: int
-    ) -> HistoryPart | None:
-        """See `Store.messages`."""
-        return await self._run(
-            lambda db: reads.messages(db, session_id, first, max_messages, max_bytes)
-        )
-
     async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
         """See `Store.begin_turn`. Takes the session, which `commit` and `touch` give back."""
         me = self._lease.replica
@@ -185,8 +163,11 @@ class PostgresStore:
             check_bytes(commit, await self.usage(tenant_of(session_id)))
         me = self._lease.replica
         try:
-            changed, was_lost = await self._write(
-                session_id, lambda db, write: writes.commit(db, me, commit, epoch, write)
+            changed, was_lost = await write_until_known(
+                self._run,
+                session_id,
+                lambda db, write: writes.commit(db, me, commit, epoch, write),
+                timeout_seconds=self._timeout_seconds,
             )
             if not changed and not was_lost:
                 await self._refuse(session_id, epoch)
@@ -199,10 +180,6 @@ class PostgresStore:
     async def fork(self, commit: Commit, parent_id: str) -> Sequence[RemovedSession]:
         """See `Store.fork`."""
         return await self._create(commit, parent_id)
-
-    async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
-        """See `Store.size_at`."""
-        return await self._run(lambda db: reads.size_at(db, session_id, exchange_count))
 
     async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`. Gives the session back if this replica's turn had it."""
@@ -244,49 +221,6 @@ class PostgresStore:
         await self._recount()
         return expired
 
-    async def list(
-        self,
-        *,
-        after: int,
-        limit: int,
-        labels: Mapping[str, str],
-        now: float,
-        active_or_in_turn: Collection[str] = (),
-        tenant: str | None = None,
-    ) -> tuple[Sequence[Session], int]:
-        """See `Store.list`."""
-        return await self._run(
-            lambda db: reads.page(db, after, limit, labels, now, active_or_in_turn, tenant)
-        )
-
-    async def idempotency_record(
-        self, session_id: str, request_id: str
-    ) -> IdempotencyRecord | None:
-        """See `Store.idempotency_record`."""
-        return await self._run(lambda db: reads.idempotency_record(db, session_id, request_id))
-
-    async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
-        """See `Store.completion`."""
-        return await self._run(lambda db: reads.completion(db, completion_id))
-
-    async def created_by(self, request_id: str) -> tuple[str, IdempotencyRecord] | None:
-        """See `Store.created_by`."""
-        return await self._run(lambda db: reads.created_by(db, request_id))
-
-    async def counts(
-        self, now: float, active_or_in_turn: Collection[str] = (), tenant: str | None = None
-    ) -> StoreCounts:
-        """See `Store.counts`."""
-        return await self._run(lambda db: reads.counts(db, now, active_or_in_turn, tenant))
-
-    async def tenants(
-        self, now: float, after: str, limit: int, active_or_in_turn: Collection[str] = ()
-    ) -> Sequence[TenantCounts]:
-        """See `Store.tenants`."""
-        return await self._run(
-            lambda db: reads.tenant_counts(db, now, after, limit, active_or_in_turn)
-        )
-
     async def _create(self, commit: Commit, parent_id: str = "") -> Sequence[RemovedSession]:
         me, session_id = self._lease.replica, commit.session.id
 
@@ -298,7 +232,9 @@ class PostgresStore:
             except (psycopg.errors.UniqueViolation, SessionExists):
                 return None
 
-        removed, was_lost = await self._write(session_id, create)
+        removed, was_lost = await write_until_known(
+            self._run, session_id, create, timeout_seconds=self._timeout_seconds
+        )
         if was_lost:
             await self._recount()
         elif removed is None:
@@ -313,35 +249,6 @@ class PostgresStore:
             self._count += 1 - len(removed)
         self._observer(StoreBatch(1))
         return removed or []
-
-    async def _write(
-        self, session_id: str, write: Callable[[Connection, str], Awaitable[_T]]
-    ) -> tuple[_T | None, bool]:
-        """Runs a write, also again, until its outcome is known.
-
-        Returns its result, and whether an earlier try has succeeded whose answer was lost. The
-        result is false if the session is not as the write expects it, which then changes nothing.
-        """
-        write_id = unguessable()
-        end = time.monotonic() + self._timeout_seconds
-        pause, unknown = _FIRST_PAUSE_SECONDS, False
-
-        async def was_written() -> bool:
-            return await self._run(lambda db: writes.was_written(db, session_id, write_id))
-
-        while True:
-            try:
-                if unknown and await was_written():
-                    return None, True
-                result = await self._run(lambda db: write(db, write_id))
-                # The first try may have been applied while the second one waited for it.
-                return result, unknown and not result and await was_written()
-            except StoreUnavailable:
-                unknown = True
-                if time.monotonic() >= end:
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
     async def _refuse(self, session_id: str, epoch: int | None) -> None:
         """Raises the reason why a session could not be written."""

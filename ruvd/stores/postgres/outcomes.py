@@ -1,0 +1,58 @@
+"""Writes whose answer may get lost, tried again until their outcome is known."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from ruvd.core.errors import StoreUnavailable
+from ruvd.core.ids import unguessable
+from ruvd.stores.postgres import writes
+from ruvd.stores.postgres.reads import Connection
+
+_T = TypeVar("_T")
+
+# While the outcome of a write is unknown, it is looked up and tried again after these pauses.
+_FIRST_PAUSE_SECONDS = 0.1
+_MAX_PAUSE_SECONDS = 1.0
+
+
+class Run(Protocol):
+    """Runs an operation on a connection. Raises StoreUnavailable if the database fails."""
+
+    async def __call__(self, operation: Callable[[Connection], Awaitable[_T]]) -> _T:
+        """Returns what the operation returns."""
+
+
+async def write_until_known(
+    run: Run,
+    session_id: str,
+    write: Callable[[Connection, str], Awaitable[_T]],
+    *,
+    timeout_seconds: float,
+) -> tuple[_T | None, bool]:
+    """Runs a write, also again, until its outcome is known.
+
+    Returns its result, and whether an earlier try has succeeded whose answer was lost. The result
+    is false if the session is not as the write expects it, which then changes nothing.
+    """
+    write_id = unguessable()
+    end = time.monotonic() + timeout_seconds
+    pause, unknown = _FIRST_PAUSE_SECONDS, False
+
+    async def was_written() -> bool:
+        return await run(lambda db: writes.was_written(db, session_id, write_id))
+
+    while True:
+        try:
+            if unknown and await was_written():
+                return None, True
+            result = await run(lambda db: write(db, write_id))
+            # The first try may have been applied while the second one waited for it.
+            return result, unknown and not result and await was_written()
+        except StoreUnavailable:
+            unknown = True
+            if time.monotonic() >= end:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _MAX_PAUSE_SECONDS)
