@@ -16,13 +16,17 @@ from ruvd.core.ports.events import (
     EngineStateChanged,
     EngineStateMoved,
     Event,
+    LeaseRenewed,
     PromptEvaluated,
     PromptFoundEvaluated,
     QuotaRefused,
     SessionCreated,
     SessionGone,
+    SessionTakenOver,
     StoredDataDamaged,
     StoreStateChanged,
+    UncertainWriteEnded,
+    WriteFenced,
 )
 
 
@@ -70,6 +74,10 @@ class Statistics:
         self.ahead_found_tokens = 0
         self.store_up = False
         self.damaged_data = 0
+        self.takeovers = 0
+        self.fenced_writes: Counter[str] = Counter()  # by reason
+        self.uncertain_writes: Counter[str] = Counter()  # by outcome
+        self.lease_renewals: Counter[str] = Counter()  # by outcome
         self.quota_refusals: Counter[str] = Counter()  # by quota
         self.audit_records_lost = 0
         self.task_failures: Counter[str] = Counter()  # by task
@@ -100,12 +108,14 @@ class Statistics:
                 self.engine_restarts += up and self._was_up and not self.engine_up
                 self._was_up = self._was_up or up
                 self.engine_up = up
-            case StoreStateChanged(up):
-                self.store_up = up
             case StoredDataDamaged() | BackgroundTaskFailed() | QuotaRefused() | AuditRecordLost():
                 self._count_failure(event)
             case EngineStateMoved() | PromptEvaluated() | PromptFoundEvaluated():
                 self._count_prewarming(event)
+            case StoreStateChanged(up):
+                self.store_up = up
+            case _:
+                self._count_replica(event)
 
     def _count_failure(
         self, event: StoredDataDamaged | BackgroundTaskFailed | QuotaRefused | AuditRecordLost
@@ -131,6 +141,17 @@ class Statistics:
                 self.ahead_seconds += seconds
             case PromptFoundEvaluated(tokens):
                 self.ahead_found_tokens += tokens
+
+    def _count_replica(self, event: Event) -> None:
+        match event:
+            case SessionTakenOver():
+                self.takeovers += 1
+            case WriteFenced(reason=reason):
+                self.fenced_writes[reason] += 1
+            case UncertainWriteEnded(outcome=outcome):
+                self.uncertain_writes[outcome] += 1
+            case LeaseRenewed(failed):
+                self.lease_renewals["failed" if failed else "ok"] += 1
 
     def _count_success(self, event: CompletionEnded) -> None:
         if not event.batch:

@@ -8,8 +8,11 @@ from ruvd.core.ports.events import (
     Event,
     SessionCreated,
     SessionGone,
+    SessionTakenOver,
     StoredDataDamaged,
     StoreStateChanged,
+    UncertainWriteEnded,
+    WriteFenced,
 )
 
 _log = logging.getLogger("ruvd")
@@ -43,6 +46,17 @@ def observe(event: Event) -> None:
             _log.log(level, text, extra={"detail": detail})
         case StoredDataDamaged(session_id, detail):
             _log.error("stored data damaged", extra={"session_id": session_id, "detail": detail})
+        case SessionTakenOver(session_id, replica):
+            fields = {"session_id": session_id, "former_replica": replica}
+            _log.warning("session taken over", extra=fields)
+        case WriteFenced(session_id, reason):
+            # That a session is in use elsewhere is no fault: its caller waits, or tries again.
+            level = logging.DEBUG if reason == "in_use" else logging.WARNING
+            _log.log(level, "write fenced", extra={"session_id": session_id, "reason": reason})
+        case UncertainWriteEnded(session_id, outcome):
+            level = logging.WARNING if outcome == "unknown" else logging.INFO
+            fields = {"session_id": session_id, "outcome": outcome}
+            _log.log(level, "uncertain write", extra=fields)
         case SessionCreated(session_id):
             _log.debug("session created", extra={"session_id": session_id})
         case SessionGone(session_id, reason):

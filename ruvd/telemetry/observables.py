@@ -17,6 +17,9 @@ from ruvd.core.tenant_limits import QUOTAS
 _NO_COMPLETIONS = {(kind, reason.name): 0 for kind in KINDS for reason in FinishReason}
 _NO_MOVES = {(action, outcome): 0 for action in ("save", "restore") for outcome in ("ok", "failed")}
 _NO_REFUSALS = dict.fromkeys(QUOTAS, 0)
+_NO_FENCED = dict.fromkeys(("taken", "created", "in_use"), 0)
+_NO_UNCERTAIN = dict.fromkeys(("written", "repeated", "unknown"), 0)
+_NO_RENEWALS = dict.fromkeys(("ok", "failed"), 0)
 
 Reading: TypeAlias = Callable[[], Iterable[tuple[float, Attributes]]]
 
@@ -186,6 +189,7 @@ class ObservableInstruments:
             lambda: _known(sums.prefill_saved_seconds),
         )
         self._observe_prewarming(sums)
+        self._observe_replica(sums)
         self.gauge(
             "ruvd.engine.up",
             "",
@@ -227,6 +231,41 @@ class ObservableInstruments:
             "The number of prompt tokens evaluated ahead that the next turn of the session found"
             " cached.",
             lambda: [(sums.ahead_found_tokens, {})],
+        )
+
+    def _observe_replica(self, sums: Statistics) -> None:
+        self.counter(
+            "ruvd.store.takeovers",
+            "{session}",
+            "The number of sessions that turns took from replicas whose lease was over.",
+            lambda: [(sums.takeovers, {})],
+        )
+        self.counter(
+            "ruvd.store.fenced",
+            "{write}",
+            "The number of writes that were refused because of another replica, by reason.",
+            lambda: [
+                (count, {"ruvd.store.fence_reason": reason})
+                for reason, count in {**_NO_FENCED, **sums.fenced_writes}.items()
+            ],
+        )
+        self.counter(
+            "ruvd.store.uncertain_writes",
+            "{write}",
+            "The number of writes whose answer was lost, by the outcome that was found.",
+            lambda: [
+                (count, {"ruvd.store.write_outcome": outcome})
+                for outcome, count in {**_NO_UNCERTAIN, **sums.uncertain_writes}.items()
+            ],
+        )
+        self.counter(
+            "ruvd.store.lease.renewals",
+            "{renewal}",
+            "The number of times that the lease of this replica was renewed, by outcome.",
+            lambda: [
+                (count, {"ruvd.store.renewal_outcome": outcome})
+                for outcome, count in {**_NO_RENEWALS, **sums.lease_renewals}.items()
+            ],
         )
 
     def counter(self, name: str, unit: str, text: str, read: Reading) -> None:

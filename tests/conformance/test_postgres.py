@@ -8,6 +8,7 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -25,7 +26,14 @@ from ruvd.core.errors import (
     StoreUnavailable,
 )
 from ruvd.core.model import Message, Role, Session
-from ruvd.core.ports.events import Event, StoreStateChanged
+from ruvd.core.ports.events import (
+    Event,
+    LeaseRenewed,
+    SessionTakenOver,
+    StoreStateChanged,
+    UncertainWriteEnded,
+    WriteFenced,
+)
 from ruvd.core.ports.store import Commit, SessionElsewhere
 from ruvd.stores.postgres.store import PostgresStore
 
@@ -59,10 +67,24 @@ async def replica(
 
 
 @asynccontextmanager
-async def two(server: Server) -> AsyncIterator[tuple[PostgresStore, PostgresStore, str]]:
+async def two(
+    server: Server, observer: Callable[[Event], None] = _ignore
+) -> AsyncIterator[tuple[PostgresStore, PostgresStore, str]]:
     conninfo = server.new_schema()
-    async with replica(conninfo) as one, replica(conninfo) as other:
+    async with (
+        replica(conninfo, observer=observer) as one,
+        replica(conninfo, observer=observer) as other,
+    ):
         yield one, other, conninfo
+
+
+def of_replicas(events: list[Event]) -> list[Event]:
+    """The events that tell what replicas do to each other."""
+    return [
+        each
+        for each in events
+        if isinstance(each, SessionTakenOver | WriteFenced | UncertainWriteEnded)
+    ]
 
 
 def execute(conninfo: str, statement: str, *values: object) -> list[tuple[object, ...]]:
@@ -104,7 +126,8 @@ async def test_a_turn_without_a_commit_gives_the_session_back(postgres: Server) 
 
 
 async def test_a_replica_that_was_paused_past_its_lease_cannot_commit(postgres: Server) -> None:
-    async with two(postgres) as (one, other, conninfo):
+    events: list[Event] = []
+    async with two(postgres, events.append) as (one, other, conninfo):
         await create(one)
         paused = await one.begin_turn("s", "r", 1)
         end_leases(conninfo)
@@ -118,6 +141,10 @@ async def test_a_replica_that_was_paused_past_its_lease_cannot_commit(postgres: 
         found = await one.begin_turn("s", "r", 2)
         assert found.idempotency_record is not None
         assert found.idempotency_record.completion_id == "c2"
+        assert of_replicas(events) == [
+            SessionTakenOver("s", one._lease.replica),
+            WriteFenced("s", "taken"),
+        ]
 
 
 async def test_the_late_commit_of_a_paused_replica_is_refused(postgres: Server) -> None:
@@ -173,11 +200,13 @@ async def test_a_new_session_with_the_id_of_an_ended_one_takes_no_commit_of_it(
 
 
 async def test_a_change_of_a_session_in_use_elsewhere_is_refused(postgres: Server) -> None:
-    async with two(postgres) as (one, other, conninfo):
+    events: list[Event] = []
+    async with two(postgres, events.append) as (one, other, conninfo):
         made = await create(one)
         await one.begin_turn("s", "", 1)
         with pytest.raises(SessionBusy):
             await other.commit(turn(made, "appended"))
+        assert of_replicas(events) == [WriteFenced("s", "in_use")]
         end_leases(conninfo)
         await other.commit(turn(made, "appended"))
         assert texts(await other.exchanges("s", 0)) == ["appended", "re: appended"]
@@ -190,6 +219,31 @@ async def test_two_replicas_cannot_create_the_same_session(postgres: Server) -> 
             return_exceptions=True,
         )
         assert sum(not isinstance(each, SessionExists) for each in outcomes) == 1
+
+
+async def test_a_first_turn_in_a_session_that_another_replica_has_created_is_fenced(
+    postgres: Server,
+) -> None:
+    events: list[Event] = []
+    async with two(postgres, events.append) as (one, other, _):
+        await create(one)
+        with pytest.raises(OwnershipLost):
+            first = completed(turn(session(), "a"), "r", "c")
+            await other.commit(replace(first, create=True))
+        assert of_replicas(events) == [WriteFenced("s", "created")]
+
+
+async def test_a_session_that_was_given_back_is_not_taken_over(postgres: Server) -> None:
+    events: list[Event] = []
+    async with two(postgres, events.append) as (one, other, conninfo):
+        await create(one)
+        begun = await one.begin_turn("s", "", 1)
+        assert begun.session is not None
+        await one.commit(turn(begun.session, "a"))
+        end_leases(conninfo)
+        await other.begin_turn("s", "", 2)
+        await other.begin_turn("s", "", 3)  # its own
+        assert not of_replicas(events)
 
 
 async def test_sessions_of_a_living_replica_are_neither_evicted_nor_expired(
@@ -232,11 +286,13 @@ async def test_nothing_begins_while_the_lease_is_over_by_the_own_clock(postgres:
 
 
 @asynccontextmanager
-async def linked(server: Server) -> AsyncIterator[tuple[PostgresStore, Link, str]]:
+async def linked(
+    server: Server, observer: Callable[[Event], None] = _ignore
+) -> AsyncIterator[tuple[PostgresStore, Link, str]]:
     conninfo = server.new_schema()
     with tempfile.TemporaryDirectory(prefix="ruvd-link-", dir="/tmp") as directory:
         link = Link(Path(directory), server.directory)
-        async with link.running(), replica(link.conninfo(conninfo)) as store:
+        async with link.running(), replica(link.conninfo(conninfo), observer=observer) as store:
             yield store, link, conninfo
 
 
@@ -245,7 +301,8 @@ async def test_a_commit_whose_answer_is_lost_is_committed_once(
     postgres: Server,
     answered: bool,  # noqa: FBT001  # a parameter of the test
 ) -> None:
-    async with linked(postgres) as (store, link, _):
+    events: list[Event] = []
+    async with linked(postgres, events.append) as (store, link, _):
         await create(store)
         for number in range(10):  # with and without prepared statements
             begun = await store.begin_turn("s", f"r{number}", 1)
@@ -255,42 +312,47 @@ async def test_a_commit_whose_answer_is_lost_is_committed_once(
             await store.commit(completed(commit, f"r{number}", f"completion-{number}!"))
             assert await store.completion(f"completion-{number}!") is not None
         assert link.broken == 10
+        outcome = "written" if answered else "repeated"
+        assert of_replicas(events) == [UncertainWriteEnded("s", outcome)] * 10
         assert texts(await store.exchanges("s", 0))[::2] == [f"said {n}!" for n in range(10)]
 
 
 @pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.parametrize("marker", [b"Be marked.", b"COMMIT"])
 async def test_a_creation_whose_answer_is_lost_happens_once(
     postgres: Server,
+    marker: bytes,
     answered: bool,  # noqa: FBT001  # a parameter of the test
 ) -> None:
-    async with linked(postgres) as (store, link, conninfo):
-        link.marker, link.answered = b"Be marked.", answered
+    events: list[Event] = []
+    async with linked(postgres, events.append) as (store, link, conninfo):
+        link.marker, link.answered = marker, answered
         made = session("s", system_prompt="Be marked.")
         await store.commit(Commit(made, ((0, Message(Role.USER, "a")),), create=True))
         assert link.broken == 1
         assert execute(conninfo, "SELECT count(*) FROM sessions") == [(1,)]
         with pytest.raises(SessionExists):
             await store.commit(Commit(made, create=True))
+        outcome = "written" if answered and marker == b"COMMIT" else "repeated"
+        assert of_replicas(events) == [UncertainWriteEnded("s", outcome)]
 
 
 async def test_the_store_is_down_while_there_is_no_way_to_the_server_and_up_after_it(
     postgres: Server,
 ) -> None:
     conninfo = postgres.new_schema()
-    states: list[bool] = []
-
-    def observe(event: Event) -> None:
-        if isinstance(event, StoreStateChanged):
-            states.append(event.up)
+    events: list[Event] = []
 
     with tempfile.TemporaryDirectory(prefix="ruvd-link-", dir="/tmp") as directory:
         link = Link(Path(directory), postgres.directory)
         async with (
             link.running(),
-            replica(link.conninfo(conninfo), timeout=2.0, observer=observe) as store,
+            replica(link.conninfo(conninfo), timeout=2.0, observer=events.append) as store,
         ):
             made = await create(store, "s", "a")
             link.is_down = True
+            with pytest.raises(StoreUnavailable):
+                await store._lease.renew()
             with pytest.raises(StoreUnavailable):
                 await store.get("s")
             with pytest.raises(StoreUnavailable):
@@ -304,7 +366,11 @@ async def test_the_store_is_down_while_there_is_no_way_to_the_server_and_up_afte
                     except StoreUnavailable:
                         await asyncio.sleep(0.1)
             await talk(store, made, "b")
+    states = [each.up for each in events if isinstance(each, StoreStateChanged)]
     assert states == [True, False, True]
+    assert of_replicas(events) == [UncertainWriteEnded("s", "unknown")]
+    renewals = [each.failed for each in events if isinstance(each, LeaseRenewed)]
+    assert renewals == [False, True]
 
 
 async def test_a_daemon_starts_without_the_server_and_serves_once_it_is_there() -> None:

@@ -19,13 +19,17 @@ from ruvd.core.ports.events import (
     BackgroundTaskFailed,
     EngineStateChanged,
     EngineStateMoved,
+    LeaseRenewed,
     PromptEvaluated,
     PromptFoundEvaluated,
     SessionCreated,
     SessionGone,
+    SessionTakenOver,
     StoreBatch,
     StoredDataDamaged,
     StoreStateChanged,
+    UncertainWriteEnded,
+    WriteFenced,
 )
 from ruvd.telemetry.conventions import (
     CAPTURE_CONTENT,
@@ -201,6 +205,41 @@ def test_saved_states_and_prewarming_are_counted_from_zero() -> None:
     assert watched.value("ruvd.engine.ahead.tokens") == 74
     assert watched.value("ruvd.engine.ahead.duration") == pytest.approx(0.3)
     assert watched.value("ruvd.engine.ahead.found_tokens") == 70
+
+
+def test_what_a_replica_does_with_sessions_of_others_is_counted_from_zero() -> None:
+    watched = Watched()
+    fenced, uncertain = "ruvd.store.fenced", "ruvd.store.uncertain_writes"
+    renewals = "ruvd.store.lease.renewals"
+    assert watched.value("ruvd.store.takeovers") == 0
+    for reason in ("taken", "created", "in_use"):
+        assert watched.value(fenced, ruvd__store__fence_reason=reason) == 0
+    for outcome in ("written", "repeated", "unknown"):
+        assert watched.value(uncertain, ruvd__store__write_outcome=outcome) == 0
+    for outcome in ("ok", "failed"):
+        assert watched.value(renewals, ruvd__store__renewal_outcome=outcome) == 0
+    for event in (
+        SessionTakenOver("a", "other"),
+        SessionTakenOver("b", "other"),
+        WriteFenced("a", "taken"),
+        WriteFenced("b", "in_use"),
+        WriteFenced("c", "in_use"),
+        UncertainWriteEnded("a", "repeated"),
+        UncertainWriteEnded("a", "unknown"),
+        LeaseRenewed(failed=False),
+        LeaseRenewed(failed=False),
+        LeaseRenewed(failed=True),
+    ):
+        watched.observer(event)
+    assert watched.value("ruvd.store.takeovers") == 2
+    assert watched.value(fenced, ruvd__store__fence_reason="taken") == 1
+    assert watched.value(fenced, ruvd__store__fence_reason="created") == 0
+    assert watched.value(fenced, ruvd__store__fence_reason="in_use") == 2
+    assert watched.value(uncertain, ruvd__store__write_outcome="written") == 0
+    assert watched.value(uncertain, ruvd__store__write_outcome="repeated") == 1
+    assert watched.value(uncertain, ruvd__store__write_outcome="unknown") == 1
+    assert watched.value(renewals, ruvd__store__renewal_outcome="ok") == 2
+    assert watched.value(renewals, ruvd__store__renewal_outcome="failed") == 1
 
 
 async def test_running_and_waiting_completions_are_counted_while_they_last() -> None:

@@ -70,6 +70,45 @@ class StoredDataDamaged:
 
 
 @value(frozen=True, slots=True)
+class SessionTakenOver:
+    """A turn took a session from another replica, whose lease was over."""
+
+    session_id: str
+    former_replica: str
+
+
+@value(frozen=True, slots=True)
+class WriteFenced:
+    """A write was refused, because another replica has the session or has changed it.
+
+    The reason is `taken` (since the turn began), `created` (the session that this turn was to
+    create), or `in_use` (by a turn of the other replica, while this write had no turn).
+    """
+
+    session_id: str
+    reason: str
+
+
+@value(frozen=True, slots=True)
+class UncertainWriteEnded:
+    """The answer to a write was lost, and its outcome was looked up.
+
+    The outcome is `written`, `repeated` (it was not written, so it was tried again), or `unknown`
+    (the database could not be asked in time).
+    """
+
+    session_id: str
+    outcome: str
+
+
+@value(frozen=True, slots=True)
+class LeaseRenewed:
+    """The lease of this replica was renewed, or that has `failed`."""
+
+    failed: bool
+
+
+@value(frozen=True, slots=True)
 class CompletionBegan:
     """A call began a completion. Emitted within the call."""
 
@@ -169,6 +208,7 @@ Event: TypeAlias = (
     | BackgroundTaskFailed
     | EngineStateChanged
     | EngineStateMoved
+    | LeaseRenewed
     | PromptEvaluated
     | PromptFoundEvaluated
     | StoreStateChanged
@@ -183,5 +223,8 @@ Event: TypeAlias = (
     | SessionCreated
     | SessionCreationAborted
     | SessionGone
+    | SessionTakenOver
+    | UncertainWriteEnded
+    | WriteFenced
 )
 Observer: TypeAlias = Callable[[Event], None]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ids import unguessable
+from ruvd.core.ports.events import LeaseRenewed, Observer
 from ruvd.stores.postgres.connections import Connections
 from ruvd.stores.postgres.reads import Connection, one
 from ruvd.stores.postgres.writes import give_back
@@ -29,6 +30,7 @@ class Lease:
         self,
         connections: Connections,
         seconds: float,
+        observer: Observer,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -36,6 +38,7 @@ class Lease:
         self.database_now = 0.0
         self._connections = connections
         self._seconds = seconds
+        self._observer = observer
         self._monotonic = monotonic
         self._until = 0.0
         self._unreleased: set[str] = set()
@@ -76,7 +79,12 @@ class Lease:
                 await give_back(db, self.replica, unreleased)
             return float(row[0]) if row else 0.0
 
-        self.database_now = await self._connections.run(renew)
+        try:
+            self.database_now = await self._connections.run(renew)
+        except StoreUnavailable:
+            self._observer(LeaseRenewed(failed=True))
+            raise
+        self._observer(LeaseRenewed(failed=False))
         self._until = asked + self._seconds * (1 - _MARGIN)
         self._unreleased -= unreleased
 

@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ids import unguessable
+from ruvd.core.ports.events import Observer, UncertainWriteEnded
 from ruvd.stores.postgres import writes
 from ruvd.stores.postgres.reads import Connection
 
@@ -27,32 +28,39 @@ class Run(Protocol):
 async def write_until_known(
     run: Run,
     session_id: str,
-    write: Callable[[Connection, str], Awaitable[_T]],
-    *,
+    write: Callable[[Connection, str], Awaitable[_T | None]],
     timeout_seconds: float,
+    observer: Observer,
 ) -> tuple[_T | None, bool]:
     """Runs a write, also again, until its outcome is known.
 
     Returns its result, and whether an earlier try has succeeded whose answer was lost. The result
-    is false if the session is not as the write expects it, which then changes nothing.
+    is None if the session is not as the write expects it, which then changes nothing.
     """
     write_id = unguessable()
     end = time.monotonic() + timeout_seconds
-    pause, unknown = _FIRST_PAUSE_SECONDS, False
+    pause, outcome = _FIRST_PAUSE_SECONDS, ""
 
     async def was_written() -> bool:
-        return await run(lambda db: writes.was_written(db, session_id, write_id))
+        nonlocal outcome
+        found = await run(lambda db: writes.was_written(db, session_id, write_id))
+        outcome = "written" if found else "repeated"
+        return found
 
-    while True:
-        try:
-            if unknown and await was_written():
-                return None, True
-            result = await run(lambda db: write(db, write_id))
-            # The first try may have been applied while the second one waited for it.
-            return result, unknown and not result and await was_written()
-        except StoreUnavailable:
-            unknown = True
-            if time.monotonic() >= end:
-                raise
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+    try:
+        while True:
+            try:
+                if outcome and await was_written():
+                    return None, True
+                result = await run(lambda db: write(db, write_id))
+                # The first try may have been applied while the second one waited for it.
+                return result, bool(outcome) and result is None and await was_written()
+            except StoreUnavailable:
+                outcome = "unknown"
+                if time.monotonic() >= end:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+    finally:
+        if outcome:
+            observer(UncertainWriteEnded(session_id, outcome))

@@ -22,7 +22,7 @@ from ruvd.core.errors import (
 )
 from ruvd.core.ports.background import StartTask, start_unsupervised
 from ruvd.core.ports.clock import StoredClock
-from ruvd.core.ports.events import Observer, StoreBatch
+from ruvd.core.ports.events import Observer, SessionTakenOver, StoreBatch, WriteFenced
 from ruvd.core.ports.room import check_bytes
 from ruvd.core.ports.store import (
     DEFAULT_TOMBSTONES,
@@ -85,7 +85,7 @@ class PostgresStore(ReadingStore):
             prepare=prepare,
             observer=observer,
         )
-        self._lease = Lease(self._connections, lease_seconds)
+        self._lease = Lease(self._connections, lease_seconds, observer)
         self._keeper: asyncio.Task[None] | None = None
         self._ready = False
         self._starting = asyncio.Lock()
@@ -136,6 +136,8 @@ class PostgresStore(ReadingStore):
                 return TurnSnapshot(begun.session, begun.record)
             self._epochs[session_id] = begun.epoch
             self._lease.taken_again(session_id)
+            if begun.former_owner:
+                self._observer(SessionTakenOver(session_id, begun.former_owner))
             window = await reads.exchanges(db, session_id, begun.session.window_start)
             return TurnSnapshot(begun.session, exchanges=window)
 
@@ -167,9 +169,10 @@ class PostgresStore(ReadingStore):
                 self._run,
                 session_id,
                 lambda db, write: writes.commit(db, me, commit, epoch, write),
-                timeout_seconds=self._timeout_seconds,
+                self._timeout_seconds,
+                self._observer,
             )
-            if not changed and not was_lost:
+            if changed is None and not was_lost:
                 await self._refuse(session_id, epoch)
         except StoreUnavailable:
             self._lease.release_later(session_id)
@@ -233,13 +236,14 @@ class PostgresStore(ReadingStore):
                 return None
 
         removed, was_lost = await write_until_known(
-            self._run, session_id, create, timeout_seconds=self._timeout_seconds
+            self._run, session_id, create, self._timeout_seconds, self._observer
         )
         if was_lost:
             await self._recount()
         elif removed is None:
             record = commit.idempotency_record
             if record is not None and record.completion_id:
+                self._observer(WriteFenced(session_id, "created"))
                 raise OwnershipLost(
                     f"another replica has created the session {own(session_id)!r} meanwhile;"
                     " nothing was stored: repeat the call with the same request id"
@@ -255,6 +259,7 @@ class PostgresStore(ReadingStore):
         current = await self.get(session_id)
         if current is None:
             raise SessionNotFound(f"there is no session {own(session_id)!r}")
+        self._observer(WriteFenced(session_id, "in_use" if epoch is None else "taken"))
         if epoch is None:
             raise SessionBusy(f"the session {own(session_id)!r} is in use at another replica")
         raise OwnershipLost(

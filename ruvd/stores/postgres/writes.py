@@ -38,7 +38,7 @@ OWNER_LIVES = (
 MAY_TAKE = f"(sessions.owner IS NULL OR sessions.owner = %(me)s OR NOT {OWNER_LIVES})"
 _BEGIN = f"""
 WITH seen AS (
-    SELECT pk, epoch FROM sessions WHERE id = %(id)s
+    SELECT pk, epoch, owner FROM sessions WHERE id = %(id)s
 ), record AS (
     SELECT {RECORD_FIELDS} FROM receipts r
     LEFT JOIN messages m ON m.branch = r.session AND m.position = r.message_position
@@ -50,7 +50,7 @@ WITH seen AS (
     WHERE id = %(id)s AND expire_time > %(now)s AND {MAY_TAKE} AND NOT EXISTS (TABLE record)
     RETURNING {SESSION_FIELDS}, epoch
 )
-SELECT claimed.epoch, seen.epoch, {SESSION_FIELDS}, record.*
+SELECT claimed.epoch, seen.epoch, seen.owner, {SESSION_FIELDS}, record.*
 FROM seen LEFT JOIN claimed ON true LEFT JOIN record ON true
 """
 _ADD = """
@@ -91,6 +91,7 @@ _INSERT = (
 class Begun:
     """The outcome of `begin`: a session with the epoch of the turn, or the reason for none.
 
+    `former_owner` is the replica that the session was taken from, as its lease was over.
     `elsewhere` says that another living replica has the session.
     """
 
@@ -99,6 +100,7 @@ class Begun:
     record: IdempotencyRecord | None = None
     has_expired: bool = False
     elsewhere: bool = False
+    former_owner: str = ""
 
 
 async def begin(db: Connection, me: str, session_id: str, request_id: str, now: float) -> Begun:
@@ -108,16 +110,13 @@ async def begin(db: Connection, me: str, session_id: str, request_id: str, now: 
         row = await one(db, _BEGIN, values)
         if row is None:
             return Begun()
-        epoch, seen_epoch, session, record = (
-            row[0],
-            row[1],
-            row[2 : 2 + FIELD_COUNT],
-            row[-RECORD_COUNT:],
-        )
+        epoch, seen_epoch, owner = row[:3]
+        session, record = row[3 : 3 + FIELD_COUNT], row[-RECORD_COUNT:]
         if epoch is not None and epoch != seen_epoch + 1:
             continue  # another turn ended meanwhile, and may have committed this request
         if epoch is not None:
-            return Begun(to_session(session), epoch)
+            former = owner if owner and owner != me else ""
+            return Begun(to_session(session), epoch, former_owner=former)
         current = await reads.get(db, session_id)
         if current is None:
             return Begun()
@@ -128,11 +127,13 @@ async def begin(db: Connection, me: str, session_id: str, request_id: str, now: 
         return Begun(elsewhere=True)
 
 
-async def commit(db: Connection, me: str, change: Commit, epoch: int | None, write_id: str) -> bool:
-    """Changes a session in one statement. False if the session is not as the change expects it."""
+async def commit(
+    db: Connection, me: str, change: Commit, epoch: int | None, write_id: str
+) -> Row | None:
+    """Changes a session in one statement. Returns its row, or None if it is not as expected."""
     position = change.session.message_count - len(change.appended)
     values = _values(change, position, write_id) | {"me": me, "epoch": epoch}
-    return await one(db, _UPDATE + _ADD, values) is not None
+    return await one(db, _UPDATE + _ADD, values)
 
 
 async def create(
