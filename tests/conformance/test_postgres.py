@@ -161,6 +161,56 @@ async def test_the_late_commit_of_a_paused_replica_is_refused(postgres: Server) 
         assert texts(await one.exchanges("s", 0)) == ["taken", "re: taken"]
 
 
+async def test_the_late_commit_of_a_paused_replica_does_not_undo_a_change_without_messages(
+    postgres: Server,
+) -> None:
+    async with two(postgres) as (one, other, conninfo):
+        made = await create(one)
+        paused = await one.begin_turn("s", "", 1)
+        end_leases(conninfo)
+        await other.commit(Commit(replace(made, labels={"a": "changed"})))
+        assert paused.session is not None
+        with pytest.raises(OwnershipLost):
+            await one.commit(turn(paused.session, "paused"))
+        found = await one.get("s")
+        assert found is not None
+        assert found.labels == {"a": "changed"}
+
+
+async def test_a_request_that_is_committed_while_another_replica_takes_its_session_runs_once(
+    postgres: Server,
+) -> None:
+    """The commit of a replica whose lease is over comes between the look and the taking."""
+    async with two(postgres) as (one, other, conninfo):
+        await create(one)
+        begun = await one.begin_turn("s", "r", 1)
+        assert begun.session is not None
+        end_leases(conninfo)
+        with psycopg.connect(conninfo) as db:
+            # The commit waits behind this lock, and the taking behind the commit.
+            db.execute("SELECT FROM sessions WHERE id = 's' FOR UPDATE")
+            commit = completed(turn(begun.session, "a"), "r", "c1")
+            committing = asyncio.create_task(one.commit(commit))
+            await waiting_for_locks(conninfo, 1)
+            taking = asyncio.create_task(other.begin_turn("s", "r", 2))
+            await waiting_for_locks(conninfo, 2)
+            db.rollback()
+        await committing
+        seen = await taking
+        assert seen.idempotency_record is not None
+        assert seen.idempotency_record.completion_id == "c1"
+        await other._lease.renew()
+        assert (await one.begin_turn("s", "", 3)).session is not None  # it was given back
+
+
+async def waiting_for_locks(conninfo: str, count: int) -> None:
+    """Returns once so many connections wait for a lock."""
+    statement = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    async with asyncio.timeout(_WAIT_SECONDS):
+        while execute(conninfo, statement) != [(count,)]:  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.05)
+
+
 async def test_a_paused_replica_does_not_give_back_what_another_one_has(postgres: Server) -> None:
     async with two(postgres) as (one, other, conninfo):
         await create(one)

@@ -1,9 +1,9 @@
 """The PostgreSQL schema as numbered migrations; `ruvd_schema` holds how many have run.
 
 It is the SQLite store's schema, with what several daemons need. `owner` is the replica that has the
-session's turn, and `epoch` counts how often a turn was begun: each write names the epoch that it
-belongs to, so that a replica which was paused for too long cannot write any more. `write_id` names
-the last write, for a caller whose connection broke before the answer.
+session's turn, and `epoch` counts the turns that were begun and the writes: the commit of a turn
+names the epoch of its beginning, so that a replica which was paused for too long cannot write any
+more. `write_id` names the last write, for a caller whose connection broke before the answer.
 
 Texts of clients are bytes in UTF-8, or JSON text with escapes, as a PostgreSQL text cannot hold the
 character NUL.

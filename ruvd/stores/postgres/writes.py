@@ -1,9 +1,10 @@
 """The writes that create and change sessions in PostgreSQL, each fenced.
 
 A turn takes its session: `owner` becomes the replica and `epoch` one more. The turn's commit names
-that epoch, so that it changes nothing if another replica has taken the session meanwhile. Other
-writes need a session that no other living replica has. Each names the message count that it is made
-for, and leaves its `write_id`, by which an unknown outcome is looked up.
+that epoch, so that it changes nothing if another replica has taken the session or written to it
+meanwhile. Other writes need a session that no other living replica has. Each write makes `epoch`
+one more, names the message count that it is made for, and leaves its `write_id`, by which an
+unknown outcome is looked up.
 """
 
 from collections.abc import Collection
@@ -73,7 +74,7 @@ SELECT pk FROM target
 """
 _UPDATE = (
     f"WITH target AS (UPDATE sessions SET ({SESSION_COLUMNS}) = ROW({SESSION_VALUES}),"
-    " end_bytes = end_bytes + %(added)s, owner = NULL, write_id = %(write)s"
+    " end_bytes = end_bytes + %(added)s, owner = NULL, epoch = epoch + 1, write_id = %(write)s"
     " WHERE id = %(id)s AND create_time = %(new_create_time)s AND message_count = %(position)s"
     f" AND CASE WHEN %(epoch)s::bigint IS NULL THEN {MAY_TAKE} ELSE epoch = %(epoch)s END"
     " RETURNING pk, end_bytes - %(added)s AS end_before)"
@@ -113,7 +114,9 @@ async def begin(db: Connection, me: str, session_id: str, request_id: str, now: 
         epoch, seen_epoch, owner = row[:3]
         session, record = row[3 : 3 + FIELD_COUNT], row[-RECORD_COUNT:]
         if epoch is not None and epoch != seen_epoch + 1:
-            continue  # another turn ended meanwhile, and may have committed this request
+            # A write came between, and may have committed this request.
+            await give_back(db, me, (session_id,))
+            continue
         if epoch is not None:
             former = owner if owner and owner != me else ""
             return Begun(to_session(session), epoch, former_owner=former)
