@@ -387,6 +387,20 @@ async def test_a_creation_whose_answer_is_lost_happens_once(
         assert of_replicas(events) == [UncertainWriteEnded("s", outcome)]
 
 
+async def test_reads_and_turns_do_not_notice_that_all_connections_were_broken(
+    postgres: Server,
+) -> None:
+    async with linked(postgres) as (store, link, _):
+        made = await create(store, "s", "a")
+        await asyncio.gather(*(store.get("s") for _ in range(50)))  # all connections are open
+        link.is_down = True
+        link.is_down = False
+        assert await store.get("s") == made
+        link.is_down = True
+        link.is_down = False
+        assert (await store.begin_turn("s", "", 1)).session is not None
+
+
 async def test_the_store_is_down_while_there_is_no_way_to_the_server_and_up_after_it(
     postgres: Server,
 ) -> None:

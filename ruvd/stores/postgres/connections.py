@@ -81,17 +81,32 @@ class Connections:
         if self._pool is not None:
             await self._pool.close()
 
-    async def run(self, operation: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
-        """Runs an operation on a connection. Raises StoreUnavailable for a database error, after
-        which it is unknown whether a statement that writes has taken effect."""
+    async def run(
+        self,
+        operation: Callable[[AsyncConnection[Any]], Awaitable[T]],
+        *,
+        repeats: bool = False,
+    ) -> T:
+        """Runs an operation on a connection. Raises StoreUnavailable for a database error.
+
+        It is unknown then whether a statement that writes has taken effect. With `repeats` the
+        operation runs again on another connection if its own is broken, as all those in the pool
+        are after a restart of the server.
+        """
         if self._pool is None:
             raise StoreUnavailable("the store is not open")
+        tries = self._size + 1 if repeats else 1
         try:
-            async with (
-                asyncio.timeout(self._timeout_seconds + _SLACK_SECONDS),
-                self._pool.connection() as db,
-            ):
-                result = await operation(db)
+            async with asyncio.timeout(self._timeout_seconds + _SLACK_SECONDS):
+                while True:
+                    tries -= 1
+                    async with self._pool.connection() as db:
+                        try:
+                            result = await operation(db)
+                            break
+                        except psycopg.Error:
+                            if not (db.broken and tries):
+                                raise
         except psycopg.errors.UniqueViolation:
             raise
         except (psycopg.Error, PoolTimeout, PoolClosed, TimeoutError, OSError) as error:

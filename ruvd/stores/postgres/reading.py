@@ -17,23 +17,23 @@ class ReadingStore(ABC):
 
     async def get(self, session_id: str) -> Session | None:
         """See `Store.get`."""
-        return await self._run(lambda db: reads.get(db, session_id))
+        return await self._read(lambda db: reads.get(db, session_id))
 
     async def exchanges(self, session_id: str, first: int) -> Sequence[Exchange]:
         """See `Store.exchanges`."""
-        return await self._run(lambda db: reads.exchanges(db, session_id, first))
+        return await self._read(lambda db: reads.exchanges(db, session_id, first))
 
     async def messages(
         self, session_id: str, first: int, max_messages: int, max_bytes: int
     ) -> HistoryPart | None:
         """See `Store.messages`."""
-        return await self._run(
+        return await self._read(
             lambda db: reads.messages(db, session_id, first, max_messages, max_bytes)
         )
 
     async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
         """See `Store.size_at`."""
-        return await self._run(lambda db: reads.size_at(db, session_id, exchange_count))
+        return await self._read(lambda db: reads.size_at(db, session_id, exchange_count))
 
     async def list(
         self,
@@ -46,7 +46,7 @@ class ReadingStore(ABC):
         tenant: str | None = None,
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
-        return await self._run(
+        return await self._read(
             lambda db: reads.page(db, after, limit, labels, now, active_or_in_turn, tenant)
         )
 
@@ -54,30 +54,30 @@ class ReadingStore(ABC):
         self, session_id: str, request_id: str
     ) -> IdempotencyRecord | None:
         """See `Store.idempotency_record`."""
-        return await self._run(lambda db: reads.idempotency_record(db, session_id, request_id))
+        return await self._read(lambda db: reads.idempotency_record(db, session_id, request_id))
 
     async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.completion`."""
-        return await self._run(lambda db: reads.completion(db, completion_id))
+        return await self._read(lambda db: reads.completion(db, completion_id))
 
     async def created_by(self, request_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.created_by`."""
-        return await self._run(lambda db: reads.created_by(db, request_id))
+        return await self._read(lambda db: reads.created_by(db, request_id))
 
     async def counts(
         self, now: float, active_or_in_turn: Collection[str] = (), tenant: str | None = None
     ) -> StoreCounts:
         """See `Store.counts`."""
-        return await self._run(lambda db: reads.counts(db, now, active_or_in_turn, tenant))
+        return await self._read(lambda db: reads.counts(db, now, active_or_in_turn, tenant))
 
     async def tenants(
         self, now: float, after: str, limit: int, active_or_in_turn: Collection[str] = ()
     ) -> Sequence[TenantCounts]:
         """See `Store.tenants`."""
-        return await self._run(
+        return await self._read(
             lambda db: reads.tenant_counts(db, now, after, limit, active_or_in_turn)
         )
 
     @abstractmethod
-    async def _run(self, operation: Callable[[Connection], Awaitable[_T]]) -> _T:
+    async def _read(self, operation: Callable[[Connection], Awaitable[_T]]) -> _T:
         """Runs an operation on a connection."""

@@ -142,7 +142,7 @@ class PostgresStore(ReadingStore):
             return TurnSnapshot(begun.session, exchanges=window)
 
         try:
-            return await self._run(begin)
+            return await self._read(begin)
         except SessionElsewhere:
             raise
         except BaseException:
@@ -204,11 +204,11 @@ class PostgresStore(ReadingStore):
 
     async def gone(self, session_id: str, now: float) -> Gone | None:
         """See `Store.gone`."""
-        return await self._run(lambda db: places.gone(db, self._tombstones, session_id, now))
+        return await self._read(lambda db: places.gone(db, self._tombstones, session_id, now))
 
     async def usage(self, tenant: str) -> StoreUsage:
         """See `Store.usage`. O(n) in the tenant's sessions."""
-        return await self._run(lambda db: places.usage(db, tenant, self._count))
+        return await self._read(lambda db: places.usage(db, tenant, self._count))
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """See `Store.expire`. Also purges what deleted sessions have left."""
@@ -268,12 +268,17 @@ class PostgresStore(ReadingStore):
         )
 
     async def _recount(self) -> None:
-        self._count = await self._run(reads.session_count)
+        self._count = await self._read(reads.session_count)
 
     async def _run(self, operation: Callable[[Connection], Awaitable[_T]]) -> _T:
         if not self._ready:
             await self._start()
         return await self._connections.run(operation)
+
+    async def _read(self, operation: Callable[[Connection], Awaitable[_T]]) -> _T:
+        if not self._ready:
+            await self._start()
+        return await self._connections.run(operation, repeats=True)
 
     async def _start(self) -> None:
         """Does what must be done once after the database has answered for the first time."""
@@ -283,9 +288,7 @@ class PostgresStore(ReadingStore):
             await self._connections.run(schema.migrate)
             await self._lease.renew()
             self._clock.follow(self._lease.database_now)
-            self._count = (
-                await self._connections.run(lambda db: reads.counts(db, 0.0, (), None))
-            ).sessions
+            self._count = await self._connections.run(reads.session_count)
             if self._keeper is None:
                 self._keeper = self._start_task("lease of the replica", self._lease.keep)
             self._ready = True
