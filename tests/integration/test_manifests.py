@@ -11,39 +11,40 @@ import asyncio
 import copy
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml  # type: ignore[import-untyped]
-from cluster import ACCOUNT, ISSUERS, NAMESPACE, Cluster
+from cluster import ISSUERS, Cluster
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kubernetes_validate.utils import all_versions  # type: ignore[import-untyped]
+from manifests import (
+    API_SERVER,
+    DEPLOY,
+    MANIFESTS,
+    RUVD,
+    Resource,
+    build,
+    environment_of,
+    needs_kustomize,
+    one,
+    pod_of,
+)
 from running import RunningDaemon
 from ruvd_client import AsyncClient, RuvdError
 from upstream import serving
 
-Resource: TypeAlias = dict[str, Any]
-
-DEPLOY = Path(__file__).parents[2] / "deploy"
-MANIFESTS = DEPLOY / "kubernetes"
-RUVD = Path(sys.executable).with_name("ruvd")
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
-API_SERVER = "https://kubernetes.default.svc"
 # The default directory for temporary files in the container.
 TEMPORARY = "/tmp"  # noqa: S108  a path of the manifests
 # The sidecar needs this after drain_seconds: 1 s to flush streams, 2 s for the engine's process.
 LAST_SECONDS = 3
-
-# What the downward API would say of the pod.
-FIELDS = {"metadata.namespace": NAMESPACE, "spec.serviceAccountName": ACCOUNT}
 
 # A user's kustomizations that include ours: name, resource, components.
 INCLUDING = {
@@ -54,22 +55,7 @@ INCLUDING = {
 }
 VARIANTS = ["embedded", "remote-vllm", *INCLUDING]
 
-renderer = next(
-    (
-        [path, *arguments]
-        for name, *arguments in (("kustomize", "build"), ("kubectl", "kustomize"))
-        if (path := shutil.which(name))
-    ),
-    None,
-)
-pytestmark = pytest.mark.skipif(renderer is None, reason="needs kustomize, or kubectl")
-
-
-def build(folder: Path) -> list[Resource]:
-    assert renderer is not None
-    done = subprocess.run([*renderer, str(folder)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
+pytestmark = needs_kustomize
 
 
 def render(variant: str, scratch: Path) -> list[Resource]:
@@ -99,47 +85,10 @@ def rendered(request: pytest.FixtureRequest, tmp_path: Path) -> list[Resource]:
     return render(request.param, tmp_path)
 
 
-def one(resources: list[Resource], kind: str) -> Resource:
-    (found,) = (each for each in resources if each["kind"] == kind)
-    return found
-
-
-def pod_of(resources: list[Resource], kind: str = "Deployment") -> Resource:
-    pod: Resource = one(resources, kind)["spec"]["template"]["spec"]
-    return pod
-
-
 def sidecar_of(pod: Resource) -> Resource:
     (sidecar,) = pod["initContainers"]
     assert sidecar["name"] == "ruvd"
     found: Resource = sidecar
-    return found
-
-
-def environment_of(container: Resource, resources: list[Resource]) -> dict[str, str]:
-    """Returns the variables that the kubelet would set in the container."""
-    found: dict[str, str] = {}
-    for source in container.get("envFrom", []):
-        reference = source["configMapRef"]
-        for each in resources:
-            if (each["kind"], each["metadata"]["name"]) == ("ConfigMap", reference["name"]):
-                found |= each["data"]
-                break
-        else:
-            assert reference["optional"]
-    for variable in container.get("env", []):
-        if "value" in variable:
-            found[variable["name"]] = re.sub(
-                r"\$\((\w+)\)", lambda name: found[name[1]], variable["value"]
-            )
-        elif "fieldRef" in variable["valueFrom"]:
-            found[variable["name"]] = FIELDS[variable["valueFrom"]["fieldRef"]["fieldPath"]]
-        else:
-            reference = variable["valueFrom"]["secretKeyRef"]
-            secret = one(resources, "Secret")
-            assert secret["metadata"]["name"] == reference["name"]
-            assert reference["key"] in secret["data"]
-            found[variable["name"]] = "a secret"
     return found
 
 
