@@ -9,24 +9,20 @@ ones.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
+import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
-import grpc
 import kubernetes_validate  # type: ignore[import-untyped]
 import password_server
 import pytest
 from certificates import Authority
 from cluster import Cluster
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kubernetes_validate.utils import all_versions  # type: ignore[import-untyped]
 from manifests import (
-    API_SERVER,
     DEPLOY,
     MANIFESTS,
     RUVD,
@@ -37,17 +33,12 @@ from manifests import (
     one,
     pod_of,
 )
-from password_server import PASSWORD, PasswordServer
-from running import RunningDaemon
-from ruvd_client import AsyncClient, RuvdError
-from ruvd_client.security import Tls
+from password_server import PasswordServer
+from replica_pod import WAIT_SECONDS, Replica
+from ruvd_client import RuvdError
 
 # Seconds that a daemon needs after drain_seconds, to flush streams and to end an engine's process.
 LAST_SECONDS = 3
-# The default directory for temporary files in the container.
-TEMPORARY = "/tmp"  # noqa: S108  a path of the manifests
-WAIT_SECONDS = 60
-DATABASE = "postgres.databases.svc:5432"
 
 pytestmark = [needs_kustomize, pytest.mark.timeout(400)]
 
@@ -68,103 +59,6 @@ def folder() -> Iterator[Path]:
 def database(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PasswordServer]:
     with password_server.running(folder / "pg", monkeypatch, tls=True) as server:
         yield server
-
-
-class Replica:
-    """The container of a rendered pod, as a process of this machine."""
-
-    def __init__(
-        self, resources: list[Resource], folder: Path, cluster: Cluster, database: PasswordServer
-    ) -> None:
-        folder.mkdir()
-        self.folder = folder
-        (self.container,) = pod_of(resources)["containers"]
-        self._replaced = {
-            "0.0.0.0:50051": "0.0.0.0:0",
-            "0.0.0.0:50052": "127.0.0.1:0",
-            "sleep 10": "true",
-            API_SERVER: cluster.url,
-            DATABASE: database.address,
-        }
-        self._paths: dict[str, str] = {}
-        for mount in self.container["volumeMounts"]:
-            (folder / mount["name"]).mkdir()
-            self._paths[mount["mountPath"]] = str(folder / mount["name"])
-        variables = environment_of(self.container, resources)
-        # An engine that needs no server.
-        engine = {"RUVD_ENGINE", "RUVD_BASE_URL", "RUVD_MODEL", "RUVD_AFFINITY"}
-        self.environment = {
-            name: self._here(value) for name, value in variables.items() if name not in engine
-        } | {"RUVD_ENGINE": "echo", "TMPDIR": self._here(TEMPORARY)}
-        cluster.project(folder, folder / "ruvd-issuer")
-        certificate, key = cluster.authority.issue("ruvd.prod.svc", "ruvd")
-        for place, content in {
-            "ruvd-tls/tls.crt": certificate,
-            "ruvd-tls/tls.key": key,
-            "ruvd-store/password": f"{PASSWORD}\n".encode(),
-            "ruvd-store/ca.crt": database.ca,
-        }.items():
-            (folder / place).write_bytes(content)
-            (folder / place).chmod(0o440)
-        self.daemon: RunningDaemon
-        self.address = ""
-
-    def _here(self, text: str) -> str:
-        """Replaces the pod's paths and addresses by those of this machine."""
-        for there, replacement in self._replaced.items():
-            text = text.replace(there, replacement)
-        mounted = "|".join(map(re.escape, self._paths))
-        return re.sub(rf"(?<![\w/])({mounted})(?=/|$)", lambda at: self._paths[at[1]], text)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        process = await asyncio.create_subprocess_exec(
-            RUVD, *self.container["args"],
-            stderr=asyncio.subprocess.PIPE, env=self.environment, cwd=self.folder, limit=1 << 20,
-        )  # fmt: skip
-        self.daemon = RunningDaemon(process, self.folder)
-        try:
-            await self.until("startupProbe", passes=True)
-            await self.until("readinessProbe", passes=True)
-            listening = await self.daemon.logged("listening")
-            self.address = f"127.0.0.1:{listening['address'].rpartition(':')[2]}"
-            yield
-        finally:
-            await self.daemon.stop()
-
-    async def passes(self, probe: str) -> bool:
-        """Makes a probe as the kubelet does."""
-        asked = self.container[probe]["grpc"]
-        ports = {each["name"]: each["containerPort"] for each in self.container["ports"]}
-        assert asked["port"] == ports["health"]
-        address = (await self.daemon.logged("serving health"))["address"]
-        async with grpc.aio.insecure_channel(address) as channel:
-            stub: Any = health_pb2_grpc.HealthStub(channel)  # its type stubs lack the methods
-            request = health_pb2.HealthCheckRequest(service=asked["service"])
-            response = await stub.Check(request, timeout=WAIT_SECONDS)
-        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
-
-    async def until(self, probe: str, *, passes: bool) -> None:
-        """Waits until a probe passes, or fails."""
-        async with asyncio.timeout(WAIT_SECONDS):
-            while await self.passes(probe) is not passes:
-                assert self.daemon.process.returncode is None, self.daemon.log
-                await asyncio.sleep(0.1)
-
-    async def prepare_stop(self) -> int:
-        """Runs preStop; returns its exit code."""
-        command = self.container["lifecycle"]["preStop"]["exec"]["command"]
-        path = f"{RUVD.parent}{os.pathsep}{os.defpath}"
-        process = await asyncio.create_subprocess_exec(
-            *map(self._here, command), env={**self.environment, "PATH": path},
-            stdout=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        return await process.wait()
-
-    def client(self, token: str, authority: Path) -> AsyncClient:
-        """A client of this replica, which has the name of the Service for it."""
-        tls = Tls(ca_file=authority, server_name="ruvd.prod.svc")
-        return AsyncClient(self.address, token=token, tls=tls, timeout=WAIT_SECONDS)
 
 
 def test_each_resource_is_valid_in_the_three_newest_kubernetes(resources: list[Resource]) -> None:
@@ -232,6 +126,23 @@ def test_the_grace_period_has_room_for_pre_stop_and_the_drain(resources: list[Re
     assert pod["terminationGracePeriodSeconds"] >= needed
     manual = (DEPLOY.parent / "docs" / "kubernetes.md").read_text()
     assert f"`{slept} + {drain} + 5`" in manual
+
+
+def test_the_kustomization_of_the_manual_adapts_the_replicas(tmp_path: Path) -> None:
+    manual = (DEPLOY.parent / "docs" / "kubernetes.md").read_text()
+    (text,) = re.findall(r"```yaml\n(resources: \[path/to/\S+/shared\]\n.*?)```", manual, re.DOTALL)
+    shutil.copytree(MANIFESTS, tmp_path / "kubernetes")
+    folder = tmp_path / "kubernetes" / "user"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(text.replace("path/to/deploy/kubernetes", ".."))
+
+    adapted = build(folder)
+
+    (container,) = pod_of(adapted)["containers"]
+    assert container["image"] == "registry.mine/ruvd:0.1.0"
+    environment = environment_of(container, adapted)
+    assert "@db.prod.svc/ruvd" in environment["RUVD_STORE"]
+    assert environment["RUVD_ENGINE"] == "openai", "other settings stay"
 
 
 async def test_a_session_moves_from_a_replica_that_is_ended_to_another(
