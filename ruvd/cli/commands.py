@@ -98,6 +98,24 @@ It reads the store's file and calls no daemon. Where you can reach the daemon bu
 To restore, stop the daemon and put the copy in the place of the store, or name it with --store.
 Exit codes: 0 copied and checked, 1 failed, 2 invalid settings."""
 
+_MIGRATE = """Copy all sessions of a SQLite store to PostgreSQL, and compare them.
+
+    ruvd migrate --from sqlite:sessions.db --to postgresql://ruvd@db.example.org/ruvd
+
+Stop the daemon first: turns that it stores afterwards would be missing in the target. While the
+command runs no daemon can open the source. The source is read and not changed. Try --dry-run at any
+time, also while the daemon runs. --while-serving copies from a running daemon's store, to rehearse,
+or if no more turns are made. No daemon may have the target open.
+
+Histories, request ids, completions and tombstones are copied. Repeated requests are answered by the
+target, and not run again. It compares every session in the end. After an interruption run the same
+command again: sessions that are there and equal are skipped. If one differs, it is named and
+nothing is written.
+
+It needs room for a temporary copy of the source, beside it or in --copy-dir.
+
+Exit codes: 0 copied and equal, 1 failed or a session of the source is damaged, 2 wrong usage."""
+
 _END = """Delete sessions with their messages; their running turns fail.
 
 Within 10 s after the command nothing of them is in the daemon's files, except what a fork shares.
@@ -169,6 +187,7 @@ app.command(
     help="Show what the daemon measured since its start.",
 )
 app.command("ruvd.cli.backup:backup", name="backup", help=_BACKUP)
+app.command("ruvd.cli.migrate:migrate", name="migrate", help=_MIGRATE)
 
 admin = cyclopts.App(name="admin", help=_ADMIN)
 admin.command("ruvd.cli.admin:status", name="status", help=_STATUS)

@@ -6,7 +6,6 @@ left as it is.
 """
 
 import errno
-import fcntl
 import os
 import sqlite3
 from collections.abc import Generator
@@ -16,10 +15,10 @@ from typing import Literal, TypeAlias
 
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.store import StoreLocked
-from ruvd.core.private_files import open_private
 from ruvd.stores.sqlite.checksums import lenient_text
 from ruvd.stores.sqlite.file_watch import FileWatch
 from ruvd.stores.sqlite.leftovers import check_leftovers
+from ruvd.stores.sqlite.lock import take_lock
 from ruvd.stores.sqlite.page_file import PageFile
 from ruvd.stores.sqlite.read_only import check_schema, is_read_only, read_only_mode
 from ruvd.stores.sqlite.schema import MIGRATIONS, migrate, schema_version
@@ -236,32 +235,8 @@ class DatabaseFile:
         attach(db, self.sealing, may_write=True)
 
     def _take_lock(self) -> None:
-        if self._lock is not None:
-            return
-        path = f"{self.path}.lock"
-        try:
-            lock, is_writable = open_private(path, os.O_RDWR | os.O_CREAT), True
-        except OSError:
-            if not Path(path).exists():
-                raise
-            # A lock that cannot be written still excludes others while the database is read.
-            lock, is_writable = open_private(path, os.O_RDONLY), False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_writable:
-                os.ftruncate(lock, 0)
-                os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        except BlockingIOError as held:
-            holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(lock)
-            raise StoreLocked(
-                f"{self.path} is in use by another ruvd (process {holder}, by {path}): stop it,"
-                " or use another file"
-            ) from held
-        except BaseException:
-            os.close(lock)
-            raise
-        self._lock = lock
+        if self._lock is None:
+            self._lock = take_lock(self.path)
 
 
 @contextmanager
