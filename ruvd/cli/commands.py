@@ -116,6 +116,14 @@ It needs room for a temporary copy of the source, beside it or in --copy-dir.
 
 Exit codes: 0 copied and equal, 1 failed or a session of the source is damaged, 2 wrong usage."""
 
+_DOCTOR = """Say what the settings of the store do to the daemon's promises.
+
+It takes the settings of `ruvd serve` and asks the store itself: for PostgreSQL how commits reach
+the disk and the standbys, for SQLite the durability and the file system. Nothing is changed. The
+daemon logs the risks as warnings when it starts.
+
+Exit codes: 0 no risk, 1 a risk or no answer, 2 invalid settings."""
+
 _END = """Delete sessions with their messages; their running turns fail.
 
 Within 10 s after the command nothing of them is in the daemon's files, except what a fork shares.
@@ -187,6 +195,7 @@ app.command(
     help="Show what the daemon measured since its start.",
 )
 app.command("ruvd.cli.backup:backup", name="backup", help=_BACKUP)
+app.command("ruvd.cli.doctor:doctor", name="doctor", help=_DOCTOR)
 app.command("ruvd.cli.migrate:migrate", name="migrate", help=_MIGRATE)
 
 admin = cyclopts.App(name="admin", help=_ADMIN)

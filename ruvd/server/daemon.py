@@ -25,7 +25,13 @@ from ruvd.core.ports.events import StoreStateChanged
 from ruvd.core.ports.store import Store, StoreLocked
 from ruvd.core.statistics import Statistics
 from ruvd.rpc.health import Health, Readiness
-from ruvd.server import admin_socket, log_observer, periodic, runtime_tuning
+from ruvd.server import (
+    admin_socket,
+    log_observer,
+    periodic,
+    runtime_tuning,
+    store_diagnosis,
+)
 from ruvd.server.administration import Administration, build_admin_service
 from ruvd.server.auditing import build_audit
 from ruvd.server.background import BackgroundTasks
@@ -148,6 +154,7 @@ class Daemon:
                 await each.start()
             await engine.start()
             background.start("memory", memory.watch)
+            background.start("diagnosis of the store", partial(store_diagnosis.report, settings))
             periodic.start_session_tasks(
                 background, core, clock, readiness, settings.sweep_interval_seconds
             )

@@ -13,6 +13,19 @@ from wire import contents, say
 from ruvd.cli import run
 
 
+async def test_a_daemon_warns_at_its_start_of_a_server_that_may_lose_turns(
+    daemon: StartDaemon, tmp_path: Path
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="ruvd-pg-", dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        with running(Path(directory) / "server", ["-c", "synchronous_commit=off"]) as server:
+            url = f"postgresql://ruvd@/postgres?host={server.directory}"
+            async with daemon("--engine", "echo", "--store", url, folder=tmp_path) as started:
+                warning = "a setting of the store weakens a promise"
+                await started.logged(warning)
+                await started.logged(warning, setting="synchronous_commit", value="off")
+
+
 async def test_a_repeated_request_is_answered_by_the_daemon_on_the_new_store(
     daemon: StartDaemon, tmp_path: Path
 ) -> None:

@@ -1,0 +1,40 @@
+"""`ruvd doctor`: says what the settings of the store do to the daemon's promises."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ruvd.cli.terminal import fail, out, print_error, printable
+from ruvd.config.loader import SettingsInvalid, load
+from ruvd.core.errors import StoreUnavailable
+from ruvd.server.store_diagnosis import diagnose
+
+_USAGE = 2
+
+
+def doctor(
+    *,
+    store: Annotated[str | None, Parameter(help="Store, as for `ruvd serve`.")] = None,
+    config: Annotated[
+        Path | None, Parameter(help="Settings file. Default: RUVD_CONFIG, or ./ruvd.toml.")
+    ] = None,
+) -> int:
+    """Runs `ruvd doctor`; returns its exit code."""
+    try:
+        settings, _ = load({} if store is None else {"store": store}, file=config)
+    except SettingsInvalid as error:
+        print_error(str(error))
+        return _USAGE
+    try:
+        found = asyncio.run(diagnose(settings))
+    except (StoreUnavailable, OSError) as error:
+        fail(str(error))
+    except ImportError as error:
+        fail(f"the store needs the package psycopg ({error}): install 'ruvd[postgres]'")
+    for each in found:
+        mark = "RISK" if each.is_risk else "ok"
+        text = printable(f"{mark:<5}{each.name} = {each.value}: {each.meaning}")
+        out.print(text, markup=False, style="red" if each.is_risk else "")
+    return 1 if any(each.is_risk for each in found) else 0
