@@ -203,8 +203,8 @@ async def test_a_crash_of_the_server_loses_no_acknowledged_turn(
                     await asyncio.gather(*talks)
                 for name, texts in acknowledged.items():
                     assert (await contents(stubs[0], name))[::2] == texts
-                allowed = {"SESSION_BUSY", "SESSION_EXISTS", "OWNERSHIP_LOST"}
-                assert {"STORE_UNAVAILABLE"} <= reasons <= {"STORE_UNAVAILABLE", *allowed}
+                # A call may also wait for the server, and then not fail at all.
+                assert reasons <= {"STORE_UNAVAILABLE", "SESSION_BUSY", "OWNERSHIP_LOST"}
 
 
 async def test_a_stateless_call_needs_no_store(
