@@ -113,12 +113,13 @@ async def test_a_stopped_engine_takes_no_turn_and_no_readiness_for_longer_than_i
         options.extra_body["ignore_eos"] = True  # it goes on for as long as this test needs
         call = stub.Complete(turn("Count to a thousand.", "s", options=options))
         # Before its first token the turn would be asked of the next process, and succeed.
-        while not (await call.read()).event.HasField("delta"):
-            pass
+        async for response in call:
+            if response.event.HasField("delta"):
+                break
         child.suspend()
         began = time.monotonic()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            while await call.read() != grpc.aio.EOF:
+            async for _ in call:
                 pass
         assert details(caught.value)[0] == "ENGINE_UNAVAILABLE"
         await running.logged("engine down")
