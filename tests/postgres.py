@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 
 import psycopg
+import pytest
 
 _START_SECONDS = 60.0
 _numbers = count()
@@ -23,7 +24,8 @@ def programs() -> Path:
     """The directory of the server's programs, which Debian does not put into PATH."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     found = shutil.which("initdb")
-    assert versions or found, "PostgreSQL is not installed: on Debian, apt-get install postgresql"
+    if not versions and not found:
+        pytest.skip("needs PostgreSQL's server: on Debian, apt-get install postgresql")
     return versions[-1] if versions else Path(str(found)).resolve().parent
 
 

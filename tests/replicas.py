@@ -110,7 +110,7 @@ class Replica:
 
 @dataclass
 class Run:
-    """What the callers have seen."""
+    """The turns that the callers have made, and all that went wrong."""
 
     options: argparse.Namespace
     choose: random.Random

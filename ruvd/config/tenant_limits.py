@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Any
 
 from ruvd.core.tenant_limits import UNLIMITED, LimitsOf, TenantLimits
+from ruvd.core.text import name_pattern
 
-_WILDCARDS = {"*": "[^/]*", "**": ".*"}
 _COUNTS = (
     "max_sessions",
     "max_stored_bytes",
@@ -42,8 +42,7 @@ def parse_limits(text: str) -> tuple[re.Pattern[str], TenantLimits]:
                 f"{', '.join(_KEYS)}"
             )
         found[key] = value
-    parts = re.split(r"(\*{1,2})", name)
-    pattern = re.compile("".join(_WILDCARDS.get(part) or re.escape(part) for part in parts))
+    pattern = name_pattern(name)
     limits: dict[str, Any] = {"weight": _weight(text, found.get("weight", "1"))}
     limits |= {key: _count(text, key, found[key]) for key in _COUNTS if key in found}
     limits |= {key: _names(found[key]) for key in _LISTS if key in found}

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ruvd.core.text import name_pattern
 from ruvd.rpc.identity.caller import Identity, Role
 
-_WILDCARDS = {"*": "[^/]*", "**": ".*"}
 _TENANT = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -31,7 +31,7 @@ class IdentityRules:
         """
         self._credential = credential
         self._rules = [
-            _Rule(_compile(pattern), tenant, Role(role)) for pattern, tenant, role in rules
+            _Rule(name_pattern(pattern), tenant, Role(role)) for pattern, tenant, role in rules
         ]
 
     def identify(self, name: str, tenant: str = "") -> Identity | None:
@@ -47,8 +47,3 @@ class IdentityRules:
                     return None
                 return Identity(chosen, rule.role, name, self._credential)
         return None
-
-
-def _compile(pattern: str) -> re.Pattern[str]:
-    parts = re.split(r"(\*{1,2})", pattern)
-    return re.compile("".join(_WILDCARDS.get(part) or re.escape(part) for part in parts))
