@@ -1,7 +1,8 @@
 """The composition root: builds the parts that the settings ask for, and connects them.
 
-An adapter is imported only when it is chosen, so that a daemon does not load libraries that it does
-not use. `ruvd.server.daemon` starts and stops the parts.
+Telemetry is imported only when it is on, so that a daemon does not load libraries that it does not
+use. `ruvd.server.daemon` starts and stops the parts. The store and the engine are built by
+`ruvd.server.store_composition` and `ruvd.server.engine_composition`.
 """
 
 import logging
@@ -17,13 +18,11 @@ from ruvd.core.completions.completion import CompletionPolicy
 from ruvd.core.completions.prewarming import Prewarmer
 from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.model import ContextWindow, Rendering
-from ruvd.core.ports.background import StartTask
-from ruvd.core.ports.clock import Clock, StoredClock
+from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import Observer
 from ruvd.core.ports.memory import Memory
-from ruvd.core.ports.secrets import SecretSource
-from ruvd.core.ports.store import Store, StoreLocked, TombstoneLimits
+from ruvd.core.ports.store import Store
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import SessionPolicy
 from ruvd.core.sessions.registry import SessionRegistry
@@ -37,15 +36,12 @@ from ruvd.server import logs
 from ruvd.server.memory_budget import MemoryBudget
 from ruvd.server.memory_limits import (
     daemon_limit_bytes,
-    engine_limit_bytes,
     group_limit_bytes,
-    scratch_limit_bytes,
 )
 from ruvd.server.observers import Observers
 from ruvd.telemetry import conventions, environment
 
 if TYPE_CHECKING:
-    from ruvd.sealing.keys import OperatorKeys
     from ruvd.telemetry.setup import Monitoring
 
 _log = logging.getLogger("ruvd.daemon")
@@ -162,173 +158,6 @@ def build_monitoring(settings: Settings, statistics: Statistics) -> "Monitoring 
     chosen = conventions.chosen(os.environ)
     provider = conventions.provider(settings.engine, settings.affinity, settings.base_url)
     return Monitoring(telemetry, chosen, provider, statistics)
-
-
-def build_store(
-    settings: Settings,
-    clock: StoredClock,
-    observer: Observer,
-    start_task: StartTask,
-    keys: "OperatorKeys | None",
-) -> Store:
-    """Builds the store that the settings name. The keys encrypt the content of a sqlite store."""
-    if settings.is_postgres:
-        return _build_postgres(settings, clock, observer, start_task)
-    path = settings.sqlite_path
-    if path is None:
-        from ruvd.stores.memory import MemoryStore
-
-        return MemoryStore(_tombstones(settings))
-    from ruvd.stores.sqlite.store import SqliteStore
-
-    sealing = None
-    if keys is not None:
-        from ruvd.stores.sqlite.sealed_rows import SealedRows
-
-        sealing = SealedRows(keys)
-    return SqliteStore(
-        path,
-        durability=settings.durability,
-        clock=clock,
-        observer=observer,
-        sealing=sealing,
-        tombstones=_tombstones(settings),
-    )
-
-
-def _tombstones(settings: Settings) -> TombstoneLimits:
-    return TombstoneLimits(
-        settings.gone_session_retention_seconds,
-        settings.max_gone_sessions,
-        _TENANTS_GONE * settings.max_gone_sessions,
-    )
-
-
-def _build_postgres(
-    settings: Settings, clock: StoredClock, observer: Observer, start_task: StartTask
-) -> Store:
-    try:
-        from ruvd.stores.postgres.store import PostgresStore
-    except ImportError as error:
-        raise StoreLocked(
-            f"the store {settings.store} needs the package psycopg ({error}): install"
-            " 'ruvd[postgres]'"
-        ) from None
-    path = settings.store_password_file
-    return PostgresStore(
-        settings.store,
-        clock=clock,
-        observer=observer,
-        password=(lambda: path.read_text().strip()) if path else (lambda: ""),
-        connections=settings.store_connections,
-        timeout_seconds=settings.store_timeout_seconds,
-        lease_seconds=settings.store_lease_seconds,
-        prepare=settings.store_prepares,
-        start_task=start_task,
-        tombstones=_tombstones(settings),
-    )
-
-
-def store_is_newer(settings: Settings) -> bool:
-    """Tells whether a newer ruvd wrote the store's file, which no retry can change."""
-    path = settings.sqlite_path
-    if path is None:
-        return False
-    from ruvd.stores.sqlite.read_only import is_newer
-
-    return is_newer(path)
-
-
-def build_engine(
-    settings: Settings,
-    observer: Observer,
-    start_task: StartTask,
-    secrets: list[SecretSource],
-    keys: "OperatorKeys | None",
-) -> Engine:
-    """Builds the engine that the settings name, with the check of structured answers.
-
-    Adds its files with secrets to `secrets`. The keys encrypt saved KV states.
-    """
-    engine = _build_engine(settings, observer, start_task, secrets, keys)
-    if settings.engine == "echo":
-        return engine
-    from ruvd.engines.validated.engine import ValidatedEngine
-
-    return ValidatedEngine(engine)
-
-
-def _build_engine(
-    settings: Settings,
-    observer: Observer,
-    start_task: StartTask,
-    secrets: list[SecretSource],
-    keys: "OperatorKeys | None",
-) -> Engine:
-    if settings.engine == "echo":
-        from ruvd.engines.echo.engine import EchoEngine
-
-        return EchoEngine(
-            delay_seconds=settings.echo_delay_seconds,
-            nonce=settings.echo_nonce,
-            faults=settings.echo_faults,
-            observer=observer,
-        )
-    if settings.engine == "openai":
-        from ruvd.engines.openai.engine import OpenAIEngine
-
-        engine = OpenAIEngine(
-            observer=observer,
-            base_urls=settings.base_url,
-            model=settings.model,
-            api_key=settings.api_key.get_secret_value(),
-            api_key_file=settings.api_key_file,
-            affinity=settings.affinity,
-            affinity_header=settings.affinity_header,
-            cache_salt=settings.cache_salt.get_secret_value(),
-            send_back=settings.send_back,
-            ca_file=settings.ca_file,
-            client_cert_file=settings.client_cert_file,
-            client_key_file=settings.client_key_file,
-            connect_seconds=settings.connect_seconds,
-            read_seconds=settings.read_seconds,
-            total_seconds=settings.total_seconds,
-            max_parallel=settings.max_parallel,
-            retries=settings.retries,
-            max_retry_after_seconds=settings.max_retry_after_seconds,
-            health_check_seconds=settings.health_check_seconds,
-            start_task=start_task,
-        )
-        secrets.append(engine.api_key)
-        return engine
-    from ruvd.engines.llama.engine import LlamaEngine
-
-    scratch = None
-    if keys is not None:
-        from ruvd.engines.llama.scratch import Scratch
-
-        scratch = Scratch(settings.kv_scratch_dir, keys)
-    return LlamaEngine(
-        observer=observer,
-        model_path=settings.llama_model,
-        server_path=settings.llama_server,
-        server_args=settings.llama_server_args,
-        context_tokens=settings.llama_context_tokens,
-        answer_tokens=settings.llama_answer_tokens,
-        slots=settings.llama_slots,
-        threads=settings.llama_threads,
-        batch_tokens=settings.llama_batch_tokens,
-        max_memory_bytes=engine_limit_bytes(settings, group_limit_bytes()),
-        start_seconds=settings.engine_start_seconds,
-        hang_seconds=settings.engine_hang_seconds,
-        states_path=settings.states_path,
-        states_path_is_default=settings.kv_cache_dir is None,
-        states_bytes=settings.kv_cache_bytes,
-        scratch=scratch,
-        scratch_bytes=scratch_limit_bytes(settings, group_limit_bytes()),
-        evaluate_ahead=settings.evaluates_ahead,
-        start_task=start_task,
-    )
 
 
 def build_memory_budget(settings: Settings, readiness: Readiness) -> MemoryBudget:

@@ -1,9 +1,9 @@
 """The daemon's lifecycle: start, listen, health, signals, drain, stop.
 
-`ruvd.server.composition` builds the parts. They start in this order: signal handlers (the first
-process of a container has no default ones), store, sockets, engine (in the background). On SIGTERM
-the daemon refuses new turns, lets running turns end within `drain_seconds`, cancels the rest, and
-stops the servers, the engine and the store.
+`ruvd.server.composition` and its neighbours build the parts. They start in this order: signal
+handlers (the first process of a container has no default ones), store, sockets, engine (in the
+background). On SIGTERM the daemon refuses new turns, lets running turns end within `drain_seconds`,
+cancels the rest, and stops the servers, the engine and the store.
 """
 
 import asyncio
@@ -37,19 +37,18 @@ from ruvd.server.auditing import build_audit
 from ruvd.server.background import BackgroundTasks
 from ruvd.server.composition import (
     build_core,
-    build_engine,
     build_memory_budget,
     build_monitoring,
-    build_store,
     build_tenant_statistics,
-    store_is_newer,
 )
 from ruvd.server.directories import report_loose_directories
 from ruvd.server.encryption import build_encryption
+from ruvd.server.engine_composition import build_engine
 from ruvd.server.grpc_servers import GrpcServers
 from ruvd.server.log_level import LogLevelControl
 from ruvd.server.observers import Observers
 from ruvd.server.security import build_security, report_unlimited_tenants
+from ruvd.server.store_composition import build_store, store_is_newer
 from ruvd.server.system_clock import SystemClock, read_boot_id
 from ruvd.server.unix_socket import AddressUnavailable, SocketClaim, socket_mode
 
