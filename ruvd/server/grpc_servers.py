@@ -17,7 +17,8 @@ from ruvd.rpc.admin.caller import SocketOwner
 from ruvd.rpc.admin.service import SERVICE as ADMIN_SERVICE
 from ruvd.rpc.admin.service import AdminService, refuse_all
 from ruvd.rpc.health import SERVICE, Health
-from ruvd.rpc.interceptor import CallerCheck, RpcInterceptor
+from ruvd.rpc.interceptor import RpcInterceptor
+from ruvd.rpc.ports import CallerCheck
 from ruvd.server import runtime_tuning
 from ruvd.server.auditing import Audit
 from ruvd.server.composition import Core
