@@ -8,8 +8,6 @@ with usage and no choices, or by the complete body. A body that breaks off is an
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import replace
-from functools import partial
 from typing import Any, TypeVar
 
 import httpx
@@ -24,29 +22,21 @@ from ruvd.engines.chat.errors import (
     CONNECTION_ERRORS,
     EngineErrorTranslator,
     clip,
-    response_error,
 )
 from ruvd.engines.chat.messages import SendBack
-from ruvd.engines.chat.redirects import redirect_target
 from ruvd.engines.chat.request import DEFAULT_SEND_BACK, Rewrite, encode
-from ruvd.engines.chat.retryable import was_stale
-from ruvd.engines.http.content_encoding import decoded
+from ruvd.engines.chat.sender import RequestSender, read_body
 from ruvd.engines.http.timeouts import ReadTimeout
 from ruvd.engines.http.transport import Request, Response, Transport
 
 T = TypeVar("T")
 
-_MAX_ERROR_BYTES = 65_536
 _MAX_BODY_BYTES = 4 << 20
 # More may follow a confirmed end for this long. Some servers never end the stream.
 _TAIL_SECONDS = 5.0
 # The response's end may follow [DONE] for this long. Only a response that was read to its end
 # leaves its connection for another request.
 _END_SECONDS = 0.1
-_MAX_REDIRECTS = 4
-# The number of idle connections that may turn out to be closed, one after the other.
-_MAX_STALE_CONNECTIONS = 2
-_BODILESS = (204, 205)
 _NO_HEADERS: Mapping[str, str] = {}
 _NO_FIELDS: Mapping[str, Any] = {}
 
@@ -80,15 +70,17 @@ class ChatCompletionsClient:
     ) -> None:
         self._api_key = api_key or ApiKey()
         self._translated_errors = EngineErrorTranslator(self._api_key.redact)
-        self._translated_head_errors = EngineErrorTranslator(self._api_key.redact, before_head=True)
         self._max_tokens_field = max_tokens_field
         self._rewrite = rewrite
-        self._max_retry_after_seconds = max_retry_after_seconds
         self._send_back = send_back
         self._read_seconds = read_seconds
         self._connect_seconds = connect_seconds
-        self._transport = transport
-        self._is_closed = False
+        self._sender = RequestSender(
+            transport,
+            self._api_key,
+            connect_seconds=connect_seconds,
+            max_retry_after_seconds=max_retry_after_seconds,
+        )
         self._base_url = base_url
         self._completions_url = httpx.URL(self._below("/chat/completions"))
         self._headers = (
@@ -118,8 +110,8 @@ class ChatCompletionsClient:
         """
         request = self._request(method, url, content)
         with self._translated_errors, self._timeout(_now() + seconds) as timeout:
-            async with aclosing(await self._send(request, timeout)) as response:
-                content = await _read_body(response, _MAX_BODY_BYTES + 1, timeout)
+            async with aclosing(await self._sender.send(request, timeout)) as response:
+                content = await read_body(response, _MAX_BODY_BYTES + 1, timeout)
             if len(content) > _MAX_BODY_BYTES:
                 raise EngineUnavailable("the engine's answer makes no sense: it has no end")
             return msgspec.json.decode(content, type=into)
@@ -137,8 +129,8 @@ class ChatCompletionsClient:
         """Requests the models and ignores the body. Raises as `models`."""
         request = self._request("GET", "/models")
         with self._translated_errors, self._timeout(_now() + seconds) as timeout:
-            async with aclosing(await self._send(request, timeout)) as response:
-                await _read_body(response, _MAX_BODY_BYTES, timeout)
+            async with aclosing(await self._sender.send(request, timeout)) as response:
+                await read_body(response, _MAX_BODY_BYTES, timeout)
 
     def encode(
         self, request: EngineRequest, *, model: str, extra: Mapping[str, Any] = _NO_FIELDS
@@ -182,7 +174,7 @@ class ChatCompletionsClient:
             self._connect_seconds,
         )
         with self._translated_errors, self._timeout(deadline) as timeout:
-            async with aclosing(await self._send(http_request, timeout)) as response:
+            async with aclosing(await self._sender.send(http_request, timeout)) as response:
                 decoder = self._decoder(response, model)
                 while not (decoder.ended and response.is_whole):
                     try:
@@ -210,8 +202,7 @@ class ChatCompletionsClient:
 
     async def close(self) -> None:
         """Closes every connection. Idempotent."""
-        self._is_closed = True
-        await self._transport.aclose()
+        await self._sender.close()
 
     def _request(self, method: str, url: str, content: bytes = b"") -> Request:
         absolute = httpx.URL(self._below(url) if url.startswith("/") else url)
@@ -227,63 +218,6 @@ class ChatCompletionsClient:
         base, mark, query = self._base_url.partition("?")
         return f"{base}{path}{mark}{query}"
 
-    async def _send(self, request: Request, timeout: ReadTimeout) -> Response:
-        """Returns the response, whose status is 2xx. Must be called in `_translated_errors`."""
-        if key := await timeout.wait(self._api_key.current):
-            request.headers = (*request.headers, (b"Authorization", b"Bearer %s" % key.encode()))
-        self._check_open()
-        response = await self._send_following(request, timeout)
-        if httpx.codes.is_success(response.status) and response.status not in _BODILESS:
-            return response
-        async with aclosing(response):
-            content = await _read_body(response, _MAX_ERROR_BYTES, timeout)
-        raise response_error(
-            response.status,
-            content,
-            content_type=response.header("content-type"),
-            retry_after=response.header("retry-after"),
-            date=response.header("date"),
-            max_retry_after_seconds=self._max_retry_after_seconds,
-        )
-
-    async def _send_following(self, request: Request, timeout: ReadTimeout) -> Response:
-        """Returns the decoded response, after redirects that keep the method, the body and the
-        origin. Another origin must get neither the key nor the conversation."""
-        origin = request.url
-        for _ in range(_MAX_REDIRECTS):
-            response = await self._send_replacing_stale(request, timeout)
-            try:
-                response = decoded(response)
-                if not httpx.codes.is_redirect(response.status):
-                    return response
-                request = replace(request, url=redirect_target(response, request.url, origin))
-            except BaseException:
-                await response.aclose()
-                raise
-            await response.aclose()
-        raise EngineUnavailable(f"the engine redirects in a circle, to {request.url.path}")
-
-    async def _send_replacing_stale(self, request: Request, timeout: ReadTimeout) -> Response:
-        """Returns the response, over another connection if the server has closed an idle one.
-
-        A stale connection is no failure of the server, so it takes nothing from the retries.
-        """
-        for _ in range(_MAX_STALE_CONNECTIONS):
-            try:
-                return await self._send_once(request, timeout)
-            except EngineUnavailable as error:
-                if not was_stale(error):
-                    raise
-                self._check_open()
-        return await self._send_once(request, timeout)
-
-    async def _send_once(self, request: Request, timeout: ReadTimeout) -> Response:
-        with self._translated_head_errors:
-            return await timeout.wait(
-                partial(self._transport.send, request),
-                first_read_extra_seconds=self._connect_seconds,
-            )
-
     def _decoder(self, response: Response, model: str) -> BodyDecoder:
         marks = self._send_back is not None and bool(self._send_back.reasoning)
         kind = response.header("content-type")
@@ -294,20 +228,8 @@ class ChatCompletionsClient:
         only this one server."""
         return "" if self._send_back is None else origin(self._base_url, model)
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise EngineUnavailable("the connection to the engine is closed")
-
     def _timeout(self, deadline: float | None) -> ReadTimeout:
         return ReadTimeout(deadline, self._read_seconds)
-
-
-async def _read_body(response: Response, max_bytes: int, timeout: ReadTimeout) -> bytes:
-    """Returns the body, or about its first `max_bytes`."""
-    content = b""
-    while len(content) < max_bytes and (part := await timeout.wait(response.read)):
-        content += part
-    return content
 
 
 def _now() -> float:
