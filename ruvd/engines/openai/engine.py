@@ -5,7 +5,6 @@ after the other without a pause; only the next attempt waits.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
@@ -17,21 +16,18 @@ from ruvd.core.errors import EngineTimeout, EngineUnavailable, RuvdError
 from ruvd.core.model import Message, Role
 from ruvd.core.ports.background import StartTask, start_unsupervised
 from ruvd.core.ports.engine import EngineChunk, EngineDone, EngineRequest, PrefixCache
-from ruvd.core.ports.events import EngineStateChanged, Observer, PromptEvaluated
+from ruvd.core.ports.events import Observer, PromptEvaluated
 from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.credentials import ApiKey
 from ruvd.engines.chat.retryable import may_go_elsewhere, never_sent, refuses_credentials
 from ruvd.engines.http.factory import TransportFactory, transport_factory
 from ruvd.engines.openai.affinity import Affinity, Preset
 from ruvd.engines.openai.circuit_breaker import CircuitBreaker
+from ruvd.engines.openai.health_checks import HealthChecks
 from ruvd.engines.openai.retries import RetryBudget, attempts
 from ruvd.engines.openai.send_back import SendBackPreset, send_back
 from ruvd.engines.openai.upstream import Call, Upstream
 
-# The interval of health checks while all servers are down.
-_DOWN_CHECK_SECONDS = 1.0
-# The shortest interval, also if many failing calls request a check.
-_MIN_CHECK_SECONDS = 0.2
 # The timeout of a health check, after connecting.
 _CHECK_SECONDS = 5.0
 
@@ -75,7 +71,6 @@ class OpenAIEngine:
         monotonic: Callable[[], float] = time.monotonic,
         start_task: StartTask = start_unsupervised,
     ) -> None:
-        self._observer = observer
         self._start_task = start_task
         self._base_urls = tuple(base_urls)
         self._model = model
@@ -90,7 +85,6 @@ class OpenAIEngine:
         self._total_seconds = total_seconds
         self._retries = retries
         self._max_retry_after_seconds = max_retry_after_seconds
-        self._health_check_seconds = health_check_seconds
         self._make_breaker = partial(
             CircuitBreaker,
             failures=breaker_failures,
@@ -101,11 +95,13 @@ class OpenAIEngine:
         self._budget = RetryBudget()
         self._upstreams: Sequence[Upstream] = ()
         self._open_lock = asyncio.Lock()
-        self._check_task: asyncio.Task[None] | None = None
-        self._first_check_done = asyncio.Event()
-        self._check_requested = asyncio.Event()
-        self._reported_up: bool | None = None
-        self._open_problem = "the engine has not been started"
+        self._checks = HealthChecks(
+            self._open,
+            observer,
+            model=model,
+            interval_seconds=health_check_seconds,
+            check_seconds=connect_seconds + min(read_seconds, _CHECK_SECONDS),
+        )
         self._is_closed = False
 
     @property
@@ -125,22 +121,21 @@ class OpenAIEngine:
 
     async def start(self) -> None:
         """Starts the health checks of the servers, and returns at once."""
-        if self._check_task is None and not self._is_closed:
-            self._check_task = self._start_task("health checks of servers", self._run_checks)
+        if not self._is_closed:
+            self._checks.start(self._start_task)
 
     @property
     def is_ready(self) -> bool:
         """See `Engine.is_ready`."""
-        return not self._is_closed and not self._is_out_of_reach()
+        return not self._is_closed and not self._checks.is_out_of_reach
 
     async def ready(self) -> None:
         """Waits for the first health check. Raises EngineUnavailable if all servers are down."""
         self._check_open()
-        if self._check_task is not None:
-            await self._first_check_done.wait()
+        await self._checks.wait_first()
         self._check_open()
-        if self._is_out_of_reach():
-            raise EngineUnavailable(self._down_reason())
+        if self._checks.is_out_of_reach:
+            raise EngineUnavailable(self._checks.down_reason())
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """See `Engine.generate`."""
@@ -164,7 +159,7 @@ class OpenAIEngine:
                 return await upstream.client.models(seconds=self._read_seconds)
             except RuvdError as failure:
                 error = failure
-        raise error or EngineUnavailable(self._down_reason())
+        raise error or EngineUnavailable(self._checks.down_reason())
 
     @property
     def prefix_cache(self) -> PrefixCache | None:
@@ -197,10 +192,7 @@ class OpenAIEngine:
     async def close(self) -> None:
         """Closes every connection. Idempotent."""
         self._is_closed = True
-        self._first_check_done.set()
-        if self._check_task is not None:
-            self._check_task.cancel()
-            await asyncio.wait([self._check_task])
+        await self._checks.close()
         async with self._open_lock:
             for upstream in self._upstreams:
                 await upstream.client.close()
@@ -233,7 +225,7 @@ class OpenAIEngine:
                     return call
             except RuvdError as failure:
                 if never_sent(failure):
-                    self._check_requested.set()
+                    self._checks.request()
                 if refuses_credentials(failure):
                     self.api_key.forget()
                 if not may_go_elsewhere(failure):
@@ -245,7 +237,9 @@ class OpenAIEngine:
             finally:
                 del error  # its traceback refers to this frame, which must not refer to it
         waits = [upstream.breaker.wait_seconds for upstream in self._upstreams]
-        raise EngineUnavailable(self._down_reason(), retry_after_seconds=max(1.0, min(waits)))
+        raise EngineUnavailable(
+            self._checks.down_reason(), retry_after_seconds=max(1.0, min(waits))
+        )
 
     async def _candidates(self) -> Sequence[Upstream]:
         """Returns the servers with no open circuit, without those that are down if any is not."""
@@ -261,6 +255,7 @@ class OpenAIEngine:
                     if make is None:
                         make = await asyncio.to_thread(transport_factory, *self._tls_files)
                     self._upstreams = [self._make_upstream(url, make) for url in self._base_urls]
+                    self._checks.watch(self._upstreams)
             self._check_open()
         return self._upstreams
 
@@ -280,54 +275,9 @@ class OpenAIEngine:
             ),
         )
         name = url.partition("?")[0]  # a query may hold a secret, and the name is logged
-        return Upstream(name, client, self._affinity, self._make_breaker(), self._report_state)
-
-    async def _run_checks(self) -> None:
-        seconds = self._connect_seconds + min(self._read_seconds, _CHECK_SECONDS)
-        while True:
-            self._check_requested.clear()
-            try:
-                await self._check(seconds)
-            finally:  # also after a bug in a check, because callers wait for the first one
-                self._first_check_done.set()
-            pause = self._health_check_seconds if self._reported_up else _DOWN_CHECK_SECONDS
-            # A failed call requests a check, but many of them do not cause many checks.
-            await asyncio.sleep(min(_MIN_CHECK_SECONDS, pause))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._check_requested.wait()
-
-    async def _check(self, seconds: float) -> None:
-        try:
-            upstreams = await self._open()
-        except EngineUnavailable as error:
-            self._open_problem = str(error)
-            self._report_state()
-        else:
-            await asyncio.gather(*(upstream.check(seconds) for upstream in upstreams))
-
-    def _is_out_of_reach(self) -> bool:
-        """Returns whether no server can be reached. One that answers may serve completions."""
-        return self._reported_up is False and not any(u.answers for u in self._upstreams)
-
-    def _report_state(self) -> None:
-        """Tells the observer if the engine as a whole has come up or gone down."""
-        states = [upstream.up for upstream in self._upstreams]
-        is_up = any(states)
-        if is_up == self._reported_up or (None in states and not is_up):
-            return
-        self._reported_up = is_up
-        first = next((upstream for upstream in self._upstreams if upstream.up), None)
-        detail = f"{self._model} at {first.url}" if first else self._down_reason()
-        if first and first.problem:
-            detail = f"{detail}, but {first.problem}"
-        self._observer(EngineStateChanged(up=is_up, detail=detail))
-
-    def _down_reason(self) -> str:
-        if not self._upstreams:
-            return self._open_problem
-        reasons = [f"{server.url}: {server.problem or 'failing'}" for server in self._upstreams]
-        return f"no server of the engine is up: {'; '.join(reasons)}"
+        return Upstream(
+            name, client, self._affinity, self._make_breaker(), self._checks.report_state
+        )
 
     def _check_open(self) -> None:
         if self._is_closed:
