@@ -14,8 +14,9 @@ import pytest
 
 from ruvd.core.errors import EngineUnavailable
 from ruvd.engines.llama.kv_cache import KvCache
+from ruvd.engines.llama.state import State
 from ruvd.engines.llama.state_directory import DirectoryRefused, open_directory
-from ruvd.engines.llama.state_files import State, StateFiles
+from ruvd.engines.llama.state_files import StateFiles
 
 NAME = "0" * 24
 OTHER_USER = 12345

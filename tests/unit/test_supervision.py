@@ -21,7 +21,8 @@ from ruvd.core.ports.events import BackgroundTaskFailed, Event
 from ruvd.engines.http.transport import Transport
 from ruvd.engines.llama.heartbeat import Pulse
 from ruvd.engines.llama.kv_cache import KvCache
-from ruvd.engines.llama.state_files import State, StateFiles
+from ruvd.engines.llama.state import State
+from ruvd.engines.llama.state_files import StateFiles
 from ruvd.engines.llama.supervisor import Launch, Supervisor
 from ruvd.engines.openai.engine import OpenAIEngine
 from ruvd.server.background import BackgroundTasks

@@ -17,7 +17,7 @@ from ruvd.core.ports.engine import EngineDone, EngineRequest
 from ruvd.engines.llama.prompt import MIN_REUSED_CHARACTERS, prompt_of
 from ruvd.engines.llama.slot_transfer import SlotTransfer
 from ruvd.engines.llama.slots import Slot
-from ruvd.engines.llama.state_files import State
+from ruvd.engines.llama.state import State
 
 _log = logging.getLogger("ruvd.engine")
 

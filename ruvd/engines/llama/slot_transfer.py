@@ -18,7 +18,8 @@ from ruvd.engines.llama.prompt_evaluation import PromptEvaluator
 from ruvd.engines.llama.server import ROOT
 from ruvd.engines.llama.slot_table import SlotTable
 from ruvd.engines.llama.slots import Slot
-from ruvd.engines.llama.state_files import State, StateFiles
+from ruvd.engines.llama.state import State
+from ruvd.engines.llama.state_files import StateFiles
 
 T = TypeVar("T")
 

@@ -14,57 +14,24 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from ruvd.core.errors import EngineUnavailable
 from ruvd.engines.llama.prompt import MIN_REUSED_CHARACTERS, Prompt
+from ruvd.engines.llama.state import State, files_of
 from ruvd.engines.llama.state_directory import (
-    PART,
-    SEAL,
     STATE,
     ScratchUnavailable,
     StateDirectory,
     open_directory,
 )
+from ruvd.engines.llama.state_seals import sealed_states, write_seal
 
 if TYPE_CHECKING:
     from ruvd.engines.llama.scratch import Scratch
 
 _log = logging.getLogger("ruvd.engine")
-
-
-class _Seal(msgspec.Struct):
-    """The description of a state file for a later daemon. `model` is `StateFiles.fingerprint`."""
-
-    model: str
-    session: str
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(eq=False, slots=True)
-class State:
-    """One state file.
-
-    Of a file of an earlier daemon `content` is unknown, and `sha256` has to be verified.
-    `session_key` is empty if it belongs to no session. A shared prefix has the whole prompt that it
-    was evaluated with, which is of the session `source` unless that is empty. `failures` counts
-    connections that broke while the server was to read it.
-    """
-
-    name: str
-    content: Prompt | None
-    session_key: str
-    size_bytes: int
-    source: str = ""
-    sealed: bool = False
-    sha256: str = ""
-    failures: int = 0
-    removed: bool = False
 
 
 class StateFiles:
@@ -276,30 +243,16 @@ class StateFiles:
         return self._opened
 
     def _seal(self, state: State) -> None:
-        checksum = self._directory.sha256(state.name)
-        seal = _Seal(self._format, state.session_key, state.size_bytes, checksum)
-        self._directory.write(_with_suffix(state.name, SEAL), msgspec.json.encode(seal))
-        state.sealed = True
+        write_seal(self._directory, state, self._format)
         if state.removed:
             self._unlink([state.name])
 
     def _load(self, directory: StateDirectory) -> None:
-        seals = [name for name in directory.names() if name.endswith(SEAL)]
-        for seal_name in sorted(seals, key=directory.age):
-            name = _with_suffix(seal_name, STATE)
-            try:
-                seal = msgspec.json.decode(directory.read(seal_name), type=_Seal)
-                size = directory.size(name)
-            except (OSError, msgspec.MsgspecError):
-                self.rejected.append("corrupt")
-                continue
-            if seal.model != self._format:
-                self.rejected.append("foreign")
-            elif seal.size_bytes != size:
-                self.rejected.append("corrupt")
+        for found in sealed_states(directory, self._format):
+            if isinstance(found, State):
+                self._states[found.name] = found
             else:
-                state = State(name, None, seal.session, size, sealed=True, sha256=seal.sha256)
-                self._states[name] = state
+                self.rejected.append(found)
         total = self.size_bytes
         for name in list(self._states):
             if total > self._max_bytes:
@@ -308,7 +261,7 @@ class StateFiles:
 
     def _unlink(self, names: Iterable[str]) -> None:
         for name in names:
-            for file in _files(name):
+            for file in files_of(name):
                 try:
                     self._directory.remove(file)
                 except OSError as error:
@@ -317,7 +270,7 @@ class StateFiles:
 
 def _clear(directory: StateDirectory, kept: Iterable[State]) -> None:
     """Deletes all files of ruvd in the directory except those of some states."""
-    known = {name for state in kept for name in _files(state.name)}
+    known = {name for state in kept for name in files_of(state.name)}
     for name in directory.names():
         if name not in known:
             directory.remove(name)
@@ -325,11 +278,3 @@ def _clear(directory: StateDirectory, kept: Iterable[State]) -> None:
 
 def _replaces(new: State, old: State) -> bool:
     return bool(new.session_key) and new.session_key == old.session_key and new is not old
-
-
-def _files(name: str) -> tuple[str, ...]:
-    return name, _with_suffix(name, SEAL), _with_suffix(name, PART)
-
-
-def _with_suffix(name: str, suffix: str) -> str:
-    return name.partition(".")[0] + suffix
