@@ -15,7 +15,7 @@ from conversations import finished
 
 from ruvd.core.model import IdempotencyRecord, Message, Role, Session
 from ruvd.core.ports.store import DEFAULT_TOMBSTONES, Commit
-from ruvd.stores.sqlite import reads, removals, writes
+from ruvd.stores.sqlite import history, reads, removals, writes
 from ruvd.stores.sqlite.database import DatabaseFile
 from ruvd.stores.sqlite.housekeeping import Housekeeping
 from ruvd.stores.sqlite.purge import purge_step
@@ -141,7 +141,7 @@ def test_nothing_of_an_ended_session_is_in_any_page_after_any_number_of_others(
     assert writer.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     for name, session in writer.sessions.items():
         assert reads.get(writer.db, name) == session
-        texts = [m.content for exchange in reads.exchanges(writer.db, name, 0) for m in exchange]
+        texts = [m.content for exchange in history.exchanges(writer.db, name, 0) for m in exchange]
         assert len(texts) == session.message_count
         assert not "".join(texts).replace(f"<{name}>", "")
 

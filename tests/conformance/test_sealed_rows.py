@@ -17,7 +17,7 @@ from tool_conversation import TOOL_EXCHANGE, said
 from ruvd.core.errors import DataCorrupted
 from ruvd.core.ports.store import Commit, StoreSealed
 from ruvd.sealing.keys import KeyRing, OperatorKeys
-from ruvd.stores.sqlite import reads
+from ruvd.stores.sqlite import history, reads
 from ruvd.stores.sqlite.database import DatabaseFile
 from ruvd.stores.sqlite.sealed_rows import SealedRows
 from ruvd.stores.sqlite.store import SqliteStore
@@ -298,7 +298,7 @@ async def test_a_read_that_began_before_the_last_row_was_sealed_is_served(path: 
             pass
         assert not rows.accepts_plain
         for _ in range(2):
-            assert [each[0].content for each in reads.exchanges(reader, "s", 0)] == ["kept"]
+            assert [each[0].content for each in history.exchanges(reader, "s", 0)] == ["kept"]
             page = reads.page(reader, 0, 9, {"team": "bern"}, 1, (), None)
             assert [session.id for session in page[0]] == ["s"]
             reader.execute("ROLLBACK")

@@ -44,7 +44,7 @@ from ruvd.core.ports.store import (
     StoreUsage,
     TurnSnapshot,
 )
-from ruvd.stores.sqlite import reads, writes
+from ruvd.stores.sqlite import history, reads, writes
 from ruvd.stores.sqlite.access import WriterAccess
 from ruvd.stores.sqlite.database import DatabaseFile, Durability
 from ruvd.stores.sqlite.rows import figures_column, session_columns
@@ -479,7 +479,7 @@ async def test_a_full_disk_fails_the_batch_and_is_recovered_from(path: Path) -> 
         assert await worker.run(lambda db: reads.get(db, "s")) == made
         assert await worker.run(lambda db: reads.get(db, "other")) is None
         await commit(turn(made, "more"))
-        assert len(await worker.run(lambda db: reads.exchanges(db, "s", 0))) == 1
+        assert len(await worker.run(lambda db: history.exchanges(db, "s", 0))) == 1
         assert faults[4:] == [None] * 4
     finally:
         await worker.close()
@@ -605,8 +605,8 @@ async def test_a_window_costs_the_same_however_long_the_history(path: Path) -> N
 
         with closing(sqlite3.connect(path)) as db:
             db.set_progress_handler(step, 1)
-            assert len(reads.exchanges(db, name, turns - 3)) == 3
-            assert reads.size_at(db, name, turns - 3) == (turns - 3, turns - 3)
+            assert len(history.exchanges(db, name, turns - 3)) == 3
+            assert history.size_at(db, name, turns - 3) == (turns - 3, turns - 3)
         return len(taken)
 
     async with opened(path) as store:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.migration import SharedPart, StoredRecord, StoredSession, Tombstone
 from ruvd.core.ports.store import Gone, StoreCounts
-from ruvd.stores.sqlite import reads
+from ruvd.stores.sqlite import history, reads
 from ruvd.stores.sqlite.backup import back_up
 from ruvd.stores.sqlite.database import DatabaseFile
 from ruvd.stores.sqlite.lock import take_lock
@@ -107,10 +107,10 @@ class Snapshot:
 
     def shared_part(self, session_id: str) -> SharedPart | None:
         """Returns what a fork shares with a session that is still there, or None."""
-        branch = reads.branch_of(self._db, session_id)
+        branch = history.branch_of(self._db, session_id)
         if branch is None:
             return None
-        parent, messages, last_exchange = reads.fork_of(self._db, branch)
+        parent, messages, last_exchange = history.fork_of(self._db, branch)
         row = self._db.execute("SELECT id FROM sessions WHERE pk = ?", (parent,)).fetchone()
         return SharedPart(row[0], messages, last_exchange) if row else None
 
@@ -123,7 +123,7 @@ class Snapshot:
         row = db.execute("SELECT * FROM sessions WHERE id = ?", (session_id,)).fetchone()
         opener = opener_of(db)
         session = to_session(row, opener)
-        exchanges = reads.exchanges(db, session_id, 0)
+        exchanges = history.exchanges(db, session_id, 0)
         if len(exchanges) != session.exchange_count:
             raise damaged(session_id, "its exchanges are not as many as its record says")
         records = [

@@ -32,7 +32,7 @@ from ruvd.core.ports.store import (
     TombstoneLimits,
     TurnSnapshot,
 )
-from ruvd.stores.sqlite import places, reads, removals, writes
+from ruvd.stores.sqlite import history, places, reads, removals, writes
 from ruvd.stores.sqlite.availability import Availability
 from ruvd.stores.sqlite.clock import store_reading, store_step
 from ruvd.stores.sqlite.connections import Connections
@@ -138,14 +138,14 @@ class SqliteStore:
 
     async def exchanges(self, session_id: str, first: int) -> Sequence[Exchange]:
         """See `Store.exchanges`."""
-        return await self._read(lambda db: reads.exchanges(db, session_id, first), session_id)
+        return await self._read(lambda db: history.exchanges(db, session_id, first), session_id)
 
     async def messages(
         self, session_id: str, first: int, max_messages: int, max_bytes: int
     ) -> HistoryPart | None:
         """See `Store.messages`."""
         return await self._read(
-            lambda db: reads.messages(db, session_id, first, max_messages, max_bytes), session_id
+            lambda db: history.messages(db, session_id, first, max_messages, max_bytes), session_id
         )
 
     async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
@@ -173,7 +173,7 @@ class SqliteStore:
     async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
         """See `Store.size_at`."""
         return await self._read(
-            lambda db: reads.size_at(db, session_id, exchange_count), session_id
+            lambda db: history.size_at(db, session_id, exchange_count), session_id
         )
 
     async def touch(self, session_id: str, now: float) -> bool:

@@ -13,7 +13,7 @@ from ruvd.core.model import IdempotencyRecord
 from ruvd.core.ports import room
 from ruvd.core.ports.store import Commit, RemovedSession, TurnSnapshot
 from ruvd.core.tenants import prefix, tenant_of
-from ruvd.stores.sqlite import places, reads
+from ruvd.stores.sqlite import history, places, reads
 from ruvd.stores.sqlite.checksums import of_message
 from ruvd.stores.sqlite.removals import announce_deleted_values, remove_labels
 from ruvd.stores.sqlite.rows import (
@@ -65,7 +65,7 @@ def fork(
     parent_id: str,
 ) -> list[RemovedSession]:
     """See `Store.fork`."""
-    parent = reads.branch_of(db, parent_id)
+    parent = history.branch_of(db, parent_id)
     if parent is None:
         raise SessionNotFound(f"there is no session {parent_id!r}")
     shared = change.session.message_count - len(change.appended)
@@ -103,7 +103,7 @@ def begin_turn(
     if cached is None:
         if session.size_bytes > _MAX_WINDOW_BYTES or session.message_count > _MAX_WINDOW_MESSAGES:
             return TurnSnapshot(touched)
-        window = reads.exchanges(db, session_id, session.window_start)
+        window = history.exchanges(db, session_id, session.window_start)
         cached = CachedSession(session, tuple(window))
     session_cache.put(replace(cached, session=session))
     return TurnSnapshot(touched, exchanges=cached.exchanges)
@@ -260,9 +260,9 @@ def _fork_base(
 
     A child is attached to the branch that holds that message, so that chains stay short.
     """
-    owner, (parent, base_position, _) = branch, reads.fork_of(db, branch)
+    owner, (parent, base_position, _) = branch, history.fork_of(db, branch)
     while parent is not None and shared <= base_position:
-        owner, (parent, base_position, _) = parent, reads.fork_of(db, parent)
+        owner, (parent, base_position, _) = parent, history.fork_of(db, parent)
     row = db.execute(
         "SELECT exchange, end_bytes, position FROM messages"
         " WHERE branch = ? AND exchange <= ? AND position < ?"
