@@ -30,6 +30,7 @@ from ruvd.core.statistics import Statistics
 from ruvd.stores.memory import MemoryStore
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.deferred import Deferred
+from ruvd.telemetry.dispatch import observer_of
 from ruvd.telemetry.histograms import with_attributes_on_points
 from ruvd.telemetry.instruments import Instruments
 from ruvd.telemetry.metered_engine import MeteredEngine
@@ -70,12 +71,11 @@ class Watched:
             self.statistics,
         )
         self.rpcs = RpcCalls(self.tracer, self.instruments, self.deferred)
-        completion_spans = CompletionSpans(self.tracer)
+        observe = observer_of(self.instruments.handlers, CompletionSpans(self.tracer).handlers)
 
         def observer(event: Event) -> None:
             self.statistics(event)
-            self.instruments(event)
-            completion_spans(event)
+            observe(event)
 
         self.observer = observer
         self.metered_engine = MeteredEngine(

@@ -6,19 +6,19 @@ sets are bounded: no label holds a session's id, and at most `_MAX_MODELS` model
 because a caller may name any model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from opentelemetry.context import Context, get_current
 from opentelemetry.metrics import Histogram
 
 from ruvd.core.model import Usage
-from ruvd.core.ports.events import CompletionEnded, EngineTaken, Event, StoreBatch
+from ruvd.core.ports.events import CompletionEnded, EngineTaken, StoreBatch
 from ruvd.core.statistics import KINDS, Statistics, kind
 from ruvd.telemetry import conventions
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.deferred import Deferred
+from ruvd.telemetry.dispatch import Handlers
 from ruvd.telemetry.histograms import GetMeter, LabelledHistogram, Labels
 from ruvd.telemetry.observables import ObservableInstruments
 
@@ -45,10 +45,11 @@ class _GenerationSeries:
 
 
 class Instruments:
-    """The instruments of one daemon. An Observer.
+    """The instruments of one daemon.
 
-    The `context` of a measurement holds the span that becomes its exemplar. Events are recorded
-    later; the other methods record at once.
+    `handlers` record the events of the core later, with the current span as the exemplar; the
+    methods record at once, with the span of `context`. The numbers of tokens and what follows from
+    them have no exemplars: those of the durations lead to the same spans.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Instruments:
         self._generations: dict[tuple[str, str], _GenerationSeries] = {}
         self._rpcs: dict[tuple[str, str], Histogram] = {}
         self._commits: dict[tuple[str, str], Histogram] = {}
-        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+        self.handlers: Handlers = {
             CompletionEnded: self._on_ended,
             EngineTaken: self._on_engine_taken,
             StoreBatch: self._on_store_batch,
@@ -160,12 +161,6 @@ class Instruments:
         for operation in STORE_OPERATIONS:  # a rate misses the first error unless it follows a 0
             self._store_errors.add(0, {"ruvd.store.operation": operation})
 
-    def __call__(self, event: Event) -> None:
-        """Records an event. The current span becomes the exemplar."""
-        handler = self._handlers.get(type(event))
-        if handler:
-            handler(event)
-
     def _on_ended(self, event: CompletionEnded) -> None:
         if not event.failed and not event.batch:
             self._defer(self._record_completion, event, get_current())
@@ -196,11 +191,11 @@ class Instruments:
             self._count_tokens(series.model, usage)
         if usage or self._newest:
             usage = usage or Usage()
-            series.input.record(usage.prompt_tokens, None, context)
-            series.output.record(usage.completion_tokens, None, context)
+            series.input.record(usage.prompt_tokens, None, _NO_SPAN)
+            series.output.record(usage.completion_tokens, None, _NO_SPAN)
             if not error and first_chunk is not None and usage.completion_tokens > 1:
                 per_token = (seconds - first_chunk) / (usage.completion_tokens - 1)
-                series.output_token.record(per_token, None, context)
+                series.output_token.record(per_token, None, _NO_SPAN)
 
     def record_rpc(
         self, method: str, code: str, error: str, seconds: float, context: Context

@@ -56,20 +56,19 @@ class MeteredEngine(EngineWrapper):
         model = request.options.model or self._engine.model
         span = self._tracer.start_span(f"chat {model}", kind=self._span_kind)
         generation = _Generation(span, request, model, self._settings)
-        recorder, error, is_first = generation.recorder, _CUT, True
+        recorder, is_first, error = generation.recorder, True, _CUT
+        chunk: EngineChunk | None = None
         try:
             async with aclosing(self._engine.generate(generation.request)) as chunks:
-                async for chunk in chunks:
+                async for chunk in chunks:  # with as little work a chunk as there can be
                     if is_first:
                         is_first = False
                         generation.mark_first_chunk()
                     if recorder:
                         recorder.add(chunk)
-                    if isinstance(chunk, EngineDone):
-                        generation.done, error = chunk, ""
                     yield chunk
         except (asyncio.CancelledError, GeneratorExit):
-            error = error and _CANCELLED  # the reader may leave after the last chunk
+            error = _CANCELLED
             raise
         except RuvdError as failure:
             error = failure.reason()
@@ -78,7 +77,7 @@ class MeteredEngine(EngineWrapper):
             error = _OTHER
             raise
         finally:
-            generation.stop(error)
+            generation.stop(chunk, error)
             self._deferred.add(self._record, generation)
 
     def _record(self, generation: "_Generation") -> None:
@@ -138,10 +137,16 @@ class _Generation:
         """Notes the time until the first chunk."""
         self.first_chunk_seconds = time.perf_counter() - self._started
 
-    def stop(self, error: str) -> None:
-        """Notes the end of the generation."""
+    def stop(self, last: EngineChunk | None, error: str) -> None:
+        """Notes the end of the generation after the chunk `last`.
+
+        Nothing is missing after an EngineDone: then the reader may leave, and the stream may end.
+        """
         self.seconds = time.perf_counter() - self._started
         self.ended = time.time_ns()
+        if isinstance(last, EngineDone):
+            self.done = last
+            error = "" if error in (_CUT, _CANCELLED) else error
         self.error = error
 
     def attributes(self) -> dict[str, AttributeValue]:

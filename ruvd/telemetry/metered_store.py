@@ -7,8 +7,7 @@ of a millisecond, would cost 1 % of a stream's CPU and explain nothing.
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from opentelemetry import trace
 from opentelemetry.context import Context, get_current
@@ -88,12 +87,12 @@ class MeteredStore:
 
     async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
         """See `Store.commit`."""
-        with self._commit("commit"):
+        with _Timer("commit", self._add_commit):
             return await self._store.commit(commit)
 
     async def fork(self, commit: Commit, parent_id: str) -> Sequence[RemovedSession]:
         """See `Store.fork`."""
-        with self._commit("fork"):
+        with _Timer("fork", self._add_commit):
             return await self._store.fork(commit, parent_id)
 
     async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
@@ -183,24 +182,11 @@ class MeteredStore:
         with self._calls["tenants"]:
             return await self._store.tenants(now, after, limit, active_or_in_turn)
 
-    @contextmanager
-    def _commit(self, operation: str) -> Iterator[None]:
-        started, error = time.perf_counter(), _OTHER
-        try:
-            with self._calls[operation]:
-                yield
-            error = ""
-        except asyncio.CancelledError:
-            error = _CANCELLED
-            raise
-        except RuvdError as failure:
-            error = failure.reason()
-            raise
-        finally:
-            seconds = time.perf_counter() - started
-            self._deferred.add(
-                self._record, operation, error, get_current(), seconds, time.time_ns()
-            )
+    def _add_commit(self, operation: str, error: BaseException | None, seconds: float) -> None:
+        self._calls[operation].count(error)
+        reason = _reason(error)
+        context = get_current()
+        self._deferred.add(self._record, operation, reason, context, seconds, time.time_ns())
 
     def _record(
         self, operation: str, error: str, context: Context, seconds: float, ended: int
@@ -233,5 +219,38 @@ class _ErrorCounter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: object
     ) -> None:
+        self.count(error)
+
+    def count(self, error: BaseException | None) -> None:
+        """Counts a call that ended with `error`, if the store was unavailable."""
         if isinstance(error, StoreUnavailable):
             self._instruments.count_store_error(self._operation)
+
+
+class _Timer:
+    """A context manager that tells `ended` the operation, its error and its duration."""
+
+    __slots__ = ("_ended", "_operation", "_started")
+
+    def __init__(
+        self, operation: str, ended: Callable[[str, BaseException | None, float], None]
+    ) -> None:
+        self._operation = operation
+        self._ended = ended
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        self._ended(self._operation, error, time.perf_counter() - self._started)
+
+
+def _reason(error: BaseException | None) -> str:
+    """Returns the `error.type` of a commit, which is empty if it succeeded."""
+    if error is None:
+        return ""
+    if isinstance(error, asyncio.CancelledError):
+        return _CANCELLED
+    return error.reason() if isinstance(error, RuvdError) else _OTHER

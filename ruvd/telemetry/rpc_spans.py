@@ -7,8 +7,8 @@ has a trace of its own, with a link to the span of the RPC that started the comp
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+from collections.abc import Iterable, Mapping
+from typing import Self
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
@@ -21,9 +21,9 @@ from ruvd.core.ports.events import (
     CompletionEnded,
     CompletionJoined,
     EngineTaken,
-    Event,
 )
 from ruvd.telemetry.deferred import Deferred
+from ruvd.telemetry.dispatch import Handlers
 from ruvd.telemetry.instruments import Instruments
 
 # The status codes that the conventions for gRPC count as errors of the server.
@@ -111,23 +111,20 @@ class RpcCall:
 
 
 class CompletionSpans:
-    """Records what the core reports about completions as spans and links. An Observer."""
+    """Records what the core reports about completions as spans and links.
+
+    The current span of a handler's event is that of the RPC to which the event belongs.
+    """
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
         self._link_targets: dict[str, SpanContext] = {}
-        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+        self.handlers: Handlers = {
             CompletionBegan: self._on_began,
             CompletionJoined: self._on_joined,
             EngineTaken: self._on_engine_taken,
             CompletionEnded: self._on_ended,
         }
-
-    def __call__(self, event: Event) -> None:
-        """Records an event. The current span is that of the RPC to which the event belongs."""
-        handler = self._handlers.get(type(event))
-        if handler:
-            handler(event)
 
     def _on_began(self, event: CompletionBegan) -> None:
         span_context = trace.get_current_span().get_span_context()

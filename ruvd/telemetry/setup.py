@@ -17,6 +17,7 @@ from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.deferred import Deferred
+from ruvd.telemetry.dispatch import observer_of
 from ruvd.telemetry.exporters import Telemetry
 from ruvd.telemetry.instruments import Instruments
 from ruvd.telemetry.metered_engine import MeteredEngine
@@ -47,14 +48,15 @@ class Monitoring:
         self._instruments = Instruments(
             telemetry.get_meter, self._deferred, settings, provider, statistics
         )
-        self._spans = CompletionSpans(self._tracer)
+        self._observe = observer_of(
+            self._instruments.handlers, CompletionSpans(self._tracer).handlers
+        )
         self._endpoint: Endpoint | None = None
         self.rpcs = RpcCalls(self._tracer, self._instruments, self._deferred)
 
     def __call__(self, event: Event) -> None:
         """Records an event."""
-        self._instruments(event)
-        self._spans(event)
+        self._observe(event)
 
     def engine(self, engine: Engine) -> Engine:
         """Returns a wrapper that measures the engine."""

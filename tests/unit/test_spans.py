@@ -10,6 +10,7 @@ from watched import Watched
 from ruvd.core.model import Message, Role
 from ruvd.core.ports.engine import EngineRequest
 from ruvd.core.ports.events import CompletionBegan, CompletionJoined
+from ruvd.telemetry.dispatch import observer_of
 from ruvd.telemetry.metered_engine import MeteredEngine
 from ruvd.telemetry.rpc_spans import CompletionSpans, RpcCalls, current_ids
 
@@ -110,12 +111,12 @@ async def test_a_header_that_cannot_be_read_begins_a_trace(header: str) -> None:
 
 async def test_the_number_of_completions_that_can_be_linked_to_is_bounded() -> None:
     watched = Watched()
-    completion_spans = CompletionSpans(watched.tracer)
+    observe = observer_of(CompletionSpans(watched.tracer).handlers)
     with watched.rpcs.call("/ruvd.v1.S/First", (), ""):
         for number in range(10_050):
-            completion_spans(CompletionBegan(str(number)))
+            observe(CompletionBegan(str(number)))
     with watched.rpcs.call("/ruvd.v1.S/Second", (), ""):
-        completion_spans(CompletionJoined("49", resumed=True))
-        completion_spans(CompletionJoined("50", resumed=True))
+        observe(CompletionJoined("49", resumed=True))
+        observe(CompletionJoined("50", resumed=True))
     links = watched.span("ruvd.v1.S/Second").links
     assert [(link.attributes or {})["ruvd.completion.id"] for link in links] == ["50"]
