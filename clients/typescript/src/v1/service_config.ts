@@ -1,5 +1,6 @@
 // Generated from proto/service_config.json by `make generate`. DO NOT EDIT.
 export const serviceConfig = {
+  "loadBalancingConfig": [{"pick_first": {"shuffleAddressList": true}}],
   "methodConfig": [
     {
       "name": [
