@@ -1,18 +1,18 @@
 // Package ruvd is the Go client of ruvd, a sidecar daemon that keeps the conversation between a
 // service and its LLM engine, so that the service sends only the new message.
 //
-// A [Client] is one connection, made at its first call and safe for concurrent use. It has the
+// A [Client] connects at its first call and is safe for concurrent use. It has the
 // generated methods of ruvd.v1.SessionService, whose messages are in package ruvdv1. Its own methods
-// [Client.Complete], [Client.ResumeCompletion], [Client.Batch], [Client.GetSession] and
-// [Client.ListSessions] may make several calls. The error of every call is an [*Error].
+// [Client.Complete], [Client.ResumeCompletion], [Client.Batch], [Client.GetSession],
+// [Client.ListSessions] and [Client.Health] may make several calls. The error of every call is an [*Error].
 package ruvd
 
 import (
 	"cmp"
 	"context"
 	_ "embed" // the service config
+	"errors"
 	"iter"
-	"math"
 	"os"
 	"sync"
 	"time"
@@ -20,7 +20,8 @@ import (
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/propagation"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/ruvd/ruvd/clients/go/ruvdv1"
@@ -40,12 +41,12 @@ var serviceConfig string
 // generated has the methods of the service.
 type generated = ruvdv1.SessionServiceClient
 
-// Client is a connection to the daemon. It has the methods of [ruvdv1.SessionServiceClient], except
+// Client is a connection to a daemon, or to one of several. It has the methods of [ruvdv1.SessionServiceClient], except
 // those that it replaces.
 type Client struct {
 	generated
-	connection *grpc.ClientConn
-	reconnect  time.Duration
+	connections *connections
+	reconnect   time.Duration
 
 	mutex          sync.Mutex
 	closed         bool
@@ -66,7 +67,9 @@ type settings struct {
 	tls         *TLSConfig // nil: the environment decides
 }
 
-// WithAddress sets the daemon's address: host:port or unix:PATH.
+// WithAddress sets the daemon's address: host:port or unix:PATH. It may be a list of several with
+// commas, or a DNS name with several records. The client uses one of them, and goes on to the next
+// when that cannot be reached or its daemon shuts down.
 func WithAddress(address string) ClientOption {
 	return func(s *settings) { s.address = address }
 }
@@ -85,38 +88,27 @@ func WithDialOptions(options ...grpc.DialOption) ClientOption {
 // New creates a client of the daemon at WithAddress, or at RUVD_ADDRESS, or at DefaultAddress. It
 // does not connect, so it fails only if an option or its variable is invalid.
 func New(options ...ClientOption) (*Client, error) {
-	chosen := settings{reconnect: grace, dial: []grpc.DialOption{
-		grpc.WithNoProxy(),
-		grpc.WithDefaultServiceConfig(serviceConfig),
-		grpc.WithDisableServiceConfig(),      // no DNS query for a service config
-		grpc.WithMaxHeaderListSize(64 << 10), // an error may name many invalid fields
-		// The daemon limits the sizes, because its error says why a message was rejected.
-		grpc.WithDefaultCallOptions(
-			grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.MaxCallSendMsgSize(math.MaxInt32),
-		),
-		// The daemon is local, so the client reconnects soon after a restart.
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: firstPause, Multiplier: 2, MaxDelay: longestPause},
-			MinConnectTimeout: 2 * time.Second,
-		}),
-		grpc.WithChainUnaryInterceptor(unaryInterceptor),
-		grpc.WithChainStreamInterceptor(streamInterceptor),
-	}}
+	chosen := settings{reconnect: grace}
 	for _, option := range options {
 		option(&chosen)
 	}
-	target := cmp.Or(chosen.address, os.Getenv("RUVD_ADDRESS"), DefaultAddress)
-	security, err := chosen.security(target)
+	addresses, err := splitAddresses(
+		cmp.Or(chosen.address, os.Getenv("RUVD_ADDRESS"), DefaultAddress),
+	)
 	if err != nil {
 		return nil, err
 	}
-	connection, err := grpc.NewClient(target, append(security, chosen.dial...)...)
+	security, err := chosen.security(addresses)
 	if err != nil {
 		return nil, err
 	}
-	stub := ruvdv1.NewSessionServiceClient(connection)
+	all, err := connect(addresses, security, chosen.dial)
+	if err != nil {
+		return nil, err
+	}
 	return &Client{
-		generated: stub, connection: connection, reconnect: chosen.reconnect,
+		generated:   ruvdv1.NewSessionServiceClient(all),
+		connections: all, reconnect: chosen.reconnect,
 	}, nil
 }
 
@@ -127,7 +119,7 @@ func (c *Client) Close() error {
 	c.closed = true
 	c.mutex.Unlock()
 	c.pendingCancels.Wait()
-	return c.connection.Close()
+	return c.connections.Close()
 }
 
 // GetSession returns a session. With SESSION_VIEW_FULL and no page size it follows the pages of a
@@ -194,6 +186,31 @@ func (c *Client) ListSessions(
 			request.PageToken = page.GetNextPageToken()
 		}
 	}
+}
+
+// Health reports whether a daemon is ready for turns: one of those at the client's addresses. A daemon
+// that cannot be reached is not. The error is that of ctx, or of a daemon that does not answer this
+// question.
+func (c *Client) Health(ctx context.Context) (ready bool, err error) {
+	at := c.connections.now()
+	for _, one := range append([]*entry{at}, c.connections.others(at)...) {
+		used := c.connections.open(one)
+		var answer *grpc_health_v1.HealthCheckResponse
+		answer, err = grpc_health_v1.NewHealthClient(used).Check(
+			ctx, &grpc_health_v1.HealthCheckRequest{Service: "readiness"},
+		)
+		c.connections.close(used)
+		if answer.GetStatus() == grpc_health_v1.HealthCheckResponse_SERVING {
+			return true, nil
+		}
+		if failure := (*Error)(nil); errors.As(err, &failure) && failure.Code == codes.Unavailable {
+			err = nil
+		}
+		if err != nil {
+			break
+		}
+	}
+	return false, err
 }
 
 // cancelInBackground does not wait for the call, because the caller's deadline may have passed.

@@ -3,12 +3,8 @@ package ruvd
 import (
 	"cmp"
 	"context"
-	"errors"
-	"io"
 	"iter"
-	"slices"
 	"strings"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -16,12 +12,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/ruvd/ruvd/clients/go/ruvdv1"
-)
-
-const (
-	grace        = 10 * time.Second // the default disconnect grace and reconnect time
-	firstPause   = 50 * time.Millisecond
-	longestPause = time.Second
 )
 
 var (
@@ -36,8 +26,8 @@ var (
 // Completion is a completion that is made when it is read. Range over its Text or its Events, or wait
 // for its Message. It can be read once, by one goroutine.
 //
-// A broken stream is resumed: after a restart of the daemon the answer continues, or it ends with
-// COMPLETION_NOT_FOUND if text was received and the answer was not committed. Leaving the loop, or
+// A broken stream is resumed: after a restart of the daemon, or at another one, the answer continues, or
+// it ends with COMPLETION_NOT_FOUND if text was received and the answer was not committed. Leaving the loop, or
 // the end of the context with which it is read, cancels the completion and leaves its session
 // unchanged.
 type Completion struct {
@@ -50,6 +40,7 @@ type Completion struct {
 	resume        *ruvdv1.ResumeCompletionRequest // identifies the completion; nil before Started
 	resumedMidway bool                            // the first events are unknown here
 	consumed      bool
+	collects      bool // whether the caller gets nothing but the whole message
 	err           error
 
 	text        strings.Builder // received so far
@@ -120,6 +111,7 @@ func (c *Completion) Events(ctx context.Context) iter.Seq2[*ruvdv1.CompletionEve
 
 // Message waits for the end and returns the whole answer with its tool calls and reasoning.
 func (c *Completion) Message(ctx context.Context) (*ruvdv1.Message, error) {
+	c.collects = !c.consumed
 	for _, err := range c.Events(ctx) {
 		if err != nil {
 			return nil, err
@@ -141,62 +133,13 @@ func (c *Completion) readAndCancel(
 	c.err = c.read(ctx, yield)
 }
 
-// read yields the events, over as many calls as are needed.
-func (c *Completion) read(
-	ctx context.Context, yield func(*ruvdv1.CompletionEvent, error) bool,
-) error {
-	var brokenAt time.Time
-	pause := firstPause
-	for {
-		resumed, last := c.resume != nil, c.lastSequence
-		err := toError(c.readCall(ctx, yield))
-		if err == io.EOF {
-			err = errIncomplete
-		}
-		if brokenAt.IsZero() || c.lastSequence != last {
-			brokenAt, pause = time.Now(), firstPause
-		}
-		remaining := c.client.reconnect - time.Since(brokenAt)
-		switch {
-		case c.finished != nil:
-			return nil
-		case err == errAbandoned:
-			return err
-		case ctx.Err() != nil:
-			return toError(ctx.Err())
-		case !c.canRetry(err, resumed) || remaining <= 0:
-			return err
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(min(pause, remaining)):
-		}
-		pause = min(2*pause, longestPause)
-	}
-}
-
-// canRetry reports whether another call may return the rest of the answer.
-func (c *Completion) canRetry(err error, resumed bool) bool {
-	var failure *Error
-	if !errors.As(err, &failure) {
-		return false
-	}
-	forgotten := resumed && failure.Reason == ReasonCompletionNotFound
-	if forgotten && c.complete != nil && !c.delivered {
-		// The daemon has restarted. As nothing was delivered, the answer can be generated again.
-		c.resume, c.started, c.lastSequence = nil, nil, 0
-		return true
-	}
-	return failure.Reason == "" && slices.Contains(connectionErrors, failure.Code)
-}
-
 // readCall yields the events of one call. It returns an error unless they include Finished.
 func (c *Completion) readCall(
-	ctx context.Context, yield func(*ruvdv1.CompletionEvent, error) bool,
+	ctx context.Context, used *link, yield func(*ruvdv1.CompletionEvent, error) bool,
 ) error {
-	call, cancel := context.WithCancel(ctx)
+	call, cancel := context.WithCancel(withSession(ctx, c.sessionID()))
 	defer cancel()
-	receive, err := c.call(call)
+	receive, err := c.call(call, ruvdv1.NewSessionServiceClient(used))
 	if err != nil {
 		return err
 	}
@@ -226,17 +169,17 @@ func (c *Completion) readCall(
 
 // call starts the completion or resumes it after the last event. It returns a receive function.
 func (c *Completion) call(
-	ctx context.Context,
+	ctx context.Context, daemon generated,
 ) (func() (*ruvdv1.CompletionEvent, error), error) {
 	if c.resume == nil {
-		stream, err := c.client.generated.Complete(ctx, c.complete)
+		stream, err := daemon.Complete(ctx, c.complete)
 		return func() (*ruvdv1.CompletionEvent, error) {
 			response, err := stream.Recv()
 			return response.GetEvent(), err
 		}, err
 	}
 	c.resume.AfterSequence = c.lastSequence
-	stream, err := c.client.generated.ResumeCompletion(ctx, c.resume)
+	stream, err := daemon.ResumeCompletion(ctx, c.resume)
 	return func() (*ruvdv1.CompletionEvent, error) {
 		response, err := stream.Recv()
 		return response.GetEvent(), err
@@ -251,7 +194,7 @@ func (c *Completion) handleEvent(event *ruvdv1.CompletionEvent) error {
 		c.started = event.Started
 		c.resume = &ruvdv1.ResumeCompletionRequest{CompletionId: event.Started.GetCompletionId()}
 	case *ruvdv1.CompletionEvent_Delta:
-		c.delivered = true
+		c.delivered = !c.collects
 		c.text.WriteString(event.Delta.GetText())
 	case *ruvdv1.CompletionEvent_Finished:
 		if err := c.parts.join(event.Finished); err != nil {
@@ -281,5 +224,10 @@ func (c *Completion) cancel(ctx context.Context) {
 		request.CompletionId = c.resume.GetCompletionId()
 		request.SessionId, request.RequestId = c.resume.GetSessionId(), c.resume.GetRequestId()
 	}
-	c.client.cancelInBackground(ctx, request)
+	c.client.cancelInBackground(withSession(ctx, c.sessionID()), request)
+}
+
+// sessionID returns the completion's session; empty if there is none or it is not known.
+func (c *Completion) sessionID() string {
+	return cmp.Or(c.started.GetSessionId(), c.complete.GetSessionId(), c.resume.GetSessionId())
 }

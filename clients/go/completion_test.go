@@ -36,13 +36,18 @@ type call struct {
 type scriptedDaemon struct {
 	ruvdv1.UnimplementedSessionServiceServer
 	calls    []call
+	cancels  error // of CancelCompletion
 	requests chan any
-	tokens   chan string // the authorization of the calls of completions, empty for none
+	tokens   chan string   // the authorization of the calls of completions, empty for none
+	headers  chan []string // the session headers of the same calls; nil if the test does not read them
 }
 
 func (d *scriptedDaemon) record(ctx context.Context, request any) {
 	received, _ := metadata.FromIncomingContext(ctx)
 	d.tokens <- strings.Join(received.Get("authorization"), ", ")
+	if d.headers != nil {
+		d.headers <- received.Get("x-ruvd-session-id")
+	}
 	d.requests <- request
 }
 
@@ -87,7 +92,7 @@ func (d *scriptedDaemon) CancelCompletion(
 	ctx context.Context, request *ruvdv1.CancelCompletionRequest,
 ) (*ruvdv1.CancelCompletionResponse, error) {
 	d.record(ctx, request)
-	return &ruvdv1.CancelCompletionResponse{}, nil
+	return &ruvdv1.CancelCompletionResponse{}, d.cancels
 }
 
 func (d *scriptedDaemon) GetSession(
@@ -138,6 +143,13 @@ func serveTo(
 	t *testing.T, options []ruvd.ClientOption, calls ...call,
 ) (*scriptedDaemon, *ruvd.Client) {
 	t.Helper()
+	daemon, address := listen(t, calls...)
+	return daemon, newClient(t, address, options...)
+}
+
+// listen starts a daemon and returns its address.
+func listen(t *testing.T, calls ...call) (*scriptedDaemon, string) {
+	t.Helper()
 	daemon := &scriptedDaemon{
 		calls: calls, requests: make(chan any, 100), tokens: make(chan string, 100),
 	}
@@ -150,14 +162,19 @@ func serveTo(
 	ruvdv1.RegisterSessionServiceServer(server, daemon)
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
+	return daemon, "unix:" + path
+}
+
+func newClient(t *testing.T, address string, options ...ruvd.ClientOption) *ruvd.Client {
+	t.Helper()
 	client, err := ruvd.New(append([]ruvd.ClientOption{
-		ruvd.WithAddress("unix:" + path), ruvd.WithReconnect(300 * time.Millisecond),
+		ruvd.WithAddress(address), ruvd.WithReconnect(300 * time.Millisecond),
 	}, options...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = client.Close() })
-	return daemon, client
+	return client
 }
 
 func ruvdError(code codes.Code, reason string, details ...protoadapt.MessageV1) error {

@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -67,8 +67,8 @@ func WithTLS(config TLSConfig) ClientOption {
 	return func(s *settings) { s.tls = &config }
 }
 
-// security returns the gRPC options for TLS and the token at this address.
-func (s *settings) security(address string) ([]grpc.DialOption, error) {
+// security returns the gRPC options for TLS and the token at these addresses.
+func (s *settings) security(addresses []string) ([]grpc.DialOption, error) {
 	if !s.hasToken {
 		s.tokenFromEnvironment()
 	}
@@ -76,13 +76,12 @@ func (s *settings) security(address string) ([]grpc.DialOption, error) {
 		s.tls = tlsFromEnvironment()
 	}
 	transport := insecure.NewCredentials()
-	encrypted := s.tls != nil && !isUnixSocket(address)
-	if encrypted {
+	if s.tls != nil && slices.ContainsFunc(addresses, isTCP) {
 		config, err := s.tls.read()
 		if err != nil {
 			return nil, fmt.Errorf("ruvd: TLS: %w", err)
 		}
-		transport = credentials.NewTLS(config)
+		transport = exceptSockets{credentials.NewTLS(config)}
 	}
 	options := []grpc.DialOption{grpc.WithTransportCredentials(transport)}
 	if s.token != "" {
@@ -95,8 +94,10 @@ func (s *settings) security(address string) ([]grpc.DialOption, error) {
 	if s.tokenSource == nil {
 		return options, nil
 	}
-	if !encrypted && !isLocal(address) {
-		return nil, fmt.Errorf("ruvd: a token is not sent to %s without TLS: use WithTLS", address)
+	for _, address := range addresses {
+		if s.tls == nil && !isLocal(address) {
+			return nil, fmt.Errorf("ruvd: a token is not sent to %s without TLS: use WithTLS", address)
+		}
 	}
 	return append(options, grpc.WithPerRPCCredentials(tokenCredentials{s.tokenSource})), nil
 }
@@ -149,6 +150,24 @@ func (c TLSConfig) read() (*tls.Config, error) {
 	return config, nil
 }
 
+// exceptSockets encrypts all connections but those to Unix sockets.
+type exceptSockets struct {
+	credentials.TransportCredentials
+}
+
+func (e exceptSockets) ClientHandshake(
+	ctx context.Context, authority string, connection net.Conn,
+) (net.Conn, credentials.AuthInfo, error) {
+	if connection.RemoteAddr().Network() == "unix" {
+		return insecure.NewCredentials().ClientHandshake(ctx, authority, connection)
+	}
+	return e.TransportCredentials.ClientHandshake(ctx, authority, connection)
+}
+
+func (e exceptSockets) Clone() credentials.TransportCredentials {
+	return exceptSockets{e.TransportCredentials.Clone()}
+}
+
 // tokenCredentials adds the token to the metadata of every call.
 type tokenCredentials struct{ source TokenSource }
 
@@ -183,17 +202,4 @@ func cleanToken(token string) (string, error) {
 		return "", errors.New("the token has a character that is not visible ASCII")
 	}
 	return token, nil
-}
-
-func isUnixSocket(address string) bool { return strings.HasPrefix(address, "unix:") }
-
-// isLocal reports whether nothing that is sent to the address leaves this machine.
-func isLocal(address string) bool {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return isUnixSocket(address)
-	}
-	ip, err := netip.ParseAddr(host)
-	return isUnixSocket(address) || strings.EqualFold(host, "localhost") ||
-		err == nil && ip.Unmap().IsLoopback()
 }

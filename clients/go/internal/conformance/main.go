@@ -29,8 +29,12 @@ func main() {
 		identity(os.Args[2])
 		return
 	}
-	if len(os.Args) != 2 || os.Args[1] != "scenario" && os.Args[1] != "restart" {
-		log.Fatal("usage: conformance scenario|restart|identity WAY")
+	if len(os.Args) != 2 || !slices.Contains([]string{"scenario", "restart", "failover"}, os.Args[1]) {
+		log.Fatal("usage: conformance scenario|restart|failover|identity WAY")
+	}
+	if os.Args[1] == "failover" {
+		failover()
+		return
 	}
 	client := connect("RUVD_ADDRESS")
 	if os.Args[1] == "restart" {
@@ -392,14 +396,7 @@ func batch(client *ruvd.Client) {
 		must(err)
 		outcomes = append(outcomes, outcome)
 	}
-	slices.SortFunc(outcomes, func(a, b *ruvd.Outcome) int { return a.Index - b.Index })
-	for _, outcome := range outcomes {
-		if err := outcome.Err; err != nil {
-			line("item %d error %s %s", outcome.Index, codeOf(err), reasonOf(err))
-			continue
-		}
-		line("item %d [%s]", outcome.Index, outcome.Completion.GetFinished().GetMessage().GetContent())
-	}
+	printOutcomes(outcomes)
 	line("summary succeeded=%d failed=%d", batch.Summary().GetSucceeded(), batch.Summary().GetFailed())
 	get(client, "kappa")
 }
