@@ -65,10 +65,17 @@ def turn(before: Session, text: str, *, now: float | None = None) -> Commit:
 
 async def talk(store: Store, before: Session, *texts: str, now: float | None = None) -> Session:
     for text in texts:
-        commit = turn(before, text, now=now)
+        commit = turn(await again(store, before), text, now=now)
         await store.commit(commit)
         before = commit.session
-    return before
+    return await again(store, before)
+
+
+async def again(store: Store, written: Session) -> Session:
+    """Returns the session as it is read again, which the next change of it is based on."""
+    found = await store.get(written.id)
+    assert found == written
+    return found
 
 
 async def create(
@@ -93,7 +100,7 @@ async def fork(
 ) -> Session:
     commit = await forked(store, parent, session_id, exchange_count, now=now)
     await store.fork(commit, parent.id)
-    return commit.session
+    return await again(store, commit.session)
 
 
 async def forked(

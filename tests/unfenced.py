@@ -12,7 +12,7 @@ from ruvd.stores.postgres import writes
 
 
 def take_out_the_fence() -> None:
-    fence = writes._UPDATE.index(" AND create_time"), writes._UPDATE.index(" RETURNING pk")
+    fence = writes._UPDATE.index(" AND epoch"), writes._UPDATE.index(" RETURNING pk")
     update = writes._UPDATE[: fence[0]] + writes._UPDATE[fence[1] :]
     added = "cardinality(%(places)s::bigint[])"
     update = update.replace("%(new_message_count)s", f"sessions.message_count + {added}")

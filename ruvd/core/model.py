@@ -149,7 +149,9 @@ class Session:
 
     `window_start` is the first exchange that is sent to the engine. `context_tokens` are the
     tokens of the last turn's prompt and answer as the engine reported them, None if it did not.
-    `context_bytes` is the size of the messages that those tokens stand for.
+    `context_bytes` is the size of the messages that those tokens stand for. `version` is a number
+    that each write in a store of several daemons changes, so that a commit can say what it is based
+    on; other stores leave it 0.
     """
 
     id: str
@@ -168,6 +170,7 @@ class Session:
     window_start: int = 0
     context_tokens: int | None = None
     context_bytes: int = 0
+    version: int = field(default=0, compare=False)
 
     @property
     def expire_time(self) -> float:

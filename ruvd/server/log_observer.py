@@ -6,6 +6,7 @@ from ruvd.core.ports.events import (
     CompletionEnded,
     EngineStateChanged,
     Event,
+    ReplicaJoined,
     SessionCreated,
     SessionGone,
     SessionTakenOver,
@@ -46,21 +47,31 @@ def observe(event: Event) -> None:
             _log.log(level, text, extra={"detail": detail})
         case StoredDataDamaged(session_id, detail):
             _log.error("stored data damaged", extra={"session_id": session_id, "detail": detail})
+        case ReplicaJoined() | SessionTakenOver() | WriteFenced() | UncertainWriteEnded():
+            _log_replica(event)
+        case SessionCreated(session_id):
+            _log.debug("session created", extra={"session_id": session_id})
+        case SessionGone(session_id, reason):
+            _log.debug("session gone", extra={"session_id": session_id, "reason": reason})
+
+
+def _log_replica(
+    event: ReplicaJoined | SessionTakenOver | WriteFenced | UncertainWriteEnded,
+) -> None:
+    match event:
+        case ReplicaJoined(replica):
+            _log.info("replica joined", extra={"replica": replica})
         case SessionTakenOver(session_id, replica):
             fields = {"session_id": session_id, "former_replica": replica}
             _log.warning("session taken over", extra=fields)
         case WriteFenced(session_id, reason):
-            # That a session is in use elsewhere is no fault: its caller waits, or tries again.
-            level = logging.DEBUG if reason == "in_use" else logging.WARNING
+            # A session that is in use or changed elsewhere is no fault: the write is tried again.
+            level = logging.DEBUG if reason in ("in_use", "changed") else logging.WARNING
             _log.log(level, "write fenced", extra={"session_id": session_id, "reason": reason})
         case UncertainWriteEnded(session_id, outcome):
             level = logging.WARNING if outcome == "unknown" else logging.INFO
             fields = {"session_id": session_id, "outcome": outcome}
             _log.log(level, "uncertain write", extra=fields)
-        case SessionCreated(session_id):
-            _log.debug("session created", extra={"session_id": session_id})
-        case SessionGone(session_id, reason):
-            _log.debug("session gone", extra={"session_id": session_id, "reason": reason})
 
 
 def _milliseconds(seconds: float) -> float:

@@ -17,7 +17,7 @@ from ruvd.core.tenant_limits import QUOTAS
 _NO_COMPLETIONS = {(kind, reason.name): 0 for kind in KINDS for reason in FinishReason}
 _NO_MOVES = {(action, outcome): 0 for action in ("save", "restore") for outcome in ("ok", "failed")}
 _NO_REFUSALS = dict.fromkeys(QUOTAS, 0)
-_NO_FENCED = dict.fromkeys(("taken", "created", "in_use"), 0)
+_NO_FENCED = dict.fromkeys(("taken", "created", "in_use", "changed"), 0)
 _NO_UNCERTAIN = dict.fromkeys(("written", "repeated", "unknown"), 0)
 _NO_RENEWALS = dict.fromkeys(("ok", "failed"), 0)
 

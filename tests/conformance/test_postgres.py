@@ -6,8 +6,7 @@ import asyncio
 import random
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +16,21 @@ from conversations import completed, create, evicted, expired, fork, session, ta
 from fakes import FrozenClock
 from postgres import Server, running
 from postgres_link import Link
+from store_replicas import (
+    WAIT_SECONDS,
+    end_leases,
+    execute,
+    ignore,
+    linked,
+    of_replicas,
+    replica,
+    texts,
+    two,
+    waiting_for_locks,
+)
 
 from ruvd.core.errors import (
     OwnershipLost,
-    SessionBusy,
     SessionExists,
     SessionNotFound,
     StoreUnavailable,
@@ -34,73 +44,8 @@ from ruvd.core.ports.events import (
     UncertainWriteEnded,
     WriteFenced,
 )
-from ruvd.core.ports.store import Commit, SessionElsewhere
+from ruvd.core.ports.store import Commit, SessionChanged, SessionElsewhere
 from ruvd.stores.postgres.store import PostgresStore
-
-_WAIT_SECONDS = 60
-
-
-def _ignore(event: Event) -> None:
-    """Ignores the event."""
-
-
-@asynccontextmanager
-async def replica(
-    conninfo: str,
-    *,
-    timeout: float = 10.0,
-    lease: float = 60.0,
-    observer: Callable[[Event], None] = _ignore,
-) -> AsyncIterator[PostgresStore]:
-    store = PostgresStore(
-        conninfo,
-        clock=FrozenClock(),
-        observer=observer,
-        timeout_seconds=timeout,
-        lease_seconds=lease,
-    )
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-@asynccontextmanager
-async def two(
-    server: Server, observer: Callable[[Event], None] = _ignore
-) -> AsyncIterator[tuple[PostgresStore, PostgresStore, str]]:
-    conninfo = server.new_schema()
-    async with (
-        replica(conninfo, observer=observer) as one,
-        replica(conninfo, observer=observer) as other,
-    ):
-        yield one, other, conninfo
-
-
-def of_replicas(events: list[Event]) -> list[Event]:
-    """The events that tell what replicas do to each other."""
-    return [
-        each
-        for each in events
-        if isinstance(each, SessionTakenOver | WriteFenced | UncertainWriteEnded)
-    ]
-
-
-def execute(conninfo: str, statement: str, *values: object) -> list[tuple[object, ...]]:
-    with psycopg.connect(conninfo, autocommit=True) as db:
-        cursor = db.execute(statement.encode(), values or None)
-        return cursor.fetchall() if cursor.description else []
-
-
-def end_leases(conninfo: str) -> None:
-    """Makes all leases be over, as if their replicas had been paused for long."""
-    execute(conninfo, "UPDATE replicas SET until = clock_timestamp() - interval '1 second'")
-
-
-def texts(exchanges: object) -> list[str]:
-    assert isinstance(exchanges, list)
-    return [message.content for exchange in exchanges for message in exchange]
 
 
 async def test_a_turn_that_another_replica_has_begun_is_waited_for(postgres: Server) -> None:
@@ -157,7 +102,7 @@ async def test_the_late_commit_of_a_paused_replica_is_refused(postgres: Server) 
         assert taken.session is not None
         await other.commit(turn(taken.session, "taken"))
         with pytest.raises(OwnershipLost):
-            await one.commit(turn(paused.session, "paused"))
+            await one.commit(completed(turn(paused.session, "paused"), "r", "c"))
         assert texts(await one.exchanges("s", 0)) == ["taken", "re: taken"]
 
 
@@ -165,13 +110,15 @@ async def test_the_late_commit_of_a_paused_replica_does_not_undo_a_change_withou
     postgres: Server,
 ) -> None:
     async with two(postgres) as (one, other, conninfo):
-        made = await create(one)
+        await create(one)
         paused = await one.begin_turn("s", "", 1)
         end_leases(conninfo)
-        await other.commit(Commit(replace(made, labels={"a": "changed"})))
+        found = await other.get("s")
+        assert found is not None
+        await other.commit(Commit(replace(found, labels={"a": "changed"})))
         assert paused.session is not None
         with pytest.raises(OwnershipLost):
-            await one.commit(turn(paused.session, "paused"))
+            await one.commit(completed(turn(paused.session, "paused"), "r", "c"))
         found = await one.get("s")
         assert found is not None
         assert found.labels == {"a": "changed"}
@@ -201,14 +148,6 @@ async def test_a_request_that_is_committed_while_another_replica_takes_its_sessi
         assert seen.idempotency_record.completion_id == "c1"
         await other._lease.renew()
         assert (await one.begin_turn("s", "", 3)).session is not None  # it was given back
-
-
-async def waiting_for_locks(conninfo: str, count: int) -> None:
-    """Returns once so many connections wait for a lock."""
-    statement = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    async with asyncio.timeout(_WAIT_SECONDS):
-        while execute(conninfo, statement) != [(count,)]:  # noqa: ASYNC110  # nobody tells
-            await asyncio.sleep(0.05)
 
 
 async def test_a_paused_replica_does_not_give_back_what_another_one_has(postgres: Server) -> None:
@@ -245,20 +184,27 @@ async def test_a_new_session_with_the_id_of_an_ended_one_takes_no_commit_of_it(
         await other.touch("s", 1)
         assert begun.session is not None
         with pytest.raises(OwnershipLost):
-            await one.commit(turn(begun.session, "a"))
+            await one.commit(completed(turn(begun.session, "a"), "r", "c"))
         assert not await other.exchanges("s", 0)
 
 
-async def test_a_change_of_a_session_in_use_elsewhere_is_refused(postgres: Server) -> None:
+async def test_a_change_of_a_session_that_another_replica_uses_or_has_changed_is_refused(
+    postgres: Server,
+) -> None:
     events: list[Event] = []
     async with two(postgres, events.append) as (one, other, conninfo):
         made = await create(one)
         await one.begin_turn("s", "", 1)
-        with pytest.raises(SessionBusy):
-            await other.commit(turn(made, "appended"))
+        begun = await other.get("s")
+        assert begun is not None
+        with pytest.raises(SessionElsewhere):
+            await other.commit(turn(begun, "appended"))
         assert of_replicas(events) == [WriteFenced("s", "in_use")]
         end_leases(conninfo)
-        await other.commit(turn(made, "appended"))
+        with pytest.raises(SessionChanged):
+            await other.commit(turn(made, "appended"))
+        assert of_replicas(events)[1:] == [WriteFenced("s", "changed")]
+        await other.commit(turn(begun, "appended"))
         assert texts(await other.exchanges("s", 0)) == ["appended", "re: appended"]
 
 
@@ -329,21 +275,10 @@ async def test_nothing_begins_while_the_lease_is_over_by_the_own_clock(postgres:
         store._lease._until = 0.0
         with pytest.raises(StoreUnavailable, match="lease"):
             await store.begin_turn("s", "", 1)
-        async with asyncio.timeout(_WAIT_SECONDS):  # the next renewal
+        async with asyncio.timeout(WAIT_SECONDS):  # the next renewal
             while not store._lease.is_valid:  # noqa: ASYNC110  # the renewal tells nobody
                 await asyncio.sleep(0.05)
         assert (await store.begin_turn("s", "", 1)).session is not None
-
-
-@asynccontextmanager
-async def linked(
-    server: Server, observer: Callable[[Event], None] = _ignore
-) -> AsyncIterator[tuple[PostgresStore, Link, str]]:
-    conninfo = server.new_schema()
-    with tempfile.TemporaryDirectory(prefix="ruvd-link-", dir="/tmp") as directory:
-        link = Link(Path(directory), server.directory)
-        async with link.running(), replica(link.conninfo(conninfo), observer=observer) as store:
-            yield store, link, conninfo
 
 
 @pytest.mark.parametrize("answered", [True, False])
@@ -422,7 +357,7 @@ async def test_the_store_is_down_while_there_is_no_way_to_the_server_and_up_afte
             with pytest.raises(StoreUnavailable):
                 await store.commit(turn(made, "b"))
             link.is_down = False
-            async with asyncio.timeout(_WAIT_SECONDS):
+            async with asyncio.timeout(WAIT_SECONDS):
                 while True:
                     try:
                         assert await store.get("s") == made
@@ -443,12 +378,12 @@ async def test_a_daemon_starts_without_the_server_and_serves_once_it_is_there() 
         with running(Path(directory) / "server") as server:
             server.stop()
             store = PostgresStore(
-                server.conninfo(), clock=FrozenClock(), observer=_ignore, timeout_seconds=1.0
+                server.conninfo(), clock=FrozenClock(), observer=ignore, timeout_seconds=1.0
             )
             with pytest.raises(StoreUnavailable):
                 await store.open()
             server.start()
-            async with asyncio.timeout(_WAIT_SECONDS):
+            async with asyncio.timeout(WAIT_SECONDS):
                 while True:
                     try:
                         assert await store.get("s") is None
@@ -458,7 +393,7 @@ async def test_a_daemon_starts_without_the_server_and_serves_once_it_is_there() 
             made = await create(store, "s", "a")
             server.stop(signal.SIGQUIT)  # a crash of the server
             server.start()
-            async with asyncio.timeout(_WAIT_SECONDS):
+            async with asyncio.timeout(WAIT_SECONDS):
                 while True:
                     try:
                         assert await store.get("s") == made
@@ -489,7 +424,7 @@ async def test_what_deleted_sessions_leave_is_purged_but_for_what_forks_share(
 async def test_a_newer_schema_is_refused(postgres: Server) -> None:
     async with two(postgres) as (_, _, conninfo):
         execute(conninfo, "UPDATE ruvd_schema SET version = 999")
-        store = PostgresStore(conninfo, clock=FrozenClock(), observer=_ignore)
+        store = PostgresStore(conninfo, clock=FrozenClock(), observer=ignore)
         with pytest.raises(StoreUnavailable, match="newer ruvd"):
             await store.open()
         await store.close()
@@ -501,7 +436,7 @@ async def test_a_database_that_cannot_hold_every_text_is_refused(postgres: Serve
         "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0",
     )
     conninfo = postgres.conninfo().replace("dbname=postgres", "dbname=latin")
-    store = PostgresStore(conninfo, clock=FrozenClock(), observer=_ignore)
+    store = PostgresStore(conninfo, clock=FrozenClock(), observer=ignore)
     with pytest.raises(StoreUnavailable, match="UTF8"):
         await store.open()
     await store.close()
@@ -534,8 +469,9 @@ async def test_no_turn_of_any_replica_misses_the_one_before_it(postgres: Server)
                 assert begun.exchanges is not None
                 saw = begun.session.message_count
                 await asyncio.sleep(choose.random() / 100)
-                await store.commit(turn(begun.session, f"{number}.{step} after {saw}"))
-            except (SessionElsewhere, OwnershipLost, SessionBusy):
+                commit = turn(begun.session, f"{number}.{step} after {saw}")
+                await store.commit(completed(commit, "", f"{number}.{step}"))
+            except (SessionElsewhere, OwnershipLost):
                 refused += 1
             else:
                 acknowledged[name].append(f"{number}.{step} after {saw}")

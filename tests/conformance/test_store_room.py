@@ -182,7 +182,7 @@ async def test_an_evicted_session_is_gone_until_it_is_created_again_or_ended(
 async def test_a_session_can_be_ended_with_a_tombstone(store: Store) -> None:
     assert not await store.end("s", gone=Gone.EXPIRED, now=1)
     assert await store.gone("s", 1) is None
-    await create(store, "s")
+    await create(store, "s", idle=1)
     assert await store.end("s", gone=Gone.EXPIRED, now=1)
     assert await store.gone("s", 1) is Gone.EXPIRED
 

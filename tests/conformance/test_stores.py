@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conversations import (
+    again,
     completed,
     create,
     evicted,
@@ -65,7 +66,7 @@ async def test_every_field_of_a_session_comes_back(store: Store) -> None:
 
 async def test_a_commit_replaces_the_whole_row(store: Store) -> None:
     made = await create(store, "full", labels={"tenant": "b", "old": "x"})
-    full = replace(full_session(), create_time=made.create_time, message_count=0)
+    full = replace(full_session(), create_time=0, message_count=0, version=made.version)
     await store.commit(Commit(full))
     assert await store.get("full") == full
     by_label, _ = await store.list(after=0, limit=9, labels={"old": "x"}, now=0)
@@ -97,7 +98,7 @@ async def test_tool_calls_their_results_and_reasoning_come_back_byte_for_byte(
     await store.commit(first)
     assert list(await store.exchanges("s", 1)) == [TOOL_EXCHANGE[:2]]
     # The results arrive in the next turn and belong to the same exchange.
-    second = said(first.session, *TOOL_EXCHANGE[2:])
+    second = said(await again(store, first.session), *TOOL_EXCHANGE[2:])
     await store.commit(second)
     assert list(await store.exchanges("s", 1)) == [TOOL_EXCHANGE]
     assert await store.get("s") == second.session
@@ -114,8 +115,9 @@ async def test_tool_calls_their_results_and_reasoning_come_back_byte_for_byte(
 async def test_a_fork_shares_tool_calls_and_may_answer_them_otherwise(store: Store) -> None:
     asked = said(await create(store, "p"), *TOOL_EXCHANGE[:2])
     await store.commit(asked)
-    child = await fork(store, asked.session, "c", 1)
-    await store.commit(said(asked.session, *TOOL_EXCHANGE[2:]))
+    parent = await again(store, asked.session)
+    child = await fork(store, parent, "c", 1)
+    await store.commit(said(parent, *TOOL_EXCHANGE[2:]))
     other = Message(Role.TOOL, "otherwise", tool_call_id=CALLS[0].id)
     await store.commit(said(child, other))
     assert list(await store.exchanges("p", 0)) == [TOOL_EXCHANGE]
@@ -542,8 +544,8 @@ async def test_answers_that_differ_only_in_their_calls_are_not_confused(store: S
 async def test_completions_without_a_request_id_are_all_kept(store: Store) -> None:
     made = await create(store)
     first = completed(turn(made, "1"), "", "c1")
-    second = completed(turn(first.session, "2"), "", "c2")
     await store.commit(first)
+    second = completed(turn(await again(store, first.session), "2"), "", "c2")
     await store.commit(second)
     assert await store.completion("c1") == ("s", first.idempotency_record)
     assert await store.completion("c2") == ("s", second.idempotency_record)
@@ -553,12 +555,13 @@ async def test_completions_without_a_request_id_are_all_kept(store: Store) -> No
 async def test_created_by_finds_only_records_of_creations(store: Store) -> None:
     idempotency_record = IdempotencyRecord("new", b"d")
     await store.commit(Commit(session("s"), create=True, idempotency_record=idempotency_record))
-    made = session("s")
+    made = await again(store, session("s"))
     await store.commit(Commit(made, idempotency_record=IdempotencyRecord("append", b"e")))
     first_turn = completed(turn(session("t"), "hi"), "turn", "c")
     await store.commit(replace(first_turn, create=True))
     child = IdempotencyRecord("fork", b"f")
-    await store.fork(Commit(session("f"), create=True, idempotency_record=child), "s")
+    made = replace(await again(store, made), id="f")
+    await store.fork(Commit(made, create=True, idempotency_record=child), "s")
     assert await store.created_by("new") == ("s", idempotency_record)
     assert await store.created_by("fork") == ("f", child)
     assert await store.created_by("append") is None
@@ -569,8 +572,10 @@ async def test_created_by_finds_only_records_of_creations(store: Store) -> None:
 async def test_records_are_deleted_with_their_session(store: Store) -> None:
     idempotency_record = IdempotencyRecord("new", b"d")
     await store.commit(Commit(session("s"), create=True, idempotency_record=idempotency_record))
-    await store.commit(completed(turn(session("s"), "hi"), "r", "c"))
-    await fork(store, session("s"), "child", 0)
+    made = await again(store, session("s"))
+    commit = completed(turn(made, "hi"), "r", "c")
+    await store.commit(commit)
+    await fork(store, await again(store, commit.session), "child", 0)
     assert await store.end("s")
     assert not await store.end("s")
     assert await store.idempotency_record("s", "r") is None

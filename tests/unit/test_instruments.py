@@ -212,7 +212,7 @@ def test_what_a_replica_does_with_sessions_of_others_is_counted_from_zero() -> N
     fenced, uncertain = "ruvd.store.fenced", "ruvd.store.uncertain_writes"
     renewals = "ruvd.store.lease.renewals"
     assert watched.value("ruvd.store.takeovers") == 0
-    for reason in ("taken", "created", "in_use"):
+    for reason in ("taken", "created", "in_use", "changed"):
         assert watched.value(fenced, ruvd__store__fence_reason=reason) == 0
     for outcome in ("written", "repeated", "unknown"):
         assert watched.value(uncertain, ruvd__store__write_outcome=outcome) == 0

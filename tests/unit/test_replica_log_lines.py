@@ -6,7 +6,13 @@ import logging
 
 import pytest
 
-from ruvd.core.ports.events import Event, SessionTakenOver, UncertainWriteEnded, WriteFenced
+from ruvd.core.ports.events import (
+    Event,
+    ReplicaJoined,
+    SessionTakenOver,
+    UncertainWriteEnded,
+    WriteFenced,
+)
 from ruvd.server import log_observer
 
 
@@ -22,6 +28,7 @@ from ruvd.server import log_observer
         (WriteFenced("s", "taken"), logging.WARNING, "write fenced", {"reason": "taken"}),
         (WriteFenced("s", "created"), logging.WARNING, "write fenced", {"reason": "created"}),
         (WriteFenced("s", "in_use"), logging.DEBUG, "write fenced", {"reason": "in_use"}),
+        (WriteFenced("s", "changed"), logging.DEBUG, "write fenced", {"reason": "changed"}),
         (UncertainWriteEnded("s", "written"), logging.INFO, "uncertain write", {}),
         (UncertainWriteEnded("s", "repeated"), logging.INFO, "uncertain write", {}),
         (
@@ -46,3 +53,12 @@ def test_an_operator_is_warned_of_what_should_not_happen(
     assert fields | {"session_id": "s"} == {
         name: getattr(record, name) for name in [*fields, "session_id"]
     }
+
+
+def test_a_replica_says_at_the_start_by_which_id_others_name_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "ruvd"):
+        log_observer.observe(ReplicaJoined("x"))
+    (record,) = caplog.records
+    assert (record.message, vars(record)["replica"]) == ("replica joined", "x")

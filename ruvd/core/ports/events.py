@@ -70,6 +70,13 @@ class StoredDataDamaged:
 
 
 @value(frozen=True, slots=True)
+class ReplicaJoined:
+    """This daemon has its lease, under the id by which others name it."""
+
+    replica: str
+
+
+@value(frozen=True, slots=True)
 class SessionTakenOver:
     """A turn took a session from another replica, whose lease was over."""
 
@@ -81,8 +88,9 @@ class SessionTakenOver:
 class WriteFenced:
     """A write was refused, because another replica has the session or has changed it.
 
-    The reason is `taken` (since the turn began), `created` (the session that this turn was to
-    create), or `in_use` (by a turn of the other replica, while this write had no turn).
+    The reason is `taken` (since the turn began) or `created` (the session that this turn was to
+    create). A write without a turn is tried again: the session was `in_use` by a turn of the other
+    replica, or `changed` since it was read.
     """
 
     session_id: str
@@ -223,6 +231,7 @@ Event: TypeAlias = (
     | SessionCreated
     | SessionCreationAborted
     | SessionGone
+    | ReplicaJoined
     | SessionTakenOver
     | UncertainWriteEnded
     | WriteFenced

@@ -183,13 +183,15 @@ class Store(Protocol):
         """Applies one change and returns the sessions that were deleted for it.
 
         Without `create`, raises SessionNotFound if the session is unknown. A store that several
-        daemons share also raises SessionBusy while another one has a turn in the session, and
-        OwnershipLost if another one has taken it since the turn began. With `create`, deletes a
-        session of that id if it has expired at `commit.now`, and raises SessionExists if it has
-        not. Then makes room, see `ruvd.core.ports.room`: deletes the expired sessions of any
-        tenant, by expiry time, and then the least recently used of the new session's own tenant,
-        each only as long as there are too many. Neither the new session nor a `protected` one is
-        ever deleted so. Each one that is, leaves a tombstone; the new session's own is deleted.
+        daemons share changes only a session that is as it was when `commit.session` was read. It
+        raises OwnershipLost for a turn, whose record has a `completion_id`; for any other change
+        SessionElsewhere while another daemon has a turn in the session, and SessionChanged
+        otherwise. With `create`, deletes a session of that id if it has expired at `commit.now`,
+        and raises SessionExists if it has not. Then makes room, see `ruvd.core.ports.room`: deletes
+        the expired sessions of any tenant, by expiry time, and then the least recently used of the
+        new session's own tenant, each only as long as there are too many. Neither the new session
+        nor a `protected` one is ever deleted so. Each one that is, leaves a tombstone; the new
+        session's own is deleted.
 
         Raises SessionLimit and QuotaExceeded for a `refusable` change, before anything is deleted.
 
@@ -201,7 +203,8 @@ class Store(Protocol):
 
         All messages but the `appended` are the first ones of the parent, shared and not copied.
         Later changes of one session, deletion included, do not affect the other. Raises
-        SessionNotFound for an unknown parent.
+        SessionNotFound for an unknown parent, and SessionChanged as `commit` does, if the parent is
+        not as it was when the `version` in the commit's session was read.
         """
 
     async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
@@ -214,7 +217,8 @@ class Store(Protocol):
         """Deletes the session; returns False for an unknown id. O(log n): messages may go later.
 
         With `gone` it leaves a tombstone of that reason and time. Otherwise its tombstone is
-        deleted as well, also that of an unknown id.
+        deleted as well, also that of an unknown id. A store that several daemons share deletes with
+        EXPIRED only a session that has expired at `now` and in which no other one has a turn.
         """
 
     async def gone(self, session_id: str, now: float) -> Gone | None:
@@ -292,6 +296,10 @@ class StoreLocked(Exception):
 
 class SessionElsewhere(Exception):
     """Another daemon that shares the store has a turn in the session."""
+
+
+class SessionChanged(Exception):
+    """Another daemon that shares the store has changed the session since it was read."""
 
 
 class StoreSealed(StoreLocked):

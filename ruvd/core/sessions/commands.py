@@ -20,7 +20,7 @@ from ruvd.core.model import ContextWindow, IdempotencyRecord, IfBusy, Message, S
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.events import Observer, SessionGone
 from ruvd.core.ports.store import Commit, Store
-from ruvd.core.sessions import idempotency, window
+from ruvd.core.sessions import idempotency, shared_store, window
 from ruvd.core.sessions.absence import session_not_found
 from ruvd.core.sessions.model import NewSession, SessionPolicy, SessionState, with_messages
 from ruvd.core.sessions.registry import SessionRegistry
@@ -124,16 +124,20 @@ class SessionCommands:
         make: Callable[[IdempotencyRecord | None], Awaitable[Session]],
     ) -> SessionState:
         """Creates a session, or returns the one that this request id has created."""
-        if not request_id:
-            return self._sessions.state(await make(None))
-        async with self._creating.turn(request_id, TurnRequest()):
+
+        async def once() -> Session:
             made = await self._store.created_by(request_id)
             running = self._sessions.turn_queue.running(made[0]) if made else None
             session = await self._store.get(made[0]) if made else None
             if made and session and self._sessions.active_or_in_turn(session, running):
                 idempotency.check(made[1].digest, digest, request_id)
-                return self._sessions.state(session)
-            return self._sessions.state(await make(IdempotencyRecord(request_id, digest)))
+                return session
+            return await make(IdempotencyRecord(request_id, digest))
+
+        if not request_id:
+            return self._sessions.state(await shared_store.repeated(lambda: make(None)))
+        async with self._creating.turn(request_id, TurnRequest()):
+            return self._sessions.state(await shared_store.repeated(once))
 
     async def _make(self, commit: Commit, parent_id: str = "") -> None:
         session = commit.session
@@ -150,13 +154,18 @@ class SessionCommands:
     async def update(self, session_id: str, changes: SessionChanges) -> SessionState:
         """Changes a session, after the turns that came before."""
         self._sessions.check_enabled()
-        async with self._sessions.turn_queue.turn(session_id, TurnRequest()):
+
+        async def change() -> Session:
             session = await self._sessions.existing(session_id)
             given = {name: getattr(changes, name) for name in SessionChanges.__slots__}
             start = _widened(session, changes.context_window or session.context_window)
             session = replace(session, **{k: v for k, v in given.items() if v is not None})
             session = replace(session, window_start=start)
             await self._sessions.commit(Commit(session))
+            return session
+
+        async with self._sessions.turn_queue.turn(session_id, TurnRequest()):
+            session = await shared_store.repeated(change)
         return self._sessions.state(session)
 
     async def append(
@@ -165,14 +174,15 @@ class SessionCommands:
         """Commits messages without generating, after earlier turns, once per request id."""
         self._sessions.check_enabled()
         digest = idempotency.digest("append", messages)
-        async with self._sessions.turn_queue.turn(session_id, TurnRequest()):
+
+        async def change() -> Session:
             session = await self._sessions.existing(session_id)
             record = None
             if request_id:
                 known = await self._store.idempotency_record(session_id, request_id)
                 if known:
                     idempotency.check(known.digest, digest, request_id)
-                    return self._sessions.state(session)
+                    return session
                 record = IdempotencyRecord(request_id, digest)
             self._sessions.quotas.check_size(session, messages)
             last = await self._store.exchanges(session_id, max(0, session.exchange_count - 1))
@@ -180,6 +190,10 @@ class SessionCommands:
             numbered = window.number(session.exchange_count, messages)
             session = with_messages(session, numbered, last_used_time=self._clock.now())
             await self._sessions.commit(Commit(session, numbered, record, refusable=True))
+            return session
+
+        async with self._sessions.turn_queue.turn(session_id, TurnRequest()):
+            session = await shared_store.repeated(change)
         return self._sessions.state(session)
 
     async def end(self, session_id: str, *, allow_missing: bool = False) -> None:

@@ -1,14 +1,18 @@
-"""Turns in a store that several daemons share: one waits while another daemon has the session."""
+"""Turns and changes in a store that several daemons share: they wait for those of other daemons."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from ruvd.core import tenants
 from ruvd.core.errors import SessionBusy
 from ruvd.core.model import IfBusy
 from ruvd.core.ports.clock import Clock
-from ruvd.core.ports.store import SessionElsewhere, Store, TurnSnapshot
+from ruvd.core.ports.store import SessionChanged, SessionElsewhere, Store, TurnSnapshot
 
-# The pauses between two questions for a session that another daemon has.
+_T = TypeVar("_T")
+
+# The pauses between two questions for a session that another daemon has or changes.
 _FIRST_PAUSE_SECONDS = 0.02
 _MAX_PAUSE_SECONDS = 0.5
 
@@ -34,3 +38,18 @@ async def begin_turn(
                 ) from None
         await asyncio.sleep(pause)
         pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+
+
+async def repeated(change: Callable[[], Awaitable[_T]]) -> _T:
+    """Returns the result of a change, which reads its session and commits.
+
+    It begins again as long as another daemon has a turn in the session, or has changed it
+    meanwhile. So it waits for the turns and changes of other daemons as it does for its own.
+    """
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return await change()
+        except (SessionElsewhere, SessionChanged):
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)

@@ -20,7 +20,7 @@ from ruvd.core.ports.store import (
 )
 from ruvd.stores.postgres import removals
 from ruvd.stores.postgres.reads import Connection, every, one
-from ruvd.stores.postgres.removals import EXPIRED, LEAST_USED, REMOVE
+from ruvd.stores.postgres.removals import EXPIRED, LEAST_USED, MAY_TAKE, REMOVE, REMOVE_EXPIRED
 
 _OWN = (
     "SELECT count(*), coalesce(sum(stored_bytes), 0)::bigint FROM sessions"
@@ -82,11 +82,17 @@ async def snapshot_of_none(
 
 
 async def end(
-    db: Connection, tombstones: TombstoneLimits, session_id: str, why: Gone | None, now: float
+    db: Connection,
+    me: str,
+    tombstones: TombstoneLimits,
+    session_id: str,
+    why: Gone | None,
+    now: float,
 ) -> bool:
     """See `Store.end`. Whoever had the session's turn cannot commit it any more."""
+    remove = REMOVE_EXPIRED if why is Gone.EXPIRED else REMOVE
     async with db.transaction():
-        existed = await one(db, REMOVE, {"ids": [session_id]}) is not None
+        existed = await one(db, remove, {"ids": [session_id], "me": me, "now": now}) is not None
         if why is None:
             await db.execute("DELETE FROM tombstones WHERE id = %s", (session_id,))
         elif existed:
@@ -95,11 +101,11 @@ async def end(
 
 
 async def expire(
-    db: Connection, me: str, tombstones: TombstoneLimits, now: float, protected: Collection[str]
+    db: Connection, tombstones: TombstoneLimits, now: float, protected: Collection[str]
 ) -> list[str]:
     """See `Store.expire`."""
     async with db.transaction():
-        expired = await removals.expire(db, me, now, protected)
+        expired = await removals.expire(db, now, protected)
         await prune(db, tombstones, now)
         await bury(db, tombstones, expired, Gone.EXPIRED, now)
         return expired
@@ -116,16 +122,16 @@ async def make_room(
         await db.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (tenant,))
     old = await one(
         db,
-        "SELECT expire_time, stored_bytes FROM sessions WHERE id = %s FOR UPDATE",
-        (session_id,),
+        f"SELECT expire_time, stored_bytes, {MAY_TAKE} FROM sessions WHERE id = %(id)s FOR UPDATE",
+        {"id": session_id, "me": me},
     )
-    if old is not None and old[0] > change.now:
+    if old is not None and (old[0] > change.now or not old[2]):
         raise SessionExists(f"there is a session {tenants.own(session_id)!r} already")
     found = await usage(db, tenant, count) if _needs_usage(change, count) else StoreUsage(count)
     if old is not None:
         found = room.without(found, old[1])
     room.check_bytes(change, found)
-    victims = await _victims(db, me, change, found)
+    victims = await _victims(db, change, found)
     removed = [RemovedSession(session_id, expired=True)] if old is not None else []
     removed += [RemovedSession(each, expired=why is Gone.EXPIRED) for each, why in victims]
     if removed:
@@ -158,13 +164,11 @@ async def prune(db: Connection, tombstones: TombstoneLimits, now: float) -> None
     await db.execute(_SURPLUS, values)
 
 
-async def _victims(
-    db: Connection, me: str, change: Commit, found: StoreUsage
-) -> Sequence[tuple[str, Gone]]:
+async def _victims(db: Connection, change: Commit, found: StoreUsage) -> Sequence[tuple[str, Gone]]:
     """Returns the sessions that have to go, which are locked until the transaction ends."""
     stale, own = room.wanted(change, found)
     kept = [change.session.id, *change.protected]
-    values = {"me": me, "now": change.now, "kept": kept}
+    values = {"now": change.now, "kept": kept}
     expired = (
         [row[0] for row in await every(db, EXPIRED, values | {"count": stale})] if stale else []
     )

@@ -1,7 +1,7 @@
 """The deletions of the PostgreSQL store: rows of sessions at once, their messages later.
 
 A deleted session's branch is put into `garbage`. The messages that no fork shares are purged by the
-sweep. Sessions of other living replicas are neither evicted nor expired.
+sweep. Sessions that living replicas have are neither evicted nor expired.
 """
 
 from collections.abc import Collection
@@ -15,15 +15,22 @@ _MAX_EXPIRED = 1_000
 _PURGED_BRANCHES = 100
 _PURGED_MESSAGES = 10_000
 
-REMOVE = (
-    "WITH gone AS (DELETE FROM sessions WHERE id = ANY(%(ids)s) RETURNING pk, id),"
+# The owner of a session is alive: its lease lasts by the database's clock.
+_OWNER_LIVES = (
+    "EXISTS (SELECT 1 FROM replicas r WHERE r.id = sessions.owner AND r.until > clock_timestamp())"
+)
+# Nobody's session, or that of a replica that is gone. Also this replica's own are none: a turn may
+# begin after it has named the sessions that it protects.
+_IDLE = f"(sessions.owner IS NULL OR NOT {_OWNER_LIVES})"
+# What this replica may take or delete while nobody else in its process uses it.
+MAY_TAKE = f"(sessions.owner IS NULL OR sessions.owner = %(me)s OR NOT {_OWNER_LIVES})"
+_REMOVE_WHERE = (
+    "WITH gone AS (DELETE FROM sessions WHERE {condition} RETURNING pk, id),"
     " kept AS (INSERT INTO garbage (branch) SELECT pk FROM gone) SELECT id FROM gone"
 )
-# Nobody's session, or that of a replica that is gone. Another replica that is alive may be this
-# one: what it uses is protected by name.
-_IDLE = (
-    "(owner IS NULL OR owner = %(me)s OR NOT EXISTS"
-    " (SELECT 1 FROM replicas r WHERE r.id = owner AND r.until > clock_timestamp()))"
+REMOVE = _REMOVE_WHERE.format(condition="id = ANY(%(ids)s)")
+REMOVE_EXPIRED = _REMOVE_WHERE.format(
+    condition=f"id = ANY(%(ids)s) AND expire_time <= %(now)s AND {MAY_TAKE}"
 )
 EXPIRED = (
     "SELECT id FROM sessions WHERE expire_time <= %(now)s AND NOT id = ANY(%(kept)s)"
@@ -35,9 +42,9 @@ LEAST_USED = (
 )
 
 
-async def expire(db: Connection, me: str, now: float, protected: Collection[str]) -> list[str]:
+async def expire(db: Connection, now: float, protected: Collection[str]) -> list[str]:
     """Deletes expired sessions as `Store.expire` does, and returns their ids."""
-    values = {"me": me, "now": now, "kept": list(protected), "count": _MAX_EXPIRED}
+    values = {"now": now, "kept": list(protected), "count": _MAX_EXPIRED}
     return await _remove(db, EXPIRED, values)
 
 

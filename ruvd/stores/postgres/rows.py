@@ -50,8 +50,8 @@ SESSION_COLUMNS = ", ".join(_COLUMNS)
 # The parameters that `session_values` gives, in the order of the columns.
 SESSION_VALUES = ", ".join(f"%(new_{name})s" for name in _COLUMNS)
 # What `to_session` takes; without the system prompt for lists.
-SESSION_FIELDS = SESSION_COLUMNS.removesuffix(", label_pairs")
-LISTED_FIELDS = SESSION_FIELDS.removesuffix("system_prompt") + "''::bytea"
+SESSION_FIELDS = SESSION_COLUMNS.removesuffix("label_pairs") + "epoch"
+LISTED_FIELDS = SESSION_FIELDS.removesuffix("system_prompt, epoch") + "''::bytea, epoch"
 FIELD_COUNT = len(SESSION_FIELDS.split(","))
 
 
@@ -110,6 +110,7 @@ def to_session(row: Row) -> Session:
         model=row[19].decode(),
         labels=json.loads(row[20]),
         system_prompt=row[21].decode(),
+        version=row[22],
     )
 
 

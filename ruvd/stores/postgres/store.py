@@ -15,20 +15,26 @@ import psycopg
 
 from ruvd.core.errors import (
     OwnershipLost,
-    SessionBusy,
     SessionExists,
     SessionNotFound,
     StoreUnavailable,
 )
 from ruvd.core.ports.background import StartTask, start_unsupervised
 from ruvd.core.ports.clock import StoredClock
-from ruvd.core.ports.events import Observer, SessionTakenOver, StoreBatch, WriteFenced
+from ruvd.core.ports.events import (
+    Observer,
+    ReplicaJoined,
+    SessionTakenOver,
+    StoreBatch,
+    WriteFenced,
+)
 from ruvd.core.ports.room import check_bytes
 from ruvd.core.ports.store import (
     DEFAULT_TOMBSTONES,
     Commit,
     Gone,
     RemovedSession,
+    SessionChanged,
     SessionElsewhere,
     StoreUsage,
     TombstoneLimits,
@@ -89,8 +95,6 @@ class PostgresStore(ReadingStore):
         self._keeper: asyncio.Task[None] | None = None
         self._ready = False
         self._starting = asyncio.Lock()
-        # The epochs of the sessions whose turn this replica has; at most one for each turn.
-        self._epochs: dict[str, int] = {}
         # The number of sessions at the last sweep, with what this replica did since.
         self._count = 0
 
@@ -134,7 +138,6 @@ class PostgresStore(ReadingStore):
                 )
             if begun.record is not None:
                 return TurnSnapshot(begun.session, begun.record)
-            self._epochs[session_id] = begun.epoch
             self._lease.taken_again(session_id)
             if begun.former_owner:
                 self._observer(SessionTakenOver(session_id, begun.former_owner))
@@ -147,18 +150,12 @@ class PostgresStore(ReadingStore):
             raise
         except BaseException:
             # It is not known whether the session was taken.
-            self._epochs.pop(session_id, None)
             self._lease.release_later(session_id)
             raise
 
     async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
-        """See `Store.commit`.
-
-        Raises OwnershipLost if another replica has taken the session since the turn began, and
-        SessionBusy if it has it now.
-        """
+        """See `Store.commit`."""
         session_id = commit.session.id
-        epoch = self._epochs.pop(session_id, None)
         if commit.create:
             return await self._create(commit)
         if commit.max_own_bytes is not None:
@@ -168,12 +165,12 @@ class PostgresStore(ReadingStore):
             changed, was_lost = await write_until_known(
                 self._run,
                 session_id,
-                lambda db, write: writes.commit(db, me, commit, epoch, write),
+                lambda db, write: writes.commit(db, me, commit, write),
                 self._timeout_seconds,
                 self._observer,
             )
             if changed is None and not was_lost:
-                await self._refuse(session_id, epoch)
+                await self._refuse(commit)
         except StoreUnavailable:
             self._lease.release_later(session_id)
             raise
@@ -185,19 +182,19 @@ class PostgresStore(ReadingStore):
         return await self._create(commit, parent_id)
 
     async def touch(self, session_id: str, now: float) -> bool:
-        """See `Store.touch`. Gives the session back if this replica's turn had it."""
-        epoch = self._epochs.pop(session_id, None)
+        """See `Store.touch`. Gives the session back if this replica has it."""
+        me = self._lease.replica
         try:
-            return await self._run(lambda db: writes.touch(db, session_id, now, epoch))
+            return await self._run(lambda db: writes.touch(db, me, session_id, now))
         except BaseException:
-            if epoch is not None:
-                self._lease.release_later(session_id)
+            self._lease.release_later(session_id)
             raise
 
     async def end(self, session_id: str, *, gone: Gone | None = None, now: float = 0.0) -> bool:
         """See `Store.end`. A turn of another replica in the session cannot be committed then."""
+        me = self._lease.replica
         existed = await self._run(
-            lambda db: places.end(db, self._tombstones, session_id, gone, now)
+            lambda db: places.end(db, me, self._tombstones, session_id, gone, now)
         )
         self._count -= existed
         return existed
@@ -212,10 +209,7 @@ class PostgresStore(ReadingStore):
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """See `Store.expire`. Also purges what deleted sessions have left."""
-        me = self._lease.replica
-        expired = await self._run(
-            lambda db: places.expire(db, me, self._tombstones, now, protected)
-        )
+        expired = await self._run(lambda db: places.expire(db, self._tombstones, now, protected))
         if not expired:
             end = time.monotonic() + _PURGE_SECONDS
             while time.monotonic() < end and await self._run(removals.purge):
@@ -226,13 +220,16 @@ class PostgresStore(ReadingStore):
 
     async def _create(self, commit: Commit, parent_id: str = "") -> Sequence[RemovedSession]:
         me, session_id = self._lease.replica, commit.session.id
+        refusal: Exception | None = None
 
         async def create(db: Connection, write: str) -> list[RemovedSession] | None:
+            nonlocal refusal
             try:
                 return await writes.create(
                     db, me, self._tombstones, commit, write, self._count, parent_id
                 )
-            except (psycopg.errors.UniqueViolation, SessionExists):
+            except (psycopg.errors.UniqueViolation, SessionExists, SessionChanged) as error:
+                refusal = error
                 return None
 
         removed, was_lost = await write_until_known(
@@ -241,8 +238,9 @@ class PostgresStore(ReadingStore):
         if was_lost:
             await self._recount()
         elif removed is None:
-            record = commit.idempotency_record
-            if record is not None and record.completion_id:
+            if isinstance(refusal, SessionChanged):
+                raise refusal
+            if _is_turn(commit):
                 self._observer(WriteFenced(session_id, "created"))
                 raise OwnershipLost(
                     f"another replica has created the session {own(session_id)!r} meanwhile;"
@@ -254,18 +252,20 @@ class PostgresStore(ReadingStore):
         self._observer(StoreBatch(1))
         return removed or []
 
-    async def _refuse(self, session_id: str, epoch: int | None) -> None:
+    async def _refuse(self, commit: Commit) -> None:
         """Raises the reason why a session could not be written."""
-        current = await self.get(session_id)
-        if current is None:
+        me, session_id = self._lease.replica, commit.session.id
+        in_use = await self._read(lambda db: writes.is_in_use_elsewhere(db, me, session_id))
+        if in_use is None:
             raise SessionNotFound(f"there is no session {own(session_id)!r}")
-        self._observer(WriteFenced(session_id, "in_use" if epoch is None else "taken"))
-        if epoch is None:
-            raise SessionBusy(f"the session {own(session_id)!r} is in use at another replica")
-        raise OwnershipLost(
-            f"another replica has taken the session {own(session_id)!r} since the turn began;"
-            " nothing was stored: repeat the call with the same request id"
-        )
+        if _is_turn(commit):
+            self._observer(WriteFenced(session_id, "taken"))
+            raise OwnershipLost(
+                f"another replica has taken the session {own(session_id)!r} since the turn began;"
+                " nothing was stored: repeat the call with the same request id"
+            )
+        self._observer(WriteFenced(session_id, "in_use" if in_use else "changed"))
+        raise SessionElsewhere(session_id) if in_use else SessionChanged(session_id)
 
     async def _recount(self) -> None:
         self._count = await self._read(reads.session_count)
@@ -287,8 +287,14 @@ class PostgresStore(ReadingStore):
                 return
             await self._connections.run(schema.migrate)
             await self._lease.renew()
+            self._observer(ReplicaJoined(self._lease.replica))
             self._clock.follow(self._lease.database_now)
             self._count = await self._connections.run(reads.session_count)
             if self._keeper is None:
                 self._keeper = self._start_task("lease of the replica", self._lease.keep)
             self._ready = True
+
+
+def _is_turn(commit: Commit) -> bool:
+    record = commit.idempotency_record
+    return record is not None and bool(record.completion_id)

@@ -1,10 +1,9 @@
 """The writes that create and change sessions in PostgreSQL, each fenced.
 
-A turn takes its session: `owner` becomes the replica and `epoch` one more. The turn's commit names
-that epoch, so that it changes nothing if another replica has taken the session or written to it
-meanwhile. Other writes need a session that no other living replica has. Each write makes `epoch`
-one more, names the message count that it is made for, and leaves its `write_id`, by which an
-unknown outcome is looked up.
+A turn takes its session: `owner` becomes the replica and `epoch` one more. Each write also makes
+`epoch` one more. `Session.version` is the epoch that was read, and a commit names it: it changes
+nothing if another replica has taken the session or written to it since, or has a turn in it. It
+leaves its `write_id`, by which an unknown outcome is looked up.
 """
 
 from collections.abc import Collection
@@ -13,9 +12,10 @@ from typing import Any
 
 from ruvd.core.errors import SessionNotFound
 from ruvd.core.model import IdempotencyRecord, Session
-from ruvd.core.ports.store import Commit, RemovedSession, TombstoneLimits
+from ruvd.core.ports.store import Commit, RemovedSession, SessionChanged, TombstoneLimits
 from ruvd.stores.postgres import places, reads
 from ruvd.stores.postgres.reads import CHAIN, Connection, one
+from ruvd.stores.postgres.removals import MAY_TAKE
 from ruvd.stores.postgres.rows import (
     FIELD_COUNT,
     RECORD_COUNT,
@@ -31,15 +31,9 @@ from ruvd.stores.postgres.rows import (
     to_session,
 )
 
-# The owner of a session is alive: its lease lasts by the database's clock.
-OWNER_LIVES = (
-    "EXISTS (SELECT 1 FROM replicas r WHERE r.id = sessions.owner AND r.until > clock_timestamp())"
-)
-# A session that this replica may take: nobody's, its own, or one of a replica that is gone.
-MAY_TAKE = f"(sessions.owner IS NULL OR sessions.owner = %(me)s OR NOT {OWNER_LIVES})"
 _BEGIN = f"""
 WITH seen AS (
-    SELECT pk, epoch, owner FROM sessions WHERE id = %(id)s
+    SELECT pk, epoch AS seen_epoch, owner, {MAY_TAKE} AS is_free FROM sessions WHERE id = %(id)s
 ), record AS (
     SELECT {RECORD_FIELDS} FROM receipts r
     LEFT JOIN messages m ON m.branch = r.session AND m.position = r.message_position
@@ -49,9 +43,9 @@ WITH seen AS (
     UPDATE sessions SET owner = %(me)s, epoch = sessions.epoch + 1, last_used_time = %(now)s,
     expire_time = %(now)s + idle_timeout_seconds
     WHERE id = %(id)s AND expire_time > %(now)s AND {MAY_TAKE} AND NOT EXISTS (TABLE record)
-    RETURNING {SESSION_FIELDS}, epoch
+    RETURNING {SESSION_FIELDS}
 )
-SELECT claimed.epoch, seen.epoch, seen.owner, {SESSION_FIELDS}, record.*
+SELECT seen.seen_epoch, seen.owner, seen.is_free, {SESSION_FIELDS}, record.*
 FROM seen LEFT JOIN claimed ON true LEFT JOIN record ON true
 """
 _ADD = """
@@ -75,8 +69,7 @@ SELECT pk FROM target
 _UPDATE = (
     f"WITH target AS (UPDATE sessions SET ({SESSION_COLUMNS}) = ROW({SESSION_VALUES}),"
     " end_bytes = end_bytes + %(added)s, owner = NULL, epoch = epoch + 1, write_id = %(write)s"
-    " WHERE id = %(id)s AND create_time = %(new_create_time)s AND message_count = %(position)s"
-    f" AND CASE WHEN %(epoch)s::bigint IS NULL THEN {MAY_TAKE} ELSE epoch = %(epoch)s END"
+    f" WHERE id = %(id)s AND epoch = %(version)s AND {MAY_TAKE}"
     " RETURNING pk, end_bytes - %(added)s AS end_before)"
 )
 # An epoch of an ended session is none of a new one with the same id.
@@ -90,14 +83,13 @@ _INSERT = (
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The outcome of `begin`: a session with the epoch of the turn, or the reason for none.
+    """The outcome of `begin`: a session, which the turn has, or the reason for none.
 
     `former_owner` is the replica that the session was taken from, as its lease was over.
     `elsewhere` says that another living replica has the session.
     """
 
     session: Session | None = None
-    epoch: int = 0
     record: IdempotencyRecord | None = None
     has_expired: bool = False
     elsewhere: bool = False
@@ -111,31 +103,28 @@ async def begin(db: Connection, me: str, session_id: str, request_id: str, now: 
         row = await one(db, _BEGIN, values)
         if row is None:
             return Begun()
-        epoch, seen_epoch, owner = row[:3]
-        session, record = row[3 : 3 + FIELD_COUNT], row[-RECORD_COUNT:]
-        if epoch is not None and epoch != seen_epoch + 1:
+        seen_epoch, owner, is_free = row[:3]
+        fields, record = row[3 : 3 + FIELD_COUNT], row[-RECORD_COUNT:]
+        session = to_session(fields) if fields[0] is not None else None
+        if session and session.version != seen_epoch + 1:
             # A write came between, and may have committed this request.
             await give_back(db, me, (session_id,))
             continue
-        if epoch is not None:
-            former = owner if owner and owner != me else ""
-            return Begun(to_session(session), epoch, former_owner=former)
+        if session:
+            return Begun(session, former_owner=owner if owner and owner != me else "")
         current = await reads.get(db, session_id)
         if current is None:
             return Begun()
-        if current.expire_time <= now:
-            return Begun(has_expired=True)
-        if record[1] is not None:
+        has_expired = current.expire_time <= now and is_free
+        if record[1] is not None and not has_expired:
             return Begun(current, record=to_record(record))
-        return Begun(elsewhere=True)
+        return Begun(has_expired=has_expired, elsewhere=not has_expired)
 
 
-async def commit(
-    db: Connection, me: str, change: Commit, epoch: int | None, write_id: str
-) -> Row | None:
+async def commit(db: Connection, me: str, change: Commit, write_id: str) -> Row | None:
     """Changes a session in one statement. Returns its row, or None if it is not as expected."""
     position = change.session.message_count - len(change.appended)
-    values = _values(change, position, write_id) | {"me": me, "epoch": epoch}
+    values = _values(change, position, write_id) | {"me": me, "version": change.session.version}
     return await one(db, _UPDATE + _ADD, values)
 
 
@@ -152,9 +141,12 @@ async def create(
     async with db.transaction():
         session = change.session
         shared = session.message_count - len(change.appended) if parent_id else 0
-        base = await _fork_base(db, parent_id, shared, session.exchange_count)
+        values = _values(change, shared, write_id)
+        if values["creates"]:
+            await _check_first(db, values["request"], change)
+        base = await _fork_base(db, parent_id, session.version, shared, session.exchange_count)
         removed = await places.make_room(db, me, tombstones, change, count)
-        values = _values(change, shared, write_id) | {"base_bytes": base[2] if base else 0}
+        values["base_bytes"] = base[2] if base else 0
         row = await one(db, _INSERT + _ADD, values)
         assert row is not None  # noqa: S101  # an INSERT that returned has a row
         if base:
@@ -170,15 +162,22 @@ async def was_written(db: Connection, session_id: str, write_id: str) -> bool:
     return row is not None and row[0] == write_id
 
 
-async def touch(db: Connection, session_id: str, now: float, epoch: int | None) -> bool:
-    """See `Store.touch`. Gives the session back if the turn of this epoch still has it."""
+async def is_in_use_elsewhere(db: Connection, me: str, session_id: str) -> bool | None:
+    """Whether another living replica has the session; None if there is no such session."""
+    query = f"SELECT NOT {MAY_TAKE} FROM sessions WHERE id = %(id)s"
+    row = await one(db, query, {"me": me, "id": session_id})
+    return None if row is None else bool(row[0])
+
+
+async def touch(db: Connection, me: str, session_id: str, now: float) -> bool:
+    """See `Store.touch`. Gives the session back if this replica has it."""
     row = await one(
         db,
-        "UPDATE sessions SET last_used_time = %(now)s,"
-        " expire_time = %(now)s + idle_timeout_seconds,"
-        " owner = CASE WHEN epoch = %(epoch)s THEN NULL ELSE owner END"
+        "UPDATE sessions SET last_used_time = greatest(last_used_time, %(now)s),"
+        " expire_time = greatest(expire_time, %(now)s + idle_timeout_seconds),"
+        " owner = CASE WHEN owner = %(me)s THEN NULL ELSE owner END"
         " WHERE id = %(id)s RETURNING pk",
-        {"id": session_id, "now": now, "epoch": epoch},
+        {"id": session_id, "now": now, "me": me},
     )
     return row is not None
 
@@ -191,19 +190,32 @@ async def give_back(db: Connection, me: str, session_ids: Collection[str]) -> No
     )
 
 
+async def _check_first(db: Connection, request_id: bytes, change: Commit) -> None:
+    """Raises SessionChanged if another daemon has created a session under the request id."""
+    await db.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", (request_id.hex(),))
+    query = (
+        "SELECT 1 FROM receipts r JOIN sessions s ON s.pk = r.session"
+        " WHERE r.request_id = %s AND r.creates AND s.expire_time > %s LIMIT 1"
+    )
+    if await one(db, query, (request_id, change.now)):
+        raise SessionChanged(change.session.id)
+
+
 async def _fork_base(
-    db: Connection, parent_id: str, shared: int, exchange_count: int
+    db: Connection, parent_id: str, version: int, shared: int, exchange_count: int
 ) -> Row | None:
     """Returns (branch, exchange, end_bytes) of the last of the first `shared` messages.
 
     A child is attached to the branch that holds that message, so that chains stay short. The parent
-    cannot be deleted until the transaction has ended.
+    cannot be changed or deleted until the transaction has ended.
     """
     if not parent_id:
         return None
-    found = await one(db, "SELECT pk FROM sessions WHERE id = %s FOR SHARE", (parent_id,))
+    found = await one(db, "SELECT epoch FROM sessions WHERE id = %s FOR SHARE", (parent_id,))
     if found is None:
         raise SessionNotFound(f"there is no session {parent_id!r}")
+    if found[0] != version:
+        raise SessionChanged(parent_id)
     if not shared:
         return None
     row = await one(
