@@ -1,7 +1,8 @@
 """All settings of the daemon: names, defaults, descriptions and rules.
 
 `ruvd.config.loader` reads their values. The settings of addresses and callers are in `listening`,
-those of engines in `engine_settings`, those of the audit log in `audit_settings`.
+those of engines in `engine_settings`, those of the audit log in `audit_settings`, those of other
+replicas in `peer_settings`.
 """
 
 from functools import partial
@@ -20,6 +21,7 @@ from ruvd.config.audit_settings import AuditSettings
 from ruvd.config.engine_settings import EngineSettings
 from ruvd.config.fields import OptionalPath, setting
 from ruvd.config.listening import ListeningSettings
+from ruvd.config.peer_settings import PeerSettings
 from ruvd.config.store_settings import StoreSettings
 
 ENV_PREFIX = "RUVD_"
@@ -31,7 +33,7 @@ _limits = partial(setting, "Limits")
 _lifecycle = partial(setting, "Lifecycle")
 
 
-class Settings(EngineSettings, ListeningSettings, StoreSettings, AuditSettings):
+class Settings(EngineSettings, ListeningSettings, StoreSettings, PeerSettings, AuditSettings):
     """The settings of the daemon. `ruvd.config.loader.load` makes them."""
 
     model_config = SettingsConfigDict(
@@ -181,6 +183,8 @@ class Settings(EngineSettings, ListeningSettings, StoreSettings, AuditSettings):
             raise ValueError(
                 "encryption_key_file is for sqlite stores; PostgreSQL's disk may be encrypted"
             )
+        if self.peer_listen and not self.is_postgres:
+            raise ValueError("peer_listen needs a postgresql store, which replicas share")
         return self
 
     @property

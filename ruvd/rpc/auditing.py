@@ -102,7 +102,8 @@ class AuditedCall:
             **self._fields,
         }
         if error is not None:
-            ended["reason"] = error.reason() if isinstance(error, RuvdError) else "INTERNAL"
+            known = (RuvdError, status.ForwardedStatus)
+            ended["reason"] = error.reason() if isinstance(error, known) else "INTERNAL"
         if isinstance(error, (*_WITHOUT_IDENTITY, PermissionDenied)):
             ended["detail"] = str(error)[:_MAX_DETAIL]  # fixed texts of ours, and names
         if isinstance(error, _CHEAP_REFUSALS):

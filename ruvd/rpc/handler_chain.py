@@ -5,7 +5,7 @@ Every step wraps the one before it, once for each method.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,6 +18,7 @@ from ruvd.rpc.ports import (
     Admission,
     CallAudit,
     CallerCheck,
+    CallRouter,
     Context,
     Handler,
     Receiving,
@@ -49,7 +50,9 @@ class HandlerChain:
         callers: CallerCheck | None,
         quotas: QuotaGate | None,
         audit: CallAudit | None,
+        router: CallRouter | None = None,
     ) -> None:
+        self._router = router
         self._max_request_bytes = max_request_bytes
         self._callers = callers
         self._quotas = quotas
@@ -74,15 +77,23 @@ class HandlerChain:
         """Returns a handler of bytes that does all steps around `handler`."""
         handle = handler.unary_stream if handler.response_streaming else handler.unary_unary
         audit = self._audit
+        router = self._router if self._router and self._router.routes(method) else None
+        if router:
+            handle = router.located(method, handle)
         handle = self._parsed(method, audit.messages(handle) if audit else handle)
+        if router:
+            handle = router.routed(method, handle, streams=handler.response_streaming)
         if self._callers and self._callers.certificates:
             handle = _identified(method, handle, self._callers)
         if audit:
             handle = audit.outcome(method, handle)
         handle = self._measured(method, self._guarded(method, handle))
+        serializer = handler.response_serializer
+        if router:
+            serializer = _unless_bytes(serializer)
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(handle, None, handler.response_serializer)
-        return grpc.unary_unary_rpc_method_handler(handle, None, handler.response_serializer)
+            return grpc.unary_stream_rpc_method_handler(handle, None, serializer)
+        return grpc.unary_unary_rpc_method_handler(handle, None, serializer)
 
     def _parsed(self, method: str, handle: Handler) -> Handler:
         descriptor = descriptor_pool.Default().FindMethodByName(method[1:].replace("/", "."))
@@ -151,6 +162,11 @@ def _name(code: Any) -> str:
     return next((each.name for each in grpc.StatusCode if code in (each, each.value[0])), "UNKNOWN")
 
 
+def _unless_bytes(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Returns a serializer that takes also messages which another replica has serialized."""
+    return lambda message: message if isinstance(message, bytes) else serialize(message)
+
+
 def _identified(method: str, handle: Handler, callers: CallerCheck) -> Handler:
     async def wrapped(request: Any, call: Context) -> Any:
         callers.admit_call(method, call.auth_context())
@@ -178,8 +194,8 @@ def identified_stream(method: str, handler: Any, callers: CallerCheck) -> Any:
 async def _abort(method: str, call: Context, error: Exception) -> None:
     if status.is_of_lost_call(error):
         raise asyncio.CancelledError from error
-    if not isinstance(error, RuvdError):
+    if not isinstance(error, (RuvdError, status.ForwardedStatus)):
         _log.error("%s failed", method, exc_info=error)
     forget_frames(error)  # the completion may keep the error
     code, rich = status.to_status(error)
-    await call.abort(code, rich.message, (("grpc-status-details-bin", rich.SerializeToString()),))
+    await call.abort(code, rich.message, status.trailing(error, rich))

@@ -15,7 +15,7 @@ from ruvd.core.errors import Overloaded, QuotaExceeded
 from ruvd.rpc import handler_chain
 from ruvd.rpc.handler_chain import HandlerChain, identified_stream
 from ruvd.rpc.identity import caller
-from ruvd.rpc.ports import Admission, CallAudit, CallerCheck, RpcMeasurements
+from ruvd.rpc.ports import Admission, CallAudit, CallerCheck, CallRouter, RpcMeasurements
 from ruvd.rpc.quota_gate import QuotaGate
 
 _API = "/ruvd.v1."
@@ -37,7 +37,8 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
     Bytes that are no request are refused as other errors are; grpcio would answer UNKNOWN and log
     a traceback each time. A call is refused if `callers`, `quotas` or `admission` says so, before
     its request is received. `rpcs` measures each call, and `audit` records it. Without `peers` the
-    peer's address is not asked for to measure: on a Unix socket it tells nothing.
+    peer's address is not asked for to measure: on a Unix socket it tells nothing. `router` forwards
+    calls to other replicas; None for a daemon that has none.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         callers: CallerCheck | None = None,
         quotas: QuotaGate | None = None,
         audit: CallAudit | None = None,
+        router: CallRouter | None = None,
     ) -> None:
         self._admission = admission
         self._measures = rpcs is not None
@@ -63,6 +65,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
             callers=callers,
             quotas=quotas,
             audit=audit,
+            router=router,
         )
         self._wrapped: dict[str, tuple[Any, Any]] = {}  # by method: the handler, and wrapped
 

@@ -29,6 +29,9 @@ class RpcMeasurements(Protocol):
     ) -> AbstractContextManager[Outcome]:
         """Measure the RPC `method` (`/package.Service/Method`) while the context lasts."""
 
+    def trace_headers(self) -> Mapping[str, str]:
+        """Returns the headers by which a call to another replica continues the current trace."""
+
 
 class Receiving(Protocol):
     """A request that is being received."""
@@ -83,3 +86,16 @@ class CallAudit(Protocol):
 
     def messages(self, handle: Handler) -> Handler:
         """Wraps a handler of parsed requests."""
+
+
+class CallRouter(Protocol):
+    """Forwards calls to the replica that has their session or completion."""
+
+    def routes(self, method: str) -> bool:
+        """Whether calls of the method may be forwarded."""
+
+    def located(self, method: str, handle: Handler) -> Handler:
+        """Wraps a handler of parsed requests: it finds the replica that a request is for."""
+
+    def routed(self, method: str, handle: Handler, *, streams: bool) -> Handler:
+        """Wraps a handler of bytes: a call that is for another replica is forwarded as it is."""

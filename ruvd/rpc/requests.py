@@ -18,6 +18,7 @@ from ruvd.core.sessions.model import HistoryPage, NewSession, SessionPolicy
 from ruvd.rpc import convert, option_validation, pages, validation
 from ruvd.rpc.identity import caller
 from ruvd.rpc.identity.caller import scoped_id, scoped_request_id
+from ruvd.rpc.peers import routing
 from ruvd.rpc.validation import ID_RULE, Checker, RequestLimits
 from ruvd.v1 import session_service_pb2 as pb
 
@@ -106,6 +107,7 @@ def complete(request: pb.CompleteRequest, limits: RequestLimits) -> CompletionRe
         on_disconnect=on_disconnect or model.OnDisconnect.CANCEL,
         grace_seconds=grace,
         tenant=caller.tenant(),
+        may_move=routing.may_move(),
     )
 
 

@@ -28,6 +28,7 @@ from ruvd.rpc import convert, message_parts, pages, requests, reservation, statu
 from ruvd.rpc.identity import caller
 from ruvd.rpc.identity.caller import scoped_id, scoped_request_id
 from ruvd.rpc.large_responses import SMALL_BYTES, LargeResponses
+from ruvd.rpc.peers import routing
 from ruvd.rpc.validation import RequestLimits
 from ruvd.v1 import session_service_pb2 as pb
 from ruvd.v1 import session_service_pb2_grpc as pb_grpc
@@ -127,7 +128,7 @@ class SessionService(pb_grpc.SessionServiceServicer):
         self, request: pb.UpdateSessionRequest, context: ServicerContext[Any, Any]
     ) -> pb.UpdateSessionResponse:
         session_id, changes = requests.update_session(request, self._limits, self._policy)
-        state = await self._commands.update(session_id, changes)
+        state = await self._commands.update(session_id, changes, may_move=routing.may_move())
         return pb.UpdateSessionResponse(session=convert.session(state))
 
     async def AppendMessages(  # noqa: D102, N802
@@ -136,7 +137,9 @@ class SessionService(pb_grpc.SessionServiceServicer):
         messages = requests.append_messages(request, self._limits)
         session_id = scoped_id(request.session_id)
         request_id = scoped_request_id(request.request_id)
-        state = await self._commands.append(session_id, messages, request_id)
+        state = await self._commands.append(
+            session_id, messages, request_id, may_move=routing.may_move()
+        )
         return pb.AppendMessagesResponse(session=convert.session(state))
 
     async def ForkSession(  # noqa: D102, N802

@@ -26,6 +26,7 @@ from ruvd.core.errors import (
 )
 
 DOMAIN = "ruvd"
+DETAILS = "grpc-status-details-bin"
 # A status travels in trailing metadata, for which gRPC's default limit is 8 KiB, with base64.
 _MAX_DETAIL_BYTES = 2048
 _MAX_MESSAGE_BYTES = 1500
@@ -72,6 +73,41 @@ CODES: dict[type[RuvdError], grpc.StatusCode] = {
 }
 
 
+class ForwardedStatus(Exception):
+    """The status with which another replica answered a call that was forwarded to it."""
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        trailing: Sequence[tuple[str, str | bytes]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.trailing = trailing
+
+    def rich(self) -> status_pb2.Status:
+        """Returns the details, without any if the status has none."""
+        for name, value in self.trailing:
+            if name == DETAILS and isinstance(value, bytes):
+                return status_pb2.Status.FromString(value)
+        number: int = self.code.value[0]
+        return status_pb2.Status(code=number, message=self.message)
+
+    def reason(self) -> str:
+        """Returns the reason in the details, or an empty text."""
+        info = error_details_pb2.ErrorInfo()
+        return next((info.reason for each in self.rich().details if each.Unpack(info)), "")
+
+
+def trailing(error: BaseException, rich: status_pb2.Status) -> Sequence[tuple[str, str | bytes]]:
+    """Returns the trailing metadata of a failed call."""
+    if isinstance(error, ForwardedStatus):
+        return error.trailing
+    return ((DETAILS, rich.SerializeToString()),)
+
+
 def is_too_late(call: ServicerContext[Any, Any]) -> bool:
     """Whether a cancelled call was cancelled by its deadline.
 
@@ -91,6 +127,8 @@ def to_status(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]
 
     An error that is no RuvdError is a bug and becomes INTERNAL with a fixed text.
     """
+    if isinstance(error, ForwardedStatus):
+        return error.code, error.rich()
     if not isinstance(error, RuvdError):
         return _status(grpc.StatusCode.INTERNAL, INTERNAL_TEXT, [_info("INTERNAL")])
     details: list[ProtoMessage] = [_info(error.reason())]
@@ -103,7 +141,9 @@ def to_status(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]
         delay = duration_pb2.Duration(nanos=0)
         delay.FromNanoseconds(int(min(max(seconds, 0.0), _MAX_DELAY_SECONDS) * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    return _status(CODES[type(error)], str(error), details)
+    # An error that is no row of the table is a kind of one that is.
+    code = next(CODES[each] for each in type(error).__mro__ if each in CODES)
+    return _status(code, str(error), details)
 
 
 def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:

@@ -7,7 +7,7 @@ are checked before gRPC gets them, because gRPC would refuse every connection wi
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from cryptography import x509
@@ -21,7 +21,16 @@ from cryptography.hazmat.primitives.serialization import (
 
 from ruvd.rpc.watched_files import Contents, WatchedFiles
 
-_CERT, _KEY, _CLIENT_CA = "tls_cert_file", "tls_key_file", "client_ca_file"
+
+class TlsSettings(NamedTuple):
+    """The names of the settings for files, for messages that say which one is wrong."""
+
+    cert: str = "tls_cert_file"
+    key: str = "tls_key_file"
+    client_ca: str = "client_ca_file"
+
+
+_LISTENERS = TlsSettings()
 
 
 class ServerTls:
@@ -31,10 +40,17 @@ class ServerTls:
     Raises FilesInvalid if the files cannot be used.
     """
 
-    def __init__(self, cert_file: Path, key_file: Path, client_ca_file: Path | None) -> None:
-        files = {_CERT: cert_file, _KEY: key_file}
+    def __init__(
+        self,
+        cert_file: Path,
+        key_file: Path,
+        client_ca_file: Path | None,
+        settings: TlsSettings = _LISTENERS,
+    ) -> None:
+        self._settings = settings
+        files = {settings.cert: cert_file, settings.key: key_file}
         if client_ca_file:
-            files[_CLIENT_CA] = client_ca_file
+            files[settings.client_ca] = client_ca_file
         self._asks_clients = client_ca_file is not None
         self._current: grpc.ServerCertificateConfiguration
         self.files = WatchedFiles(files, self._load)
@@ -64,11 +80,12 @@ class ServerTls:
         return fetch
 
     def _load(self, contents: Contents) -> None:
-        chain, key = contents[_CERT], contents[_KEY]
-        _check_certificate(_certificates(_CERT, chain)[0], key)
-        authorities = contents.get(_CLIENT_CA)
+        settings = self._settings
+        chain, key = contents[settings.cert], contents[settings.key]
+        _check_certificate(settings, _certificates(settings.cert, chain)[0], key)
+        authorities = contents.get(settings.client_ca)
         if authorities is not None:
-            _certificates(_CLIENT_CA, authorities)
+            _certificates(settings.client_ca, authorities)
         self._current = grpc.ssl_server_certificate_configuration(
             [(key, chain)], root_certificates=authorities
         )
@@ -81,21 +98,27 @@ def _certificates(setting: str, pem: bytes) -> list[x509.Certificate]:
         raise ValueError(f"{setting}: the file has no valid PEM certificate") from None
 
 
-def _check_certificate(certificate: x509.Certificate, key_pem: bytes) -> None:
+def _check_certificate(
+    settings: TlsSettings, certificate: x509.Certificate, key_pem: bytes
+) -> None:
     try:
         key = load_pem_private_key(key_pem, password=None)
     except TypeError:
-        raise ValueError(f"{_KEY}: the key is encrypted; it must not be") from None
+        raise ValueError(f"{settings.key}: the key is encrypted; it must not be") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise ValueError(f"{_KEY}: the file has no valid PEM private key") from None
+        raise ValueError(f"{settings.key}: the file has no valid PEM private key") from None
     match key:
         case rsa.RSAPrivateKey() | ec.EllipticCurvePrivateKey():
             pass
         case _:
-            raise ValueError(f"{_KEY}: the key must be an RSA or EC key")  # gRPC takes no other
+            raise ValueError(
+                f"{settings.key}: the key must be an RSA or EC key"
+            )  # gRPC takes no other
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if key.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
-        raise ValueError(f"{_KEY}: the key does not belong to the first certificate of {_CERT}")
+        raise ValueError(
+            f"{settings.key}: the key does not belong to the first certificate of {settings.cert}"
+        )
     expiry = certificate.not_valid_after_utc
     if expiry <= datetime.now(UTC):
-        raise ValueError(f"{_CERT}: the certificate expired on {expiry:%Y-%m-%d %H:%M} UTC")
+        raise ValueError(f"{settings.cert}: the certificate expired on {expiry:%Y-%m-%d %H:%M} UTC")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ruvd.config.loader import Settings
 from ruvd.config.tenant_limits import limits_by_tenant
+from ruvd.core import ids
 from ruvd.core.completions.batch import Batches
 from ruvd.core.completions.completion import CompletionPolicy
 from ruvd.core.completions.prewarming import Prewarmer
@@ -22,6 +23,7 @@ from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import Observer
 from ruvd.core.ports.memory import Memory
+from ruvd.core.ports.replicas import Replicas
 from ruvd.core.ports.store import Store
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import SessionPolicy
@@ -69,6 +71,7 @@ def build_core(
     observer: Observer,
     statistics: TenantStatistics,
     memory: Memory,
+    replicas: Replicas | None = None,
 ) -> Core:
     """Builds the core over a store and an engine, with the limits of the settings."""
     limits_of = limits_by_tenant(settings.tenant_limits)
@@ -101,8 +104,9 @@ def build_core(
         max_logs_bytes=settings.max_logs_bytes,
         max_answer_bytes=settings.max_answer_bytes,
         batch_share=settings.batch_share,
+        replica=ids.short(replicas.me) if replicas and settings.peer_listen else "",
     )
-    sessions = SessionRegistry(store, clock, observer, policy)
+    sessions = SessionRegistry(store, clock, observer, policy, replicas)
     commands = SessionCommands(sessions, store, clock, observer, policy)
     completions = CompletionRegistry(
         sessions, engine, clock, observer, completion_policy, limits_of, memory

@@ -47,8 +47,9 @@ from ruvd.server.engine_composition import build_engine
 from ruvd.server.grpc_servers import GrpcServers
 from ruvd.server.log_level import LogLevelControl
 from ruvd.server.observers import Observers
+from ruvd.server.peer_composition import build_peers
 from ruvd.server.security import build_security, report_unlimited_tenants
-from ruvd.server.store_composition import build_store, store_is_newer
+from ruvd.server.store_composition import build_store, replicas_of, store_is_newer
 from ruvd.server.system_clock import SystemClock, read_boot_id
 from ruvd.server.unix_socket import AddressUnavailable, SocketClaim, socket_mode
 
@@ -105,6 +106,7 @@ class Daemon:
             store = await asyncio.to_thread(
                 build_store, settings, clock, observers, store_tasks.start, encryption.keys
             )
+            replicas = replicas_of(store)
             if monitoring:
                 observers.add(monitoring)
                 stack.push_async_callback(monitoring.close)
@@ -124,7 +126,9 @@ class Daemon:
             stack.push_async_callback(background.close)
             by_tenant = build_tenant_statistics(settings, statistics, observers)
             memory = await asyncio.to_thread(build_memory_budget, settings, readiness)
-            core = build_core(settings, clock, store, engine, observers, by_tenant, memory)
+            core = build_core(
+                settings, clock, store, engine, observers, by_tenant, memory, replicas
+            )
             memory.shed = core.completions.shed
             core.quota_gate.limit_memory(memory.limit_bytes)
             if prefix_cache := engine.prefix_cache:
@@ -134,23 +138,38 @@ class Daemon:
             health_service.running = lambda: core.completions.running
             security = await asyncio.to_thread(build_security, settings)
             security.watched += encryption.files
+            peers = await asyncio.to_thread(
+                build_peers, settings, replicas, core, observers, monitoring
+            )
+            security.watched += peers.watched
+            stack.push_async_callback(peers.close)
             secrets += security.secrets
             admin = build_admin_service(settings, core, administration, log_level)
 
             factory = GrpcServers(
-                settings, monitoring, memory, security, core, admin, health_service, audit
+                settings,
+                monitoring,
+                memory,
+                security,
+                core,
+                admin,
+                health_service,
+                audit,
+                peers.router,
             )
             servers = await self._listen(factory, security.tls, stack)
             servers += await admin_socket.listen(factory, settings, stack)
             await asyncio.to_thread(report_loose_directories, settings)
             report_unlimited_tenants(settings)
             servers += self._listen_for_health(factory)
+            servers += peers.listen(factory)
             if monitoring:
                 monitoring.watch(core.sessions, core.completions)
                 await self._listen_for_metrics(monitoring)
             readiness.serve()
             for each in servers:
                 await each.start()
+            await peers.announce()
             await engine.start()
             background.start("memory", memory.watch)
             background.start("diagnosis of the store", partial(store_diagnosis.report, settings))
@@ -164,7 +183,8 @@ class Daemon:
             await self._stop.wait()
             _log.info("draining", extra={"running": core.completions.running})
             readiness.stop()
-            await core.completions.drain(settings.drain_seconds)
+            seconds = settings.drain_seconds
+            await asyncio.gather(core.completions.drain(seconds), peers.drain(seconds))
             await asyncio.gather(*(each.stop(_FLUSH_SECONDS) for each in servers))
             if monitoring:  # the last export counts sessions, so it comes before the store closes
                 await monitoring.close()

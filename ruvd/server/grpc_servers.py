@@ -18,7 +18,7 @@ from ruvd.rpc.admin.service import SERVICE as ADMIN_SERVICE
 from ruvd.rpc.admin.service import AdminService, refuse_all
 from ruvd.rpc.health import SERVICE, Health
 from ruvd.rpc.interceptor import RpcInterceptor
-from ruvd.rpc.ports import CallerCheck
+from ruvd.rpc.ports import CallerCheck, CallRouter
 from ruvd.server import runtime_tuning
 from ruvd.server.auditing import Audit
 from ruvd.server.composition import Core
@@ -42,6 +42,7 @@ class GrpcServers:
     admin: AdminService
     health: Health
     audit: Audit
+    router: CallRouter | None = None
 
     def for_listener(self, listener: NamedIdentity) -> grpc.aio.Server:
         """Returns a server of the whole API.
@@ -66,13 +67,22 @@ class GrpcServers:
         self._add_health_and_reflection(server, ADMIN_SERVICE)
         return server
 
+    def for_peers(self, callers: CallerCheck) -> grpc.aio.Server:
+        """Returns a server of the sessions for other replicas. One connection has all calls."""
+        options = runtime_tuning.peer_server_options(self.settings.max_request_bytes)
+        server = self._server(callers, options)
+        add_SessionServiceServicer_to_server(self.core.service, server)
+        return server
+
     def for_health(self) -> grpc.aio.Server:
         """Returns a server of health alone."""
         server = grpc.aio.server(options=runtime_tuning.HEALTH_SERVER_OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         return server
 
-    def _server(self, callers: CallerCheck | None) -> grpc.aio.Server:
+    def _server(
+        self, callers: CallerCheck | None, options: runtime_tuning.Options | None = None
+    ) -> grpc.aio.Server:
         by_tcp = any(not address.startswith("unix:") for address in self.settings.listen)
         interceptor = RpcInterceptor(
             self.settings.max_request_bytes,
@@ -82,8 +92,9 @@ class GrpcServers:
             callers=callers,
             quotas=self.core.quota_gate,
             audit=self.audit.calls,
+            router=self.router,
         )
-        options = runtime_tuning.server_options(
+        options = options or runtime_tuning.server_options(
             self.settings.max_request_bytes, self.settings.max_connection_calls
         )
         server = grpc.aio.server(interceptors=(interceptor,), options=options)

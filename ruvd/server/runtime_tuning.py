@@ -10,7 +10,7 @@ import ctypes
 import gc
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import uvloop
 
@@ -39,6 +39,7 @@ _MALLOC_OPTIONS = (
     ("MALLOC_ARENA_MAX", -8, 2),
     ("MALLOC_MMAP_THRESHOLD_", -3, 128 << 10),
 )
+Options: TypeAlias = tuple[tuple[str, int], ...]
 _MAX_PENDING = 50_000
 _RECEIVE_SLACK_BYTES = 64 << 10
 
@@ -83,11 +84,9 @@ def untrack_async_generators() -> None:
     sys.set_asyncgen_hooks(firstiter=None)
 
 
-def server_options(
-    max_request_bytes: int, max_connection_calls: int | None = None
-) -> tuple[tuple[str, int], ...]:
+def server_options(max_request_bytes: int, max_connection_calls: int | None = None) -> Options:
     """Returns the gRPC options of the main server."""
-    by_connection: tuple[tuple[str, int], ...] = ()
+    by_connection: Options = ()
     if max_connection_calls:
         # The protection refuses calls without a reason while those before them are being freed,
         # also to clients that keep to the limit.
@@ -113,6 +112,15 @@ def server_options(
         ("grpc.http2.bdp_probe", 0),
         # A second daemon must fail to bind the port, not silently share it.
         ("grpc.so_reuseport", 0),
+    )
+
+
+def peer_server_options(max_request_bytes: int) -> Options:
+    """Returns the gRPC options of the server for other replicas, which ping to see if it lives."""
+    return (
+        *server_options(max_request_bytes),
+        ("grpc.http2.min_ping_interval_without_data_ms", 500),
+        ("grpc.http2.max_ping_strikes", 0),
     )
 
 

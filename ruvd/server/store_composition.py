@@ -10,6 +10,7 @@ from ruvd.config.loader import Settings
 from ruvd.core.ports.background import StartTask
 from ruvd.core.ports.clock import StoredClock
 from ruvd.core.ports.events import Observer
+from ruvd.core.ports.replicas import Replicas, SharesStore
 from ruvd.core.ports.store import Store, StoreLocked, TombstoneLimits
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ def build_store(
         sealing=sealing,
         tombstones=_tombstones(settings),
     )
+
+
+def replicas_of(store: Store) -> Replicas | None:
+    """Returns the replicas that share a store, None for a store that only one daemon has."""
+    return store.replicas if isinstance(store, SharesStore) else None
 
 
 def _tombstones(settings: Settings) -> TombstoneLimits:

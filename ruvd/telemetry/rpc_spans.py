@@ -59,6 +59,10 @@ class RpcCalls:
                 break
         return RpcCall(self._tracer, self._instruments, self._deferred, method[1:], parent, peer)
 
+    def trace_headers(self) -> Mapping[str, str]:
+        """Returns W3C's headers for a request that is made within the current span."""
+        return trace_headers(context.get_current())
+
 
 class RpcCall:
     """One RPC. Its span is the current span inside the `with` block. `code` is the name of the

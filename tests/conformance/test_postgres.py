@@ -44,7 +44,8 @@ from ruvd.core.ports.events import (
     UncertainWriteEnded,
     WriteFenced,
 )
-from ruvd.core.ports.store import Commit, SessionChanged, SessionElsewhere
+from ruvd.core.ports.replicas import SessionChanged, SessionElsewhere
+from ruvd.core.ports.store import Commit
 from ruvd.stores.postgres.store import PostgresStore
 
 

@@ -18,7 +18,8 @@ from store_replicas import WAIT_SECONDS, end_leases, execute, replica, two, wait
 from ruvd.core.errors import SessionExists
 from ruvd.core.model import ContextWindow, Message, Role
 from ruvd.core.ports.events import Event, ReplicaJoined, SessionTakenOver
-from ruvd.core.ports.store import Commit, Gone, SessionChanged, SessionElsewhere
+from ruvd.core.ports.replicas import SessionChanged, SessionElsewhere
+from ruvd.core.ports.store import Commit, Gone
 from ruvd.core.sessions.commands import NewFork, SessionChanges
 from ruvd.core.sessions.model import NewSession, SessionPolicy
 

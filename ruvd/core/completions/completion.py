@@ -9,11 +9,10 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from ruvd.core import tenants
+from ruvd.core import ids, tenants
 from ruvd.core.completions.answer import Answer
 from ruvd.core.completions.event_log import EventLog
 from ruvd.core.errors import CompletionCancelled, RuvdError, forget_frames
-from ruvd.core.ids import unguessable
 from ruvd.core.model import CompletionEvent, FinishReason, IfBusy, Message, OnDisconnect
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.clock import Clock, Timer
@@ -26,7 +25,10 @@ _log = logging.getLogger("ruvd.completion")
 
 @value(frozen=True, slots=True)
 class CompletionPolicy:
-    """The settings of a deployment that concern completions."""
+    """The settings of a deployment that concern completions.
+
+    The ids of completions name the `replica`, if it is not empty.
+    """
 
     max_inflight: int = 1000
     retention_seconds: float = 600.0
@@ -34,6 +36,7 @@ class CompletionPolicy:
     max_logs_bytes: int = 16 << 20
     max_answer_bytes: int = 8 << 20
     batch_share: float = 0.5
+    replica: str = ""
 
 
 @value(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class CompletionRequest:
     """A caller's request. With an empty `session_id` it is stateless.
 
     The items of a `batch` generate in the batches' share of the engine; items with the same
-    `prefix_key` have prompts that begin alike.
+    `prefix_key` have prompts that begin alike. One that `may_move` fails with SessionElsewhere
+    while another replica has the session, so that it can be called there.
     """
 
     messages: Sequence[Message]
@@ -57,6 +61,7 @@ class CompletionRequest:
     batch: bool = False
     prefix_key: str = ""
     tenant: str = tenants.DEFAULT
+    may_move: bool = False
 
     def digest(self) -> bytes:
         """Returns the digest that must be the same when the request id is repeated."""
@@ -75,8 +80,10 @@ class CompletionRef:
 class Completion:
     """One generation, running or ended. `CompletionRegistry.start` makes it."""
 
-    def __init__(self, request: CompletionRequest, clock: Clock, max_log_bytes: int) -> None:
-        self.id = tenants.scoped(request.tenant, f"cmpl-{unguessable()}")
+    def __init__(
+        self, request: CompletionRequest, clock: Clock, max_log_bytes: int, replica: str = ""
+    ) -> None:
+        self.id = tenants.scoped(request.tenant, ids.of_completion(replica))
         self.session_id = request.session_id
         self.request_id = request.request_id
         self._batch = request.batch

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
+from ruvd.core import ids
 from ruvd.core.completions.completion import (
     Completion,
     CompletionPolicy,
@@ -31,10 +32,11 @@ from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import CompletionBegan, CompletionJoined, Observer
 from ruvd.core.ports.memory import Memory, UnlimitedMemory
+from ruvd.core.ports.replicas import SessionElsewhere
 from ruvd.core.sessions import idempotency
 from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.tenant_limits import LimitsOf, unlimited
-from ruvd.core.tenants import tenant_of
+from ruvd.core.tenants import own, tenant_of
 
 # An allowance for an ended completion beside its events; bench/streams.py shows the sum.
 _COMPLETION_BYTES = 3000
@@ -117,7 +119,9 @@ class CompletionRegistry:
             raise Overloaded(
                 f"{self._policy.max_inflight} completions run or wait (max_inflight); try again"
             )
-        completion = Completion(request, self._clock, self._policy.max_log_bytes)
+        completion = Completion(
+            request, self._clock, self._policy.max_log_bytes, self._policy.replica
+        )
         self._running[completion.id] = completion
         self.quotas.begin(request.tenant, batch=request.batch)
         self._observer(CompletionBegan(completion.id))
@@ -127,6 +131,10 @@ class CompletionRegistry:
         completion.run(task)
         task.add_done_callback(lambda _: self._retire(completion, request))
         return completion
+
+    def knows(self, ref: CompletionRef) -> bool:
+        """Whether the completion runs here, or its events are kept here."""
+        return self._find(ref) is not None
 
     async def resume(
         self, ref: CompletionRef, after: int, *, is_out_of_time: Callable[[], bool] = lambda: False
@@ -189,12 +197,19 @@ class CompletionRegistry:
         record = await self._turns.run(completion, request, before)
         if record is None:
             return
-        completion.replayed = record.completion_id
         ended = self._ended.get(record.completion_id)
         if ended:
             completion.log.adopt(ended.log)
+        elif request.may_move and self._is_elsewhere(record.completion_id):
+            raise SessionElsewhere(request.session_id, completion_id=record.completion_id)
         elif record.finished:
             completion.log.append(record.finished, record.last_sequence)
+        completion.replayed = record.completion_id
+
+    def _is_elsewhere(self, completion_id: str) -> bool:
+        """Whether another replica made the completion."""
+        replica = ids.replica_of(own(completion_id))
+        return bool(replica) and replica != self._policy.replica
 
     def _find(self, ref: CompletionRef) -> Completion | None:
         if ref.completion_id:
@@ -226,6 +241,8 @@ class CompletionRegistry:
         # The store knows what a session committed, and the request id of a failure is free again.
         if completion.session_id or completion.error:
             self._release(completion)
+        if isinstance(completion.error, SessionElsewhere) and request.may_move:
+            return  # it has not begun, and the owner of the session reports it
         if completion.replayed:
             self._observer(CompletionJoined(completion.replayed, resumed=False))
             return

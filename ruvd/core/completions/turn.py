@@ -79,7 +79,7 @@ class TurnRunner:
             if turn_request.turn and (record := await self._committed(completion, request)):
                 return record
             await turn_queue.wait(turn_request)
-            snapshot = await self._sessions.begin_turn(
+            snapshot = await self._sessions.turns.begin(
                 request.session_id,
                 turn_request,
                 request.system_prompt,
@@ -87,6 +87,7 @@ class TurnRunner:
                 require_existing=request.require_existing,
                 if_busy=request.if_busy,
                 recreate_if_gone=request.recreate_if_gone,
+                may_move=request.may_move,
             )
             if record := snapshot.idempotency_record:
                 idempotency.check(record.digest, completion.digest, request.request_id)
@@ -97,7 +98,7 @@ class TurnRunner:
                 is_committed = True
             finally:
                 if creates and not is_committed:
-                    self._sessions.creation_aborted(session_id)
+                    await self._sessions.turns.creation_aborted(session_id)
                 elif not completion.committing:
                     # The turn's own error is what the caller must see; the store reports its own.
                     with contextlib.suppress(StoreUnavailable):

@@ -117,6 +117,20 @@ class LeaseRenewed:
 
 
 @value(frozen=True, slots=True)
+class CallForwarded:
+    """A call was forwarded to another replica. Emitted within the call.
+
+    The outcome is `ok`, `failed` (the other replica answered with an error), `stale` (it no longer
+    had the session), `leaving` (it was shutting down), `unreachable`, `broken` (the connection
+    broke), or `cancelled`.
+    """
+
+    rpc: str
+    outcome: str
+    seconds: float
+
+
+@value(frozen=True, slots=True)
 class CompletionBegan:
     """A call began a completion. Emitted within the call."""
 
@@ -214,6 +228,7 @@ class AuditRecordLost:
 Event: TypeAlias = (
     AuditRecordLost
     | BackgroundTaskFailed
+    | CallForwarded
     | EngineStateChanged
     | EngineStateMoved
     | LeaseRenewed

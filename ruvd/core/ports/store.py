@@ -294,13 +294,5 @@ class StoreLocked(Exception):
     """The store cannot be opened, mostly because another process has it: the start has failed."""
 
 
-class SessionElsewhere(Exception):
-    """Another daemon that shares the store has a turn in the session."""
-
-
-class SessionChanged(Exception):
-    """Another daemon that shares the store has changed the session since it was read."""
-
-
 class StoreSealed(StoreLocked):
     """The store is encrypted, and the keys for it are missing or wrong."""

@@ -151,8 +151,14 @@ class SessionCommands:
                 f"session {tenants.own(session.id)!r} is being created or used"
             ) from None
 
-    async def update(self, session_id: str, changes: SessionChanges) -> SessionState:
-        """Changes a session, after the turns that came before."""
+    async def update(
+        self, session_id: str, changes: SessionChanges, *, may_move: bool = False
+    ) -> SessionState:
+        """Changes a session, after the turns that came before.
+
+        With `may_move`, here and in `append`, raises SessionElsewhere while another replica that
+        can be called has the session.
+        """
         self._sessions.check_enabled()
 
         async def change() -> Session:
@@ -165,11 +171,16 @@ class SessionCommands:
             return session
 
         async with self._sessions.turn_queue.turn(session_id, TurnRequest()):
-            session = await shared_store.repeated(change)
+            session = await shared_store.repeated(change, may_move=may_move)
         return self._sessions.state(session)
 
     async def append(
-        self, session_id: str, messages: Sequence[Message], request_id: str = ""
+        self,
+        session_id: str,
+        messages: Sequence[Message],
+        request_id: str = "",
+        *,
+        may_move: bool = False,
     ) -> SessionState:
         """Commits messages without generating, after earlier turns, once per request id."""
         self._sessions.check_enabled()
@@ -193,7 +204,7 @@ class SessionCommands:
             return session
 
         async with self._sessions.turn_queue.turn(session_id, TurnRequest()):
-            session = await shared_store.repeated(change)
+            session = await shared_store.repeated(change, may_move=may_move)
         return self._sessions.state(session)
 
     async def end(self, session_id: str, *, allow_missing: bool = False) -> None:

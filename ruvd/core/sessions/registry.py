@@ -10,20 +10,17 @@ from dataclasses import replace
 from functools import partial
 
 from ruvd.core import tenants
-from ruvd.core.errors import RuvdError, SessionNotFound, SessionsDisabled, StoreUnavailable
-from ruvd.core.model import IdempotencyRecord, IfBusy, Message, Session
-from ruvd.core.ports import room
+from ruvd.core.errors import RuvdError, SessionNotFound, StoreUnavailable
+from ruvd.core.model import IdempotencyRecord, Message, Session
 from ruvd.core.ports.clock import Clock
-from ruvd.core.ports.events import Observer, SessionCreated, SessionCreationAborted, SessionGone
+from ruvd.core.ports.events import Observer, SessionCreated, SessionGone
+from ruvd.core.ports.replicas import Replicas
 from ruvd.core.ports.store import (
     Commit,
     Store,
     StoreCounts,
-    StoreUsage,
     TenantCounts,
-    TurnSnapshot,
 )
-from ruvd.core.sessions import shared_store
 from ruvd.core.sessions.absence import absence, check_absent, session_not_found
 from ruvd.core.sessions.expiry import Expiry
 from ruvd.core.sessions.model import (
@@ -35,14 +32,21 @@ from ruvd.core.sessions.model import (
 )
 from ruvd.core.sessions.quotas import SessionQuotas
 from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest, finish_despite_cancel
+from ruvd.core.sessions.turns import SessionTurns, sessions_disabled
 
 
 class SessionRegistry:
     """The sessions of one store, and the rules of their lifetime."""
 
     def __init__(
-        self, store: Store, clock: Clock, observer: Observer, policy: SessionPolicy
+        self,
+        store: Store,
+        clock: Clock,
+        observer: Observer,
+        policy: SessionPolicy,
+        replicas: Replicas | None = None,
     ) -> None:
+        """`replicas` are those that share the store, None if none do."""
         self._store = store
         self._clock = clock
         self._observer = observer
@@ -50,6 +54,9 @@ class SessionRegistry:
         self.turn_queue = TurnQueue(policy.max_sessions, policy.max_queue, policy.limits_of)
         self.expiry = Expiry(store, clock, observer, self.turn_queue)
         self.quotas = SessionQuotas(store, self.turn_queue, policy, self.expiry, clock)
+        self.turns = SessionTurns(
+            store, clock, observer, policy, self.expiry, self.quotas, replicas
+        )
 
     # --- reading ----------------------------------------------------------------------------
 
@@ -190,47 +197,6 @@ class SessionRegistry:
 
     # --- for completions --------------------------------------------------------------------
 
-    async def begin_turn(
-        self,
-        session_id: str,
-        turn_request: TurnRequest,
-        system_prompt: str,
-        *,
-        request_id: str,
-        require_existing: bool,
-        recreate_if_gone: bool = False,
-        if_busy: IfBusy = IfBusy.QUEUE,
-    ) -> TurnSnapshot:
-        """Begins the turn of a caller that has it, and returns what the turn starts from.
-
-        A session that does not exist is prepared and put into `turn_request.pending_session`.
-        Raises SessionNotFound instead with `require_existing`, SessionEvicted or SessionExpired
-        without `recreate_if_gone`, and SessionLimit or QuotaExceeded if it has no place.
-        """
-        self.check_enabled()
-        # An eviction of this session may have been on its way to the store before the turn was
-        # taken. The store applies it first, because it keeps the order of its calls.
-        snapshot, now = await shared_store.begin_turn(
-            self._store, self._clock, session_id, request_id, if_busy
-        )
-        if snapshot.session is not None:
-            turn_request.began = None if snapshot.idempotency_record else now
-            return snapshot
-        check_absent(
-            session_id,
-            snapshot.gone,
-            require_existing=require_existing,
-            recreate_if_gone=recreate_if_gone,
-        )
-        usage = snapshot.usage or StoreUsage()
-        if snapshot.has_expired:
-            # Before generation: the engine will cache the new conversation under the same id.
-            await self.expiry.remove(session_id)
-            usage = room.without(usage, 0)
-        turn_request.pending_session = self.prepare(NewSession(session_id, system_prompt))
-        await self.quotas.check_place(session_id, usage)
-        return TurnSnapshot(turn_request.pending_session, exchanges=())
-
     async def window(self, session: Session) -> Sequence[tuple[Message, ...]]:
         """Returns the exchanges from the start of the session's context window on."""
         if not session.message_count:
@@ -287,14 +253,7 @@ class SessionRegistry:
         """Records that a turn ended in the session without a commit."""
         await self._store.touch(session_id, self._clock.now())
 
-    def creation_aborted(self, session_id: str) -> None:
-        """Tells the observer that the turn that would have created the session failed."""
-        self._observer(SessionCreationAborted(session_id))
-
     def check_enabled(self) -> None:
         """Raises SessionsDisabled if this daemon keeps no sessions."""
         if not self._policy.enabled:
-            raise SessionsDisabled(
-                "this daemon keeps no sessions (sessions_enabled is false); "
-                "send the whole conversation without a session_id"
-            )
+            raise sessions_disabled()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ids import unguessable
 from ruvd.core.ports.events import LeaseRenewed, Observer
+from ruvd.stores.postgres import claims
 from ruvd.stores.postgres.connections import Connections
 from ruvd.stores.postgres.reads import Connection, one
 from ruvd.stores.postgres.writes import give_back
@@ -35,6 +36,7 @@ class Lease:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.replica = unguessable()
+        self.address = ""  # at which other replicas reach this one
         self.database_now = 0.0
         self._connections = connections
         self._seconds = seconds
@@ -69,11 +71,11 @@ class Lease:
         async def renew(db: Connection) -> float:
             row = await one(
                 db,
-                "INSERT INTO replicas VALUES (%(me)s, '', clock_timestamp()"
+                "INSERT INTO replicas VALUES (%(me)s, %(address)s, clock_timestamp()"
                 " + make_interval(secs => %(seconds)s)) ON CONFLICT (id) DO UPDATE"
-                " SET until = excluded.until"
+                " SET until = excluded.until, address = excluded.address"
                 " RETURNING extract(epoch FROM clock_timestamp())::double precision",
-                {"me": self.replica, "seconds": self._seconds},
+                {"me": self.replica, "address": self.address, "seconds": self._seconds},
             )
             if unreleased:
                 await give_back(db, self.replica, unreleased)
@@ -103,17 +105,19 @@ class Lease:
 
         async def leave(db: Connection) -> None:
             await db.execute("UPDATE sessions SET owner = NULL WHERE owner = %s", (self.replica,))
+            await db.execute("DELETE FROM claims WHERE owner = %s", (self.replica,))
             await db.execute("DELETE FROM replicas WHERE id = %s", (self.replica,))
 
         await self._connections.run(leave)
 
     async def forget_others(self) -> None:
-        """Deletes the rows of replicas that have been gone for an hour."""
+        """Deletes the rows of replicas that have been gone for an hour, and claims of gone ones."""
 
         async def forget(db: Connection) -> None:
             await db.execute(
                 "DELETE FROM replicas WHERE until < clock_timestamp() - make_interval(secs => %s)",
                 (_FORGET_SECONDS,),
             )
+            await claims.forget(db)
 
         await self._connections.run(forget)

@@ -134,6 +134,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )
         """,
     ),
+    # Not logged, so that a claim costs no write to the disk; see `claims`.
+    ("CREATE UNLOGGED TABLE claims (session_id text PRIMARY KEY, owner text NOT NULL)",),
 )
 # Any number that no other program uses for an advisory lock in the same database.
 _LOCK = 0x72757664

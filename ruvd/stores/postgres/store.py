@@ -28,14 +28,13 @@ from ruvd.core.ports.events import (
     StoreBatch,
     WriteFenced,
 )
+from ruvd.core.ports.replicas import SessionChanged, SessionElsewhere
 from ruvd.core.ports.room import check_bytes
 from ruvd.core.ports.store import (
     DEFAULT_TOMBSTONES,
     Commit,
     Gone,
     RemovedSession,
-    SessionChanged,
-    SessionElsewhere,
     StoreUsage,
     TombstoneLimits,
     TurnSnapshot,
@@ -47,6 +46,7 @@ from ruvd.stores.postgres.lease import Lease
 from ruvd.stores.postgres.outcomes import write_until_known
 from ruvd.stores.postgres.reading import ReadingStore
 from ruvd.stores.postgres.reads import Connection
+from ruvd.stores.postgres.replicas import PostgresReplicas, owner
 
 _T = TypeVar("_T")
 
@@ -92,6 +92,7 @@ class PostgresStore(ReadingStore):
             observer=observer,
         )
         self._lease = Lease(self._connections, lease_seconds, observer)
+        self.replicas = PostgresReplicas(self._lease, self._run, self._read)
         self._keeper: asyncio.Task[None] | None = None
         self._ready = False
         self._starting = asyncio.Lock()
@@ -126,7 +127,7 @@ class PostgresStore(ReadingStore):
             self._lease.check()
             begun = await writes.begin(db, me, session_id, request_id, now)
             if begun.elsewhere:
-                raise SessionElsewhere(session_id)
+                raise SessionElsewhere(session_id, await owner(db, me, session_id))
             if begun.session is None:
                 return await places.snapshot_of_none(
                     db,
@@ -240,7 +241,7 @@ class PostgresStore(ReadingStore):
         elif removed is None:
             if isinstance(refusal, SessionChanged):
                 raise refusal
-            if _is_turn(commit):
+            if writes.is_turn(commit):
                 self._observer(WriteFenced(session_id, "created"))
                 raise OwnershipLost(
                     f"another replica has created the session {own(session_id)!r} meanwhile;"
@@ -258,14 +259,16 @@ class PostgresStore(ReadingStore):
         in_use = await self._read(lambda db: writes.is_in_use_elsewhere(db, me, session_id))
         if in_use is None:
             raise SessionNotFound(f"there is no session {own(session_id)!r}")
-        if _is_turn(commit):
+        if writes.is_turn(commit):
             self._observer(WriteFenced(session_id, "taken"))
             raise OwnershipLost(
                 f"another replica has taken the session {own(session_id)!r} since the turn began;"
                 " nothing was stored: repeat the call with the same request id"
             )
         self._observer(WriteFenced(session_id, "in_use" if in_use else "changed"))
-        raise SessionElsewhere(session_id) if in_use else SessionChanged(session_id)
+        if not in_use:
+            raise SessionChanged(session_id)
+        raise SessionElsewhere(session_id, await self.replicas.owner(session_id))
 
     async def _recount(self) -> None:
         self._count = await self._read(reads.session_count)
@@ -293,8 +296,3 @@ class PostgresStore(ReadingStore):
             if self._keeper is None:
                 self._keeper = self._start_task("lease of the replica", self._lease.keep)
             self._ready = True
-
-
-def _is_turn(commit: Commit) -> bool:
-    record = commit.idempotency_record
-    return record is not None and bool(record.completion_id)

@@ -12,8 +12,9 @@ from typing import Any
 
 from ruvd.core.errors import SessionNotFound
 from ruvd.core.model import IdempotencyRecord, Session
-from ruvd.core.ports.store import Commit, RemovedSession, SessionChanged, TombstoneLimits
-from ruvd.stores.postgres import places, reads
+from ruvd.core.ports.replicas import SessionChanged
+from ruvd.core.ports.store import Commit, RemovedSession, TombstoneLimits
+from ruvd.stores.postgres import claims, places, reads
 from ruvd.stores.postgres.reads import CHAIN, Connection, one
 from ruvd.stores.postgres.removals import MAY_TAKE
 from ruvd.stores.postgres.rows import (
@@ -121,6 +122,12 @@ async def begin(db: Connection, me: str, session_id: str, request_id: str, now: 
         return Begun(has_expired=has_expired, elsewhere=not has_expired)
 
 
+def is_turn(change: Commit) -> bool:
+    """Whether a turn makes the change, whose record names its completion."""
+    record = change.idempotency_record
+    return record is not None and bool(record.completion_id)
+
+
 async def commit(db: Connection, me: str, change: Commit, write_id: str) -> Row | None:
     """Changes a session in one statement. Returns its row, or None if it is not as expected."""
     position = change.session.message_count - len(change.appended)
@@ -153,6 +160,8 @@ async def create(
             await db.execute(
                 "INSERT INTO forks VALUES (%s, %s, %s, %s)", (row[0], base[0], shared, base[1])
             )
+        if is_turn(change):
+            await claims.give_up(db, me, session.id)
         return removed
 
 

@@ -1,0 +1,1 @@
+"""Calls to other replicas with the same store, and calls from them."""

@@ -1,0 +1,95 @@
+"""The replicas in PostgreSQL: a row for each with its lease and address, and what each owns."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+from ruvd.core.ports.replicas import Replica, SessionElsewhere
+from ruvd.stores.postgres import claims
+from ruvd.stores.postgres.lease import Lease
+from ruvd.stores.postgres.reads import Connection, every, one
+
+_T = TypeVar("_T")
+
+_OTHERS = "SELECT id, address FROM replicas WHERE id <> %(me)s AND until > clock_timestamp()"
+_OWNER = (
+    "SELECT r.id, r.address FROM replicas r WHERE r.id <> %(me)s AND r.until > clock_timestamp()"
+    " AND r.id IN (SELECT owner FROM sessions WHERE id = %(id)s"
+    " UNION ALL SELECT owner FROM claims WHERE session_id = %(id)s) LIMIT 1"
+)
+
+
+class Run(Protocol):
+    """Runs an operation on a connection."""
+
+    async def __call__(self, operation: Callable[[Connection], Awaitable[_T]]) -> _T:
+        """Returns what the operation returns. Raises StoreUnavailable."""
+
+
+class PostgresReplicas:
+    """The `Replicas` of a PostgreSQL store."""
+
+    def __init__(self, lease: Lease, run: Run, read: Run) -> None:
+        self._lease = lease
+        self._run = run
+        self._read = read
+
+    @property
+    def me(self) -> str:
+        """See `Replicas.me`."""
+        return self._lease.replica
+
+    async def announce(self, address: str) -> None:
+        """See `Replicas.announce`."""
+        self._lease.address = address
+        await self._lease.renew()
+
+        async def supersede(db: Connection) -> None:
+            await db.execute(
+                "DELETE FROM replicas WHERE address = %s AND id <> %s", (address, self.me)
+            )
+
+        await self._run(supersede)
+
+    async def others(self) -> Sequence[Replica]:
+        """See `Replicas.others`."""
+        rows = await self._read(lambda db: every(db, _OTHERS, {"me": self.me}))
+        return [Replica(*row) for row in rows]
+
+    async def owner(self, session_id: str) -> Replica | None:
+        """See `Replicas.owner`."""
+        return await self._read(lambda db: owner(db, self.me, session_id))
+
+    async def claim(self, session_id: str) -> None:
+        """See `Replicas.claim`."""
+
+        async def claim(db: Connection) -> None:
+            if not await claims.claim(db, self.me, session_id):
+                raise SessionElsewhere(session_id, await owner(db, self.me, session_id))
+            # Another replica may have created it just before.
+            if await one(db, "SELECT 1 FROM sessions WHERE id = %s", (session_id,)):
+                await claims.give_up(db, self.me, session_id)
+                raise SessionElsewhere(session_id)
+
+        await self._run(claim)
+
+    async def give_up_claim(self, session_id: str) -> None:
+        """See `Replicas.give_up_claim`."""
+        await self._run(lambda db: claims.give_up(db, self.me, session_id))
+
+    async def release(self, session_id: str, owner: str) -> None:
+        """See `Replicas.release`."""
+
+        async def release(db: Connection) -> None:
+            await db.execute(
+                "UPDATE sessions SET owner = NULL, epoch = epoch + 1 WHERE id = %s AND owner = %s",
+                (session_id, owner),
+            )
+            await claims.give_up(db, owner, session_id)
+
+        await self._run(release)
+
+
+async def owner(db: Connection, me: str, session_id: str) -> Replica | None:
+    """Returns the other living replica that has a turn in the session, or creates it."""
+    row = await one(db, _OWNER, {"me": me, "id": session_id})
+    return Replica(*row) if row else None
