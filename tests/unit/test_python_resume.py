@@ -32,10 +32,12 @@ def complete_request(**fields: object) -> pb.CompleteRequest:
     return resumable(pb.CompleteRequest(session_id="s", request_id="r", **fields))  # type: ignore[arg-type]
 
 
-def start_answer(request: Request | None = None, **limits: float) -> tuple[Answer, ManualClock]:
+def start_answer(
+    request: Request | None = None, timeout: float | None = None
+) -> tuple[Answer, ManualClock]:
     """Returns an answer whose first call has been made, and its clock."""
     clock = ManualClock()
-    answer = Answer(request or complete_request(), clock=clock, **limits)
+    answer = Answer(request or complete_request(), clock=clock, timeout=timeout)
     answer.next_call()
     return answer, clock
 
@@ -124,7 +126,7 @@ def test_an_error_with_a_reason_is_final_whatever_its_code(code: grpc.StatusCode
 @pytest.mark.parametrize("code", CONNECTION_ERRORS)
 def test_the_codes_of_a_lost_connection_are_not_final(code: grpc.StatusCode) -> None:
     answer, _ = start_answer()
-    assert answer.handle_failure(RuvdError(code, "", "from a proxy")) > 0
+    assert answer.handle_failure(RuvdError(code, "", "from a proxy")).pause_seconds > 0
     assert not answer.ended
 
 
@@ -163,10 +165,38 @@ def test_a_lost_answer_is_not_generated_again_after_a_delta(delta: pb.Delta) -> 
     answer, _ = start_answer()
     answer.handle_event(started())
     answer.handle_event(pb.CompletionEvent(sequence=2, delta=delta))
+    answer.delivered = True
     answer.handle_failure(connection_error())
     answer.next_call()
     with pytest.raises(RuvdError, match="COMPLETION_NOT_FOUND"):
         answer.handle_failure(not_found())
+
+
+def test_a_lost_answer_that_was_received_and_not_delivered_begins_again() -> None:
+    answer, _ = start_answer()
+    answer.handle_event(started())
+    answer.handle_event(text(2, "old"))
+    answer.handle_failure(connection_error())
+    answer.next_call()
+    answer.handle_failure(not_found())
+    assert answer.next_call() is answer.request
+    assert text_of(answer, finished(2, content="new")) == "new"
+
+
+def test_a_lost_answer_begins_again_three_times_at_most() -> None:
+    answer, _ = start_answer()
+
+    def lose() -> None:
+        answer.handle_event(started())
+        answer.handle_failure(connection_error())
+        answer.next_call()
+        answer.handle_failure(not_found())
+        answer.next_call()
+
+    for _ in range(3):
+        lose()
+    with pytest.raises(RuvdError, match="COMPLETION_NOT_FOUND"):
+        lose()
 
 
 def test_not_found_is_final_unless_the_call_resumes() -> None:
@@ -187,10 +217,10 @@ def test_not_found_is_final_for_a_caller_that_resumes() -> None:
 
 def test_pauses_double_up_to_a_second_and_an_event_resets_them() -> None:
     answer, _ = start_answer()
-    pauses = [answer.handle_failure(connection_error()) for _ in range(7)]
+    pauses = [answer.handle_failure(connection_error()).pause_seconds for _ in range(7)]
     assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
     answer.handle_event(started())
-    assert answer.handle_failure(connection_error()) == 0.05
+    assert answer.handle_failure(connection_error()).pause_seconds == 0.05
 
 
 def test_an_answer_fails_after_ten_seconds_with_the_last_attempts_error() -> None:
@@ -198,7 +228,7 @@ def test_an_answer_fails_after_ten_seconds_with_the_last_attempts_error() -> Non
     start, last = clock.now, connection_error()
     with pytest.raises(RuvdError) as caught:
         while True:
-            clock.now += answer.handle_failure(last)
+            clock.now += answer.handle_failure(last).pause_seconds
             last = connection_error()
     assert caught.value is last
     assert clock.now - start == pytest.approx(10.0)
@@ -219,7 +249,7 @@ def test_the_callers_deadline_ends_an_answer_with_deadline_exceeded() -> None:
     slept = 0.0
     with pytest.raises(RuvdError) as caught:
         while True:
-            pause = answer.handle_failure(connection_error())
+            pause = answer.handle_failure(connection_error()).pause_seconds
             slept += pause
             clock.now += pause
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -1,9 +1,9 @@
 """The state of one answer, which may be received over several calls.
 
 When a stream breaks without an error of ruvd's, the answer is resumed after its last event or
-requested again with the same request id. The rules are in `clients/CONFORMANCE.md` and are the same
-in every language. This module does no I/O and takes its clock as an argument;
-`ruvd_client.completions` makes the calls, for threads and for asyncio.
+requested again with the same request id, at the same address or at another one. The rules are in
+`clients/CONFORMANCE.md` and are the same in every language. This module does no I/O and takes its
+clock as an argument; `ruvd_client.completions` makes the calls, for threads and for asyncio.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import grpc
 
+from ruvd_client.failover import Retry, Round, Step, leaves
 from ruvd_client.parts import MessageParts
 from ruvd_client.protocol import RuvdError, to_duration
 from ruvd_client.v1 import session_service_pb2 as pb
@@ -34,6 +35,8 @@ _CONNECTION_ERRORS = (
 )
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
+# A request that is repeated may be what kills the daemons.
+_MAX_RESTARTS = 3
 
 
 def resumable(request: pb.CompleteRequest) -> pb.CompleteRequest:
@@ -49,7 +52,8 @@ class Answer:
     """The state of one answer. `finished` or `error` is set when it ends, and not before.
 
     `timeout` limits all calls together; `reconnect_seconds` limits the time between a connection
-    failure and the next event.
+    failure and the next event. `attempts_per_round` is 1 for a client with one address. The caller
+    sets `delivered` when it hands on text, reasoning or a tool call.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Answer:
         *,
         timeout: float | None = None,
         reconnect_seconds: float = RECONNECT_SECONDS,
+        attempts_per_round: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.request = request
@@ -66,6 +71,7 @@ class Answer:
         self.finished: pb.Finished | None = None
         self.error: RuvdError | None = None
         self.last_sequence = 0
+        self.delivered = False
         if isinstance(request, pb.ResumeCompletionRequest):
             self.last_sequence = request.after_sequence
         # False if the caller resumes after an event whose predecessors this client has not seen.
@@ -79,6 +85,11 @@ class Answer:
         self._deadline = None if timeout is None else clock() + timeout
         self._reconnect_seconds = reconnect_seconds
         self._is_resuming = False  # whether the last call was to resume
+        self._has_event = False  # whether the last call had an event
+        self._has_others = attempts_per_round > 1
+        self._round = Round(attempts_per_round)
+        self._not_found: RuvdError | None = None  # in this round
+        self._restarts_left = _MAX_RESTARTS
         self._broken_since: float | None = None
         self._pause_seconds = _FIRST_PAUSE_SECONDS
 
@@ -86,6 +97,11 @@ class Answer:
     def ended(self) -> bool:
         """Whether the answer has ended, successfully or with an error."""
         return self.finished is not None or self.error is not None
+
+    @property
+    def session_id(self) -> str:
+        """The session of the answer, as far as it is known; empty if there is none."""
+        return self.request.session_id or (self.started.session_id if self.started else "")
 
     def seconds_left(self) -> float | None:
         """Returns the seconds until the caller's deadline, or None if there is no deadline."""
@@ -95,6 +111,7 @@ class Answer:
         """Returns the next request: the first one again, or one to resume after the last event."""
         call = self._build_next_call()
         self._is_resuming = isinstance(call, pb.ResumeCompletionRequest)
+        self._has_event = False
         return call
 
     def handle_event(self, event: pb.CompletionEvent) -> bool:
@@ -104,6 +121,8 @@ class Answer:
         contradicts the text received before.
         """
         self._broken_since, self._pause_seconds = None, _FIRST_PAUSE_SECONDS
+        self._has_event, self._not_found = True, None
+        self._round.begin()
         self.last_sequence = event.sequence
         if event.HasField("started"):
             self.started = event.started
@@ -126,11 +145,12 @@ class Answer:
             return [event.delta]
         return self._missing if event.HasField("finished") else []
 
-    def handle_failure(self, error: RuvdError) -> float:
-        """Returns the seconds to wait after a stream's error. Raises the error if it is final."""
-        final = error.reason or error.code not in _CONNECTION_ERRORS
-        if final and not self._can_restart(error):
-            raise self.fail(error)
+    def handle_failure(self, error: RuvdError) -> Retry:
+        """Returns the next attempt after a stream's error. Raises the error if it is final."""
+        step = self._step_after(error)
+        is_round_over = step is not Step.STAY and self._round.failed()
+        if is_round_over and self._not_found is not None:
+            raise self.fail(self._not_found)
         now = self._clock()
         if self._deadline is not None and now >= self._deadline:
             text = f"the deadline has passed: {error.message}"
@@ -140,11 +160,13 @@ class Answer:
         remaining = self._broken_since + self._reconnect_seconds - now
         if remaining <= 0:
             raise self.fail(error)
+        if self._has_others and not is_round_over:
+            return Retry(step, 0.0)
         if self._deadline is not None:
             remaining = min(remaining, self._deadline - now)
         pause = min(self._pause_seconds, remaining)
         self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
-        return pause
+        return Retry(step, pause)
 
     def fail(self, error: RuvdError) -> RuvdError:
         """Ends the answer with this error and returns the error."""
@@ -185,13 +207,33 @@ class Answer:
             completion_id=self.started.completion_id, after_sequence=self.last_sequence
         )
 
-    def _can_restart(self, error: RuvdError) -> bool:
-        """Resets an answer that the daemon has lost before any delta; returns whether it did so."""
-        forgotten = error.reason == "COMPLETION_NOT_FOUND" and self._is_resuming
-        delivered = self._text or self._reasoning or self._arguments
-        if not forgotten or delivered or isinstance(self.request, pb.ResumeCompletionRequest):
+    def _step_after(self, error: RuvdError) -> Step:
+        """Returns the address of the next attempt. Raises the error if it is final."""
+        if not error.reason and error.code in _CONNECTION_ERRORS:
+            # A daemon that was reached may still run, and only it has the running completion.
+            stays = self._has_event or not self._has_others
+            return Step.STAY if stays else Step.FAIL_OVER
+        if error.reason == "COMPLETION_NOT_FOUND" and self._is_resuming:
+            if self._restart():
+                return Step.STAY
+            if self._has_others:
+                self._not_found = error
+                return Step.ASK
+        elif self._has_others and leaves(error) and self._restart():
+            return Step.LEAVE
+        raise self.fail(error)
+
+    def _restart(self) -> bool:
+        """Forgets an answer that was lost; returns False if a new one may not follow it."""
+        if self.delivered or isinstance(self.request, pb.ResumeCompletionRequest):
             return False
+        if self.started is not None:
+            if not self._restarts_left:
+                return False
+            self._restarts_left -= 1
         self.started, self.last_sequence = None, 0
+        self._text, self._reasoning, self._arguments = [], [], {}
+        self._parts = MessageParts()
         return True
 
     def _add_part(self, part: pb.MessagePart) -> None:

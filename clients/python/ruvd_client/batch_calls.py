@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import grpc
 
+from ruvd_client.failover import Retry, Round, Step, leaves
 from ruvd_client.parts import MessageParts
 from ruvd_client.protocol import (
     REQUEST_TOO_LARGE,
@@ -90,8 +91,11 @@ class BatchSummary:
 class _Call:
     """One call and those of its items that have no outcome yet, by their numbers in the batch."""
 
-    def __init__(self, items: dict[int, pb.CompleteRequest], max_concurrency: int) -> None:
+    def __init__(
+        self, items: dict[int, pb.CompleteRequest], max_concurrency: int, *, has_others: bool
+    ) -> None:
         self.unfinished = items
+        self._has_others = has_others
         self.request = pb.BatchCompleteRequest(
             items=items.values(), max_concurrency=max_concurrency
         )
@@ -117,8 +121,8 @@ class _Call:
                 result.completion.finished.message.CopyFrom(self._parts.take())
             return BatchOutcome(number, self.unfinished.pop(number), completion=result.completion)
         error = error_from_status(result.error)
-        if error.reason == "SHUTTING_DOWN":
-            return None  # stays unfinished and is repeated when a daemon runs again
+        if error.reason == "SHUTTING_DOWN" or (self._has_others and leaves(error)):
+            return None  # stays unfinished and is repeated at another daemon, or when one runs
         return BatchOutcome(number, self.unfinished.pop(number), error=error)
 
 
@@ -131,6 +135,7 @@ class BatchCalls:
         timeout: float | None,
         max_call_bytes: int,
         reconnect_seconds: float,
+        attempts_per_round: int = 1,
     ) -> None:
         self.summary = BatchSummary()
         self._max_concurrency = max_concurrency
@@ -145,6 +150,8 @@ class BatchCalls:
         self._has_response = False
         self._disconnected_since: float | None = None
         self._attempts = 0
+        self._has_others = attempts_per_round > 1
+        self._round = Round(attempts_per_round)
 
     def add(self, item: BatchItem) -> bool:
         """Adds an item and returns whether a call is full and can be made."""
@@ -173,7 +180,8 @@ class BatchCalls:
         if not self._pending:
             return None
         self._started_at = self._started_at or time.monotonic()
-        return _Call(self._pending.popleft(), self._max_concurrency)
+        items = self._pending.popleft()
+        return _Call(items, self._max_concurrency, has_others=self._has_others)
 
     def seconds_left(self) -> float | None:
         """Returns the seconds until the batch's deadline, or None if it has no deadline."""
@@ -187,6 +195,7 @@ class BatchCalls:
         outcome = call.outcome(response)
         if outcome is not None:
             self._disconnected_since, self._attempts = None, 0
+            self._round.begin()
             self._count(outcome)
         return outcome
 
@@ -196,8 +205,13 @@ class BatchCalls:
         The daemon rejects a whole call for its size or for an unknown field of one item. Such calls
         are split in two until the item is alone; the error is then returned as its outcome.
         """
-        if error.code is grpc.StatusCode.UNAVAILABLE and self._has_response:
+        lost = error.code is grpc.StatusCode.UNAVAILABLE
+        if lost and self._has_response:
             return None  # `finish` repeats the unfinished items
+        if self._has_others and (leaves(error) or (lost and not error.reason)):
+            if self._round.is_last():
+                raise error
+            return None
         about_call = any(violation.field == "max_concurrency" for violation in error.violations)
         about_items = error.reason == "INVALID_REQUEST" and not about_call
         if not (about_items or error.reason == REQUEST_TOO_LARGE):
@@ -212,13 +226,13 @@ class BatchCalls:
             self._pending.appendleft({number: call.unfinished.pop(number) for number in part})
         return None
 
-    def finish(self, call: _Call, error: RuvdError | None) -> float:
-        """Schedules the unfinished items again and returns the seconds to wait before that call.
+    def finish(self, call: _Call, error: RuvdError | None) -> Retry:
+        """Schedules the unfinished items again and returns the next attempt.
 
         Raises the error if there was no outcome for `reconnect_seconds`.
         """
         if not call.unfinished:
-            return 0.0
+            return Retry(Step.STAY, 0.0)
         if error is None:
             text = "the daemon shut down before every item had an outcome"
             error = RuvdError(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", text)
@@ -227,8 +241,13 @@ class BatchCalls:
         if now - self._disconnected_since >= self._reconnect_seconds:
             raise error
         self._pending.appendleft(call.unfinished)
+        step = Step.STAY
+        if self._has_others:
+            step = Step.LEAVE if leaves(error) else Step.FAIL_OVER
+        if not self._round.failed():
+            return Retry(step, 0.0)
         self._attempts += 1
-        return float(min(_LONGEST_PAUSE_SECONDS, 0.05 * 2**self._attempts))
+        return Retry(step, float(min(_LONGEST_PAUSE_SECONDS, 0.05 * 2**self._attempts)))
 
     def _count(self, outcome: BatchOutcome) -> None:
         self.summary._add(outcome)  # noqa: SLF001  # private to this module

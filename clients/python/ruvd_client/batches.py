@@ -17,19 +17,15 @@ from collections.abc import (
 )
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import grpc
 
 from ruvd_client.batch_calls import BatchCalls, BatchItem, BatchOutcome
+from ruvd_client.connections import AsyncConnection, Connection
 from ruvd_client.protocol import RuvdError, error_from
-from ruvd_client.v1 import session_service_pb2 as pb
 
 _CANCELLED = (grpc.StatusCode.CANCELLED, "", "cancelled by this client")
-
-
-class _Method(Protocol):
-    def __call__(self, request: pb.BatchCompleteRequest, /, *, timeout: float | None) -> Any: ...
 
 
 class Batch(Iterator[BatchOutcome]):
@@ -39,9 +35,13 @@ class Batch(Iterator[BatchOutcome]):
     outcomes before the error remain valid.
     """
 
-    def __init__(self, method: _Method, items: Iterable[BatchItem], calls: BatchCalls) -> None:
+    def __init__(
+        self, connection: Connection, items: Iterable[BatchItem], calls: BatchCalls
+    ) -> None:
         self.summary = calls.summary
-        self._method = method
+        self._connection = connection
+        self._metadata = connection.metadata()
+        self._channel = connection.channels.current()
         self._items = items
         self._calls = calls
         self._cancelled = threading.Event()
@@ -78,7 +78,12 @@ class Batch(Iterator[BatchOutcome]):
     def _run_calls(self) -> Generator[BatchOutcome, None, None]:
         while call := self._calls.next_call():
             failure = None
-            self._responses = self._method(call.request, timeout=self._calls.seconds_left())
+            self._responses = self._connection.batch(
+                self._metadata,
+                call.request,
+                channel=self._channel,
+                timeout=self._calls.seconds_left(),
+            )
             if self._cancelled.is_set():
                 self._responses.cancel()
             try:
@@ -93,7 +98,9 @@ class Batch(Iterator[BatchOutcome]):
                     yield outcome
             finally:
                 self._responses.cancel()
-            self._cancelled.wait(self._calls.finish(call, failure))
+            retry = self._calls.finish(call, failure)
+            self._cancelled.wait(retry.pause_seconds)
+            self._channel = self._connection.channel_after(self._channel, retry.step)
 
 
 class AsyncBatch(AsyncIterator[BatchOutcome]):
@@ -105,12 +112,14 @@ class AsyncBatch(AsyncIterator[BatchOutcome]):
 
     def __init__(
         self,
-        method: _Method,
+        connection: AsyncConnection,
         items: Iterable[BatchItem] | AsyncIterable[BatchItem],
         calls: BatchCalls,
     ) -> None:
         self.summary = calls.summary
-        self._method = method
+        self._connection = connection
+        self._metadata = connection.metadata()
+        self._channel = connection.channels.current()
         self._items = items
         self._calls = calls
         self._cancelled = asyncio.Event()
@@ -152,7 +161,12 @@ class AsyncBatch(AsyncIterator[BatchOutcome]):
     async def _run_calls(self) -> AsyncGenerator[BatchOutcome, None]:
         while call := self._calls.next_call():
             failure = None
-            self._responses = self._method(call.request, timeout=self._calls.seconds_left())
+            self._responses = self._connection.batch(
+                self._metadata,
+                call.request,
+                channel=self._channel,
+                timeout=self._calls.seconds_left(),
+            )
             if self._cancelled.is_set():
                 self._responses.cancel()
             try:
@@ -171,7 +185,9 @@ class AsyncBatch(AsyncIterator[BatchOutcome]):
                 raise RuvdError(*_CANCELLED) from error
             finally:
                 self._responses.cancel()
-            await asyncio.sleep(self._calls.finish(call, failure))
+            retry = self._calls.finish(call, failure)
+            await asyncio.sleep(retry.pause_seconds)
+            self._channel = self._connection.channel_after(self._channel, retry.step)
 
 
 async def _iterate(

@@ -17,10 +17,10 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from functools import partial
 from types import TracebackType
-from typing import Generic, Self, TypeAlias, TypeVar, Unpack
+from typing import TYPE_CHECKING, Generic, Self, TypeAlias, TypeVar, Unpack
 
+from ruvd_client.addresses import Address, count_attempts, parse_addresses
 from ruvd_client.answers import RECONNECT_SECONDS, Answer, Request, resumable
 from ruvd_client.batch_calls import MAX_CALL_BYTES, BatchCalls, BatchItem
 from ruvd_client.batch_calls import RECONNECT_SECONDS as BATCH_RECONNECT_SECONDS
@@ -41,6 +41,12 @@ from ruvd_client.protocol import (
 )
 from ruvd_client.security import Credential, Tls, Token, find_credential, find_tls
 from ruvd_client.v1 import session_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from ruvd_client.v1.session_service_pb2_grpc import (
+        SessionServiceAsyncStub,
+        SessionServiceStub,
+    )
 
 Response = TypeVar("Response")
 AnyCompletion = TypeVar("AnyCompletion")
@@ -64,7 +70,8 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
     ) -> None:
         """Creates a client, which connects at its first call.
 
-        `address` is `host:port` or `unix:PATH`, by default RUVD_ADDRESS or 127.0.0.1:50051.
+        `address` is `host:port` or `unix:PATH`, by default RUVD_ADDRESS or 127.0.0.1:50051. It may
+        be a list with commas: the client uses one, and goes on with the next if that fails.
         `timeout`, in seconds, applies to every unary call; without it, `service_config.json` sets
         the timeouts and retries of the calls listed there. `metadata` is sent with every call,
         together with the current trace context if the process uses OpenTelemetry. A broken stream
@@ -74,14 +81,16 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
         file is read for every call, or a function that is called for every call. By default it is
         in the file RUVD_TOKEN_FILE, or else in RUVD_TOKEN. `tls` is for a daemon that listens with
         TLS, by default RUVD_TLS_CA_FILE and the like; its files are read now. Raises OSError if
-        such a file cannot be read, and ValueError if it cannot be used or if a token would be sent
-        to another machine without TLS.
+        such a file cannot be read, and ValueError if it cannot be used, if a token would be sent to
+        another machine without TLS, or if an address of a list is wrong.
         """
         self.address = address or os.environ.get("RUVD_ADDRESS") or DEFAULT_ADDRESS
         self._timeout = timeout
         self._reconnect_seconds = reconnect_seconds
-        tls = find_tls(self.address, tls)
-        self._connect(metadata, find_credential(self.address, token, tls), tls)
+        addresses = parse_addresses(self.address)
+        self._attempts_per_round = count_attempts(addresses)
+        tls = find_tls(addresses, tls)
+        self._connect(addresses, metadata, find_credential(addresses, token, tls), tls)
 
     def complete(
         self,
@@ -115,7 +124,9 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
         seconds, limits the whole batch. If the daemon stops, the unfinished items are repeated when
         it is back; after `reconnect_seconds` without it, iterating raises RuvdError.
         """
-        calls = BatchCalls(max_concurrency, timeout, max_call_bytes, reconnect_seconds)
+        calls = BatchCalls(
+            max_concurrency, timeout, max_call_bytes, reconnect_seconds, self._attempts_per_round
+        )
         return self._batch(items, calls)
 
     def resume_completion(
@@ -141,11 +152,17 @@ class _Client(Generic[AnyCompletion, AnyItems, AnyBatch]):
         return self._answer(request, timeout)
 
     def _answer(self, request: Request, timeout: float | None) -> AnyCompletion:
-        seconds = self._reconnect_seconds
-        return self._completion(Answer(request, timeout=timeout, reconnect_seconds=seconds))
+        answer = Answer(
+            request,
+            timeout=timeout,
+            reconnect_seconds=self._reconnect_seconds,
+            attempts_per_round=self._attempts_per_round,
+        )
+        return self._completion(answer)
 
     def _connect(
         self,
+        addresses: tuple[Address, ...],
         metadata: Sequence[tuple[str, str]],
         credential: Credential | None,
         tls: Tls | None,
@@ -165,7 +182,7 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
     def create_session(self, **arguments: Unpack[CreateSessionArguments]) -> pb.Session:
         """Creates a session before its first turn."""
         request = create_session_request(arguments)
-        return self._call(self._connection.stub.CreateSession, request).session
+        return self._call(lambda stub: stub.CreateSession, request).session
 
     def get_session(
         self, session_id: str, view: pb.SessionView.ValueType = pb.SESSION_VIEW_BASIC
@@ -178,7 +195,7 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
         request = get_session_request(session_id, view)
         pages: list[pb.GetSessionResponse] = []
         while True:
-            page = self._call(self._connection.stub.GetSession, request)
+            page = self._call(lambda stub: stub.GetSession, request)
             pages.append(page)
             if not page.next_page_token:
                 return join_pages(pages)
@@ -190,7 +207,7 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
         """Yields all sessions that have these labels, in the order of their creation."""
         request = pb.ListSessionsRequest(page_size=page_size, label_filter=label_filter or {})
         while True:
-            page = self._call(self._connection.stub.ListSessions, request)
+            page = self._call(lambda stub: stub.ListSessions, request)
             yield from page.sessions
             if not page.next_page_token:
                 return
@@ -206,7 +223,7 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
     ) -> pb.Session:
         """Changes the given settings after the turns before it; `labels` replaces all labels."""
         request = update_session_request(session_id, labels, idle_timeout_seconds, context_window)
-        return self._call(self._connection.stub.UpdateSession, request).session
+        return self._call(lambda stub: stub.UpdateSession, request).session
 
     def append_messages(
         self, session_id: str, messages: Messages, *, request_id: str = ""
@@ -215,7 +232,7 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
         request = pb.AppendMessagesRequest(
             session_id=session_id, messages=to_messages(messages), request_id=request_id
         )
-        return self._call(self._connection.stub.AppendMessages, request).session
+        return self._call(lambda stub: stub.AppendMessages, request).session
 
     def fork_session(
         self,
@@ -232,21 +249,21 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
             new_session_id=new_session_id,
             request_id=request_id,
         )
-        return self._call(self._connection.stub.ForkSession, request).session
+        return self._call(lambda stub: stub.ForkSession, request).session
 
     def end_session(self, session_id: str, *, allow_missing: bool = False) -> None:
         """Deletes a session and its messages."""
         request = pb.EndSessionRequest(session_id=session_id, allow_missing=allow_missing)
-        self._call(self._connection.stub.EndSession, request)
+        self._call(lambda stub: stub.EndSession, request)
 
     def list_models(self) -> pb.ListModelsResponse:
         """Returns the models that the engine offers, and the default model."""
-        return self._call(self._connection.stub.ListModels, pb.ListModelsRequest())
+        return self._call(lambda stub: stub.ListModels, pb.ListModelsRequest())
 
     def get_session_metrics(self) -> pb.SessionMetrics:
         """Returns the daemon's measurements since it started."""
         request = pb.GetSessionMetricsRequest()
-        return self._call(self._connection.stub.GetSessionMetrics, request).metrics
+        return self._call(lambda stub: stub.GetSessionMetrics, request).metrics
 
     def cancel_completion(
         self,
@@ -266,7 +283,7 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
             request_id=request_id,
             keep_partial=keep_partial,
         )
-        self._call(self._connection.stub.CancelCompletion, request)
+        self._call(lambda stub: stub.CancelCompletion, request)
 
     def close(self) -> None:
         """Closes the connection. Completions that are running on it lose their reader."""
@@ -283,23 +300,25 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
     ) -> None:
         self.close()
 
-    def _call(self, method: Callable[..., Response], request: object) -> Response:
+    def _call(
+        self, method: Callable[[SessionServiceStub], Callable[..., Response]], request: object
+    ) -> Response:
         return self._connection.call(method, request, self._timeout)
 
     def _connect(
         self,
+        addresses: tuple[Address, ...],
         metadata: Sequence[tuple[str, str]],
         credential: Credential | None,
         tls: Tls | None,
     ) -> None:
-        self._connection = Connection(self.address, metadata, credential, tls)
+        self._connection = Connection(addresses, metadata, credential, tls)
 
     def _completion(self, answer: Answer) -> Completion:
         return Completion(self._connection, answer)
 
     def _batch(self, items: Iterable[BatchItem], calls: BatchCalls) -> Batch:
-        method = partial(self._connection.batch, self._connection.metadata())
-        return Batch(method, items, calls)
+        return Batch(self._connection, items, calls)
 
 
 class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
@@ -308,7 +327,7 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
     async def create_session(self, **arguments: Unpack[CreateSessionArguments]) -> pb.Session:
         """Creates a session before its first turn."""
         request = create_session_request(arguments)
-        return (await self._call(self._connection.stub.CreateSession, request)).session
+        return (await self._call(lambda stub: stub.CreateSession, request)).session
 
     async def get_session(
         self, session_id: str, view: pb.SessionView.ValueType = pb.SESSION_VIEW_BASIC
@@ -321,7 +340,7 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
         request = get_session_request(session_id, view)
         pages: list[pb.GetSessionResponse] = []
         while True:
-            page = await self._call(self._connection.stub.GetSession, request)
+            page = await self._call(lambda stub: stub.GetSession, request)
             pages.append(page)
             if not page.next_page_token:
                 return join_pages(pages)
@@ -333,7 +352,7 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
         """Yields all sessions that have these labels, in the order of their creation."""
         request = pb.ListSessionsRequest(page_size=page_size, label_filter=label_filter or {})
         while True:
-            page = await self._call(self._connection.stub.ListSessions, request)
+            page = await self._call(lambda stub: stub.ListSessions, request)
             for session in page.sessions:
                 yield session
             if not page.next_page_token:
@@ -350,7 +369,7 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
     ) -> pb.Session:
         """Changes the given settings after the turns before it; `labels` replaces all labels."""
         request = update_session_request(session_id, labels, idle_timeout_seconds, context_window)
-        return (await self._call(self._connection.stub.UpdateSession, request)).session
+        return (await self._call(lambda stub: stub.UpdateSession, request)).session
 
     async def append_messages(
         self, session_id: str, messages: Messages, *, request_id: str = ""
@@ -359,7 +378,7 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
         request = pb.AppendMessagesRequest(
             session_id=session_id, messages=to_messages(messages), request_id=request_id
         )
-        return (await self._call(self._connection.stub.AppendMessages, request)).session
+        return (await self._call(lambda stub: stub.AppendMessages, request)).session
 
     async def fork_session(
         self,
@@ -376,21 +395,21 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
             new_session_id=new_session_id,
             request_id=request_id,
         )
-        return (await self._call(self._connection.stub.ForkSession, request)).session
+        return (await self._call(lambda stub: stub.ForkSession, request)).session
 
     async def end_session(self, session_id: str, *, allow_missing: bool = False) -> None:
         """Deletes a session and its messages."""
         request = pb.EndSessionRequest(session_id=session_id, allow_missing=allow_missing)
-        await self._call(self._connection.stub.EndSession, request)
+        await self._call(lambda stub: stub.EndSession, request)
 
     async def list_models(self) -> pb.ListModelsResponse:
         """Returns the models that the engine offers, and the default model."""
-        return await self._call(self._connection.stub.ListModels, pb.ListModelsRequest())
+        return await self._call(lambda stub: stub.ListModels, pb.ListModelsRequest())
 
     async def get_session_metrics(self) -> pb.SessionMetrics:
         """Returns the daemon's measurements since it started."""
         request = pb.GetSessionMetricsRequest()
-        return (await self._call(self._connection.stub.GetSessionMetrics, request)).metrics
+        return (await self._call(lambda stub: stub.GetSessionMetrics, request)).metrics
 
     async def cancel_completion(
         self,
@@ -410,7 +429,7 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
             request_id=request_id,
             keep_partial=keep_partial,
         )
-        await self._call(self._connection.stub.CancelCompletion, request)
+        await self._call(lambda stub: stub.CancelCompletion, request)
 
     async def close(self) -> None:
         """Closes the connection. Completions that are running on it lose their reader."""
@@ -427,20 +446,24 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
     ) -> None:
         await self.close()
 
-    async def _call(self, method: Callable[..., Awaitable[Response]], request: object) -> Response:
+    async def _call(
+        self,
+        method: Callable[[SessionServiceAsyncStub], Callable[..., Awaitable[Response]]],
+        request: object,
+    ) -> Response:
         return await self._connection.call(method, request, self._timeout)
 
     def _connect(
         self,
+        addresses: tuple[Address, ...],
         metadata: Sequence[tuple[str, str]],
         credential: Credential | None,
         tls: Tls | None,
     ) -> None:
-        self._connection = AsyncConnection(self.address, metadata, credential, tls)
+        self._connection = AsyncConnection(addresses, metadata, credential, tls)
 
     def _completion(self, answer: Answer) -> AsyncCompletion:
         return AsyncCompletion(self._connection, answer)
 
     def _batch(self, items: AsyncItems, calls: BatchCalls) -> AsyncBatch:
-        method = partial(self._connection.batch, self._connection.metadata())
-        return AsyncBatch(method, items, calls)
+        return AsyncBatch(self._connection, items, calls)

@@ -68,6 +68,7 @@ class Completion(_CompletionState, Iterator[str]):
         self._connection = connection
         self._cancelled = threading.Event()
         self._metadata = connection.metadata()
+        self._channel = connection.channels.current()
         self._drained = False
         self._responses = self._open_stream()
 
@@ -90,7 +91,7 @@ class Completion(_CompletionState, Iterator[str]):
 
     def message(self) -> pb.Message:
         """Waits for the end and returns the whole answer with its tool calls and reasoning."""
-        for _ in self.events():
+        while self._receive_event() is not None:
             pass
         return self.finished.message if self.finished else pb.Message()
 
@@ -104,7 +105,7 @@ class Completion(_CompletionState, Iterator[str]):
         self._cancelled.set()
         self._responses.cancel()
         if request := self._answer.cancel_request():
-            self._connection.cancel(request, self._metadata)
+            self._connection.cancel(request, self._metadata, self._answer.session_id, self._channel)
 
     def __next__(self) -> str:
         for event in self.events():
@@ -127,9 +128,18 @@ class Completion(_CompletionState, Iterator[str]):
     def __del__(self) -> None:
         # Breaking out of a loop over the completion cancels it, too; gRPC then ends the stream.
         if not self._cancelled.is_set() and (request := self._answer.cancel_request()):
-            self._connection.cancel_later(request, self._metadata)
+            self._connection.cancel_later(
+                request, self._metadata, self._answer.session_id, self._channel
+            )
 
     def _next_event(self) -> pb.CompletionEvent | None:
+        """Returns the next event for the caller, or None after the last one."""
+        event = self._receive_event()
+        if event is not None and event.HasField("delta"):
+            self._answer.delivered = True
+        return event
+
+    def _receive_event(self) -> pb.CompletionEvent | None:
         answer = self._answer
         if answer.error is not None:
             raise answer.error
@@ -145,7 +155,9 @@ class Completion(_CompletionState, Iterator[str]):
                     return event  # type: ignore[no-any-return]
                 continue
             if not self._is_cancelled():
-                self._cancelled.wait(answer.handle_failure(failure))
+                retry = answer.handle_failure(failure)
+                self._cancelled.wait(retry.pause_seconds)
+                self._channel = self._connection.channel_after(self._channel, retry.step)
             self._responses = self._open_stream()
         if not self._drained:
             self._drained = True
@@ -159,7 +171,9 @@ class Completion(_CompletionState, Iterator[str]):
         answer = self._answer
         request = answer.next_call()
         try:
-            call = self._connection.stream(request, answer.seconds_left(), self._metadata)
+            call = self._connection.stream(
+                self._channel, request, answer.seconds_left(), self._metadata, answer.session_id
+            )
         except RuvdError as error:
             answer.fail(error)
             raise
@@ -183,6 +197,7 @@ class AsyncCompletion(_CompletionState, AsyncIterator[str]):
         self._connection = connection
         self._cancelled = asyncio.Event()
         self._metadata = connection.metadata()
+        self._channel = connection.channels.current()
         self._drained = False
         self._loop = asyncio.get_running_loop()
         self._call, self._responses = self._open_stream()
@@ -207,7 +222,7 @@ class AsyncCompletion(_CompletionState, AsyncIterator[str]):
 
     async def message(self) -> pb.Message:
         """Waits for the end and returns the whole answer with its tool calls and reasoning."""
-        while await self._next_event() is not None:
+        while await self._receive_event() is not None:
             pass
         return self.finished.message if self.finished else pb.Message()
 
@@ -221,7 +236,7 @@ class AsyncCompletion(_CompletionState, AsyncIterator[str]):
         self._cancelled.set()
         self._call.cancel()
         if request := self._answer.cancel_request():
-            self._connection.cancel(request, self._metadata)
+            self._connection.cancel(request, self._metadata, self._answer.session_id, self._channel)
 
     async def __anext__(self) -> str:
         while (event := await self._next_event()) is not None:
@@ -246,15 +261,28 @@ class AsyncCompletion(_CompletionState, AsyncIterator[str]):
         if self._cancelled.is_set() or not (request := self._answer.cancel_request()):
             return
         with suppress(RuntimeError):  # the loop is closed, and the channel with it
-            self._loop.call_soon_threadsafe(self._connection.cancel, request, self._metadata)
+            self._loop.call_soon_threadsafe(
+                self._connection.cancel,
+                request,
+                self._metadata,
+                self._answer.session_id,
+                self._channel,
+            )
 
     async def _next_event(self) -> pb.CompletionEvent | None:
+        """Returns the next event for the caller, or None after the last one."""
+        event = await self._receive_event()
+        if event is not None and event.HasField("delta"):
+            self._answer.delivered = True
+        return event
+
+    async def _receive_event(self) -> pb.CompletionEvent | None:
         answer = self._answer
         if answer.error is not None:
             raise answer.error
         while answer.finished is None:
             try:
-                event = await self._receive_event()
+                event = await self._read_stream()
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
@@ -272,7 +300,7 @@ class AsyncCompletion(_CompletionState, AsyncIterator[str]):
                 await anext(self._responses, None)  # lets the call end normally
         return None
 
-    async def _receive_event(self) -> pb.CompletionEvent | None:
+    async def _read_stream(self) -> pb.CompletionEvent | None:
         """Returns the next event, or None if the stream broke and the next call is due."""
         try:
             return (await anext(self._responses)).event  # type: ignore[no-any-return]
@@ -281,16 +309,21 @@ class AsyncCompletion(_CompletionState, AsyncIterator[str]):
         except grpc.RpcError as error:
             failure = error_from(error)
         if not self._is_cancelled():
+            retry = self._answer.handle_failure(failure)
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._answer.handle_failure(failure)):
+                async with asyncio.timeout(retry.pause_seconds):
                     await self._cancelled.wait()
+            self._channel = self._connection.channel_after(self._channel, retry.step)
         return None
 
     def _open_stream(self) -> tuple[Any, AsyncIterator[Any]]:
         if self._is_cancelled():
             raise self._answer.fail(_cancelled_error())
         answer = self._answer
-        call = self._connection.stream(answer.next_call(), answer.seconds_left(), self._metadata)
+        request = answer.next_call()
+        call = self._connection.stream(
+            self._channel, request, answer.seconds_left(), self._metadata, answer.session_id
+        )
         return call, aiter(call)
 
     def _is_cancelled(self) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -13,6 +12,7 @@ from typing import TypeAlias
 import grpc
 import grpc.aio
 
+from ruvd_client.addresses import Address
 from ruvd_client.protocol import RuvdError
 
 # A bearer token, a file with one, or a function that returns one. The file is read, and the
@@ -93,9 +93,9 @@ class Credential:
         return self._token if isinstance(self._token, str) else self._token()
 
 
-def find_tls(address: str, tls: Tls | None) -> Tls | None:
-    """Returns the caller's TLS settings or those of the environment; None for a Unix socket."""
-    if _is_unix_socket(address):
+def find_tls(addresses: Iterable[Address], tls: Tls | None) -> Tls | None:
+    """Returns the caller's TLS settings or those of the environment; None for Unix sockets."""
+    if all(address.is_socket for address in addresses):
         return None
     if tls is not None:
         return tls
@@ -108,7 +108,9 @@ def find_tls(address: str, tls: Tls | None) -> Tls | None:
     )
 
 
-def find_credential(address: str, token: Token | None, tls: Tls | None) -> Credential | None:
+def find_credential(
+    addresses: Iterable[Address], token: Token | None, tls: Tls | None
+) -> Credential | None:
     """Returns the caller's token or that of the environment, if there is one.
 
     Raises ValueError if it cannot be sent, or would be sent to another machine in plain text.
@@ -118,8 +120,10 @@ def find_credential(address: str, token: Token | None, tls: Tls | None) -> Crede
         token = Path(file) if file else os.environ.get("RUVD_TOKEN", "")
     if token == "":
         return None
-    if tls is None and not _is_local(address):
-        raise ValueError(f"a token is not sent to {address} without TLS: use tls=Tls(...)")
+    for address in addresses:
+        if tls is None and not address.is_local:
+            target = address.target
+            raise ValueError(f"a token is not sent to {target} without TLS: use tls=Tls(...)")
     return Credential(token)
 
 
@@ -141,18 +145,3 @@ def _clean(token: str) -> str:
 
 def _explain(error: Exception) -> str:
     return f"there is no token for the call: {error or type(error).__name__}"
-
-
-def _is_unix_socket(address: str) -> bool:
-    return address.startswith("unix:")
-
-
-def _is_local(address: str) -> bool:
-    """Tells whether nothing that is sent to the address leaves this machine."""
-    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
-    if _is_unix_socket(address) or host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
