@@ -68,18 +68,27 @@ def _litellm_config(mock_port: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def smg(folder: Path, environment: Path, mock_port: int) -> AsyncIterator[tuple[Server, int]]:
-    """Runs the Shepherd Model Gateway with its default, a history in memory; yields its port."""
+async def smg(
+    folder: Path, environment: Path, mock_port: int, postgres_url: str = ""
+) -> AsyncIterator[tuple[Server, int]]:
+    """Runs the Shepherd Model Gateway and yields its port.
+
+    Its history is in memory, which is its default, or in the database of `postgres_url`.
+    """
     port, metrics_port = free_port(), free_port()
+    history: tuple[str, ...] = ("memory",)
+    if postgres_url:
+        history = ("postgres", "--postgres-db-url", postgres_url)
     command = (
         str(environment / "bin" / "smg"), "launch", "--backend", "openai",
-        "--worker-urls", f"http://127.0.0.1:{mock_port}", "--history-backend", "memory",
+        "--worker-urls", f"http://127.0.0.1:{mock_port}", "--history-backend", *history,
         "--host", "127.0.0.1", "--port", str(port),
         "--prometheus-host", "127.0.0.1", "--prometheus-port", str(metrics_port),
         "--log-level", "error", "--shutdown-grace-period-secs", "1",
     )  # fmt: skip
-    env = _bare_environment("smg", folder, environment)
-    async with running("smg", folder, *command, env=env) as server:
+    name = "smg-postgres" if postgres_url else "smg"
+    env = _bare_environment(name, folder, environment)
+    async with running(name, folder, *command, env=env) as server:
         # It answers with 503 until it has found the mock.
         await until_answering(server, port, "/readiness")
         yield server, port

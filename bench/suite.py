@@ -90,6 +90,15 @@ BENCHMARKS = (
         standard=("--repeats", "3"),
     ),
     Benchmark(
+        "replicas",
+        "Several daemons",
+        "What do sessions in PostgreSQL cost a turn, and what does a move to another daemon cost?",
+        quick=("--quick",),
+        standard=(),
+        only_if_named=True,
+        markdown=True,
+    ),
+    Benchmark(
         "streams",
         "Cancelled streams",
         "Do cancelled streams leak memory?",
