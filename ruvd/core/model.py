@@ -140,7 +140,7 @@ class Timings:
 
 
 # The share of its idle timeout that a session may lose if the daemon dies during a turn.
-_TOUCH_SHARE = 0.1
+TOUCH_SHARE = 0.1
 
 
 @value(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class Session:
         The end of the turn is written anyway, and a session with a running turn neither expires
         nor is evicted. So the write at the beginning matters only if the daemon dies meanwhile.
         """
-        return now - self.last_used_time >= self.idle_timeout_seconds * _TOUCH_SHARE
+        return now - self.last_used_time >= self.idle_timeout_seconds * TOUCH_SHARE
 
 
 @value(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from ruvd.core.ports.events import LeaseRenewed, Observer
 from ruvd.stores.postgres import claims
 from ruvd.stores.postgres.connections import Connections
 from ruvd.stores.postgres.reads import Connection, one
-from ruvd.stores.postgres.writes import give_back
+from ruvd.stores.postgres.writes import give_back, touch_running
 
 # Renewals in a lease, so that one or two may fail.
 _RENEWALS = 3
@@ -32,6 +32,7 @@ class Lease:
         connections: Connections,
         seconds: float,
         observer: Observer,
+        now: Callable[[], float],
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -41,6 +42,7 @@ class Lease:
         self._connections = connections
         self._seconds = seconds
         self._observer = observer
+        self._now = now
         self._monotonic = monotonic
         self._until = 0.0
         self._unreleased: set[str] = set()
@@ -64,7 +66,10 @@ class Lease:
         self._unreleased.discard(session_id)
 
     async def renew(self) -> None:
-        """Joins the replicas or renews the lease."""
+        """Joins the replicas or renews the lease.
+
+        The sessions that this replica's turns have are used meanwhile, for all replicas.
+        """
         asked = self._monotonic()
         unreleased = frozenset(self._unreleased)
 
@@ -79,6 +84,7 @@ class Lease:
             )
             if unreleased:
                 await give_back(db, self.replica, unreleased)
+            await touch_running(db, self.replica, self._now())
             return float(row[0]) if row else 0.0
 
         try:

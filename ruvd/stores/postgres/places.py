@@ -40,6 +40,11 @@ _SURPLUS = (
 )
 
 
+async def lock(db: Connection, tenant: str) -> None:
+    """Waits until no other replica adds to the tenant's room, until the transaction ends."""
+    await db.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (tenant,))
+
+
 async def usage(db: Connection, tenant: str, count: int) -> StoreUsage:
     """See `Store.usage`; `count` is that of all sessions."""
     row = await one(db, _OWN, {"tenant": tenants.prefix(tenant)})
@@ -118,8 +123,7 @@ async def make_room(
     session_id = change.session.id
     tenant = tenants.tenant_of(session_id)
     if change.max_own_sessions is not None or change.max_own_bytes is not None:
-        # Another replica must not take the same place at the same time.
-        await db.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (tenant,))
+        await lock(db, tenant)
     old = await one(
         db,
         f"SELECT expire_time, stored_bytes, {MAY_TAKE} FROM sessions WHERE id = %(id)s FOR UPDATE",

@@ -29,7 +29,6 @@ from ruvd.core.ports.events import (
     WriteFenced,
 )
 from ruvd.core.ports.replicas import SessionChanged, SessionElsewhere
-from ruvd.core.ports.room import check_bytes
 from ruvd.core.ports.store import (
     DEFAULT_TOMBSTONES,
     Commit,
@@ -39,7 +38,7 @@ from ruvd.core.ports.store import (
     TombstoneLimits,
     TurnSnapshot,
 )
-from ruvd.core.tenants import own, tenant_of
+from ruvd.core.tenants import own
 from ruvd.stores.postgres import places, reads, removals, schema, writes
 from ruvd.stores.postgres.connections import Connections
 from ruvd.stores.postgres.lease import Lease
@@ -91,7 +90,7 @@ class PostgresStore(ReadingStore):
             prepare=prepare,
             observer=observer,
         )
-        self._lease = Lease(self._connections, lease_seconds, observer)
+        self._lease = Lease(self._connections, lease_seconds, observer, clock.now)
         self.replicas = PostgresReplicas(self._lease, self._run, self._read)
         self._keeper: asyncio.Task[None] | None = None
         self._ready = False
@@ -159,8 +158,6 @@ class PostgresStore(ReadingStore):
         session_id = commit.session.id
         if commit.create:
             return await self._create(commit)
-        if commit.max_own_bytes is not None:
-            check_bytes(commit, await self.usage(tenant_of(session_id)))
         me = self._lease.replica
         try:
             changed, was_lost = await write_until_known(

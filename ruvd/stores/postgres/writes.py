@@ -10,8 +10,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from ruvd.core import tenants
 from ruvd.core.errors import SessionNotFound
-from ruvd.core.model import IdempotencyRecord, Session
+from ruvd.core.model import TOUCH_SHARE, IdempotencyRecord, Session
+from ruvd.core.ports import room
 from ruvd.core.ports.replicas import SessionChanged
 from ruvd.core.ports.store import Commit, RemovedSession, TombstoneLimits
 from ruvd.stores.postgres import claims, places, reads
@@ -129,10 +131,19 @@ def is_turn(change: Commit) -> bool:
 
 
 async def commit(db: Connection, me: str, change: Commit, write_id: str) -> Row | None:
-    """Changes a session in one statement. Returns its row, or None if it is not as expected."""
+    """Changes a session in one statement. Returns its row, or None if it is not as expected.
+
+    Raises QuotaExceeded for a refusable change. Those of one tenant wait for each other then.
+    """
     position = change.session.message_count - len(change.appended)
     values = _values(change, position, write_id) | {"me": me, "version": change.session.version}
-    return await one(db, _UPDATE + _ADD, values)
+    if change.max_own_bytes is None or not change.refusable:
+        return await one(db, _UPDATE + _ADD, values)
+    async with db.transaction():
+        tenant = tenants.tenant_of(change.session.id)
+        await places.lock(db, tenant)
+        room.check_bytes(change, await places.usage(db, tenant, 0))
+        return await one(db, _UPDATE + _ADD, values)
 
 
 async def create(
@@ -189,6 +200,16 @@ async def touch(db: Connection, me: str, session_id: str, now: float) -> bool:
         {"id": session_id, "now": now, "me": me},
     )
     return row is not None
+
+
+async def touch_running(db: Connection, me: str, now: float) -> None:
+    """Records that this replica's turns use their sessions, for those where that is due."""
+    await db.execute(
+        "UPDATE sessions SET last_used_time = %(now)s,"
+        " expire_time = %(now)s + idle_timeout_seconds WHERE owner = %(me)s"
+        " AND %(now)s - last_used_time >= idle_timeout_seconds * %(share)s",
+        {"me": me, "now": now, "share": TOUCH_SHARE},
+    )
 
 
 async def give_back(db: Connection, me: str, session_ids: Collection[str]) -> None:
