@@ -1,7 +1,7 @@
 """The conformance program of clients/CONFORMANCE.md for the Python client.
 
-`conformance.py [--asyncio] scenario|restart|identity WAY` uses the blocking client or, with
-`--asyncio`, the asyncio client, to which a wrapper gives the same interface.
+`conformance.py [--asyncio] scenario|restart|failover|identity WAY` uses the blocking client or,
+with `--asyncio`, the asyncio client, to which a wrapper gives the same interface.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -82,6 +83,9 @@ class BlockingIterator:
     def __exit__(self, *error: object) -> None:
         self._loop.run_until_complete(self._iterator.__aexit__(*error))
 
+    def text(self) -> str:
+        return str(self._loop.run_until_complete(self._iterator.text()))
+
     def events(self) -> Iterator[Any]:
         return BlockingIterator(self._loop, self._iterator.events())
 
@@ -144,8 +148,13 @@ def show_events(events: Iterable[pb.CompletionEvent]) -> None:
         out(line)
 
 
+def shown(session: pb.Session) -> str:
+    messages, exchanges = session.message_count, session.exchange_count
+    return f"session {session.id} messages={messages} exchanges={exchanges}"
+
+
 def show(session: pb.Session) -> None:
-    out(f"session {session.id} messages={session.message_count} exchanges={session.exchange_count}")
+    out(shown(session))
     for message in session.messages:
         out(f"message {pb.Role.Name(message.role).removeprefix('ROLE_')} [{message.content}]")
 
@@ -262,11 +271,7 @@ def scenario(connect: Connect) -> None:
         request("b3", session_id="kappa"),
     ]
     batch = client.batch(items)
-    for outcome in sorted(batch, key=lambda outcome: int(outcome.index)):
-        if failure := outcome.error:
-            out(f"item {outcome.index} error {failure.code.name} {failure.reason}")
-        else:
-            out(f"item {outcome.index} [{outcome.text()}]")
+    batched(batch)
     out(f"summary succeeded={batch.summary.succeeded} failed={batch.summary.failed}")
     get(client, "kappa")
 
@@ -359,6 +364,63 @@ def identity_calls(client: Any, name: str) -> None:
             out(f"{call} error {failure.code.name} {failure.reason or '-'}")
 
 
+def failover(connect: Connect) -> None:
+    try:
+        client = connect()
+    except (OSError, ValueError) as error:
+        out(f"refused {error}")
+        return
+    for line in sys.stdin:
+        name, session_id, rest = (*line.strip().split(" ", 2), "", "")[:3]
+        if name == "batch":
+            rest = line.partition(" ")[2]
+        attempt(partial(failover_call, client, name, session_id.removeprefix("-"), rest))
+
+
+def failover_call(client: Any, name: str, session_id: str, text: str) -> None:
+    request_id, _, message = text.partition(" ")
+    turn = {"session_id": session_id, "request_id": request_id}
+    calls: dict[str, Callable[[], str]] = {
+        "complete": lambda: streamed(client.complete(message, **turn)),
+        "collect": lambda: f"collected [{client.complete(message, **turn).text()}]",
+        "batch": lambda: batched(client.batch(text.split())),
+        "create": lambda: f"created {client.create_session(session_id=session_id).id}",
+        "append": lambda: f"appended messages={appended(client, session_id, text)}",
+        "update": lambda: client.update_session(session_id, labels={"value": text}) and "updated",
+        "fork": lambda: f"forked exchanges={forked(client, session_id, text)}",
+        "get": lambda: shown(client.get_session(session_id)),
+        "end": lambda: client.end_session(session_id) or "ended",
+        "models": lambda: client.list_models() and "models ok",
+        "cancel": lambda: client.cancel_completion(**turn) or "cancelled",
+    }
+    if line := calls[name]():
+        out(line)
+
+
+def streamed(answer: Any) -> str:
+    for piece in answer:
+        out(f"text [{piece}]")
+    reason = pb.FinishReason.Name(answer.finished.finish_reason).removeprefix("FINISH_REASON_")
+    return f"finished {reason} exchanges={answer.finished.exchange_count}"
+
+
+def batched(batch: Any) -> str:
+    for outcome in sorted(batch, key=lambda outcome: int(outcome.index)):
+        if failure := outcome.error:
+            out(f"item {outcome.index} error {failure.code.name} {failure.reason}")
+        else:
+            out(f"item {outcome.index} [{outcome.text()}]")
+    return ""
+
+
+def appended(client: Any, session_id: str, text: str) -> int:
+    return int(client.append_messages(session_id, text).message_count)
+
+
+def forked(client: Any, session_id: str, new_session_id: str) -> int:
+    return int(client.fork_session(session_id, new_session_id=new_session_id).exchange_count)
+
+
 def joined(answer: Iterable[str]) -> str:
     return f"[{''.join(answer)}]"
 
@@ -369,7 +431,8 @@ def main(arguments: list[str]) -> int:
         case ["identity", way]:
             identity(connect, way)
         case _:
-            {"scenario": scenario, "restart": restart}[arguments[-1]](connect)
+            programs = {"scenario": scenario, "restart": restart, "failover": failover}
+            programs[arguments[-1]](connect)
     return 0
 
 

@@ -166,9 +166,12 @@ def test_a_read_is_repeated_at_once_and_pauses_after_each_of_four_rounds() -> No
         attempts.handle_failure(lost())
 
 
-def test_another_call_is_not_repeated_after_its_first_round() -> None:
+def test_a_write_is_repeated_like_a_read() -> None:
     attempts = UnaryAttempts(pb.UpdateSessionRequest(session_id="s"), None, 3)
     assert [attempts.handle_failure(lost()) for _ in range(2)] == [NOW, NOW]
+    assert attempts.handle_failure(lost()) == Retry(Step.FAIL_OVER, 0.1)
+    for _ in range(8):
+        attempts.handle_failure(lost())
     with pytest.raises(RuvdError, match="connection refused"):
         attempts.handle_failure(lost())
 

@@ -22,6 +22,11 @@ from ruvd_client.protocol import RuvdError
 from ruvd_client.v1 import session_service_pb2 as pb
 
 SERVICE_CONFIG = Path(__file__).with_name("service_config.json").read_text(encoding="utf-8")
+_CONFIGS: list[dict[str, Any]] = json.loads(SERVICE_CONFIG)["methodConfig"]
+# The policy of the calls that only read, which is used for all calls where there are several
+# addresses.
+_POLICY: dict[str, Any] = next(each["retryPolicy"] for each in _CONFIGS if "retryPolicy" in each)
+_READS = {name["method"] for each in _CONFIGS if "retryPolicy" in each for name in each["name"]}
 
 # The daemon that has sent one of these runs, but not for this call.
 _LEAVE = ("SHUTTING_DOWN", "OWNERSHIP_LOST")
@@ -85,15 +90,14 @@ class UnaryAttempts:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         name = type(request).__name__.removesuffix("Request")
-        policy = _METHODS.get(name, _Policy())
-        timeout = policy.timeout if timeout is None else timeout
+        timeout = _TIMEOUTS.get(name) if timeout is None else timeout
         self._request = request
         self._clock = clock
         self._deadline = None if timeout is None else clock() + timeout
         self._round = Round(attempts_per_round)
-        self._policy = policy
-        self._rounds_left = policy.rounds
-        self._pause_seconds = policy.first_pause_seconds
+        self._is_read = name in _READS
+        self._rounds_left = _POLICY["maxAttempts"]
+        self._pause_seconds = _seconds(_POLICY["initialBackoff"])
         self._not_found: RuvdError | None = None
         if isinstance(request, _WITH_REQUEST_ID) and not request.request_id:
             request.request_id = str(uuid.uuid4())
@@ -113,9 +117,8 @@ class UnaryAttempts:
             if not self._rounds_left:
                 raise error
             pause = self._pause_seconds
-            self._pause_seconds = min(
-                pause * self._policy.pause_factor, self._policy.longest_pause_seconds
-            )
+            longest = _seconds(_POLICY["maxBackoff"])
+            self._pause_seconds = min(pause * _POLICY["backoffMultiplier"], longest)
         left = self.seconds_left()
         return Retry(step, pause if left is None else min(pause, left))
 
@@ -125,43 +128,17 @@ class UnaryAttempts:
         if error.reason == "COMPLETION_NOT_FOUND":
             self._not_found = error
             return Step.ASK
-        repeatable = not error.reason or self._policy.rounds > 1
-        if error.code is not grpc.StatusCode.UNAVAILABLE or not repeatable:
+        if error.code is not grpc.StatusCode.UNAVAILABLE or (error.reason and not self._is_read):
             raise error
         if not error.reason and isinstance(self._request, pb.EndSessionRequest):
             self._request.allow_missing = True  # the lost call may have ended it
         return Step.FAIL_OVER
 
 
-@dataclass(frozen=True, slots=True)
-class _Policy:
-    """The part of the service config about one method."""
-
-    timeout: float | None = None
-    rounds: int = 1
-    first_pause_seconds: float = 0.0
-    longest_pause_seconds: float = 0.0
-    pause_factor: float = 1.0
+def _seconds(duration: str) -> float:
+    return float(duration.removesuffix("s"))
 
 
-def _read_policies() -> dict[str, _Policy]:
-    policies = {}
-    for method_config in json.loads(SERVICE_CONFIG)["methodConfig"]:
-        retries = method_config.get("retryPolicy", {})
-        policy = _Policy(
-            timeout=_seconds(method_config.get("timeout")),
-            rounds=retries.get("maxAttempts", 1),
-            first_pause_seconds=_seconds(retries.get("initialBackoff")) or 0.0,
-            longest_pause_seconds=_seconds(retries.get("maxBackoff")) or 0.0,
-            pause_factor=retries.get("backoffMultiplier", 1.0),
-        )
-        for name in method_config["name"]:
-            policies[name["method"]] = policy
-    return policies
-
-
-def _seconds(text: str | None) -> float | None:
-    return None if text is None else float(text.removesuffix("s"))
-
-
-_METHODS = _read_policies()
+_TIMEOUTS = {
+    name["method"]: _seconds(each["timeout"]) for each in _CONFIGS for name in each["name"]
+}
