@@ -47,11 +47,16 @@ public final class Conformance {
   /**
    * Runs one of the programs.
    *
-   * @param arguments {@code scenario}, {@code restart}, or {@code identity} and its WAY
+   * @param arguments {@code scenario}, {@code restart}, {@code failover}, or {@code identity} and
+   *     its WAY
    */
   public static void main(String[] arguments) throws IOException, InterruptedException {
     if (arguments.length == 2 && arguments[0].equals("identity")) {
       Identity.run(arguments[1]);
+      return;
+    }
+    if (arguments.length == 1 && arguments[0].equals("failover")) {
+      Failover.run();
       return;
     }
     Conformance conformance = new Conformance();
@@ -59,7 +64,8 @@ public final class Conformance {
       switch (arguments.length == 1 ? arguments[0] : "") {
         case "scenario" -> conformance.scenario();
         case "restart" -> conformance.restart();
-        default -> throw new IllegalArgumentException("usage: scenario|restart|identity WAY");
+        default ->
+            throw new IllegalArgumentException("usage: scenario|restart|failover|identity WAY");
       }
     }
   }

@@ -31,7 +31,7 @@ final class Identity {
 
   /** Makes the calls for each line of standard input. */
   static void run(String way) throws IOException {
-    NETTY.setLevel(Level.SEVERE);
+    silenceNetty();
     RuvdClient created;
     try {
       created = builder(way).build();
@@ -45,6 +45,10 @@ final class Identity {
         calls(client, line);
       }
     }
+  }
+
+  static void silenceNetty() {
+    NETTY.setLevel(Level.SEVERE);
   }
 
   private static RuvdClientBuilder builder(String way) {

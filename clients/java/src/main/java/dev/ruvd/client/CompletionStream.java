@@ -2,6 +2,8 @@ package dev.ruvd.client;
 
 import dev.ruvd.v1.*;
 import io.grpc.Channel;
+import io.grpc.ClientInterceptor;
+import io.grpc.ClientInterceptors;
 import io.grpc.Context;
 import io.grpc.Deadline;
 import io.grpc.Status;
@@ -35,8 +37,6 @@ import java.util.stream.Stream;
 public final class CompletionStream implements Iterable<String>, AutoCloseable {
   private static final Set<Code> CONNECTION_ERRORS =
       EnumSet.of(Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.CANCELLED);
-  private static final long FIRST_PAUSE_NANOS = Duration.ofMillis(50).toNanos();
-  private static final long LONGEST_PAUSE_NANOS = Duration.ofSeconds(1).toNanos();
   private static final Step END = new Step(null, "");
   private static final int MAX_STEPS = 32; // to be read; beyond, the daemon has to wait
 
@@ -44,7 +44,8 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
   final CompletableFuture<Finished> end = new CompletableFuture<>();
 
   private final RuvdClient client;
-  private final Channel channel;
+  private final ClientInterceptor tracing;
+  private final Tries tries;
   private final Context.CancellableContext context = Context.current().withCancellation();
   private final Deadline deadline; // null for no deadline
   private final CompleteRequest request; // null for a resumed completion
@@ -56,12 +57,14 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
 
   // Used by gRPC's callbacks, which run one after the other.
   private volatile ResumeCompletionRequest target; // identifies the completion
+  private volatile String session; // empty if there is none or it is not known
+  private volatile boolean collects; // whether the caller gets nothing before the end
+  private int restarts;
   private boolean resumed;
   private long sequence;
   private final StringBuilder text; // the text received; null if its beginning is unknown
   private final MessageParts parts = new MessageParts();
   private Finished finished;
-  private Long brokenAtNanos; // null while the stream works
 
   /** An event and the text that it adds. */
   private record Step(CompletionEvent event, String text) {}
@@ -74,9 +77,11 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
       Duration timeout,
       Consumer<? super String> onText) {
     this.client = client;
-    this.channel = client.tracedChannel();
+    this.tracing = client.tracing();
+    this.tries = new Tries(client.connections);
     this.request = request;
     target = resume == null ? identify(request) : resume;
+    session = target.getSessionId();
     sequence = target.getAfterSequence();
     text = sequence == 0 ? new StringBuilder() : null;
     this.onText = onText;
@@ -108,6 +113,9 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
 
   /** Reads to the end and returns the whole message, the usage and the timings. */
   public Finished finished() {
+    if (lastSequence == 0) { // otherwise something was delivered
+      collects = true;
+    }
     steps().forEach(ignored -> {});
     return end.join();
   }
@@ -153,7 +161,7 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
 
   private void openStream() {
     resumed = request == null || !target.getCompletionId().isEmpty();
-    var stub = SessionServiceGrpc.newStub(channel).withDeadline(deadline);
+    var stub = SessionServiceGrpc.newStub(channel()).withDeadline(deadline);
     // The reader must not request an event of a stream that has not started, nor of an older one.
     synchronized (requestLock) {
       if (resumed) {
@@ -163,6 +171,12 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
         stub.complete(request, new Responses<>(CompleteResponse::getEvent));
       }
     }
+  }
+
+  /** Returns the channel of the newest call, with the headers of all calls. */
+  private Channel channel() {
+    return ClientInterceptors.interceptForward(
+        tries.at().channel(), tracing, RequestHeaders.ofSession(session));
   }
 
   /** The responses of one call, of which no more are requested than the reader has room for. */
@@ -199,7 +213,7 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
 
   private void handleEvent(CompletionEvent received) {
     CompletionEvent event = received;
-    brokenAtNanos = null;
+    tries.eventReceived();
     try {
       if (event.hasMessagePart()) {
         handlePart(event.getMessagePart());
@@ -217,6 +231,7 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
     if (event.hasStarted()) {
       String id = event.getStarted().getCompletionId();
       target = ResumeCompletionRequest.newBuilder().setCompletionId(id).build();
+      session = event.getStarted().getSessionId();
     } else if (event.hasFinished()) {
       finished = event.getFinished();
       String content = finished.getMessage().getContent();
@@ -257,27 +272,23 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
     if (end.isDone()) {
       return;
     }
-    boolean forgotten =
-        resumed && error.errorReason() == ErrorReason.ERROR_REASON_COMPLETION_NOT_FOUND;
-    boolean delivered = sequence > 1; // the first event is Started
-    boolean canRestart = forgotten && request != null && !delivered;
-    if (canRestart) {
-      target = identify(request);
-      sequence = 0;
+    Tries.Failure kind = kindOf(error);
+    long pause;
+    try {
+      pause = tries.after(kind, error);
+    } catch (RuvdException last) {
+      end.completeExceptionally(last);
+      return;
     }
-    if (brokenAtNanos == null) {
-      brokenAtNanos = System.nanoTime();
-    }
-    long brokenNanos = System.nanoTime() - brokenAtNanos;
-    long remainingNanos = client.reconnect.toNanos() - brokenNanos;
-    boolean broken = error.reason().isEmpty() && CONNECTION_ERRORS.contains(error.code());
-    if (!canRestart && !broken || remainingNanos <= 0 || client.channel.isShutdown()) {
+    long remainingNanos = client.reconnect.toNanos() - tries.brokenNanos();
+    if (remainingNanos <= 0 || client.connections.areClosed()) {
       end.completeExceptionally(error);
       return;
     }
-    client.channel.resetConnectBackoff(); // connects during the pause
-    // The time since the failure plus 0.05 s doubles with each attempt, as attempts fail at once.
-    long pause = Math.min(brokenNanos + FIRST_PAUSE_NANOS, LONGEST_PAUSE_NANOS);
+    if (kind == Tries.Failure.LEFT || kind == Tries.Failure.FORGOTTEN) {
+      restart();
+    }
+    tries.at().channel().resetConnectBackoff(); // connects during the pause
     pause = Math.min(pause, remainingNanos);
     if (deadline != null) {
       // A stream that is opened after the deadline fails with DEADLINE_EXCEEDED.
@@ -285,6 +296,33 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
     }
     CompletableFuture.delayedExecutor(pause, TimeUnit.NANOSECONDS)
         .execute(context.wrap(this::openStream));
+  }
+
+  private Tries.Failure kindOf(RuvdException error) {
+    boolean delivered = sequence > 1 && !collects; // the first event is Started
+    boolean canRestart = request != null && !delivered && restarts < Tries.MAX_RESTARTS;
+    boolean isMissing =
+        resumed && error.errorReason() == ErrorReason.ERROR_REASON_COMPLETION_NOT_FOUND;
+    if (error.reason().isEmpty() && CONNECTION_ERRORS.contains(error.code())) {
+      return Tries.Failure.LOST;
+    }
+    if (RepeatedCall.isLeft(error) && client.connections.areSeveral && canRestart) {
+      return Tries.Failure.LEFT;
+    }
+    if (isMissing) {
+      return canRestart ? Tries.Failure.FORGOTTEN : Tries.Failure.MISSING;
+    }
+    return Tries.Failure.FINAL;
+  }
+
+  /** Forgets the events so far, none of which was delivered, to make the same request again. */
+  private void restart() {
+    if (sequence > 0) {
+      restarts++;
+    }
+    target = identify(request);
+    sequence = 0;
+    text.setLength(0);
   }
 
   private void contextCancelled(Context caller) {
@@ -309,7 +347,7 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
               .setRequestId(target.getRequestId());
       // The root context, because the current one is cancelled. The response is not waited for.
       Context.ROOT.run(
-          () -> SessionServiceGrpc.newFutureStub(channel).cancelCompletion(cancel.build()));
+          () -> SessionServiceGrpc.newFutureStub(channel()).cancelCompletion(cancel.build()));
     }
   }
 

@@ -2,15 +2,17 @@ package dev.ruvd.client;
 
 import dev.ruvd.v1.*;
 import dev.ruvd.v1.SessionServiceGrpc.SessionServiceBlockingStub;
-import io.grpc.Channel;
+import io.grpc.ClientInterceptor;
 import io.grpc.ClientInterceptors;
 import io.grpc.Context;
-import io.grpc.ManagedChannel;
+import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
+import io.grpc.health.v1.HealthCheckRequest;
+import io.grpc.health.v1.HealthCheckResponse;
+import io.grpc.health.v1.HealthGrpc;
 import io.grpc.stub.MetadataUtils;
 import java.time.Duration;
 import java.util.ArrayList;
-import java.util.Iterator;
 import java.util.List;
 import java.util.Set;
 import java.util.UUID;
@@ -31,8 +33,9 @@ public final class RuvdClient implements AutoCloseable {
   private static final int PAGE_SIZE = 1000; // the most that the daemon returns at once
   private static final long GRACE_SECONDS = 10;
   private static final long CLOSE_SECONDS = 2;
+  private static final long HEALTH_SECONDS = 10;
 
-  final ManagedChannel channel;
+  final Connections connections;
   final Duration reconnect;
   final Set<CompletableFuture<Finished>> running = ConcurrentHashMap.newKeySet();
 
@@ -53,7 +56,7 @@ public final class RuvdClient implements AutoCloseable {
 
   RuvdClient(RuvdClientBuilder settings) {
     reconnect = settings.reconnect;
-    channel = settings.channel();
+    connections = settings.connections();
   }
 
   /** Returns a builder, for a client with a token or TLS. */
@@ -66,6 +69,15 @@ public final class RuvdClient implements AutoCloseable {
     var request = CompleteRequest.newBuilder();
     request.addMessagesBuilder().setRole(Role.ROLE_USER).setContent(content);
     return request;
+  }
+
+  /** Returns the message with a tool call's result, for the next turn. */
+  public static Message toolResult(ToolCall call, String content) {
+    return Message.newBuilder()
+        .setRole(Role.ROLE_TOOL)
+        .setToolCallId(call.getId())
+        .setContent(content)
+        .build();
   }
 
   /** Creates a session before its first turn. */
@@ -123,10 +135,31 @@ public final class RuvdClient implements AutoCloseable {
     return call(stub -> stub.forkSession(request)).getSession();
   }
 
+  /**
+   * Changes the labels, the idle timeout or the context window of a session, after the turns before
+   * it.
+   */
+  public Session updateSession(UpdateSessionRequest request) {
+    return call(stub -> stub.updateSession(request)).getSession();
+  }
+
+  /** Commits messages without generating an answer, after the turns before it. */
+  public Session appendMessages(AppendMessagesRequest request) {
+    return call(stub -> stub.appendMessages(request)).getSession();
+  }
+
   /** Deletes a session and its messages. */
   public void endSession(String sessionId) {
     var request = EndSessionRequest.newBuilder().setSessionId(sessionId).build();
-    call(stub -> stub.endSession(request));
+    var calls = new RepeatedCall(connections, tracing());
+    try {
+      calls.make(stub -> stub.endSession(request));
+    } catch (RuvdException failed) {
+      // An attempt whose answer was lost has ended it.
+      if (!calls.wasLost() || !failed.reason().equals("SESSION_NOT_FOUND")) {
+        throw failed;
+      }
+    }
   }
 
   /** Returns the models that the engine offers, and the default model. */
@@ -134,18 +167,23 @@ public final class RuvdClient implements AutoCloseable {
     return call(stub -> stub.listModels(ListModelsRequest.getDefaultInstance()));
   }
 
+  /** Returns the daemon's measurements since it started. */
+  public SessionMetrics getSessionMetrics() {
+    var request = GetSessionMetricsRequest.getDefaultInstance();
+    return call(stub -> stub.getSessionMetrics(request)).getMetrics();
+  }
+
   /** Stops any client's completion and returns when it has ended. */
   public void cancelCompletion(CancelCompletionRequest request) {
     call(stub -> stub.cancelCompletion(request));
   }
 
-  /** Makes any other call with the generated stub: {@code stub.updateSession(...)}. */
+  /**
+   * Makes any other call with the generated stub: {@code stub.updateSession(...)}. With several
+   * addresses the function is called again for each attempt.
+   */
   public <T> T call(Function<SessionServiceBlockingStub, T> method) {
-    try {
-      return method.apply(SessionServiceGrpc.newBlockingStub(tracedChannel()));
-    } catch (StatusRuntimeException failed) {
-      throw new RuvdException(failed);
-    }
+    return new RepeatedCall(connections, tracing()).make(method);
   }
 
   /**
@@ -177,67 +215,54 @@ public final class RuvdClient implements AutoCloseable {
   }
 
   /**
-   * Runs many completions in one call and passes each result to {@code onResult} as soon as it is
-   * available. A request id is added to each item that has none; with your own ids, repeating a
-   * failed batch runs only the unfinished items. An exception of {@code onResult} cancels it.
+   * Runs many completions and passes each result to {@code onResult} as soon as it is available.
+   * There may be any number of items: they are split into calls of a size that the daemon accepts.
+   * When the connection breaks, the unfinished items are sent again, for up to a minute without a
+   * result. A request id is added to each item that has none. An exception of {@code onResult}
+   * cancels the batch.
    */
   public BatchSummary batch(
       BatchCompleteRequest.Builder request, Consumer<? super BatchResult> onResult) {
     BatchCompleteRequest.Builder items = request.clone();
     items.getItemsBuilderList().forEach(RuvdClient::withRequestId);
-    try (var context = Context.current().withCancellation()) {
-      Context before = context.attach();
-      try {
-        return call(stub -> read(stub.batchComplete(items.build()), onResult));
-      } finally {
-        context.detach(before);
-      }
-    }
+    return new Batch(connections, tracing(), items.build(), onResult).run();
   }
 
-  private static BatchSummary read(
-      Iterator<BatchCompleteResponse> responses, Consumer<? super BatchResult> onResult) {
-    BatchSummary summary = BatchSummary.getDefaultInstance();
-    MessageParts parts = new MessageParts();
-    while (responses.hasNext()) {
-      BatchCompleteResponse response = responses.next();
-      if (response.hasMessagePart()) {
-        parts.add(response.getMessagePart());
-      } else if (response.hasResult()) {
-        onResult.accept(joined(response.getResult(), parts));
-      } else {
-        summary = response.getSummary();
-      }
-    }
-    return summary;
+  /**
+   * Tells whether a daemon is ready for turns: one of those at the client's addresses. A daemon
+   * that cannot be reached is not.
+   */
+  public boolean isReady() {
+    Connections.Entry at = connections.now();
+    return isReady(at) || connections.others(at).stream().anyMatch(this::isReady);
   }
 
-  private static BatchResult joined(BatchResult result, MessageParts parts) {
-    if (!result.hasCompletion()) {
-      return result;
+  private boolean isReady(Connections.Entry at) {
+    var readiness = HealthCheckRequest.newBuilder().setService("readiness").build();
+    try {
+      return HealthGrpc.newBlockingStub(ClientInterceptors.intercept(at.channel(), tracing()))
+          .withDeadlineAfter(HEALTH_SECONDS, TimeUnit.SECONDS)
+          .check(readiness)
+          .getStatus()
+          .equals(HealthCheckResponse.ServingStatus.SERVING);
+    } catch (StatusRuntimeException failed) {
+      if (failed.getStatus().getCode() == Status.Code.UNAVAILABLE) {
+        return false;
+      }
+      throw new RuvdException(failed);
     }
-    var completion = result.getCompletion().toBuilder();
-    completion.setFinished(parts.join(completion.getFinished()));
-    return result.toBuilder().setCompletion(completion).build();
   }
 
   /** Closes the connection and cancels the running completions. */
   @Override
   public void close() {
     running.forEach(end -> end.cancel(false));
-    channel.shutdown();
-    try {
-      channel.awaitTermination(CLOSE_SECONDS, TimeUnit.SECONDS);
-    } catch (InterruptedException interrupted) {
-      Thread.currentThread().interrupt();
-    }
-    channel.shutdownNow();
+    connections.close(CLOSE_SECONDS);
   }
 
-  /** Returns a channel whose calls carry the trace context of the current span. */
-  Channel tracedChannel() {
-    return ClientInterceptors.intercept(
-        channel, MetadataUtils.newAttachHeadersInterceptor(Tracing.headers()));
+  /** Returns an interceptor that adds the trace context of the current span. */
+  ClientInterceptor tracing() {
+    return MetadataUtils.newAttachHeadersInterceptor(Tracing.headers());
   }
 
   private static CompleteRequest resumable(CompleteRequest.Builder request) {

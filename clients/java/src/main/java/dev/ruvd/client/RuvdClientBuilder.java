@@ -1,7 +1,5 @@
 package dev.ruvd.client;
 
-import com.google.gson.Gson;
-import com.google.gson.reflect.TypeToken;
 import io.grpc.ChannelCredentials;
 import io.grpc.CompositeChannelCredentials;
 import io.grpc.Grpc;
@@ -9,21 +7,15 @@ import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
 import io.grpc.ManagedChannelRegistry;
-import java.io.IOException;
-import java.io.InputStreamReader;
-import java.io.Reader;
-import java.io.UncheckedIOException;
-import java.net.InetAddress;
-import java.net.URI;
-import java.net.URISyntaxException;
-import java.net.UnknownHostException;
-import java.nio.charset.StandardCharsets;
+import io.grpc.netty.shaded.io.grpc.netty.NettyChannelBuilder;
+import io.grpc.netty.shaded.io.netty.channel.ChannelOption;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
-import java.util.Map;
+import java.util.List;
 import java.util.Optional;
 import java.util.concurrent.Callable;
+import java.util.concurrent.TimeUnit;
 
 /**
  * The settings of a client. What is not set here comes from the environment; an empty variable
@@ -36,6 +28,9 @@ import java.util.concurrent.Callable;
 public final class RuvdClientBuilder {
   private static final String DEFAULT_ADDRESS = "127.0.0.1:50051";
   private static final int MAX_METADATA_BYTES = 65_536;
+  private static final int CONNECT_MILLIS = 3_000; // to one of several addresses
+  private static final int PING_SECONDS = 20;
+  private static final int PING_TIMEOUT_SECONDS = 10;
 
   private String address; // null if not set
   Duration reconnect = Duration.ofSeconds(10);
@@ -47,7 +42,9 @@ public final class RuvdClientBuilder {
 
   /**
    * Sets the daemon's address: {@code host:port} or {@code unix:PATH}. Default: RUVD_ADDRESS or
-   * 127.0.0.1:50051.
+   * 127.0.0.1:50051. It may be a list of several with commas, or a DNS name with several records.
+   * The client uses one of them, and goes on to the next when that cannot be reached or its daemon
+   * shuts down.
    */
   public RuvdClientBuilder address(String address) {
     this.address = address;
@@ -125,40 +122,57 @@ public final class RuvdClientBuilder {
     return tls;
   }
 
-  ManagedChannel channel() {
-    String daemon = address == null ? variable("RUVD_ADDRESS").orElse(DEFAULT_ADDRESS) : address;
-    boolean isSocket = daemon.startsWith("unix:");
-    TlsFiles files = isSocket ? null : tls == null ? TlsFiles.fromEnvironment() : tls;
-    ChannelCredentials credentials =
+  Connections connections() {
+    List<String> addresses =
+        Addresses.split(
+            address == null ? variable("RUVD_ADDRESS").orElse(DEFAULT_ADDRESS) : address);
+    boolean hasTcp = !addresses.stream().allMatch(Addresses::isSocket);
+    TlsFiles files = !hasTcp ? null : tls == null ? TlsFiles.fromEnvironment() : tls;
+    ChannelCredentials tcp =
         files == null ? InsecureChannelCredentials.create() : files.credentials();
     TokenCredentials identity = isTokenSet ? token : tokenOfEnvironment();
-    if (identity != null) {
-      if (files == null && !isSocket && !isLoopback(daemon)) {
+    for (String each : addresses) {
+      if (identity != null && files == null && !Addresses.isLocal(each)) {
         throw new IllegalArgumentException(
-            "a token must not be sent to " + daemon + " in plain text: use TLS");
+            "a token must not be sent to " + each + " in plain text: use TLS");
       }
-      credentials = CompositeChannelCredentials.create(credentials, identity);
     }
+    boolean areSeveral = Connections.areSeveral(addresses);
+    return new Connections(
+        addresses,
+        areSeveral,
+        each -> {
+          boolean isSocket = Addresses.isSocket(each);
+          ChannelCredentials credentials = isSocket ? InsecureChannelCredentials.create() : tcp;
+          if (identity != null) {
+            credentials = CompositeChannelCredentials.create(credentials, identity);
+          }
+          String serverName = isSocket || files == null ? null : files.serverName;
+          return channel(each, credentials, serverName, areSeveral);
+        });
+  }
+
+  private static ManagedChannel channel(
+      String address, ChannelCredentials credentials, String serverName, boolean isOneOfSeveral) {
     ManagedChannelBuilder<?> channel =
-        newChannel(isSocket ? daemon : dnsTarget(daemon), credentials)
+        newChannel(Addresses.target(address), credentials)
             // The daemon limits the sizes; its error says why, and may name many invalid fields.
             .maxInboundMessageSize(Integer.MAX_VALUE)
             .maxInboundMetadataSize(MAX_METADATA_BYTES)
             .proxyDetector(server -> null)
-            .defaultServiceConfig(serviceConfig());
-    if (files != null && files.serverName != null) {
-      channel.overrideAuthority(files.serverName);
+            .defaultServiceConfig(ServiceConfig.read());
+    if (serverName != null) {
+      channel.overrideAuthority(serverName);
+    }
+    if (isOneOfSeveral) {
+      channel.disableRetry(); // an attempt is made at an address that the client chooses
+      channel.keepAliveTime(PING_SECONDS, TimeUnit.SECONDS);
+      channel.keepAliveTimeout(PING_TIMEOUT_SECONDS, TimeUnit.SECONDS);
+      if (channel instanceof NettyChannelBuilder netty) {
+        netty.withOption(ChannelOption.CONNECT_TIMEOUT_MILLIS, CONNECT_MILLIS);
+      }
     }
     return channel.build();
-  }
-
-  /** Returns gRPC's name of a target, in which the brackets of an IPv6 address are escaped. */
-  private static String dnsTarget(String address) {
-    try {
-      return new URI("dns", "", "/" + address, null).toString();
-    } catch (URISyntaxException wrong) {
-      throw new IllegalArgumentException(address + " is neither host:port nor unix:PATH", wrong);
-    }
   }
 
   private static ManagedChannelBuilder<?> newChannel(
@@ -183,29 +197,5 @@ public final class RuvdClientBuilder {
   /** Returns a variable of the environment; empty if it is not set or has no text. */
   static Optional<String> variable(String name) {
     return Optional.ofNullable(System.getenv(name)).filter(value -> !value.isEmpty());
-  }
-
-  /** Tells whether an address {@code host:port} is surely on this machine. */
-  private static boolean isLoopback(String address) {
-    String host = address.replaceFirst(":\\d+$", "");
-    // Only addresses of numbers are parsed, so that no name is looked up.
-    if (!host.matches("\\d+(\\.\\d+){3}|\\[[0-9a-fA-F:]+]")) {
-      return host.equalsIgnoreCase("localhost");
-    }
-    try {
-      return InetAddress.getByName(host).isLoopbackAddress();
-    } catch (UnknownHostException noAddress) {
-      return false;
-    }
-  }
-
-  private static Map<String, Object> serviceConfig() {
-    try (Reader json =
-        new InputStreamReader(
-            RuvdClient.class.getResourceAsStream("service_config.json"), StandardCharsets.UTF_8)) {
-      return new Gson().fromJson(json, new TypeToken<Map<String, Object>>() {});
-    } catch (IOException failure) {
-      throw new UncheckedIOException(failure);
-    }
   }
 }

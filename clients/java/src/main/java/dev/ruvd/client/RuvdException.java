@@ -37,6 +37,11 @@ public final class RuvdException extends StatusRuntimeException {
     return new RuvdException(StatusProto.toStatusRuntimeException(error));
   }
 
+  /** Returns the error as the status of a batch item. */
+  com.google.rpc.Status status() {
+    return StatusProto.fromThrowable(this);
+  }
+
   /** Returns the gRPC status code. */
   public Code code() {
     return getStatus().getCode();
