@@ -21,47 +21,56 @@ const sessionHeader = "x-ruvd-session-id"
 
 var sessionID = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
 
-// retryPolicy is what the service config sets for a method. It applies here if there are several
-// addresses; otherwise gRPC applies it.
+// serviceConfigFile is what this file uses of the service config if there are several addresses;
+// otherwise gRPC applies it.
+type serviceConfigFile struct {
+	timeouts map[string]time.Duration // of all attempts together, by method
+	reads    map[string]bool          // the methods that have the retry policy
+	policy   retryPolicy
+}
+
+// retryPolicy is that of the methods that only read. With several addresses all methods have it, as
+// each call can be repeated.
 type retryPolicy struct {
-	timeout      time.Duration // of all attempts together; 0 for none
-	rounds       int           // at least 1
+	rounds       int
 	firstPause   time.Duration
 	longestPause time.Duration
 	multiplier   float64
 }
 
-var retryPolicies = readPolicies(serviceConfig)
+var configured = readConfig(serviceConfig)
 
-func readPolicies(config string) map[string]retryPolicy {
+func readConfig(text string) serviceConfigFile {
 	var parsed struct {
 		MethodConfig []struct {
-			Name        []struct{ Service, Method string }
+			Name        []struct{ Method string }
 			Timeout     string
-			RetryPolicy struct {
+			RetryPolicy *struct {
 				MaxAttempts                int
 				InitialBackoff, MaxBackoff string
 				BackoffMultiplier          float64
 			}
 		}
 	}
-	if err := json.Unmarshal([]byte(config), &parsed); err != nil {
+	if err := json.Unmarshal([]byte(text), &parsed); err != nil {
 		panic(err) // the file is a part of this package
 	}
-	policies := map[string]retryPolicy{}
+	config := serviceConfigFile{timeouts: map[string]time.Duration{}, reads: map[string]bool{}}
 	for _, one := range parsed.MethodConfig {
-		policy := retryPolicy{
-			timeout:      duration(one.Timeout),
-			rounds:       max(1, one.RetryPolicy.MaxAttempts),
-			firstPause:   duration(one.RetryPolicy.InitialBackoff),
-			longestPause: duration(one.RetryPolicy.MaxBackoff),
-			multiplier:   one.RetryPolicy.BackoffMultiplier,
-		}
 		for _, name := range one.Name {
-			policies[name.Method] = policy
+			config.timeouts[name.Method] = duration(one.Timeout)
+			config.reads[name.Method] = one.RetryPolicy != nil
+		}
+		if policy := one.RetryPolicy; policy != nil {
+			config.policy = retryPolicy{
+				rounds:       policy.MaxAttempts,
+				firstPause:   duration(policy.InitialBackoff),
+				longestPause: duration(policy.MaxBackoff),
+				multiplier:   policy.BackoffMultiplier,
+			}
 		}
 	}
-	return policies
+	return config
 }
 
 // duration parses a Duration in its JSON form, which is 0 if it is not set.
@@ -80,21 +89,19 @@ func (c *connections) Invoke(
 	if !c.several {
 		return c.invokeAt(ctx, c.now(), method, request, response, options)
 	}
-	policy, ok := retryPolicies[path.Base(method)]
-	if !ok {
-		policy.rounds = 1
-	}
-	if _, hasDeadline := ctx.Deadline(); !hasDeadline && policy.timeout > 0 {
-		limited, cancel := context.WithTimeout(ctx, policy.timeout)
+	name, policy := path.Base(method), configured.policy
+	timeout, hasTimeout := configured.timeouts[name]
+	if _, hasDeadline := ctx.Deadline(); !hasDeadline && hasTimeout {
+		limited, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		ctx = limited
 	}
 	request = withRequestID(request)
-	wasLost := false
+	wasLost, isRead := false, configured.reads[name]
 	for pause := policy.firstPause; ; pause = policy.after(pause) {
 		policy.rounds--
-		err := c.invokeRound(ctx, method, request, response, options, policy, &wasLost)
-		if err == nil || !failsOver(err, policy.isRead()) || policy.rounds <= 0 {
+		err := c.invokeRound(ctx, method, request, response, options, isRead, &wasLost)
+		if err == nil || !failsOver(err, isRead) || policy.rounds == 0 {
 			return err
 		}
 		select {
@@ -105,9 +112,6 @@ func (c *connections) Invoke(
 	}
 }
 
-// isRead reports whether the method has a retry policy.
-func (p retryPolicy) isRead() bool { return p.multiplier > 0 }
-
 func (p retryPolicy) after(pause time.Duration) time.Duration {
 	return min(time.Duration(float64(pause)*p.multiplier), p.longestPause)
 }
@@ -115,13 +119,13 @@ func (p retryPolicy) after(pause time.Duration) time.Duration {
 // invokeRound makes a call at each address until one does not fail over.
 func (c *connections) invokeRound(
 	ctx context.Context, method string, request, response any, options []grpc.CallOption,
-	policy retryPolicy, wasLost *bool,
+	isRead bool, wasLost *bool,
 ) (err error) {
 	for range c.roundLength() {
 		used := c.open(c.now())
 		err = used.Invoke(ctx, method, request, response, options...)
 		reason := reasonOf(err)
-		if failsOver(err, policy.isRead()) {
+		if failsOver(err, isRead) {
 			*wasLost = *wasLost || reason == ""
 			c.leave(used, reason != "")
 			c.close(used)

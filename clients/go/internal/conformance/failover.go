@@ -22,7 +22,7 @@ func failover() {
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		verb, rest, _ := strings.Cut(lines.Text(), " ")
 		if err := failoverCall(client, verb, rest); err != nil {
-			line("error %s %s", codeOf(err), reasonOf(err))
+			printError(err)
 		}
 	}
 	must(client.Close())
@@ -30,13 +30,11 @@ func failover() {
 
 func failoverCall(client *ruvd.Client, verb, rest string) error {
 	first, second, _ := strings.Cut(rest, " ")
+	first = strings.TrimPrefix(first, "-")
 	switch verb {
 	case "complete", "collect":
 		id, text, _ := strings.Cut(second, " ")
-		options := []ruvd.Option{ruvd.WithRequestID(id)}
-		if first != "-" {
-			options = append(options, ruvd.WithSession(first))
-		}
+		options := []ruvd.Option{ruvd.WithSession(first), ruvd.WithRequestID(id)}
 		if verb == "collect" {
 			message, err := client.Complete(text, options...).Message(ctx)
 			return printed(err, "collected [%s]", message.GetContent())
