@@ -5,12 +5,10 @@ The echo engine answers with the last user message, one delta per word, so answe
 
 from __future__ import annotations
 
-import asyncio
-import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import command_line
 import pytest
 import pytest_asyncio
 from running import StartDaemon
@@ -34,17 +32,4 @@ async def slow_address(daemon: StartDaemon) -> AsyncIterator[str]:
 @pytest.fixture
 def ruvd() -> Callable[..., Awaitable[subprocess.CompletedProcess[str]]]:
     """Runs a command to its end."""
-
-    async def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RUVD_")}
-        return await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-m", "ruvd", *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env={**environment, "COLUMNS": "200"},
-        )
-
-    return run
+    return command_line.run

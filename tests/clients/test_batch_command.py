@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from command_line import beside
 from running import StartDaemon
 
 Ruvd = Callable[..., Awaitable[subprocess.CompletedProcess[str]]]
@@ -56,21 +54,6 @@ def error(outcome: Outcome) -> dict[str, Any]:
     found = outcome["response"]["body"]["error"]
     assert isinstance(found, dict)
     return found
-
-
-@asynccontextmanager
-async def batch_process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RUVD_")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ruvd", "batch", *arguments,
-        stderr=asyncio.subprocess.PIPE, env={**environment, "COLUMNS": "200"},
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
 
 
 async def wait_for_lines(path: Path, count: int) -> None:
@@ -230,7 +213,7 @@ async def test_a_stopped_run_can_be_continued(
     file = input_file(tmp_path, [line(f"q{n}", f"number {n}") for n in range(100)])
     async with daemon(*SLOW) as running:
         flags = ("--out", str(out), "--address", running.address)
-        async with batch_process(file, *flags, "--max-concurrency", "2") as process:
+        async with beside("batch", file, *flags, "--max-concurrency", "2") as process:
             await wait_for_lines(out, 20)
             process.send_signal(how)
             _, complaints = await process.communicate()
@@ -270,7 +253,7 @@ async def test_a_run_continues_after_a_restart_of_the_daemon(
     file = input_file(tmp_path, [line(f"q{n}", f"number {n}") for n in range(100)])
     async with daemon(*SLOW) as running:
         flags = ("--out", str(out), "--address", running.socket, "--max-concurrency", "2")
-        async with batch_process(file, *flags) as process:
+        async with beside("batch", file, *flags) as process:
             await wait_for_lines(out, 20)
             running.kill()
             await running.ended()
@@ -303,7 +286,7 @@ async def test_two_runs_cannot_write_the_same_file(
     file = input_file(tmp_path, [line("a", "x"), line("b", "word " * 10_000)])
     async with daemon(*SLOW) as running:
         flags = ("--out", str(out), "--address", running.address)
-        async with batch_process(file, *flags):
+        async with beside("batch", file, *flags):
             await wait_for_lines(out, 1)
             ended = await ruvd("batch", file, *flags)
             assert ended.returncode == 2
@@ -317,7 +300,7 @@ async def test_ten_thousand_items_take_seconds_and_little_memory(
     padding = "x" * 2_000  # 20 MB in all, so seven calls
     file = input_file(tmp_path, (line(f"q{n}", f"{n} {padding}") for n in range(10_000)))
     peak = 0
-    async with batch_process(file, "--out", str(out), "--address", address) as process:
+    async with beside("batch", file, "--out", str(out), "--address", address) as process:
         watched = psutil.Process(process.pid)
         ending = asyncio.create_task(process.communicate())
         async with asyncio.timeout(120):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 
 import pytest
+from command_line import on_terminal
 from running import StartDaemon
 from ruvd_client import AsyncClient, RuvdError
 
@@ -29,44 +28,32 @@ async def test_the_client_creates_a_gone_session_anew_only_if_it_is_asked_to(
 
 async def test_a_chat_asks_before_it_goes_on_in_a_new_session(daemon: StartDaemon) -> None:
     flags = ("--engine", "echo", "--store", "memory", "--max-sessions", "1")
-    async with daemon(*flags) as running, AsyncClient(running.socket) as client:
-        ours, theirs = os.openpty()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "ruvd", "chat", "--address", running.socket, "--session", "mine",
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env={**os.environ, "TERM": "dumb", "COLUMNS": "150", "LINES": "40"},
-        )  # fmt: skip
-        os.close(theirs)
-        screen = b""
+    async with (
+        daemon(*flags) as running,
+        AsyncClient(running.socket) as client,
+        on_terminal(
+            "chat", "--address", running.socket, "--session", "mine", term="dumb"
+        ) as terminal,
+        asyncio.timeout(SECONDS),
+    ):
 
         async def type_and_see(keys: bytes, text: bytes, end: bytes = b"> ") -> None:
-            nonlocal screen
-            os.write(ours, keys)
-            screen = b""
-            while text not in screen or end not in screen.partition(text)[2]:
-                screen += await asyncio.to_thread(os.read, ours, 65_536)
+            terminal.write(keys)
+            terminal.clear()
+            await terminal.see(lambda screen: end in screen.partition(text)[2])
 
-        try:
-            async with asyncio.timeout(SECONDS):
-                await type_and_see(b"", b">", b" ")
-                await type_and_see(b"first\n", b"total")
-                await client.create_session(session_id="other")
-                await type_and_see(b"second\n", b"was evicted", b"[y/N] ")
-                await type_and_see(b"n\n", b"n", b"> ")
-                with pytest.raises(RuvdError):
-                    await client.get_session("mine")
-                await type_and_see(b"third\n", b"was evicted", b"[y/N] ")
-                await type_and_see(b"y\n", b"total")
-                assert (await client.get_session("mine")).message_count == 2
-                await type_and_see(b"fourth\n", b"total")
-                assert (await client.get_session("mine")).message_count == 4
-                os.write(ours, b"\x04")
-                while b"continue with" not in screen:
-                    screen += await asyncio.to_thread(os.read, ours, 65_536)
-                assert await process.wait() == 0
-        finally:
-            if process.returncode is None:
-                process.kill()
-        os.close(ours)
+        await type_and_see(b"", b">", b" ")
+        await type_and_see(b"first\n", b"total")
+        await client.create_session(session_id="other")
+        await type_and_see(b"second\n", b"was evicted", b"[y/N] ")
+        await type_and_see(b"n\n", b"n", b"> ")
+        with pytest.raises(RuvdError):
+            await client.get_session("mine")
+        await type_and_see(b"third\n", b"was evicted", b"[y/N] ")
+        await type_and_see(b"y\n", b"total")
+        assert (await client.get_session("mine")).message_count == 2
+        await type_and_see(b"fourth\n", b"total")
+        assert (await client.get_session("mine")).message_count == 4
+        terminal.write(b"\x04")
+        await terminal.see(lambda screen: b"continue with" in screen)
+        assert await terminal.process.wait() == 0

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 
+from command_line import beside, on_terminal
 from ruvd_client import AsyncClient
 
 Ruvd = Callable[..., Awaitable[subprocess.CompletedProcess[str]]]
@@ -36,13 +35,8 @@ def _cells(row: str) -> list[str]:
 
 async def test_watching_the_metrics_ends_cleanly_with_ctrl_c(address: str) -> None:
     arguments = ("metrics", "--watch", "--interval", "0.1", "--json", "--address", address)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ruvd", *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with beside(*arguments) as process, asyncio.timeout(60):
+        assert process.stdout is not None
         for _ in range(3):
             assert "total_sessions" in json.loads(await process.stdout.readline())
         process.send_signal(signal.SIGINT)
@@ -51,22 +45,14 @@ async def test_watching_the_metrics_ends_cleanly_with_ctrl_c(address: str) -> No
 
 
 async def test_on_a_terminal_the_metrics_are_redrawn_with_a_plot(address: str) -> None:
-    ours, theirs = os.openpty()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ruvd", "metrics", "--watch", "--interval", "0.1",
-        "--address", address,
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"},
-    )  # fmt: skip
-    os.close(theirs)
-    screen = b""
-    async with asyncio.timeout(30), AsyncClient(address) as client:
-        while screen.count(b"session latency per interval") < 2:
-            screen += await asyncio.to_thread(os.read, ours, 65_536)
+    arguments = ("metrics", "--watch", "--interval", "0.1", "--address", address)
+    async with (
+        on_terminal(*arguments) as terminal,
+        asyncio.timeout(60),
+        AsyncClient(address) as client,
+    ):
+        await terminal.see(lambda screen: screen.count(b"session latency per interval") >= 2)
         await client.complete("hello there", session_id="s").text()
-        while "█".encode() not in screen:
-            screen += await asyncio.to_thread(os.read, ours, 65_536)
-        process.send_signal(signal.SIGINT)
-        assert await process.wait() == 0
-    os.close(ours)
+        await terminal.see(lambda screen: "█".encode() in screen)
+        terminal.process.send_signal(signal.SIGINT)
+        assert await terminal.process.wait() == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ import grpc
 import pytest
 from opentelemetry import trace
 from ruvd_client import AsyncClient, Client, RuvdError
+from scripted_service import serving
 
 from ruvd.v1 import session_service_pb2 as pb
 
@@ -53,27 +54,12 @@ class Recorder:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Recorder]:
         """Listens on a free loopback port and sets `address`."""
-        server = grpc.aio.server()
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "ListModels": grpc.unary_unary_rpc_method_handler(
-                self._list_models,
-                pb.ListModelsRequest.FromString,
-                pb.ListModelsResponse.SerializeToString,
-            ),
-            "Complete": grpc.unary_stream_rpc_method_handler(
-                self._complete,
-                pb.CompleteRequest.FromString,
-                pb.CompleteResponse.SerializeToString,
-            ),
+        handlers: dict[str, Callable[..., Any]] = {
+            "ListModels": self._list_models,
+            "Complete": self._complete,
         }
-        service = "ruvd.v1.SessionService"
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        await server.start()
-        try:
+        async with serving(handlers) as self.address:
             yield self
-        finally:
-            await server.stop(None)
 
 
 async def test_every_call_carries_the_callers_metadata_and_trace_context() -> None:

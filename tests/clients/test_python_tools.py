@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import answers
 import pytest_asyncio
+from command_line import on_terminal
 from google.protobuf.json_format import MessageToDict
 from running import StartDaemon
 from ruvd_client import (
@@ -194,32 +193,17 @@ async def test_a_piped_chat_prints_tool_calls_as_lines_and_no_reasoning(
 
 
 async def test_on_a_terminal_a_chat_shows_reasoning_dim(reasoning_address: str) -> None:
-    ours, theirs = os.openpty()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ruvd", "chat", "--address", reasoning_address,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"},
-    )  # fmt: skip
-    os.close(theirs)
-    screen = b""
-    try:
-        async with asyncio.timeout(30):
-            while b"> " not in screen:
-                screen += await asyncio.to_thread(os.read, ours, 65_536)
-            os.write(ours, b"hello\n")
-            # The line editor reads keys only after the prompt; an earlier Ctrl-D would be lost.
-            while b"> " not in screen.partition(b"total")[2]:
-                screen += await asyncio.to_thread(os.read, ours, 65_536)
-            os.write(ours, b"\x04")
-            while b"continue with" not in screen:
-                screen += await asyncio.to_thread(os.read, ours, 65_536)
-            assert await process.wait() == 0
-    finally:
-        if process.returncode is None:
-            process.kill()  # ends the read of its terminal
-    os.close(ours)
-    lines = [line.strip() for line in screen.decode().replace("\x1b[0m", "").splitlines()]
+    async with (
+        on_terminal("chat", "--address", reasoning_address) as terminal,
+        asyncio.timeout(60),
+    ):
+        await terminal.see(lambda screen: b"> " in screen)
+        terminal.write(b"hello\n")
+        # The line editor reads keys only after the prompt; an earlier Ctrl-D would be lost.
+        await terminal.see(lambda screen: b"> " in screen.partition(b"total")[2])
+        terminal.write(b"\x04")
+        await terminal.see(lambda screen: b"continue with" in screen)
+        assert await terminal.process.wait() == 0
+    lines = [line.strip() for line in terminal.screen.decode().replace("\x1b[0m", "").splitlines()]
     assert "\x1b[2mRain perhaps." in lines or "\x1b[2mRain \x1b[2mperhaps." in lines
     assert lines[lines.index("One moment.") + 1] == 'calls weather({"city": "Bern"})'

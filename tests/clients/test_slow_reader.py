@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from scripted_service import serving
 
 from ruvd.v1 import session_service_pb2 as pb
 
@@ -77,27 +78,12 @@ class Sender:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Sender]:
         """Listens on a free loopback port and sets `address`."""
-        server = grpc.aio.server(options=[("grpc.max_send_message_length", -1)])
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Complete": grpc.unary_stream_rpc_method_handler(
-                self._complete,
-                pb.CompleteRequest.FromString,
-                pb.CompleteResponse.SerializeToString,
-            ),
-            "ResumeCompletion": grpc.unary_stream_rpc_method_handler(
-                self._resume,
-                pb.ResumeCompletionRequest.FromString,
-                pb.ResumeCompletionResponse.SerializeToString,
-            ),
+        handlers: dict[str, Callable[..., Any]] = {
+            "Complete": self._complete,
+            "ResumeCompletion": self._resume,
         }
-        service = "ruvd.v1.SessionService"
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        await server.start()
-        try:
+        async with serving(handlers, ("grpc.max_send_message_length", -1)) as self.address:
             yield self
-        finally:
-            await server.stop(None)
 
 
 def _delta(sequence: int) -> pb.CompletionEvent:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import command_line
 import grpc
 import pytest
 from certificates import Files
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from running import RunningDaemon, StartDaemon, clean_environment, start_serve
+from running import RunningDaemon, StartDaemon, start_serve
 from web_tokens import AUDIENCE, ISSUER, Issuer, key_set
 from wire import details, say, turn
 
@@ -80,14 +79,8 @@ def new_token(file: Path, role: Role, tenant: str = "acme") -> str:
 
 
 async def ruvd(running: RunningDaemon, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "ruvd", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=clean_environment() | {"RUVD_ADMIN_ADDRESS": running.admin_socket},
-    )
+    variables = {"RUVD_ADMIN_ADDRESS": running.admin_socket}
+    return await command_line.run(*arguments, variables=variables)
 
 
 async def status(admin: Any) -> pb.Status:

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+from command_line import run as ruvd
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from running import StartDaemon, clean_environment
 from wire import events, say, turn
@@ -29,17 +30,6 @@ MOST_CPU_SECONDS = 0.2
 NAMES = ("", "ruvd.v1.SessionService", "liveness", "readiness")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-async def ruvd(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "ruvd", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=clean_environment(),
-    )
 
 
 @asynccontextmanager

@@ -9,12 +9,11 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from running import StartDaemon, clean_environment, start_serve
+from command_line import beside
+from running import StartDaemon, start_serve
 
 IGNORING = ("sh", "-c", 'trap "" "$1"; shift; exec "$@"', "sh")
 
@@ -47,21 +46,6 @@ async def test_a_daemon_that_is_started_with_sigint_ignored_drains_on_it() -> No
                 await running.ended()
 
 
-@asynccontextmanager
-async def ignoring(number: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Runs a `ruvd` command that is started with a signal ignored."""
-    process = await asyncio.create_subprocess_exec(
-        *IGNORING, number, sys.executable, "-m", "ruvd", *arguments,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=clean_environment(),
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
-
-
 async def test_a_batch_that_is_started_with_sigint_ignored_runs_on(
     daemon: StartDaemon, tmp_path: Path
 ) -> None:
@@ -71,7 +55,10 @@ async def test_a_batch_that_is_started_with_sigint_ignored_runs_on(
     asked.write_text("\n".join(lines))
     async with daemon("--engine", "echo", "--echo-delay-seconds", "0.02") as running:
         flags = ("--out", str(out), "--address", running.address, "--max-concurrency", "2")
-        async with asyncio.timeout(60), ignoring("INT", "batch", str(asked), *flags) as process:
+        async with (
+            asyncio.timeout(60),
+            beside("batch", str(asked), *flags, under=(*IGNORING, "INT")) as process,
+        ):
             while not out.exists() or not out.read_bytes():
                 assert process.returncode is None
                 await asyncio.sleep(0.02)
@@ -81,8 +68,9 @@ async def test_a_batch_that_is_started_with_sigint_ignored_runs_on(
 
 
 async def test_a_demo_that_is_started_by_nohup_outlives_its_terminal() -> None:
+    demo = ("demo", "--engine", "echo", "--turns", "2")
     async with asyncio.timeout(120):
-        async with ignoring("HUP", "demo", "--engine", "echo", "--turns", "2") as process:
+        async with beside(*demo, under=(*IGNORING, "HUP")) as process:
             assert process.stdout is not None
             assert await process.stdout.readline()
             process.send_signal(signal.SIGHUP)

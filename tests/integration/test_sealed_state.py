@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import command_line
 import grpc
 import pytest
-from running import StartDaemon, clean_environment
+from running import StartDaemon
 from wire import contents, history, say
 
 from ruvd.v1 import session_service_pb2 as pb
@@ -99,13 +98,7 @@ def make_key(path: Path, key_id: str) -> None:
 
 def ruvd(*arguments: str, code: int = 0) -> str:
     """Runs a command to its end, checks the exit code, and returns its output."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ruvd", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=WAIT_SECONDS,
-        env={**clean_environment(), "COLUMNS": "1000"},
-    )
+    done = command_line.run_to_end(*arguments)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
