@@ -9,8 +9,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.progress import Progress
 
+from ruvd.cli.settings import ConfigFile, load_settings
 from ruvd.cli.terminal import err, fail, out, print_error
-from ruvd.config.loader import SettingsInvalid, load
 from ruvd.core.errors import StoreUnavailable
 from ruvd.stores.sqlite.backup import back_up, needed_keys
 
@@ -25,17 +25,10 @@ def backup(
         str | None, Parameter(help="Store to copy, as for `ruvd serve`: sqlite or sqlite:PATH.")
     ] = None,
     force: Annotated[bool, Parameter(negative=(), help="Replace FILE if it exists.")] = False,
-    config: Annotated[
-        Path | None, Parameter(help="Settings file. Default: RUVD_CONFIG, or ./ruvd.toml.")
-    ] = None,
+    config: ConfigFile = None,
 ) -> int:
     """Runs `ruvd backup`; returns its exit code."""
-    try:
-        settings, _ = load({} if store is None else {"store": store}, file=config)
-    except SettingsInvalid as error:
-        print_error(str(error))
-        return _USAGE
-    source = settings.sqlite_path
+    source = load_settings({"store": store}, config).sqlite_path
     if source is None:
         print_error("the memory store has no file: name a store with --store sqlite:PATH")
         return _USAGE

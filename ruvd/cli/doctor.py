@@ -1,32 +1,23 @@
 """`ruvd doctor`: says what the settings of the store do to the daemon's promises."""
 
 import asyncio
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from ruvd.cli.terminal import fail, out, print_error, printable
-from ruvd.config.loader import SettingsInvalid, load
+from ruvd.cli.settings import ConfigFile, load_settings
+from ruvd.cli.terminal import fail, out, printable
 from ruvd.core.errors import StoreUnavailable
 from ruvd.server.store_diagnosis import diagnose
-
-_USAGE = 2
 
 
 def doctor(
     *,
     store: Annotated[str | None, Parameter(help="Store, as for `ruvd serve`.")] = None,
-    config: Annotated[
-        Path | None, Parameter(help="Settings file. Default: RUVD_CONFIG, or ./ruvd.toml.")
-    ] = None,
+    config: ConfigFile = None,
 ) -> int:
     """Runs `ruvd doctor`; returns its exit code."""
-    try:
-        settings, _ = load({} if store is None else {"store": store}, file=config)
-    except SettingsInvalid as error:
-        print_error(str(error))
-        return _USAGE
+    settings = load_settings({"store": store}, config)
     try:
         found = asyncio.run(diagnose(settings))
     except (StoreUnavailable, OSError) as error:

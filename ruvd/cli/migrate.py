@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from rich.progress import Progress
 
 from ruvd.cli.migration import Migration, MigrationRefused, Outcome
+from ruvd.cli.settings import ConfigFile
 from ruvd.cli.terminal import err, fail, out, print_error
 from ruvd.config.loader import Settings, SettingsInvalid, load
 from ruvd.core.errors import StoreUnavailable
@@ -55,9 +56,7 @@ def migrate(
         Path | None,
         Parameter(help="File with the password for the target. Default: the setting of this name."),
     ] = None,
-    config: Annotated[
-        Path | None, Parameter(help="Settings file. Default: RUVD_CONFIG, or ./ruvd.toml.")
-    ] = None,
+    config: ConfigFile = None,
 ) -> int:
     """Runs `ruvd migrate`; returns its exit code."""
     try:

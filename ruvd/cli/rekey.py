@@ -12,8 +12,9 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.progress import Progress
 
+from ruvd.cli.settings import ConfigFile, load_settings
 from ruvd.cli.terminal import err, fail, out, print_error
-from ruvd.config.loader import Settings, SettingsInvalid, load
+from ruvd.config.loader import Settings
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.store import StoreLocked, StoreSealed
 from ruvd.sealing.keys import KeyRing, OperatorKeys, parse_keys
@@ -37,16 +38,13 @@ def run(
         bool,
         Parameter(negative=(), help="Take the encryption away. The daemon must be stopped."),
     ] = False,
-    config: Annotated[
-        Path | None, Parameter(help="Settings file. Default: RUVD_CONFIG, or ./ruvd.toml.")
-    ] = None,
+    config: ConfigFile = None,
 ) -> int:
     """Runs `ruvd rekey`; returns its exit code."""
-    given = {"store": store, "encryption_key_file": file}
+    settings = load_settings({"store": store, "encryption_key_file": file}, config)
     try:
-        settings, _ = load({key: each for key, each in given.items() if each}, file=config)
         path, ring = _files(settings)
-    except (SettingsInvalid, ValueError) as error:
+    except ValueError as error:
         print_error(str(error))
         return _USAGE
     try:
