@@ -5,7 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ruvd.cli.settings import ConfigFile, load_settings
+from ruvd.cli.setting_flags import ConfigFile
+from ruvd.cli.settings import load_settings
 from ruvd.cli.terminal import fail, out, printable
 from ruvd.core.errors import StoreUnavailable
 from ruvd.server.store_diagnosis import diagnose

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from rich.progress import Progress
 
 from ruvd.cli.migration import Migration, MigrationRefused, Outcome
-from ruvd.cli.settings import ConfigFile
+from ruvd.cli.setting_flags import ConfigFile
 from ruvd.cli.terminal import err, fail, out, print_error
 from ruvd.config.loader import Settings, SettingsInvalid, load
 from ruvd.core.errors import StoreUnavailable

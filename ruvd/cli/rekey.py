@@ -12,7 +12,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.progress import Progress
 
-from ruvd.cli.settings import ConfigFile, load_settings
+from ruvd.cli.setting_flags import ConfigFile
+from ruvd.cli.settings import load_settings
 from ruvd.cli.terminal import err, fail, out, print_error
 from ruvd.config.loader import Settings
 from ruvd.core.errors import StoreUnavailable

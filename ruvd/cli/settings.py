@@ -1,19 +1,13 @@
-"""The daemon's settings in commands that work on its files: the flag --config, and loading."""
+"""The daemon's settings in commands that work on its files."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
-
-from cyclopts import Parameter
+from typing import Any
 
 from ruvd.cli.terminal import print_error
 from ruvd.config.loader import Settings, SettingsInvalid, load
 
 _USAGE = 2
-
-ConfigFile: TypeAlias = Annotated[
-    Path | None, Parameter(help="Settings file. Default: RUVD_CONFIG, or ./ruvd.toml.")
-]
 
 
 def load_settings(given: Mapping[str, Any], config: Path | None) -> Settings:
