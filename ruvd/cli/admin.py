@@ -12,7 +12,8 @@ from rich.table import Table
 
 from ruvd.admin.v1 import admin_service_pb2 as pb
 from ruvd.cli.administration import AdminAddress, administered, default_admin_address
-from ruvd.cli.terminal import AsJson, err, fail, out, print_error, printable
+from ruvd.cli.console import err, fail, out, print_error, printable
+from ruvd.cli.terminal import AsJson
 
 _USAGE = 2
 _PAGE = 1000

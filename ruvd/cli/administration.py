@@ -18,7 +18,8 @@ from ruvd_client.protocol import CHANNEL_OPTIONS, error_from
 
 from ruvd.admin.v1 import admin_service_pb2_grpc as pb_grpc
 from ruvd.cli.address import Address
-from ruvd.cli.terminal import CALL_TIMEOUT_SECONDS, explain, fail
+from ruvd.cli.console import fail
+from ruvd.cli.terminal import CALL_TIMEOUT_SECONDS, explain
 from ruvd.config.loader import SettingsInvalid, load
 
 

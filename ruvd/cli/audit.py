@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ruvd.cli.terminal import out, print_error
+from ruvd.cli.console import out, print_error
 from ruvd.telemetry.audit.chain import Hasher, read_key
 from ruvd.telemetry.audit.verification import Report, Verifier
 

@@ -9,9 +9,9 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.progress import Progress
 
+from ruvd.cli.console import err, fail, out, print_error
 from ruvd.cli.setting_flags import ConfigFile
 from ruvd.cli.settings import load_settings
-from ruvd.cli.terminal import err, fail, out, print_error
 from ruvd.core.errors import StoreUnavailable
 from ruvd.stores.sqlite.backup import back_up, needed_keys
 

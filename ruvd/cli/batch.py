@@ -18,8 +18,9 @@ from ruvd.cli.address import Address, default_address
 from ruvd.cli.batch_files import FilesRefused, OutcomeFile, items, opened_input, plan
 from ruvd.cli.batch_lines import Item, completed, failed, to_request
 from ruvd.cli.batch_progress import ProgressDisplay, Tally
+from ruvd.cli.console import err, fail, print_error
 from ruvd.cli.openai_messages import LineRefused
-from ruvd.cli.terminal import File, connected, err, fail, print_error
+from ruvd.cli.terminal import File, connected
 
 _USAGE, _INTERRUPTED = 2, 130
 

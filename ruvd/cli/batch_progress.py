@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from rich.progress import BarColumn, Progress, TextColumn
 from ruvd_client import BatchSummary
 
-from ruvd.cli.terminal import err
+from ruvd.cli.console import err
 
 _LINE_SECONDS = 5.0
 

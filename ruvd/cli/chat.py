@@ -18,7 +18,8 @@ from ruvd_client.protocol import CompleteArguments, to_seconds
 from ruvd_client.v1.session_service_pb2 import Finished
 
 from ruvd.cli.address import Address, default_address
-from ruvd.cli.terminal import connected, err, explain, out, print_error, printable, seconds, write
+from ruvd.cli.console import err, out, print_error, printable, seconds, write
+from ruvd.cli.terminal import connected, explain
 
 # The reasons for which a session that nobody ended is no longer there.
 _GONE = {

@@ -23,10 +23,11 @@ from ruvd_client.protocol import CompleteArguments, CreateSessionArguments, crea
 
 from ruvd.cli import demo_table
 from ruvd.cli.address import Address
+from ruvd.cli.console import out, seconds, write
 from ruvd.cli.demo_conversation import LAST_TURN, SYSTEM_PROMPT, USER_TURNS
 from ruvd.cli.demo_daemon import running
 from ruvd.cli.demo_table import Turn, Way
-from ruvd.cli.terminal import connected, out, seconds, write
+from ruvd.cli.terminal import connected
 
 _NOTE = (
     "Look at the figures and not at the answers: the default model has 135 million parameters, and "

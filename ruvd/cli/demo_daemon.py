@@ -16,7 +16,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ruvd_client.protocol import CHANNEL_OPTIONS
 
-from ruvd.cli.terminal import fail, out
+from ruvd.cli.console import fail, out
 
 READY_TIMEOUT_SECONDS = 180.0
 STOP_TIMEOUT_SECONDS = 20.0

@@ -5,9 +5,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from ruvd.cli.console import fail, out, printable
 from ruvd.cli.setting_flags import ConfigFile
 from ruvd.cli.settings import load_settings
-from ruvd.cli.terminal import fail, out, printable
 from ruvd.core.errors import StoreUnavailable
 from ruvd.server.store_diagnosis import diagnose
 

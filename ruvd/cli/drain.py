@@ -18,7 +18,7 @@ from ruvd.cli.administration import (
     administered,
     default_admin_address,
 )
-from ruvd.cli.terminal import fail, out, print_error
+from ruvd.cli.console import fail, out, print_error
 
 _USAGE = 2
 

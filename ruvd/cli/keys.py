@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ruvd.cli.terminal import err, fail, out
+from ruvd.cli.console import err, fail, out
 from ruvd.sealing.keys import add_key
 
 

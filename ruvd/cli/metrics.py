@@ -22,7 +22,8 @@ from ruvd_client import Client, SessionMetrics
 from ruvd_client.protocol import to_seconds
 
 from ruvd.cli.address import Address, default_address
-from ruvd.cli.terminal import connected, out, seconds
+from ruvd.cli.console import out, seconds
+from ruvd.cli.terminal import connected
 
 _UNKNOWN = "-"
 _BARS = "▁▂▃▄▅▆▇█"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.progress import Progress
 
+from ruvd.cli.console import err, fail, out, print_error
 from ruvd.cli.migration import Migration, MigrationRefused, Outcome
 from ruvd.cli.setting_flags import ConfigFile
-from ruvd.cli.terminal import err, fail, out, print_error
 from ruvd.config.loader import Settings, SettingsInvalid, load
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.store import StoreLocked

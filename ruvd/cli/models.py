@@ -3,7 +3,8 @@
 import json
 
 from ruvd.cli.address import Address, default_address
-from ruvd.cli.terminal import AsJson, connected, out, printable
+from ruvd.cli.console import out, printable
+from ruvd.cli.terminal import AsJson, connected
 
 
 def models(

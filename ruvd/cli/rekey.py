@@ -12,9 +12,9 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.progress import Progress
 
+from ruvd.cli.console import err, fail, out, print_error
 from ruvd.cli.setting_flags import ConfigFile
 from ruvd.cli.settings import load_settings
-from ruvd.cli.terminal import err, fail, out, print_error
 from ruvd.config.loader import Settings
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.store import StoreLocked, StoreSealed

@@ -11,7 +11,8 @@ from rich.table import Table
 from ruvd_client import Message, Role, Session, SessionView
 
 from ruvd.cli.address import Address, default_address
-from ruvd.cli.terminal import AsJson, connected, out, print_error, printable
+from ruvd.cli.console import out, print_error, printable
+from ruvd.cli.terminal import AsJson, connected
 
 # See `ruvd.stores.sqlite.housekeeping`.
 _ERASURE = "Within 10 s nothing of them is in the daemon's files, except what a fork shares."

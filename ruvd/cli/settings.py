@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ruvd.cli.terminal import print_error
+from ruvd.cli.console import print_error
 from ruvd.config.loader import Settings, SettingsInvalid, load
 
 _USAGE = 2

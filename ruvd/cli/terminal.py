@@ -1,20 +1,16 @@
-"""Shared parts of the commands that call a daemon: its address, the consoles, and errors.
+"""Shared parts of the commands that call a daemon: the client, and its errors as one line."""
 
-An error ends a command with exit code 1 and one line on stderr that says what to do.
-"""
-
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeAlias
+from typing import Annotated, TypeAlias
 
 import grpc
 from cyclopts import Parameter
-from rich.console import Console
 from ruvd_client import Client, RuvdError
 
 from ruvd.cli.address import Address
+from ruvd.cli.console import fail, one_line
 
 CALL_TIMEOUT_SECONDS = 10.0
 STREAM = Path("-")
@@ -27,9 +23,6 @@ def _no_flag(_: type, path: Path) -> None:
 
 File: TypeAlias = Annotated[Path, Parameter(allow_leading_hyphen=True, validator=_no_flag)]
 AsJson: TypeAlias = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
-
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -51,17 +44,6 @@ def connected(address: Address) -> Iterator[Client]:
             fail(explain(error, address))
 
 
-def fail(message: str) -> NoReturn:
-    """Ends the command with a line on stderr and exit code 1."""
-    print_error(message)
-    raise SystemExit(1)
-
-
-def print_error(message: str) -> None:
-    """Prints one line on stderr."""
-    err.print(f"ruvd: {printable(message)}", markup=False, style="red")
-
-
 def explain(error: RuvdError, address: Address | str) -> str:
     """Returns the error as one line: reason, message, and what to do."""
     if not error.reason:
@@ -74,25 +56,3 @@ def explain(error: RuvdError, address: Address | str) -> str:
     if error.retry_after_seconds is not None:
         line += f" (try again in {error.retry_after_seconds:g} s)"
     return line
-
-
-def write(text: str) -> None:
-    """Writes a piece of an answer at once, without markup or line breaks of its own."""
-    out.out(printable(text), end="")
-
-
-def one_line(text: str) -> str:
-    """Returns the text with spaces instead of line breaks."""
-    return " ".join(text.split())
-
-
-def printable(text: str) -> str:
-    """Returns the text without control characters, so that an answer cannot steer the terminal."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
-
-
-def seconds(value: float | None) -> str:
-    """Formats a duration for people; a dash if it is unknown."""
-    if value is None:
-        return "-"
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from ruvd.cli.terminal import err, fail, out
+from ruvd.cli.console import err, fail, out
 from ruvd.config.identities import parse
 from ruvd.core.private_files import open_private
 from ruvd.rpc.identity import tokens

@@ -20,8 +20,9 @@ from ruvd_client import Client, Message, RuvdError, Session, SessionView
 from ruvd_client.protocol import CreateSessionArguments
 
 from ruvd.cli.address import Address, default_address
+from ruvd.cli.console import err, fail, print_error
 from ruvd.cli.session_lines import Conversation, LineRefused, Reading, from_line, to_line
-from ruvd.cli.terminal import STREAM, File, connected, err, explain, fail, print_error
+from ruvd.cli.terminal import STREAM, File, connected, explain
 
 OnConflict: TypeAlias = Literal["fail", "skip", "new-id"]
 

@@ -12,10 +12,11 @@ from ruvd_client import RuvdError
 from ruvd_client.v1 import session_service_pb2 as pb
 
 from ruvd.cli import demo_table, run
+from ruvd.cli.console import printable
 from ruvd.cli.demo_conversation import SYSTEM_PROMPT, USER_TURNS
 from ruvd.cli.demo_table import Turn, Way
 from ruvd.cli.metrics import interval_latency, sparkline
-from ruvd.cli.terminal import explain, printable
+from ruvd.cli.terminal import explain
 
 NOWHERE = "127.0.0.1:1"
 
