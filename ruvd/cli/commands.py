@@ -131,6 +131,10 @@ The command does not wait for that.
 
 Exit codes: 0 ended, 1 failed, 2 wrong usage."""
 
+_COMPACT = """Summarise a session; its prompts have the summary in place of earlier exchanges.
+
+The engine writes the summary. The history keeps all messages.
+"""
 _EXPORT = """Write sessions as JSON lines, in OpenAI's message format.
 
 Without ids it writes all sessions, in the order of their creation. A line is
@@ -206,9 +210,12 @@ admin.command("ruvd.cli.admin:tenants", name="tenants", help=_TENANTS)
 admin.command("ruvd.cli.admin:reload_secrets", name="reload-secrets", help=_RELOAD)
 app.command(admin)
 
-sessions = cyclopts.App(name="sessions", help="List, show, end, export and import sessions.")
+sessions = cyclopts.App(
+    name="sessions", help="List, show, compact, end, export and import sessions."
+)
 sessions.command("ruvd.cli.sessions:list_sessions", name="list", help="List the sessions.")
 sessions.command("ruvd.cli.sessions:show", name="show", help="Show a session with its messages.")
+sessions.command("ruvd.cli.sessions:compact", name="compact", help=_COMPACT)
 sessions.command("ruvd.cli.sessions:end", name="end", help=_END)
 sessions.command("ruvd.cli.transfer:export_sessions", name="export", help=_EXPORT)
 sessions.command("ruvd.cli.transfer:import_sessions", name="import", help=_IMPORT)

@@ -43,10 +43,18 @@ def read_conversation(values: Sequence[Any], path: str, reading: Reading) -> Con
             if role in _SYSTEM_ROLES:
                 _add_system(conversation, fields, at, reading)
             else:
+                pinned = fields.pop("pinned", None)
                 message = _message(role, fields, at, reading, calls)
+                message.pinned = _is_pinned(pinned, f"{at}.pinned", reading)
                 calls.follow(message)
                 conversation.messages.append(message)
     return conversation
+
+
+def _is_pinned(value: Any, path: str, reading: Reading) -> bool:
+    if value is not None and not isinstance(value, bool):
+        reading.leave_out(path, "must be true or false")
+    return value is True
 
 
 def _add_system(

@@ -86,6 +86,7 @@ def to_openai(message: Message) -> dict[str, Any]:
         "tool_calls": calls,
         "tool_call_id": message.tool_call_id,
         "engine_data": message.engine_data,
+        "pinned": message.pinned,
     }
     return fields | {name: value for name, value in more.items() if value}
 

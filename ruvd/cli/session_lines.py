@@ -15,7 +15,7 @@ from typing import Any, Final
 from google.protobuf.timestamp_pb2 import Timestamp
 from ruvd_client import ContextWindow, Message, Session
 from ruvd_client.protocol import CreateSessionArguments, to_seconds
-from ruvd_client.v1.session_service_pb2 import Rendering
+from ruvd_client.v1.session_service_pb2 import Compaction, Rendering
 
 from ruvd.cli.openai_conversation import read_conversation
 from ruvd.cli.openai_messages import (
@@ -33,7 +33,8 @@ from ruvd.cli.openai_messages import (
 __all__ = ["Conversation", "LineRefused", "Reading", "from_line", "to_line"]
 
 _RENDERING = "RENDERING_"
-_LIMITS: Final = ("keep_exchanges", "max_exchanges", "max_tokens")
+_COMPACTION = "COMPACTION_"
+_LIMITS: Final = ("keep_exchanges", "max_exchanges", "max_tokens", "keep_first")
 _TIMES = ("create_time", "last_used_time")
 _MAX_INT32 = 2**31 - 1
 _MAX_IDLE_SECONDS = 315_576_000_000  # the longest protobuf Duration
@@ -55,15 +56,24 @@ def to_line(session: Session) -> str:
     window = session.context_window
     limits = {name: getattr(window, name) for name in _LIMITS if window.HasField(name)}
     rendering = Rendering.Name(window.rendering).removeprefix(_RENDERING).lower()
-    metadata = {
+    compaction = Compaction.Name(window.compaction).removeprefix(_COMPACTION).lower()
+    shapes: dict[str, Any] = {"rendering": rendering}
+    if window.compaction:
+        shapes |= {"compaction": compaction, "compact_at": window.compact_at}
+    metadata: dict[str, Any] = {
         "session_id": session.id,
         "labels": dict(sorted(session.labels.items())),
         "model": session.model,
         "idle_timeout_seconds": to_seconds(session.idle_timeout),
-        "context_window": {**limits, "rendering": rendering},
+        "context_window": {**limits, **shapes},
         "create_time": session.create_time.ToJsonString(),
         "last_used_time": session.last_used_time.ToJsonString(),
     }
+    if session.compaction_instruction:
+        metadata["compaction_instruction"] = session.compaction_instruction
+    if session.summary:
+        metadata["summary"] = session.summary
+        metadata["summary_exchange_count"] = session.summary_exchange_count
     line = json.dumps({"messages": messages, "metadata": metadata}, ensure_ascii=False)
     return escape_line(line)
 
@@ -97,6 +107,9 @@ def _arguments(metadata: dict[str, Any], reading: Reading) -> CreateSessionArgum
         "labels": _labels,
         "idle_timeout_seconds": _idle_seconds,
         "context_window": _context_window,
+        "compaction_instruction": read_text,
+        "summary": read_text,
+        "summary_exchange_count": _limit,
     }
     arguments: dict[str, Any] = {}
     for name, read in {**readers, **dict.fromkeys(_TIMES, _check_time)}.items():
@@ -124,7 +137,8 @@ def _idle_seconds(value: Any, path: str) -> float:
 
 def _context_window(value: Any, path: str) -> ContextWindow:
     fields = read_object(value, path)
-    readers = {**dict.fromkeys(_LIMITS, _limit), "rendering": _rendering}
+    readers: dict[str, Reader[Any]] = {**dict.fromkeys(_LIMITS, _limit), "rendering": _rendering}
+    readers |= {"compaction": _compaction, "compact_at": _share}
     window = ContextWindow(**read_fields(fields, readers, path))
     refuse_rest(fields, f"{path}.")
     return window
@@ -142,6 +156,20 @@ def _rendering(value: Any, path: str) -> Rendering.ValueType:
     if not isinstance(value, str) or value not in renderings:
         raise LineRefused(path, f"must be {' or '.join(renderings)}, not {value!r}")
     return Rendering.Value(renderings[value])
+
+
+def _compaction(value: Any, path: str) -> Compaction.ValueType:
+    compactions = {each.removeprefix(_COMPACTION).lower(): each for each in Compaction.keys()[1:]}
+    if not isinstance(value, str) or value not in compactions:
+        raise LineRefused(path, f"must be {' or '.join(compactions)}, not {value!r}")
+    return Compaction.Value(compactions[value])
+
+
+def _share(value: Any, path: str) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= 1:
+        raise LineRefused(path, f"must be a number above 0 and at most 1, not {value!r}")
+    return float(value)
 
 
 def _check_time(value: Any, path: str) -> None:

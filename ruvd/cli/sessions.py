@@ -1,4 +1,7 @@
-"""`ruvd sessions`: lists, shows and ends sessions. `--json` prints the API's field names."""
+"""`ruvd sessions`: lists, shows, compacts and ends sessions.
+
+`--json` prints the API's field names.
+"""
 
 import json
 from collections.abc import Sequence
@@ -74,12 +77,49 @@ def show(
         "tokens": f"{session.usage.prompt_tokens} prompt, {_cached(session)} cached, "
         f"{session.usage.completion_tokens} generated",
         "system": session.system_prompt,
+        "instruction": session.compaction_instruction,
+        "compactions": str(session.compactions) if session.compactions else "",
+        "summary": _summary(session),
     }
     for name, value in fields.items():
         if value:
             _print_entry(name, value, "bold")
     for message in session.messages:
         _print_message(message)
+
+
+def compact(
+    session_id: str,
+    /,
+    *,
+    dry_run: Annotated[
+        bool, Parameter(negative=(), help="Only say what would be done; nothing is changed.")
+    ] = False,
+    as_json: AsJson = False,
+    address: Address = default_address,
+) -> None:
+    """Runs `ruvd sessions compact`."""
+    with connected(address) as client:
+        done = client.compact_session(session_id, dry_run=dry_run)
+    if as_json:
+        fields = MessageToDict(
+            done, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        fields["session"].pop("messages", None)
+        _print_json(fields)
+        return
+    if not done.summarized_exchanges:
+        out.print(f"{session_id}: nothing to summarise", markup=False)
+        return
+    verb = "would summarise" if dry_run else "summarised"
+    out.print(
+        f"{session_id}: {verb} {done.summarized_exchanges} exchanges, the last"
+        f" {done.kept_exchanges} stay in the prompt",
+        markup=False,
+    )
+    if done.HasField("bytes_after"):
+        out.print(f"the prompt has {done.bytes_after} bytes, {done.bytes_before} before")
+        _print_entry("summary", _summary(done.session), "bold")
 
 
 def end(
@@ -123,10 +163,11 @@ def _print_message(message: Message) -> None:
     """Prints a message with its reasoning and tool calls, or a tool's result with its call id."""
     if message.reasoning:
         _print_entry("reasoning", message.reasoning, "dim")
+    pin = "[pinned] " if message.pinned else ""
     if message.content or not message.tool_calls:
         call = f"[{message.tool_call_id}] " if message.tool_call_id else ""
         role = Role.Name(message.role).removeprefix("ROLE_").lower()
-        _print_entry(role, f"{call}{message.content}", "cyan")
+        _print_entry(role, f"{pin}{call}{message.content}", "cyan")
     for each in message.tool_calls:
         _print_entry("calls", f"[{each.id}] {each.name}({each.arguments})", "cyan")
 
@@ -148,6 +189,12 @@ def _as_dict(session: Session, *, messages: bool) -> dict[str, Any]:
         # Not read, and an empty list would mean that there are none.
         fields.pop("messages", None)
     return fields
+
+
+def _summary(session: Session) -> str:
+    if not session.summary:
+        return ""
+    return f"[of the first {session.summary_exchange_count} exchanges] {session.summary}"
 
 
 def _label_text(session: Session) -> str:

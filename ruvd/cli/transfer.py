@@ -131,10 +131,17 @@ class _Import:
     def _create(self, conversation: Conversation) -> str:
         first, *others = _portions(conversation.messages)
         arguments: CreateSessionArguments = {**conversation.arguments, "messages": first}
+        # The summary may be of exchanges that come with later portions.
+        summary = arguments.pop("summary", "")
+        count = arguments.pop("summary_exchange_count", None)
         session_id = self.client.create_session(**arguments).id
         try:
             for portion in others:
                 self.client.append_messages(session_id, portion)
+            if summary:
+                self.client.append_messages(
+                    session_id, summary=summary, summary_exchange_count=count
+                )
         except BaseException:
             with suppress(RuvdError):  # the first error is the one to report
                 self.client.end_session(session_id, allow_missing=True)

@@ -104,6 +104,21 @@ class Settings(EngineSettings, ListeningSettings, StoreSettings, PeerSettings, A
     rendering: Literal["messages", "transcript"] = _window(
         "messages", "Form of the window: role messages, or one system message with a transcript."
     )
+    compaction: Literal["none", "summary"] = _window(
+        "none",
+        "What becomes of exchanges that leave the window: nothing, or a summary of them that the "
+        "engine writes between turns is sent in their place.",
+    )
+    keep_first: int = _window(
+        0, "Exchanges at the beginning of a history that are always sent.", ge=0, le=32
+    )
+    compact_at: float = _window(
+        0.6,
+        "Share of max_exchanges or max_context_tokens, whichever is reached first, at which a "
+        "summary is made.",
+        gt=0,
+        le=1,
+    )
 
     max_memory_bytes: int | None = _limits(
         None,

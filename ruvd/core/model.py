@@ -9,6 +9,7 @@ from dataclasses import field
 from enum import Enum
 from typing import TypeAlias
 
+from ruvd.core.summaries import PinnedExchange, Summary
 from ruvd.core.values import value
 
 
@@ -26,6 +27,13 @@ class Rendering(Enum):
 
     MESSAGES = "messages"
     TRANSCRIPT = "transcript"
+
+
+class Compaction(Enum):
+    """A rule for the exchanges that leave a context window."""
+
+    NONE = "none"
+    SUMMARY = "summary"
 
 
 class FinishReason(Enum):
@@ -71,7 +79,8 @@ class Message:
 
     `tool_call_id` is the call that a tool's message answers. `reasoning` is the model's reasoning
     before its answer; an engine gets it again only with tool calls. `engine_data` is what the
-    engine needs back with the message, as JSON text that only it reads.
+    engine needs back with the message, as JSON text that only it reads. The exchange of a `pinned`
+    message is sent in every turn.
     """
 
     role: Role
@@ -80,6 +89,7 @@ class Message:
     tool_call_id: str = ""
     reasoning: str = ""
     engine_data: str = ""
+    pinned: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -104,12 +114,19 @@ Exchange: TypeAlias = tuple[Message, ...]
 
 @value(frozen=True, slots=True)
 class ContextWindow:
-    """The part of the history that is sent, see `sessions.window`. `max_exchanges` 0 sends all."""
+    """The part of the history that is sent, see `sessions.window`. `max_exchanges` 0 sends all.
+
+    The first `keep_first` exchanges are sent in every turn. `compact_at` is the share of the limits
+    at which a summary is due, see `sessions.compaction`.
+    """
 
     keep_exchanges: int = 3
     max_exchanges: int = 10
     max_tokens: int | None = None
     rendering: Rendering = Rendering.MESSAGES
+    compaction: Compaction = Compaction.NONE
+    keep_first: int = 0
+    compact_at: float = 0.6
 
 
 @value(frozen=True, slots=True)
@@ -152,6 +169,10 @@ class Session:
     `context_bytes` is the size of the messages that those tokens stand for. `version` is a number
     that each write in a store of several daemons changes, so that a commit can say what it is based
     on; other stores leave it 0.
+
+    `compactions` is the number of summaries that were made, the last of which is `summary`.
+    `compaction_instruction` is the client's, for the summaries. `pinned` are the exchanges before
+    `window_start` that are still sent, in order.
     """
 
     id: str
@@ -170,6 +191,10 @@ class Session:
     window_start: int = 0
     context_tokens: int | None = None
     context_bytes: int = 0
+    compactions: int = 0
+    summary: Summary | None = None
+    compaction_instruction: str = ""
+    pinned: tuple[PinnedExchange, ...] = ()
     version: int = field(default=0, compare=False)
 
     @property
@@ -201,6 +226,7 @@ class Started:
     model: str
     context_messages: int
     context_trimmed: bool
+    context_summarized: bool = False
 
 
 @value(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from google.rpc.status_pb2 import Status
 
 from ruvd.core import model, tenants
 from ruvd.core.completions.batch import BatchOutcome, BatchSummary
+from ruvd.core.completions.compaction_calls import CompactionOutcome
 from ruvd.core.model import Message, Role, Session
 from ruvd.core.options import ToolChoiceMode
 from ruvd.core.ports.store import StoreCounts
@@ -44,6 +45,11 @@ RENDERINGS = {
     pb.RENDERING_MESSAGES: model.Rendering.MESSAGES,
     pb.RENDERING_TRANSCRIPT: model.Rendering.TRANSCRIPT,
 }
+COMPACTIONS = {
+    pb.COMPACTION_NONE: model.Compaction.NONE,
+    pb.COMPACTION_SUMMARY: model.Compaction.SUMMARY,
+}
+COMPACTION_PROTOS = {compaction: proto for proto, compaction in COMPACTIONS.items()}
 RENDERING_PROTOS = {rendering: proto for proto, rendering in RENDERINGS.items()}
 TOOL_CHOICE_MODES = {
     pb.TOOL_CHOICE_MODE_AUTO: ToolChoiceMode.AUTO,
@@ -59,9 +65,9 @@ FINISH_REASONS = {
 
 
 def session(state: SessionState, *, without_prompt: bool = False) -> pb.Session:
-    """Converts a session without its messages; in a list also without its system prompt."""
+    """Converts a session without its messages; `without_prompt` also without what they say."""
     stored: Session = state.session
-    window = stored.context_window
+    window, summary = stored.context_window, stored.summary
     return pb.Session(
         id=tenants.own(stored.id),
         create_time=_timestamp(stored.create_time),
@@ -76,12 +82,31 @@ def session(state: SessionState, *, without_prompt: bool = False) -> pb.Session:
             max_exchanges=window.max_exchanges,
             max_tokens=window.max_tokens,
             rendering=RENDERING_PROTOS[window.rendering],
+            compaction=COMPACTION_PROTOS[window.compaction],
+            keep_first=window.keep_first,
+            compact_at=window.compact_at,
         ),
         parent_id=tenants.own(stored.parent_id),
         running_completion_id=tenants.own(state.running_completion_id),
         usage=usage(stored.usage),
         model=stored.model,
         idle_timeout=duration(stored.idle_timeout_seconds),
+        compactions=stored.compactions,
+        summary=summary.text if summary and not without_prompt else "",
+        summary_exchange_count=summary.exchange_count if summary else 0,
+        compaction_instruction="" if without_prompt else stored.compaction_instruction,
+    )
+
+
+def compaction(outcome: CompactionOutcome) -> pb.CompactSessionResponse:
+    """Converts the outcome of a compaction."""
+    return pb.CompactSessionResponse(
+        session=session(outcome.state),
+        summarized_exchanges=outcome.summarized,
+        kept_exchanges=outcome.kept,
+        bytes_before=outcome.before_bytes,
+        bytes_after=outcome.after_bytes,
+        usage=None if outcome.usage is None else usage(outcome.usage),
     )
 
 
@@ -105,6 +130,7 @@ def event(completion_event: model.CompletionEvent, into: pb.CompletionEvent) -> 
             proto.session_created, proto.model = started.session_created, started.model
             proto.context_messages = started.context_messages
             proto.context_trimmed = started.context_trimmed
+            proto.context_summarized = started.context_summarized
         case model.Finished() as finished:
             _finished(finished, into.finished)
 
@@ -180,6 +206,8 @@ def message(stored: Message, into: pb.Message) -> None:
         into.reasoning = stored.reasoning
     if stored.engine_data:
         into.engine_data = stored.engine_data
+    if stored.pinned:
+        into.pinned = True
 
 
 def usage(usage: model.Usage) -> pb.Usage:

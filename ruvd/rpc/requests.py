@@ -12,10 +12,10 @@ from ruvd.core import model
 from ruvd.core.completions.allowances import denied, is_allowed
 from ruvd.core.completions.completion import CompletionRef, CompletionRequest
 from ruvd.core.errors import InvalidRequest, PermissionDenied, RuvdError
-from ruvd.core.model import Message, Role
+from ruvd.core.model import Role
 from ruvd.core.sessions.commands import NewFork, SessionChanges
-from ruvd.core.sessions.model import HistoryPage, NewSession, SessionPolicy
-from ruvd.rpc import convert, option_validation, pages, validation
+from ruvd.core.sessions.model import HistoryPage, NewMessages, NewSession, SessionPolicy
+from ruvd.rpc import convert, option_validation, pages, validation, window_validation
 from ruvd.rpc.identity import caller
 from ruvd.rpc.identity.caller import scoped_id, scoped_request_id
 from ruvd.rpc.peers import routing
@@ -28,7 +28,7 @@ _MAX_UNPAGED = 10_000  # messages in a response without paging
 _MAX_ITEMS = 10_000
 _ITEMS_AT_ONCE = 100
 _MAX_CURSOR = 2**63
-_UPDATABLE = {"labels", "idle_timeout", "context_window"}
+_UPDATABLE = {"labels", "idle_timeout", "context_window", "compaction_instruction"}
 
 
 def create_session(
@@ -45,13 +45,15 @@ def create_session(
     validation.labels(check, "labels", request.labels)
     window = None
     if request.HasField("context_window"):
-        window = validation.window(check, request.context_window, policy.context_window)
+        window = window_validation.window(check, request.context_window, policy.context_window)
     idle = validation.idle_timeout(check, request)
     validation.model_name(check, "model", request.model)
     models = limits.limits_of(caller.tenant()).models
     if request.model and not is_allowed(request.model, models):
         check.deny([denied("model", "model", request.model)])
     validation.request_id(check, request.request_id)
+    instruction = window_validation.instruction(check, request)
+    summary, summary_exchange_count = window_validation.summary(check, request)
     check.raise_if_wrong()
     system_prompt = request.system_prompt
     if messages and messages[0].role is Role.SYSTEM:
@@ -66,6 +68,9 @@ def create_session(
         model=request.model,
         request_id=scoped_request_id(request.request_id),
         tenant=caller.tenant(),
+        compaction_instruction=instruction,
+        summary=summary,
+        summary_exchange_count=summary_exchange_count,
     )
 
 
@@ -150,7 +155,8 @@ def update_session(
         check.check(bool(mask), "update_mask", "names nothing to update")
     validation.labels(check, "labels", request.labels)
     idle = validation.idle_timeout(check, request)
-    window = validation.window(check, request.context_window, policy.context_window)
+    window = window_validation.window(check, request.context_window, policy.context_window)
+    instruction = window_validation.instruction(check, request)
     check.raise_if_wrong()
     return scoped_id(request.session_id), SessionChanges(
         labels=dict(request.labels) if "labels" in mask else None,
@@ -158,20 +164,23 @@ def update_session(
         if "idle_timeout" in mask
         else None,
         context_window=window if "context_window" in mask else None,
+        compaction_instruction=instruction if "compaction_instruction" in mask else None,
     )
 
 
-def append_messages(request: pb.AppendMessagesRequest, limits: RequestLimits) -> Sequence[Message]:
-    """Converts AppendMessages to the messages that it appends."""
+def append_messages(request: pb.AppendMessagesRequest, limits: RequestLimits) -> NewMessages:
+    """Converts AppendMessages."""
     check = Checker(request, limits)
     check.check(validation.is_id(request.session_id), "session_id", ID_RULE)
     messages = validation.messages(check, request.messages, history=True)
-    check.check(bool(messages), "messages", "must not be empty")
+    summary, summary_exchange_count = window_validation.summary(check, request)
+    check.check(bool(messages or summary), "messages", "must not be empty without a summary")
     if messages and messages[0].role is Role.SYSTEM:
         check.refuse("messages[0].role", "a session's system prompt is set when it is created")
     validation.request_id(check, request.request_id)
     check.raise_if_wrong()
-    return messages
+    request_id = scoped_request_id(request.request_id)
+    return NewMessages(messages, request_id, summary, summary_exchange_count)
 
 
 def fork_session(request: pb.ForkSessionRequest, limits: RequestLimits) -> NewFork:
@@ -235,7 +244,9 @@ def get_session(request: pb.GetSessionRequest, limits: RequestLimits) -> History
     return replace(page, max_messages=size or _MAX_UNPAGED, max_bytes=max_bytes)
 
 
-def session_id(request: pb.EndSessionRequest, limits: RequestLimits) -> str:
+def session_id(
+    request: pb.EndSessionRequest | pb.CompactSessionRequest, limits: RequestLimits
+) -> str:
     """Returns the session id of a request."""
     check = Checker(request, limits)
     check.check(validation.is_id(request.session_id), "session_id", ID_RULE)

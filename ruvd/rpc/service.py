@@ -15,6 +15,7 @@ from grpc.aio import ServicerContext
 from ruvd.core.completions import allowances
 from ruvd.core.completions.allowances import is_allowed
 from ruvd.core.completions.batch import Batches, BatchOutcome, BatchSummary
+from ruvd.core.completions.compaction_calls import CompactionCalls
 from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.errors import PermissionDenied, SessionEvicted, SessionExpired, SessionNotFound
 from ruvd.core.model import Finished
@@ -26,7 +27,7 @@ from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.tenant_statistics import TenantStatistics
 from ruvd.rpc import convert, message_parts, pages, requests, reservation, status
 from ruvd.rpc.identity import caller
-from ruvd.rpc.identity.caller import scoped_id, scoped_request_id
+from ruvd.rpc.identity.caller import scoped_id
 from ruvd.rpc.large_responses import SMALL_BYTES, LargeResponses
 from ruvd.rpc.peers import routing
 from ruvd.rpc.validation import RequestLimits
@@ -52,7 +53,9 @@ class SessionService(pb_grpc.SessionServiceServicer):
         policy: SessionPolicy,
         engine: Engine,
         memory: Memory,
+        compactions: CompactionCalls,
     ) -> None:
+        self._compactions = compactions
         self._sessions = sessions
         self._commands = commands
         self._completions = completions
@@ -134,11 +137,9 @@ class SessionService(pb_grpc.SessionServiceServicer):
     async def AppendMessages(  # noqa: D102, N802
         self, request: pb.AppendMessagesRequest, context: ServicerContext[Any, Any]
     ) -> pb.AppendMessagesResponse:
-        messages = requests.append_messages(request, self._limits)
-        session_id = scoped_id(request.session_id)
-        request_id = scoped_request_id(request.request_id)
-        state = await self._commands.append(
-            session_id, messages, request_id, may_move=routing.may_move()
+        new = requests.append_messages(request, self._limits)
+        state = await self._commands.add(
+            scoped_id(request.session_id), new, may_move=routing.may_move()
         )
         return pb.AppendMessagesResponse(session=convert.session(state))
 
@@ -159,6 +160,13 @@ class SessionService(pb_grpc.SessionServiceServicer):
             state = await self._sessions.get(session_id)
             if state.session.model:
                 allowances.check_model(state.session.model, limits)
+
+    async def CompactSession(  # noqa: D102, N802
+        self, request: pb.CompactSessionRequest, context: ServicerContext[Any, Any]
+    ) -> pb.CompactSessionResponse:
+        session_id = requests.session_id(request, self._limits)
+        outcome = await self._compactions.compact(session_id, dry_run=request.dry_run)
+        return convert.compaction(outcome)
 
     async def EndSession(  # noqa: D102, N802
         self, request: pb.EndSessionRequest, context: ServicerContext[Any, Any]

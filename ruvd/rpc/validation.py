@@ -7,14 +7,14 @@ a caller's request is fulfilled or refused, and no part of it is ignored.
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 from google.protobuf import unknown_fields
 from google.protobuf.message import Message as ProtoMessage
 
 from ruvd.core.errors import FieldViolation, InvalidRequest, PermissionDenied
-from ruvd.core.model import ContextWindow, Message, Role, ToolCall
+from ruvd.core.model import Message, Role, ToolCall
 from ruvd.core.tenant_limits import LimitsOf, unlimited
 from ruvd.rpc import convert
 from ruvd.v1 import session_service_pb2 as pb
@@ -127,6 +127,7 @@ def messages(check: Checker, protos: Sequence[pb.Message], *, history: bool) -> 
             check.check(
                 index == 0, f"{field}.role", "only the first message may be a system message"
             )
+            check.check(not proto.pinned, f"{field}.pinned", "the system prompt is always sent")
         messages.append(_message(check, field, proto, role or Role.USER))
     if not history and messages:
         check.check(
@@ -145,8 +146,8 @@ def _message(check: Checker, field: str, proto: pb.Message, role: Role) -> Messa
         ToolCall(call.id, call.name, call.arguments, call.engine_data)
         for call in proto.tool_calls[: limit + 1]
     )
-    if not content and role in (Role.SYSTEM, Role.USER):
-        check.refuse(f"{field}.content", "must not be empty")
+    if role in (Role.SYSTEM, Role.USER):
+        check.check(bool(content), f"{field}.content", "must not be empty")
     if role is not Role.ASSISTANT:
         if calls:
             check.refuse(f"{field}.tool_calls", _ASSISTANTS)
@@ -161,7 +162,7 @@ def _message(check: Checker, field: str, proto: pb.Message, role: Role) -> Messa
     if calls:
         _calls(check, f"{field}.tool_calls", calls)
     _engine_data(check, f"{field}.engine_data", proto.engine_data)
-    message = Message(role, content, calls, call_id, reasoning, proto.engine_data)
+    message = Message(role, content, calls, call_id, reasoning, proto.engine_data, proto.pinned)
     size, size_limit = message.size_bytes, check.limits.max_message_bytes
     if size > size_limit:
         check.refuse(
@@ -198,37 +199,6 @@ def _engine_data(check: Checker, field: str, text: str) -> None:
 def _call_text(check: Checker, field: str, value: str) -> None:
     fits = 0 < len(value.encode()) <= _MAX_CALL_BYTES
     check.check(fits, field, f"must have 1 to {_MAX_CALL_BYTES} bytes")
-
-
-def window(check: Checker, asked: pb.ContextWindow, default: ContextWindow) -> ContextWindow:
-    """Converts a context window; unset fields have the default's values."""
-    keep, most = default.keep_exchanges, default.max_exchanges
-    if asked.HasField("max_exchanges"):
-        most = asked.max_exchanges
-        check.check(most >= 0, "context_window.max_exchanges", "must not be negative")
-        keep = min(keep, most) if most else keep
-    if asked.HasField("keep_exchanges"):
-        keep = asked.keep_exchanges
-        check.check(keep >= 0, "context_window.keep_exchanges", "must not be negative")
-        check.check(
-            keep <= most or not most,
-            "context_window.keep_exchanges",
-            f"must be at most max_exchanges ({most})",
-        )
-    if asked.HasField("max_tokens"):
-        check.check(asked.max_tokens > 0, "context_window.max_tokens", "must be more than 0")
-    check.check(
-        asked.rendering in pb.Rendering.values(),
-        "context_window.rendering",
-        "is not a known rendering",
-    )
-    return replace(
-        default,
-        keep_exchanges=keep,
-        max_exchanges=most,
-        max_tokens=asked.max_tokens if asked.HasField("max_tokens") else default.max_tokens,
-        rendering=convert.RENDERINGS.get(asked.rendering, default.rendering),
-    )
 
 
 def text(check: Checker, field: str, value: str) -> None:

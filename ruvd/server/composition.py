@@ -15,10 +15,12 @@ from ruvd.config.loader import Settings
 from ruvd.config.tenant_limits import limits_by_tenant
 from ruvd.core import ids
 from ruvd.core.completions.batch import Batches
+from ruvd.core.completions.compaction_calls import CompactionCalls
+from ruvd.core.completions.compactor import CompactionPolicy, Compactor
 from ruvd.core.completions.completion import CompletionPolicy
 from ruvd.core.completions.prewarming import Prewarmer
 from ruvd.core.completions.registry import CompletionRegistry
-from ruvd.core.model import ContextWindow, Rendering
+from ruvd.core.model import Compaction, ContextWindow, Rendering
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import Observer
@@ -61,6 +63,7 @@ class Core:
     service: SessionService
     quota_gate: QuotaGate
     prewarmer: Prewarmer | None
+    compactions: CompactionCalls
 
 
 def build_core(
@@ -86,6 +89,9 @@ def build_core(
             settings.max_exchanges,
             settings.max_context_tokens,
             Rendering(settings.rendering),
+            Compaction(settings.compaction),
+            settings.keep_first,
+            settings.compact_at,
         ),
         limits_of=limits_of,
         evicts_at_tenant_limit=settings.at_session_limit == "evict",
@@ -111,9 +117,20 @@ def build_core(
     completions = CompletionRegistry(
         sessions, engine, clock, observer, completion_policy, limits_of, memory
     )
+    compactor = Compactor(sessions, engine, observer, CompactionPolicy(), limits_of)
+    compactions = CompactionCalls(sessions, compactor, completions, engine)
     batches = Batches(completions, clock, settings.batch_concurrency)
     service = SessionService(
-        sessions, commands, completions, batches, statistics, limits, policy, engine, memory
+        sessions,
+        commands,
+        completions,
+        batches,
+        statistics,
+        limits,
+        policy,
+        engine,
+        memory,
+        compactions,
     )
     prewarmer = None
     if engine.prefix_cache and settings.evaluates_ahead:
@@ -121,7 +138,7 @@ def build_core(
             sessions, engine, engine.prefix_cache, completions.scheduler, clock, observer
         )
     gate = QuotaGate(completions.quotas, observer)
-    return Core(sessions, commands, completions, service, gate, prewarmer)
+    return Core(sessions, commands, completions, service, gate, prewarmer, compactions)
 
 
 def build_tenant_statistics(

@@ -39,6 +39,7 @@ def start_cache_tasks(
         observers.add(partial(_drop_ended_session, prefix_cache))
         drop = partial(_drop_stale_states, prefix_cache, engine, core.sessions)
         background.start("dropping of stale KV states", drop)
+    observers.add(core.compactions)
     if prewarmer := core.prewarmer:
         observers.add(prewarmer)
         background.start("prewarming", prewarmer.run)

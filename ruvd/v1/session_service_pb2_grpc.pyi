@@ -129,6 +129,22 @@ _SessionServiceForkSessionType = typing_extensions.TypeVar(
     ],
 )
 
+_SessionServiceCompactSessionType = typing_extensions.TypeVar(
+    '_SessionServiceCompactSessionType',
+    grpc.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.CompactSessionRequest,
+        ruvd.v1.session_service_pb2.CompactSessionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.CompactSessionRequest,
+        ruvd.v1.session_service_pb2.CompactSessionResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.CompactSessionRequest,
+        ruvd.v1.session_service_pb2.CompactSessionResponse,
+    ],
+)
+
 _SessionServiceEndSessionType = typing_extensions.TypeVar(
     '_SessionServiceEndSessionType',
     grpc.UnaryUnaryMultiCallable[
@@ -241,7 +257,7 @@ _SessionServiceCancelCompletionType = typing_extensions.TypeVar(
     ],
 )
 
-class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _SessionServiceGetSessionType, _SessionServiceListSessionsType, _SessionServiceUpdateSessionType, _SessionServiceAppendMessagesType, _SessionServiceForkSessionType, _SessionServiceEndSessionType, _SessionServiceListModelsType, _SessionServiceGetSessionMetricsType, _SessionServiceCompleteType, _SessionServiceResumeCompletionType, _SessionServiceBatchCompleteType, _SessionServiceCancelCompletionType]):
+class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _SessionServiceGetSessionType, _SessionServiceListSessionsType, _SessionServiceUpdateSessionType, _SessionServiceAppendMessagesType, _SessionServiceForkSessionType, _SessionServiceCompactSessionType, _SessionServiceEndSessionType, _SessionServiceListModelsType, _SessionServiceGetSessionMetricsType, _SessionServiceCompleteType, _SessionServiceResumeCompletionType, _SessionServiceBatchCompleteType, _SessionServiceCancelCompletionType]):
     """Stores conversations and generates the answers in them."""
 
     @typing.overload
@@ -269,6 +285,10 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
         grpc.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.ForkSessionRequest,
             ruvd.v1.session_service_pb2.ForkSessionResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ruvd.v1.session_service_pb2.CompactSessionRequest,
+            ruvd.v1.session_service_pb2.CompactSessionResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.EndSessionRequest,
@@ -327,6 +347,10 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
             ruvd.v1.session_service_pb2.ForkSessionResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            ruvd.v1.session_service_pb2.CompactSessionRequest,
+            ruvd.v1.session_service_pb2.CompactSessionResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.EndSessionRequest,
             ruvd.v1.session_service_pb2.EndSessionResponse,
         ],
@@ -378,8 +402,8 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     """
 
     UpdateSession: _SessionServiceUpdateSessionType
-    """UpdateSession changes a session's labels, idle timeout or context window. It runs after the
-    turns that are already running or queued in the session.
+    """UpdateSession changes a session's labels, idle timeout, context window or compaction
+    instruction. It runs after the turns that are already running or queued in the session.
     Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
     SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
     """
@@ -398,6 +422,17 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
     to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
     STORE_UNAVAILABLE, DATA_CORRUPTED.
+    """
+
+    CompactSession: _SessionServiceCompactSessionType
+    """CompactSession summarises the exchanges of a session that are not among the last keep_exchanges
+    of its context window. Later prompts have the summary in place of them; the history keeps them.
+    The engine writes the summary. Turns do not wait for it, and those that run meanwhile are kept.
+    Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED, SESSION_BUSY (if
+    another compaction or another replica of the daemon changes the session meanwhile),
+    QUOTA_EXCEEDED, PERMISSION_DENIED (for the model), SESSIONS_DISABLED, CONTEXT_TOO_LONG,
+    ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
+    SHUTTING_DOWN, STORE_UNAVAILABLE, DATA_CORRUPTED.
     """
 
     EndSession: _SessionServiceEndSessionType
@@ -482,6 +517,10 @@ SessionServiceAsyncStub: typing_extensions.TypeAlias = SessionServiceStub[
         ruvd.v1.session_service_pb2.ForkSessionResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.CompactSessionRequest,
+        ruvd.v1.session_service_pb2.CompactSessionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         ruvd.v1.session_service_pb2.EndSessionRequest,
         ruvd.v1.session_service_pb2.EndSessionResponse,
     ],
@@ -556,8 +595,8 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         request: ruvd.v1.session_service_pb2.UpdateSessionRequest,
         context: _ServicerContext,
     ) -> typing.Union[ruvd.v1.session_service_pb2.UpdateSessionResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.UpdateSessionResponse]]:
-        """UpdateSession changes a session's labels, idle timeout or context window. It runs after the
-        turns that are already running or queued in the session.
+        """UpdateSession changes a session's labels, idle timeout, context window or compaction
+        instruction. It runs after the turns that are already running or queued in the session.
         Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
         SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
@@ -586,6 +625,22 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
         to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
         STORE_UNAVAILABLE, DATA_CORRUPTED.
+        """
+
+    @abc.abstractmethod
+    def CompactSession(
+        self,
+        request: ruvd.v1.session_service_pb2.CompactSessionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ruvd.v1.session_service_pb2.CompactSessionResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.CompactSessionResponse]]:
+        """CompactSession summarises the exchanges of a session that are not among the last keep_exchanges
+        of its context window. Later prompts have the summary in place of them; the history keeps them.
+        The engine writes the summary. Turns do not wait for it, and those that run meanwhile are kept.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED, SESSION_BUSY (if
+        another compaction or another replica of the daemon changes the session meanwhile),
+        QUOTA_EXCEEDED, PERMISSION_DENIED (for the model), SESSIONS_DISABLED, CONTEXT_TOO_LONG,
+        ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
+        SHUTTING_DOWN, STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
 
     @abc.abstractmethod

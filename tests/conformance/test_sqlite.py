@@ -168,7 +168,7 @@ def store_of_schema_1(path: Path) -> None:
         child = replace(full, id="child", parent_id="full", message_count=2, exchange_count=1)
         places = ", ".join("?" * 23)
         for each, end_bytes in ((full, 12), (child, 6)):
-            row = session_columns(each, end_bytes)[:-1]
+            row = session_columns(each, end_bytes)[:-2]
             db.execute(f"INSERT INTO sessions VALUES (NULL, {places})", row)  # noqa: S608
         db.execute("UPDATE totals SET sessions = 2")
         db.execute("INSERT INTO forks VALUES (2, 1, 2, 0)")

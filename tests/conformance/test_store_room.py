@@ -217,7 +217,7 @@ async def test_the_migration_counts_what_is_stored(tmp_path: Path) -> None:
                     db.execute(f"DROP {kind} IF EXISTS {name}")
             db.execute("DROP INDEX sessions_by_use")
             db.execute("CREATE INDEX sessions_by_use ON sessions (last_used_time)")
-            for column in ("tenant", "stored_bytes"):
+            for column in ("tenant", "stored_bytes", "compaction"):
                 db.execute(f"ALTER TABLE sessions DROP COLUMN {column}")
             db.execute("ALTER TABLE totals DROP COLUMN tombstones")
             db.execute("PRAGMA user_version = 5")

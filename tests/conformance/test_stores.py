@@ -32,7 +32,15 @@ from postgres import Server
 from tool_conversation import CALLS, ODD_TEXTS, RESULTS, TOOL_EXCHANGE, said
 
 from ruvd.core.errors import RuvdError, SessionExists, SessionNotFound
-from ruvd.core.model import IdempotencyRecord, Message, Role, Session, ToolCall
+from ruvd.core.model import (
+    Compaction,
+    ContextWindow,
+    IdempotencyRecord,
+    Message,
+    Role,
+    Session,
+    ToolCall,
+)
 from ruvd.core.ports.events import Event
 from ruvd.core.ports.store import (
     Commit,
@@ -44,6 +52,7 @@ from ruvd.core.ports.store import (
     TenantCounts,
     TurnSnapshot,
 )
+from ruvd.core.summaries import PinnedExchange, Summary
 from ruvd.stores.memory import MemoryStore
 from ruvd.stores.postgres.store import PostgresStore
 from ruvd.stores.sqlite.store import SqliteStore
@@ -62,6 +71,46 @@ async def test_every_field_of_a_session_comes_back(store: Store) -> None:
     await store.commit(Commit(made, create=True))
     assert await store.get("full") == made
     assert await store.get("other") is None
+
+
+async def test_a_summary_comes_back_counts_as_stored_and_is_inherited_by_a_fork(
+    store: Store,
+) -> None:
+    made = await create(store, "s", "one", "two")
+    before = (await store.usage("default")).own_bytes
+    window = ContextWindow(2, 5, compaction=Compaction.SUMMARY, keep_first=1, compact_at=0.5)
+    compacted = replace(
+        made,
+        context_window=window,
+        compactions=3,
+        summary=Summary("all \N{SNOWMAN} of \0 it", 1),
+        compaction_instruction="Keep \N{SNOWMAN}.",
+        pinned=(PinnedExchange(0, 0, 2),),
+        window_start=1,
+    )
+    await store.commit(Commit(compacted))
+    assert await store.get("s") == compacted
+    assert (await store.usage("default")).own_bytes == before + len("all ☃ of . it".encode())
+    (listed,), _ = await store.list(after=0, limit=9, labels={}, now=0)
+    assert listed.summary is None
+    assert listed.compactions == 3
+    begun = await store.begin_turn("s", "", 0.0)
+    assert begun.session == compacted
+    await store.touch("s", 0.0)
+    stored = await store.get("s")
+    assert stored == compacted
+    child = await fork(store, stored, "c", 2)
+    assert await store.get("c") == child
+    assert child.summary == compacted.summary
+    plain = replace(stored, summary=None, pinned=(), compaction_instruction="")
+    await store.commit(Commit(plain))
+    assert await store.get("s") == plain
+
+
+async def test_a_pinned_message_comes_back_pinned(store: Store) -> None:
+    commit = said(await create(store, "s"), Message(Role.USER, "remember", pinned=True))
+    await store.commit(commit)
+    assert list(await store.exchanges("s", 0)) == [(Message(Role.USER, "remember", pinned=True),)]
 
 
 async def test_a_commit_replaces_the_whole_row(store: Store) -> None:

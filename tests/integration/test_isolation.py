@@ -156,6 +156,10 @@ TABLE: dict[str, Callable[[Ids], Sequence[Any]]] = {
     f"{API}ForkSession": lambda ids: [
         pb.ForkSessionRequest(session_id=each, request_id=ids.request) for each in _sessions(ids)
     ],
+    f"{API}CompactSession": lambda ids: [
+        *(pb.CompactSessionRequest(session_id=each) for each in _sessions(ids)),
+        *(pb.CompactSessionRequest(session_id=each, dry_run=True) for each in _sessions(ids)),
+    ],
     f"{API}EndSession": lambda ids: [
         *(pb.EndSessionRequest(session_id=each) for each in _sessions(ids)),
         *(pb.EndSessionRequest(session_id=each, allow_missing=True) for each in _sessions(ids)),

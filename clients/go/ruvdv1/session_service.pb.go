@@ -375,6 +375,61 @@ func (Rendering) EnumDescriptor() ([]byte, []int) {
 	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{5}
 }
 
+// A rule for the exchanges that leave the context window.
+type Compaction int32
+
+const (
+	// The daemon's default (NONE, unless it is set otherwise).
+	Compaction_COMPACTION_UNSPECIFIED Compaction = 0
+	// They are no longer sent.
+	Compaction_COMPACTION_NONE Compaction = 1
+	// A summary of them is sent in their place. The engine writes it between turns, before the window
+	// is full. A turn that comes before the summary is ready trims the window as with NONE; the next
+	// summary then covers also what that trim left out.
+	Compaction_COMPACTION_SUMMARY Compaction = 2
+)
+
+// Enum value maps for Compaction.
+var (
+	Compaction_name = map[int32]string{
+		0: "COMPACTION_UNSPECIFIED",
+		1: "COMPACTION_NONE",
+		2: "COMPACTION_SUMMARY",
+	}
+	Compaction_value = map[string]int32{
+		"COMPACTION_UNSPECIFIED": 0,
+		"COMPACTION_NONE":        1,
+		"COMPACTION_SUMMARY":     2,
+	}
+)
+
+func (x Compaction) Enum() *Compaction {
+	p := new(Compaction)
+	*p = x
+	return p
+}
+
+func (x Compaction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Compaction) Descriptor() protoreflect.EnumDescriptor {
+	return file_ruvd_v1_session_service_proto_enumTypes[6].Descriptor()
+}
+
+func (Compaction) Type() protoreflect.EnumType {
+	return &file_ruvd_v1_session_service_proto_enumTypes[6]
+}
+
+func (x Compaction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Compaction.Descriptor instead.
+func (Compaction) EnumDescriptor() ([]byte, []int) {
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{6}
+}
+
 // A rule that applies to all tools.
 type ToolChoiceMode int32
 
@@ -416,11 +471,11 @@ func (x ToolChoiceMode) String() string {
 }
 
 func (ToolChoiceMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_ruvd_v1_session_service_proto_enumTypes[6].Descriptor()
+	return file_ruvd_v1_session_service_proto_enumTypes[7].Descriptor()
 }
 
 func (ToolChoiceMode) Type() protoreflect.EnumType {
-	return &file_ruvd_v1_session_service_proto_enumTypes[6]
+	return &file_ruvd_v1_session_service_proto_enumTypes[7]
 }
 
 func (x ToolChoiceMode) Number() protoreflect.EnumNumber {
@@ -429,7 +484,7 @@ func (x ToolChoiceMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ToolChoiceMode.Descriptor instead.
 func (ToolChoiceMode) EnumDescriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{6}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{7}
 }
 
 // The values of google.rpc.ErrorInfo.reason, which omits the prefix (SESSION_NOT_FOUND). Each
@@ -590,11 +645,11 @@ func (x ErrorReason) String() string {
 }
 
 func (ErrorReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_ruvd_v1_session_service_proto_enumTypes[7].Descriptor()
+	return file_ruvd_v1_session_service_proto_enumTypes[8].Descriptor()
 }
 
 func (ErrorReason) Type() protoreflect.EnumType {
-	return &file_ruvd_v1_session_service_proto_enumTypes[7]
+	return &file_ruvd_v1_session_service_proto_enumTypes[8]
 }
 
 func (x ErrorReason) Number() protoreflect.EnumNumber {
@@ -603,7 +658,7 @@ func (x ErrorReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ErrorReason.Descriptor instead.
 func (ErrorReason) EnumDescriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{7}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{8}
 }
 
 // One message of a conversation.
@@ -623,7 +678,10 @@ type Message struct {
 	// What the engine's server needs back with a message that has tool calls, such as signatures, as
 	// JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
 	// the message. Set with ROLE_ASSISTANT only.
-	EngineData    string `protobuf:"bytes,8,opt,name=engine_data,json=engineData,proto3" json:"engine_data,omitempty"`
+	EngineData string `protobuf:"bytes,8,opt,name=engine_data,json=engineData,proto3" json:"engine_data,omitempty"`
+	// Whether the message is sent to the engine in every turn, also after it has left the context
+	// window. The whole exchange of the message is then sent. A session may have 64 such exchanges.
+	Pinned        bool `protobuf:"varint,9,opt,name=pinned,proto3" json:"pinned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -698,6 +756,13 @@ func (x *Message) GetEngineData() string {
 		return x.EngineData
 	}
 	return ""
+}
+
+func (x *Message) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
 }
 
 // The model's request that the caller runs a function. The next turn answers each call with one
@@ -1029,7 +1094,15 @@ type ContextWindow struct {
 	MaxTokens *int32 `protobuf:"varint,3,opt,name=max_tokens,json=maxTokens,proto3,oneof" json:"max_tokens,omitempty"`
 	// The form in which the window is written into the prompt. Unset: the daemon's default
 	// (MESSAGES).
-	Rendering     Rendering `protobuf:"varint,4,opt,name=rendering,proto3,enum=ruvd.v1.Rendering" json:"rendering,omitempty"`
+	Rendering Rendering `protobuf:"varint,4,opt,name=rendering,proto3,enum=ruvd.v1.Rendering" json:"rendering,omitempty"`
+	// The rule for the exchanges that leave the window. Unset: the daemon's default (NONE).
+	Compaction Compaction `protobuf:"varint,5,opt,name=compaction,proto3,enum=ruvd.v1.Compaction" json:"compaction,omitempty"`
+	// The number of exchanges at the beginning of the history that are sent in every turn, at most
+	// 32. Unset: the daemon's default (0).
+	KeepFirst *int32 `protobuf:"varint,6,opt,name=keep_first,json=keepFirst,proto3,oneof" json:"keep_first,omitempty"`
+	// The share of max_exchanges or max_tokens, whichever is reached first, at which a summary is
+	// made: above 0 and at most 1. Unset: the daemon's default (0.6).
+	CompactAt     *float64 `protobuf:"fixed64,7,opt,name=compact_at,json=compactAt,proto3,oneof" json:"compact_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1090,6 +1163,27 @@ func (x *ContextWindow) GetRendering() Rendering {
 		return x.Rendering
 	}
 	return Rendering_RENDERING_UNSPECIFIED
+}
+
+func (x *ContextWindow) GetCompaction() Compaction {
+	if x != nil {
+		return x.Compaction
+	}
+	return Compaction_COMPACTION_UNSPECIFIED
+}
+
+func (x *ContextWindow) GetKeepFirst() int32 {
+	if x != nil && x.KeepFirst != nil {
+		return *x.KeepFirst
+	}
+	return 0
+}
+
+func (x *ContextWindow) GetCompactAt() float64 {
+	if x != nil && x.CompactAt != nil {
+		return *x.CompactAt
+	}
+	return 0
 }
 
 // Token counts, as reported by the engine.
@@ -1263,9 +1357,20 @@ type Session struct {
 	// The session's model; empty for the engine's default.
 	Model string `protobuf:"bytes,14,opt,name=model,proto3" json:"model,omitempty"`
 	// The time without use after which the session expires.
-	IdleTimeout   *durationpb.Duration `protobuf:"bytes,15,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	IdleTimeout *durationpb.Duration `protobuf:"bytes,15,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
+	// The number of summaries that were made of the session, each of which replaced the one before.
+	// That of a fork begins with its parent's.
+	Compactions int64 `protobuf:"varint,16,opt,name=compactions,proto3" json:"compactions,omitempty"`
+	// The summary that is sent in place of the first summary_exchange_count exchanges; empty if there
+	// is none. It is left out in lists.
+	Summary string `protobuf:"bytes,17,opt,name=summary,proto3" json:"summary,omitempty"`
+	// The number of exchanges, from the first one on, that the summary stands for.
+	SummaryExchangeCount int64 `protobuf:"varint,18,opt,name=summary_exchange_count,json=summaryExchangeCount,proto3" json:"summary_exchange_count,omitempty"`
+	// What summaries of the session must pay attention to, in the client's words; see
+	// CreateSessionRequest.
+	CompactionInstruction string `protobuf:"bytes,19,opt,name=compaction_instruction,json=compactionInstruction,proto3" json:"compaction_instruction,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *Session) Reset() {
@@ -1401,6 +1506,34 @@ func (x *Session) GetIdleTimeout() *durationpb.Duration {
 		return x.IdleTimeout
 	}
 	return nil
+}
+
+func (x *Session) GetCompactions() int64 {
+	if x != nil {
+		return x.Compactions
+	}
+	return 0
+}
+
+func (x *Session) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *Session) GetSummaryExchangeCount() int64 {
+	if x != nil {
+		return x.SummaryExchangeCount
+	}
+	return 0
+}
+
+func (x *Session) GetCompactionInstruction() string {
+	if x != nil {
+		return x.CompactionInstruction
+	}
+	return ""
 }
 
 // Options of the generation. For an unset option the engine's default applies.
@@ -2104,9 +2237,17 @@ type CreateSessionRequest struct {
 	// The session's model, for engines that offer several.
 	Model string `protobuf:"bytes,7,opt,name=model,proto3" json:"model,omitempty"`
 	// An id that makes retries safe: a call with the same id returns the same session.
-	RequestId     string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RequestId string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// An instruction for the summaries of this session, of at most 4,096 bytes, such as "keep all
+	// order numbers". It is added to the daemon's own request for a summary.
+	CompactionInstruction string `protobuf:"bytes,9,opt,name=compaction_instruction,json=compactionInstruction,proto3" json:"compaction_instruction,omitempty"`
+	// A summary of the first summary_exchange_count exchanges of the messages, if the client has one.
+	Summary string `protobuf:"bytes,10,opt,name=summary,proto3" json:"summary,omitempty"`
+	// The number of exchanges, from the first one on, that the summary stands for. Unset: all but the
+	// last keep_exchanges.
+	SummaryExchangeCount *int64 `protobuf:"varint,11,opt,name=summary_exchange_count,json=summaryExchangeCount,proto3,oneof" json:"summary_exchange_count,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *CreateSessionRequest) Reset() {
@@ -2193,6 +2334,27 @@ func (x *CreateSessionRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *CreateSessionRequest) GetCompactionInstruction() string {
+	if x != nil {
+		return x.CompactionInstruction
+	}
+	return ""
+}
+
+func (x *CreateSessionRequest) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *CreateSessionRequest) GetSummaryExchangeCount() int64 {
+	if x != nil && x.SummaryExchangeCount != nil {
+		return *x.SummaryExchangeCount
+	}
+	return 0
 }
 
 // The response of CreateSession.
@@ -2524,10 +2686,13 @@ type UpdateSessionRequest struct {
 	IdleTimeout *durationpb.Duration `protobuf:"bytes,3,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
 	// The new context window. Unset but in the mask: the daemon's default.
 	ContextWindow *ContextWindow `protobuf:"bytes,4,opt,name=context_window,json=contextWindow,proto3" json:"context_window,omitempty"`
-	// The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
-	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+	// every field that is set.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// The new compaction instruction. Empty but in the mask: none.
+	CompactionInstruction string `protobuf:"bytes,6,opt,name=compaction_instruction,json=compactionInstruction,proto3" json:"compaction_instruction,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *UpdateSessionRequest) Reset() {
@@ -2595,6 +2760,13 @@ func (x *UpdateSessionRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 	return nil
 }
 
+func (x *UpdateSessionRequest) GetCompactionInstruction() string {
+	if x != nil {
+		return x.CompactionInstruction
+	}
+	return ""
+}
+
 // The response of UpdateSession.
 type UpdateSessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2646,12 +2818,19 @@ type AppendMessagesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The session's id.
 	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// The messages to append.
+	// The messages to append. May be empty with a summary.
 	Messages []*Message `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
 	// An id that makes retries safe: messages with the same id are never appended twice.
-	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// A summary that the client has made, of at most 64 KiB. It replaces the one that the session
+	// has, and it is sent in place of the exchanges that it stands for, whatever the window's
+	// compaction.
+	Summary string `protobuf:"bytes,4,opt,name=summary,proto3" json:"summary,omitempty"`
+	// The number of exchanges, from the first one of the history on and including those of this call,
+	// that the summary stands for. Unset: all but the last keep_exchanges.
+	SummaryExchangeCount *int64 `protobuf:"varint,5,opt,name=summary_exchange_count,json=summaryExchangeCount,proto3,oneof" json:"summary_exchange_count,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *AppendMessagesRequest) Reset() {
@@ -2705,6 +2884,20 @@ func (x *AppendMessagesRequest) GetRequestId() string {
 	return ""
 }
 
+func (x *AppendMessagesRequest) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *AppendMessagesRequest) GetSummaryExchangeCount() int64 {
+	if x != nil && x.SummaryExchangeCount != nil {
+		return *x.SummaryExchangeCount
+	}
+	return 0
+}
+
 // The response of AppendMessages.
 type AppendMessagesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2751,6 +2944,153 @@ func (x *AppendMessagesResponse) GetSession() *Session {
 	return nil
 }
 
+// The request of CompactSession.
+type CompactSessionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session's id.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// Whether only to return what a compaction would do. Nothing is generated or stored then.
+	DryRun        bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompactSessionRequest) Reset() {
+	*x = CompactSessionRequest{}
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompactSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompactSessionRequest) ProtoMessage() {}
+
+func (x *CompactSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompactSessionRequest.ProtoReflect.Descriptor instead.
+func (*CompactSessionRequest) Descriptor() ([]byte, []int) {
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *CompactSessionRequest) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *CompactSessionRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// The response of CompactSession.
+type CompactSessionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session after the compaction, or as it is with dry_run or if there is nothing to summarise.
+	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// The number of exchanges that the summary newly stands for, or would stand for; 0 if there is
+	// nothing to summarise.
+	SummarizedExchanges int64 `protobuf:"varint,2,opt,name=summarized_exchanges,json=summarizedExchanges,proto3" json:"summarized_exchanges,omitempty"`
+	// The number of exchanges at the end of the history that stay in the prompt.
+	KeptExchanges int64 `protobuf:"varint,3,opt,name=kept_exchanges,json=keptExchanges,proto3" json:"kept_exchanges,omitempty"`
+	// The size of the prompt's part before the new messages, in bytes, without the compaction.
+	BytesBefore int64 `protobuf:"varint,4,opt,name=bytes_before,json=bytesBefore,proto3" json:"bytes_before,omitempty"`
+	// The same with the compaction; unset with dry_run, as the summary is not known.
+	BytesAfter *int64 `protobuf:"varint,5,opt,name=bytes_after,json=bytesAfter,proto3,oneof" json:"bytes_after,omitempty"`
+	// The token counts of the request for the summary; unset if the engine does not report them.
+	Usage         *Usage `protobuf:"bytes,6,opt,name=usage,proto3" json:"usage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompactSessionResponse) Reset() {
+	*x = CompactSessionResponse{}
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompactSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompactSessionResponse) ProtoMessage() {}
+
+func (x *CompactSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompactSessionResponse.ProtoReflect.Descriptor instead.
+func (*CompactSessionResponse) Descriptor() ([]byte, []int) {
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *CompactSessionResponse) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *CompactSessionResponse) GetSummarizedExchanges() int64 {
+	if x != nil {
+		return x.SummarizedExchanges
+	}
+	return 0
+}
+
+func (x *CompactSessionResponse) GetKeptExchanges() int64 {
+	if x != nil {
+		return x.KeptExchanges
+	}
+	return 0
+}
+
+func (x *CompactSessionResponse) GetBytesBefore() int64 {
+	if x != nil {
+		return x.BytesBefore
+	}
+	return 0
+}
+
+func (x *CompactSessionResponse) GetBytesAfter() int64 {
+	if x != nil && x.BytesAfter != nil {
+		return *x.BytesAfter
+	}
+	return 0
+}
+
+func (x *CompactSessionResponse) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
 // The request of ForkSession.
 type ForkSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2768,7 +3108,7 @@ type ForkSessionRequest struct {
 
 func (x *ForkSessionRequest) Reset() {
 	*x = ForkSessionRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[27]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2780,7 +3120,7 @@ func (x *ForkSessionRequest) String() string {
 func (*ForkSessionRequest) ProtoMessage() {}
 
 func (x *ForkSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[27]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2793,7 +3133,7 @@ func (x *ForkSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSessionRequest.ProtoReflect.Descriptor instead.
 func (*ForkSessionRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{27}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ForkSessionRequest) GetSessionId() string {
@@ -2835,7 +3175,7 @@ type ForkSessionResponse struct {
 
 func (x *ForkSessionResponse) Reset() {
 	*x = ForkSessionResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[28]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2847,7 +3187,7 @@ func (x *ForkSessionResponse) String() string {
 func (*ForkSessionResponse) ProtoMessage() {}
 
 func (x *ForkSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[28]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2860,7 +3200,7 @@ func (x *ForkSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSessionResponse.ProtoReflect.Descriptor instead.
 func (*ForkSessionResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{28}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ForkSessionResponse) GetSession() *Session {
@@ -2887,7 +3227,7 @@ type ResumeCompletionRequest struct {
 
 func (x *ResumeCompletionRequest) Reset() {
 	*x = ResumeCompletionRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[29]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2899,7 +3239,7 @@ func (x *ResumeCompletionRequest) String() string {
 func (*ResumeCompletionRequest) ProtoMessage() {}
 
 func (x *ResumeCompletionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[29]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2912,7 +3252,7 @@ func (x *ResumeCompletionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeCompletionRequest.ProtoReflect.Descriptor instead.
 func (*ResumeCompletionRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{29}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ResumeCompletionRequest) GetCompletionId() string {
@@ -2954,7 +3294,7 @@ type ResumeCompletionResponse struct {
 
 func (x *ResumeCompletionResponse) Reset() {
 	*x = ResumeCompletionResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[30]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2966,7 +3306,7 @@ func (x *ResumeCompletionResponse) String() string {
 func (*ResumeCompletionResponse) ProtoMessage() {}
 
 func (x *ResumeCompletionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[30]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2979,7 +3319,7 @@ func (x *ResumeCompletionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeCompletionResponse.ProtoReflect.Descriptor instead.
 func (*ResumeCompletionResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{30}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ResumeCompletionResponse) GetEvent() *CompletionEvent {
@@ -3008,7 +3348,7 @@ type CancelCompletionRequest struct {
 
 func (x *CancelCompletionRequest) Reset() {
 	*x = CancelCompletionRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[31]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3020,7 +3360,7 @@ func (x *CancelCompletionRequest) String() string {
 func (*CancelCompletionRequest) ProtoMessage() {}
 
 func (x *CancelCompletionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[31]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3033,7 +3373,7 @@ func (x *CancelCompletionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelCompletionRequest.ProtoReflect.Descriptor instead.
 func (*CancelCompletionRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{31}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CancelCompletionRequest) GetCompletionId() string {
@@ -3073,7 +3413,7 @@ type CancelCompletionResponse struct {
 
 func (x *CancelCompletionResponse) Reset() {
 	*x = CancelCompletionResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[32]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3085,7 +3425,7 @@ func (x *CancelCompletionResponse) String() string {
 func (*CancelCompletionResponse) ProtoMessage() {}
 
 func (x *CancelCompletionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[32]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3098,7 +3438,7 @@ func (x *CancelCompletionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelCompletionResponse.ProtoReflect.Descriptor instead.
 func (*CancelCompletionResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{32}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{34}
 }
 
 // The request of EndSession.
@@ -3114,7 +3454,7 @@ type EndSessionRequest struct {
 
 func (x *EndSessionRequest) Reset() {
 	*x = EndSessionRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[33]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3126,7 +3466,7 @@ func (x *EndSessionRequest) String() string {
 func (*EndSessionRequest) ProtoMessage() {}
 
 func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[33]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3139,7 +3479,7 @@ func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionRequest.ProtoReflect.Descriptor instead.
 func (*EndSessionRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{33}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EndSessionRequest) GetSessionId() string {
@@ -3165,7 +3505,7 @@ type EndSessionResponse struct {
 
 func (x *EndSessionResponse) Reset() {
 	*x = EndSessionResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[34]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3177,7 +3517,7 @@ func (x *EndSessionResponse) String() string {
 func (*EndSessionResponse) ProtoMessage() {}
 
 func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[34]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3190,7 +3530,7 @@ func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionResponse.ProtoReflect.Descriptor instead.
 func (*EndSessionResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{34}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{36}
 }
 
 // The request of GetSessionMetrics.
@@ -3202,7 +3542,7 @@ type GetSessionMetricsRequest struct {
 
 func (x *GetSessionMetricsRequest) Reset() {
 	*x = GetSessionMetricsRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[35]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3214,7 +3554,7 @@ func (x *GetSessionMetricsRequest) String() string {
 func (*GetSessionMetricsRequest) ProtoMessage() {}
 
 func (x *GetSessionMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[35]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3227,7 +3567,7 @@ func (x *GetSessionMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionMetricsRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{35}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{37}
 }
 
 // The response of GetSessionMetrics.
@@ -3241,7 +3581,7 @@ type GetSessionMetricsResponse struct {
 
 func (x *GetSessionMetricsResponse) Reset() {
 	*x = GetSessionMetricsResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[36]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3253,7 +3593,7 @@ func (x *GetSessionMetricsResponse) String() string {
 func (*GetSessionMetricsResponse) ProtoMessage() {}
 
 func (x *GetSessionMetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[36]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3266,7 +3606,7 @@ func (x *GetSessionMetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionMetricsResponse.ProtoReflect.Descriptor instead.
 func (*GetSessionMetricsResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{36}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetSessionMetricsResponse) GetMetrics() *SessionMetrics {
@@ -3311,7 +3651,7 @@ type SessionMetrics struct {
 
 func (x *SessionMetrics) Reset() {
 	*x = SessionMetrics{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[37]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3323,7 +3663,7 @@ func (x *SessionMetrics) String() string {
 func (*SessionMetrics) ProtoMessage() {}
 
 func (x *SessionMetrics) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[37]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3336,7 +3676,7 @@ func (x *SessionMetrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionMetrics.ProtoReflect.Descriptor instead.
 func (*SessionMetrics) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{37}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SessionMetrics) GetTotalSessions() int64 {
@@ -3443,7 +3783,7 @@ type CompleteRequest struct {
 
 func (x *CompleteRequest) Reset() {
 	*x = CompleteRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[38]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3455,7 +3795,7 @@ func (x *CompleteRequest) String() string {
 func (*CompleteRequest) ProtoMessage() {}
 
 func (x *CompleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[38]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3468,7 +3808,7 @@ func (x *CompleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteRequest.ProtoReflect.Descriptor instead.
 func (*CompleteRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{38}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CompleteRequest) GetSessionId() string {
@@ -3552,7 +3892,7 @@ type CompleteResponse struct {
 
 func (x *CompleteResponse) Reset() {
 	*x = CompleteResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[39]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3564,7 +3904,7 @@ func (x *CompleteResponse) String() string {
 func (*CompleteResponse) ProtoMessage() {}
 
 func (x *CompleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[39]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3577,7 +3917,7 @@ func (x *CompleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteResponse.ProtoReflect.Descriptor instead.
 func (*CompleteResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{39}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CompleteResponse) GetEvent() *CompletionEvent {
@@ -3607,7 +3947,7 @@ type CompletionEvent struct {
 
 func (x *CompletionEvent) Reset() {
 	*x = CompletionEvent{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[40]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3619,7 +3959,7 @@ func (x *CompletionEvent) String() string {
 func (*CompletionEvent) ProtoMessage() {}
 
 func (x *CompletionEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[40]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3632,7 +3972,7 @@ func (x *CompletionEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompletionEvent.ProtoReflect.Descriptor instead.
 func (*CompletionEvent) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{40}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CompletionEvent) GetSequence() int64 {
@@ -3736,7 +4076,7 @@ type MessagePart struct {
 
 func (x *MessagePart) Reset() {
 	*x = MessagePart{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[41]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3748,7 +4088,7 @@ func (x *MessagePart) String() string {
 func (*MessagePart) ProtoMessage() {}
 
 func (x *MessagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[41]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3761,7 +4101,7 @@ func (x *MessagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessagePart.ProtoReflect.Descriptor instead.
 func (*MessagePart) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{41}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *MessagePart) GetData() []byte {
@@ -3800,13 +4140,15 @@ type Started struct {
 	ContextMessages int32 `protobuf:"varint,5,opt,name=context_messages,json=contextMessages,proto3" json:"context_messages,omitempty"`
 	// Whether the context window was trimmed for this turn.
 	ContextTrimmed bool `protobuf:"varint,6,opt,name=context_trimmed,json=contextTrimmed,proto3" json:"context_trimmed,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Whether a summary is sent in place of earlier exchanges.
+	ContextSummarized bool `protobuf:"varint,7,opt,name=context_summarized,json=contextSummarized,proto3" json:"context_summarized,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[42]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3818,7 +4160,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[42]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3831,7 +4173,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{42}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Started) GetCompletionId() string {
@@ -3876,6 +4218,13 @@ func (x *Started) GetContextTrimmed() bool {
 	return false
 }
 
+func (x *Started) GetContextSummarized() bool {
+	if x != nil {
+		return x.ContextSummarized
+	}
+	return false
+}
+
 // The next part of the answer. One delta may contain several tokens.
 type Delta struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3893,7 +4242,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[43]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3905,7 +4254,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[43]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3918,7 +4267,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{43}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Delta) GetPart() isDelta_Part {
@@ -3997,7 +4346,7 @@ type ToolCallDelta struct {
 
 func (x *ToolCallDelta) Reset() {
 	*x = ToolCallDelta{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[44]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4009,7 +4358,7 @@ func (x *ToolCallDelta) String() string {
 func (*ToolCallDelta) ProtoMessage() {}
 
 func (x *ToolCallDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[44]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4022,7 +4371,7 @@ func (x *ToolCallDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallDelta.ProtoReflect.Descriptor instead.
 func (*ToolCallDelta) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{44}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ToolCallDelta) GetIndex() int32 {
@@ -4081,7 +4430,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[45]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4093,7 +4442,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[45]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4106,7 +4455,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{45}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Finished) GetFinishReason() FinishReason {
@@ -4162,7 +4511,7 @@ var File_ruvd_v1_session_service_proto protoreflect.FileDescriptor
 
 const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1druvd/v1/session_service.proto\x12\aruvd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xd9\x01\n" +
+	"\x1druvd/v1/session_service.proto\x12\aruvd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xf1\x01\n" +
 	"\aMessage\x12!\n" +
 	"\x04role\x18\x01 \x01(\x0e2\r.ruvd.v1.RoleR\x04role\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\tR\acontent\x120\n" +
@@ -4172,7 +4521,8 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"toolCallId\x12\x1c\n" +
 	"\treasoning\x18\x05 \x01(\tR\treasoning\x12\x1f\n" +
 	"\vengine_data\x18\b \x01(\tR\n" +
-	"engineData\"m\n" +
+	"engineData\x12\x16\n" +
+	"\x06pinned\x18\t \x01(\bR\x06pinned\"m\n" +
 	"\bToolCall\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -4199,16 +4549,25 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x06strict\x18\x03 \x01(\bH\x00R\x06strict\x88\x01\x01\x12\x1f\n" +
 	"\vjson_object\x18\x04 \x01(\bR\n" +
 	"jsonObjectB\t\n" +
-	"\a_strict\"\xef\x01\n" +
+	"\a_strict\"\x8a\x03\n" +
 	"\rContextWindow\x12*\n" +
 	"\x0ekeep_exchanges\x18\x01 \x01(\x05H\x00R\rkeepExchanges\x88\x01\x01\x12(\n" +
 	"\rmax_exchanges\x18\x02 \x01(\x05H\x01R\fmaxExchanges\x88\x01\x01\x12\"\n" +
 	"\n" +
 	"max_tokens\x18\x03 \x01(\x05H\x02R\tmaxTokens\x88\x01\x01\x120\n" +
-	"\trendering\x18\x04 \x01(\x0e2\x12.ruvd.v1.RenderingR\trenderingB\x11\n" +
+	"\trendering\x18\x04 \x01(\x0e2\x12.ruvd.v1.RenderingR\trendering\x123\n" +
+	"\n" +
+	"compaction\x18\x05 \x01(\x0e2\x13.ruvd.v1.CompactionR\n" +
+	"compaction\x12\"\n" +
+	"\n" +
+	"keep_first\x18\x06 \x01(\x05H\x03R\tkeepFirst\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"compact_at\x18\a \x01(\x01H\x04R\tcompactAt\x88\x01\x01B\x11\n" +
 	"\x0f_keep_exchangesB\x10\n" +
 	"\x0e_max_exchangesB\r\n" +
-	"\v_max_tokens\"\x95\x01\n" +
+	"\v_max_tokensB\r\n" +
+	"\v_keep_firstB\r\n" +
+	"\v_compact_at\"\x95\x01\n" +
 	"\x05Usage\x12#\n" +
 	"\rprompt_tokens\x18\x01 \x01(\x03R\fpromptTokens\x12(\n" +
 	"\rcached_tokens\x18\x02 \x01(\x03H\x00R\fcachedTokens\x88\x01\x01\x12+\n" +
@@ -4218,7 +4577,7 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x05queue\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05queue\x12H\n" +
 	"\x13time_to_first_token\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x10timeToFirstToken\x12/\n" +
 	"\x05total\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05total\x123\n" +
-	"\aprefill\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\aprefill\"\xef\x05\n" +
+	"\aprefill\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\aprefill\"\x98\a\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12;\n" +
 	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
@@ -4237,7 +4596,11 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x15running_completion_id\x18\f \x01(\tR\x13runningCompletionId\x12$\n" +
 	"\x05usage\x18\r \x01(\v2\x0e.ruvd.v1.UsageR\x05usage\x12\x14\n" +
 	"\x05model\x18\x0e \x01(\tR\x05model\x12<\n" +
-	"\fidle_timeout\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x1a9\n" +
+	"\fidle_timeout\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x12 \n" +
+	"\vcompactions\x18\x10 \x01(\x03R\vcompactions\x12\x18\n" +
+	"\asummary\x18\x11 \x01(\tR\asummary\x124\n" +
+	"\x16summary_exchange_count\x18\x12 \x01(\x03R\x14summaryExchangeCount\x125\n" +
+	"\x16compaction_instruction\x18\x13 \x01(\tR\x15compactionInstruction\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc7\x06\n" +
@@ -4303,7 +4666,7 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x11ListModelsRequest\"Q\n" +
 	"\x12ListModelsResponse\x12\x16\n" +
 	"\x06models\x18\x01 \x03(\tR\x06models\x12#\n" +
-	"\rdefault_model\x18\x02 \x01(\tR\fdefaultModel\"\xb8\x03\n" +
+	"\rdefault_model\x18\x02 \x01(\tR\fdefaultModel\"\xdf\x04\n" +
 	"\x14CreateSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12#\n" +
@@ -4314,10 +4677,15 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\fidle_timeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x12\x14\n" +
 	"\x05model\x18\a \x01(\tR\x05model\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\b \x01(\tR\trequestId\x1a9\n" +
+	"request_id\x18\b \x01(\tR\trequestId\x125\n" +
+	"\x16compaction_instruction\x18\t \x01(\tR\x15compactionInstruction\x12\x18\n" +
+	"\asummary\x18\n" +
+	" \x01(\tR\asummary\x129\n" +
+	"\x16summary_exchange_count\x18\v \x01(\x03H\x00R\x14summaryExchangeCount\x88\x01\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"C\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x19\n" +
+	"\x17_summary_exchange_count\"C\n" +
 	"\x15CreateSessionResponse\x12*\n" +
 	"\asession\x18\x01 \x01(\v2\x10.ruvd.v1.SessionR\asession\"\xc8\x01\n" +
 	"\x11GetSessionRequest\x12\x1d\n" +
@@ -4342,7 +4710,7 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"l\n" +
 	"\x14ListSessionsResponse\x12,\n" +
 	"\bsessions\x18\x01 \x03(\v2\x10.ruvd.v1.SessionR\bsessions\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xed\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa4\x03\n" +
 	"\x14UpdateSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12A\n" +
@@ -4350,20 +4718,37 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\fidle_timeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x12=\n" +
 	"\x0econtext_window\x18\x04 \x01(\v2\x16.ruvd.v1.ContextWindowR\rcontextWindow\x12;\n" +
 	"\vupdate_mask\x18\x05 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
-	"updateMask\x1a9\n" +
+	"updateMask\x125\n" +
+	"\x16compaction_instruction\x18\x06 \x01(\tR\x15compactionInstruction\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"C\n" +
 	"\x15UpdateSessionResponse\x12*\n" +
-	"\asession\x18\x01 \x01(\v2\x10.ruvd.v1.SessionR\asession\"\x83\x01\n" +
+	"\asession\x18\x01 \x01(\v2\x10.ruvd.v1.SessionR\asession\"\xf3\x01\n" +
 	"\x15AppendMessagesRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12,\n" +
 	"\bmessages\x18\x02 \x03(\v2\x10.ruvd.v1.MessageR\bmessages\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tR\trequestId\"D\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\x12\x18\n" +
+	"\asummary\x18\x04 \x01(\tR\asummary\x129\n" +
+	"\x16summary_exchange_count\x18\x05 \x01(\x03H\x00R\x14summaryExchangeCount\x88\x01\x01B\x19\n" +
+	"\x17_summary_exchange_count\"D\n" +
 	"\x16AppendMessagesResponse\x12*\n" +
-	"\asession\x18\x01 \x01(\v2\x10.ruvd.v1.SessionR\asession\"\xb7\x01\n" +
+	"\asession\x18\x01 \x01(\v2\x10.ruvd.v1.SessionR\asession\"O\n" +
+	"\x15CompactSessionRequest\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\x9d\x02\n" +
+	"\x16CompactSessionResponse\x12*\n" +
+	"\asession\x18\x01 \x01(\v2\x10.ruvd.v1.SessionR\asession\x121\n" +
+	"\x14summarized_exchanges\x18\x02 \x01(\x03R\x13summarizedExchanges\x12%\n" +
+	"\x0ekept_exchanges\x18\x03 \x01(\x03R\rkeptExchanges\x12!\n" +
+	"\fbytes_before\x18\x04 \x01(\x03R\vbytesBefore\x12$\n" +
+	"\vbytes_after\x18\x05 \x01(\x03H\x00R\n" +
+	"bytesAfter\x88\x01\x01\x12$\n" +
+	"\x05usage\x18\x06 \x01(\v2\x0e.ruvd.v1.UsageR\x05usageB\x0e\n" +
+	"\f_bytes_after\"\xb7\x01\n" +
 	"\x12ForkSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12*\n" +
@@ -4441,7 +4826,7 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x1f\n" +
 	"\vtotal_bytes\x18\x03 \x01(\x03R\n" +
-	"totalBytes\"\xe0\x01\n" +
+	"totalBytes\"\x8f\x02\n" +
 	"\aStarted\x12#\n" +
 	"\rcompletion_id\x18\x01 \x01(\tR\fcompletionId\x12\x1d\n" +
 	"\n" +
@@ -4449,7 +4834,8 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x0fsession_created\x18\x03 \x01(\bR\x0esessionCreated\x12\x14\n" +
 	"\x05model\x18\x04 \x01(\tR\x05model\x12)\n" +
 	"\x10context_messages\x18\x05 \x01(\x05R\x0fcontextMessages\x12'\n" +
-	"\x0fcontext_trimmed\x18\x06 \x01(\bR\x0econtextTrimmed\"|\n" +
+	"\x0fcontext_trimmed\x18\x06 \x01(\bR\x0econtextTrimmed\x12-\n" +
+	"\x12context_summarized\x18\a \x01(\bR\x11contextSummarized\"|\n" +
 	"\x05Delta\x12\x14\n" +
 	"\x04text\x18\x01 \x01(\tH\x00R\x04text\x125\n" +
 	"\ttool_call\x18\x02 \x01(\v2\x16.ruvd.v1.ToolCallDeltaH\x00R\btoolCall\x12\x1e\n" +
@@ -4496,7 +4882,12 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\tRendering\x12\x19\n" +
 	"\x15RENDERING_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RENDERING_MESSAGES\x10\x01\x12\x18\n" +
-	"\x14RENDERING_TRANSCRIPT\x10\x02*\x87\x01\n" +
+	"\x14RENDERING_TRANSCRIPT\x10\x02*U\n" +
+	"\n" +
+	"Compaction\x12\x1a\n" +
+	"\x16COMPACTION_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fCOMPACTION_NONE\x10\x01\x12\x16\n" +
+	"\x12COMPACTION_SUMMARY\x10\x02*\x87\x01\n" +
 	"\x0eToolChoiceMode\x12 \n" +
 	"\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n" +
@@ -4535,7 +4926,7 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x1bERROR_REASON_QUOTA_EXCEEDED\x10\x1c\x12 \n" +
 	"\x1cERROR_REASON_SESSION_EVICTED\x10\x1d\x12 \n" +
 	"\x1cERROR_REASON_SESSION_EXPIRED\x10\x1e\x12\x1f\n" +
-	"\x1bERROR_REASON_OWNERSHIP_LOST\x10\x1f2\x94\b\n" +
+	"\x1bERROR_REASON_OWNERSHIP_LOST\x10\x1f2\xe7\b\n" +
 	"\x0eSessionService\x12N\n" +
 	"\rCreateSession\x12\x1d.ruvd.v1.CreateSessionRequest\x1a\x1e.ruvd.v1.CreateSessionResponse\x12E\n" +
 	"\n" +
@@ -4543,7 +4934,8 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\fListSessions\x12\x1c.ruvd.v1.ListSessionsRequest\x1a\x1d.ruvd.v1.ListSessionsResponse\x12N\n" +
 	"\rUpdateSession\x12\x1d.ruvd.v1.UpdateSessionRequest\x1a\x1e.ruvd.v1.UpdateSessionResponse\x12Q\n" +
 	"\x0eAppendMessages\x12\x1e.ruvd.v1.AppendMessagesRequest\x1a\x1f.ruvd.v1.AppendMessagesResponse\x12H\n" +
-	"\vForkSession\x12\x1b.ruvd.v1.ForkSessionRequest\x1a\x1c.ruvd.v1.ForkSessionResponse\x12E\n" +
+	"\vForkSession\x12\x1b.ruvd.v1.ForkSessionRequest\x1a\x1c.ruvd.v1.ForkSessionResponse\x12Q\n" +
+	"\x0eCompactSession\x12\x1e.ruvd.v1.CompactSessionRequest\x1a\x1f.ruvd.v1.CompactSessionResponse\x12E\n" +
 	"\n" +
 	"EndSession\x12\x1a.ruvd.v1.EndSessionRequest\x1a\x1b.ruvd.v1.EndSessionResponse\x12E\n" +
 	"\n" +
@@ -4566,8 +4958,8 @@ func file_ruvd_v1_session_service_proto_rawDescGZIP() []byte {
 	return file_ruvd_v1_session_service_proto_rawDescData
 }
 
-var file_ruvd_v1_session_service_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_ruvd_v1_session_service_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_ruvd_v1_session_service_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
+var file_ruvd_v1_session_service_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_ruvd_v1_session_service_proto_goTypes = []any{
 	(Role)(0),                         // 0: ruvd.v1.Role
 	(SessionView)(0),                  // 1: ruvd.v1.SessionView
@@ -4575,165 +4967,173 @@ var file_ruvd_v1_session_service_proto_goTypes = []any{
 	(OnDisconnect)(0),                 // 3: ruvd.v1.OnDisconnect
 	(FinishReason)(0),                 // 4: ruvd.v1.FinishReason
 	(Rendering)(0),                    // 5: ruvd.v1.Rendering
-	(ToolChoiceMode)(0),               // 6: ruvd.v1.ToolChoiceMode
-	(ErrorReason)(0),                  // 7: ruvd.v1.ErrorReason
-	(*Message)(nil),                   // 8: ruvd.v1.Message
-	(*ToolCall)(nil),                  // 9: ruvd.v1.ToolCall
-	(*Tool)(nil),                      // 10: ruvd.v1.Tool
-	(*ToolChoice)(nil),                // 11: ruvd.v1.ToolChoice
-	(*ResponseFormat)(nil),            // 12: ruvd.v1.ResponseFormat
-	(*ContextWindow)(nil),             // 13: ruvd.v1.ContextWindow
-	(*Usage)(nil),                     // 14: ruvd.v1.Usage
-	(*Timings)(nil),                   // 15: ruvd.v1.Timings
-	(*Session)(nil),                   // 16: ruvd.v1.Session
-	(*CompletionOptions)(nil),         // 17: ruvd.v1.CompletionOptions
-	(*BatchCompleteRequest)(nil),      // 18: ruvd.v1.BatchCompleteRequest
-	(*BatchCompleteResponse)(nil),     // 19: ruvd.v1.BatchCompleteResponse
-	(*BatchResult)(nil),               // 20: ruvd.v1.BatchResult
-	(*Completion)(nil),                // 21: ruvd.v1.Completion
-	(*BatchSummary)(nil),              // 22: ruvd.v1.BatchSummary
-	(*ListModelsRequest)(nil),         // 23: ruvd.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),        // 24: ruvd.v1.ListModelsResponse
-	(*CreateSessionRequest)(nil),      // 25: ruvd.v1.CreateSessionRequest
-	(*CreateSessionResponse)(nil),     // 26: ruvd.v1.CreateSessionResponse
-	(*GetSessionRequest)(nil),         // 27: ruvd.v1.GetSessionRequest
-	(*GetSessionResponse)(nil),        // 28: ruvd.v1.GetSessionResponse
-	(*ListSessionsRequest)(nil),       // 29: ruvd.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),      // 30: ruvd.v1.ListSessionsResponse
-	(*UpdateSessionRequest)(nil),      // 31: ruvd.v1.UpdateSessionRequest
-	(*UpdateSessionResponse)(nil),     // 32: ruvd.v1.UpdateSessionResponse
-	(*AppendMessagesRequest)(nil),     // 33: ruvd.v1.AppendMessagesRequest
-	(*AppendMessagesResponse)(nil),    // 34: ruvd.v1.AppendMessagesResponse
-	(*ForkSessionRequest)(nil),        // 35: ruvd.v1.ForkSessionRequest
-	(*ForkSessionResponse)(nil),       // 36: ruvd.v1.ForkSessionResponse
-	(*ResumeCompletionRequest)(nil),   // 37: ruvd.v1.ResumeCompletionRequest
-	(*ResumeCompletionResponse)(nil),  // 38: ruvd.v1.ResumeCompletionResponse
-	(*CancelCompletionRequest)(nil),   // 39: ruvd.v1.CancelCompletionRequest
-	(*CancelCompletionResponse)(nil),  // 40: ruvd.v1.CancelCompletionResponse
-	(*EndSessionRequest)(nil),         // 41: ruvd.v1.EndSessionRequest
-	(*EndSessionResponse)(nil),        // 42: ruvd.v1.EndSessionResponse
-	(*GetSessionMetricsRequest)(nil),  // 43: ruvd.v1.GetSessionMetricsRequest
-	(*GetSessionMetricsResponse)(nil), // 44: ruvd.v1.GetSessionMetricsResponse
-	(*SessionMetrics)(nil),            // 45: ruvd.v1.SessionMetrics
-	(*CompleteRequest)(nil),           // 46: ruvd.v1.CompleteRequest
-	(*CompleteResponse)(nil),          // 47: ruvd.v1.CompleteResponse
-	(*CompletionEvent)(nil),           // 48: ruvd.v1.CompletionEvent
-	(*MessagePart)(nil),               // 49: ruvd.v1.MessagePart
-	(*Started)(nil),                   // 50: ruvd.v1.Started
-	(*Delta)(nil),                     // 51: ruvd.v1.Delta
-	(*ToolCallDelta)(nil),             // 52: ruvd.v1.ToolCallDelta
-	(*Finished)(nil),                  // 53: ruvd.v1.Finished
-	nil,                               // 54: ruvd.v1.Session.LabelsEntry
-	nil,                               // 55: ruvd.v1.CompletionOptions.LogitBiasEntry
-	nil,                               // 56: ruvd.v1.CreateSessionRequest.LabelsEntry
-	nil,                               // 57: ruvd.v1.ListSessionsRequest.LabelFilterEntry
-	nil,                               // 58: ruvd.v1.UpdateSessionRequest.LabelsEntry
-	(*durationpb.Duration)(nil),       // 59: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),     // 60: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),           // 61: google.protobuf.Struct
-	(*status.Status)(nil),             // 62: google.rpc.Status
-	(*fieldmaskpb.FieldMask)(nil),     // 63: google.protobuf.FieldMask
+	(Compaction)(0),                   // 6: ruvd.v1.Compaction
+	(ToolChoiceMode)(0),               // 7: ruvd.v1.ToolChoiceMode
+	(ErrorReason)(0),                  // 8: ruvd.v1.ErrorReason
+	(*Message)(nil),                   // 9: ruvd.v1.Message
+	(*ToolCall)(nil),                  // 10: ruvd.v1.ToolCall
+	(*Tool)(nil),                      // 11: ruvd.v1.Tool
+	(*ToolChoice)(nil),                // 12: ruvd.v1.ToolChoice
+	(*ResponseFormat)(nil),            // 13: ruvd.v1.ResponseFormat
+	(*ContextWindow)(nil),             // 14: ruvd.v1.ContextWindow
+	(*Usage)(nil),                     // 15: ruvd.v1.Usage
+	(*Timings)(nil),                   // 16: ruvd.v1.Timings
+	(*Session)(nil),                   // 17: ruvd.v1.Session
+	(*CompletionOptions)(nil),         // 18: ruvd.v1.CompletionOptions
+	(*BatchCompleteRequest)(nil),      // 19: ruvd.v1.BatchCompleteRequest
+	(*BatchCompleteResponse)(nil),     // 20: ruvd.v1.BatchCompleteResponse
+	(*BatchResult)(nil),               // 21: ruvd.v1.BatchResult
+	(*Completion)(nil),                // 22: ruvd.v1.Completion
+	(*BatchSummary)(nil),              // 23: ruvd.v1.BatchSummary
+	(*ListModelsRequest)(nil),         // 24: ruvd.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),        // 25: ruvd.v1.ListModelsResponse
+	(*CreateSessionRequest)(nil),      // 26: ruvd.v1.CreateSessionRequest
+	(*CreateSessionResponse)(nil),     // 27: ruvd.v1.CreateSessionResponse
+	(*GetSessionRequest)(nil),         // 28: ruvd.v1.GetSessionRequest
+	(*GetSessionResponse)(nil),        // 29: ruvd.v1.GetSessionResponse
+	(*ListSessionsRequest)(nil),       // 30: ruvd.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),      // 31: ruvd.v1.ListSessionsResponse
+	(*UpdateSessionRequest)(nil),      // 32: ruvd.v1.UpdateSessionRequest
+	(*UpdateSessionResponse)(nil),     // 33: ruvd.v1.UpdateSessionResponse
+	(*AppendMessagesRequest)(nil),     // 34: ruvd.v1.AppendMessagesRequest
+	(*AppendMessagesResponse)(nil),    // 35: ruvd.v1.AppendMessagesResponse
+	(*CompactSessionRequest)(nil),     // 36: ruvd.v1.CompactSessionRequest
+	(*CompactSessionResponse)(nil),    // 37: ruvd.v1.CompactSessionResponse
+	(*ForkSessionRequest)(nil),        // 38: ruvd.v1.ForkSessionRequest
+	(*ForkSessionResponse)(nil),       // 39: ruvd.v1.ForkSessionResponse
+	(*ResumeCompletionRequest)(nil),   // 40: ruvd.v1.ResumeCompletionRequest
+	(*ResumeCompletionResponse)(nil),  // 41: ruvd.v1.ResumeCompletionResponse
+	(*CancelCompletionRequest)(nil),   // 42: ruvd.v1.CancelCompletionRequest
+	(*CancelCompletionResponse)(nil),  // 43: ruvd.v1.CancelCompletionResponse
+	(*EndSessionRequest)(nil),         // 44: ruvd.v1.EndSessionRequest
+	(*EndSessionResponse)(nil),        // 45: ruvd.v1.EndSessionResponse
+	(*GetSessionMetricsRequest)(nil),  // 46: ruvd.v1.GetSessionMetricsRequest
+	(*GetSessionMetricsResponse)(nil), // 47: ruvd.v1.GetSessionMetricsResponse
+	(*SessionMetrics)(nil),            // 48: ruvd.v1.SessionMetrics
+	(*CompleteRequest)(nil),           // 49: ruvd.v1.CompleteRequest
+	(*CompleteResponse)(nil),          // 50: ruvd.v1.CompleteResponse
+	(*CompletionEvent)(nil),           // 51: ruvd.v1.CompletionEvent
+	(*MessagePart)(nil),               // 52: ruvd.v1.MessagePart
+	(*Started)(nil),                   // 53: ruvd.v1.Started
+	(*Delta)(nil),                     // 54: ruvd.v1.Delta
+	(*ToolCallDelta)(nil),             // 55: ruvd.v1.ToolCallDelta
+	(*Finished)(nil),                  // 56: ruvd.v1.Finished
+	nil,                               // 57: ruvd.v1.Session.LabelsEntry
+	nil,                               // 58: ruvd.v1.CompletionOptions.LogitBiasEntry
+	nil,                               // 59: ruvd.v1.CreateSessionRequest.LabelsEntry
+	nil,                               // 60: ruvd.v1.ListSessionsRequest.LabelFilterEntry
+	nil,                               // 61: ruvd.v1.UpdateSessionRequest.LabelsEntry
+	(*durationpb.Duration)(nil),       // 62: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),     // 63: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),           // 64: google.protobuf.Struct
+	(*status.Status)(nil),             // 65: google.rpc.Status
+	(*fieldmaskpb.FieldMask)(nil),     // 66: google.protobuf.FieldMask
 }
 var file_ruvd_v1_session_service_proto_depIdxs = []int32{
 	0,  // 0: ruvd.v1.Message.role:type_name -> ruvd.v1.Role
-	9,  // 1: ruvd.v1.Message.tool_calls:type_name -> ruvd.v1.ToolCall
-	6,  // 2: ruvd.v1.ToolChoice.mode:type_name -> ruvd.v1.ToolChoiceMode
+	10, // 1: ruvd.v1.Message.tool_calls:type_name -> ruvd.v1.ToolCall
+	7,  // 2: ruvd.v1.ToolChoice.mode:type_name -> ruvd.v1.ToolChoiceMode
 	5,  // 3: ruvd.v1.ContextWindow.rendering:type_name -> ruvd.v1.Rendering
-	59, // 4: ruvd.v1.Timings.queue:type_name -> google.protobuf.Duration
-	59, // 5: ruvd.v1.Timings.time_to_first_token:type_name -> google.protobuf.Duration
-	59, // 6: ruvd.v1.Timings.total:type_name -> google.protobuf.Duration
-	59, // 7: ruvd.v1.Timings.prefill:type_name -> google.protobuf.Duration
-	60, // 8: ruvd.v1.Session.create_time:type_name -> google.protobuf.Timestamp
-	60, // 9: ruvd.v1.Session.last_used_time:type_name -> google.protobuf.Timestamp
-	60, // 10: ruvd.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
-	8,  // 11: ruvd.v1.Session.messages:type_name -> ruvd.v1.Message
-	54, // 12: ruvd.v1.Session.labels:type_name -> ruvd.v1.Session.LabelsEntry
-	13, // 13: ruvd.v1.Session.context_window:type_name -> ruvd.v1.ContextWindow
-	14, // 14: ruvd.v1.Session.usage:type_name -> ruvd.v1.Usage
-	59, // 15: ruvd.v1.Session.idle_timeout:type_name -> google.protobuf.Duration
-	55, // 16: ruvd.v1.CompletionOptions.logit_bias:type_name -> ruvd.v1.CompletionOptions.LogitBiasEntry
-	10, // 17: ruvd.v1.CompletionOptions.tools:type_name -> ruvd.v1.Tool
-	11, // 18: ruvd.v1.CompletionOptions.tool_choice:type_name -> ruvd.v1.ToolChoice
-	12, // 19: ruvd.v1.CompletionOptions.response_format:type_name -> ruvd.v1.ResponseFormat
-	61, // 20: ruvd.v1.CompletionOptions.extra_body:type_name -> google.protobuf.Struct
-	46, // 21: ruvd.v1.BatchCompleteRequest.items:type_name -> ruvd.v1.CompleteRequest
-	20, // 22: ruvd.v1.BatchCompleteResponse.result:type_name -> ruvd.v1.BatchResult
-	22, // 23: ruvd.v1.BatchCompleteResponse.summary:type_name -> ruvd.v1.BatchSummary
-	49, // 24: ruvd.v1.BatchCompleteResponse.message_part:type_name -> ruvd.v1.MessagePart
-	21, // 25: ruvd.v1.BatchResult.completion:type_name -> ruvd.v1.Completion
-	62, // 26: ruvd.v1.BatchResult.error:type_name -> google.rpc.Status
-	53, // 27: ruvd.v1.Completion.finished:type_name -> ruvd.v1.Finished
-	14, // 28: ruvd.v1.BatchSummary.usage:type_name -> ruvd.v1.Usage
-	59, // 29: ruvd.v1.BatchSummary.wall_time:type_name -> google.protobuf.Duration
-	59, // 30: ruvd.v1.BatchSummary.total_latency:type_name -> google.protobuf.Duration
-	8,  // 31: ruvd.v1.CreateSessionRequest.messages:type_name -> ruvd.v1.Message
-	56, // 32: ruvd.v1.CreateSessionRequest.labels:type_name -> ruvd.v1.CreateSessionRequest.LabelsEntry
-	13, // 33: ruvd.v1.CreateSessionRequest.context_window:type_name -> ruvd.v1.ContextWindow
-	59, // 34: ruvd.v1.CreateSessionRequest.idle_timeout:type_name -> google.protobuf.Duration
-	16, // 35: ruvd.v1.CreateSessionResponse.session:type_name -> ruvd.v1.Session
-	1,  // 36: ruvd.v1.GetSessionRequest.view:type_name -> ruvd.v1.SessionView
-	16, // 37: ruvd.v1.GetSessionResponse.session:type_name -> ruvd.v1.Session
-	49, // 38: ruvd.v1.GetSessionResponse.message_part:type_name -> ruvd.v1.MessagePart
-	57, // 39: ruvd.v1.ListSessionsRequest.label_filter:type_name -> ruvd.v1.ListSessionsRequest.LabelFilterEntry
-	16, // 40: ruvd.v1.ListSessionsResponse.sessions:type_name -> ruvd.v1.Session
-	58, // 41: ruvd.v1.UpdateSessionRequest.labels:type_name -> ruvd.v1.UpdateSessionRequest.LabelsEntry
-	59, // 42: ruvd.v1.UpdateSessionRequest.idle_timeout:type_name -> google.protobuf.Duration
-	13, // 43: ruvd.v1.UpdateSessionRequest.context_window:type_name -> ruvd.v1.ContextWindow
-	63, // 44: ruvd.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
-	16, // 45: ruvd.v1.UpdateSessionResponse.session:type_name -> ruvd.v1.Session
-	8,  // 46: ruvd.v1.AppendMessagesRequest.messages:type_name -> ruvd.v1.Message
-	16, // 47: ruvd.v1.AppendMessagesResponse.session:type_name -> ruvd.v1.Session
-	16, // 48: ruvd.v1.ForkSessionResponse.session:type_name -> ruvd.v1.Session
-	48, // 49: ruvd.v1.ResumeCompletionResponse.event:type_name -> ruvd.v1.CompletionEvent
-	45, // 50: ruvd.v1.GetSessionMetricsResponse.metrics:type_name -> ruvd.v1.SessionMetrics
-	59, // 51: ruvd.v1.SessionMetrics.avg_session_latency:type_name -> google.protobuf.Duration
-	59, // 52: ruvd.v1.SessionMetrics.avg_stateless_latency:type_name -> google.protobuf.Duration
-	8,  // 53: ruvd.v1.CompleteRequest.messages:type_name -> ruvd.v1.Message
-	17, // 54: ruvd.v1.CompleteRequest.options:type_name -> ruvd.v1.CompletionOptions
-	2,  // 55: ruvd.v1.CompleteRequest.if_busy:type_name -> ruvd.v1.IfBusy
-	3,  // 56: ruvd.v1.CompleteRequest.on_disconnect:type_name -> ruvd.v1.OnDisconnect
-	59, // 57: ruvd.v1.CompleteRequest.disconnect_grace:type_name -> google.protobuf.Duration
-	48, // 58: ruvd.v1.CompleteResponse.event:type_name -> ruvd.v1.CompletionEvent
-	50, // 59: ruvd.v1.CompletionEvent.started:type_name -> ruvd.v1.Started
-	51, // 60: ruvd.v1.CompletionEvent.delta:type_name -> ruvd.v1.Delta
-	53, // 61: ruvd.v1.CompletionEvent.finished:type_name -> ruvd.v1.Finished
-	49, // 62: ruvd.v1.CompletionEvent.message_part:type_name -> ruvd.v1.MessagePart
-	52, // 63: ruvd.v1.Delta.tool_call:type_name -> ruvd.v1.ToolCallDelta
-	4,  // 64: ruvd.v1.Finished.finish_reason:type_name -> ruvd.v1.FinishReason
-	8,  // 65: ruvd.v1.Finished.message:type_name -> ruvd.v1.Message
-	14, // 66: ruvd.v1.Finished.usage:type_name -> ruvd.v1.Usage
-	15, // 67: ruvd.v1.Finished.timings:type_name -> ruvd.v1.Timings
-	25, // 68: ruvd.v1.SessionService.CreateSession:input_type -> ruvd.v1.CreateSessionRequest
-	27, // 69: ruvd.v1.SessionService.GetSession:input_type -> ruvd.v1.GetSessionRequest
-	29, // 70: ruvd.v1.SessionService.ListSessions:input_type -> ruvd.v1.ListSessionsRequest
-	31, // 71: ruvd.v1.SessionService.UpdateSession:input_type -> ruvd.v1.UpdateSessionRequest
-	33, // 72: ruvd.v1.SessionService.AppendMessages:input_type -> ruvd.v1.AppendMessagesRequest
-	35, // 73: ruvd.v1.SessionService.ForkSession:input_type -> ruvd.v1.ForkSessionRequest
-	41, // 74: ruvd.v1.SessionService.EndSession:input_type -> ruvd.v1.EndSessionRequest
-	23, // 75: ruvd.v1.SessionService.ListModels:input_type -> ruvd.v1.ListModelsRequest
-	43, // 76: ruvd.v1.SessionService.GetSessionMetrics:input_type -> ruvd.v1.GetSessionMetricsRequest
-	46, // 77: ruvd.v1.SessionService.Complete:input_type -> ruvd.v1.CompleteRequest
-	37, // 78: ruvd.v1.SessionService.ResumeCompletion:input_type -> ruvd.v1.ResumeCompletionRequest
-	18, // 79: ruvd.v1.SessionService.BatchComplete:input_type -> ruvd.v1.BatchCompleteRequest
-	39, // 80: ruvd.v1.SessionService.CancelCompletion:input_type -> ruvd.v1.CancelCompletionRequest
-	26, // 81: ruvd.v1.SessionService.CreateSession:output_type -> ruvd.v1.CreateSessionResponse
-	28, // 82: ruvd.v1.SessionService.GetSession:output_type -> ruvd.v1.GetSessionResponse
-	30, // 83: ruvd.v1.SessionService.ListSessions:output_type -> ruvd.v1.ListSessionsResponse
-	32, // 84: ruvd.v1.SessionService.UpdateSession:output_type -> ruvd.v1.UpdateSessionResponse
-	34, // 85: ruvd.v1.SessionService.AppendMessages:output_type -> ruvd.v1.AppendMessagesResponse
-	36, // 86: ruvd.v1.SessionService.ForkSession:output_type -> ruvd.v1.ForkSessionResponse
-	42, // 87: ruvd.v1.SessionService.EndSession:output_type -> ruvd.v1.EndSessionResponse
-	24, // 88: ruvd.v1.SessionService.ListModels:output_type -> ruvd.v1.ListModelsResponse
-	44, // 89: ruvd.v1.SessionService.GetSessionMetrics:output_type -> ruvd.v1.GetSessionMetricsResponse
-	47, // 90: ruvd.v1.SessionService.Complete:output_type -> ruvd.v1.CompleteResponse
-	38, // 91: ruvd.v1.SessionService.ResumeCompletion:output_type -> ruvd.v1.ResumeCompletionResponse
-	19, // 92: ruvd.v1.SessionService.BatchComplete:output_type -> ruvd.v1.BatchCompleteResponse
-	40, // 93: ruvd.v1.SessionService.CancelCompletion:output_type -> ruvd.v1.CancelCompletionResponse
-	81, // [81:94] is the sub-list for method output_type
-	68, // [68:81] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	6,  // 4: ruvd.v1.ContextWindow.compaction:type_name -> ruvd.v1.Compaction
+	62, // 5: ruvd.v1.Timings.queue:type_name -> google.protobuf.Duration
+	62, // 6: ruvd.v1.Timings.time_to_first_token:type_name -> google.protobuf.Duration
+	62, // 7: ruvd.v1.Timings.total:type_name -> google.protobuf.Duration
+	62, // 8: ruvd.v1.Timings.prefill:type_name -> google.protobuf.Duration
+	63, // 9: ruvd.v1.Session.create_time:type_name -> google.protobuf.Timestamp
+	63, // 10: ruvd.v1.Session.last_used_time:type_name -> google.protobuf.Timestamp
+	63, // 11: ruvd.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
+	9,  // 12: ruvd.v1.Session.messages:type_name -> ruvd.v1.Message
+	57, // 13: ruvd.v1.Session.labels:type_name -> ruvd.v1.Session.LabelsEntry
+	14, // 14: ruvd.v1.Session.context_window:type_name -> ruvd.v1.ContextWindow
+	15, // 15: ruvd.v1.Session.usage:type_name -> ruvd.v1.Usage
+	62, // 16: ruvd.v1.Session.idle_timeout:type_name -> google.protobuf.Duration
+	58, // 17: ruvd.v1.CompletionOptions.logit_bias:type_name -> ruvd.v1.CompletionOptions.LogitBiasEntry
+	11, // 18: ruvd.v1.CompletionOptions.tools:type_name -> ruvd.v1.Tool
+	12, // 19: ruvd.v1.CompletionOptions.tool_choice:type_name -> ruvd.v1.ToolChoice
+	13, // 20: ruvd.v1.CompletionOptions.response_format:type_name -> ruvd.v1.ResponseFormat
+	64, // 21: ruvd.v1.CompletionOptions.extra_body:type_name -> google.protobuf.Struct
+	49, // 22: ruvd.v1.BatchCompleteRequest.items:type_name -> ruvd.v1.CompleteRequest
+	21, // 23: ruvd.v1.BatchCompleteResponse.result:type_name -> ruvd.v1.BatchResult
+	23, // 24: ruvd.v1.BatchCompleteResponse.summary:type_name -> ruvd.v1.BatchSummary
+	52, // 25: ruvd.v1.BatchCompleteResponse.message_part:type_name -> ruvd.v1.MessagePart
+	22, // 26: ruvd.v1.BatchResult.completion:type_name -> ruvd.v1.Completion
+	65, // 27: ruvd.v1.BatchResult.error:type_name -> google.rpc.Status
+	56, // 28: ruvd.v1.Completion.finished:type_name -> ruvd.v1.Finished
+	15, // 29: ruvd.v1.BatchSummary.usage:type_name -> ruvd.v1.Usage
+	62, // 30: ruvd.v1.BatchSummary.wall_time:type_name -> google.protobuf.Duration
+	62, // 31: ruvd.v1.BatchSummary.total_latency:type_name -> google.protobuf.Duration
+	9,  // 32: ruvd.v1.CreateSessionRequest.messages:type_name -> ruvd.v1.Message
+	59, // 33: ruvd.v1.CreateSessionRequest.labels:type_name -> ruvd.v1.CreateSessionRequest.LabelsEntry
+	14, // 34: ruvd.v1.CreateSessionRequest.context_window:type_name -> ruvd.v1.ContextWindow
+	62, // 35: ruvd.v1.CreateSessionRequest.idle_timeout:type_name -> google.protobuf.Duration
+	17, // 36: ruvd.v1.CreateSessionResponse.session:type_name -> ruvd.v1.Session
+	1,  // 37: ruvd.v1.GetSessionRequest.view:type_name -> ruvd.v1.SessionView
+	17, // 38: ruvd.v1.GetSessionResponse.session:type_name -> ruvd.v1.Session
+	52, // 39: ruvd.v1.GetSessionResponse.message_part:type_name -> ruvd.v1.MessagePart
+	60, // 40: ruvd.v1.ListSessionsRequest.label_filter:type_name -> ruvd.v1.ListSessionsRequest.LabelFilterEntry
+	17, // 41: ruvd.v1.ListSessionsResponse.sessions:type_name -> ruvd.v1.Session
+	61, // 42: ruvd.v1.UpdateSessionRequest.labels:type_name -> ruvd.v1.UpdateSessionRequest.LabelsEntry
+	62, // 43: ruvd.v1.UpdateSessionRequest.idle_timeout:type_name -> google.protobuf.Duration
+	14, // 44: ruvd.v1.UpdateSessionRequest.context_window:type_name -> ruvd.v1.ContextWindow
+	66, // 45: ruvd.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
+	17, // 46: ruvd.v1.UpdateSessionResponse.session:type_name -> ruvd.v1.Session
+	9,  // 47: ruvd.v1.AppendMessagesRequest.messages:type_name -> ruvd.v1.Message
+	17, // 48: ruvd.v1.AppendMessagesResponse.session:type_name -> ruvd.v1.Session
+	17, // 49: ruvd.v1.CompactSessionResponse.session:type_name -> ruvd.v1.Session
+	15, // 50: ruvd.v1.CompactSessionResponse.usage:type_name -> ruvd.v1.Usage
+	17, // 51: ruvd.v1.ForkSessionResponse.session:type_name -> ruvd.v1.Session
+	51, // 52: ruvd.v1.ResumeCompletionResponse.event:type_name -> ruvd.v1.CompletionEvent
+	48, // 53: ruvd.v1.GetSessionMetricsResponse.metrics:type_name -> ruvd.v1.SessionMetrics
+	62, // 54: ruvd.v1.SessionMetrics.avg_session_latency:type_name -> google.protobuf.Duration
+	62, // 55: ruvd.v1.SessionMetrics.avg_stateless_latency:type_name -> google.protobuf.Duration
+	9,  // 56: ruvd.v1.CompleteRequest.messages:type_name -> ruvd.v1.Message
+	18, // 57: ruvd.v1.CompleteRequest.options:type_name -> ruvd.v1.CompletionOptions
+	2,  // 58: ruvd.v1.CompleteRequest.if_busy:type_name -> ruvd.v1.IfBusy
+	3,  // 59: ruvd.v1.CompleteRequest.on_disconnect:type_name -> ruvd.v1.OnDisconnect
+	62, // 60: ruvd.v1.CompleteRequest.disconnect_grace:type_name -> google.protobuf.Duration
+	51, // 61: ruvd.v1.CompleteResponse.event:type_name -> ruvd.v1.CompletionEvent
+	53, // 62: ruvd.v1.CompletionEvent.started:type_name -> ruvd.v1.Started
+	54, // 63: ruvd.v1.CompletionEvent.delta:type_name -> ruvd.v1.Delta
+	56, // 64: ruvd.v1.CompletionEvent.finished:type_name -> ruvd.v1.Finished
+	52, // 65: ruvd.v1.CompletionEvent.message_part:type_name -> ruvd.v1.MessagePart
+	55, // 66: ruvd.v1.Delta.tool_call:type_name -> ruvd.v1.ToolCallDelta
+	4,  // 67: ruvd.v1.Finished.finish_reason:type_name -> ruvd.v1.FinishReason
+	9,  // 68: ruvd.v1.Finished.message:type_name -> ruvd.v1.Message
+	15, // 69: ruvd.v1.Finished.usage:type_name -> ruvd.v1.Usage
+	16, // 70: ruvd.v1.Finished.timings:type_name -> ruvd.v1.Timings
+	26, // 71: ruvd.v1.SessionService.CreateSession:input_type -> ruvd.v1.CreateSessionRequest
+	28, // 72: ruvd.v1.SessionService.GetSession:input_type -> ruvd.v1.GetSessionRequest
+	30, // 73: ruvd.v1.SessionService.ListSessions:input_type -> ruvd.v1.ListSessionsRequest
+	32, // 74: ruvd.v1.SessionService.UpdateSession:input_type -> ruvd.v1.UpdateSessionRequest
+	34, // 75: ruvd.v1.SessionService.AppendMessages:input_type -> ruvd.v1.AppendMessagesRequest
+	38, // 76: ruvd.v1.SessionService.ForkSession:input_type -> ruvd.v1.ForkSessionRequest
+	36, // 77: ruvd.v1.SessionService.CompactSession:input_type -> ruvd.v1.CompactSessionRequest
+	44, // 78: ruvd.v1.SessionService.EndSession:input_type -> ruvd.v1.EndSessionRequest
+	24, // 79: ruvd.v1.SessionService.ListModels:input_type -> ruvd.v1.ListModelsRequest
+	46, // 80: ruvd.v1.SessionService.GetSessionMetrics:input_type -> ruvd.v1.GetSessionMetricsRequest
+	49, // 81: ruvd.v1.SessionService.Complete:input_type -> ruvd.v1.CompleteRequest
+	40, // 82: ruvd.v1.SessionService.ResumeCompletion:input_type -> ruvd.v1.ResumeCompletionRequest
+	19, // 83: ruvd.v1.SessionService.BatchComplete:input_type -> ruvd.v1.BatchCompleteRequest
+	42, // 84: ruvd.v1.SessionService.CancelCompletion:input_type -> ruvd.v1.CancelCompletionRequest
+	27, // 85: ruvd.v1.SessionService.CreateSession:output_type -> ruvd.v1.CreateSessionResponse
+	29, // 86: ruvd.v1.SessionService.GetSession:output_type -> ruvd.v1.GetSessionResponse
+	31, // 87: ruvd.v1.SessionService.ListSessions:output_type -> ruvd.v1.ListSessionsResponse
+	33, // 88: ruvd.v1.SessionService.UpdateSession:output_type -> ruvd.v1.UpdateSessionResponse
+	35, // 89: ruvd.v1.SessionService.AppendMessages:output_type -> ruvd.v1.AppendMessagesResponse
+	39, // 90: ruvd.v1.SessionService.ForkSession:output_type -> ruvd.v1.ForkSessionResponse
+	37, // 91: ruvd.v1.SessionService.CompactSession:output_type -> ruvd.v1.CompactSessionResponse
+	45, // 92: ruvd.v1.SessionService.EndSession:output_type -> ruvd.v1.EndSessionResponse
+	25, // 93: ruvd.v1.SessionService.ListModels:output_type -> ruvd.v1.ListModelsResponse
+	47, // 94: ruvd.v1.SessionService.GetSessionMetrics:output_type -> ruvd.v1.GetSessionMetricsResponse
+	50, // 95: ruvd.v1.SessionService.Complete:output_type -> ruvd.v1.CompleteResponse
+	41, // 96: ruvd.v1.SessionService.ResumeCompletion:output_type -> ruvd.v1.ResumeCompletionResponse
+	20, // 97: ruvd.v1.SessionService.BatchComplete:output_type -> ruvd.v1.BatchCompleteResponse
+	43, // 98: ruvd.v1.SessionService.CancelCompletion:output_type -> ruvd.v1.CancelCompletionResponse
+	85, // [85:99] is the sub-list for method output_type
+	71, // [71:85] is the sub-list for method input_type
+	71, // [71:71] is the sub-list for extension type_name
+	71, // [71:71] is the sub-list for extension extendee
+	0,  // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_ruvd_v1_session_service_proto_init() }
@@ -4759,15 +5159,18 @@ func file_ruvd_v1_session_service_proto_init() {
 		(*BatchResult_Completion)(nil),
 		(*BatchResult_Error)(nil),
 	}
-	file_ruvd_v1_session_service_proto_msgTypes[27].OneofWrappers = []any{}
-	file_ruvd_v1_session_service_proto_msgTypes[37].OneofWrappers = []any{}
-	file_ruvd_v1_session_service_proto_msgTypes[40].OneofWrappers = []any{
+	file_ruvd_v1_session_service_proto_msgTypes[17].OneofWrappers = []any{}
+	file_ruvd_v1_session_service_proto_msgTypes[25].OneofWrappers = []any{}
+	file_ruvd_v1_session_service_proto_msgTypes[28].OneofWrappers = []any{}
+	file_ruvd_v1_session_service_proto_msgTypes[29].OneofWrappers = []any{}
+	file_ruvd_v1_session_service_proto_msgTypes[39].OneofWrappers = []any{}
+	file_ruvd_v1_session_service_proto_msgTypes[42].OneofWrappers = []any{
 		(*CompletionEvent_Started)(nil),
 		(*CompletionEvent_Delta)(nil),
 		(*CompletionEvent_Finished)(nil),
 		(*CompletionEvent_MessagePart)(nil),
 	}
-	file_ruvd_v1_session_service_proto_msgTypes[43].OneofWrappers = []any{
+	file_ruvd_v1_session_service_proto_msgTypes[45].OneofWrappers = []any{
 		(*Delta_Text)(nil),
 		(*Delta_ToolCall)(nil),
 		(*Delta_Reasoning)(nil),
@@ -4777,8 +5180,8 @@ func file_ruvd_v1_session_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ruvd_v1_session_service_proto_rawDesc), len(file_ruvd_v1_session_service_proto_rawDesc)),
-			NumEnums:      8,
-			NumMessages:   51,
+			NumEnums:      9,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -34,6 +34,7 @@ const (
 	SessionService_UpdateSession_FullMethodName     = "/ruvd.v1.SessionService/UpdateSession"
 	SessionService_AppendMessages_FullMethodName    = "/ruvd.v1.SessionService/AppendMessages"
 	SessionService_ForkSession_FullMethodName       = "/ruvd.v1.SessionService/ForkSession"
+	SessionService_CompactSession_FullMethodName    = "/ruvd.v1.SessionService/CompactSession"
 	SessionService_EndSession_FullMethodName        = "/ruvd.v1.SessionService/EndSession"
 	SessionService_ListModels_FullMethodName        = "/ruvd.v1.SessionService/ListModels"
 	SessionService_GetSessionMetrics_FullMethodName = "/ruvd.v1.SessionService/GetSessionMetrics"
@@ -64,8 +65,8 @@ type SessionServiceClient interface {
 	// ListSessions returns the sessions page by page, in the order of their creation.
 	// Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
 	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
-	// UpdateSession changes a session's labels, idle timeout or context window. It runs after the
-	// turns that are already running or queued in the session.
+	// UpdateSession changes a session's labels, idle timeout, context window or compaction
+	// instruction. It runs after the turns that are already running or queued in the session.
 	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
 	// SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
 	UpdateSession(ctx context.Context, in *UpdateSessionRequest, opts ...grpc.CallOption) (*UpdateSessionResponse, error)
@@ -81,6 +82,15 @@ type SessionServiceClient interface {
 	// to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
 	// STORE_UNAVAILABLE, DATA_CORRUPTED.
 	ForkSession(ctx context.Context, in *ForkSessionRequest, opts ...grpc.CallOption) (*ForkSessionResponse, error)
+	// CompactSession summarises the exchanges of a session that are not among the last keep_exchanges
+	// of its context window. Later prompts have the summary in place of them; the history keeps them.
+	// The engine writes the summary. Turns do not wait for it, and those that run meanwhile are kept.
+	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED, SESSION_BUSY (if
+	// another compaction or another replica of the daemon changes the session meanwhile),
+	// QUOTA_EXCEEDED, PERMISSION_DENIED (for the model), SESSIONS_DISABLED, CONTEXT_TOO_LONG,
+	// ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
+	// SHUTTING_DOWN, STORE_UNAVAILABLE, DATA_CORRUPTED.
+	CompactSession(ctx context.Context, in *CompactSessionRequest, opts ...grpc.CallOption) (*CompactSessionResponse, error)
 	// EndSession deletes a session and its messages. Its running and queued completions fail with
 	// SESSION_ENDED.
 	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing), SESSIONS_DISABLED,
@@ -187,6 +197,16 @@ func (c *sessionServiceClient) ForkSession(ctx context.Context, in *ForkSessionR
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ForkSessionResponse)
 	err := c.cc.Invoke(ctx, SessionService_ForkSession_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sessionServiceClient) CompactSession(ctx context.Context, in *CompactSessionRequest, opts ...grpc.CallOption) (*CompactSessionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CompactSessionResponse)
+	err := c.cc.Invoke(ctx, SessionService_CompactSession_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -311,8 +331,8 @@ type SessionServiceServer interface {
 	// ListSessions returns the sessions page by page, in the order of their creation.
 	// Errors: INVALID_REQUEST, SESSIONS_DISABLED, OVERLOADED, STORE_UNAVAILABLE.
 	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
-	// UpdateSession changes a session's labels, idle timeout or context window. It runs after the
-	// turns that are already running or queued in the session.
+	// UpdateSession changes a session's labels, idle timeout, context window or compaction
+	// instruction. It runs after the turns that are already running or queued in the session.
 	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
 	// SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
 	UpdateSession(context.Context, *UpdateSessionRequest) (*UpdateSessionResponse, error)
@@ -328,6 +348,15 @@ type SessionServiceServer interface {
 	// to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
 	// STORE_UNAVAILABLE, DATA_CORRUPTED.
 	ForkSession(context.Context, *ForkSessionRequest) (*ForkSessionResponse, error)
+	// CompactSession summarises the exchanges of a session that are not among the last keep_exchanges
+	// of its context window. Later prompts have the summary in place of them; the history keeps them.
+	// The engine writes the summary. Turns do not wait for it, and those that run meanwhile are kept.
+	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED, SESSION_BUSY (if
+	// another compaction or another replica of the daemon changes the session meanwhile),
+	// QUOTA_EXCEEDED, PERMISSION_DENIED (for the model), SESSIONS_DISABLED, CONTEXT_TOO_LONG,
+	// ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
+	// SHUTTING_DOWN, STORE_UNAVAILABLE, DATA_CORRUPTED.
+	CompactSession(context.Context, *CompactSessionRequest) (*CompactSessionResponse, error)
 	// EndSession deletes a session and its messages. Its running and queued completions fail with
 	// SESSION_ENDED.
 	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing), SESSIONS_DISABLED,
@@ -397,6 +426,9 @@ func (UnimplementedSessionServiceServer) AppendMessages(context.Context, *Append
 }
 func (UnimplementedSessionServiceServer) ForkSession(context.Context, *ForkSessionRequest) (*ForkSessionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ForkSession not implemented")
+}
+func (UnimplementedSessionServiceServer) CompactSession(context.Context, *CompactSessionRequest) (*CompactSessionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CompactSession not implemented")
 }
 func (UnimplementedSessionServiceServer) EndSession(context.Context, *EndSessionRequest) (*EndSessionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method EndSession not implemented")
@@ -548,6 +580,24 @@ func _SessionService_ForkSession_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SessionService_CompactSession_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CompactSessionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).CompactSession(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_CompactSession_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).CompactSession(ctx, req.(*CompactSessionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _SessionService_EndSession_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(EndSessionRequest)
 	if err := dec(in); err != nil {
@@ -683,6 +733,10 @@ var SessionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ForkSession",
 			Handler:    _SessionService_ForkSession_Handler,
+		},
+		{
+			MethodName: "CompactSession",
+			Handler:    _SessionService_CompactSession_Handler,
 		},
 		{
 			MethodName: "EndSession",

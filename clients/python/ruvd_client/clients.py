@@ -220,17 +220,34 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
         labels: Mapping[str, str] | None = None,
         idle_timeout_seconds: float | None = None,
         context_window: pb.ContextWindow | None = None,
+        compaction_instruction: str | None = None,
     ) -> pb.Session:
         """Changes the given settings after the turns before it; `labels` replaces all labels."""
-        request = update_session_request(session_id, labels, idle_timeout_seconds, context_window)
+        request = update_session_request(
+            session_id, labels, idle_timeout_seconds, context_window, compaction_instruction
+        )
         return self._call(lambda stub: stub.UpdateSession, request).session
 
     def append_messages(
-        self, session_id: str, messages: Messages, *, request_id: str = ""
+        self,
+        session_id: str,
+        messages: Messages = (),
+        *,
+        request_id: str = "",
+        summary: str = "",
+        summary_exchange_count: int | None = None,
     ) -> pb.Session:
-        """Commits messages without generating an answer, after the turns before it."""
+        """Commits messages without generating an answer, after the turns before it.
+
+        A `summary` is sent in place of the first `summary_exchange_count` exchanges of the history,
+        by default of all but those that a trim of the context window keeps.
+        """
         request = pb.AppendMessagesRequest(
-            session_id=session_id, messages=to_messages(messages), request_id=request_id
+            session_id=session_id,
+            messages=to_messages(messages),
+            request_id=request_id,
+            summary=summary,
+            summary_exchange_count=summary_exchange_count,
         )
         return self._call(lambda stub: stub.AppendMessages, request).session
 
@@ -250,6 +267,16 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
             request_id=request_id,
         )
         return self._call(lambda stub: stub.ForkSession, request).session
+
+    def compact_session(
+        self, session_id: str, *, dry_run: bool = False
+    ) -> pb.CompactSessionResponse:
+        """Summarises the exchanges before the last ones, which later prompts no longer have.
+
+        With `dry_run` it only says what that would do.
+        """
+        request = pb.CompactSessionRequest(session_id=session_id, dry_run=dry_run)
+        return self._call(lambda stub: stub.CompactSession, request)
 
     def end_session(self, session_id: str, *, allow_missing: bool = False) -> None:
         """Deletes a session and its messages."""
@@ -366,17 +393,34 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
         labels: Mapping[str, str] | None = None,
         idle_timeout_seconds: float | None = None,
         context_window: pb.ContextWindow | None = None,
+        compaction_instruction: str | None = None,
     ) -> pb.Session:
         """Changes the given settings after the turns before it; `labels` replaces all labels."""
-        request = update_session_request(session_id, labels, idle_timeout_seconds, context_window)
+        request = update_session_request(
+            session_id, labels, idle_timeout_seconds, context_window, compaction_instruction
+        )
         return (await self._call(lambda stub: stub.UpdateSession, request)).session
 
     async def append_messages(
-        self, session_id: str, messages: Messages, *, request_id: str = ""
+        self,
+        session_id: str,
+        messages: Messages = (),
+        *,
+        request_id: str = "",
+        summary: str = "",
+        summary_exchange_count: int | None = None,
     ) -> pb.Session:
-        """Commits messages without generating an answer, after the turns before it."""
+        """Commits messages without generating an answer, after the turns before it.
+
+        A `summary` is sent in place of the first `summary_exchange_count` exchanges of the history,
+        by default of all but those that a trim of the context window keeps.
+        """
         request = pb.AppendMessagesRequest(
-            session_id=session_id, messages=to_messages(messages), request_id=request_id
+            session_id=session_id,
+            messages=to_messages(messages),
+            request_id=request_id,
+            summary=summary,
+            summary_exchange_count=summary_exchange_count,
         )
         return (await self._call(lambda stub: stub.AppendMessages, request)).session
 
@@ -396,6 +440,16 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
             request_id=request_id,
         )
         return (await self._call(lambda stub: stub.ForkSession, request)).session
+
+    async def compact_session(
+        self, session_id: str, *, dry_run: bool = False
+    ) -> pb.CompactSessionResponse:
+        """Summarises the exchanges before the last ones, which later prompts no longer have.
+
+        With `dry_run` it only says what that would do.
+        """
+        request = pb.CompactSessionRequest(session_id=session_id, dry_run=dry_run)
+        return await self._call(lambda stub: stub.CompactSession, request)
 
     async def end_session(self, session_id: str, *, allow_missing: bool = False) -> None:
         """Deletes a session and its messages."""

@@ -59,6 +59,9 @@ class CreateSessionArguments(TypedDict, total=False):
     idle_timeout_seconds: float
     model: str
     request_id: str
+    compaction_instruction: str
+    summary: str
+    summary_exchange_count: int
 
 
 class CompleteArguments(TypedDict, total=False):
@@ -151,9 +154,14 @@ def update_session_request(
     labels: Mapping[str, str] | None,
     idle_timeout_seconds: float | None,
     context_window: pb.ContextWindow | None,
+    compaction_instruction: str | None = None,
 ) -> pb.UpdateSessionRequest:
     """Returns the request of one UpdateSession, whose mask has only the given fields."""
-    fields: dict[str, Any] = {"labels": labels, "context_window": context_window}
+    fields: dict[str, Any] = {
+        "labels": labels,
+        "context_window": context_window,
+        "compaction_instruction": compaction_instruction,
+    }
     if idle_timeout_seconds is not None:
         fields["idle_timeout"] = to_duration(idle_timeout_seconds)
     changes = {name: value for name, value in fields.items() if value is not None}

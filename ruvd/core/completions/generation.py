@@ -30,7 +30,10 @@ _FREE_HISTORY_BYTES = 1 << 20
 
 @value(frozen=True, slots=True)
 class Prompt:
-    """The input of a generation. `history` is the session's, from its window's start on."""
+    """The input of a generation. `history` is the session's, from its window's start on.
+
+    `pinned` are the session's pinned exchanges. The first `stored` messages are in the history.
+    """
 
     completion_id: str
     session: Session
@@ -40,6 +43,8 @@ class Prompt:
     creates: bool = False
     batch: bool = False
     prefix_key: str = ""
+    pinned: Sequence[Exchange] = ()
+    stored: int = 0
 
 
 class AnswerGenerator:
@@ -85,7 +90,14 @@ class AnswerGenerator:
         session, tenant = prompt.session, tenant_of(prompt.completion_id)
         allowances.check_model(self.model(prompt.options, session), self._limits_of(tenant))
         limit = self._engine.window_tokens if session.id else None
-        plan = window.plan(session, prompt.history, prompt.messages, default_max_tokens=limit)
+        plan = window.plan(
+            session,
+            prompt.history,
+            prompt.messages,
+            default_max_tokens=limit,
+            pinned=prompt.pinned,
+            stored=prompt.stored,
+        )
         while True:
             if not self._engine.is_ready:
                 with self._scheduler.count_as_waiting(batch=prompt.batch):
@@ -109,13 +121,20 @@ class AnswerGenerator:
             model=answer.model,
             context_messages=len(plan.messages),
             context_trimmed=plan.trimmed,
+            context_summarized=plan.summarized,
         )
         log.append(started)
         try:
             return await self._stream(prompt, plan, log, answer)
         except ContextTooLong as overflow:
             shorter = window.shorten(
-                session, prompt.history, prompt.messages, refused=plan, overflow=overflow
+                session,
+                prompt.history,
+                prompt.messages,
+                refused=plan,
+                overflow=overflow,
+                pinned=prompt.pinned,
+                stored=prompt.stored,
             )
             if shorter is None or answer.first_output is not None:
                 raise

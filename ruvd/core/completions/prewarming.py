@@ -148,4 +148,6 @@ class Prewarmer:
         if session.context_tokens and not window.is_trim_due(session, default_max_tokens=limit):
             return ()
         history = await self._sessions.window(session)
-        return window.plan(session, history, (), default_max_tokens=limit).messages
+        pinned = await self._sessions.reads.pinned(session)
+        plan = window.plan(session, history, (), default_max_tokens=limit, pinned=pinned)
+        return plan.messages

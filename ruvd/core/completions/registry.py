@@ -5,8 +5,9 @@ resumed. After that, and after a restart, the store has the `Finished` of every 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, contextmanager
 
 from ruvd.core import ids
 from ruvd.core.completions.completion import (
@@ -171,6 +172,22 @@ class CompletionRegistry:
             CompletionCancelled("cancelled by CancelCompletion"), keep_partial=keep_partial
         )
         await completion.ended()
+
+    @contextmanager
+    def other_work(self, tenant: str) -> Generator[Counter[str], None, None]:
+        """Counts work of a tenant that is no completion, and uses the engine as one does.
+
+        What it adds to the `tokens` of the counter counts for the tenant. Raises as `start` does.
+        """
+        if self._draining:
+            raise ShuttingDown("the daemon is shutting down; call the next one")
+        self.quotas.check(tenant)
+        self.quotas.begin(tenant, batch=False)
+        used: Counter[str] = Counter()
+        try:
+            yield used
+        finally:
+            self.quotas.end(tenant, batch=False, tokens=lambda: used["tokens"])
 
     def shed(self) -> bool:
         """Fails the largest tenth of the running completions. Returns False if there are none."""

@@ -26,7 +26,7 @@ from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import EngineDone
 from ruvd.core.ports.events import CompletionCommitted, Observer
 from ruvd.core.ports.store import Commit, TurnSnapshot
-from ruvd.core.sessions import idempotency, window
+from ruvd.core.sessions import idempotency, pins, window
 from ruvd.core.sessions.absence import session_not_found
 from ruvd.core.sessions.model import with_messages
 from ruvd.core.sessions.registry import SessionRegistry
@@ -143,6 +143,7 @@ class TurnRunner:
             self._sessions.quotas.check_size(session, request.messages)
             history = await self._sessions.window(session)
             check_results(history[-1] if history else (), request.messages)
+            pins.check_pinned(session, history, request.messages)
             await self._sessions.quotas.reserve(session, request.messages, creates=False)
 
     async def _turn(
@@ -163,13 +164,18 @@ class TurnRunner:
         if history is None:
             history = await self._sessions.window(session)
         check_results(history[-1] if history else (), request.messages)
-        turn = messages
+        pins.check_pinned(session, history, messages)
+        pinned = await self._sessions.reads.pinned(session) if session.pinned else ()
+        turn, stored = messages, 0
         if not messages:
             _check_open(history)
         if not messages or messages[0].role is Role.TOOL:
             # The messages continue the last exchange, so it is sent whatever is trimmed.
+            stored = len(history[-1])
             history, turn = history[:-1], (*history[-1], *messages)
         prompt = _prompt(completion, request, session, history, turn, creates=creates)
+        if pinned or stored:
+            prompt = replace(prompt, pinned=pinned, stored=stored)
         # Until the commit the messages have room with their tenant's bytes.
         with await self._sessions.quotas.reserve(session, messages, creates=creates):
             await self._answer(completion, request, prompt, messages)
@@ -277,6 +283,7 @@ def _after(
         last_used_time=now,
         usage=session.usage + (usage or Usage()),
         window_start=plan.start if plan else session.window_start,
+        pinned=plan.pinned if plan else session.pinned,
         context_tokens=usage.prompt_tokens + usage.completion_tokens if usage else None,
         context_bytes=(plan.size_bytes if plan else 0) + numbered[-1][1].size_bytes,
     )

@@ -192,6 +192,17 @@ class CompletionCommitted:
 
 
 @value(frozen=True, slots=True)
+class SessionCompacted:
+    """A summary of the session was stored, which is now as `session` says.
+
+    The next turn is likely to have the same `options`.
+    """
+
+    session: Session
+    options: CompletionOptions
+
+
+@value(frozen=True, slots=True)
 class SessionCreated:
     """A session was committed for the first time."""
 
@@ -243,6 +254,7 @@ Event: TypeAlias = (
     | QuotaRefused
     | CompletionCommitted
     | CompletionEnded
+    | SessionCompacted
     | SessionCreated
     | SessionCreationAborted
     | SessionGone

@@ -140,7 +140,8 @@ def prompt_bytes(session: Session) -> int:
 
 def stored_bytes(session: Session) -> int:
     """Returns the bytes of a session, which count for its tenant."""
-    return session.size_bytes + prompt_bytes(session)
+    size = session.size_bytes + prompt_bytes(session)
+    return size + session.summary.size_bytes if session.summary else size
 
 
 def own_sessions_exceeded(limit: int | None) -> QuotaExceeded:

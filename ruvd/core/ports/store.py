@@ -72,8 +72,8 @@ DEFAULT_TOMBSTONES = TombstoneLimits()
 class StoreUsage:
     """The number of all stored sessions, and the number and the bytes of one tenant's.
 
-    The bytes of a session are those of its history, of which a fork's includes what it shares, and
-    of its system prompt. Expired sessions count until they are deleted.
+    The bytes of a session are those of its history, of which a fork's includes what it shares, of
+    its summary and of its system prompt. Expired sessions count until they are deleted.
     """
 
     sessions: int = 0
@@ -254,8 +254,8 @@ class Store(Protocol):
 
         Active are those that have not expired at `now`, and those in `active_or_in_turn`. They are
         in the order of creation. The cursor `after` is 0 for the first page; the returned one is 0
-        on the last page. A session whose stored record is damaged is left out. System prompts are
-        left empty, as they may be large. A page whose labels reach MAX_PAGE_BYTES ends.
+        on the last page. A session whose stored record is damaged is left out. System prompts and
+        summaries are left out, as they may be large. A page whose labels reach MAX_PAGE_BYTES ends.
         """
 
     async def idempotency_record(

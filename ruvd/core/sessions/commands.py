@@ -16,13 +16,34 @@ from ruvd.core.errors import (
     SessionExists,
 )
 from ruvd.core.ids import unguessable
-from ruvd.core.model import ContextWindow, IdempotencyRecord, IfBusy, Message, Session, Usage
+from ruvd.core.model import (
+    ContextWindow,
+    Exchange,
+    IdempotencyRecord,
+    IfBusy,
+    Message,
+    Session,
+    Usage,
+)
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.events import Observer, SessionGone
 from ruvd.core.ports.store import Commit, Store
-from ruvd.core.sessions import idempotency, shared_store, window
+from ruvd.core.sessions import (
+    compaction,
+    idempotency,
+    pins,
+    shared_store,
+    window,
+    window_start,
+)
 from ruvd.core.sessions.absence import session_not_found
-from ruvd.core.sessions.model import NewSession, SessionPolicy, SessionState, with_messages
+from ruvd.core.sessions.model import (
+    NewMessages,
+    NewSession,
+    SessionPolicy,
+    SessionState,
+    with_messages,
+)
 from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.sessions.tool_results import check_results
 from ruvd.core.sessions.turn_queue import TurnQueue, TurnRequest, finish_despite_cancel
@@ -35,6 +56,7 @@ class SessionChanges:
     labels: Mapping[str, str] | None = None
     idle_timeout_seconds: float | None = None
     context_window: ContextWindow | None = None
+    compaction_instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +92,25 @@ class SessionCommands:
         self._sessions.check_enabled()
         check_results((), new.messages)
         asked = (new.session_id, new.system_prompt, new.messages, new.labels, new.context_window)
-        digest = idempotency.digest("create", *asked, new.idle_timeout_seconds, new.model)
+        more = idempotency.given(
+            new.compaction_instruction, new.summary, new.summary_exchange_count
+        )
+        digest = idempotency.digest("create", *asked, new.idle_timeout_seconds, new.model, *more)
 
         async def make(record: IdempotencyRecord | None) -> Session:
             session = self._sessions.prepare(new)
             self._sessions.quotas.check_size(session, new.messages)
+            pins.check_pinned(session, (), new.messages)
             numbered = window.number(0, new.messages)
             session = with_messages(session, numbered)
+            if new.summary:
+                session = compaction.adopt(
+                    session,
+                    window.grouped(numbered),
+                    position=0,
+                    text=new.summary,
+                    exchange_count=new.summary_exchange_count,
+                )
             await self._make(Commit(session, numbered, record, create=True, refusable=True))
             return session
 
@@ -109,9 +143,9 @@ class SessionCommands:
                 exchange_count=keep,
                 size_bytes=size,
                 usage=Usage(),
-                window_start=_start_at(parent, keep),
                 context_tokens=parent.context_tokens if whole else None,
             )
+            session = compaction.in_fork(session, keep, window_start.in_fork(parent, keep))
             await self._make(Commit(session, (), record, create=True, refusable=True), parent.id)
             return session
 
@@ -156,7 +190,7 @@ class SessionCommands:
     ) -> SessionState:
         """Changes a session, after the turns that came before.
 
-        With `may_move`, here and in `append`, raises SessionElsewhere while another replica that
+        With `may_move`, here and in `add`, raises SessionElsewhere while another replica that
         can be called has the session.
         """
         self._sessions.check_enabled()
@@ -164,9 +198,14 @@ class SessionCommands:
         async def change() -> Session:
             session = await self._sessions.existing(session_id)
             given = {name: getattr(changes, name) for name in SessionChanges.__slots__}
-            start = _widened(session, changes.context_window or session.context_window)
+            before = session
+            start = window_start.after_update(session, changes.context_window)
             session = replace(session, **{k: v for k, v in given.items() if v is not None})
             session = replace(session, window_start=start)
+            if changes.context_window:
+                session = replace(
+                    session, pinned=await self._sessions.reads.pinned_after(session, before)
+                )
             await self._sessions.commit(Commit(session))
             return session
 
@@ -179,12 +218,18 @@ class SessionCommands:
         session_id: str,
         messages: Sequence[Message],
         request_id: str = "",
-        *,
-        may_move: bool = False,
     ) -> SessionState:
         """Commits messages without generating, after earlier turns, once per request id."""
+        return await self.add(session_id, NewMessages(messages, request_id))
+
+    async def add(
+        self, session_id: str, new: NewMessages, *, may_move: bool = False
+    ) -> SessionState:
+        """Commits messages, and a summary that the client has made, as `append` does."""
         self._sessions.check_enabled()
-        digest = idempotency.digest("append", messages)
+        messages, request_id = new.messages, new.request_id
+        more = idempotency.given(new.summary, new.summary_exchange_count)
+        digest = idempotency.digest("append", messages, *more)
 
         async def change() -> Session:
             session = await self._sessions.existing(session_id)
@@ -199,7 +244,20 @@ class SessionCommands:
             last = await self._store.exchanges(session_id, max(0, session.exchange_count - 1))
             check_results(last[-1] if last else (), messages)
             numbered = window.number(session.exchange_count, messages)
+            history: Sequence[Exchange] = ()
+            if new.summary or any(message.pinned for message in messages):
+                history = await self._sessions.window(session)
+                pins.check_pinned(session, history, messages)
+            position = session.message_count - sum(map(len, history))
             session = with_messages(session, numbered, last_used_time=self._clock.now())
+            if new.summary:
+                session = compaction.adopt(
+                    session,
+                    window.joined(history, session.window_start, numbered),
+                    position=position,
+                    text=new.summary,
+                    exchange_count=new.summary_exchange_count,
+                )
             await self._sessions.commit(Commit(session, numbered, record, refusable=True))
             return session
 
@@ -238,29 +296,3 @@ class SessionCommands:
     async def sweep(self) -> int:
         """Deletes the expired sessions and returns their number."""
         return await self._sessions.expiry.sweep()
-
-
-def _widened(session: Session, window: ContextWindow) -> int:
-    """Returns where the session's window starts once it is `window`, which may be wider."""
-    if window.max_exchanges == session.context_window.max_exchanges:
-        return session.window_start
-    if not window.max_exchanges:
-        return 0
-    return min(session.window_start, max(0, session.exchange_count - window.max_exchanges))
-
-
-def _start_at(session: Session, exchange_count: int) -> int:
-    """Returns where the window of a fork with the first `exchange_count` exchanges starts.
-
-    That is where the parent's window starts, so that the fork's first prompt begins as the
-    parent's did. If that would leave the fork's window empty, it is where the parent's window
-    started when the parent was that long, as far as the number of exchanges decides it.
-    """
-    if session.window_start < exchange_count:
-        return session.window_start
-    window = session.context_window
-    before = exchange_count - 1  # the length of the history when that exchange was planned
-    if not window.max_exchanges or before <= window.max_exchanges:
-        return 0
-    cycle = window.max_exchanges + 1 - window.keep_exchanges
-    return ((before - window.max_exchanges - 1) // cycle + 1) * cycle

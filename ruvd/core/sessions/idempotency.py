@@ -21,6 +21,11 @@ def digest(kind: str, *parts: Any) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
+def given(*parts: str | int | None) -> tuple[str | int | None, ...]:
+    """Returns parts of a digest that earlier versions did not have; none if none has a value."""
+    return parts if any(part not in ("", None) for part in parts) else ()
+
+
 def check(known: bytes, given: bytes, request_id: str) -> None:
     """Raises RequestIdReused if a request id comes with another request than before."""
     if known != given:

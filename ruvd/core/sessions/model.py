@@ -41,6 +41,23 @@ class NewSession:
     model: str = ""
     request_id: str = ""
     tenant: str = DEFAULT
+    compaction_instruction: str = ""
+    summary: str = ""
+    summary_exchange_count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessages:
+    """A client's messages for a history, and its summary of that, empty for none.
+
+    The summary stands for the first `summary_exchange_count` exchanges, by default for all but the
+    last `keep_exchanges`.
+    """
+
+    messages: Sequence[Message] = ()
+    request_id: str = ""
+    summary: str = ""
+    summary_exchange_count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +102,7 @@ def new_session(new: NewSession, policy: SessionPolicy, now: float) -> Session:
         model=new.model,
         labels=new.labels,
         context_window=new.context_window or policy.context_window,
+        compaction_instruction=new.compaction_instruction,
     )
 
 

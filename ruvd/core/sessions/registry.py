@@ -23,6 +23,7 @@ from ruvd.core.ports.store import (
 )
 from ruvd.core.sessions.absence import absence, check_absent, session_not_found
 from ruvd.core.sessions.expiry import Expiry
+from ruvd.core.sessions.history import HistoryReads
 from ruvd.core.sessions.model import (
     HistoryPage,
     NewSession,
@@ -52,6 +53,7 @@ class SessionRegistry:
         self._observer = observer
         self._policy = policy
         self.turn_queue = TurnQueue(policy.max_sessions, policy.max_queue, policy.limits_of)
+        self.reads = HistoryReads(store)
         self.expiry = Expiry(store, clock, observer, self.turn_queue)
         self.quotas = SessionQuotas(store, self.turn_queue, policy, self.expiry, clock)
         self.turns = SessionTurns(

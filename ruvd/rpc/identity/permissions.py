@@ -20,6 +20,7 @@ ROLES: dict[str, frozenset[Role]] = {
     f"{_SERVICE}ListSessions": _ALL,
     f"{_SERVICE}UpdateSession": _WITH_CONTENT,
     f"{_SERVICE}AppendMessages": _WITH_CONTENT,
+    f"{_SERVICE}CompactSession": _WITH_CONTENT,
     f"{_SERVICE}EndSession": _WITH_CONTENT,
     f"{_SERVICE}ForkSession": _WITH_CONTENT,
     f"{_SERVICE}GetSessionMetrics": _ALL,

@@ -29,6 +29,7 @@ _METHODS = frozenset(
     for name in (
         "AppendMessages",
         "CancelCompletion",
+        "CompactSession",
         "Complete",
         "EndSession",
         "GetSession",

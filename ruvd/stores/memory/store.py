@@ -291,9 +291,9 @@ class MemoryStore:
 
 
 def _listed(entry: Entry) -> Session:
-    return (
-        replace(entry.session, system_prompt="") if entry.session.system_prompt else entry.session
-    )
+    session = entry.session
+    has_long_texts = session.system_prompt or session.summary
+    return replace(session, system_prompt="", summary=None) if has_long_texts else session
 
 
 def _belongs(session_id: str, tenant: str | None) -> bool:

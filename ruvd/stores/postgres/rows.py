@@ -18,6 +18,7 @@ from ruvd.core.model import (
     ToolCall,
     Usage,
 )
+from ruvd.stores import compaction_fields
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -43,15 +44,19 @@ _COLUMNS = (
     "parent_id",
     "model",
     "labels",
+    "compaction",
+    "summary",
     "system_prompt",
     "label_pairs",
 )
 SESSION_COLUMNS = ", ".join(_COLUMNS)
 # The parameters that `session_values` gives, in the order of the columns.
 SESSION_VALUES = ", ".join(f"%(new_{name})s" for name in _COLUMNS)
-# What `to_session` takes; without the system prompt for lists.
+# What `to_session` takes; without the summary and the system prompt for lists.
 SESSION_FIELDS = SESSION_COLUMNS.removesuffix("label_pairs") + "epoch"
-LISTED_FIELDS = SESSION_FIELDS.removesuffix("system_prompt, epoch") + "''::bytea, epoch"
+LISTED_FIELDS = (
+    SESSION_FIELDS.removesuffix("summary, system_prompt, epoch") + "''::bytea, ''::bytea, epoch"
+)
 FIELD_COUNT = len(SESSION_FIELDS.split(","))
 
 
@@ -80,6 +85,8 @@ def session_values(session: Session) -> dict[str, Any]:
         session.parent_id,
         session.model.encode(),
         json.dumps(dict(session.labels)),
+        compaction_fields.to_text(session, with_summary=False),
+        session.summary.text.encode() if session.summary else b"",
         session.system_prompt.encode(),
         label_pairs(session.labels),
     )
@@ -93,7 +100,7 @@ def label_pairs(labels: Mapping[str, str]) -> list[str]:
 
 def to_session(row: Row) -> Session:
     """Takes the values of SESSION_FIELDS."""
-    return Session(
+    session = Session(
         id=row[0],
         create_time=row[1],
         last_used_time=row[2],
@@ -109,17 +116,20 @@ def to_session(row: Row) -> Session:
         parent_id=row[18],
         model=row[19].decode(),
         labels=json.loads(row[20]),
-        system_prompt=row[21].decode(),
-        version=row[22],
+        system_prompt=row[23].decode(),
+        version=row[24],
     )
+    return compaction_fields.with_fields(session, row[21], row[22].decode())
 
 
 def extra_column(message: Message) -> str | None:
     """Returns the fields besides role and content as JSON, or None if the message has none."""
-    if not (message.tool_calls or message.tool_call_id or message.reasoning or message.engine_data):
+    has_more = message.tool_calls or message.tool_call_id or message.reasoning
+    if not (has_more or message.engine_data or message.pinned):
         return None
     calls = [[call.id, call.name, call.arguments, call.engine_data] for call in message.tool_calls]
-    return json.dumps([calls, message.tool_call_id, message.reasoning, message.engine_data])
+    fields = [calls, message.tool_call_id, message.reasoning, message.engine_data]
+    return json.dumps([*fields, True] if message.pinned else fields)
 
 
 def to_message(row: Row) -> Message:

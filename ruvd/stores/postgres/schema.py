@@ -136,6 +136,24 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # Not logged, so that a claim costs no write to the disk; see `claims`.
     ("CREATE UNLOGGED TABLE claims (session_id text PRIMARY KEY, owner text NOT NULL)",),
+    # The fields of compaction, see `compaction_fields`; NULL for a session without any.
+    (
+        "DROP INDEX sessions_by_use",
+        """
+        ALTER TABLE sessions
+        ADD COLUMN compaction text,
+        ADD COLUMN summary bytea NOT NULL DEFAULT ''::bytea,
+        DROP COLUMN stored_bytes
+        """,
+        """
+        ALTER TABLE sessions ADD COLUMN stored_bytes bigint NOT NULL GENERATED ALWAYS AS
+            (size_bytes + octet_length(system_prompt) + octet_length(summary)) STORED
+        """,
+        """
+        CREATE INDEX sessions_by_use ON sessions (tenant, last_used_time, pk)
+        INCLUDE (stored_bytes)
+        """,
+    ),
 )
 # Any number that no other program uses for an advisory lock in the same database.
 _LOCK = 0x72757664

@@ -23,17 +23,21 @@ def of_message(
     return crc32(f"{place} {role} {extra}\0{content}".encode())
 
 
-def of_session(columns: Row) -> int:
-    """Returns the checksum of the columns of `sessions` after `pk` and before the checksum."""
+def of_session(columns: Row, compaction: str | bytes | None) -> int:
+    """Returns the checksum of the columns of `sessions` after `pk` and before the checksum, and of
+    the column `compaction`."""
     content = columns[-1] if isinstance(columns[-1], bytes) else columns[-1].encode()
-    return crc32(content, crc32(session_head(columns)))
+    return crc32(content, crc32(session_head(columns, compaction)))
 
 
-def session_head(columns: Row) -> bytes:
+def session_head(columns: Row, compaction: str | bytes | None) -> bytes:
     """Returns what the checksum covers besides the last column, the system prompt."""
     # REAL columns return floats for the integers that were stored.
     created, idle_timeout = columns[1] + 0.0, columns[3] + 0.0
-    return f"{columns[0]} {created} {idle_timeout} {columns[5:-1]}".encode()
+    head = f"{columns[0]} {created} {idle_timeout} {columns[5:-1]}".encode()
+    if compaction is None:
+        return head  # as in a row of a ruvd that had no compaction
+    return b"%s %s" % (head, compaction if isinstance(compaction, bytes) else compaction.encode())
 
 
 def of_record(columns: Row) -> int:

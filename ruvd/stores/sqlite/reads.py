@@ -111,7 +111,7 @@ def page(
             if len(sessions) == limit or size >= MAX_PAGE_BYTES:
                 return sessions, after, errors
             # The checksum of a row is also that of its system prompt, so that is read, too.
-            sessions.append(replace(session, system_prompt=""))
+            sessions.append(replace(session, system_prompt="", summary=None))
             size += session.labels_bytes
             after = row[0]
     return sessions, 0, errors

@@ -108,23 +108,27 @@ def _receipt(db: sqlite3.Connection, rows: "SealedRows", row: Row, seal: bool) -
 
 
 def _session(db: sqlite3.Connection, rows: "SealedRows", row: Row, seal: bool) -> None:  # noqa: FBT001
-    pk, *columns, checksum, _tenant, _stored_bytes = row
+    pk, *columns, checksum, _tenant, _stored_bytes, compaction = row
     if isinstance(columns[_SYSTEM_PROMPT], bytes) is seal:
         return
-    session_id, labels = columns[0], columns[_LABELS]
-    is_right = _is_right(checksum, lambda: checksums.of_session(tuple(columns)))
+    session_id, labels, was_compaction = columns[0], columns[_LABELS], compaction
+    is_right = _is_right(checksum, lambda: checksums.of_session(tuple(columns), was_compaction))
     if seal:
         sealer = rows.sealer(db, pk)
         plain_labels = labels
+        if compaction is not None:
+            compaction = sealer.compaction(session_id, _text(compaction))
         if labels != "{}":
             columns[_LABELS] = sealer.labels(session_id, _text(labels))
-        head = _head(columns)
+        head = _head(columns, compaction)
         columns[_SYSTEM_PROMPT] = sealer.system_prompt(head, _text(columns[_SYSTEM_PROMPT]))
     else:
         try:
             opener = rows.opener(db)
             plain_labels = opener.labels(pk, session_id, labels)
-            head = _head(columns)
+            if compaction is not None:
+                compaction = opener.compaction(pk, session_id, compaction)
+            head = _head(columns, was_compaction)
             columns[_SYSTEM_PROMPT] = opener.system_prompt(pk, head, columns[_SYSTEM_PROMPT])
         except _DAMAGE:
             return
@@ -132,13 +136,15 @@ def _session(db: sqlite3.Connection, rows: "SealedRows", row: Row, seal: bool) -
     _convert_labels(db, pk, plain_labels, seal=seal)
     made = 0
     if is_right:
-        made = checksums.of_session(tuple(columns))
+        made = checksums.of_session(tuple(columns), compaction)
     db.execute(
-        "UPDATE sessions SET labels = ?, system_prompt = ?, checksum = ? WHERE pk = ?",
+        "UPDATE sessions SET labels = ?, system_prompt = ?, checksum = ?, compaction = ?"
+        " WHERE pk = ?",
         (
             columns[_LABELS],
             columns[_SYSTEM_PROMPT],
             _checksum(checksum, made, is_right=is_right),
+            compaction,
             pk,
         ),
     )
@@ -156,9 +162,9 @@ def _convert_labels(db: sqlite3.Connection, branch: int, text: Any, *, seal: boo
     )
 
 
-def _head(columns: list[Any]) -> bytes:
+def _head(columns: list[Any], compaction: Any) -> bytes:
     try:
-        return checksums.session_head(tuple(columns))
+        return checksums.session_head(tuple(columns), compaction)
     except _DAMAGE:
         return b"damaged"
 

@@ -26,6 +26,7 @@ from ruvd.core.model import (
     Usage,
 )
 from ruvd.core.tenants import own
+from ruvd.stores import compaction_fields
 from ruvd.stores.sqlite import checksums
 from ruvd.stores.sqlite.checksums import Row
 from ruvd.stores.sqlite.sealing import Opener, Sealer
@@ -35,7 +36,7 @@ _NO_MEANING = (ValueError, TypeError, LookupError, AttributeError)
 
 
 def session_columns(session: Session, end_bytes: int, sealer: Sealer | None = None) -> Row:
-    """Returns the columns of `sessions` after `pk`, in the order of the schema."""
+    """Returns the columns of `sessions` after `pk` up to the checksum, and the compaction's."""
     window, usage = session.context_window, session.usage
     columns = (
         session.id,
@@ -62,23 +63,26 @@ def session_columns(session: Session, end_bytes: int, sealer: Sealer | None = No
         json.dumps(dict(session.labels)) if session.labels else "{}",
         session.system_prompt,
     )
+    compaction: str | bytes | None = compaction_fields.to_text(session, with_summary=True)
     if sealer is not None:
-        columns = _seal_session(columns, sealer)
-    return (*columns, checksums.of_session(columns))
+        if isinstance(compaction, str):
+            compaction = sealer.compaction(session.id, compaction)
+        columns = _seal_session(columns, compaction, sealer)
+    return (*columns, checksums.of_session(columns, compaction), compaction)
 
 
-def _seal_session(columns: Row, sealer: Sealer) -> Row:
+def _seal_session(columns: Row, compaction: str | bytes | None, sealer: Sealer) -> Row:
     *others, labels, system_prompt = columns
     if labels != "{}":
         labels = sealer.labels(columns[0], labels)
-    head = checksums.session_head((*others, labels, system_prompt))
+    head = checksums.session_head((*others, labels, system_prompt), compaction)
     return (*others, labels, sealer.system_prompt(head, system_prompt))
 
 
 def to_session(row: Row, opener: Opener | None) -> Session:
     """Returns the session of a complete row of `sessions`. Raises DataCorrupted."""
     try:
-        if checksums.is_right(row[24], checksums.of_session(row[1:24])):
+        if checksums.is_right(row[24], checksums.of_session(row[1:24], row[27])):
             return _session(row if opener is None else _open_session(row, opener))
     except _NO_MEANING:
         pass
@@ -86,9 +90,11 @@ def to_session(row: Row, opener: Opener | None) -> Session:
 
 
 def _open_session(row: Row, opener: Opener) -> Row:
-    head = checksums.session_head(row[1:24])
+    head = checksums.session_head(row[1:24], row[27])
     system_prompt = opener.system_prompt(row[0], head, row[23])
-    return (*row[:22], opener.labels(row[0], row[1], row[22]), system_prompt)
+    labels = opener.labels(row[0], row[1], row[22])
+    compaction = None if row[27] is None else opener.compaction(row[0], row[1], row[27])
+    return (*row[:22], labels, system_prompt, *row[24:27], compaction)
 
 
 def to_labels(
@@ -112,7 +118,7 @@ def damaged(session_id: object, what: str) -> DataCorrupted:
 
 
 def _session(row: Row) -> Session:
-    return Session(
+    session = Session(
         id=row[1],
         create_time=row[2],
         last_used_time=row[3],
@@ -130,11 +136,13 @@ def _session(row: Row) -> Session:
         labels=json.loads(row[22]),
         system_prompt=row[23],
     )
+    return compaction_fields.with_fields(session, row[27])
 
 
 def extra_column(message: Message) -> str | None:
     """Returns the fields besides role and content as JSON, or None if the message has none."""
-    if not (message.tool_calls or message.tool_call_id or message.reasoning or message.engine_data):
+    has_more = message.tool_calls or message.tool_call_id or message.reasoning
+    if not (has_more or message.engine_data or message.pinned):
         return None
     fields: dict[str, Any] = {}
     if message.tool_calls:
@@ -145,6 +153,8 @@ def extra_column(message: Message) -> str | None:
         fields["reasoning"] = message.reasoning
     if message.engine_data:
         fields["engine_data"] = message.engine_data
+    if message.pinned:
+        fields["pinned"] = True
     return json.dumps(fields, ensure_ascii=False)
 
 

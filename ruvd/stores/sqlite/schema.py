@@ -216,6 +216,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         END
         """,
     ),
+    # The fields of compaction, see `compaction_fields`; NULL for a session without any.
+    ("ALTER TABLE sessions ADD COLUMN compaction",),
 )
 
 # The first schema whose stores may be sealed.

@@ -123,6 +123,10 @@ class BranchSealer:
         """See `Sealer.labels`."""
         return self._key.seal(labels.encode(), _of_labels(session_id))
 
+    def compaction(self, session_id: str, compaction: str) -> bytes:
+        """See `Sealer.compaction`."""
+        return self._key.seal(compaction.encode(), _of_compaction(session_id))
+
     def system_prompt(self, head: bytes, system_prompt: str) -> bytes:
         """See `Sealer.system_prompt`."""
         return self._key.seal(system_prompt.encode(), _of_session(head))
@@ -163,6 +167,13 @@ class RowOpener:
                 self._check_plain()
             return labels
         return self._of_branch(branch).open(labels, _of_labels(session_id)).decode()
+
+    def compaction(self, branch: int, session_id: str, compaction: Any) -> Any:
+        """See `Opener.compaction`."""
+        if not isinstance(compaction, bytes):
+            self._check_plain()
+            return compaction
+        return self._of_branch(branch).open(compaction, _of_compaction(session_id)).decode()
 
     def system_prompt(self, branch: int, head: bytes, system_prompt: Any) -> Any:
         """See `Opener.system_prompt`."""
@@ -217,6 +228,10 @@ def _of_message(place: Place, role: str) -> bytes:
 
 def _of_labels(session_id: str) -> bytes:
     return f"labels {session_id}".encode()
+
+
+def _of_compaction(session_id: str) -> bytes:
+    return f"compaction {session_id}".encode()
 
 
 def _of_session(head: bytes) -> bytes:

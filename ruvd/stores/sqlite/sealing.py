@@ -6,8 +6,9 @@ files or a copy has anything else. A connection carries what seals and opens its
 without keys does not load it.
 
 The columns with content become BLOBs: of a message `content`, which includes `extra`; of a session
-`labels` and `system_prompt`; of a receipt `figures`, which includes `digest`. A row of `labels` has
-keyed hashes. Everything else stays as it is: ids, times, counts, sizes, roles and names of models.
+`labels`, `compaction` and `system_prompt`; of a receipt `figures`, which includes `digest`. A row
+of `labels` has keyed hashes. Everything else stays as it is: ids, times, counts, sizes, roles and
+names of models.
 """
 
 import sqlite3
@@ -28,6 +29,9 @@ class Sealer(Protocol):
 
     def labels(self, session_id: str, labels: str) -> bytes:
         """Returns the column `labels` of a row of `sessions`."""
+
+    def compaction(self, session_id: str, compaction: str) -> bytes:
+        """Returns the column `compaction` of a row of `sessions`."""
 
     def system_prompt(self, head: bytes, system_prompt: str) -> bytes:
         """Returns the column `system_prompt` of a row of `sessions` with other columns `head`."""
@@ -50,6 +54,9 @@ class Opener(Protocol):
 
     def labels(self, branch: int, session_id: str, labels: Any) -> Any:
         """Returns the plain column `labels` of a row of `sessions`."""
+
+    def compaction(self, branch: int, session_id: str, compaction: Any) -> Any:
+        """Returns the plain column `compaction` of a row of `sessions`."""
 
     def system_prompt(self, branch: int, head: bytes, system_prompt: Any) -> Any:
         """Returns the plain column `system_prompt` of a row of `sessions`."""

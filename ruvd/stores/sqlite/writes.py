@@ -136,13 +136,15 @@ def _insert_session(
     """Inserts the session's row and labels and returns its `pk`."""
     session = change.session
     end_bytes += sum(message.size_bytes for _, message in change.appended)
+    *columns, compaction = session_columns(session, end_bytes, sealer)
     branch = db.execute(
         "INSERT INTO sessions VALUES"
-        " (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            *session_columns(session, end_bytes, sealer),
+            *columns,
             prefix(tenant_of(session.id)),
             room.stored_bytes(session),
+            compaction,
         ),
     ).lastrowid
     assert branch is not None  # noqa: S101 - an INSERT that returned has a row id
@@ -184,7 +186,7 @@ def _update_session(
         " context_bytes = ?, prompt_tokens = ?, cached_tokens = ?, completion_tokens = ?,"
         " keep_exchanges = ?, max_exchanges = ?, max_tokens = ?, rendering = ?,"
         " parent_id = ?, model = ?, labels = ?, system_prompt = ?, checksum = ?,"
-        " stored_bytes = ? WHERE pk = ?",
+        " compaction = ?, stored_bytes = ? WHERE pk = ?",
         (
             *session_columns(session, end_bytes + added_bytes, sealer),
             room.stored_bytes(session),

@@ -204,6 +204,36 @@ roles. This puts user text into a system message, so it has to be chosen explici
 """
 Global___Rendering: typing_extensions.TypeAlias = Rendering
 
+class _Compaction:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _CompactionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Compaction.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    COMPACTION_UNSPECIFIED: _Compaction.ValueType  # 0
+    """The daemon's default (NONE, unless it is set otherwise)."""
+    COMPACTION_NONE: _Compaction.ValueType  # 1
+    """They are no longer sent."""
+    COMPACTION_SUMMARY: _Compaction.ValueType  # 2
+    """A summary of them is sent in their place. The engine writes it between turns, before the window
+    is full. A turn that comes before the summary is ready trims the window as with NONE; the next
+    summary then covers also what that trim left out.
+    """
+
+class Compaction(_Compaction, metaclass=_CompactionEnumTypeWrapper):
+    """A rule for the exchanges that leave the context window."""
+
+COMPACTION_UNSPECIFIED: Compaction.ValueType  # 0
+"""The daemon's default (NONE, unless it is set otherwise)."""
+COMPACTION_NONE: Compaction.ValueType  # 1
+"""They are no longer sent."""
+COMPACTION_SUMMARY: Compaction.ValueType  # 2
+"""A summary of them is sent in their place. The engine writes it between turns, before the window
+is full. A turn that comes before the summary is ready trims the window as with NONE; the next
+summary then covers also what that trim left out.
+"""
+Global___Compaction: typing_extensions.TypeAlias = Compaction
+
 class _ToolChoiceMode:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -402,6 +432,7 @@ class Message(google.protobuf.message.Message):
     TOOL_CALL_ID_FIELD_NUMBER: builtins.int
     REASONING_FIELD_NUMBER: builtins.int
     ENGINE_DATA_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
     role: Global___Role.ValueType
     """The author of the message."""
     content: builtins.str
@@ -417,6 +448,10 @@ class Message(google.protobuf.message.Message):
     JSON text (an object) that only the daemon reads. A stateless caller returns it unchanged with
     the message. Set with ROLE_ASSISTANT only.
     """
+    pinned: builtins.bool
+    """Whether the message is sent to the engine in every turn, also after it has left the context
+    window. The whole exchange of the message is then sent. A session may have 64 such exchanges.
+    """
     @property
     def tool_calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
         """The tool calls of an assistant's message."""
@@ -430,8 +465,9 @@ class Message(google.protobuf.message.Message):
         tool_call_id: builtins.str = ...,
         reasoning: builtins.str = ...,
         engine_data: builtins.str = ...,
+        pinned: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content", "engine_data", b"engine_data", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "engine_data", b"engine_data", "pinned", b"pinned", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]) -> None: ...
 
 Global___Message: typing_extensions.TypeAlias = Message
 
@@ -580,6 +616,9 @@ class ContextWindow(google.protobuf.message.Message):
     MAX_EXCHANGES_FIELD_NUMBER: builtins.int
     MAX_TOKENS_FIELD_NUMBER: builtins.int
     RENDERING_FIELD_NUMBER: builtins.int
+    COMPACTION_FIELD_NUMBER: builtins.int
+    KEEP_FIRST_FIELD_NUMBER: builtins.int
+    COMPACT_AT_FIELD_NUMBER: builtins.int
     keep_exchanges: builtins.int
     """The number of exchanges that a trim keeps. Unset: the daemon's default (3)."""
     max_exchanges: builtins.int
@@ -594,6 +633,16 @@ class ContextWindow(google.protobuf.message.Message):
     """The form in which the window is written into the prompt. Unset: the daemon's default
     (MESSAGES).
     """
+    compaction: Global___Compaction.ValueType
+    """The rule for the exchanges that leave the window. Unset: the daemon's default (NONE)."""
+    keep_first: builtins.int
+    """The number of exchanges at the beginning of the history that are sent in every turn, at most
+    32. Unset: the daemon's default (0).
+    """
+    compact_at: builtins.float
+    """The share of max_exchanges or max_tokens, whichever is reached first, at which a summary is
+    made: above 0 and at most 1. Unset: the daemon's default (0.6).
+    """
     def __init__(
         self,
         *,
@@ -601,11 +650,18 @@ class ContextWindow(google.protobuf.message.Message):
         max_exchanges: builtins.int | None = ...,
         max_tokens: builtins.int | None = ...,
         rendering: Global___Rendering.ValueType = ...,
+        compaction: Global___Compaction.ValueType = ...,
+        keep_first: builtins.int | None = ...,
+        compact_at: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_keep_exchanges", b"_keep_exchanges", "_max_exchanges", b"_max_exchanges", "_max_tokens", b"_max_tokens", "keep_exchanges", b"keep_exchanges", "max_exchanges", b"max_exchanges", "max_tokens", b"max_tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_keep_exchanges", b"_keep_exchanges", "_max_exchanges", b"_max_exchanges", "_max_tokens", b"_max_tokens", "keep_exchanges", b"keep_exchanges", "max_exchanges", b"max_exchanges", "max_tokens", b"max_tokens", "rendering", b"rendering"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_compact_at", b"_compact_at", "_keep_exchanges", b"_keep_exchanges", "_keep_first", b"_keep_first", "_max_exchanges", b"_max_exchanges", "_max_tokens", b"_max_tokens", "compact_at", b"compact_at", "keep_exchanges", b"keep_exchanges", "keep_first", b"keep_first", "max_exchanges", b"max_exchanges", "max_tokens", b"max_tokens"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_compact_at", b"_compact_at", "_keep_exchanges", b"_keep_exchanges", "_keep_first", b"_keep_first", "_max_exchanges", b"_max_exchanges", "_max_tokens", b"_max_tokens", "compact_at", b"compact_at", "compaction", b"compaction", "keep_exchanges", b"keep_exchanges", "keep_first", b"keep_first", "max_exchanges", b"max_exchanges", "max_tokens", b"max_tokens", "rendering", b"rendering"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_compact_at", b"_compact_at"]) -> typing.Literal["compact_at"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_keep_exchanges", b"_keep_exchanges"]) -> typing.Literal["keep_exchanges"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_keep_first", b"_keep_first"]) -> typing.Literal["keep_first"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_exchanges", b"_max_exchanges"]) -> typing.Literal["max_exchanges"] | None: ...
     @typing.overload
@@ -721,6 +777,10 @@ class Session(google.protobuf.message.Message):
     USAGE_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
     IDLE_TIMEOUT_FIELD_NUMBER: builtins.int
+    COMPACTIONS_FIELD_NUMBER: builtins.int
+    SUMMARY_FIELD_NUMBER: builtins.int
+    SUMMARY_EXCHANGE_COUNT_FIELD_NUMBER: builtins.int
+    COMPACTION_INSTRUCTION_FIELD_NUMBER: builtins.int
     id: builtins.str
     """The session's id: chosen by the client, or an unguessable one made by the daemon."""
     message_count: builtins.int
@@ -735,6 +795,20 @@ class Session(google.protobuf.message.Message):
     """The id of the running completion; empty if none is running."""
     model: builtins.str
     """The session's model; empty for the engine's default."""
+    compactions: builtins.int
+    """The number of summaries that were made of the session, each of which replaced the one before.
+    That of a fork begins with its parent's.
+    """
+    summary: builtins.str
+    """The summary that is sent in place of the first summary_exchange_count exchanges; empty if there
+    is none. It is left out in lists.
+    """
+    summary_exchange_count: builtins.int
+    """The number of exchanges, from the first one on, that the summary stands for."""
+    compaction_instruction: builtins.str
+    """What summaries of the session must pay attention to, in the client's words; see
+    CreateSessionRequest.
+    """
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """The time when the session was created."""
@@ -785,9 +859,13 @@ class Session(google.protobuf.message.Message):
         usage: Global___Usage | None = ...,
         model: builtins.str = ...,
         idle_timeout: google.protobuf.duration_pb2.Duration | None = ...,
+        compactions: builtins.int = ...,
+        summary: builtins.str = ...,
+        summary_exchange_count: builtins.int = ...,
+        compaction_instruction: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["context_window", b"context_window", "create_time", b"create_time", "expire_time", b"expire_time", "idle_timeout", b"idle_timeout", "last_used_time", b"last_used_time", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["context_window", b"context_window", "create_time", b"create_time", "exchange_count", b"exchange_count", "expire_time", b"expire_time", "id", b"id", "idle_timeout", b"idle_timeout", "labels", b"labels", "last_used_time", b"last_used_time", "message_count", b"message_count", "messages", b"messages", "model", b"model", "parent_id", b"parent_id", "running_completion_id", b"running_completion_id", "system_prompt", b"system_prompt", "usage", b"usage"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compaction_instruction", b"compaction_instruction", "compactions", b"compactions", "context_window", b"context_window", "create_time", b"create_time", "exchange_count", b"exchange_count", "expire_time", b"expire_time", "id", b"id", "idle_timeout", b"idle_timeout", "labels", b"labels", "last_used_time", b"last_used_time", "message_count", b"message_count", "messages", b"messages", "model", b"model", "parent_id", b"parent_id", "running_completion_id", b"running_completion_id", "summary", b"summary", "summary_exchange_count", b"summary_exchange_count", "system_prompt", b"system_prompt", "usage", b"usage"]) -> None: ...
 
 Global___Session: typing_extensions.TypeAlias = Session
 
@@ -1151,6 +1229,9 @@ class CreateSessionRequest(google.protobuf.message.Message):
     IDLE_TIMEOUT_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    COMPACTION_INSTRUCTION_FIELD_NUMBER: builtins.int
+    SUMMARY_FIELD_NUMBER: builtins.int
+    SUMMARY_EXCHANGE_COUNT_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     """The session's id: 1 to 128 characters of A-Z a-z 0-9 . _ : -. Empty: the daemon makes an
     unguessable id.
@@ -1161,6 +1242,16 @@ class CreateSessionRequest(google.protobuf.message.Message):
     """The session's model, for engines that offer several."""
     request_id: builtins.str
     """An id that makes retries safe: a call with the same id returns the same session."""
+    compaction_instruction: builtins.str
+    """An instruction for the summaries of this session, of at most 4,096 bytes, such as "keep all
+    order numbers". It is added to the daemon's own request for a summary.
+    """
+    summary: builtins.str
+    """A summary of the first summary_exchange_count exchanges of the messages, if the client has one."""
+    summary_exchange_count: builtins.int
+    """The number of exchanges, from the first one on, that the summary stands for. Unset: all but the
+    last keep_exchanges.
+    """
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Message]:
         """The history that the session starts with."""
@@ -1190,9 +1281,13 @@ class CreateSessionRequest(google.protobuf.message.Message):
         idle_timeout: google.protobuf.duration_pb2.Duration | None = ...,
         model: builtins.str = ...,
         request_id: builtins.str = ...,
+        compaction_instruction: builtins.str = ...,
+        summary: builtins.str = ...,
+        summary_exchange_count: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["context_window", b"context_window", "idle_timeout", b"idle_timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["context_window", b"context_window", "idle_timeout", b"idle_timeout", "labels", b"labels", "messages", b"messages", "model", b"model", "request_id", b"request_id", "session_id", b"session_id", "system_prompt", b"system_prompt"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_summary_exchange_count", b"_summary_exchange_count", "context_window", b"context_window", "idle_timeout", b"idle_timeout", "summary_exchange_count", b"summary_exchange_count"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_summary_exchange_count", b"_summary_exchange_count", "compaction_instruction", b"compaction_instruction", "context_window", b"context_window", "idle_timeout", b"idle_timeout", "labels", b"labels", "messages", b"messages", "model", b"model", "request_id", b"request_id", "session_id", b"session_id", "summary", b"summary", "summary_exchange_count", b"summary_exchange_count", "system_prompt", b"system_prompt"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_summary_exchange_count", b"_summary_exchange_count"]) -> typing.Literal["summary_exchange_count"] | None: ...
 
 Global___CreateSessionRequest: typing_extensions.TypeAlias = CreateSessionRequest
 
@@ -1388,8 +1483,11 @@ class UpdateSessionRequest(google.protobuf.message.Message):
     IDLE_TIMEOUT_FIELD_NUMBER: builtins.int
     CONTEXT_WINDOW_FIELD_NUMBER: builtins.int
     UPDATE_MASK_FIELD_NUMBER: builtins.int
+    COMPACTION_INSTRUCTION_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     """The session's id."""
+    compaction_instruction: builtins.str
+    """The new compaction instruction. Empty but in the mask: none."""
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """The new labels, which replace all existing ones."""
@@ -1404,7 +1502,9 @@ class UpdateSessionRequest(google.protobuf.message.Message):
 
     @property
     def update_mask(self) -> google.protobuf.field_mask_pb2.FieldMask:
-        """The fields to change: labels, idle_timeout, context_window. Empty: every field that is set."""
+        """The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+        every field that is set.
+        """
 
     def __init__(
         self,
@@ -1414,9 +1514,10 @@ class UpdateSessionRequest(google.protobuf.message.Message):
         idle_timeout: google.protobuf.duration_pb2.Duration | None = ...,
         context_window: Global___ContextWindow | None = ...,
         update_mask: google.protobuf.field_mask_pb2.FieldMask | None = ...,
+        compaction_instruction: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["context_window", b"context_window", "idle_timeout", b"idle_timeout", "update_mask", b"update_mask"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["context_window", b"context_window", "idle_timeout", b"idle_timeout", "labels", b"labels", "session_id", b"session_id", "update_mask", b"update_mask"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compaction_instruction", b"compaction_instruction", "context_window", b"context_window", "idle_timeout", b"idle_timeout", "labels", b"labels", "session_id", b"session_id", "update_mask", b"update_mask"]) -> None: ...
 
 Global___UpdateSessionRequest: typing_extensions.TypeAlias = UpdateSessionRequest
 
@@ -1450,13 +1551,24 @@ class AppendMessagesRequest(google.protobuf.message.Message):
     SESSION_ID_FIELD_NUMBER: builtins.int
     MESSAGES_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    SUMMARY_FIELD_NUMBER: builtins.int
+    SUMMARY_EXCHANGE_COUNT_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     """The session's id."""
     request_id: builtins.str
     """An id that makes retries safe: messages with the same id are never appended twice."""
+    summary: builtins.str
+    """A summary that the client has made, of at most 64 KiB. It replaces the one that the session
+    has, and it is sent in place of the exchanges that it stands for, whatever the window's
+    compaction.
+    """
+    summary_exchange_count: builtins.int
+    """The number of exchanges, from the first one of the history on and including those of this call,
+    that the summary stands for. Unset: all but the last keep_exchanges.
+    """
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """The messages to append."""
+        """The messages to append. May be empty with a summary."""
 
     def __init__(
         self,
@@ -1464,8 +1576,12 @@ class AppendMessagesRequest(google.protobuf.message.Message):
         session_id: builtins.str = ...,
         messages: collections.abc.Iterable[Global___Message] | None = ...,
         request_id: builtins.str = ...,
+        summary: builtins.str = ...,
+        summary_exchange_count: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["messages", b"messages", "request_id", b"request_id", "session_id", b"session_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_summary_exchange_count", b"_summary_exchange_count", "summary_exchange_count", b"summary_exchange_count"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_summary_exchange_count", b"_summary_exchange_count", "messages", b"messages", "request_id", b"request_id", "session_id", b"session_id", "summary", b"summary", "summary_exchange_count", b"summary_exchange_count"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_summary_exchange_count", b"_summary_exchange_count"]) -> typing.Literal["summary_exchange_count"] | None: ...
 
 Global___AppendMessagesRequest: typing_extensions.TypeAlias = AppendMessagesRequest
 
@@ -1489,6 +1605,74 @@ class AppendMessagesResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["session", b"session"]) -> None: ...
 
 Global___AppendMessagesResponse: typing_extensions.TypeAlias = AppendMessagesResponse
+
+@typing.final
+class CompactSessionRequest(google.protobuf.message.Message):
+    """The request of CompactSession."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    session_id: builtins.str
+    """The session's id."""
+    dry_run: builtins.bool
+    """Whether only to return what a compaction would do. Nothing is generated or stored then."""
+    def __init__(
+        self,
+        *,
+        session_id: builtins.str = ...,
+        dry_run: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dry_run", b"dry_run", "session_id", b"session_id"]) -> None: ...
+
+Global___CompactSessionRequest: typing_extensions.TypeAlias = CompactSessionRequest
+
+@typing.final
+class CompactSessionResponse(google.protobuf.message.Message):
+    """The response of CompactSession."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    SUMMARIZED_EXCHANGES_FIELD_NUMBER: builtins.int
+    KEPT_EXCHANGES_FIELD_NUMBER: builtins.int
+    BYTES_BEFORE_FIELD_NUMBER: builtins.int
+    BYTES_AFTER_FIELD_NUMBER: builtins.int
+    USAGE_FIELD_NUMBER: builtins.int
+    summarized_exchanges: builtins.int
+    """The number of exchanges that the summary newly stands for, or would stand for; 0 if there is
+    nothing to summarise.
+    """
+    kept_exchanges: builtins.int
+    """The number of exchanges at the end of the history that stay in the prompt."""
+    bytes_before: builtins.int
+    """The size of the prompt's part before the new messages, in bytes, without the compaction."""
+    bytes_after: builtins.int
+    """The same with the compaction; unset with dry_run, as the summary is not known."""
+    @property
+    def session(self) -> Global___Session:
+        """The session after the compaction, or as it is with dry_run or if there is nothing to summarise."""
+
+    @property
+    def usage(self) -> Global___Usage:
+        """The token counts of the request for the summary; unset if the engine does not report them."""
+
+    def __init__(
+        self,
+        *,
+        session: Global___Session | None = ...,
+        summarized_exchanges: builtins.int = ...,
+        kept_exchanges: builtins.int = ...,
+        bytes_before: builtins.int = ...,
+        bytes_after: builtins.int | None = ...,
+        usage: Global___Usage | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bytes_after", b"_bytes_after", "bytes_after", b"bytes_after", "session", b"session", "usage", b"usage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bytes_after", b"_bytes_after", "bytes_after", b"bytes_after", "bytes_before", b"bytes_before", "kept_exchanges", b"kept_exchanges", "session", b"session", "summarized_exchanges", b"summarized_exchanges", "usage", b"usage"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_bytes_after", b"_bytes_after"]) -> typing.Literal["bytes_after"] | None: ...
+
+Global___CompactSessionResponse: typing_extensions.TypeAlias = CompactSessionResponse
 
 @typing.final
 class ForkSessionRequest(google.protobuf.message.Message):
@@ -1962,6 +2146,7 @@ class Started(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     CONTEXT_MESSAGES_FIELD_NUMBER: builtins.int
     CONTEXT_TRIMMED_FIELD_NUMBER: builtins.int
+    CONTEXT_SUMMARIZED_FIELD_NUMBER: builtins.int
     completion_id: builtins.str
     """The completion's id."""
     session_id: builtins.str
@@ -1974,6 +2159,8 @@ class Started(google.protobuf.message.Message):
     """The number of messages sent to the engine, including the system message."""
     context_trimmed: builtins.bool
     """Whether the context window was trimmed for this turn."""
+    context_summarized: builtins.bool
+    """Whether a summary is sent in place of earlier exchanges."""
     def __init__(
         self,
         *,
@@ -1983,8 +2170,9 @@ class Started(google.protobuf.message.Message):
         model: builtins.str = ...,
         context_messages: builtins.int = ...,
         context_trimmed: builtins.bool = ...,
+        context_summarized: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["completion_id", b"completion_id", "context_messages", b"context_messages", "context_trimmed", b"context_trimmed", "model", b"model", "session_created", b"session_created", "session_id", b"session_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["completion_id", b"completion_id", "context_messages", b"context_messages", "context_summarized", b"context_summarized", "context_trimmed", b"context_trimmed", "model", b"model", "session_created", b"session_created", "session_id", b"session_id"]) -> None: ...
 
 Global___Started: typing_extensions.TypeAlias = Started
 

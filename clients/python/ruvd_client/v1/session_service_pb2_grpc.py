@@ -65,6 +65,11 @@ class SessionServiceStub(object):
                 request_serializer=ruvd_dot_v1_dot_session__service__pb2.ForkSessionRequest.SerializeToString,
                 response_deserializer=ruvd_dot_v1_dot_session__service__pb2.ForkSessionResponse.FromString,
                 _registered_method=True)
+        self.CompactSession = channel.unary_unary(
+                '/ruvd.v1.SessionService/CompactSession',
+                request_serializer=ruvd_dot_v1_dot_session__service__pb2.CompactSessionRequest.SerializeToString,
+                response_deserializer=ruvd_dot_v1_dot_session__service__pb2.CompactSessionResponse.FromString,
+                _registered_method=True)
         self.EndSession = channel.unary_unary(
                 '/ruvd.v1.SessionService/EndSession',
                 request_serializer=ruvd_dot_v1_dot_session__service__pb2.EndSessionRequest.SerializeToString,
@@ -137,8 +142,8 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSession(self, request, context):
-        """UpdateSession changes a session's labels, idle timeout or context window. It runs after the
-        turns that are already running or queued in the session.
+        """UpdateSession changes a session's labels, idle timeout, context window or compaction
+        instruction. It runs after the turns that are already running or queued in the session.
         Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
         SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
@@ -163,6 +168,20 @@ class SessionServiceServicer(object):
         Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED and SESSION_EXPIRED (of the session
         to fork), SESSION_EXISTS, SESSION_LIMIT, QUOTA_EXCEEDED, SESSIONS_DISABLED, REQUEST_ID_REUSED,
         STORE_UNAVAILABLE, DATA_CORRUPTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompactSession(self, request, context):
+        """CompactSession summarises the exchanges of a session that are not among the last keep_exchanges
+        of its context window. Later prompts have the summary in place of them; the history keeps them.
+        The engine writes the summary. Turns do not wait for it, and those that run meanwhile are kept.
+        Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED, SESSION_BUSY (if
+        another compaction or another replica of the daemon changes the session meanwhile),
+        QUOTA_EXCEEDED, PERMISSION_DENIED (for the model), SESSIONS_DISABLED, CONTEXT_TOO_LONG,
+        ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
+        SHUTTING_DOWN, STORE_UNAVAILABLE, DATA_CORRUPTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -277,6 +296,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.ForkSession,
                     request_deserializer=ruvd_dot_v1_dot_session__service__pb2.ForkSessionRequest.FromString,
                     response_serializer=ruvd_dot_v1_dot_session__service__pb2.ForkSessionResponse.SerializeToString,
+            ),
+            'CompactSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompactSession,
+                    request_deserializer=ruvd_dot_v1_dot_session__service__pb2.CompactSessionRequest.FromString,
+                    response_serializer=ruvd_dot_v1_dot_session__service__pb2.CompactSessionResponse.SerializeToString,
             ),
             'EndSession': grpc.unary_unary_rpc_method_handler(
                     servicer.EndSession,
@@ -477,6 +501,33 @@ class SessionService(object):
             '/ruvd.v1.SessionService/ForkSession',
             ruvd_dot_v1_dot_session__service__pb2.ForkSessionRequest.SerializeToString,
             ruvd_dot_v1_dot_session__service__pb2.ForkSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompactSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ruvd.v1.SessionService/CompactSession',
+            ruvd_dot_v1_dot_session__service__pb2.CompactSessionRequest.SerializeToString,
+            ruvd_dot_v1_dot_session__service__pb2.CompactSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

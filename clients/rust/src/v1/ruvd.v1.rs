@@ -23,6 +23,10 @@ pub struct Message {
     /// the message. Set with ROLE_ASSISTANT only.
     #[prost(string, tag = "8")]
     pub engine_data: ::prost::alloc::string::String,
+    /// Whether the message is sent to the engine in every turn, also after it has left the context
+    /// window. The whole exchange of the message is then sent. A session may have 64 such exchanges.
+    #[prost(bool, tag = "9")]
+    pub pinned: bool,
 }
 /// The model's request that the caller runs a function. The next turn answers each call with one
 /// ROLE_TOOL message.
@@ -103,7 +107,7 @@ pub struct ResponseFormat {
 /// The part of the history that is sent to the engine. Exchanges are appended until there are more
 /// than max_exchanges; a trim then keeps only the last keep_exchanges. Between trims the prompt's
 /// prefix stays the same, so the engine's cache hits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct ContextWindow {
     /// The number of exchanges that a trim keeps. Unset: the daemon's default (3).
     #[prost(int32, optional, tag = "1")]
@@ -120,6 +124,17 @@ pub struct ContextWindow {
     /// (MESSAGES).
     #[prost(enumeration = "Rendering", tag = "4")]
     pub rendering: i32,
+    /// The rule for the exchanges that leave the window. Unset: the daemon's default (NONE).
+    #[prost(enumeration = "Compaction", tag = "5")]
+    pub compaction: i32,
+    /// The number of exchanges at the beginning of the history that are sent in every turn, at most
+    /// 32. Unset: the daemon's default (0).
+    #[prost(int32, optional, tag = "6")]
+    pub keep_first: ::core::option::Option<i32>,
+    /// The share of max_exchanges or max_tokens, whichever is reached first, at which a summary is
+    /// made: above 0 and at most 1. Unset: the daemon's default (0.6).
+    #[prost(double, optional, tag = "7")]
+    pub compact_at: ::core::option::Option<f64>,
 }
 /// Token counts, as reported by the engine.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -203,6 +218,21 @@ pub struct Session {
     /// The time without use after which the session expires.
     #[prost(message, optional, tag = "15")]
     pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
+    /// The number of summaries that were made of the session, each of which replaced the one before.
+    /// That of a fork begins with its parent's.
+    #[prost(int64, tag = "16")]
+    pub compactions: i64,
+    /// The summary that is sent in place of the first summary_exchange_count exchanges; empty if there
+    /// is none. It is left out in lists.
+    #[prost(string, tag = "17")]
+    pub summary: ::prost::alloc::string::String,
+    /// The number of exchanges, from the first one on, that the summary stands for.
+    #[prost(int64, tag = "18")]
+    pub summary_exchange_count: i64,
+    /// What summaries of the session must pay attention to, in the client's words; see
+    /// CreateSessionRequest.
+    #[prost(string, tag = "19")]
+    pub compaction_instruction: ::prost::alloc::string::String,
 }
 /// Options of the generation. For an unset option the engine's default applies.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -396,6 +426,17 @@ pub struct CreateSessionRequest {
     /// An id that makes retries safe: a call with the same id returns the same session.
     #[prost(string, tag = "8")]
     pub request_id: ::prost::alloc::string::String,
+    /// An instruction for the summaries of this session, of at most 4,096 bytes, such as "keep all
+    /// order numbers". It is added to the daemon's own request for a summary.
+    #[prost(string, tag = "9")]
+    pub compaction_instruction: ::prost::alloc::string::String,
+    /// A summary of the first summary_exchange_count exchanges of the messages, if the client has one.
+    #[prost(string, tag = "10")]
+    pub summary: ::prost::alloc::string::String,
+    /// The number of exchanges, from the first one on, that the summary stands for. Unset: all but the
+    /// last keep_exchanges.
+    #[prost(int64, optional, tag = "11")]
+    pub summary_exchange_count: ::core::option::Option<i64>,
 }
 /// The response of CreateSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -487,9 +528,13 @@ pub struct UpdateSessionRequest {
     /// The new context window. Unset but in the mask: the daemon's default.
     #[prost(message, optional, tag = "4")]
     pub context_window: ::core::option::Option<ContextWindow>,
-    /// The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+    /// The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+    /// every field that is set.
     #[prost(message, optional, tag = "5")]
     pub update_mask: ::core::option::Option<::prost_types::FieldMask>,
+    /// The new compaction instruction. Empty but in the mask: none.
+    #[prost(string, tag = "6")]
+    pub compaction_instruction: ::prost::alloc::string::String,
 }
 /// The response of UpdateSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -504,12 +549,21 @@ pub struct AppendMessagesRequest {
     /// The session's id.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
-    /// The messages to append.
+    /// The messages to append. May be empty with a summary.
     #[prost(message, repeated, tag = "2")]
     pub messages: ::prost::alloc::vec::Vec<Message>,
     /// An id that makes retries safe: messages with the same id are never appended twice.
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
+    /// A summary that the client has made, of at most 64 KiB. It replaces the one that the session
+    /// has, and it is sent in place of the exchanges that it stands for, whatever the window's
+    /// compaction.
+    #[prost(string, tag = "4")]
+    pub summary: ::prost::alloc::string::String,
+    /// The number of exchanges, from the first one of the history on and including those of this call,
+    /// that the summary stands for. Unset: all but the last keep_exchanges.
+    #[prost(int64, optional, tag = "5")]
+    pub summary_exchange_count: ::core::option::Option<i64>,
 }
 /// The response of AppendMessages.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -517,6 +571,39 @@ pub struct AppendMessagesResponse {
     /// The session after the change.
     #[prost(message, optional, tag = "1")]
     pub session: ::core::option::Option<Session>,
+}
+/// The request of CompactSession.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CompactSessionRequest {
+    /// The session's id.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Whether only to return what a compaction would do. Nothing is generated or stored then.
+    #[prost(bool, tag = "2")]
+    pub dry_run: bool,
+}
+/// The response of CompactSession.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CompactSessionResponse {
+    /// The session after the compaction, or as it is with dry_run or if there is nothing to summarise.
+    #[prost(message, optional, tag = "1")]
+    pub session: ::core::option::Option<Session>,
+    /// The number of exchanges that the summary newly stands for, or would stand for; 0 if there is
+    /// nothing to summarise.
+    #[prost(int64, tag = "2")]
+    pub summarized_exchanges: i64,
+    /// The number of exchanges at the end of the history that stay in the prompt.
+    #[prost(int64, tag = "3")]
+    pub kept_exchanges: i64,
+    /// The size of the prompt's part before the new messages, in bytes, without the compaction.
+    #[prost(int64, tag = "4")]
+    pub bytes_before: i64,
+    /// The same with the compaction; unset with dry_run, as the summary is not known.
+    #[prost(int64, optional, tag = "5")]
+    pub bytes_after: ::core::option::Option<i64>,
+    /// The token counts of the request for the summary; unset if the engine does not report them.
+    #[prost(message, optional, tag = "6")]
+    pub usage: ::core::option::Option<Usage>,
 }
 /// The request of ForkSession.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -761,6 +848,9 @@ pub struct Started {
     /// Whether the context window was trimmed for this turn.
     #[prost(bool, tag = "6")]
     pub context_trimmed: bool,
+    /// Whether a summary is sent in place of earlier exchanges.
+    #[prost(bool, tag = "7")]
+    pub context_summarized: bool,
 }
 /// The next part of the answer. One delta may contain several tokens.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1047,6 +1137,41 @@ impl Rendering {
             "RENDERING_UNSPECIFIED" => Some(Self::Unspecified),
             "RENDERING_MESSAGES" => Some(Self::Messages),
             "RENDERING_TRANSCRIPT" => Some(Self::Transcript),
+            _ => None,
+        }
+    }
+}
+/// A rule for the exchanges that leave the context window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Compaction {
+    /// The daemon's default (NONE, unless it is set otherwise).
+    Unspecified = 0,
+    /// They are no longer sent.
+    None = 1,
+    /// A summary of them is sent in their place. The engine writes it between turns, before the window
+    /// is full. A turn that comes before the summary is ready trims the window as with NONE; the next
+    /// summary then covers also what that trim left out.
+    Summary = 2,
+}
+impl Compaction {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "COMPACTION_UNSPECIFIED",
+            Self::None => "COMPACTION_NONE",
+            Self::Summary => "COMPACTION_SUMMARY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "COMPACTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "COMPACTION_NONE" => Some(Self::None),
+            "COMPACTION_SUMMARY" => Some(Self::Summary),
             _ => None,
         }
     }
@@ -1418,8 +1543,8 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "ListSessions"));
             self.inner.unary(req, path, codec).await
         }
-        /// UpdateSession changes a session's labels, idle timeout or context window. It runs after the
-        /// turns that are already running or queued in the session.
+        /// UpdateSession changes a session's labels, idle timeout, context window or compaction
+        /// instruction. It runs after the turns that are already running or queued in the session.
         /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
         /// SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
         pub async fn update_session(
@@ -1502,6 +1627,38 @@ pub mod session_service_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "ForkSession"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// CompactSession summarises the exchanges of a session that are not among the last keep_exchanges
+        /// of its context window. Later prompts have the summary in place of them; the history keeps them.
+        /// The engine writes the summary. Turns do not wait for it, and those that run meanwhile are kept.
+        /// Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED, SESSION_BUSY (if
+        /// another compaction or another replica of the daemon changes the session meanwhile),
+        /// QUOTA_EXCEEDED, PERMISSION_DENIED (for the model), SESSIONS_DISABLED, CONTEXT_TOO_LONG,
+        /// ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
+        /// SHUTTING_DOWN, STORE_UNAVAILABLE, DATA_CORRUPTED.
+        pub async fn compact_session(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CompactSessionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CompactSessionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ruvd.v1.SessionService/CompactSession",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ruvd.v1.SessionService", "CompactSession"));
             self.inner.unary(req, path, codec).await
         }
         /// EndSession deletes a session and its messages. Its running and queued completions fail with

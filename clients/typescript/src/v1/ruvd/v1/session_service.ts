@@ -117,6 +117,20 @@ export enum Rendering {
   RENDERING_TRANSCRIPT = 2,
 }
 
+/** A rule for the exchanges that leave the context window. */
+export enum Compaction {
+  /** COMPACTION_UNSPECIFIED - The daemon's default (NONE, unless it is set otherwise). */
+  COMPACTION_UNSPECIFIED = 0,
+  /** COMPACTION_NONE - They are no longer sent. */
+  COMPACTION_NONE = 1,
+  /**
+   * COMPACTION_SUMMARY - A summary of them is sent in their place. The engine writes it between turns, before the window
+   * is full. A turn that comes before the summary is ready trims the window as with NONE; the next
+   * summary then covers also what that trim left out.
+   */
+  COMPACTION_SUMMARY = 2,
+}
+
 /** A rule that applies to all tools. */
 export enum ToolChoiceMode {
   /** TOOL_CHOICE_MODE_UNSPECIFIED - Not set. Rejected in requests. */
@@ -233,6 +247,11 @@ export interface Message {
    * the message. Set with ROLE_ASSISTANT only.
    */
   engineData: string;
+  /**
+   * Whether the message is sent to the engine in every turn, also after it has left the context
+   * window. The whole exchange of the message is then sent. A session may have 64 such exchanges.
+   */
+  pinned: boolean;
 }
 
 /**
@@ -332,6 +351,20 @@ export interface ContextWindow {
    * (MESSAGES).
    */
   rendering: Rendering;
+  /** The rule for the exchanges that leave the window. Unset: the daemon's default (NONE). */
+  compaction: Compaction;
+  /**
+   * The number of exchanges at the beginning of the history that are sent in every turn, at most
+   * 32. Unset: the daemon's default (0).
+   */
+  keepFirst?:
+    | number
+    | undefined;
+  /**
+   * The share of max_exchanges or max_tokens, whichever is reached first, at which a summary is
+   * made: above 0 and at most 1. Unset: the daemon's default (0.6).
+   */
+  compactAt?: number | undefined;
 }
 
 /** Token counts, as reported by the engine. */
@@ -411,7 +444,26 @@ export interface Session {
   /** The session's model; empty for the engine's default. */
   model: string;
   /** The time without use after which the session expires. */
-  idleTimeout: Duration | undefined;
+  idleTimeout:
+    | Duration
+    | undefined;
+  /**
+   * The number of summaries that were made of the session, each of which replaced the one before.
+   * That of a fork begins with its parent's.
+   */
+  compactions: number;
+  /**
+   * The summary that is sent in place of the first summary_exchange_count exchanges; empty if there
+   * is none. It is left out in lists.
+   */
+  summary: string;
+  /** The number of exchanges, from the first one on, that the summary stands for. */
+  summaryExchangeCount: number;
+  /**
+   * What summaries of the session must pay attention to, in the client's words; see
+   * CreateSessionRequest.
+   */
+  compactionInstruction: string;
 }
 
 export interface Session_LabelsEntry {
@@ -599,6 +651,18 @@ export interface CreateSessionRequest {
   model: string;
   /** An id that makes retries safe: a call with the same id returns the same session. */
   requestId: string;
+  /**
+   * An instruction for the summaries of this session, of at most 4,096 bytes, such as "keep all
+   * order numbers". It is added to the daemon's own request for a summary.
+   */
+  compactionInstruction: string;
+  /** A summary of the first summary_exchange_count exchanges of the messages, if the client has one. */
+  summary: string;
+  /**
+   * The number of exchanges, from the first one on, that the summary stands for. Unset: all but the
+   * last keep_exchanges.
+   */
+  summaryExchangeCount?: number | undefined;
 }
 
 export interface CreateSessionRequest_LabelsEntry {
@@ -690,8 +754,15 @@ export interface UpdateSessionRequest {
   contextWindow:
     | ContextWindow
     | undefined;
-  /** The fields to change: labels, idle_timeout, context_window. Empty: every field that is set. */
-  updateMask: string[] | undefined;
+  /**
+   * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+   * every field that is set.
+   */
+  updateMask:
+    | string[]
+    | undefined;
+  /** The new compaction instruction. Empty but in the mask: none. */
+  compactionInstruction: string;
 }
 
 export interface UpdateSessionRequest_LabelsEntry {
@@ -709,16 +780,58 @@ export interface UpdateSessionResponse {
 export interface AppendMessagesRequest {
   /** The session's id. */
   sessionId: string;
-  /** The messages to append. */
+  /** The messages to append. May be empty with a summary. */
   messages: Message[];
   /** An id that makes retries safe: messages with the same id are never appended twice. */
   requestId: string;
+  /**
+   * A summary that the client has made, of at most 64 KiB. It replaces the one that the session
+   * has, and it is sent in place of the exchanges that it stands for, whatever the window's
+   * compaction.
+   */
+  summary: string;
+  /**
+   * The number of exchanges, from the first one of the history on and including those of this call,
+   * that the summary stands for. Unset: all but the last keep_exchanges.
+   */
+  summaryExchangeCount?: number | undefined;
 }
 
 /** The response of AppendMessages. */
 export interface AppendMessagesResponse {
   /** The session after the change. */
   session: Session | undefined;
+}
+
+/** The request of CompactSession. */
+export interface CompactSessionRequest {
+  /** The session's id. */
+  sessionId: string;
+  /** Whether only to return what a compaction would do. Nothing is generated or stored then. */
+  dryRun: boolean;
+}
+
+/** The response of CompactSession. */
+export interface CompactSessionResponse {
+  /** The session after the compaction, or as it is with dry_run or if there is nothing to summarise. */
+  session:
+    | Session
+    | undefined;
+  /**
+   * The number of exchanges that the summary newly stands for, or would stand for; 0 if there is
+   * nothing to summarise.
+   */
+  summarizedExchanges: number;
+  /** The number of exchanges at the end of the history that stay in the prompt. */
+  keptExchanges: number;
+  /** The size of the prompt's part before the new messages, in bytes, without the compaction. */
+  bytesBefore: number;
+  /** The same with the compaction; unset with dry_run, as the summary is not known. */
+  bytesAfter?:
+    | number
+    | undefined;
+  /** The token counts of the request for the summary; unset if the engine does not report them. */
+  usage: Usage | undefined;
 }
 
 /** The request of ForkSession. */
@@ -950,6 +1063,8 @@ export interface Started {
   contextMessages: number;
   /** Whether the context window was trimmed for this turn. */
   contextTrimmed: boolean;
+  /** Whether a summary is sent in place of earlier exchanges. */
+  contextSummarized: boolean;
 }
 
 /** The next part of the answer. One delta may contain several tokens. */
@@ -1012,7 +1127,7 @@ export interface Finished {
 }
 
 function createBaseMessage(): Message {
-  return { role: 0, content: "", toolCalls: [], toolCallId: "", reasoning: "", engineData: "" };
+  return { role: 0, content: "", toolCalls: [], toolCallId: "", reasoning: "", engineData: "", pinned: false };
 }
 
 export const Message: MessageFns<Message> = {
@@ -1034,6 +1149,9 @@ export const Message: MessageFns<Message> = {
     }
     if (message.engineData !== "") {
       writer.uint32(66).string(message.engineData);
+    }
+    if (message.pinned !== false) {
+      writer.uint32(72).bool(message.pinned);
     }
     return writer;
   },
@@ -1099,6 +1217,14 @@ export const Message: MessageFns<Message> = {
             message.engineData = reader.string();
             continue;
           }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.pinned = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1122,6 +1248,7 @@ export const Message: MessageFns<Message> = {
     message.toolCallId = object.toolCallId ?? "";
     message.reasoning = object.reasoning ?? "";
     message.engineData = object.engineData ?? "";
+    message.pinned = object.pinned ?? false;
     return message;
   },
 };
@@ -1467,7 +1594,15 @@ export const ResponseFormat: MessageFns<ResponseFormat> = {
 };
 
 function createBaseContextWindow(): ContextWindow {
-  return { keepExchanges: undefined, maxExchanges: undefined, maxTokens: undefined, rendering: 0 };
+  return {
+    keepExchanges: undefined,
+    maxExchanges: undefined,
+    maxTokens: undefined,
+    rendering: 0,
+    compaction: 0,
+    keepFirst: undefined,
+    compactAt: undefined,
+  };
 }
 
 export const ContextWindow: MessageFns<ContextWindow> = {
@@ -1483,6 +1618,15 @@ export const ContextWindow: MessageFns<ContextWindow> = {
     }
     if (message.rendering !== 0) {
       writer.uint32(32).int32(message.rendering);
+    }
+    if (message.compaction !== 0) {
+      writer.uint32(40).int32(message.compaction);
+    }
+    if (message.keepFirst !== undefined) {
+      writer.uint32(48).int32(message.keepFirst);
+    }
+    if (message.compactAt !== undefined) {
+      writer.uint32(57).double(message.compactAt);
     }
     return writer;
   },
@@ -1532,6 +1676,30 @@ export const ContextWindow: MessageFns<ContextWindow> = {
             message.rendering = reader.int32() as any;
             continue;
           }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.compaction = reader.int32() as any;
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.keepFirst = reader.int32();
+            continue;
+          }
+          case 7: {
+            if (tag !== 57) {
+              break;
+            }
+
+            message.compactAt = reader.double();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1553,6 +1721,9 @@ export const ContextWindow: MessageFns<ContextWindow> = {
     message.maxExchanges = object.maxExchanges ?? undefined;
     message.maxTokens = object.maxTokens ?? undefined;
     message.rendering = object.rendering ?? 0;
+    message.compaction = object.compaction ?? 0;
+    message.keepFirst = object.keepFirst ?? undefined;
+    message.compactAt = object.compactAt ?? undefined;
     return message;
   },
 };
@@ -1752,6 +1923,10 @@ function createBaseSession(): Session {
     usage: undefined,
     model: "",
     idleTimeout: undefined,
+    compactions: 0,
+    summary: "",
+    summaryExchangeCount: 0,
+    compactionInstruction: "",
   };
 }
 
@@ -1801,6 +1976,18 @@ export const Session: MessageFns<Session> = {
     }
     if (message.idleTimeout !== undefined) {
       Duration.encode(message.idleTimeout, writer.uint32(122).fork()).join();
+    }
+    if (message.compactions !== 0) {
+      writer.uint32(128).int64(message.compactions);
+    }
+    if (message.summary !== "") {
+      writer.uint32(138).string(message.summary);
+    }
+    if (message.summaryExchangeCount !== 0) {
+      writer.uint32(144).int64(message.summaryExchangeCount);
+    }
+    if (message.compactionInstruction !== "") {
+      writer.uint32(154).string(message.compactionInstruction);
     }
     return writer;
   },
@@ -1941,6 +2128,38 @@ export const Session: MessageFns<Session> = {
             message.idleTimeout = Duration.decode(reader, reader.uint32());
             continue;
           }
+          case 16: {
+            if (tag !== 128) {
+              break;
+            }
+
+            message.compactions = longToNumber(reader.int64());
+            continue;
+          }
+          case 17: {
+            if (tag !== 138) {
+              break;
+            }
+
+            message.summary = reader.string();
+            continue;
+          }
+          case 18: {
+            if (tag !== 144) {
+              break;
+            }
+
+            message.summaryExchangeCount = longToNumber(reader.int64());
+            continue;
+          }
+          case 19: {
+            if (tag !== 154) {
+              break;
+            }
+
+            message.compactionInstruction = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1985,6 +2204,10 @@ export const Session: MessageFns<Session> = {
     message.idleTimeout = (object.idleTimeout !== undefined && object.idleTimeout !== null)
       ? Duration.fromPartial(object.idleTimeout)
       : undefined;
+    message.compactions = object.compactions ?? 0;
+    message.summary = object.summary ?? "";
+    message.summaryExchangeCount = object.summaryExchangeCount ?? 0;
+    message.compactionInstruction = object.compactionInstruction ?? "";
     return message;
   },
 };
@@ -2932,6 +3155,9 @@ function createBaseCreateSessionRequest(): CreateSessionRequest {
     idleTimeout: undefined,
     model: "",
     requestId: "",
+    compactionInstruction: "",
+    summary: "",
+    summaryExchangeCount: undefined,
   };
 }
 
@@ -2960,6 +3186,15 @@ export const CreateSessionRequest: MessageFns<CreateSessionRequest> = {
     }
     if (message.requestId !== "") {
       writer.uint32(66).string(message.requestId);
+    }
+    if (message.compactionInstruction !== "") {
+      writer.uint32(74).string(message.compactionInstruction);
+    }
+    if (message.summary !== "") {
+      writer.uint32(82).string(message.summary);
+    }
+    if (message.summaryExchangeCount !== undefined) {
+      writer.uint32(88).int64(message.summaryExchangeCount);
     }
     return writer;
   },
@@ -3044,6 +3279,30 @@ export const CreateSessionRequest: MessageFns<CreateSessionRequest> = {
             message.requestId = reader.string();
             continue;
           }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.compactionInstruction = reader.string();
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.summary = reader.string();
+            continue;
+          }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.summaryExchangeCount = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3081,6 +3340,9 @@ export const CreateSessionRequest: MessageFns<CreateSessionRequest> = {
       : undefined;
     message.model = object.model ?? "";
     message.requestId = object.requestId ?? "";
+    message.compactionInstruction = object.compactionInstruction ?? "";
+    message.summary = object.summary ?? "";
+    message.summaryExchangeCount = object.summaryExchangeCount ?? undefined;
     return message;
   },
 };
@@ -3620,7 +3882,14 @@ export const ListSessionsResponse: MessageFns<ListSessionsResponse> = {
 };
 
 function createBaseUpdateSessionRequest(): UpdateSessionRequest {
-  return { sessionId: "", labels: {}, idleTimeout: undefined, contextWindow: undefined, updateMask: undefined };
+  return {
+    sessionId: "",
+    labels: {},
+    idleTimeout: undefined,
+    contextWindow: undefined,
+    updateMask: undefined,
+    compactionInstruction: "",
+  };
 }
 
 export const UpdateSessionRequest: MessageFns<UpdateSessionRequest> = {
@@ -3639,6 +3908,9 @@ export const UpdateSessionRequest: MessageFns<UpdateSessionRequest> = {
     }
     if (message.updateMask !== undefined) {
       FieldMask.encode(FieldMask.wrap(message.updateMask), writer.uint32(42).fork()).join();
+    }
+    if (message.compactionInstruction !== "") {
+      writer.uint32(50).string(message.compactionInstruction);
     }
     return writer;
   },
@@ -3699,6 +3971,14 @@ export const UpdateSessionRequest: MessageFns<UpdateSessionRequest> = {
             message.updateMask = FieldMask.unwrap(FieldMask.decode(reader, reader.uint32()));
             continue;
           }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.compactionInstruction = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3733,6 +4013,7 @@ export const UpdateSessionRequest: MessageFns<UpdateSessionRequest> = {
       ? ContextWindow.fromPartial(object.contextWindow)
       : undefined;
     message.updateMask = object.updateMask ?? undefined;
+    message.compactionInstruction = object.compactionInstruction ?? "";
     return message;
   },
 };
@@ -3862,7 +4143,7 @@ export const UpdateSessionResponse: MessageFns<UpdateSessionResponse> = {
 };
 
 function createBaseAppendMessagesRequest(): AppendMessagesRequest {
-  return { sessionId: "", messages: [], requestId: "" };
+  return { sessionId: "", messages: [], requestId: "", summary: "", summaryExchangeCount: undefined };
 }
 
 export const AppendMessagesRequest: MessageFns<AppendMessagesRequest> = {
@@ -3875,6 +4156,12 @@ export const AppendMessagesRequest: MessageFns<AppendMessagesRequest> = {
     }
     if (message.requestId !== "") {
       writer.uint32(26).string(message.requestId);
+    }
+    if (message.summary !== "") {
+      writer.uint32(34).string(message.summary);
+    }
+    if (message.summaryExchangeCount !== undefined) {
+      writer.uint32(40).int64(message.summaryExchangeCount);
     }
     return writer;
   },
@@ -3916,6 +4203,22 @@ export const AppendMessagesRequest: MessageFns<AppendMessagesRequest> = {
             message.requestId = reader.string();
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.summary = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.summaryExchangeCount = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3936,6 +4239,8 @@ export const AppendMessagesRequest: MessageFns<AppendMessagesRequest> = {
     message.sessionId = object.sessionId ?? "";
     message.messages = object.messages?.map((e) => Message.fromPartial(e)) || [];
     message.requestId = object.requestId ?? "";
+    message.summary = object.summary ?? "";
+    message.summaryExchangeCount = object.summaryExchangeCount ?? undefined;
     return message;
   },
 };
@@ -3993,6 +4298,197 @@ export const AppendMessagesResponse: MessageFns<AppendMessagesResponse> = {
     message.session = (object.session !== undefined && object.session !== null)
       ? Session.fromPartial(object.session)
       : undefined;
+    return message;
+  },
+};
+
+function createBaseCompactSessionRequest(): CompactSessionRequest {
+  return { sessionId: "", dryRun: false };
+}
+
+export const CompactSessionRequest: MessageFns<CompactSessionRequest> = {
+  encode(message: CompactSessionRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    if (message.dryRun !== false) {
+      writer.uint32(16).bool(message.dryRun);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CompactSessionRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCompactSessionRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.dryRun = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<CompactSessionRequest>): CompactSessionRequest {
+    return CompactSessionRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<CompactSessionRequest>): CompactSessionRequest {
+    const message = createBaseCompactSessionRequest();
+    message.sessionId = object.sessionId ?? "";
+    message.dryRun = object.dryRun ?? false;
+    return message;
+  },
+};
+
+function createBaseCompactSessionResponse(): CompactSessionResponse {
+  return {
+    session: undefined,
+    summarizedExchanges: 0,
+    keptExchanges: 0,
+    bytesBefore: 0,
+    bytesAfter: undefined,
+    usage: undefined,
+  };
+}
+
+export const CompactSessionResponse: MessageFns<CompactSessionResponse> = {
+  encode(message: CompactSessionResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.session !== undefined) {
+      Session.encode(message.session, writer.uint32(10).fork()).join();
+    }
+    if (message.summarizedExchanges !== 0) {
+      writer.uint32(16).int64(message.summarizedExchanges);
+    }
+    if (message.keptExchanges !== 0) {
+      writer.uint32(24).int64(message.keptExchanges);
+    }
+    if (message.bytesBefore !== 0) {
+      writer.uint32(32).int64(message.bytesBefore);
+    }
+    if (message.bytesAfter !== undefined) {
+      writer.uint32(40).int64(message.bytesAfter);
+    }
+    if (message.usage !== undefined) {
+      Usage.encode(message.usage, writer.uint32(50).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CompactSessionResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCompactSessionResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.session = Session.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.summarizedExchanges = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.keptExchanges = longToNumber(reader.int64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.bytesBefore = longToNumber(reader.int64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.bytesAfter = longToNumber(reader.int64());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.usage = Usage.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<CompactSessionResponse>): CompactSessionResponse {
+    return CompactSessionResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<CompactSessionResponse>): CompactSessionResponse {
+    const message = createBaseCompactSessionResponse();
+    message.session = (object.session !== undefined && object.session !== null)
+      ? Session.fromPartial(object.session)
+      : undefined;
+    message.summarizedExchanges = object.summarizedExchanges ?? 0;
+    message.keptExchanges = object.keptExchanges ?? 0;
+    message.bytesBefore = object.bytesBefore ?? 0;
+    message.bytesAfter = object.bytesAfter ?? undefined;
+    message.usage = (object.usage !== undefined && object.usage !== null) ? Usage.fromPartial(object.usage) : undefined;
     return message;
   },
 };
@@ -5246,6 +5742,7 @@ function createBaseStarted(): Started {
     model: "",
     contextMessages: 0,
     contextTrimmed: false,
+    contextSummarized: false,
   };
 }
 
@@ -5268,6 +5765,9 @@ export const Started: MessageFns<Started> = {
     }
     if (message.contextTrimmed !== false) {
       writer.uint32(48).bool(message.contextTrimmed);
+    }
+    if (message.contextSummarized !== false) {
+      writer.uint32(56).bool(message.contextSummarized);
     }
     return writer;
   },
@@ -5333,6 +5833,14 @@ export const Started: MessageFns<Started> = {
             message.contextTrimmed = reader.bool();
             continue;
           }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.contextSummarized = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -5356,6 +5864,7 @@ export const Started: MessageFns<Started> = {
     message.model = object.model ?? "";
     message.contextMessages = object.contextMessages ?? 0;
     message.contextTrimmed = object.contextTrimmed ?? false;
+    message.contextSummarized = object.contextSummarized ?? false;
     return message;
   },
 };
@@ -5722,8 +6231,8 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): ListSessionsResponse => ListSessionsResponse.decode(value),
   },
   /**
-   * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
-   * turns that are already running or queued in the session.
+   * UpdateSession changes a session's labels, idle timeout, context window or compaction
+   * instruction. It runs after the turns that are already running or queued in the session.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
    * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
@@ -5770,6 +6279,27 @@ export const SessionServiceService = {
     requestDeserialize: (value: Buffer): ForkSessionRequest => ForkSessionRequest.decode(value),
     responseSerialize: (value: ForkSessionResponse): Buffer => Buffer.from(ForkSessionResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ForkSessionResponse => ForkSessionResponse.decode(value),
+  },
+  /**
+   * CompactSession summarises the exchanges of a session that are not among the last keep_exchanges
+   * of its context window. Later prompts have the summary in place of them; the history keeps them.
+   * The engine writes the summary. Turns do not wait for it, and those that run meanwhile are kept.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED, SESSION_BUSY (if
+   * another compaction or another replica of the daemon changes the session meanwhile),
+   * QUOTA_EXCEEDED, PERMISSION_DENIED (for the model), SESSIONS_DISABLED, CONTEXT_TOO_LONG,
+   * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
+   * SHUTTING_DOWN, STORE_UNAVAILABLE, DATA_CORRUPTED.
+   */
+  compactSession: {
+    path: "/ruvd.v1.SessionService/CompactSession" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: CompactSessionRequest): Buffer =>
+      Buffer.from(CompactSessionRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): CompactSessionRequest => CompactSessionRequest.decode(value),
+    responseSerialize: (value: CompactSessionResponse): Buffer =>
+      Buffer.from(CompactSessionResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): CompactSessionResponse => CompactSessionResponse.decode(value),
   },
   /**
    * EndSession deletes a session and its messages. Its running and queued completions fail with
@@ -5915,8 +6445,8 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
    */
   listSessions: handleUnaryCall<ListSessionsRequest, ListSessionsResponse>;
   /**
-   * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
-   * turns that are already running or queued in the session.
+   * UpdateSession changes a session's labels, idle timeout, context window or compaction
+   * instruction. It runs after the turns that are already running or queued in the session.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
    * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
@@ -5937,6 +6467,17 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
    * STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
   forkSession: handleUnaryCall<ForkSessionRequest, ForkSessionResponse>;
+  /**
+   * CompactSession summarises the exchanges of a session that are not among the last keep_exchanges
+   * of its context window. Later prompts have the summary in place of them; the history keeps them.
+   * The engine writes the summary. Turns do not wait for it, and those that run meanwhile are kept.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED, SESSION_BUSY (if
+   * another compaction or another replica of the daemon changes the session meanwhile),
+   * QUOTA_EXCEEDED, PERMISSION_DENIED (for the model), SESSIONS_DISABLED, CONTEXT_TOO_LONG,
+   * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
+   * SHUTTING_DOWN, STORE_UNAVAILABLE, DATA_CORRUPTED.
+   */
+  compactSession: handleUnaryCall<CompactSessionRequest, CompactSessionResponse>;
   /**
    * EndSession deletes a session and its messages. Its running and queued completions fail with
    * SESSION_ENDED.
@@ -6060,8 +6601,8 @@ export interface SessionServiceClient extends Client {
     callback: (error: ServiceError | null, response: ListSessionsResponse) => void,
   ): ClientUnaryCall;
   /**
-   * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
-   * turns that are already running or queued in the session.
+   * UpdateSession changes a session's labels, idle timeout, context window or compaction
+   * instruction. It runs after the turns that are already running or queued in the session.
    * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
    * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
    */
@@ -6123,6 +6664,31 @@ export interface SessionServiceClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ForkSessionResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * CompactSession summarises the exchanges of a session that are not among the last keep_exchanges
+   * of its context window. Later prompts have the summary in place of them; the history keeps them.
+   * The engine writes the summary. Turns do not wait for it, and those that run meanwhile are kept.
+   * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED, SESSION_BUSY (if
+   * another compaction or another replica of the daemon changes the session meanwhile),
+   * QUOTA_EXCEEDED, PERMISSION_DENIED (for the model), SESSIONS_DISABLED, CONTEXT_TOO_LONG,
+   * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
+   * SHUTTING_DOWN, STORE_UNAVAILABLE, DATA_CORRUPTED.
+   */
+  compactSession(
+    request: CompactSessionRequest,
+    callback: (error: ServiceError | null, response: CompactSessionResponse) => void,
+  ): ClientUnaryCall;
+  compactSession(
+    request: CompactSessionRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: CompactSessionResponse) => void,
+  ): ClientUnaryCall;
+  compactSession(
+    request: CompactSessionRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: CompactSessionResponse) => void,
   ): ClientUnaryCall;
   /**
    * EndSession deletes a session and its messages. Its running and queued completions fail with

@@ -35,6 +35,7 @@ private static final long serialVersionUID = 0L;
     sessionId_ = "";
     messages_ = java.util.Collections.emptyList();
     requestId_ = "";
+    summary_ = "";
   }
 
   public static final com.google.protobuf.Descriptors.Descriptor
@@ -50,6 +51,7 @@ private static final long serialVersionUID = 0L;
             dev.ruvd.v1.AppendMessagesRequest.class, dev.ruvd.v1.AppendMessagesRequest.Builder.class);
   }
 
+  private int bitField0_;
   public static final int SESSION_ID_FIELD_NUMBER = 1;
   @SuppressWarnings("serial")
   private volatile java.lang.Object sessionId_ = "";
@@ -102,7 +104,7 @@ private static final long serialVersionUID = 0L;
   private java.util.List<dev.ruvd.v1.Message> messages_;
   /**
    * <pre>
-   * The messages to append.
+   * The messages to append. May be empty with a summary.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -113,7 +115,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The messages to append.
+   * The messages to append. May be empty with a summary.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -125,7 +127,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The messages to append.
+   * The messages to append. May be empty with a summary.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -136,7 +138,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The messages to append.
+   * The messages to append. May be empty with a summary.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -147,7 +149,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The messages to append.
+   * The messages to append. May be empty with a summary.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -205,6 +207,86 @@ private static final long serialVersionUID = 0L;
     }
   }
 
+  public static final int SUMMARY_FIELD_NUMBER = 4;
+  @SuppressWarnings("serial")
+  private volatile java.lang.Object summary_ = "";
+  /**
+   * <pre>
+   * A summary that the client has made, of at most 64 KiB. It replaces the one that the session
+   * has, and it is sent in place of the exchanges that it stands for, whatever the window's
+   * compaction.
+   * </pre>
+   *
+   * <code>string summary = 4;</code>
+   * @return The summary.
+   */
+  @java.lang.Override
+  public java.lang.String getSummary() {
+    java.lang.Object ref = summary_;
+    if (ref instanceof java.lang.String) {
+      return (java.lang.String) ref;
+    } else {
+      com.google.protobuf.ByteString bs = 
+          (com.google.protobuf.ByteString) ref;
+      java.lang.String s = bs.toStringUtf8();
+      summary_ = s;
+      return s;
+    }
+  }
+  /**
+   * <pre>
+   * A summary that the client has made, of at most 64 KiB. It replaces the one that the session
+   * has, and it is sent in place of the exchanges that it stands for, whatever the window's
+   * compaction.
+   * </pre>
+   *
+   * <code>string summary = 4;</code>
+   * @return The bytes for summary.
+   */
+  @java.lang.Override
+  public com.google.protobuf.ByteString
+      getSummaryBytes() {
+    java.lang.Object ref = summary_;
+    if (ref instanceof java.lang.String) {
+      com.google.protobuf.ByteString b = 
+          com.google.protobuf.ByteString.copyFromUtf8(
+              (java.lang.String) ref);
+      summary_ = b;
+      return b;
+    } else {
+      return (com.google.protobuf.ByteString) ref;
+    }
+  }
+
+  public static final int SUMMARY_EXCHANGE_COUNT_FIELD_NUMBER = 5;
+  private long summaryExchangeCount_ = 0L;
+  /**
+   * <pre>
+   * The number of exchanges, from the first one of the history on and including those of this call,
+   * that the summary stands for. Unset: all but the last keep_exchanges.
+   * </pre>
+   *
+   * <code>optional int64 summary_exchange_count = 5;</code>
+   * @return Whether the summaryExchangeCount field is set.
+   */
+  @java.lang.Override
+  public boolean hasSummaryExchangeCount() {
+    return ((bitField0_ & 0x00000001) != 0);
+  }
+  /**
+   * <pre>
+   * The number of exchanges, from the first one of the history on and including those of this call,
+   * that the summary stands for. Unset: all but the last keep_exchanges.
+   * </pre>
+   *
+   * <code>optional int64 summary_exchange_count = 5;</code>
+   * @return The summaryExchangeCount.
+   */
+  @java.lang.Override
+  public long getSummaryExchangeCount() {
+    return summaryExchangeCount_;
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -228,6 +310,12 @@ private static final long serialVersionUID = 0L;
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(requestId_)) {
       com.google.protobuf.GeneratedMessage.writeString(output, 3, requestId_);
     }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(summary_)) {
+      com.google.protobuf.GeneratedMessage.writeString(output, 4, summary_);
+    }
+    if (((bitField0_ & 0x00000001) != 0)) {
+      output.writeInt64(5, summaryExchangeCount_);
+    }
     getUnknownFields().writeTo(output);
   }
 
@@ -246,6 +334,13 @@ private static final long serialVersionUID = 0L;
     }
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(requestId_)) {
       size += com.google.protobuf.GeneratedMessage.computeStringSize(3, requestId_);
+    }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(summary_)) {
+      size += com.google.protobuf.GeneratedMessage.computeStringSize(4, summary_);
+    }
+    if (((bitField0_ & 0x00000001) != 0)) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeInt64Size(5, summaryExchangeCount_);
     }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
@@ -268,6 +363,13 @@ private static final long serialVersionUID = 0L;
         .equals(other.getMessagesList())) return false;
     if (!getRequestId()
         .equals(other.getRequestId())) return false;
+    if (!getSummary()
+        .equals(other.getSummary())) return false;
+    if (hasSummaryExchangeCount() != other.hasSummaryExchangeCount()) return false;
+    if (hasSummaryExchangeCount()) {
+      if (getSummaryExchangeCount()
+          != other.getSummaryExchangeCount()) return false;
+    }
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -287,6 +389,13 @@ private static final long serialVersionUID = 0L;
     }
     hash = (37 * hash) + REQUEST_ID_FIELD_NUMBER;
     hash = (53 * hash) + getRequestId().hashCode();
+    hash = (37 * hash) + SUMMARY_FIELD_NUMBER;
+    hash = (53 * hash) + getSummary().hashCode();
+    if (hasSummaryExchangeCount()) {
+      hash = (37 * hash) + SUMMARY_EXCHANGE_COUNT_FIELD_NUMBER;
+      hash = (53 * hash) + com.google.protobuf.Internal.hashLong(
+          getSummaryExchangeCount());
+    }
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -431,6 +540,8 @@ private static final long serialVersionUID = 0L;
       }
       bitField0_ = (bitField0_ & ~0x00000002);
       requestId_ = "";
+      summary_ = "";
+      summaryExchangeCount_ = 0L;
       return this;
     }
 
@@ -483,6 +594,15 @@ private static final long serialVersionUID = 0L;
       if (((from_bitField0_ & 0x00000004) != 0)) {
         result.requestId_ = requestId_;
       }
+      if (((from_bitField0_ & 0x00000008) != 0)) {
+        result.summary_ = summary_;
+      }
+      int to_bitField0_ = 0;
+      if (((from_bitField0_ & 0x00000010) != 0)) {
+        result.summaryExchangeCount_ = summaryExchangeCount_;
+        to_bitField0_ |= 0x00000001;
+      }
+      result.bitField0_ |= to_bitField0_;
     }
 
     @java.lang.Override
@@ -533,6 +653,14 @@ private static final long serialVersionUID = 0L;
         bitField0_ |= 0x00000004;
         onChanged();
       }
+      if (!other.getSummary().isEmpty()) {
+        summary_ = other.summary_;
+        bitField0_ |= 0x00000008;
+        onChanged();
+      }
+      if (other.hasSummaryExchangeCount()) {
+        setSummaryExchangeCount(other.getSummaryExchangeCount());
+      }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
       return this;
@@ -582,6 +710,16 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000004;
               break;
             } // case 26
+            case 34: {
+              summary_ = input.readStringRequireUtf8();
+              bitField0_ |= 0x00000008;
+              break;
+            } // case 34
+            case 40: {
+              summaryExchangeCount_ = input.readInt64();
+              bitField0_ |= 0x00000010;
+              break;
+            } // case 40
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -705,7 +843,7 @@ private static final long serialVersionUID = 0L;
 
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -719,7 +857,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -733,7 +871,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -747,7 +885,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -768,7 +906,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -786,7 +924,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -806,7 +944,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -827,7 +965,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -845,7 +983,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -863,7 +1001,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -882,7 +1020,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -899,7 +1037,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -916,7 +1054,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -927,7 +1065,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -941,7 +1079,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -956,7 +1094,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -967,7 +1105,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -979,7 +1117,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The messages to append.
+     * The messages to append. May be empty with a summary.
      * </pre>
      *
      * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -1091,6 +1229,168 @@ private static final long serialVersionUID = 0L;
       checkByteStringIsUtf8(value);
       requestId_ = value;
       bitField0_ |= 0x00000004;
+      onChanged();
+      return this;
+    }
+
+    private java.lang.Object summary_ = "";
+    /**
+     * <pre>
+     * A summary that the client has made, of at most 64 KiB. It replaces the one that the session
+     * has, and it is sent in place of the exchanges that it stands for, whatever the window's
+     * compaction.
+     * </pre>
+     *
+     * <code>string summary = 4;</code>
+     * @return The summary.
+     */
+    public java.lang.String getSummary() {
+      java.lang.Object ref = summary_;
+      if (!(ref instanceof java.lang.String)) {
+        com.google.protobuf.ByteString bs =
+            (com.google.protobuf.ByteString) ref;
+        java.lang.String s = bs.toStringUtf8();
+        summary_ = s;
+        return s;
+      } else {
+        return (java.lang.String) ref;
+      }
+    }
+    /**
+     * <pre>
+     * A summary that the client has made, of at most 64 KiB. It replaces the one that the session
+     * has, and it is sent in place of the exchanges that it stands for, whatever the window's
+     * compaction.
+     * </pre>
+     *
+     * <code>string summary = 4;</code>
+     * @return The bytes for summary.
+     */
+    public com.google.protobuf.ByteString
+        getSummaryBytes() {
+      java.lang.Object ref = summary_;
+      if (ref instanceof String) {
+        com.google.protobuf.ByteString b = 
+            com.google.protobuf.ByteString.copyFromUtf8(
+                (java.lang.String) ref);
+        summary_ = b;
+        return b;
+      } else {
+        return (com.google.protobuf.ByteString) ref;
+      }
+    }
+    /**
+     * <pre>
+     * A summary that the client has made, of at most 64 KiB. It replaces the one that the session
+     * has, and it is sent in place of the exchanges that it stands for, whatever the window's
+     * compaction.
+     * </pre>
+     *
+     * <code>string summary = 4;</code>
+     * @param value The summary to set.
+     * @return This builder for chaining.
+     */
+    public Builder setSummary(
+        java.lang.String value) {
+      if (value == null) { throw new NullPointerException(); }
+      summary_ = value;
+      bitField0_ |= 0x00000008;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * A summary that the client has made, of at most 64 KiB. It replaces the one that the session
+     * has, and it is sent in place of the exchanges that it stands for, whatever the window's
+     * compaction.
+     * </pre>
+     *
+     * <code>string summary = 4;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearSummary() {
+      summary_ = getDefaultInstance().getSummary();
+      bitField0_ = (bitField0_ & ~0x00000008);
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * A summary that the client has made, of at most 64 KiB. It replaces the one that the session
+     * has, and it is sent in place of the exchanges that it stands for, whatever the window's
+     * compaction.
+     * </pre>
+     *
+     * <code>string summary = 4;</code>
+     * @param value The bytes for summary to set.
+     * @return This builder for chaining.
+     */
+    public Builder setSummaryBytes(
+        com.google.protobuf.ByteString value) {
+      if (value == null) { throw new NullPointerException(); }
+      checkByteStringIsUtf8(value);
+      summary_ = value;
+      bitField0_ |= 0x00000008;
+      onChanged();
+      return this;
+    }
+
+    private long summaryExchangeCount_ ;
+    /**
+     * <pre>
+     * The number of exchanges, from the first one of the history on and including those of this call,
+     * that the summary stands for. Unset: all but the last keep_exchanges.
+     * </pre>
+     *
+     * <code>optional int64 summary_exchange_count = 5;</code>
+     * @return Whether the summaryExchangeCount field is set.
+     */
+    @java.lang.Override
+    public boolean hasSummaryExchangeCount() {
+      return ((bitField0_ & 0x00000010) != 0);
+    }
+    /**
+     * <pre>
+     * The number of exchanges, from the first one of the history on and including those of this call,
+     * that the summary stands for. Unset: all but the last keep_exchanges.
+     * </pre>
+     *
+     * <code>optional int64 summary_exchange_count = 5;</code>
+     * @return The summaryExchangeCount.
+     */
+    @java.lang.Override
+    public long getSummaryExchangeCount() {
+      return summaryExchangeCount_;
+    }
+    /**
+     * <pre>
+     * The number of exchanges, from the first one of the history on and including those of this call,
+     * that the summary stands for. Unset: all but the last keep_exchanges.
+     * </pre>
+     *
+     * <code>optional int64 summary_exchange_count = 5;</code>
+     * @param value The summaryExchangeCount to set.
+     * @return This builder for chaining.
+     */
+    public Builder setSummaryExchangeCount(long value) {
+
+      summaryExchangeCount_ = value;
+      bitField0_ |= 0x00000010;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The number of exchanges, from the first one of the history on and including those of this call,
+     * that the summary stands for. Unset: all but the last keep_exchanges.
+     * </pre>
+     *
+     * <code>optional int64 summary_exchange_count = 5;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearSummaryExchangeCount() {
+      bitField0_ = (bitField0_ & ~0x00000010);
+      summaryExchangeCount_ = 0L;
       onChanged();
       return this;
     }

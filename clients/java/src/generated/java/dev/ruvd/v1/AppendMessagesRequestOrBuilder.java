@@ -32,7 +32,7 @@ public interface AppendMessagesRequestOrBuilder extends
 
   /**
    * <pre>
-   * The messages to append.
+   * The messages to append. May be empty with a summary.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -41,7 +41,7 @@ public interface AppendMessagesRequestOrBuilder extends
       getMessagesList();
   /**
    * <pre>
-   * The messages to append.
+   * The messages to append. May be empty with a summary.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -49,7 +49,7 @@ public interface AppendMessagesRequestOrBuilder extends
   dev.ruvd.v1.Message getMessages(int index);
   /**
    * <pre>
-   * The messages to append.
+   * The messages to append. May be empty with a summary.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -57,7 +57,7 @@ public interface AppendMessagesRequestOrBuilder extends
   int getMessagesCount();
   /**
    * <pre>
-   * The messages to append.
+   * The messages to append. May be empty with a summary.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -66,7 +66,7 @@ public interface AppendMessagesRequestOrBuilder extends
       getMessagesOrBuilderList();
   /**
    * <pre>
-   * The messages to append.
+   * The messages to append. May be empty with a summary.
    * </pre>
    *
    * <code>repeated .ruvd.v1.Message messages = 2;</code>
@@ -93,4 +93,49 @@ public interface AppendMessagesRequestOrBuilder extends
    */
   com.google.protobuf.ByteString
       getRequestIdBytes();
+
+  /**
+   * <pre>
+   * A summary that the client has made, of at most 64 KiB. It replaces the one that the session
+   * has, and it is sent in place of the exchanges that it stands for, whatever the window's
+   * compaction.
+   * </pre>
+   *
+   * <code>string summary = 4;</code>
+   * @return The summary.
+   */
+  java.lang.String getSummary();
+  /**
+   * <pre>
+   * A summary that the client has made, of at most 64 KiB. It replaces the one that the session
+   * has, and it is sent in place of the exchanges that it stands for, whatever the window's
+   * compaction.
+   * </pre>
+   *
+   * <code>string summary = 4;</code>
+   * @return The bytes for summary.
+   */
+  com.google.protobuf.ByteString
+      getSummaryBytes();
+
+  /**
+   * <pre>
+   * The number of exchanges, from the first one of the history on and including those of this call,
+   * that the summary stands for. Unset: all but the last keep_exchanges.
+   * </pre>
+   *
+   * <code>optional int64 summary_exchange_count = 5;</code>
+   * @return Whether the summaryExchangeCount field is set.
+   */
+  boolean hasSummaryExchangeCount();
+  /**
+   * <pre>
+   * The number of exchanges, from the first one of the history on and including those of this call,
+   * that the summary stands for. Unset: all but the last keep_exchanges.
+   * </pre>
+   *
+   * <code>optional int64 summary_exchange_count = 5;</code>
+   * @return The summaryExchangeCount.
+   */
+  long getSummaryExchangeCount();
 }

@@ -35,6 +35,7 @@ private static final long serialVersionUID = 0L;
   }
   private ContextWindow() {
     rendering_ = 0;
+    compaction_ = 0;
   }
 
   public static final com.google.protobuf.Descriptors.Descriptor
@@ -164,6 +165,90 @@ private static final long serialVersionUID = 0L;
     return result == null ? dev.ruvd.v1.Rendering.UNRECOGNIZED : result;
   }
 
+  public static final int COMPACTION_FIELD_NUMBER = 5;
+  private int compaction_ = 0;
+  /**
+   * <pre>
+   * The rule for the exchanges that leave the window. Unset: the daemon's default (NONE).
+   * </pre>
+   *
+   * <code>.ruvd.v1.Compaction compaction = 5;</code>
+   * @return The enum numeric value on the wire for compaction.
+   */
+  @java.lang.Override public int getCompactionValue() {
+    return compaction_;
+  }
+  /**
+   * <pre>
+   * The rule for the exchanges that leave the window. Unset: the daemon's default (NONE).
+   * </pre>
+   *
+   * <code>.ruvd.v1.Compaction compaction = 5;</code>
+   * @return The compaction.
+   */
+  @java.lang.Override public dev.ruvd.v1.Compaction getCompaction() {
+    dev.ruvd.v1.Compaction result = dev.ruvd.v1.Compaction.forNumber(compaction_);
+    return result == null ? dev.ruvd.v1.Compaction.UNRECOGNIZED : result;
+  }
+
+  public static final int KEEP_FIRST_FIELD_NUMBER = 6;
+  private int keepFirst_ = 0;
+  /**
+   * <pre>
+   * The number of exchanges at the beginning of the history that are sent in every turn, at most
+   * 32. Unset: the daemon's default (0).
+   * </pre>
+   *
+   * <code>optional int32 keep_first = 6;</code>
+   * @return Whether the keepFirst field is set.
+   */
+  @java.lang.Override
+  public boolean hasKeepFirst() {
+    return ((bitField0_ & 0x00000008) != 0);
+  }
+  /**
+   * <pre>
+   * The number of exchanges at the beginning of the history that are sent in every turn, at most
+   * 32. Unset: the daemon's default (0).
+   * </pre>
+   *
+   * <code>optional int32 keep_first = 6;</code>
+   * @return The keepFirst.
+   */
+  @java.lang.Override
+  public int getKeepFirst() {
+    return keepFirst_;
+  }
+
+  public static final int COMPACT_AT_FIELD_NUMBER = 7;
+  private double compactAt_ = 0D;
+  /**
+   * <pre>
+   * The share of max_exchanges or max_tokens, whichever is reached first, at which a summary is
+   * made: above 0 and at most 1. Unset: the daemon's default (0.6).
+   * </pre>
+   *
+   * <code>optional double compact_at = 7;</code>
+   * @return Whether the compactAt field is set.
+   */
+  @java.lang.Override
+  public boolean hasCompactAt() {
+    return ((bitField0_ & 0x00000010) != 0);
+  }
+  /**
+   * <pre>
+   * The share of max_exchanges or max_tokens, whichever is reached first, at which a summary is
+   * made: above 0 and at most 1. Unset: the daemon's default (0.6).
+   * </pre>
+   *
+   * <code>optional double compact_at = 7;</code>
+   * @return The compactAt.
+   */
+  @java.lang.Override
+  public double getCompactAt() {
+    return compactAt_;
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -190,6 +275,15 @@ private static final long serialVersionUID = 0L;
     if (rendering_ != dev.ruvd.v1.Rendering.RENDERING_UNSPECIFIED.getNumber()) {
       output.writeEnum(4, rendering_);
     }
+    if (compaction_ != dev.ruvd.v1.Compaction.COMPACTION_UNSPECIFIED.getNumber()) {
+      output.writeEnum(5, compaction_);
+    }
+    if (((bitField0_ & 0x00000008) != 0)) {
+      output.writeInt32(6, keepFirst_);
+    }
+    if (((bitField0_ & 0x00000010) != 0)) {
+      output.writeDouble(7, compactAt_);
+    }
     getUnknownFields().writeTo(output);
   }
 
@@ -214,6 +308,18 @@ private static final long serialVersionUID = 0L;
     if (rendering_ != dev.ruvd.v1.Rendering.RENDERING_UNSPECIFIED.getNumber()) {
       size += com.google.protobuf.CodedOutputStream
         .computeEnumSize(4, rendering_);
+    }
+    if (compaction_ != dev.ruvd.v1.Compaction.COMPACTION_UNSPECIFIED.getNumber()) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeEnumSize(5, compaction_);
+    }
+    if (((bitField0_ & 0x00000008) != 0)) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeInt32Size(6, keepFirst_);
+    }
+    if (((bitField0_ & 0x00000010) != 0)) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeDoubleSize(7, compactAt_);
     }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
@@ -246,6 +352,18 @@ private static final long serialVersionUID = 0L;
           != other.getMaxTokens()) return false;
     }
     if (rendering_ != other.rendering_) return false;
+    if (compaction_ != other.compaction_) return false;
+    if (hasKeepFirst() != other.hasKeepFirst()) return false;
+    if (hasKeepFirst()) {
+      if (getKeepFirst()
+          != other.getKeepFirst()) return false;
+    }
+    if (hasCompactAt() != other.hasCompactAt()) return false;
+    if (hasCompactAt()) {
+      if (java.lang.Double.doubleToLongBits(getCompactAt())
+          != java.lang.Double.doubleToLongBits(
+              other.getCompactAt())) return false;
+    }
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -271,6 +389,17 @@ private static final long serialVersionUID = 0L;
     }
     hash = (37 * hash) + RENDERING_FIELD_NUMBER;
     hash = (53 * hash) + rendering_;
+    hash = (37 * hash) + COMPACTION_FIELD_NUMBER;
+    hash = (53 * hash) + compaction_;
+    if (hasKeepFirst()) {
+      hash = (37 * hash) + KEEP_FIRST_FIELD_NUMBER;
+      hash = (53 * hash) + getKeepFirst();
+    }
+    if (hasCompactAt()) {
+      hash = (37 * hash) + COMPACT_AT_FIELD_NUMBER;
+      hash = (53 * hash) + com.google.protobuf.Internal.hashLong(
+          java.lang.Double.doubleToLongBits(getCompactAt()));
+    }
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -412,6 +541,9 @@ private static final long serialVersionUID = 0L;
       maxExchanges_ = 0;
       maxTokens_ = 0;
       rendering_ = 0;
+      compaction_ = 0;
+      keepFirst_ = 0;
+      compactAt_ = 0D;
       return this;
     }
 
@@ -461,6 +593,17 @@ private static final long serialVersionUID = 0L;
       if (((from_bitField0_ & 0x00000008) != 0)) {
         result.rendering_ = rendering_;
       }
+      if (((from_bitField0_ & 0x00000010) != 0)) {
+        result.compaction_ = compaction_;
+      }
+      if (((from_bitField0_ & 0x00000020) != 0)) {
+        result.keepFirst_ = keepFirst_;
+        to_bitField0_ |= 0x00000008;
+      }
+      if (((from_bitField0_ & 0x00000040) != 0)) {
+        result.compactAt_ = compactAt_;
+        to_bitField0_ |= 0x00000010;
+      }
       result.bitField0_ |= to_bitField0_;
     }
 
@@ -487,6 +630,15 @@ private static final long serialVersionUID = 0L;
       }
       if (other.rendering_ != 0) {
         setRenderingValue(other.getRenderingValue());
+      }
+      if (other.compaction_ != 0) {
+        setCompactionValue(other.getCompactionValue());
+      }
+      if (other.hasKeepFirst()) {
+        setKeepFirst(other.getKeepFirst());
+      }
+      if (other.hasCompactAt()) {
+        setCompactAt(other.getCompactAt());
       }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
@@ -534,6 +686,21 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000008;
               break;
             } // case 32
+            case 40: {
+              compaction_ = input.readEnum();
+              bitField0_ |= 0x00000010;
+              break;
+            } // case 40
+            case 48: {
+              keepFirst_ = input.readInt32();
+              bitField0_ |= 0x00000020;
+              break;
+            } // case 48
+            case 57: {
+              compactAt_ = input.readDouble();
+              bitField0_ |= 0x00000040;
+              break;
+            } // case 57
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -799,6 +966,197 @@ private static final long serialVersionUID = 0L;
     public Builder clearRendering() {
       bitField0_ = (bitField0_ & ~0x00000008);
       rendering_ = 0;
+      onChanged();
+      return this;
+    }
+
+    private int compaction_ = 0;
+    /**
+     * <pre>
+     * The rule for the exchanges that leave the window. Unset: the daemon's default (NONE).
+     * </pre>
+     *
+     * <code>.ruvd.v1.Compaction compaction = 5;</code>
+     * @return The enum numeric value on the wire for compaction.
+     */
+    @java.lang.Override public int getCompactionValue() {
+      return compaction_;
+    }
+    /**
+     * <pre>
+     * The rule for the exchanges that leave the window. Unset: the daemon's default (NONE).
+     * </pre>
+     *
+     * <code>.ruvd.v1.Compaction compaction = 5;</code>
+     * @param value The enum numeric value on the wire for compaction to set.
+     * @return This builder for chaining.
+     */
+    public Builder setCompactionValue(int value) {
+      compaction_ = value;
+      bitField0_ |= 0x00000010;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The rule for the exchanges that leave the window. Unset: the daemon's default (NONE).
+     * </pre>
+     *
+     * <code>.ruvd.v1.Compaction compaction = 5;</code>
+     * @return The compaction.
+     */
+    @java.lang.Override
+    public dev.ruvd.v1.Compaction getCompaction() {
+      dev.ruvd.v1.Compaction result = dev.ruvd.v1.Compaction.forNumber(compaction_);
+      return result == null ? dev.ruvd.v1.Compaction.UNRECOGNIZED : result;
+    }
+    /**
+     * <pre>
+     * The rule for the exchanges that leave the window. Unset: the daemon's default (NONE).
+     * </pre>
+     *
+     * <code>.ruvd.v1.Compaction compaction = 5;</code>
+     * @param value The compaction to set.
+     * @return This builder for chaining.
+     */
+    public Builder setCompaction(dev.ruvd.v1.Compaction value) {
+      if (value == null) { throw new NullPointerException(); }
+      bitField0_ |= 0x00000010;
+      compaction_ = value.getNumber();
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The rule for the exchanges that leave the window. Unset: the daemon's default (NONE).
+     * </pre>
+     *
+     * <code>.ruvd.v1.Compaction compaction = 5;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearCompaction() {
+      bitField0_ = (bitField0_ & ~0x00000010);
+      compaction_ = 0;
+      onChanged();
+      return this;
+    }
+
+    private int keepFirst_ ;
+    /**
+     * <pre>
+     * The number of exchanges at the beginning of the history that are sent in every turn, at most
+     * 32. Unset: the daemon's default (0).
+     * </pre>
+     *
+     * <code>optional int32 keep_first = 6;</code>
+     * @return Whether the keepFirst field is set.
+     */
+    @java.lang.Override
+    public boolean hasKeepFirst() {
+      return ((bitField0_ & 0x00000020) != 0);
+    }
+    /**
+     * <pre>
+     * The number of exchanges at the beginning of the history that are sent in every turn, at most
+     * 32. Unset: the daemon's default (0).
+     * </pre>
+     *
+     * <code>optional int32 keep_first = 6;</code>
+     * @return The keepFirst.
+     */
+    @java.lang.Override
+    public int getKeepFirst() {
+      return keepFirst_;
+    }
+    /**
+     * <pre>
+     * The number of exchanges at the beginning of the history that are sent in every turn, at most
+     * 32. Unset: the daemon's default (0).
+     * </pre>
+     *
+     * <code>optional int32 keep_first = 6;</code>
+     * @param value The keepFirst to set.
+     * @return This builder for chaining.
+     */
+    public Builder setKeepFirst(int value) {
+
+      keepFirst_ = value;
+      bitField0_ |= 0x00000020;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The number of exchanges at the beginning of the history that are sent in every turn, at most
+     * 32. Unset: the daemon's default (0).
+     * </pre>
+     *
+     * <code>optional int32 keep_first = 6;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearKeepFirst() {
+      bitField0_ = (bitField0_ & ~0x00000020);
+      keepFirst_ = 0;
+      onChanged();
+      return this;
+    }
+
+    private double compactAt_ ;
+    /**
+     * <pre>
+     * The share of max_exchanges or max_tokens, whichever is reached first, at which a summary is
+     * made: above 0 and at most 1. Unset: the daemon's default (0.6).
+     * </pre>
+     *
+     * <code>optional double compact_at = 7;</code>
+     * @return Whether the compactAt field is set.
+     */
+    @java.lang.Override
+    public boolean hasCompactAt() {
+      return ((bitField0_ & 0x00000040) != 0);
+    }
+    /**
+     * <pre>
+     * The share of max_exchanges or max_tokens, whichever is reached first, at which a summary is
+     * made: above 0 and at most 1. Unset: the daemon's default (0.6).
+     * </pre>
+     *
+     * <code>optional double compact_at = 7;</code>
+     * @return The compactAt.
+     */
+    @java.lang.Override
+    public double getCompactAt() {
+      return compactAt_;
+    }
+    /**
+     * <pre>
+     * The share of max_exchanges or max_tokens, whichever is reached first, at which a summary is
+     * made: above 0 and at most 1. Unset: the daemon's default (0.6).
+     * </pre>
+     *
+     * <code>optional double compact_at = 7;</code>
+     * @param value The compactAt to set.
+     * @return This builder for chaining.
+     */
+    public Builder setCompactAt(double value) {
+
+      compactAt_ = value;
+      bitField0_ |= 0x00000040;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The share of max_exchanges or max_tokens, whichever is reached first, at which a summary is
+     * made: above 0 and at most 1. Unset: the daemon's default (0.6).
+     * </pre>
+     *
+     * <code>optional double compact_at = 7;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearCompactAt() {
+      bitField0_ = (bitField0_ & ~0x00000040);
+      compactAt_ = 0D;
       onChanged();
       return this;
     }

@@ -91,4 +91,65 @@ public interface ContextWindowOrBuilder extends
    * @return The rendering.
    */
   dev.ruvd.v1.Rendering getRendering();
+
+  /**
+   * <pre>
+   * The rule for the exchanges that leave the window. Unset: the daemon's default (NONE).
+   * </pre>
+   *
+   * <code>.ruvd.v1.Compaction compaction = 5;</code>
+   * @return The enum numeric value on the wire for compaction.
+   */
+  int getCompactionValue();
+  /**
+   * <pre>
+   * The rule for the exchanges that leave the window. Unset: the daemon's default (NONE).
+   * </pre>
+   *
+   * <code>.ruvd.v1.Compaction compaction = 5;</code>
+   * @return The compaction.
+   */
+  dev.ruvd.v1.Compaction getCompaction();
+
+  /**
+   * <pre>
+   * The number of exchanges at the beginning of the history that are sent in every turn, at most
+   * 32. Unset: the daemon's default (0).
+   * </pre>
+   *
+   * <code>optional int32 keep_first = 6;</code>
+   * @return Whether the keepFirst field is set.
+   */
+  boolean hasKeepFirst();
+  /**
+   * <pre>
+   * The number of exchanges at the beginning of the history that are sent in every turn, at most
+   * 32. Unset: the daemon's default (0).
+   * </pre>
+   *
+   * <code>optional int32 keep_first = 6;</code>
+   * @return The keepFirst.
+   */
+  int getKeepFirst();
+
+  /**
+   * <pre>
+   * The share of max_exchanges or max_tokens, whichever is reached first, at which a summary is
+   * made: above 0 and at most 1. Unset: the daemon's default (0.6).
+   * </pre>
+   *
+   * <code>optional double compact_at = 7;</code>
+   * @return Whether the compactAt field is set.
+   */
+  boolean hasCompactAt();
+  /**
+   * <pre>
+   * The share of max_exchanges or max_tokens, whichever is reached first, at which a summary is
+   * made: above 0 and at most 1. Unset: the daemon's default (0.6).
+   * </pre>
+   *
+   * <code>optional double compact_at = 7;</code>
+   * @return The compactAt.
+   */
+  double getCompactAt();
 }

@@ -37,6 +37,8 @@ private static final long serialVersionUID = 0L;
     messages_ = java.util.Collections.emptyList();
     model_ = "";
     requestId_ = "";
+    compactionInstruction_ = "";
+    summary_ = "";
   }
 
   public static final com.google.protobuf.Descriptors.Descriptor
@@ -490,6 +492,131 @@ java.lang.String defaultValue) {
     }
   }
 
+  public static final int COMPACTION_INSTRUCTION_FIELD_NUMBER = 9;
+  @SuppressWarnings("serial")
+  private volatile java.lang.Object compactionInstruction_ = "";
+  /**
+   * <pre>
+   * An instruction for the summaries of this session, of at most 4,096 bytes, such as "keep all
+   * order numbers". It is added to the daemon's own request for a summary.
+   * </pre>
+   *
+   * <code>string compaction_instruction = 9;</code>
+   * @return The compactionInstruction.
+   */
+  @java.lang.Override
+  public java.lang.String getCompactionInstruction() {
+    java.lang.Object ref = compactionInstruction_;
+    if (ref instanceof java.lang.String) {
+      return (java.lang.String) ref;
+    } else {
+      com.google.protobuf.ByteString bs = 
+          (com.google.protobuf.ByteString) ref;
+      java.lang.String s = bs.toStringUtf8();
+      compactionInstruction_ = s;
+      return s;
+    }
+  }
+  /**
+   * <pre>
+   * An instruction for the summaries of this session, of at most 4,096 bytes, such as "keep all
+   * order numbers". It is added to the daemon's own request for a summary.
+   * </pre>
+   *
+   * <code>string compaction_instruction = 9;</code>
+   * @return The bytes for compactionInstruction.
+   */
+  @java.lang.Override
+  public com.google.protobuf.ByteString
+      getCompactionInstructionBytes() {
+    java.lang.Object ref = compactionInstruction_;
+    if (ref instanceof java.lang.String) {
+      com.google.protobuf.ByteString b = 
+          com.google.protobuf.ByteString.copyFromUtf8(
+              (java.lang.String) ref);
+      compactionInstruction_ = b;
+      return b;
+    } else {
+      return (com.google.protobuf.ByteString) ref;
+    }
+  }
+
+  public static final int SUMMARY_FIELD_NUMBER = 10;
+  @SuppressWarnings("serial")
+  private volatile java.lang.Object summary_ = "";
+  /**
+   * <pre>
+   * A summary of the first summary_exchange_count exchanges of the messages, if the client has one.
+   * </pre>
+   *
+   * <code>string summary = 10;</code>
+   * @return The summary.
+   */
+  @java.lang.Override
+  public java.lang.String getSummary() {
+    java.lang.Object ref = summary_;
+    if (ref instanceof java.lang.String) {
+      return (java.lang.String) ref;
+    } else {
+      com.google.protobuf.ByteString bs = 
+          (com.google.protobuf.ByteString) ref;
+      java.lang.String s = bs.toStringUtf8();
+      summary_ = s;
+      return s;
+    }
+  }
+  /**
+   * <pre>
+   * A summary of the first summary_exchange_count exchanges of the messages, if the client has one.
+   * </pre>
+   *
+   * <code>string summary = 10;</code>
+   * @return The bytes for summary.
+   */
+  @java.lang.Override
+  public com.google.protobuf.ByteString
+      getSummaryBytes() {
+    java.lang.Object ref = summary_;
+    if (ref instanceof java.lang.String) {
+      com.google.protobuf.ByteString b = 
+          com.google.protobuf.ByteString.copyFromUtf8(
+              (java.lang.String) ref);
+      summary_ = b;
+      return b;
+    } else {
+      return (com.google.protobuf.ByteString) ref;
+    }
+  }
+
+  public static final int SUMMARY_EXCHANGE_COUNT_FIELD_NUMBER = 11;
+  private long summaryExchangeCount_ = 0L;
+  /**
+   * <pre>
+   * The number of exchanges, from the first one on, that the summary stands for. Unset: all but the
+   * last keep_exchanges.
+   * </pre>
+   *
+   * <code>optional int64 summary_exchange_count = 11;</code>
+   * @return Whether the summaryExchangeCount field is set.
+   */
+  @java.lang.Override
+  public boolean hasSummaryExchangeCount() {
+    return ((bitField0_ & 0x00000004) != 0);
+  }
+  /**
+   * <pre>
+   * The number of exchanges, from the first one on, that the summary stands for. Unset: all but the
+   * last keep_exchanges.
+   * </pre>
+   *
+   * <code>optional int64 summary_exchange_count = 11;</code>
+   * @return The summaryExchangeCount.
+   */
+  @java.lang.Override
+  public long getSummaryExchangeCount() {
+    return summaryExchangeCount_;
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -530,6 +657,15 @@ java.lang.String defaultValue) {
     }
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(requestId_)) {
       com.google.protobuf.GeneratedMessage.writeString(output, 8, requestId_);
+    }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(compactionInstruction_)) {
+      com.google.protobuf.GeneratedMessage.writeString(output, 9, compactionInstruction_);
+    }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(summary_)) {
+      com.google.protobuf.GeneratedMessage.writeString(output, 10, summary_);
+    }
+    if (((bitField0_ & 0x00000004) != 0)) {
+      output.writeInt64(11, summaryExchangeCount_);
     }
     getUnknownFields().writeTo(output);
   }
@@ -574,6 +710,16 @@ java.lang.String defaultValue) {
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(requestId_)) {
       size += com.google.protobuf.GeneratedMessage.computeStringSize(8, requestId_);
     }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(compactionInstruction_)) {
+      size += com.google.protobuf.GeneratedMessage.computeStringSize(9, compactionInstruction_);
+    }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(summary_)) {
+      size += com.google.protobuf.GeneratedMessage.computeStringSize(10, summary_);
+    }
+    if (((bitField0_ & 0x00000004) != 0)) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeInt64Size(11, summaryExchangeCount_);
+    }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
     return size;
@@ -611,6 +757,15 @@ java.lang.String defaultValue) {
         .equals(other.getModel())) return false;
     if (!getRequestId()
         .equals(other.getRequestId())) return false;
+    if (!getCompactionInstruction()
+        .equals(other.getCompactionInstruction())) return false;
+    if (!getSummary()
+        .equals(other.getSummary())) return false;
+    if (hasSummaryExchangeCount() != other.hasSummaryExchangeCount()) return false;
+    if (hasSummaryExchangeCount()) {
+      if (getSummaryExchangeCount()
+          != other.getSummaryExchangeCount()) return false;
+    }
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -646,6 +801,15 @@ java.lang.String defaultValue) {
     hash = (53 * hash) + getModel().hashCode();
     hash = (37 * hash) + REQUEST_ID_FIELD_NUMBER;
     hash = (53 * hash) + getRequestId().hashCode();
+    hash = (37 * hash) + COMPACTION_INSTRUCTION_FIELD_NUMBER;
+    hash = (53 * hash) + getCompactionInstruction().hashCode();
+    hash = (37 * hash) + SUMMARY_FIELD_NUMBER;
+    hash = (53 * hash) + getSummary().hashCode();
+    if (hasSummaryExchangeCount()) {
+      hash = (37 * hash) + SUMMARY_EXCHANGE_COUNT_FIELD_NUMBER;
+      hash = (53 * hash) + com.google.protobuf.Internal.hashLong(
+          getSummaryExchangeCount());
+    }
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -833,6 +997,9 @@ java.lang.String defaultValue) {
       }
       model_ = "";
       requestId_ = "";
+      compactionInstruction_ = "";
+      summary_ = "";
+      summaryExchangeCount_ = 0L;
       return this;
     }
 
@@ -908,6 +1075,16 @@ java.lang.String defaultValue) {
       if (((from_bitField0_ & 0x00000080) != 0)) {
         result.requestId_ = requestId_;
       }
+      if (((from_bitField0_ & 0x00000100) != 0)) {
+        result.compactionInstruction_ = compactionInstruction_;
+      }
+      if (((from_bitField0_ & 0x00000200) != 0)) {
+        result.summary_ = summary_;
+      }
+      if (((from_bitField0_ & 0x00000400) != 0)) {
+        result.summaryExchangeCount_ = summaryExchangeCount_;
+        to_bitField0_ |= 0x00000004;
+      }
       result.bitField0_ |= to_bitField0_;
     }
 
@@ -977,6 +1154,19 @@ java.lang.String defaultValue) {
         requestId_ = other.requestId_;
         bitField0_ |= 0x00000080;
         onChanged();
+      }
+      if (!other.getCompactionInstruction().isEmpty()) {
+        compactionInstruction_ = other.compactionInstruction_;
+        bitField0_ |= 0x00000100;
+        onChanged();
+      }
+      if (!other.getSummary().isEmpty()) {
+        summary_ = other.summary_;
+        bitField0_ |= 0x00000200;
+        onChanged();
+      }
+      if (other.hasSummaryExchangeCount()) {
+        setSummaryExchangeCount(other.getSummaryExchangeCount());
       }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
@@ -1060,6 +1250,21 @@ java.lang.String defaultValue) {
               bitField0_ |= 0x00000080;
               break;
             } // case 66
+            case 74: {
+              compactionInstruction_ = input.readStringRequireUtf8();
+              bitField0_ |= 0x00000100;
+              break;
+            } // case 74
+            case 82: {
+              summary_ = input.readStringRequireUtf8();
+              bitField0_ |= 0x00000200;
+              break;
+            } // case 82
+            case 88: {
+              summaryExchangeCount_ = input.readInt64();
+              bitField0_ |= 0x00000400;
+              break;
+            } // case 88
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -2236,6 +2441,255 @@ java.lang.String defaultValue) {
       checkByteStringIsUtf8(value);
       requestId_ = value;
       bitField0_ |= 0x00000080;
+      onChanged();
+      return this;
+    }
+
+    private java.lang.Object compactionInstruction_ = "";
+    /**
+     * <pre>
+     * An instruction for the summaries of this session, of at most 4,096 bytes, such as "keep all
+     * order numbers". It is added to the daemon's own request for a summary.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 9;</code>
+     * @return The compactionInstruction.
+     */
+    public java.lang.String getCompactionInstruction() {
+      java.lang.Object ref = compactionInstruction_;
+      if (!(ref instanceof java.lang.String)) {
+        com.google.protobuf.ByteString bs =
+            (com.google.protobuf.ByteString) ref;
+        java.lang.String s = bs.toStringUtf8();
+        compactionInstruction_ = s;
+        return s;
+      } else {
+        return (java.lang.String) ref;
+      }
+    }
+    /**
+     * <pre>
+     * An instruction for the summaries of this session, of at most 4,096 bytes, such as "keep all
+     * order numbers". It is added to the daemon's own request for a summary.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 9;</code>
+     * @return The bytes for compactionInstruction.
+     */
+    public com.google.protobuf.ByteString
+        getCompactionInstructionBytes() {
+      java.lang.Object ref = compactionInstruction_;
+      if (ref instanceof String) {
+        com.google.protobuf.ByteString b = 
+            com.google.protobuf.ByteString.copyFromUtf8(
+                (java.lang.String) ref);
+        compactionInstruction_ = b;
+        return b;
+      } else {
+        return (com.google.protobuf.ByteString) ref;
+      }
+    }
+    /**
+     * <pre>
+     * An instruction for the summaries of this session, of at most 4,096 bytes, such as "keep all
+     * order numbers". It is added to the daemon's own request for a summary.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 9;</code>
+     * @param value The compactionInstruction to set.
+     * @return This builder for chaining.
+     */
+    public Builder setCompactionInstruction(
+        java.lang.String value) {
+      if (value == null) { throw new NullPointerException(); }
+      compactionInstruction_ = value;
+      bitField0_ |= 0x00000100;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * An instruction for the summaries of this session, of at most 4,096 bytes, such as "keep all
+     * order numbers". It is added to the daemon's own request for a summary.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 9;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearCompactionInstruction() {
+      compactionInstruction_ = getDefaultInstance().getCompactionInstruction();
+      bitField0_ = (bitField0_ & ~0x00000100);
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * An instruction for the summaries of this session, of at most 4,096 bytes, such as "keep all
+     * order numbers". It is added to the daemon's own request for a summary.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 9;</code>
+     * @param value The bytes for compactionInstruction to set.
+     * @return This builder for chaining.
+     */
+    public Builder setCompactionInstructionBytes(
+        com.google.protobuf.ByteString value) {
+      if (value == null) { throw new NullPointerException(); }
+      checkByteStringIsUtf8(value);
+      compactionInstruction_ = value;
+      bitField0_ |= 0x00000100;
+      onChanged();
+      return this;
+    }
+
+    private java.lang.Object summary_ = "";
+    /**
+     * <pre>
+     * A summary of the first summary_exchange_count exchanges of the messages, if the client has one.
+     * </pre>
+     *
+     * <code>string summary = 10;</code>
+     * @return The summary.
+     */
+    public java.lang.String getSummary() {
+      java.lang.Object ref = summary_;
+      if (!(ref instanceof java.lang.String)) {
+        com.google.protobuf.ByteString bs =
+            (com.google.protobuf.ByteString) ref;
+        java.lang.String s = bs.toStringUtf8();
+        summary_ = s;
+        return s;
+      } else {
+        return (java.lang.String) ref;
+      }
+    }
+    /**
+     * <pre>
+     * A summary of the first summary_exchange_count exchanges of the messages, if the client has one.
+     * </pre>
+     *
+     * <code>string summary = 10;</code>
+     * @return The bytes for summary.
+     */
+    public com.google.protobuf.ByteString
+        getSummaryBytes() {
+      java.lang.Object ref = summary_;
+      if (ref instanceof String) {
+        com.google.protobuf.ByteString b = 
+            com.google.protobuf.ByteString.copyFromUtf8(
+                (java.lang.String) ref);
+        summary_ = b;
+        return b;
+      } else {
+        return (com.google.protobuf.ByteString) ref;
+      }
+    }
+    /**
+     * <pre>
+     * A summary of the first summary_exchange_count exchanges of the messages, if the client has one.
+     * </pre>
+     *
+     * <code>string summary = 10;</code>
+     * @param value The summary to set.
+     * @return This builder for chaining.
+     */
+    public Builder setSummary(
+        java.lang.String value) {
+      if (value == null) { throw new NullPointerException(); }
+      summary_ = value;
+      bitField0_ |= 0x00000200;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * A summary of the first summary_exchange_count exchanges of the messages, if the client has one.
+     * </pre>
+     *
+     * <code>string summary = 10;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearSummary() {
+      summary_ = getDefaultInstance().getSummary();
+      bitField0_ = (bitField0_ & ~0x00000200);
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * A summary of the first summary_exchange_count exchanges of the messages, if the client has one.
+     * </pre>
+     *
+     * <code>string summary = 10;</code>
+     * @param value The bytes for summary to set.
+     * @return This builder for chaining.
+     */
+    public Builder setSummaryBytes(
+        com.google.protobuf.ByteString value) {
+      if (value == null) { throw new NullPointerException(); }
+      checkByteStringIsUtf8(value);
+      summary_ = value;
+      bitField0_ |= 0x00000200;
+      onChanged();
+      return this;
+    }
+
+    private long summaryExchangeCount_ ;
+    /**
+     * <pre>
+     * The number of exchanges, from the first one on, that the summary stands for. Unset: all but the
+     * last keep_exchanges.
+     * </pre>
+     *
+     * <code>optional int64 summary_exchange_count = 11;</code>
+     * @return Whether the summaryExchangeCount field is set.
+     */
+    @java.lang.Override
+    public boolean hasSummaryExchangeCount() {
+      return ((bitField0_ & 0x00000400) != 0);
+    }
+    /**
+     * <pre>
+     * The number of exchanges, from the first one on, that the summary stands for. Unset: all but the
+     * last keep_exchanges.
+     * </pre>
+     *
+     * <code>optional int64 summary_exchange_count = 11;</code>
+     * @return The summaryExchangeCount.
+     */
+    @java.lang.Override
+    public long getSummaryExchangeCount() {
+      return summaryExchangeCount_;
+    }
+    /**
+     * <pre>
+     * The number of exchanges, from the first one on, that the summary stands for. Unset: all but the
+     * last keep_exchanges.
+     * </pre>
+     *
+     * <code>optional int64 summary_exchange_count = 11;</code>
+     * @param value The summaryExchangeCount to set.
+     * @return This builder for chaining.
+     */
+    public Builder setSummaryExchangeCount(long value) {
+
+      summaryExchangeCount_ = value;
+      bitField0_ |= 0x00000400;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The number of exchanges, from the first one on, that the summary stands for. Unset: all but the
+     * last keep_exchanges.
+     * </pre>
+     *
+     * <code>optional int64 summary_exchange_count = 11;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearSummaryExchangeCount() {
+      bitField0_ = (bitField0_ & ~0x00000400);
+      summaryExchangeCount_ = 0L;
       onChanged();
       return this;
     }

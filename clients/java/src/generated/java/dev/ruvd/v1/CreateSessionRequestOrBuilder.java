@@ -246,4 +246,67 @@ java.lang.String defaultValue);
    */
   com.google.protobuf.ByteString
       getRequestIdBytes();
+
+  /**
+   * <pre>
+   * An instruction for the summaries of this session, of at most 4,096 bytes, such as "keep all
+   * order numbers". It is added to the daemon's own request for a summary.
+   * </pre>
+   *
+   * <code>string compaction_instruction = 9;</code>
+   * @return The compactionInstruction.
+   */
+  java.lang.String getCompactionInstruction();
+  /**
+   * <pre>
+   * An instruction for the summaries of this session, of at most 4,096 bytes, such as "keep all
+   * order numbers". It is added to the daemon's own request for a summary.
+   * </pre>
+   *
+   * <code>string compaction_instruction = 9;</code>
+   * @return The bytes for compactionInstruction.
+   */
+  com.google.protobuf.ByteString
+      getCompactionInstructionBytes();
+
+  /**
+   * <pre>
+   * A summary of the first summary_exchange_count exchanges of the messages, if the client has one.
+   * </pre>
+   *
+   * <code>string summary = 10;</code>
+   * @return The summary.
+   */
+  java.lang.String getSummary();
+  /**
+   * <pre>
+   * A summary of the first summary_exchange_count exchanges of the messages, if the client has one.
+   * </pre>
+   *
+   * <code>string summary = 10;</code>
+   * @return The bytes for summary.
+   */
+  com.google.protobuf.ByteString
+      getSummaryBytes();
+
+  /**
+   * <pre>
+   * The number of exchanges, from the first one on, that the summary stands for. Unset: all but the
+   * last keep_exchanges.
+   * </pre>
+   *
+   * <code>optional int64 summary_exchange_count = 11;</code>
+   * @return Whether the summaryExchangeCount field is set.
+   */
+  boolean hasSummaryExchangeCount();
+  /**
+   * <pre>
+   * The number of exchanges, from the first one on, that the summary stands for. Unset: all but the
+   * last keep_exchanges.
+   * </pre>
+   *
+   * <code>optional int64 summary_exchange_count = 11;</code>
+   * @return The summaryExchangeCount.
+   */
+  long getSummaryExchangeCount();
 }

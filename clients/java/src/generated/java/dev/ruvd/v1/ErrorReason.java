@@ -636,7 +636,7 @@ public enum ErrorReason
   }
   public static com.google.protobuf.Descriptors.EnumDescriptor
       getDescriptor() {
-    return dev.ruvd.v1.SessionServiceOuterClass.getDescriptor().getEnumTypes().get(7);
+    return dev.ruvd.v1.SessionServiceOuterClass.getDescriptor().getEnumTypes().get(8);
   }
 
   private static final ErrorReason[] VALUES = values();

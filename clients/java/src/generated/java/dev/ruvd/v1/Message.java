@@ -334,6 +334,22 @@ private static final long serialVersionUID = 0L;
     }
   }
 
+  public static final int PINNED_FIELD_NUMBER = 9;
+  private boolean pinned_ = false;
+  /**
+   * <pre>
+   * Whether the message is sent to the engine in every turn, also after it has left the context
+   * window. The whole exchange of the message is then sent. A session may have 64 such exchanges.
+   * </pre>
+   *
+   * <code>bool pinned = 9;</code>
+   * @return The pinned.
+   */
+  @java.lang.Override
+  public boolean getPinned() {
+    return pinned_;
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -366,6 +382,9 @@ private static final long serialVersionUID = 0L;
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(engineData_)) {
       com.google.protobuf.GeneratedMessage.writeString(output, 8, engineData_);
     }
+    if (pinned_ != false) {
+      output.writeBool(9, pinned_);
+    }
     getUnknownFields().writeTo(output);
   }
 
@@ -395,6 +414,10 @@ private static final long serialVersionUID = 0L;
     if (!com.google.protobuf.GeneratedMessage.isStringEmpty(engineData_)) {
       size += com.google.protobuf.GeneratedMessage.computeStringSize(8, engineData_);
     }
+    if (pinned_ != false) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeBoolSize(9, pinned_);
+    }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
     return size;
@@ -421,6 +444,8 @@ private static final long serialVersionUID = 0L;
         .equals(other.getReasoning())) return false;
     if (!getEngineData()
         .equals(other.getEngineData())) return false;
+    if (getPinned()
+        != other.getPinned()) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -446,6 +471,9 @@ private static final long serialVersionUID = 0L;
     hash = (53 * hash) + getReasoning().hashCode();
     hash = (37 * hash) + ENGINE_DATA_FIELD_NUMBER;
     hash = (53 * hash) + getEngineData().hashCode();
+    hash = (37 * hash) + PINNED_FIELD_NUMBER;
+    hash = (53 * hash) + com.google.protobuf.Internal.hashBoolean(
+        getPinned());
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -593,6 +621,7 @@ private static final long serialVersionUID = 0L;
       toolCallId_ = "";
       reasoning_ = "";
       engineData_ = "";
+      pinned_ = false;
       return this;
     }
 
@@ -653,6 +682,9 @@ private static final long serialVersionUID = 0L;
       }
       if (((from_bitField0_ & 0x00000020) != 0)) {
         result.engineData_ = engineData_;
+      }
+      if (((from_bitField0_ & 0x00000040) != 0)) {
+        result.pinned_ = pinned_;
       }
     }
 
@@ -716,6 +748,9 @@ private static final long serialVersionUID = 0L;
         engineData_ = other.engineData_;
         bitField0_ |= 0x00000020;
         onChanged();
+      }
+      if (other.getPinned() != false) {
+        setPinned(other.getPinned());
       }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
@@ -781,6 +816,11 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000020;
               break;
             } // case 66
+            case 72: {
+              pinned_ = input.readBool();
+              bitField0_ |= 0x00000040;
+              break;
+            } // case 72
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -1560,6 +1600,53 @@ private static final long serialVersionUID = 0L;
       checkByteStringIsUtf8(value);
       engineData_ = value;
       bitField0_ |= 0x00000020;
+      onChanged();
+      return this;
+    }
+
+    private boolean pinned_ ;
+    /**
+     * <pre>
+     * Whether the message is sent to the engine in every turn, also after it has left the context
+     * window. The whole exchange of the message is then sent. A session may have 64 such exchanges.
+     * </pre>
+     *
+     * <code>bool pinned = 9;</code>
+     * @return The pinned.
+     */
+    @java.lang.Override
+    public boolean getPinned() {
+      return pinned_;
+    }
+    /**
+     * <pre>
+     * Whether the message is sent to the engine in every turn, also after it has left the context
+     * window. The whole exchange of the message is then sent. A session may have 64 such exchanges.
+     * </pre>
+     *
+     * <code>bool pinned = 9;</code>
+     * @param value The pinned to set.
+     * @return This builder for chaining.
+     */
+    public Builder setPinned(boolean value) {
+
+      pinned_ = value;
+      bitField0_ |= 0x00000040;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * Whether the message is sent to the engine in every turn, also after it has left the context
+     * window. The whole exchange of the message is then sent. A session may have 64 such exchanges.
+     * </pre>
+     *
+     * <code>bool pinned = 9;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearPinned() {
+      bitField0_ = (bitField0_ & ~0x00000040);
+      pinned_ = false;
       onChanged();
       return this;
     }

@@ -158,4 +158,15 @@ public interface MessageOrBuilder extends
    */
   com.google.protobuf.ByteString
       getEngineDataBytes();
+
+  /**
+   * <pre>
+   * Whether the message is sent to the engine in every turn, also after it has left the context
+   * window. The whole exchange of the message is then sent. A session may have 64 such exchanges.
+   * </pre>
+   *
+   * <code>bool pinned = 9;</code>
+   * @return The pinned.
+   */
+  boolean getPinned();
 }

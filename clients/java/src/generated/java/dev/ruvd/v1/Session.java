@@ -38,6 +38,8 @@ private static final long serialVersionUID = 0L;
     parentId_ = "";
     runningCompletionId_ = "";
     model_ = "";
+    summary_ = "";
+    compactionInstruction_ = "";
   }
 
   public static final com.google.protobuf.Descriptors.Descriptor
@@ -715,6 +717,135 @@ java.lang.String defaultValue) {
     return idleTimeout_ == null ? com.google.protobuf.Duration.getDefaultInstance() : idleTimeout_;
   }
 
+  public static final int COMPACTIONS_FIELD_NUMBER = 16;
+  private long compactions_ = 0L;
+  /**
+   * <pre>
+   * The number of summaries that were made of the session, each of which replaced the one before.
+   * That of a fork begins with its parent's.
+   * </pre>
+   *
+   * <code>int64 compactions = 16;</code>
+   * @return The compactions.
+   */
+  @java.lang.Override
+  public long getCompactions() {
+    return compactions_;
+  }
+
+  public static final int SUMMARY_FIELD_NUMBER = 17;
+  @SuppressWarnings("serial")
+  private volatile java.lang.Object summary_ = "";
+  /**
+   * <pre>
+   * The summary that is sent in place of the first summary_exchange_count exchanges; empty if there
+   * is none. It is left out in lists.
+   * </pre>
+   *
+   * <code>string summary = 17;</code>
+   * @return The summary.
+   */
+  @java.lang.Override
+  public java.lang.String getSummary() {
+    java.lang.Object ref = summary_;
+    if (ref instanceof java.lang.String) {
+      return (java.lang.String) ref;
+    } else {
+      com.google.protobuf.ByteString bs = 
+          (com.google.protobuf.ByteString) ref;
+      java.lang.String s = bs.toStringUtf8();
+      summary_ = s;
+      return s;
+    }
+  }
+  /**
+   * <pre>
+   * The summary that is sent in place of the first summary_exchange_count exchanges; empty if there
+   * is none. It is left out in lists.
+   * </pre>
+   *
+   * <code>string summary = 17;</code>
+   * @return The bytes for summary.
+   */
+  @java.lang.Override
+  public com.google.protobuf.ByteString
+      getSummaryBytes() {
+    java.lang.Object ref = summary_;
+    if (ref instanceof java.lang.String) {
+      com.google.protobuf.ByteString b = 
+          com.google.protobuf.ByteString.copyFromUtf8(
+              (java.lang.String) ref);
+      summary_ = b;
+      return b;
+    } else {
+      return (com.google.protobuf.ByteString) ref;
+    }
+  }
+
+  public static final int SUMMARY_EXCHANGE_COUNT_FIELD_NUMBER = 18;
+  private long summaryExchangeCount_ = 0L;
+  /**
+   * <pre>
+   * The number of exchanges, from the first one on, that the summary stands for.
+   * </pre>
+   *
+   * <code>int64 summary_exchange_count = 18;</code>
+   * @return The summaryExchangeCount.
+   */
+  @java.lang.Override
+  public long getSummaryExchangeCount() {
+    return summaryExchangeCount_;
+  }
+
+  public static final int COMPACTION_INSTRUCTION_FIELD_NUMBER = 19;
+  @SuppressWarnings("serial")
+  private volatile java.lang.Object compactionInstruction_ = "";
+  /**
+   * <pre>
+   * What summaries of the session must pay attention to, in the client's words; see
+   * CreateSessionRequest.
+   * </pre>
+   *
+   * <code>string compaction_instruction = 19;</code>
+   * @return The compactionInstruction.
+   */
+  @java.lang.Override
+  public java.lang.String getCompactionInstruction() {
+    java.lang.Object ref = compactionInstruction_;
+    if (ref instanceof java.lang.String) {
+      return (java.lang.String) ref;
+    } else {
+      com.google.protobuf.ByteString bs = 
+          (com.google.protobuf.ByteString) ref;
+      java.lang.String s = bs.toStringUtf8();
+      compactionInstruction_ = s;
+      return s;
+    }
+  }
+  /**
+   * <pre>
+   * What summaries of the session must pay attention to, in the client's words; see
+   * CreateSessionRequest.
+   * </pre>
+   *
+   * <code>string compaction_instruction = 19;</code>
+   * @return The bytes for compactionInstruction.
+   */
+  @java.lang.Override
+  public com.google.protobuf.ByteString
+      getCompactionInstructionBytes() {
+    java.lang.Object ref = compactionInstruction_;
+    if (ref instanceof java.lang.String) {
+      com.google.protobuf.ByteString b = 
+          com.google.protobuf.ByteString.copyFromUtf8(
+              (java.lang.String) ref);
+      compactionInstruction_ = b;
+      return b;
+    } else {
+      return (com.google.protobuf.ByteString) ref;
+    }
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -776,6 +907,18 @@ java.lang.String defaultValue) {
     }
     if (((bitField0_ & 0x00000020) != 0)) {
       output.writeMessage(15, getIdleTimeout());
+    }
+    if (compactions_ != 0L) {
+      output.writeInt64(16, compactions_);
+    }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(summary_)) {
+      com.google.protobuf.GeneratedMessage.writeString(output, 17, summary_);
+    }
+    if (summaryExchangeCount_ != 0L) {
+      output.writeInt64(18, summaryExchangeCount_);
+    }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(compactionInstruction_)) {
+      com.google.protobuf.GeneratedMessage.writeString(output, 19, compactionInstruction_);
     }
     getUnknownFields().writeTo(output);
   }
@@ -847,6 +990,20 @@ java.lang.String defaultValue) {
       size += com.google.protobuf.CodedOutputStream
         .computeMessageSize(15, getIdleTimeout());
     }
+    if (compactions_ != 0L) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeInt64Size(16, compactions_);
+    }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(summary_)) {
+      size += com.google.protobuf.GeneratedMessage.computeStringSize(17, summary_);
+    }
+    if (summaryExchangeCount_ != 0L) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeInt64Size(18, summaryExchangeCount_);
+    }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(compactionInstruction_)) {
+      size += com.google.protobuf.GeneratedMessage.computeStringSize(19, compactionInstruction_);
+    }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
     return size;
@@ -910,6 +1067,14 @@ java.lang.String defaultValue) {
       if (!getIdleTimeout()
           .equals(other.getIdleTimeout())) return false;
     }
+    if (getCompactions()
+        != other.getCompactions()) return false;
+    if (!getSummary()
+        .equals(other.getSummary())) return false;
+    if (getSummaryExchangeCount()
+        != other.getSummaryExchangeCount()) return false;
+    if (!getCompactionInstruction()
+        .equals(other.getCompactionInstruction())) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -969,6 +1134,16 @@ java.lang.String defaultValue) {
       hash = (37 * hash) + IDLE_TIMEOUT_FIELD_NUMBER;
       hash = (53 * hash) + getIdleTimeout().hashCode();
     }
+    hash = (37 * hash) + COMPACTIONS_FIELD_NUMBER;
+    hash = (53 * hash) + com.google.protobuf.Internal.hashLong(
+        getCompactions());
+    hash = (37 * hash) + SUMMARY_FIELD_NUMBER;
+    hash = (53 * hash) + getSummary().hashCode();
+    hash = (37 * hash) + SUMMARY_EXCHANGE_COUNT_FIELD_NUMBER;
+    hash = (53 * hash) + com.google.protobuf.Internal.hashLong(
+        getSummaryExchangeCount());
+    hash = (37 * hash) + COMPACTION_INSTRUCTION_FIELD_NUMBER;
+    hash = (53 * hash) + getCompactionInstruction().hashCode();
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -1183,6 +1358,10 @@ java.lang.String defaultValue) {
         idleTimeoutBuilder_.dispose();
         idleTimeoutBuilder_ = null;
       }
+      compactions_ = 0L;
+      summary_ = "";
+      summaryExchangeCount_ = 0L;
+      compactionInstruction_ = "";
       return this;
     }
 
@@ -1291,6 +1470,18 @@ java.lang.String defaultValue) {
             : idleTimeoutBuilder_.build();
         to_bitField0_ |= 0x00000020;
       }
+      if (((from_bitField0_ & 0x00008000) != 0)) {
+        result.compactions_ = compactions_;
+      }
+      if (((from_bitField0_ & 0x00010000) != 0)) {
+        result.summary_ = summary_;
+      }
+      if (((from_bitField0_ & 0x00020000) != 0)) {
+        result.summaryExchangeCount_ = summaryExchangeCount_;
+      }
+      if (((from_bitField0_ & 0x00040000) != 0)) {
+        result.compactionInstruction_ = compactionInstruction_;
+      }
       result.bitField0_ |= to_bitField0_;
     }
 
@@ -1383,6 +1574,22 @@ java.lang.String defaultValue) {
       }
       if (other.hasIdleTimeout()) {
         mergeIdleTimeout(other.getIdleTimeout());
+      }
+      if (other.getCompactions() != 0L) {
+        setCompactions(other.getCompactions());
+      }
+      if (!other.getSummary().isEmpty()) {
+        summary_ = other.summary_;
+        bitField0_ |= 0x00010000;
+        onChanged();
+      }
+      if (other.getSummaryExchangeCount() != 0L) {
+        setSummaryExchangeCount(other.getSummaryExchangeCount());
+      }
+      if (!other.getCompactionInstruction().isEmpty()) {
+        compactionInstruction_ = other.compactionInstruction_;
+        bitField0_ |= 0x00040000;
+        onChanged();
       }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
@@ -1509,6 +1716,26 @@ java.lang.String defaultValue) {
               bitField0_ |= 0x00004000;
               break;
             } // case 122
+            case 128: {
+              compactions_ = input.readInt64();
+              bitField0_ |= 0x00008000;
+              break;
+            } // case 128
+            case 138: {
+              summary_ = input.readStringRequireUtf8();
+              bitField0_ |= 0x00010000;
+              break;
+            } // case 138
+            case 144: {
+              summaryExchangeCount_ = input.readInt64();
+              bitField0_ |= 0x00020000;
+              break;
+            } // case 144
+            case 154: {
+              compactionInstruction_ = input.readStringRequireUtf8();
+              bitField0_ |= 0x00040000;
+              break;
+            } // case 154
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -3481,6 +3708,291 @@ java.lang.String defaultValue) {
         idleTimeout_ = null;
       }
       return idleTimeoutBuilder_;
+    }
+
+    private long compactions_ ;
+    /**
+     * <pre>
+     * The number of summaries that were made of the session, each of which replaced the one before.
+     * That of a fork begins with its parent's.
+     * </pre>
+     *
+     * <code>int64 compactions = 16;</code>
+     * @return The compactions.
+     */
+    @java.lang.Override
+    public long getCompactions() {
+      return compactions_;
+    }
+    /**
+     * <pre>
+     * The number of summaries that were made of the session, each of which replaced the one before.
+     * That of a fork begins with its parent's.
+     * </pre>
+     *
+     * <code>int64 compactions = 16;</code>
+     * @param value The compactions to set.
+     * @return This builder for chaining.
+     */
+    public Builder setCompactions(long value) {
+
+      compactions_ = value;
+      bitField0_ |= 0x00008000;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The number of summaries that were made of the session, each of which replaced the one before.
+     * That of a fork begins with its parent's.
+     * </pre>
+     *
+     * <code>int64 compactions = 16;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearCompactions() {
+      bitField0_ = (bitField0_ & ~0x00008000);
+      compactions_ = 0L;
+      onChanged();
+      return this;
+    }
+
+    private java.lang.Object summary_ = "";
+    /**
+     * <pre>
+     * The summary that is sent in place of the first summary_exchange_count exchanges; empty if there
+     * is none. It is left out in lists.
+     * </pre>
+     *
+     * <code>string summary = 17;</code>
+     * @return The summary.
+     */
+    public java.lang.String getSummary() {
+      java.lang.Object ref = summary_;
+      if (!(ref instanceof java.lang.String)) {
+        com.google.protobuf.ByteString bs =
+            (com.google.protobuf.ByteString) ref;
+        java.lang.String s = bs.toStringUtf8();
+        summary_ = s;
+        return s;
+      } else {
+        return (java.lang.String) ref;
+      }
+    }
+    /**
+     * <pre>
+     * The summary that is sent in place of the first summary_exchange_count exchanges; empty if there
+     * is none. It is left out in lists.
+     * </pre>
+     *
+     * <code>string summary = 17;</code>
+     * @return The bytes for summary.
+     */
+    public com.google.protobuf.ByteString
+        getSummaryBytes() {
+      java.lang.Object ref = summary_;
+      if (ref instanceof String) {
+        com.google.protobuf.ByteString b = 
+            com.google.protobuf.ByteString.copyFromUtf8(
+                (java.lang.String) ref);
+        summary_ = b;
+        return b;
+      } else {
+        return (com.google.protobuf.ByteString) ref;
+      }
+    }
+    /**
+     * <pre>
+     * The summary that is sent in place of the first summary_exchange_count exchanges; empty if there
+     * is none. It is left out in lists.
+     * </pre>
+     *
+     * <code>string summary = 17;</code>
+     * @param value The summary to set.
+     * @return This builder for chaining.
+     */
+    public Builder setSummary(
+        java.lang.String value) {
+      if (value == null) { throw new NullPointerException(); }
+      summary_ = value;
+      bitField0_ |= 0x00010000;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The summary that is sent in place of the first summary_exchange_count exchanges; empty if there
+     * is none. It is left out in lists.
+     * </pre>
+     *
+     * <code>string summary = 17;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearSummary() {
+      summary_ = getDefaultInstance().getSummary();
+      bitField0_ = (bitField0_ & ~0x00010000);
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The summary that is sent in place of the first summary_exchange_count exchanges; empty if there
+     * is none. It is left out in lists.
+     * </pre>
+     *
+     * <code>string summary = 17;</code>
+     * @param value The bytes for summary to set.
+     * @return This builder for chaining.
+     */
+    public Builder setSummaryBytes(
+        com.google.protobuf.ByteString value) {
+      if (value == null) { throw new NullPointerException(); }
+      checkByteStringIsUtf8(value);
+      summary_ = value;
+      bitField0_ |= 0x00010000;
+      onChanged();
+      return this;
+    }
+
+    private long summaryExchangeCount_ ;
+    /**
+     * <pre>
+     * The number of exchanges, from the first one on, that the summary stands for.
+     * </pre>
+     *
+     * <code>int64 summary_exchange_count = 18;</code>
+     * @return The summaryExchangeCount.
+     */
+    @java.lang.Override
+    public long getSummaryExchangeCount() {
+      return summaryExchangeCount_;
+    }
+    /**
+     * <pre>
+     * The number of exchanges, from the first one on, that the summary stands for.
+     * </pre>
+     *
+     * <code>int64 summary_exchange_count = 18;</code>
+     * @param value The summaryExchangeCount to set.
+     * @return This builder for chaining.
+     */
+    public Builder setSummaryExchangeCount(long value) {
+
+      summaryExchangeCount_ = value;
+      bitField0_ |= 0x00020000;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The number of exchanges, from the first one on, that the summary stands for.
+     * </pre>
+     *
+     * <code>int64 summary_exchange_count = 18;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearSummaryExchangeCount() {
+      bitField0_ = (bitField0_ & ~0x00020000);
+      summaryExchangeCount_ = 0L;
+      onChanged();
+      return this;
+    }
+
+    private java.lang.Object compactionInstruction_ = "";
+    /**
+     * <pre>
+     * What summaries of the session must pay attention to, in the client's words; see
+     * CreateSessionRequest.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 19;</code>
+     * @return The compactionInstruction.
+     */
+    public java.lang.String getCompactionInstruction() {
+      java.lang.Object ref = compactionInstruction_;
+      if (!(ref instanceof java.lang.String)) {
+        com.google.protobuf.ByteString bs =
+            (com.google.protobuf.ByteString) ref;
+        java.lang.String s = bs.toStringUtf8();
+        compactionInstruction_ = s;
+        return s;
+      } else {
+        return (java.lang.String) ref;
+      }
+    }
+    /**
+     * <pre>
+     * What summaries of the session must pay attention to, in the client's words; see
+     * CreateSessionRequest.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 19;</code>
+     * @return The bytes for compactionInstruction.
+     */
+    public com.google.protobuf.ByteString
+        getCompactionInstructionBytes() {
+      java.lang.Object ref = compactionInstruction_;
+      if (ref instanceof String) {
+        com.google.protobuf.ByteString b = 
+            com.google.protobuf.ByteString.copyFromUtf8(
+                (java.lang.String) ref);
+        compactionInstruction_ = b;
+        return b;
+      } else {
+        return (com.google.protobuf.ByteString) ref;
+      }
+    }
+    /**
+     * <pre>
+     * What summaries of the session must pay attention to, in the client's words; see
+     * CreateSessionRequest.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 19;</code>
+     * @param value The compactionInstruction to set.
+     * @return This builder for chaining.
+     */
+    public Builder setCompactionInstruction(
+        java.lang.String value) {
+      if (value == null) { throw new NullPointerException(); }
+      compactionInstruction_ = value;
+      bitField0_ |= 0x00040000;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * What summaries of the session must pay attention to, in the client's words; see
+     * CreateSessionRequest.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 19;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearCompactionInstruction() {
+      compactionInstruction_ = getDefaultInstance().getCompactionInstruction();
+      bitField0_ = (bitField0_ & ~0x00040000);
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * What summaries of the session must pay attention to, in the client's words; see
+     * CreateSessionRequest.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 19;</code>
+     * @param value The bytes for compactionInstruction to set.
+     * @return This builder for chaining.
+     */
+    public Builder setCompactionInstructionBytes(
+        com.google.protobuf.ByteString value) {
+      if (value == null) { throw new NullPointerException(); }
+      checkByteStringIsUtf8(value);
+      compactionInstruction_ = value;
+      bitField0_ |= 0x00040000;
+      onChanged();
+      return this;
     }
 
     // @@protoc_insertion_point(builder_scope:ruvd.v1.Session)

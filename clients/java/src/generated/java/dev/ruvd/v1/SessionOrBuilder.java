@@ -389,4 +389,69 @@ java.lang.String defaultValue);
    * <code>.google.protobuf.Duration idle_timeout = 15;</code>
    */
   com.google.protobuf.DurationOrBuilder getIdleTimeoutOrBuilder();
+
+  /**
+   * <pre>
+   * The number of summaries that were made of the session, each of which replaced the one before.
+   * That of a fork begins with its parent's.
+   * </pre>
+   *
+   * <code>int64 compactions = 16;</code>
+   * @return The compactions.
+   */
+  long getCompactions();
+
+  /**
+   * <pre>
+   * The summary that is sent in place of the first summary_exchange_count exchanges; empty if there
+   * is none. It is left out in lists.
+   * </pre>
+   *
+   * <code>string summary = 17;</code>
+   * @return The summary.
+   */
+  java.lang.String getSummary();
+  /**
+   * <pre>
+   * The summary that is sent in place of the first summary_exchange_count exchanges; empty if there
+   * is none. It is left out in lists.
+   * </pre>
+   *
+   * <code>string summary = 17;</code>
+   * @return The bytes for summary.
+   */
+  com.google.protobuf.ByteString
+      getSummaryBytes();
+
+  /**
+   * <pre>
+   * The number of exchanges, from the first one on, that the summary stands for.
+   * </pre>
+   *
+   * <code>int64 summary_exchange_count = 18;</code>
+   * @return The summaryExchangeCount.
+   */
+  long getSummaryExchangeCount();
+
+  /**
+   * <pre>
+   * What summaries of the session must pay attention to, in the client's words; see
+   * CreateSessionRequest.
+   * </pre>
+   *
+   * <code>string compaction_instruction = 19;</code>
+   * @return The compactionInstruction.
+   */
+  java.lang.String getCompactionInstruction();
+  /**
+   * <pre>
+   * What summaries of the session must pay attention to, in the client's words; see
+   * CreateSessionRequest.
+   * </pre>
+   *
+   * <code>string compaction_instruction = 19;</code>
+   * @return The bytes for compactionInstruction.
+   */
+  com.google.protobuf.ByteString
+      getCompactionInstructionBytes();
 }

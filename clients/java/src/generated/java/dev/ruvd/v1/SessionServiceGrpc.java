@@ -201,6 +201,37 @@ public final class SessionServiceGrpc {
     return getForkSessionMethod;
   }
 
+  private static volatile io.grpc.MethodDescriptor<dev.ruvd.v1.CompactSessionRequest,
+      dev.ruvd.v1.CompactSessionResponse> getCompactSessionMethod;
+
+  @io.grpc.stub.annotations.RpcMethod(
+      fullMethodName = SERVICE_NAME + '/' + "CompactSession",
+      requestType = dev.ruvd.v1.CompactSessionRequest.class,
+      responseType = dev.ruvd.v1.CompactSessionResponse.class,
+      methodType = io.grpc.MethodDescriptor.MethodType.UNARY)
+  public static io.grpc.MethodDescriptor<dev.ruvd.v1.CompactSessionRequest,
+      dev.ruvd.v1.CompactSessionResponse> getCompactSessionMethod() {
+    io.grpc.MethodDescriptor<dev.ruvd.v1.CompactSessionRequest, dev.ruvd.v1.CompactSessionResponse> getCompactSessionMethod;
+    if ((getCompactSessionMethod = SessionServiceGrpc.getCompactSessionMethod) == null) {
+      synchronized (SessionServiceGrpc.class) {
+        if ((getCompactSessionMethod = SessionServiceGrpc.getCompactSessionMethod) == null) {
+          SessionServiceGrpc.getCompactSessionMethod = getCompactSessionMethod =
+              io.grpc.MethodDescriptor.<dev.ruvd.v1.CompactSessionRequest, dev.ruvd.v1.CompactSessionResponse>newBuilder()
+              .setType(io.grpc.MethodDescriptor.MethodType.UNARY)
+              .setFullMethodName(generateFullMethodName(SERVICE_NAME, "CompactSession"))
+              .setSampledToLocalTracing(true)
+              .setRequestMarshaller(io.grpc.protobuf.ProtoUtils.marshaller(
+                  dev.ruvd.v1.CompactSessionRequest.getDefaultInstance()))
+              .setResponseMarshaller(io.grpc.protobuf.ProtoUtils.marshaller(
+                  dev.ruvd.v1.CompactSessionResponse.getDefaultInstance()))
+              .setSchemaDescriptor(new SessionServiceMethodDescriptorSupplier("CompactSession"))
+              .build();
+        }
+      }
+    }
+    return getCompactSessionMethod;
+  }
+
   private static volatile io.grpc.MethodDescriptor<dev.ruvd.v1.EndSessionRequest,
       dev.ruvd.v1.EndSessionResponse> getEndSessionMethod;
 
@@ -525,8 +556,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
-     * turns that are already running or queued in the session.
+     * UpdateSession changes a session's labels, idle timeout, context window or compaction
+     * instruction. It runs after the turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
      * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
@@ -562,6 +593,23 @@ public final class SessionServiceGrpc {
     default void forkSession(dev.ruvd.v1.ForkSessionRequest request,
         io.grpc.stub.StreamObserver<dev.ruvd.v1.ForkSessionResponse> responseObserver) {
       io.grpc.stub.ServerCalls.asyncUnimplementedUnaryCall(getForkSessionMethod(), responseObserver);
+    }
+
+    /**
+     * <pre>
+     * CompactSession summarises the exchanges of a session that are not among the last keep_exchanges
+     * of its context window. Later prompts have the summary in place of them; the history keeps them.
+     * The engine writes the summary. Turns do not wait for it, and those that run meanwhile are kept.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED, SESSION_BUSY (if
+     * another compaction or another replica of the daemon changes the session meanwhile),
+     * QUOTA_EXCEEDED, PERMISSION_DENIED (for the model), SESSIONS_DISABLED, CONTEXT_TOO_LONG,
+     * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
+     * SHUTTING_DOWN, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * </pre>
+     */
+    default void compactSession(dev.ruvd.v1.CompactSessionRequest request,
+        io.grpc.stub.StreamObserver<dev.ruvd.v1.CompactSessionResponse> responseObserver) {
+      io.grpc.stub.ServerCalls.asyncUnimplementedUnaryCall(getCompactSessionMethod(), responseObserver);
     }
 
     /**
@@ -740,8 +788,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
-     * turns that are already running or queued in the session.
+     * UpdateSession changes a session's labels, idle timeout, context window or compaction
+     * instruction. It runs after the turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
      * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
@@ -780,6 +828,24 @@ public final class SessionServiceGrpc {
         io.grpc.stub.StreamObserver<dev.ruvd.v1.ForkSessionResponse> responseObserver) {
       io.grpc.stub.ClientCalls.asyncUnaryCall(
           getChannel().newCall(getForkSessionMethod(), getCallOptions()), request, responseObserver);
+    }
+
+    /**
+     * <pre>
+     * CompactSession summarises the exchanges of a session that are not among the last keep_exchanges
+     * of its context window. Later prompts have the summary in place of them; the history keeps them.
+     * The engine writes the summary. Turns do not wait for it, and those that run meanwhile are kept.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED, SESSION_BUSY (if
+     * another compaction or another replica of the daemon changes the session meanwhile),
+     * QUOTA_EXCEEDED, PERMISSION_DENIED (for the model), SESSIONS_DISABLED, CONTEXT_TOO_LONG,
+     * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
+     * SHUTTING_DOWN, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * </pre>
+     */
+    public void compactSession(dev.ruvd.v1.CompactSessionRequest request,
+        io.grpc.stub.StreamObserver<dev.ruvd.v1.CompactSessionResponse> responseObserver) {
+      io.grpc.stub.ClientCalls.asyncUnaryCall(
+          getChannel().newCall(getCompactSessionMethod(), getCallOptions()), request, responseObserver);
     }
 
     /**
@@ -948,8 +1014,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
-     * turns that are already running or queued in the session.
+     * UpdateSession changes a session's labels, idle timeout, context window or compaction
+     * instruction. It runs after the turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
      * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
@@ -985,6 +1051,23 @@ public final class SessionServiceGrpc {
     public dev.ruvd.v1.ForkSessionResponse forkSession(dev.ruvd.v1.ForkSessionRequest request) throws io.grpc.StatusException {
       return io.grpc.stub.ClientCalls.blockingV2UnaryCall(
           getChannel(), getForkSessionMethod(), getCallOptions(), request);
+    }
+
+    /**
+     * <pre>
+     * CompactSession summarises the exchanges of a session that are not among the last keep_exchanges
+     * of its context window. Later prompts have the summary in place of them; the history keeps them.
+     * The engine writes the summary. Turns do not wait for it, and those that run meanwhile are kept.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED, SESSION_BUSY (if
+     * another compaction or another replica of the daemon changes the session meanwhile),
+     * QUOTA_EXCEEDED, PERMISSION_DENIED (for the model), SESSIONS_DISABLED, CONTEXT_TOO_LONG,
+     * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
+     * SHUTTING_DOWN, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * </pre>
+     */
+    public dev.ruvd.v1.CompactSessionResponse compactSession(dev.ruvd.v1.CompactSessionRequest request) throws io.grpc.StatusException {
+      return io.grpc.stub.ClientCalls.blockingV2UnaryCall(
+          getChannel(), getCompactSessionMethod(), getCallOptions(), request);
     }
 
     /**
@@ -1152,8 +1235,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
-     * turns that are already running or queued in the session.
+     * UpdateSession changes a session's labels, idle timeout, context window or compaction
+     * instruction. It runs after the turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
      * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
@@ -1189,6 +1272,23 @@ public final class SessionServiceGrpc {
     public dev.ruvd.v1.ForkSessionResponse forkSession(dev.ruvd.v1.ForkSessionRequest request) {
       return io.grpc.stub.ClientCalls.blockingUnaryCall(
           getChannel(), getForkSessionMethod(), getCallOptions(), request);
+    }
+
+    /**
+     * <pre>
+     * CompactSession summarises the exchanges of a session that are not among the last keep_exchanges
+     * of its context window. Later prompts have the summary in place of them; the history keeps them.
+     * The engine writes the summary. Turns do not wait for it, and those that run meanwhile are kept.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED, SESSION_BUSY (if
+     * another compaction or another replica of the daemon changes the session meanwhile),
+     * QUOTA_EXCEEDED, PERMISSION_DENIED (for the model), SESSIONS_DISABLED, CONTEXT_TOO_LONG,
+     * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
+     * SHUTTING_DOWN, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * </pre>
+     */
+    public dev.ruvd.v1.CompactSessionResponse compactSession(dev.ruvd.v1.CompactSessionRequest request) {
+      return io.grpc.stub.ClientCalls.blockingUnaryCall(
+          getChannel(), getCompactSessionMethod(), getCallOptions(), request);
     }
 
     /**
@@ -1356,8 +1456,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * UpdateSession changes a session's labels, idle timeout or context window. It runs after the
-     * turns that are already running or queued in the session.
+     * UpdateSession changes a session's labels, idle timeout, context window or compaction
+     * instruction. It runs after the turns that are already running or queued in the session.
      * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED,
      * SESSIONS_DISABLED, STORE_UNAVAILABLE, DATA_CORRUPTED.
      * </pre>
@@ -1396,6 +1496,24 @@ public final class SessionServiceGrpc {
         dev.ruvd.v1.ForkSessionRequest request) {
       return io.grpc.stub.ClientCalls.futureUnaryCall(
           getChannel().newCall(getForkSessionMethod(), getCallOptions()), request);
+    }
+
+    /**
+     * <pre>
+     * CompactSession summarises the exchanges of a session that are not among the last keep_exchanges
+     * of its context window. Later prompts have the summary in place of them; the history keeps them.
+     * The engine writes the summary. Turns do not wait for it, and those that run meanwhile are kept.
+     * Errors: INVALID_REQUEST, SESSION_NOT_FOUND, SESSION_EVICTED, SESSION_EXPIRED, SESSION_BUSY (if
+     * another compaction or another replica of the daemon changes the session meanwhile),
+     * QUOTA_EXCEEDED, PERMISSION_DENIED (for the model), SESSIONS_DISABLED, CONTEXT_TOO_LONG,
+     * ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT, ENGINE_UNAVAILABLE, OVERLOADED,
+     * SHUTTING_DOWN, STORE_UNAVAILABLE, DATA_CORRUPTED.
+     * </pre>
+     */
+    public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.CompactSessionResponse> compactSession(
+        dev.ruvd.v1.CompactSessionRequest request) {
+      return io.grpc.stub.ClientCalls.futureUnaryCall(
+          getChannel().newCall(getCompactSessionMethod(), getCallOptions()), request);
     }
 
     /**
@@ -1456,13 +1574,14 @@ public final class SessionServiceGrpc {
   private static final int METHODID_UPDATE_SESSION = 3;
   private static final int METHODID_APPEND_MESSAGES = 4;
   private static final int METHODID_FORK_SESSION = 5;
-  private static final int METHODID_END_SESSION = 6;
-  private static final int METHODID_LIST_MODELS = 7;
-  private static final int METHODID_GET_SESSION_METRICS = 8;
-  private static final int METHODID_COMPLETE = 9;
-  private static final int METHODID_RESUME_COMPLETION = 10;
-  private static final int METHODID_BATCH_COMPLETE = 11;
-  private static final int METHODID_CANCEL_COMPLETION = 12;
+  private static final int METHODID_COMPACT_SESSION = 6;
+  private static final int METHODID_END_SESSION = 7;
+  private static final int METHODID_LIST_MODELS = 8;
+  private static final int METHODID_GET_SESSION_METRICS = 9;
+  private static final int METHODID_COMPLETE = 10;
+  private static final int METHODID_RESUME_COMPLETION = 11;
+  private static final int METHODID_BATCH_COMPLETE = 12;
+  private static final int METHODID_CANCEL_COMPLETION = 13;
 
   private static final class MethodHandlers<Req, Resp> implements
       io.grpc.stub.ServerCalls.UnaryMethod<Req, Resp>,
@@ -1504,6 +1623,10 @@ public final class SessionServiceGrpc {
         case METHODID_FORK_SESSION:
           serviceImpl.forkSession((dev.ruvd.v1.ForkSessionRequest) request,
               (io.grpc.stub.StreamObserver<dev.ruvd.v1.ForkSessionResponse>) responseObserver);
+          break;
+        case METHODID_COMPACT_SESSION:
+          serviceImpl.compactSession((dev.ruvd.v1.CompactSessionRequest) request,
+              (io.grpc.stub.StreamObserver<dev.ruvd.v1.CompactSessionResponse>) responseObserver);
           break;
         case METHODID_END_SESSION:
           serviceImpl.endSession((dev.ruvd.v1.EndSessionRequest) request,
@@ -1593,6 +1716,13 @@ public final class SessionServiceGrpc {
               dev.ruvd.v1.ForkSessionRequest,
               dev.ruvd.v1.ForkSessionResponse>(
                 service, METHODID_FORK_SESSION)))
+        .addMethod(
+          getCompactSessionMethod(),
+          io.grpc.stub.ServerCalls.asyncUnaryCall(
+            new MethodHandlers<
+              dev.ruvd.v1.CompactSessionRequest,
+              dev.ruvd.v1.CompactSessionResponse>(
+                service, METHODID_COMPACT_SESSION)))
         .addMethod(
           getEndSessionMethod(),
           io.grpc.stub.ServerCalls.asyncUnaryCall(
@@ -1696,6 +1826,7 @@ public final class SessionServiceGrpc {
               .addMethod(getUpdateSessionMethod())
               .addMethod(getAppendMessagesMethod())
               .addMethod(getForkSessionMethod())
+              .addMethod(getCompactSessionMethod())
               .addMethod(getEndSessionMethod())
               .addMethod(getListModelsMethod())
               .addMethod(getGetSessionMetricsMethod())

@@ -187,6 +187,16 @@ public final class SessionServiceOuterClass {
     com.google.protobuf.GeneratedMessage.FieldAccessorTable
       internal_static_ruvd_v1_AppendMessagesResponse_fieldAccessorTable;
   static final com.google.protobuf.Descriptors.Descriptor
+    internal_static_ruvd_v1_CompactSessionRequest_descriptor;
+  static final 
+    com.google.protobuf.GeneratedMessage.FieldAccessorTable
+      internal_static_ruvd_v1_CompactSessionRequest_fieldAccessorTable;
+  static final com.google.protobuf.Descriptors.Descriptor
+    internal_static_ruvd_v1_CompactSessionResponse_descriptor;
+  static final 
+    com.google.protobuf.GeneratedMessage.FieldAccessorTable
+      internal_static_ruvd_v1_CompactSessionResponse_fieldAccessorTable;
+  static final com.google.protobuf.Descriptors.Descriptor
     internal_static_ruvd_v1_ForkSessionRequest_descriptor;
   static final 
     com.google.protobuf.GeneratedMessage.FieldAccessorTable
@@ -294,252 +304,276 @@ public final class SessionServiceOuterClass {
       "\032\036google/protobuf/duration.proto\032 google" +
       "/protobuf/field_mask.proto\032\034google/proto" +
       "buf/struct.proto\032\037google/protobuf/timest" +
-      "amp.proto\032\027google/rpc/status.proto\"\234\001\n\007M" +
+      "amp.proto\032\027google/rpc/status.proto\"\254\001\n\007M" +
       "essage\022\033\n\004role\030\001 \001(\0162\r.ruvd.v1.Role\022\017\n\007c" +
       "ontent\030\002 \001(\t\022%\n\ntool_calls\030\003 \003(\0132\021.ruvd." +
       "v1.ToolCall\022\024\n\014tool_call_id\030\004 \001(\t\022\021\n\trea" +
-      "soning\030\005 \001(\t\022\023\n\013engine_data\030\010 \001(\t\"L\n\010Too" +
-      "lCall\022\n\n\002id\030\001 \001(\t\022\014\n\004name\030\002 \001(\t\022\021\n\targum" +
-      "ents\030\003 \001(\t\022\023\n\013engine_data\030\004 \001(\t\"]\n\004Tool\022" +
-      "\014\n\004name\030\001 \001(\t\022\023\n\013description\030\002 \001(\t\022\022\n\npa" +
-      "rameters\030\003 \001(\t\022\023\n\006strict\030\004 \001(\010H\000\210\001\001B\t\n\007_" +
-      "strict\"S\n\nToolChoice\022\'\n\004mode\030\001 \001(\0162\027.ruv" +
-      "d.v1.ToolChoiceModeH\000\022\022\n\010function\030\002 \001(\tH" +
-      "\000B\010\n\006choice\"h\n\016ResponseFormat\022\023\n\013json_sc" +
-      "hema\030\001 \001(\t\022\014\n\004name\030\002 \001(\t\022\023\n\006strict\030\003 \001(\010" +
-      "H\000\210\001\001\022\023\n\013json_object\030\004 \001(\010B\t\n\007_strict\"\274\001" +
-      "\n\rContextWindow\022\033\n\016keep_exchanges\030\001 \001(\005H" +
-      "\000\210\001\001\022\032\n\rmax_exchanges\030\002 \001(\005H\001\210\001\001\022\027\n\nmax_" +
-      "tokens\030\003 \001(\005H\002\210\001\001\022%\n\trendering\030\004 \001(\0162\022.r" +
-      "uvd.v1.RenderingB\021\n\017_keep_exchangesB\020\n\016_" +
-      "max_exchangesB\r\n\013_max_tokens\"g\n\005Usage\022\025\n" +
-      "\rprompt_tokens\030\001 \001(\003\022\032\n\rcached_tokens\030\002 " +
-      "\001(\003H\000\210\001\001\022\031\n\021completion_tokens\030\003 \001(\003B\020\n\016_" +
-      "cached_tokens\"\301\001\n\007Timings\022(\n\005queue\030\001 \001(\013" +
-      "2\031.google.protobuf.Duration\0226\n\023time_to_f" +
-      "irst_token\030\002 \001(\0132\031.google.protobuf.Durat" +
-      "ion\022(\n\005total\030\003 \001(\0132\031.google.protobuf.Dur" +
-      "ation\022*\n\007prefill\030\004 \001(\0132\031.google.protobuf" +
-      ".Duration\"\263\004\n\007Session\022\n\n\002id\030\001 \001(\t\022/\n\013cre" +
-      "ate_time\030\002 \001(\0132\032.google.protobuf.Timesta" +
-      "mp\0222\n\016last_used_time\030\003 \001(\0132\032.google.prot" +
-      "obuf.Timestamp\022/\n\013expire_time\030\004 \001(\0132\032.go" +
-      "ogle.protobuf.Timestamp\022\025\n\rmessage_count" +
-      "\030\005 \001(\003\022\026\n\016exchange_count\030\006 \001(\003\022\025\n\rsystem" +
-      "_prompt\030\007 \001(\t\022\"\n\010messages\030\010 \003(\0132\020.ruvd.v" +
-      "1.Message\022,\n\006labels\030\t \003(\0132\034.ruvd.v1.Sess" +
-      "ion.LabelsEntry\022.\n\016context_window\030\n \001(\0132" +
-      "\026.ruvd.v1.ContextWindow\022\021\n\tparent_id\030\013 \001" +
-      "(\t\022\035\n\025running_completion_id\030\014 \001(\t\022\035\n\005usa" +
-      "ge\030\r \001(\0132\016.ruvd.v1.Usage\022\r\n\005model\030\016 \001(\t\022" +
-      "/\n\014idle_timeout\030\017 \001(\0132\031.google.protobuf." +
-      "Duration\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005" +
-      "value\030\002 \001(\t:\0028\001\"\216\005\n\021CompletionOptions\022\r\n" +
-      "\005model\030\001 \001(\t\022\030\n\013temperature\030\002 \001(\001H\000\210\001\001\022\022" +
-      "\n\005top_p\030\003 \001(\001H\001\210\001\001\022\027\n\nmax_tokens\030\004 \001(\005H\002" +
-      "\210\001\001\022\014\n\004stop\030\005 \003(\t\022\021\n\004seed\030\006 \001(\003H\003\210\001\001\022\024\n\014" +
-      "bypass_cache\030\007 \001(\010\022\036\n\021frequency_penalty\030" +
-      "\010 \001(\001H\004\210\001\001\022\035\n\020presence_penalty\030\t \001(\001H\005\210\001" +
-      "\001\022=\n\nlogit_bias\030\n \003(\0132).ruvd.v1.Completi" +
-      "onOptions.LogitBiasEntry\022\034\n\005tools\030\013 \003(\0132" +
-      "\r.ruvd.v1.Tool\022(\n\013tool_choice\030\014 \001(\0132\023.ru" +
-      "vd.v1.ToolChoice\022 \n\023parallel_tool_calls\030" +
-      "\r \001(\010H\006\210\001\001\0220\n\017response_format\030\016 \001(\0132\027.ru" +
-      "vd.v1.ResponseFormat\022+\n\nextra_body\030\017 \001(\013" +
-      "2\027.google.protobuf.Struct\0320\n\016LogitBiasEn" +
-      "try\022\013\n\003key\030\001 \001(\005\022\r\n\005value\030\002 \001(\001:\0028\001B\016\n\014_" +
-      "temperatureB\010\n\006_top_pB\r\n\013_max_tokensB\007\n\005" +
-      "_seedB\024\n\022_frequency_penaltyB\023\n\021_presence" +
-      "_penaltyB\026\n\024_parallel_tool_calls\"X\n\024Batc" +
-      "hCompleteRequest\022\'\n\005items\030\001 \003(\0132\030.ruvd.v" +
-      "1.CompleteRequest\022\027\n\017max_concurrency\030\002 \001" +
-      "(\005\"\240\001\n\025BatchCompleteResponse\022&\n\006result\030\001" +
-      " \001(\0132\024.ruvd.v1.BatchResultH\000\022(\n\007summary\030" +
-      "\002 \001(\0132\025.ruvd.v1.BatchSummaryH\000\022,\n\014messag" +
-      "e_part\030\003 \001(\0132\024.ruvd.v1.MessagePartH\000B\007\n\005" +
-      "event\"w\n\013BatchResult\022\r\n\005index\030\001 \001(\005\022)\n\nc" +
-      "ompletion\030\002 \001(\0132\023.ruvd.v1.CompletionH\000\022#" +
-      "\n\005error\030\003 \001(\0132\022.google.rpc.StatusH\000B\t\n\007o" +
-      "utcome\"k\n\nCompletion\022\025\n\rcompletion_id\030\001 " +
-      "\001(\t\022\022\n\nsession_id\030\002 \001(\t\022\r\n\005model\030\003 \001(\t\022#" +
-      "\n\010finished\030\004 \001(\0132\021.ruvd.v1.Finished\"\260\001\n\014" +
-      "BatchSummary\022\021\n\tsucceeded\030\001 \001(\005\022\016\n\006faile" +
-      "d\030\002 \001(\005\022\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022," +
-      "\n\twall_time\030\004 \001(\0132\031.google.protobuf.Dura" +
-      "tion\0220\n\rtotal_latency\030\005 \001(\0132\031.google.pro" +
-      "tobuf.Duration\"\023\n\021ListModelsRequest\";\n\022L" +
-      "istModelsResponse\022\016\n\006models\030\001 \003(\t\022\025\n\rdef" +
-      "ault_model\030\002 \001(\t\"\323\002\n\024CreateSessionReques" +
-      "t\022\022\n\nsession_id\030\001 \001(\t\022\025\n\rsystem_prompt\030\002" +
-      " \001(\t\022\"\n\010messages\030\003 \003(\0132\020.ruvd.v1.Message" +
-      "\0229\n\006labels\030\004 \003(\0132).ruvd.v1.CreateSession" +
-      "Request.LabelsEntry\022.\n\016context_window\030\005 " +
-      "\001(\0132\026.ruvd.v1.ContextWindow\022/\n\014idle_time" +
-      "out\030\006 \001(\0132\031.google.protobuf.Duration\022\r\n\005" +
-      "model\030\007 \001(\t\022\022\n\nrequest_id\030\010 \001(\t\032-\n\013Label" +
-      "sEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\":" +
-      "\n\025CreateSessionResponse\022!\n\007session\030\001 \001(\013" +
-      "2\020.ruvd.v1.Session\"\217\001\n\021GetSessionRequest" +
-      "\022\022\n\nsession_id\030\001 \001(\t\022\"\n\004view\030\002 \001(\0162\024.ruv" +
-      "d.v1.SessionView\022\021\n\tpage_size\030\003 \001(\005\022\022\n\np" +
-      "age_token\030\004 \001(\t\022\033\n\023allow_message_parts\030\005" +
-      " \001(\010\"|\n\022GetSessionResponse\022!\n\007session\030\001 " +
-      "\001(\0132\020.ruvd.v1.Session\022\027\n\017next_page_token" +
-      "\030\002 \001(\t\022*\n\014message_part\030\003 \001(\0132\024.ruvd.v1.M" +
-      "essagePart\"\265\001\n\023ListSessionsRequest\022\021\n\tpa" +
-      "ge_size\030\001 \001(\005\022\022\n\npage_token\030\002 \001(\t\022C\n\014lab" +
-      "el_filter\030\003 \003(\0132-.ruvd.v1.ListSessionsRe" +
-      "quest.LabelFilterEntry\0322\n\020LabelFilterEnt" +
-      "ry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\"S\n\024Li" +
-      "stSessionsResponse\022\"\n\010sessions\030\001 \003(\0132\020.r" +
-      "uvd.v1.Session\022\027\n\017next_page_token\030\002 \001(\t\"" +
-      "\246\002\n\024UpdateSessionRequest\022\022\n\nsession_id\030\001" +
-      " \001(\t\0229\n\006labels\030\002 \003(\0132).ruvd.v1.UpdateSes" +
-      "sionRequest.LabelsEntry\022/\n\014idle_timeout\030" +
-      "\003 \001(\0132\031.google.protobuf.Duration\022.\n\016cont" +
-      "ext_window\030\004 \001(\0132\026.ruvd.v1.ContextWindow" +
-      "\022/\n\013update_mask\030\005 \001(\0132\032.google.protobuf." +
-      "FieldMask\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n" +
-      "\005value\030\002 \001(\t:\0028\001\":\n\025UpdateSessionRespons" +
-      "e\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Session\"c\n\025" +
-      "AppendMessagesRequest\022\022\n\nsession_id\030\001 \001(" +
-      "\t\022\"\n\010messages\030\002 \003(\0132\020.ruvd.v1.Message\022\022\n" +
-      "\nrequest_id\030\003 \001(\t\";\n\026AppendMessagesRespo" +
-      "nse\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Session\"\204" +
-      "\001\n\022ForkSessionRequest\022\022\n\nsession_id\030\001 \001(" +
-      "\t\022\033\n\016exchange_count\030\002 \001(\003H\000\210\001\001\022\026\n\016new_se" +
-      "ssion_id\030\003 \001(\t\022\022\n\nrequest_id\030\004 \001(\tB\021\n\017_e" +
-      "xchange_count\"8\n\023ForkSessionResponse\022!\n\007" +
-      "session\030\001 \001(\0132\020.ruvd.v1.Session\"p\n\027Resum" +
-      "eCompletionRequest\022\025\n\rcompletion_id\030\001 \001(" +
-      "\t\022\022\n\nsession_id\030\002 \001(\t\022\022\n\nrequest_id\030\003 \001(" +
-      "\t\022\026\n\016after_sequence\030\004 \001(\003\"C\n\030ResumeCompl" +
-      "etionResponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.C" +
-      "ompletionEvent\"n\n\027CancelCompletionReques" +
-      "t\022\025\n\rcompletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002" +
-      " \001(\t\022\022\n\nrequest_id\030\003 \001(\t\022\024\n\014keep_partial" +
-      "\030\004 \001(\010\"\032\n\030CancelCompletionResponse\">\n\021En" +
-      "dSessionRequest\022\022\n\nsession_id\030\001 \001(\t\022\025\n\ra" +
-      "llow_missing\030\002 \001(\010\"\024\n\022EndSessionResponse" +
-      "\"\032\n\030GetSessionMetricsRequest\"E\n\031GetSessi" +
-      "onMetricsResponse\022(\n\007metrics\030\001 \001(\0132\027.ruv" +
-      "d.v1.SessionMetrics\"\275\003\n\016SessionMetrics\022\026" +
-      "\n\016total_sessions\030\001 \001(\003\022\027\n\017active_session" +
-      "s\030\002 \001(\003\022 \n\030avg_messages_per_session\030\003 \001(" +
-      "\001\022\033\n\016cache_hit_rate\030\004 \001(\001H\000\210\001\001\0226\n\023avg_se" +
-      "ssion_latency\030\005 \001(\0132\031.google.protobuf.Du" +
-      "ration\0228\n\025avg_stateless_latency\030\006 \001(\0132\031." +
-      "google.protobuf.Duration\022\033\n\023session_comp" +
-      "letions\030\007 \001(\003\022\035\n\025stateless_completions\030\010" +
-      " \001(\003\022\"\n\025avg_latency_reduction\030\t \001(\001H\001\210\001\001" +
-      "\022\"\n\025avg_prefill_reduction\030\n \001(\001H\002\210\001\001B\021\n\017" +
-      "_cache_hit_rateB\030\n\026_avg_latency_reductio" +
-      "nB\030\n\026_avg_prefill_reduction\"\332\002\n\017Complete" +
-      "Request\022\022\n\nsession_id\030\001 \001(\t\022\"\n\010messages\030" +
-      "\002 \003(\0132\020.ruvd.v1.Message\022+\n\007options\030\003 \001(\013" +
-      "2\032.ruvd.v1.CompletionOptions\022\022\n\nrequest_" +
-      "id\030\004 \001(\t\022\030\n\020require_existing\030\005 \001(\010\022 \n\007if" +
-      "_busy\030\006 \001(\0162\017.ruvd.v1.IfBusy\022,\n\ron_disco" +
-      "nnect\030\007 \001(\0162\025.ruvd.v1.OnDisconnect\0223\n\020di" +
-      "sconnect_grace\030\010 \001(\0132\031.google.protobuf.D" +
-      "uration\022\025\n\rsystem_prompt\030\t \001(\t\022\030\n\020recrea" +
-      "te_if_gone\030\n \001(\010\";\n\020CompleteResponse\022\'\n\005" +
-      "event\030\001 \001(\0132\030.ruvd.v1.CompletionEvent\"\307\001" +
-      "\n\017CompletionEvent\022\020\n\010sequence\030\001 \001(\003\022#\n\007s" +
-      "tarted\030\002 \001(\0132\020.ruvd.v1.StartedH\000\022\037\n\005delt" +
-      "a\030\003 \001(\0132\016.ruvd.v1.DeltaH\000\022%\n\010finished\030\004 " +
-      "\001(\0132\021.ruvd.v1.FinishedH\000\022,\n\014message_part" +
-      "\030\005 \001(\0132\024.ruvd.v1.MessagePartH\000B\007\n\005event\"" +
-      "@\n\013MessagePart\022\014\n\004data\030\001 \001(\014\022\016\n\006offset\030\002" +
-      " \001(\003\022\023\n\013total_bytes\030\003 \001(\003\"\217\001\n\007Started\022\025\n" +
+      "soning\030\005 \001(\t\022\023\n\013engine_data\030\010 \001(\t\022\016\n\006pin" +
+      "ned\030\t \001(\010\"L\n\010ToolCall\022\n\n\002id\030\001 \001(\t\022\014\n\004nam" +
+      "e\030\002 \001(\t\022\021\n\targuments\030\003 \001(\t\022\023\n\013engine_dat" +
+      "a\030\004 \001(\t\"]\n\004Tool\022\014\n\004name\030\001 \001(\t\022\023\n\013descrip" +
+      "tion\030\002 \001(\t\022\022\n\nparameters\030\003 \001(\t\022\023\n\006strict" +
+      "\030\004 \001(\010H\000\210\001\001B\t\n\007_strict\"S\n\nToolChoice\022\'\n\004" +
+      "mode\030\001 \001(\0162\027.ruvd.v1.ToolChoiceModeH\000\022\022\n" +
+      "\010function\030\002 \001(\tH\000B\010\n\006choice\"h\n\016ResponseF" +
+      "ormat\022\023\n\013json_schema\030\001 \001(\t\022\014\n\004name\030\002 \001(\t" +
+      "\022\023\n\006strict\030\003 \001(\010H\000\210\001\001\022\023\n\013json_object\030\004 \001" +
+      "(\010B\t\n\007_strict\"\265\002\n\rContextWindow\022\033\n\016keep_" +
+      "exchanges\030\001 \001(\005H\000\210\001\001\022\032\n\rmax_exchanges\030\002 " +
+      "\001(\005H\001\210\001\001\022\027\n\nmax_tokens\030\003 \001(\005H\002\210\001\001\022%\n\tren" +
+      "dering\030\004 \001(\0162\022.ruvd.v1.Rendering\022\'\n\ncomp" +
+      "action\030\005 \001(\0162\023.ruvd.v1.Compaction\022\027\n\nkee" +
+      "p_first\030\006 \001(\005H\003\210\001\001\022\027\n\ncompact_at\030\007 \001(\001H\004" +
+      "\210\001\001B\021\n\017_keep_exchangesB\020\n\016_max_exchanges" +
+      "B\r\n\013_max_tokensB\r\n\013_keep_firstB\r\n\013_compa" +
+      "ct_at\"g\n\005Usage\022\025\n\rprompt_tokens\030\001 \001(\003\022\032\n" +
+      "\rcached_tokens\030\002 \001(\003H\000\210\001\001\022\031\n\021completion_" +
+      "tokens\030\003 \001(\003B\020\n\016_cached_tokens\"\301\001\n\007Timin" +
+      "gs\022(\n\005queue\030\001 \001(\0132\031.google.protobuf.Dura" +
+      "tion\0226\n\023time_to_first_token\030\002 \001(\0132\031.goog" +
+      "le.protobuf.Duration\022(\n\005total\030\003 \001(\0132\031.go" +
+      "ogle.protobuf.Duration\022*\n\007prefill\030\004 \001(\0132" +
+      "\031.google.protobuf.Duration\"\231\005\n\007Session\022\n" +
+      "\n\002id\030\001 \001(\t\022/\n\013create_time\030\002 \001(\0132\032.google" +
+      ".protobuf.Timestamp\0222\n\016last_used_time\030\003 " +
+      "\001(\0132\032.google.protobuf.Timestamp\022/\n\013expir" +
+      "e_time\030\004 \001(\0132\032.google.protobuf.Timestamp" +
+      "\022\025\n\rmessage_count\030\005 \001(\003\022\026\n\016exchange_coun" +
+      "t\030\006 \001(\003\022\025\n\rsystem_prompt\030\007 \001(\t\022\"\n\010messag" +
+      "es\030\010 \003(\0132\020.ruvd.v1.Message\022,\n\006labels\030\t \003" +
+      "(\0132\034.ruvd.v1.Session.LabelsEntry\022.\n\016cont" +
+      "ext_window\030\n \001(\0132\026.ruvd.v1.ContextWindow" +
+      "\022\021\n\tparent_id\030\013 \001(\t\022\035\n\025running_completio" +
+      "n_id\030\014 \001(\t\022\035\n\005usage\030\r \001(\0132\016.ruvd.v1.Usag" +
+      "e\022\r\n\005model\030\016 \001(\t\022/\n\014idle_timeout\030\017 \001(\0132\031" +
+      ".google.protobuf.Duration\022\023\n\013compactions" +
+      "\030\020 \001(\003\022\017\n\007summary\030\021 \001(\t\022\036\n\026summary_excha" +
+      "nge_count\030\022 \001(\003\022\036\n\026compaction_instructio" +
+      "n\030\023 \001(\t\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005v" +
+      "alue\030\002 \001(\t:\0028\001\"\216\005\n\021CompletionOptions\022\r\n\005" +
+      "model\030\001 \001(\t\022\030\n\013temperature\030\002 \001(\001H\000\210\001\001\022\022\n" +
+      "\005top_p\030\003 \001(\001H\001\210\001\001\022\027\n\nmax_tokens\030\004 \001(\005H\002\210" +
+      "\001\001\022\014\n\004stop\030\005 \003(\t\022\021\n\004seed\030\006 \001(\003H\003\210\001\001\022\024\n\014b" +
+      "ypass_cache\030\007 \001(\010\022\036\n\021frequency_penalty\030\010" +
+      " \001(\001H\004\210\001\001\022\035\n\020presence_penalty\030\t \001(\001H\005\210\001\001" +
+      "\022=\n\nlogit_bias\030\n \003(\0132).ruvd.v1.Completio" +
+      "nOptions.LogitBiasEntry\022\034\n\005tools\030\013 \003(\0132\r" +
+      ".ruvd.v1.Tool\022(\n\013tool_choice\030\014 \001(\0132\023.ruv" +
+      "d.v1.ToolChoice\022 \n\023parallel_tool_calls\030\r" +
+      " \001(\010H\006\210\001\001\0220\n\017response_format\030\016 \001(\0132\027.ruv" +
+      "d.v1.ResponseFormat\022+\n\nextra_body\030\017 \001(\0132" +
+      "\027.google.protobuf.Struct\0320\n\016LogitBiasEnt" +
+      "ry\022\013\n\003key\030\001 \001(\005\022\r\n\005value\030\002 \001(\001:\0028\001B\016\n\014_t" +
+      "emperatureB\010\n\006_top_pB\r\n\013_max_tokensB\007\n\005_" +
+      "seedB\024\n\022_frequency_penaltyB\023\n\021_presence_" +
+      "penaltyB\026\n\024_parallel_tool_calls\"X\n\024Batch" +
+      "CompleteRequest\022\'\n\005items\030\001 \003(\0132\030.ruvd.v1" +
+      ".CompleteRequest\022\027\n\017max_concurrency\030\002 \001(" +
+      "\005\"\240\001\n\025BatchCompleteResponse\022&\n\006result\030\001 " +
+      "\001(\0132\024.ruvd.v1.BatchResultH\000\022(\n\007summary\030\002" +
+      " \001(\0132\025.ruvd.v1.BatchSummaryH\000\022,\n\014message" +
+      "_part\030\003 \001(\0132\024.ruvd.v1.MessagePartH\000B\007\n\005e" +
+      "vent\"w\n\013BatchResult\022\r\n\005index\030\001 \001(\005\022)\n\nco" +
+      "mpletion\030\002 \001(\0132\023.ruvd.v1.CompletionH\000\022#\n" +
+      "\005error\030\003 \001(\0132\022.google.rpc.StatusH\000B\t\n\007ou" +
+      "tcome\"k\n\nCompletion\022\025\n\rcompletion_id\030\001 \001" +
+      "(\t\022\022\n\nsession_id\030\002 \001(\t\022\r\n\005model\030\003 \001(\t\022#\n" +
+      "\010finished\030\004 \001(\0132\021.ruvd.v1.Finished\"\260\001\n\014B" +
+      "atchSummary\022\021\n\tsucceeded\030\001 \001(\005\022\016\n\006failed" +
+      "\030\002 \001(\005\022\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022,\n" +
+      "\twall_time\030\004 \001(\0132\031.google.protobuf.Durat" +
+      "ion\0220\n\rtotal_latency\030\005 \001(\0132\031.google.prot" +
+      "obuf.Duration\"\023\n\021ListModelsRequest\";\n\022Li" +
+      "stModelsResponse\022\016\n\006models\030\001 \003(\t\022\025\n\rdefa" +
+      "ult_model\030\002 \001(\t\"\304\003\n\024CreateSessionRequest" +
+      "\022\022\n\nsession_id\030\001 \001(\t\022\025\n\rsystem_prompt\030\002 " +
+      "\001(\t\022\"\n\010messages\030\003 \003(\0132\020.ruvd.v1.Message\022" +
+      "9\n\006labels\030\004 \003(\0132).ruvd.v1.CreateSessionR" +
+      "equest.LabelsEntry\022.\n\016context_window\030\005 \001" +
+      "(\0132\026.ruvd.v1.ContextWindow\022/\n\014idle_timeo" +
+      "ut\030\006 \001(\0132\031.google.protobuf.Duration\022\r\n\005m" +
+      "odel\030\007 \001(\t\022\022\n\nrequest_id\030\010 \001(\t\022\036\n\026compac" +
+      "tion_instruction\030\t \001(\t\022\017\n\007summary\030\n \001(\t\022" +
+      "#\n\026summary_exchange_count\030\013 \001(\003H\000\210\001\001\032-\n\013" +
+      "LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:" +
+      "\0028\001B\031\n\027_summary_exchange_count\":\n\025Create" +
+      "SessionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd." +
+      "v1.Session\"\217\001\n\021GetSessionRequest\022\022\n\nsess" +
+      "ion_id\030\001 \001(\t\022\"\n\004view\030\002 \001(\0162\024.ruvd.v1.Ses" +
+      "sionView\022\021\n\tpage_size\030\003 \001(\005\022\022\n\npage_toke" +
+      "n\030\004 \001(\t\022\033\n\023allow_message_parts\030\005 \001(\010\"|\n\022" +
+      "GetSessionResponse\022!\n\007session\030\001 \001(\0132\020.ru" +
+      "vd.v1.Session\022\027\n\017next_page_token\030\002 \001(\t\022*" +
+      "\n\014message_part\030\003 \001(\0132\024.ruvd.v1.MessagePa" +
+      "rt\"\265\001\n\023ListSessionsRequest\022\021\n\tpage_size\030" +
+      "\001 \001(\005\022\022\n\npage_token\030\002 \001(\t\022C\n\014label_filte" +
+      "r\030\003 \003(\0132-.ruvd.v1.ListSessionsRequest.La" +
+      "belFilterEntry\0322\n\020LabelFilterEntry\022\013\n\003ke" +
+      "y\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\"S\n\024ListSessio" +
+      "nsResponse\022\"\n\010sessions\030\001 \003(\0132\020.ruvd.v1.S" +
+      "ession\022\027\n\017next_page_token\030\002 \001(\t\"\306\002\n\024Upda" +
+      "teSessionRequest\022\022\n\nsession_id\030\001 \001(\t\0229\n\006" +
+      "labels\030\002 \003(\0132).ruvd.v1.UpdateSessionRequ" +
+      "est.LabelsEntry\022/\n\014idle_timeout\030\003 \001(\0132\031." +
+      "google.protobuf.Duration\022.\n\016context_wind" +
+      "ow\030\004 \001(\0132\026.ruvd.v1.ContextWindow\022/\n\013upda" +
+      "te_mask\030\005 \001(\0132\032.google.protobuf.FieldMas" +
+      "k\022\036\n\026compaction_instruction\030\006 \001(\t\032-\n\013Lab" +
+      "elsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001" +
+      "\":\n\025UpdateSessionResponse\022!\n\007session\030\001 \001" +
+      "(\0132\020.ruvd.v1.Session\"\264\001\n\025AppendMessagesR" +
+      "equest\022\022\n\nsession_id\030\001 \001(\t\022\"\n\010messages\030\002" +
+      " \003(\0132\020.ruvd.v1.Message\022\022\n\nrequest_id\030\003 \001" +
+      "(\t\022\017\n\007summary\030\004 \001(\t\022#\n\026summary_exchange_" +
+      "count\030\005 \001(\003H\000\210\001\001B\031\n\027_summary_exchange_co" +
+      "unt\";\n\026AppendMessagesResponse\022!\n\007session" +
+      "\030\001 \001(\0132\020.ruvd.v1.Session\"<\n\025CompactSessi" +
+      "onRequest\022\022\n\nsession_id\030\001 \001(\t\022\017\n\007dry_run" +
+      "\030\002 \001(\010\"\320\001\n\026CompactSessionResponse\022!\n\007ses" +
+      "sion\030\001 \001(\0132\020.ruvd.v1.Session\022\034\n\024summariz" +
+      "ed_exchanges\030\002 \001(\003\022\026\n\016kept_exchanges\030\003 \001" +
+      "(\003\022\024\n\014bytes_before\030\004 \001(\003\022\030\n\013bytes_after\030" +
+      "\005 \001(\003H\000\210\001\001\022\035\n\005usage\030\006 \001(\0132\016.ruvd.v1.Usag" +
+      "eB\016\n\014_bytes_after\"\204\001\n\022ForkSessionRequest" +
+      "\022\022\n\nsession_id\030\001 \001(\t\022\033\n\016exchange_count\030\002" +
+      " \001(\003H\000\210\001\001\022\026\n\016new_session_id\030\003 \001(\t\022\022\n\nreq" +
+      "uest_id\030\004 \001(\tB\021\n\017_exchange_count\"8\n\023Fork" +
+      "SessionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd." +
+      "v1.Session\"p\n\027ResumeCompletionRequest\022\025\n" +
       "\rcompletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(\t" +
-      "\022\027\n\017session_created\030\003 \001(\010\022\r\n\005model\030\004 \001(\t" +
-      "\022\030\n\020context_messages\030\005 \001(\005\022\027\n\017context_tr" +
-      "immed\030\006 \001(\010\"a\n\005Delta\022\016\n\004text\030\001 \001(\tH\000\022+\n\t" +
-      "tool_call\030\002 \001(\0132\026.ruvd.v1.ToolCallDeltaH" +
-      "\000\022\023\n\treasoning\030\003 \001(\tH\000B\006\n\004part\"K\n\rToolCa" +
-      "llDelta\022\r\n\005index\030\001 \001(\005\022\n\n\002id\030\002 \001(\t\022\014\n\004na" +
-      "me\030\003 \001(\t\022\021\n\targuments\030\004 \001(\t\"\352\001\n\010Finished" +
-      "\022,\n\rfinish_reason\030\001 \001(\0162\025.ruvd.v1.Finish" +
-      "Reason\022!\n\007message\030\002 \001(\0132\020.ruvd.v1.Messag" +
-      "e\022\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022!\n\007timi" +
-      "ngs\030\004 \001(\0132\020.ruvd.v1.Timings\022\026\n\016exchange_" +
-      "count\030\005 \001(\003\022\031\n\021raw_finish_reason\030\006 \001(\t\022\030" +
-      "\n\020message_in_parts\030\007 \001(\010*_\n\004Role\022\024\n\020ROLE" +
-      "_UNSPECIFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001\022\r\n\tROLE_" +
-      "USER\020\002\022\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tROLE_TOOL\020" +
-      "\004*Z\n\013SessionView\022\034\n\030SESSION_VIEW_UNSPECI" +
-      "FIED\020\000\022\026\n\022SESSION_VIEW_BASIC\020\001\022\025\n\021SESSIO" +
-      "N_VIEW_FULL\020\002*_\n\006IfBusy\022\027\n\023IF_BUSY_UNSPE" +
-      "CIFIED\020\000\022\021\n\rIF_BUSY_QUEUE\020\001\022\022\n\016IF_BUSY_R" +
-      "EJECT\020\002\022\025\n\021IF_BUSY_INTERRUPT\020\003*c\n\014OnDisc" +
-      "onnect\022\035\n\031ON_DISCONNECT_UNSPECIFIED\020\000\022\030\n" +
-      "\024ON_DISCONNECT_CANCEL\020\001\022\032\n\026ON_DISCONNECT" +
-      "_CONTINUE\020\002*\232\001\n\014FinishReason\022\035\n\031FINISH_R" +
-      "EASON_UNSPECIFIED\020\000\022\026\n\022FINISH_REASON_STO" +
-      "P\020\001\022\030\n\024FINISH_REASON_LENGTH\020\002\022\034\n\030FINISH_" +
-      "REASON_TOOL_CALLS\020\003\022\033\n\027FINISH_REASON_CAN" +
-      "CELLED\020\004*X\n\tRendering\022\031\n\025RENDERING_UNSPE" +
-      "CIFIED\020\000\022\026\n\022RENDERING_MESSAGES\020\001\022\030\n\024REND" +
-      "ERING_TRANSCRIPT\020\002*\207\001\n\016ToolChoiceMode\022 \n" +
-      "\034TOOL_CHOICE_MODE_UNSPECIFIED\020\000\022\031\n\025TOOL_" +
-      "CHOICE_MODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_MODE_N" +
-      "ONE\020\002\022\035\n\031TOOL_CHOICE_MODE_REQUIRED\020\003*\334\010\n" +
-      "\013ErrorReason\022\034\n\030ERROR_REASON_UNSPECIFIED" +
-      "\020\000\022\"\n\036ERROR_REASON_SESSION_NOT_FOUND\020\001\022%" +
-      "\n!ERROR_REASON_COMPLETION_NOT_FOUND\020\002\022%\n" +
-      "!ERROR_REASON_COMPLETION_CANCELLED\020\003\022\035\n\031" +
-      "ERROR_REASON_SESSION_BUSY\020\004\022\036\n\032ERROR_REA" +
-      "SON_SESSION_ENDED\020\005\022\'\n#ERROR_REASON_COMP" +
-      "LETION_INTERRUPTED\020\006\022\036\n\032ERROR_REASON_SES" +
-      "SION_LIMIT\020\007\022\033\n\027ERROR_REASON_OVERLOADED\020" +
-      "\010\022$\n ERROR_REASON_ENGINE_RATE_LIMITED\020\t\022" +
-      " \n\034ERROR_REASON_INVALID_REQUEST\020\n\022 \n\034ERR" +
-      "OR_REASON_ENGINE_REJECTED\020\013\022\"\n\036ERROR_REA" +
-      "SON_REQUEST_ID_REUSED\020\014\022!\n\035ERROR_REASON_" +
-      "CONTEXT_TOO_LONG\020\r\022\"\n\036ERROR_REASON_SESSI" +
-      "ON_TOO_LARGE\020\016\022\"\n\036ERROR_REASON_SESSIONS_" +
-      "DISABLED\020\017\022\037\n\033ERROR_REASON_SESSION_EXIST" +
-      "S\020\020\022#\n\037ERROR_REASON_ENGINE_UNAVAILABLE\020\021" +
-      "\022\"\n\036ERROR_REASON_STORE_UNAVAILABLE\020\022\022\036\n\032" +
-      "ERROR_REASON_SHUTTING_DOWN\020\023\022\037\n\033ERROR_RE" +
-      "ASON_ENGINE_TIMEOUT\020\024\022\031\n\025ERROR_REASON_IN" +
-      "TERNAL\020\025\022#\n\037ERROR_REASON_RESPONSE_TOO_LA" +
-      "RGE\020\026\022 \n\034ERROR_REASON_UNAUTHENTICATED\020\027\022" +
-      "\"\n\036ERROR_REASON_PERMISSION_DENIED\020\030\022%\n!E" +
-      "RROR_REASON_IDENTITY_UNAVAILABLE\020\031\022 \n\034ER" +
-      "ROR_REASON_SCHEMA_VIOLATED\020\032\022\037\n\033ERROR_RE" +
-      "ASON_DATA_CORRUPTED\020\033\022\037\n\033ERROR_REASON_QU" +
-      "OTA_EXCEEDED\020\034\022 \n\034ERROR_REASON_SESSION_E" +
-      "VICTED\020\035\022 \n\034ERROR_REASON_SESSION_EXPIRED" +
-      "\020\036\022\037\n\033ERROR_REASON_OWNERSHIP_LOST\020\0372\224\010\n\016" +
-      "SessionService\022N\n\rCreateSession\022\035.ruvd.v" +
-      "1.CreateSessionRequest\032\036.ruvd.v1.CreateS" +
-      "essionResponse\022E\n\nGetSession\022\032.ruvd.v1.G" +
-      "etSessionRequest\032\033.ruvd.v1.GetSessionRes" +
-      "ponse\022K\n\014ListSessions\022\034.ruvd.v1.ListSess" +
-      "ionsRequest\032\035.ruvd.v1.ListSessionsRespon" +
-      "se\022N\n\rUpdateSession\022\035.ruvd.v1.UpdateSess" +
-      "ionRequest\032\036.ruvd.v1.UpdateSessionRespon" +
-      "se\022Q\n\016AppendMessages\022\036.ruvd.v1.AppendMes" +
-      "sagesRequest\032\037.ruvd.v1.AppendMessagesRes" +
-      "ponse\022H\n\013ForkSession\022\033.ruvd.v1.ForkSessi" +
-      "onRequest\032\034.ruvd.v1.ForkSessionResponse\022" +
-      "E\n\nEndSession\022\032.ruvd.v1.EndSessionReques" +
-      "t\032\033.ruvd.v1.EndSessionResponse\022E\n\nListMo" +
-      "dels\022\032.ruvd.v1.ListModelsRequest\032\033.ruvd." +
-      "v1.ListModelsResponse\022Z\n\021GetSessionMetri" +
-      "cs\022!.ruvd.v1.GetSessionMetricsRequest\032\"." +
-      "ruvd.v1.GetSessionMetricsResponse\022A\n\010Com" +
-      "plete\022\030.ruvd.v1.CompleteRequest\032\031.ruvd.v" +
-      "1.CompleteResponse0\001\022Y\n\020ResumeCompletion" +
-      "\022 .ruvd.v1.ResumeCompletionRequest\032!.ruv" +
-      "d.v1.ResumeCompletionResponse0\001\022P\n\rBatch" +
-      "Complete\022\035.ruvd.v1.BatchCompleteRequest\032" +
-      "\036.ruvd.v1.BatchCompleteResponse0\001\022W\n\020Can" +
-      "celCompletion\022 .ruvd.v1.CancelCompletion" +
-      "Request\032!.ruvd.v1.CancelCompletionRespon" +
-      "seB\017\n\013dev.ruvd.v1P\001b\006proto3"
+      "\022\022\n\nrequest_id\030\003 \001(\t\022\026\n\016after_sequence\030\004" +
+      " \001(\003\"C\n\030ResumeCompletionResponse\022\'\n\005even" +
+      "t\030\001 \001(\0132\030.ruvd.v1.CompletionEvent\"n\n\027Can" +
+      "celCompletionRequest\022\025\n\rcompletion_id\030\001 " +
+      "\001(\t\022\022\n\nsession_id\030\002 \001(\t\022\022\n\nrequest_id\030\003 " +
+      "\001(\t\022\024\n\014keep_partial\030\004 \001(\010\"\032\n\030CancelCompl" +
+      "etionResponse\">\n\021EndSessionRequest\022\022\n\nse" +
+      "ssion_id\030\001 \001(\t\022\025\n\rallow_missing\030\002 \001(\010\"\024\n" +
+      "\022EndSessionResponse\"\032\n\030GetSessionMetrics" +
+      "Request\"E\n\031GetSessionMetricsResponse\022(\n\007" +
+      "metrics\030\001 \001(\0132\027.ruvd.v1.SessionMetrics\"\275" +
+      "\003\n\016SessionMetrics\022\026\n\016total_sessions\030\001 \001(" +
+      "\003\022\027\n\017active_sessions\030\002 \001(\003\022 \n\030avg_messag" +
+      "es_per_session\030\003 \001(\001\022\033\n\016cache_hit_rate\030\004" +
+      " \001(\001H\000\210\001\001\0226\n\023avg_session_latency\030\005 \001(\0132\031" +
+      ".google.protobuf.Duration\0228\n\025avg_statele" +
+      "ss_latency\030\006 \001(\0132\031.google.protobuf.Durat" +
+      "ion\022\033\n\023session_completions\030\007 \001(\003\022\035\n\025stat" +
+      "eless_completions\030\010 \001(\003\022\"\n\025avg_latency_r" +
+      "eduction\030\t \001(\001H\001\210\001\001\022\"\n\025avg_prefill_reduc" +
+      "tion\030\n \001(\001H\002\210\001\001B\021\n\017_cache_hit_rateB\030\n\026_a" +
+      "vg_latency_reductionB\030\n\026_avg_prefill_red" +
+      "uction\"\332\002\n\017CompleteRequest\022\022\n\nsession_id" +
+      "\030\001 \001(\t\022\"\n\010messages\030\002 \003(\0132\020.ruvd.v1.Messa" +
+      "ge\022+\n\007options\030\003 \001(\0132\032.ruvd.v1.Completion" +
+      "Options\022\022\n\nrequest_id\030\004 \001(\t\022\030\n\020require_e" +
+      "xisting\030\005 \001(\010\022 \n\007if_busy\030\006 \001(\0162\017.ruvd.v1" +
+      ".IfBusy\022,\n\ron_disconnect\030\007 \001(\0162\025.ruvd.v1" +
+      ".OnDisconnect\0223\n\020disconnect_grace\030\010 \001(\0132" +
+      "\031.google.protobuf.Duration\022\025\n\rsystem_pro" +
+      "mpt\030\t \001(\t\022\030\n\020recreate_if_gone\030\n \001(\010\";\n\020C" +
+      "ompleteResponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1" +
+      ".CompletionEvent\"\307\001\n\017CompletionEvent\022\020\n\010" +
+      "sequence\030\001 \001(\003\022#\n\007started\030\002 \001(\0132\020.ruvd.v" +
+      "1.StartedH\000\022\037\n\005delta\030\003 \001(\0132\016.ruvd.v1.Del" +
+      "taH\000\022%\n\010finished\030\004 \001(\0132\021.ruvd.v1.Finishe" +
+      "dH\000\022,\n\014message_part\030\005 \001(\0132\024.ruvd.v1.Mess" +
+      "agePartH\000B\007\n\005event\"@\n\013MessagePart\022\014\n\004dat" +
+      "a\030\001 \001(\014\022\016\n\006offset\030\002 \001(\003\022\023\n\013total_bytes\030\003" +
+      " \001(\003\"\253\001\n\007Started\022\025\n\rcompletion_id\030\001 \001(\t\022" +
+      "\022\n\nsession_id\030\002 \001(\t\022\027\n\017session_created\030\003" +
+      " \001(\010\022\r\n\005model\030\004 \001(\t\022\030\n\020context_messages\030" +
+      "\005 \001(\005\022\027\n\017context_trimmed\030\006 \001(\010\022\032\n\022contex" +
+      "t_summarized\030\007 \001(\010\"a\n\005Delta\022\016\n\004text\030\001 \001(" +
+      "\tH\000\022+\n\ttool_call\030\002 \001(\0132\026.ruvd.v1.ToolCal" +
+      "lDeltaH\000\022\023\n\treasoning\030\003 \001(\tH\000B\006\n\004part\"K\n" +
+      "\rToolCallDelta\022\r\n\005index\030\001 \001(\005\022\n\n\002id\030\002 \001(" +
+      "\t\022\014\n\004name\030\003 \001(\t\022\021\n\targuments\030\004 \001(\t\"\352\001\n\010F" +
+      "inished\022,\n\rfinish_reason\030\001 \001(\0162\025.ruvd.v1" +
+      ".FinishReason\022!\n\007message\030\002 \001(\0132\020.ruvd.v1" +
+      ".Message\022\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022" +
+      "!\n\007timings\030\004 \001(\0132\020.ruvd.v1.Timings\022\026\n\016ex" +
+      "change_count\030\005 \001(\003\022\031\n\021raw_finish_reason\030" +
+      "\006 \001(\t\022\030\n\020message_in_parts\030\007 \001(\010*_\n\004Role\022" +
+      "\024\n\020ROLE_UNSPECIFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001\022\r" +
+      "\n\tROLE_USER\020\002\022\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tROL" +
+      "E_TOOL\020\004*Z\n\013SessionView\022\034\n\030SESSION_VIEW_" +
+      "UNSPECIFIED\020\000\022\026\n\022SESSION_VIEW_BASIC\020\001\022\025\n" +
+      "\021SESSION_VIEW_FULL\020\002*_\n\006IfBusy\022\027\n\023IF_BUS" +
+      "Y_UNSPECIFIED\020\000\022\021\n\rIF_BUSY_QUEUE\020\001\022\022\n\016IF" +
+      "_BUSY_REJECT\020\002\022\025\n\021IF_BUSY_INTERRUPT\020\003*c\n" +
+      "\014OnDisconnect\022\035\n\031ON_DISCONNECT_UNSPECIFI" +
+      "ED\020\000\022\030\n\024ON_DISCONNECT_CANCEL\020\001\022\032\n\026ON_DIS" +
+      "CONNECT_CONTINUE\020\002*\232\001\n\014FinishReason\022\035\n\031F" +
+      "INISH_REASON_UNSPECIFIED\020\000\022\026\n\022FINISH_REA" +
+      "SON_STOP\020\001\022\030\n\024FINISH_REASON_LENGTH\020\002\022\034\n\030" +
+      "FINISH_REASON_TOOL_CALLS\020\003\022\033\n\027FINISH_REA" +
+      "SON_CANCELLED\020\004*X\n\tRendering\022\031\n\025RENDERIN" +
+      "G_UNSPECIFIED\020\000\022\026\n\022RENDERING_MESSAGES\020\001\022" +
+      "\030\n\024RENDERING_TRANSCRIPT\020\002*U\n\nCompaction\022" +
+      "\032\n\026COMPACTION_UNSPECIFIED\020\000\022\023\n\017COMPACTIO" +
+      "N_NONE\020\001\022\026\n\022COMPACTION_SUMMARY\020\002*\207\001\n\016Too" +
+      "lChoiceMode\022 \n\034TOOL_CHOICE_MODE_UNSPECIF" +
+      "IED\020\000\022\031\n\025TOOL_CHOICE_MODE_AUTO\020\001\022\031\n\025TOOL" +
+      "_CHOICE_MODE_NONE\020\002\022\035\n\031TOOL_CHOICE_MODE_" +
+      "REQUIRED\020\003*\334\010\n\013ErrorReason\022\034\n\030ERROR_REAS" +
+      "ON_UNSPECIFIED\020\000\022\"\n\036ERROR_REASON_SESSION" +
+      "_NOT_FOUND\020\001\022%\n!ERROR_REASON_COMPLETION_" +
+      "NOT_FOUND\020\002\022%\n!ERROR_REASON_COMPLETION_C" +
+      "ANCELLED\020\003\022\035\n\031ERROR_REASON_SESSION_BUSY\020" +
+      "\004\022\036\n\032ERROR_REASON_SESSION_ENDED\020\005\022\'\n#ERR" +
+      "OR_REASON_COMPLETION_INTERRUPTED\020\006\022\036\n\032ER" +
+      "ROR_REASON_SESSION_LIMIT\020\007\022\033\n\027ERROR_REAS" +
+      "ON_OVERLOADED\020\010\022$\n ERROR_REASON_ENGINE_R" +
+      "ATE_LIMITED\020\t\022 \n\034ERROR_REASON_INVALID_RE" +
+      "QUEST\020\n\022 \n\034ERROR_REASON_ENGINE_REJECTED\020" +
+      "\013\022\"\n\036ERROR_REASON_REQUEST_ID_REUSED\020\014\022!\n" +
+      "\035ERROR_REASON_CONTEXT_TOO_LONG\020\r\022\"\n\036ERRO" +
+      "R_REASON_SESSION_TOO_LARGE\020\016\022\"\n\036ERROR_RE" +
+      "ASON_SESSIONS_DISABLED\020\017\022\037\n\033ERROR_REASON" +
+      "_SESSION_EXISTS\020\020\022#\n\037ERROR_REASON_ENGINE" +
+      "_UNAVAILABLE\020\021\022\"\n\036ERROR_REASON_STORE_UNA" +
+      "VAILABLE\020\022\022\036\n\032ERROR_REASON_SHUTTING_DOWN" +
+      "\020\023\022\037\n\033ERROR_REASON_ENGINE_TIMEOUT\020\024\022\031\n\025E" +
+      "RROR_REASON_INTERNAL\020\025\022#\n\037ERROR_REASON_R" +
+      "ESPONSE_TOO_LARGE\020\026\022 \n\034ERROR_REASON_UNAU" +
+      "THENTICATED\020\027\022\"\n\036ERROR_REASON_PERMISSION" +
+      "_DENIED\020\030\022%\n!ERROR_REASON_IDENTITY_UNAVA" +
+      "ILABLE\020\031\022 \n\034ERROR_REASON_SCHEMA_VIOLATED" +
+      "\020\032\022\037\n\033ERROR_REASON_DATA_CORRUPTED\020\033\022\037\n\033E" +
+      "RROR_REASON_QUOTA_EXCEEDED\020\034\022 \n\034ERROR_RE" +
+      "ASON_SESSION_EVICTED\020\035\022 \n\034ERROR_REASON_S" +
+      "ESSION_EXPIRED\020\036\022\037\n\033ERROR_REASON_OWNERSH" +
+      "IP_LOST\020\0372\347\010\n\016SessionService\022N\n\rCreateSe" +
+      "ssion\022\035.ruvd.v1.CreateSessionRequest\032\036.r" +
+      "uvd.v1.CreateSessionResponse\022E\n\nGetSessi" +
+      "on\022\032.ruvd.v1.GetSessionRequest\032\033.ruvd.v1" +
+      ".GetSessionResponse\022K\n\014ListSessions\022\034.ru" +
+      "vd.v1.ListSessionsRequest\032\035.ruvd.v1.List" +
+      "SessionsResponse\022N\n\rUpdateSession\022\035.ruvd" +
+      ".v1.UpdateSessionRequest\032\036.ruvd.v1.Updat" +
+      "eSessionResponse\022Q\n\016AppendMessages\022\036.ruv" +
+      "d.v1.AppendMessagesRequest\032\037.ruvd.v1.App" +
+      "endMessagesResponse\022H\n\013ForkSession\022\033.ruv" +
+      "d.v1.ForkSessionRequest\032\034.ruvd.v1.ForkSe" +
+      "ssionResponse\022Q\n\016CompactSession\022\036.ruvd.v" +
+      "1.CompactSessionRequest\032\037.ruvd.v1.Compac" +
+      "tSessionResponse\022E\n\nEndSession\022\032.ruvd.v1" +
+      ".EndSessionRequest\032\033.ruvd.v1.EndSessionR" +
+      "esponse\022E\n\nListModels\022\032.ruvd.v1.ListMode" +
+      "lsRequest\032\033.ruvd.v1.ListModelsResponse\022Z" +
+      "\n\021GetSessionMetrics\022!.ruvd.v1.GetSession" +
+      "MetricsRequest\032\".ruvd.v1.GetSessionMetri" +
+      "csResponse\022A\n\010Complete\022\030.ruvd.v1.Complet" +
+      "eRequest\032\031.ruvd.v1.CompleteResponse0\001\022Y\n" +
+      "\020ResumeCompletion\022 .ruvd.v1.ResumeComple" +
+      "tionRequest\032!.ruvd.v1.ResumeCompletionRe" +
+      "sponse0\001\022P\n\rBatchComplete\022\035.ruvd.v1.Batc" +
+      "hCompleteRequest\032\036.ruvd.v1.BatchComplete" +
+      "Response0\001\022W\n\020CancelCompletion\022 .ruvd.v1" +
+      ".CancelCompletionRequest\032!.ruvd.v1.Cance" +
+      "lCompletionResponseB\017\n\013dev.ruvd.v1P\001b\006pr" +
+      "oto3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,
@@ -555,7 +589,7 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_Message_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_Message_descriptor,
-        new java.lang.String[] { "Role", "Content", "ToolCalls", "ToolCallId", "Reasoning", "EngineData", });
+        new java.lang.String[] { "Role", "Content", "ToolCalls", "ToolCallId", "Reasoning", "EngineData", "Pinned", });
     internal_static_ruvd_v1_ToolCall_descriptor =
       getDescriptor().getMessageTypes().get(1);
     internal_static_ruvd_v1_ToolCall_fieldAccessorTable = new
@@ -585,7 +619,7 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_ContextWindow_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ContextWindow_descriptor,
-        new java.lang.String[] { "KeepExchanges", "MaxExchanges", "MaxTokens", "Rendering", });
+        new java.lang.String[] { "KeepExchanges", "MaxExchanges", "MaxTokens", "Rendering", "Compaction", "KeepFirst", "CompactAt", });
     internal_static_ruvd_v1_Usage_descriptor =
       getDescriptor().getMessageTypes().get(6);
     internal_static_ruvd_v1_Usage_fieldAccessorTable = new
@@ -603,7 +637,7 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_Session_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_Session_descriptor,
-        new java.lang.String[] { "Id", "CreateTime", "LastUsedTime", "ExpireTime", "MessageCount", "ExchangeCount", "SystemPrompt", "Messages", "Labels", "ContextWindow", "ParentId", "RunningCompletionId", "Usage", "Model", "IdleTimeout", });
+        new java.lang.String[] { "Id", "CreateTime", "LastUsedTime", "ExpireTime", "MessageCount", "ExchangeCount", "SystemPrompt", "Messages", "Labels", "ContextWindow", "ParentId", "RunningCompletionId", "Usage", "Model", "IdleTimeout", "Compactions", "Summary", "SummaryExchangeCount", "CompactionInstruction", });
     internal_static_ruvd_v1_Session_LabelsEntry_descriptor =
       internal_static_ruvd_v1_Session_descriptor.getNestedTypes().get(0);
     internal_static_ruvd_v1_Session_LabelsEntry_fieldAccessorTable = new
@@ -669,7 +703,7 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_CreateSessionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CreateSessionRequest_descriptor,
-        new java.lang.String[] { "SessionId", "SystemPrompt", "Messages", "Labels", "ContextWindow", "IdleTimeout", "Model", "RequestId", });
+        new java.lang.String[] { "SessionId", "SystemPrompt", "Messages", "Labels", "ContextWindow", "IdleTimeout", "Model", "RequestId", "CompactionInstruction", "Summary", "SummaryExchangeCount", });
     internal_static_ruvd_v1_CreateSessionRequest_LabelsEntry_descriptor =
       internal_static_ruvd_v1_CreateSessionRequest_descriptor.getNestedTypes().get(0);
     internal_static_ruvd_v1_CreateSessionRequest_LabelsEntry_fieldAccessorTable = new
@@ -717,7 +751,7 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_UpdateSessionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_UpdateSessionRequest_descriptor,
-        new java.lang.String[] { "SessionId", "Labels", "IdleTimeout", "ContextWindow", "UpdateMask", });
+        new java.lang.String[] { "SessionId", "Labels", "IdleTimeout", "ContextWindow", "UpdateMask", "CompactionInstruction", });
     internal_static_ruvd_v1_UpdateSessionRequest_LabelsEntry_descriptor =
       internal_static_ruvd_v1_UpdateSessionRequest_descriptor.getNestedTypes().get(0);
     internal_static_ruvd_v1_UpdateSessionRequest_LabelsEntry_fieldAccessorTable = new
@@ -735,123 +769,135 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_AppendMessagesRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_AppendMessagesRequest_descriptor,
-        new java.lang.String[] { "SessionId", "Messages", "RequestId", });
+        new java.lang.String[] { "SessionId", "Messages", "RequestId", "Summary", "SummaryExchangeCount", });
     internal_static_ruvd_v1_AppendMessagesResponse_descriptor =
       getDescriptor().getMessageTypes().get(26);
     internal_static_ruvd_v1_AppendMessagesResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_AppendMessagesResponse_descriptor,
         new java.lang.String[] { "Session", });
-    internal_static_ruvd_v1_ForkSessionRequest_descriptor =
+    internal_static_ruvd_v1_CompactSessionRequest_descriptor =
       getDescriptor().getMessageTypes().get(27);
+    internal_static_ruvd_v1_CompactSessionRequest_fieldAccessorTable = new
+      com.google.protobuf.GeneratedMessage.FieldAccessorTable(
+        internal_static_ruvd_v1_CompactSessionRequest_descriptor,
+        new java.lang.String[] { "SessionId", "DryRun", });
+    internal_static_ruvd_v1_CompactSessionResponse_descriptor =
+      getDescriptor().getMessageTypes().get(28);
+    internal_static_ruvd_v1_CompactSessionResponse_fieldAccessorTable = new
+      com.google.protobuf.GeneratedMessage.FieldAccessorTable(
+        internal_static_ruvd_v1_CompactSessionResponse_descriptor,
+        new java.lang.String[] { "Session", "SummarizedExchanges", "KeptExchanges", "BytesBefore", "BytesAfter", "Usage", });
+    internal_static_ruvd_v1_ForkSessionRequest_descriptor =
+      getDescriptor().getMessageTypes().get(29);
     internal_static_ruvd_v1_ForkSessionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ForkSessionRequest_descriptor,
         new java.lang.String[] { "SessionId", "ExchangeCount", "NewSessionId", "RequestId", });
     internal_static_ruvd_v1_ForkSessionResponse_descriptor =
-      getDescriptor().getMessageTypes().get(28);
+      getDescriptor().getMessageTypes().get(30);
     internal_static_ruvd_v1_ForkSessionResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ForkSessionResponse_descriptor,
         new java.lang.String[] { "Session", });
     internal_static_ruvd_v1_ResumeCompletionRequest_descriptor =
-      getDescriptor().getMessageTypes().get(29);
+      getDescriptor().getMessageTypes().get(31);
     internal_static_ruvd_v1_ResumeCompletionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ResumeCompletionRequest_descriptor,
         new java.lang.String[] { "CompletionId", "SessionId", "RequestId", "AfterSequence", });
     internal_static_ruvd_v1_ResumeCompletionResponse_descriptor =
-      getDescriptor().getMessageTypes().get(30);
+      getDescriptor().getMessageTypes().get(32);
     internal_static_ruvd_v1_ResumeCompletionResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ResumeCompletionResponse_descriptor,
         new java.lang.String[] { "Event", });
     internal_static_ruvd_v1_CancelCompletionRequest_descriptor =
-      getDescriptor().getMessageTypes().get(31);
+      getDescriptor().getMessageTypes().get(33);
     internal_static_ruvd_v1_CancelCompletionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CancelCompletionRequest_descriptor,
         new java.lang.String[] { "CompletionId", "SessionId", "RequestId", "KeepPartial", });
     internal_static_ruvd_v1_CancelCompletionResponse_descriptor =
-      getDescriptor().getMessageTypes().get(32);
+      getDescriptor().getMessageTypes().get(34);
     internal_static_ruvd_v1_CancelCompletionResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CancelCompletionResponse_descriptor,
         new java.lang.String[] { });
     internal_static_ruvd_v1_EndSessionRequest_descriptor =
-      getDescriptor().getMessageTypes().get(33);
+      getDescriptor().getMessageTypes().get(35);
     internal_static_ruvd_v1_EndSessionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_EndSessionRequest_descriptor,
         new java.lang.String[] { "SessionId", "AllowMissing", });
     internal_static_ruvd_v1_EndSessionResponse_descriptor =
-      getDescriptor().getMessageTypes().get(34);
+      getDescriptor().getMessageTypes().get(36);
     internal_static_ruvd_v1_EndSessionResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_EndSessionResponse_descriptor,
         new java.lang.String[] { });
     internal_static_ruvd_v1_GetSessionMetricsRequest_descriptor =
-      getDescriptor().getMessageTypes().get(35);
+      getDescriptor().getMessageTypes().get(37);
     internal_static_ruvd_v1_GetSessionMetricsRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_GetSessionMetricsRequest_descriptor,
         new java.lang.String[] { });
     internal_static_ruvd_v1_GetSessionMetricsResponse_descriptor =
-      getDescriptor().getMessageTypes().get(36);
+      getDescriptor().getMessageTypes().get(38);
     internal_static_ruvd_v1_GetSessionMetricsResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_GetSessionMetricsResponse_descriptor,
         new java.lang.String[] { "Metrics", });
     internal_static_ruvd_v1_SessionMetrics_descriptor =
-      getDescriptor().getMessageTypes().get(37);
+      getDescriptor().getMessageTypes().get(39);
     internal_static_ruvd_v1_SessionMetrics_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_SessionMetrics_descriptor,
         new java.lang.String[] { "TotalSessions", "ActiveSessions", "AvgMessagesPerSession", "CacheHitRate", "AvgSessionLatency", "AvgStatelessLatency", "SessionCompletions", "StatelessCompletions", "AvgLatencyReduction", "AvgPrefillReduction", });
     internal_static_ruvd_v1_CompleteRequest_descriptor =
-      getDescriptor().getMessageTypes().get(38);
+      getDescriptor().getMessageTypes().get(40);
     internal_static_ruvd_v1_CompleteRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CompleteRequest_descriptor,
         new java.lang.String[] { "SessionId", "Messages", "Options", "RequestId", "RequireExisting", "IfBusy", "OnDisconnect", "DisconnectGrace", "SystemPrompt", "RecreateIfGone", });
     internal_static_ruvd_v1_CompleteResponse_descriptor =
-      getDescriptor().getMessageTypes().get(39);
+      getDescriptor().getMessageTypes().get(41);
     internal_static_ruvd_v1_CompleteResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CompleteResponse_descriptor,
         new java.lang.String[] { "Event", });
     internal_static_ruvd_v1_CompletionEvent_descriptor =
-      getDescriptor().getMessageTypes().get(40);
+      getDescriptor().getMessageTypes().get(42);
     internal_static_ruvd_v1_CompletionEvent_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CompletionEvent_descriptor,
         new java.lang.String[] { "Sequence", "Started", "Delta", "Finished", "MessagePart", "Event", });
     internal_static_ruvd_v1_MessagePart_descriptor =
-      getDescriptor().getMessageTypes().get(41);
+      getDescriptor().getMessageTypes().get(43);
     internal_static_ruvd_v1_MessagePart_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_MessagePart_descriptor,
         new java.lang.String[] { "Data", "Offset", "TotalBytes", });
     internal_static_ruvd_v1_Started_descriptor =
-      getDescriptor().getMessageTypes().get(42);
+      getDescriptor().getMessageTypes().get(44);
     internal_static_ruvd_v1_Started_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_Started_descriptor,
-        new java.lang.String[] { "CompletionId", "SessionId", "SessionCreated", "Model", "ContextMessages", "ContextTrimmed", });
+        new java.lang.String[] { "CompletionId", "SessionId", "SessionCreated", "Model", "ContextMessages", "ContextTrimmed", "ContextSummarized", });
     internal_static_ruvd_v1_Delta_descriptor =
-      getDescriptor().getMessageTypes().get(43);
+      getDescriptor().getMessageTypes().get(45);
     internal_static_ruvd_v1_Delta_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_Delta_descriptor,
         new java.lang.String[] { "Text", "ToolCall", "Reasoning", "Part", });
     internal_static_ruvd_v1_ToolCallDelta_descriptor =
-      getDescriptor().getMessageTypes().get(44);
+      getDescriptor().getMessageTypes().get(46);
     internal_static_ruvd_v1_ToolCallDelta_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ToolCallDelta_descriptor,
         new java.lang.String[] { "Index", "Id", "Name", "Arguments", });
     internal_static_ruvd_v1_Finished_descriptor =
-      getDescriptor().getMessageTypes().get(45);
+      getDescriptor().getMessageTypes().get(47);
     internal_static_ruvd_v1_Finished_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_Finished_descriptor,

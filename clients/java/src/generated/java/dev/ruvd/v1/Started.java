@@ -236,6 +236,21 @@ private static final long serialVersionUID = 0L;
     return contextTrimmed_;
   }
 
+  public static final int CONTEXT_SUMMARIZED_FIELD_NUMBER = 7;
+  private boolean contextSummarized_ = false;
+  /**
+   * <pre>
+   * Whether a summary is sent in place of earlier exchanges.
+   * </pre>
+   *
+   * <code>bool context_summarized = 7;</code>
+   * @return The contextSummarized.
+   */
+  @java.lang.Override
+  public boolean getContextSummarized() {
+    return contextSummarized_;
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -268,6 +283,9 @@ private static final long serialVersionUID = 0L;
     if (contextTrimmed_ != false) {
       output.writeBool(6, contextTrimmed_);
     }
+    if (contextSummarized_ != false) {
+      output.writeBool(7, contextSummarized_);
+    }
     getUnknownFields().writeTo(output);
   }
 
@@ -298,6 +316,10 @@ private static final long serialVersionUID = 0L;
       size += com.google.protobuf.CodedOutputStream
         .computeBoolSize(6, contextTrimmed_);
     }
+    if (contextSummarized_ != false) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeBoolSize(7, contextSummarized_);
+    }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
     return size;
@@ -325,6 +347,8 @@ private static final long serialVersionUID = 0L;
         != other.getContextMessages()) return false;
     if (getContextTrimmed()
         != other.getContextTrimmed()) return false;
+    if (getContextSummarized()
+        != other.getContextSummarized()) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -350,6 +374,9 @@ private static final long serialVersionUID = 0L;
     hash = (37 * hash) + CONTEXT_TRIMMED_FIELD_NUMBER;
     hash = (53 * hash) + com.google.protobuf.Internal.hashBoolean(
         getContextTrimmed());
+    hash = (37 * hash) + CONTEXT_SUMMARIZED_FIELD_NUMBER;
+    hash = (53 * hash) + com.google.protobuf.Internal.hashBoolean(
+        getContextSummarized());
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -491,6 +518,7 @@ private static final long serialVersionUID = 0L;
       model_ = "";
       contextMessages_ = 0;
       contextTrimmed_ = false;
+      contextSummarized_ = false;
       return this;
     }
 
@@ -542,6 +570,9 @@ private static final long serialVersionUID = 0L;
       if (((from_bitField0_ & 0x00000020) != 0)) {
         result.contextTrimmed_ = contextTrimmed_;
       }
+      if (((from_bitField0_ & 0x00000040) != 0)) {
+        result.contextSummarized_ = contextSummarized_;
+      }
     }
 
     @java.lang.Override
@@ -579,6 +610,9 @@ private static final long serialVersionUID = 0L;
       }
       if (other.getContextTrimmed() != false) {
         setContextTrimmed(other.getContextTrimmed());
+      }
+      if (other.getContextSummarized() != false) {
+        setContextSummarized(other.getContextSummarized());
       }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
@@ -636,6 +670,11 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000020;
               break;
             } // case 48
+            case 56: {
+              contextSummarized_ = input.readBool();
+              bitField0_ |= 0x00000040;
+              break;
+            } // case 56
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -1057,6 +1096,50 @@ private static final long serialVersionUID = 0L;
     public Builder clearContextTrimmed() {
       bitField0_ = (bitField0_ & ~0x00000020);
       contextTrimmed_ = false;
+      onChanged();
+      return this;
+    }
+
+    private boolean contextSummarized_ ;
+    /**
+     * <pre>
+     * Whether a summary is sent in place of earlier exchanges.
+     * </pre>
+     *
+     * <code>bool context_summarized = 7;</code>
+     * @return The contextSummarized.
+     */
+    @java.lang.Override
+    public boolean getContextSummarized() {
+      return contextSummarized_;
+    }
+    /**
+     * <pre>
+     * Whether a summary is sent in place of earlier exchanges.
+     * </pre>
+     *
+     * <code>bool context_summarized = 7;</code>
+     * @param value The contextSummarized to set.
+     * @return This builder for chaining.
+     */
+    public Builder setContextSummarized(boolean value) {
+
+      contextSummarized_ = value;
+      bitField0_ |= 0x00000040;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * Whether a summary is sent in place of earlier exchanges.
+     * </pre>
+     *
+     * <code>bool context_summarized = 7;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearContextSummarized() {
+      bitField0_ = (bitField0_ & ~0x00000040);
+      contextSummarized_ = false;
       onChanged();
       return this;
     }

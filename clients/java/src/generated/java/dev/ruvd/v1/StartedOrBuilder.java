@@ -99,4 +99,14 @@ public interface StartedOrBuilder extends
    * @return The contextTrimmed.
    */
   boolean getContextTrimmed();
+
+  /**
+   * <pre>
+   * Whether a summary is sent in place of earlier exchanges.
+   * </pre>
+   *
+   * <code>bool context_summarized = 7;</code>
+   * @return The contextSummarized.
+   */
+  boolean getContextSummarized();
 }

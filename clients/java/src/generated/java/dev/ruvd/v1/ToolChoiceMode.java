@@ -151,7 +151,7 @@ public enum ToolChoiceMode
   }
   public static com.google.protobuf.Descriptors.EnumDescriptor
       getDescriptor() {
-    return dev.ruvd.v1.SessionServiceOuterClass.getDescriptor().getEnumTypes().get(6);
+    return dev.ruvd.v1.SessionServiceOuterClass.getDescriptor().getEnumTypes().get(7);
   }
 
   private static final ToolChoiceMode[] VALUES = values();

@@ -33,6 +33,7 @@ private static final long serialVersionUID = 0L;
   }
   private UpdateSessionRequest() {
     sessionId_ = "";
+    compactionInstruction_ = "";
   }
 
   public static final com.google.protobuf.Descriptors.Descriptor
@@ -283,7 +284,8 @@ java.lang.String defaultValue) {
   private com.google.protobuf.FieldMask updateMask_;
   /**
    * <pre>
-   * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+   * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+   * every field that is set.
    * </pre>
    *
    * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -295,7 +297,8 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+   * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+   * every field that is set.
    * </pre>
    *
    * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -307,7 +310,8 @@ java.lang.String defaultValue) {
   }
   /**
    * <pre>
-   * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+   * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+   * every field that is set.
    * </pre>
    *
    * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -315,6 +319,53 @@ java.lang.String defaultValue) {
   @java.lang.Override
   public com.google.protobuf.FieldMaskOrBuilder getUpdateMaskOrBuilder() {
     return updateMask_ == null ? com.google.protobuf.FieldMask.getDefaultInstance() : updateMask_;
+  }
+
+  public static final int COMPACTION_INSTRUCTION_FIELD_NUMBER = 6;
+  @SuppressWarnings("serial")
+  private volatile java.lang.Object compactionInstruction_ = "";
+  /**
+   * <pre>
+   * The new compaction instruction. Empty but in the mask: none.
+   * </pre>
+   *
+   * <code>string compaction_instruction = 6;</code>
+   * @return The compactionInstruction.
+   */
+  @java.lang.Override
+  public java.lang.String getCompactionInstruction() {
+    java.lang.Object ref = compactionInstruction_;
+    if (ref instanceof java.lang.String) {
+      return (java.lang.String) ref;
+    } else {
+      com.google.protobuf.ByteString bs = 
+          (com.google.protobuf.ByteString) ref;
+      java.lang.String s = bs.toStringUtf8();
+      compactionInstruction_ = s;
+      return s;
+    }
+  }
+  /**
+   * <pre>
+   * The new compaction instruction. Empty but in the mask: none.
+   * </pre>
+   *
+   * <code>string compaction_instruction = 6;</code>
+   * @return The bytes for compactionInstruction.
+   */
+  @java.lang.Override
+  public com.google.protobuf.ByteString
+      getCompactionInstructionBytes() {
+    java.lang.Object ref = compactionInstruction_;
+    if (ref instanceof java.lang.String) {
+      com.google.protobuf.ByteString b = 
+          com.google.protobuf.ByteString.copyFromUtf8(
+              (java.lang.String) ref);
+      compactionInstruction_ = b;
+      return b;
+    } else {
+      return (com.google.protobuf.ByteString) ref;
+    }
   }
 
   private byte memoizedIsInitialized = -1;
@@ -348,6 +399,9 @@ java.lang.String defaultValue) {
     }
     if (((bitField0_ & 0x00000004) != 0)) {
       output.writeMessage(5, getUpdateMask());
+    }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(compactionInstruction_)) {
+      com.google.protobuf.GeneratedMessage.writeString(output, 6, compactionInstruction_);
     }
     getUnknownFields().writeTo(output);
   }
@@ -383,6 +437,9 @@ java.lang.String defaultValue) {
       size += com.google.protobuf.CodedOutputStream
         .computeMessageSize(5, getUpdateMask());
     }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(compactionInstruction_)) {
+      size += com.google.protobuf.GeneratedMessage.computeStringSize(6, compactionInstruction_);
+    }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
     return size;
@@ -417,6 +474,8 @@ java.lang.String defaultValue) {
       if (!getUpdateMask()
           .equals(other.getUpdateMask())) return false;
     }
+    if (!getCompactionInstruction()
+        .equals(other.getCompactionInstruction())) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -446,6 +505,8 @@ java.lang.String defaultValue) {
       hash = (37 * hash) + UPDATE_MASK_FIELD_NUMBER;
       hash = (53 * hash) + getUpdateMask().hashCode();
     }
+    hash = (37 * hash) + COMPACTION_INSTRUCTION_FIELD_NUMBER;
+    hash = (53 * hash) + getCompactionInstruction().hashCode();
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -628,6 +689,7 @@ java.lang.String defaultValue) {
         updateMaskBuilder_.dispose();
         updateMaskBuilder_ = null;
       }
+      compactionInstruction_ = "";
       return this;
     }
 
@@ -687,6 +749,9 @@ java.lang.String defaultValue) {
             : updateMaskBuilder_.build();
         to_bitField0_ |= 0x00000004;
       }
+      if (((from_bitField0_ & 0x00000020) != 0)) {
+        result.compactionInstruction_ = compactionInstruction_;
+      }
       result.bitField0_ |= to_bitField0_;
     }
 
@@ -718,6 +783,11 @@ java.lang.String defaultValue) {
       }
       if (other.hasUpdateMask()) {
         mergeUpdateMask(other.getUpdateMask());
+      }
+      if (!other.getCompactionInstruction().isEmpty()) {
+        compactionInstruction_ = other.compactionInstruction_;
+        bitField0_ |= 0x00000020;
+        onChanged();
       }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
@@ -780,6 +850,11 @@ java.lang.String defaultValue) {
               bitField0_ |= 0x00000010;
               break;
             } // case 42
+            case 50: {
+              compactionInstruction_ = input.readStringRequireUtf8();
+              bitField0_ |= 0x00000020;
+              break;
+            } // case 50
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -1363,7 +1438,8 @@ java.lang.String defaultValue) {
         com.google.protobuf.FieldMask, com.google.protobuf.FieldMask.Builder, com.google.protobuf.FieldMaskOrBuilder> updateMaskBuilder_;
     /**
      * <pre>
-     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+     * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+     * every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1374,7 +1450,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+     * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+     * every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1389,7 +1466,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+     * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+     * every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1409,7 +1487,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+     * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+     * every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1427,7 +1506,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+     * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+     * every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1452,7 +1532,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+     * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+     * every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1469,7 +1550,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+     * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+     * every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1481,7 +1563,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+     * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+     * every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1496,7 +1579,8 @@ java.lang.String defaultValue) {
     }
     /**
      * <pre>
-     * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+     * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+     * every field that is set.
      * </pre>
      *
      * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -1513,6 +1597,98 @@ java.lang.String defaultValue) {
         updateMask_ = null;
       }
       return updateMaskBuilder_;
+    }
+
+    private java.lang.Object compactionInstruction_ = "";
+    /**
+     * <pre>
+     * The new compaction instruction. Empty but in the mask: none.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 6;</code>
+     * @return The compactionInstruction.
+     */
+    public java.lang.String getCompactionInstruction() {
+      java.lang.Object ref = compactionInstruction_;
+      if (!(ref instanceof java.lang.String)) {
+        com.google.protobuf.ByteString bs =
+            (com.google.protobuf.ByteString) ref;
+        java.lang.String s = bs.toStringUtf8();
+        compactionInstruction_ = s;
+        return s;
+      } else {
+        return (java.lang.String) ref;
+      }
+    }
+    /**
+     * <pre>
+     * The new compaction instruction. Empty but in the mask: none.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 6;</code>
+     * @return The bytes for compactionInstruction.
+     */
+    public com.google.protobuf.ByteString
+        getCompactionInstructionBytes() {
+      java.lang.Object ref = compactionInstruction_;
+      if (ref instanceof String) {
+        com.google.protobuf.ByteString b = 
+            com.google.protobuf.ByteString.copyFromUtf8(
+                (java.lang.String) ref);
+        compactionInstruction_ = b;
+        return b;
+      } else {
+        return (com.google.protobuf.ByteString) ref;
+      }
+    }
+    /**
+     * <pre>
+     * The new compaction instruction. Empty but in the mask: none.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 6;</code>
+     * @param value The compactionInstruction to set.
+     * @return This builder for chaining.
+     */
+    public Builder setCompactionInstruction(
+        java.lang.String value) {
+      if (value == null) { throw new NullPointerException(); }
+      compactionInstruction_ = value;
+      bitField0_ |= 0x00000020;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The new compaction instruction. Empty but in the mask: none.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 6;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearCompactionInstruction() {
+      compactionInstruction_ = getDefaultInstance().getCompactionInstruction();
+      bitField0_ = (bitField0_ & ~0x00000020);
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The new compaction instruction. Empty but in the mask: none.
+     * </pre>
+     *
+     * <code>string compaction_instruction = 6;</code>
+     * @param value The bytes for compactionInstruction to set.
+     * @return This builder for chaining.
+     */
+    public Builder setCompactionInstructionBytes(
+        com.google.protobuf.ByteString value) {
+      if (value == null) { throw new NullPointerException(); }
+      checkByteStringIsUtf8(value);
+      compactionInstruction_ = value;
+      bitField0_ |= 0x00000020;
+      onChanged();
+      return this;
     }
 
     // @@protoc_insertion_point(builder_scope:ruvd.v1.UpdateSessionRequest)

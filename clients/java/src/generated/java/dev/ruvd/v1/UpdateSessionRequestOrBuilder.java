@@ -140,7 +140,8 @@ java.lang.String defaultValue);
 
   /**
    * <pre>
-   * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+   * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+   * every field that is set.
    * </pre>
    *
    * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -149,7 +150,8 @@ java.lang.String defaultValue);
   boolean hasUpdateMask();
   /**
    * <pre>
-   * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+   * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+   * every field that is set.
    * </pre>
    *
    * <code>.google.protobuf.FieldMask update_mask = 5;</code>
@@ -158,10 +160,31 @@ java.lang.String defaultValue);
   com.google.protobuf.FieldMask getUpdateMask();
   /**
    * <pre>
-   * The fields to change: labels, idle_timeout, context_window. Empty: every field that is set.
+   * The fields to change: labels, idle_timeout, context_window, compaction_instruction. Empty:
+   * every field that is set.
    * </pre>
    *
    * <code>.google.protobuf.FieldMask update_mask = 5;</code>
    */
   com.google.protobuf.FieldMaskOrBuilder getUpdateMaskOrBuilder();
+
+  /**
+   * <pre>
+   * The new compaction instruction. Empty but in the mask: none.
+   * </pre>
+   *
+   * <code>string compaction_instruction = 6;</code>
+   * @return The compactionInstruction.
+   */
+  java.lang.String getCompactionInstruction();
+  /**
+   * <pre>
+   * The new compaction instruction. Empty but in the mask: none.
+   * </pre>
+   *
+   * <code>string compaction_instruction = 6;</code>
+   * @return The bytes for compactionInstruction.
+   */
+  com.google.protobuf.ByteString
+      getCompactionInstructionBytes();
 }
