@@ -33,10 +33,14 @@ _CALLER_ERRORS = (
 
 @dataclass(slots=True)
 class Job:
-    """An operation, and what became of it. One that only `deletes` may run on a full disk."""
+    """An operation, and what became of it. One that only `deletes` may run on a full disk.
+
+    `session_id` is the only session that it may change, empty for any.
+    """
 
     operation: Callable[[sqlite3.Connection], Any]
     cached: Callable[[], Any]
+    session_id: str
     deletes: bool
     future: asyncio.Future[Any]
     result: Any = None

@@ -41,7 +41,7 @@ from ruvd.stores.sqlite.sealing import RowSealing
 from ruvd.stores.sqlite.session_cache import CACHE_BYTES, CACHED_SESSION_BYTES, SessionCache
 from ruvd.stores.sqlite.tenant_totals import tenant_counts
 from ruvd.stores.sqlite.tombstones import Tombstones
-from ruvd.stores.sqlite.worker import SqliteWorker
+from ruvd.stores.sqlite.worker import ANY_SESSION, SqliteWorker
 
 _T = TypeVar("_T")
 
@@ -156,12 +156,15 @@ class SqliteStore:
                 session_id, lambda db: writes.begin_turn(db, *kept, session_id, request_id, now)
             ),
             lambda: writes.begin_turn_cached(self._session_cache, session_id, request_id, now),
+            session_id=session_id,
         )
 
     async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
         """See `Store.commit`."""
         return await self._write(
-            lambda db: writes.commit(db, self._session_cache, self._tombstones, commit)
+            lambda db: writes.commit(db, self._session_cache, self._tombstones, commit),
+            # A new session may take the place of others.
+            session_id=ANY_SESSION if commit.create else commit.session.id,
         )
 
     async def fork(self, commit: Commit, parent_id: str) -> Sequence[RemovedSession]:
@@ -178,7 +181,9 @@ class SqliteStore:
 
     async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`."""
-        return await self._write(lambda db: writes.touch(db, self._session_cache, session_id, now))
+        return await self._write(
+            lambda db: writes.touch(db, self._session_cache, session_id, now), session_id=session_id
+        )
 
     async def end(self, session_id: str, *, gone: Gone | None = None, now: float = 0.0) -> bool:
         """See `Store.end`."""
@@ -257,11 +262,14 @@ class SqliteStore:
         operation: Callable[[sqlite3.Connection], _T],
         cached: Callable[[], _T | None] = lambda: None,
         *,
+        session_id: str = ANY_SESSION,
         deletes: bool = False,
     ) -> _T:
         if self._availability.full_disk and not deletes:
             raise StoreUnavailable(self._availability.full_disk)
-        return await self._run(self._writer, operation, cached, deletes=deletes)
+        return await self._run(
+            self._writer, operation, cached, session_id=session_id, deletes=deletes
+        )
 
     async def _read(
         self, operation: Callable[[sqlite3.Connection], _T], session_id: str | None = None
@@ -282,6 +290,7 @@ class SqliteStore:
         operation: Callable[[sqlite3.Connection], _T],
         cached: Callable[[], _T | None] = lambda: None,
         *,
+        session_id: str = ANY_SESSION,
         deletes: bool = False,
     ) -> _T:
         if worker is None:
@@ -289,7 +298,7 @@ class SqliteStore:
         if self._file.watch.lost is not None:
             raise StoreUnavailable(self._file.watch.lost)
         try:
-            return await worker.run(operation, cached, deletes=deletes)
+            return await worker.run(operation, cached, session_id=session_id, deletes=deletes)
         except StoreLocked as locked:
             raise StoreUnavailable(str(locked)) from locked
         except DataCorrupted as error:
