@@ -6,7 +6,7 @@ READY := .venv/.ready
 SOURCES := ruvd clients/python tests bench docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup advisories demo test test-clients bench bench-quick soak lint proto check-proto docs pins clean
+.PHONY: help setup advisories demo test test-clients bench bench-quick profile soak lint proto check-proto docs pins clean
 
 # The clients in other languages than Python. Each has the targets build, lint, generate,
 # check-generated and test.
@@ -67,6 +67,7 @@ test-replicas: setup ## run a shorter `make replicas`, and see that it fails wit
 # The software that the benchmarks compare with is installed in the user's cache directory, never in
 # .venv. BENCH holds further arguments: see `python -m bench --help`.
 BENCH ?=
+PROFILE ?=
 SOAK_SECONDS ?= 600
 SOAK_ATTACK_SECONDS ?= 60
 SOAK_KILLS ?= 1000
@@ -76,6 +77,9 @@ bench: setup ## run all benchmarks in about ten minutes; results in bench/result
 
 bench-quick: setup ## run short benchmarks in under two minutes; results in build/bench-quick
 	$(BIN)/python -m bench --quick $(BENCH)
+
+profile: setup ## say where the CPU time of a stream goes, by thread, layer and package; takes a minute
+	$(BIN)/python -m bench.stream_profile $(PROFILE)
 
 soak: setup ## run a mixed load with faults, attacks, full disks and kills; fails if one does not hold
 	$(BIN)/python -m bench.endurance --seconds $(SOAK_SECONDS) \
