@@ -681,7 +681,7 @@ _STEPS = st.lists(
         st.tuples(st.just("turn"), _IDS, st.booleans(), st.just(0)),
         st.tuples(st.just("tools"), _IDS, st.booleans(), st.integers(0, len(ODD_TEXTS) - 1)),
         st.tuples(st.just("fork"), _IDS, _IDS, st.integers(0, 5)),
-        st.tuples(st.just("touch"), _IDS, st.integers(-3, 3), st.just(0)),
+        st.tuples(st.just("touch"), _IDS, st.integers(0, 3), st.just(0)),
         st.tuples(st.just("end"), _IDS, st.just(0), st.just(0)),
         st.tuples(st.just("expire"), _IDS, st.just(0), st.just(0)),
     ),

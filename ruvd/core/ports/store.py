@@ -211,7 +211,10 @@ class Store(Protocol):
         """Returns (messages, bytes) of the first exchanges; zeros for an unknown id. O(log n)."""
 
     async def touch(self, session_id: str, now: float) -> bool:
-        """Sets `last_used_time`, after the writes before it; returns False for an unknown id."""
+        """Sets `last_used_time`, after the writes before it; returns False for an unknown id.
+
+        A store that several daemons share does not set it back, as one of them may be late.
+        """
 
     async def end(self, session_id: str, *, gone: Gone | None = None, now: float = 0.0) -> bool:
         """Deletes the session; returns False for an unknown id. O(log n): messages may go later.
