@@ -41,13 +41,20 @@ async def run(
 
 @asynccontextmanager
 async def beside(
-    *arguments: str, under: Sequence[str] = (), variables: Mapping[str, str] | None = None
+    *arguments: str,
+    under: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+    stdin: bool = False,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Runs a command `under` another one until the block is left, with its output in pipes."""
+    """Runs a command `under` another one until the block is left, with its output in pipes.
+
+    With `stdin` its input is a pipe, too.
+    """
     process = await asyncio.create_subprocess_exec(
         *under,
         *_RUVD,
         *arguments,
+        stdin=asyncio.subprocess.PIPE if stdin else None,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**clean_environment(), **_WIDE, **(variables or {})},

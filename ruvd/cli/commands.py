@@ -21,6 +21,28 @@ turns readiness off. SIGUSR2 switches between debug and the configured log level
 Exit codes: 0 stopped, 2 invalid settings or a missing key of the store, 3 cannot listen, 4 the
 store is in use or was written by a newer ruvd, 130 or 143 stopped at once by a second signal."""
 
+_RUN = """Run a command beside a daemon of its own.
+
+    ruvd run -- python app.py
+
+    ruvd run --engine openai --base-url http://127.0.0.1:8000/v1 -- npm test
+
+The daemon listens on a Unix socket in a private directory. When it is ready, the command starts
+with RUVD_ADDRESS set to it, which all clients read, and RUVD_ADMIN_ADDRESS for `ruvd admin`. When
+the command has ended, running turns end within drain_seconds, the daemon stops, and the directory
+is deleted. The sessions are kept in the setting store; try --store memory.
+
+Settings come from flags before the two hyphens, RUVD_* variables and ruvd.toml, as for
+`ruvd serve`. Only listen and admin_listen are not taken from there, so that the same file serves a
+daemon beside it; --listen adds an address.
+
+Signals are passed on to the command. The daemon does not get those of the terminal. If the daemon
+ends before the command, the command gets SIGTERM.
+
+Exit codes: the command's, or 128 and the number of the signal that ended it; 126 it cannot be
+executed, 127 there is no such command, 1 the daemon ended or was not ready, and as for
+`ruvd serve` if it cannot start: 2 invalid settings, 3 cannot listen, 4 the store is in use."""
+
 _CONFIG = """Show the settings that `ruvd serve` would use, and the source of each.
 
 It takes the same flags, variables and file, and starts nothing. Exit code 2 if they are invalid."""
@@ -186,6 +208,12 @@ app = cyclopts.App(
     suppress_keyboard_interrupt=False,
 )
 app.command("ruvd.cli.serve:serve", name="serve", help=_SERVE)
+app.command(
+    "ruvd.cli.run_command:run",
+    name="run",
+    help=_RUN,
+    usage="Usage: ruvd run [SETTINGS] -- COMMAND [ARGUMENTS]",
+)
 app.command("ruvd.cli.serve:config", name="config", help=_CONFIG)
 app.command("ruvd.cli.chat:chat", name="chat", help=_CHAT)
 app.command("ruvd.cli.health:health", name="health", help=_HEALTH)

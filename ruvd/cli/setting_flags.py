@@ -26,7 +26,9 @@ def with_setting_flags(command: Callable[..., int], *more: inspect.Parameter) ->
     """
 
     def run(*words: Any, config: Path | None = None, **flags: Any) -> int:
-        own = [flags.pop(each.name) for each in more if each.kind is each.KEYWORD_ONLY]
+        own = [
+            flags.pop(each.name, each.default) for each in more if each.kind is each.KEYWORD_ONLY
+        ]
         given = {name: value for name, value in flags.items() if value is not None}
         return command(given, config, *own, *words)
 
