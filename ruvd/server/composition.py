@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ruvd.config.loader import Settings
 from ruvd.config.tenant_limits import limits_by_tenant
 from ruvd.core import ids
+from ruvd.core.completions.ahead_compaction import AheadCompaction
 from ruvd.core.completions.batch import Batches
 from ruvd.core.completions.compaction_calls import CompactionCalls
 from ruvd.core.completions.compactor import CompactionPolicy, Compactor
@@ -64,6 +65,7 @@ class Core:
     quota_gate: QuotaGate
     prewarmer: Prewarmer | None
     compactions: CompactionCalls
+    ahead_compaction: AheadCompaction
 
 
 def build_core(
@@ -117,7 +119,7 @@ def build_core(
     completions = CompletionRegistry(
         sessions, engine, clock, observer, completion_policy, limits_of, memory
     )
-    compactor = Compactor(sessions, engine, observer, CompactionPolicy(), limits_of)
+    compactor = Compactor(sessions, engine, clock, observer, CompactionPolicy(), limits_of)
     compactions = CompactionCalls(sessions, compactor, completions, engine)
     batches = Batches(completions, clock, settings.batch_concurrency)
     service = SessionService(
@@ -132,13 +134,30 @@ def build_core(
         memory,
         compactions,
     )
+    prefix_cache = engine.prefix_cache if settings.evaluates_ahead else None
+    ahead = AheadCompaction(
+        sessions,
+        compactor,
+        completions,
+        engine,
+        prefix_cache,
+        compactions.last_options,
+        observer,
+        waits_for_idle=settings.engine != "openai",
+    )
     prewarmer = None
     if engine.prefix_cache and settings.evaluates_ahead:
         prewarmer = Prewarmer(
-            sessions, engine, engine.prefix_cache, completions.scheduler, clock, observer
+            sessions,
+            engine,
+            engine.prefix_cache,
+            completions.scheduler,
+            clock,
+            observer,
+            ahead.takes,
         )
     gate = QuotaGate(completions.quotas, observer)
-    return Core(sessions, commands, completions, service, gate, prewarmer, compactions)
+    return Core(sessions, commands, completions, service, gate, prewarmer, compactions, ahead)
 
 
 def build_tenant_statistics(

@@ -40,6 +40,8 @@ def start_cache_tasks(
         drop = partial(_drop_stale_states, prefix_cache, engine, core.sessions)
         background.start("dropping of stale KV states", drop)
     observers.add(core.compactions)
+    observers.add(core.ahead_compaction)
+    background.start("compaction", core.ahead_compaction.run)
     if prewarmer := core.prewarmer:
         observers.add(prewarmer)
         background.start("prewarming", prewarmer.run)

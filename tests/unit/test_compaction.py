@@ -45,7 +45,9 @@ class Compacting(Core):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.compactor = Compactor(self.sessions, self.engine, self.observe, CompactionPolicy())
+        self.compactor = Compactor(
+            self.sessions, self.engine, self.clock, self.observe, CompactionPolicy()
+        )
         self.compactions = CompactionCalls(
             self.sessions, self.compactor, self.completions, self.engine
         )

@@ -51,6 +51,9 @@ class Steps:
     def remembered(self) -> Collection[str]:
         return ()
 
+    def adopt(self, session_key: str, prepared_key: str) -> None:
+        pass
+
     def forget(self, session_key: str) -> None:
         pass
 

@@ -1,7 +1,7 @@
 """The compactions that callers ask for."""
 
 from ruvd.core import tenants
-from ruvd.core.completions.compactor import Compactor
+from ruvd.core.completions.compactor import Compactor, tokens_of
 from ruvd.core.completions.last_options import LastOptions
 from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.model import IfBusy, Usage
@@ -79,9 +79,7 @@ class CompactionCalls:
             await self._engine.ready()
             async with self._completions.scheduler.take(tenant=tenant):
                 written = await self._compactor.write(request)
-            if usage := written.usage:
-                evaluated = usage.prompt_tokens - (usage.cached_tokens or 0)
-                used["tokens"] = evaluated + usage.completion_tokens
+            used["tokens"] = tokens_of(written)
         stored = await self._compactor.store(session, plan, written, options, IfBusy.QUEUE)
         after = await self._compactor.read(session_id)
         return CompactionOutcome(

@@ -5,6 +5,7 @@ daemons share, with the fence of every write. It is stored only if no other one 
 begun; turns that were committed meanwhile are kept.
 """
 
+import asyncio
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -13,8 +14,9 @@ from ruvd.core.completions import allowances
 from ruvd.core.errors import EngineUnavailable, SessionBusy
 from ruvd.core.model import IfBusy, Session, Usage
 from ruvd.core.options import CompletionOptions, ToolChoiceMode
+from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import Engine, EngineDone, EngineRequest, EngineText
-from ruvd.core.ports.events import Observer, SessionCompacted
+from ruvd.core.ports.events import Observer, SessionCompacted, SummaryRequested
 from ruvd.core.ports.replicas import SessionChanged, SessionElsewhere
 from ruvd.core.ports.store import Commit
 from ruvd.core.sessions import compaction, shared_store
@@ -54,12 +56,14 @@ class Compactor:
         self,
         sessions: SessionRegistry,
         engine: Engine,
+        clock: Clock,
         observer: Observer,
         policy: CompactionPolicy,
         limits_of: LimitsOf = unlimited,
     ) -> None:
         self._sessions = sessions
         self._engine = engine
+        self._clock = clock
         self._observer = observer
         self._policy = policy
         self._limits_of = limits_of
@@ -85,7 +89,12 @@ class Compactor:
         return compaction.is_due(session, default_max_tokens=self._engine.window_tokens)
 
     def request(
-        self, session: Session, plan: CompactionPlan, options: CompletionOptions
+        self,
+        session: Session,
+        plan: CompactionPlan,
+        options: CompletionOptions,
+        *,
+        background: bool = False,
     ) -> EngineRequest:
         """Returns the request for a summary, with the `options` of the last turn.
 
@@ -104,10 +113,26 @@ class Compactor:
             response_format=None,
             logit_bias={},
         )
-        return EngineRequest(plan.messages, options, session.id, tenant=tenant)
+        return EngineRequest(
+            plan.messages, options, session.id, tenant=tenant, background=background
+        )
 
-    async def write(self, request: EngineRequest) -> WrittenSummary:
-        """Returns the engine's summary. Raises as `Engine.generate` does."""
+    async def write(self, request: EngineRequest, *, ahead: bool = False) -> WrittenSummary:
+        """Returns the engine's summary. Raises as `Engine.generate` does. May be cancelled."""
+        began, outcome, usage = self._clock.monotonic(), "failed", None
+        try:
+            written = await self._write(request)
+            outcome, usage = "written", written.usage
+        except asyncio.CancelledError:
+            outcome = "interrupted"
+            raise
+        finally:
+            seconds = self._clock.monotonic() - began
+            key = request.session_key
+            self._observer(SummaryRequested(key, outcome, ahead, seconds, usage))
+        return written
+
+    async def _write(self, request: EngineRequest) -> WrittenSummary:
         parts: list[str] = []
         size, done = 0, None
         async with aclosing(self._engine.generate(request)) as chunks:
@@ -155,8 +180,15 @@ class Compactor:
                     session = await change()
                 except (SessionElsewhere, SessionChanged):
                     raise _changed(session_id) from None
-        self._observer(SessionCompacted(session, options))
+            # Within the turn, so that the next one finds what was prepared for it.
+            self._observer(SessionCompacted(session, options))
         return session
+
+
+def tokens_of(written: WrittenSummary) -> int:
+    """Returns the tokens of a summary that count against a quota, 0 if they are unknown."""
+    usage = written.usage or Usage()
+    return usage.prompt_tokens - (usage.cached_tokens or 0) + usage.completion_tokens
 
 
 def _changed(session_id: str) -> SessionBusy:

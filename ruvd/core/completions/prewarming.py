@@ -1,14 +1,14 @@
 """Evaluates the prompt of a session's next turn while the engine is idle.
 
 A turn that trims its window begins with a prompt that the engine has not seen, and so does the
-first turn of an imported session. Without prewarming its caller would wait for all of the prompt
-to be evaluated. Other turns need no prewarming. A turn that arrives meanwhile goes first; it waits
-for at most one step.
+first turn of an imported session, or after a summary. Without prewarming its caller would wait for
+all of the prompt to be evaluated. Other turns need no prewarming. A turn that arrives meanwhile
+goes first; it waits for at most one step.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from ruvd.core.completions.scheduler import SlotScheduler
@@ -18,12 +18,14 @@ from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import Engine, EngineRequest, PrefixCache
 from ruvd.core.ports.events import (
+    CompactionGivenUp,
     CompletionCommitted,
     CompletionEnded,
     Event,
     Observer,
     PromptEvaluated,
     PromptFoundEvaluated,
+    SessionCompacted,
     SessionCreated,
     SessionCreationAborted,
     SessionGone,
@@ -48,7 +50,9 @@ class Prewarmer:
         scheduler: SlotScheduler,
         clock: Clock,
         observer: Observer,
+        is_compacted: Callable[[Session], bool] = lambda _session: False,
     ) -> None:
+        self._is_compacted = is_compacted
         self._sessions = sessions
         self._engine = engine
         self._prefix_cache = prefix_cache
@@ -66,6 +70,10 @@ class Prewarmer:
         match event:
             case CompletionCommitted(session, options):
                 self._queue_if_trim_due(session, options)
+            case SessionCompacted(session, options) if not options.bypass_cache:
+                self._queue(session.id, options)
+            case CompactionGivenUp(session_id):
+                self._queue(session_id, CompletionOptions())
             case SessionCreated(session_id):
                 self._waiting.setdefault(session_id, CompletionOptions())
                 self._has_waiting.set()
@@ -86,9 +94,16 @@ class Prewarmer:
         if session.id == self._current:
             self._current = ""
         limit = self._engine.window_tokens
-        if not options.bypass_cache and window.is_trim_due(session, default_max_tokens=limit):
-            self._waiting[session.id] = options
-            self._has_waiting.set()
+        if options.bypass_cache or self._is_compacted(session):
+            return  # the summary comes first, and needs the prompt that is evaluated
+        if window.is_trim_due(session, default_max_tokens=limit):
+            self._queue(session.id, options)
+
+    def _queue(self, session_id: str, options: CompletionOptions) -> None:
+        if session_id == self._current:
+            self._current = ""
+        self._waiting[session_id] = options
+        self._has_waiting.set()
 
     def _report_found(self, event: CompletionEnded) -> None:
         """Reports how many of the tokens evaluated before the turn's first token were cached.

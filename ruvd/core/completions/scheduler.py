@@ -34,6 +34,8 @@ class SlotScheduler:
         self._batch = FairQueue(weight_of)
         self._spare: deque[asyncio.Future[None]] = deque()
         self._running = 0
+        # Set while a completion has or wants a slot.
+        self._wanted = asyncio.Event()
         self._waiting_for_engine = [0, 0]  # interactive completions, and those of batches
         self.narrowings = 0
 
@@ -44,6 +46,7 @@ class SlotScheduler:
         """Waits for a slot and holds it; first come, first served, within a tenant's kind."""
         queue = self._batch if batch else self._interactive
         turn = asyncio.get_running_loop().create_future()
+        self._wanted.set()
         queue.push(tenant, turn)
         self._next()
         try:
@@ -77,6 +80,10 @@ class SlotScheduler:
             yield
         finally:
             self._free_slot()
+
+    async def wanted(self) -> None:
+        """Returns when a completion wants a slot, for the holder of a spare one."""
+        await self._wanted.wait()
 
     @contextmanager
     def count_as_waiting(self, *, batch: bool) -> Generator[None, None, None]:
@@ -128,6 +135,7 @@ class SlotScheduler:
             self._batch_running += 1
         while self._spare and not self._running:
             turn = self._spare.popleft()
+            self._wanted.clear()
             self._give(None if turn.cancelled() else turn)
 
     def _give(self, turn: asyncio.Future[None] | None) -> bool:

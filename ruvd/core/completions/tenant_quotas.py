@@ -72,13 +72,21 @@ class TenantQuotas:
         """Counts a completion that has ended; `tokens` is asked only if there is a quota."""
         _decrease(self._running, tenant, 1)
         _decrease(self._batch_running, tenant, batch)
+        self.charge(tenant, tokens)
+        self._wake(tenant)
+
+    def charge(self, tenant: str, tokens: Callable[[], int]) -> None:
+        """Counts tokens that a tenant has used; `tokens` is asked only if there is a quota."""
         limits = self._limits_of(tenant)
         if limits.tokens_per_minute and (count := tokens()) > 0:
             self._used[tenant] = self._used_now(tenant) + count, self._clock.monotonic()
             self._used.move_to_end(tenant)
             if len(self._used) > _MAX_TENANTS:
                 self._used.popitem(last=False)
-        self._wake(tenant)
+
+    def is_used_up(self, tenant: str) -> bool:
+        """Whether the tenant has used its tokens for now."""
+        return self._debt_seconds(tenant) > 0
 
     def check_batch_call(self, tenant: str) -> None:
         """Raises QuotaExceeded unless the tenant may begin a call with a batch now."""

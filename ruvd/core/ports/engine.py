@@ -17,7 +17,8 @@ class EngineRequest:
 
     Requests with the same `prefix_key` have prompts with a common beginning that is long enough to
     be evaluated once for all of them; it is empty if no such beginning is known. No part of a
-    prompt is reused for another `tenant`, where the engine can tell its caches apart.
+    prompt is reused for another `tenant`, where the engine can tell its caches apart. No caller
+    waits for a request in the `background`, which is closed when one comes.
     """
 
     messages: Sequence[Message]
@@ -26,6 +27,7 @@ class EngineRequest:
     prefix_key: str = ""
     trace_headers: Mapping[str, str] = field(default_factory=dict)
     tenant: str = DEFAULT
+    background: bool = False
 
 
 @value(frozen=True, slots=True)
@@ -130,6 +132,9 @@ class PrefixCache(Protocol):
 
         Yields after every step, and may be closed then. Raises as `Engine.generate` does.
         """
+
+    def adopt(self, session_key: str, prepared_key: str) -> None:
+        """Makes what was prepared under another key that of a session, in place of its own."""
 
     def forget(self, session_key: str) -> None:
         """Deletes everything that is kept of a session that has ended."""

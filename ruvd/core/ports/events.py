@@ -203,6 +203,29 @@ class SessionCompacted:
 
 
 @value(frozen=True, slots=True)
+class SummaryRequested:
+    """The engine was asked for a summary, which took `seconds`.
+
+    The outcome is `written`, `interrupted` (a caller wanted the engine) or `failed`. `ahead` says
+    that no caller waits for the summary.
+    """
+
+    session_id: str
+    outcome: str
+    ahead: bool
+    seconds: float
+    usage: Usage | None = None
+
+
+@value(frozen=True, slots=True)
+class CompactionGivenUp:
+    """A summary of the session is not made for now, because of the reason that an error has."""
+
+    session_id: str
+    reason: str
+
+
+@value(frozen=True, slots=True)
 class SessionCreated:
     """A session was committed for the first time."""
 
@@ -247,6 +270,7 @@ Event: TypeAlias = (
     | PromptFoundEvaluated
     | StoreStateChanged
     | StoreBatch
+    | SummaryRequested
     | StoredDataDamaged
     | CompletionBegan
     | CompletionJoined
@@ -254,6 +278,7 @@ Event: TypeAlias = (
     | QuotaRefused
     | CompletionCommitted
     | CompletionEnded
+    | CompactionGivenUp
     | SessionCompacted
     | SessionCreated
     | SessionCreationAborted

@@ -30,11 +30,11 @@ _LEAVING_SHARE = 0.25
 # The tokens of a byte, for a session whose last turn has not told them.
 _TOKENS_PER_BYTE = 1 / 3
 _WORDS_PER_TOKEN = 0.6
+# Short, as it is the one part of the request that no cache has.
 _ASK = (
-    "Summarise our conversation until here in at most {words} words, so that you can go on with it"
-    " from the summary alone. Keep names, numbers, dates, decisions and open questions, and the"
-    " facts of an earlier summary. Where something was changed, keep only what holds now. Answer"
-    " with the summary and nothing else."
+    "Summarise our conversation so far in at most {words} words, so that you can go on from the"
+    " summary alone. Keep names, numbers, decisions and open questions. Where something changed,"
+    " keep what holds now. Write only the summary."
 )
 
 

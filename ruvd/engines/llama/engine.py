@@ -211,7 +211,7 @@ class LlamaEngine:
         asks_for_tools = options.tools and options.tool_choice is not ToolChoiceMode.NONE
         if asks_for_tools and not await self._server.supports_tools(client):
             raise EngineRejected(f"the chat template of {self._model!r} has no tools")
-        async with server.slots.acquire(request) as slot:
+        async with server.slots.acquire(request, background=request.background) as slot:
             is_private = options.bypass_cache
             evaluate = None if is_private else partial(self._evaluate, client, slot, request)
             evaluated = await self._kv_cache.prepare_slot(server, slot, request, evaluate)

@@ -56,7 +56,7 @@ class Generation:
 
 
 def _answered(request: EngineRequest, usage: Usage | None) -> AnsweredRequest | None:
-    if usage is None or not request.session_key:
+    if usage is None or not request.session_key or request.background:
         return None
     return AnsweredRequest(request, usage.prompt_tokens + usage.completion_tokens)
 

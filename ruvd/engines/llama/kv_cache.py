@@ -204,6 +204,11 @@ class KvCache:
                 slot.set_content(prompt_of(request), key)
             yield PromptEvaluated(count, seconds, key)
 
+    def adopt(self, session_key: str, prepared_key: str) -> None:
+        """See `PrefixCache.adopt`."""
+        if self._server is not None:
+            self._server.slots.adopt(session_key, prepared_key)
+
     def forget(self, session_key: str) -> None:
         """See `PrefixCache.forget`."""
         if self._server is not None:

@@ -78,6 +78,18 @@ class SlotTable:
         for slot in self._slots if session_key else ():
             slot.end_session(session_key)
 
+    def adopt(self, session_key: str, prepared_key: str) -> None:
+        """Gives a session the slot that was prepared under another key, in place of its own.
+
+        What the session had may still be used in its slot, but is no longer saved.
+        """
+        prepared = [slot for slot in self._slots if slot.session_key == prepared_key]
+        for slot in self._slots if prepared else ():
+            if slot.session_key == session_key:
+                slot.session_key, slot.unsaved, slot.answered = "", False, None
+        for slot in prepared:
+            slot.session_key = session_key
+
     def has_turn(self, session_key: str) -> bool:
         """Whether a request of the session has a slot. Nothing may be prepared beside it."""
         return bool(session_key) and any(

@@ -179,6 +179,9 @@ class OpenAIEngine:
                     seconds = chunk.prefill_seconds or 0.0
                     yield PromptEvaluated(count, seconds, request.session_key)
 
+    def adopt(self, session_key: str, prepared_key: str) -> None:
+        """Does nothing, because the cache is the server's."""
+
     def forget(self, session_key: str) -> None:
         """Does nothing, because the cache is the server's."""
 
