@@ -119,6 +119,23 @@ class Settings(EngineSettings, ListeningSettings, StoreSettings, PeerSettings, A
         gt=0,
         le=1,
     )
+    summary_max_tokens: int | None = _window(
+        None, "Longest summary, in tokens. Unset: 64 on the embedded engine, otherwise 256.", ge=16
+    )
+    compaction_model: str = _window(
+        "",
+        "Model that writes summaries, such as a cheaper one. Its cache does not have the prompt of "
+        "the session's model. Empty: the session's model.",
+    )
+    compaction_session_tokens: int = _window(
+        100_000,
+        "Tokens of one session's summaries, prompts included and cached ones not, for which a "
+        "server elsewhere is asked in a day; beyond, the session is trimmed.",
+        ge=0,
+    )
+    compaction_day_tokens: int = _window(
+        1_000_000, "The same for the summaries of all sessions.", ge=0
+    )
 
     max_memory_bytes: int | None = _limits(
         None,

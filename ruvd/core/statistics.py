@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ruvd.core.ports.events import (
     AuditRecordLost,
     BackgroundTaskFailed,
+    CompactionGivenUp,
     CompletionEnded,
     CompletionJoined,
     EngineStateChanged,
@@ -20,11 +21,13 @@ from ruvd.core.ports.events import (
     PromptEvaluated,
     PromptFoundEvaluated,
     QuotaRefused,
+    SessionCompacted,
     SessionCreated,
     SessionGone,
     SessionTakenOver,
     StoredDataDamaged,
     StoreStateChanged,
+    SummaryRequested,
     UncertainWriteEnded,
     WriteFenced,
 )
@@ -64,6 +67,11 @@ class Statistics:
         self.sessions_created = 0
         self.sessions_ended: Counter[str] = Counter()  # by reason
         self.context_trims = 0
+        self.compactions = 0
+        self.compactions_given_up: Counter[str] = Counter()  # by the reason of an error
+        self.summary_requests: Counter[tuple[str, bool]] = Counter()  # by outcome, and if ahead
+        self.summary_seconds = 0.0
+        self.summary_tokens: Counter[str] = Counter()  # prompt, cached and completion
         self.resumed = 0
         self.deduplicated = 0
         self.engine_up = False
@@ -115,7 +123,7 @@ class Statistics:
             case StoreStateChanged(up):
                 self.store_up = up
             case _:
-                self._count_replica(event)
+                self._count_other(event)
 
     def _count_failure(
         self, event: StoredDataDamaged | BackgroundTaskFailed | QuotaRefused | AuditRecordLost
@@ -141,6 +149,22 @@ class Statistics:
                 self.ahead_seconds += seconds
             case PromptFoundEvaluated(tokens):
                 self.ahead_found_tokens += tokens
+
+    def _count_other(self, event: Event) -> None:
+        match event:
+            case SessionCompacted():
+                self.compactions += 1
+            case CompactionGivenUp(reason=reason):
+                self.compactions_given_up[reason] += 1
+            case SummaryRequested():
+                self.summary_requests[event.outcome, event.ahead] += 1
+                self.summary_seconds += event.seconds
+                if usage := event.usage:
+                    self.summary_tokens["prompt"] += usage.prompt_tokens
+                    self.summary_tokens["cached"] += usage.cached_tokens or 0
+                    self.summary_tokens["completion"] += usage.completion_tokens
+            case _:
+                self._count_replica(event)
 
     def _count_replica(self, event: Event) -> None:
         match event:

@@ -16,6 +16,7 @@ from ruvd.config.tenant_limits import limits_by_tenant
 from ruvd.core import ids
 from ruvd.core.completions.ahead_compaction import AheadCompaction
 from ruvd.core.completions.batch import Batches
+from ruvd.core.completions.compaction_budget import CompactionBudget
 from ruvd.core.completions.compaction_calls import CompactionCalls
 from ruvd.core.completions.compactor import CompactionPolicy, Compactor
 from ruvd.core.completions.completion import CompletionPolicy
@@ -119,7 +120,15 @@ def build_core(
     completions = CompletionRegistry(
         sessions, engine, clock, observer, completion_policy, limits_of, memory
     )
-    compactor = Compactor(sessions, engine, clock, observer, CompactionPolicy(), limits_of)
+    is_remote = settings.engine == "openai"
+    summary_tokens = settings.summary_max_tokens or (64 if settings.engine == "llama" else 256)
+    compaction_policy = CompactionPolicy(summary_tokens, settings.compaction_model)
+    budget = CompactionBudget(
+        clock,
+        settings.compaction_session_tokens if is_remote else None,
+        settings.compaction_day_tokens if is_remote else None,
+    )
+    compactor = Compactor(sessions, engine, clock, observer, compaction_policy, limits_of)
     compactions = CompactionCalls(sessions, compactor, completions, engine)
     batches = Batches(completions, clock, settings.batch_concurrency)
     service = SessionService(
@@ -143,7 +152,8 @@ def build_core(
         prefix_cache,
         compactions.last_options,
         observer,
-        waits_for_idle=settings.engine != "openai",
+        budget,
+        waits_for_idle=not is_remote,
     )
     prewarmer = None
     if engine.prefix_cache and settings.evaluates_ahead:

@@ -16,6 +16,7 @@ from ruvd.core.model import Usage
 from ruvd.core.ports.events import CompletionEnded, EngineTaken, StoreBatch
 from ruvd.core.statistics import KINDS, Statistics, kind
 from ruvd.telemetry import conventions
+from ruvd.telemetry.compaction_observables import observe_compaction
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.deferred import Deferred
 from ruvd.telemetry.dispatch import Handlers
@@ -65,6 +66,7 @@ class Instruments:
         self._defer = deferred.add
         self.observables = ObservableInstruments(meter)
         self.observables.observe(statistics)
+        observe_compaction(self.observables, statistics)
         self._newest = settings.names.is_newest
         self._provider = provider.attributes()
         self._models: set[str] = set()

@@ -7,14 +7,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+import pytest
 from core import Core, settle
-from fakes import Step, done
+from fakes import FrozenClock, Step, done
 
 from ruvd.core.completions.ahead_compaction import AheadCompaction
+from ruvd.core.completions.compaction_budget import CompactionBudget
 from ruvd.core.completions.compaction_calls import CompactionCalls
 from ruvd.core.completions.compactor import CompactionPolicy, Compactor
 from ruvd.core.completions.prewarming import Prewarmer
-from ruvd.core.errors import EngineUnavailable
+from ruvd.core.errors import EngineUnavailable, QuotaExceeded
 from ruvd.core.model import Compaction, ContextWindow, Message, Role, Session
 from ruvd.core.ports.engine import EngineRequest, EngineText
 from ruvd.core.ports.events import (
@@ -63,7 +65,9 @@ async def running(
     cache: Cache | None = None,
     window: ContextWindow = WINDOW,
     limits: TenantLimits | None = None,
-    slots: int | None = None,
+    budget: CompactionBudget | None = None,
+    *,
+    is_local: bool = True,
 ) -> AsyncIterator[Core]:
     core = Core(policy=SessionPolicy(context_window=window))
     if limits:
@@ -78,7 +82,8 @@ async def running(
         cache,
         calls.last_options,
         core.observe,
-        waits_for_idle=True,
+        budget or CompactionBudget(core.clock),
+        waits_for_idle=is_local,
     )
     core.observers += [calls, ahead]
     tasks = [asyncio.create_task(ahead.run())]
@@ -241,6 +246,36 @@ async def test_a_tenant_that_has_used_up_its_tokens_gets_no_summary() -> None:
         await settle()
         assert CompactionGivenUp("s", "QUOTA_EXCEEDED") in core.events
         assert len(core.engine.requests) == 1
+
+
+async def test_the_budgets_of_a_session_and_of_a_day_end_summaries_until_the_next_day() -> None:
+    clock = FrozenClock()
+    budget = CompactionBudget(clock, session_tokens=11, day_tokens=30)
+    for name, tokens in (("s", 11), ("other", 10)):
+        budget.check(name)
+        budget.spend(name, tokens)
+    budget.check("other")
+    with pytest.raises(QuotaExceeded, match="compaction_session_tokens"):
+        budget.check("s")
+    budget.spend("other", 9)
+    with pytest.raises(QuotaExceeded, match="compaction_day_tokens"):
+        budget.check("new")
+    clock.advance(86_400)
+    budget.check("s")
+    async with running(budget=CompactionBudget(clock, day_tokens=0), is_local=False) as core:
+        await talk(core, "a", "b", "c")
+        assert CompactionGivenUp("s", "QUOTA_EXCEEDED") in core.events
+        assert (await stored(core)).summary is None
+
+
+async def test_a_server_elsewhere_is_asked_while_it_works_for_others() -> None:
+    async with running(is_local=False) as core:
+        never = asyncio.Event()
+        core.engine.scripts.append([never])
+        core.start("long", "busy")
+        await settle()
+        await talk(core, "a", "b", "c", then=SUM)
+        assert (await stored(core)).summary == Summary("SUM", 2)
 
 
 async def test_an_imported_history_is_summarised_before_its_first_turn() -> None:

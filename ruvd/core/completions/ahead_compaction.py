@@ -17,6 +17,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 
+from ruvd.core.completions.compaction_budget import CompactionBudget
 from ruvd.core.completions.compactor import Compactor, WrittenSummary, tokens_of
 from ruvd.core.completions.last_options import LastOptions
 from ruvd.core.completions.registry import CompletionRegistry
@@ -71,9 +72,11 @@ class AheadCompaction:
         prefix_cache: PrefixCache | None,
         last_options: LastOptions,
         observer: Observer,
+        budget: CompactionBudget,
         *,
         waits_for_idle: bool,
     ) -> None:
+        self._budget = budget
         self._waits_for_idle = waits_for_idle
         self._sessions = sessions
         self._compactor = compactor
@@ -169,6 +172,7 @@ class AheadCompaction:
                 plan = self._compactor.plan(source, is_asked_for=False)
                 if plan is None:
                     return None
+                self._budget.check(session_id)
                 if self._completions.quotas.is_used_up(tenant):
                     raise QuotaExceeded("the tenant has used its tokens", quota="tokens_per_minute")
                 options = self._last_options.get(session_id)
@@ -176,6 +180,7 @@ class AheadCompaction:
                 summary = await self._unless_wanted(request)
             if summary is None:
                 continue
+            self._budget.spend(session_id, tokens_of(summary))
             self._completions.quotas.charge(tenant, partial(tokens_of, summary))
             # The prompt is no longer needed.
             return _Written(source.session, replace(plan, messages=()), summary, options)
