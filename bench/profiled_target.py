@@ -18,7 +18,7 @@ _FLAGS = ("--max-sessions", "100000")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a thread has used: CPU nanoseconds, and times it waited and was displaced."""
+    """The usage of a thread: CPU nanoseconds, and times it waited and was displaced."""
 
     cpu_ns: int = 0
     voluntary: int = 0

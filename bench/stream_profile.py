@@ -1,4 +1,4 @@
-"""Where the CPU time of a stream goes in the daemon, by thread and by layer.
+"""Measures the CPU time of a stream in the daemon, by thread, shared object and Python package.
 
 The load is that of `bench.relay`'s case `16`: 16 streams at a time with sessions on SQLite, 32
 tokens each, from a mock that never waits. There are three parts:
