@@ -3,102 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from certificates import Files
-from google.protobuf.duration_pb2 import Duration
-from postgres import Server, running
-from running import RunningDaemon, StartDaemon
-from wire import contents, details, events, say, turn
+from parts import answer_of
+from peer_replicas import (
+    GRACE,
+    SLOW,
+    WORDS,
+    database,
+    empty_store,
+    failure,
+    peer_flags,
+    reason,
+    replicas,
+    rest,
+    texts,
+    until_delta,
+)
+from postgres import Server
+from running import StartDaemon
+from wire import contents, events, say, turn
 
 from ruvd.v1 import session_service_pb2 as pb
-
-LEASE_SECONDS = 2.0
-WAIT_SECONDS = 60
-SLOW = ("--echo-delay-seconds", "0.1")
-WORDS = "one two three four five six seven eight nine ten"
-GRACE = Duration(seconds=60)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with tempfile.TemporaryDirectory(prefix="ruvd-pg-", dir="/tmp") as directory:
-        Path(directory).chmod(0o755)
-        with running(Path(directory) / "server") as started:
-            yield started
+    with database() as started:
+        yield started
 
 
 @pytest.fixture
 def store(server: Server) -> str:
-    """The setting `store` of daemons that share an empty database."""
-    conninfo = server.new_schema()
-    schema = conninfo.partition("search_path=")[2].rstrip("'")
-    return f"postgresql://ruvd@/postgres?host={server.directory}&options=-csearch_path%3D{schema}"
+    return empty_store(server)
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
-
-
-def peer_flags(files: Files) -> tuple[str, ...]:
-    return (
-        *("--peer-listen", "127.0.0.1:0", "--peer-tls-ca-file", str(files.ca)),
-        *("--peer-tls-cert-file", str(files.certificate), "--peer-tls-key-file", str(files.key)),
-    )
-
-
-@asynccontextmanager
-async def replicas(
-    daemon: StartDaemon, folder: Path, store: str, count: int, *flags: str
-) -> AsyncIterator[tuple[list[RunningDaemon], list[Any]]]:
-    """Yields daemons that share a store, and stubs of them."""
-    async with AsyncExitStack() as stack:
-        started = []
-        for number in range(count):
-            place = folder / str(number)
-            place.mkdir(exist_ok=True)
-            context = daemon(
-                *("--engine", "echo", "--store", store, *flags),
-                *("--store-lease-seconds", str(LEASE_SECONDS)),
-                folder=place,
-            )
-            started.append(await stack.enter_async_context(context))
-        yield started, [await stack.enter_async_context(each.stub()) for each in started]
-
-
-async def until_delta(call: Any) -> list[pb.CompletionEvent]:
-    """Reads a stream until its first delta."""
-    read = []
-    async for response in call:
-        read.append(response.event)
-        if response.event.HasField("delta"):
-            return read
-    raise AssertionError("the stream ended without a delta")
-
-
-async def rest(call: Any) -> list[pb.CompletionEvent]:
-    return [response.event async for response in call]
-
-
-def texts(read: list[pb.CompletionEvent]) -> str:
-    return "".join(each.delta.text for each in read)
-
-
-async def reason(call: Any) -> str:
-    """Returns the reason with which a call fails."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        if hasattr(call, "__aiter__"):
-            await rest(call)
-        else:
-            await call
-    return details(caught.value)[0]
 
 
 async def test_a_repeated_and_a_resumed_completion_have_the_events_of_their_owner(
@@ -206,3 +152,46 @@ async def test_a_stateless_completion_is_resumed_through_another_replica(
         assert await reason(stubs[1].ResumeCompletion(unknown)) == "COMPLETION_NOT_FOUND"
         old = pb.ResumeCompletionRequest(completion_id="cmpl-AAAAAAAAAAAAAAAAAAAAAAAA")
         assert await reason(stubs[1].ResumeCompletion(old)) == "COMPLETION_NOT_FOUND"
+
+
+async def test_errors_and_deadlines_are_those_of_the_owner(
+    daemon: StartDaemon, store: str, files: Files, tmp_path: Path
+) -> None:
+    flags = (*peer_flags(files), *SLOW)
+    async with replicas(daemon, tmp_path, store, 2, *flags) as (_, stubs):
+        await say(stubs[0], "begin", "s")
+        long = stubs[0].Complete(turn(" ".join([WORDS] * 60), "s", request_id="r"))
+        await until_delta(long)
+        for wrong in (
+            turn("c", "s", request_id="r"),
+            turn("c", "s", if_busy=pb.IF_BUSY_REJECT),
+        ):
+            at_owner, refused = [await failure(stub.Complete(wrong)) for stub in stubs]
+            assert refused.code() is at_owner.code()
+            assert refused.details() == at_owner.details()
+            assert refused.trailing_metadata() == at_owner.trailing_metadata()
+        waiting = await failure(stubs[1].Complete(turn("a", "s"), timeout=3))
+        assert waiting.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        cancel = pb.CancelCompletionRequest(session_id="s", request_id="r")
+        await stubs[1].CancelCompletion(cancel)
+        assert await reason(long) == "COMPLETION_CANCELLED"
+        # What waited has gone from the owner's queue, which gives the session back.
+        assert (await say(stubs[1], "next", "s")).exchange_count == 2
+
+
+async def test_an_answer_in_parts_is_forwarded_and_a_slow_reader_holds_up_nobody(
+    daemon: StartDaemon, store: str, files: Files, tmp_path: Path
+) -> None:
+    flags = (*peer_flags(files), "--max-message-bytes", "4000000", "--max-log-bytes", "8000000")
+    async with replicas(daemon, tmp_path, store, 2, *flags) as (_, stubs):
+        large = "x" * 3_500_000
+        request = turn(large, "s", request_id="r")
+        told = await events(stubs[0], request)
+        assert answer_of(told).content == large
+        # Its reader takes nothing for now, while others use the same connection.
+        slow = stubs[1].Complete(request)
+        slow_events = aiter(slow)
+        await anext(slow_events)
+        small = turn("small", "t", request_id="r")
+        assert await events(stubs[0], small) == await events(stubs[1], small)
+        assert answer_of([each.event async for each in slow_events]).content == large

@@ -1,6 +1,6 @@
 """The contract of the replicas: the daemons that share a store, as far as one of them is asked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from ruvd.core import tenants
@@ -65,6 +65,15 @@ class Replicas(Protocol):
 
         A replica that had the address before is gone, so its sessions are free.
         """
+
+    def keep_while(self, is_awaited: Callable[[str], bool]) -> None:
+        """Keeps sessions for which `is_awaited` is true: further turns wait for them here.
+
+        A write gives the other sessions back, so that any replica may begin the next turn.
+        """
+
+    def unused(self, session_id: str) -> None:
+        """Says that nobody uses the session here any more, so that it need not be kept."""
 
     async def others(self) -> Sequence[Replica]:
         """Returns the other replicas whose leases last."""

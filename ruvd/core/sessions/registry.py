@@ -54,6 +54,9 @@ class SessionRegistry:
         self._policy = policy
         self.turn_queue = TurnQueue(policy.max_sessions, policy.max_queue, policy.limits_of)
         self.reads = HistoryReads(store)
+        if replicas:
+            replicas.keep_while(self.turn_queue.is_awaited)
+            self.turn_queue.on_unused = replicas.unused
         self.expiry = Expiry(store, clock, observer, self.turn_queue)
         self.quotas = SessionQuotas(store, self.turn_queue, policy, self.expiry, clock)
         self.turns = SessionTurns(

@@ -61,6 +61,8 @@ class TurnQueue:
         self._max_in_use = max_in_use
         self._max_waiting = max_waiting
         self._limits_of = limits_of
+        # Is called with the id of a session that is no longer in use.
+        self.on_unused: Callable[[str], None] | None = None
         self._queues: dict[str, _SessionQueue] = {}
         # The numbers of sessions in use of the tenants that have a limit.
         self._limited: Counter[str] = Counter()
@@ -92,6 +94,11 @@ class TurnQueue:
     def waiting(self) -> int:
         """The number of requests that wait for a turn. Safe to read from another thread."""
         return sum(len(queue.waiting) for queue in list(self._queues.values()))
+
+    def is_awaited(self, session_id: str) -> bool:
+        """Whether requests wait for a turn in the session."""
+        queue = self._queues.get(session_id)
+        return queue is not None and bool(queue.waiting)
 
     def running(self, session_id: str) -> TurnRequest | None:
         """Returns the request that has the session's turn, or None if the session is not in use."""
@@ -189,6 +196,8 @@ class TurnQueue:
                 queue.running.turn.set_result(None)
                 return
         del self._queues[session_id]
+        if self.on_unused:
+            self.on_unused(session_id)
         if self._limited:
             self._give_up_place(tenants.tenant_of(session_id))
 

@@ -114,6 +114,7 @@ def _options(
     options: list[tuple[str, int | str]] = [
         ("grpc.keepalive_time_ms", ping),
         ("grpc.keepalive_timeout_ms", ping),
+        ("grpc.http2.ping_timeout_ms", ping),  # a minute by default
         ("grpc.http2.max_pings_without_data", 0),  # no limit
         ("grpc.min_reconnect_backoff_ms", int(connect_seconds * 1000)),
         ("grpc.initial_reconnect_backoff_ms", 100),

@@ -35,6 +35,7 @@ class Location:
         self._sessions = sessions
         self._completions = completions
         self._of: Mapping[str, Callable[[Any], Awaitable[Replica | None]]] = {
+            f"{SERVICE}CompactSession": self._of_session,
             f"{SERVICE}GetSession": self._of_session,
             f"{SERVICE}EndSession": self._of_session,
             f"{SERVICE}ResumeCompletion": self._of_completion,

@@ -3,14 +3,15 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ids import unguessable
 from ruvd.core.ports.events import LeaseRenewed, Observer
 from ruvd.stores.postgres import claims
 from ruvd.stores.postgres.connections import Connections
+from ruvd.stores.postgres.ownership import give_back, touch_running
 from ruvd.stores.postgres.reads import Connection, one
-from ruvd.stores.postgres.writes import give_back, touch_running
 
 # Renewals in a lease, so that one or two may fail.
 _RENEWALS = 3
@@ -46,6 +47,7 @@ class Lease:
         self._monotonic = monotonic
         self._until = 0.0
         self._unreleased: set[str] = set()
+        self._hurry = asyncio.Event()
 
     @property
     def is_valid(self) -> bool:
@@ -60,6 +62,11 @@ class Lease:
     def release_later(self, session_id: str) -> None:
         """Gives a session back with the next renewal, as it may still be this replica's."""
         self._unreleased.add(session_id)
+
+    def release_soon(self, session_id: str) -> None:
+        """Gives a session back at once, with a renewal."""
+        self._unreleased.add(session_id)
+        self._hurry.set()
 
     def taken_again(self, session_id: str) -> None:
         """Says that a turn has the session, which is not to be given back now."""
@@ -99,7 +106,9 @@ class Lease:
     async def keep(self) -> None:
         """Renews the lease until it is cancelled. A renewal that fails is tried again."""
         while True:
-            await asyncio.sleep(self._seconds / _RENEWALS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), self._seconds / _RENEWALS)
+            self._hurry.clear()
             try:
                 await self.renew()
             except StoreUnavailable:

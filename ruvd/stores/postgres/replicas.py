@@ -32,6 +32,8 @@ class PostgresReplicas:
         self._lease = lease
         self._run = run
         self._read = read
+        self._is_awaited: Callable[[str], bool] = lambda _: False
+        self._kept: set[str] = set()  # the sessions that were not given back
 
     @property
     def me(self) -> str:
@@ -49,6 +51,24 @@ class PostgresReplicas:
             )
 
         await self._run(supersede)
+
+    def keep_while(self, is_awaited: Callable[[str], bool]) -> None:
+        """See `Replicas.keep_while`."""
+        self._is_awaited = is_awaited
+
+    def keeper(self, session_id: str) -> str | None:
+        """Returns the owner of a session after a write: this replica if it has the next turn."""
+        if self._is_awaited(session_id):
+            self._kept.add(session_id)
+            return self.me
+        self._kept.discard(session_id)
+        return None
+
+    def unused(self, session_id: str) -> None:
+        """See `Replicas.unused`."""
+        if session_id in self._kept:
+            self._kept.discard(session_id)
+            self._lease.release_soon(session_id)
 
     async def others(self) -> Sequence[Replica]:
         """See `Replicas.others`."""

@@ -39,7 +39,7 @@ from ruvd.core.ports.store import (
     TurnSnapshot,
 )
 from ruvd.core.tenants import own
-from ruvd.stores.postgres import places, reads, removals, schema, writes
+from ruvd.stores.postgres import ownership, places, reads, removals, schema, writes
 from ruvd.stores.postgres.connections import Connections
 from ruvd.stores.postgres.lease import Lease
 from ruvd.stores.postgres.outcomes import write_until_known
@@ -158,12 +158,12 @@ class PostgresStore(ReadingStore):
         session_id = commit.session.id
         if commit.create:
             return await self._create(commit)
-        me = self._lease.replica
+        me, keeper = self._lease.replica, self.replicas.keeper(session_id)
         try:
             changed, was_lost = await write_until_known(
                 self._run,
                 session_id,
-                lambda db, write: writes.commit(db, me, commit, write),
+                lambda db, write: writes.commit(db, me, commit, write, keeper),
                 self._timeout_seconds,
                 self._observer,
             )
@@ -181,9 +181,9 @@ class PostgresStore(ReadingStore):
 
     async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`. Gives the session back if this replica has it."""
-        me = self._lease.replica
+        me, keeper = self._lease.replica, self.replicas.keeper(session_id)
         try:
-            return await self._run(lambda db: writes.touch(db, me, session_id, now))
+            return await self._run(lambda db: ownership.touch(db, me, session_id, now, keeper))
         except BaseException:
             self._lease.release_later(session_id)
             raise
@@ -219,12 +219,13 @@ class PostgresStore(ReadingStore):
     async def _create(self, commit: Commit, parent_id: str = "") -> Sequence[RemovedSession]:
         me, session_id = self._lease.replica, commit.session.id
         refusal: Exception | None = None
+        keeper = self.replicas.keeper(session_id)
 
         async def create(db: Connection, write: str) -> list[RemovedSession] | None:
             nonlocal refusal
             try:
                 return await writes.create(
-                    db, me, self._tombstones, commit, write, self._count, parent_id
+                    db, me, self._tombstones, commit, write, self._count, parent_id, keeper
                 )
             except (psycopg.errors.UniqueViolation, SessionExists, SessionChanged) as error:
                 refusal = error
@@ -253,7 +254,7 @@ class PostgresStore(ReadingStore):
     async def _refuse(self, commit: Commit) -> None:
         """Raises the reason why a session could not be written."""
         me, session_id = self._lease.replica, commit.session.id
-        in_use = await self._read(lambda db: writes.is_in_use_elsewhere(db, me, session_id))
+        in_use = await self._read(lambda db: ownership.is_in_use_elsewhere(db, me, session_id))
         if in_use is None:
             raise SessionNotFound(f"there is no session {own(session_id)!r}")
         if writes.is_turn(commit):

@@ -6,17 +6,16 @@ nothing if another replica has taken the session or written to it since, or has 
 leaves its `write_id`, by which an unknown outcome is looked up.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from ruvd.core import tenants
 from ruvd.core.errors import SessionNotFound
-from ruvd.core.model import TOUCH_SHARE, IdempotencyRecord, Session
+from ruvd.core.model import IdempotencyRecord, Session
 from ruvd.core.ports import room
 from ruvd.core.ports.replicas import SessionChanged
 from ruvd.core.ports.store import Commit, RemovedSession, TombstoneLimits
-from ruvd.stores.postgres import claims, places, reads
+from ruvd.stores.postgres import claims, ownership, places, reads
 from ruvd.stores.postgres.reads import CHAIN, Connection, one
 from ruvd.stores.postgres.removals import MAY_TAKE
 from ruvd.stores.postgres.rows import (
@@ -71,15 +70,16 @@ SELECT pk FROM target
 """
 _UPDATE = (
     f"WITH target AS (UPDATE sessions SET ({SESSION_COLUMNS}) = ROW({SESSION_VALUES}),"
-    " end_bytes = end_bytes + %(added)s, owner = NULL, epoch = epoch + 1, write_id = %(write)s"
+    " end_bytes = end_bytes + %(added)s, owner = %(keeper)s, epoch = epoch + 1,"
+    " write_id = %(write)s"
     f" WHERE id = %(id)s AND epoch = %(version)s AND {MAY_TAKE}"
     " RETURNING pk, end_bytes - %(added)s AS end_before)"
 )
 # An epoch of an ended session is none of a new one with the same id.
 _FIRST_EPOCH = "(random() * 4e18)::bigint"
 _INSERT = (
-    f"WITH target AS (INSERT INTO sessions ({SESSION_COLUMNS}, end_bytes, epoch, write_id)"
-    f" VALUES ({SESSION_VALUES}, %(base_bytes)s + %(added)s, {_FIRST_EPOCH}, %(write)s)"
+    f"WITH target AS (INSERT INTO sessions ({SESSION_COLUMNS}, end_bytes, epoch, write_id, owner)"
+    f" VALUES ({SESSION_VALUES}, %(base_bytes)s + %(added)s, {_FIRST_EPOCH}, %(write)s, %(keeper)s)"
     " RETURNING pk, %(base_bytes)s::bigint AS end_before)"
 )
 
@@ -111,7 +111,7 @@ async def begin(db: Connection, me: str, session_id: str, request_id: str, now: 
         session = to_session(fields) if fields[0] is not None else None
         if session and session.version != seen_epoch + 1:
             # A write came between, and may have committed this request.
-            await give_back(db, me, (session_id,))
+            await ownership.give_back(db, me, (session_id,))
             continue
         if session:
             return Begun(session, former_owner=owner if owner and owner != me else "")
@@ -130,13 +130,17 @@ def is_turn(change: Commit) -> bool:
     return record is not None and bool(record.completion_id)
 
 
-async def commit(db: Connection, me: str, change: Commit, write_id: str) -> Row | None:
+async def commit(
+    db: Connection, me: str, change: Commit, write_id: str, keeper: str | None = None
+) -> Row | None:
     """Changes a session in one statement. Returns its row, or None if it is not as expected.
 
+    The session belongs to the `keeper` afterwards, which has the next turn in it, or to nobody.
     Raises QuotaExceeded for a refusable change. Those of one tenant wait for each other then.
     """
     position = change.session.message_count - len(change.appended)
-    values = _values(change, position, write_id) | {"me": me, "version": change.session.version}
+    values = _values(change, position, write_id)
+    values |= {"me": me, "version": change.session.version, "keeper": keeper}
     if change.max_own_bytes is None or not change.refusable:
         return await one(db, _UPDATE + _ADD, values)
     async with db.transaction():
@@ -154,6 +158,7 @@ async def create(
     write_id: str,
     count: int,
     parent_id: str = "",
+    keeper: str | None = None,
 ) -> list[RemovedSession]:
     """See `Store.commit` with `create`, and `Store.fork`; `count` is that of all sessions."""
     async with db.transaction():
@@ -164,7 +169,7 @@ async def create(
             await _check_first(db, values["request"], change)
         base = await _fork_base(db, parent_id, session.version, shared, session.exchange_count)
         removed = await places.make_room(db, me, tombstones, change, count)
-        values["base_bytes"] = base[2] if base else 0
+        values |= {"base_bytes": base[2] if base else 0, "keeper": keeper}
         row = await one(db, _INSERT + _ADD, values)
         assert row is not None  # noqa: S101  # an INSERT that returned has a row
         if base:
@@ -180,44 +185,6 @@ async def was_written(db: Connection, session_id: str, write_id: str) -> bool:
     """Whether the session's last write is the one with this id."""
     row = await one(db, "SELECT write_id FROM sessions WHERE id = %s", (session_id,))
     return row is not None and row[0] == write_id
-
-
-async def is_in_use_elsewhere(db: Connection, me: str, session_id: str) -> bool | None:
-    """Whether another living replica has the session; None if there is no such session."""
-    query = f"SELECT NOT {MAY_TAKE} FROM sessions WHERE id = %(id)s"
-    row = await one(db, query, {"me": me, "id": session_id})
-    return None if row is None else bool(row[0])
-
-
-async def touch(db: Connection, me: str, session_id: str, now: float) -> bool:
-    """See `Store.touch`. Gives the session back if this replica has it."""
-    row = await one(
-        db,
-        "UPDATE sessions SET last_used_time = greatest(last_used_time, %(now)s),"
-        " expire_time = greatest(expire_time, %(now)s + idle_timeout_seconds),"
-        " owner = CASE WHEN owner = %(me)s THEN NULL ELSE owner END"
-        " WHERE id = %(id)s RETURNING pk",
-        {"id": session_id, "now": now, "me": me},
-    )
-    return row is not None
-
-
-async def touch_running(db: Connection, me: str, now: float) -> None:
-    """Records that this replica's turns use their sessions, for those where that is due."""
-    await db.execute(
-        "UPDATE sessions SET last_used_time = %(now)s,"
-        " expire_time = %(now)s + idle_timeout_seconds WHERE owner = %(me)s"
-        " AND %(now)s - last_used_time >= idle_timeout_seconds * %(share)s",
-        {"me": me, "now": now, "share": TOUCH_SHARE},
-    )
-
-
-async def give_back(db: Connection, me: str, session_ids: Collection[str]) -> None:
-    """Gives sessions back that this replica may still have without a turn."""
-    await db.execute(
-        "UPDATE sessions SET owner = NULL WHERE owner = %s AND id = ANY(%s)",
-        (me, list(session_ids)),
-    )
 
 
 async def _check_first(db: Connection, request_id: bytes, change: Commit) -> None:
