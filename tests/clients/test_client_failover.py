@@ -26,8 +26,10 @@ from wire import contents, turn
 from ruvd.v1 import session_service_pb2 as pb
 
 CLIENTS = Path(__file__).parents[2] / "clients"
-LANGUAGES: list[str] = []
-NAMES: list[str] = []
+LANGUAGES = ["typescript"]
+NAMES = ["typescript"]
+# Or else Node asks the resolver of the system, whatever server the address names.
+NODE_DNS = {"GRPC_NODE_USE_ALTERNATIVE_RESOLVER": "true"}
 PYTHON = ["python", "python --asyncio"]
 SECONDS = 60.0
 LEASE_SECONDS = 2.0
@@ -77,7 +79,7 @@ async def program(flavour: str, *addresses: str) -> AsyncIterator[Program]:
     language, *options = flavour.split()
     process = await asyncio.create_subprocess_exec(
         *(str(CLIENTS / language / "run"), "conformance", *options, "failover"),
-        env={**clean_environment(), "RUVD_ADDRESS": ", ".join(addresses)},
+        env={**clean_environment(), **NODE_DNS, "RUVD_ADDRESS": ", ".join(addresses)},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -309,7 +311,7 @@ async def test_a_name_with_several_records_stands_for_several_daemons(
 ) -> None:
     hosts = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
     port = free_port(hosts)
-    flags = ("--engine", "echo", "--echo-delay-seconds", "0.05")
+    flags = ("--engine", "echo", "--echo-delay-seconds", "0.1")
     async with AsyncExitStack() as stack:
         names = await stack.enter_async_context(NameServer({"daemons.example": hosts}).running())
         daemons = []
@@ -320,7 +322,7 @@ async def test_a_name_with_several_records_stands_for_several_daemons(
             daemons.append(await stack.enter_async_context(starting))
         name = f"dns://{names.address}/daemons.example:{port}"
         client = await stack.enter_async_context(program(flavour, name))
-        client.begin("complete s r1 one two three")
+        client.begin(f"complete s r1 {' '.join(['word'] * 20)}")
         first = await serving(daemons, "s")
         assert (await client.result())[-1] == "finished STOP exchanges=1"
         async with busy(first):

@@ -1,4 +1,7 @@
-/** The program of clients/CONFORMANCE.md: `conformance scenario|restart`, or `conformance identity WAY`. */
+/**
+ * The program of clients/CONFORMANCE.md: `conformance scenario|restart|failover`, or `conformance
+ * identity WAY`.
+ */
 
 import { setTimeout as sleep } from "node:timers/promises";
 
@@ -14,6 +17,7 @@ import {
   status,
 } from "../src/client.js";
 import type { CompleteOptions, Completion, Session } from "../src/client.js";
+import { failover } from "./failover.js";
 import { identity } from "./identity.js";
 
 const words = (count: number): string =>
@@ -298,6 +302,7 @@ async function restart(client: Client): Promise<void> {
 
 const [name = "", way = ""] = process.argv.slice(2);
 if (name === "identity") await identity(way);
+else if (name === "failover") await failover();
 else {
   const program = { scenario, restart }[name];
   if (!program) throw new Error("usage: conformance scenario|restart, or conformance identity WAY");

@@ -1,31 +1,34 @@
-/** Batches: many completions in one call. */
+/** Batches: many completions in calls that are made one after the other. */
 
+import { setTimeout as sleep } from "node:timers/promises";
+
+import { BatchCalls } from "./batch-calls.js";
+import type { BatchOutcome } from "./batch-calls.js";
 import { traceMetadata } from "./connection.js";
 import type { CallLimits, Connection } from "./connection.js";
 import { RuvdError } from "./errors.js";
-import { MessageParts } from "./parts.js";
 import { SessionServiceService as service } from "./v1/ruvd/v1/session_service.js";
 import type * as v1 from "./v1/ruvd/v1/session_service.js";
 
-/** The outcome of one item: its answer or its error. */
-export interface BatchOutcome {
-  /** The position of the item, starting at 0. */
-  index: number;
-  completion: v1.Completion | undefined;
-  error: RuvdError | undefined;
-}
+/** Below the daemon's default `max_request_bytes` of 4 MiB. */
+const MAX_CALL_BYTES = 3 << 20;
+const RECONNECT_MS = 60_000;
 
 /** Options of a whole batch. */
 export interface BatchOptions extends CallLimits {
   /** The maximum number of items that run concurrently. Unset: the daemon's default. */
   maxConcurrency?: number | undefined;
+  /** The size of one call: 3 MiB by default. A larger item is sent alone. */
+  maxCallBytes?: number | undefined;
+  /** How long the client waits for a daemon that has stopped: 60,000 ms by default. */
+  reconnectMs?: number | undefined;
 }
 
 /**
  * A running batch: an iterable over its outcomes, each as soon as it is available. It is read once.
  *
- * The call is made when reading starts. Leaving the loop cancels the unfinished items. If it throws
- * RuvdError, repeating it with the same request ids runs only the unfinished items.
+ * The calls are made when reading starts, and items are taken only for the next call. Leaving the loop
+ * cancels the unfinished items. If a daemon stops, they are repeated when one is there.
  */
 export class Batch implements AsyncIterable<BatchOutcome> {
   /** The summary of all items; set after the last outcome. */
@@ -33,8 +36,12 @@ export class Batch implements AsyncIterable<BatchOutcome> {
   readonly #outcomes: AsyncGenerator<BatchOutcome, void, undefined>;
 
   /** @internal */
-  constructor(connection: Connection, items: v1.CompleteRequest[], options: BatchOptions) {
-    this.#outcomes = this.#read(connection, items, options);
+  constructor(
+    private readonly connection: Connection,
+    items: Iterable<v1.CompleteRequest> | AsyncIterable<v1.CompleteRequest>,
+    private readonly options: BatchOptions,
+  ) {
+    this.#outcomes = this.#read(items);
   }
 
   [Symbol.asyncIterator](): AsyncIterator<BatchOutcome> {
@@ -42,29 +49,53 @@ export class Batch implements AsyncIterable<BatchOutcome> {
   }
 
   async *#read(
-    connection: Connection,
-    items: v1.CompleteRequest[],
-    { maxConcurrency = 0, signal, timeoutMs = Infinity }: BatchOptions,
+    items: Iterable<v1.CompleteRequest> | AsyncIterable<v1.CompleteRequest>,
   ): AsyncGenerator<BatchOutcome, void, undefined> {
+    const { maxCallBytes = MAX_CALL_BYTES, reconnectMs = RECONNECT_MS } = this.options;
+    const { attemptsPerRound } = this.connection.channels;
     const controller = new AbortController();
-    const detach = connection.abortWith(controller, signal);
-    const deadline = Date.now() + timeoutMs;
-    const limits = { signal: controller.signal, metadata: traceMetadata(), deadline };
-    const request = { items, maxConcurrency };
-    const parts = new MessageParts();
+    const detach = this.connection.abortWith(controller, this.options.signal);
+    const calls = new BatchCalls({ maxCallBytes, reconnectMs, attemptsPerRound });
+    const run = this.#runner(calls, controller.signal);
     try {
-      for await (const response of connection.stream(service.batchComplete, request, limits)) {
-        this.summary = response.summary;
-        if (response.messagePart) parts.add(response.messagePart);
-        if (!response.result) continue;
-        parts.join(response.result.completion?.finished);
-        const { index, completion, error } = response.result;
-        // eslint-disable-next-line @typescript-eslint/no-unsafe-enum-assignment -- gRPC's codes
-        const failure = error && new RuvdError(error.code, error.message, error.details);
-        yield { index, completion, error: failure };
-      }
+      for await (const item of items) if (calls.add(item)) yield* run();
+      calls.flush();
+      yield* run();
+      this.summary = calls.summary;
     } finally {
       detach();
     }
+  }
+
+  /** Returns a function that makes the pending calls. */
+  #runner(calls: BatchCalls, signal: AbortSignal): () => AsyncGenerator<BatchOutcome, void> {
+    const { connection } = this;
+    const { maxConcurrency = 0, timeoutMs = Infinity } = this.options;
+    const deadline = Date.now() + timeoutMs;
+    const metadata = traceMetadata();
+    let channel = connection.channels.current;
+    return async function* () {
+      for (let call = calls.next(); call; call = calls.next()) {
+        const request = { items: [...call.unfinished.values()], maxConcurrency };
+        const limits = { signal, metadata: metadata.clone(), deadline };
+        let failure: RuvdError | undefined;
+        try {
+          const responses = connection.stream(channel, service.batchComplete, request, limits);
+          for await (const response of responses) {
+            const outcome = calls.handleResponse(call, response);
+            if (outcome) yield outcome;
+          }
+        } catch (error) {
+          signal.throwIfAborted();
+          failure = RuvdError.of(error);
+          const outcome = calls.handleFailure(call, failure);
+          if (outcome) yield outcome;
+        }
+        const { step, pauseMs } = calls.finish(call, failure);
+        if (pauseMs) await sleep(pauseMs, undefined, { signal }).catch(() => undefined);
+        signal.throwIfAborted();
+        channel = connection.channels.after(channel, step);
+      }
+    };
   }
 }

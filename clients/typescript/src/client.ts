@@ -4,6 +4,7 @@ import { randomUUID } from "node:crypto";
 
 import { status } from "@grpc/grpc-js";
 
+import { parseAddresses } from "./addresses.js";
 import { Batch } from "./batch.js";
 import type { BatchOptions } from "./batch.js";
 import { Completion } from "./completion.js";
@@ -54,7 +55,7 @@ export type {
 export type { Duration } from "./v1/google/protobuf/duration.js";
 export { Batch, Completion, ErrorReason, REQUEST_TOO_LARGE, RuvdError };
 export type { BatchOptions, CallLimits };
-export type { BatchOutcome } from "./batch.js";
+export type { BatchOutcome } from "./batch-calls.js";
 export type { FieldViolation } from "./errors.js";
 export type { SecurityOptions, Tls, Token } from "./security.js";
 
@@ -94,6 +95,10 @@ export interface CompleteRequestInit extends RequestOptions {
   messages: Messages;
 }
 
+/** The items of a batch: each has messages, or is the text of one user message. */
+export type BatchItems =
+  Iterable<string | CompleteRequestInit> | AsyncIterable<string | CompleteRequestInit>;
+
 /** The fields of a new session, as in the proto, but with milliseconds. */
 export interface SessionInit extends DeepPartial<
   Omit<v1.CreateSessionRequest, "messages" | "idleTimeout">
@@ -117,8 +122,9 @@ const HEALTH_CHECK: Method<string, boolean> = {
 /**
  * A client of ruvd, which connects at its first call. One is enough for a service.
  *
- * `address` is `host:port` or `unix:PATH`, by default RUVD_ADDRESS or 127.0.0.1:50051. Every method
- * fails with RuvdError, and so does creating a client whose token or TLS files cannot be used.
+ * `address` is `host:port` or `unix:PATH`, by default RUVD_ADDRESS or 127.0.0.1:50051. It may be a list
+ * with commas: the client uses one, and goes on with the next if that fails. Every method fails with
+ * RuvdError, and so does creating a client whose addresses, token or TLS files cannot be used.
  */
 export class Client {
   readonly address: string;
@@ -128,7 +134,8 @@ export class Client {
 
   constructor(address?: string, options: ClientOptions = {}) {
     this.address = address ?? (process.env.RUVD_ADDRESS || DEFAULT_ADDRESS);
-    this.#connection = new Connection(this.address, securityOf(this.address, options));
+    const addresses = parseAddresses(this.address);
+    this.#connection = new Connection(addresses, securityOf(addresses, options));
     this.#timeoutMs = options.timeoutMs;
     this.#reconnectMs = options.reconnectMs ?? GRACE_MS;
   }
@@ -226,9 +233,12 @@ export class Client {
     await this.#call(service.cancelCompletion, request);
   }
 
-  /** Runs up to 10,000 completions; each outcome is returned as soon as it is available. */
-  batch(items: readonly (string | CompleteRequestInit)[], options: BatchOptions = {}): Batch {
-    return new Batch(this.#connection, items.map(toRequest), options);
+  /**
+   * Runs any number of completions, in calls of a size that the daemon accepts, one after the other.
+   * Each outcome is returned as soon as it is available.
+   */
+  batch(items: BatchItems, options: BatchOptions = {}): Batch {
+    return new Batch(this.#connection, toRequests(items), options);
   }
 
   /** Returns the models that the engine offers, and the default model. */
@@ -257,12 +267,15 @@ export class Client {
     this.#connection.close();
   }
 
-  #call<Request, Response>(method: Method<Request, Response>, request: Request): Promise<Response> {
+  #call<Request extends object | string, Response>(
+    method: Method<Request, Response>,
+    request: Request,
+  ): Promise<Response> {
     return this.#connection.call(method, request, { timeoutMs: this.#timeoutMs });
   }
 
   /** Makes a call that returns a session. */
-  async #session<Request>(
+  async #session<Request extends object>(
     method: Method<Request, { session: Session | undefined }>,
     request: Request,
   ): Promise<Session> {
@@ -294,6 +307,10 @@ function toRequest(item: string | CompleteRequestInit): v1.CompleteRequest {
     requestId: init.requestId ?? randomUUID(),
     disconnectGrace: toDuration(init.disconnectGraceMs),
   });
+}
+
+async function* toRequests(items: BatchItems): AsyncGenerator<v1.CompleteRequest, void> {
+  for await (const item of items) yield toRequest(item);
 }
 
 function toMessages(messages: Messages): Message[] {

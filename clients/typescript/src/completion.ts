@@ -8,10 +8,14 @@
 import { setTimeout as sleep } from "node:timers/promises";
 
 import { status } from "@grpc/grpc-js";
+import type { Metadata } from "@grpc/grpc-js";
 
-import { traceMetadata } from "./connection.js";
+import type { Channel } from "./channels.js";
+import { traceMetadata, withSession } from "./connection.js";
 import type { Connection } from "./connection.js";
 import { ErrorReason, RuvdError, cancelled } from "./errors.js";
+import { Round, leaves } from "./failover.js";
+import type { Step } from "./failover.js";
 import { MessageParts } from "./parts.js";
 import {
   OnDisconnect,
@@ -22,6 +26,8 @@ import type * as v1 from "./v1/ruvd/v1/session_service.js";
 
 const FIRST_PAUSE_MS = 50;
 const LONGEST_PAUSE_MS = 1000;
+/** The request that is repeated may be what kills the daemons. */
+const MAX_RESTARTS = 3;
 
 /** The codes of calls whose connection was lost or could not be made. */
 const RETRYABLE = new Set([status.UNAVAILABLE, status.CANCELLED, status.INTERNAL, status.UNKNOWN]);
@@ -49,17 +55,21 @@ export class Completion implements AsyncIterable<string> {
   /** The sequence number of the last event received, after which to resume. */
   lastSequence: number;
 
-  readonly #events = this.#read();
+  /** The events, which `#events` hands to the caller. */
+  readonly #received = this.#read();
+  readonly #events = this.#deliver();
   readonly #controller = new AbortController();
   readonly #metadata = traceMetadata();
   #failure: RuvdError | undefined;
-  /** Whether text, reasoning or a tool call was delivered. */
+  /** Whether text, reasoning or a tool call was handed to the caller. */
   #delivered = false;
   /** The text received; undefined if its beginning is unknown. */
   #text: string | undefined;
   /** The text of the whole answer beyond it. */
   #missingText = "";
-  readonly #parts = new MessageParts();
+  #parts = new MessageParts();
+  #channel: Channel;
+  #restartsLeft = MAX_RESTARTS;
 
   /** @internal */
   constructor(
@@ -69,6 +79,7 @@ export class Completion implements AsyncIterable<string> {
   ) {
     this.lastSequence = "afterSequence" in request ? request.afterSequence : 0;
     this.#text = this.lastSequence === 0 ? "" : undefined;
+    this.#channel = connection.channels.current;
   }
 
   /** Returns the numbered events that have not been read yet. */
@@ -85,7 +96,7 @@ export class Completion implements AsyncIterable<string> {
 
   /** Waits for the end and returns the whole answer with its tool calls and reasoning. */
   async message(): Promise<v1.Message> {
-    while (!(await this.#events.next()).done);
+    while (!(await this.#received.next()).done);
     if (this.finished?.message) return this.finished.message;
     throw this.#failure ?? new RuvdError(status.UNKNOWN, "the answer has no message");
   }
@@ -98,6 +109,13 @@ export class Completion implements AsyncIterable<string> {
   /** Cancels it; the reader gets a RuvdError CANCELLED. Has no effect after the end. */
   cancel(): void {
     if (!this.finished && !this.#failure) this.#controller.abort(cancelled());
+  }
+
+  async *#deliver(): AsyncGenerator<v1.CompletionEvent, void, undefined> {
+    for await (const event of this.#received) {
+      if (event.delta) this.#delivered = true;
+      yield event;
+    }
   }
 
   async *#read(): AsyncGenerator<v1.CompletionEvent, void, undefined> {
@@ -119,18 +137,24 @@ export class Completion implements AsyncIterable<string> {
   /** Yields the events, over as many calls as are needed. */
   async *#readCalls(signal: AbortSignal): AsyncGenerator<v1.CompletionEvent, void, undefined> {
     const { reconnectMs, deadline } = this.limits;
+    const { channels } = this.connection;
+    const round = new Round(channels.attemptsPerRound);
     let brokenAt: number | undefined;
     let pauseMs = FIRST_PAUSE_MS;
+    let notFound: RuvdError | undefined; // in this round
     for (;;) {
-      const resumed = this.started !== undefined;
+      const isResuming = this.started !== undefined || !("messages" in this.request);
+      let hasEvent = false;
       let failure = new RuvdError(status.UNAVAILABLE, "the stream ended without Finished");
       try {
         for await (const { event } of this.#call(signal)) {
           if (event?.messagePart) this.#parts.add(event.messagePart);
           if (!event || event.sequence <= this.lastSequence || event.messagePart) continue;
           this.#parts.join(event.finished);
-          brokenAt = undefined;
+          brokenAt = notFound = undefined;
           pauseMs = FIRST_PAUSE_MS;
+          hasEvent = true;
+          round.begin();
           this.#handleEvent(event);
           yield event;
         }
@@ -139,39 +163,67 @@ export class Completion implements AsyncIterable<string> {
       }
       if (this.finished) return;
       signal.throwIfAborted();
-      const forgotten = resumed && failure.reason === ErrorReason.COMPLETION_NOT_FOUND;
-      if (forgotten && "messages" in this.request && !this.#delivered) {
-        // The daemon has restarted. As nothing was delivered, the answer can be generated again.
-        this.started = undefined;
-        this.lastSequence = 0;
-      } else if (failure.reason || !RETRYABLE.has(failure.code)) throw failure;
+      const step = this.#stepAfter(failure, isResuming, hasEvent);
+      if (step === "ask") notFound = failure;
+      const isRoundOver = step !== "stay" && round.failed();
+      if (isRoundOver && notFound) throw notFound;
       const now = Date.now();
       brokenAt ??= now;
       const remainingMs = brokenAt + reconnectMs - now;
       if (remainingMs <= 0) throw failure;
-      const waitMs = Math.max(0, Math.min(pauseMs, remainingMs, deadline - now));
-      await sleep(waitMs, undefined, { signal }).catch(() => undefined);
-      pauseMs = Math.min(2 * pauseMs, LONGEST_PAUSE_MS);
+      if (isRoundOver || !channels.hasOthers) {
+        const waitMs = Math.max(0, Math.min(pauseMs, remainingMs, deadline - now));
+        await sleep(waitMs, undefined, { signal }).catch(() => undefined);
+        pauseMs = Math.min(2 * pauseMs, LONGEST_PAUSE_MS);
+      }
+      this.#channel = channels.after(this.#channel, step);
     }
   }
 
+  /** Returns the address of the attempt after a failed one. Throws the error if it is final. */
+  #stepAfter(failure: RuvdError, isResuming: boolean, hasEvent: boolean): Step {
+    const { hasOthers } = this.connection.channels;
+    if (!failure.reason && RETRYABLE.has(failure.code)) {
+      // A daemon that was reached may still run, and only it has the running completion.
+      return hasEvent || !hasOthers ? "stay" : "failOver";
+    }
+    if (isResuming && failure.reason === ErrorReason.COMPLETION_NOT_FOUND) {
+      if (this.#restart()) return "stay";
+      if (hasOthers) return "ask";
+    } else if (hasOthers && leaves(failure) && this.#restart()) return "leave";
+    throw failure;
+  }
+
+  /** Forgets an answer that was lost; returns false if a new one may not follow it. */
+  #restart(): boolean {
+    if (this.#delivered || !("messages" in this.request)) return false;
+    if (this.started && this.#restartsLeft-- <= 0) return false;
+    this.started = undefined;
+    this.lastSequence = 0;
+    this.#text = "";
+    this.#parts = new MessageParts();
+    return true;
+  }
+
   #call(signal: AbortSignal): AsyncIterable<{ event: v1.CompletionEvent | undefined }> {
-    const options = { deadline: this.limits.deadline, metadata: this.#metadata.clone(), signal };
+    const options = { deadline: this.limits.deadline, metadata: this.#callMetadata(), signal };
     if ("messages" in this.request && !this.started) {
-      return this.connection.stream(service.complete, this.request, options);
+      return this.connection.stream(this.#channel, service.complete, this.request, options);
     }
     const fields = { ...this.#identify(), afterSequence: this.lastSequence };
     const request = ResumeCompletionRequest.fromPartial(fields);
-    return this.connection.stream(service.resumeCompletion, request, options);
+    return this.connection.stream(this.#channel, service.resumeCompletion, request, options);
+  }
+
+  #callMetadata(): Metadata {
+    const sessionId = this.request.sessionId || (this.started?.sessionId ?? "");
+    return withSession(this.#metadata.clone(), sessionId);
   }
 
   #handleEvent({ sequence, started, delta, finished }: v1.CompletionEvent): void {
     this.lastSequence = sequence;
     if (started) this.started = started;
-    if (delta) {
-      this.#delivered = true;
-      if (this.#text !== undefined) this.#text += delta.text ?? "";
-    }
+    if (delta && this.#text !== undefined) this.#text += delta.text ?? "";
     if (finished) {
       const content = finished.message?.content ?? "";
       const delivered = this.#text ?? content;
@@ -196,6 +248,6 @@ export class Completion implements AsyncIterable<string> {
     if ("messages" in this.request) {
       if (this.request.onDisconnect === OnDisconnect.ON_DISCONNECT_CONTINUE) return;
     }
-    this.connection.cancel(this.#identify(), this.#metadata.clone());
+    this.connection.cancel(this.#channel, this.#identify(), this.#callMetadata());
   };
 }

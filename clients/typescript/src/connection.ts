@@ -1,28 +1,21 @@
-/** The connection to the daemon: its channel options, calls, and closing. */
+/** The connection of a client: its calls, their metadata, and closing. */
 
 import { on } from "node:events";
 import { createRequire } from "node:module";
+import { setTimeout as sleep } from "node:timers/promises";
 
-import { Client, Metadata } from "@grpc/grpc-js";
+import { Metadata } from "@grpc/grpc-js";
 import type { CallCredentials } from "@grpc/grpc-js";
 
+import type { Address } from "./addresses.js";
+import { Channels } from "./channels.js";
+import type { Channel } from "./channels.js";
 import { RuvdError, cancelled } from "./errors.js";
+import { UnaryAttempts } from "./failover.js";
 import type { Security } from "./security.js";
 import { CancelCompletionRequest, SessionServiceService } from "./v1/ruvd/v1/session_service.js";
-import { serviceConfig } from "./v1/service_config.js";
 
 const CANCEL_TIMEOUT_MS = 5000;
-
-const OPTIONS = {
-  // The daemon limits the sizes, because its error says why a message was rejected.
-  "grpc.max_receive_message_length": -1,
-  "grpc.max_send_message_length": -1,
-  "grpc.enable_http_proxy": 0,
-  // The backoff of the stream's resumption, so that a restarted daemon is found at each attempt.
-  "grpc.initial_reconnect_backoff_ms": 50,
-  "grpc.max_reconnect_backoff_ms": 1000,
-  "grpc.service_config": JSON.stringify(serviceConfig),
-};
 
 /** A method of a service, as described by generated code. */
 export interface Method<Request, Response> {
@@ -39,64 +32,107 @@ export interface CallLimits {
   timeoutMs?: number | undefined;
 }
 
-/** A connection, opened by the first call. Every call fails with RuvdError. */
+/** The connection of a client, opened by the first call. Every call fails with RuvdError. */
 export class Connection {
-  readonly #grpc: Client;
+  readonly channels: Channels;
   readonly #credentials: CallCredentials;
   readonly #streams = new Set<() => void>();
   readonly #pendingCancels = new Set<Promise<unknown>>();
   #closed = false;
 
-  constructor(address: string, security: Security) {
-    this.#grpc = new Client(address, security.channel, { ...OPTIONS, ...security.options });
+  constructor(addresses: readonly Address[], security: Security) {
+    this.channels = new Channels(addresses, security);
     this.#credentials = security.calls;
   }
 
   /** Makes a unary call. */
-  async call<Request, Response>(
+  async call<Request extends object | string, Response>(
+    method: Method<Request, Response>,
+    request: Request,
+    { timeoutMs = Infinity } = {},
+  ): Promise<Response> {
+    const metadata = withSession(traceMetadata(), sessionOf(request));
+    let channel = this.channels.current;
+    if (!this.channels.hasOthers) {
+      return this.#callOnce(channel, method, request, metadata, Date.now() + timeoutMs);
+    }
+    const name = method.path.slice(method.path.lastIndexOf("/") + 1);
+    const fields = typeof request === "string" ? {} : request;
+    const { attemptsPerRound } = this.channels;
+    const attempts = new UnaryAttempts(name, fields, timeoutMs, attemptsPerRound);
+    for (;;) {
+      try {
+        const { deadline } = attempts;
+        return await this.#callOnce(channel, method, request, metadata.clone(), deadline);
+      } catch (error) {
+        const { step, pauseMs } = attempts.handleFailure(RuvdError.of(error));
+        if (pauseMs) await sleep(pauseMs);
+        channel = this.channels.after(channel, step);
+      }
+    }
+  }
+
+  async #callOnce<Request, Response>(
+    channel: Channel,
     { path, requestSerialize: write, responseDeserialize: read }: Method<Request, Response>,
     request: Request,
-    { timeoutMs = Infinity, metadata = traceMetadata() } = {},
+    metadata: Metadata,
+    deadline: number,
   ): Promise<Response> {
     if (this.#closed) throw cancelled();
-    const options = { deadline: Date.now() + timeoutMs, credentials: this.#credentials };
-    return new Promise((resolve, reject) => {
-      const done = (error: unknown, response?: Response) => {
-        if (response === undefined) reject(RuvdError.of(error));
-        else resolve(response);
-      };
-      this.#grpc.makeUnaryRequest(path, write, read, request, metadata, options, done);
-    });
+    const options = { deadline, credentials: this.#credentials };
+    channel.begin();
+    try {
+      await channel.connected(deadline);
+      return await new Promise((resolve, reject) => {
+        const done = (error: unknown, response?: Response) => {
+          if (response === undefined) reject(RuvdError.of(error));
+          else resolve(response);
+        };
+        channel.grpc.makeUnaryRequest(path, write, read, request, metadata, options, done);
+      });
+    } finally {
+      channel.end();
+    }
   }
 
   /** Makes a streaming call. Aborting the signal ends it with the signal's reason as the error. */
   async *stream<Request, Response>(
+    channel: Channel,
     { path, requestSerialize: write, responseDeserialize: read }: Method<Request, Response>,
     request: Request,
     { signal, metadata, deadline }: { signal: AbortSignal; metadata: Metadata; deadline: number },
   ): AsyncGenerator<Response, void, undefined> {
     signal.throwIfAborted();
-    const options = { deadline, credentials: this.#credentials };
-    const call = this.#grpc.makeServerStreamRequest(path, write, read, request, metadata, options);
-    call.on("error", () => undefined); // An abandoned call also emits an error.
-    const cancel = () => {
-      call.cancel();
-    };
-    signal.addEventListener("abort", cancel);
+    channel.begin();
     try {
-      // Responses are buffered here: when a stream ends with an error, grpc-js discards those that it
-      // still holds, so a slow reader would lose the last pieces of text.
-      const responses = on(call, "data", { close: ["end"] }) as AsyncIterable<[Response]>;
-      for await (const [response] of responses) {
-        signal.throwIfAborted();
-        yield response;
-      }
-    } catch (error) {
+      await channel.connected(deadline);
       signal.throwIfAborted();
-      throw RuvdError.of(error);
+      const options = { deadline, credentials: this.#credentials };
+      const { grpc } = channel;
+      const call = grpc.makeServerStreamRequest(path, write, read, request, metadata, options);
+      call.on("error", () => undefined); // An abandoned call also emits an error.
+      const cancel = () => {
+        call.cancel();
+      };
+      signal.addEventListener("abort", cancel);
+      try {
+        // Responses are buffered here: when a stream ends with an error, grpc-js discards those that
+        // it still holds, so a slow reader would lose the last pieces of text.
+        const responses = on(call, "data", { close: ["end"] }) as AsyncIterable<[Response]>;
+        for await (const [response] of responses) {
+          signal.throwIfAborted();
+          yield response;
+        }
+      } catch (error) {
+        signal.throwIfAborted();
+        throw RuvdError.of(error);
+      } finally {
+        signal.removeEventListener("abort", cancel);
+        cancel();
+      }
     } finally {
-      signal.removeEventListener("abort", cancel);
-      cancel();
+      channel.end();
     }
   }
 
@@ -115,22 +151,25 @@ export class Connection {
   }
 
   /** Sends a cancel call, whose errors are ignored. Only `close` waits for it. */
-  cancel(target: Partial<CancelCompletionRequest>, metadata: Metadata): void {
+  cancel(channel: Channel, target: Partial<CancelCompletionRequest>, metadata: Metadata): void {
+    if (channel.isClosed) return;
     const request = CancelCompletionRequest.fromPartial(target);
-    const options = { timeoutMs: CANCEL_TIMEOUT_MS, metadata };
-    const cancellation = this.call(SessionServiceService.cancelCompletion, request, options)
+    const { cancelCompletion } = SessionServiceService;
+    const deadline = Date.now() + CANCEL_TIMEOUT_MS;
+    const call = this.#callOnce(channel, cancelCompletion, request, metadata, deadline);
+    const cancellation = call
       .catch(() => undefined) // The completion or the daemon has already ended.
       .finally(() => this.#pendingCancels.delete(cancellation));
     this.#pendingCancels.add(cancellation);
   }
 
-  /** Aborts all streams, and closes the channel after the pending cancel calls. */
+  /** Aborts all streams, and closes the channels after the pending cancel calls. */
   close(): void {
     if (this.#closed) return;
     for (const stop of this.#streams) stop();
     this.#closed = true;
     void Promise.all(this.#pendingCancels).then(() => {
-      this.#grpc.close();
+      this.channels.close();
     });
   }
 }
@@ -154,4 +193,14 @@ export function traceMetadata(): Metadata {
     },
   });
   return metadata;
+}
+
+/** Returns the metadata of a call for a session, by which proxies choose a daemon. */
+export function withSession(metadata: Metadata, sessionId: string): Metadata {
+  if (/^[A-Za-z0-9._:-]{1,128}$/.test(sessionId)) metadata.set("x-ruvd-session-id", sessionId);
+  return metadata;
+}
+
+function sessionOf(request: object | string): string {
+  return (request as { sessionId?: string }).sessionId ?? "";
 }

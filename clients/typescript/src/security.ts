@@ -3,11 +3,11 @@
 import { X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
-import { BlockList, isIP } from "node:net";
 
 import { Metadata, credentials, status } from "@grpc/grpc-js";
 import type { CallCredentials, ChannelCredentials, ChannelOptions } from "@grpc/grpc-js";
 
+import type { Address } from "./addresses.js";
 import { RuvdError } from "./errors.js";
 
 /**
@@ -42,24 +42,21 @@ export interface SecurityOptions {
   tls?: Tls | undefined;
 }
 
-/** The security of a channel and of its calls, as gRPC takes it. */
+/** The security of the channels and of their calls, as gRPC takes it. Unix sockets have no TLS. */
 export interface Security {
   channel: ChannelCredentials;
   options: ChannelOptions;
   calls: CallCredentials;
 }
 
-const LOOPBACK = new BlockList();
-LOOPBACK.addSubnet("127.0.0.0", 8);
-LOOPBACK.addAddress("::1", "ipv6");
-
 /** Returns the security of a client. Throws RuvdError if the options cannot be used. */
-export function securityOf(address: string, options: SecurityOptions): Security {
+export function securityOf(addresses: readonly Address[], options: SecurityOptions): Security {
   const token = options.token ?? environmentToken();
-  const isSocket = address.startsWith("unix:");
+  const isSocket = addresses.every((address) => address.isSocket);
   const tls = isSocket ? undefined : (options.tls ?? environmentTls());
-  if (token && !tls && !isSocket && !isLoopback(address)) {
-    throw unusable(`a token must not be sent to ${address} in plain text: use TLS`);
+  const remote = addresses.find((address) => !address.isLocal);
+  if (token && !tls && remote) {
+    throw unusable(`a token must not be sent to ${remote.target} in plain text: use TLS`);
   }
   return {
     channel: tls ? encrypted(tls) : credentials.createInsecure(),
@@ -79,15 +76,6 @@ function environmentTls(): Tls | undefined {
   const keyFile = process.env.RUVD_TLS_CLIENT_KEY_FILE;
   const serverName = process.env.RUVD_TLS_SERVER_NAME;
   return caFile || certFile || keyFile ? { caFile, certFile, keyFile, serverName } : undefined;
-}
-
-/** Tells whether an address `host:port` is surely on this machine. */
-function isLoopback(address: string): boolean {
-  const [, name, ipv6] = /^(?:([^:[\]]+)|\[(.+)\])(?::\d+)?$/.exec(address) ?? [];
-  if (ipv6) return isIP(ipv6) === 6 && LOOPBACK.check(ipv6, "ipv6");
-  return (
-    name?.toLowerCase() === "localhost" || (isIP(name ?? "") === 4 && LOOPBACK.check(name ?? ""))
-  );
 }
 
 function encrypted({ caFile, certFile, keyFile }: Tls): ChannelCredentials {
