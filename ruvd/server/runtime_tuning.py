@@ -110,6 +110,9 @@ def server_options(max_request_bytes: int, max_connection_calls: int | None = No
         # Without probes for bandwidth gRPC buffers 64 KiB of a request that the daemon does not
         # receive yet, instead of all of it: 150 requests of 600 kB took 90 MB at once.
         ("grpc.http2.bdp_probe", 0),
+        # Clients check a silent connection every 20 s. By default gRPC takes that for abuse, and
+        # closes the connection of a stream that waits for its engine for more than a minute.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         # A second daemon must fail to bind the port, not silently share it.
         ("grpc.so_reuseport", 0),
     )

@@ -12,6 +12,8 @@ from typing import Any
 
 import grpc
 import pytest
+from ruvd_client.addresses import Address
+from ruvd_client.channels import channel_options
 from wire import turn
 
 from ruvd.server import runtime_tuning
@@ -128,3 +130,11 @@ def test_a_loop_of_the_daemon_keeps_no_list_of_generators() -> None:
 
     with runtime_tuning.event_loop_runner() as runner:
         assert runner.run(run()) == ("uvloop", None)
+
+
+def test_the_pings_of_the_clients_are_not_too_many_for_the_daemon() -> None:
+    """With gRPC's default, a silent stream of a client with several addresses broke in a minute."""
+    options = channel_options(Address("127.0.0.1:1"), None, several=True)
+    pings = dict(options)["grpc.keepalive_time_ms"]
+    allowed = dict(runtime_tuning.server_options(1))["grpc.http2.min_ping_interval_without_data_ms"]
+    assert allowed <= pings / 2

@@ -148,7 +148,7 @@ def connector(
     several = count_attempts(addresses) > 1
 
     def connect(address: Address) -> Any:
-        options = _options(address, tls, several=several)
+        options = channel_options(address, tls, several=several)
         if credentials is None or address.is_socket:
             return library.insecure_channel(address.target, options=options, **arguments)
         return library.secure_channel(address.target, credentials, options=options, **arguments)
@@ -156,7 +156,7 @@ def connector(
     return connect
 
 
-def _options(address: Address, tls: Tls | None, *, several: bool) -> Options:
+def channel_options(address: Address, tls: Tls | None, *, several: bool) -> Options:
     """Returns the options of the channel to an address."""
     options: Options = (*CHANNEL_OPTIONS, ("grpc.service_config", SERVICE_CONFIG))
     if several:
