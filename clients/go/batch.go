@@ -106,7 +106,8 @@ func (b *Batch) run(ctx context.Context, yield func(*Outcome, error) bool) error
 			if b.brokenAt.IsZero() {
 				b.brokenAt = time.Now()
 			}
-			if time.Since(b.brokenAt) >= batchReconnect {
+			isNobodyThere := !b.answered && b.failed == all.roundLength()
+			if isNobodyThere || time.Since(b.brokenAt) >= batchReconnect {
 				return err
 			}
 			pending = slices.Insert(pending, 0, left)
@@ -201,7 +202,7 @@ func (b *Batch) isRepeated(result *ruvdv1.BatchResult) bool {
 // isLost reports whether the unfinished items of a call are sent again.
 func (b *Batch) isLost(err error) bool {
 	var failure *Error
-	return err == errShutDown || b.client.connections.several && failsOver(err, true) ||
+	return err == errShutDown || b.client.connections.several && failsOver(err, false) ||
 		errors.As(err, &failure) && failure.Code == codes.Unavailable && b.answered
 }
 

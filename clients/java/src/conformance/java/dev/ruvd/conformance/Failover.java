@@ -58,9 +58,11 @@ final class Failover {
   /** Makes the call of a line: its name and up to two words or texts. */
   private void answer(String[] words) {
     try {
-      call(words[0], words.length > 1 ? words[1] : "", words.length > 2 ? words[2] : "");
+      String session = words.length > 1 && !words[1].equals("-") ? words[1] : "";
+      call(words[0], session, words.length > 2 ? words[2] : "");
     } catch (RuvdException failed) {
-      line("error " + codeAndReason(failed));
+      String retry = failed.retryAfter().map(it -> " retry=" + it.toMillis() + "ms").orElse("");
+      line("error " + codeAndReason(failed) + retry);
     }
   }
 
@@ -123,9 +125,7 @@ final class Failover {
   /** Returns the request of a turn, from its session and from its request id and text. */
   private static CompleteRequest.Builder turn(String session, String rest) {
     String[] words = rest.split(" ", 2);
-    return RuvdClient.request(words[1])
-        .setRequestId(words[0])
-        .setSessionId(session.equals("-") ? "" : session);
+    return RuvdClient.request(words[1]).setRequestId(words[0]).setSessionId(session);
   }
 
   private void complete(CompleteRequest.Builder request) {

@@ -183,7 +183,7 @@ final class Batch {
 
   /** Tells whether the unfinished items of a call are sent again. */
   private boolean isLost(RuvdException failure) {
-    return connections.areSeveral && RepeatedCall.failsOver(failure, true)
+    return connections.areSeveral && RepeatedCall.failsOver(failure, false)
         || failure.code() == Code.UNAVAILABLE && isAnswered;
   }
 
@@ -197,6 +197,9 @@ final class Batch {
     failed++;
     if (connections.areSeveral) {
       connections.leave(at);
+      if (!isAnswered && failed == connections.roundLength()) {
+        throw failure;
+      }
       if (failed % connections.roundLength() != 0) {
         return;
       }

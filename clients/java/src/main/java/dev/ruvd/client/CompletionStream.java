@@ -231,7 +231,7 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
     if (event.hasStarted()) {
       String id = event.getStarted().getCompletionId();
       target = ResumeCompletionRequest.newBuilder().setCompletionId(id).build();
-      session = event.getStarted().getSessionId();
+      session = orElse(event.getStarted().getSessionId(), session);
     } else if (event.hasFinished()) {
       finished = event.getFinished();
       String content = finished.getMessage().getContent();
@@ -349,6 +349,10 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
       Context.ROOT.run(
           () -> SessionServiceGrpc.newFutureStub(channel()).cancelCompletion(cancel.build()));
     }
+  }
+
+  private static String orElse(String text, String other) {
+    return text.isEmpty() ? other : text;
   }
 
   private static ResumeCompletionRequest identify(CompleteRequest request) {

@@ -38,7 +38,6 @@ final class RepeatedCall implements ClientInterceptor {
     if (!connections.areSeveral) {
       return makeAt(connections.now(), method);
     }
-    Duration pause = null;
     for (int round = 1; ; round++) {
       RuvdException failure = null;
       for (int attempt = 0; attempt < connections.roundLength(); attempt++) {
@@ -57,11 +56,10 @@ final class RepeatedCall implements ClientInterceptor {
           connections.leave(at);
         }
       }
-      if (policy == null || round >= policy.rounds()) {
+      if (round == RetryPolicy.rounds()) {
         throw failure;
       }
-      pause = pause == null ? policy.firstPause() : policy.after(pause);
-      sleep(pause);
+      sleep(RetryPolicy.pauseAfter(round));
     }
   }
 

@@ -3,61 +3,59 @@ package dev.ruvd.client;
 import java.time.Duration;
 import java.util.HashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 
 /**
- * The timeout and the retries that the service config sets for a method. They are applied here if
- * the client has several addresses; otherwise gRPC applies them.
+ * What the service config sets for a method. It is applied here if the client has several
+ * addresses; otherwise gRPC applies it.
  *
+ * @param isRead whether the method has a retry policy, as those have that only read
  * @param timeout of all attempts together; null for none
- * @param rounds the number of rounds over the addresses, at least 1
- * @param firstPause the pause after the first round
  */
-record RetryPolicy(
-    Duration timeout, int rounds, Duration firstPause, Duration longestPause, double multiplier) {
-  private static final RetryPolicy NONE = new RetryPolicy(null, 1, Duration.ZERO, Duration.ZERO, 1);
-  private static final Map<String, RetryPolicy> OF_METHODS = read(ServiceConfig.read());
+record RetryPolicy(boolean isRead, Duration timeout) {
+  private static final RetryPolicy NONE = new RetryPolicy(false, null);
+  private static final Map<String, RetryPolicy> OF_METHODS = new HashMap<>();
+
+  /** The policy of reads. With several addresses all methods have it, as each can be repeated. */
+  private static Map<?, ?> retries;
+
+  static {
+    for (Object each : (List<?>) ServiceConfig.read().get("methodConfig")) {
+      Map<?, ?> method = (Map<?, ?>) each;
+      boolean isRead = method.get("retryPolicy") != null;
+      if (isRead) {
+        retries = (Map<?, ?>) method.get("retryPolicy");
+      }
+      RetryPolicy policy = new RetryPolicy(isRead, duration(method.get("timeout")));
+      for (Object name : (List<?>) method.get("name")) {
+        OF_METHODS.put((String) ((Map<?, ?>) name).get("method"), policy);
+      }
+    }
+  }
 
   /** Returns the policy of a method, by its name without the service. */
   static RetryPolicy of(String method) {
     return OF_METHODS.getOrDefault(method, NONE);
   }
 
-  /** Tells whether the method has a retry policy, as those have that only read. */
-  boolean isRead() {
-    return rounds > 1;
+  /** Returns the number of rounds over the addresses. */
+  static int rounds() {
+    return ((Number) retries.get("maxAttempts")).intValue();
   }
 
-  /** Returns the pause after this one. */
-  Duration after(Duration pause) {
-    Duration next = Duration.ofNanos(Math.round(pause.toNanos() * multiplier));
-    return next.compareTo(longestPause) < 0 ? next : longestPause;
-  }
-
-  private static Map<String, RetryPolicy> read(Map<String, ?> config) {
-    Map<String, RetryPolicy> policies = new HashMap<>();
-    for (Object each : (List<?>) config.get("methodConfig")) {
-      Map<?, ?> method = (Map<?, ?>) each;
-      Map<?, ?> retries = (Map<?, ?>) method.get("retryPolicy");
-      Duration timeout = duration(method.get("timeout"));
-      RetryPolicy policy =
-          retries == null
-              ? new RetryPolicy(timeout, 1, Duration.ZERO, Duration.ZERO, 1)
-              : new RetryPolicy(
-                  timeout,
-                  ((Number) retries.get("maxAttempts")).intValue(),
-                  duration(retries.get("initialBackoff")),
-                  duration(retries.get("maxBackoff")),
-                  ((Number) retries.get("backoffMultiplier")).doubleValue());
-      for (Object name : (List<?>) method.get("name")) {
-        policies.put((String) ((Map<?, ?>) name).get("method"), policy);
-      }
-    }
-    return policies;
+  /** Returns the pause after a round; the first is 1. */
+  static Duration pauseAfter(int round) {
+    double multiplier = ((Number) retries.get("backoffMultiplier")).doubleValue();
+    double factor = Math.pow(multiplier, round - 1);
+    Duration pause =
+        Duration.ofNanos(Math.round(duration(retries.get("initialBackoff")).toNanos() * factor));
+    Duration longest = duration(retries.get("maxBackoff"));
+    return pause.compareTo(longest) < 0 ? pause : longest;
   }
 
   /** Parses a Duration in its JSON form, "0.1s". */
   private static Duration duration(Object text) {
-    return text == null ? null : Duration.parse("PT" + ((String) text).toUpperCase());
+    return text == null ? null : Duration.parse("PT" + ((String) text).toUpperCase(Locale.ROOT));
   }
 }

@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.nio.file.Path;
 import java.util.List;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 
@@ -76,12 +77,13 @@ class AddressesTest {
 
   @Test
   void readsAreRepeatedByTheServiceConfig() {
-    RetryPolicy reads = RetryPolicy.of("GetSession");
-    assertTrue(reads.isRead());
-    assertEquals(4, reads.rounds());
-    assertEquals(10, reads.timeout().toSeconds());
-    assertEquals(200, reads.after(reads.firstPause()).toMillis());
+    assertTrue(RetryPolicy.of("GetSession").isRead());
+    assertEquals(10, RetryPolicy.of("GetSession").timeout().toSeconds());
     assertFalse(RetryPolicy.of("CreateSession").isRead());
-    assertEquals(1, RetryPolicy.of("AppendMessages").rounds());
+    assertFalse(RetryPolicy.of("AppendMessages").isRead());
+    assertEquals(4, RetryPolicy.rounds());
+    assertEquals(
+        List.of(100L, 200L, 400L, 800L, 1000L),
+        IntStream.rangeClosed(1, 5).mapToObj(it -> RetryPolicy.pauseAfter(it).toMillis()).toList());
   }
 }
