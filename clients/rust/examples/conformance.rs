@@ -1,4 +1,4 @@
-//! The program of `clients/CONFORMANCE.md`: `conformance scenario|restart|identity WAY`.
+//! The program of `clients/CONFORMANCE.md`: `conformance scenario|restart|failover|identity WAY`.
 //!
 //! Its output is the same in every language. It uses only the crate's public API.
 
@@ -22,8 +22,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["scenario"] => Ok(scenario().await?),
         ["restart"] => Ok(restart().await?),
+        ["failover"] => failover().await,
         ["identity", way] => identity(way).await,
-        _ => Err("usage: conformance scenario|restart|identity WAY".into()),
+        _ => Err("usage: conformance scenario|restart|failover|identity WAY".into()),
     }
 }
 
@@ -293,6 +294,120 @@ async fn restart() -> Outcome {
     match client.get("omega", SessionView::Basic).await {
         Ok(session) => print_session(&session),
         Err(error) => print_error(&error),
+    }
+    Ok(())
+}
+
+/// Makes one call for each line of standard input.
+async fn failover() -> Result<(), Box<dyn std::error::Error>> {
+    let client = match Client::from_env() {
+        Ok(client) => client,
+        Err(refused) => {
+            println!("refused {}", refused.message.replace('\n', " "));
+            return Ok(());
+        }
+    };
+    for line in io::stdin().lines() {
+        let line = line?;
+        let mut words = line.splitn(3, ' ');
+        let mut word = || words.next().unwrap_or_default();
+        let (name, session) = (word(), word().trim_start_matches('-'));
+        if let Err(error) = failover_call(&client, name, session, word()).await {
+            print_error(&error);
+        }
+        io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+async fn failover_call(client: &Client, name: &str, session: &str, text: &str) -> Outcome {
+    let session_id = session.to_owned();
+    match name {
+        "complete" => failover_stream(client.complete(turn(session, text))).await?,
+        "collect" => {
+            println!("collected [{}]", client.complete(turn(session, text)).text().await?);
+        }
+        "batch" => failover_batch(client, format!("{session} {text}").split_whitespace()).await?,
+        "create" => {
+            let request = CreateSessionRequest { session_id, ..Default::default() };
+            println!("created {}", client.create(request).await?.id);
+        }
+        "append" => {
+            let messages = CompleteRequest::from(text).messages;
+            let request = AppendMessagesRequest { session_id, messages, ..Default::default() };
+            println!("appended messages={}", client.append(request).await?.message_count);
+        }
+        "update" => {
+            let labels = HashMap::from([("value".into(), text.into())]);
+            let update_mask = Some(prost_types::FieldMask { paths: vec!["labels".into()] });
+            let request =
+                UpdateSessionRequest { session_id, labels, update_mask, ..Default::default() };
+            client.update(request).await?;
+            println!("updated");
+        }
+        "fork" => {
+            let new_session_id = text.to_owned();
+            let request = ForkSessionRequest { session_id, new_session_id, ..Default::default() };
+            println!("forked exchanges={}", client.fork(request).await?.exchange_count);
+        }
+        "get" => print_session(&client.get(session, SessionView::Basic).await?),
+        "end" => {
+            client.end(session).await?;
+            println!("ended");
+        }
+        "models" => {
+            client.models().await?;
+            println!("models ok");
+        }
+        "cancel" => {
+            let request_id = text.to_owned();
+            let request = CancelCompletionRequest { session_id, request_id, ..Default::default() };
+            client.cancel(request).await?;
+            println!("cancelled");
+        }
+        _ => println!("unknown call {name}"),
+    }
+    Ok(())
+}
+
+/// Returns the request of a turn, from its session and from its request id and text.
+fn turn(session: &str, rest: &str) -> CompleteRequest {
+    let (request_id, text) = rest.split_once(' ').unwrap_or_default();
+    CompleteRequest { request_id: request_id.into(), ..session_request(text, session) }
+}
+
+async fn failover_stream(mut answer: Completion) -> Outcome {
+    while let Some(text) = answer.try_next().await? {
+        println!("text [{text}]");
+        io::stdout().flush().expect("stdout is open");
+    }
+    if let Some(finished) = answer.finished() {
+        println!("finished {} exchanges={}", reason(finished), finished.exchange_count);
+    }
+    Ok(())
+}
+
+async fn failover_batch(client: &Client, words: impl Iterator<Item = &str>) -> Outcome {
+    let items = words.map(CompleteRequest::from).collect();
+    let mut batch = client.batch(BatchCompleteRequest { items, ..Default::default() });
+    let mut results = BTreeMap::new();
+    while let Some(event) = batch.try_next().await? {
+        if let batch_complete_response::Event::Result(result) = event {
+            results.insert(result.index, result.outcome);
+        }
+    }
+    for (index, outcome) in results {
+        match outcome {
+            Some(batch_result::Outcome::Completion(completion)) => {
+                let message = completion.finished.and_then(|end| end.message);
+                println!("item {index} [{}]", message.unwrap_or_default().content);
+            }
+            Some(batch_result::Outcome::Error(status)) => {
+                print!("item {index} ");
+                print_error(&status.into());
+            }
+            None => println!("item {index} without an outcome"),
+        }
     }
     Ok(())
 }

@@ -4,18 +4,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::{future::Future, time::Duration};
 
-use tonic::codegen::{StdError, http::Uri};
+use tonic::codegen::StdError;
 use tonic::transport::Endpoint;
 
-use crate::connection::{Connection, Stub};
-use crate::security::{Tls, Token, invalid, is_loopback, variable};
+use crate::addresses::{is_local, is_name, is_socket, split};
+use crate::connections::Connections;
+use crate::security::{Tls, Token, invalid, variable};
 use crate::{Client, Error};
 
 /// The default address of the daemon.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 
 const RECONNECT: Duration = Duration::from_secs(10);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 // An error that names many invalid fields may exceed the default limit of 16 KiB of headers.
 const MAX_HEADER_BYTES: u32 = 64 << 10;
 
@@ -34,6 +34,9 @@ pub struct ClientBuilder {
 impl ClientBuilder {
     /// Sets the daemon's address: `host:port` or `unix:PATH`. By default it is `RUVD_ADDRESS` or
     /// [`DEFAULT_ADDRESS`].
+    ///
+    /// It may be a list of several with commas, or a DNS name with several records. The client uses
+    /// one of them, and goes on to the next when that cannot be reached or its daemon shuts down.
     pub fn address(self, address: impl Into<String>) -> Self {
         Self { address: Some(address.into()), ..self }
     }
@@ -84,37 +87,40 @@ impl ClientBuilder {
     ///
     /// # Errors
     ///
-    /// INVALID_ARGUMENT if the address is malformed, if the token or a file for TLS cannot be used,
+    /// INVALID_ARGUMENT if an address is malformed, if the token or a file for TLS cannot be used,
     /// or if a token would be sent to another machine without TLS.
     pub fn build(self) -> Result<Client, Error> {
         let address = self.address.or_else(|| variable("RUVD_ADDRESS"));
-        let address = address.as_deref().unwrap_or(DEFAULT_ADDRESS);
-        let is_socket = address.starts_with("unix:");
-        let tls = self.tls.or_else(Tls::from_env).filter(|_| !is_socket);
-        let uri = match (is_socket, &tls) {
-            (true, _) => address.to_owned(),
-            (false, None) => format!("http://{address}"),
-            (false, Some(_)) => format!("https://{address}"),
-        };
-        let mut endpoint = Endpoint::from_shared(uri.clone())
-            .map_err(|_| invalid("neither host:port nor unix:PATH"))?
-            .http2_max_header_list_size(MAX_HEADER_BYTES)
-            .connect_timeout(CONNECT_TIMEOUT);
-        if let Some(tls) = &tls {
-            endpoint = tls.configure(endpoint)?;
-        }
+        let entries = split(address.as_deref().unwrap_or(DEFAULT_ADDRESS))?;
+        let tls = self.tls.or_else(Tls::from_env);
         let token = Some(self.token.unwrap_or_else(Token::from_env)).filter(|it| !it.is_none());
-        if let Some(token) = &token {
-            token.check()?;
-            // The host that is called, not what looks like it in the text of the address.
-            let host = uri.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
-            if !is_socket && tls.is_none() && !host.is_some_and(|host| is_loopback(&host)) {
-                return Err(invalid(format!("a token is not sent to {address} without TLS")));
+        let mut endpoints = Vec::new();
+        for entry in entries {
+            endpoints.push((endpoint(entry, tls.as_ref())?, is_name(entry)));
+            if token.is_some() && tls.is_none() && !is_local(entry) {
+                return Err(invalid(format!("a token is not sent to {entry} without TLS")));
             }
         }
-        // The daemon limits the sizes, because its error says why a message was rejected.
-        let stub = Stub::new(Connection::new(endpoint, token));
-        let stub = stub.max_decoding_message_size(usize::MAX);
-        Ok(Client { stub, reconnect: self.reconnect.unwrap_or(RECONNECT) })
+        if let Some(token) = &token {
+            token.check()?;
+        }
+        let connections = Arc::new(Connections::new(endpoints, token.as_ref()));
+        Ok(Client { connections, reconnect: self.reconnect.unwrap_or(RECONNECT) })
+    }
+}
+
+fn endpoint(entry: &str, tls: Option<&Tls>) -> Result<Endpoint, Error> {
+    let tls = tls.filter(|_| !is_socket(entry));
+    let uri = match (is_socket(entry), tls) {
+        (true, _) => entry.to_owned(),
+        (false, None) => format!("http://{entry}"),
+        (false, Some(_)) => format!("https://{entry}"),
+    };
+    let endpoint = Endpoint::from_shared(uri)
+        .map_err(|_| invalid(format!("{entry:?} is neither host:port nor unix:PATH")))?
+        .http2_max_header_list_size(MAX_HEADER_BYTES);
+    match tls {
+        Some(tls) => tls.configure(endpoint),
+        None => Ok(endpoint),
     }
 }

@@ -1,5 +1,6 @@
 //! A completion, received over one or several streams, by the rules of clients/CONFORMANCE.md.
 
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::{future::Future, pin::Pin, time::Duration};
 
@@ -9,14 +10,15 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Code, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::Error;
-use crate::connection::{Stub, build_request, trace};
+use crate::connections::Connections;
+use crate::error::is_left;
 use crate::parts::MessageParts;
+use crate::requests::{build_request, trace};
+use crate::tries::{Failure, MAX_RESTARTS, Tries};
 use crate::v1::completion_event::Event;
 use crate::v1::delta::Part;
 use crate::v1::*;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const CONNECTION_ERRORS: [Code; 4] =
     [Code::Unavailable, Code::Internal, Code::Unknown, Code::Cancelled];
 const CONTRADICTION: &str = "the answer contradicts the text received before";
@@ -33,7 +35,7 @@ type Events = BoxStream<'static, Result<CompletionEvent, Error>>;
 /// `Client::cancel` waits for the end and can commit the part generated so far.
 #[must_use = "the call is made when it is polled"]
 pub struct Completion {
-    stub: Stub,
+    tries: Tries,
     reconnect: Duration,
     trace: MetadataMap,
     deadline: Option<Instant>,
@@ -41,6 +43,10 @@ pub struct Completion {
     request: Option<CompleteRequest>,
     /// Identifies the completion and the last event received.
     target: ResumeCompletionRequest,
+    /// Empty if there is none or it is not known.
+    session: String,
+    /// Whether the caller gets nothing before the end.
+    collects: bool,
     /// None after the end.
     events: Option<Events>,
     /// Whether the events come from ResumeCompletion.
@@ -53,7 +59,6 @@ pub struct Completion {
     text: Option<String>,
     /// The text of the whole answer beyond it.
     missing_text: String,
-    broken: Option<Instant>,
     finished: Option<Finished>,
     /// The parts of the whole message, if it is large.
     parts: MessageParts,
@@ -61,25 +66,26 @@ pub struct Completion {
 
 impl Completion {
     pub(crate) fn new(
-        stub: Stub,
+        connections: Arc<Connections>,
         reconnect: Duration,
         request: Option<CompleteRequest>,
         target: ResumeCompletionRequest,
     ) -> Self {
         let mut completion = Self {
-            stub,
+            tries: Tries::new(connections),
             reconnect,
             trace: trace(),
             deadline: None,
             request,
             text: (target.after_sequence == 0).then(String::new),
+            session: target.session_id.clone(),
             target,
+            collects: false,
             events: None,
             resumed: false,
             running: false,
             runtime: None,
             missing_text: String::new(),
-            broken: None,
             finished: None,
             parts: MessageParts::default(),
         };
@@ -107,6 +113,7 @@ impl Completion {
     ///
     /// The error of the completion, or UNKNOWN if that error was read before.
     pub async fn text(&mut self) -> Result<String, Error> {
+        self.collects = self.last_sequence() == 0; // Otherwise something was delivered.
         while self.events().try_next().await?.is_some() {}
         let message = self.finished.as_ref().and_then(|end| end.message.as_ref());
         let text = message.map(|message| message.content.clone());
@@ -136,9 +143,13 @@ impl Completion {
                 // Reading on after Finished lets the call end normally, not cancelled.
                 _ if self.finished.is_some() => break,
                 Some(Ok(CompletionEvent { event: Some(Event::MessagePart(part)), .. })) => {
+                    self.tries.event_received();
                     self.parts.add(&part).map(|()| None)
                 }
-                Some(Ok(event)) => self.handle_event(event).map(Some),
+                Some(Ok(event)) => {
+                    self.tries.event_received();
+                    self.handle_event(event).map(Some)
+                }
                 Some(Err(error)) => self.handle_failure(error),
                 None => {
                     self.handle_failure(Error::local(Code::Unavailable, "the stream ended early"))
@@ -158,15 +169,16 @@ impl Completion {
 
     /// Opens a new stream, whose call is made after the pause when it is polled.
     fn open_stream(&mut self, pause: Option<Duration>) {
-        let mut stub = self.stub.clone();
+        let mut stub = self.tries.connections.stub(self.tries.at);
         let request = self.request.clone().filter(|_| self.target.completion_id.is_empty());
         self.resumed = request.is_none();
         let events = if let Some(request) = request {
-            let request = build_request(request, &self.trace, self.deadline);
+            let request = build_request(request, &self.trace, &self.session, self.deadline);
             let call = async move { stub.complete(request).await };
             event_stream(pause, call, |response| response.event)
         } else {
-            let request = build_request(self.target.clone(), &self.trace, self.deadline);
+            let request =
+                build_request(self.target.clone(), &self.trace, &self.session, self.deadline);
             let call = async move { stub.resume_completion(request).await };
             event_stream(pause, call, |response| response.event)
         };
@@ -182,9 +194,11 @@ impl Completion {
         }
         let after_sequence = event.sequence;
         self.target.after_sequence = after_sequence;
-        self.broken = None;
         match &event.event {
-            Some(Event::Started(Started { completion_id, .. })) => {
+            Some(Event::Started(Started { completion_id, session_id, .. })) => {
+                if !session_id.is_empty() {
+                    self.session.clone_from(session_id);
+                }
                 let completion_id = completion_id.clone();
                 self.target =
                     ResumeCompletionRequest { completion_id, after_sequence, ..Default::default() };
@@ -213,27 +227,38 @@ impl Completion {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             return Err(Error::timed_out());
         }
-        let forgotten = self.resumed && error.kind() == Some(ErrorReason::CompletionNotFound);
-        let delivered = self.target.after_sequence > 1; // The first is Started.
-        if let (true, false, Some(request)) = (forgotten, delivered, &self.request) {
-            // The daemon has restarted. As nothing was delivered, the answer can be generated again.
-            self.target = identify(request);
-        } else if !error.reason.is_empty() || !CONNECTION_ERRORS.contains(&error.code) {
-            return Err(error);
-        }
-        let since = now - *self.broken.get_or_insert(now);
+        let kind = self.kind_of(&error);
+        let (pause, since) = self.tries.after(kind, &error)?;
         let remaining = self.reconnect.saturating_sub(since);
         if remaining.is_zero() {
             return Err(error);
         }
-        self.open_stream(Some(next_pause(since).min(remaining)));
+        if let (Failure::Left | Failure::Forgotten, Some(request)) = (kind, &self.request) {
+            // None of the events was delivered, so the same request can be made again.
+            self.tries.restarts += u32::from(self.target.after_sequence > 0);
+            self.target = identify(request);
+            self.text = Some(String::new());
+        }
+        self.open_stream(Some(pause.min(remaining)));
         Ok(None)
     }
-}
 
-/// The pause after a failed attempt. It doubles with each attempt, as attempts fail at once.
-pub(crate) fn next_pause(since_failure: Duration) -> Duration {
-    (since_failure + FIRST_PAUSE).min(LONGEST_PAUSE)
+    fn kind_of(&self, error: &Error) -> Failure {
+        let delivered = self.target.after_sequence > 1 && !self.collects; // The first is Started.
+        let can_restart =
+            self.request.is_some() && !delivered && self.tries.restarts < MAX_RESTARTS;
+        if error.reason.is_empty() && CONNECTION_ERRORS.contains(&error.code) {
+            return Failure::Lost;
+        }
+        if is_left(error) && self.tries.connections.are_several && can_restart {
+            return Failure::Left;
+        }
+        match (self.resumed, error.kind()) {
+            (true, Some(ErrorReason::CompletionNotFound)) if can_restart => Failure::Forgotten,
+            (true, Some(ErrorReason::CompletionNotFound)) => Failure::Missing,
+            _ => Failure::Final,
+        }
+    }
 }
 
 /// Returns the request that identifies a completion before its id is known.
@@ -291,8 +316,8 @@ impl Drop for Completion {
             std::mem::take(&mut self.target);
         let cancel =
             CancelCompletionRequest { completion_id, session_id, request_id, keep_partial: false };
-        let request = build_request(cancel, &self.trace, None);
-        let mut stub = self.stub.clone();
+        let request = build_request(cancel, &self.trace, &self.session, None);
+        let mut stub = self.tries.connections.stub(self.tries.at);
         runtime.spawn(async move { stub.cancel_completion(request).await });
     }
 }

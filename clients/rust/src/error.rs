@@ -1,7 +1,9 @@
 //! The error of this crate: a gRPC status with ruvd's google.rpc details.
 
+use std::collections::HashMap;
 use std::{error, fmt, time::Duration};
 
+use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, RpcStatusExt, StatusExt};
 
@@ -43,6 +45,20 @@ impl Error {
         Self::new(code, message, ErrorDetails::default())
     }
 
+    /// Returns the error as the status of a batch item, without its details beyond the reason.
+    pub(crate) fn to_status(&self) -> tonic_types::Status {
+        let mut details = ErrorDetails::new();
+        if !self.reason.is_empty() {
+            details.set_error_info(&self.reason, "ruvd", HashMap::new());
+        }
+        let violations = self.violations.iter();
+        for FieldViolation { field, description, .. } in violations {
+            details.add_bad_request_violation(field, description);
+        }
+        let status = Status::with_error_details(self.code, &self.message, details);
+        tonic_types::Status::decode(status.details()).unwrap_or_default()
+    }
+
     pub(crate) fn timed_out() -> Self {
         Self::local(Code::DeadlineExceeded, "the deadline has passed")
     }
@@ -65,6 +81,11 @@ impl Error {
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
         }
     }
+}
+
+/// Whether a daemon that gives this reason is left. It has stored nothing.
+pub(crate) fn is_left(error: &Error) -> bool {
+    matches!(error.kind(), Some(ErrorReason::ShuttingDown | ErrorReason::OwnershipLost))
 }
 
 impl From<Status> for Error {

@@ -20,15 +20,22 @@
 //! and [`v1`] has the generated messages for requests and responses.
 #![warn(missing_docs)]
 
+mod addresses;
+mod batch;
 mod builder;
+mod calls;
 mod client;
 mod completion;
-mod connection;
+mod connections;
 mod error;
+#[cfg(test)]
+mod failover_tests;
 mod parts;
+mod requests;
 mod security;
 #[cfg(test)]
 mod tests;
+mod tries;
 
 /// The README's examples, compiled as doctests.
 #[cfg(doctest)]
@@ -81,5 +88,15 @@ impl CompleteRequest {
     pub fn recreate_if_gone(mut self) -> Self {
         self.recreate_if_gone = true;
         self
+    }
+}
+
+impl Message {
+    /// Creates the message with a tool call's result, for the next turn.
+    #[must_use]
+    pub fn tool_result(call: &v1::ToolCall, content: impl Into<String>) -> Self {
+        let role = v1::Role::Tool.into();
+        let tool_call_id = call.id.clone();
+        Self { role, tool_call_id, content: content.into(), ..Default::default() }
     }
 }

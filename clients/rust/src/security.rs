@@ -1,6 +1,5 @@
 //! The token and the TLS settings of a client, by the rules of clients/CONFORMANCE.md.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::{env, fmt, fs, io};
@@ -10,6 +9,7 @@ use tonic::codegen::{BoxFuture, StdError, http::HeaderValue};
 use tonic::{Status, transport::Endpoint};
 
 use crate::Error;
+use crate::addresses::ip;
 
 /// The files, all PEM, for a daemon that listens with TLS. They are read when the client is built.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -152,8 +152,8 @@ fn bearer(token: &str) -> Result<HeaderValue, StdError> {
 
 /// Whether nothing that is sent to the host of a URI leaves this machine.
 pub(crate) fn is_loopback(host: &str) -> bool {
-    let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    host.eq_ignore_ascii_case("localhost") || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
+    host.eq_ignore_ascii_case("localhost")
+        || ip(host).is_some_and(|ip| ip.to_canonical().is_loopback())
 }
 
 /// Returns a variable of the environment, or None if it is empty.

@@ -66,7 +66,7 @@ async fn completions_are_tried_for_a_while() {
 fn pauses_double_up_to_a_second() {
     let mut since = Duration::ZERO;
     let pauses = [(); 7].map(|()| {
-        let pause = crate::completion::next_pause(since);
+        let pause = crate::tries::next_pause(since);
         since += pause;
         pause.as_millis()
     });
@@ -163,6 +163,17 @@ fn sessions_are_created_anew_on_demand() {
     assert!(request.recreate_if_gone().recreate_if_gone);
 }
 
+/// An error is the outcome of a batch's item with its reason and its invalid fields.
+#[test]
+fn an_error_is_the_status_of_an_item() {
+    let mut details = ErrorDetails::with_error_info("INVALID_REQUEST", "ruvd", HashMap::new());
+    details.add_bad_request_violation("session_id", "too long");
+    let error: Error = Status::with_error_details(Code::InvalidArgument, "no", details).into();
+    let again = Error::from(error.to_status());
+    assert_eq!((again.code, again.message), (error.code, error.message));
+    assert_eq!((again.reason, again.violations.len()), (error.reason, 1));
+}
+
 /// The reason, the invalid fields and the retry delay are read from the details.
 #[test]
 fn details_are_read() {
@@ -228,7 +239,7 @@ mod trace {
         );
         let _current = Context::new().with_remote_span_context(span).attach();
         assert_eq!(
-            crate::connection::trace().get("traceparent").unwrap(),
+            crate::requests::trace().get("traceparent").unwrap(),
             "00-0000000000000000000000000000002a-0000000000000007-01"
         );
     }
