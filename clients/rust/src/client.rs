@@ -143,8 +143,16 @@ impl Client {
 
     /// Deletes a session and its messages. Its running completions fail with `SESSION_ENDED`.
     pub async fn end(&self, session_id: impl Into<String>) -> Result<(), Error> {
-        let id = session_id.into();
-        let request = EndSessionRequest { session_id: id.clone(), allow_missing: false };
+        self.end_session(session_id.into(), false).await
+    }
+
+    /// Like [`end`](Self::end), but succeeds also if there is no such session.
+    pub async fn end_if_exists(&self, session_id: impl Into<String>) -> Result<(), Error> {
+        self.end_session(session_id.into(), true).await
+    }
+
+    async fn end_session(&self, id: String, allow_missing: bool) -> Result<(), Error> {
+        let request = EndSessionRequest { session_id: id.clone(), allow_missing };
         let send = async |mut stub: Stub, request| stub.end_session(request).await;
         self.call("EndSession", &id, request, send).await.map(drop)
     }

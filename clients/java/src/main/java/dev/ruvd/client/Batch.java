@@ -13,7 +13,6 @@ import io.grpc.ClientInterceptor;
 import io.grpc.ClientInterceptors;
 import io.grpc.Context;
 import io.grpc.Status;
-import io.grpc.Status.Code;
 import io.grpc.StatusRuntimeException;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
@@ -184,7 +183,7 @@ final class Batch {
   /** Tells whether the unfinished items of a call are sent again. */
   private boolean isLost(RuvdException failure) {
     return connections.areSeveral && RepeatedCall.failsOver(failure, false)
-        || failure.code() == Code.UNAVAILABLE && isAnswered;
+        || RepeatedCall.isUnavailable(failure) && isAnswered;
   }
 
   private void handleLoss(Entry at, RuvdException failure) {

@@ -13,6 +13,7 @@ import io.grpc.MethodDescriptor;
 import io.grpc.Status;
 import io.grpc.Status.Code;
 import io.grpc.StatusRuntimeException;
+import java.nio.channels.ClosedChannelException;
 import java.time.Duration;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Function;
@@ -99,8 +100,19 @@ final class RepeatedCall implements ClientInterceptor {
    * is.
    */
   static boolean failsOver(RuvdException failed, boolean isRead) {
-    return isLeft(failed)
-        || failed.code() == Code.UNAVAILABLE && (isRead || failed.reason().isEmpty());
+    return isLeft(failed) || isUnavailable(failed) && (isRead || failed.reason().isEmpty());
+  }
+
+  /** Tells whether there was no daemon, or no longer. */
+  static boolean isUnavailable(RuvdException failed) {
+    if (failed.code() == Code.UNAVAILABLE) {
+      return true;
+    }
+    Throwable cause = failed;
+    while (cause != null && !(cause instanceof ClosedChannelException)) {
+      cause = cause.getCause();
+    }
+    return failed.code() == Code.UNKNOWN && cause != null; // as Netty tells of some connections
   }
 
   /** Tells whether a daemon that gives this reason is left. It has stored nothing. */

@@ -5,7 +5,6 @@ import dev.ruvd.v1.SessionServiceGrpc.SessionServiceBlockingStub;
 import io.grpc.ClientInterceptor;
 import io.grpc.ClientInterceptors;
 import io.grpc.Context;
-import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.grpc.health.v1.HealthCheckRequest;
 import io.grpc.health.v1.HealthCheckResponse;
@@ -150,7 +149,11 @@ public final class RuvdClient implements AutoCloseable {
 
   /** Deletes a session and its messages. */
   public void endSession(String sessionId) {
-    var request = EndSessionRequest.newBuilder().setSessionId(sessionId).build();
+    endSession(EndSessionRequest.newBuilder().setSessionId(sessionId).build());
+  }
+
+  /** Deletes a session and its messages, which may be missing if the request allows that. */
+  public void endSession(EndSessionRequest request) {
     var calls = new RepeatedCall(connections, tracing());
     try {
       calls.make(stub -> stub.endSession(request));
@@ -232,7 +235,7 @@ public final class RuvdClient implements AutoCloseable {
    * Tells whether a daemon is ready for turns: one of those at the client's addresses. A daemon
    * that cannot be reached is not.
    */
-  public boolean isReady() {
+  public boolean health() {
     Connections.Entry at = connections.now();
     return isReady(at) || connections.others(at).stream().anyMatch(this::isReady);
   }
@@ -246,10 +249,11 @@ public final class RuvdClient implements AutoCloseable {
           .getStatus()
           .equals(HealthCheckResponse.ServingStatus.SERVING);
     } catch (StatusRuntimeException failed) {
-      if (failed.getStatus().getCode() == Status.Code.UNAVAILABLE) {
+      RuvdException error = new RuvdException(failed);
+      if (RepeatedCall.isUnavailable(error)) {
         return false;
       }
-      throw new RuvdException(failed);
+      throw error;
     }
   }
 
