@@ -1,24 +1,23 @@
 """Conversions between the core's values and the rows of the PostgreSQL schema."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, TypeAlias
 
 from ruvd.core.model import (
     ContextWindow,
     Finished,
-    FinishReason,
     IdempotencyRecord,
     Message,
     Rendering,
     Role,
     Session,
-    Timings,
     ToolCall,
     Usage,
 )
 from ruvd.stores import compaction_fields
+from ruvd.stores import figures as figures_json
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -143,22 +142,9 @@ def to_message(row: Row) -> Message:
 
 def figures_column(finished: Finished, *, with_message: bool) -> str:
     """Returns a `Finished` as JSON; `with_message` if the history does not hold its message."""
-    usage, timings, message = finished.usage, finished.timings, finished.message
-    figures: dict[str, Any] = {
-        "finish_reason": finished.finish_reason.value,
-        "raw_finish_reason": finished.raw_finish_reason,
-        "usage": usage and [usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens],
-        "timings": [
-            timings.queue_seconds,
-            timings.time_to_first_token_seconds,
-            timings.total_seconds,
-            timings.prefill_seconds,
-        ],
-        "exchange_count": finished.exchange_count,
-    }
-    if with_message:
-        figures["message"] = [message.role.value, message.content, extra_column(message)]
-    return json.dumps(figures)
+    message = finished.message
+    stored = (message.role.value, message.content, extra_column(message)) if with_message else None
+    return figures_json.to_json(finished, stored)
 
 
 RECORD_FIELDS = (
@@ -171,18 +157,9 @@ RECORD_COUNT = len(RECORD_FIELDS.split(","))
 def to_record(row: Row) -> IdempotencyRecord:
     """Takes the values of RECORD_FIELDS."""
     request_id, digest, completion_id, last_sequence, figures, role, content, extra = row
-    finished = None
-    if figures is not None:
-        fields = json.loads(figures)
-        kept = fields.get("message")
-        if kept:
-            role, content, extra = kept[0], kept[1].encode(), kept[2]
-        finished = Finished(
-            finish_reason=FinishReason(fields["finish_reason"]),
-            message=to_message((role, content, extra)),
-            usage=Usage(*fields["usage"]) if fields["usage"] else None,
-            timings=Timings(*fields["timings"]),
-            exchange_count=fields["exchange_count"],
-            raw_finish_reason=fields["raw_finish_reason"],
-        )
+
+    def answer(kept: Sequence[Any] | None) -> Message:
+        return to_message((kept[0], kept[1].encode(), kept[2]) if kept else (role, content, extra))
+
+    finished = None if figures is None else figures_json.to_finished(figures, answer)
     return IdempotencyRecord(request_id.decode(), digest, completion_id, last_sequence, finished)

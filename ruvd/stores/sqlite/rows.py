@@ -15,18 +15,17 @@ from ruvd.core.errors import DataCorrupted
 from ruvd.core.model import (
     ContextWindow,
     Finished,
-    FinishReason,
     IdempotencyRecord,
     Message,
     Rendering,
     Role,
     Session,
-    Timings,
     ToolCall,
     Usage,
 )
 from ruvd.core.tenants import own
 from ruvd.stores import compaction_fields
+from ruvd.stores import figures as figures_json
 from ruvd.stores.sqlite import checksums
 from ruvd.stores.sqlite.checksums import Row
 from ruvd.stores.sqlite.sealing import Opener, Sealer
@@ -189,24 +188,9 @@ def _message(role: str, content: str, extra: str | None = None) -> Message:
 
 def figures_column(finished: Finished, *, with_message: bool) -> str:
     """Returns a `Finished` as JSON; `with_message` if the history does not hold its message."""
-    usage, timings = finished.usage, finished.timings
-    figures: dict[str, Any] = {
-        "finish_reason": finished.finish_reason.value,
-        "usage": usage and [usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens],
-        "timings": [
-            timings.queue_seconds,
-            timings.time_to_first_token_seconds,
-            timings.total_seconds,
-            timings.prefill_seconds,
-        ],
-        "exchange_count": finished.exchange_count,
-    }
-    if finished.raw_finish_reason:
-        figures["raw_finish_reason"] = finished.raw_finish_reason
-    if with_message:
-        message = finished.message
-        figures["message"] = [message.role.value, message.content, extra_column(message)]
-    return json.dumps(figures)
+    message = finished.message
+    stored = (message.role.value, message.content, extra_column(message)) if with_message else None
+    return figures_json.to_json(finished, stored)
 
 
 def record_columns(
@@ -249,15 +233,9 @@ def to_record(session_id: str, row: Row, answer: Row, opener: Opener | None) -> 
             digest, figures = opener.record(columns)
         if figures is None:
             return IdempotencyRecord(request_id, digest, completion_id, last_sequence, None)
-        fields = json.loads(figures)
-        kept = fields.get("message")
-        finished = Finished(
-            finish_reason=FinishReason(fields["finish_reason"]),
-            message=_message(*kept) if kept else to_message(session_id, answer, opener),
-            usage=Usage(*fields["usage"]) if fields["usage"] else None,
-            timings=Timings(*fields["timings"]),
-            exchange_count=fields["exchange_count"],
-            raw_finish_reason=fields.get("raw_finish_reason", ""),
+        finished = figures_json.to_finished(
+            figures,
+            lambda kept: _message(*kept) if kept else to_message(session_id, answer, opener),
         )
     except _NO_MEANING as error:
         raise damaged(session_id, f"its record of the request {request_id!a}") from error
