@@ -11,14 +11,16 @@ import asyncio
 import base64
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+import postgres
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.duration_pb2 import Duration
@@ -416,16 +418,30 @@ async def _everything(side: Side, live: Any) -> Ids:
     )  # fmt: skip
 
 
-def _store(kind: str, tmp_path: Path) -> tuple[str, str]:
-    return ("--store", "memory" if kind == "memory" else f"sqlite:{tmp_path}/s.db")
+@contextmanager
+def _store(kind: str, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    with ExitStack() as stack:
+        stores = {"memory": "memory", "sqlite": f"sqlite:{tmp_path}/s.db"}
+        if kind == "postgres":
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ruvd-pg-", dir="/tmp"))
+            Path(folder).chmod(0o755)
+            server = stack.enter_context(postgres.running(Path(folder) / "server"))
+            stores[kind] = f"postgresql://ruvd@/postgres?host={server.directory}"
+        yield ("--store", stores[kind])
 
 
-@pytest.mark.parametrize("role", Role, ids=lambda role: role.value)
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize(
+    ("kind", "role"),
+    [*((kind, role) for kind in ("memory", "sqlite") for role in Role), ("postgres", Role.USER)],
+)
 async def test_no_rpc_tells_anything_of_another_tenants_ids(
     daemon: StartDaemon, tmp_path: Path, kind: str, role: Role
 ) -> None:
-    store = _store(kind, tmp_path)
+    with _store(kind, tmp_path) as store:
+        await _walk(daemon, tmp_path, role, *store)
+
+
+async def _walk(daemon: StartDaemon, tmp_path: Path, role: Role, *store: str) -> None:
     async with side_by_side(daemon, tmp_path, role, *store) as side:
         assert set(side.rpcs) == set(TABLE), "each RPC needs a row in the table of requests"
         before = await side.state_of_ann()
@@ -495,7 +511,11 @@ async def test_refusals_take_as_long_for_another_tenants_ids_as_for_unused_ones(
     daemon: StartDaemon, tmp_path: Path, kind: str
 ) -> None:
     """The calls alternate, so a busy machine slows both down. It may still spoil a round."""
-    store = _store(kind, tmp_path)
+    with _store(kind, tmp_path) as store:
+        await _time(daemon, tmp_path, *store)
+
+
+async def _time(daemon: StartDaemon, tmp_path: Path, *store: str) -> None:
     async with side_by_side(daemon, tmp_path, Role.USER, *store) as side:
         refused = [
             (path, number)
