@@ -11,6 +11,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.events import Observer, StoreStateChanged
+from ruvd.stores.postgres.replication import Warnings, confirm
 
 T = TypeVar("T")
 
@@ -40,6 +41,7 @@ class Connections:
         self._timeout_seconds = timeout_seconds
         self._prepare = prepare
         self._observer = observer
+        self._warnings = Warnings()
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] | None = None
         self._up: bool | None = None
 
@@ -67,6 +69,7 @@ class Connections:
         self._pool = AsyncConnectionPool(
             conninfo,
             kwargs=self._arguments,
+            configure=self._warnings.configure,
             min_size=min(2, self._size),
             max_size=self._size,
             timeout=self._timeout_seconds,
@@ -103,6 +106,8 @@ class Connections:
                     async with self._pool.connection() as db:
                         try:
                             result = await operation(db)
+                            while self._warnings.take(db):
+                                await confirm(db)
                             break
                         except psycopg.Error:
                             if not (db.broken and tries):

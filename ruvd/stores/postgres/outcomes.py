@@ -8,8 +8,8 @@ from typing import Protocol, TypeVar
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ids import unguessable
 from ruvd.core.ports.events import Observer, UncertainWriteEnded
-from ruvd.stores.postgres import writes
-from ruvd.stores.postgres.reads import Connection
+from ruvd.stores.postgres.reads import Connection, one
+from ruvd.stores.postgres.replication import confirm
 
 _T = TypeVar("_T")
 
@@ -43,7 +43,7 @@ async def write_until_known(
 
     async def was_written() -> bool:
         nonlocal outcome
-        found = await run(lambda db: writes.was_written(db, session_id, write_id))
+        found = await run(lambda db: _was_written(db, session_id, write_id))
         outcome = "written" if found else "repeated"
         return found
 
@@ -64,3 +64,12 @@ async def write_until_known(
     finally:
         if outcome:
             observer(UncertainWriteEnded(session_id, outcome))
+
+
+async def _was_written(db: Connection, session_id: str, write_id: str) -> bool:
+    """Whether the session's last write is the one with this id."""
+    row = await one(db, "SELECT write_id FROM sessions WHERE id = %s", (session_id,))
+    if row is None or row[0] != write_id:
+        return False
+    await confirm(db)
+    return True

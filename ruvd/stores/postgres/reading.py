@@ -8,6 +8,7 @@ from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports.store import HistoryPart, StoreCounts, TenantCounts
 from ruvd.stores.postgres import reads
 from ruvd.stores.postgres.reads import Connection
+from ruvd.stores.postgres.replication import confirmed
 
 _T = TypeVar("_T")
 
@@ -54,15 +55,17 @@ class ReadingStore(ABC):
         self, session_id: str, request_id: str
     ) -> IdempotencyRecord | None:
         """See `Store.idempotency_record`."""
-        return await self._read(lambda db: reads.idempotency_record(db, session_id, request_id))
+        return await self._read(
+            lambda db: confirmed(db, reads.idempotency_record(db, session_id, request_id))
+        )
 
     async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.completion`."""
-        return await self._read(lambda db: reads.completion(db, completion_id))
+        return await self._read(lambda db: confirmed(db, reads.completion(db, completion_id)))
 
     async def created_by(self, request_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.created_by`."""
-        return await self._read(lambda db: reads.created_by(db, request_id))
+        return await self._read(lambda db: confirmed(db, reads.created_by(db, request_id)))
 
     async def counts(
         self, now: float, active_or_in_turn: Collection[str] = (), tenant: str | None = None

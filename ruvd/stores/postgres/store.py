@@ -46,6 +46,7 @@ from ruvd.stores.postgres.outcomes import write_until_known
 from ruvd.stores.postgres.reading import ReadingStore
 from ruvd.stores.postgres.reads import Connection
 from ruvd.stores.postgres.replicas import PostgresReplicas, owner
+from ruvd.stores.postgres.replication import confirm
 
 _T = TypeVar("_T")
 
@@ -137,6 +138,7 @@ class PostgresStore(ReadingStore):
                     has_expired=begun.has_expired,
                 )
             if begun.record is not None:
+                await confirm(db)
                 return TurnSnapshot(begun.session, begun.record)
             self._lease.taken_again(session_id)
             if begun.former_owner:

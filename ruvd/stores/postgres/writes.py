@@ -4,6 +4,9 @@ A turn takes its session: `owner` becomes the replica and `epoch` one more. Each
 `epoch` one more. `Session.version` is the epoch that was read, and a commit names it: it changes
 nothing if another replica has taken the session or written to it since, or has a turn in it. It
 leaves its `write_id`, by which an unknown outcome is looked up.
+
+A beginning does not wait for the disk. If a crash of the server loses it, another replica may take
+the session, and the turn is refused as after a lease that is over.
 """
 
 from dataclasses import dataclass
@@ -47,8 +50,8 @@ WITH seen AS (
     WHERE id = %(id)s AND expire_time > %(now)s AND {MAY_TAKE} AND NOT EXISTS (TABLE record)
     RETURNING {SESSION_FIELDS}
 )
-SELECT seen.seen_epoch, seen.owner, seen.is_free, {SESSION_FIELDS}, record.*
-FROM seen LEFT JOIN claimed ON true LEFT JOIN record ON true
+SELECT seen.seen_epoch, seen.owner, seen.is_free, set_config('synchronous_commit', 'off', true),
+{SESSION_FIELDS}, record.* FROM seen LEFT JOIN claimed ON true LEFT JOIN record ON true
 """
 _ADD = """
 , added AS (
@@ -107,7 +110,7 @@ async def begin(db: Connection, me: str, session_id: str, request_id: str, now: 
         if row is None:
             return Begun()
         seen_epoch, owner, is_free = row[:3]
-        fields, record = row[3 : 3 + FIELD_COUNT], row[-RECORD_COUNT:]
+        fields, record = row[4 : 4 + FIELD_COUNT], row[-RECORD_COUNT:]
         session = to_session(fields) if fields[0] is not None else None
         if session and session.version != seen_epoch + 1:
             # A write came between, and may have committed this request.
@@ -179,12 +182,6 @@ async def create(
         if is_turn(change):
             await claims.give_up(db, me, session.id)
         return removed
-
-
-async def was_written(db: Connection, session_id: str, write_id: str) -> bool:
-    """Whether the session's last write is the one with this id."""
-    row = await one(db, "SELECT write_id FROM sessions WHERE id = %s", (session_id,))
-    return row is not None and row[0] == write_id
 
 
 async def _check_first(db: Connection, request_id: bytes, change: Commit) -> None:
