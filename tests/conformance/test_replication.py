@@ -48,12 +48,13 @@ def frozen(standby: Server) -> Iterator[None]:
 
 async def recorded(store: PostgresStore) -> list[object]:
     """What each look-up of the request says, or its error."""
-    return await asyncio.gather(
+    found = await asyncio.gather(
         store.idempotency_record("s", "r"),
         store.completion("c"),
         store.begin_turn("s", "r", 2),
         return_exceptions=True,
     )
+    return list(found)
 
 
 async def test_a_turn_begins_without_the_standby_and_is_acknowledged_with_it() -> None:
