@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ruvd.core.ports.events import (
     AuditRecordLost,
     BackgroundTaskFailed,
+    CallForwarded,
     CompactionGivenUp,
     CompletionEnded,
     CompletionJoined,
@@ -86,6 +87,8 @@ class Statistics:
         self.fenced_writes: Counter[str] = Counter()  # by reason
         self.uncertain_writes: Counter[str] = Counter()  # by outcome
         self.lease_renewals: Counter[str] = Counter()  # by outcome
+        self.forwarded_calls: Counter[tuple[str, str]] = Counter()  # by RPC and outcome
+        self.forwarded_seconds: dict[tuple[str, str], float] = {}
         self.quota_refusals: Counter[str] = Counter()  # by quota
         self.audit_records_lost = 0
         self.task_failures: Counter[str] = Counter()  # by task
@@ -176,6 +179,10 @@ class Statistics:
                 self.uncertain_writes[outcome] += 1
             case LeaseRenewed(failed):
                 self.lease_renewals["failed" if failed else "ok"] += 1
+            case CallForwarded(rpc, outcome, seconds):
+                key = (rpc, outcome)
+                self.forwarded_calls[key] += 1
+                self.forwarded_seconds[key] = self.forwarded_seconds.get(key, 0.0) + seconds
 
     def _count_success(self, event: CompletionEnded) -> None:
         if not event.batch:

@@ -22,6 +22,7 @@ from ruvd.telemetry.deferred import Deferred
 from ruvd.telemetry.dispatch import Handlers
 from ruvd.telemetry.histograms import GetMeter, LabelledHistogram, Labels
 from ruvd.telemetry.observables import ObservableInstruments
+from ruvd.telemetry.peer_observables import observe_peers
 
 _MAX_MODELS = 50
 STORE_OPERATIONS = (
@@ -67,6 +68,7 @@ class Instruments:
         self.observables = ObservableInstruments(meter)
         self.observables.observe(statistics)
         observe_compaction(self.observables, statistics)
+        observe_peers(self.observables, statistics)
         self._newest = settings.names.is_newest
         self._provider = provider.attributes()
         self._models: set[str] = set()

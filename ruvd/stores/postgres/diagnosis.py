@@ -75,6 +75,9 @@ async def _findings(db: Connection, *, prepare: bool) -> list[Finding]:
     if not is_standby:
         standbys = await every(db, "SELECT sync_state FROM pg_stat_replication", ())
         found.append(_of_standbys(settings, [row[0] for row in standbys]))
+    if await one(db, "SELECT 1 WHERE to_regclass('replicas') IS NOT NULL", ()):
+        rows = await every(db, "SELECT address FROM replicas WHERE until > clock_timestamp()", ())
+        found.append(_of_replicas([row[0] for row in rows]))
     if db.info.backend_pid != backend:
         found.append(
             Finding(
@@ -140,3 +143,18 @@ def _of_standbys(settings: Mapping[str, str], states: list[str | None]) -> Findi
         return Finding("synchronous_standby_names", names, meaning, is_risk=True)
     meaning = "a Finished survives the loss of the database's machine, if the standby is promoted"
     return Finding("synchronous_standby_names", names, meaning)
+
+
+def _of_replicas(addresses: list[str]) -> Finding:
+    lacking = addresses.count("")
+    count = f"{len(addresses)} running"
+    if not lacking:
+        meaning = "calls reach a session's owner from every replica"
+        return Finding("replicas", count, meaning if addresses else "no daemon uses the store now")
+    if lacking < len(addresses):
+        meaning = "calls for their sessions are not forwarded to them: set peer_listen at all"
+        return Finding("replicas", f"{count}, {lacking} without peer_listen", meaning, is_risk=True)
+    meaning = "calls for a session in use at another replica wait, or are refused"
+    if lacking == 1:
+        meaning = "one daemon alone forwards nothing"
+    return Finding("replicas", f"{count}, none with peer_listen", meaning)
