@@ -26,8 +26,8 @@ from wire import contents, turn
 from ruvd.v1 import session_service_pb2 as pb
 
 CLIENTS = Path(__file__).parents[2] / "clients"
-LANGUAGES = ["typescript"]
-NAMES = ["typescript"]
+LANGUAGES = ["typescript", "go", "java", "rust"]
+NAMES = ["typescript", "go"]
 # Or else Node asks the resolver of the system, whatever server the address names.
 NODE_DNS = {"GRPC_NODE_USE_ALTERNATIVE_RESOLVER": "true"}
 PYTHON = ["python", "python --asyncio"]

@@ -210,6 +210,26 @@ async def test_a_unix_socket_has_no_tls_whatever_is_set(
             assert await running.calls() == ANSWERED
 
 
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_each_address_of_a_list_has_the_token_and_its_own_tls(
+    encrypted: RunningDaemon, secrets: Secrets, flavour: str
+) -> None:
+    """The socket has no TLS, and the name in the certificate is that of the other address."""
+    tls = tls_variables(secrets, "RUVD")
+    del tls["RUVD_TLS_SERVER_NAME"]
+    name = encrypted.address.replace("127.0.0.1", "localhost")
+    nobody = f"unix:{encrypted.folder}/nobody.sock"
+    for addresses in (f"{nobody}, {name}", f"localhost:1, {encrypted.socket}"):
+        settings = {**variables(addresses, secrets, "environment"), **tls}
+        async with program(flavour, "environment", settings) as running:
+            assert await running.calls() == ANSWERED
+    # The daemon at the first address does not have the name of that address.
+    wrong = {**tls, "RUVD_TLS_SERVER_NAME": "elsewhere.example.org"}
+    settings = {**variables(f"{name}, {encrypted.socket}", secrets, "environment"), **wrong}
+    async with program(flavour, "environment", settings) as running:
+        assert await running.calls() == ANSWERED
+
+
 ADDRESSES = {
     **dict.fromkeys(
         ("localhost:1", "LocalHost:1", "127.0.0.1:1", "127.255.3.4:1", "[::1]:1"), True
