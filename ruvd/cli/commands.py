@@ -92,6 +92,11 @@ _RELOAD = """Let the daemon read its tokens, certificates, API key and keys of i
 It does so by itself within seconds. This command confirms it: run it after a token was revoked.
 Exit codes: 0 the contents of all files are in use; 1 one was refused, and what it had stays."""
 
+_INFO = """Show what the daemon is and what it can do.
+
+Prints its version, its features, its engine with the models that you may name, and the limits of
+your requests and sessions. It also answers while the engine is down."""
+
 _DEMO = """Measure on this machine what a session saves.
 
 Starts daemons of its own and holds one conversation three times: in a session, resent in full
@@ -219,6 +224,7 @@ app.command("ruvd.cli.chat:chat", name="chat", help=_CHAT)
 app.command("ruvd.cli.health:health", name="health", help=_HEALTH)
 app.command("ruvd.cli.drain:drain", name="drain", help=_DRAIN)
 app.command("ruvd.cli.demo:demo", name="demo", help=_DEMO)
+app.command("ruvd.cli.info:info", name="info", help=_INFO)
 app.command("ruvd.cli.models:models", name="models", help="List the models that the engine offers.")
 app.command("ruvd.cli.batch:batch", name="batch", help=_BATCH)
 app.command(

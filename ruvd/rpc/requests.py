@@ -25,7 +25,7 @@ from ruvd.v1 import session_service_pb2 as pb
 _MAX_PAGE = 1000
 _DEFAULT_PAGE = 100
 _MAX_UNPAGED = 10_000  # messages in a response without paging
-_MAX_ITEMS = 10_000
+MAX_ITEMS = 10_000
 _ITEMS_AT_ONCE = 100
 _MAX_CURSOR = 2**63
 _UPDATABLE = {"labels", "idle_timeout", "context_window", "compaction_instruction"}
@@ -125,7 +125,7 @@ async def batch_complete(
     """
     check = Checker(request, limits)
     count = len(request.items)
-    check.check(count <= _MAX_ITEMS, "items", f"{count} are more than {_MAX_ITEMS}; split them")
+    check.check(count <= MAX_ITEMS, "items", f"{count} are more than {MAX_ITEMS}; split them")
     check.check(request.max_concurrency >= 0, "max_concurrency", "must not be negative")
     check.raise_if_wrong()
     items: list[CompletionRequest | RuvdError] = []

@@ -30,6 +30,7 @@ from ruvd.rpc.identity import caller
 from ruvd.rpc.identity.caller import scoped_id
 from ruvd.rpc.large_responses import SMALL_BYTES, LargeResponses
 from ruvd.rpc.peers import routing
+from ruvd.rpc.server_info import ServerInfo
 from ruvd.rpc.validation import RequestLimits
 from ruvd.v1 import session_service_pb2 as pb
 from ruvd.v1 import session_service_pb2_grpc as pb_grpc
@@ -54,7 +55,9 @@ class SessionService(pb_grpc.SessionServiceServicer):
         engine: Engine,
         memory: Memory,
         compactions: CompactionCalls,
+        info: ServerInfo,
     ) -> None:
+        self._info = info
         self._compactions = compactions
         self._sessions = sessions
         self._commands = commands
@@ -181,6 +184,11 @@ class SessionService(pb_grpc.SessionServiceServicer):
         allowed = self._limits.limits_of(caller.tenant()).models
         models = [each for each in await self._engine.models() if is_allowed(each, allowed)]
         return pb.ListModelsResponse(models=models, default_model=self._engine.model)
+
+    async def GetServerInfo(  # noqa: D102, N802
+        self, request: pb.GetServerInfoRequest, context: ServicerContext[Any, Any]
+    ) -> pb.GetServerInfoResponse:
+        return await self._info.of(caller.tenant())
 
     async def GetSessionMetrics(  # noqa: D102, N802
         self, request: pb.GetSessionMetricsRequest, context: ServicerContext[Any, Any]

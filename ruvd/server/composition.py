@@ -7,6 +7,7 @@ use. `ruvd.server.daemon` starts and stops the parts. The store and the engine a
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ from ruvd.core.statistics import Statistics
 from ruvd.core.tenant_statistics import TenantStatistics
 from ruvd.rpc.health import Readiness
 from ruvd.rpc.quota_gate import QuotaGate
+from ruvd.rpc.server_info import ServerInfo
 from ruvd.rpc.service import SessionService
 from ruvd.rpc.validation import RequestLimits
 from ruvd.server import logs
@@ -131,6 +133,16 @@ def build_core(
     compactor = Compactor(sessions, engine, clock, observer, compaction_policy, limits_of)
     compactions = CompactionCalls(sessions, compactor, completions, engine)
     batches = Batches(completions, clock, settings.batch_concurrency)
+    info = ServerInfo(
+        version=version("ruvd"),
+        instance_id=replicas.me if replicas else ids.unguessable(),
+        engine_name=settings.engine,
+        engine=engine,
+        requests=limits,
+        sessions=policy,
+        completions=completion_policy,
+        extra_features=_features(settings),
+    )
     service = SessionService(
         sessions,
         commands,
@@ -142,6 +154,7 @@ def build_core(
         engine,
         memory,
         compactions,
+        info,
     )
     prefix_cache = engine.prefix_cache if settings.evaluates_ahead else None
     ahead = AheadCompaction(
@@ -168,6 +181,16 @@ def build_core(
         )
     gate = QuotaGate(completions.quotas, observer)
     return Core(sessions, commands, completions, service, gate, prewarmer, compactions, ahead)
+
+
+def _features(settings: Settings) -> Sequence[str]:
+    """Returns the names of the features that the settings switch on."""
+    features = {
+        "durable_sessions": settings.is_postgres or settings.sqlite_path is not None,
+        "forwarding": bool(settings.peer_listen),
+        "shared_sessions": settings.is_postgres,
+    }
+    return [name for name, is_on in features.items() if is_on and settings.sessions_enabled]
 
 
 def build_tenant_statistics(

@@ -1200,6 +1200,178 @@ class ListModelsResponse(google.protobuf.message.Message):
 Global___ListModelsResponse: typing_extensions.TypeAlias = ListModelsResponse
 
 @typing.final
+class GetServerInfoRequest(google.protobuf.message.Message):
+    """The request of GetServerInfo."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___GetServerInfoRequest: typing_extensions.TypeAlias = GetServerInfoRequest
+
+@typing.final
+class GetServerInfoResponse(google.protobuf.message.Message):
+    """The response of GetServerInfo."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    INSTANCE_ID_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
+    LIMITS_FIELD_NUMBER: builtins.int
+    ENGINES_FIELD_NUMBER: builtins.int
+    version: builtins.str
+    """The version of the daemon, such as 0.3.0."""
+    instance_id: builtins.str
+    """The id of this process, which changes with every start. Daemons that share their sessions have
+    different ones.
+    """
+    @property
+    def features(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The names of what this daemon can do, in the order of the alphabet. docs/operations.md lists
+        them. Clients ignore names that they do not know.
+        """
+
+    @property
+    def limits(self) -> Global___ServerLimits:
+        """The limits of the caller's requests and sessions."""
+
+    @property
+    def engines(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___EngineInfo]:
+        """The engines that answer."""
+
+    def __init__(
+        self,
+        *,
+        version: builtins.str = ...,
+        instance_id: builtins.str = ...,
+        features: collections.abc.Iterable[builtins.str] | None = ...,
+        limits: Global___ServerLimits | None = ...,
+        engines: collections.abc.Iterable[Global___EngineInfo] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["limits", b"limits"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["engines", b"engines", "features", b"features", "instance_id", b"instance_id", "limits", b"limits", "version", b"version"]) -> None: ...
+
+Global___GetServerInfoResponse: typing_extensions.TypeAlias = GetServerInfoResponse
+
+@typing.final
+class ServerLimits(google.protobuf.message.Message):
+    """The limits of a caller: the daemon's, or those of the caller's tenant where these are lower."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MAX_REQUEST_BYTES_FIELD_NUMBER: builtins.int
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: builtins.int
+    MAX_MESSAGES_FIELD_NUMBER: builtins.int
+    MAX_SESSION_BYTES_FIELD_NUMBER: builtins.int
+    MAX_SESSIONS_FIELD_NUMBER: builtins.int
+    MAX_INFLIGHT_FIELD_NUMBER: builtins.int
+    MAX_BATCH_ITEMS_FIELD_NUMBER: builtins.int
+    MAX_ANSWER_BYTES_FIELD_NUMBER: builtins.int
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
+    IDLE_TIMEOUT_FIELD_NUMBER: builtins.int
+    COMPLETION_RETENTION_FIELD_NUMBER: builtins.int
+    max_request_bytes: builtins.int
+    """The largest request, in bytes."""
+    max_message_bytes: builtins.int
+    """The largest message, in bytes."""
+    max_messages: builtins.int
+    """The most messages of a request."""
+    max_session_bytes: builtins.int
+    """The largest history of a session, in bytes."""
+    max_sessions: builtins.int
+    """The most sessions that are kept. What happens beyond depends on the daemon's settings: the least
+    recently used session is evicted, or a new one is refused with SESSION_LIMIT or QUOTA_EXCEEDED.
+    """
+    max_inflight: builtins.int
+    """The most completions that run or wait at a time."""
+    max_batch_items: builtins.int
+    """The most items of a BatchComplete."""
+    max_answer_bytes: builtins.int
+    """The largest answer, in bytes. An answer that reaches it ends with FINISH_REASON_LENGTH."""
+    max_output_tokens: builtins.int
+    """The highest max_tokens that a request may have. Unset: the daemon has no limit of its own."""
+    @property
+    def idle_timeout(self) -> google.protobuf.duration_pb2.Duration:
+        """A session that was not used for this time expires, unless it has an idle timeout of its own."""
+
+    @property
+    def completion_retention(self) -> google.protobuf.duration_pb2.Duration:
+        """The time for which the events of a completion can be resumed after its end."""
+
+    def __init__(
+        self,
+        *,
+        max_request_bytes: builtins.int = ...,
+        max_message_bytes: builtins.int = ...,
+        max_messages: builtins.int = ...,
+        max_session_bytes: builtins.int = ...,
+        max_sessions: builtins.int = ...,
+        max_inflight: builtins.int = ...,
+        max_batch_items: builtins.int = ...,
+        max_answer_bytes: builtins.int = ...,
+        max_output_tokens: builtins.int | None = ...,
+        idle_timeout: google.protobuf.duration_pb2.Duration | None = ...,
+        completion_retention: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_output_tokens", b"_max_output_tokens", "completion_retention", b"completion_retention", "idle_timeout", b"idle_timeout", "max_output_tokens", b"max_output_tokens"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_output_tokens", b"_max_output_tokens", "completion_retention", b"completion_retention", "idle_timeout", b"idle_timeout", "max_answer_bytes", b"max_answer_bytes", "max_batch_items", b"max_batch_items", "max_inflight", b"max_inflight", "max_message_bytes", b"max_message_bytes", "max_messages", b"max_messages", "max_output_tokens", b"max_output_tokens", "max_request_bytes", b"max_request_bytes", "max_session_bytes", b"max_session_bytes", "max_sessions", b"max_sessions"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_max_output_tokens", b"_max_output_tokens"]) -> typing.Literal["max_output_tokens"] | None: ...
+
+Global___ServerLimits: typing_extensions.TypeAlias = ServerLimits
+
+@typing.final
+class EngineInfo(google.protobuf.message.Message):
+    """An engine of the daemon."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    READY_FIELD_NUMBER: builtins.int
+    DEFAULT_MODEL_FIELD_NUMBER: builtins.int
+    MODELS_FIELD_NUMBER: builtins.int
+    WINDOW_TOKENS_FIELD_NUMBER: builtins.int
+    SLOTS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The kind of the engine: llama, openai or echo."""
+    ready: builtins.bool
+    """True if the engine takes completions now."""
+    default_model: builtins.str
+    """The model of calls that do not name one."""
+    window_tokens: builtins.int
+    """The default of ContextWindow.max_tokens: the size of the engine's context less room for an
+    answer. Unset if it is not known.
+    """
+    slots: builtins.int
+    """The most completions that the engine answers at a time. Unset if it has no limit."""
+    @property
+    def models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The models that the caller may name, as ListModels returns them. Empty also if the engine does
+        not answer at once.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        ready: builtins.bool = ...,
+        default_model: builtins.str = ...,
+        models: collections.abc.Iterable[builtins.str] | None = ...,
+        window_tokens: builtins.int | None = ...,
+        slots: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_slots", b"_slots", "_window_tokens", b"_window_tokens", "slots", b"slots", "window_tokens", b"window_tokens"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_slots", b"_slots", "_window_tokens", b"_window_tokens", "default_model", b"default_model", "models", b"models", "name", b"name", "ready", b"ready", "slots", b"slots", "window_tokens", b"window_tokens"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_slots", b"_slots"]) -> typing.Literal["slots"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_window_tokens", b"_window_tokens"]) -> typing.Literal["window_tokens"] | None: ...
+
+Global___EngineInfo: typing_extensions.TypeAlias = EngineInfo
+
+@typing.final
 class CreateSessionRequest(google.protobuf.message.Message):
     """The request of CreateSession."""
 

@@ -80,6 +80,11 @@ class SessionServiceStub(object):
                 request_serializer=ruvd_dot_v1_dot_session__service__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=ruvd_dot_v1_dot_session__service__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.GetServerInfo = channel.unary_unary(
+                '/ruvd.v1.SessionService/GetServerInfo',
+                request_serializer=ruvd_dot_v1_dot_session__service__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=ruvd_dot_v1_dot_session__service__pb2.GetServerInfoResponse.FromString,
+                _registered_method=True)
         self.GetSessionMetrics = channel.unary_unary(
                 '/ruvd.v1.SessionService/GetSessionMetrics',
                 request_serializer=ruvd_dot_v1_dot_session__service__pb2.GetSessionMetricsRequest.SerializeToString,
@@ -205,6 +210,16 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetServerInfo(self, request, context):
+        """GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
+        limits, and its engine. Every caller with an identity may call it, whatever its role. It also
+        answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
+        Errors: none of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSessionMetrics(self, request, context):
         """GetSessionMetrics returns the daemon's measurements since it started.
         Errors: STORE_UNAVAILABLE.
@@ -311,6 +326,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=ruvd_dot_v1_dot_session__service__pb2.ListModelsRequest.FromString,
                     response_serializer=ruvd_dot_v1_dot_session__service__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetServerInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerInfo,
+                    request_deserializer=ruvd_dot_v1_dot_session__service__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=ruvd_dot_v1_dot_session__service__pb2.GetServerInfoResponse.SerializeToString,
             ),
             'GetSessionMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSessionMetrics,
@@ -582,6 +602,33 @@ class SessionService(object):
             '/ruvd.v1.SessionService/ListModels',
             ruvd_dot_v1_dot_session__service__pb2.ListModelsRequest.SerializeToString,
             ruvd_dot_v1_dot_session__service__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServerInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ruvd.v1.SessionService/GetServerInfo',
+            ruvd_dot_v1_dot_session__service__pb2.GetServerInfoRequest.SerializeToString,
+            ruvd_dot_v1_dot_session__service__pb2.GetServerInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -177,6 +177,22 @@ _SessionServiceListModelsType = typing_extensions.TypeVar(
     ],
 )
 
+_SessionServiceGetServerInfoType = typing_extensions.TypeVar(
+    '_SessionServiceGetServerInfoType',
+    grpc.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.GetServerInfoRequest,
+        ruvd.v1.session_service_pb2.GetServerInfoResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.GetServerInfoRequest,
+        ruvd.v1.session_service_pb2.GetServerInfoResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.GetServerInfoRequest,
+        ruvd.v1.session_service_pb2.GetServerInfoResponse,
+    ],
+)
+
 _SessionServiceGetSessionMetricsType = typing_extensions.TypeVar(
     '_SessionServiceGetSessionMetricsType',
     grpc.UnaryUnaryMultiCallable[
@@ -257,7 +273,7 @@ _SessionServiceCancelCompletionType = typing_extensions.TypeVar(
     ],
 )
 
-class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _SessionServiceGetSessionType, _SessionServiceListSessionsType, _SessionServiceUpdateSessionType, _SessionServiceAppendMessagesType, _SessionServiceForkSessionType, _SessionServiceCompactSessionType, _SessionServiceEndSessionType, _SessionServiceListModelsType, _SessionServiceGetSessionMetricsType, _SessionServiceCompleteType, _SessionServiceResumeCompletionType, _SessionServiceBatchCompleteType, _SessionServiceCancelCompletionType]):
+class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _SessionServiceGetSessionType, _SessionServiceListSessionsType, _SessionServiceUpdateSessionType, _SessionServiceAppendMessagesType, _SessionServiceForkSessionType, _SessionServiceCompactSessionType, _SessionServiceEndSessionType, _SessionServiceListModelsType, _SessionServiceGetServerInfoType, _SessionServiceGetSessionMetricsType, _SessionServiceCompleteType, _SessionServiceResumeCompletionType, _SessionServiceBatchCompleteType, _SessionServiceCancelCompletionType]):
     """Stores conversations and generates the answers in them."""
 
     @typing.overload
@@ -297,6 +313,10 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
         grpc.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.ListModelsRequest,
             ruvd.v1.session_service_pb2.ListModelsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ruvd.v1.session_service_pb2.GetServerInfoRequest,
+            ruvd.v1.session_service_pb2.GetServerInfoResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.GetSessionMetricsRequest,
@@ -357,6 +377,10 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
         grpc.aio.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.ListModelsRequest,
             ruvd.v1.session_service_pb2.ListModelsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ruvd.v1.session_service_pb2.GetServerInfoRequest,
+            ruvd.v1.session_service_pb2.GetServerInfoResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             ruvd.v1.session_service_pb2.GetSessionMetricsRequest,
@@ -447,6 +471,13 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
     """
 
+    GetServerInfo: _SessionServiceGetServerInfoType
+    """GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
+    limits, and its engine. Every caller with an identity may call it, whatever its role. It also
+    answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
+    Errors: none of its own.
+    """
+
     GetSessionMetrics: _SessionServiceGetSessionMetricsType
     """GetSessionMetrics returns the daemon's measurements since it started.
     Errors: STORE_UNAVAILABLE.
@@ -527,6 +558,10 @@ SessionServiceAsyncStub: typing_extensions.TypeAlias = SessionServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         ruvd.v1.session_service_pb2.ListModelsRequest,
         ruvd.v1.session_service_pb2.ListModelsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.v1.session_service_pb2.GetServerInfoRequest,
+        ruvd.v1.session_service_pb2.GetServerInfoResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         ruvd.v1.session_service_pb2.GetSessionMetricsRequest,
@@ -663,6 +698,18 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[ruvd.v1.session_service_pb2.ListModelsResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.ListModelsResponse]]:
         """ListModels returns the models that the engine offers.
         Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
+        """
+
+    @abc.abstractmethod
+    def GetServerInfo(
+        self,
+        request: ruvd.v1.session_service_pb2.GetServerInfoRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ruvd.v1.session_service_pb2.GetServerInfoResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.GetServerInfoResponse]]:
+        """GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
+        limits, and its engine. Every caller with an identity may call it, whatever its role. It also
+        answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
+        Errors: none of its own.
         """
 
     @abc.abstractmethod

@@ -110,6 +110,7 @@ async def test_without_an_identity_only_health_is_served(
             "GetSession",
             "ListSessions",
             "ListModels",
+            "GetServerInfo",
             "GetSessionMetrics",
         }
         health: Any = health_pb2_grpc.HealthStub(channel)

@@ -169,6 +169,7 @@ TABLE: dict[str, Callable[[Ids], Sequence[Any]]] = {
     f"{API}ResumeCompletion": lambda ids: _completions(pb.ResumeCompletionRequest, ids),
     f"{API}CancelCompletion": lambda ids: _completions(pb.CancelCompletionRequest, ids),
     f"{API}GetSessionMetrics": lambda _: [pb.GetSessionMetricsRequest()],
+    f"{API}GetServerInfo": lambda _: [pb.GetServerInfoRequest()],
     f"{API}ListModels": lambda _: [pb.ListModelsRequest()],
     # These create sessions of bob's own with ann's ids, which is allowed; they are ended after it.
     f"{API}CreateSession": lambda ids: [

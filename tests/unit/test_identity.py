@@ -74,6 +74,7 @@ def test_a_reader_may_call_nothing_that_needs_or_gives_content() -> None:
     assert allowed == {
         "GetSession",
         "ListSessions",
+        "GetServerInfo",
         "GetSessionMetrics",
         "ListModels",
         "ServerReflectionInfo",

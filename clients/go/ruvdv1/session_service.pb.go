@@ -2217,6 +2217,357 @@ func (x *ListModelsResponse) GetDefaultModel() string {
 	return ""
 }
 
+// The request of GetServerInfo.
+type GetServerInfoRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServerInfoRequest) Reset() {
+	*x = GetServerInfoRequest{}
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServerInfoRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServerInfoRequest) ProtoMessage() {}
+
+func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
+func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{17}
+}
+
+// The response of GetServerInfo.
+type GetServerInfoResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version of the daemon, such as 0.3.0.
+	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// The id of this process, which changes with every start. Daemons that share their sessions have
+	// different ones.
+	InstanceId string `protobuf:"bytes,2,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	// The names of what this daemon can do, in the order of the alphabet. docs/operations.md lists
+	// them. Clients ignore names that they do not know.
+	Features []string `protobuf:"bytes,3,rep,name=features,proto3" json:"features,omitempty"`
+	// The limits of the caller's requests and sessions.
+	Limits *ServerLimits `protobuf:"bytes,4,opt,name=limits,proto3" json:"limits,omitempty"`
+	// The engines that answer.
+	Engines       []*EngineInfo `protobuf:"bytes,5,rep,name=engines,proto3" json:"engines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServerInfoResponse) Reset() {
+	*x = GetServerInfoResponse{}
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServerInfoResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServerInfoResponse) ProtoMessage() {}
+
+func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
+func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GetServerInfoResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *GetServerInfoResponse) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
+func (x *GetServerInfoResponse) GetFeatures() []string {
+	if x != nil {
+		return x.Features
+	}
+	return nil
+}
+
+func (x *GetServerInfoResponse) GetLimits() *ServerLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *GetServerInfoResponse) GetEngines() []*EngineInfo {
+	if x != nil {
+		return x.Engines
+	}
+	return nil
+}
+
+// The limits of a caller: the daemon's, or those of the caller's tenant where these are lower.
+type ServerLimits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The largest request, in bytes.
+	MaxRequestBytes int64 `protobuf:"varint,1,opt,name=max_request_bytes,json=maxRequestBytes,proto3" json:"max_request_bytes,omitempty"`
+	// The largest message, in bytes.
+	MaxMessageBytes int64 `protobuf:"varint,2,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
+	// The most messages of a request.
+	MaxMessages int64 `protobuf:"varint,3,opt,name=max_messages,json=maxMessages,proto3" json:"max_messages,omitempty"`
+	// The largest history of a session, in bytes.
+	MaxSessionBytes int64 `protobuf:"varint,4,opt,name=max_session_bytes,json=maxSessionBytes,proto3" json:"max_session_bytes,omitempty"`
+	// The most sessions that are kept. What happens beyond depends on the daemon's settings: the least
+	// recently used session is evicted, or a new one is refused with SESSION_LIMIT or QUOTA_EXCEEDED.
+	MaxSessions int64 `protobuf:"varint,5,opt,name=max_sessions,json=maxSessions,proto3" json:"max_sessions,omitempty"`
+	// The most completions that run or wait at a time.
+	MaxInflight int64 `protobuf:"varint,6,opt,name=max_inflight,json=maxInflight,proto3" json:"max_inflight,omitempty"`
+	// The most items of a BatchComplete.
+	MaxBatchItems int64 `protobuf:"varint,7,opt,name=max_batch_items,json=maxBatchItems,proto3" json:"max_batch_items,omitempty"`
+	// The largest answer, in bytes. An answer that reaches it ends with FINISH_REASON_LENGTH.
+	MaxAnswerBytes int64 `protobuf:"varint,8,opt,name=max_answer_bytes,json=maxAnswerBytes,proto3" json:"max_answer_bytes,omitempty"`
+	// The highest max_tokens that a request may have. Unset: the daemon has no limit of its own.
+	MaxOutputTokens *int64 `protobuf:"varint,9,opt,name=max_output_tokens,json=maxOutputTokens,proto3,oneof" json:"max_output_tokens,omitempty"`
+	// A session that was not used for this time expires, unless it has an idle timeout of its own.
+	IdleTimeout *durationpb.Duration `protobuf:"bytes,10,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
+	// The time for which the events of a completion can be resumed after its end.
+	CompletionRetention *durationpb.Duration `protobuf:"bytes,11,opt,name=completion_retention,json=completionRetention,proto3" json:"completion_retention,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *ServerLimits) Reset() {
+	*x = ServerLimits{}
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServerLimits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServerLimits) ProtoMessage() {}
+
+func (x *ServerLimits) ProtoReflect() protoreflect.Message {
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServerLimits.ProtoReflect.Descriptor instead.
+func (*ServerLimits) Descriptor() ([]byte, []int) {
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ServerLimits) GetMaxRequestBytes() int64 {
+	if x != nil {
+		return x.MaxRequestBytes
+	}
+	return 0
+}
+
+func (x *ServerLimits) GetMaxMessageBytes() int64 {
+	if x != nil {
+		return x.MaxMessageBytes
+	}
+	return 0
+}
+
+func (x *ServerLimits) GetMaxMessages() int64 {
+	if x != nil {
+		return x.MaxMessages
+	}
+	return 0
+}
+
+func (x *ServerLimits) GetMaxSessionBytes() int64 {
+	if x != nil {
+		return x.MaxSessionBytes
+	}
+	return 0
+}
+
+func (x *ServerLimits) GetMaxSessions() int64 {
+	if x != nil {
+		return x.MaxSessions
+	}
+	return 0
+}
+
+func (x *ServerLimits) GetMaxInflight() int64 {
+	if x != nil {
+		return x.MaxInflight
+	}
+	return 0
+}
+
+func (x *ServerLimits) GetMaxBatchItems() int64 {
+	if x != nil {
+		return x.MaxBatchItems
+	}
+	return 0
+}
+
+func (x *ServerLimits) GetMaxAnswerBytes() int64 {
+	if x != nil {
+		return x.MaxAnswerBytes
+	}
+	return 0
+}
+
+func (x *ServerLimits) GetMaxOutputTokens() int64 {
+	if x != nil && x.MaxOutputTokens != nil {
+		return *x.MaxOutputTokens
+	}
+	return 0
+}
+
+func (x *ServerLimits) GetIdleTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.IdleTimeout
+	}
+	return nil
+}
+
+func (x *ServerLimits) GetCompletionRetention() *durationpb.Duration {
+	if x != nil {
+		return x.CompletionRetention
+	}
+	return nil
+}
+
+// An engine of the daemon.
+type EngineInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The kind of the engine: llama, openai or echo.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// True if the engine takes completions now.
+	Ready bool `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
+	// The model of calls that do not name one.
+	DefaultModel string `protobuf:"bytes,3,opt,name=default_model,json=defaultModel,proto3" json:"default_model,omitempty"`
+	// The models that the caller may name, as ListModels returns them. Empty also if the engine does
+	// not answer at once.
+	Models []string `protobuf:"bytes,4,rep,name=models,proto3" json:"models,omitempty"`
+	// The default of ContextWindow.max_tokens: the size of the engine's context less room for an
+	// answer. Unset if it is not known.
+	WindowTokens *int64 `protobuf:"varint,5,opt,name=window_tokens,json=windowTokens,proto3,oneof" json:"window_tokens,omitempty"`
+	// The most completions that the engine answers at a time. Unset if it has no limit.
+	Slots         *int64 `protobuf:"varint,6,opt,name=slots,proto3,oneof" json:"slots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EngineInfo) Reset() {
+	*x = EngineInfo{}
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EngineInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EngineInfo) ProtoMessage() {}
+
+func (x *EngineInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EngineInfo.ProtoReflect.Descriptor instead.
+func (*EngineInfo) Descriptor() ([]byte, []int) {
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *EngineInfo) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EngineInfo) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *EngineInfo) GetDefaultModel() string {
+	if x != nil {
+		return x.DefaultModel
+	}
+	return ""
+}
+
+func (x *EngineInfo) GetModels() []string {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+func (x *EngineInfo) GetWindowTokens() int64 {
+	if x != nil && x.WindowTokens != nil {
+		return *x.WindowTokens
+	}
+	return 0
+}
+
+func (x *EngineInfo) GetSlots() int64 {
+	if x != nil && x.Slots != nil {
+		return *x.Slots
+	}
+	return 0
+}
+
 // The request of CreateSession.
 type CreateSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2252,7 +2603,7 @@ type CreateSessionRequest struct {
 
 func (x *CreateSessionRequest) Reset() {
 	*x = CreateSessionRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[17]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2264,7 +2615,7 @@ func (x *CreateSessionRequest) String() string {
 func (*CreateSessionRequest) ProtoMessage() {}
 
 func (x *CreateSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[17]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2277,7 +2628,7 @@ func (x *CreateSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSessionRequest.ProtoReflect.Descriptor instead.
 func (*CreateSessionRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{17}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateSessionRequest) GetSessionId() string {
@@ -2368,7 +2719,7 @@ type CreateSessionResponse struct {
 
 func (x *CreateSessionResponse) Reset() {
 	*x = CreateSessionResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[18]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2380,7 +2731,7 @@ func (x *CreateSessionResponse) String() string {
 func (*CreateSessionResponse) ProtoMessage() {}
 
 func (x *CreateSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[18]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2393,7 +2744,7 @@ func (x *CreateSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSessionResponse.ProtoReflect.Descriptor instead.
 func (*CreateSessionResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{18}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateSessionResponse) GetSession() *Session {
@@ -2427,7 +2778,7 @@ type GetSessionRequest struct {
 
 func (x *GetSessionRequest) Reset() {
 	*x = GetSessionRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[19]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2439,7 +2790,7 @@ func (x *GetSessionRequest) String() string {
 func (*GetSessionRequest) ProtoMessage() {}
 
 func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[19]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2452,7 +2803,7 @@ func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{19}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetSessionRequest) GetSessionId() string {
@@ -2507,7 +2858,7 @@ type GetSessionResponse struct {
 
 func (x *GetSessionResponse) Reset() {
 	*x = GetSessionResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[20]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +2870,7 @@ func (x *GetSessionResponse) String() string {
 func (*GetSessionResponse) ProtoMessage() {}
 
 func (x *GetSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[20]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +2883,7 @@ func (x *GetSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionResponse.ProtoReflect.Descriptor instead.
 func (*GetSessionResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{20}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetSessionResponse) GetSession() *Session {
@@ -2571,7 +2922,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[21]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2934,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[21]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2947,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{21}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListSessionsRequest) GetPageSize() int32 {
@@ -2633,7 +2984,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[22]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +2996,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[22]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +3009,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{22}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -2697,7 +3048,7 @@ type UpdateSessionRequest struct {
 
 func (x *UpdateSessionRequest) Reset() {
 	*x = UpdateSessionRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[23]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2709,7 +3060,7 @@ func (x *UpdateSessionRequest) String() string {
 func (*UpdateSessionRequest) ProtoMessage() {}
 
 func (x *UpdateSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[23]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2722,7 +3073,7 @@ func (x *UpdateSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSessionRequest.ProtoReflect.Descriptor instead.
 func (*UpdateSessionRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{23}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UpdateSessionRequest) GetSessionId() string {
@@ -2778,7 +3129,7 @@ type UpdateSessionResponse struct {
 
 func (x *UpdateSessionResponse) Reset() {
 	*x = UpdateSessionResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[24]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2790,7 +3141,7 @@ func (x *UpdateSessionResponse) String() string {
 func (*UpdateSessionResponse) ProtoMessage() {}
 
 func (x *UpdateSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[24]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2803,7 +3154,7 @@ func (x *UpdateSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSessionResponse.ProtoReflect.Descriptor instead.
 func (*UpdateSessionResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{24}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UpdateSessionResponse) GetSession() *Session {
@@ -2835,7 +3186,7 @@ type AppendMessagesRequest struct {
 
 func (x *AppendMessagesRequest) Reset() {
 	*x = AppendMessagesRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[25]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2847,7 +3198,7 @@ func (x *AppendMessagesRequest) String() string {
 func (*AppendMessagesRequest) ProtoMessage() {}
 
 func (x *AppendMessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[25]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2860,7 +3211,7 @@ func (x *AppendMessagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendMessagesRequest.ProtoReflect.Descriptor instead.
 func (*AppendMessagesRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{25}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AppendMessagesRequest) GetSessionId() string {
@@ -2909,7 +3260,7 @@ type AppendMessagesResponse struct {
 
 func (x *AppendMessagesResponse) Reset() {
 	*x = AppendMessagesResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[26]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2921,7 +3272,7 @@ func (x *AppendMessagesResponse) String() string {
 func (*AppendMessagesResponse) ProtoMessage() {}
 
 func (x *AppendMessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[26]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2934,7 +3285,7 @@ func (x *AppendMessagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendMessagesResponse.ProtoReflect.Descriptor instead.
 func (*AppendMessagesResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{26}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AppendMessagesResponse) GetSession() *Session {
@@ -2957,7 +3308,7 @@ type CompactSessionRequest struct {
 
 func (x *CompactSessionRequest) Reset() {
 	*x = CompactSessionRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[27]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2969,7 +3320,7 @@ func (x *CompactSessionRequest) String() string {
 func (*CompactSessionRequest) ProtoMessage() {}
 
 func (x *CompactSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[27]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2982,7 +3333,7 @@ func (x *CompactSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactSessionRequest.ProtoReflect.Descriptor instead.
 func (*CompactSessionRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{27}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CompactSessionRequest) GetSessionId() string {
@@ -3021,7 +3372,7 @@ type CompactSessionResponse struct {
 
 func (x *CompactSessionResponse) Reset() {
 	*x = CompactSessionResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[28]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3033,7 +3384,7 @@ func (x *CompactSessionResponse) String() string {
 func (*CompactSessionResponse) ProtoMessage() {}
 
 func (x *CompactSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[28]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3046,7 +3397,7 @@ func (x *CompactSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactSessionResponse.ProtoReflect.Descriptor instead.
 func (*CompactSessionResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{28}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CompactSessionResponse) GetSession() *Session {
@@ -3108,7 +3459,7 @@ type ForkSessionRequest struct {
 
 func (x *ForkSessionRequest) Reset() {
 	*x = ForkSessionRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[29]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3120,7 +3471,7 @@ func (x *ForkSessionRequest) String() string {
 func (*ForkSessionRequest) ProtoMessage() {}
 
 func (x *ForkSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[29]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3133,7 +3484,7 @@ func (x *ForkSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSessionRequest.ProtoReflect.Descriptor instead.
 func (*ForkSessionRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{29}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ForkSessionRequest) GetSessionId() string {
@@ -3175,7 +3526,7 @@ type ForkSessionResponse struct {
 
 func (x *ForkSessionResponse) Reset() {
 	*x = ForkSessionResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[30]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3187,7 +3538,7 @@ func (x *ForkSessionResponse) String() string {
 func (*ForkSessionResponse) ProtoMessage() {}
 
 func (x *ForkSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[30]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3200,7 +3551,7 @@ func (x *ForkSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSessionResponse.ProtoReflect.Descriptor instead.
 func (*ForkSessionResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{30}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ForkSessionResponse) GetSession() *Session {
@@ -3227,7 +3578,7 @@ type ResumeCompletionRequest struct {
 
 func (x *ResumeCompletionRequest) Reset() {
 	*x = ResumeCompletionRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[31]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3239,7 +3590,7 @@ func (x *ResumeCompletionRequest) String() string {
 func (*ResumeCompletionRequest) ProtoMessage() {}
 
 func (x *ResumeCompletionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[31]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3252,7 +3603,7 @@ func (x *ResumeCompletionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeCompletionRequest.ProtoReflect.Descriptor instead.
 func (*ResumeCompletionRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{31}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResumeCompletionRequest) GetCompletionId() string {
@@ -3294,7 +3645,7 @@ type ResumeCompletionResponse struct {
 
 func (x *ResumeCompletionResponse) Reset() {
 	*x = ResumeCompletionResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[32]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3306,7 +3657,7 @@ func (x *ResumeCompletionResponse) String() string {
 func (*ResumeCompletionResponse) ProtoMessage() {}
 
 func (x *ResumeCompletionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[32]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3319,7 +3670,7 @@ func (x *ResumeCompletionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeCompletionResponse.ProtoReflect.Descriptor instead.
 func (*ResumeCompletionResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{32}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ResumeCompletionResponse) GetEvent() *CompletionEvent {
@@ -3348,7 +3699,7 @@ type CancelCompletionRequest struct {
 
 func (x *CancelCompletionRequest) Reset() {
 	*x = CancelCompletionRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[33]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3360,7 +3711,7 @@ func (x *CancelCompletionRequest) String() string {
 func (*CancelCompletionRequest) ProtoMessage() {}
 
 func (x *CancelCompletionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[33]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3373,7 +3724,7 @@ func (x *CancelCompletionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelCompletionRequest.ProtoReflect.Descriptor instead.
 func (*CancelCompletionRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{33}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CancelCompletionRequest) GetCompletionId() string {
@@ -3413,7 +3764,7 @@ type CancelCompletionResponse struct {
 
 func (x *CancelCompletionResponse) Reset() {
 	*x = CancelCompletionResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[34]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3425,7 +3776,7 @@ func (x *CancelCompletionResponse) String() string {
 func (*CancelCompletionResponse) ProtoMessage() {}
 
 func (x *CancelCompletionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[34]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3438,7 +3789,7 @@ func (x *CancelCompletionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelCompletionResponse.ProtoReflect.Descriptor instead.
 func (*CancelCompletionResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{34}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{38}
 }
 
 // The request of EndSession.
@@ -3454,7 +3805,7 @@ type EndSessionRequest struct {
 
 func (x *EndSessionRequest) Reset() {
 	*x = EndSessionRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[35]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3466,7 +3817,7 @@ func (x *EndSessionRequest) String() string {
 func (*EndSessionRequest) ProtoMessage() {}
 
 func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[35]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3479,7 +3830,7 @@ func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionRequest.ProtoReflect.Descriptor instead.
 func (*EndSessionRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{35}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *EndSessionRequest) GetSessionId() string {
@@ -3505,7 +3856,7 @@ type EndSessionResponse struct {
 
 func (x *EndSessionResponse) Reset() {
 	*x = EndSessionResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[36]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3517,7 +3868,7 @@ func (x *EndSessionResponse) String() string {
 func (*EndSessionResponse) ProtoMessage() {}
 
 func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[36]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3530,7 +3881,7 @@ func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionResponse.ProtoReflect.Descriptor instead.
 func (*EndSessionResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{36}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{40}
 }
 
 // The request of GetSessionMetrics.
@@ -3542,7 +3893,7 @@ type GetSessionMetricsRequest struct {
 
 func (x *GetSessionMetricsRequest) Reset() {
 	*x = GetSessionMetricsRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[37]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3554,7 +3905,7 @@ func (x *GetSessionMetricsRequest) String() string {
 func (*GetSessionMetricsRequest) ProtoMessage() {}
 
 func (x *GetSessionMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[37]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3567,7 +3918,7 @@ func (x *GetSessionMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionMetricsRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{37}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{41}
 }
 
 // The response of GetSessionMetrics.
@@ -3581,7 +3932,7 @@ type GetSessionMetricsResponse struct {
 
 func (x *GetSessionMetricsResponse) Reset() {
 	*x = GetSessionMetricsResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[38]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +3944,7 @@ func (x *GetSessionMetricsResponse) String() string {
 func (*GetSessionMetricsResponse) ProtoMessage() {}
 
 func (x *GetSessionMetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[38]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3606,7 +3957,7 @@ func (x *GetSessionMetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionMetricsResponse.ProtoReflect.Descriptor instead.
 func (*GetSessionMetricsResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{38}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetSessionMetricsResponse) GetMetrics() *SessionMetrics {
@@ -3651,7 +4002,7 @@ type SessionMetrics struct {
 
 func (x *SessionMetrics) Reset() {
 	*x = SessionMetrics{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[39]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3663,7 +4014,7 @@ func (x *SessionMetrics) String() string {
 func (*SessionMetrics) ProtoMessage() {}
 
 func (x *SessionMetrics) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[39]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3676,7 +4027,7 @@ func (x *SessionMetrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionMetrics.ProtoReflect.Descriptor instead.
 func (*SessionMetrics) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{39}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SessionMetrics) GetTotalSessions() int64 {
@@ -3783,7 +4134,7 @@ type CompleteRequest struct {
 
 func (x *CompleteRequest) Reset() {
 	*x = CompleteRequest{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[40]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3795,7 +4146,7 @@ func (x *CompleteRequest) String() string {
 func (*CompleteRequest) ProtoMessage() {}
 
 func (x *CompleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[40]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3808,7 +4159,7 @@ func (x *CompleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteRequest.ProtoReflect.Descriptor instead.
 func (*CompleteRequest) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{40}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CompleteRequest) GetSessionId() string {
@@ -3892,7 +4243,7 @@ type CompleteResponse struct {
 
 func (x *CompleteResponse) Reset() {
 	*x = CompleteResponse{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[41]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3904,7 +4255,7 @@ func (x *CompleteResponse) String() string {
 func (*CompleteResponse) ProtoMessage() {}
 
 func (x *CompleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[41]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3917,7 +4268,7 @@ func (x *CompleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteResponse.ProtoReflect.Descriptor instead.
 func (*CompleteResponse) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{41}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CompleteResponse) GetEvent() *CompletionEvent {
@@ -3947,7 +4298,7 @@ type CompletionEvent struct {
 
 func (x *CompletionEvent) Reset() {
 	*x = CompletionEvent{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[42]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3959,7 +4310,7 @@ func (x *CompletionEvent) String() string {
 func (*CompletionEvent) ProtoMessage() {}
 
 func (x *CompletionEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[42]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3972,7 +4323,7 @@ func (x *CompletionEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompletionEvent.ProtoReflect.Descriptor instead.
 func (*CompletionEvent) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{42}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CompletionEvent) GetSequence() int64 {
@@ -4076,7 +4427,7 @@ type MessagePart struct {
 
 func (x *MessagePart) Reset() {
 	*x = MessagePart{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[43]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4088,7 +4439,7 @@ func (x *MessagePart) String() string {
 func (*MessagePart) ProtoMessage() {}
 
 func (x *MessagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[43]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4101,7 +4452,7 @@ func (x *MessagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessagePart.ProtoReflect.Descriptor instead.
 func (*MessagePart) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{43}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *MessagePart) GetData() []byte {
@@ -4148,7 +4499,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[44]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4160,7 +4511,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[44]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4173,7 +4524,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{44}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Started) GetCompletionId() string {
@@ -4242,7 +4593,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[45]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4254,7 +4605,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[45]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4267,7 +4618,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{45}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Delta) GetPart() isDelta_Part {
@@ -4346,7 +4697,7 @@ type ToolCallDelta struct {
 
 func (x *ToolCallDelta) Reset() {
 	*x = ToolCallDelta{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[46]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4358,7 +4709,7 @@ func (x *ToolCallDelta) String() string {
 func (*ToolCallDelta) ProtoMessage() {}
 
 func (x *ToolCallDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[46]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4371,7 +4722,7 @@ func (x *ToolCallDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallDelta.ProtoReflect.Descriptor instead.
 func (*ToolCallDelta) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{46}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ToolCallDelta) GetIndex() int32 {
@@ -4430,7 +4781,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[47]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4442,7 +4793,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_ruvd_v1_session_service_proto_msgTypes[47]
+	mi := &file_ruvd_v1_session_service_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4455,7 +4806,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{47}
+	return file_ruvd_v1_session_service_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Finished) GetFinishReason() FinishReason {
@@ -4666,7 +5017,39 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x11ListModelsRequest\"Q\n" +
 	"\x12ListModelsResponse\x12\x16\n" +
 	"\x06models\x18\x01 \x03(\tR\x06models\x12#\n" +
-	"\rdefault_model\x18\x02 \x01(\tR\fdefaultModel\"\xdf\x04\n" +
+	"\rdefault_model\x18\x02 \x01(\tR\fdefaultModel\"\x16\n" +
+	"\x14GetServerInfoRequest\"\xcc\x01\n" +
+	"\x15GetServerInfoResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1f\n" +
+	"\vinstance_id\x18\x02 \x01(\tR\n" +
+	"instanceId\x12\x1a\n" +
+	"\bfeatures\x18\x03 \x03(\tR\bfeatures\x12-\n" +
+	"\x06limits\x18\x04 \x01(\v2\x15.ruvd.v1.ServerLimitsR\x06limits\x12-\n" +
+	"\aengines\x18\x05 \x03(\v2\x13.ruvd.v1.EngineInfoR\aengines\"\xa0\x04\n" +
+	"\fServerLimits\x12*\n" +
+	"\x11max_request_bytes\x18\x01 \x01(\x03R\x0fmaxRequestBytes\x12*\n" +
+	"\x11max_message_bytes\x18\x02 \x01(\x03R\x0fmaxMessageBytes\x12!\n" +
+	"\fmax_messages\x18\x03 \x01(\x03R\vmaxMessages\x12*\n" +
+	"\x11max_session_bytes\x18\x04 \x01(\x03R\x0fmaxSessionBytes\x12!\n" +
+	"\fmax_sessions\x18\x05 \x01(\x03R\vmaxSessions\x12!\n" +
+	"\fmax_inflight\x18\x06 \x01(\x03R\vmaxInflight\x12&\n" +
+	"\x0fmax_batch_items\x18\a \x01(\x03R\rmaxBatchItems\x12(\n" +
+	"\x10max_answer_bytes\x18\b \x01(\x03R\x0emaxAnswerBytes\x12/\n" +
+	"\x11max_output_tokens\x18\t \x01(\x03H\x00R\x0fmaxOutputTokens\x88\x01\x01\x12<\n" +
+	"\fidle_timeout\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x12L\n" +
+	"\x14completion_retention\x18\v \x01(\v2\x19.google.protobuf.DurationR\x13completionRetentionB\x14\n" +
+	"\x12_max_output_tokens\"\xd4\x01\n" +
+	"\n" +
+	"EngineInfo\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05ready\x18\x02 \x01(\bR\x05ready\x12#\n" +
+	"\rdefault_model\x18\x03 \x01(\tR\fdefaultModel\x12\x16\n" +
+	"\x06models\x18\x04 \x03(\tR\x06models\x12(\n" +
+	"\rwindow_tokens\x18\x05 \x01(\x03H\x00R\fwindowTokens\x88\x01\x01\x12\x19\n" +
+	"\x05slots\x18\x06 \x01(\x03H\x01R\x05slots\x88\x01\x01B\x10\n" +
+	"\x0e_window_tokensB\b\n" +
+	"\x06_slots\"\xdf\x04\n" +
 	"\x14CreateSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12#\n" +
@@ -4926,7 +5309,7 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\x1bERROR_REASON_QUOTA_EXCEEDED\x10\x1c\x12 \n" +
 	"\x1cERROR_REASON_SESSION_EVICTED\x10\x1d\x12 \n" +
 	"\x1cERROR_REASON_SESSION_EXPIRED\x10\x1e\x12\x1f\n" +
-	"\x1bERROR_REASON_OWNERSHIP_LOST\x10\x1f2\xe7\b\n" +
+	"\x1bERROR_REASON_OWNERSHIP_LOST\x10\x1f2\xb7\t\n" +
 	"\x0eSessionService\x12N\n" +
 	"\rCreateSession\x12\x1d.ruvd.v1.CreateSessionRequest\x1a\x1e.ruvd.v1.CreateSessionResponse\x12E\n" +
 	"\n" +
@@ -4939,7 +5322,8 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\n" +
 	"EndSession\x12\x1a.ruvd.v1.EndSessionRequest\x1a\x1b.ruvd.v1.EndSessionResponse\x12E\n" +
 	"\n" +
-	"ListModels\x12\x1a.ruvd.v1.ListModelsRequest\x1a\x1b.ruvd.v1.ListModelsResponse\x12Z\n" +
+	"ListModels\x12\x1a.ruvd.v1.ListModelsRequest\x1a\x1b.ruvd.v1.ListModelsResponse\x12N\n" +
+	"\rGetServerInfo\x12\x1d.ruvd.v1.GetServerInfoRequest\x1a\x1e.ruvd.v1.GetServerInfoResponse\x12Z\n" +
 	"\x11GetSessionMetrics\x12!.ruvd.v1.GetSessionMetricsRequest\x1a\".ruvd.v1.GetSessionMetricsResponse\x12A\n" +
 	"\bComplete\x12\x18.ruvd.v1.CompleteRequest\x1a\x19.ruvd.v1.CompleteResponse0\x01\x12Y\n" +
 	"\x10ResumeCompletion\x12 .ruvd.v1.ResumeCompletionRequest\x1a!.ruvd.v1.ResumeCompletionResponse0\x01\x12P\n" +
@@ -4959,7 +5343,7 @@ func file_ruvd_v1_session_service_proto_rawDescGZIP() []byte {
 }
 
 var file_ruvd_v1_session_service_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_ruvd_v1_session_service_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_ruvd_v1_session_service_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_ruvd_v1_session_service_proto_goTypes = []any{
 	(Role)(0),                         // 0: ruvd.v1.Role
 	(SessionView)(0),                  // 1: ruvd.v1.SessionView
@@ -4987,47 +5371,51 @@ var file_ruvd_v1_session_service_proto_goTypes = []any{
 	(*BatchSummary)(nil),              // 23: ruvd.v1.BatchSummary
 	(*ListModelsRequest)(nil),         // 24: ruvd.v1.ListModelsRequest
 	(*ListModelsResponse)(nil),        // 25: ruvd.v1.ListModelsResponse
-	(*CreateSessionRequest)(nil),      // 26: ruvd.v1.CreateSessionRequest
-	(*CreateSessionResponse)(nil),     // 27: ruvd.v1.CreateSessionResponse
-	(*GetSessionRequest)(nil),         // 28: ruvd.v1.GetSessionRequest
-	(*GetSessionResponse)(nil),        // 29: ruvd.v1.GetSessionResponse
-	(*ListSessionsRequest)(nil),       // 30: ruvd.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),      // 31: ruvd.v1.ListSessionsResponse
-	(*UpdateSessionRequest)(nil),      // 32: ruvd.v1.UpdateSessionRequest
-	(*UpdateSessionResponse)(nil),     // 33: ruvd.v1.UpdateSessionResponse
-	(*AppendMessagesRequest)(nil),     // 34: ruvd.v1.AppendMessagesRequest
-	(*AppendMessagesResponse)(nil),    // 35: ruvd.v1.AppendMessagesResponse
-	(*CompactSessionRequest)(nil),     // 36: ruvd.v1.CompactSessionRequest
-	(*CompactSessionResponse)(nil),    // 37: ruvd.v1.CompactSessionResponse
-	(*ForkSessionRequest)(nil),        // 38: ruvd.v1.ForkSessionRequest
-	(*ForkSessionResponse)(nil),       // 39: ruvd.v1.ForkSessionResponse
-	(*ResumeCompletionRequest)(nil),   // 40: ruvd.v1.ResumeCompletionRequest
-	(*ResumeCompletionResponse)(nil),  // 41: ruvd.v1.ResumeCompletionResponse
-	(*CancelCompletionRequest)(nil),   // 42: ruvd.v1.CancelCompletionRequest
-	(*CancelCompletionResponse)(nil),  // 43: ruvd.v1.CancelCompletionResponse
-	(*EndSessionRequest)(nil),         // 44: ruvd.v1.EndSessionRequest
-	(*EndSessionResponse)(nil),        // 45: ruvd.v1.EndSessionResponse
-	(*GetSessionMetricsRequest)(nil),  // 46: ruvd.v1.GetSessionMetricsRequest
-	(*GetSessionMetricsResponse)(nil), // 47: ruvd.v1.GetSessionMetricsResponse
-	(*SessionMetrics)(nil),            // 48: ruvd.v1.SessionMetrics
-	(*CompleteRequest)(nil),           // 49: ruvd.v1.CompleteRequest
-	(*CompleteResponse)(nil),          // 50: ruvd.v1.CompleteResponse
-	(*CompletionEvent)(nil),           // 51: ruvd.v1.CompletionEvent
-	(*MessagePart)(nil),               // 52: ruvd.v1.MessagePart
-	(*Started)(nil),                   // 53: ruvd.v1.Started
-	(*Delta)(nil),                     // 54: ruvd.v1.Delta
-	(*ToolCallDelta)(nil),             // 55: ruvd.v1.ToolCallDelta
-	(*Finished)(nil),                  // 56: ruvd.v1.Finished
-	nil,                               // 57: ruvd.v1.Session.LabelsEntry
-	nil,                               // 58: ruvd.v1.CompletionOptions.LogitBiasEntry
-	nil,                               // 59: ruvd.v1.CreateSessionRequest.LabelsEntry
-	nil,                               // 60: ruvd.v1.ListSessionsRequest.LabelFilterEntry
-	nil,                               // 61: ruvd.v1.UpdateSessionRequest.LabelsEntry
-	(*durationpb.Duration)(nil),       // 62: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),     // 63: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),           // 64: google.protobuf.Struct
-	(*status.Status)(nil),             // 65: google.rpc.Status
-	(*fieldmaskpb.FieldMask)(nil),     // 66: google.protobuf.FieldMask
+	(*GetServerInfoRequest)(nil),      // 26: ruvd.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),     // 27: ruvd.v1.GetServerInfoResponse
+	(*ServerLimits)(nil),              // 28: ruvd.v1.ServerLimits
+	(*EngineInfo)(nil),                // 29: ruvd.v1.EngineInfo
+	(*CreateSessionRequest)(nil),      // 30: ruvd.v1.CreateSessionRequest
+	(*CreateSessionResponse)(nil),     // 31: ruvd.v1.CreateSessionResponse
+	(*GetSessionRequest)(nil),         // 32: ruvd.v1.GetSessionRequest
+	(*GetSessionResponse)(nil),        // 33: ruvd.v1.GetSessionResponse
+	(*ListSessionsRequest)(nil),       // 34: ruvd.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),      // 35: ruvd.v1.ListSessionsResponse
+	(*UpdateSessionRequest)(nil),      // 36: ruvd.v1.UpdateSessionRequest
+	(*UpdateSessionResponse)(nil),     // 37: ruvd.v1.UpdateSessionResponse
+	(*AppendMessagesRequest)(nil),     // 38: ruvd.v1.AppendMessagesRequest
+	(*AppendMessagesResponse)(nil),    // 39: ruvd.v1.AppendMessagesResponse
+	(*CompactSessionRequest)(nil),     // 40: ruvd.v1.CompactSessionRequest
+	(*CompactSessionResponse)(nil),    // 41: ruvd.v1.CompactSessionResponse
+	(*ForkSessionRequest)(nil),        // 42: ruvd.v1.ForkSessionRequest
+	(*ForkSessionResponse)(nil),       // 43: ruvd.v1.ForkSessionResponse
+	(*ResumeCompletionRequest)(nil),   // 44: ruvd.v1.ResumeCompletionRequest
+	(*ResumeCompletionResponse)(nil),  // 45: ruvd.v1.ResumeCompletionResponse
+	(*CancelCompletionRequest)(nil),   // 46: ruvd.v1.CancelCompletionRequest
+	(*CancelCompletionResponse)(nil),  // 47: ruvd.v1.CancelCompletionResponse
+	(*EndSessionRequest)(nil),         // 48: ruvd.v1.EndSessionRequest
+	(*EndSessionResponse)(nil),        // 49: ruvd.v1.EndSessionResponse
+	(*GetSessionMetricsRequest)(nil),  // 50: ruvd.v1.GetSessionMetricsRequest
+	(*GetSessionMetricsResponse)(nil), // 51: ruvd.v1.GetSessionMetricsResponse
+	(*SessionMetrics)(nil),            // 52: ruvd.v1.SessionMetrics
+	(*CompleteRequest)(nil),           // 53: ruvd.v1.CompleteRequest
+	(*CompleteResponse)(nil),          // 54: ruvd.v1.CompleteResponse
+	(*CompletionEvent)(nil),           // 55: ruvd.v1.CompletionEvent
+	(*MessagePart)(nil),               // 56: ruvd.v1.MessagePart
+	(*Started)(nil),                   // 57: ruvd.v1.Started
+	(*Delta)(nil),                     // 58: ruvd.v1.Delta
+	(*ToolCallDelta)(nil),             // 59: ruvd.v1.ToolCallDelta
+	(*Finished)(nil),                  // 60: ruvd.v1.Finished
+	nil,                               // 61: ruvd.v1.Session.LabelsEntry
+	nil,                               // 62: ruvd.v1.CompletionOptions.LogitBiasEntry
+	nil,                               // 63: ruvd.v1.CreateSessionRequest.LabelsEntry
+	nil,                               // 64: ruvd.v1.ListSessionsRequest.LabelFilterEntry
+	nil,                               // 65: ruvd.v1.UpdateSessionRequest.LabelsEntry
+	(*durationpb.Duration)(nil),       // 66: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),     // 67: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),           // 68: google.protobuf.Struct
+	(*status.Status)(nil),             // 69: google.rpc.Status
+	(*fieldmaskpb.FieldMask)(nil),     // 70: google.protobuf.FieldMask
 }
 var file_ruvd_v1_session_service_proto_depIdxs = []int32{
 	0,  // 0: ruvd.v1.Message.role:type_name -> ruvd.v1.Role
@@ -5035,105 +5423,111 @@ var file_ruvd_v1_session_service_proto_depIdxs = []int32{
 	7,  // 2: ruvd.v1.ToolChoice.mode:type_name -> ruvd.v1.ToolChoiceMode
 	5,  // 3: ruvd.v1.ContextWindow.rendering:type_name -> ruvd.v1.Rendering
 	6,  // 4: ruvd.v1.ContextWindow.compaction:type_name -> ruvd.v1.Compaction
-	62, // 5: ruvd.v1.Timings.queue:type_name -> google.protobuf.Duration
-	62, // 6: ruvd.v1.Timings.time_to_first_token:type_name -> google.protobuf.Duration
-	62, // 7: ruvd.v1.Timings.total:type_name -> google.protobuf.Duration
-	62, // 8: ruvd.v1.Timings.prefill:type_name -> google.protobuf.Duration
-	63, // 9: ruvd.v1.Session.create_time:type_name -> google.protobuf.Timestamp
-	63, // 10: ruvd.v1.Session.last_used_time:type_name -> google.protobuf.Timestamp
-	63, // 11: ruvd.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
+	66, // 5: ruvd.v1.Timings.queue:type_name -> google.protobuf.Duration
+	66, // 6: ruvd.v1.Timings.time_to_first_token:type_name -> google.protobuf.Duration
+	66, // 7: ruvd.v1.Timings.total:type_name -> google.protobuf.Duration
+	66, // 8: ruvd.v1.Timings.prefill:type_name -> google.protobuf.Duration
+	67, // 9: ruvd.v1.Session.create_time:type_name -> google.protobuf.Timestamp
+	67, // 10: ruvd.v1.Session.last_used_time:type_name -> google.protobuf.Timestamp
+	67, // 11: ruvd.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
 	9,  // 12: ruvd.v1.Session.messages:type_name -> ruvd.v1.Message
-	57, // 13: ruvd.v1.Session.labels:type_name -> ruvd.v1.Session.LabelsEntry
+	61, // 13: ruvd.v1.Session.labels:type_name -> ruvd.v1.Session.LabelsEntry
 	14, // 14: ruvd.v1.Session.context_window:type_name -> ruvd.v1.ContextWindow
 	15, // 15: ruvd.v1.Session.usage:type_name -> ruvd.v1.Usage
-	62, // 16: ruvd.v1.Session.idle_timeout:type_name -> google.protobuf.Duration
-	58, // 17: ruvd.v1.CompletionOptions.logit_bias:type_name -> ruvd.v1.CompletionOptions.LogitBiasEntry
+	66, // 16: ruvd.v1.Session.idle_timeout:type_name -> google.protobuf.Duration
+	62, // 17: ruvd.v1.CompletionOptions.logit_bias:type_name -> ruvd.v1.CompletionOptions.LogitBiasEntry
 	11, // 18: ruvd.v1.CompletionOptions.tools:type_name -> ruvd.v1.Tool
 	12, // 19: ruvd.v1.CompletionOptions.tool_choice:type_name -> ruvd.v1.ToolChoice
 	13, // 20: ruvd.v1.CompletionOptions.response_format:type_name -> ruvd.v1.ResponseFormat
-	64, // 21: ruvd.v1.CompletionOptions.extra_body:type_name -> google.protobuf.Struct
-	49, // 22: ruvd.v1.BatchCompleteRequest.items:type_name -> ruvd.v1.CompleteRequest
+	68, // 21: ruvd.v1.CompletionOptions.extra_body:type_name -> google.protobuf.Struct
+	53, // 22: ruvd.v1.BatchCompleteRequest.items:type_name -> ruvd.v1.CompleteRequest
 	21, // 23: ruvd.v1.BatchCompleteResponse.result:type_name -> ruvd.v1.BatchResult
 	23, // 24: ruvd.v1.BatchCompleteResponse.summary:type_name -> ruvd.v1.BatchSummary
-	52, // 25: ruvd.v1.BatchCompleteResponse.message_part:type_name -> ruvd.v1.MessagePart
+	56, // 25: ruvd.v1.BatchCompleteResponse.message_part:type_name -> ruvd.v1.MessagePart
 	22, // 26: ruvd.v1.BatchResult.completion:type_name -> ruvd.v1.Completion
-	65, // 27: ruvd.v1.BatchResult.error:type_name -> google.rpc.Status
-	56, // 28: ruvd.v1.Completion.finished:type_name -> ruvd.v1.Finished
+	69, // 27: ruvd.v1.BatchResult.error:type_name -> google.rpc.Status
+	60, // 28: ruvd.v1.Completion.finished:type_name -> ruvd.v1.Finished
 	15, // 29: ruvd.v1.BatchSummary.usage:type_name -> ruvd.v1.Usage
-	62, // 30: ruvd.v1.BatchSummary.wall_time:type_name -> google.protobuf.Duration
-	62, // 31: ruvd.v1.BatchSummary.total_latency:type_name -> google.protobuf.Duration
-	9,  // 32: ruvd.v1.CreateSessionRequest.messages:type_name -> ruvd.v1.Message
-	59, // 33: ruvd.v1.CreateSessionRequest.labels:type_name -> ruvd.v1.CreateSessionRequest.LabelsEntry
-	14, // 34: ruvd.v1.CreateSessionRequest.context_window:type_name -> ruvd.v1.ContextWindow
-	62, // 35: ruvd.v1.CreateSessionRequest.idle_timeout:type_name -> google.protobuf.Duration
-	17, // 36: ruvd.v1.CreateSessionResponse.session:type_name -> ruvd.v1.Session
-	1,  // 37: ruvd.v1.GetSessionRequest.view:type_name -> ruvd.v1.SessionView
-	17, // 38: ruvd.v1.GetSessionResponse.session:type_name -> ruvd.v1.Session
-	52, // 39: ruvd.v1.GetSessionResponse.message_part:type_name -> ruvd.v1.MessagePart
-	60, // 40: ruvd.v1.ListSessionsRequest.label_filter:type_name -> ruvd.v1.ListSessionsRequest.LabelFilterEntry
-	17, // 41: ruvd.v1.ListSessionsResponse.sessions:type_name -> ruvd.v1.Session
-	61, // 42: ruvd.v1.UpdateSessionRequest.labels:type_name -> ruvd.v1.UpdateSessionRequest.LabelsEntry
-	62, // 43: ruvd.v1.UpdateSessionRequest.idle_timeout:type_name -> google.protobuf.Duration
-	14, // 44: ruvd.v1.UpdateSessionRequest.context_window:type_name -> ruvd.v1.ContextWindow
-	66, // 45: ruvd.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
-	17, // 46: ruvd.v1.UpdateSessionResponse.session:type_name -> ruvd.v1.Session
-	9,  // 47: ruvd.v1.AppendMessagesRequest.messages:type_name -> ruvd.v1.Message
-	17, // 48: ruvd.v1.AppendMessagesResponse.session:type_name -> ruvd.v1.Session
-	17, // 49: ruvd.v1.CompactSessionResponse.session:type_name -> ruvd.v1.Session
-	15, // 50: ruvd.v1.CompactSessionResponse.usage:type_name -> ruvd.v1.Usage
-	17, // 51: ruvd.v1.ForkSessionResponse.session:type_name -> ruvd.v1.Session
-	51, // 52: ruvd.v1.ResumeCompletionResponse.event:type_name -> ruvd.v1.CompletionEvent
-	48, // 53: ruvd.v1.GetSessionMetricsResponse.metrics:type_name -> ruvd.v1.SessionMetrics
-	62, // 54: ruvd.v1.SessionMetrics.avg_session_latency:type_name -> google.protobuf.Duration
-	62, // 55: ruvd.v1.SessionMetrics.avg_stateless_latency:type_name -> google.protobuf.Duration
-	9,  // 56: ruvd.v1.CompleteRequest.messages:type_name -> ruvd.v1.Message
-	18, // 57: ruvd.v1.CompleteRequest.options:type_name -> ruvd.v1.CompletionOptions
-	2,  // 58: ruvd.v1.CompleteRequest.if_busy:type_name -> ruvd.v1.IfBusy
-	3,  // 59: ruvd.v1.CompleteRequest.on_disconnect:type_name -> ruvd.v1.OnDisconnect
-	62, // 60: ruvd.v1.CompleteRequest.disconnect_grace:type_name -> google.protobuf.Duration
-	51, // 61: ruvd.v1.CompleteResponse.event:type_name -> ruvd.v1.CompletionEvent
-	53, // 62: ruvd.v1.CompletionEvent.started:type_name -> ruvd.v1.Started
-	54, // 63: ruvd.v1.CompletionEvent.delta:type_name -> ruvd.v1.Delta
-	56, // 64: ruvd.v1.CompletionEvent.finished:type_name -> ruvd.v1.Finished
-	52, // 65: ruvd.v1.CompletionEvent.message_part:type_name -> ruvd.v1.MessagePart
-	55, // 66: ruvd.v1.Delta.tool_call:type_name -> ruvd.v1.ToolCallDelta
-	4,  // 67: ruvd.v1.Finished.finish_reason:type_name -> ruvd.v1.FinishReason
-	9,  // 68: ruvd.v1.Finished.message:type_name -> ruvd.v1.Message
-	15, // 69: ruvd.v1.Finished.usage:type_name -> ruvd.v1.Usage
-	16, // 70: ruvd.v1.Finished.timings:type_name -> ruvd.v1.Timings
-	26, // 71: ruvd.v1.SessionService.CreateSession:input_type -> ruvd.v1.CreateSessionRequest
-	28, // 72: ruvd.v1.SessionService.GetSession:input_type -> ruvd.v1.GetSessionRequest
-	30, // 73: ruvd.v1.SessionService.ListSessions:input_type -> ruvd.v1.ListSessionsRequest
-	32, // 74: ruvd.v1.SessionService.UpdateSession:input_type -> ruvd.v1.UpdateSessionRequest
-	34, // 75: ruvd.v1.SessionService.AppendMessages:input_type -> ruvd.v1.AppendMessagesRequest
-	38, // 76: ruvd.v1.SessionService.ForkSession:input_type -> ruvd.v1.ForkSessionRequest
-	36, // 77: ruvd.v1.SessionService.CompactSession:input_type -> ruvd.v1.CompactSessionRequest
-	44, // 78: ruvd.v1.SessionService.EndSession:input_type -> ruvd.v1.EndSessionRequest
-	24, // 79: ruvd.v1.SessionService.ListModels:input_type -> ruvd.v1.ListModelsRequest
-	46, // 80: ruvd.v1.SessionService.GetSessionMetrics:input_type -> ruvd.v1.GetSessionMetricsRequest
-	49, // 81: ruvd.v1.SessionService.Complete:input_type -> ruvd.v1.CompleteRequest
-	40, // 82: ruvd.v1.SessionService.ResumeCompletion:input_type -> ruvd.v1.ResumeCompletionRequest
-	19, // 83: ruvd.v1.SessionService.BatchComplete:input_type -> ruvd.v1.BatchCompleteRequest
-	42, // 84: ruvd.v1.SessionService.CancelCompletion:input_type -> ruvd.v1.CancelCompletionRequest
-	27, // 85: ruvd.v1.SessionService.CreateSession:output_type -> ruvd.v1.CreateSessionResponse
-	29, // 86: ruvd.v1.SessionService.GetSession:output_type -> ruvd.v1.GetSessionResponse
-	31, // 87: ruvd.v1.SessionService.ListSessions:output_type -> ruvd.v1.ListSessionsResponse
-	33, // 88: ruvd.v1.SessionService.UpdateSession:output_type -> ruvd.v1.UpdateSessionResponse
-	35, // 89: ruvd.v1.SessionService.AppendMessages:output_type -> ruvd.v1.AppendMessagesResponse
-	39, // 90: ruvd.v1.SessionService.ForkSession:output_type -> ruvd.v1.ForkSessionResponse
-	37, // 91: ruvd.v1.SessionService.CompactSession:output_type -> ruvd.v1.CompactSessionResponse
-	45, // 92: ruvd.v1.SessionService.EndSession:output_type -> ruvd.v1.EndSessionResponse
-	25, // 93: ruvd.v1.SessionService.ListModels:output_type -> ruvd.v1.ListModelsResponse
-	47, // 94: ruvd.v1.SessionService.GetSessionMetrics:output_type -> ruvd.v1.GetSessionMetricsResponse
-	50, // 95: ruvd.v1.SessionService.Complete:output_type -> ruvd.v1.CompleteResponse
-	41, // 96: ruvd.v1.SessionService.ResumeCompletion:output_type -> ruvd.v1.ResumeCompletionResponse
-	20, // 97: ruvd.v1.SessionService.BatchComplete:output_type -> ruvd.v1.BatchCompleteResponse
-	43, // 98: ruvd.v1.SessionService.CancelCompletion:output_type -> ruvd.v1.CancelCompletionResponse
-	85, // [85:99] is the sub-list for method output_type
-	71, // [71:85] is the sub-list for method input_type
-	71, // [71:71] is the sub-list for extension type_name
-	71, // [71:71] is the sub-list for extension extendee
-	0,  // [0:71] is the sub-list for field type_name
+	66, // 30: ruvd.v1.BatchSummary.wall_time:type_name -> google.protobuf.Duration
+	66, // 31: ruvd.v1.BatchSummary.total_latency:type_name -> google.protobuf.Duration
+	28, // 32: ruvd.v1.GetServerInfoResponse.limits:type_name -> ruvd.v1.ServerLimits
+	29, // 33: ruvd.v1.GetServerInfoResponse.engines:type_name -> ruvd.v1.EngineInfo
+	66, // 34: ruvd.v1.ServerLimits.idle_timeout:type_name -> google.protobuf.Duration
+	66, // 35: ruvd.v1.ServerLimits.completion_retention:type_name -> google.protobuf.Duration
+	9,  // 36: ruvd.v1.CreateSessionRequest.messages:type_name -> ruvd.v1.Message
+	63, // 37: ruvd.v1.CreateSessionRequest.labels:type_name -> ruvd.v1.CreateSessionRequest.LabelsEntry
+	14, // 38: ruvd.v1.CreateSessionRequest.context_window:type_name -> ruvd.v1.ContextWindow
+	66, // 39: ruvd.v1.CreateSessionRequest.idle_timeout:type_name -> google.protobuf.Duration
+	17, // 40: ruvd.v1.CreateSessionResponse.session:type_name -> ruvd.v1.Session
+	1,  // 41: ruvd.v1.GetSessionRequest.view:type_name -> ruvd.v1.SessionView
+	17, // 42: ruvd.v1.GetSessionResponse.session:type_name -> ruvd.v1.Session
+	56, // 43: ruvd.v1.GetSessionResponse.message_part:type_name -> ruvd.v1.MessagePart
+	64, // 44: ruvd.v1.ListSessionsRequest.label_filter:type_name -> ruvd.v1.ListSessionsRequest.LabelFilterEntry
+	17, // 45: ruvd.v1.ListSessionsResponse.sessions:type_name -> ruvd.v1.Session
+	65, // 46: ruvd.v1.UpdateSessionRequest.labels:type_name -> ruvd.v1.UpdateSessionRequest.LabelsEntry
+	66, // 47: ruvd.v1.UpdateSessionRequest.idle_timeout:type_name -> google.protobuf.Duration
+	14, // 48: ruvd.v1.UpdateSessionRequest.context_window:type_name -> ruvd.v1.ContextWindow
+	70, // 49: ruvd.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
+	17, // 50: ruvd.v1.UpdateSessionResponse.session:type_name -> ruvd.v1.Session
+	9,  // 51: ruvd.v1.AppendMessagesRequest.messages:type_name -> ruvd.v1.Message
+	17, // 52: ruvd.v1.AppendMessagesResponse.session:type_name -> ruvd.v1.Session
+	17, // 53: ruvd.v1.CompactSessionResponse.session:type_name -> ruvd.v1.Session
+	15, // 54: ruvd.v1.CompactSessionResponse.usage:type_name -> ruvd.v1.Usage
+	17, // 55: ruvd.v1.ForkSessionResponse.session:type_name -> ruvd.v1.Session
+	55, // 56: ruvd.v1.ResumeCompletionResponse.event:type_name -> ruvd.v1.CompletionEvent
+	52, // 57: ruvd.v1.GetSessionMetricsResponse.metrics:type_name -> ruvd.v1.SessionMetrics
+	66, // 58: ruvd.v1.SessionMetrics.avg_session_latency:type_name -> google.protobuf.Duration
+	66, // 59: ruvd.v1.SessionMetrics.avg_stateless_latency:type_name -> google.protobuf.Duration
+	9,  // 60: ruvd.v1.CompleteRequest.messages:type_name -> ruvd.v1.Message
+	18, // 61: ruvd.v1.CompleteRequest.options:type_name -> ruvd.v1.CompletionOptions
+	2,  // 62: ruvd.v1.CompleteRequest.if_busy:type_name -> ruvd.v1.IfBusy
+	3,  // 63: ruvd.v1.CompleteRequest.on_disconnect:type_name -> ruvd.v1.OnDisconnect
+	66, // 64: ruvd.v1.CompleteRequest.disconnect_grace:type_name -> google.protobuf.Duration
+	55, // 65: ruvd.v1.CompleteResponse.event:type_name -> ruvd.v1.CompletionEvent
+	57, // 66: ruvd.v1.CompletionEvent.started:type_name -> ruvd.v1.Started
+	58, // 67: ruvd.v1.CompletionEvent.delta:type_name -> ruvd.v1.Delta
+	60, // 68: ruvd.v1.CompletionEvent.finished:type_name -> ruvd.v1.Finished
+	56, // 69: ruvd.v1.CompletionEvent.message_part:type_name -> ruvd.v1.MessagePart
+	59, // 70: ruvd.v1.Delta.tool_call:type_name -> ruvd.v1.ToolCallDelta
+	4,  // 71: ruvd.v1.Finished.finish_reason:type_name -> ruvd.v1.FinishReason
+	9,  // 72: ruvd.v1.Finished.message:type_name -> ruvd.v1.Message
+	15, // 73: ruvd.v1.Finished.usage:type_name -> ruvd.v1.Usage
+	16, // 74: ruvd.v1.Finished.timings:type_name -> ruvd.v1.Timings
+	30, // 75: ruvd.v1.SessionService.CreateSession:input_type -> ruvd.v1.CreateSessionRequest
+	32, // 76: ruvd.v1.SessionService.GetSession:input_type -> ruvd.v1.GetSessionRequest
+	34, // 77: ruvd.v1.SessionService.ListSessions:input_type -> ruvd.v1.ListSessionsRequest
+	36, // 78: ruvd.v1.SessionService.UpdateSession:input_type -> ruvd.v1.UpdateSessionRequest
+	38, // 79: ruvd.v1.SessionService.AppendMessages:input_type -> ruvd.v1.AppendMessagesRequest
+	42, // 80: ruvd.v1.SessionService.ForkSession:input_type -> ruvd.v1.ForkSessionRequest
+	40, // 81: ruvd.v1.SessionService.CompactSession:input_type -> ruvd.v1.CompactSessionRequest
+	48, // 82: ruvd.v1.SessionService.EndSession:input_type -> ruvd.v1.EndSessionRequest
+	24, // 83: ruvd.v1.SessionService.ListModels:input_type -> ruvd.v1.ListModelsRequest
+	26, // 84: ruvd.v1.SessionService.GetServerInfo:input_type -> ruvd.v1.GetServerInfoRequest
+	50, // 85: ruvd.v1.SessionService.GetSessionMetrics:input_type -> ruvd.v1.GetSessionMetricsRequest
+	53, // 86: ruvd.v1.SessionService.Complete:input_type -> ruvd.v1.CompleteRequest
+	44, // 87: ruvd.v1.SessionService.ResumeCompletion:input_type -> ruvd.v1.ResumeCompletionRequest
+	19, // 88: ruvd.v1.SessionService.BatchComplete:input_type -> ruvd.v1.BatchCompleteRequest
+	46, // 89: ruvd.v1.SessionService.CancelCompletion:input_type -> ruvd.v1.CancelCompletionRequest
+	31, // 90: ruvd.v1.SessionService.CreateSession:output_type -> ruvd.v1.CreateSessionResponse
+	33, // 91: ruvd.v1.SessionService.GetSession:output_type -> ruvd.v1.GetSessionResponse
+	35, // 92: ruvd.v1.SessionService.ListSessions:output_type -> ruvd.v1.ListSessionsResponse
+	37, // 93: ruvd.v1.SessionService.UpdateSession:output_type -> ruvd.v1.UpdateSessionResponse
+	39, // 94: ruvd.v1.SessionService.AppendMessages:output_type -> ruvd.v1.AppendMessagesResponse
+	43, // 95: ruvd.v1.SessionService.ForkSession:output_type -> ruvd.v1.ForkSessionResponse
+	41, // 96: ruvd.v1.SessionService.CompactSession:output_type -> ruvd.v1.CompactSessionResponse
+	49, // 97: ruvd.v1.SessionService.EndSession:output_type -> ruvd.v1.EndSessionResponse
+	25, // 98: ruvd.v1.SessionService.ListModels:output_type -> ruvd.v1.ListModelsResponse
+	27, // 99: ruvd.v1.SessionService.GetServerInfo:output_type -> ruvd.v1.GetServerInfoResponse
+	51, // 100: ruvd.v1.SessionService.GetSessionMetrics:output_type -> ruvd.v1.GetSessionMetricsResponse
+	54, // 101: ruvd.v1.SessionService.Complete:output_type -> ruvd.v1.CompleteResponse
+	45, // 102: ruvd.v1.SessionService.ResumeCompletion:output_type -> ruvd.v1.ResumeCompletionResponse
+	20, // 103: ruvd.v1.SessionService.BatchComplete:output_type -> ruvd.v1.BatchCompleteResponse
+	47, // 104: ruvd.v1.SessionService.CancelCompletion:output_type -> ruvd.v1.CancelCompletionResponse
+	90, // [90:105] is the sub-list for method output_type
+	75, // [75:90] is the sub-list for method input_type
+	75, // [75:75] is the sub-list for extension type_name
+	75, // [75:75] is the sub-list for extension extendee
+	0,  // [0:75] is the sub-list for field type_name
 }
 
 func init() { file_ruvd_v1_session_service_proto_init() }
@@ -5159,18 +5553,20 @@ func file_ruvd_v1_session_service_proto_init() {
 		(*BatchResult_Completion)(nil),
 		(*BatchResult_Error)(nil),
 	}
-	file_ruvd_v1_session_service_proto_msgTypes[17].OneofWrappers = []any{}
-	file_ruvd_v1_session_service_proto_msgTypes[25].OneofWrappers = []any{}
-	file_ruvd_v1_session_service_proto_msgTypes[28].OneofWrappers = []any{}
+	file_ruvd_v1_session_service_proto_msgTypes[19].OneofWrappers = []any{}
+	file_ruvd_v1_session_service_proto_msgTypes[20].OneofWrappers = []any{}
+	file_ruvd_v1_session_service_proto_msgTypes[21].OneofWrappers = []any{}
 	file_ruvd_v1_session_service_proto_msgTypes[29].OneofWrappers = []any{}
-	file_ruvd_v1_session_service_proto_msgTypes[39].OneofWrappers = []any{}
-	file_ruvd_v1_session_service_proto_msgTypes[42].OneofWrappers = []any{
+	file_ruvd_v1_session_service_proto_msgTypes[32].OneofWrappers = []any{}
+	file_ruvd_v1_session_service_proto_msgTypes[33].OneofWrappers = []any{}
+	file_ruvd_v1_session_service_proto_msgTypes[43].OneofWrappers = []any{}
+	file_ruvd_v1_session_service_proto_msgTypes[46].OneofWrappers = []any{
 		(*CompletionEvent_Started)(nil),
 		(*CompletionEvent_Delta)(nil),
 		(*CompletionEvent_Finished)(nil),
 		(*CompletionEvent_MessagePart)(nil),
 	}
-	file_ruvd_v1_session_service_proto_msgTypes[45].OneofWrappers = []any{
+	file_ruvd_v1_session_service_proto_msgTypes[49].OneofWrappers = []any{
 		(*Delta_Text)(nil),
 		(*Delta_ToolCall)(nil),
 		(*Delta_Reasoning)(nil),
@@ -5181,7 +5577,7 @@ func file_ruvd_v1_session_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ruvd_v1_session_service_proto_rawDesc), len(file_ruvd_v1_session_service_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   53,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -37,6 +37,7 @@ const (
 	SessionService_CompactSession_FullMethodName    = "/ruvd.v1.SessionService/CompactSession"
 	SessionService_EndSession_FullMethodName        = "/ruvd.v1.SessionService/EndSession"
 	SessionService_ListModels_FullMethodName        = "/ruvd.v1.SessionService/ListModels"
+	SessionService_GetServerInfo_FullMethodName     = "/ruvd.v1.SessionService/GetServerInfo"
 	SessionService_GetSessionMetrics_FullMethodName = "/ruvd.v1.SessionService/GetSessionMetrics"
 	SessionService_Complete_FullMethodName          = "/ruvd.v1.SessionService/Complete"
 	SessionService_ResumeCompletion_FullMethodName  = "/ruvd.v1.SessionService/ResumeCompletion"
@@ -99,6 +100,11 @@ type SessionServiceClient interface {
 	// ListModels returns the models that the engine offers.
 	// Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
 	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
+	// GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
+	// limits, and its engine. Every caller with an identity may call it, whatever its role. It also
+	// answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
+	// Errors: none of its own.
+	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 	// GetSessionMetrics returns the daemon's measurements since it started.
 	// Errors: STORE_UNAVAILABLE.
 	GetSessionMetrics(ctx context.Context, in *GetSessionMetricsRequest, opts ...grpc.CallOption) (*GetSessionMetricsResponse, error)
@@ -227,6 +233,16 @@ func (c *sessionServiceClient) ListModels(ctx context.Context, in *ListModelsReq
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListModelsResponse)
 	err := c.cc.Invoke(ctx, SessionService_ListModels_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sessionServiceClient) GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetServerInfoResponse)
+	err := c.cc.Invoke(ctx, SessionService_GetServerInfo_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -365,6 +381,11 @@ type SessionServiceServer interface {
 	// ListModels returns the models that the engine offers.
 	// Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
 	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
+	// GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
+	// limits, and its engine. Every caller with an identity may call it, whatever its role. It also
+	// answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
+	// Errors: none of its own.
+	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	// GetSessionMetrics returns the daemon's measurements since it started.
 	// Errors: STORE_UNAVAILABLE.
 	GetSessionMetrics(context.Context, *GetSessionMetricsRequest) (*GetSessionMetricsResponse, error)
@@ -435,6 +456,9 @@ func (UnimplementedSessionServiceServer) EndSession(context.Context, *EndSession
 }
 func (UnimplementedSessionServiceServer) ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListModels not implemented")
+}
+func (UnimplementedSessionServiceServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetServerInfo not implemented")
 }
 func (UnimplementedSessionServiceServer) GetSessionMetrics(context.Context, *GetSessionMetricsRequest) (*GetSessionMetricsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetSessionMetrics not implemented")
@@ -634,6 +658,24 @@ func _SessionService_ListModels_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SessionService_GetServerInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetServerInfoRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionServiceServer).GetServerInfo(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SessionService_GetServerInfo_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionServiceServer).GetServerInfo(ctx, req.(*GetServerInfoRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _SessionService_GetSessionMetrics_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetSessionMetricsRequest)
 	if err := dec(in); err != nil {
@@ -745,6 +787,10 @@ var SessionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListModels",
 			Handler:    _SessionService_ListModels_Handler,
+		},
+		{
+			MethodName: "GetServerInfo",
+			Handler:    _SessionService_GetServerInfo_Handler,
 		},
 		{
 			MethodName: "GetSessionMetrics",

@@ -287,6 +287,10 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
         """Returns the models that the engine offers, and the default model."""
         return self._call(lambda stub: stub.ListModels, pb.ListModelsRequest())
 
+    def get_server_info(self) -> pb.GetServerInfoResponse:
+        """Returns the daemon's version, features, limits and engine."""
+        return self._call(lambda stub: stub.GetServerInfo, pb.GetServerInfoRequest())
+
     def get_session_metrics(self) -> pb.SessionMetrics:
         """Returns the daemon's measurements since it started."""
         request = pb.GetSessionMetricsRequest()
@@ -459,6 +463,10 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
     async def list_models(self) -> pb.ListModelsResponse:
         """Returns the models that the engine offers, and the default model."""
         return await self._call(lambda stub: stub.ListModels, pb.ListModelsRequest())
+
+    async def get_server_info(self) -> pb.GetServerInfoResponse:
+        """Returns the daemon's version, features, limits and engine."""
+        return await self._call(lambda stub: stub.GetServerInfo, pb.GetServerInfoRequest())
 
     async def get_session_metrics(self) -> pb.SessionMetrics:
         """Returns the daemon's measurements since it started."""

@@ -23,6 +23,7 @@ ROLES: dict[str, frozenset[Role]] = {
     f"{_SERVICE}CompactSession": _WITH_CONTENT,
     f"{_SERVICE}EndSession": _WITH_CONTENT,
     f"{_SERVICE}ForkSession": _WITH_CONTENT,
+    f"{_SERVICE}GetServerInfo": _ALL,
     f"{_SERVICE}GetSessionMetrics": _ALL,
     f"{_SERVICE}ListModels": _ALL,
     f"{_SERVICE}Complete": _WITH_CONTENT,

@@ -394,6 +394,92 @@ pub struct ListModelsResponse {
     #[prost(string, tag = "2")]
     pub default_model: ::prost::alloc::string::String,
 }
+/// The request of GetServerInfo.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetServerInfoRequest {}
+/// The response of GetServerInfo.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetServerInfoResponse {
+    /// The version of the daemon, such as 0.3.0.
+    #[prost(string, tag = "1")]
+    pub version: ::prost::alloc::string::String,
+    /// The id of this process, which changes with every start. Daemons that share their sessions have
+    /// different ones.
+    #[prost(string, tag = "2")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// The names of what this daemon can do, in the order of the alphabet. docs/operations.md lists
+    /// them. Clients ignore names that they do not know.
+    #[prost(string, repeated, tag = "3")]
+    pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The limits of the caller's requests and sessions.
+    #[prost(message, optional, tag = "4")]
+    pub limits: ::core::option::Option<ServerLimits>,
+    /// The engines that answer.
+    #[prost(message, repeated, tag = "5")]
+    pub engines: ::prost::alloc::vec::Vec<EngineInfo>,
+}
+/// The limits of a caller: the daemon's, or those of the caller's tenant where these are lower.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServerLimits {
+    /// The largest request, in bytes.
+    #[prost(int64, tag = "1")]
+    pub max_request_bytes: i64,
+    /// The largest message, in bytes.
+    #[prost(int64, tag = "2")]
+    pub max_message_bytes: i64,
+    /// The most messages of a request.
+    #[prost(int64, tag = "3")]
+    pub max_messages: i64,
+    /// The largest history of a session, in bytes.
+    #[prost(int64, tag = "4")]
+    pub max_session_bytes: i64,
+    /// The most sessions that are kept. What happens beyond depends on the daemon's settings: the least
+    /// recently used session is evicted, or a new one is refused with SESSION_LIMIT or QUOTA_EXCEEDED.
+    #[prost(int64, tag = "5")]
+    pub max_sessions: i64,
+    /// The most completions that run or wait at a time.
+    #[prost(int64, tag = "6")]
+    pub max_inflight: i64,
+    /// The most items of a BatchComplete.
+    #[prost(int64, tag = "7")]
+    pub max_batch_items: i64,
+    /// The largest answer, in bytes. An answer that reaches it ends with FINISH_REASON_LENGTH.
+    #[prost(int64, tag = "8")]
+    pub max_answer_bytes: i64,
+    /// The highest max_tokens that a request may have. Unset: the daemon has no limit of its own.
+    #[prost(int64, optional, tag = "9")]
+    pub max_output_tokens: ::core::option::Option<i64>,
+    /// A session that was not used for this time expires, unless it has an idle timeout of its own.
+    #[prost(message, optional, tag = "10")]
+    pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
+    /// The time for which the events of a completion can be resumed after its end.
+    #[prost(message, optional, tag = "11")]
+    pub completion_retention: ::core::option::Option<::prost_types::Duration>,
+}
+/// An engine of the daemon.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EngineInfo {
+    /// The kind of the engine: llama, openai or echo.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// True if the engine takes completions now.
+    #[prost(bool, tag = "2")]
+    pub ready: bool,
+    /// The model of calls that do not name one.
+    #[prost(string, tag = "3")]
+    pub default_model: ::prost::alloc::string::String,
+    /// The models that the caller may name, as ListModels returns them. Empty also if the engine does
+    /// not answer at once.
+    #[prost(string, repeated, tag = "4")]
+    pub models: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The default of ContextWindow.max_tokens: the size of the engine's context less room for an
+    /// answer. Unset if it is not known.
+    #[prost(int64, optional, tag = "5")]
+    pub window_tokens: ::core::option::Option<i64>,
+    /// The most completions that the engine answers at a time. Unset if it has no limit.
+    #[prost(int64, optional, tag = "6")]
+    pub slots: ::core::option::Option<i64>,
+}
 /// The request of CreateSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateSessionRequest {
@@ -1713,6 +1799,34 @@ pub mod session_service_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "ListModels"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
+        /// limits, and its engine. Every caller with an identity may call it, whatever its role. It also
+        /// answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
+        /// Errors: none of its own.
+        pub async fn get_server_info(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetServerInfoRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetServerInfoResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ruvd.v1.SessionService/GetServerInfo",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ruvd.v1.SessionService", "GetServerInfo"));
             self.inner.unary(req, path, codec).await
         }
         /// GetSessionMetrics returns the daemon's measurements since it started.

@@ -7,7 +7,8 @@ export const serviceConfig = {
         {"service": "ruvd.v1.SessionService", "method": "GetSession"},
         {"service": "ruvd.v1.SessionService", "method": "ListSessions"},
         {"service": "ruvd.v1.SessionService", "method": "GetSessionMetrics"},
-        {"service": "ruvd.v1.SessionService", "method": "ListModels"}
+        {"service": "ruvd.v1.SessionService", "method": "ListModels"},
+        {"service": "ruvd.v1.SessionService", "method": "GetServerInfo"}
       ],
       "timeout": "10s",
       "retryPolicy": {

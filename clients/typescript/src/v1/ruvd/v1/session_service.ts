@@ -623,6 +623,89 @@ export interface ListModelsResponse {
   defaultModel: string;
 }
 
+/** The request of GetServerInfo. */
+export interface GetServerInfoRequest {
+}
+
+/** The response of GetServerInfo. */
+export interface GetServerInfoResponse {
+  /** The version of the daemon, such as 0.3.0. */
+  version: string;
+  /**
+   * The id of this process, which changes with every start. Daemons that share their sessions have
+   * different ones.
+   */
+  instanceId: string;
+  /**
+   * The names of what this daemon can do, in the order of the alphabet. docs/operations.md lists
+   * them. Clients ignore names that they do not know.
+   */
+  features: string[];
+  /** The limits of the caller's requests and sessions. */
+  limits:
+    | ServerLimits
+    | undefined;
+  /** The engines that answer. */
+  engines: EngineInfo[];
+}
+
+/** The limits of a caller: the daemon's, or those of the caller's tenant where these are lower. */
+export interface ServerLimits {
+  /** The largest request, in bytes. */
+  maxRequestBytes: number;
+  /** The largest message, in bytes. */
+  maxMessageBytes: number;
+  /** The most messages of a request. */
+  maxMessages: number;
+  /** The largest history of a session, in bytes. */
+  maxSessionBytes: number;
+  /**
+   * The most sessions that are kept. What happens beyond depends on the daemon's settings: the least
+   * recently used session is evicted, or a new one is refused with SESSION_LIMIT or QUOTA_EXCEEDED.
+   */
+  maxSessions: number;
+  /** The most completions that run or wait at a time. */
+  maxInflight: number;
+  /** The most items of a BatchComplete. */
+  maxBatchItems: number;
+  /** The largest answer, in bytes. An answer that reaches it ends with FINISH_REASON_LENGTH. */
+  maxAnswerBytes: number;
+  /** The highest max_tokens that a request may have. Unset: the daemon has no limit of its own. */
+  maxOutputTokens?:
+    | number
+    | undefined;
+  /** A session that was not used for this time expires, unless it has an idle timeout of its own. */
+  idleTimeout:
+    | Duration
+    | undefined;
+  /** The time for which the events of a completion can be resumed after its end. */
+  completionRetention: Duration | undefined;
+}
+
+/** An engine of the daemon. */
+export interface EngineInfo {
+  /** The kind of the engine: llama, openai or echo. */
+  name: string;
+  /** True if the engine takes completions now. */
+  ready: boolean;
+  /** The model of calls that do not name one. */
+  defaultModel: string;
+  /**
+   * The models that the caller may name, as ListModels returns them. Empty also if the engine does
+   * not answer at once.
+   */
+  models: string[];
+  /**
+   * The default of ContextWindow.max_tokens: the size of the engine's context less room for an
+   * answer. Unset if it is not known.
+   */
+  windowTokens?:
+    | number
+    | undefined;
+  /** The most completions that the engine answers at a time. Unset if it has no limit. */
+  slots?: number | undefined;
+}
+
 /** The request of CreateSession. */
 export interface CreateSessionRequest {
   /**
@@ -3141,6 +3224,460 @@ export const ListModelsResponse: MessageFns<ListModelsResponse> = {
     const message = createBaseListModelsResponse();
     message.models = object.models?.map((e) => e) || [];
     message.defaultModel = object.defaultModel ?? "";
+    return message;
+  },
+};
+
+function createBaseGetServerInfoRequest(): GetServerInfoRequest {
+  return {};
+}
+
+export const GetServerInfoRequest: MessageFns<GetServerInfoRequest> = {
+  encode(_: GetServerInfoRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetServerInfoRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetServerInfoRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<GetServerInfoRequest>): GetServerInfoRequest {
+    return GetServerInfoRequest.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<GetServerInfoRequest>): GetServerInfoRequest {
+    const message = createBaseGetServerInfoRequest();
+    return message;
+  },
+};
+
+function createBaseGetServerInfoResponse(): GetServerInfoResponse {
+  return { version: "", instanceId: "", features: [], limits: undefined, engines: [] };
+}
+
+export const GetServerInfoResponse: MessageFns<GetServerInfoResponse> = {
+  encode(message: GetServerInfoResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.version !== "") {
+      writer.uint32(10).string(message.version);
+    }
+    if (message.instanceId !== "") {
+      writer.uint32(18).string(message.instanceId);
+    }
+    for (const v of message.features) {
+      writer.uint32(26).string(v!);
+    }
+    if (message.limits !== undefined) {
+      ServerLimits.encode(message.limits, writer.uint32(34).fork()).join();
+    }
+    for (const v of message.engines) {
+      EngineInfo.encode(v!, writer.uint32(42).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetServerInfoResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetServerInfoResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.version = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.instanceId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.features.push(reader.string());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.limits = ServerLimits.decode(reader, reader.uint32());
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.engines.push(EngineInfo.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<GetServerInfoResponse>): GetServerInfoResponse {
+    return GetServerInfoResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<GetServerInfoResponse>): GetServerInfoResponse {
+    const message = createBaseGetServerInfoResponse();
+    message.version = object.version ?? "";
+    message.instanceId = object.instanceId ?? "";
+    message.features = object.features?.map((e) => e) || [];
+    message.limits = (object.limits !== undefined && object.limits !== null)
+      ? ServerLimits.fromPartial(object.limits)
+      : undefined;
+    message.engines = object.engines?.map((e) => EngineInfo.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseServerLimits(): ServerLimits {
+  return {
+    maxRequestBytes: 0,
+    maxMessageBytes: 0,
+    maxMessages: 0,
+    maxSessionBytes: 0,
+    maxSessions: 0,
+    maxInflight: 0,
+    maxBatchItems: 0,
+    maxAnswerBytes: 0,
+    maxOutputTokens: undefined,
+    idleTimeout: undefined,
+    completionRetention: undefined,
+  };
+}
+
+export const ServerLimits: MessageFns<ServerLimits> = {
+  encode(message: ServerLimits, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.maxRequestBytes !== 0) {
+      writer.uint32(8).int64(message.maxRequestBytes);
+    }
+    if (message.maxMessageBytes !== 0) {
+      writer.uint32(16).int64(message.maxMessageBytes);
+    }
+    if (message.maxMessages !== 0) {
+      writer.uint32(24).int64(message.maxMessages);
+    }
+    if (message.maxSessionBytes !== 0) {
+      writer.uint32(32).int64(message.maxSessionBytes);
+    }
+    if (message.maxSessions !== 0) {
+      writer.uint32(40).int64(message.maxSessions);
+    }
+    if (message.maxInflight !== 0) {
+      writer.uint32(48).int64(message.maxInflight);
+    }
+    if (message.maxBatchItems !== 0) {
+      writer.uint32(56).int64(message.maxBatchItems);
+    }
+    if (message.maxAnswerBytes !== 0) {
+      writer.uint32(64).int64(message.maxAnswerBytes);
+    }
+    if (message.maxOutputTokens !== undefined) {
+      writer.uint32(72).int64(message.maxOutputTokens);
+    }
+    if (message.idleTimeout !== undefined) {
+      Duration.encode(message.idleTimeout, writer.uint32(82).fork()).join();
+    }
+    if (message.completionRetention !== undefined) {
+      Duration.encode(message.completionRetention, writer.uint32(90).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ServerLimits {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseServerLimits();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.maxRequestBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.maxMessageBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.maxMessages = longToNumber(reader.int64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.maxSessionBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.maxSessions = longToNumber(reader.int64());
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.maxInflight = longToNumber(reader.int64());
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.maxBatchItems = longToNumber(reader.int64());
+            continue;
+          }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.maxAnswerBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.maxOutputTokens = longToNumber(reader.int64());
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.idleTimeout = Duration.decode(reader, reader.uint32());
+            continue;
+          }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            message.completionRetention = Duration.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ServerLimits>): ServerLimits {
+    return ServerLimits.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ServerLimits>): ServerLimits {
+    const message = createBaseServerLimits();
+    message.maxRequestBytes = object.maxRequestBytes ?? 0;
+    message.maxMessageBytes = object.maxMessageBytes ?? 0;
+    message.maxMessages = object.maxMessages ?? 0;
+    message.maxSessionBytes = object.maxSessionBytes ?? 0;
+    message.maxSessions = object.maxSessions ?? 0;
+    message.maxInflight = object.maxInflight ?? 0;
+    message.maxBatchItems = object.maxBatchItems ?? 0;
+    message.maxAnswerBytes = object.maxAnswerBytes ?? 0;
+    message.maxOutputTokens = object.maxOutputTokens ?? undefined;
+    message.idleTimeout = (object.idleTimeout !== undefined && object.idleTimeout !== null)
+      ? Duration.fromPartial(object.idleTimeout)
+      : undefined;
+    message.completionRetention = (object.completionRetention !== undefined && object.completionRetention !== null)
+      ? Duration.fromPartial(object.completionRetention)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseEngineInfo(): EngineInfo {
+  return { name: "", ready: false, defaultModel: "", models: [], windowTokens: undefined, slots: undefined };
+}
+
+export const EngineInfo: MessageFns<EngineInfo> = {
+  encode(message: EngineInfo, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.ready !== false) {
+      writer.uint32(16).bool(message.ready);
+    }
+    if (message.defaultModel !== "") {
+      writer.uint32(26).string(message.defaultModel);
+    }
+    for (const v of message.models) {
+      writer.uint32(34).string(v!);
+    }
+    if (message.windowTokens !== undefined) {
+      writer.uint32(40).int64(message.windowTokens);
+    }
+    if (message.slots !== undefined) {
+      writer.uint32(48).int64(message.slots);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): EngineInfo {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseEngineInfo();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.ready = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.defaultModel = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.models.push(reader.string());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.windowTokens = longToNumber(reader.int64());
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.slots = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<EngineInfo>): EngineInfo {
+    return EngineInfo.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<EngineInfo>): EngineInfo {
+    const message = createBaseEngineInfo();
+    message.name = object.name ?? "";
+    message.ready = object.ready ?? false;
+    message.defaultModel = object.defaultModel ?? "";
+    message.models = object.models?.map((e) => e) || [];
+    message.windowTokens = object.windowTokens ?? undefined;
+    message.slots = object.slots ?? undefined;
     return message;
   },
 };
@@ -6330,6 +6867,22 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): ListModelsResponse => ListModelsResponse.decode(value),
   },
   /**
+   * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
+   * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
+   * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
+   * Errors: none of its own.
+   */
+  getServerInfo: {
+    path: "/ruvd.v1.SessionService/GetServerInfo" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: GetServerInfoRequest): Buffer => Buffer.from(GetServerInfoRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): GetServerInfoRequest => GetServerInfoRequest.decode(value),
+    responseSerialize: (value: GetServerInfoResponse): Buffer =>
+      Buffer.from(GetServerInfoResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): GetServerInfoResponse => GetServerInfoResponse.decode(value),
+  },
+  /**
    * GetSessionMetrics returns the daemon's measurements since it started.
    * Errors: STORE_UNAVAILABLE.
    */
@@ -6490,6 +7043,13 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
    * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
    */
   listModels: handleUnaryCall<ListModelsRequest, ListModelsResponse>;
+  /**
+   * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
+   * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
+   * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
+   * Errors: none of its own.
+   */
+  getServerInfo: handleUnaryCall<GetServerInfoRequest, GetServerInfoResponse>;
   /**
    * GetSessionMetrics returns the daemon's measurements since it started.
    * Errors: STORE_UNAVAILABLE.
@@ -6729,6 +7289,27 @@ export interface SessionServiceClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ListModelsResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
+   * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
+   * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
+   * Errors: none of its own.
+   */
+  getServerInfo(
+    request: GetServerInfoRequest,
+    callback: (error: ServiceError | null, response: GetServerInfoResponse) => void,
+  ): ClientUnaryCall;
+  getServerInfo(
+    request: GetServerInfoRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: GetServerInfoResponse) => void,
+  ): ClientUnaryCall;
+  getServerInfo(
+    request: GetServerInfoRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: GetServerInfoResponse) => void,
   ): ClientUnaryCall;
   /**
    * GetSessionMetrics returns the daemon's measurements since it started.

@@ -294,6 +294,37 @@ public final class SessionServiceGrpc {
     return getListModelsMethod;
   }
 
+  private static volatile io.grpc.MethodDescriptor<dev.ruvd.v1.GetServerInfoRequest,
+      dev.ruvd.v1.GetServerInfoResponse> getGetServerInfoMethod;
+
+  @io.grpc.stub.annotations.RpcMethod(
+      fullMethodName = SERVICE_NAME + '/' + "GetServerInfo",
+      requestType = dev.ruvd.v1.GetServerInfoRequest.class,
+      responseType = dev.ruvd.v1.GetServerInfoResponse.class,
+      methodType = io.grpc.MethodDescriptor.MethodType.UNARY)
+  public static io.grpc.MethodDescriptor<dev.ruvd.v1.GetServerInfoRequest,
+      dev.ruvd.v1.GetServerInfoResponse> getGetServerInfoMethod() {
+    io.grpc.MethodDescriptor<dev.ruvd.v1.GetServerInfoRequest, dev.ruvd.v1.GetServerInfoResponse> getGetServerInfoMethod;
+    if ((getGetServerInfoMethod = SessionServiceGrpc.getGetServerInfoMethod) == null) {
+      synchronized (SessionServiceGrpc.class) {
+        if ((getGetServerInfoMethod = SessionServiceGrpc.getGetServerInfoMethod) == null) {
+          SessionServiceGrpc.getGetServerInfoMethod = getGetServerInfoMethod =
+              io.grpc.MethodDescriptor.<dev.ruvd.v1.GetServerInfoRequest, dev.ruvd.v1.GetServerInfoResponse>newBuilder()
+              .setType(io.grpc.MethodDescriptor.MethodType.UNARY)
+              .setFullMethodName(generateFullMethodName(SERVICE_NAME, "GetServerInfo"))
+              .setSampledToLocalTracing(true)
+              .setRequestMarshaller(io.grpc.protobuf.ProtoUtils.marshaller(
+                  dev.ruvd.v1.GetServerInfoRequest.getDefaultInstance()))
+              .setResponseMarshaller(io.grpc.protobuf.ProtoUtils.marshaller(
+                  dev.ruvd.v1.GetServerInfoResponse.getDefaultInstance()))
+              .setSchemaDescriptor(new SessionServiceMethodDescriptorSupplier("GetServerInfo"))
+              .build();
+        }
+      }
+    }
+    return getGetServerInfoMethod;
+  }
+
   private static volatile io.grpc.MethodDescriptor<dev.ruvd.v1.GetSessionMetricsRequest,
       dev.ruvd.v1.GetSessionMetricsResponse> getGetSessionMetricsMethod;
 
@@ -638,6 +669,19 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
+     * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
+     * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
+     * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
+     * Errors: none of its own.
+     * </pre>
+     */
+    default void getServerInfo(dev.ruvd.v1.GetServerInfoRequest request,
+        io.grpc.stub.StreamObserver<dev.ruvd.v1.GetServerInfoResponse> responseObserver) {
+      io.grpc.stub.ServerCalls.asyncUnimplementedUnaryCall(getGetServerInfoMethod(), responseObserver);
+    }
+
+    /**
+     * <pre>
      * GetSessionMetrics returns the daemon's measurements since it started.
      * Errors: STORE_UNAVAILABLE.
      * </pre>
@@ -876,6 +920,20 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
+     * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
+     * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
+     * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
+     * Errors: none of its own.
+     * </pre>
+     */
+    public void getServerInfo(dev.ruvd.v1.GetServerInfoRequest request,
+        io.grpc.stub.StreamObserver<dev.ruvd.v1.GetServerInfoResponse> responseObserver) {
+      io.grpc.stub.ClientCalls.asyncUnaryCall(
+          getChannel().newCall(getGetServerInfoMethod(), getCallOptions()), request, responseObserver);
+    }
+
+    /**
+     * <pre>
      * GetSessionMetrics returns the daemon's measurements since it started.
      * Errors: STORE_UNAVAILABLE.
      * </pre>
@@ -1092,6 +1150,19 @@ public final class SessionServiceGrpc {
     public dev.ruvd.v1.ListModelsResponse listModels(dev.ruvd.v1.ListModelsRequest request) throws io.grpc.StatusException {
       return io.grpc.stub.ClientCalls.blockingV2UnaryCall(
           getChannel(), getListModelsMethod(), getCallOptions(), request);
+    }
+
+    /**
+     * <pre>
+     * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
+     * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
+     * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
+     * Errors: none of its own.
+     * </pre>
+     */
+    public dev.ruvd.v1.GetServerInfoResponse getServerInfo(dev.ruvd.v1.GetServerInfoRequest request) throws io.grpc.StatusException {
+      return io.grpc.stub.ClientCalls.blockingV2UnaryCall(
+          getChannel(), getGetServerInfoMethod(), getCallOptions(), request);
     }
 
     /**
@@ -1313,6 +1384,19 @@ public final class SessionServiceGrpc {
     public dev.ruvd.v1.ListModelsResponse listModels(dev.ruvd.v1.ListModelsRequest request) {
       return io.grpc.stub.ClientCalls.blockingUnaryCall(
           getChannel(), getListModelsMethod(), getCallOptions(), request);
+    }
+
+    /**
+     * <pre>
+     * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
+     * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
+     * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
+     * Errors: none of its own.
+     * </pre>
+     */
+    public dev.ruvd.v1.GetServerInfoResponse getServerInfo(dev.ruvd.v1.GetServerInfoRequest request) {
+      return io.grpc.stub.ClientCalls.blockingUnaryCall(
+          getChannel(), getGetServerInfoMethod(), getCallOptions(), request);
     }
 
     /**
@@ -1544,6 +1628,20 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
+     * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
+     * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
+     * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
+     * Errors: none of its own.
+     * </pre>
+     */
+    public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.GetServerInfoResponse> getServerInfo(
+        dev.ruvd.v1.GetServerInfoRequest request) {
+      return io.grpc.stub.ClientCalls.futureUnaryCall(
+          getChannel().newCall(getGetServerInfoMethod(), getCallOptions()), request);
+    }
+
+    /**
+     * <pre>
      * GetSessionMetrics returns the daemon's measurements since it started.
      * Errors: STORE_UNAVAILABLE.
      * </pre>
@@ -1577,11 +1675,12 @@ public final class SessionServiceGrpc {
   private static final int METHODID_COMPACT_SESSION = 6;
   private static final int METHODID_END_SESSION = 7;
   private static final int METHODID_LIST_MODELS = 8;
-  private static final int METHODID_GET_SESSION_METRICS = 9;
-  private static final int METHODID_COMPLETE = 10;
-  private static final int METHODID_RESUME_COMPLETION = 11;
-  private static final int METHODID_BATCH_COMPLETE = 12;
-  private static final int METHODID_CANCEL_COMPLETION = 13;
+  private static final int METHODID_GET_SERVER_INFO = 9;
+  private static final int METHODID_GET_SESSION_METRICS = 10;
+  private static final int METHODID_COMPLETE = 11;
+  private static final int METHODID_RESUME_COMPLETION = 12;
+  private static final int METHODID_BATCH_COMPLETE = 13;
+  private static final int METHODID_CANCEL_COMPLETION = 14;
 
   private static final class MethodHandlers<Req, Resp> implements
       io.grpc.stub.ServerCalls.UnaryMethod<Req, Resp>,
@@ -1635,6 +1734,10 @@ public final class SessionServiceGrpc {
         case METHODID_LIST_MODELS:
           serviceImpl.listModels((dev.ruvd.v1.ListModelsRequest) request,
               (io.grpc.stub.StreamObserver<dev.ruvd.v1.ListModelsResponse>) responseObserver);
+          break;
+        case METHODID_GET_SERVER_INFO:
+          serviceImpl.getServerInfo((dev.ruvd.v1.GetServerInfoRequest) request,
+              (io.grpc.stub.StreamObserver<dev.ruvd.v1.GetServerInfoResponse>) responseObserver);
           break;
         case METHODID_GET_SESSION_METRICS:
           serviceImpl.getSessionMetrics((dev.ruvd.v1.GetSessionMetricsRequest) request,
@@ -1738,6 +1841,13 @@ public final class SessionServiceGrpc {
               dev.ruvd.v1.ListModelsResponse>(
                 service, METHODID_LIST_MODELS)))
         .addMethod(
+          getGetServerInfoMethod(),
+          io.grpc.stub.ServerCalls.asyncUnaryCall(
+            new MethodHandlers<
+              dev.ruvd.v1.GetServerInfoRequest,
+              dev.ruvd.v1.GetServerInfoResponse>(
+                service, METHODID_GET_SERVER_INFO)))
+        .addMethod(
           getGetSessionMetricsMethod(),
           io.grpc.stub.ServerCalls.asyncUnaryCall(
             new MethodHandlers<
@@ -1829,6 +1939,7 @@ public final class SessionServiceGrpc {
               .addMethod(getCompactSessionMethod())
               .addMethod(getEndSessionMethod())
               .addMethod(getListModelsMethod())
+              .addMethod(getGetServerInfoMethod())
               .addMethod(getGetSessionMetricsMethod())
               .addMethod(getCompleteMethod())
               .addMethod(getResumeCompletionMethod())

@@ -122,6 +122,26 @@ public final class SessionServiceOuterClass {
     com.google.protobuf.GeneratedMessage.FieldAccessorTable
       internal_static_ruvd_v1_ListModelsResponse_fieldAccessorTable;
   static final com.google.protobuf.Descriptors.Descriptor
+    internal_static_ruvd_v1_GetServerInfoRequest_descriptor;
+  static final 
+    com.google.protobuf.GeneratedMessage.FieldAccessorTable
+      internal_static_ruvd_v1_GetServerInfoRequest_fieldAccessorTable;
+  static final com.google.protobuf.Descriptors.Descriptor
+    internal_static_ruvd_v1_GetServerInfoResponse_descriptor;
+  static final 
+    com.google.protobuf.GeneratedMessage.FieldAccessorTable
+      internal_static_ruvd_v1_GetServerInfoResponse_fieldAccessorTable;
+  static final com.google.protobuf.Descriptors.Descriptor
+    internal_static_ruvd_v1_ServerLimits_descriptor;
+  static final 
+    com.google.protobuf.GeneratedMessage.FieldAccessorTable
+      internal_static_ruvd_v1_ServerLimits_fieldAccessorTable;
+  static final com.google.protobuf.Descriptors.Descriptor
+    internal_static_ruvd_v1_EngineInfo_descriptor;
+  static final 
+    com.google.protobuf.GeneratedMessage.FieldAccessorTable
+      internal_static_ruvd_v1_EngineInfo_fieldAccessorTable;
+  static final com.google.protobuf.Descriptors.Descriptor
     internal_static_ruvd_v1_CreateSessionRequest_descriptor;
   static final 
     com.google.protobuf.GeneratedMessage.FieldAccessorTable
@@ -385,195 +405,215 @@ public final class SessionServiceOuterClass {
       "ion\0220\n\rtotal_latency\030\005 \001(\0132\031.google.prot" +
       "obuf.Duration\"\023\n\021ListModelsRequest\";\n\022Li" +
       "stModelsResponse\022\016\n\006models\030\001 \003(\t\022\025\n\rdefa" +
-      "ult_model\030\002 \001(\t\"\304\003\n\024CreateSessionRequest" +
-      "\022\022\n\nsession_id\030\001 \001(\t\022\025\n\rsystem_prompt\030\002 " +
-      "\001(\t\022\"\n\010messages\030\003 \003(\0132\020.ruvd.v1.Message\022" +
-      "9\n\006labels\030\004 \003(\0132).ruvd.v1.CreateSessionR" +
-      "equest.LabelsEntry\022.\n\016context_window\030\005 \001" +
-      "(\0132\026.ruvd.v1.ContextWindow\022/\n\014idle_timeo" +
-      "ut\030\006 \001(\0132\031.google.protobuf.Duration\022\r\n\005m" +
-      "odel\030\007 \001(\t\022\022\n\nrequest_id\030\010 \001(\t\022\036\n\026compac" +
-      "tion_instruction\030\t \001(\t\022\017\n\007summary\030\n \001(\t\022" +
-      "#\n\026summary_exchange_count\030\013 \001(\003H\000\210\001\001\032-\n\013" +
-      "LabelsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:" +
-      "\0028\001B\031\n\027_summary_exchange_count\":\n\025Create" +
-      "SessionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd." +
-      "v1.Session\"\217\001\n\021GetSessionRequest\022\022\n\nsess" +
-      "ion_id\030\001 \001(\t\022\"\n\004view\030\002 \001(\0162\024.ruvd.v1.Ses" +
-      "sionView\022\021\n\tpage_size\030\003 \001(\005\022\022\n\npage_toke" +
-      "n\030\004 \001(\t\022\033\n\023allow_message_parts\030\005 \001(\010\"|\n\022" +
-      "GetSessionResponse\022!\n\007session\030\001 \001(\0132\020.ru" +
-      "vd.v1.Session\022\027\n\017next_page_token\030\002 \001(\t\022*" +
-      "\n\014message_part\030\003 \001(\0132\024.ruvd.v1.MessagePa" +
-      "rt\"\265\001\n\023ListSessionsRequest\022\021\n\tpage_size\030" +
-      "\001 \001(\005\022\022\n\npage_token\030\002 \001(\t\022C\n\014label_filte" +
-      "r\030\003 \003(\0132-.ruvd.v1.ListSessionsRequest.La" +
-      "belFilterEntry\0322\n\020LabelFilterEntry\022\013\n\003ke" +
-      "y\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\"S\n\024ListSessio" +
-      "nsResponse\022\"\n\010sessions\030\001 \003(\0132\020.ruvd.v1.S" +
-      "ession\022\027\n\017next_page_token\030\002 \001(\t\"\306\002\n\024Upda" +
-      "teSessionRequest\022\022\n\nsession_id\030\001 \001(\t\0229\n\006" +
-      "labels\030\002 \003(\0132).ruvd.v1.UpdateSessionRequ" +
-      "est.LabelsEntry\022/\n\014idle_timeout\030\003 \001(\0132\031." +
-      "google.protobuf.Duration\022.\n\016context_wind" +
-      "ow\030\004 \001(\0132\026.ruvd.v1.ContextWindow\022/\n\013upda" +
-      "te_mask\030\005 \001(\0132\032.google.protobuf.FieldMas" +
-      "k\022\036\n\026compaction_instruction\030\006 \001(\t\032-\n\013Lab" +
+      "ult_model\030\002 \001(\t\"\026\n\024GetServerInfoRequest\"" +
+      "\234\001\n\025GetServerInfoResponse\022\017\n\007version\030\001 \001" +
+      "(\t\022\023\n\013instance_id\030\002 \001(\t\022\020\n\010features\030\003 \003(" +
+      "\t\022%\n\006limits\030\004 \001(\0132\025.ruvd.v1.ServerLimits" +
+      "\022$\n\007engines\030\005 \003(\0132\023.ruvd.v1.EngineInfo\"\364" +
+      "\002\n\014ServerLimits\022\031\n\021max_request_bytes\030\001 \001" +
+      "(\003\022\031\n\021max_message_bytes\030\002 \001(\003\022\024\n\014max_mes" +
+      "sages\030\003 \001(\003\022\031\n\021max_session_bytes\030\004 \001(\003\022\024" +
+      "\n\014max_sessions\030\005 \001(\003\022\024\n\014max_inflight\030\006 \001" +
+      "(\003\022\027\n\017max_batch_items\030\007 \001(\003\022\030\n\020max_answe" +
+      "r_bytes\030\010 \001(\003\022\036\n\021max_output_tokens\030\t \001(\003" +
+      "H\000\210\001\001\022/\n\014idle_timeout\030\n \001(\0132\031.google.pro" +
+      "tobuf.Duration\0227\n\024completion_retention\030\013" +
+      " \001(\0132\031.google.protobuf.DurationB\024\n\022_max_" +
+      "output_tokens\"\234\001\n\nEngineInfo\022\014\n\004name\030\001 \001" +
+      "(\t\022\r\n\005ready\030\002 \001(\010\022\025\n\rdefault_model\030\003 \001(\t" +
+      "\022\016\n\006models\030\004 \003(\t\022\032\n\rwindow_tokens\030\005 \001(\003H" +
+      "\000\210\001\001\022\022\n\005slots\030\006 \001(\003H\001\210\001\001B\020\n\016_window_toke" +
+      "nsB\010\n\006_slots\"\304\003\n\024CreateSessionRequest\022\022\n" +
+      "\nsession_id\030\001 \001(\t\022\025\n\rsystem_prompt\030\002 \001(\t" +
+      "\022\"\n\010messages\030\003 \003(\0132\020.ruvd.v1.Message\0229\n\006" +
+      "labels\030\004 \003(\0132).ruvd.v1.CreateSessionRequ" +
+      "est.LabelsEntry\022.\n\016context_window\030\005 \001(\0132" +
+      "\026.ruvd.v1.ContextWindow\022/\n\014idle_timeout\030" +
+      "\006 \001(\0132\031.google.protobuf.Duration\022\r\n\005mode" +
+      "l\030\007 \001(\t\022\022\n\nrequest_id\030\010 \001(\t\022\036\n\026compactio" +
+      "n_instruction\030\t \001(\t\022\017\n\007summary\030\n \001(\t\022#\n\026" +
+      "summary_exchange_count\030\013 \001(\003H\000\210\001\001\032-\n\013Lab" +
       "elsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001" +
-      "\":\n\025UpdateSessionResponse\022!\n\007session\030\001 \001" +
-      "(\0132\020.ruvd.v1.Session\"\264\001\n\025AppendMessagesR" +
-      "equest\022\022\n\nsession_id\030\001 \001(\t\022\"\n\010messages\030\002" +
-      " \003(\0132\020.ruvd.v1.Message\022\022\n\nrequest_id\030\003 \001" +
-      "(\t\022\017\n\007summary\030\004 \001(\t\022#\n\026summary_exchange_" +
-      "count\030\005 \001(\003H\000\210\001\001B\031\n\027_summary_exchange_co" +
-      "unt\";\n\026AppendMessagesResponse\022!\n\007session" +
-      "\030\001 \001(\0132\020.ruvd.v1.Session\"<\n\025CompactSessi" +
-      "onRequest\022\022\n\nsession_id\030\001 \001(\t\022\017\n\007dry_run" +
-      "\030\002 \001(\010\"\320\001\n\026CompactSessionResponse\022!\n\007ses" +
-      "sion\030\001 \001(\0132\020.ruvd.v1.Session\022\034\n\024summariz" +
-      "ed_exchanges\030\002 \001(\003\022\026\n\016kept_exchanges\030\003 \001" +
-      "(\003\022\024\n\014bytes_before\030\004 \001(\003\022\030\n\013bytes_after\030" +
-      "\005 \001(\003H\000\210\001\001\022\035\n\005usage\030\006 \001(\0132\016.ruvd.v1.Usag" +
-      "eB\016\n\014_bytes_after\"\204\001\n\022ForkSessionRequest" +
-      "\022\022\n\nsession_id\030\001 \001(\t\022\033\n\016exchange_count\030\002" +
-      " \001(\003H\000\210\001\001\022\026\n\016new_session_id\030\003 \001(\t\022\022\n\nreq" +
-      "uest_id\030\004 \001(\tB\021\n\017_exchange_count\"8\n\023Fork" +
+      "B\031\n\027_summary_exchange_count\":\n\025CreateSes" +
+      "sionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd.v1." +
+      "Session\"\217\001\n\021GetSessionRequest\022\022\n\nsession" +
+      "_id\030\001 \001(\t\022\"\n\004view\030\002 \001(\0162\024.ruvd.v1.Sessio" +
+      "nView\022\021\n\tpage_size\030\003 \001(\005\022\022\n\npage_token\030\004" +
+      " \001(\t\022\033\n\023allow_message_parts\030\005 \001(\010\"|\n\022Get" +
       "SessionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd." +
-      "v1.Session\"p\n\027ResumeCompletionRequest\022\025\n" +
-      "\rcompletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(\t" +
-      "\022\022\n\nrequest_id\030\003 \001(\t\022\026\n\016after_sequence\030\004" +
-      " \001(\003\"C\n\030ResumeCompletionResponse\022\'\n\005even" +
-      "t\030\001 \001(\0132\030.ruvd.v1.CompletionEvent\"n\n\027Can" +
-      "celCompletionRequest\022\025\n\rcompletion_id\030\001 " +
-      "\001(\t\022\022\n\nsession_id\030\002 \001(\t\022\022\n\nrequest_id\030\003 " +
-      "\001(\t\022\024\n\014keep_partial\030\004 \001(\010\"\032\n\030CancelCompl" +
-      "etionResponse\">\n\021EndSessionRequest\022\022\n\nse" +
-      "ssion_id\030\001 \001(\t\022\025\n\rallow_missing\030\002 \001(\010\"\024\n" +
-      "\022EndSessionResponse\"\032\n\030GetSessionMetrics" +
-      "Request\"E\n\031GetSessionMetricsResponse\022(\n\007" +
-      "metrics\030\001 \001(\0132\027.ruvd.v1.SessionMetrics\"\275" +
-      "\003\n\016SessionMetrics\022\026\n\016total_sessions\030\001 \001(" +
-      "\003\022\027\n\017active_sessions\030\002 \001(\003\022 \n\030avg_messag" +
-      "es_per_session\030\003 \001(\001\022\033\n\016cache_hit_rate\030\004" +
-      " \001(\001H\000\210\001\001\0226\n\023avg_session_latency\030\005 \001(\0132\031" +
-      ".google.protobuf.Duration\0228\n\025avg_statele" +
-      "ss_latency\030\006 \001(\0132\031.google.protobuf.Durat" +
-      "ion\022\033\n\023session_completions\030\007 \001(\003\022\035\n\025stat" +
-      "eless_completions\030\010 \001(\003\022\"\n\025avg_latency_r" +
-      "eduction\030\t \001(\001H\001\210\001\001\022\"\n\025avg_prefill_reduc" +
-      "tion\030\n \001(\001H\002\210\001\001B\021\n\017_cache_hit_rateB\030\n\026_a" +
-      "vg_latency_reductionB\030\n\026_avg_prefill_red" +
-      "uction\"\332\002\n\017CompleteRequest\022\022\n\nsession_id" +
-      "\030\001 \001(\t\022\"\n\010messages\030\002 \003(\0132\020.ruvd.v1.Messa" +
-      "ge\022+\n\007options\030\003 \001(\0132\032.ruvd.v1.Completion" +
-      "Options\022\022\n\nrequest_id\030\004 \001(\t\022\030\n\020require_e" +
-      "xisting\030\005 \001(\010\022 \n\007if_busy\030\006 \001(\0162\017.ruvd.v1" +
-      ".IfBusy\022,\n\ron_disconnect\030\007 \001(\0162\025.ruvd.v1" +
-      ".OnDisconnect\0223\n\020disconnect_grace\030\010 \001(\0132" +
-      "\031.google.protobuf.Duration\022\025\n\rsystem_pro" +
-      "mpt\030\t \001(\t\022\030\n\020recreate_if_gone\030\n \001(\010\";\n\020C" +
-      "ompleteResponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1" +
-      ".CompletionEvent\"\307\001\n\017CompletionEvent\022\020\n\010" +
-      "sequence\030\001 \001(\003\022#\n\007started\030\002 \001(\0132\020.ruvd.v" +
-      "1.StartedH\000\022\037\n\005delta\030\003 \001(\0132\016.ruvd.v1.Del" +
-      "taH\000\022%\n\010finished\030\004 \001(\0132\021.ruvd.v1.Finishe" +
-      "dH\000\022,\n\014message_part\030\005 \001(\0132\024.ruvd.v1.Mess" +
-      "agePartH\000B\007\n\005event\"@\n\013MessagePart\022\014\n\004dat" +
-      "a\030\001 \001(\014\022\016\n\006offset\030\002 \001(\003\022\023\n\013total_bytes\030\003" +
-      " \001(\003\"\253\001\n\007Started\022\025\n\rcompletion_id\030\001 \001(\t\022" +
-      "\022\n\nsession_id\030\002 \001(\t\022\027\n\017session_created\030\003" +
-      " \001(\010\022\r\n\005model\030\004 \001(\t\022\030\n\020context_messages\030" +
-      "\005 \001(\005\022\027\n\017context_trimmed\030\006 \001(\010\022\032\n\022contex" +
-      "t_summarized\030\007 \001(\010\"a\n\005Delta\022\016\n\004text\030\001 \001(" +
-      "\tH\000\022+\n\ttool_call\030\002 \001(\0132\026.ruvd.v1.ToolCal" +
-      "lDeltaH\000\022\023\n\treasoning\030\003 \001(\tH\000B\006\n\004part\"K\n" +
-      "\rToolCallDelta\022\r\n\005index\030\001 \001(\005\022\n\n\002id\030\002 \001(" +
-      "\t\022\014\n\004name\030\003 \001(\t\022\021\n\targuments\030\004 \001(\t\"\352\001\n\010F" +
-      "inished\022,\n\rfinish_reason\030\001 \001(\0162\025.ruvd.v1" +
-      ".FinishReason\022!\n\007message\030\002 \001(\0132\020.ruvd.v1" +
-      ".Message\022\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022" +
-      "!\n\007timings\030\004 \001(\0132\020.ruvd.v1.Timings\022\026\n\016ex" +
-      "change_count\030\005 \001(\003\022\031\n\021raw_finish_reason\030" +
-      "\006 \001(\t\022\030\n\020message_in_parts\030\007 \001(\010*_\n\004Role\022" +
-      "\024\n\020ROLE_UNSPECIFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001\022\r" +
-      "\n\tROLE_USER\020\002\022\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tROL" +
-      "E_TOOL\020\004*Z\n\013SessionView\022\034\n\030SESSION_VIEW_" +
-      "UNSPECIFIED\020\000\022\026\n\022SESSION_VIEW_BASIC\020\001\022\025\n" +
-      "\021SESSION_VIEW_FULL\020\002*_\n\006IfBusy\022\027\n\023IF_BUS" +
-      "Y_UNSPECIFIED\020\000\022\021\n\rIF_BUSY_QUEUE\020\001\022\022\n\016IF" +
-      "_BUSY_REJECT\020\002\022\025\n\021IF_BUSY_INTERRUPT\020\003*c\n" +
-      "\014OnDisconnect\022\035\n\031ON_DISCONNECT_UNSPECIFI" +
-      "ED\020\000\022\030\n\024ON_DISCONNECT_CANCEL\020\001\022\032\n\026ON_DIS" +
-      "CONNECT_CONTINUE\020\002*\232\001\n\014FinishReason\022\035\n\031F" +
-      "INISH_REASON_UNSPECIFIED\020\000\022\026\n\022FINISH_REA" +
-      "SON_STOP\020\001\022\030\n\024FINISH_REASON_LENGTH\020\002\022\034\n\030" +
-      "FINISH_REASON_TOOL_CALLS\020\003\022\033\n\027FINISH_REA" +
-      "SON_CANCELLED\020\004*X\n\tRendering\022\031\n\025RENDERIN" +
-      "G_UNSPECIFIED\020\000\022\026\n\022RENDERING_MESSAGES\020\001\022" +
-      "\030\n\024RENDERING_TRANSCRIPT\020\002*U\n\nCompaction\022" +
-      "\032\n\026COMPACTION_UNSPECIFIED\020\000\022\023\n\017COMPACTIO" +
-      "N_NONE\020\001\022\026\n\022COMPACTION_SUMMARY\020\002*\207\001\n\016Too" +
-      "lChoiceMode\022 \n\034TOOL_CHOICE_MODE_UNSPECIF" +
-      "IED\020\000\022\031\n\025TOOL_CHOICE_MODE_AUTO\020\001\022\031\n\025TOOL" +
-      "_CHOICE_MODE_NONE\020\002\022\035\n\031TOOL_CHOICE_MODE_" +
-      "REQUIRED\020\003*\334\010\n\013ErrorReason\022\034\n\030ERROR_REAS" +
-      "ON_UNSPECIFIED\020\000\022\"\n\036ERROR_REASON_SESSION" +
-      "_NOT_FOUND\020\001\022%\n!ERROR_REASON_COMPLETION_" +
-      "NOT_FOUND\020\002\022%\n!ERROR_REASON_COMPLETION_C" +
-      "ANCELLED\020\003\022\035\n\031ERROR_REASON_SESSION_BUSY\020" +
-      "\004\022\036\n\032ERROR_REASON_SESSION_ENDED\020\005\022\'\n#ERR" +
-      "OR_REASON_COMPLETION_INTERRUPTED\020\006\022\036\n\032ER" +
-      "ROR_REASON_SESSION_LIMIT\020\007\022\033\n\027ERROR_REAS" +
-      "ON_OVERLOADED\020\010\022$\n ERROR_REASON_ENGINE_R" +
-      "ATE_LIMITED\020\t\022 \n\034ERROR_REASON_INVALID_RE" +
-      "QUEST\020\n\022 \n\034ERROR_REASON_ENGINE_REJECTED\020" +
-      "\013\022\"\n\036ERROR_REASON_REQUEST_ID_REUSED\020\014\022!\n" +
-      "\035ERROR_REASON_CONTEXT_TOO_LONG\020\r\022\"\n\036ERRO" +
-      "R_REASON_SESSION_TOO_LARGE\020\016\022\"\n\036ERROR_RE" +
-      "ASON_SESSIONS_DISABLED\020\017\022\037\n\033ERROR_REASON" +
-      "_SESSION_EXISTS\020\020\022#\n\037ERROR_REASON_ENGINE" +
-      "_UNAVAILABLE\020\021\022\"\n\036ERROR_REASON_STORE_UNA" +
-      "VAILABLE\020\022\022\036\n\032ERROR_REASON_SHUTTING_DOWN" +
-      "\020\023\022\037\n\033ERROR_REASON_ENGINE_TIMEOUT\020\024\022\031\n\025E" +
-      "RROR_REASON_INTERNAL\020\025\022#\n\037ERROR_REASON_R" +
-      "ESPONSE_TOO_LARGE\020\026\022 \n\034ERROR_REASON_UNAU" +
-      "THENTICATED\020\027\022\"\n\036ERROR_REASON_PERMISSION" +
-      "_DENIED\020\030\022%\n!ERROR_REASON_IDENTITY_UNAVA" +
-      "ILABLE\020\031\022 \n\034ERROR_REASON_SCHEMA_VIOLATED" +
-      "\020\032\022\037\n\033ERROR_REASON_DATA_CORRUPTED\020\033\022\037\n\033E" +
-      "RROR_REASON_QUOTA_EXCEEDED\020\034\022 \n\034ERROR_RE" +
-      "ASON_SESSION_EVICTED\020\035\022 \n\034ERROR_REASON_S" +
-      "ESSION_EXPIRED\020\036\022\037\n\033ERROR_REASON_OWNERSH" +
-      "IP_LOST\020\0372\347\010\n\016SessionService\022N\n\rCreateSe" +
-      "ssion\022\035.ruvd.v1.CreateSessionRequest\032\036.r" +
-      "uvd.v1.CreateSessionResponse\022E\n\nGetSessi" +
-      "on\022\032.ruvd.v1.GetSessionRequest\032\033.ruvd.v1" +
-      ".GetSessionResponse\022K\n\014ListSessions\022\034.ru" +
-      "vd.v1.ListSessionsRequest\032\035.ruvd.v1.List" +
-      "SessionsResponse\022N\n\rUpdateSession\022\035.ruvd" +
-      ".v1.UpdateSessionRequest\032\036.ruvd.v1.Updat" +
-      "eSessionResponse\022Q\n\016AppendMessages\022\036.ruv" +
-      "d.v1.AppendMessagesRequest\032\037.ruvd.v1.App" +
-      "endMessagesResponse\022H\n\013ForkSession\022\033.ruv" +
-      "d.v1.ForkSessionRequest\032\034.ruvd.v1.ForkSe" +
-      "ssionResponse\022Q\n\016CompactSession\022\036.ruvd.v" +
-      "1.CompactSessionRequest\032\037.ruvd.v1.Compac" +
-      "tSessionResponse\022E\n\nEndSession\022\032.ruvd.v1" +
-      ".EndSessionRequest\032\033.ruvd.v1.EndSessionR" +
-      "esponse\022E\n\nListModels\022\032.ruvd.v1.ListMode" +
-      "lsRequest\032\033.ruvd.v1.ListModelsResponse\022Z" +
-      "\n\021GetSessionMetrics\022!.ruvd.v1.GetSession" +
-      "MetricsRequest\032\".ruvd.v1.GetSessionMetri" +
-      "csResponse\022A\n\010Complete\022\030.ruvd.v1.Complet" +
-      "eRequest\032\031.ruvd.v1.CompleteResponse0\001\022Y\n" +
-      "\020ResumeCompletion\022 .ruvd.v1.ResumeComple" +
-      "tionRequest\032!.ruvd.v1.ResumeCompletionRe" +
-      "sponse0\001\022P\n\rBatchComplete\022\035.ruvd.v1.Batc" +
-      "hCompleteRequest\032\036.ruvd.v1.BatchComplete" +
-      "Response0\001\022W\n\020CancelCompletion\022 .ruvd.v1" +
-      ".CancelCompletionRequest\032!.ruvd.v1.Cance" +
-      "lCompletionResponseB\017\n\013dev.ruvd.v1P\001b\006pr" +
-      "oto3"
+      "v1.Session\022\027\n\017next_page_token\030\002 \001(\t\022*\n\014m" +
+      "essage_part\030\003 \001(\0132\024.ruvd.v1.MessagePart\"" +
+      "\265\001\n\023ListSessionsRequest\022\021\n\tpage_size\030\001 \001" +
+      "(\005\022\022\n\npage_token\030\002 \001(\t\022C\n\014label_filter\030\003" +
+      " \003(\0132-.ruvd.v1.ListSessionsRequest.Label" +
+      "FilterEntry\0322\n\020LabelFilterEntry\022\013\n\003key\030\001" +
+      " \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\"S\n\024ListSessionsR" +
+      "esponse\022\"\n\010sessions\030\001 \003(\0132\020.ruvd.v1.Sess" +
+      "ion\022\027\n\017next_page_token\030\002 \001(\t\"\306\002\n\024UpdateS" +
+      "essionRequest\022\022\n\nsession_id\030\001 \001(\t\0229\n\006lab" +
+      "els\030\002 \003(\0132).ruvd.v1.UpdateSessionRequest" +
+      ".LabelsEntry\022/\n\014idle_timeout\030\003 \001(\0132\031.goo" +
+      "gle.protobuf.Duration\022.\n\016context_window\030" +
+      "\004 \001(\0132\026.ruvd.v1.ContextWindow\022/\n\013update_" +
+      "mask\030\005 \001(\0132\032.google.protobuf.FieldMask\022\036" +
+      "\n\026compaction_instruction\030\006 \001(\t\032-\n\013Labels" +
+      "Entry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\":\n" +
+      "\025UpdateSessionResponse\022!\n\007session\030\001 \001(\0132" +
+      "\020.ruvd.v1.Session\"\264\001\n\025AppendMessagesRequ" +
+      "est\022\022\n\nsession_id\030\001 \001(\t\022\"\n\010messages\030\002 \003(" +
+      "\0132\020.ruvd.v1.Message\022\022\n\nrequest_id\030\003 \001(\t\022" +
+      "\017\n\007summary\030\004 \001(\t\022#\n\026summary_exchange_cou" +
+      "nt\030\005 \001(\003H\000\210\001\001B\031\n\027_summary_exchange_count" +
+      "\";\n\026AppendMessagesResponse\022!\n\007session\030\001 " +
+      "\001(\0132\020.ruvd.v1.Session\"<\n\025CompactSessionR" +
+      "equest\022\022\n\nsession_id\030\001 \001(\t\022\017\n\007dry_run\030\002 " +
+      "\001(\010\"\320\001\n\026CompactSessionResponse\022!\n\007sessio" +
+      "n\030\001 \001(\0132\020.ruvd.v1.Session\022\034\n\024summarized_" +
+      "exchanges\030\002 \001(\003\022\026\n\016kept_exchanges\030\003 \001(\003\022" +
+      "\024\n\014bytes_before\030\004 \001(\003\022\030\n\013bytes_after\030\005 \001" +
+      "(\003H\000\210\001\001\022\035\n\005usage\030\006 \001(\0132\016.ruvd.v1.UsageB\016" +
+      "\n\014_bytes_after\"\204\001\n\022ForkSessionRequest\022\022\n" +
+      "\nsession_id\030\001 \001(\t\022\033\n\016exchange_count\030\002 \001(" +
+      "\003H\000\210\001\001\022\026\n\016new_session_id\030\003 \001(\t\022\022\n\nreques" +
+      "t_id\030\004 \001(\tB\021\n\017_exchange_count\"8\n\023ForkSes" +
+      "sionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd.v1." +
+      "Session\"p\n\027ResumeCompletionRequest\022\025\n\rco" +
+      "mpletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(\t\022\022\n" +
+      "\nrequest_id\030\003 \001(\t\022\026\n\016after_sequence\030\004 \001(" +
+      "\003\"C\n\030ResumeCompletionResponse\022\'\n\005event\030\001" +
+      " \001(\0132\030.ruvd.v1.CompletionEvent\"n\n\027Cancel" +
+      "CompletionRequest\022\025\n\rcompletion_id\030\001 \001(\t" +
+      "\022\022\n\nsession_id\030\002 \001(\t\022\022\n\nrequest_id\030\003 \001(\t" +
+      "\022\024\n\014keep_partial\030\004 \001(\010\"\032\n\030CancelCompleti" +
+      "onResponse\">\n\021EndSessionRequest\022\022\n\nsessi" +
+      "on_id\030\001 \001(\t\022\025\n\rallow_missing\030\002 \001(\010\"\024\n\022En" +
+      "dSessionResponse\"\032\n\030GetSessionMetricsReq" +
+      "uest\"E\n\031GetSessionMetricsResponse\022(\n\007met" +
+      "rics\030\001 \001(\0132\027.ruvd.v1.SessionMetrics\"\275\003\n\016" +
+      "SessionMetrics\022\026\n\016total_sessions\030\001 \001(\003\022\027" +
+      "\n\017active_sessions\030\002 \001(\003\022 \n\030avg_messages_" +
+      "per_session\030\003 \001(\001\022\033\n\016cache_hit_rate\030\004 \001(" +
+      "\001H\000\210\001\001\0226\n\023avg_session_latency\030\005 \001(\0132\031.go" +
+      "ogle.protobuf.Duration\0228\n\025avg_stateless_" +
+      "latency\030\006 \001(\0132\031.google.protobuf.Duration" +
+      "\022\033\n\023session_completions\030\007 \001(\003\022\035\n\025statele" +
+      "ss_completions\030\010 \001(\003\022\"\n\025avg_latency_redu" +
+      "ction\030\t \001(\001H\001\210\001\001\022\"\n\025avg_prefill_reductio" +
+      "n\030\n \001(\001H\002\210\001\001B\021\n\017_cache_hit_rateB\030\n\026_avg_" +
+      "latency_reductionB\030\n\026_avg_prefill_reduct" +
+      "ion\"\332\002\n\017CompleteRequest\022\022\n\nsession_id\030\001 " +
+      "\001(\t\022\"\n\010messages\030\002 \003(\0132\020.ruvd.v1.Message\022" +
+      "+\n\007options\030\003 \001(\0132\032.ruvd.v1.CompletionOpt" +
+      "ions\022\022\n\nrequest_id\030\004 \001(\t\022\030\n\020require_exis" +
+      "ting\030\005 \001(\010\022 \n\007if_busy\030\006 \001(\0162\017.ruvd.v1.If" +
+      "Busy\022,\n\ron_disconnect\030\007 \001(\0162\025.ruvd.v1.On" +
+      "Disconnect\0223\n\020disconnect_grace\030\010 \001(\0132\031.g" +
+      "oogle.protobuf.Duration\022\025\n\rsystem_prompt" +
+      "\030\t \001(\t\022\030\n\020recreate_if_gone\030\n \001(\010\";\n\020Comp" +
+      "leteResponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.Co" +
+      "mpletionEvent\"\307\001\n\017CompletionEvent\022\020\n\010seq" +
+      "uence\030\001 \001(\003\022#\n\007started\030\002 \001(\0132\020.ruvd.v1.S" +
+      "tartedH\000\022\037\n\005delta\030\003 \001(\0132\016.ruvd.v1.DeltaH" +
+      "\000\022%\n\010finished\030\004 \001(\0132\021.ruvd.v1.FinishedH\000" +
+      "\022,\n\014message_part\030\005 \001(\0132\024.ruvd.v1.Message" +
+      "PartH\000B\007\n\005event\"@\n\013MessagePart\022\014\n\004data\030\001" +
+      " \001(\014\022\016\n\006offset\030\002 \001(\003\022\023\n\013total_bytes\030\003 \001(" +
+      "\003\"\253\001\n\007Started\022\025\n\rcompletion_id\030\001 \001(\t\022\022\n\n" +
+      "session_id\030\002 \001(\t\022\027\n\017session_created\030\003 \001(" +
+      "\010\022\r\n\005model\030\004 \001(\t\022\030\n\020context_messages\030\005 \001" +
+      "(\005\022\027\n\017context_trimmed\030\006 \001(\010\022\032\n\022context_s" +
+      "ummarized\030\007 \001(\010\"a\n\005Delta\022\016\n\004text\030\001 \001(\tH\000" +
+      "\022+\n\ttool_call\030\002 \001(\0132\026.ruvd.v1.ToolCallDe" +
+      "ltaH\000\022\023\n\treasoning\030\003 \001(\tH\000B\006\n\004part\"K\n\rTo" +
+      "olCallDelta\022\r\n\005index\030\001 \001(\005\022\n\n\002id\030\002 \001(\t\022\014" +
+      "\n\004name\030\003 \001(\t\022\021\n\targuments\030\004 \001(\t\"\352\001\n\010Fini" +
+      "shed\022,\n\rfinish_reason\030\001 \001(\0162\025.ruvd.v1.Fi" +
+      "nishReason\022!\n\007message\030\002 \001(\0132\020.ruvd.v1.Me" +
+      "ssage\022\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022!\n\007" +
+      "timings\030\004 \001(\0132\020.ruvd.v1.Timings\022\026\n\016excha" +
+      "nge_count\030\005 \001(\003\022\031\n\021raw_finish_reason\030\006 \001" +
+      "(\t\022\030\n\020message_in_parts\030\007 \001(\010*_\n\004Role\022\024\n\020" +
+      "ROLE_UNSPECIFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001\022\r\n\tR" +
+      "OLE_USER\020\002\022\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tROLE_T" +
+      "OOL\020\004*Z\n\013SessionView\022\034\n\030SESSION_VIEW_UNS" +
+      "PECIFIED\020\000\022\026\n\022SESSION_VIEW_BASIC\020\001\022\025\n\021SE" +
+      "SSION_VIEW_FULL\020\002*_\n\006IfBusy\022\027\n\023IF_BUSY_U" +
+      "NSPECIFIED\020\000\022\021\n\rIF_BUSY_QUEUE\020\001\022\022\n\016IF_BU" +
+      "SY_REJECT\020\002\022\025\n\021IF_BUSY_INTERRUPT\020\003*c\n\014On" +
+      "Disconnect\022\035\n\031ON_DISCONNECT_UNSPECIFIED\020" +
+      "\000\022\030\n\024ON_DISCONNECT_CANCEL\020\001\022\032\n\026ON_DISCON" +
+      "NECT_CONTINUE\020\002*\232\001\n\014FinishReason\022\035\n\031FINI" +
+      "SH_REASON_UNSPECIFIED\020\000\022\026\n\022FINISH_REASON" +
+      "_STOP\020\001\022\030\n\024FINISH_REASON_LENGTH\020\002\022\034\n\030FIN" +
+      "ISH_REASON_TOOL_CALLS\020\003\022\033\n\027FINISH_REASON" +
+      "_CANCELLED\020\004*X\n\tRendering\022\031\n\025RENDERING_U" +
+      "NSPECIFIED\020\000\022\026\n\022RENDERING_MESSAGES\020\001\022\030\n\024" +
+      "RENDERING_TRANSCRIPT\020\002*U\n\nCompaction\022\032\n\026" +
+      "COMPACTION_UNSPECIFIED\020\000\022\023\n\017COMPACTION_N" +
+      "ONE\020\001\022\026\n\022COMPACTION_SUMMARY\020\002*\207\001\n\016ToolCh" +
+      "oiceMode\022 \n\034TOOL_CHOICE_MODE_UNSPECIFIED" +
+      "\020\000\022\031\n\025TOOL_CHOICE_MODE_AUTO\020\001\022\031\n\025TOOL_CH" +
+      "OICE_MODE_NONE\020\002\022\035\n\031TOOL_CHOICE_MODE_REQ" +
+      "UIRED\020\003*\334\010\n\013ErrorReason\022\034\n\030ERROR_REASON_" +
+      "UNSPECIFIED\020\000\022\"\n\036ERROR_REASON_SESSION_NO" +
+      "T_FOUND\020\001\022%\n!ERROR_REASON_COMPLETION_NOT" +
+      "_FOUND\020\002\022%\n!ERROR_REASON_COMPLETION_CANC" +
+      "ELLED\020\003\022\035\n\031ERROR_REASON_SESSION_BUSY\020\004\022\036" +
+      "\n\032ERROR_REASON_SESSION_ENDED\020\005\022\'\n#ERROR_" +
+      "REASON_COMPLETION_INTERRUPTED\020\006\022\036\n\032ERROR" +
+      "_REASON_SESSION_LIMIT\020\007\022\033\n\027ERROR_REASON_" +
+      "OVERLOADED\020\010\022$\n ERROR_REASON_ENGINE_RATE" +
+      "_LIMITED\020\t\022 \n\034ERROR_REASON_INVALID_REQUE" +
+      "ST\020\n\022 \n\034ERROR_REASON_ENGINE_REJECTED\020\013\022\"" +
+      "\n\036ERROR_REASON_REQUEST_ID_REUSED\020\014\022!\n\035ER" +
+      "ROR_REASON_CONTEXT_TOO_LONG\020\r\022\"\n\036ERROR_R" +
+      "EASON_SESSION_TOO_LARGE\020\016\022\"\n\036ERROR_REASO" +
+      "N_SESSIONS_DISABLED\020\017\022\037\n\033ERROR_REASON_SE" +
+      "SSION_EXISTS\020\020\022#\n\037ERROR_REASON_ENGINE_UN" +
+      "AVAILABLE\020\021\022\"\n\036ERROR_REASON_STORE_UNAVAI" +
+      "LABLE\020\022\022\036\n\032ERROR_REASON_SHUTTING_DOWN\020\023\022" +
+      "\037\n\033ERROR_REASON_ENGINE_TIMEOUT\020\024\022\031\n\025ERRO" +
+      "R_REASON_INTERNAL\020\025\022#\n\037ERROR_REASON_RESP" +
+      "ONSE_TOO_LARGE\020\026\022 \n\034ERROR_REASON_UNAUTHE" +
+      "NTICATED\020\027\022\"\n\036ERROR_REASON_PERMISSION_DE" +
+      "NIED\020\030\022%\n!ERROR_REASON_IDENTITY_UNAVAILA" +
+      "BLE\020\031\022 \n\034ERROR_REASON_SCHEMA_VIOLATED\020\032\022" +
+      "\037\n\033ERROR_REASON_DATA_CORRUPTED\020\033\022\037\n\033ERRO" +
+      "R_REASON_QUOTA_EXCEEDED\020\034\022 \n\034ERROR_REASO" +
+      "N_SESSION_EVICTED\020\035\022 \n\034ERROR_REASON_SESS" +
+      "ION_EXPIRED\020\036\022\037\n\033ERROR_REASON_OWNERSHIP_" +
+      "LOST\020\0372\267\t\n\016SessionService\022N\n\rCreateSessi" +
+      "on\022\035.ruvd.v1.CreateSessionRequest\032\036.ruvd" +
+      ".v1.CreateSessionResponse\022E\n\nGetSession\022" +
+      "\032.ruvd.v1.GetSessionRequest\032\033.ruvd.v1.Ge" +
+      "tSessionResponse\022K\n\014ListSessions\022\034.ruvd." +
+      "v1.ListSessionsRequest\032\035.ruvd.v1.ListSes" +
+      "sionsResponse\022N\n\rUpdateSession\022\035.ruvd.v1" +
+      ".UpdateSessionRequest\032\036.ruvd.v1.UpdateSe" +
+      "ssionResponse\022Q\n\016AppendMessages\022\036.ruvd.v" +
+      "1.AppendMessagesRequest\032\037.ruvd.v1.Append" +
+      "MessagesResponse\022H\n\013ForkSession\022\033.ruvd.v" +
+      "1.ForkSessionRequest\032\034.ruvd.v1.ForkSessi" +
+      "onResponse\022Q\n\016CompactSession\022\036.ruvd.v1.C" +
+      "ompactSessionRequest\032\037.ruvd.v1.CompactSe" +
+      "ssionResponse\022E\n\nEndSession\022\032.ruvd.v1.En" +
+      "dSessionRequest\032\033.ruvd.v1.EndSessionResp" +
+      "onse\022E\n\nListModels\022\032.ruvd.v1.ListModelsR" +
+      "equest\032\033.ruvd.v1.ListModelsResponse\022N\n\rG" +
+      "etServerInfo\022\035.ruvd.v1.GetServerInfoRequ" +
+      "est\032\036.ruvd.v1.GetServerInfoResponse\022Z\n\021G" +
+      "etSessionMetrics\022!.ruvd.v1.GetSessionMet" +
+      "ricsRequest\032\".ruvd.v1.GetSessionMetricsR" +
+      "esponse\022A\n\010Complete\022\030.ruvd.v1.CompleteRe" +
+      "quest\032\031.ruvd.v1.CompleteResponse0\001\022Y\n\020Re" +
+      "sumeCompletion\022 .ruvd.v1.ResumeCompletio" +
+      "nRequest\032!.ruvd.v1.ResumeCompletionRespo" +
+      "nse0\001\022P\n\rBatchComplete\022\035.ruvd.v1.BatchCo" +
+      "mpleteRequest\032\036.ruvd.v1.BatchCompleteRes" +
+      "ponse0\001\022W\n\020CancelCompletion\022 .ruvd.v1.Ca" +
+      "ncelCompletionRequest\032!.ruvd.v1.CancelCo" +
+      "mpletionResponseB\017\n\013dev.ruvd.v1P\001b\006proto" +
+      "3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,
@@ -698,8 +738,32 @@ public final class SessionServiceOuterClass {
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ListModelsResponse_descriptor,
         new java.lang.String[] { "Models", "DefaultModel", });
-    internal_static_ruvd_v1_CreateSessionRequest_descriptor =
+    internal_static_ruvd_v1_GetServerInfoRequest_descriptor =
       getDescriptor().getMessageTypes().get(17);
+    internal_static_ruvd_v1_GetServerInfoRequest_fieldAccessorTable = new
+      com.google.protobuf.GeneratedMessage.FieldAccessorTable(
+        internal_static_ruvd_v1_GetServerInfoRequest_descriptor,
+        new java.lang.String[] { });
+    internal_static_ruvd_v1_GetServerInfoResponse_descriptor =
+      getDescriptor().getMessageTypes().get(18);
+    internal_static_ruvd_v1_GetServerInfoResponse_fieldAccessorTable = new
+      com.google.protobuf.GeneratedMessage.FieldAccessorTable(
+        internal_static_ruvd_v1_GetServerInfoResponse_descriptor,
+        new java.lang.String[] { "Version", "InstanceId", "Features", "Limits", "Engines", });
+    internal_static_ruvd_v1_ServerLimits_descriptor =
+      getDescriptor().getMessageTypes().get(19);
+    internal_static_ruvd_v1_ServerLimits_fieldAccessorTable = new
+      com.google.protobuf.GeneratedMessage.FieldAccessorTable(
+        internal_static_ruvd_v1_ServerLimits_descriptor,
+        new java.lang.String[] { "MaxRequestBytes", "MaxMessageBytes", "MaxMessages", "MaxSessionBytes", "MaxSessions", "MaxInflight", "MaxBatchItems", "MaxAnswerBytes", "MaxOutputTokens", "IdleTimeout", "CompletionRetention", });
+    internal_static_ruvd_v1_EngineInfo_descriptor =
+      getDescriptor().getMessageTypes().get(20);
+    internal_static_ruvd_v1_EngineInfo_fieldAccessorTable = new
+      com.google.protobuf.GeneratedMessage.FieldAccessorTable(
+        internal_static_ruvd_v1_EngineInfo_descriptor,
+        new java.lang.String[] { "Name", "Ready", "DefaultModel", "Models", "WindowTokens", "Slots", });
+    internal_static_ruvd_v1_CreateSessionRequest_descriptor =
+      getDescriptor().getMessageTypes().get(21);
     internal_static_ruvd_v1_CreateSessionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CreateSessionRequest_descriptor,
@@ -711,25 +775,25 @@ public final class SessionServiceOuterClass {
         internal_static_ruvd_v1_CreateSessionRequest_LabelsEntry_descriptor,
         new java.lang.String[] { "Key", "Value", });
     internal_static_ruvd_v1_CreateSessionResponse_descriptor =
-      getDescriptor().getMessageTypes().get(18);
+      getDescriptor().getMessageTypes().get(22);
     internal_static_ruvd_v1_CreateSessionResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CreateSessionResponse_descriptor,
         new java.lang.String[] { "Session", });
     internal_static_ruvd_v1_GetSessionRequest_descriptor =
-      getDescriptor().getMessageTypes().get(19);
+      getDescriptor().getMessageTypes().get(23);
     internal_static_ruvd_v1_GetSessionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_GetSessionRequest_descriptor,
         new java.lang.String[] { "SessionId", "View", "PageSize", "PageToken", "AllowMessageParts", });
     internal_static_ruvd_v1_GetSessionResponse_descriptor =
-      getDescriptor().getMessageTypes().get(20);
+      getDescriptor().getMessageTypes().get(24);
     internal_static_ruvd_v1_GetSessionResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_GetSessionResponse_descriptor,
         new java.lang.String[] { "Session", "NextPageToken", "MessagePart", });
     internal_static_ruvd_v1_ListSessionsRequest_descriptor =
-      getDescriptor().getMessageTypes().get(21);
+      getDescriptor().getMessageTypes().get(25);
     internal_static_ruvd_v1_ListSessionsRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ListSessionsRequest_descriptor,
@@ -741,13 +805,13 @@ public final class SessionServiceOuterClass {
         internal_static_ruvd_v1_ListSessionsRequest_LabelFilterEntry_descriptor,
         new java.lang.String[] { "Key", "Value", });
     internal_static_ruvd_v1_ListSessionsResponse_descriptor =
-      getDescriptor().getMessageTypes().get(22);
+      getDescriptor().getMessageTypes().get(26);
     internal_static_ruvd_v1_ListSessionsResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ListSessionsResponse_descriptor,
         new java.lang.String[] { "Sessions", "NextPageToken", });
     internal_static_ruvd_v1_UpdateSessionRequest_descriptor =
-      getDescriptor().getMessageTypes().get(23);
+      getDescriptor().getMessageTypes().get(27);
     internal_static_ruvd_v1_UpdateSessionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_UpdateSessionRequest_descriptor,
@@ -759,145 +823,145 @@ public final class SessionServiceOuterClass {
         internal_static_ruvd_v1_UpdateSessionRequest_LabelsEntry_descriptor,
         new java.lang.String[] { "Key", "Value", });
     internal_static_ruvd_v1_UpdateSessionResponse_descriptor =
-      getDescriptor().getMessageTypes().get(24);
+      getDescriptor().getMessageTypes().get(28);
     internal_static_ruvd_v1_UpdateSessionResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_UpdateSessionResponse_descriptor,
         new java.lang.String[] { "Session", });
     internal_static_ruvd_v1_AppendMessagesRequest_descriptor =
-      getDescriptor().getMessageTypes().get(25);
+      getDescriptor().getMessageTypes().get(29);
     internal_static_ruvd_v1_AppendMessagesRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_AppendMessagesRequest_descriptor,
         new java.lang.String[] { "SessionId", "Messages", "RequestId", "Summary", "SummaryExchangeCount", });
     internal_static_ruvd_v1_AppendMessagesResponse_descriptor =
-      getDescriptor().getMessageTypes().get(26);
+      getDescriptor().getMessageTypes().get(30);
     internal_static_ruvd_v1_AppendMessagesResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_AppendMessagesResponse_descriptor,
         new java.lang.String[] { "Session", });
     internal_static_ruvd_v1_CompactSessionRequest_descriptor =
-      getDescriptor().getMessageTypes().get(27);
+      getDescriptor().getMessageTypes().get(31);
     internal_static_ruvd_v1_CompactSessionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CompactSessionRequest_descriptor,
         new java.lang.String[] { "SessionId", "DryRun", });
     internal_static_ruvd_v1_CompactSessionResponse_descriptor =
-      getDescriptor().getMessageTypes().get(28);
+      getDescriptor().getMessageTypes().get(32);
     internal_static_ruvd_v1_CompactSessionResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CompactSessionResponse_descriptor,
         new java.lang.String[] { "Session", "SummarizedExchanges", "KeptExchanges", "BytesBefore", "BytesAfter", "Usage", });
     internal_static_ruvd_v1_ForkSessionRequest_descriptor =
-      getDescriptor().getMessageTypes().get(29);
+      getDescriptor().getMessageTypes().get(33);
     internal_static_ruvd_v1_ForkSessionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ForkSessionRequest_descriptor,
         new java.lang.String[] { "SessionId", "ExchangeCount", "NewSessionId", "RequestId", });
     internal_static_ruvd_v1_ForkSessionResponse_descriptor =
-      getDescriptor().getMessageTypes().get(30);
+      getDescriptor().getMessageTypes().get(34);
     internal_static_ruvd_v1_ForkSessionResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ForkSessionResponse_descriptor,
         new java.lang.String[] { "Session", });
     internal_static_ruvd_v1_ResumeCompletionRequest_descriptor =
-      getDescriptor().getMessageTypes().get(31);
+      getDescriptor().getMessageTypes().get(35);
     internal_static_ruvd_v1_ResumeCompletionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ResumeCompletionRequest_descriptor,
         new java.lang.String[] { "CompletionId", "SessionId", "RequestId", "AfterSequence", });
     internal_static_ruvd_v1_ResumeCompletionResponse_descriptor =
-      getDescriptor().getMessageTypes().get(32);
+      getDescriptor().getMessageTypes().get(36);
     internal_static_ruvd_v1_ResumeCompletionResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ResumeCompletionResponse_descriptor,
         new java.lang.String[] { "Event", });
     internal_static_ruvd_v1_CancelCompletionRequest_descriptor =
-      getDescriptor().getMessageTypes().get(33);
+      getDescriptor().getMessageTypes().get(37);
     internal_static_ruvd_v1_CancelCompletionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CancelCompletionRequest_descriptor,
         new java.lang.String[] { "CompletionId", "SessionId", "RequestId", "KeepPartial", });
     internal_static_ruvd_v1_CancelCompletionResponse_descriptor =
-      getDescriptor().getMessageTypes().get(34);
+      getDescriptor().getMessageTypes().get(38);
     internal_static_ruvd_v1_CancelCompletionResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CancelCompletionResponse_descriptor,
         new java.lang.String[] { });
     internal_static_ruvd_v1_EndSessionRequest_descriptor =
-      getDescriptor().getMessageTypes().get(35);
+      getDescriptor().getMessageTypes().get(39);
     internal_static_ruvd_v1_EndSessionRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_EndSessionRequest_descriptor,
         new java.lang.String[] { "SessionId", "AllowMissing", });
     internal_static_ruvd_v1_EndSessionResponse_descriptor =
-      getDescriptor().getMessageTypes().get(36);
+      getDescriptor().getMessageTypes().get(40);
     internal_static_ruvd_v1_EndSessionResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_EndSessionResponse_descriptor,
         new java.lang.String[] { });
     internal_static_ruvd_v1_GetSessionMetricsRequest_descriptor =
-      getDescriptor().getMessageTypes().get(37);
+      getDescriptor().getMessageTypes().get(41);
     internal_static_ruvd_v1_GetSessionMetricsRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_GetSessionMetricsRequest_descriptor,
         new java.lang.String[] { });
     internal_static_ruvd_v1_GetSessionMetricsResponse_descriptor =
-      getDescriptor().getMessageTypes().get(38);
+      getDescriptor().getMessageTypes().get(42);
     internal_static_ruvd_v1_GetSessionMetricsResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_GetSessionMetricsResponse_descriptor,
         new java.lang.String[] { "Metrics", });
     internal_static_ruvd_v1_SessionMetrics_descriptor =
-      getDescriptor().getMessageTypes().get(39);
+      getDescriptor().getMessageTypes().get(43);
     internal_static_ruvd_v1_SessionMetrics_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_SessionMetrics_descriptor,
         new java.lang.String[] { "TotalSessions", "ActiveSessions", "AvgMessagesPerSession", "CacheHitRate", "AvgSessionLatency", "AvgStatelessLatency", "SessionCompletions", "StatelessCompletions", "AvgLatencyReduction", "AvgPrefillReduction", });
     internal_static_ruvd_v1_CompleteRequest_descriptor =
-      getDescriptor().getMessageTypes().get(40);
+      getDescriptor().getMessageTypes().get(44);
     internal_static_ruvd_v1_CompleteRequest_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CompleteRequest_descriptor,
         new java.lang.String[] { "SessionId", "Messages", "Options", "RequestId", "RequireExisting", "IfBusy", "OnDisconnect", "DisconnectGrace", "SystemPrompt", "RecreateIfGone", });
     internal_static_ruvd_v1_CompleteResponse_descriptor =
-      getDescriptor().getMessageTypes().get(41);
+      getDescriptor().getMessageTypes().get(45);
     internal_static_ruvd_v1_CompleteResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CompleteResponse_descriptor,
         new java.lang.String[] { "Event", });
     internal_static_ruvd_v1_CompletionEvent_descriptor =
-      getDescriptor().getMessageTypes().get(42);
+      getDescriptor().getMessageTypes().get(46);
     internal_static_ruvd_v1_CompletionEvent_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_CompletionEvent_descriptor,
         new java.lang.String[] { "Sequence", "Started", "Delta", "Finished", "MessagePart", "Event", });
     internal_static_ruvd_v1_MessagePart_descriptor =
-      getDescriptor().getMessageTypes().get(43);
+      getDescriptor().getMessageTypes().get(47);
     internal_static_ruvd_v1_MessagePart_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_MessagePart_descriptor,
         new java.lang.String[] { "Data", "Offset", "TotalBytes", });
     internal_static_ruvd_v1_Started_descriptor =
-      getDescriptor().getMessageTypes().get(44);
+      getDescriptor().getMessageTypes().get(48);
     internal_static_ruvd_v1_Started_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_Started_descriptor,
         new java.lang.String[] { "CompletionId", "SessionId", "SessionCreated", "Model", "ContextMessages", "ContextTrimmed", "ContextSummarized", });
     internal_static_ruvd_v1_Delta_descriptor =
-      getDescriptor().getMessageTypes().get(45);
+      getDescriptor().getMessageTypes().get(49);
     internal_static_ruvd_v1_Delta_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_Delta_descriptor,
         new java.lang.String[] { "Text", "ToolCall", "Reasoning", "Part", });
     internal_static_ruvd_v1_ToolCallDelta_descriptor =
-      getDescriptor().getMessageTypes().get(46);
+      getDescriptor().getMessageTypes().get(50);
     internal_static_ruvd_v1_ToolCallDelta_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_ToolCallDelta_descriptor,
         new java.lang.String[] { "Index", "Id", "Name", "Arguments", });
     internal_static_ruvd_v1_Finished_descriptor =
-      getDescriptor().getMessageTypes().get(47);
+      getDescriptor().getMessageTypes().get(51);
     internal_static_ruvd_v1_Finished_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_Finished_descriptor,
