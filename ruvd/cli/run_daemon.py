@@ -84,7 +84,7 @@ def main() -> int:
         return 1
     from ruvd.cli import run  # noqa: PLC0415  # the lines above come first
 
-    return run(("serve", *sys.argv[2:]))
+    return run(["serve", *sys.argv[2:]])
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ class SessionServiceServicer(object):
         """GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
         limits, and its engine. Every caller with an identity may call it, whatever its role. It also
         answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
-        Errors: none of its own.
+        Errors: INVALID_REQUEST.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

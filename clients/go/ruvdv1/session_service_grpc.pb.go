@@ -103,7 +103,7 @@ type SessionServiceClient interface {
 	// GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
 	// limits, and its engine. Every caller with an identity may call it, whatever its role. It also
 	// answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
-	// Errors: none of its own.
+	// Errors: INVALID_REQUEST.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 	// GetSessionMetrics returns the daemon's measurements since it started.
 	// Errors: STORE_UNAVAILABLE.
@@ -384,7 +384,7 @@ type SessionServiceServer interface {
 	// GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
 	// limits, and its engine. Every caller with an identity may call it, whatever its role. It also
 	// answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
-	// Errors: none of its own.
+	// Errors: INVALID_REQUEST.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	// GetSessionMetrics returns the daemon's measurements since it started.
 	// Errors: STORE_UNAVAILABLE.

@@ -475,7 +475,7 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     """GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
     limits, and its engine. Every caller with an identity may call it, whatever its role. It also
     answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
-    Errors: none of its own.
+    Errors: INVALID_REQUEST.
     """
 
     GetSessionMetrics: _SessionServiceGetSessionMetricsType
@@ -709,7 +709,7 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         """GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
         limits, and its engine. Every caller with an identity may call it, whatever its role. It also
         answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
-        Errors: none of its own.
+        Errors: INVALID_REQUEST.
         """
 
     @abc.abstractmethod

@@ -1804,7 +1804,7 @@ pub mod session_service_client {
         /// GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
         /// limits, and its engine. Every caller with an identity may call it, whatever its role. It also
         /// answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
-        /// Errors: none of its own.
+        /// Errors: INVALID_REQUEST.
         pub async fn get_server_info(
             &mut self,
             request: impl tonic::IntoRequest<super::GetServerInfoRequest>,

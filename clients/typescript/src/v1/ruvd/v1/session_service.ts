@@ -6870,7 +6870,7 @@ export const SessionServiceService = {
    * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
    * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
    * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
-   * Errors: none of its own.
+   * Errors: INVALID_REQUEST.
    */
   getServerInfo: {
     path: "/ruvd.v1.SessionService/GetServerInfo" as const,
@@ -7047,7 +7047,7 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
    * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
    * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
    * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
-   * Errors: none of its own.
+   * Errors: INVALID_REQUEST.
    */
   getServerInfo: handleUnaryCall<GetServerInfoRequest, GetServerInfoResponse>;
   /**
@@ -7294,7 +7294,7 @@ export interface SessionServiceClient extends Client {
    * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
    * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
    * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
-   * Errors: none of its own.
+   * Errors: INVALID_REQUEST.
    */
   getServerInfo(
     request: GetServerInfoRequest,

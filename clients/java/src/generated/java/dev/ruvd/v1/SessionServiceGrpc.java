@@ -672,7 +672,7 @@ public final class SessionServiceGrpc {
      * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
      * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
      * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
-     * Errors: none of its own.
+     * Errors: INVALID_REQUEST.
      * </pre>
      */
     default void getServerInfo(dev.ruvd.v1.GetServerInfoRequest request,
@@ -923,7 +923,7 @@ public final class SessionServiceGrpc {
      * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
      * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
      * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
-     * Errors: none of its own.
+     * Errors: INVALID_REQUEST.
      * </pre>
      */
     public void getServerInfo(dev.ruvd.v1.GetServerInfoRequest request,
@@ -1157,7 +1157,7 @@ public final class SessionServiceGrpc {
      * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
      * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
      * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
-     * Errors: none of its own.
+     * Errors: INVALID_REQUEST.
      * </pre>
      */
     public dev.ruvd.v1.GetServerInfoResponse getServerInfo(dev.ruvd.v1.GetServerInfoRequest request) throws io.grpc.StatusException {
@@ -1391,7 +1391,7 @@ public final class SessionServiceGrpc {
      * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
      * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
      * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
-     * Errors: none of its own.
+     * Errors: INVALID_REQUEST.
      * </pre>
      */
     public dev.ruvd.v1.GetServerInfoResponse getServerInfo(dev.ruvd.v1.GetServerInfoRequest request) {
@@ -1631,7 +1631,7 @@ public final class SessionServiceGrpc {
      * GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
      * limits, and its engine. Every caller with an identity may call it, whatever its role. It also
      * answers while the engine is down. A daemon that does not know it answers UNIMPLEMENTED.
-     * Errors: none of its own.
+     * Errors: INVALID_REQUEST.
      * </pre>
      */
     public com.google.common.util.concurrent.ListenableFuture<dev.ruvd.v1.GetServerInfoResponse> getServerInfo(
