@@ -32,9 +32,9 @@ _TOKENS_PER_BYTE = 1 / 3
 _WORDS_PER_TOKEN = 0.6
 # Short, as it is the one part of the request that no cache has.
 _ASK = (
-    "Summarise our conversation so far in at most {words} words, so that you can go on from the"
-    " summary alone. Keep names, numbers, decisions and open questions. Where something changed,"
-    " keep what holds now. Write only the summary."
+    "Summarise our conversation so far in at most {words} words, to go on from the summary alone."
+    " Keep names, numbers, decisions, open questions, and of changes what holds now. Write only the"
+    " summary."
 )
 
 
