@@ -99,6 +99,22 @@ BENCHMARKS = (
         markdown=True,
     ),
     Benchmark(
+        "compaction",
+        "Compaction",
+        "What do summaries cost callers, and how much prefill do they save?",
+        quick=("--quick",),
+        standard=(),
+        only_if_named=True,
+    ),
+    Benchmark(
+        "recall",
+        "Recall",
+        "What does a prompt still hold of facts that were told long before?",
+        quick=("--quick",),
+        standard=(),
+        only_if_named=True,
+    ),
+    Benchmark(
         "streams",
         "Cancelled streams",
         "Do cancelled streams leak memory?",

@@ -406,7 +406,9 @@ async def test_first_exchanges_that_have_left_the_window_are_sent_once_they_are_
 
 # --- any sequence of steps ------------------------------------------------------------------------
 
-STEP = st.sampled_from(["turn", "turn", "turn", "pin", "tool", "compact", "late", "fork", "widen"])
+STEP = st.sampled_from(
+    ["turn", "turn", "turn", "pin", "tool", "compact", "late", "fork", "widen", "restart"]
+)
 
 
 class Checked(Compacting):
@@ -451,7 +453,7 @@ class Checked(Compacting):
 
 @settings(max_examples=120, deadline=None)
 @given(st.lists(STEP, min_size=4, max_size=24), st.integers(0, 2), st.integers(0, 2))
-def test_nothing_is_lost_whatever_turns_trims_compactions_and_forks_come(
+def test_nothing_is_lost_whatever_turns_trims_compactions_forks_and_restarts_come(
     steps: list[str], keep: int, first: int
 ) -> None:
     async def run() -> None:
@@ -482,6 +484,10 @@ def test_nothing_is_lost_whatever_turns_trims_compactions_and_forks_come(
                 forked = await core.session(child)
                 core.covered[child] = core.covered[name] if forked.summary else set()
                 name = child
+            elif step == "restart":
+                covered = core.covered
+                core = Checked(core.engine, core.clock, core.policy, store=core.store)
+                core.covered = covered
             elif step == "widen":
                 wide = replace(context, max_exchanges=4 + number % 3)
                 await core.commands.update(name, SessionChanges(context_window=wide))

@@ -57,6 +57,34 @@ async def test_a_session_comes_back_to_its_slot() -> None:
         assert await serve(table, ask(f"I am {name}, and", name)) == slots[name]
 
 
+async def test_a_session_adopts_what_was_prepared_beside_its_own_slot() -> None:
+    table = new_table(3)
+    own = await serve(table, ask("I am a", "a"))
+    other = await serve(table, ask("I am b", "b"))
+    table.adopt("a", "a+compacted")  # nothing was prepared, so nothing changes
+    assert await serve(table, ask("I am a", "a")) == own
+    prepared = await serve(table, ask("The summary of a", "a+compacted"))
+    assert prepared not in (own, other), "the session keeps its prompt until then"
+    table.adopt("a", "a+compacted")
+    assert await serve(table, ask("The summary of a, and", "a")) == prepared
+    assert [slot.id for slot in table.unsaved(0.0) if slot.session_key == "a"] == [prepared]
+    assert await serve(table, ask("I am c", "c")) == own, "its former slot is free for others"
+
+
+async def test_a_turn_waits_for_its_own_slot_while_a_summary_is_written_there() -> None:
+    table = new_table(2)
+    own = await serve(table, ask("I am a", "a"))
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(table.acquire(ask("I am a", "a"), background=True))
+        was_contended = table.is_contended
+        turn = asyncio.create_task(serve(table, ask("I am a, and", "a")))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not turn.done()
+        assert (was_contended, table.is_contended) == (False, True)
+    assert await turn == own
+
+
 async def test_sessions_that_begin_alike_do_not_move_each_other_out() -> None:
     """The system prompt that they share is no reason to lose a history."""
     table = new_table(2)
