@@ -2,7 +2,8 @@
 
 `grpc.aio`'s client uses more CPU per stream than the relays that `bench/relay.py` measures, and it
 shares the cores with them. This client sends a prepared request and reads only the frame headers
-(RFC 9113) while a stream runs. It opens the flow-control windows to their maximum. It does not
+(RFC 9113) while a stream runs. It opens its own flow-control windows to their maximum, and keeps to
+the server's window of the connection. Its requests have to fit the window of a stream. It does not
 support compression, padding and header tables, which the benchmark's servers do not use.
 """
 
@@ -75,16 +76,22 @@ class GrpcConnection(asyncio.Protocol):
         self._next = 1
         self._buffer = b""
         self._unacknowledged = 0
+        self._window = _DEFAULT_WINDOW  # how much the server still takes from all calls
+        self._window_grew = asyncio.Event()
         self.transport: asyncio.Transport | None = None
 
     async def call(self, message: bytes, seek: bytes) -> Call:
         """Runs one call to its end. Raises CallBroken."""
+        prefixed = b"\0" + len(message).to_bytes(4, "big") + message
+        while self._window < len(prefixed) and self.transport is not None:
+            self._window_grew.clear()
+            await self._window_grew.wait()
         if self.transport is None:
             raise CallBroken("the connection is closed")
+        self._window -= len(prefixed)
         number, self._next = self._next, self._next + 2
         call = Call(seek, asyncio.get_running_loop().create_future())
         self._calls[number] = call
-        prefixed = b"\0" + len(message).to_bytes(4, "big") + message
         self.transport.write(
             _frame(_HEADERS, _END_HEADERS, number, self._headers)
             + _frame(_DATA, _END_STREAM, number, prefixed)
@@ -104,6 +111,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        self._window_grew.set()
         for number in list(self._calls):
             self._fail(number, f"the connection was closed: {exc}")
 
@@ -147,6 +155,9 @@ class GrpcConnection(asyncio.Protocol):
         if kind in (_SETTINGS, _PING) and not flags & _ACK:
             answer = payload if kind == _PING else b""
             self.transport.write(_frame(kind, _ACK, 0, answer))
+        elif kind == _WINDOW_UPDATE and not number:
+            self._window += int.from_bytes(payload, "big")
+            self._window_grew.set()
         elif kind == _RST_STREAM:
             self._fail(number, f"the stream was reset: {int.from_bytes(payload, 'big')}")
         elif kind == _GOAWAY:

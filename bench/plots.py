@@ -91,7 +91,11 @@ def _measured(case: _Figures, figure: Callable[[_Figures], float]) -> dict[str, 
 
 
 def relay_rate(figures: _Figures) -> _Figures:
-    cases = {case["parallel"]: case for case in figures["cases"].values() if not case["paced"]}
+    cases = {
+        case["parallel"]: case
+        for case in figures["cases"].values()
+        if not (case["paced"] or case.get("clients"))
+    }
     if not cases:
         return None
     plot, axes = plt.subplots(figsize=(7, 4))

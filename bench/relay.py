@@ -21,10 +21,11 @@ sessions     on a Unix socket, with a session for each parallel stream, stored i
 All HTTP targets are called by the same client code.
 
 The cases are: one stream at a time, with a paced mock (20 ms to the first token, 1 ms per token),
-for the time added to the first token; 1, 16, 32 and 256 parallel streams, without pace; and a pod's
-load: 64 parallel streams that start spread over time, 50 ms to the first token, 10 ms per token, 64
-tokens. Each case gives streams per second, the time to the first token (p50, p99) minus that
-without a relay, CPU seconds per 1,000 streams and the memory of the relay's processes. A round
+for the time added to the first token; 1, 16, 32, 64 and 256 parallel streams, without pace, which
+share one connection if they are gRPC's; 16, 64 and 256 clients of ruvd with a connection each; and
+a pod's load: 64 parallel streams that start spread over time, 50 ms to the first token, 10 ms per
+token, 64 tokens. Each case gives streams per second, the time to the first token (p50, p99) minus
+that without a relay, CPU seconds per 1,000 streams and the memory of the relay's processes. A round
 measures every target once; every second round has the reverse order. LiteLLM is so slow that it
 runs the largest cases in the first round only, and never with `--quick`. Each answer is checked to
 be complete.
@@ -176,6 +177,8 @@ async def measure(options: argparse.Namespace, targets: Sequence[Target]) -> Non
         for case in cases:
             log_progress(f"round {number + 1} of {options.rounds}, case {case.name}")
             for target in order:
+                if case.clients and not isinstance(target.client, GrpcClient):
+                    continue  # its streams have a connection each in all cases
                 large = is_large(case) and (number > 0 or options.quick)
                 if not large or target.name not in _SLOW:
                     await target.try_to_measure(case, number, seconds_of(options, case))

@@ -55,6 +55,9 @@ class Client(Protocol):
     def new_round(self) -> None:
         """Forgets the state of earlier rounds, such as sessions."""
 
+    def use_connections(self, *, one_each: bool) -> None:
+        """Gives each parallel stream a connection of its own, or one to all, if that can be."""
+
 
 class _HttpStream(asyncio.Protocol):
     """A connection for one request after the other."""
@@ -143,6 +146,9 @@ class HttpClient:
     def new_round(self) -> None:
         pass
 
+    def use_connections(self, *, one_each: bool) -> None:
+        """Does nothing, because a connection of HTTP/1.1 serves one stream at a time."""
+
     async def close(self) -> None:
         for connection in self._connections.values():
             if connection.transport is not None:
@@ -215,7 +221,7 @@ class ResponsesClient(HttpClient):
 
 
 class GrpcClient:
-    """A client of ruvd and of the naive relay over one connection.
+    """A client of ruvd and of the naive relay over one connection, or over one for each worker.
 
     With `sessions` each worker has its own session in each round.
     """
@@ -225,7 +231,8 @@ class GrpcClient:
     ) -> None:
         self._models = {False: MODEL, True: paced_model}
         self._address = address
-        self._connection: GrpcConnection | None = None
+        self._connections: dict[int, GrpcConnection] = {}
+        self._one_each = False
         self._expected = "".join(token(number) for number in range(tokens))
         self._sessions = sessions
         self._round = next(_ROUNDS)
@@ -237,7 +244,7 @@ class GrpcClient:
             messages=self._messages,
             options=pb.CompletionOptions(model=self._models[paced]),
         )
-        connection = await self._connected()
+        connection = await self._connected(worker if self._one_each else 0)
         began = time.perf_counter()
         try:
             call = await connection.call(request.SerializeToString(), token(0).encode())
@@ -251,17 +258,29 @@ class GrpcClient:
             raise StreamBroken(f"finished: {finished}, text: {''.join(texts)[:500]!r}")
         return Stream(call.first - began, ended - began, len(texts))
 
-    async def _connected(self) -> GrpcConnection:
-        if self._connection is None or self._connection.transport is None:
-            self._connection = await connect(self._address, _METHOD)
-        return self._connection
+    async def _connected(self, number: int) -> GrpcConnection:
+        connection = self._connections.get(number)
+        if connection is None or connection.transport is None:
+            connection = self._connections[number] = await connect(self._address, _METHOD)
+        return connection
 
     def new_round(self) -> None:
         self._round = next(_ROUNDS)
 
+    def use_connections(self, *, one_each: bool) -> None:
+        self._one_each = one_each
+        if not one_each:
+            for number in [number for number in self._connections if number]:
+                self._close(self._connections.pop(number))
+
     async def close(self) -> None:
-        if self._connection and self._connection.transport:
-            self._connection.transport.close()
+        for connection in self._connections.values():
+            self._close(connection)
+
+    @staticmethod
+    def _close(connection: GrpcConnection) -> None:
+        if connection.transport is not None:
+            connection.transport.close()
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bench.relay_targets import ALONE, CASES, FAST, POD, Case, Run, Target
+from bench.relay_targets import ALONE, CASES, CLIENTS, FAST, POD, Case, Run, Target
 from bench.report import Criterion, percentile, spread
 
 TITLES = {
@@ -38,7 +38,12 @@ def results(targets: Sequence[Target]) -> dict[str, Any]:
             if target.all(case) or case.name in target.failed
         }
         if rows:
-            found[case.name] = {"parallel": case.parallel, "paced": case.paced, "targets": rows}
+            found[case.name] = {
+                "parallel": case.parallel,
+                "paced": case.paced,
+                "clients": case.clients,
+                "targets": rows,
+            }
     return found
 
 
@@ -104,6 +109,11 @@ def criteria(targets: Sequence[Target]) -> list[dict[str, Any]]:
 
     own, litellm = added("sessions", ALONE, "p50"), added("litellm", ALONE, "p50")
     share = own / litellm if own is not None and litellm else None
+    by_clients = None
+    if "sessions" in by_name:
+        one, each = (by_name["sessions"].runs.get(name, {}) for name in ("64", "64-clients"))
+        if pairs := [(each[number], one[number]) for number in each.keys() & one.keys()]:
+            by_clients = statistics.median(own.rate / others.rate for own, others in pairs)
     multiple = "16 streams: rate, as a multiple of"
     pod_cpu = ratio("ferrogw", POD, lambda run: run.cpu_per_1000)
     aims = [
@@ -119,6 +129,9 @@ def criteria(targets: Sequence[Target]) -> list[dict[str, Any]]:
         ),
         Criterion(f"{multiple} LiteLLM's", ratio("litellm", FAST[1], rate), 20.0, at_least=True),
         Criterion("one stream: added time, as a multiple of LiteLLM's", share, 1 / 6),
+        Criterion(
+            "64 clients: rate, of 64 streams on one connection", by_clients, 0.8, at_least=True
+        ),
     ]  # fmt: skip
     return [
         {"what": aim.what, "value": aim.value, "aim": aim.aim, "verdict": aim.verdict}
@@ -147,6 +160,8 @@ def show(figures: Mapping[str, Any]) -> None:
     _table(cases, FAST, ("CPU",))
     print("\nThe same streams, time added to the first token, median and p99:\n")
     _table(cases, FAST, ("added p50", "added p99"))
+    print("\nClients with a connection each; streams per second, and CPU seconds per 1,000:\n")
+    _table(cases, CLIENTS, ("rate", "CPU"))
     print(
         "\nA pod's load: 64 parallel streams, 50 ms to the first of 64 tokens, 10 ms per token;"
         " time added to the first token:\n"

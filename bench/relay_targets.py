@@ -26,18 +26,22 @@ class Case:
 
     For a paced case the mock waits before each token, as an engine does. The `pod` case uses the
     pace of the pod's model, and its streams start spread over time, as those of real callers do.
+    gRPC's streams share a connection, unless they are those of `clients` with one each. HTTP's
+    always have one each.
     """
 
     name: str
     parallel: int
     paced: bool = False
     pod: bool = False
+    clients: bool = False
 
 
 ALONE = Case("alone", 1, paced=True)
-FAST = tuple(Case(str(parallel), parallel) for parallel in (1, 16, 32, 256))
+FAST = tuple(Case(str(parallel), parallel) for parallel in (1, 16, 32, 64, 256))
+CLIENTS = tuple(Case(f"{count}-clients", count, clients=True) for count in (16, 64, 256))
 POD = Case("pod", 64, paced=True, pod=True)
-CASES = (ALONE, *FAST, POD)
+CASES = (ALONE, *FAST, *CLIENTS, POD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,9 @@ class Target:
         """Measures one case in one round. Raises StreamBroken or Failed."""
         client = self.pod_client if case.pod and self.pod_client else self.client
         client.new_round()
+        client.use_connections(one_each=case.clients)
+        if case.clients:  # so that its connections are open
+            await _run_streams(client, case, streams=2 * case.parallel)
         cpu = self.server.cpu_seconds()
         began = time.perf_counter()
         done = await _run_streams(client, case, until=began + seconds)
