@@ -21,7 +21,11 @@ RUVD = Path(sys.executable).with_name("ruvd")
 API_SERVER = "https://kubernetes.default.svc"
 
 # What the downward API would say of the pod.
-FIELDS = {"metadata.namespace": NAMESPACE, "spec.serviceAccountName": ACCOUNT}
+FIELDS = {
+    "metadata.namespace": NAMESPACE,
+    "spec.serviceAccountName": ACCOUNT,
+    "status.podIP": "10.0.0.1",
+}
 
 _renderer = next(
     (

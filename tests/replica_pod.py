@@ -37,6 +37,7 @@ class Replica:
         self._replaced = {
             "0.0.0.0:50051": "0.0.0.0:0",
             "0.0.0.0:50052": "127.0.0.1:0",
+            "0.0.0.0:50053": "127.0.0.1:0",
             "sleep 10": "true",
             API_SERVER: cluster.url,
             DATABASE: database.address,
@@ -51,11 +52,17 @@ class Replica:
         self.environment = {
             name: self._here(value) for name, value in variables.items() if name not in engine
         } | {"RUVD_ENGINE": "echo", "TMPDIR": self._here(TEMPORARY)}
+        # The address of a pod is known when it starts; here the port is.
+        assert self.environment.pop("RUVD_PEER_ADDRESS") == "10.0.0.1:50053"
         cluster.project(folder, folder / "ruvd-issuer")
         certificate, key = cluster.authority.issue("ruvd.prod.svc", "ruvd")
+        peer_certificate, peer_key = cluster.authority.issue("ruvd-peers")
         for place, content in {
             "ruvd-tls/tls.crt": certificate,
             "ruvd-tls/tls.key": key,
+            "ruvd-peers/tls.crt": peer_certificate,
+            "ruvd-peers/tls.key": peer_key,
+            "ruvd-peers/ca.crt": cluster.authority.pem,
             "ruvd-store/password": f"{PASSWORD}\n".encode(),
             "ruvd-store/ca.crt": database.ca,
         }.items():

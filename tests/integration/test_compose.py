@@ -53,6 +53,11 @@ def environment_of(service: dict[str, Any], variables: Mapping[str, str]) -> dic
     return found
 
 
+def without_chown(script: str) -> str:
+    """Returns the script without what only root may do."""
+    return re.sub(r"(?m)^chown .*$", "", script)
+
+
 def test_all_ports_are_open_to_this_machine_only() -> None:
     services = compose({})
     assert "ports" not in services["postgres"]
@@ -63,6 +68,7 @@ def test_all_ports_are_open_to_this_machine_only() -> None:
 def test_images_are_pinned_or_built_here() -> None:
     services = compose({})
     assert re.fullmatch(r"postgres:[\w.-]+@sha256:[0-9a-f]{64}", services["postgres"]["image"])
+    assert services["certificates"]["image"] == services["postgres"]["image"]
     for name in REPLICAS:
         build = services[name]["build"]
         context = DEPLOY / build["context"]
@@ -75,7 +81,10 @@ def test_daemons_start_after_the_database_and_have_time_to_drain() -> None:
     services = compose({})
     assert services["postgres"]["healthcheck"]["test"][0] == "CMD"
     for name in REPLICAS:
-        assert services[name]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+        assert services[name]["depends_on"] == {
+            "postgres": {"condition": "service_healthy"},
+            "certificates": {"condition": "service_completed_successfully"},
+        }
         assert services[name]["stop_grace_period"] == "30s"
 
 
@@ -97,6 +106,9 @@ async def test_the_daemons_share_a_session(tmp_path: Path, monkeypatch: pytest.M
             server = stack.enter_context(
                 password_server.running(Path(directory, "pg"), monkeypatch, tls=False)
             )
+            script = services["certificates"]["command"][0].replace("/run/peers", directory)
+            made = await asyncio.create_subprocess_exec("sh", "-ec", without_chown(script))
+            assert await made.wait() == 0
             daemons = []
             for name in REPLICAS:
                 folder = Path(directory, name)
@@ -104,9 +116,13 @@ async def test_the_daemons_share_a_session(tmp_path: Path, monkeypatch: pytest.M
                 replaced = {
                     "/run/ruvd/": f"{folder}/",
                     "0.0.0.0:50051": "0.0.0.0:0",
+                    "0.0.0.0:50053": "127.0.0.1:0",
+                    "/run/peers/": f"{directory}/",
                     "postgres:5432": server.address,
                 }
                 environment = environment_of(services[name], variables)
+                # The port is known when the daemon starts, here.
+                assert environment.pop("RUVD_PEER_ADDRESS") == f"{name}:50053"
                 for there, here in replaced.items():
                     environment = {k: v.replace(there, here) for k, v in environment.items()}
                 process = await asyncio.create_subprocess_exec(

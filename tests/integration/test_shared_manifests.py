@@ -104,8 +104,22 @@ def test_the_container_is_restricted_and_has_no_rights_in_the_cluster(
     assert pod["serviceAccountName"] == one(resources, "ServiceAccount")["metadata"]["name"]
     volumes = {each["name"]: each for each in pod["volumes"]}
     assert {each["name"] for each in container["volumeMounts"]} == volumes.keys()
-    for name in ("ruvd-tls", "ruvd-store"):
+    for name in ("ruvd-tls", "ruvd-peers", "ruvd-store"):
         assert volumes[name]["secret"]["defaultMode"] == 0o440
+
+
+def test_only_replicas_reach_the_port_for_forwarded_calls(resources: list[Resource]) -> None:
+    labels = one(resources, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    policy = one(resources, "NetworkPolicy")["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    opened = {
+        each["port"]: rule.get("from") for rule in policy["ingress"] for each in rule["ports"]
+    }
+    (container,) = pod_of(resources)["containers"]
+    assert opened.keys() == {each["name"] for each in container["ports"]}
+    assert [name for name, who in opened.items() if who] == ["peers"]
+    (allowed,) = opened["peers"]
+    assert allowed == {"podSelector": policy["podSelector"]}
 
 
 def test_no_manifest_contains_the_password(resources: list[Resource]) -> None:
