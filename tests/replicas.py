@@ -1,7 +1,8 @@
 """`make replicas`: daemons that share a database go on with each other's sessions under faults.
 
-Three daemons, 16 callers and 200 sessions. Each call goes to a random daemon and, if it fails,
-with the same request id to another one. Meanwhile one fault follows the other: daemons are killed,
+Three daemons, 16 callers and 200 sessions. Each call goes to a random daemon, which forwards it to
+the owner of its session, and, if it fails, with the same request id to another one. Some interrupt
+turns of others. Meanwhile one fault follows the other: daemons are killed,
 frozen past their lease and restarted in turn, the database server crashes, the primary is killed
 and its synchronous standby promoted, ways to the database are cut, lose its answers, or lose the
 answer of a commit, and a daemon's wall clock is set.
@@ -31,6 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from certificates import Files
+from peer_replicas import peer_flags
 from postgres import Server
 from postgres_link import Link
 from remembering_upstream import NOTHING, RememberingUpstream, saw
@@ -44,6 +47,7 @@ _START_SECONDS = 120
 _CALL_SECONDS = 60
 _GIVE_UP_SECONDS = 240
 _BUSY_SESSIONS = 8
+_INTERRUPTS = 0.05  # of the requests
 # Only the commit of a turn has this, in its receipt.
 _COMMIT = b'"finish_reason": "stop"'
 _FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
@@ -141,7 +145,11 @@ class Run:
 
     async def _turn(self, session: str, request_id: str) -> str | None:
         end = time.monotonic() + _GIVE_UP_SECONDS
-        request = turn(f"{request_id} says something", session, request_id=request_id)
+        # Few interrupt the turn of another caller, who then repeats the request.
+        interrupts = self.choose.random() < _INTERRUPTS
+        if_busy = pb.IF_BUSY_INTERRUPT if interrupts else pb.IF_BUSY_QUEUE
+        text = f"{request_id} says something"
+        request = turn(text, session, request_id=request_id, if_busy=if_busy)
         while time.monotonic() < end:
             stub = self.choose.choice(self.replicas).stub
             try:
@@ -341,6 +349,7 @@ async def run(options: argparse.Namespace) -> int:
         standby.start()
         stack.callback(standby.stop)
         server.replicate_synchronously()
+        certificates = Files(folder)
         upstream = await stack.enter_async_context(RememberingUpstream(0.1).running())
         for number in range(REPLICAS):
             own = folder / str(number)
@@ -352,6 +361,7 @@ async def run(options: argparse.Namespace) -> int:
                 *("--store-lease-seconds", str(options.lease)),
                 *("--store-timeout-seconds", "5", "--max-sessions", "10000"),
                 *("--drain-seconds", "5"),
+                *peer_flags(certificates),
             ]
             replica = Replica(own, link, flags, program)
             result.replicas.append(replica)
