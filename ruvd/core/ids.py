@@ -39,6 +39,11 @@ def replica_of(completion_id: str) -> str:
     return name if end and completion_id.startswith(_COMPLETION) else ""
 
 
+def is_of_another(completion_id: str, replica: str) -> bool:
+    """Whether another replica than this one made the completion."""
+    return replica_of(completion_id) not in ("", replica)
+
+
 def short(replica: str) -> str:
     """Returns the part of a replica's id that the ids of its completions have: 48 random bits."""
     return replica[:_SHORT]

@@ -147,7 +147,7 @@ class CompletionRegistry:
         completion = self._find(ref)
         if completion is None:
             record = await self._record(ref)
-            completion = self._ended.get(record.completion_id)
+            completion = self._answered(record.completion_id)
             if completion is None:
                 self._observer(CompletionJoined(record.completion_id, resumed=True))
                 _check_after(after, record.last_sequence)
@@ -214,19 +214,23 @@ class CompletionRegistry:
         record = await self._turns.run(completion, request, before)
         if record is None:
             return
-        ended = self._ended.get(record.completion_id)
-        if ended:
+        if ended := self._answered(record.completion_id):
             completion.log.adopt(ended.log)
-        elif request.may_move and self._is_elsewhere(record.completion_id):
+        elif request.may_move and ids.is_of_another(
+            own(record.completion_id), self._policy.replica
+        ):
             raise SessionElsewhere(request.session_id, completion_id=record.completion_id)
         elif record.finished:
             completion.log.append(record.finished, record.last_sequence)
         completion.replayed = record.completion_id
 
-    def _is_elsewhere(self, completion_id: str) -> bool:
-        """Whether another replica made the completion."""
-        replica = ids.replica_of(own(completion_id))
-        return bool(replica) and replica != self._policy.replica
+    def _answered(self, completion_id: str) -> Completion | None:
+        """Returns a committed completion that is kept, unless it was told that its commit failed.
+
+        The events of such a one end with an error, while the store has its answer.
+        """
+        ended = self._ended.get(completion_id)
+        return ended if ended and ended.error is None else None
 
     def _find(self, ref: CompletionRef) -> Completion | None:
         if ref.completion_id:
