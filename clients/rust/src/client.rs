@@ -141,6 +141,17 @@ impl Client {
         Ok(self.call("ForkSession", &id, request, send).await?.session.unwrap_or_default())
     }
 
+    /// Summarises the exchanges before the last ones, which later prompts no longer have. With
+    /// `dry_run` it only says what that would do.
+    pub async fn compact(
+        &self,
+        request: CompactSessionRequest,
+    ) -> Result<CompactSessionResponse, Error> {
+        let send = async |mut stub: Stub, request| stub.compact_session(request).await;
+        let id = request.session_id.clone();
+        self.call("CompactSession", &id, request, send).await
+    }
+
     /// Deletes a session and its messages. Its running completions fail with `SESSION_ENDED`.
     pub async fn end(&self, session_id: impl Into<String>) -> Result<(), Error> {
         self.end_session(session_id.into(), false).await

@@ -147,6 +147,14 @@ public final class RuvdClient implements AutoCloseable {
     return call(stub -> stub.appendMessages(request)).getSession();
   }
 
+  /**
+   * Summarises the exchanges before the last ones, which later prompts no longer have. A dry run
+   * only says what that would do.
+   */
+  public CompactSessionResponse compactSession(CompactSessionRequest request) {
+    return call(stub -> stub.compactSession(request));
+  }
+
   /** Deletes a session and its messages. */
   public void endSession(String sessionId) {
     endSession(EndSessionRequest.newBuilder().setSessionId(sessionId).build());
