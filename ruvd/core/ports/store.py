@@ -253,12 +253,11 @@ class Store(Protocol):
     ) -> tuple[Sequence[Session], int]:
         """Returns a page of the active sessions with all `labels`, and the next page's cursor.
 
-        They are those of one tenant (`ruvd.core.tenants`), or of all.
-
-        Active are those that have not expired at `now`, and those in `active_or_in_turn`. They are
-        in the order of creation. The cursor `after` is 0 for the first page; the returned one is 0
-        on the last page. A session whose stored record is damaged is left out. System prompts and
-        summaries are left out, as they may be large. A page whose labels reach MAX_PAGE_BYTES ends.
+        They are those of one tenant (`ruvd.core.tenants`), or of all. Active are those that have
+        not expired at `now`, and those in `active_or_in_turn`. They are in the order of creation.
+        The cursor `after` is 0 for the first page; the returned one is 0 on the last page. A
+        session whose stored record is damaged is left out. System prompts and summaries are left
+        out, as they may be large. A page whose labels reach MAX_PAGE_BYTES ends.
         """
 
     async def idempotency_record(

@@ -9,11 +9,10 @@ anew.
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from ruvd.core.errors import DataCorrupted, StoreUnavailable
 from ruvd.core.model import Exchange, IdempotencyRecord, Session
@@ -42,8 +41,7 @@ from ruvd.stores.sqlite.session_cache import CACHE_BYTES, CACHED_SESSION_BYTES, 
 from ruvd.stores.sqlite.tenant_totals import tenant_counts
 from ruvd.stores.sqlite.tombstones import Tombstones
 from ruvd.stores.sqlite.worker import ANY_SESSION, SqliteWorker
-
-_T = TypeVar("_T")
+from ruvd.stores.sqlite.workers import Workers
 
 
 class SqliteStore:
@@ -69,10 +67,9 @@ class SqliteStore:
         self._clock = clock
         self._file = DatabaseFile(path, durability, sealing)
         self._observer = observer
-        self._writer: SqliteWorker | None = None
-        self._reader: SqliteWorker | None = None
         self._connections = Connections(path, self._file, clock)
         self._availability = Availability(path, observer)
+        self._workers = Workers(self._file, self._availability, self._report_damage)
         self._session_cache = SessionCache(CACHE_BYTES, CACHED_SESSION_BYTES)
         self._tombstones = Tombstones(tombstones)
 
@@ -84,7 +81,7 @@ class SqliteStore:
         """
         report_disk = self._availability.reporter(asyncio.get_running_loop(), "disk")
         housekeeping = self._connections.housekeeping(report_disk)
-        self._writer = SqliteWorker(
+        writer = SqliteWorker(
             "store-writer",
             self._connections.writer(housekeeping),
             partial(self._availability.report, "writer"),
@@ -97,24 +94,17 @@ class SqliteStore:
             rolled_back=self._session_cache.clear,
             on_exit=self._file.release,
         )
-        self._reader = SqliteWorker(
+        reader = SqliteWorker(
             "store-reader",
             self._connections.reader(),
             partial(self._availability.report, "reader"),
             begin="BEGIN",
             end="ROLLBACK",
         )
-        self._writer.start()
-        self._reader.start()
         try:
-            await self._writer.run(lambda _: None)  # it opens the file
+            await self._workers.open(writer, reader)
         except StoreLocked:
             await self.close()
-            raise
-        except StoreUnavailable:
-            if self._file.is_read_only:
-                with suppress(StoreUnavailable):  # observed
-                    await self._reader.run(lambda _: None)
             raise
         finally:
             self._connections.is_opening = False
@@ -124,34 +114,32 @@ class SqliteStore:
         if self._availability.is_open:
             reading = self._clock.reading()
             with suppress(StoreUnavailable):  # observed
-                await self._write(lambda db: store_reading(db, reading))
-        # The writer closes last: the last connection copies the log into the file.
-        if self._reader is not None:
-            await self._reader.close()
-        if self._writer is not None:
-            await self._writer.close()
+                await self._workers.write(lambda db: store_reading(db, reading))
+        await self._workers.close()
         self._file.close_descriptors()
 
     async def get(self, session_id: str) -> Session | None:
         """See `Store.get`."""
-        return await self._read(lambda db: reads.get(db, session_id), session_id)
+        return await self._workers.read(lambda db: reads.get(db, session_id), session_id)
 
     async def exchanges(self, session_id: str, first: int) -> Sequence[Exchange]:
         """See `Store.exchanges`."""
-        return await self._read(lambda db: history.exchanges(db, session_id, first), session_id)
+        return await self._workers.read(
+            lambda db: history.exchanges(db, session_id, first), session_id
+        )
 
     async def messages(
         self, session_id: str, first: int, max_messages: int, max_bytes: int
     ) -> HistoryPart | None:
         """See `Store.messages`."""
-        return await self._read(
+        return await self._workers.read(
             lambda db: history.messages(db, session_id, first, max_messages, max_bytes), session_id
         )
 
     async def begin_turn(self, session_id: str, request_id: str, now: float) -> TurnSnapshot:
         """See `Store.begin_turn`."""
         kept = self._session_cache, self._tombstones
-        return await self._write(
+        return await self._workers.write(
             reads.of_session(
                 session_id, lambda db: writes.begin_turn(db, *kept, session_id, request_id, now)
             ),
@@ -161,7 +149,7 @@ class SqliteStore:
 
     async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
         """See `Store.commit`."""
-        return await self._write(
+        return await self._workers.write(
             lambda db: writes.commit(db, self._session_cache, self._tombstones, commit),
             # A new session may take the place of others.
             session_id=ANY_SESSION if commit.create else commit.session.id,
@@ -169,36 +157,36 @@ class SqliteStore:
 
     async def fork(self, commit: Commit, parent_id: str) -> Sequence[RemovedSession]:
         """See `Store.fork`."""
-        return await self._write(
+        return await self._workers.write(
             lambda db: writes.fork(db, self._session_cache, self._tombstones, commit, parent_id)
         )
 
     async def size_at(self, session_id: str, exchange_count: int) -> tuple[int, int]:
         """See `Store.size_at`."""
-        return await self._read(
+        return await self._workers.read(
             lambda db: history.size_at(db, session_id, exchange_count), session_id
         )
 
     async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`."""
-        return await self._write(
+        return await self._workers.write(
             lambda db: writes.touch(db, self._session_cache, session_id, now), session_id=session_id
         )
 
     async def end(self, session_id: str, *, gone: Gone | None = None, now: float = 0.0) -> bool:
         """See `Store.end`."""
         kept = self._session_cache, self._tombstones
-        return await self._write(
+        return await self._workers.write(
             lambda db: removals.end(db, *kept, session_id, gone, now), deletes=True
         )
 
     async def gone(self, session_id: str, now: float) -> Gone | None:
         """See `Store.gone`."""
-        return await self._read(lambda db: self._tombstones.gone(db, session_id, now))
+        return await self._workers.read(lambda db: self._tombstones.gone(db, session_id, now))
 
     async def usage(self, tenant: str) -> StoreUsage:
         """See `Store.usage`."""
-        return await self._read(lambda db: places.usage(db, tenant))
+        return await self._workers.read(lambda db: places.usage(db, tenant))
 
     async def expire(self, now: float, protected: Collection[str]) -> Sequence[str]:
         """See `Store.expire`."""
@@ -209,7 +197,7 @@ class SqliteStore:
             store_step(db, reading)
             return removals.expire(db, self._session_cache, self._tombstones, now, excluded)
 
-        return await self._write(expire, deletes=True)
+        return await self._workers.write(expire, deletes=True)
 
     async def list(
         self,
@@ -222,7 +210,7 @@ class SqliteStore:
         tenant: str | None = None,
     ) -> tuple[Sequence[Session], int]:
         """See `Store.list`."""
-        sessions, cursor, errors = await self._read(
+        sessions, cursor, errors = await self._workers.read(
             lambda db: reads.page(db, after, limit, labels, now, active_or_in_turn, tenant)
         )
         for error in errors:
@@ -233,77 +221,31 @@ class SqliteStore:
         self, session_id: str, request_id: str
     ) -> IdempotencyRecord | None:
         """See `Store.idempotency_record`."""
-        return await self._read(
+        return await self._workers.read(
             lambda db: reads.idempotency_record(db, session_id, request_id), session_id
         )
 
     async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.completion`."""
-        return await self._read(lambda db: reads.completion(db, completion_id))
+        return await self._workers.read(lambda db: reads.completion(db, completion_id))
 
     async def created_by(self, request_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.created_by`."""
-        return await self._read(lambda db: reads.created_by(db, request_id))
+        return await self._workers.read(lambda db: reads.created_by(db, request_id))
 
     async def counts(
         self, now: float, active_or_in_turn: Collection[str] = (), tenant: str | None = None
     ) -> StoreCounts:
         """See `Store.counts`."""
-        return await self._read(lambda db: reads.counts(db, now, active_or_in_turn, tenant))
+        return await self._workers.read(lambda db: reads.counts(db, now, active_or_in_turn, tenant))
 
     async def tenants(
         self, now: float, after: str, limit: int, active_or_in_turn: Collection[str] = ()
     ) -> Sequence[TenantCounts]:
         """See `Store.tenants`."""
-        return await self._read(lambda db: tenant_counts(db, now, after, limit, active_or_in_turn))
-
-    async def _write(
-        self,
-        operation: Callable[[sqlite3.Connection], _T],
-        cached: Callable[[], _T | None] = lambda: None,
-        *,
-        session_id: str = ANY_SESSION,
-        deletes: bool = False,
-    ) -> _T:
-        if self._availability.full_disk and not deletes:
-            raise StoreUnavailable(self._availability.full_disk)
-        return await self._run(
-            self._writer, operation, cached, session_id=session_id, deletes=deletes
+        return await self._workers.read(
+            lambda db: tenant_counts(db, now, after, limit, active_or_in_turn)
         )
-
-    async def _read(
-        self, operation: Callable[[sqlite3.Connection], _T], session_id: str | None = None
-    ) -> _T:
-        if session_id is not None:
-            operation = reads.of_session(session_id, operation)
-        if not self._availability.is_open:
-            try:
-                await self._run(self._writer, lambda _: None)
-            except StoreUnavailable:
-                if not self._file.is_read_only:
-                    raise
-        return await self._run(self._reader, operation)
-
-    async def _run(
-        self,
-        worker: SqliteWorker | None,
-        operation: Callable[[sqlite3.Connection], _T],
-        cached: Callable[[], _T | None] = lambda: None,
-        *,
-        session_id: str = ANY_SESSION,
-        deletes: bool = False,
-    ) -> _T:
-        if worker is None:
-            raise StoreUnavailable("the store is not open")
-        if self._file.watch.lost is not None:
-            raise StoreUnavailable(self._file.watch.lost)
-        try:
-            return await worker.run(operation, cached, session_id=session_id, deletes=deletes)
-        except StoreLocked as locked:
-            raise StoreUnavailable(str(locked)) from locked
-        except DataCorrupted as error:
-            self._report_damage(error)
-            raise
 
     def _report_damage(self, error: DataCorrupted) -> None:
         self._observer(StoredDataDamaged(error.session_id, str(error)))
