@@ -54,7 +54,7 @@ class ListeningSettings(BaseSettings):
     client_identities: Texts = _identity(
         ["**"],
         "Rules PATTERN;tenant=T;role=R for the names in client certificates (URIs such as SPIFFE "
-        "ids, otherwise hosts). An empty list: certificates identify nobody.",
+        "ids, otherwise hosts). An empty list: certificates do not identify callers.",
     )
     tokens_file: OptionalPath = _identity(
         None, "File with hashed bearer tokens, which `ruvd token create` makes."

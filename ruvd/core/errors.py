@@ -1,4 +1,4 @@
-"""The errors that callers are told of, each defined once.
+"""The errors that callers receive, each defined once.
 
 The reason on the wire is the class's name in UPPER_SNAKE, and `ruvd.rpc.status` maps every class to
 a gRPC code. This module knows nothing of gRPC.
@@ -22,7 +22,7 @@ def _sentence(violations: Sequence[FieldViolation]) -> str:
 
 
 class RuvdError(Exception):
-    """An error that the caller is told of. `retry_after_seconds` is set if waiting helps."""
+    """An error that the caller receives. `retry_after_seconds` is set if waiting helps."""
 
     retry_after_seconds: float | None = None
 

@@ -44,7 +44,7 @@ class Admission(Protocol):
     """Decides whether there is memory for a call."""
 
     async def receive(self, tenant: str = "") -> Receiving:
-        """Waits until a request may be received; an empty `tenant` is anybody.
+        """Waits until a request may be received; an empty `tenant` is unknown.
 
         Raises Overloaded if there is no memory, and QuotaExceeded if other requests of the tenant
         come too slowly.

@@ -2,7 +2,7 @@
 
 A task that fails is logged with its traceback, counted, and started again after a growing delay. A
 task that keeps failing turns liveness off, so that whoever runs the daemon (a kubelet, systemd)
-restarts it: nothing dies in silence.
+restarts it. So every failure can be seen.
 """
 
 import asyncio

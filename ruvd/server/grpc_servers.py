@@ -47,7 +47,7 @@ class GrpcServers:
     def for_listener(self, listener: NamedIdentity) -> grpc.aio.Server:
         """Returns a server of the whole API.
 
-        Administration is refused at one that asks nobody for an identity.
+        It refuses administration if the listener asks for no identity.
         """
         callers = self.security.callers(listener)
         server = self._server(callers)
@@ -61,7 +61,7 @@ class GrpcServers:
         return server
 
     def for_admin_socket(self) -> grpc.aio.Server:
-        """Returns a server of administration alone, to everybody who can open the socket."""
+        """Returns a server of administration alone, for all users who can open the socket."""
         server = self._server(SocketOwner())
         add_AdminServiceServicer_to_server(self.admin, server)
         self._add_health_and_reflection(server, ADMIN_SERVICE)

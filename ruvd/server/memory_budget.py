@@ -49,7 +49,7 @@ class MemoryBudget:
     """Admits calls as long as there is memory for them.
 
     `shed` fails some of the running work, and returns False if there is nothing left to fail;
-    `on_change` is told when the budget becomes tight (True) and relaxed again (False).
+    `on_change` is called when the budget becomes tight (True) and relaxed again (False).
     """
 
     def __init__(

@@ -10,8 +10,8 @@ _log = logging.getLogger("ruvd.daemon")
 class Observers:
     """Tells every observer of every event, in the order in which they were added. An Observer.
 
-    An observer that raises is logged, and the others are told all the same: the commit that an
-    event reports is durable already, and its caller must hear of it.
+    An observer that raises is logged, and the others receive the event all the same: the commit
+    that it reports is durable already, and its caller must hear of it.
     """
 
     def __init__(self, *observers: Observer) -> None:

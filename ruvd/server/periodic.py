@@ -58,8 +58,8 @@ async def _drop_stale_states(
 ) -> None:
     """Drops, once the engine is up, the KV states of sessions that no longer exist.
 
-    They ended while the engine could not be told: it was not up yet, another engine ran, or the
-    daemon was killed.
+    The engine did not hear of their end: it was not up yet, another engine ran, or the daemon was
+    killed.
     """
     while True:
         with contextlib.suppress(EngineUnavailable, StoreUnavailable):  # both are observed

@@ -20,7 +20,7 @@ from ruvd.core.tenant_limits import LimitsOf
 # The tenants whose used tokens are remembered. Beyond it the one charged longest ago is forgotten.
 _MAX_TENANTS = 10_000
 _MINUTE_SECONDS = 60.0
-# The delay that a tenant with a quota of nothing is told.
+# The delay after which a tenant with a quota of 0 is asked to try again.
 _NEVER_SECONDS = 3600.0
 # A batch looks at the used tokens again after this time at most.
 _MAX_SLEEP_SECONDS = 30.0

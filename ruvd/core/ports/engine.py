@@ -87,7 +87,7 @@ class Engine(Protocol):
         """
 
     async def start(self) -> None:
-        """Begins the start and returns at once. The observer is told when the engine is up."""
+        """Begins the start and returns at once. The observer learns when the engine is up."""
 
     @property
     def is_ready(self) -> bool:

@@ -99,7 +99,7 @@ class SlotTransfer:
         slot.tenants |= {tenant}
         try:
             async with self.files.transfer():
-                if not await self.files.lend(state):
+                if not await self.files.prepare_restore(state):
                     _log.warning("the saved state of a session is corrupt")
                     self._observer(EngineStateMoved("restore", "corrupt", time.monotonic() - began))
                     return 0

@@ -132,9 +132,11 @@ class StateFiles:
             return size_bytes
         return await asyncio.to_thread(self._scratch.seal, name, self._directory)
 
-    async def lend(self, state: State) -> bool:
-        """Makes a state ready for the server to restore; removes one that is damaged, and returns
-        False. Raises OSError."""
+    async def prepare_restore(self, state: State) -> bool:
+        """Makes a state ready for the server to restore. Raises OSError.
+
+        Removes a state that is damaged, and returns False.
+        """
         if self._scratch is None:
             return True
         if await asyncio.to_thread(self._scratch.unseal, state.name, self._directory):

@@ -149,15 +149,15 @@ def _tenant(state: TenantState) -> pb.Tenant:
 
 
 def refuse_all(server: grpc.aio.Server) -> None:
-    """Makes a server refuse every RPC of the service, for one that asks nobody for an identity.
+    """Makes a server that asks for no identity refuse every RPC of the service.
 
-    Otherwise every caller of it would be an administrator.
+    Otherwise every caller of that server would be an administrator.
     """
 
     async def refuse(request: object, context: _Context) -> None:
         raise PermissionDenied(
-            "administration needs an identity with the role admin, and this daemon asks nobody for"
-            " an identity here: call it at its admin socket (admin_listen)"
+            "administration needs an identity with the role admin, and this daemon asks for no"
+            " identity here: call it at its admin socket (admin_listen)"
         )
 
     handlers: dict[str, Any] = {

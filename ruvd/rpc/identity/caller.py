@@ -1,7 +1,7 @@
 """The identity of a caller: a tenant, a role, and the name that the credential gives.
 
-The caller of a call is in a context variable while the call is handled. It is None while the daemon
-asks nobody for an identity.
+The caller of a call is in a context variable while the call is handled. It is None if the daemon
+asks for no identity.
 """
 
 from contextvars import ContextVar

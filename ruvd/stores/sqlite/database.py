@@ -140,7 +140,7 @@ class DatabaseFile:
         return pages if pages.can_be_scrubbed else None
 
     def log_bytes(self) -> int:
-        """Returns the size of the write-ahead log, 0 if it cannot be told: `watch` reports that."""
+        """Returns the size of the write-ahead log, 0 if it is unknown: `watch` reports that."""
         try:
             return os.stat(self.log).st_size  # noqa: PTH116  # half of pathlib's time, at each batch
         except OSError:

@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 class Workers:
     """Runs operations on the threads, and turns what hinders them into StoreUnavailable.
 
-    `on_damage` is told of each session whose stored data is damaged.
+    `on_damage` is called with the error of each session whose stored data is damaged.
     """
 
     def __init__(
