@@ -41,6 +41,13 @@ _RECORDS = f"""
 SELECT s.id, {RECORD_FIELDS} FROM receipts r JOIN sessions s ON s.pk = r.session
 LEFT JOIN messages m ON m.branch = r.session AND m.position = r.message_position WHERE
 """
+_EXCHANGES = (
+    CHAIN + "SELECT m.exchange, m.position, m.role, m.content, m.extra FROM chain"
+    " JOIN messages m ON m.branch = chain.branch"
+    " WHERE m.position < chain.until AND m.exchange >= {first} ORDER BY m.position"
+)
+# The exchanges of a session's window.
+WINDOW = _EXCHANGES.format(first="(SELECT window_start FROM sessions WHERE id = %(id)s)")
 # Rows that are fetched at once where it is not known how many are needed.
 _PAGE_ROWS = 100
 
@@ -53,13 +60,12 @@ async def get(db: Connection, session_id: str) -> Session | None:
 
 async def exchanges(db: Connection, session_id: str, first: int) -> list[Exchange]:
     """See `Store.exchanges`."""
-    rows = await every(
-        db,
-        CHAIN + "SELECT m.exchange, m.position, m.role, m.content, m.extra FROM chain"
-        " JOIN messages m ON m.branch = chain.branch"
-        " WHERE m.position < chain.until AND m.exchange >= %(first)s ORDER BY m.position",
-        {"id": session_id, "first": first},
-    )
+    rows = await every(db, _EXCHANGES.format(first="%(first)s"), {"id": session_id, "first": first})
+    return to_exchanges(session_id, first, rows)
+
+
+def to_exchanges(session_id: str, first: int, rows: Sequence[Row]) -> list[Exchange]:
+    """Returns the exchanges from `first` on, which are in these rows. Raises DataCorrupted."""
     positions = [row[1] for row in rows]
     if rows and positions != list(range(positions[0], positions[0] + len(rows))):
         raise damaged(session_id, f"messages from its exchange {first} on are missing")

@@ -143,8 +143,7 @@ class PostgresStore(ReadingStore):
             self._lease.taken_again(session_id)
             if begun.former_owner:
                 self._observer(SessionTakenOver(session_id, begun.former_owner))
-            window = await reads.exchanges(db, session_id, begun.session.window_start)
-            return TurnSnapshot(begun.session, exchanges=window)
+            return TurnSnapshot(begun.session, exchanges=begun.exchanges)
 
         try:
             return await self._read(begin)

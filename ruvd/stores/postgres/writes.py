@@ -9,12 +9,13 @@ A beginning does not wait for the disk. If a crash of the server loses it, anoth
 the session, and the turn is refused as after a lease that is over.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ruvd.core import tenants
 from ruvd.core.errors import SessionNotFound
-from ruvd.core.model import IdempotencyRecord, Session
+from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports import room
 from ruvd.core.ports.replicas import SessionChanged
 from ruvd.core.ports.store import Commit, RemovedSession, TombstoneLimits
@@ -91,11 +92,12 @@ _INSERT = (
 class Begun:
     """The outcome of `begin`: a session, which the turn has, or the reason for none.
 
-    `former_owner` is the replica that the session was taken from, as its lease was over.
-    `elsewhere` says that another living replica has the session.
+    `exchanges` are those of its window. `former_owner` is the replica that the session was taken
+    from, as its lease was over. `elsewhere` says that another living replica has the session.
     """
 
     session: Session | None = None
+    exchanges: Sequence[Exchange] = ()
     record: IdempotencyRecord | None = None
     has_expired: bool = False
     elsewhere: bool = False
@@ -106,7 +108,10 @@ async def begin(db: Connection, me: str, session_id: str, request_id: str, now: 
     """Takes the session for a turn, unless the request was committed before."""
     values = {"id": session_id, "request": request_id.encode(), "me": me, "now": now}
     while True:
-        row = await one(db, _BEGIN, values)
+        async with db.pipeline():  # one answer of the server instead of two
+            found = await db.execute(_BEGIN, values)
+            window = await db.execute(reads.WINDOW, values)
+        row = await found.fetchone()
         if row is None:
             return Begun()
         seen_epoch, owner, is_free = row[:3]
@@ -117,7 +122,11 @@ async def begin(db: Connection, me: str, session_id: str, request_id: str, now: 
             await ownership.give_back(db, me, (session_id,))
             continue
         if session:
-            return Begun(session, former_owner=owner if owner and owner != me else "")
+            rows = await window.fetchall()
+            history = reads.to_exchanges(session_id, session.window_start, rows)
+            return Begun(session, history, former_owner=owner if owner not in (None, me) else "")
+        if record[1] is None and not is_free:
+            return Begun(elsewhere=True)
         current = await reads.get(db, session_id)
         if current is None:
             return Begun()
