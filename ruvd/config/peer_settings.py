@@ -45,6 +45,12 @@ class PeerSettings(BaseSettings):
         "certificate of a replica has the host of its peer_address.",
     )
 
+    peer_prefers_last_owner: bool = _peers(
+        default=True,
+        description="Forward a turn to the replica that had the session last, as long as it lives: "
+        "its embedded engine has the session's KV state. For engine llama only.",
+    )
+
     @field_validator("peer_listen", "peer_address")
     @classmethod
     def _host_and_port(cls, value: str) -> str:

@@ -114,6 +114,8 @@ def build_peers(
     from ruvd.rpc.peers.router import Router
     from ruvd.rpc.peers.tls import PeerTls
 
+    if settings.engine == "llama" and settings.peer_prefers_last_owner:
+        replicas.prefer_last_owner()
     tls = PeerTls(cert, key, ca)
     channels = PeerChannels(tls, settings.peer_tls_name, settings.store_lease_seconds)
     location = Location(replicas, Directory(replicas), core.sessions, core.completions)

@@ -66,6 +66,15 @@ class Replicas(Protocol):
         A replica that had the address before is gone, so its sessions are free.
         """
 
+    def prefer_last_owner(self) -> None:
+        """Makes turns raise SessionElsewhere if another living replica has had the session last.
+
+        Its engine has the session's KV state then.
+        """
+
+    def stay(self, session_id: str) -> None:
+        """Makes the next turn of the session begin here, whoever has had it last."""
+
     def keep_while(self, is_awaited: Callable[[str], bool]) -> None:
         """Keeps sessions for which `is_awaited` is true: further turns wait for them here.
 

@@ -69,6 +69,7 @@ class SessionTurns:
             request_id,
             require_existing=require_existing,
             recreate_if_gone=recreate_if_gone,
+            may_move=may_move,
         )
         if self._replicas is None:
             return await begin()
@@ -83,7 +84,10 @@ class SessionTurns:
         *,
         require_existing: bool,
         recreate_if_gone: bool,
+        may_move: bool,
     ) -> TurnSnapshot:
+        if self._replicas and not may_move:
+            self._replicas.stay(session_id)
         # An eviction of this session may have been on its way to the store before the turn was
         # taken. The store applies it first, because it keeps the order of its calls.
         now = self._clock.now()

@@ -16,6 +16,11 @@ _OWNER = (
     " AND r.id IN (SELECT owner FROM sessions WHERE id = %(id)s"
     " UNION ALL SELECT owner FROM claims WHERE session_id = %(id)s) LIMIT 1"
 )
+_LAST_OWNER = (
+    "SELECT r.id, r.address FROM sessions s JOIN replicas r ON r.id = s.last_owner"
+    " WHERE s.id = %(id)s AND s.owner IS NULL AND r.id <> %(me)s AND r.address <> ''"
+    " AND r.until > clock_timestamp()"
+)
 
 
 class Run(Protocol):
@@ -32,6 +37,8 @@ class PostgresReplicas:
         self._lease = lease
         self._run = run
         self._read = read
+        self._prefers_last_owner = False
+        self._stays: set[str] = set()  # the sessions whose next turn begins here
         self._is_awaited: Callable[[str], bool] = lambda _: False
         self._kept: set[str] = set()  # the sessions that were not given back
 
@@ -51,6 +58,24 @@ class PostgresReplicas:
             )
 
         await self._run(supersede)
+
+    def prefer_last_owner(self) -> None:
+        """See `Replicas.prefer_last_owner`."""
+        self._prefers_last_owner = True
+
+    def stay(self, session_id: str) -> None:
+        """See `Replicas.stay`."""
+        if self._prefers_last_owner:
+            self._stays.add(session_id)
+
+    async def check_warm(self, db: Connection, session_id: str) -> None:
+        """Raises SessionElsewhere if another living replica has had the session last."""
+        if not self._prefers_last_owner:
+            return
+        if session_id in self._stays:
+            self._stays.discard(session_id)
+        elif row := await one(db, _LAST_OWNER, {"me": self.me, "id": session_id}):
+            raise SessionElsewhere(session_id, Replica(*row))
 
     def keep_while(self, is_awaited: Callable[[str], bool]) -> None:
         """See `Replicas.keep_while`."""

@@ -136,6 +136,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # Not logged, so that a claim costs no write to the disk; see `claims`.
     ("CREATE UNLOGGED TABLE claims (session_id text PRIMARY KEY, owner text NOT NULL)",),
+    ("ALTER TABLE sessions ADD COLUMN last_owner text",),
     # The fields of compaction, see `compaction_fields`; NULL for a session without any.
     (
         "DROP INDEX sessions_by_use",

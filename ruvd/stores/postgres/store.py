@@ -125,6 +125,7 @@ class PostgresStore(ReadingStore):
 
         async def begin(db: Connection) -> TurnSnapshot:
             self._lease.check()
+            await self.replicas.check_warm(db, session_id)
             begun = await writes.begin(db, me, session_id, request_id, now)
             if begun.elsewhere:
                 raise SessionElsewhere(session_id, await owner(db, me, session_id))

@@ -46,8 +46,8 @@ WITH seen AS (
     WHERE %(request)s <> ''::bytea AND r.session = (SELECT pk FROM seen)
     AND r.request_id = %(request)s
 ), claimed AS (
-    UPDATE sessions SET owner = %(me)s, epoch = sessions.epoch + 1, last_used_time = %(now)s,
-    expire_time = %(now)s + idle_timeout_seconds
+    UPDATE sessions SET owner = %(me)s, last_owner = %(me)s, epoch = sessions.epoch + 1,
+    last_used_time = %(now)s, expire_time = %(now)s + idle_timeout_seconds
     WHERE id = %(id)s AND expire_time > %(now)s AND {MAY_TAKE} AND NOT EXISTS (TABLE record)
     RETURNING {SESSION_FIELDS}
 )
@@ -82,8 +82,10 @@ _UPDATE = (
 # An epoch of an ended session is none of a new one with the same id.
 _FIRST_EPOCH = "(random() * 4e18)::bigint"
 _INSERT = (
-    f"WITH target AS (INSERT INTO sessions ({SESSION_COLUMNS}, end_bytes, epoch, write_id, owner)"
-    f" VALUES ({SESSION_VALUES}, %(base_bytes)s + %(added)s, {_FIRST_EPOCH}, %(write)s, %(keeper)s)"
+    f"WITH target AS (INSERT INTO sessions ({SESSION_COLUMNS}, end_bytes, epoch, write_id, owner,"
+    " last_owner)"
+    f" VALUES ({SESSION_VALUES}, %(base_bytes)s + %(added)s, {_FIRST_EPOCH}, %(write)s, %(keeper)s,"
+    " %(last_owner)s)"
     " RETURNING pk, %(base_bytes)s::bigint AS end_before)"
 )
 
@@ -182,6 +184,7 @@ async def create(
         base = await _fork_base(db, parent_id, session.version, shared, session.exchange_count)
         removed = await places.make_room(db, me, tombstones, change, count)
         values |= {"base_bytes": base[2] if base else 0, "keeper": keeper}
+        values["last_owner"] = me if is_turn(change) else None
         row = await one(db, _INSERT + _ADD, values)
         assert row is not None  # noqa: S101  # an INSERT that returned has a row
         if base:
