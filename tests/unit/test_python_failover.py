@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from ruvd_client import Client, Tls
+from ruvd_client import Client, ErrorReason, Tls
 from ruvd_client.addresses import Address, count_attempts, parse_addresses
 from ruvd_client.answers import Answer, resumable
 from ruvd_client.batch_calls import BatchCalls
@@ -329,3 +329,12 @@ def test_a_batch_goes_round_once_and_fails_if_no_daemon_was_reached() -> None:
     assert again.request == call.request
     with pytest.raises(RuvdError, match="connection refused"):
         calls.handle_failure(again, lost())
+
+
+# --- reasons ---------------------------------------------------------------------------------
+
+
+def test_every_reason_of_the_daemon_is_a_constant() -> None:
+    sent = {name.removeprefix("ERROR_REASON_") for name, _ in pb.ErrorReason.items()}
+    assert set(ErrorReason) == sent - {"UNSPECIFIED"} | {"REQUEST_TOO_LARGE"}
+    assert all(reason == reason.name for reason in ErrorReason)

@@ -9,6 +9,7 @@ from ruvd_client.batches import AsyncBatch, Batch
 from ruvd_client.clients import AsyncClient, Client
 from ruvd_client.completions import AsyncCompletion, Completion
 from ruvd_client.protocol import DEFAULT_ADDRESS, FieldViolation, RuvdError, request, tool_result
+from ruvd_client.reasons import ErrorReason
 from ruvd_client.security import Tls, Token
 from ruvd_client.v1.session_service_pb2 import (
     CompletionEvent,
@@ -42,6 +43,7 @@ __all__ = [
     "CompletionEvent",
     "ContextWindow",
     "Delta",
+    "ErrorReason",
     "FieldViolation",
     "FinishReason",
     "IfBusy",

@@ -18,6 +18,7 @@ import grpc
 from ruvd_client.failover import Retry, Round, Step, leaves
 from ruvd_client.parts import MessageParts
 from ruvd_client.protocol import RuvdError, to_duration
+from ruvd_client.reasons import ErrorReason
 from ruvd_client.v1 import session_service_pb2 as pb
 
 # Complete and ResumeCompletion stream the same events.
@@ -213,7 +214,7 @@ class Answer:
             # A daemon that was reached may still run, and only it has the running completion.
             stays = self._has_event or not self._has_others
             return Step.STAY if stays else Step.FAIL_OVER
-        if error.reason == "COMPLETION_NOT_FOUND" and self._is_resuming:
+        if error.reason == ErrorReason.COMPLETION_NOT_FOUND and self._is_resuming:
             if self._restart():
                 return Step.STAY
             if self._has_others:

@@ -25,6 +25,7 @@ from ruvd_client.protocol import (
     request,
     to_seconds,
 )
+from ruvd_client.reasons import ErrorReason
 from ruvd_client.v1 import session_service_pb2 as pb
 
 BatchItem: TypeAlias = pb.CompleteRequest | str
@@ -121,7 +122,7 @@ class _Call:
                 result.completion.finished.message.CopyFrom(self._parts.take())
             return BatchOutcome(number, self.unfinished.pop(number), completion=result.completion)
         error = error_from_status(result.error)
-        if error.reason == "SHUTTING_DOWN" or (self._has_others and leaves(error)):
+        if error.reason == ErrorReason.SHUTTING_DOWN or (self._has_others and leaves(error)):
             return None  # stays unfinished and is repeated at another daemon, or when one runs
         return BatchOutcome(number, self.unfinished.pop(number), error=error)
 
@@ -213,7 +214,7 @@ class BatchCalls:
                 raise error
             return None
         about_call = any(violation.field == "max_concurrency" for violation in error.violations)
-        about_items = error.reason == "INVALID_REQUEST" and not about_call
+        about_items = error.reason == ErrorReason.INVALID_REQUEST and not about_call
         if not (about_items or error.reason == REQUEST_TOO_LARGE):
             raise error
         numbers = list(call.unfinished)
@@ -235,7 +236,7 @@ class BatchCalls:
             return Retry(Step.STAY, 0.0)
         if error is None:
             text = "the daemon shut down before every item had an outcome"
-            error = RuvdError(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", text)
+            error = RuvdError(grpc.StatusCode.UNAVAILABLE, ErrorReason.SHUTTING_DOWN, text)
         now = time.monotonic()
         self._disconnected_since = self._disconnected_since or now
         if now - self._disconnected_since >= self._reconnect_seconds:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _CONNECT_MS = 3_000
 _PING_AFTER_MS = 20_000
 _PING_TIMEOUT_MS = 10_000
+# The messages of the health check, encoded by hand because they are so small.
+READINESS = b"\x0a\x09readiness"
+_SERVING = b"\x08\x01"
 # A call may be about to start on a channel that another one replaces.
 _RETIRED_SECONDS = 5.0
 
@@ -36,6 +39,9 @@ class Channel:
         self.address = address
         self.grpc_channel = grpc_channel
         self.stub = pb_grpc.SessionServiceStub(grpc_channel)
+        self.check_health = grpc_channel.unary_unary(
+            "/grpc.health.v1.Health/Check", response_deserializer=lambda data: data == _SERVING
+        )
         self.is_closed = False
         self.retired_at = 0.0
         self.unary_calls = 0
@@ -64,6 +70,11 @@ class Channels:
     def current(self) -> Channel:
         """Returns the channel that new calls use."""
         return self._channels[self._at]
+
+    def from_current(self) -> list[Channel]:
+        """Returns the channel of each address, beginning with the current one."""
+        with self._lock:
+            return [*self._channels[self._at :], *self._channels[: self._at]]
 
     def after(self, failed: Channel, step: Step) -> Channel:
         """Returns the channel for the attempt after one that failed."""

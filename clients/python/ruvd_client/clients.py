@@ -296,6 +296,10 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
         request = pb.GetSessionMetricsRequest()
         return self._call(lambda stub: stub.GetSessionMetrics, request).metrics
 
+    def health(self) -> bool:
+        """Returns whether the daemon accepts turns, or one of several; False if none answers."""
+        return self._connection.is_ready(self._timeout)
+
     def cancel_completion(
         self,
         completion_id: str = "",
@@ -472,6 +476,10 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
         """Returns the daemon's measurements since it started."""
         request = pb.GetSessionMetricsRequest()
         return (await self._call(lambda stub: stub.GetSessionMetrics, request)).metrics
+
+    async def health(self) -> bool:
+        """Returns whether the daemon accepts turns, or one of several; False if none answers."""
+        return await self._connection.is_ready(self._timeout)
 
     async def cancel_completion(
         self,

@@ -20,7 +20,7 @@ import grpc.aio
 
 from ruvd_client.addresses import Address
 from ruvd_client.answers import Request
-from ruvd_client.channels import Channel, Channels, connector
+from ruvd_client.channels import READINESS, Channel, Channels, connector
 from ruvd_client.failover import Step, UnaryAttempts
 from ruvd_client.metadata import CallMetadata, Metadata, session_of
 from ruvd_client.protocol import RuvdError, error_from
@@ -39,6 +39,7 @@ Response = TypeVar("Response")
 # The daemon acts on a cancel call when it arrives and responds once the engine has stopped. Closing
 # waits for the arrival only, which the client cannot observe, and therefore only this long.
 _CLOSE_SECONDS = 0.25
+_HEALTH_SECONDS = 10.0
 
 
 class Connection(CallMetadata):
@@ -75,16 +76,29 @@ class Connection(CallMetadata):
         metadata = self.with_session(self.metadata(), session_of(request))
         channel = self.channels.current()
         if self.channels.attempts_per_round == 1:
-            return self._call_once(channel, method, request, timeout, metadata)
+            return self._call_once(channel, method(channel.stub), request, timeout, metadata)
         attempts = UnaryAttempts(request, timeout, self.channels.attempts_per_round)
         while True:
             left = attempts.seconds_left()
             try:
-                return self._call_once(channel, method, request, left, metadata)
+                return self._call_once(channel, method(channel.stub), request, left, metadata)
             except RuvdError as error:
                 retry = attempts.handle_failure(error)
             self._closed.wait(retry.pause_seconds)
             channel = self.channel_after(channel, retry.step)
+
+    def is_ready(self, timeout: float | None) -> bool:
+        """Tells whether one of the daemons accepts turns; each is asked at most once."""
+        timeout = _HEALTH_SECONDS if timeout is None else timeout
+        metadata = self.metadata()
+        for channel in self.channels.from_current():
+            try:
+                if self._call_once(channel, channel.check_health, READINESS, timeout, metadata):
+                    return True
+            except RuvdError as error:
+                if error.reason or error.code is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+        return False
 
     def channel_after(self, failed: Channel, step: Step) -> Channel:
         """Returns the channel for the next attempt, and closes those that are not used any more."""
@@ -174,7 +188,7 @@ class Connection(CallMetadata):
     def _call_once(
         self,
         channel: Channel,
-        method: Callable[[SessionServiceStub], Callable[..., Response]],
+        method: Callable[..., Response],
         request: object,
         timeout: float | None,
         metadata: Metadata,
@@ -182,7 +196,7 @@ class Connection(CallMetadata):
         metadata = self._with_token(metadata)
         try:
             with self.channels.calling(channel):
-                return method(channel.stub)(request, timeout=timeout, metadata=metadata)
+                return method(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
             raise error_from(error) from error
 
@@ -227,16 +241,43 @@ class AsyncConnection(CallMetadata):
         metadata = self.with_session(self.metadata(), session_of(request))
         channel = self.channels.current()
         if self.channels.attempts_per_round == 1:
-            return await self._call_once(channel, method, request, timeout, metadata)
+            return await self._call_once(
+                channel,
+                method(cast("SessionServiceAsyncStub", channel.stub)),
+                request,
+                timeout,
+                metadata,
+            )
         attempts = UnaryAttempts(request, timeout, self.channels.attempts_per_round)
         while True:
             left = attempts.seconds_left()
             try:
-                return await self._call_once(channel, method, request, left, metadata)
+                return await self._call_once(
+                    channel,
+                    method(cast("SessionServiceAsyncStub", channel.stub)),
+                    request,
+                    left,
+                    metadata,
+                )
             except RuvdError as error:
                 retry = attempts.handle_failure(error)
             await asyncio.sleep(retry.pause_seconds)
             channel = self.channel_after(channel, retry.step)
+
+    async def is_ready(self, timeout: float | None) -> bool:
+        """Tells whether one of the daemons accepts turns; each is asked at most once."""
+        timeout = _HEALTH_SECONDS if timeout is None else timeout
+        metadata = self.metadata()
+        for channel in self.channels.from_current():
+            try:
+                if await self._call_once(
+                    channel, channel.check_health, READINESS, timeout, metadata
+                ):
+                    return True
+            except RuvdError as error:
+                if error.reason or error.code is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+        return False
 
     def channel_after(self, failed: Channel, step: Step) -> Channel:
         """Returns the channel for the next attempt, and closes those that are not used any more."""
@@ -304,14 +345,13 @@ class AsyncConnection(CallMetadata):
     async def _call_once(
         self,
         channel: Channel,
-        method: Callable[[SessionServiceAsyncStub], Callable[..., Awaitable[Response]]],
+        method: Callable[..., Awaitable[Response]],
         request: object,
         timeout: float | None,
         metadata: Metadata,
     ) -> Response:
-        stub = cast("SessionServiceAsyncStub", channel.stub)
         try:
             with self.channels.calling(channel):
-                return await method(stub)(request, timeout=timeout, metadata=metadata)
+                return await method(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
             raise error_from(error) from error

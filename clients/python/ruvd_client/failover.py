@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 
 from ruvd_client.protocol import RuvdError
+from ruvd_client.reasons import ErrorReason
 from ruvd_client.v1 import session_service_pb2 as pb
 
 SERVICE_CONFIG = Path(__file__).with_name("service_config.json").read_text(encoding="utf-8")
@@ -29,7 +30,7 @@ _POLICY: dict[str, Any] = next(each["retryPolicy"] for each in _CONFIGS if "retr
 _READS = {name["method"] for each in _CONFIGS if "retryPolicy" in each for name in each["name"]}
 
 # The daemon that has sent one of these runs, but not for this call.
-_LEAVE = ("SHUTTING_DOWN", "OWNERSHIP_LOST")
+_LEAVE = (ErrorReason.SHUTTING_DOWN, ErrorReason.OWNERSHIP_LOST)
 _WITH_REQUEST_ID = (pb.CreateSessionRequest, pb.AppendMessagesRequest, pb.ForkSessionRequest)
 
 
@@ -125,7 +126,7 @@ class UnaryAttempts:
     def _step_after(self, error: RuvdError) -> Step:
         if leaves(error):
             return Step.LEAVE
-        if error.reason == "COMPLETION_NOT_FOUND":
+        if error.reason == ErrorReason.COMPLETION_NOT_FOUND:
             self._not_found = error
             return Step.ASK
         if error.code is not grpc.StatusCode.UNAVAILABLE or (error.reason and not self._is_read):

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
 
+from ruvd_client.reasons import ErrorReason
 from ruvd_client.v1 import session_service_pb2 as pb
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -39,7 +40,7 @@ _PAGE_SIZE = 1000  # the most that the daemon allows
 # gRPC refuses a request far above max_request_bytes before ruvd sees it, with a text like this and
 # no details: "Received message larger than max", "Decompressed message larger than max".
 _TOO_LARGE_TEXT = "message larger than max"
-REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
+REQUEST_TOO_LARGE = ErrorReason.REQUEST_TOO_LARGE
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -193,7 +194,7 @@ class FieldViolation:
 class RuvdError(Exception):
     """The error of a failed call.
 
-    `code` is the gRPC status code. `reason` is an `ErrorReason` without its prefix
+    `code` is the gRPC status code. `reason` is the name of an `ErrorReason`
     (`SESSION_NOT_FOUND`), or empty if the error is not ruvd's (no daemon, deadline exceeded).
     The client itself adds `REQUEST_TOO_LARGE`, for a request that gRPC refused for its size.
     `violations` is set for INVALID_REQUEST, `retry_after_seconds` if the call is worth a retry.

@@ -126,6 +126,11 @@ export class Channels {
     return this.#get(this.#at);
   }
 
+  /** The channel of each address, beginning with the current one. */
+  get fromCurrent(): Channel[] {
+    return [...this.#channels.slice(this.#at), ...this.#channels.slice(0, this.#at)];
+  }
+
   /** Returns the channel for the attempt after one that failed. */
   after(failed: Channel, step: Step): Channel {
     if (step === "stay") return failed;

@@ -2,8 +2,6 @@
 
 import { randomUUID } from "node:crypto";
 
-import { status } from "@grpc/grpc-js";
-
 import { parseAddresses } from "./addresses.js";
 import { Batch } from "./batch.js";
 import type { BatchOptions } from "./batch.js";
@@ -31,6 +29,8 @@ export {
 } from "./v1/ruvd/v1/session_service.js";
 export type {
   BatchSummary,
+  CompactSessionResponse,
+  Compaction,
   Completion as CompletionResult,
   CompletionEvent,
   CompletionOptions,
@@ -191,7 +191,8 @@ export class Client {
 
   /** Commits messages without generating an answer, after the turns before it. */
   async appendMessages(id: string, messages: Messages, { requestId = "" } = {}): Promise<Session> {
-    const request = { sessionId: id, messages: toMessages(messages), requestId };
+    const fields = { sessionId: id, messages: toMessages(messages), requestId };
+    const request = v1.AppendMessagesRequest.fromPartial(fields);
     return this.#session(service.appendMessages, request);
   }
 
@@ -202,6 +203,14 @@ export class Client {
   ): Promise<Session> {
     const request = v1.ForkSessionRequest.fromPartial({ sessionId: id, ...options });
     return this.#session(service.forkSession, request);
+  }
+
+  /**
+   * Summarises the exchanges before the last ones, which later prompts no longer have. With `dryRun` it
+   * only says what that would do.
+   */
+  async compactSession(id: string, { dryRun = false } = {}): Promise<v1.CompactSessionResponse> {
+    return this.#call(service.compactSession, { sessionId: id, dryRun });
   }
 
   /** Deletes a session and its messages. */
@@ -252,14 +261,9 @@ export class Client {
     return v1.SessionMetrics.fromPartial(metrics ?? {});
   }
 
-  /** Returns whether the daemon accepts turns; false also if no daemon answers. */
+  /** Returns whether the daemon accepts turns, or one of several; false if none answers. */
   async health(): Promise<boolean> {
-    try {
-      return await this.#call(HEALTH_CHECK, "readiness");
-    } catch (error) {
-      if (error instanceof RuvdError && error.code === status.UNAVAILABLE) return false;
-      throw error;
-    }
+    return this.#connection.isReady(HEALTH_CHECK, this.#timeoutMs);
   }
 
   /** Cancels the running completions, then closes the connection. */

@@ -4,7 +4,7 @@ import { on } from "node:events";
 import { createRequire } from "node:module";
 import { setTimeout as sleep } from "node:timers/promises";
 
-import { Metadata } from "@grpc/grpc-js";
+import { Metadata, status } from "@grpc/grpc-js";
 import type { CallCredentials } from "@grpc/grpc-js";
 
 import type { Address } from "./addresses.js";
@@ -16,6 +16,7 @@ import type { Security } from "./security.js";
 import { CancelCompletionRequest, SessionServiceService } from "./v1/ruvd/v1/session_service.js";
 
 const CANCEL_TIMEOUT_MS = 5000;
+const HEALTH_TIMEOUT_MS = 10_000;
 
 /** A method of a service, as described by generated code. */
 export interface Method<Request, Response> {
@@ -70,6 +71,21 @@ export class Connection {
         channel = this.channels.after(channel, step);
       }
     }
+  }
+
+  /** Tells whether one of the daemons accepts turns; each is asked at most once. */
+  async isReady(check: Method<string, boolean>, timeoutMs = HEALTH_TIMEOUT_MS): Promise<boolean> {
+    for (const channel of this.channels.fromCurrent) {
+      const deadline = Date.now() + timeoutMs;
+      try {
+        const metadata = traceMetadata();
+        if (await this.#callOnce(channel, check, "readiness", metadata, deadline)) return true;
+      } catch (error) {
+        const { code, reason } = RuvdError.of(error);
+        if (code !== status.UNAVAILABLE || reason) throw error;
+      }
+    }
+    return false;
   }
 
   async #callOnce<Request, Response>(

@@ -6,6 +6,7 @@
 
 import { ErrorReason, FinishReason, Role, RuvdError, status } from "./client.js";
 import type { CompleteOptions, Finished, Message } from "./client.js";
+import { Message as MessageType } from "./v1/ruvd/v1/session_service.js";
 
 const CONTEXT_LINES = 10;
 
@@ -205,14 +206,10 @@ function textOf(block: string | Block): string {
 /** Returns the message, preceded by a separate message for each tool result in it. */
 function fromParam(role: "user" | "assistant", blocks: Block[]): Message[] {
   const results: Message[] = [];
-  const message: Message = {
+  const message = MessageType.fromPartial({
     role: role === "user" ? Role.ROLE_USER : Role.ROLE_ASSISTANT,
     content: blocks.map(textOf).join(""),
-    toolCalls: [],
-    toolCallId: "",
-    reasoning: "",
-    engineData: "",
-  };
+  });
   for (const block of blocks) {
     if (block.type === "tool_result") {
       const content = blocksOf(block.content ?? "")

@@ -12,7 +12,7 @@ import { Client, RuvdError, status } from "../src/client.js";
 import { UnaryAttempts } from "../src/failover.js";
 import { securityOf } from "../src/security.js";
 import { ErrorInfo } from "../src/v1/google/rpc/error_details.js";
-import { CompleteRequest } from "../src/v1/ruvd/v1/session_service.js";
+import { CompleteRequest, Started } from "../src/v1/ruvd/v1/session_service.js";
 import { ScriptedDaemon } from "./scripted-daemon.js";
 
 function failure(code: status, reason = ""): RuvdError {
@@ -146,17 +146,7 @@ describe("a unary call", () => {
 describe("an answer that the client collects", () => {
   it("begins again where the daemon has lost it, and a streamed one does not", async () => {
     const event = { sequence: 2, delta: { text: "old" } };
-    const started = {
-      sequence: 1,
-      started: {
-        completionId: "c",
-        sessionId: "s",
-        sessionCreated: false,
-        model: "",
-        contextMessages: 0,
-        contextTrimmed: false,
-      },
-    };
+    const started = { sequence: 1, started: Started.fromPartial({ completionId: "c" }) };
     const lost = { events: [started, event], end: { code: status.UNAVAILABLE } };
     const forgotten = { end: { code: status.NOT_FOUND, reason: "COMPLETION_NOT_FOUND" } };
     const daemon = await new ScriptedDaemon(lost, forgotten, lost, forgotten).listen();
