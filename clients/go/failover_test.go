@@ -344,6 +344,29 @@ func TestUnfinishedItemsOfABatchAreSentElsewhere(t *testing.T) {
 	}
 }
 
+// A caller that gives its call up says nothing about the daemon.
+func TestACancelledCallDoesNotMoveTheClient(t *testing.T) {
+	current, next, client := pair(t)
+	current.calls = []call{{staysOpen: true}}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan *ruvd.Error)
+	go func() {
+		_, failure := texts(ctx, client.Complete("hi"))
+		ended <- failure
+	}()
+	request[*ruvdv1.CompleteRequest](t, current)
+	cancel()
+	if failure := <-ended; failure == nil || failure.Code != codes.Canceled {
+		t.Fatalf("ended with %v", failure)
+	}
+	request[*ruvdv1.CancelCompletionRequest](t, current)
+	if _, err := client.CreateSession(t.Context(), &ruvdv1.CreateSessionRequest{}); err == nil {
+		t.Fatal("the script has no further call")
+	}
+	request[*ruvdv1.CreateSessionRequest](t, current)
+	request[*ruvdv1.CreateSessionRequest](t, next)
+}
+
 // A batch of more than one call's size is split.
 func TestALargeBatchIsSplit(t *testing.T) {
 	daemon, client := serve(t, call{}, call{})

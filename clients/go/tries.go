@@ -53,8 +53,13 @@ func (c *Completion) read(
 		if err == io.EOF {
 			err = errIncomplete
 		}
-		kind := c.kindOf(err, resumed, t)
-		pause, next := t.after(kind, used, err, c.lastSequence != last)
+		// The end of a call that its caller has left says nothing about the daemon.
+		hasLeft := err == errAbandoned || ctx.Err() != nil
+		kind, pause, end := final, time.Duration(0), error(nil)
+		if c.finished == nil && !hasLeft {
+			kind = c.kindOf(err, resumed, t)
+			pause, end = t.after(kind, used, err, c.lastSequence != last)
+		}
 		all.close(used)
 		remaining := c.client.reconnect - time.Since(t.brokenAt)
 		switch {
@@ -64,8 +69,8 @@ func (c *Completion) read(
 			return err
 		case ctx.Err() != nil:
 			return toError(ctx.Err())
-		case next != nil:
-			return next
+		case end != nil:
+			return end
 		case remaining <= 0:
 			return err
 		}
