@@ -1,4 +1,4 @@
-"""What is acknowledged has been replicated, if the server has synchronous standbys.
+"""Makes sure that acknowledged changes are replicated, if the server has synchronous standbys.
 
 A commit waits for the standby. If that wait is cancelled, by a time-out or an operator, the change
 is there all the same, and would be lost if the standby became the primary. So whoever finds what
