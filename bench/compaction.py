@@ -4,8 +4,9 @@ long      one conversation of 100 exchanges in a window of 2,048 tokens: with su
           rolling window (`keep_exchanges` equal to `max_exchanges`), and with trims. The time to
           the first token of each turn, and the tokens that the engine evaluated: in turns, ahead of
           them, and for summaries.
-beside    12 conversations whose windows are summarised, beside one caller who talks on without a
-          pause: that caller's time to the first token, with summaries and without, alternating.
+beside    12 conversations whose windows are summarised, each with a turn every 20 s, beside one
+          caller who rests for 1.5 s after each turn: that caller's time to the first token, with
+          summaries and without, alternating.
 
 A caller rests for `--rest` seconds after each turn of `long`; within that time the engine is idle.
 
@@ -38,6 +39,9 @@ from ruvd.core.ports.events import PromptEvaluated, SessionCompacted, SummaryReq
 _TOKENS = 2048
 _ANSWER_TOKENS = 48
 _BESIDE = 12
+# About half of two cores is left, so that there are idle moments. Without any, no summary is made.
+_OTHERS_REST_SECONDS = 20.0
+_CALLER_REST_SECONDS = 1.5
 _QUESTIONS = 20  # of a subject, after which they come again
 _FLAGS: dict[str, Any] = {"engine": "llama"}
 
@@ -124,7 +128,7 @@ async def beside(harness: Harness, window: ContextWindow, turns: int) -> tuple[l
         while not done.is_set():
             await harness.say(name, _message(number, exchange), max_tokens=16)
             exchange += 1
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(_OTHERS_REST_SECONDS)
 
     tasks = [asyncio.create_task(talk(number, name)) for number, name in enumerate(others)]
     first_tokens = []
@@ -132,7 +136,7 @@ async def beside(harness: Harness, window: ContextWindow, turns: int) -> tuple[l
         turn = await harness.say("caller", _message(15, exchange), max_tokens=16)
         if exchange:
             first_tokens.append(turn.first_token_seconds)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(_CALLER_REST_SECONDS)
     done.set()
     await asyncio.gather(*tasks)
     for name in (*others, "caller"):
@@ -168,10 +172,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=60, help="of the caller beside others")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=["long", "beside"], default=["long", "beside"])
-    parser.add_argument("--quick", action="store_true", help="24 exchanges, 10 turns, 1 round")
+    parser.add_argument("--quick", action="store_true", help="24 exchanges, 30 turns, 1 round")
     options = parser.parse_args()
     if options.quick:
-        options.exchanges, options.turns, options.rounds = 24, 10, 1
+        options.exchanges, options.turns, options.rounds = 24, 30, 1
     longs, loads = run("compaction", measure(options))
     for name, long in longs.items():
         print(
