@@ -71,6 +71,17 @@ async def test_a_session_adopts_what_was_prepared_beside_its_own_slot() -> None:
     assert await serve(table, ask("I am c", "c")) == own, "its former slot is free for others"
 
 
+async def test_there_is_room_while_a_slot_has_no_session() -> None:
+    table = new_table(2)
+    await serve(table, ask("I am a", "a"))
+    assert table.has_room("b")
+    await serve(table, ask("I am b", "b"))
+    assert not table.has_room("c")
+    assert table.has_room("b")
+    table.end_session("a")
+    assert table.has_room("c")
+
+
 async def test_a_turn_waits_for_its_own_slot_while_a_summary_is_written_there() -> None:
     table = new_table(2)
     own = await serve(table, ask("I am a", "a"))

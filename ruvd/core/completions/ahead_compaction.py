@@ -223,7 +223,11 @@ class AheadCompaction:
                 return
             prompt = await self._prompt(session, written)
             request = EngineRequest(
-                prompt, written.options, _prepared_key(session_id), tenant=tenant_of(session_id)
+                prompt,
+                written.options,
+                _prepared_key(session_id),
+                tenant=tenant_of(session_id),
+                background=True,
             )
             if await self._evaluate(request, session):
                 return

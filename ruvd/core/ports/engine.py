@@ -130,7 +130,8 @@ class PrefixCache(Protocol):
     def prepare(self, request: EngineRequest) -> AsyncGenerator[PromptEvaluated, None]:
         """Evaluates the beginning of a prompt, which more messages will follow, in steps.
 
-        Yields after every step, and may be closed then. Raises as `Engine.generate` does.
+        Yields after every step, and may be closed then. Raises as `Engine.generate` does. In the
+        `background`, nothing is evaluated if another session would lose what the engine has of it.
         """
 
     def adopt(self, session_key: str, prepared_key: str) -> None:

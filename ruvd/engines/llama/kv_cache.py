@@ -182,6 +182,8 @@ class KvCache:
     async def prepare(self, request: EngineRequest) -> AsyncGenerator[PromptEvaluated, None]:
         """See `PrefixCache.prepare`."""
         server, key = self.server(), request.session_key
+        if request.background and server.transfer is None and not server.slots.has_room(key):
+            return  # it would cost a session its slot, whose content cannot be saved
         tokens = await server.evaluator.history_tokens(request)
         at = -1
         while at < len(tokens):

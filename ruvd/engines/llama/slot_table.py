@@ -90,6 +90,10 @@ class SlotTable:
         for slot in prepared:
             slot.session_key = session_key
 
+    def has_room(self, session_key: str) -> bool:
+        """Whether a session can have a slot from which no other one would be moved out."""
+        return any(slot.session_key in ("", session_key) for slot in self._slots)
+
     def has_turn(self, session_key: str) -> bool:
         """Whether a request of the session has a slot. Nothing may be prepared beside it."""
         return bool(session_key) and any(
