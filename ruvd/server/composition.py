@@ -23,6 +23,7 @@ from ruvd.core.completions.compactor import CompactionPolicy, Compactor
 from ruvd.core.completions.completion import CompletionPolicy
 from ruvd.core.completions.prewarming import Prewarmer
 from ruvd.core.completions.registry import CompletionRegistry
+from ruvd.core.completions.summary_writer import SummaryWriter
 from ruvd.core.model import Compaction, ContextWindow, Rendering
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import Engine
@@ -157,6 +158,12 @@ def build_core(
         info,
     )
     prefix_cache = engine.prefix_cache if settings.evaluates_ahead else None
+    writer = SummaryWriter(
+        compactor,
+        completions.scheduler,
+        waits_for_idle=not is_remote,
+        continues_answers=settings.engine == "llama",
+    )
     ahead = AheadCompaction(
         sessions,
         compactor,
@@ -166,7 +173,7 @@ def build_core(
         compactions.last_options,
         observer,
         budget,
-        waits_for_idle=not is_remote,
+        writer,
     )
     prewarmer = None
     if engine.prefix_cache and settings.evaluates_ahead:

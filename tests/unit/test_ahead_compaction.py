@@ -16,6 +16,7 @@ from ruvd.core.completions.compaction_budget import CompactionBudget
 from ruvd.core.completions.compaction_calls import CompactionCalls
 from ruvd.core.completions.compactor import CompactionPolicy, Compactor
 from ruvd.core.completions.prewarming import Prewarmer
+from ruvd.core.completions.summary_writer import SummaryWriter
 from ruvd.core.errors import EngineUnavailable, QuotaExceeded
 from ruvd.core.model import Compaction, ContextWindow, Message, Role, Session
 from ruvd.core.ports.engine import EngineRequest, EngineText
@@ -68,6 +69,7 @@ async def running(
     budget: CompactionBudget | None = None,
     *,
     is_local: bool = True,
+    continues: bool = False,
 ) -> AsyncIterator[Core]:
     core = Core(policy=SessionPolicy(context_window=window))
     if limits:
@@ -83,7 +85,12 @@ async def running(
         calls.last_options,
         core.observe,
         budget or CompactionBudget(core.clock),
-        waits_for_idle=is_local,
+        SummaryWriter(
+            compactor,
+            core.completions.scheduler,
+            waits_for_idle=is_local,
+            continues_answers=continues,
+        ),
     )
     core.observers += [calls, ahead]
     tasks = [asyncio.create_task(ahead.run())]
@@ -190,6 +197,31 @@ async def test_a_caller_stops_the_summary_at_once_and_it_is_made_again() -> None
         assert outcomes(core) == ["interrupted", "written"]
         assert (await stored(core)).summary == Summary("SUM", 2)
         assert core.engine.stopped == 1
+
+
+async def test_an_engine_that_can_goes_on_with_the_summary_where_it_was_stopped() -> None:
+    async with running(continues=True) as core:
+        never = asyncio.Event()
+        await talk(core, "a", "b", "c", then=[EngineText("half "), EngineText("of "), never])
+        core.engine.scripts += [[EngineText("other"), done()], [EngineText("it"), done()]]
+        await core.say("hello", "another")
+        await settle()
+        assert (await stored(core)).summary == Summary("half of it", 2)
+        asked = core.engine.requests[-1]
+        assert asked.messages[-1] == Message(Role.ASSISTANT, "half of ")
+        assert asked.options.max_tokens == 62
+        assert asked.messages[:-1] == core.engine.requests[3].messages
+
+
+async def test_a_summary_that_cannot_be_gone_on_with_is_begun_again() -> None:
+    async with running(continues=True) as core:
+        never = asyncio.Event()
+        await talk(core, "a", "b", "c", then=[EngineText("half "), never])
+        core.engine.scripts += [[EngineText("other"), done()], [EngineUnavailable("no")], SUM]
+        await core.say("hello", "another")
+        await settle()
+        assert (await stored(core)).summary == Summary("SUM", 2)
+        assert outcomes(core) == ["interrupted", "failed", "written"]
 
 
 async def test_a_summary_that_meets_a_turn_is_stored_after_it() -> None:

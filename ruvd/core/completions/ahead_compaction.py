@@ -5,15 +5,16 @@ message after the prompt of the last turn. Then the new prompt is evaluated unde
 the session's, so that a turn that comes meanwhile finds the old one. Only then is the summary
 stored: at once, unless a turn runs, and without the evaluation if the next turn would trim.
 
-A caller always goes first. An interrupted request for a summary is made again: its prompt is still
-evaluated. A summary that is written is kept until it is stored, and so is what is evaluated.
+A caller always goes first. An interrupted summary is gone on with where it was, as long as its
+prompt is the same and the engine can continue an answer; otherwise it is asked for again. A summary
+that is written is kept until it is stored, and so is what is evaluated.
 """
 
 import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,6 +22,7 @@ from ruvd.core.completions.compaction_budget import CompactionBudget
 from ruvd.core.completions.compactor import Compactor, WrittenSummary, tokens_of
 from ruvd.core.completions.last_options import LastOptions
 from ruvd.core.completions.registry import CompletionRegistry
+from ruvd.core.completions.summary_writer import SummaryWriter
 from ruvd.core.errors import QuotaExceeded, RuvdError, SessionBusy
 from ruvd.core.model import IfBusy, Message, Session
 from ruvd.core.options import CompletionOptions
@@ -59,8 +61,7 @@ class _Written:
 class AheadCompaction:
     """Makes the summaries that are due, one after the other, the longest waiting first.
 
-    An Observer. `prefix_cache` is None if the engine has none whose content is worth preparing. An
-    engine on this machine is used only while it is idle (`waits_for_idle`).
+    An Observer. `prefix_cache` is None if the engine has none whose content is worth preparing.
     """
 
     def __init__(
@@ -73,11 +74,10 @@ class AheadCompaction:
         last_options: LastOptions,
         observer: Observer,
         budget: CompactionBudget,
-        *,
-        waits_for_idle: bool,
+        writer: SummaryWriter,
     ) -> None:
+        self._writer = writer
         self._budget = budget
-        self._waits_for_idle = waits_for_idle
         self._sessions = sessions
         self._compactor = compactor
         self._completions = completions
@@ -109,6 +109,7 @@ class AheadCompaction:
             case SessionGone(session_id):
                 self._waiting.pop(session_id, None)
                 self._written.pop(session_id, None)
+                self._writer.forget(session_id)
                 self._failed.pop(session_id, None)
                 if self._prefix_cache:
                     self._prefix_cache.forget(_prepared_key(session_id))
@@ -165,7 +166,7 @@ class AheadCompaction:
         tenant = tenant_of(session_id)
         while True:
             await self._engine.ready()
-            async with self._slot(tenant):
+            async with self._writer.slot(tenant):
                 source = await self._compactor.read(session_id)
                 if not self.takes(source.session):
                     return None
@@ -177,37 +178,13 @@ class AheadCompaction:
                     raise QuotaExceeded("the tenant has used its tokens", quota="tokens_per_minute")
                 options = self._last_options.get(session_id)
                 request = self._compactor.request(source.session, plan, options, background=True)
-                summary = await self._unless_wanted(request)
+                summary = await self._writer.write(session_id, request)
             if summary is None:
                 continue
             self._budget.spend(session_id, tokens_of(summary))
             self._completions.quotas.charge(tenant, partial(tokens_of, summary))
             # The prompt is no longer needed.
             return _Written(source.session, replace(plan, messages=()), summary, options)
-
-    async def _unless_wanted(self, request: EngineRequest) -> WrittenSummary | None:
-        """Returns the summary, or None if a caller wanted the engine first."""
-        if not self._waits_for_idle:
-            return await self._compactor.write(request, ahead=True)
-        writing = asyncio.create_task(self._compactor.write(request, ahead=True))
-        wanted = asyncio.create_task(self._scheduler.wanted())
-        try:
-            await asyncio.wait([writing, wanted], return_when=asyncio.FIRST_COMPLETED)
-            if writing.done():
-                return writing.result()
-            return None
-        finally:
-            for task in (writing, wanted):
-                task.cancel()
-            await asyncio.wait([writing, wanted])
-            if not writing.cancelled():
-                writing.exception()  # it no longer matters
-
-    def _slot(self, tenant: str) -> AbstractAsyncContextManager[None]:
-        """Holds a slot of an idle engine, or for a server elsewhere one of those for batches."""
-        if self._waits_for_idle:
-            return self._scheduler.take_spare()
-        return self._scheduler.take(batch=True, tenant=tenant)
 
     async def _prepare(self, written: _Written) -> None:
         """Evaluates the prompt that the session will have, and returns when that is done.
@@ -259,6 +236,7 @@ class AheadCompaction:
     async def _give_up(self, session_id: str, error: RuvdError) -> None:
         """Leaves the session to the trim, for twice as many exchanges after each failure."""
         session = await self._sessions.current(session_id)
+        self._writer.forget(session_id)
         if session is None:
             return
         failures = self._failed.pop(session_id, (0, 0))[0] + 1

@@ -12,7 +12,7 @@ from dataclasses import replace
 from ruvd.core import tenants
 from ruvd.core.completions import allowances
 from ruvd.core.errors import EngineUnavailable, SessionBusy
-from ruvd.core.model import IfBusy, Session, Usage
+from ruvd.core.model import IfBusy, Message, Role, Session, Usage
 from ruvd.core.options import CompletionOptions, ToolChoiceMode
 from ruvd.core.ports.clock import Clock
 from ruvd.core.ports.engine import Engine, EngineDone, EngineRequest, EngineText
@@ -117,11 +117,25 @@ class Compactor:
             plan.messages, options, session.id, tenant=tenant, background=background
         )
 
-    async def write(self, request: EngineRequest, *, ahead: bool = False) -> WrittenSummary:
-        """Returns the engine's summary. Raises as `Engine.generate` does. May be cancelled."""
+    async def write(
+        self, request: EngineRequest, *, ahead: bool = False, parts: list[str] | None = None
+    ) -> WrittenSummary:
+        """Returns the engine's summary. Raises as `Engine.generate` does. May be cancelled.
+
+        `parts` are those that the engine has written before; they get what comes, also if that is
+        interrupted. The engine must be one that continues an answer.
+        """
+        parts = [] if parts is None else parts
+        if parts:
+            left = max(1, self._policy.summary_tokens - len(parts))
+            request = replace(
+                request,
+                messages=(*request.messages, Message(Role.ASSISTANT, "".join(parts))),
+                options=replace(request.options, max_tokens=left),
+            )
         began, outcome, usage = self._clock.monotonic(), "failed", None
         try:
-            written = await self._write(request)
+            written = await self._write(request, parts)
             outcome, usage = "written", written.usage
         except asyncio.CancelledError:
             outcome = "interrupted"
@@ -132,9 +146,8 @@ class Compactor:
             self._observer(SummaryRequested(key, outcome, ahead, seconds, usage))
         return written
 
-    async def _write(self, request: EngineRequest) -> WrittenSummary:
-        parts: list[str] = []
-        size, done = 0, None
+    async def _write(self, request: EngineRequest, parts: list[str]) -> WrittenSummary:
+        size, done = sum(map(len, parts)), None
         async with aclosing(self._engine.generate(request)) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, EngineDone):
