@@ -42,6 +42,12 @@ class Server:
     directory: Path
     process: subprocess.Popen[bytes] | None = None
     options: Sequence[str] = field(default=())
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def clock(self) -> Path:
+        """The file that sets its wall clock, if `environment` says so."""
+        return self.directory / "clock"
 
     @property
     def data(self) -> Path:
@@ -70,6 +76,7 @@ class Server:
             self.process = subprocess.Popen(
                 _as_user(
                     [
+                        *("env", *(f"{name}={value}" for name, value in self.environment.items())),
                         programs() / "postgres",
                         *("-D", self.data, "-k", self.directory, "-c", "listen_addresses="),
                         *options,

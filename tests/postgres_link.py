@@ -17,7 +17,7 @@ class Link:
     If `marker` is set, the next statement that contains these bytes breaks its connection: after
     the server has answered with `answered`, before the statement has reached it otherwise. With
     `is_down` all connections break. With `is_deaf` the server's answers get lost while the
-    connections stay.
+    connections stay, and with `is_mute` the statements.
     """
 
     def __init__(self, directory: Path, target: Path) -> None:
@@ -27,6 +27,7 @@ class Link:
         self.answered = True
         self.broken = 0
         self.is_deaf = False
+        self.is_mute = False
         self._is_down = False
         self._open: set[asyncio.StreamWriter] = set()
         self._relays: set[asyncio.Task[None]] = set()
@@ -86,8 +87,9 @@ class Link:
                             to_server.write(data)
                             await from_server.read(_CHUNK)  # the statement has been executed
                         break
-                    to_server.write(data)
-                    await to_server.drain()
+                    if not self.is_mute:
+                        to_server.write(data)
+                        await to_server.drain()
         finally:
             answers.cancel()
             await asyncio.gather(answers, return_exceptions=True)

@@ -2,13 +2,14 @@
 
 Three daemons, 16 callers and 200 sessions. Each call goes to a random daemon, which forwards it to
 the owner of its session, and, if it fails, with the same request id to another one. Some interrupt
-turns of others. Meanwhile one fault follows the other: daemons are killed,
-frozen past their lease and restarted in turn, the database server crashes, the primary is killed
-and its synchronous standby promoted, ways to the database are cut, lose its answers, or lose the
-answer of a commit, and a daemon's wall clock is set.
+turns of others. Meanwhile one fault follows the other: daemons are killed, frozen past their lease
+and restarted in turn, the database server crashes, the primary is killed and its synchronous
+standby promoted, ways to the database are cut, lose its answers or its statements, or lose the
+answer of a commit, and wall clocks are set: a daemon's and the database's.
 
 Each answer names the turn that its prompt showed last. So at the end every session must be one
-chain of turns, with every acknowledged answer in it once and no request id twice.
+chain of turns, with every acknowledged answer in it once and no request id twice. Some answers are
+resumed at a random daemon once they are there: their ends must be equal, byte for byte.
 
 The exit code is 1 if that is not so, or if a kind of fault did not occur. With REPLICAS_FENCE=off
 the daemons write without their fence, which must be found.
@@ -48,9 +49,22 @@ _CALL_SECONDS = 60
 _GIVE_UP_SECONDS = 240
 _BUSY_SESSIONS = 8
 _INTERRUPTS = 0.05  # of the requests
+# The share of the answers that are resumed.
+_RESUMED = 0.2
 # Only the commit of a turn has this, in its receipt.
 _COMMIT = b'"finish_reason": "stop"'
 _FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+
+
+def settable(clock: Path) -> dict[str, str]:
+    """Returns the variables of a process whose wall clock is set by a file, like `+5`."""
+    clock.write_text("+0")
+    return {
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "LD_PRELOAD": str(_FAKETIME[-1]),
+    }
 
 
 @dataclass
@@ -71,13 +85,7 @@ class Replica:
 
     async def start(self) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RUVD_", "GRPC_"))}
-        self.clock.write_text("+0")
-        environment |= {
-            "FAKETIME_TIMESTAMP_FILE": str(self.clock),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "LD_PRELOAD": str(_FAKETIME[-1]),
-        }
+        environment |= settable(self.clock)
         with (self.folder / "log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *(sys.executable, *self.program, "serve", "--log-format", "json"),
@@ -125,6 +133,7 @@ class Run:
     problems: list[str] = field(default_factory=list)
     unknown: int = 0
     turns: int = 0
+    resumed: int = 0
     stopping: bool = False
 
     async def caller(self, number: int) -> None:
@@ -153,12 +162,14 @@ class Run:
         while time.monotonic() < end:
             stub = self.choose.choice(self.replicas).stub
             try:
-                answer: str | None = None
-                async for response in stub.Complete(request, timeout=_CALL_SECONDS):
-                    if response.event.HasField("finished"):
-                        answer = response.event.finished.message.content
-                if answer is not None:
-                    return answer
+                read = [
+                    response.event
+                    async for response in stub.Complete(request, timeout=_CALL_SECONDS)
+                ]
+                if read and read[-1].HasField("finished"):
+                    if self.choose.random() < _RESUMED:
+                        await self._resume(session, request_id, read)
+                    return str(read[-1].finished.message.content)
                 self.problems.append(f"{request_id} ended without Finished and without an error")
             except grpc.aio.AioRpcError as error:
                 self.errors[details(error)[0] or error.code().name] += 1
@@ -166,6 +177,27 @@ class Run:
                     self.problems.append(f"{request_id}: {error.details()}")
                 await asyncio.sleep(0.05 + 0.2 * self.choose.random())
         return None
+
+    async def _resume(self, session: str, request_id: str, read: list[pb.CompletionEvent]) -> None:
+        """Reads the answer again at a random daemon, and compares it with the first reading."""
+        stub = self.choose.choice(self.replicas).stub
+        request = pb.ResumeCompletionRequest(completion_id=read[0].started.completion_id)
+        if not request.completion_id or self.choose.random() < 0.5:
+            request = pb.ResumeCompletionRequest(session_id=session, request_id=request_id)
+        try:
+            again = [
+                response.event
+                async for response in stub.ResumeCompletion(request, timeout=_CALL_SECONDS)
+            ]
+        except grpc.aio.AioRpcError as error:
+            self.errors[f"resume: {details(error)[0] or error.code().name}"] += 1
+            return
+        self.resumed += 1
+        if not again or again[-1].SerializeToString() != read[-1].SerializeToString():
+            self.problems.append(f"{request_id} was resumed with another end")
+        said = ["".join(each.delta.text for each in events) for events in (again, read)]
+        if said[0] and said[0] != said[1]:  # the database has only the end
+            self.problems.append(f"{request_id} was resumed with another text")
 
     async def check(self) -> None:
         """Compares the stored sessions with what was acknowledged. O(n) in the turns."""
@@ -223,8 +255,10 @@ class Faults:
             "crashed server": self._crash_server,
             "cut way": self._cut,
             "deaf way": self._deafen,
+            "mute way": self._mute,
             "lost answer of a commit": self._lose_commit,
             "clock set": self._set_clock,
+            "database's clock set": self._set_database_clock,
             "rolling restart": self._restart_all,
             "frozen standby": self._freeze_standby,
             "promoted standby": self._promote,
@@ -294,6 +328,14 @@ class Faults:
         link.is_deaf = False
         link.is_down = False
 
+    async def _mute(self) -> None:
+        link = self._one().link
+        link.is_mute = True
+        await asyncio.sleep(self._lease * 1.5)
+        link.is_down = True  # what was lost is not sent again
+        link.is_mute = False
+        link.is_down = False
+
     async def _lose_commit(self) -> None:
         for replica in self._run.replicas:
             replica.link.marker = _COMMIT
@@ -307,6 +349,11 @@ class Faults:
             await self._pause(0.5)
         for replica in self._run.replicas:
             replica.clock.write_text("+0")
+
+    async def _set_database_clock(self) -> None:
+        for step in ("+5", "-5", "+0"):
+            self._server.clock.write_text(step)
+            await self._pause(self._lease)
 
     async def _restart_all(self) -> None:
         for replica in self._run.replicas:
@@ -343,6 +390,7 @@ async def run(options: argparse.Namespace) -> int:
         folder.chmod(0o755)
         server = Server(folder / "primary")
         server.create()
+        server.environment = settable(server.clock)
         server.start()
         stack.callback(server.stop)
         standby = server.copy_to(folder / "standby")
@@ -394,7 +442,8 @@ async def run(options: argparse.Namespace) -> int:
     fenced = result.errors["OWNERSHIP_LOST"]
     print(
         f"{result.turns} turns in {seconds:.0f} s, {result.faults.total()} faults, {fenced} fenced,"
-        f" {result.unknown} unknown\nfaults: {dict(result.faults)}\nerrors: {dict(result.errors)}"
+        f" {result.resumed} resumed, {result.unknown} unknown\nfaults: {dict(result.faults)}\n"
+        f"errors: {dict(result.errors)}"
     )
     for problem in result.problems[:20]:
         print(f"PROBLEM: {problem}")
