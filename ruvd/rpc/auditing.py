@@ -24,6 +24,7 @@ from ruvd.core.errors import (
     Unauthenticated,
 )
 from ruvd.core.ports.events import (
+    CallForwarded,
     CompletionBegan,
     CompletionEnded,
     CompletionJoined,
@@ -84,6 +85,10 @@ class AuditedCall:
             case CompletionBegan(completion_id) | CompletionJoined(completion_id):
                 if "items" not in self._fields:
                     self._fields["completion_id"] = tenants.own(completion_id)
+            case CallForwarded(outcome=outcome):
+                if str(self._fields["method"]).endswith("/Complete"):
+                    self._fields.pop("completion_id", None)  # the owner's record has its own
+                self._fields["forwarded"] = outcome
             case SessionCreated():
                 if "items" not in self._fields:
                     self._fields["session_created"] = True
