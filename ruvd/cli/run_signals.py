@@ -22,6 +22,8 @@ class Signals:
     def __init__(self) -> None:
         taken = [each for each in _PASSED_ON if signal.getsignal(each) is not signal.SIG_IGN]
         self._numbers = {*taken, signal.SIGCHLD}
+        # If it is ignored, as some programs leave it, the kernel drops the exit codes of children.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
 
     def next(self, seconds: float) -> signal.struct_siginfo | None:

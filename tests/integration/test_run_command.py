@@ -87,6 +87,15 @@ async def test_a_command_that_a_signal_ends_has_the_exit_code_of_a_shell() -> No
     assert (await command_line.run(*MEMORY, *program)).returncode == 128 + signal.SIGKILL
 
 
+async def test_the_exit_code_is_passed_on_also_where_the_end_of_children_is_ignored() -> None:
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    under = (sys.executable, "-c", ignoring + "os.execv(sys.argv[1], sys.argv[1:])")
+    program = python("import sys; sys.exit(6)")
+    async with beside(*MEMORY, *program, under=under) as process, asyncio.timeout(SECONDS):
+        _, complaints = await process.communicate()
+    assert (process.returncode, complaints) == (6, b"")
+
+
 async def test_ctrl_c_at_the_terminal_reaches_the_command_once_and_the_daemon_not_at_all() -> None:
     program = python(
         """
