@@ -46,7 +46,7 @@ PLACES = {
     ("core/completions/registry.py", "start"): "readers get the error of a completion",
     ("core/completions/registry.py", "drain"): "awaited there",
     ("core/completions/batch.py", "run"): "an error is an outcome, which fails the call",
-    ("core/completions/ahead_compaction.py", "_unless_wanted"): "awaited there",
+    ("core/completions/summary_writer.py", "_unless_wanted"): "awaited there",
     ("core/sessions/turn_queue.py", "finish_despite_cancel"): "awaited there",
     ("engines/llama/slots.py", "run_to_end"): "an error is logged, and raised to the slot's holder",
     ("engines/llama/supervisor.py", "_run_child"): "awaited there, by a supervised task",
