@@ -13,7 +13,6 @@ import queue
 import sqlite3
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -83,7 +82,7 @@ class SqliteWorker:
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._next_jobs: list[Job] = []
         # The numbers of pending jobs by the session that they may change.
-        self._pending: Counter[str] = Counter()
+        self._pending: dict[str, int] = {}
         self._closing = False
         self._closed = asyncio.Event()
         # Only the thread uses the attributes below.
@@ -120,7 +119,7 @@ class SqliteWorker:
         if is_unchanged and (result := cached()) is not None:
             return result
         future: asyncio.Future[_T] = self._loop.create_future()
-        pending[session_id] += 1
+        pending[session_id] = pending.get(session_id, 0) + 1
         if not self._next_jobs:
             self._loop.call_soon(self._hand_over)
         self._next_jobs.append(Job(operation, cached, session_id, deletes, future))
@@ -276,9 +275,9 @@ class SqliteWorker:
 
     def _remove_pending(self, jobs: list[Job]) -> None:
         for job in jobs:
-            self._pending[job.session_id] -= 1
-            if not self._pending[job.session_id]:
-                del self._pending[job.session_id]
+            left = self._pending.pop(job.session_id) - 1
+            if left:
+                self._pending[job.session_id] = left
 
     def _finish(self, jobs: list[Job], failed: bool) -> None:  # noqa: FBT001 - called by the loop
         detail = "the store is closed"
