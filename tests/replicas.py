@@ -196,7 +196,7 @@ class Run:
         if not again or again[-1].SerializeToString() != read[-1].SerializeToString():
             self.problems.append(f"{request_id} was resumed with another end")
         said = ["".join(each.delta.text for each in events) for events in (again, read)]
-        if said[0] and said[0] != said[1]:  # the database has only the end
+        if all(said) and said[0] != said[1]:  # the database has only the end
             self.problems.append(f"{request_id} was resumed with another text")
 
     async def check(self) -> None:
