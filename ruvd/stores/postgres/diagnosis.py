@@ -148,6 +148,10 @@ def _of_standbys(settings: Mapping[str, str], states: list[str | None]) -> Findi
 def _of_replicas(addresses: list[str]) -> Finding:
     lacking = addresses.count("")
     count = f"{len(addresses)} running"
+    given = [each for each in addresses if each]
+    if len(set(given)) < len(given):
+        meaning = "some have the same peer_address, so calls reach the wrong one: set it for each"
+        return Finding("replicas", count, meaning, is_risk=True)
     if not lacking:
         meaning = "calls reach a session's owner from every replica"
         return Finding("replicas", count, meaning if addresses else "no daemon uses the store now")
