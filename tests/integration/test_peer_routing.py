@@ -30,6 +30,9 @@ from wire import contents, events, say, turn
 
 from ruvd.v1 import session_service_pb2 as pb
 
+# An answer that takes longer than what a test does meanwhile.
+LONG = " ".join([WORDS] * 60)
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
@@ -85,7 +88,7 @@ async def test_a_busy_session_means_the_same_at_every_replica(
     flags = (*peer_flags(files), *SLOW)
     async with replicas(daemon, tmp_path, store, 3, *flags) as (_, stubs):
         await say(stubs[0], "begin", "s")
-        long = stubs[0].Complete(turn(WORDS, "s"))
+        long = stubs[0].Complete(turn(LONG, "s"))
         await until_delta(long)
         session = (await stubs[1].GetSession(pb.GetSessionRequest(session_id="s"))).session
         assert session.running_completion_id
@@ -119,17 +122,17 @@ async def test_a_completion_is_cancelled_and_its_session_ended_through_another_r
     async with replicas(daemon, tmp_path, store, 2, *flags) as (_, stubs):
         if is_stored:
             await say(stubs[0], "begin", "s")
-        call = stubs[0].Complete(turn(WORDS, "s", request_id="r"))
+        call = stubs[0].Complete(turn(LONG, "s", request_id="r"))
         await until_delta(call)
         cancel = pb.CancelCompletionRequest(session_id="s", request_id="r", keep_partial=True)
         await stubs[1].CancelCompletion(cancel)
         assert (await rest(call))[-1].finished.finish_reason == pb.FINISH_REASON_CANCELLED
-        call = stubs[0].Complete(turn(WORDS, "s"))
+        call = stubs[0].Complete(turn(LONG, "s"))
         begun = await until_delta(call)
         cancel = pb.CancelCompletionRequest(completion_id=begun[0].started.completion_id)
         await stubs[1].CancelCompletion(cancel)
         assert await reason(call) == "COMPLETION_CANCELLED"
-        call = stubs[0].Complete(turn(WORDS, "s"))
+        call = stubs[0].Complete(turn(LONG, "s"))
         await until_delta(call)
         await stubs[1].EndSession(pb.EndSessionRequest(session_id="s"))
         assert await reason(call) == "SESSION_ENDED"
@@ -160,7 +163,7 @@ async def test_errors_and_deadlines_are_those_of_the_owner(
     flags = (*peer_flags(files), *SLOW)
     async with replicas(daemon, tmp_path, store, 2, *flags) as (_, stubs):
         await say(stubs[0], "begin", "s")
-        long = stubs[0].Complete(turn(" ".join([WORDS] * 60), "s", request_id="r"))
+        long = stubs[0].Complete(turn(LONG, "s", request_id="r"))
         await until_delta(long)
         for wrong in (
             turn("c", "s", request_id="r"),
