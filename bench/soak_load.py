@@ -28,6 +28,7 @@ TEXT = "Tell me in a few words what a sidecar is, and when one is better than a 
 _THINK_SECONDS = 0.05
 _CALL_SECONDS = 120.0
 _ENGINE_UNAVAILABLE = "ENGINE_UNAVAILABLE"
+_GONE = ("SESSION_NOT_FOUND", "SESSION_EVICTED")
 
 
 class WrongAnswer(Exception):
@@ -119,6 +120,8 @@ class Caller:
 
     def _ask(self, session_id: str = "", **arguments: Any) -> AsyncCompletion:
         options = {**self._load.options, **arguments}
+        # More sessions are used than the daemon may have, so each of them may have been evicted.
+        options["recreate_if_gone"] = bool(session_id)
         return self._client.complete(TEXT, session_id=session_id, timeout=_CALL_SECONDS, **options)
 
     def _new_id(self) -> str:
@@ -180,6 +183,7 @@ class Caller:
             messages=[pb.Message(role=pb.ROLE_USER, content=TEXT)],
             options=pb.CompletionOptions(**self._load.options),
             on_disconnect=pb.ON_DISCONNECT_CONTINUE,
+            recreate_if_gone=True,
         )
         call = self._stub.Complete(complete_request)
         text, events = [], self._random.randrange(2, 8)
@@ -245,14 +249,14 @@ class Caller:
 
     async def look(self) -> None:
         """Reads a session, which may have been evicted, and lists sessions."""
-        async with self._provoked("look", "SESSION_NOT_FOUND"):
+        async with self._provoked("look", *_GONE):
             await self._client.get_session(f"{self._prefix}-turns", SessionView.SESSION_VIEW_FULL)
         with suppress(StopAsyncIteration):
             await anext(self._client.list_sessions(page_size=10))
 
     async def fork(self) -> None:
         """Forks a session and ends the fork."""
-        async with self._provoked("fork", "SESSION_NOT_FOUND"):
+        async with self._provoked("fork", *_GONE):
             forked = await self._client.fork_session(f"{self._prefix}-turns")
             await self._client.end_session(forked.id, allow_missing=True)
 
