@@ -148,6 +148,24 @@ async def test_the_calls_of_one_connection_wait_there_and_leave_room_for_others(
         assert set(await asyncio.gather(*flood)) == {"answered"}
 
 
+async def test_a_connection_that_reads_nothing_begins_no_more_calls_than_one_may_have(
+    daemon: StartDaemon,
+) -> None:
+    """It can begin and reset any number of calls otherwise, and each of them takes time."""
+    flags = ("--engine", "echo", "--store", "memory", "--max-connection-calls", "3")
+    async with daemon(*flags) as running, running.stub() as stub:
+        requests = [turn("hi", f"raw-{number}") for number in range(10)]
+        writer = await call_without_reading(running, *requests, method="Complete")
+        begun: set[str] = set()
+        async with asyncio.timeout(60):
+            while len(begun) < 3:
+                assert await outcome(stub, turn("hi", "other")) == "answered"
+                listed = await stub.ListSessions(pb.ListSessionsRequest())
+                begun = {each.id for each in listed.sessions} - {"other"}
+        writer.close()
+        assert begun == {"raw-0", "raw-1", "raw-2"}
+
+
 async def test_near_its_memory_limit_the_daemon_refuses_with_a_reason_and_recovers(
     daemon: StartDaemon,
 ) -> None:
@@ -360,10 +378,10 @@ async def first_page(stub: Any, session_id: str) -> list[str]:
 
 async def call_without_reading(
     daemon: RunningDaemon,
-    request: pb.GetSessionRequest | pb.CompleteRequest,
+    *requests: pb.GetSessionRequest | pb.CompleteRequest,
     method: str = "GetSession",
 ) -> asyncio.StreamWriter:
-    """Makes a call and never reads: HTTP/2 lets the daemon send the first 64 KiB only."""
+    """Makes calls and never reads: HTTP/2 lets the daemon send the first 64 KiB only."""
     _, writer = await asyncio.open_unix_connection(daemon.socket.removeprefix("unix:"))
     http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     http.initiate_connection()
@@ -375,9 +393,10 @@ async def call_without_reading(
         "content-type": "application/grpc",
         "te": "trailers",
     }
-    http.send_headers(1, list(headers.items()))
-    data = request.SerializeToString()
-    http.send_data(1, b"\0" + len(data).to_bytes(4, "big") + data, end_stream=True)
+    for number, request in enumerate(requests):
+        stream, data = 2 * number + 1, request.SerializeToString()
+        http.send_headers(stream, list(headers.items()))
+        http.send_data(stream, b"\0" + len(data).to_bytes(4, "big") + data, end_stream=True)
     writer.write(http.data_to_send())
     await writer.drain()
     return writer
@@ -418,7 +437,9 @@ async def test_callers_who_go_while_they_are_answered_leave_no_traceback(
         await make_session(stub, "s", 3)
         for _ in range(5):
             long = turn("word " * 3000)
-            stuck = [await call_without_reading(running, long, "Complete") for _ in range(10)]
+            stuck = [
+                await call_without_reading(running, long, method="Complete") for _ in range(10)
+            ]
             stuck += [await call_without_reading(running, page_of("s")) for _ in range(4)]
             await say(stub, "hi")
             for writer in stuck:
