@@ -55,10 +55,12 @@ def to_line(session: Session) -> str:
         messages.insert(0, {"role": "system", "content": session.system_prompt})
     window = session.context_window
     limits = {name: getattr(window, name) for name in _LIMITS if window.HasField(name)}
+    if not window.keep_first:
+        limits.pop("keep_first", None)
     rendering = Rendering.Name(window.rendering).removeprefix(_RENDERING).lower()
     compaction = Compaction.Name(window.compaction).removeprefix(_COMPACTION).lower()
     shapes: dict[str, Any] = {"rendering": rendering}
-    if window.compaction:
+    if window.compaction == Compaction.COMPACTION_SUMMARY:
         shapes |= {"compaction": compaction, "compact_at": window.compact_at}
     metadata: dict[str, Any] = {
         "session_id": session.id,
