@@ -44,7 +44,7 @@ from ruvd.core.ports.events import (
     UncertainWriteEnded,
     WriteFenced,
 )
-from ruvd.core.ports.replicas import SessionChanged, SessionElsewhere
+from ruvd.core.ports.replicas import Replica, SessionChanged, SessionElsewhere
 from ruvd.core.ports.store import Commit
 from ruvd.stores.postgres.store import PostgresStore
 
@@ -61,6 +61,22 @@ async def test_a_turn_that_another_replica_has_begun_is_waited_for(postgres: Ser
         assert seen.exchanges is not None
         assert texts(seen.exchanges) == ["a", "re: a"]
         assert made.create_time == 0
+
+
+async def test_a_turn_elsewhere_names_its_owner_without_a_second_question(
+    postgres: Server,
+) -> None:
+    async with linked(postgres) as (store, link, conninfo), replica(conninfo) as owner:
+        await owner.replicas.announce("127.0.0.1:1")
+        await create(owner)
+        await owner.begin_turn("s", "", 1)
+        link.marker = b"UNION ALL SELECT owner FROM claims"  # the question for an owner alone
+        with pytest.raises(SessionElsewhere) as caught:
+            await store.begin_turn("s", "", 1)
+        assert caught.value.owner == Replica(owner.replicas.me, "127.0.0.1:1")
+        assert link.broken == 0
+        assert await store.replicas.owner("s") == caught.value.owner
+        assert link.broken == 1
 
 
 async def test_a_turn_without_a_commit_gives_the_session_back(postgres: Server) -> None:

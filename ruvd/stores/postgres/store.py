@@ -128,7 +128,8 @@ class PostgresStore(ReadingStore):
             await self.replicas.check_warm(db, session_id)
             begun = await writes.begin(db, me, session_id, request_id, now)
             if begun.elsewhere:
-                raise SessionElsewhere(session_id, await owner(db, me, session_id))
+                known = begun.owner or await owner(db, me, session_id)
+                raise SessionElsewhere(session_id, known)
             if begun.session is None:
                 return await places.snapshot_of_none(
                     db,

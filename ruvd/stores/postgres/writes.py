@@ -17,7 +17,7 @@ from ruvd.core import tenants
 from ruvd.core.errors import SessionNotFound
 from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports import room
-from ruvd.core.ports.replicas import SessionChanged
+from ruvd.core.ports.replicas import Replica, SessionChanged
 from ruvd.core.ports.store import Commit, RemovedSession, TombstoneLimits
 from ruvd.stores.postgres import claims, ownership, places, reads
 from ruvd.stores.postgres.reads import CHAIN, Connection, one
@@ -51,8 +51,10 @@ WITH seen AS (
     WHERE id = %(id)s AND expire_time > %(now)s AND {MAY_TAKE} AND NOT EXISTS (TABLE record)
     RETURNING {SESSION_FIELDS}
 )
-SELECT seen.seen_epoch, seen.owner, seen.is_free, set_config('synchronous_commit', 'off', true),
-{SESSION_FIELDS}, record.* FROM seen LEFT JOIN claimed ON true LEFT JOIN record ON true
+SELECT seen.seen_epoch, seen.owner, seen.is_free, CASE WHEN NOT seen.is_free THEN
+(SELECT address FROM replicas r WHERE r.id = seen.owner AND r.until > clock_timestamp()) END,
+set_config('synchronous_commit', 'off', true), {SESSION_FIELDS}, record.*
+FROM seen LEFT JOIN claimed ON true LEFT JOIN record ON true
 """
 _ADD = """
 , added AS (
@@ -95,7 +97,8 @@ class Begun:
     """The outcome of `begin`: a session, which the turn has, or the reason for none.
 
     `exchanges` are those of its window. `former_owner` is the replica that the session was taken
-    from, as its lease was over. `elsewhere` says that another living replica has the session.
+    from, as its lease was over. `elsewhere` says that another living replica has the session, and
+    `owner` is that one; None if it is not known.
     """
 
     session: Session | None = None
@@ -103,6 +106,7 @@ class Begun:
     record: IdempotencyRecord | None = None
     has_expired: bool = False
     elsewhere: bool = False
+    owner: Replica | None = None
     former_owner: str = ""
 
 
@@ -116,8 +120,8 @@ async def begin(db: Connection, me: str, session_id: str, request_id: str, now: 
         row = await found.fetchone()
         if row is None:
             return Begun()
-        seen_epoch, owner, is_free = row[:3]
-        fields, record = row[4 : 4 + FIELD_COUNT], row[-RECORD_COUNT:]
+        seen_epoch, owner, is_free, address = row[:4]
+        fields, record = row[5 : 5 + FIELD_COUNT], row[-RECORD_COUNT:]
         session = to_session(fields) if fields[0] is not None else None
         if session and session.version != seen_epoch + 1:
             # A write came between, and may have committed this request.
@@ -128,7 +132,8 @@ async def begin(db: Connection, me: str, session_id: str, request_id: str, now: 
             history = reads.to_exchanges(session_id, session.window_start, rows)
             return Begun(session, history, former_owner=owner if owner not in (None, me) else "")
         if record[1] is None and not is_free:
-            return Begun(elsewhere=True)
+            known = None if address is None else Replica(owner, address)
+            return Begun(elsewhere=True, owner=known)
         current = await reads.get(db, session_id)
         if current is None:
             return Begun()
