@@ -85,7 +85,7 @@ class AuditedCall:
             case CompletionBegan(completion_id) | CompletionJoined(completion_id):
                 if "items" not in self._fields:
                     self._fields["completion_id"] = tenants.own(completion_id)
-            case CallForwarded(outcome=outcome):
+            case CallForwarded(outcome=outcome) if "items" not in self._fields:
                 if str(self._fields["method"]).endswith("/Complete"):
                     self._fields.pop("completion_id", None)  # the owner's record has its own
                 self._fields["forwarded"] = outcome

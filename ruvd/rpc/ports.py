@@ -11,6 +11,19 @@ Context: TypeAlias = "ServicerContext[Any, Any]"
 Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
+class Receiver(Protocol):
+    """The receiver of the answer to a call that is forwarded, mostly the call's own context."""
+
+    def time_remaining(self) -> float | None:
+        """Returns the seconds until the deadline, or None without one."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+        """Returns the metadata with which the call came."""
+
+    async def write(self, message: Any) -> None:
+        """Takes a message of a stream."""
+
+
 class Outcome(Protocol):
     """The outcome of one RPC: `code` is the name of its gRPC status."""
 

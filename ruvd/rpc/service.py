@@ -29,7 +29,7 @@ from ruvd.rpc import convert, message_parts, pages, requests, reservation, statu
 from ruvd.rpc.identity import caller
 from ruvd.rpc.identity.caller import scoped_id
 from ruvd.rpc.large_responses import SMALL_BYTES, LargeResponses
-from ruvd.rpc.peers import routing
+from ruvd.rpc.peers import batch_items, routing
 from ruvd.rpc.server_info import ServerInfo
 from ruvd.rpc.validation import RequestLimits
 from ruvd.v1 import session_service_pb2 as pb
@@ -206,7 +206,11 @@ class SessionService(pb_grpc.SessionServiceServicer):
     async def Complete(  # type: ignore[override]  # noqa: D102, N802
         self, request: pb.CompleteRequest, context: ServicerContext[Any, pb.CompleteResponse]
     ) -> None:
-        completion = self._completions.start(requests.complete(request, self._limits))
+        completion_request = requests.complete(request, self._limits)
+        if routing.batch_item.get():
+            completion = await self._batches.start(completion_request)
+        else:
+            completion = self._completions.start(completion_request)
         is_out_of_time = partial(status.is_too_late, context)
         async with aclosing(completion.events(is_out_of_time=is_out_of_time)) as events:
             async for event in events:
@@ -246,7 +250,9 @@ class SessionService(pb_grpc.SessionServiceServicer):
         with self._completions.quotas.batch_call(caller.tenant()):
             items = await requests.batch_complete(request, self._limits)
             reservation.give_back()  # the prompts of a batch are built one by one
-            async with aclosing(self._batches.run(items, request.max_concurrency)) as events:
+            router = batch_items.current.get()
+            outcomes = self._batches.run(items, request.max_concurrency, router)
+            async with aclosing(outcomes) as events:
                 async for event in events:
                     if isinstance(event, BatchSummary):
                         response = convert.batch_summary(event)

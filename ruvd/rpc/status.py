@@ -100,6 +100,12 @@ class ForwardedStatus(Exception):
         info = error_details_pb2.ErrorInfo()
         return next((info.reason for each in self.rich().details if each.Unpack(info)), "")
 
+    def retry_seconds(self) -> float | None:
+        """Returns the delay after which the call may be tried again, or None."""
+        info = error_details_pb2.RetryInfo()
+        found = any(each.Unpack(info) for each in self.rich().details)
+        return info.retry_delay.ToNanoseconds() / 1e9 if found else None
+
 
 def trailing(error: BaseException, rich: status_pb2.Status) -> Sequence[tuple[str, str | bytes]]:
     """Returns the trailing metadata of a failed call."""

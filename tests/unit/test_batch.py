@@ -29,6 +29,7 @@ from ruvd.core.model import Message, Role, Usage
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.engine import EngineText
 from ruvd.core.ports.events import CompletionEnded
+from ruvd.core.tenant_limits import TenantLimits
 
 
 def item(text: str = "hi", session_id: str = "", **fields: object) -> CompletionRequest:
@@ -204,6 +205,21 @@ async def test_a_repeated_call_runs_only_what_was_not_finished(core: Core) -> No
         "answer 4",
         "c",
     ]
+
+
+async def test_an_item_of_another_replicas_batch_waits_until_its_tenant_may_have_it() -> None:
+    core = Core(limits_of=lambda _: TenantLimits(max_inflight=1))
+    gate = asyncio.Event()
+    core.engine.scripts = [[gate, EngineText("x"), done()]]
+    running = core.start("first", "")
+    starting = asyncio.create_task(Batches(core.completions, core.clock, 32).start(item("a")))
+    await settle()
+    assert not starting.done()
+    gate.set()
+    await collect(running)
+    await collect(await starting)
+    ended = [each.batch for each in core.events if isinstance(each, CompletionEnded)]
+    assert ended == [False, True]
 
 
 async def test_interactive_completions_go_first_and_find_slots_free() -> None:

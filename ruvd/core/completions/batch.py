@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from ruvd.core.completions import shared_prefixes
-from ruvd.core.completions.completion import CompletionRequest
+from ruvd.core.completions.completion import Completion, CompletionRequest
 from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.errors import EngineRateLimited, Overloaded, RuvdError, forget_frames
 from ruvd.core.model import Delta, Finished, Started, Usage
@@ -26,6 +26,24 @@ from ruvd.core.ports.clock import Clock
 # The attempts at an item that is refused because of load.
 _MAX_ATTEMPTS = 6
 _MAX_WAIT_SECONDS = 30.0
+
+
+class Here(Protocol):
+    """Runs an item here. With `may_move` it raises SessionElsewhere if its session is elsewhere."""
+
+    async def __call__(self, *, may_move: bool) -> "BatchOutcome":
+        """Returns the outcome of an item that has succeeded, and raises the error otherwise."""
+
+
+class ItemRouter(Protocol):
+    """Runs the items of a batch at the replicas that have their sessions."""
+
+    async def run(self, index: int, here: Here, on_text: Callable[[], None]) -> "BatchOutcome":
+        """Returns the outcome of an item, by `here` or by another replica.
+
+        Calls `on_text` when the other replica has begun to answer. Raises RuvdError.
+        """
+
 
 Sleep: TypeAlias = Callable[[float], Awaitable[None]]
 _log = logging.getLogger("ruvd.batch")
@@ -93,16 +111,24 @@ class Batches:
         self._default_concurrency = default_concurrency
         self._sleep = sleep
 
+    async def start(self, request: CompletionRequest) -> Completion:
+        """Begins an item of another replica's batch, as soon as its tenant may have one more."""
+        return await _start(self._completions, replace(request, batch=True), self._sleep)
+
     async def run(
-        self, items: Sequence[CompletionRequest | RuvdError], max_concurrency: int = 0
+        self,
+        items: Sequence[CompletionRequest | RuvdError],
+        max_concurrency: int = 0,
+        router: ItemRouter | None = None,
     ) -> AsyncGenerator[BatchOutcome | BatchSummary, None]:
         """Yields the outcome of every item as it ends, then the summary.
 
-        An item that is an error has failed with that error already. Closing the generator leaves
+        An item that is an error has failed with that error already. Those in sessions run where
+        the `router` says, if there is one. Closing the generator leaves
         the running items in the same way as the caller of a completion leaves it.
         """
         began = self._clock.monotonic()
-        batch = _Batch(self._completions, items, self._sleep)
+        batch = _Batch(self._completions, items, self._sleep, router)
         concurrency = min(max_concurrency or self._default_concurrency, max(1, len(items)))
         tenant = next((each.tenant for each in items if isinstance(each, CompletionRequest)), "")
         if most := self._completions.quotas.batch_items(tenant):
@@ -131,7 +157,9 @@ class _Batch:
         completions: CompletionRegistry,
         items: Sequence[CompletionRequest | RuvdError],
         sleep: Sleep,
+        router: ItemRouter | None,
     ) -> None:
+        self._router = router
         self._sleep = sleep
         self._completions = completions
         self._items = items
@@ -191,8 +219,18 @@ class _Batch:
                 return outcome
 
     async def _complete(self, index: int, request: CompletionRequest, run: _Run) -> BatchOutcome:
-        async with self._completions.quotas.batch_room(request.tenant, self._sleep):
-            completion = self._completions.start(request)
+        if self._router is None or not request.session_id:
+            return await self._complete_here(index, request, run)
+
+        async def here(*, may_move: bool) -> BatchOutcome:
+            return await self._complete_here(index, replace(request, may_move=may_move), run)
+
+        return await self._router.run(index, here, lambda: self._release(run))
+
+    async def _complete_here(
+        self, index: int, request: CompletionRequest, run: _Run
+    ) -> BatchOutcome:
+        completion = await _start(self._completions, request, self._sleep)
         model, answer = "", None
         async with aclosing(completion.events()) as events:
             async for event in events:
@@ -203,7 +241,15 @@ class _Batch:
                         self._release(run)
                     case Finished() as finished:
                         answer = finished
-        return BatchOutcome(index, completion.id, request.session_id, model, answer)
+        completion_id = completion.replayed or completion.id
+        return BatchOutcome(index, completion_id, request.session_id, model, answer)
+
+
+async def _start(
+    completions: CompletionRegistry, request: CompletionRequest, sleep: Sleep
+) -> Completion:
+    async with completions.quotas.batch_room(request.tenant, sleep):
+        return completions.start(request)
 
 
 def _plan(items: Sequence[CompletionRequest | RuvdError]) -> list[_Run]:

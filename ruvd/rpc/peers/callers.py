@@ -10,7 +10,7 @@ from cryptography import x509
 
 from ruvd.core.errors import Unauthenticated
 from ruvd.rpc.identity import caller, permissions
-from ruvd.rpc.peers import marks
+from ruvd.rpc.peers import marks, routing
 
 _PEM = "x509_pem_cert"
 _MAX_KNOWN = 1024
@@ -46,6 +46,7 @@ class PeerCallers:
             )
         caller.current.set(mark.identity)
         target.set(mark.replica)
+        routing.batch_item.set(mark.is_batch_item)
 
     def admit_call(self, method: str, auth_context: Mapping[str, Iterable[bytes]]) -> None:
         """Checks the certificate. Raises Unauthenticated and PermissionDenied."""

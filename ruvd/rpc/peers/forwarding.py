@@ -17,7 +17,8 @@ from ruvd.core.ports.replicas import Replica
 from ruvd.rpc.identity import caller
 from ruvd.rpc.peers import marks
 from ruvd.rpc.peers.channels import PeerChannels, PeerUnreachable
-from ruvd.rpc.ports import Context, RpcMeasurements
+from ruvd.rpc.peers.routing import Call
+from ruvd.rpc.ports import Receiver, RpcMeasurements
 from ruvd.rpc.status import DETAILS, ForwardedStatus
 
 # Codes that gRPC gives to a call whose connection breaks. Those of a daemon's errors have details.
@@ -58,18 +59,16 @@ class Forwarding:
         self._observer = observer
         self._rpcs = rpcs
 
-    async def forward(
-        self, method: str, data: bytes, call: Context, replica: Replica, *, streams: bool
-    ) -> Any:
+    async def forward(self, call: Call, replica: Replica) -> Any:
         """Makes the call at the replica, and passes the answer on.
 
-        Returns the response of a unary call; the messages of a stream are written to `call`. Raises
+        Returns the response of a unary call; the receiver gets the messages of a stream. Raises
         ForwardedStatus if the replica answers with an error, PeerUnreachable if it has not received
         the call, PeerStale, PeerLeaving and PeerBroken.
         """
         began, outcome = time.perf_counter(), "cancelled"
         try:
-            response = await self._call(method, data, call, replica, streams=streams)
+            response = await self._call(call, replica)
             outcome = "ok"
         except ForwardedStatus:
             outcome = "failed"
@@ -80,23 +79,24 @@ class Forwarding:
         else:
             return response
         finally:
-            name = method.rpartition("/")[2]
+            name = call.method.rpartition("/")[2]
             self._observer(CallForwarded(name, outcome, time.perf_counter() - began))
 
-    async def _call(
-        self, method: str, data: bytes, call: Context, replica: Replica, *, streams: bool
-    ) -> Any:
-        metadata = marks.mark(replica.id, caller.current.get()) + self._trace(call)
-        timeout = call.time_remaining()
+    async def _call(self, call: Call, replica: Replica) -> Any:
+        method, streams, receiver = call.method, call.streams, call.receiver
+        identity = caller.current.get()
+        metadata = marks.mark(replica.id, identity, is_batch_item=call.is_batch_item)
+        metadata += self._trace(receiver)
+        timeout = receiver.time_remaining()
         async with self._channels.channel(replica.address) as channel:
             rpc: Any = channel.unary_stream(method) if streams else channel.unary_unary(method)
-            peer_call = rpc(data, timeout=timeout, metadata=metadata)
+            peer_call = rpc(call.data(), timeout=timeout, metadata=metadata)
             delivered = False
             try:
                 if not streams:
                     return await peer_call
                 async for message in peer_call:
-                    await call.write(message)
+                    await receiver.write(message)
                     delivered = True
             except grpc.aio.AioRpcError as error:
                 raise _translated(method, error, delivered=delivered) from None
@@ -108,11 +108,13 @@ class Forwarding:
                 peer_call.cancel()
             return None
 
-    def _trace(self, call: Context) -> list[tuple[str, str | bytes]]:
+    def _trace(self, receiver: Receiver) -> list[tuple[str, str | bytes]]:
         headers: Mapping[str, str] = self._rpcs.trace_headers() if self._rpcs else {}
         if headers:
             return list(headers.items())
-        return [pair for pair in call.invocation_metadata() or () if pair[0] in marks.TRACE_HEADERS]
+        return [
+            pair for pair in receiver.invocation_metadata() or () if pair[0] in marks.TRACE_HEADERS
+        ]
 
 
 _OUTCOMES: Mapping[type[Exception], str] = {

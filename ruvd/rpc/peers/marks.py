@@ -15,6 +15,7 @@ Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 # The id of the replica that the call is forwarded to.
 _REPLICA = "ruvd-peer-replica"
+_BATCH_ITEM = "ruvd-peer-batch-item"
 _ROLE = "ruvd-peer-role"
 _CREDENTIAL = "ruvd-peer-credential"
 # Any text may be in these, so they are sent as bytes.
@@ -27,15 +28,23 @@ TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 class Mark(NamedTuple):
-    """A mark: the replica that the call is for, and the caller's identity if callers have one."""
+    """A mark: the replica that the call is for, and the caller's identity if callers have one.
+
+    An item of a batch is marked as such.
+    """
 
     replica: str
     identity: Identity | None
+    is_batch_item: bool = False
 
 
-def mark(replica: str, identity: Identity | None) -> list[tuple[str, str | bytes]]:
+def mark(
+    replica: str, identity: Identity | None, *, is_batch_item: bool = False
+) -> list[tuple[str, str | bytes]]:
     """Returns the metadata of a call that is forwarded for this caller."""
     metadata: list[tuple[str, str | bytes]] = [(_REPLICA, replica)]
+    if is_batch_item:
+        metadata.append((_BATCH_ITEM, "1"))
     if identity is not None:
         metadata += [
             (_TENANT, identity.tenant.encode()),
@@ -56,14 +65,16 @@ def read(metadata: Metadata) -> Mark:
     replica = found.get(_REPLICA, "")
     if not replica:
         raise Unauthenticated("this address is for calls that other replicas forward")
+    is_batch_item = _BATCH_ITEM in found
     if _TENANT not in found:
-        return Mark(replica, None)
+        return Mark(replica, None, is_batch_item)
     try:
         role = Role(found.get(_ROLE, ""))
     except ValueError:
         raise Unauthenticated("the mark of the forwarded call has an unknown role") from None
     name, credential = found.get(_NAME, ""), found.get(_CREDENTIAL, "")
-    return Mark(replica, Identity(found[_TENANT], role, name, credential))
+    identity = Identity(found[_TENANT], role, name, credential)
+    return Mark(replica, identity, is_batch_item)
 
 
 def is_stale(trailing: Iterable[tuple[str, str | bytes]]) -> bool:

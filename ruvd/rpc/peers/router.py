@@ -10,20 +10,23 @@ store refuses what the former owner still writes.
 """
 
 import asyncio
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 
 from ruvd.core.errors import Overloaded, forget_frames
 from ruvd.core.ports.replicas import Replica, Replicas, SessionElsewhere
-from ruvd.rpc.peers import callers, marks, routing
+from ruvd.rpc.peers import batch_items, callers, marks, routing
+from ruvd.rpc.peers.batch_items import BatchItems
 from ruvd.rpc.peers.channels import PeerUnreachable
 from ruvd.rpc.peers.forwarding import Forwarding, PeerBroken, PeerLeaving, PeerStale
 from ruvd.rpc.peers.location import SERVICE, Location
-from ruvd.rpc.peers.routing import Routing
+from ruvd.rpc.peers.routing import Call, Routing
 from ruvd.rpc.ports import Context, Handler
 from ruvd.rpc.status import ForwardedStatus
 
+# Its items are routed, and not the call.
+_BATCH = f"{SERVICE}BatchComplete"
 _METHODS = frozenset(
     SERVICE + name
     for name in (
@@ -65,10 +68,12 @@ class Router:
 
     def routes(self, method: str) -> bool:
         """See `CallRouter.routes`."""
-        return method in _METHODS
+        return method in _METHODS or method == _BATCH
 
     def located(self, method: str, handle: Handler) -> Handler:
         """See `CallRouter.located`."""
+        if method == _BATCH:
+            return self._with_items(handle)
         can_repeat = method in _REPEATABLE
 
         async def wrapped(request: Any, call: Context) -> Any:
@@ -84,22 +89,33 @@ class Router:
 
     def routed(self, method: str, handle: Handler, *, streams: bool) -> Handler:
         """See `CallRouter.routed`."""
+        if method == _BATCH:
+            return handle
 
         async def wrapped(data: bytes, call: Context) -> Any:
             if target := callers.target.get():
                 return await self._handle_forwarded(target, handle, data, call)
-            return await self._route(_Call(method, handle, data, call, streams))
+            return await self._route(Call(method, handle, data, call, streams), Routing())
 
         return wrapped
 
-    async def _route(self, call: "_Call") -> Any:
+    def _with_items(self, handle: Handler) -> Handler:
+        """Wraps the handler of batches, whose items are routed."""
+
+        async def wrapped(request: Any, call: Context) -> Any:
+            if not callers.target.get():
+                batch_items.current.set(BatchItems(self._route, request, call))
+            return await handle(request, call)
+
+        return wrapped
+
+    async def _route(self, call: Call, state: Routing) -> Any:
         """Handles a caller's call here or at the replica that it is for."""
-        state = Routing()
         routing.begin(state)
         pause = _FIRST_PAUSE_SECONDS
         for _ in range(_MAX_ROUNDS):
             try:
-                return await call.handle(call.data, call.context)
+                return await call.handle(call.request, call.receiver)
             except SessionElsewhere as error:
                 forget_frames(error)  # they hold the request
                 elsewhere = error
@@ -111,7 +127,7 @@ class Router:
             except PeerUnreachable:
                 break
         state.may_move = False
-        return await call.handle(call.data, call.context)
+        return await call.handle(call.request, call.receiver)
 
     async def _handle_forwarded(
         self, target: str, handle: Handler, data: bytes, call: Context
@@ -125,7 +141,7 @@ class Router:
         except SessionElsewhere:
             raise _stale() from None
 
-    async def _forward(self, call: "_Call", elsewhere: SessionElsewhere, state: Routing) -> Any:
+    async def _forward(self, call: Call, elsewhere: SessionElsewhere, state: Routing) -> Any:
         """Makes the call at the replica that it is for.
 
         Raises PeerStale if the router has to begin again, and PeerUnreachable if the call has to be
@@ -147,11 +163,12 @@ class Router:
                 await self._replicas.release(elsewhere.session_id, replica.id)
             raise PeerUnreachable from None
         except PeerBroken as error:
-            if error.delivered or not state.may_repeat:
+            delivered = error.delivered and not call.is_batch_item
+            if delivered or not state.may_repeat:
                 raise _lost() from None
             raise PeerStale from None
 
-    async def _forward_to(self, replica: Replica, call: "_Call") -> Any:
+    async def _forward_to(self, replica: Replica, call: Call) -> Any:
         if self._calls >= self._max_calls:
             raise Overloaded(
                 f"{self._max_calls} calls are being forwarded to other replicas (max_inflight);"
@@ -160,23 +177,11 @@ class Router:
         self._calls += 1
         self._idle.clear()
         try:
-            return await self._forwarding.forward(
-                call.method, call.data, call.context, replica, streams=call.streams
-            )
+            return await self._forwarding.forward(call, replica)
         finally:
             self._calls -= 1
             if not self._calls:
                 self._idle.set()
-
-
-class _Call(NamedTuple):
-    """A call with its request's bytes, and the handler of this replica."""
-
-    method: str
-    handle: Handler
-    data: bytes
-    context: Context
-    streams: bool
 
 
 def _stale() -> ForwardedStatus:

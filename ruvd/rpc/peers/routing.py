@@ -1,7 +1,34 @@
-"""The state of routing of the call that the current task handles."""
+"""A call that is routed, and the state of routing of the one that the current task handles."""
 
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from google.protobuf.message import Message
+
+from ruvd.rpc.ports import Receiver
+
+
+class Call(NamedTuple):
+    """A call with its request, the handler of this replica, and the receiver of the answer.
+
+    The request is as it came, or a message that is serialized if it is forwarded. An item of a
+    batch is a call of its own. Its receiver gives nothing away until the answer is whole.
+    """
+
+    method: str
+    handle: Callable[[Any, Any], Awaitable[Any]]
+    request: bytes | Message
+    receiver: Receiver
+    streams: bool
+    is_batch_item: bool = False
+
+    def data(self) -> bytes:
+        """Returns the serialized request."""
+        if isinstance(self.request, bytes):
+            return self.request
+        return self.request.SerializeToString()
 
 
 @dataclass(slots=True)
@@ -16,6 +43,8 @@ class Routing:
     may_repeat: bool = False
 
 
+# Whether the current call is an item of a batch, which another replica has forwarded.
+batch_item: ContextVar[bool] = ContextVar("ruvd_batch_item", default=False)
 _current: ContextVar[Routing | None] = ContextVar("ruvd_routing", default=None)
 
 
