@@ -31,12 +31,14 @@ def _grpc_stays_up() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _children_take_sigint() -> None:
+def _children_take_signals() -> None:
     # A shell without job control starts background commands, such as `nohup make test &`, with
-    # SIGINT ignored, and a child inherits that. It does not inherit a handler: the signal then has
-    # its default action in the child, while this process goes on without reacting.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda *_: None)
+    # SIGINT and SIGQUIT ignored, and nohup ignores SIGHUP. A child inherits that. It does not
+    # inherit a handler: the signal then has its default action in the child, while this process
+    # goes on without reacting.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,8 @@ from ruvd.telemetry.audit.file_output import FileOutput
 from ruvd.telemetry.audit.log import AuditLog
 from ruvd.telemetry.audit.outputs import Output, StandardOutput
 
+_VERSION = version("ruvd")  # read from files, so not on the event loop
+
 
 class Audit:
     """The audit log, or None if it is off. `calls` records the calls of a server."""
@@ -31,7 +33,7 @@ class Audit:
         """Records the start of the daemon, and writes records in the background."""
         if self._log is None:
             return
-        self._log.add({"event": "daemon_started", "version": version("ruvd"), "pid": os.getpid()})
+        self._log.add({"event": "daemon_started", "version": _VERSION, "pid": os.getpid()})
         observers.add(auditing.observe)
         background.start("audit log", self._log.run)
 
@@ -99,4 +101,4 @@ def _build_otlp_output() -> Output:
         raise FilesInvalid(
             "audit_log: otlp needs OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"
         )
-    return OtlpOutput(protocol, version("ruvd"))
+    return OtlpOutput(protocol, _VERSION)

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("ruvd.daemon")
 # The tombstones of all tenants, in those of one.
 _TENANTS_GONE = 10
+_VERSION = version("ruvd")  # read from files, so not on the event loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def build_core(
     compactions = CompactionCalls(sessions, compactor, completions, engine)
     batches = Batches(completions, clock, settings.batch_concurrency)
     info = ServerInfo(
-        version=version("ruvd"),
+        version=_VERSION,
         instance_id=replicas.me if replicas else ids.unguessable(),
         engine_name=settings.engine,
         engine=engine,
@@ -228,7 +229,7 @@ def build_monitoring(settings: Settings, statistics: Statistics) -> "Monitoring 
     from ruvd.telemetry.setup import Monitoring
 
     try:
-        telemetry = Telemetry(protocols, version("ruvd"), prometheus=serves)
+        telemetry = Telemetry(protocols, _VERSION, prometheus=serves)
     except ValueError as error:
         _log.warning(
             "telemetry is off: an OTEL_* variable is invalid", extra={"reason": str(error)}

@@ -12,23 +12,28 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from command_line import beside
 from running import StartDaemon, start_serve
 
 IGNORING = ("sh", "-c", 'trap "" "$1"; shift; exec "$@"', "sh")
 
 
-def test_a_process_that_a_test_starts_takes_sigint() -> None:
-    program = "import signal; print(signal.getsignal(signal.SIGINT).__name__)"
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP", "SIGQUIT"])
+def test_a_process_that_a_test_starts_takes_the_signal(name: str) -> None:
+    program = f"import signal; print(signal.getsignal(signal.{name}) is signal.SIG_IGN)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "default_int_handler\n"
+    assert done.stdout == "False\n"
 
 
-def test_a_process_that_a_test_starts_takes_sigint_also_where_the_tests_ignore_it() -> None:
-    name = f"{__file__}::{test_a_process_that_a_test_starts_takes_sigint.__name__}"
-    pytest_ = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name)
-    done = subprocess.run([*IGNORING, "INT", *pytest_], capture_output=True, text=True, timeout=90)
-    assert "1 passed" in done.stdout, done.stdout + done.stderr
+@pytest.mark.parametrize("name", ["INT", "HUP", "QUIT"])
+def test_a_process_that_a_test_starts_takes_the_signal_also_where_the_tests_ignore_it(
+    name: str,
+) -> None:
+    claim = f"{__file__}::{test_a_process_that_a_test_starts_takes_the_signal.__name__}"
+    pytest_ = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", claim)
+    done = subprocess.run([*IGNORING, name, *pytest_], capture_output=True, text=True, timeout=90)
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 
 async def test_a_daemon_that_is_started_with_sigint_ignored_drains_on_it() -> None:
