@@ -124,6 +124,9 @@ def build_core(
     completions = CompletionRegistry(
         sessions, engine, clock, observer, completion_policy, limits_of, memory
     )
+    if replicas:
+        completions.quotas.share()
+        replicas.share_usage(completions.quotas)
     is_remote = settings.engine == "openai"
     summary_tokens = settings.summary_max_tokens or (64 if settings.engine == "llama" else 256)
     compaction_policy = CompactionPolicy(summary_tokens, settings.compaction_model)

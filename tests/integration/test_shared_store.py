@@ -212,3 +212,26 @@ async def test_a_stateless_call_needs_no_store(
 ) -> None:
     async with daemons(daemon, tmp_path, store, 1) as (_, stubs):
         assert await events(stubs[0], turn("hello"))
+
+
+async def test_max_inflight_of_a_tenant_holds_over_two_daemons(
+    daemon: StartDaemon, store: str, tmp_path: Path
+) -> None:
+    flags = ("--echo-delay-seconds", "0.2", "--tenant-limits", "default;max_inflight=1")
+    async with daemons(daemon, tmp_path, store, 2, *flags) as (_, stubs):
+        held = stubs[0].Complete(turn("word " * 2000))
+        await anext(aiter(held))
+        async with asyncio.timeout(WAIT_SECONDS):
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                while True:
+                    await say(stubs[1], "x")
+        assert details(error.value)[0] == "QUOTA_EXCEEDED"
+        held.cancel()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while True:
+                try:
+                    await say(stubs[1], "x")
+                    break
+                except grpc.aio.AioRpcError as refusal:
+                    assert details(refusal)[0] == "QUOTA_EXCEEDED"  # noqa: PT017
+                    await asyncio.sleep(0.1)

@@ -6,15 +6,20 @@ most the batches' share of `max_inflight`, so that a batch leaves room for inter
 Tokens are counted when a completion ends, as they are not known before. So a tenant may go beyond
 `tokens_per_minute`, and then it waits until the rate has made up for it. What it has not used in
 the last minute is its burst. A restart of the daemon forgets what was used.
+
+Replicas that share a store tell each other what tenants use, now and then. A quota holds for the
+sum of what is used here and what the others have told last.
 """
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
+from ruvd.core.completions.shared_usage import SharedUsage
 from ruvd.core.errors import QuotaExceeded
 from ruvd.core.ports.clock import Clock
+from ruvd.core.ports.tenant_usage import UsageByTenant
 from ruvd.core.tenant_limits import LimitsOf
 
 # The tenants whose used tokens are remembered. Beyond it the one charged longest ago is forgotten.
@@ -39,6 +44,11 @@ class TenantQuotas:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         # By tenant: the tokens used in the minute before a time of the clock, and that time.
         self._used: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._shared: SharedUsage | None = None  # None if no replica shares the store
+
+    def share(self) -> None:
+        """Makes the quotas hold for the sum over all replicas, as far as it is learned."""
+        self._shared = SharedUsage()
 
     def check(self, tenant: str, *, batch: bool = False, beside: int = 0) -> None:
         """Raises QuotaExceeded unless the tenant may begin a completion now.
@@ -79,10 +89,32 @@ class TenantQuotas:
         """Counts tokens that a tenant has used; `tokens` is asked only if there is a quota."""
         limits = self._limits_of(tenant)
         if limits.tokens_per_minute and (count := tokens()) > 0:
-            self._used[tenant] = self._used_now(tenant) + count, self._clock.monotonic()
-            self._used.move_to_end(tenant)
-            if len(self._used) > _MAX_TENANTS:
-                self._used.popitem(last=False)
+            self._add(tenant, count)
+            if self._shared:
+                self._shared.count(tenant, count)
+
+    def usage(self) -> UsageByTenant:
+        """See `UsageExchange.usage`."""
+        if self._shared is None:
+            return {}
+        limits_of = self._limits_of
+        limited = [each for each in self._running if limits_of(each).max_inflight is not None]
+        owed = {tenant: self._used_now(tenant) for tenant in reversed(list(self._used))}
+        return self._shared.own(limited, self._running, self._batch_running, owed)
+
+    def learn(self, others: Mapping[str, UsageByTenant]) -> None:
+        """See `UsageExchange.learn`."""
+        if self._shared:
+            for tenant, tokens in self._shared.learn(others, self._used_now).items():
+                if self._limits_of(tenant).tokens_per_minute:
+                    self._add(tenant, tokens)
+            self._wake_all()
+
+    def forget_others(self) -> None:
+        """See `UsageExchange.forget_others`. The tokens that they have told remain."""
+        if self._shared:
+            self._shared.forget_others()
+            self._wake_all()
 
     def is_used_up(self, tenant: str) -> bool:
         """Whether the tenant has used its tokens for now."""
@@ -146,9 +178,11 @@ class TenantQuotas:
         most, most_items = self._limits_of(tenant).max_inflight, self.batch_items(tenant)
         if most is None or most_items is None:
             return True
-        if batch and self._batch_running[tenant] >= most_items:
-            return False
-        return self._running[tenant] + beside < most
+        running, items = self._running[tenant] + beside, self._batch_running[tenant]
+        if self._shared:
+            running += self._shared.running[tenant]
+            items += self._shared.batch_running[tenant]
+        return running < most and not (batch and items >= most_items)
 
     def _debt_seconds(self, tenant: str) -> float:
         """Returns the time until the tenant may begin a completion again, 0 if it may now."""
@@ -159,6 +193,12 @@ class TenantQuotas:
             return _NEVER_SECONDS
         used = self._used_now(tenant)
         return 0.0 if used < rate else (used - rate + 1) * _MINUTE_SECONDS / rate
+
+    def _add(self, tenant: str, tokens: float) -> None:
+        self._used[tenant] = self._used_now(tenant) + tokens, self._clock.monotonic()
+        self._used.move_to_end(tenant)
+        if len(self._used) > _MAX_TENANTS:
+            self._used.popitem(last=False)
 
     def _used_now(self, tenant: str) -> float:
         entry = self._used.get(tenant)
@@ -172,7 +212,7 @@ class TenantQuotas:
         return 0.0
 
     async def _wait(self, tenant: str) -> None:
-        """Waits until a completion of the tenant has ended."""
+        """Waits until there may be room for a completion of the tenant."""
         turn = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(tenant, deque())
         waiting.append(turn)
@@ -197,6 +237,10 @@ class TenantQuotas:
                 turn.set_result(None)
                 break
         self._forget_if_empty(tenant)
+
+    def _wake_all(self) -> None:
+        for tenant in list(self._waiting):
+            self._wake(tenant)
 
     def _forget_if_empty(self, tenant: str) -> None:
         if not self._waiting.get(tenant):

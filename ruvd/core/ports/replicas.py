@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from ruvd.core import tenants
 from ruvd.core.errors import SessionBusy
+from ruvd.core.ports.tenant_usage import UsageExchange
 from ruvd.core.values import value
 
 
@@ -83,6 +84,9 @@ class Replicas(Protocol):
 
     def unused(self, session_id: str) -> None:
         """Says that nobody uses the session here any more, so that it need not be kept."""
+
+    def share_usage(self, exchange: UsageExchange) -> None:
+        """Tells the others what tenants use here, and learns from them, with each renewal."""
 
     async def others(self) -> Sequence[Replica]:
         """Returns the other replicas whose leases last."""

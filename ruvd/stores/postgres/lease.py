@@ -2,16 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ids import unguessable
 from ruvd.core.ports.events import LeaseRenewed, Observer
-from ruvd.stores.postgres import claims
+from ruvd.core.ports.tenant_usage import UsageExchange
+from ruvd.stores.postgres import claims, usage
 from ruvd.stores.postgres.connections import Connections
 from ruvd.stores.postgres.ownership import give_back, touch_running
-from ruvd.stores.postgres.reads import Connection, one
+from ruvd.stores.postgres.reads import Connection, every
+from ruvd.stores.postgres.rows import Row
 
 # Renewals in a lease, so that one or two may fail.
 _RENEWALS = 3
@@ -19,6 +21,19 @@ _RENEWALS = 3
 _MARGIN = 0.1
 # Replicas whose lease was over for this long are forgotten.
 _FORGET_SECONDS = 3600.0
+# Writes this replica's row, and returns the time and the usage of tenants at the others that live.
+_RENEW = """
+WITH renewed AS (
+    INSERT INTO replicas (id, address, until, tenant_usage)
+    VALUES (%(me)s, %(address)s,
+        clock_timestamp() + make_interval(secs => %(seconds)s), %(usage)s)
+    ON CONFLICT (id) DO UPDATE SET until = excluded.until, address = excluded.address,
+        tenant_usage = excluded.tenant_usage
+)
+SELECT extract(epoch FROM clock_timestamp())::double precision, r.id, r.tenant_usage
+FROM (VALUES (1)) one LEFT JOIN replicas r
+ON r.id <> %(me)s AND r.until > clock_timestamp() AND r.tenant_usage <> ''
+"""
 
 
 class Lease:
@@ -40,6 +55,7 @@ class Lease:
         self.replica = unguessable()
         self.address = ""  # at which other replicas reach this one
         self.database_now = 0.0
+        self.usage: UsageExchange | None = None
         self._connections = connections
         self._seconds = seconds
         self._observer = observer
@@ -48,6 +64,7 @@ class Lease:
         self._until = 0.0
         self._unreleased: set[str] = set()
         self._hurry = asyncio.Event()
+        self._renewing = asyncio.Lock()
 
     @property
     def is_valid(self) -> bool:
@@ -75,33 +92,40 @@ class Lease:
     async def renew(self) -> None:
         """Joins the replicas or renews the lease.
 
-        The sessions that this replica's turns have are used meanwhile, for all replicas.
+        The sessions that this replica's turns have are used meanwhile, for all replicas. What
+        tenants use is told to the others, and learned from them.
         """
-        asked = self._monotonic()
-        unreleased = frozenset(self._unreleased)
+        async with self._renewing:  # what is learned must not be older than what is known
+            await self._renew()
 
-        async def renew(db: Connection) -> float:
-            row = await one(
-                db,
-                "INSERT INTO replicas VALUES (%(me)s, %(address)s, clock_timestamp()"
-                " + make_interval(secs => %(seconds)s)) ON CONFLICT (id) DO UPDATE"
-                " SET until = excluded.until, address = excluded.address"
-                " RETURNING extract(epoch FROM clock_timestamp())::double precision",
-                {"me": self.replica, "address": self.address, "seconds": self._seconds},
-            )
+    async def _renew(self) -> None:
+        asked, lasts = self._monotonic(), self.is_valid
+        unreleased = frozenset(self._unreleased)
+        own = usage.encode(self.usage.usage()) if self.usage else ""
+
+        async def renew(db: Connection) -> Sequence[Row]:
+            values = {"me": self.replica, "address": self.address, "seconds": self._seconds}
+            rows = await every(db, _RENEW, {**values, "usage": own})
             if unreleased:
                 await give_back(db, self.replica, unreleased)
             await touch_running(db, self.replica, self._now())
-            return float(row[0]) if row else 0.0
+            return rows
 
         try:
-            self.database_now = await self._connections.run(renew)
+            rows = await self._connections.run(renew)
         except StoreUnavailable:
             self._observer(LeaseRenewed(failed=True))
+            if self.usage and not self.is_valid:
+                self.usage.forget_others()
             raise
         self._observer(LeaseRenewed(failed=False))
+        self.database_now = rows[0][0]
         self._until = asked + self._seconds * (1 - _MARGIN)
         self._unreleased -= unreleased
+        if self.usage:
+            if not lasts:
+                self.usage.forget_others()
+            self.usage.learn({row[1]: usage.decode(row[2]) for row in rows if row[1] is not None})
 
     async def keep(self) -> None:
         """Renews the lease until it is cancelled. A renewal that fails is tried again."""

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from ruvd.core.ports.replicas import Replica, SessionElsewhere
+from ruvd.core.ports.tenant_usage import UsageExchange
 from ruvd.stores.postgres import claims
 from ruvd.stores.postgres.lease import Lease
 from ruvd.stores.postgres.reads import Connection, every, one
@@ -94,6 +95,10 @@ class PostgresReplicas:
         if session_id in self._kept:
             self._kept.discard(session_id)
             self._lease.release_soon(session_id)
+
+    def share_usage(self, exchange: UsageExchange) -> None:
+        """See `Replicas.share_usage`."""
+        self._lease.usage = exchange
 
     async def others(self) -> Sequence[Replica]:
         """See `Replicas.others`."""

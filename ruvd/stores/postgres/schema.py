@@ -155,6 +155,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         INCLUDE (stored_bytes)
         """,
     ),
+    # Written with the lease, so that it goes with it; see `usage`.
+    ("ALTER TABLE replicas ADD COLUMN tenant_usage text NOT NULL DEFAULT ''",),
 )
 # Any number that no other program uses for an advisory lock in the same database.
 _LOCK = 0x72757664
