@@ -33,14 +33,10 @@ _CALLER_ERRORS = (
 
 @dataclass(slots=True)
 class Job:
-    """An operation, and what became of it. One that only `deletes` may run on a full disk.
-
-    `session_id` is the only session that it may change, empty for any.
-    """
+    """An operation, and what became of it. One that only `deletes` may run on a full disk."""
 
     operation: Callable[[sqlite3.Connection], Any]
     cached: Callable[[], Any]
-    session_id: str
     deletes: bool
     future: asyncio.Future[Any]
     result: Any = None

@@ -3,8 +3,8 @@
 A turn begins with its session and its window, which the turn before has just written. To read them
 again would take SQLite a step for each message, each of which releases the interpreter's lock. All
 writes pass the writer's thread, which keeps the cache and clears it when a transaction is undone,
-so the cache is as current as the file. The event loop reads a session only while that thread has no
-job that may change it. All that the thread may do meanwhile is forget the session.
+so the cache is as current as the file. The event loop reads it only while that thread has no jobs;
+all that the thread may do meanwhile is clear it.
 """
 
 from collections import OrderedDict

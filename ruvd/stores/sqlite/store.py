@@ -40,7 +40,7 @@ from ruvd.stores.sqlite.sealing import RowSealing
 from ruvd.stores.sqlite.session_cache import CACHE_BYTES, CACHED_SESSION_BYTES, SessionCache
 from ruvd.stores.sqlite.tenant_totals import tenant_counts
 from ruvd.stores.sqlite.tombstones import Tombstones
-from ruvd.stores.sqlite.worker import ANY_SESSION, SqliteWorker
+from ruvd.stores.sqlite.worker import SqliteWorker
 from ruvd.stores.sqlite.workers import Workers
 
 
@@ -144,15 +144,12 @@ class SqliteStore:
                 session_id, lambda db: writes.begin_turn(db, *kept, session_id, request_id, now)
             ),
             lambda: writes.begin_turn_cached(self._session_cache, session_id, request_id, now),
-            session_id=session_id,
         )
 
     async def commit(self, commit: Commit) -> Sequence[RemovedSession]:
         """See `Store.commit`."""
         return await self._workers.write(
-            lambda db: writes.commit(db, self._session_cache, self._tombstones, commit),
-            # A new session may take the place of others.
-            session_id=ANY_SESSION if commit.create else commit.session.id,
+            lambda db: writes.commit(db, self._session_cache, self._tombstones, commit)
         )
 
     async def fork(self, commit: Commit, parent_id: str) -> Sequence[RemovedSession]:
@@ -170,7 +167,7 @@ class SqliteStore:
     async def touch(self, session_id: str, now: float) -> bool:
         """See `Store.touch`."""
         return await self._workers.write(
-            lambda db: writes.touch(db, self._session_cache, session_id, now), session_id=session_id
+            lambda db: writes.touch(db, self._session_cache, session_id, now)
         )
 
     async def end(self, session_id: str, *, gone: Gone | None = None, now: float = 0.0) -> bool:

@@ -32,9 +32,6 @@ _MAX_IDLE_LATENESS_SECONDS = 0.25
 # Limits how long the first caller of a batch waits for the last operation.
 _MAX_BATCH = 128
 
-# The session of an operation that may change any of them.
-ANY_SESSION = ""
-
 _DATABASE_ERRORS = (FilesLost, StoreLocked, StoreUnavailable, sqlite3.Error, OSError)
 
 
@@ -80,9 +77,7 @@ class SqliteWorker:
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._next_jobs: list[Job] = []
-        # The numbers of pending jobs by the session that they may change.
-        self._pending: dict[str, int] = {}
+        self._pending = 0
         self._closing = False
         self._closed = asyncio.Event()
         # Only the thread uses the attributes below.
@@ -101,46 +96,30 @@ class SqliteWorker:
         operation: Callable[[sqlite3.Connection], _T],
         cached: Callable[[], _T | None] = lambda: None,
         *,
-        session_id: str = ANY_SESSION,
         deletes: bool = False,
     ) -> _T:
         """Returns the operation's result once its transaction is committed.
 
-        `session_id` is the only session that the operation may change. An operation that only
-        `deletes` also works on a full disk. If `cached` returns a result, that is returned instead.
-        It is called after the operations queued before that may change the session: on the thread,
-        or at once if there are none. Raises what the operation raised, StoreUnavailable for a
-        database error, and StoreLocked.
+        An operation that only `deletes` also works on a full disk. If `cached` returns a result,
+        that is returned instead. It is called after the operations queued before: on the thread, or
+        at once if there are none. Raises what the operation raised, StoreUnavailable for a database
+        error, and StoreLocked.
         """
         if self._closing:
             raise StoreUnavailable("the store is closed")
-        pending = self._pending
-        is_unchanged = not pending or (session_id not in pending and ANY_SESSION not in pending)
-        if is_unchanged and (result := cached()) is not None:
+        if not self._pending and (result := cached()) is not None:
             return result
         future: asyncio.Future[_T] = self._loop.create_future()
-        pending[session_id] = pending.get(session_id, 0) + 1
-        if not self._next_jobs:
-            self._loop.call_soon(self._hand_over)
-        self._next_jobs.append(Job(operation, cached, session_id, deletes, future))
+        self._pending += 1
+        self._queue.put(Job(operation, cached, deletes, future))
         return await future
 
     async def close(self) -> None:
         """Runs what is queued, disconnects and ends the thread. Idempotent."""
         if not self._closing:
             self._closing = True
-            self._hand_over()
             self._queue.put(None)
         await self._closed.wait()
-
-    def _hand_over(self) -> None:
-        """Gives the thread the jobs of one pass of the loop, for which it wakes once.
-
-        The loop waits for events next and releases the interpreter's lock, which the thread needs.
-        """
-        jobs, self._next_jobs = self._next_jobs, []
-        for job in jobs:
-            self._queue.put(job)
 
     def _main(self) -> None:
         idle_due: float | None = None
@@ -261,7 +240,7 @@ class SqliteWorker:
             self._loop.call_soon_threadsafe(callback, *args)
 
     def _answer(self, jobs: list[Job], fault: str | None) -> None:
-        self._remove_pending(jobs)
+        self._pending -= len(jobs)
         self._report(fault)
         if fault is None and (writes := sum(job.wrote for job in jobs)):
             self._committed(writes)
@@ -273,12 +252,6 @@ class SqliteWorker:
             else:
                 job.future.set_result(job.result)
 
-    def _remove_pending(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            left = self._pending.pop(job.session_id) - 1
-            if left:
-                self._pending[job.session_id] = left
-
     def _finish(self, jobs: list[Job], failed: bool) -> None:  # noqa: FBT001 - called by the loop
         detail = "the store is closed"
         if failed:
@@ -286,7 +259,6 @@ class SqliteWorker:
             detail = "the store's thread has failed: restart ruvd"
             self._report(detail)
         self._closing = True
-        self._hand_over()
         while not self._queue.empty():
             job = self._queue.get_nowait()
             if job is not None:

@@ -10,7 +10,7 @@ from ruvd.core.ports.store import StoreLocked
 from ruvd.stores.sqlite import reads
 from ruvd.stores.sqlite.availability import Availability
 from ruvd.stores.sqlite.database import DatabaseFile
-from ruvd.stores.sqlite.worker import ANY_SESSION, SqliteWorker
+from ruvd.stores.sqlite.worker import SqliteWorker
 
 _T = TypeVar("_T")
 
@@ -59,15 +59,12 @@ class Workers:
         operation: Callable[[sqlite3.Connection], _T],
         cached: Callable[[], _T | None] = lambda: None,
         *,
-        session_id: str = ANY_SESSION,
         deletes: bool = False,
     ) -> _T:
         """Runs an operation in a transaction; on a full disk only one that `deletes`."""
         if self._availability.full_disk and not deletes:
             raise StoreUnavailable(self._availability.full_disk)
-        return await self._run(
-            self._writer, operation, cached, session_id=session_id, deletes=deletes
-        )
+        return await self._run(self._writer, operation, cached, deletes=deletes)
 
     async def read(
         self, operation: Callable[[sqlite3.Connection], _T], session_id: str | None = None
@@ -89,7 +86,6 @@ class Workers:
         operation: Callable[[sqlite3.Connection], _T],
         cached: Callable[[], _T | None] = lambda: None,
         *,
-        session_id: str = ANY_SESSION,
         deletes: bool = False,
     ) -> _T:
         if worker is None:
@@ -97,7 +93,7 @@ class Workers:
         if self._file.watch.lost is not None:
             raise StoreUnavailable(self._file.watch.lost)
         try:
-            return await worker.run(operation, cached, session_id=session_id, deletes=deletes)
+            return await worker.run(operation, cached, deletes=deletes)
         except StoreLocked as locked:
             raise StoreUnavailable(str(locked)) from locked
         except DataCorrupted as error:
