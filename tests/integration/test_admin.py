@@ -184,7 +184,8 @@ async def test_the_default_socket_is_beside_the_store_and_private(
         running.kill()
         await running.ended()
     async with daemon(*ECHO, *flags) as again:  # the stale socket is replaced
-        assert await outcomes(f"unix:{socket}") == {"OK"}
+        # A backup's name has the second, and the one before may be of the same second.
+        assert await outcomes(f"unix:{socket}") - {"BACKUP_EXISTS"} == {"OK"}
         await again.stop()
     assert not socket.exists()
 
