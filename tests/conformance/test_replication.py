@@ -47,7 +47,7 @@ def frozen(standby: Server) -> Iterator[None]:
 
 
 async def recorded(store: PostgresStore) -> list[object]:
-    """What each look-up of the request says, or its error."""
+    """Returns the answer to each look-up of the request, or its error."""
     found = await asyncio.gather(
         store.idempotency_record("s", "r"),
         store.completion("c"),
