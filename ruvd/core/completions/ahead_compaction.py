@@ -100,8 +100,9 @@ class AheadCompaction:
                     self._queue(session.id)
             case CompletionEnded(session_id=session_id) if session_id in self._written:
                 self._queue(session_id)  # a turn had it when the summary was to be stored
-            case SessionCreated(session_id):
-                self._queue(session_id)  # it may have come with a long history
+            case SessionCreated(session_id, session):
+                if session is not None and self.takes(session):
+                    self._queue(session_id)  # it has come with a long history
             case SessionCompacted(session):
                 self._written.pop(session.id, None)
                 if self._prefix_cache:

@@ -1,5 +1,6 @@
 """The events that observers are told of, within the call in which each happens."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -227,9 +228,10 @@ class CompactionGivenUp:
 
 @value(frozen=True, slots=True)
 class SessionCreated:
-    """A session was committed for the first time."""
+    """A session was committed for the first time. It may have come with a long history."""
 
     session_id: str
+    session: Session | None = dataclasses.field(default=None, compare=False)
 
 
 @value(frozen=True, slots=True)

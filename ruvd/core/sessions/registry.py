@@ -252,7 +252,7 @@ class SessionRegistry:
             reason = "idle" if session.expired else "capacity"
             self._observer(SessionGone(session.session_id, reason))
         if commit.create:
-            self._observer(SessionCreated(commit.session.id))
+            self._observer(SessionCreated(commit.session.id, commit.session))
 
     async def touch(self, session_id: str) -> None:
         """Records that a turn ended in the session without a commit."""
