@@ -18,28 +18,34 @@ class LastOptions:
 
     def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._options: OrderedDict[str, CompletionOptions] = OrderedDict()
+        # By session, the longest unused first: the options, and their size.
+        self._options: OrderedDict[str, tuple[CompletionOptions, int]] = OrderedDict()
         self._bytes = 0
 
     def get(self, session_id: str) -> CompletionOptions:
         """Returns the options of the session's last turn, or the default ones if unknown."""
-        return self._options.get(session_id) or CompletionOptions()
+        kept = self._options.get(session_id)
+        return kept[0] if kept else CompletionOptions()
 
     def put(self, session_id: str, options: CompletionOptions) -> None:
         """Keeps the options of a turn."""
         self.drop(session_id)
-        self._options[session_id] = options
-        self._bytes += _size(options)
+        size = _size(options)
+        self._options[session_id] = options, size
+        self._bytes += size
         while self._bytes > self._max_bytes:
-            self._bytes -= _size(self._options.popitem(last=False)[1])
+            self._bytes -= self._options.popitem(last=False)[1][1]
 
     def drop(self, session_id: str) -> None:
         """Forgets a session."""
-        options = self._options.pop(session_id, None)
-        if options is not None:
-            self._bytes -= _size(options)
+        if kept := self._options.pop(session_id, None):
+            self._bytes -= kept[1]
 
 
 def _size(options: CompletionOptions) -> int:
-    texts = sum(len(tool.parameters) + len(tool.description) for tool in options.tools)
-    return _ENTRY_BYTES + texts + len(str(options.extra_body)) + 16 * len(options.logit_bias)
+    size = _ENTRY_BYTES + 16 * len(options.logit_bias)
+    if options.tools:
+        size += sum(len(tool.parameters) + len(tool.description) for tool in options.tools)
+    if options.extra_body:
+        size += len(str(options.extra_body))
+    return size
