@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from llama_http import API_KEY, MODEL, llama_server
 from running import RunningDaemon, StartDaemon
 from wire import events, turn
 
@@ -107,6 +108,31 @@ async def test_the_summary_is_read_from_the_cache_and_so_is_the_turn_after_it(
         assert usage.cached_tokens >= 0.7 * usage.prompt_tokens
         tokens = await asyncio.to_thread(compaction_tokens, running)
         assert tokens["cached"] >= 0.7 * tokens["prompt"]
+
+
+async def test_a_real_server_elsewhere_reads_the_summary_from_its_cache(
+    daemon: StartDaemon, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text(API_KEY)
+    async with llama_server(context_tokens=2048, slots=1) as server:
+        flags = ("--engine", "openai", "--base-url", server.url, "--model", MODEL)
+        flags += ("--api-key-file", str(tmp_path / "key"), "--affinity", "llama-server")
+        flags += ("--metrics-listen", "127.0.0.1:0")
+        async with daemon(*flags) as running, running.stub() as stub:
+            request = pb.CreateSessionRequest(session_id="s", context_window=WINDOW)
+            await stub.CreateSession(request)
+            for number in range(4):
+                text = f"Ship {number} brought salt, oranges and eleven crates of glass. " * 3
+                await events(stub, turn(text, "s", options=pb.CompletionOptions(max_tokens=8)))
+            session = await compacted(stub, 1)
+            assert session.summary_exchange_count == 3
+            assert session.summary
+            started, *_ = await events(
+                stub, turn("And now?", "s", options=pb.CompletionOptions(max_tokens=4))
+            )
+            assert started.started.context_summarized
+            tokens = await asyncio.to_thread(compaction_tokens, running)
+            assert tokens["cached"] >= 0.7 * tokens["prompt"]
 
 
 def compaction_tokens(running: RunningDaemon) -> dict[str, float]:
