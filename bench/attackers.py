@@ -37,6 +37,7 @@ _GZIP_BYTES = 64 << 20
 _SESSION_MB = 15
 _SESSIONS = 1000
 _CALL_SECONDS = 30.0
+OWN_DEADLINE = "own deadline"
 _PAUSE_SECONDS = 0.1
 _HOLD_SECONDS = 3.0
 _CHANNELS = 6
@@ -271,7 +272,7 @@ def outcome(error: grpc.aio.AioRpcError) -> str:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in text:
         return "too large for gRPC"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"own deadline of {_CALL_SECONDS:g} s"
+        return f"{OWN_DEADLINE} of {_CALL_SECONDS:g} s"
     return f"bare {code.name}: {text}"[:120]
 
 
