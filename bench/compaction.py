@@ -124,6 +124,8 @@ async def beside(harness: Harness, window: ContextWindow, turns: int) -> tuple[l
     done = asyncio.Event()
 
     async def talk(number: int, name: str) -> None:
+        # One after the other, as independent callers come.
+        await asyncio.sleep(number * _OTHERS_REST_SECONDS / _BESIDE)
         exchange = 0
         while not done.is_set():
             await harness.say(name, _message(number, exchange), max_tokens=16)
@@ -185,6 +187,12 @@ def main() -> None:
             f" {long.evaluated} tokens: {long.turn_tokens} in turns, {long.ahead_tokens} ahead,"
             f" {long.summary_tokens} for summaries"
         )
+        if long.after_compaction:
+            others = [each for each in long.first_tokens if each not in long.after_compaction]
+            print(
+                f"{name}: slowest first token after a compaction {max(long.after_compaction):.3f} s,"
+                f" of the other turns {max(others):.3f} s"
+            )
     criteria = _criteria(longs, loads, f"rolling {options.rolling}")
     for criterion in criteria:
         print(criterion)
