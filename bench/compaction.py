@@ -190,8 +190,8 @@ def main() -> None:
         if long.after_compaction:
             others = [each for each in long.first_tokens if each not in long.after_compaction]
             print(
-                f"{name}: slowest first token after a compaction {max(long.after_compaction):.3f} s,"
-                f" of the other turns {max(others):.3f} s"
+                f"{name}: slowest first token after a compaction"
+                f" {max(long.after_compaction):.3f} s, of the other turns {max(others):.3f} s"
             )
     criteria = _criteria(longs, loads, f"rolling {options.rolling}")
     for criterion in criteria:
