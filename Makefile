@@ -53,6 +53,7 @@ test-clients: setup ## build, lint and test the clients in other languages
 	@set -e; for each in $(LANGUAGES); do \
 	  $(MAKE) --no-print-directory -C clients/$$each build lint check-generated test; \
 	done
+	cd bench/go && go vet ./...
 	$(BIN)/pytest -n 2 -m languages --no-cov tests/clients
 
 REPLICAS_SECONDS ?= 600

@@ -23,7 +23,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import uvloop
@@ -41,9 +41,11 @@ _CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + _CHUNKED
 _JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 _END = b"0\r\n\r\n"
-# As long as the ids that replace it, so that the HTTP chunks keep their lengths.
-_RESPONSE_ID = b"resp_0123456789"
-_MESSAGE_ID = "msg_0123456789"
+# The end of the ids of a response and of its message. It is as long as the ones that replace it, so
+# that the HTTP chunks keep their lengths.
+_NUMBER = b"_0123456789"
+_RESPONSE_ID = f"resp{_NUMBER.decode()}"
+_MESSAGE_ID = f"msg{_NUMBER.decode()}"
 
 
 def token(number: int) -> str:
@@ -60,6 +62,15 @@ class Answer:
     rest: bytes
     first_seconds: float = 0.0
     token_seconds: float = 0.0
+
+    def numbered(self, number: bytes) -> Answer:
+        """Returns the answer with other ids: some gateways store messages by their ids."""
+        return replace(
+            self,
+            head=self.head.replace(_NUMBER, number),
+            tokens=tuple(token.replace(_NUMBER, number) for token in self.tokens),
+            rest=self.rest.replace(_NUMBER, number),
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ def _response(model: str, tokens: int, *pace: float) -> Answer:
 
     def response(status: str, output: Sequence[Any], usage: Any) -> dict[str, Any]:
         return {
-            "id": _RESPONSE_ID.decode(), "object": "response", "created_at": 1_700_000_000,
+            "id": _RESPONSE_ID, "object": "response", "created_at": 1_700_000_000,
             "status": status, "model": model, "output": output, "usage": usage, "tools": [],
             "parallel_tool_calls": True, "tool_choice": "auto", "error": None, "metadata": {},
         }  # fmt: skip
@@ -221,7 +232,8 @@ class Connection(asyncio.Protocol):
             usage = b'"include_usage"' in body
             self._begin(answers.with_usage if usage else answers.without_usage)
         elif head.startswith(b"POST /v1/responses"):
-            self._begin(self._answers_for(body).response, b"resp_%010d" % next(self._responses))
+            answer = self._answers_for(body).response
+            self._begin(answer.numbered(b"_%010d" % next(self._responses)))
         else:
             models = [{"id": name, "object": "model"} for name in self._models]
             content = json.dumps({"object": "list", "data": models}).encode()
@@ -233,29 +245,24 @@ class Connection(asyncio.Protocol):
                 return self._models[name]
         return self._models[MODEL]
 
-    def _begin(self, answer: Answer, response_id: bytes = b"") -> None:
-        rest = answer.rest
-        head = answer.head
-        if response_id:
-            rest = rest.replace(_RESPONSE_ID, response_id)
-            head = head.replace(_RESPONSE_ID, response_id)
+    def _begin(self, answer: Answer) -> None:
         if answer.first_seconds:
-            self._loop.call_later(answer.first_seconds, self._send, answer, 0, head, rest)
+            self._loop.call_later(answer.first_seconds, self._send, answer, 0, answer.head)
         else:
-            self._send(answer, 0, head, rest)
+            self._send(answer, 0, answer.head)
 
-    def _send(self, answer: Answer, number: int, head: bytes, rest: bytes) -> None:
+    def _send(self, answer: Answer, number: int, head: bytes = b"") -> None:
         """Writes token `number` after `head`, and schedules the next token."""
         if self._transport is None:
             return
         if number + 1 == len(answer.tokens):
-            self._write(head + answer.tokens[number] + rest)
+            self._write(head + answer.tokens[number] + answer.rest)
             return
         self._write(head + answer.tokens[number])
         if answer.token_seconds:
-            self._loop.call_later(answer.token_seconds, self._send, answer, number + 1, b"", rest)
+            self._loop.call_later(answer.token_seconds, self._send, answer, number + 1)
         else:
-            self._loop.call_soon(self._send, answer, number + 1, b"", rest)
+            self._loop.call_soon(self._send, answer, number + 1)
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:

@@ -9,16 +9,24 @@ litellm      LiteLLM's proxy with one worker
 smg          the Shepherd Model Gateway, chat completions API, of which it keeps no history
 smg-history  the same process, Responses API: it keeps each answer in memory, and each request
              continues the answer before it, ten at most
+agentic      vLLM's stateful gateway of the Responses API, which stores conversations in SQLite: the
+             one that does most of what ruvd's sessions do. Each request continues the one before
+vllm         vLLM's router, which passes requests on
+nginx        a reverse proxy that passes bytes on: a physical bound
 ferrogw      Ferro Labs' gateway
 ferrogw-told the same process; the client sends the history with each request, as much of it as
              ruvd's sessions send, so that the upstream gets the same prompts from both
+go           a small Go server of ruvd's API (`bench/go/server`) without ruvd's promises: what the
+             protocol costs compiled
+go-sessions  the same process with sessions, in memory
 naive        thirty lines of grpc.aio and httpx (`bench/naive_relay.py`) that only relay
 ruvd         `ruvd serve --engine openai` on a Unix socket, stateless completions
 tcp          the same on a loopback port
 sessions     on a Unix socket, with a session for each parallel stream, stored in sqlite: every
              answer is on disk before its stream ends, and each prompt contains the history
 
-All HTTP targets are called by the same client code.
+All HTTP targets are called by the same client code. ruvd and the Go server are also called by a
+client in Go.
 
 The cases are: one stream at a time, with a paced mock (20 ms to the first token, 1 ms per token),
 for the time added to the first token; 1, 16, 32, 64 and 256 parallel streams, without pace, which
@@ -50,123 +58,20 @@ from typing import Any
 
 import uvloop
 
-from bench import environments, runner
-from bench import relay_servers as servers
+from bench import environments, go_programs, relay_go_client, runner
 from bench.machine import describe
-from bench.mock_upstream import POD_MODEL, POD_TOKENS
 from bench.relay_clients import (
-    Client,
     GrpcClient,
-    HistoryClient,
-    HttpClient,
-    ResponsesClient,
-    closing,
 )
-from bench.relay_gateways import GATEWAYS
+from bench.relay_gateways import GATEWAYS, PACKAGES
 from bench.relay_report import TITLES, criteria, results, show
+from bench.relay_start import start
 from bench.relay_targets import ALONE, CASES, POD, Case, Target
 from bench.runner import log_progress
 
-# Targets that use the process of another target.
-_PROCESSES = {"smg-history": "smg", "ferrogw-told": "ferrogw"}
-_CLIENTS = {"smg-history": ResponsesClient, "ferrogw-told": HistoryClient}
 _SLOW = ("litellm",)
+_GO_CLIENT = ("ruvd", "sessions", "go", "go-sessions")
 _QUICK_CASES = ("alone", "16", "pod")
-# Enough for the largest case with sessions; all other settings have their defaults.
-_MAX_SESSIONS = ("--max-sessions", "1000")
-
-
-async def environment_of(
-    options: argparse.Namespace, name: str, left_out: dict[str, str]
-) -> Path | None:
-    """Returns a gateway's environment, made if necessary.
-
-    Returns None and notes the reason in `left_out` if there is none.
-    """
-    folder: Path = (options.environments / name).absolute()
-    if name == "litellm" and options.litellm_env:
-        folder = options.litellm_env.absolute()
-    if options.installed_only and not environments.is_installed(name, folder):
-        left_out[name] = "not installed"
-        return None
-    try:
-        await environments.install(name, folder)
-    except environments.NotInstalled as failure:
-        left_out[name] = str(failure)
-        return None
-    return folder
-
-
-async def start(
-    options: argparse.Namespace, folder: Path, stack: AsyncExitStack, left_out: dict[str, str]
-) -> list[Target]:
-    """Starts all selected servers before the first is measured, and warms them up."""
-    wanted = list(dict.fromkeys(_PROCESSES.get(name, name) for name in options.only))
-    found = {
-        name: await environment_of(options, name, left_out) for name in wanted if name in GATEWAYS
-    }
-    log_progress(f"starting {', '.join(options.only)}")
-    mock, port = await stack.enter_async_context(
-        servers.mock(
-            folder, tokens=options.tokens, first_ms=options.first_ms, token_ms=options.token_ms
-        )
-    )
-    await servers.until_answering(mock, port, "/v1/models")
-    http = {"mock": (mock, port)}
-    for name, environment in found.items():
-        if environment is None:
-            continue
-        try:
-            http[name] = await stack.enter_async_context(GATEWAYS[name](folder, environment, port))
-        except (servers.Failed, OSError) as failure:
-            left_out[name] = str(failure).splitlines()[0]
-    targets = []
-    for name in options.only:
-        clients: tuple[Client, Client]
-        if (process := _PROCESSES.get(name, name)) in http:
-            server, server_port = http[process]
-            client_class = _CLIENTS.get(name, HttpClient)
-            clients = (
-                client_class(server_port, options.tokens),
-                client_class(server_port, POD_TOKENS, paced_model=POD_MODEL),
-            )
-        elif process in GATEWAYS:
-            log_progress(f"{TITLES[name]} is left out: {left_out[process]}")
-            continue
-        else:
-            server, address = await start_grpc(options, name, folder, port, stack)
-            with_sessions = name == "sessions"
-            clients = (
-                GrpcClient(address, options.tokens, sessions=with_sessions),
-                GrpcClient(address, POD_TOKENS, sessions=with_sessions, paced_model=POD_MODEL),
-            )
-        for client in clients:
-            await stack.enter_async_context(closing(client))
-        targets.append(Target(name, server, *clients))
-    for target in targets:
-        await target.warm()
-    return targets
-
-
-async def start_grpc(
-    options: argparse.Namespace, name: str, folder: Path, port: int, stack: AsyncExitStack
-) -> tuple[servers.Server, str]:
-    """Starts a relay that serves ruvd's API and returns its process and address."""
-    if name == "naive":
-        server, address = await stack.enter_async_context(servers.naive(folder, port))
-        await servers.until_serving(server, address, service=None)
-        return server, address
-    daemon = servers.ruvd(
-        name,
-        folder,
-        port,
-        store=f"sqlite:{folder / 'sessions.db'}" if name == "sessions" else "memory",
-        listen=f"127.0.0.1:{servers.free_port()}" if name == "tcp" else "",
-        flags=(*_MAX_SESSIONS, *options.ruvd_flag),
-    )
-    server, address = await stack.enter_async_context(daemon)
-    await servers.until_serving(server, address, service="readiness")
-    return server, address
 
 
 async def measure(options: argparse.Namespace, targets: Sequence[Target]) -> None:
@@ -208,18 +113,41 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         async with AsyncExitStack() as stack:
             targets = await start(options, Path(folder), stack, left_out)
             await measure(options, targets)
+            go_client = await measure_go_client(options, targets, left_out)
             versions = {
-                target.name: environments.version(target.name, target.name)
+                target.name: environments.version(target.name, PACKAGES[target.name])
                 for target in targets
-                if target.name in GATEWAYS
+                if target.name in PACKAGES
             }
     return {
         **figures,
+        "go_client": go_client,
         "versions": versions,
         "left_out": left_out,
         "cases": results(targets),
         "criteria": criteria(targets),
     }
+
+
+async def measure_go_client(
+    options: argparse.Namespace, targets: Sequence[Target], left_out: dict[str, str]
+) -> dict[str, Any]:
+    """Measures the servers of ruvd's API with a client in Go, if it can be built."""
+    addresses = {
+        target.name: (target.server, target.client.address)
+        for target in targets
+        if isinstance(target.client, GrpcClient) and target.name in _GO_CLIENT
+    }
+    if not addresses or options.quick:
+        return {}
+    try:
+        folder = await go_programs.build()
+    except environments.NotInstalled as failure:
+        left_out["go-client"] = str(failure)
+        return {}
+    return await relay_go_client.measure(
+        folder / "client", addresses, options.rounds, options.seconds
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -258,6 +186,7 @@ def main() -> int:
     figures = runner.run("relay", run(options), runner=uvloop.run)
     print(figures["machine"])
     show(figures)
+    relay_go_client.show(figures["go_client"], TITLES)
     runner.write_json(options.json, figures)
     rows = [row for case in figures["cases"].values() for row in case["targets"].items()]
     return int(any("failed" in row for name, row in rows if name not in GATEWAYS))

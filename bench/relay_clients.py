@@ -22,6 +22,7 @@ from ruvd.v1 import session_service_pb2 as pb
 
 TEXT = "Tell me in a few words what a sidecar is, and when one is better than a library. " * 3
 _TOKEN = re.compile(rb'"(?:content|delta)": ?"( word\d\d)"')
+_CHUNK_END = re.compile(rb"\r\n[0-9a-f]+\r\n")
 _RESPONSE_ID = re.compile(rb'"id": ?"(resp_[^"]+)"')
 # The defaults of a session's context window: at most 10 exchanges, of which a trim keeps 3. A chain
 # of responses and a client's own history are as long, so that all prompts are alike.
@@ -100,6 +101,8 @@ class _HttpStream(asyncio.Protocol):
             raise
         answer = b"".join(self._parts)
         tokens = _TOKEN.findall(answer)
+        if tokens != expected:  # a chunk may end within a token
+            tokens = _TOKEN.findall(_CHUNK_END.sub(b"", answer))
         if tokens != expected:
             raise StreamBroken(answer[:500].decode(errors="replace"))
         return Stream(self._first - began, ended - began, len(tokens)), answer
@@ -230,7 +233,7 @@ class GrpcClient:
         self, address: str, tokens: int, *, sessions: bool, paced_model: str = PACED_MODEL
     ) -> None:
         self._models = {False: MODEL, True: paced_model}
-        self._address = address
+        self.address = address
         self._connections: dict[int, GrpcConnection] = {}
         self._one_each = False
         self._expected = "".join(token(number) for number in range(tokens))
@@ -261,7 +264,7 @@ class GrpcClient:
     async def _connected(self, number: int) -> GrpcConnection:
         connection = self._connections.get(number)
         if connection is None or connection.transport is None:
-            connection = self._connections[number] = await connect(self._address, _METHOD)
+            connection = self._connections[number] = await connect(self.address, _METHOD)
         return connection
 
     def new_round(self) -> None:

@@ -214,6 +214,17 @@ async def naive(folder: Path, mock_port: int) -> AsyncIterator[tuple[Server, str
         yield server, address
 
 
+@asynccontextmanager
+async def go(program: Path, folder: Path, mock_port: int) -> AsyncIterator[tuple[Server, str]]:
+    """Runs the Go server of ruvd's API and yields it with its address."""
+    path = folder / "go.sock"
+    base_url = f"http://127.0.0.1:{mock_port}/v1"
+    async with running(
+        "go", folder, str(program), "-listen", str(path), "-base-url", base_url
+    ) as server:
+        yield server, f"unix:{path}"
+
+
 def free_port() -> int:
     """Returns a loopback port that is free at the moment."""
     with socket.socket() as probe:
