@@ -39,8 +39,8 @@ class ListeningSettings(BaseSettings):
     )
     tls_cert_file: OptionalPath = _listening(
         None,
-        "Certificate (PEM) of the TCP addresses in listen, with its chain. It is read again when "
-        "it changes. Unset: no TLS.",
+        "Certificate (PEM) of the TCP addresses in listen and http_listen, with its chain. It is "
+        "read again when it changes. Unset: no TLS.",
     )
     tls_key_file: OptionalPath = _listening(
         None, "Unencrypted key (PEM) of the certificate in tls_cert_file."
@@ -99,6 +99,11 @@ class ListeningSettings(BaseSettings):
         "is evicted, or a new one is refused.",
     )
 
+    http_listen: str = _listening(
+        "",
+        "Address of OpenAI's API over HTTP: host:port, unix:PATH, or unix:PATH;tenant=T;role=R. "
+        "Unset: none.",
+    )
     admin_listen: str = _listening(
         "auto",
         "Socket for administration, which only this user can open: unix:PATH, none, or auto for "
@@ -127,6 +132,13 @@ class ListeningSettings(BaseSettings):
             raise ValueError("must be host:port")
         if value:
             check_listen(value)
+        return value
+
+    @field_validator("http_listen")
+    @classmethod
+    def _http_address(cls, value: str) -> str:
+        if value:
+            check_listen(parse_listen(value).name)
         return value
 
     @field_validator("admin_listen")
@@ -169,8 +181,12 @@ class ListeningSettings(BaseSettings):
     @model_validator(mode="after")
     def _check_listening(self) -> Self:
         self._check_remote()
-        if self.admin_listen in [each.name for each in self.listeners]:
+        taken = [each.name for each in (*self.listeners, *self.http_listeners)]
+        if self.admin_listen in taken:
             raise ValueError("admin_listen must be another socket than those of listen")
+        own = [each.name for each in self.listeners]
+        if any(each.name in own and not each.name.endswith(":0") for each in self.http_listeners):
+            raise ValueError("http_listen must be another address than those of listen")
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("tls_cert_file and tls_key_file need each other")
         if self.client_ca_file and not self.tls_cert_file:
@@ -189,12 +205,13 @@ class ListeningSettings(BaseSettings):
         """Raises ValueError for an address that other machines can reach and must not."""
         if self.allow_remote_insecure:
             return
-        remote = [each.name for each in self.listeners if not is_loopback(each.name)]
+        addresses = (*self.listeners, *self.http_listeners)
+        remote = [each.name for each in addresses if not is_loopback(each.name)]
         if remote and not (self.tls_cert_file and self.has_identity):
             raise ValueError(
-                f"listen: {', '.join(remote)} is not loopback and needs TLS (tls_cert_file) and an "
-                "identity of callers (client_ca_file, tokens_file or jwt_issuer); set "
-                "allow_remote_insecure to listen there without"
+                f"listen, http_listen: {', '.join(remote)} is not loopback and needs TLS "
+                "(tls_cert_file) and an identity of callers (client_ca_file, tokens_file or "
+                "jwt_issuer); set allow_remote_insecure to listen there without"
             )
         if self.metrics_listen and not is_loopback(self.metrics_listen):
             raise ValueError(
@@ -208,6 +225,11 @@ class ListeningSettings(BaseSettings):
         return [parse_listen(address) for address in self.listen]
 
     @property
+    def http_listeners(self) -> list[NamedIdentity]:
+        """The HTTP addresses, each with the tenant and role of a socket's callers."""
+        return [parse_listen(self.http_listen)] if self.http_listen else []
+
+    @property
     def certificates_identify(self) -> bool:
         """Whether client certificates say who calls."""
         return self.client_ca_file is not None and bool(self.client_identities)
@@ -215,6 +237,6 @@ class ListeningSettings(BaseSettings):
     @property
     def has_identity(self) -> bool:
         """Whether every call needs an identity."""
-        named_sockets = any(each.tenant for each in self.listeners)
+        named_sockets = any(each.tenant for each in (*self.listeners, *self.http_listeners))
         tokens = self.tokens_file is not None or bool(self.jwt_issuer)
         return named_sockets or tokens or self.certificates_identify

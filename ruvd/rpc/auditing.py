@@ -180,6 +180,13 @@ class CallAudit:
         return wrapped
 
 
+def note_request(request: Any) -> None:
+    """Notes the ids in a request of the call that is being handled."""
+    audited = _current.get()
+    if audited is not None:
+        audited.note_request(request)
+
+
 def observe(event: Event) -> None:
     """Tells the audited call within which an event happens. An Observer."""
     audited = _current.get()

@@ -53,6 +53,8 @@ class ServerTls:
             files[settings.client_ca] = client_ca_file
         self._asks_clients = client_ca_file is not None
         self._current: grpc.ServerCertificateConfiguration
+        # They load the same files for other protocols, and raise ValueError if they cannot.
+        self.followers: list[Callable[[], None]] = []
         self.files = WatchedFiles(files, self._load)
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -86,6 +88,8 @@ class ServerTls:
         authorities = contents.get(settings.client_ca)
         if authorities is not None:
             _certificates(settings.client_ca, authorities)
+        for follow in self.followers:
+            follow()
         self._current = grpc.ssl_server_certificate_configuration(
             [(key, chain)], root_certificates=authorities
         )

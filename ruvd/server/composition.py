@@ -71,6 +71,10 @@ class Core:
     prewarmer: Prewarmer | None
     compactions: CompactionCalls
     ahead_compaction: AheadCompaction
+    batches: Batches
+    engine: Engine
+    limits: RequestLimits
+    policy: SessionPolicy
 
 
 def build_core(
@@ -191,7 +195,20 @@ def build_core(
             ahead.takes,
         )
     gate = QuotaGate(completions.quotas, observer)
-    return Core(sessions, commands, completions, service, gate, prewarmer, compactions, ahead)
+    return Core(
+        sessions,
+        commands,
+        completions,
+        service,
+        gate,
+        prewarmer,
+        compactions,
+        ahead,
+        batches,
+        engine,
+        limits,
+        policy,
+    )
 
 
 def _features(settings: Settings) -> Sequence[str]:

@@ -45,6 +45,7 @@ from ruvd.server.directories import report_loose_directories
 from ruvd.server.encryption import build_encryption
 from ruvd.server.engine_composition import build_engine
 from ruvd.server.grpc_servers import GrpcServers
+from ruvd.server.http_doors import open_doors
 from ruvd.server.log_level import LogLevelControl
 from ruvd.server.observers import Observers
 from ruvd.server.peer_composition import build_peers
@@ -163,6 +164,7 @@ class Daemon:
             report_unlimited_tenants(settings)
             servers += self._listen_for_health(factory)
             servers += peers.listen(factory)
+            doors = await open_doors(factory, stack)
             if monitoring:
                 monitoring.watch(core.sessions, core.completions)
                 await self._listen_for_metrics(monitoring)
@@ -171,6 +173,7 @@ class Daemon:
                 await each.start()
             await peers.announce()
             await engine.start()
+            doors.start(background)
             background.start("memory", memory.watch)
             background.start("diagnosis of the store", partial(store_diagnosis.report, settings))
             periodic.start_session_tasks(
@@ -185,7 +188,8 @@ class Daemon:
             readiness.stop()
             seconds = settings.drain_seconds
             await asyncio.gather(core.completions.drain(seconds), peers.drain(seconds))
-            await asyncio.gather(*(each.stop(_FLUSH_SECONDS) for each in servers))
+            ends = [each.stop(_FLUSH_SECONDS) for each in servers]
+            await asyncio.gather(*ends, doors.close(_FLUSH_SECONDS))
             if monitoring:  # the last export counts sessions, so it comes before the store closes
                 await monitoring.close()
         _log.info("stopped")

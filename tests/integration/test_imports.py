@@ -23,7 +23,8 @@ _UNNEEDED = {
     "prometheus_client", "psycopg", "psycopg_pool", "referencing", "regex", "ruvd_client",
     "xllamacpp",
     "ruvd.cli.commands", "ruvd.cli.health_check", "ruvd.engines.echo", "ruvd.engines.llama",
-    "ruvd.sealing", "ruvd.stores.postgres", "ruvd.telemetry.setup",
+    "ruvd.http", "ruvd.sealing", "ruvd.stores.postgres", "ruvd.telemetry.setup", "starlette",
+    "uvicorn",
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""HTTP in: the listener of ASGI applications, and the check of their callers."""
