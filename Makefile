@@ -110,9 +110,11 @@ check-proto: setup ## fail if the committed stubs differ from those that proto/ 
 	  && echo "the stubs are up to date with proto/"
 	@PYTHON=$(CURDIR)/$(BIN)/python proto/check-breaking.sh
 
-docs: setup ## regenerate docs/settings.md from the settings
+docs: setup ## regenerate docs/settings.md from the settings, and docs/api.md from the protos
 	$(BIN)/python docs/settings_page.py > docs/settings.md.new
 	@mv docs/settings.md.new docs/settings.md
+	$(BIN)/python docs/api_page.py > docs/api.md.new
+	@mv docs/api.md.new docs/api.md
 
 pins: setup ## update requirements*.txt from pyproject.toml (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     str(page.relative_to(ROOT))
     for page in (
-        ROOT / "README.md", ROOT / "clients/python/README.md", *(ROOT / "docs").glob("*.md")
+        ROOT / "README.md", ROOT / "clients/python/README.md", *(ROOT / "docs").rglob("*.md")
     )
     if "```python\n" in page.read_text()
 )  # fmt: skip
