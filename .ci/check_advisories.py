@@ -25,7 +25,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 IGNORED = ROOT / ".ci" / "ignored-advisories.toml"
-REQUIREMENTS = ("requirements.txt", "requirements-model.txt", "requirements-audit.txt")
+REQUIREMENTS = (
+    "requirements.txt",
+    "requirements-model.txt",
+    "requirements-audit.txt",
+    "requirements-docs.txt",
+)
 SERVICES = ("pypi", "osv")
 _SECONDS = 300
 
