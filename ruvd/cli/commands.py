@@ -206,6 +206,15 @@ Whoever may write the files can compute plain hashes again; with audit_key_file 
 Exit codes: 0 intact, 1 altered, 2 wrong usage or files, 3 intact but for a last record that was not
 written to its end, as after a crash."""
 
+_COMPLETION = """Print what completes commands and flags in a shell.
+
+    source <(ruvd completion bash)
+
+With --install it is written to a folder of yours that the shell reads, and bash and zsh get a line
+in ~/.bashrc or ~/.zshrc. Do it again after an upgrade.
+
+Exit codes: 0 printed or written, 1 the file cannot be written, 2 wrong usage."""
+
 app = cyclopts.App(
     name="ruvd",
     help=_HELP,
@@ -235,6 +244,7 @@ app.command(
 app.command("ruvd.cli.backup:backup", name="backup", help=_BACKUP)
 app.command("ruvd.cli.doctor:doctor", name="doctor", help=_DOCTOR)
 app.command("ruvd.cli.migrate:migrate", name="migrate", help=_MIGRATE)
+app.command("ruvd.cli.completion:completion", name="completion", help=_COMPLETION)
 
 admin = cyclopts.App(name="admin", help=_ADMIN)
 admin.command("ruvd.cli.admin:status", name="status", help=_STATUS)
