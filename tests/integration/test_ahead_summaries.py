@@ -115,9 +115,11 @@ async def test_a_real_server_elsewhere_reads_the_summary_from_its_cache(
 ) -> None:
     (tmp_path / "key").write_text(API_KEY)
     async with llama_server(context_tokens=2048, slots=1) as server:
-        flags = ("--engine", "openai", "--base-url", server.url, "--model", MODEL)
-        flags += ("--api-key-file", str(tmp_path / "key"), "--affinity", "llama-server")
-        flags += ("--metrics-listen", "127.0.0.1:0")
+        flags = (
+            "--engine", "openai", "--base-url", server.url, "--model", MODEL,
+            "--api-key-file", str(tmp_path / "key"), "--affinity", "llama-server",
+            "--metrics-listen", "127.0.0.1:0",
+        )  # fmt: skip
         async with daemon(*flags) as running, running.stub() as stub:
             request = pb.CreateSessionRequest(session_id="s", context_window=WINDOW)
             await stub.CreateSession(request)
