@@ -30,6 +30,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Self
 
 from bench.compaction_core import Harness, running
 from bench.report import Criterion
@@ -58,11 +59,16 @@ class ScriptedUpstream:
     """Answers from what it is sent. A word counts as a token."""
 
     model: str = "scripted"
+    name: str = ""
     slots: int | None = 4
     window_tokens: int | None = None
     prefix_cache: PrefixCache | None = None
     is_ready: bool = True
     summaries: list[str] = field(default_factory=list)
+
+    def for_model(self, model: str) -> Self:
+        """See `Engine.for_model`."""
+        return self
 
     async def start(self) -> None:
         """See `Engine.start`."""

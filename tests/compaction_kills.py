@@ -121,19 +121,16 @@ async def running(path: Path, step: Callable[[str], None] = ignore) -> AsyncIter
     engine.step = step
     core = Core(engine, clock, SessionPolicy(context_window=WINDOW), store=store)
     compactor = Compactor(core.sessions, engine, clock, core.observe, CompactionPolicy())
-    calls = CompactionCalls(core.sessions, compactor, core.completions, engine)
+    calls = CompactionCalls(core.sessions, compactor, core.completions)
     ahead = AheadCompaction(
         core.sessions,
         compactor,
         core.completions,
-        engine,
         SteppingCache(step),
         calls.last_options,
         core.observe,
         CompactionBudget(clock),
-        SummaryWriter(
-            compactor, core.completions.scheduler, waits_for_idle=True, continues_answers=True
-        ),
+        SummaryWriter(compactor, waits_for_idle=True, continues_answers=True),
     )
     core.observers += [lambda event: step(type(event).__name__), calls, ahead]
     await store.open()

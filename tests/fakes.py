@@ -95,7 +95,7 @@ def done(prompt: int = 10, cached: int | None = 0, completion: int = 1) -> Engin
 Step = EngineChunk | Exception | asyncio.Event
 
 
-@dataclass
+@dataclass(eq=False)
 class ScriptedEngine:
     """An engine that follows one script for each generation.
 
@@ -113,6 +113,11 @@ class ScriptedEngine:
     stopped: int = 0
     running: int = 0
     most_running: int = 0
+
+    name: str = ""
+
+    def for_model(self, model: str) -> ScriptedEngine:
+        return self
 
     async def start(self) -> None:
         pass

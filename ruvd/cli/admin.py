@@ -32,6 +32,13 @@ _OUTCOMES = {
     pb.ReloadedSecret.OUTCOME_REFUSED: "refused",
 }
 
+_CHANGES = {
+    pb.ReloadedEngine.OUTCOME_UNCHANGED: "unchanged",
+    pb.ReloadedEngine.OUTCOME_ADDED: "added",
+    pb.ReloadedEngine.OUTCOME_CHANGED: "changed",
+    pb.ReloadedEngine.OUTCOME_REMOVED: "removed",
+}
+
 
 def status(*, as_json: AsJson = False, address: AdminAddress = default_admin_address) -> None:
     """Runs `ruvd admin status`."""
@@ -158,6 +165,31 @@ def reload_secrets(
         text = f"{each.setting} ({each.location}): {_OUTCOMES.get(each.outcome, '-')}{why}"
         out.print(printable(text), markup=False)
     return int(any(each.outcome == pb.ReloadedSecret.OUTCOME_REFUSED for each in secrets))
+
+
+def reload_settings(
+    *, as_json: AsJson = False, address: AdminAddress = default_admin_address
+) -> int:
+    """Runs `ruvd admin reload`; returns its exit code, 1 if the settings were not taken."""
+    request = pb.ReloadSettingsRequest()
+    with administered(address) as (administrator, _):
+        result = administrator.call("ReloadSettings", request, _RELOAD_SECONDS)
+    if as_json:
+        _print_json(_as_dict(result))
+        return int(bool(result.errors))
+    for error in result.errors:
+        print_error(f"{printable(error)}")
+    if result.errors:
+        print_error("nothing was changed")
+        return 1
+    for each in result.engines:
+        out.print(printable(f"engine {each.name}: {_CHANGES.get(each.outcome, '-')}"), markup=False)
+    if not result.engines:
+        out.print("the settings have no named engines")
+    if result.restart_needed:
+        names = ", ".join(result.restart_needed)
+        out.print(printable(f"changed, and taken only by a restart: {names}"), markup=False)
+    return 0
 
 
 def _log_level(state: pb.Status) -> str:

@@ -15,8 +15,9 @@ Each setting is a flag, a RUVD_* variable and a key of ruvd.toml; the first of t
 counts. `ruvd config` shows the result. OTEL_* variables say where traces and metrics go.
 
 SIGTERM and SIGINT let running turns end within drain_seconds; a second one stops at once. SIGUSR1
-turns readiness off. SIGUSR2 switches between debug and the configured log level. `ruvd admin` and
-`ruvd drain` reach a running daemon through admin_listen.
+turns readiness off. SIGUSR2 switches between debug and the configured log level. SIGHUP lets it
+read ruvd.toml again and take its named engines. `ruvd admin` and `ruvd drain` reach a running
+daemon through admin_listen.
 
 Exit codes: 0 stopped, 2 invalid settings or a missing key of the store, 3 cannot listen, 4 the
 store is in use or was written by a newer ruvd, 130 or 143 stopped at once by a second signal."""
@@ -92,10 +93,18 @@ _RELOAD = """Let the daemon read its tokens, certificates, API key and keys of i
 It does so by itself within seconds. This command confirms it: run it after a token was revoked.
 Exit codes: 0 the contents of all files are in use; 1 one was refused, and what it had stays."""
 
+_RELOAD_SETTINGS = """Let the daemon read its settings file again and take its named engines.
+
+These are the tables [engines.NAME]. SIGHUP does the same. Running completions go on with the engine
+that they have. If anything is wrong, nothing is changed. Other changed settings need a restart, and
+are named.
+
+Exit codes: 0 the engines of the file are in use; 1 something is wrong, and nothing was changed."""
+
 _INFO = """Show what the daemon is and what it can do.
 
-Prints its version, its features, its engine with the models that you may name, and the limits of
-your requests and sessions. It also answers while the engine is down."""
+Prints its version, its features, its engines with the models that you may name, and the limits of
+your requests and sessions. It also answers while an engine is down."""
 
 _DEMO = """Measure on this machine what a session saves.
 
@@ -234,7 +243,7 @@ app.command("ruvd.cli.health:health", name="health", help=_HEALTH)
 app.command("ruvd.cli.drain:drain", name="drain", help=_DRAIN)
 app.command("ruvd.cli.demo:demo", name="demo", help=_DEMO)
 app.command("ruvd.cli.info:info", name="info", help=_INFO)
-app.command("ruvd.cli.models:models", name="models", help="List the models that the engine offers.")
+app.command("ruvd.cli.models:models", name="models", help="List the models that the engines offer.")
 app.command("ruvd.cli.batch:batch", name="batch", help=_BATCH)
 app.command(
     "ruvd.cli.metrics:metrics",
@@ -251,6 +260,7 @@ admin.command("ruvd.cli.admin:status", name="status", help=_STATUS)
 admin.command("ruvd.cli.admin:log_level", name="log-level", help=_LOG_LEVEL)
 admin.command("ruvd.cli.admin:backup", name="backup", help=_ADMIN_BACKUP)
 admin.command("ruvd.cli.admin:tenants", name="tenants", help=_TENANTS)
+admin.command("ruvd.cli.admin:reload_settings", name="reload", help=_RELOAD_SETTINGS)
 admin.command("ruvd.cli.admin:reload_secrets", name="reload-secrets", help=_RELOAD)
 app.command(admin)
 

@@ -30,6 +30,10 @@ def info(
     out.print(table)
 
 
+def _name(engine: pb.EngineInfo) -> str:
+    return f"{engine.engine_name} ({engine.name})" if engine.engine_name else engine.name
+
+
 def _rows(found: pb.GetServerInfoResponse) -> list[tuple[str, str]]:
     rows = [
         ("version", found.version),
@@ -39,7 +43,7 @@ def _rows(found: pb.GetServerInfoResponse) -> list[tuple[str, str]]:
     for engine in found.engines:
         models = ", ".join(engine.models) or "not known"
         rows += [
-            ("engine", f"{engine.name}, {'ready' if engine.ready else 'not ready'}"),
+            ("engine", f"{_name(engine)}, {'ready' if engine.ready else 'not ready'}"),
             ("default model", engine.default_model),
             ("models", models),
         ]

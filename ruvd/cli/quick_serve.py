@@ -21,17 +21,17 @@ def try_quick(arguments: Sequence[str]) -> int | None:
     if arguments[:1] != ["serve"]:
         return None
     with serving.collector_paused():
-        from ruvd.config.loader import SettingsInvalid, load
+        from ruvd.config.loader import SettingsInvalid, load, settings_file
 
         flags = plain_flags(arguments[1:])
     if flags is None:
         return None
-    file = flags.pop("config", None)
+    file = settings_file(flags.pop("config", None))
     try:
         settings, _ = load(flags, file=file)
     except SettingsInvalid as error:
         return serving.fail(str(error), serving.USAGE)
-    return serving.serve(settings)
+    return serving.serve(settings, lambda: load(flags, file=file)[0])
 
 
 def plain_flags(arguments: Sequence[str]) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Runs the daemon with loaded settings, and turns its failures into exit codes."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -27,8 +27,8 @@ def collector_paused() -> Iterator[None]:
         gc.enable()
 
 
-def serve(settings: "Settings") -> int:
-    """Runs the daemon; returns its exit code."""
+def serve(settings: "Settings", load_settings: "Callable[[], Settings]") -> int:
+    """Runs the daemon; returns its exit code. `load_settings` reads the settings again."""
     # Imported only now, so that invalid settings are reported at once.
     with collector_paused():
         from ruvd.core.ports.store import StoreLocked, StoreSealed
@@ -42,7 +42,7 @@ def serve(settings: "Settings") -> int:
         runtime_tuning.tune_interpreter()
 
     async def run() -> int:
-        return await Daemon(settings).run()
+        return await Daemon(settings, load_settings).run()
 
     try:
         with runtime_tuning.event_loop_runner() as runner:

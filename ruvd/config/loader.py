@@ -2,14 +2,13 @@
 
 A setting has one name in three spellings: `drain_seconds` in ruvd.toml, `--drain-seconds` and
 `RUVD_DRAIN_SECONDS`. An empty variable counts as unset. An unknown key is an error that suggests
-the nearest setting.
+the nearest setting. Named engines are tables of ruvd.toml only (`named_engines`).
 """
 
 import difflib
 import json
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,18 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
 
+from ruvd.config import named_engines
+from ruvd.config.named_engines import NamedEngineSettings
 from ruvd.config.settings import ENV_PREFIX, Settings
 
-__all__ = ["ENV_PREFIX", "Settings", "SettingsInvalid", "load", "printable_values"]
+__all__ = [
+    "ENV_PREFIX",
+    "Settings",
+    "SettingsInvalid",
+    "load",
+    "printable_values",
+    "settings_file",
+]
 
 DEFAULT_FILE = Path("ruvd.toml")
 # Read by the commands: the settings file, the addresses of the daemon, and the credentials for it.
@@ -42,21 +50,29 @@ class SettingsInvalid(Exception):
     """The settings are invalid; the message has a line for each, with its source."""
 
 
+def settings_file(file: Path | None = None) -> Path | None:
+    """Returns the settings file: `file`, RUVD_CONFIG, or ruvd.toml if it exists."""
+    variable = os.environ.get("RUVD_CONFIG")
+    return file or (
+        Path(variable) if variable else DEFAULT_FILE if DEFAULT_FILE.is_file() else None
+    )
+
+
 def load(flags: Mapping[str, Any], *, file: Path | None = None) -> tuple[Settings, dict[str, str]]:
     """Returns the settings, and the source of each by its name.
 
     `file` defaults to RUVD_CONFIG, then to ruvd.toml if it exists. Raises SettingsInvalid, which
     lists all errors.
     """
-    variable = os.environ.get("RUVD_CONFIG")
-    named_file = file or (Path(variable) if variable else None)
-    file = named_file or DEFAULT_FILE
-    if named_file and not named_file.is_file():
-        raise SettingsInvalid(f"the settings file {named_file} does not exist")
+    found = settings_file(file)
+    if found and not found.is_file():
+        raise SettingsInvalid(f"the settings file {found} does not exist")
+    file = found or DEFAULT_FILE
     try:
         table = TomlConfigSettingsSource(Settings, file).toml_data
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # also text that is not UTF-8
         raise SettingsInvalid(f"{file}: {error}") from None
+    engines, problems = named_engines.parse(table.pop(named_engines.TABLE, {}))
     errors = [f"{file}: {key} is not a setting{_suggestion(key)}" for key in _unknown_keys(table)]
     errors += [
         f"{name} is not a setting{_suggestion(name.removeprefix(ENV_PREFIX).lower())}"
@@ -80,25 +96,47 @@ def load(flags: Mapping[str, Any], *, file: Path | None = None) -> tuple[Setting
             text = problem["msg"].removeprefix("Value error, ")
             name = str(problem["loc"][0]) if problem["loc"] else ""
             errors.append(f"{name} (from {sources[name]}): {text}" if name else text)
+    errors += [_described(each, file) for each in problems]
     if errors:
         raise SettingsInvalid("\n".join(errors))
-    return settings, sources
+    sources |= dict.fromkeys(_values_of_engines(engines), str(file))
+    return settings.with_engines(engines), sources
 
 
 def printable_values(settings: Settings) -> dict[str, str]:
     """Returns every value as text that may be printed: secrets are hidden, and a list is written
     as its variable takes it."""
-    texts = {}
-    for name in Settings.model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, SecretStr):
-            texts[name] = "(hidden)" if value.get_secret_value() else ""
-        elif isinstance(value, list):
-            has_comma = any("," in part for part in value)
-            texts[name] = json.dumps(value) if has_comma else ", ".join(value)
-        else:
-            texts[name] = "" if value is None else str(value)
-    return texts
+    values = {name: getattr(settings, name) for name in Settings.model_fields}
+    values |= _values_of_engines(settings.engines)
+    return {name: _printable(value) for name, value in values.items()}
+
+
+def _printable(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return "(hidden)" if value.get_secret_value() else ""
+    if isinstance(value, list):
+        has_comma = any("," in part for part in value)
+        return json.dumps(value) if has_comma else ", ".join(value)
+    return "" if value is None else str(value)
+
+
+def _values_of_engines(engines: Mapping[str, NamedEngineSettings]) -> dict[str, Any]:
+    """Returns the values that are set of named engines, by their paths in the file."""
+    return {
+        f"{named_engines.TABLE}.{name}.{field}": getattr(engine, field)
+        for name, engine in engines.items()
+        for field in NamedEngineSettings.model_fields
+        if field in engine.model_fields_set
+    }
+
+
+def _described(problem: named_engines.Problem, file: Path) -> str:
+    path, _, field = problem.setting.rpartition(".")
+    near = ""
+    if problem.text == named_engines.UNKNOWN:
+        match = difflib.get_close_matches(field, NamedEngineSettings.model_fields, n=1)
+        near = f"; did you mean {path}.{match[0]}?" if match else ""
+    return f"{problem.setting} (from {file}): {problem.text}{near}"
 
 
 def _unknown_keys(keys: Iterable[str]) -> list[str]:

@@ -5,12 +5,13 @@ those of engines in `engine_settings`, those of the audit log in `audit_settings
 replicas in `peer_settings`.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
 import platformdirs
-from pydantic import field_validator, model_validator
+from pydantic import PrivateAttr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,6 +22,7 @@ from ruvd.config.audit_settings import AuditSettings
 from ruvd.config.engine_settings import EngineSettings
 from ruvd.config.fields import OptionalPath, setting
 from ruvd.config.listening import ListeningSettings
+from ruvd.config.named_engines import NamedEngineSettings
 from ruvd.config.peer_settings import PeerSettings
 from ruvd.config.store_settings import StoreSettings
 
@@ -39,6 +41,8 @@ class Settings(EngineSettings, ListeningSettings, StoreSettings, PeerSettings, A
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False
     )
+
+    _engines: Mapping[str, NamedEngineSettings] = PrivateAttr(default_factory=dict)
 
     store: str = setting(
         "Store",
@@ -218,6 +222,17 @@ class Settings(EngineSettings, ListeningSettings, StoreSettings, PeerSettings, A
         if self.peer_listen and not self.is_postgres:
             raise ValueError("peer_listen needs a postgresql store, which replicas share")
         return self
+
+    @property
+    def engines(self) -> Mapping[str, NamedEngineSettings]:
+        """The engines that the file names beside the one of the setting `engine`."""
+        return self._engines
+
+    def with_engines(self, engines: Mapping[str, NamedEngineSettings]) -> Self:
+        """Returns the settings with these named engines."""
+        settings = self.model_copy()
+        settings._engines = engines  # noqa: SLF001  # of its own class
+        return settings
 
     @property
     def is_postgres(self) -> bool:

@@ -1,7 +1,7 @@
 """The options of a generation that a caller may set for any engine; see the proto."""
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from enum import Enum
 from typing import Any
 
@@ -76,3 +76,7 @@ class CompletionOptions:
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+
+    def for_model(self, model: str) -> "CompletionOptions":
+        """Returns the options with a session's `model`, unless they name one themselves."""
+        return self if self.model or not model else replace(self, model=model)

@@ -77,6 +77,8 @@ class Statistics:
         self.deduplicated = 0
         self.engine_up = False
         self.engine_restarts = 0
+        self.named_engines_up: dict[str, bool] = {}
+        self.named_engine_restarts: Counter[str] = Counter()
         self.states_moved: Counter[tuple[str, str]] = Counter()  # by action and outcome
         self.ahead_tokens = 0
         self.ahead_seconds = 0.0
@@ -95,7 +97,7 @@ class Statistics:
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.session_prefill_seconds = 0.0
-        self._was_up = False
+        self._were_up: set[str] = set()  # the names of engines, empty for the default one
         self._prefill_seconds = 0.0
         self._evaluated_tokens = 0
         self._session_cached_tokens = 0
@@ -115,10 +117,8 @@ class Statistics:
                 self.sessions_created += 1
             case SessionGone(reason=reason):
                 self.sessions_ended[reason] += 1
-            case EngineStateChanged(up):
-                self.engine_restarts += up and self._was_up and not self.engine_up
-                self._was_up = self._was_up or up
-                self.engine_up = up
+            case EngineStateChanged():
+                self._note_state(event)
             case StoredDataDamaged() | BackgroundTaskFailed() | QuotaRefused() | AuditRecordLost():
                 self._count_failure(event)
             case EngineStateMoved() | PromptEvaluated() | PromptFoundEvaluated():
@@ -127,6 +127,24 @@ class Statistics:
                 self.store_up = up
             case _:
                 self._count_other(event)
+
+    def _note_state(self, event: EngineStateChanged) -> None:
+        name, is_up = event.engine, event.up is True
+        if event.up is None:
+            self.named_engines_up.pop(name, None)
+            self.named_engine_restarts.pop(name, None)
+            self._were_up.discard(name)
+            return
+        was_up = self.named_engines_up.get(name, False) if name else self.engine_up
+        restarts = int(is_up and not was_up and name in self._were_up)
+        if is_up:
+            self._were_up.add(name)
+        if name:
+            self.named_engine_restarts[name] += restarts
+            self.named_engines_up[name] = is_up
+        else:
+            self.engine_restarts += restarts
+            self.engine_up = is_up
 
     def _count_failure(
         self, event: StoredDataDamaged | BackgroundTaskFailed | QuotaRefused | AuditRecordLost

@@ -86,8 +86,8 @@ class Readiness:
     def __call__(self, event: Event) -> None:
         """Follows the state of the engine and the store."""
         match event:
-            case EngineStateChanged(up):
-                self._engine = up
+            case EngineStateChanged(up, engine=""):  # a named engine fails only its own turns
+                self._engine = bool(up)
             case StoreStateChanged(up):
                 self.store_up = up
             case _:

@@ -1,7 +1,7 @@
-"""The answer of GetServerInfo: the version, the features, the limits and the engine of a daemon."""
+"""The answer of GetServerInfo: the version, features, limits and engines of a daemon."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from ruvd.core.completions.allowances import is_allowed
@@ -17,6 +17,7 @@ from ruvd.v1 import session_service_pb2 as pb
 
 # An engine that does not list its models within this time is shown without them.
 _MODELS_SECONDS = 2.0
+_NAMED = "openai"  # the kind of every named engine
 # Every daemon of this version has these; docs/operations.md describes them.
 _FEATURES = ("batch", "resume", "structured_output", "tools")
 _SESSION_FEATURES = ("compaction", "message_parts", "pinned_messages", "sessions")
@@ -26,7 +27,8 @@ _SESSION_FEATURES = ("compaction", "message_parts", "pinned_messages", "sessions
 class ServerInfo:
     """The facts of one daemon that GetServerInfo returns.
 
-    `engine_name` is the kind of the engine. `extra_features` are those that the settings switch on.
+    `engine_name` is the kind of the default engine. `named_engines` returns those of the settings'
+    tables. `extra_features` are those that the settings switch on.
     """
 
     version: str
@@ -37,6 +39,7 @@ class ServerInfo:
     sessions: SessionPolicy
     completions: CompletionPolicy
     extra_features: Collection[str] = ()
+    named_engines: Callable[[], Collection[Engine]] = tuple
 
     async def of(self, tenant: str) -> pb.GetServerInfoResponse:
         """Returns the answer for a tenant, within some seconds, whatever the engine does."""
@@ -44,12 +47,14 @@ class ServerInfo:
         features = {*_FEATURES, *self.extra_features}
         if self.sessions.enabled:
             features.update(_SESSION_FEATURES)
+        engines = [self._engine(self.engine_name, self.engine, limits)]
+        engines += [self._engine(_NAMED, each, limits) for each in self.named_engines()]
         return pb.GetServerInfoResponse(
             version=self.version,
             instance_id=self.instance_id,
             features=sorted(features),
             limits=self._limits(limits),
-            engines=[await self._engine(limits)],
+            engines=await asyncio.gather(*engines),
         )
 
     def _limits(self, own: TenantLimits) -> pb.ServerLimits:
@@ -68,15 +73,15 @@ class ServerInfo:
             completion_retention=convert.duration(completions.retention_seconds),
         )
 
-    async def _engine(self, own: TenantLimits) -> pb.EngineInfo:
-        engine = self.engine
+    async def _engine(self, kind: str, engine: Engine, own: TenantLimits) -> pb.EngineInfo:
         try:
             async with asyncio.timeout(_MODELS_SECONDS):
                 models = await engine.models() if engine.is_ready else ()
         except (RuvdError, TimeoutError):
             models = ()
         return pb.EngineInfo(
-            name=self.engine_name,
+            name=kind,
+            engine_name=engine.name,
             ready=engine.is_ready,
             default_model=engine.model,
             models=[each for each in models if is_allowed(each, own.models)],

@@ -5,13 +5,15 @@ from collections.abc import Callable, Sequence
 
 from ruvd.config.loader import Settings
 from ruvd.core.completions.tenant_list import TenantList
+from ruvd.core.errors import ShuttingDown
 from ruvd.core.ports.secrets import ReloadedSecret, SecretSource
-from ruvd.rpc.admin.ports import LogLevel
+from ruvd.rpc.admin.ports import LogLevel, ReloadedSettings
 from ruvd.rpc.admin.service import AdminService
 from ruvd.rpc.health import Readiness
 from ruvd.rpc.validation import RequestLimits
 from ruvd.server.backups import Backups
 from ruvd.server.composition import Core
+from ruvd.server.named_engines import NamedEngines
 
 _log = logging.getLogger("ruvd.daemon")
 
@@ -20,6 +22,7 @@ class Administration:
     """Drains the daemon and reads its secrets again: the `Process` of AdminService.
 
     `on_drain` is called at each drain, and `secrets` are all files that can be read again.
+    `settings` reads the settings again.
     """
 
     def __init__(self, version: str, readiness: Readiness) -> None:
@@ -27,6 +30,7 @@ class Administration:
         self._readiness = readiness
         self.on_drain: Callable[[], object] = lambda: None
         self.secrets: list[SecretSource] = []
+        self.settings: NamedEngines | None = None
 
     @property
     def ready(self) -> bool:
@@ -63,6 +67,17 @@ class Administration:
         for source in self.secrets:
             results += await source.reload()
         return results
+
+    def hang_up(self) -> None:
+        """Begins to read the settings again, unless the daemon is shutting down."""
+        if self.settings and not self.stopping:
+            self.settings.request_reload()
+
+    async def reload_settings(self) -> ReloadedSettings:
+        """See `Process.reload_settings`."""
+        if self.stopping or self.settings is None:
+            raise ShuttingDown("the daemon is starting or shutting down")
+        return await self.settings.reload_settings()
 
 
 def build_admin_service(

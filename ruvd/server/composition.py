@@ -36,6 +36,7 @@ from ruvd.core.sessions.model import SessionPolicy
 from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.statistics import Statistics
 from ruvd.core.tenant_statistics import TenantStatistics
+from ruvd.engines.routing.engine import RoutingEngine
 from ruvd.rpc.health import Readiness
 from ruvd.rpc.quota_gate import QuotaGate
 from ruvd.rpc.server_info import ServerInfo
@@ -133,20 +134,21 @@ def build_core(
         replicas.share_usage(completions.quotas)
     is_remote = settings.engine == "openai"
     summary_tokens = settings.summary_max_tokens or (64 if settings.engine == "llama" else 256)
-    compaction_policy = CompactionPolicy(summary_tokens, settings.compaction_model)
+    compaction_policy = CompactionPolicy(
+        summary_tokens, settings.compaction_model, settings.summary_max_tokens or 256
+    )
     budget = CompactionBudget(
-        clock,
-        settings.compaction_session_tokens if is_remote else None,
-        settings.compaction_day_tokens if is_remote else None,
+        clock, settings.compaction_session_tokens, settings.compaction_day_tokens
     )
     compactor = Compactor(sessions, engine, clock, observer, compaction_policy, limits_of)
-    compactions = CompactionCalls(sessions, compactor, completions, engine)
+    compactions = CompactionCalls(sessions, compactor, completions)
     batches = Batches(completions, clock, settings.batch_concurrency)
     info = ServerInfo(
         version=_VERSION,
         instance_id=replicas.me if replicas else ids.unguessable(),
         engine_name=settings.engine,
-        engine=engine,
+        engine=engine.for_model(""),
+        named_engines=lambda: engine.named if isinstance(engine, RoutingEngine) else (),
         requests=limits,
         sessions=policy,
         completions=completion_policy,
@@ -168,7 +170,6 @@ def build_core(
     prefix_cache = engine.prefix_cache if settings.evaluates_ahead else None
     writer = SummaryWriter(
         compactor,
-        completions.scheduler,
         waits_for_idle=not is_remote,
         continues_answers=settings.engine == "llama",
     )
@@ -176,7 +177,6 @@ def build_core(
         sessions,
         compactor,
         completions,
-        engine,
         prefix_cache,
         compactions.last_options,
         observer,
@@ -187,9 +187,8 @@ def build_core(
     if engine.prefix_cache and settings.evaluates_ahead:
         prewarmer = Prewarmer(
             sessions,
-            engine,
+            completions.engines,
             engine.prefix_cache,
-            completions.scheduler,
             clock,
             observer,
             ahead.takes,

@@ -43,10 +43,10 @@ from ruvd.server.composition import (
 )
 from ruvd.server.directories import report_loose_directories
 from ruvd.server.encryption import build_encryption
-from ruvd.server.engine_composition import build_engine
 from ruvd.server.grpc_servers import GrpcServers
 from ruvd.server.http_doors import open_doors
 from ruvd.server.log_level import LogLevelControl
+from ruvd.server.named_engines import LoadSettings, build_engines
 from ruvd.server.observers import Observers
 from ruvd.server.peer_composition import build_peers
 from ruvd.server.security import build_security, report_unlimited_tenants
@@ -68,10 +68,14 @@ _TERMINATED = 143
 
 
 class Daemon:
-    """A ruvd daemon. `run` serves and returns the exit code; `stop` ends it from its event loop."""
+    """A ruvd daemon. `run` serves and returns the exit code; `stop` ends it from its event loop.
 
-    def __init__(self, settings: Settings) -> None:
+    `load_settings` reads the settings again, for a daemon that may be told to do that.
+    """
+
+    def __init__(self, settings: Settings, load_settings: LoadSettings | None = None) -> None:
         self._settings = settings
+        self._load_settings = load_settings
         self._stop = asyncio.Event()
         self.addresses: list[str] = []
         self.started = asyncio.Event()
@@ -116,12 +120,10 @@ class Daemon:
             if await self._open_store(store):
                 for observe in (statistics, readiness):
                     observe(StoreStateChanged(up=True, detail=settings.store))
-            start_task = engine_tasks.start
-            secrets = administration.secrets
-            engine = await asyncio.to_thread(
-                build_engine, settings, observers, start_task, secrets, encryption.keys
+            start_task, secrets = engine_tasks.start, administration.secrets
+            engine, named_engines = await asyncio.to_thread(
+                build_engines, settings, observers, start_task, secrets, encryption.keys, monitoring
             )
-            engine = monitoring.engine(engine) if monitoring else engine
             stack.push_async_callback(engine_tasks.close)
             stack.push_async_callback(engine.close)
             stack.push_async_callback(background.close)
@@ -130,6 +132,9 @@ class Daemon:
             core = build_core(
                 settings, clock, store, engine, observers, by_tenant, memory, replicas
             )
+            named_engines.attach(core.completions.engines, self._load_settings)
+            administration.settings = named_engines
+            background.start("reading of settings", named_engines.run)
             memory.shed = core.completions.shed
             core.quota_gate.limit_memory(memory.limit_bytes)
             if prefix_cache := engine.prefix_cache:
@@ -287,6 +292,7 @@ class Daemon:
         handlers: dict[signal.Signals, Callable[[], None]] = {
             signal.SIGTERM: lambda: stop(_TERMINATED),
             signal.SIGINT: lambda: stop(_INTERRUPTED),
+            signal.SIGHUP: administration.hang_up,
             signal.SIGUSR1: administration.drain,
             signal.SIGUSR2: log_level.toggle_debug,
         }

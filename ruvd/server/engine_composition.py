@@ -7,6 +7,7 @@ not use.
 from typing import TYPE_CHECKING
 
 from ruvd.config.loader import Settings
+from ruvd.config.openai_settings import OpenAISettings
 from ruvd.core.ports.background import StartTask
 from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import Observer
@@ -14,6 +15,7 @@ from ruvd.core.ports.secrets import SecretSource
 from ruvd.server.memory_limits import engine_limit_bytes, group_limit_bytes, scratch_limit_bytes
 
 if TYPE_CHECKING:
+    from ruvd.engines.openai.engine import OpenAIEngine
     from ruvd.sealing.keys import OperatorKeys
 
 
@@ -36,6 +38,42 @@ def build_engine(
     return ValidatedEngine(engine)
 
 
+def build_openai_engine(
+    settings: OpenAISettings, observer: Observer, start_task: StartTask, table: str = ""
+) -> "OpenAIEngine":
+    """Builds an engine that calls OpenAI-compatible servers.
+
+    `table` is the path of its settings in the file, empty for those of the default engine.
+    """
+    from ruvd.engines.openai.engine import OpenAIEngine
+
+    return OpenAIEngine(
+        observer=observer,
+        base_urls=settings.base_url,
+        model=settings.model,
+        api_key=settings.api_key.get_secret_value(),
+        api_key_file=settings.api_key_file,
+        api_key_setting=f"{table}.api_key_file" if table else "api_key_file",
+        affinity=settings.affinity,
+        affinity_header=settings.affinity_header,
+        cache_salt=settings.cache_salt.get_secret_value(),
+        send_back=settings.send_back,
+        ca_file=settings.ca_file,
+        client_cert_file=settings.client_cert_file,
+        client_key_file=settings.client_key_file,
+        connect_seconds=settings.connect_seconds,
+        read_seconds=settings.read_seconds,
+        total_seconds=settings.total_seconds,
+        max_parallel=settings.max_parallel,
+        retries=settings.retries,
+        max_retry_after_seconds=settings.max_retry_after_seconds,
+        breaker_failures=settings.breaker_failures,
+        breaker_seconds=settings.breaker_seconds,
+        health_check_seconds=settings.health_check_seconds,
+        start_task=start_task,
+    )
+
+
 def _build_engine(
     settings: Settings,
     observer: Observer,
@@ -53,30 +91,7 @@ def _build_engine(
             observer=observer,
         )
     if settings.engine == "openai":
-        from ruvd.engines.openai.engine import OpenAIEngine
-
-        engine = OpenAIEngine(
-            observer=observer,
-            base_urls=settings.base_url,
-            model=settings.model,
-            api_key=settings.api_key.get_secret_value(),
-            api_key_file=settings.api_key_file,
-            affinity=settings.affinity,
-            affinity_header=settings.affinity_header,
-            cache_salt=settings.cache_salt.get_secret_value(),
-            send_back=settings.send_back,
-            ca_file=settings.ca_file,
-            client_cert_file=settings.client_cert_file,
-            client_key_file=settings.client_key_file,
-            connect_seconds=settings.connect_seconds,
-            read_seconds=settings.read_seconds,
-            total_seconds=settings.total_seconds,
-            max_parallel=settings.max_parallel,
-            retries=settings.retries,
-            max_retry_after_seconds=settings.max_retry_after_seconds,
-            health_check_seconds=settings.health_check_seconds,
-            start_task=start_task,
-        )
+        engine = build_openai_engine(settings, observer, start_task)
         secrets.append(engine.api_key)
         return engine
     from ruvd.engines.llama.engine import LlamaEngine

@@ -29,6 +29,7 @@ def observe(event: Event) -> None:
                 "completion_id": event.completion_id,
                 "session_id": event.session_id,
                 "model": event.model,
+                **_name(event.engine),
                 "reason": event.reason,
                 "prompt_tokens": usage and usage.prompt_tokens,
                 "cached_tokens": usage and usage.cached_tokens,
@@ -39,9 +40,9 @@ def observe(event: Event) -> None:
                 "context_trimmed": event.context_trimmed,
             }
             _log.info("completion failed" if event.failed else "completion", extra=fields)
-        case EngineStateChanged(up, detail):
+        case EngineStateChanged(up, detail, engine) if up is not None:
             level, text = (logging.INFO, "engine up") if up else (logging.WARNING, "engine down")
-            _log.log(level, text, extra={"detail": detail})
+            _log.log(level, text, extra={"detail": detail, **_name(engine)})
         case StoreStateChanged(up, detail):
             level, text = (logging.INFO, "store up") if up else (logging.ERROR, "store down")
             _log.log(level, text, extra={"detail": detail})
@@ -53,6 +54,11 @@ def observe(event: Event) -> None:
             _log.debug("session created", extra={"session_id": session_id})
         case SessionGone(session_id, reason):
             _log.debug("session gone", extra={"session_id": session_id, "reason": reason})
+
+
+def _name(engine: str) -> dict[str, str]:
+    """Returns the field with the name of an engine, if it has one."""
+    return {"engine": engine} if engine else {}
 
 
 def _log_replica(

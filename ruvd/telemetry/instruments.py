@@ -20,6 +20,7 @@ from ruvd.telemetry.compaction_observables import observe_compaction
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.deferred import Deferred
 from ruvd.telemetry.dispatch import Handlers
+from ruvd.telemetry.engine_labels import OTHER, EngineLabels
 from ruvd.telemetry.histograms import GetMeter, LabelledHistogram, Labels
 from ruvd.telemetry.observables import ObservableInstruments
 from ruvd.telemetry.peer_observables import observe_peers
@@ -29,7 +30,6 @@ STORE_OPERATIONS = (
     "open", "get", "exchanges", "messages", "begin", "commit", "fork", "size_at", "touch", "end",
     "gone", "usage", "expire", "list", "receipt", "completion", "created_by", "counts", "tenants",
 )  # fmt: skip
-_OTHER = "_OTHER"
 _NO_SPAN = Context()
 
 
@@ -70,9 +70,9 @@ class Instruments:
         observe_compaction(self.observables, statistics)
         observe_peers(self.observables, statistics)
         self._newest = settings.names.is_newest
-        self._provider = provider.attributes()
+        self._engines = EngineLabels(provider)
         self._models: set[str] = set()
-        self._generations: dict[tuple[str, str], _GenerationSeries] = {}
+        self._generations: dict[tuple[str, str, str], _GenerationSeries] = {}
         self._rpcs: dict[tuple[str, str], Histogram] = {}
         self._commits: dict[tuple[str, str], Histogram] = {}
         self.handlers: Handlers = {
@@ -165,6 +165,12 @@ class Instruments:
         for operation in STORE_OPERATIONS:  # a rate misses the first error unless it follows a 0
             self._store_errors.add(0, {"ruvd.store.operation": operation})
 
+    def label_engine(self, name: str, provider: Provider, model: str) -> None:
+        """Sets the provider and the default model of an engine with a name."""
+        self._engines.add(name, provider, model)
+        for key in [key for key in list(self._generations) if key[0] == name]:
+            del self._generations[key]
+
     def _on_ended(self, event: CompletionEnded) -> None:
         if not event.failed and not event.batch:
             self._defer(self._record_completion, event, get_current())
@@ -184,10 +190,11 @@ class Instruments:
         first_chunk: float | None,
         usage: Usage | None,
         context: Context,
+        engine: str = "",
     ) -> None:
         """Records a generation that ended after `seconds`. `error` is empty if it succeeded,
         `first_chunk` is the time until the first chunk, in seconds."""
-        series = self._series(self._model(model), error)
+        series = self._series(engine, self._model(model), error)
         series.duration.record(seconds, None, context)
         if first_chunk is not None:
             series.first_chunk.record(first_chunk, None, context)
@@ -232,13 +239,14 @@ class Instruments:
         timings = event.timings
         self._completions[kind(event)].record(timings.total_seconds, None, context)
         if timings.time_to_first_token_seconds is not None:
-            series = self._series(self._model(event.model), "").first_token
+            model = self._model(self._engines.own_model(event.engine, event.model))
+            series = self._series(event.engine, model, "").first_token
             series.record(timings.time_to_first_token_seconds, None, context)
 
-    def _series(self, model: str, error: str) -> _GenerationSeries:
-        series = self._generations.get((model, error))
+    def _series(self, engine: str, model: str, error: str) -> _GenerationSeries:
+        series = self._generations.get((engine, model, error))
         if series is None:
-            known = self._provider | {"gen_ai.request.model": model}
+            known = self._engines.of(engine) | {"gen_ai.request.model": model}
             outcome = known | _error(error)
             # v1.41.1 has the direction of tokens as an attribute, the newest has the error.
             sent, received = (
@@ -254,7 +262,7 @@ class Instruments:
                 output_token=self._output_token.series(known),
                 first_token=self._first_token.series(known),
             )
-            self._generations[model, error] = series
+            self._generations[engine, model, error] = series
         return series
 
     def _count_tokens(self, model: Labels, usage: Usage | None) -> None:
@@ -269,7 +277,7 @@ class Instruments:
     def _model(self, name: str) -> str:
         if name not in self._models:
             if len(self._models) >= _MAX_MODELS:
-                return _OTHER
+                return OTHER
             self._models.add(name)
         return name
 

@@ -19,6 +19,7 @@ from ruvd.core.ports.engine_wrapper import EngineWrapper
 from ruvd.telemetry import genai
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.deferred import Deferred
+from ruvd.telemetry.engine_labels import ENGINE_NAME
 from ruvd.telemetry.instruments import Instruments
 from ruvd.telemetry.rpc_spans import end_span, trace_headers
 
@@ -31,7 +32,7 @@ class MeteredEngine(EngineWrapper):
     """An engine whose generations are spans named `chat MODEL` and counted in the GenAI metrics.
 
     `error.type` is the reason of the error, CANCELLED for a generation that was stopped, or CUT
-    for a stream that ended without its last chunk.
+    for a stream that ended without its last chunk. `name` is that of a named engine.
     """
 
     def __init__(
@@ -42,13 +43,15 @@ class MeteredEngine(EngineWrapper):
         deferred: Deferred,
         provider: Provider,
         settings: Conventions,
+        name: str = "",
     ) -> None:
         super().__init__(engine)
+        self._engine_name = name
         self._tracer = tracer
         self._instruments = instruments
         self._deferred = deferred
         self._span_kind = SpanKind.CLIENT if provider.remote else SpanKind.INTERNAL
-        self._provider = provider.attributes()
+        self._provider = provider.attributes() | ({ENGINE_NAME: name} if name else {})
         self._settings = settings
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
@@ -89,6 +92,7 @@ class MeteredEngine(EngineWrapper):
             generation.first_chunk_seconds,
             done.usage if done else None,
             generation.context,
+            self._engine_name,
         )
         attributes: dict[str, AttributeValue] = {}
         if generation.span.is_recording():

@@ -12,6 +12,7 @@ from opentelemetry.util.types import Attributes
 from ruvd.core.model import FinishReason
 from ruvd.core.statistics import KINDS, Statistics
 from ruvd.core.tenant_limits import QUOTAS
+from ruvd.telemetry.engine_labels import ENGINE_NAME
 
 # A rate misses the first event of a kind unless it follows a 0.
 _NO_COMPLETIONS = {(kind, reason.name): 0 for kind in KINDS for reason in FinishReason}
@@ -139,8 +140,12 @@ class ObservableInstruments:
         self.counter(
             "ruvd.engine.restarts",
             "{restart}",
-            "The number of times that the engine came up again after a failure.",
-            lambda: [(sums.engine_restarts, {})],
+            "The number of times that the engine came up again after a failure. Engines of the"
+            " settings' tables have their name.",
+            lambda: [
+                (sums.engine_restarts, {}),
+                *_by_engine(sums.named_engine_restarts),
+            ],
         )
         self.counter(
             "ruvd.store.damage",
@@ -193,8 +198,8 @@ class ObservableInstruments:
         self.gauge(
             "ruvd.engine.up",
             "",
-            "1 if the engine is up, otherwise 0.",
-            lambda: [(int(sums.engine_up), {})],
+            "1 if the engine is up, otherwise 0. Engines of the settings' tables have their name.",
+            lambda: [(int(sums.engine_up), {}), *_by_engine(sums.named_engines_up)],
         )
         self.gauge(
             "ruvd.store.up",
@@ -279,6 +284,10 @@ class ObservableInstruments:
 
 def _callback(read: Reading) -> Callable[[CallbackOptions], Iterable[Observation]]:
     return lambda _: [Observation(value, attributes) for value, attributes in read()]
+
+
+def _by_engine(figures: Mapping[str, int]) -> Iterable[tuple[float, Attributes]]:
+    return [(int(figure), {ENGINE_NAME: name}) for name, figure in dict(figures).items()]
 
 
 def _known(value: float | None) -> Iterable[tuple[float, Attributes]]:

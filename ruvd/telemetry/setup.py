@@ -60,14 +60,23 @@ class Monitoring:
 
     def engine(self, engine: Engine) -> Engine:
         """Returns a wrapper that measures the engine."""
+        return self.named_engine("", engine, self._provider)
+
+    def named_engine(self, name: str, engine: Engine, provider: Provider) -> Engine:
+        """Returns a wrapper that measures an engine with a name."""
         return MeteredEngine(
             engine,
             self._tracer,
             self._instruments,
             self._deferred,
-            self._provider,
+            provider,
             self._settings,
+            name,
         )
+
+    def label_engine(self, name: str, provider: Provider, model: str) -> None:
+        """Gives the metrics of a named engine the labels of its provider."""
+        self._instruments.label_engine(name, provider, model)
 
     def store(self, store: Store, kind: str) -> Store:
         """Returns a wrapper that measures the store. `kind` names it, such as `sqlite`."""
@@ -110,8 +119,12 @@ class Monitoring:
 
 
 def _waiting(sessions: SessionRegistry, completions: CompletionRegistry) -> Mapping[str, int]:
-    interactive, batch = completions.scheduler.waiting
-    return {"engine": interactive, "batch": batch, "session": sessions.turn_queue.waiting}
+    waiting = completions.engines.waiting
+    return {
+        "engine": waiting[False],
+        "batch": waiting[True],
+        "session": sessions.turn_queue.waiting,
+    }
 
 
 def _session_counter(sessions: SessionRegistry) -> Callable[[], int | None]:

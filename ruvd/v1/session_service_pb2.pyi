@@ -907,7 +907,9 @@ class CompletionOptions(google.protobuf.message.Message):
     RESPONSE_FORMAT_FIELD_NUMBER: builtins.int
     EXTRA_BODY_FIELD_NUMBER: builtins.int
     model: builtins.str
-    """The model, for engines that offer several."""
+    """The model, one of ListModels. A daemon with several engines chooses the engine by it; the name of
+    an engine alone is its default model. Empty: the session's model, otherwise the default engine's.
+    """
     temperature: builtins.float
     """The sampling temperature, from 0 (the most likely text) to 2."""
     top_p: builtins.float
@@ -1334,18 +1336,23 @@ class EngineInfo(google.protobuf.message.Message):
     MODELS_FIELD_NUMBER: builtins.int
     WINDOW_TOKENS_FIELD_NUMBER: builtins.int
     SLOTS_FIELD_NUMBER: builtins.int
+    ENGINE_NAME_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The kind of the engine: llama, openai or echo."""
     ready: builtins.bool
     """True if the engine takes completions now."""
     default_model: builtins.str
-    """The model of calls that do not name one."""
+    """The model of calls that do not name one, or that name this engine alone."""
     window_tokens: builtins.int
     """The default of ContextWindow.max_tokens: the size of the engine's context less room for an
     answer. Unset if it is not known.
     """
     slots: builtins.int
     """The most completions that the engine answers at a time. Unset if it has no limit."""
+    engine_name: builtins.str
+    """The name by which CompletionOptions.model chooses the engine, alone or followed by a slash and a
+    model. Empty for the engine of calls that choose none, which is the first of the daemon's.
+    """
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The models that the caller may name, as ListModels returns them. Empty also if the engine does
@@ -1361,9 +1368,10 @@ class EngineInfo(google.protobuf.message.Message):
         models: collections.abc.Iterable[builtins.str] | None = ...,
         window_tokens: builtins.int | None = ...,
         slots: builtins.int | None = ...,
+        engine_name: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_slots", b"_slots", "_window_tokens", b"_window_tokens", "slots", b"slots", "window_tokens", b"window_tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_slots", b"_slots", "_window_tokens", b"_window_tokens", "default_model", b"default_model", "models", b"models", "name", b"name", "ready", b"ready", "slots", b"slots", "window_tokens", b"window_tokens"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_slots", b"_slots", "_window_tokens", b"_window_tokens", "default_model", b"default_model", "engine_name", b"engine_name", "models", b"models", "name", b"name", "ready", b"ready", "slots", b"slots", "window_tokens", b"window_tokens"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_slots", b"_slots"]) -> typing.Literal["slots"] | None: ...
     @typing.overload

@@ -203,7 +203,8 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """ListModels returns the models that the engine offers.
+        """ListModels returns the models that the engines offer. An engine that does not answer is left out;
+        the errors are those of a daemon of which no engine answers.
         Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

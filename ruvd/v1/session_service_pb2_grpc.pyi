@@ -467,7 +467,8 @@ class SessionServiceStub(typing.Generic[_SessionServiceCreateSessionType, _Sessi
     """
 
     ListModels: _SessionServiceListModelsType
-    """ListModels returns the models that the engine offers.
+    """ListModels returns the models that the engines offer. An engine that does not answer is left out;
+    the errors are those of a daemon of which no engine answers.
     Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
     """
 
@@ -696,7 +697,8 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         request: ruvd.v1.session_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> typing.Union[ruvd.v1.session_service_pb2.ListModelsResponse, collections.abc.Awaitable[ruvd.v1.session_service_pb2.ListModelsResponse]]:
-        """ListModels returns the models that the engine offers.
+        """ListModels returns the models that the engines offer. An engine that does not answer is left out;
+        the errors are those of a daemon of which no engine answers.
         Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
         """
 

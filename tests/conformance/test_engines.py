@@ -1,4 +1,5 @@
-"""The contract of every engine: the deterministic, the embedded, and a remote llama-server."""
+"""The contract of every engine: the deterministic one, the embedded one, a remote llama-server,
+several behind one, and one of several."""
 
 from __future__ import annotations
 
@@ -26,6 +27,8 @@ from ruvd.core.ports.events import EngineStateChanged, Event, Observer
 from ruvd.engines.echo.engine import EchoEngine
 from ruvd.engines.llama.engine import LlamaEngine
 from ruvd.engines.openai.engine import OpenAIEngine
+from ruvd.engines.routing.engine import RoutingEngine
+from ruvd.engines.routing.named_engine import NamedEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -45,16 +48,29 @@ def make_echo(observer: Observer) -> Engine:
     return EchoEngine(delay_seconds=0.001, observer=observer)
 
 
+def make_routing(observer: Observer) -> Engine:
+    router = RoutingEngine(make_echo(observer), has_one_model=True)
+    router.exchange([(NamedEngine("other", make_echo(lambda _: None)), ["x"])])
+    return router
+
+
+def make_named(observer: Observer) -> Engine:
+    return NamedEngine("name", make_echo(observer), ("echo",))
+
+
+OF_ECHO = {"echo": make_echo, "routing": make_routing, "named": make_named}
+
+
 def make_llama(observer: Observer) -> Engine:
     return LlamaEngine(
         observer=observer, context_tokens=1024, answer_tokens=256, slots=2, threads=1
     )
 
 
-@pytest_asyncio.fixture(params=["echo", "llama", "openai"], scope="module", loop_scope="module")
+@pytest_asyncio.fixture(params=[*OF_ECHO, "llama", "openai"], scope="module", loop_scope="module")
 async def make(request: pytest.FixtureRequest) -> AsyncIterator[Make]:
-    if request.param == "echo":
-        yield make_echo
+    if request.param in OF_ECHO:
+        yield OF_ECHO[request.param]
     elif request.param == "llama":
         yield make_llama
     else:
@@ -232,7 +248,7 @@ async def test_a_generation_that_has_run_out_of_time_ends_at_once(engine: Engine
 
 async def test_letters_that_are_cut_between_chunks_come_whole(engine: Engine) -> None:
     """No chunk has a part of a character, or a replacement character for one."""
-    if isinstance(engine, EchoEngine):
+    if engine.model == "echo":
         request = ask(user(UNICODE))
         expected = UNICODE
     else:
@@ -287,7 +303,7 @@ async def test_a_tool_is_called_or_refused_where_the_model_has_none(engine: Engi
     (call,) = said.tool_calls
     assert call.name == "get_weather"
     arguments = json.loads(call.arguments)
-    if isinstance(engine, EchoEngine):
+    if engine.model == "echo":
         assert arguments == {"text": question.content}
     else:
         assert isinstance(arguments["city"], str)

@@ -75,19 +75,17 @@ async def running(
     if limits:
         core = Core(policy=core.policy, limits_of=lambda _tenant: limits)
     compactor = Compactor(core.sessions, core.engine, core.clock, core.observe, CompactionPolicy())
-    calls = CompactionCalls(core.sessions, compactor, core.completions, core.engine)
+    calls = CompactionCalls(core.sessions, compactor, core.completions)
     ahead = AheadCompaction(
         core.sessions,
         compactor,
         core.completions,
-        core.engine,
         cache,
         calls.last_options,
         core.observe,
         budget or CompactionBudget(core.clock),
         SummaryWriter(
             compactor,
-            core.completions.scheduler,
             waits_for_idle=is_local,
             continues_answers=continues,
         ),
@@ -97,9 +95,8 @@ async def running(
     if cache:
         prewarmer = Prewarmer(
             core.sessions,
-            core.engine,
+            core.completions.engines,
             cache,
-            core.completions.scheduler,
             core.clock,
             core.observe,
             ahead.takes,

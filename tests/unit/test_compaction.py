@@ -48,9 +48,7 @@ class Compacting(Core):
         self.compactor = Compactor(
             self.sessions, self.engine, self.clock, self.observe, CompactionPolicy()
         )
-        self.compactions = CompactionCalls(
-            self.sessions, self.compactor, self.completions, self.engine
-        )
+        self.compactions = CompactionCalls(self.sessions, self.compactor, self.completions)
         self.observers.append(self.compactions)
 
     async def talk(self, *texts: str, session_id: str = "s") -> None:

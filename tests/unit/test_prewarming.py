@@ -65,9 +65,7 @@ class Steps:
 async def running(warm: Steps, window: ContextWindow = ContextWindow(1, 2)) -> AsyncIterator[Core]:
     core = Core(policy=SessionPolicy(context_window=window))
 
-    prewarmer = Prewarmer(
-        core.sessions, core.engine, warm, core.completions.scheduler, core.clock, core.observe
-    )
+    prewarmer = Prewarmer(core.sessions, core.completions.engines, warm, core.clock, core.observe)
     core.observers.append(prewarmer)
     task = asyncio.create_task(prewarmer.run())
     try:

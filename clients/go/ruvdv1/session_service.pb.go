@@ -1539,7 +1539,8 @@ func (x *Session) GetCompactionInstruction() string {
 // Options of the generation. For an unset option the engine's default applies.
 type CompletionOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The model, for engines that offer several.
+	// The model, one of ListModels. A daemon with several engines chooses the engine by it; the name of
+	// an engine alone is its default model. Empty: the session's model, otherwise the default engine's.
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// The sampling temperature, from 0 (the most likely text) to 2.
 	Temperature *float64 `protobuf:"fixed64,2,opt,name=temperature,proto3,oneof" json:"temperature,omitempty"`
@@ -2482,7 +2483,7 @@ type EngineInfo struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// True if the engine takes completions now.
 	Ready bool `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
-	// The model of calls that do not name one.
+	// The model of calls that do not name one, or that name this engine alone.
 	DefaultModel string `protobuf:"bytes,3,opt,name=default_model,json=defaultModel,proto3" json:"default_model,omitempty"`
 	// The models that the caller may name, as ListModels returns them. Empty also if the engine does
 	// not answer at once.
@@ -2491,7 +2492,10 @@ type EngineInfo struct {
 	// answer. Unset if it is not known.
 	WindowTokens *int64 `protobuf:"varint,5,opt,name=window_tokens,json=windowTokens,proto3,oneof" json:"window_tokens,omitempty"`
 	// The most completions that the engine answers at a time. Unset if it has no limit.
-	Slots         *int64 `protobuf:"varint,6,opt,name=slots,proto3,oneof" json:"slots,omitempty"`
+	Slots *int64 `protobuf:"varint,6,opt,name=slots,proto3,oneof" json:"slots,omitempty"`
+	// The name by which CompletionOptions.model chooses the engine, alone or followed by a slash and a
+	// model. Empty for the engine of calls that choose none, which is the first of the daemon's.
+	EngineName    string `protobuf:"bytes,7,opt,name=engine_name,json=engineName,proto3" json:"engine_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2566,6 +2570,13 @@ func (x *EngineInfo) GetSlots() int64 {
 		return *x.Slots
 	}
 	return 0
+}
+
+func (x *EngineInfo) GetEngineName() string {
+	if x != nil {
+		return x.EngineName
+	}
+	return ""
 }
 
 // The request of CreateSession.
@@ -5039,7 +5050,7 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\fidle_timeout\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x12L\n" +
 	"\x14completion_retention\x18\v \x01(\v2\x19.google.protobuf.DurationR\x13completionRetentionB\x14\n" +
-	"\x12_max_output_tokens\"\xd4\x01\n" +
+	"\x12_max_output_tokens\"\xf5\x01\n" +
 	"\n" +
 	"EngineInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
@@ -5047,7 +5058,9 @@ const file_ruvd_v1_session_service_proto_rawDesc = "" +
 	"\rdefault_model\x18\x03 \x01(\tR\fdefaultModel\x12\x16\n" +
 	"\x06models\x18\x04 \x03(\tR\x06models\x12(\n" +
 	"\rwindow_tokens\x18\x05 \x01(\x03H\x00R\fwindowTokens\x88\x01\x01\x12\x19\n" +
-	"\x05slots\x18\x06 \x01(\x03H\x01R\x05slots\x88\x01\x01B\x10\n" +
+	"\x05slots\x18\x06 \x01(\x03H\x01R\x05slots\x88\x01\x01\x12\x1f\n" +
+	"\vengine_name\x18\a \x01(\tR\n" +
+	"engineNameB\x10\n" +
 	"\x0e_window_tokensB\b\n" +
 	"\x06_slots\"\xdf\x04\n" +
 	"\x14CreateSessionRequest\x12\x1d\n" +

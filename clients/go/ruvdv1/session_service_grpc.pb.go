@@ -97,7 +97,8 @@ type SessionServiceClient interface {
 	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing), SESSIONS_DISABLED,
 	// STORE_UNAVAILABLE.
 	EndSession(ctx context.Context, in *EndSessionRequest, opts ...grpc.CallOption) (*EndSessionResponse, error)
-	// ListModels returns the models that the engine offers.
+	// ListModels returns the models that the engines offer. An engine that does not answer is left out;
+	// the errors are those of a daemon of which no engine answers.
 	// Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
 	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
 	// GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its
@@ -378,7 +379,8 @@ type SessionServiceServer interface {
 	// Errors: INVALID_REQUEST, SESSION_NOT_FOUND (unless allow_missing), SESSIONS_DISABLED,
 	// STORE_UNAVAILABLE.
 	EndSession(context.Context, *EndSessionRequest) (*EndSessionResponse, error)
-	// ListModels returns the models that the engine offers.
+	// ListModels returns the models that the engines offer. An engine that does not answer is left out;
+	// the errors are those of a daemon of which no engine answers.
 	// Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
 	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
 	// GetServerInfo returns what a client has to know of the daemon: its version, what it can do, its

@@ -559,3 +559,102 @@ class ReloadedSecret(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["error", b"error", "location", b"location", "outcome", b"outcome", "setting", b"setting"]) -> None: ...
 
 Global___ReloadedSecret: typing_extensions.TypeAlias = ReloadedSecret
+
+@typing.final
+class ReloadSettingsRequest(google.protobuf.message.Message):
+    """The request of ReloadSettings."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___ReloadSettingsRequest: typing_extensions.TypeAlias = ReloadSettingsRequest
+
+@typing.final
+class ReloadSettingsResponse(google.protobuf.message.Message):
+    """The response of ReloadSettings."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ERRORS_FIELD_NUMBER: builtins.int
+    ENGINES_FIELD_NUMBER: builtins.int
+    RESTART_NEEDED_FIELD_NUMBER: builtins.int
+    @property
+    def errors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What is wrong with the settings, one text for each wrong setting. If there are any, nothing was
+        changed.
+        """
+
+    @property
+    def engines(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ReloadedEngine]:
+        """The named engines of the settings, and those that were removed. Empty if there are errors."""
+
+    @property
+    def restart_needed(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The names of other settings that have changed since the daemon was started. They need a restart."""
+
+    def __init__(
+        self,
+        *,
+        errors: collections.abc.Iterable[builtins.str] | None = ...,
+        engines: collections.abc.Iterable[Global___ReloadedEngine] | None = ...,
+        restart_needed: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["engines", b"engines", "errors", b"errors", "restart_needed", b"restart_needed"]) -> None: ...
+
+Global___ReloadSettingsResponse: typing_extensions.TypeAlias = ReloadSettingsResponse
+
+@typing.final
+class ReloadedEngine(google.protobuf.message.Message):
+    """The result of reading the settings of one named engine again."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _Outcome:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _OutcomeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[ReloadedEngine._Outcome.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        OUTCOME_UNSPECIFIED: ReloadedEngine._Outcome.ValueType  # 0
+        """Not set."""
+        OUTCOME_UNCHANGED: ReloadedEngine._Outcome.ValueType  # 1
+        """Its settings are as before."""
+        OUTCOME_ADDED: ReloadedEngine._Outcome.ValueType  # 2
+        """It is new, and takes calls from now on."""
+        OUTCOME_CHANGED: ReloadedEngine._Outcome.ValueType  # 3
+        """Its settings have changed. They hold for calls from now on."""
+        OUTCOME_REMOVED: ReloadedEngine._Outcome.ValueType  # 4
+        """The settings no longer have it, and calls that name it are refused from now on."""
+
+    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
+        """The outcomes of reading again."""
+
+    OUTCOME_UNSPECIFIED: ReloadedEngine.Outcome.ValueType  # 0
+    """Not set."""
+    OUTCOME_UNCHANGED: ReloadedEngine.Outcome.ValueType  # 1
+    """Its settings are as before."""
+    OUTCOME_ADDED: ReloadedEngine.Outcome.ValueType  # 2
+    """It is new, and takes calls from now on."""
+    OUTCOME_CHANGED: ReloadedEngine.Outcome.ValueType  # 3
+    """Its settings have changed. They hold for calls from now on."""
+    OUTCOME_REMOVED: ReloadedEngine.Outcome.ValueType  # 4
+    """The settings no longer have it, and calls that name it are refused from now on."""
+
+    NAME_FIELD_NUMBER: builtins.int
+    OUTCOME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The name of the engine."""
+    outcome: Global___ReloadedEngine.Outcome.ValueType
+    """The outcome."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        outcome: Global___ReloadedEngine.Outcome.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "outcome", b"outcome"]) -> None: ...
+
+Global___ReloadedEngine: typing_extensions.TypeAlias = ReloadedEngine

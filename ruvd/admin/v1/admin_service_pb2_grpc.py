@@ -70,6 +70,11 @@ class AdminServiceStub(object):
                 request_serializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ReloadSecretsRequest.SerializeToString,
                 response_deserializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ReloadSecretsResponse.FromString,
                 _registered_method=True)
+        self.ReloadSettings = channel.unary_unary(
+                '/ruvd.admin.v1.AdminService/ReloadSettings',
+                request_serializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ReloadSettingsRequest.SerializeToString,
+                response_deserializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ReloadSettingsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -142,6 +147,17 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReloadSettings(self, request, context):
+        """ReloadSettings reads the daemon's settings file again, and takes the named engines in it (the
+        tables engines.NAME), as SIGHUP does. Running completions go on with the engine that they have.
+        If anything in the settings is wrong, nothing is changed, and errors names it. Other settings
+        that have changed are not taken, as they need a restart of the daemon.
+        Errors: INVALID_REQUEST, SHUTTING_DOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -179,6 +195,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ReloadSecrets,
                     request_deserializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ReloadSecretsRequest.FromString,
                     response_serializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ReloadSecretsResponse.SerializeToString,
+            ),
+            'ReloadSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadSettings,
+                    request_deserializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ReloadSettingsRequest.FromString,
+                    response_serializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ReloadSettingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -371,6 +392,33 @@ class AdminService(object):
             '/ruvd.admin.v1.AdminService/ReloadSecrets',
             ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ReloadSecretsRequest.SerializeToString,
             ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ReloadSecretsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ruvd.admin.v1.AdminService/ReloadSettings',
+            ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ReloadSettingsRequest.SerializeToString,
+            ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ReloadSettingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -147,7 +147,23 @@ _AdminServiceReloadSecretsType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminServiceStub(typing.Generic[_AdminServiceGetStatusType, _AdminServiceDrainType, _AdminServiceUndrainType, _AdminServiceSetLogLevelType, _AdminServiceBackupType, _AdminServiceListTenantsType, _AdminServiceReloadSecretsType]):
+_AdminServiceReloadSettingsType = typing_extensions.TypeVar(
+    '_AdminServiceReloadSettingsType',
+    grpc.UnaryUnaryMultiCallable[
+        ruvd.admin.v1.admin_service_pb2.ReloadSettingsRequest,
+        ruvd.admin.v1.admin_service_pb2.ReloadSettingsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.admin.v1.admin_service_pb2.ReloadSettingsRequest,
+        ruvd.admin.v1.admin_service_pb2.ReloadSettingsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ruvd.admin.v1.admin_service_pb2.ReloadSettingsRequest,
+        ruvd.admin.v1.admin_service_pb2.ReloadSettingsResponse,
+    ],
+)
+
+class AdminServiceStub(typing.Generic[_AdminServiceGetStatusType, _AdminServiceDrainType, _AdminServiceUndrainType, _AdminServiceSetLogLevelType, _AdminServiceBackupType, _AdminServiceListTenantsType, _AdminServiceReloadSecretsType, _AdminServiceReloadSettingsType]):
     """Administers a running daemon."""
 
     @typing.overload
@@ -180,6 +196,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceGetStatusType, _AdminServiceD
             ruvd.admin.v1.admin_service_pb2.ReloadSecretsRequest,
             ruvd.admin.v1.admin_service_pb2.ReloadSecretsResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            ruvd.admin.v1.admin_service_pb2.ReloadSettingsRequest,
+            ruvd.admin.v1.admin_service_pb2.ReloadSettingsResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -211,6 +231,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceGetStatusType, _AdminServiceD
         grpc.aio.UnaryUnaryMultiCallable[
             ruvd.admin.v1.admin_service_pb2.ReloadSecretsRequest,
             ruvd.admin.v1.admin_service_pb2.ReloadSecretsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ruvd.admin.v1.admin_service_pb2.ReloadSettingsRequest,
+            ruvd.admin.v1.admin_service_pb2.ReloadSettingsResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -259,6 +283,14 @@ class AdminServiceStub(typing.Generic[_AdminServiceGetStatusType, _AdminServiceD
     Errors: INVALID_REQUEST.
     """
 
+    ReloadSettings: _AdminServiceReloadSettingsType
+    """ReloadSettings reads the daemon's settings file again, and takes the named engines in it (the
+    tables engines.NAME), as SIGHUP does. Running completions go on with the engine that they have.
+    If anything in the settings is wrong, nothing is changed, and errors names it. Other settings
+    that have changed are not taken, as they need a restart of the daemon.
+    Errors: INVALID_REQUEST, SHUTTING_DOWN.
+    """
+
 AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         ruvd.admin.v1.admin_service_pb2.GetStatusRequest,
@@ -287,6 +319,10 @@ AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         ruvd.admin.v1.admin_service_pb2.ReloadSecretsRequest,
         ruvd.admin.v1.admin_service_pb2.ReloadSecretsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.admin.v1.admin_service_pb2.ReloadSettingsRequest,
+        ruvd.admin.v1.admin_service_pb2.ReloadSettingsResponse,
     ],
 ]
 
@@ -371,6 +407,19 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         within seconds; this call confirms that it has, for example after a token was revoked. Running
         calls and streams go on. The reason why a file is refused is in its result.
         Errors: INVALID_REQUEST.
+        """
+
+    @abc.abstractmethod
+    def ReloadSettings(
+        self,
+        request: ruvd.admin.v1.admin_service_pb2.ReloadSettingsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ruvd.admin.v1.admin_service_pb2.ReloadSettingsResponse, collections.abc.Awaitable[ruvd.admin.v1.admin_service_pb2.ReloadSettingsResponse]]:
+        """ReloadSettings reads the daemon's settings file again, and takes the named engines in it (the
+        tables engines.NAME), as SIGHUP does. Running completions go on with the engine that they have.
+        If anything in the settings is wrong, nothing is changed, and errors names it. Other settings
+        that have changed are not taken, as they need a restart of the daemon.
+        Errors: INVALID_REQUEST, SHUTTING_DOWN.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

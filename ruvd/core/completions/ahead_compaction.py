@@ -13,7 +13,7 @@ that is written is kept until it is stored, and so is what is evaluated.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,17 +22,19 @@ from ruvd.core.completions.compaction_budget import CompactionBudget
 from ruvd.core.completions.compactor import Compactor, WrittenSummary, tokens_of
 from ruvd.core.completions.last_options import LastOptions
 from ruvd.core.completions.registry import CompletionRegistry
+from ruvd.core.completions.scheduler import SlotScheduler
 from ruvd.core.completions.summary_writer import SummaryWriter
 from ruvd.core.errors import QuotaExceeded, RuvdError, SessionBusy
 from ruvd.core.model import IfBusy, Message, Session
 from ruvd.core.options import CompletionOptions
-from ruvd.core.ports.engine import Engine, EngineRequest, PrefixCache
+from ruvd.core.ports.engine import EngineRequest, PrefixCache
 from ruvd.core.ports.events import (
     CompactionGivenUp,
     CompletionCommitted,
     CompletionEnded,
     Event,
     Observer,
+    PromptEvaluated,
     SessionCompacted,
     SessionCreated,
     SessionGone,
@@ -61,7 +63,8 @@ class _Written:
 class AheadCompaction:
     """Makes the summaries that are due, one after the other, the longest waiting first.
 
-    An Observer. `prefix_cache` is None if the engine has none whose content is worth preparing.
+    An Observer. `prefix_cache` is that of the default engine, None if its content is not worth
+    preparing.
     """
 
     def __init__(
@@ -69,7 +72,6 @@ class AheadCompaction:
         sessions: SessionRegistry,
         compactor: Compactor,
         completions: CompletionRegistry,
-        engine: Engine,
         prefix_cache: PrefixCache | None,
         last_options: LastOptions,
         observer: Observer,
@@ -81,8 +83,7 @@ class AheadCompaction:
         self._sessions = sessions
         self._compactor = compactor
         self._completions = completions
-        self._scheduler = completions.scheduler
-        self._engine = engine
+        self._engines = completions.engines
         self._prefix_cache = prefix_cache
         self._last_options = last_options
         self._observer = observer
@@ -118,7 +119,9 @@ class AheadCompaction:
     def takes(self, session: Session) -> bool:
         """Whether a summary of the session will be made before its next turn, if there is time."""
         _, earliest = self._failed.get(session.id, (0, 0))
-        return session.exchange_count >= earliest and self._compactor.is_due(session)
+        if session.exchange_count < earliest:
+            return False
+        return self._compactor.is_due(session, self._last_options.get(session.id))
 
     def _queue(self, session_id: str) -> None:
         self._waiting[session_id] = None
@@ -147,7 +150,7 @@ class AheadCompaction:
         written = self._written.get(session_id)
         if written is None or not _is_still_of(written, session):
             self._written.pop(session_id, None)
-            written = await self._write(session_id)
+            written = await self._write(session)
             if written is None:
                 return
             self._written[session_id] = written
@@ -162,27 +165,32 @@ class AheadCompaction:
         )
         self._queue(session_id)  # more may be left of a long history
 
-    async def _write(self, session_id: str) -> _Written | None:
+    async def _write(self, session: Session) -> _Written | None:
         """Returns a new summary, or None if none is due any more. Makes way for callers."""
-        tenant = tenant_of(session_id)
+        session_id, tenant = session.id, tenant_of(session.id)
         while True:
-            await self._engine.ready()
-            async with self._writer.slot(tenant):
+            options = self._last_options.get(session_id)
+            chosen = self._engines.of(self._compactor.model(session, options))
+            await chosen.engine.ready()
+            async with self._writer.slot(chosen, tenant):
+                if not chosen.engine.is_ready:
+                    continue  # it went down, or was replaced, meanwhile
                 source = await self._compactor.read(session_id)
                 if not self.takes(source.session):
                     return None
-                plan = self._compactor.plan(source, is_asked_for=False)
+                plan = self._compactor.plan(source, options, is_asked_for=False)
                 if plan is None:
                     return None
-                self._budget.check(session_id)
+                if self._writer.is_elsewhere(chosen):
+                    self._budget.check(session_id)
                 if self._completions.quotas.is_used_up(tenant):
                     raise QuotaExceeded("the tenant has used its tokens", quota="tokens_per_minute")
-                options = self._last_options.get(session_id)
                 request = self._compactor.request(source.session, plan, options, background=True)
-                summary = await self._writer.write(session_id, request)
+                summary = await self._writer.write(session_id, request, chosen)
             if summary is None:
                 continue
-            self._budget.spend(session_id, tokens_of(summary))
+            if self._writer.is_elsewhere(chosen):
+                self._budget.spend(session_id, tokens_of(summary))
             self._completions.quotas.charge(tenant, partial(tokens_of, summary))
             # The prompt is no longer needed.
             return _Written(source.session, replace(plan, messages=()), summary, options)
@@ -192,30 +200,37 @@ class AheadCompaction:
 
         Returns at once if the next turn would trim. Then any summary is better than none.
         """
-        if self._prefix_cache is None or written.options.bypass_cache:
+        session_id, options = written.base.id, written.options
+        chosen = self._engines.of(options.model or written.base.model)
+        cache = self._prefix_cache if chosen.is_default else chosen.engine.prefix_cache
+        if cache is None or options.bypass_cache:
             return
-        session_id = written.base.id
         while True:
             session = await self._sessions.existing(session_id)
-            if self._is_trim_due(session):
+            limit = chosen.engine.window_tokens
+            if window.is_trim_due(session, default_max_tokens=limit):
                 return
-            prompt = await self._prompt(session, written)
             request = EngineRequest(
-                prompt,
-                written.options,
+                await self._prompt(session, written, limit),
+                options.for_model(session.model),
                 _prepared_key(session_id),
                 tenant=tenant_of(session_id),
                 background=True,
             )
-            if await self._evaluate(request, session):
+            steps = cache.prepare(request)
+            if await self._evaluate(steps, chosen.scheduler, session):
                 return
 
-    async def _evaluate(self, request: EngineRequest, session: Session) -> bool:
+    async def _evaluate(
+        self,
+        prepared: AsyncGenerator[PromptEvaluated, None],
+        scheduler: SlotScheduler,
+        session: Session,
+    ) -> bool:
         """Evaluates a prompt in steps; returns False if a turn has made it longer meanwhile."""
-        assert self._prefix_cache is not None  # noqa: S101  # `_prepare` has checked that
-        async with aclosing(self._prefix_cache.prepare(request)) as steps:
+        async with aclosing(prepared) as steps:
             while True:
-                async with self._scheduler.take_spare():
+                async with scheduler.take_spare():
                     current = await self._sessions.existing(session.id)
                     if current.message_count != session.message_count:
                         return False
@@ -224,15 +239,13 @@ class AheadCompaction:
                     return True
                 self._observer(replace(step, session_key=session.id))
 
-    async def _prompt(self, session: Session, written: _Written) -> Sequence[Message]:
+    async def _prompt(
+        self, session: Session, written: _Written, limit: int | None
+    ) -> Sequence[Message]:
         after = compaction.apply(session, written.plan, written.summary.text)
         history = await self._sessions.window(after)
         pinned = await self._sessions.reads.pinned(after)
-        limit = self._engine.window_tokens
         return window.plan(after, history, (), default_max_tokens=limit, pinned=pinned).messages
-
-    def _is_trim_due(self, session: Session) -> bool:
-        return window.is_trim_due(session, default_max_tokens=self._engine.window_tokens)
 
     async def _give_up(self, session_id: str, error: RuvdError) -> None:
         """Leaves the session to the trim, for twice as many exchanges after each failure."""

@@ -32,6 +32,7 @@ class Answer:
     first_output: float | None = None
     done: EngineDone | None = None
     model: str = ""
+    engine: str = ""
 
     @property
     def message(self) -> Message:

@@ -198,13 +198,10 @@ class _Batch:
         request = replace(item, batch=True, prefix_key=run.prefix_key)
         attempt = 0
         while True:
-            narrowings = self._completions.scheduler.narrowings
             try:
                 outcome = await self._complete(index, request, run)
             except (EngineRateLimited, Overloaded) as error:
                 forget_frames(error)  # the completion keeps the error
-                if isinstance(error, EngineRateLimited):
-                    self._completions.scheduler.narrow(narrowings)
                 attempt += 1
                 if attempt == _MAX_ATTEMPTS:
                     return BatchOutcome(index, session_id=request.session_id, error=error)
@@ -215,7 +212,6 @@ class _Batch:
                 forget_frames(error)
                 return BatchOutcome(index, session_id=request.session_id, error=error)
             else:
-                self._completions.scheduler.widen()
                 return outcome
 
     async def _complete(self, index: int, request: CompletionRequest, run: _Run) -> BatchOutcome:

@@ -5,7 +5,6 @@ from ruvd.core.completions.compactor import Compactor, tokens_of
 from ruvd.core.completions.last_options import LastOptions
 from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.model import IfBusy, Usage
-from ruvd.core.ports.engine import Engine
 from ruvd.core.ports.events import CompletionCommitted, Event, SessionGone
 from ruvd.core.sessions import compaction, window
 from ruvd.core.sessions.history import HistorySource
@@ -38,12 +37,10 @@ class CompactionCalls:
         sessions: SessionRegistry,
         compactor: Compactor,
         completions: CompletionRegistry,
-        engine: Engine,
     ) -> None:
         self._sessions = sessions
         self._compactor = compactor
         self._completions = completions
-        self._engine = engine
         self.last_options = LastOptions()
 
     def __call__(self, event: Event) -> None:
@@ -62,7 +59,8 @@ class CompactionCalls:
         self._sessions.check_enabled()
         source = await self._compactor.read(session_id)
         session = source.session
-        plan = self._compactor.plan(source, is_asked_for=True)
+        options = self.last_options.get(session_id)
+        plan = self._compactor.plan(source, options, is_asked_for=True)
         before = _prompt_bytes(source)
         if plan is None or dry_run:
             start = plan.start if plan else session.window_start
@@ -73,11 +71,11 @@ class CompactionCalls:
                 before,
             )
         tenant = tenants.tenant_of(session_id)
-        options = self.last_options.get(session_id)
         request = self._compactor.request(session, plan, options)
         with self._completions.other_work(tenant) as used:
-            await self._engine.ready()
-            async with self._completions.scheduler.take(tenant=tenant):
+            engine, scheduler, _ = self._completions.engines.of(request.options.model)
+            await engine.ready()
+            async with scheduler.take(tenant=tenant):
                 written = await self._compactor.write(request)
             used["tokens"] = tokens_of(written)
         stored = await self._compactor.store(session, plan, written, options, IfBusy.QUEUE)

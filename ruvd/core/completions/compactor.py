@@ -27,17 +27,21 @@ from ruvd.core.sessions.turn_queue import TurnRequest
 from ruvd.core.tenant_limits import LimitsOf, unlimited
 from ruvd.core.values import value
 
+_DEFAULT = CompletionOptions()
+
 
 @value(frozen=True, slots=True)
 class CompactionPolicy:
     """The settings of a deployment that concern summaries.
 
-    `summary_tokens` is the length of a summary, and `model` the name of the model that writes them,
-    empty for the session's own.
+    `summary_tokens` is the length of a summary that the default engine writes, and
+    `named_engine_tokens` of one that another engine writes. `model` is the name of the model that
+    writes them, empty for the session's own.
     """
 
     summary_tokens: int = 64
     model: str = ""
+    named_engine_tokens: int = 256
 
 
 @value(frozen=True, slots=True)
@@ -72,21 +76,39 @@ class Compactor:
         """Returns what the session's next summary is made from. Raises as the registry does."""
         return await self._sessions.reads.source(await self._sessions.existing(session_id))
 
-    def plan(self, source: HistorySource, *, is_asked_for: bool) -> CompactionPlan | None:
-        """Plans the session's next summary; see `compaction.plan`."""
+    def model(self, session: Session, options: CompletionOptions) -> str:
+        """Returns the model that writes the session's summaries, empty for the default one."""
+        return self._policy.model or options.model or session.model
+
+    def plan(
+        self, source: HistorySource, options: CompletionOptions = _DEFAULT, *, is_asked_for: bool
+    ) -> CompactionPlan | None:
+        """Plans the next summary of a session with these `options`; see `compaction.plan`.
+
+        Its source fits the engine of the session and the one that writes the summary.
+        """
+        session = source.session
+        model = self.model(session, options)
+        engines = [self._engine.for_model(each) for each in (options.model or session.model, model)]
+        limits = [engine.window_tokens for engine in engines if engine.window_tokens is not None]
         return compaction.plan(
-            source.session,
+            session,
             source.exchanges,
             source.pinned,
             position=source.position,
-            default_max_tokens=self._engine.window_tokens,
-            summary_tokens=self._policy.summary_tokens,
+            default_max_tokens=min(limits, default=None),
+            summary_tokens=self._summary_tokens(model),
             is_asked_for=is_asked_for,
         )
 
-    def is_due(self, session: Session) -> bool:
-        """Whether the session's next summary is to be made before its next turn."""
-        return compaction.is_due(session, default_max_tokens=self._engine.window_tokens)
+    def is_due(self, session: Session, options: CompletionOptions = _DEFAULT) -> bool:
+        """Whether the session's next summary is to be made before a turn with these `options`."""
+        engine = self._engine.for_model(options.model or session.model)
+        return compaction.is_due(session, default_max_tokens=engine.window_tokens)
+
+    def _summary_tokens(self, model: str) -> int:
+        is_named = bool(self._engine.for_model(model).name)
+        return self._policy.named_engine_tokens if is_named else self._policy.summary_tokens
 
     def request(
         self,
@@ -101,12 +123,12 @@ class Compactor:
         Raises PermissionDenied for a model that the tenant may not use.
         """
         tenant = tenants.tenant_of(session.id)
-        model = self._policy.model or options.model or session.model
+        model = self.model(session, options)
         allowances.check_model(model or self._engine.model, self._limits_of(tenant))
         options = replace(
             options,
             model=model,
-            max_tokens=self._policy.summary_tokens,
+            max_tokens=self._summary_tokens(model),
             stop=(),
             # The tools stay in the prompt, so the cache still hits.
             tool_choice=ToolChoiceMode.NONE if options.tools else None,
@@ -127,7 +149,7 @@ class Compactor:
         """
         parts = [] if parts is None else parts
         if parts:
-            left = max(1, self._policy.summary_tokens - len(parts))
+            left = max(1, (request.options.max_tokens or 0) - len(parts))
             request = replace(
                 request,
                 messages=(*request.messages, Message(Role.ASSISTANT, "".join(parts))),
@@ -148,7 +170,8 @@ class Compactor:
 
     async def _write(self, request: EngineRequest, parts: list[str]) -> WrittenSummary:
         size, done = sum(map(len, parts)), None
-        async with aclosing(self._engine.generate(request)) as chunks:
+        engine = self._engine.for_model(request.options.model)
+        async with aclosing(engine.generate(request)) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, EngineDone):
                     done = chunk

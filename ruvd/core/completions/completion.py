@@ -201,4 +201,5 @@ class Completion:
             timings=answer.timings(now),
             context_messages=len(answer.plan.messages) if answer.plan else 0,
             context_trimmed=answer.plan.trimmed if answer.plan else False,
+            engine=answer.engine,
         )

@@ -5,14 +5,13 @@ This module knows nothing of turns or commits. After a cancel, `Answer` holds wh
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing
-from dataclasses import replace
 
 from ruvd.core.completions import allowances
 from ruvd.core.completions.answer import Answer
 from ruvd.core.completions.answer_room import AnswerRoom
+from ruvd.core.completions.engines import Engines
 from ruvd.core.completions.event_log import EventLog
-from ruvd.core.completions.scheduler import SlotScheduler
-from ruvd.core.errors import ContextTooLong, EngineUnavailable
+from ruvd.core.errors import ContextTooLong, EngineRateLimited, EngineUnavailable
 from ruvd.core.model import Exchange, Message, Session, Started
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.clock import Clock
@@ -56,9 +55,8 @@ class AnswerGenerator:
 
     def __init__(
         self,
-        engine: Engine,
+        engines: Engines,
         clock: Clock,
-        scheduler: SlotScheduler,
         observer: Observer,
         max_answer_bytes: int,
         memory: Memory,
@@ -67,14 +65,13 @@ class AnswerGenerator:
         self._memory = memory
         self._max_answer_bytes = max_answer_bytes
         self._limits_of = limits_of
-        self._engine = engine
+        self._engines = engines
         self._clock = clock
-        self._scheduler = scheduler
         self._observer = observer
 
     def model(self, options: CompletionOptions, session: Session | None = None) -> str:
         """Returns the name of the model that answers."""
-        return options.model or (session.model if session else "") or self._engine.model
+        return options.model or (session.model if session else "") or self._engines.default_model
 
     def release(self, answer: Answer) -> None:
         """Gives back the memory that an answer has reserved."""
@@ -89,30 +86,41 @@ class AnswerGenerator:
         """
         session, tenant = prompt.session, tenant_of(prompt.completion_id)
         allowances.check_model(self.model(prompt.options, session), self._limits_of(tenant))
-        limit = self._engine.window_tokens if session.id else None
-        plan = window.plan(
-            session,
-            prompt.history,
-            prompt.messages,
-            default_max_tokens=limit,
-            pinned=prompt.pinned,
-            stored=prompt.stored,
-        )
         while True:
-            if not self._engine.is_ready:
-                with self._scheduler.count_as_waiting(batch=prompt.batch):
-                    await self._engine.ready()
-            async with self._scheduler.take(batch=prompt.batch, tenant=tenant):
-                if self._engine.is_ready:  # or it went down while this waited for the slot
-                    return await self._generate(prompt, plan, log, answer)
+            engine, scheduler, _ = self._engines.of(prompt.options.model or session.model)
+            plan = window.plan(
+                session,
+                prompt.history,
+                prompt.messages,
+                default_max_tokens=engine.window_tokens if session.id else None,
+                pinned=prompt.pinned,
+                stored=prompt.stored,
+            )
+            if not engine.is_ready:
+                with scheduler.count_as_waiting(batch=prompt.batch):
+                    await engine.ready()
+            narrowings = scheduler.narrowings
+            try:
+                async with scheduler.take(batch=prompt.batch, tenant=tenant):
+                    if not engine.is_ready:
+                        continue  # it went down, or was replaced, while this waited for the slot
+                    done = await self._generate(engine, prompt, plan, log, answer)
+            except EngineRateLimited:
+                if prompt.batch:
+                    scheduler.narrow(narrowings)
+                raise
+            if prompt.batch:
+                scheduler.widen()
+            return done
 
     async def _generate(
-        self, prompt: Prompt, plan: window.Plan, log: EventLog, answer: Answer
+        self, engine: Engine, prompt: Prompt, plan: window.Plan, log: EventLog, answer: Answer
     ) -> EngineDone:
         session = prompt.session
         answer.plan = plan
         answer.queue_seconds = self._clock.monotonic() - answer.arrived
         answer.model = self.model(prompt.options, session)
+        answer.engine = engine.name
         self._observer(EngineTaken(prompt.completion_id, prompt.batch, answer.queue_seconds))
         started = Started(
             completion_id=prompt.completion_id,
@@ -125,7 +133,7 @@ class AnswerGenerator:
         )
         log.append(started)
         try:
-            return await self._stream(prompt, plan, log, answer)
+            return await self._stream(engine, prompt, plan, log, answer)
         except ContextTooLong as overflow:
             shorter = window.shorten(
                 session,
@@ -139,14 +147,12 @@ class AnswerGenerator:
             if shorter is None or answer.first_output is not None:
                 raise
             answer.plan = shorter
-            return await self._stream(prompt, shorter, log, answer)
+            return await self._stream(engine, prompt, shorter, log, answer)
 
     async def _stream(
-        self, prompt: Prompt, plan: window.Plan, log: EventLog, answer: Answer
+        self, engine: Engine, prompt: Prompt, plan: window.Plan, log: EventLog, answer: Answer
     ) -> EngineDone:
-        options, own = prompt.options, prompt.session.model
-        if own and not options.model:
-            options = replace(options, model=own)
+        options = prompt.options.for_model(prompt.session.model)
         tenant = tenant_of(prompt.completion_id)
         limits = self._limits_of(tenant)
         options = allowances.with_ceiling(options, limits)
@@ -161,7 +167,7 @@ class AnswerGenerator:
             prompt_memory = stack.enter_context(ExitStack())
             if size := _large_history_bytes(prompt, plan):
                 prompt_memory.enter_context(reserved(self._memory, size, "so large a prompt"))
-            chunks = await stack.enter_async_context(aclosing(self._engine.generate(request)))
+            chunks = await stack.enter_async_context(aclosing(engine.generate(request)))
             async for chunk in chunks:
                 if isinstance(chunk, EngineDone):
                     answer.done = chunk

@@ -11,12 +11,12 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
-from ruvd.core.completions.scheduler import SlotScheduler
+from ruvd.core.completions.engines import ChosenEngine, Engines
 from ruvd.core.errors import RuvdError
 from ruvd.core.model import Message, Session
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.clock import Clock
-from ruvd.core.ports.engine import Engine, EngineRequest, PrefixCache
+from ruvd.core.ports.engine import EngineRequest, PrefixCache
 from ruvd.core.ports.events import (
     CompactionGivenUp,
     CompletionCommitted,
@@ -45,18 +45,16 @@ class Prewarmer:
     def __init__(
         self,
         sessions: SessionRegistry,
-        engine: Engine,
+        engines: Engines,
         prefix_cache: PrefixCache,
-        scheduler: SlotScheduler,
         clock: Clock,
         observer: Observer,
         is_compacted: Callable[[Session], bool] = lambda _session: False,
     ) -> None:
         self._is_compacted = is_compacted
         self._sessions = sessions
-        self._engine = engine
+        self._engines = engines
         self._prefix_cache = prefix_cache
-        self._scheduler = scheduler
         self._clock = clock
         self._observer = observer
         self._waiting: dict[str, CompletionOptions] = {}
@@ -71,11 +69,12 @@ class Prewarmer:
             case CompletionCommitted(session, options):
                 self._queue_if_trim_due(session, options)
             case SessionCompacted(session, options) if not options.bypass_cache:
-                self._queue(session.id, options)
+                self._queue(session.id, options.for_model(session.model))
             case CompactionGivenUp(session_id):
                 self._queue(session_id, CompletionOptions())
-            case SessionCreated(session_id):
-                self._waiting.setdefault(session_id, CompletionOptions())
+            case SessionCreated(session_id, session):
+                model = session.model if session else ""
+                self._waiting.setdefault(session_id, CompletionOptions(model))
                 self._has_waiting.set()
             case PromptEvaluated(tokens, _, session_id):
                 evaluated = self._evaluated.setdefault(session_id, [])
@@ -93,11 +92,11 @@ class Prewarmer:
     def _queue_if_trim_due(self, session: Session, options: CompletionOptions) -> None:
         if session.id == self._current:
             self._current = ""
-        limit = self._engine.window_tokens
+        limit = self._engines.of(options.model or session.model).engine.window_tokens
         if options.bypass_cache or self._is_compacted(session):
             return  # the summary comes first, and needs the prompt that is evaluated
         if window.is_trim_due(session, default_max_tokens=limit):
-            self._queue(session.id, options)
+            self._queue(session.id, options.for_model(session.model))
 
     def _queue(self, session_id: str, options: CompletionOptions) -> None:
         if session_id == self._current:
@@ -134,16 +133,21 @@ class Prewarmer:
             self._has_waiting.clear()
 
     async def _prewarm(self, session_id: str, options: CompletionOptions) -> None:
-        await self._engine.ready()
-        async with self._scheduler.take_spare():
-            prompt = await self._prompt(session_id)
+        chosen = self._engines.of(options.model)
+        engine, scheduler, is_default = chosen
+        cache = self._prefix_cache if is_default else engine.prefix_cache
+        if cache is None:
+            return
+        await engine.ready()
+        async with scheduler.take_spare():
+            prompt = await self._prompt(session_id, options, chosen)
         if not prompt:
             return
         tenant = tenant_of(session_id)
         request, tokens = EngineRequest(prompt, options, session_id, tenant=tenant), 0
-        async with aclosing(self._prefix_cache.prepare(request)) as steps:
+        async with aclosing(cache.prepare(request)) as steps:
             while True:
-                async with self._scheduler.take_spare():
+                async with scheduler.take_spare():
                     running = self._sessions.turn_queue.running(session_id)
                     if self._current != session_id or (running and running.completion_id):
                         return
@@ -154,12 +158,16 @@ class Prewarmer:
                 tokens += step.tokens
         _log.debug("evaluated ahead", extra={"session_id": session_id, "tokens": tokens})
 
-    async def _prompt(self, session_id: str) -> Sequence[Message]:
+    async def _prompt(
+        self, session_id: str, options: CompletionOptions, chosen: ChosenEngine
+    ) -> Sequence[Message]:
         """Returns the beginning of the next turn's prompt, or nothing if the engine has seen it."""
         session = await self._sessions.current(session_id)
         if session is None or not session.exchange_count:
             return ()
-        limit = self._engine.window_tokens
+        if self._engines.of(options.model or session.model).engine is not chosen.engine:
+            return ()  # nobody knew the session's model when it was queued
+        limit = chosen.engine.window_tokens
         if session.context_tokens and not window.is_trim_due(session, default_max_tokens=limit):
             return ()
         history = await self._sessions.window(session)

@@ -16,6 +16,7 @@ from ruvd.core.completions.completion import (
     CompletionRef,
     CompletionRequest,
 )
+from ruvd.core.completions.engines import Engines
 from ruvd.core.completions.generation import AnswerGenerator
 from ruvd.core.completions.scheduler import SlotScheduler
 from ruvd.core.completions.tenant_quotas import TenantQuotas
@@ -57,17 +58,10 @@ class CompletionRegistry:
         memory: Memory | None = None,
     ) -> None:
         self._sessions = sessions
-        self.scheduler = SlotScheduler(
-            engine.slots, policy.batch_share, lambda tenant: limits_of(tenant).weight
-        )
+        self.engines = Engines(engine, policy.batch_share, limits_of)
+        memory = memory or UnlimitedMemory()
         self._generator = AnswerGenerator(
-            engine,
-            clock,
-            self.scheduler,
-            observer,
-            policy.max_answer_bytes,
-            memory or UnlimitedMemory(),
-            limits_of,
+            self.engines, clock, observer, policy.max_answer_bytes, memory, limits_of
         )
         self.quotas = TenantQuotas(limits_of, clock, policy.batch_share)
         self._turns = TurnRunner(sessions, self._generator, clock, observer)
@@ -79,6 +73,11 @@ class CompletionRegistry:
         self._by_request: dict[tuple[str, str], Completion] = {}
         self._logs_bytes = 0
         self._draining = False
+
+    @property
+    def scheduler(self) -> SlotScheduler:
+        """The scheduler of the default engine's slots."""
+        return self.engines.default.scheduler
 
     @property
     def running(self) -> int:

@@ -36,6 +36,7 @@ class SlotScheduler:
         self._running = 0
         # Set while a completion has or wants a slot.
         self._wanted = asyncio.Event()
+        self._unused: asyncio.Event | None = None
         self._waiting_for_engine = [0, 0]  # interactive completions, and those of batches
         self.narrowings = 0
 
@@ -85,6 +86,12 @@ class SlotScheduler:
         """Returns when a completion wants a slot, for the holder of a spare one."""
         await self._wanted.wait()
 
+    async def wait_unused(self) -> None:
+        """Returns when nothing holds a slot."""
+        while self._running:
+            self._unused = self._unused or asyncio.Event()
+            await self._unused.wait()
+
     @contextmanager
     def count_as_waiting(self, *, batch: bool) -> Generator[None, None, None]:
         """Counts a completion as waiting while it waits for the engine to come up."""
@@ -124,6 +131,9 @@ class SlotScheduler:
         self._free += 1
         self._running -= 1
         self._next()
+        if self._unused is not None and not self._running:
+            self._unused.set()
+            self._unused = None
 
     def _next(self) -> None:
         """Gives free slots to the completions that may have them."""

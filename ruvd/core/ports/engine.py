@@ -75,6 +75,17 @@ class Engine(Protocol):
     def model(self) -> str:
         """The name of the default model."""
 
+    def for_model(self, model: str) -> "Engine":
+        """Returns the engine that answers for a model: itself, unless it routes to several.
+
+        An empty name is the default model. For a model that no engine has it returns one that is
+        never ready, and whose `ready` and `generate` raise EngineRejected.
+        """
+
+    @property
+    def name(self) -> str:
+        """The name by which a call may choose it; empty for the engine of calls that name none."""
+
     @property
     def slots(self) -> int | None:
         """The number of completions that it runs at a time; None if it has no limit."""

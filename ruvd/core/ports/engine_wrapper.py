@@ -16,6 +16,15 @@ class EngineWrapper:
         """See `Engine.model`."""
         return self._engine.model
 
+    def for_model(self, model: str) -> "Engine":
+        """Returns this engine; see `Engine.for_model`."""
+        return self
+
+    @property
+    def name(self) -> str:
+        """See `Engine.name`."""
+        return self._engine.name
+
     @property
     def slots(self) -> int | None:
         """See `Engine.slots`."""

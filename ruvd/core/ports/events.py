@@ -11,10 +11,11 @@ from ruvd.core.values import value
 
 @value(frozen=True, slots=True)
 class EngineStateChanged:
-    """The engine came up or went down."""
+    """The engine of a name, or the default one, came up, went down or (None) was removed."""
 
-    up: bool
+    up: bool | None
     detail: str
+    engine: str = ""
 
 
 @value(frozen=True, slots=True)
@@ -166,7 +167,8 @@ class EngineTaken:
 class CompletionEnded:
     """A completion ended: `reason` is the name of the finish reason or, if it `failed`, the error.
 
-    The latency of a `batch` item means nothing, because items wait for each other on purpose.
+    `engine` is the name of the engine, empty for the default one and where none was reached. The
+    latency of a `batch` item means nothing, because items wait for each other on purpose.
     """
 
     completion_id: str
@@ -179,6 +181,7 @@ class CompletionEnded:
     timings: Timings
     context_messages: int
     context_trimmed: bool
+    engine: str = ""
 
 
 @value(frozen=True, slots=True)

@@ -18,7 +18,6 @@ _CHECK_SECONDS = 1.0
 _MAX_KEY_BYTES = 65_536
 _MIN_SECRET_LENGTH = 6  # servers without keys are often configured with `EMPTY`
 _HIDDEN = "(hidden)"
-_SETTING = "api_key_file"
 _WRONG_CHARACTERS = "the daemon's API key has characters that no header may have"
 
 _log = logging.getLogger("ruvd.engine")
@@ -27,12 +26,18 @@ _log = logging.getLogger("ruvd.engine")
 class ApiKey:
     """A bearer token, from the file at `path` if it is given, otherwise `value`; it may be empty.
 
-    `secrets` are other texts that `redact` removes.
+    `secrets` are other texts that `redact` removes. `setting` names the path in messages.
     """
 
     def __init__(
-        self, value: str = "", path: Path | None = None, *, secrets: Iterable[str] = ()
+        self,
+        value: str = "",
+        path: Path | None = None,
+        *,
+        secrets: Iterable[str] = (),
+        setting: str = "api_key_file",
     ) -> None:
+        self._setting = setting
         self._value = value.strip()
         self._path = path
         self._known = {self._value, *secrets}
@@ -69,7 +74,7 @@ class ApiKey:
                 error = str(unavailable)
             outcome = SecretOutcome.UNCHANGED if self._value == before else SecretOutcome.TAKEN
             outcome = SecretOutcome.REFUSED if error else outcome
-            return [ReloadedSecret(_SETTING, str(path), outcome, error)]
+            return [ReloadedSecret(self._setting, str(path), outcome, error)]
 
     def forget(self) -> None:
         """Makes the next use check the file, because the server has refused the key."""
@@ -89,7 +94,7 @@ class ApiKey:
             self._identity, content = await asyncio.to_thread(_read, path, self._identity)
         except OSError as error:
             self._identity = None
-            fault = f"cannot read {_SETTING} {path}: {error.strerror}"
+            fault = f"cannot read {self._setting} {path}: {error.strerror}"
             if not self._value:
                 raise EngineUnavailable(fault) from None
             self._keep_last(fault)

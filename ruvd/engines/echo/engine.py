@@ -25,6 +25,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from itertools import accumulate, takewhile
+from typing import Self
 
 from ruvd.core.errors import EngineUnavailable
 from ruvd.core.model import Message, Role, Usage
@@ -62,6 +63,15 @@ class EchoEngine:
     def model(self) -> str:
         """`echo`."""
         return "echo"
+
+    def for_model(self, model: str) -> Self:
+        """Returns this engine; see `Engine.for_model`."""
+        return self
+
+    @property
+    def name(self) -> str:
+        """Empty, as it does not know whether it has a name."""
+        return ""
 
     @property
     def slots(self) -> int | None:

@@ -13,7 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -132,6 +132,15 @@ class LlamaEngine:
     def model(self) -> str:
         """The name of the GGUF file without its suffix."""
         return self._model
+
+    def for_model(self, model: str) -> Self:
+        """Returns this engine; see `Engine.for_model`."""
+        return self
+
+    @property
+    def name(self) -> str:
+        """Empty, as it does not know whether it has a name."""
+        return ""
 
     @property
     def slots(self) -> int | None:

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 from ruvd.core.errors import EngineTimeout, EngineUnavailable, RuvdError
 from ruvd.core.model import Message, Role
@@ -51,6 +52,7 @@ class OpenAIEngine:
         model: str,
         api_key: str = "",
         api_key_file: Path | None = None,
+        api_key_setting: str = "api_key_file",
         affinity: Preset = "none",
         affinity_header: str = "",
         cache_salt: str = "",
@@ -75,7 +77,7 @@ class OpenAIEngine:
         self._base_urls = tuple(base_urls)
         self._model = model
         self._max_parallel = max_parallel
-        self.api_key = ApiKey(api_key, api_key_file, secrets=[cache_salt])
+        self.api_key = ApiKey(api_key, api_key_file, secrets=[cache_salt], setting=api_key_setting)
         self._affinity = Affinity(affinity, affinity_header, cache_salt)
         self._send_back = send_back
         self._tls_files = (ca_file, client_cert_file, client_key_file)
@@ -108,6 +110,15 @@ class OpenAIEngine:
     def model(self) -> str:
         """The model for requests that name none."""
         return self._model
+
+    def for_model(self, model: str) -> Self:
+        """Returns this engine; see `Engine.for_model`."""
+        return self
+
+    @property
+    def name(self) -> str:
+        """Empty, as it does not know whether it has a name."""
+        return ""
 
     @property
     def slots(self) -> int | None:

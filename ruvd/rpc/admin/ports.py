@@ -1,7 +1,9 @@
 """The contracts of the parts of the process that administration reaches."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import field
 from datetime import datetime
+from enum import Enum
 from typing import Protocol
 
 from ruvd.core.ports.secrets import ReloadedSecret
@@ -34,6 +36,9 @@ class Process(Protocol):
     async def reload_secrets(self) -> Sequence[ReloadedSecret]:
         """Reads all files with secrets again."""
 
+    async def reload_settings(self) -> "ReloadedSettings":
+        """Reads the settings again, and takes those of named engines. Raises ShuttingDown."""
+
 
 class LogLevel(Protocol):
     """The lowest level that is logged, by its name as in the setting log_level."""
@@ -48,6 +53,28 @@ class LogLevel(Protocol):
 
     def set(self, level: str | None, seconds: float | None = None) -> None:
         """Changes the level, for so many seconds or until the end. None: that of the setting."""
+
+
+class EngineChange(Enum):
+    """The result of reading the settings again for one named engine."""
+
+    UNCHANGED = "unchanged"
+    ADDED = "added"
+    CHANGED = "changed"
+    REMOVED = "removed"
+
+
+@value(frozen=True, slots=True)
+class ReloadedSettings:
+    """The result of reading the settings again.
+
+    With `errors`, each of which names a wrong setting, nothing was changed. `engines` are the named
+    engines. `restart_needed` are other settings that have changed, which need a restart.
+    """
+
+    errors: Sequence[str] = ()
+    engines: Mapping[str, EngineChange] = field(default_factory=dict)
+    restart_needed: Sequence[str] = ()
 
 
 @value(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from ruvd.core.errors import PermissionDenied
 from ruvd.core.ports.secrets import SecretOutcome
 from ruvd.rpc import pages
 from ruvd.rpc.admin import requests
-from ruvd.rpc.admin.ports import BackupFile, Backups, LogLevel, Process
+from ruvd.rpc.admin.ports import BackupFile, Backups, EngineChange, LogLevel, Process
 from ruvd.rpc.validation import RequestLimits
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"].full_name
@@ -28,6 +28,12 @@ _OUTCOMES = {
     SecretOutcome.UNCHANGED: pb.ReloadedSecret.OUTCOME_UNCHANGED,
     SecretOutcome.TAKEN: pb.ReloadedSecret.OUTCOME_TAKEN,
     SecretOutcome.REFUSED: pb.ReloadedSecret.OUTCOME_REFUSED,
+}
+_CHANGES = {
+    EngineChange.UNCHANGED: pb.ReloadedEngine.OUTCOME_UNCHANGED,
+    EngineChange.ADDED: pb.ReloadedEngine.OUTCOME_ADDED,
+    EngineChange.CHANGED: pb.ReloadedEngine.OUTCOME_CHANGED,
+    EngineChange.REMOVED: pb.ReloadedEngine.OUTCOME_REMOVED,
 }
 _Context = ServicerContext[Any, Any]
 
@@ -119,6 +125,18 @@ class AdminService(pb_grpc.AdminServiceServicer):
                 outcome=_OUTCOMES[each.outcome],
                 error=each.error,
             )
+        return response
+
+    async def ReloadSettings(  # noqa: D102, N802
+        self, request: pb.ReloadSettingsRequest, context: _Context
+    ) -> pb.ReloadSettingsResponse:
+        requests.nothing(request, self._limits)
+        result = await self._process.reload_settings()
+        response = pb.ReloadSettingsResponse(
+            errors=result.errors, restart_needed=result.restart_needed
+        )
+        for name, change in result.engines.items():
+            response.engines.add(name=name, outcome=_CHANGES[change])
         return response
 
     def _status(self) -> pb.Status:

@@ -37,6 +37,7 @@ ROLES: dict[str, frozenset[Role]] = {
     f"{_ADMIN_SERVICE}Backup": _ADMINS,
     f"{_ADMIN_SERVICE}ListTenants": _ADMINS,
     f"{_ADMIN_SERVICE}ReloadSecrets": _ADMINS,
+    f"{_ADMIN_SERVICE}ReloadSettings": _ADMINS,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _ALL,
 }
 _NOBODY: frozenset[Role] = frozenset()

@@ -237,7 +237,8 @@ pub struct Session {
 /// Options of the generation. For an unset option the engine's default applies.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CompletionOptions {
-    /// The model, for engines that offer several.
+    /// The model, one of ListModels. A daemon with several engines chooses the engine by it; the name of
+    /// an engine alone is its default model. Empty: the session's model, otherwise the default engine's.
     #[prost(string, tag = "1")]
     pub model: ::prost::alloc::string::String,
     /// The sampling temperature, from 0 (the most likely text) to 2.
@@ -465,7 +466,7 @@ pub struct EngineInfo {
     /// True if the engine takes completions now.
     #[prost(bool, tag = "2")]
     pub ready: bool,
-    /// The model of calls that do not name one.
+    /// The model of calls that do not name one, or that name this engine alone.
     #[prost(string, tag = "3")]
     pub default_model: ::prost::alloc::string::String,
     /// The models that the caller may name, as ListModels returns them. Empty also if the engine does
@@ -479,6 +480,10 @@ pub struct EngineInfo {
     /// The most completions that the engine answers at a time. Unset if it has no limit.
     #[prost(int64, optional, tag = "6")]
     pub slots: ::core::option::Option<i64>,
+    /// The name by which CompletionOptions.model chooses the engine, alone or followed by a slash and a
+    /// model. Empty for the engine of calls that choose none, which is the first of the daemon's.
+    #[prost(string, tag = "7")]
+    pub engine_name: ::prost::alloc::string::String,
 }
 /// The request of CreateSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1775,7 +1780,8 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("ruvd.v1.SessionService", "EndSession"));
             self.inner.unary(req, path, codec).await
         }
-        /// ListModels returns the models that the engine offers.
+        /// ListModels returns the models that the engines offer. An engine that does not answer is left out;
+        /// the errors are those of a daemon of which no engine answers.
         /// Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
         pub async fn list_models(
             &mut self,

@@ -473,7 +473,10 @@ export interface Session_LabelsEntry {
 
 /** Options of the generation. For an unset option the engine's default applies. */
 export interface CompletionOptions {
-  /** The model, for engines that offer several. */
+  /**
+   * The model, one of ListModels. A daemon with several engines chooses the engine by it; the name of
+   * an engine alone is its default model. Empty: the session's model, otherwise the default engine's.
+   */
   model: string;
   /** The sampling temperature, from 0 (the most likely text) to 2. */
   temperature?:
@@ -688,7 +691,7 @@ export interface EngineInfo {
   name: string;
   /** True if the engine takes completions now. */
   ready: boolean;
-  /** The model of calls that do not name one. */
+  /** The model of calls that do not name one, or that name this engine alone. */
   defaultModel: string;
   /**
    * The models that the caller may name, as ListModels returns them. Empty also if the engine does
@@ -703,7 +706,14 @@ export interface EngineInfo {
     | number
     | undefined;
   /** The most completions that the engine answers at a time. Unset if it has no limit. */
-  slots?: number | undefined;
+  slots?:
+    | number
+    | undefined;
+  /**
+   * The name by which CompletionOptions.model chooses the engine, alone or followed by a slash and a
+   * model. Empty for the engine of calls that choose none, which is the first of the daemon's.
+   */
+  engineName: string;
 }
 
 /** The request of CreateSession. */
@@ -3568,7 +3578,15 @@ export const ServerLimits: MessageFns<ServerLimits> = {
 };
 
 function createBaseEngineInfo(): EngineInfo {
-  return { name: "", ready: false, defaultModel: "", models: [], windowTokens: undefined, slots: undefined };
+  return {
+    name: "",
+    ready: false,
+    defaultModel: "",
+    models: [],
+    windowTokens: undefined,
+    slots: undefined,
+    engineName: "",
+  };
 }
 
 export const EngineInfo: MessageFns<EngineInfo> = {
@@ -3590,6 +3608,9 @@ export const EngineInfo: MessageFns<EngineInfo> = {
     }
     if (message.slots !== undefined) {
       writer.uint32(48).int64(message.slots);
+    }
+    if (message.engineName !== "") {
+      writer.uint32(58).string(message.engineName);
     }
     return writer;
   },
@@ -3655,6 +3676,14 @@ export const EngineInfo: MessageFns<EngineInfo> = {
             message.slots = longToNumber(reader.int64());
             continue;
           }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.engineName = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3678,6 +3707,7 @@ export const EngineInfo: MessageFns<EngineInfo> = {
     message.models = object.models?.map((e) => e) || [];
     message.windowTokens = object.windowTokens ?? undefined;
     message.slots = object.slots ?? undefined;
+    message.engineName = object.engineName ?? "";
     return message;
   },
 };
@@ -6854,7 +6884,8 @@ export const SessionServiceService = {
     responseDeserialize: (value: Buffer): EndSessionResponse => EndSessionResponse.decode(value),
   },
   /**
-   * ListModels returns the models that the engine offers.
+   * ListModels returns the models that the engines offer. An engine that does not answer is left out;
+   * the errors are those of a daemon of which no engine answers.
    * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
    */
   listModels: {
@@ -7039,7 +7070,8 @@ export interface SessionServiceServer extends UntypedServiceImplementation {
    */
   endSession: handleUnaryCall<EndSessionRequest, EndSessionResponse>;
   /**
-   * ListModels returns the models that the engine offers.
+   * ListModels returns the models that the engines offer. An engine that does not answer is left out;
+   * the errors are those of a daemon of which no engine answers.
    * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
    */
   listModels: handleUnaryCall<ListModelsRequest, ListModelsResponse>;
@@ -7272,7 +7304,8 @@ export interface SessionServiceClient extends Client {
     callback: (error: ServiceError | null, response: EndSessionResponse) => void,
   ): ClientUnaryCall;
   /**
-   * ListModels returns the models that the engine offers.
+   * ListModels returns the models that the engines offer. An engine that does not answer is left out;
+   * the errors are those of a daemon of which no engine answers.
    * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
    */
   listModels(

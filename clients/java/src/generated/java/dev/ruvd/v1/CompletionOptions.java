@@ -69,7 +69,8 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object model_ = "";
   /**
    * <pre>
-   * The model, for engines that offer several.
+   * The model, one of ListModels. A daemon with several engines chooses the engine by it; the name of
+   * an engine alone is its default model. Empty: the session's model, otherwise the default engine's.
    * </pre>
    *
    * <code>string model = 1;</code>
@@ -90,7 +91,8 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The model, for engines that offer several.
+   * The model, one of ListModels. A daemon with several engines chooses the engine by it; the name of
+   * an engine alone is its default model. Empty: the session's model, otherwise the default engine's.
    * </pre>
    *
    * <code>string model = 1;</code>
@@ -1481,7 +1483,8 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object model_ = "";
     /**
      * <pre>
-     * The model, for engines that offer several.
+     * The model, one of ListModels. A daemon with several engines chooses the engine by it; the name of
+     * an engine alone is its default model. Empty: the session's model, otherwise the default engine's.
      * </pre>
      *
      * <code>string model = 1;</code>
@@ -1501,7 +1504,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model, for engines that offer several.
+     * The model, one of ListModels. A daemon with several engines chooses the engine by it; the name of
+     * an engine alone is its default model. Empty: the session's model, otherwise the default engine's.
      * </pre>
      *
      * <code>string model = 1;</code>
@@ -1522,7 +1526,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model, for engines that offer several.
+     * The model, one of ListModels. A daemon with several engines chooses the engine by it; the name of
+     * an engine alone is its default model. Empty: the session's model, otherwise the default engine's.
      * </pre>
      *
      * <code>string model = 1;</code>
@@ -1539,7 +1544,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model, for engines that offer several.
+     * The model, one of ListModels. A daemon with several engines chooses the engine by it; the name of
+     * an engine alone is its default model. Empty: the session's model, otherwise the default engine's.
      * </pre>
      *
      * <code>string model = 1;</code>
@@ -1553,7 +1559,8 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model, for engines that offer several.
+     * The model, one of ListModels. A daemon with several engines chooses the engine by it; the name of
+     * an engine alone is its default model. Empty: the session's model, otherwise the default engine's.
      * </pre>
      *
      * <code>string model = 1;</code>

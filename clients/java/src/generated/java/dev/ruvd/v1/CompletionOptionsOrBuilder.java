@@ -12,7 +12,8 @@ public interface CompletionOptionsOrBuilder extends
 
   /**
    * <pre>
-   * The model, for engines that offer several.
+   * The model, one of ListModels. A daemon with several engines chooses the engine by it; the name of
+   * an engine alone is its default model. Empty: the session's model, otherwise the default engine's.
    * </pre>
    *
    * <code>string model = 1;</code>
@@ -21,7 +22,8 @@ public interface CompletionOptionsOrBuilder extends
   java.lang.String getModel();
   /**
    * <pre>
-   * The model, for engines that offer several.
+   * The model, one of ListModels. A daemon with several engines chooses the engine by it; the name of
+   * an engine alone is its default model. Empty: the session's model, otherwise the default engine's.
    * </pre>
    *
    * <code>string model = 1;</code>

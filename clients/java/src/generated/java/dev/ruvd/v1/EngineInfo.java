@@ -36,6 +36,7 @@ private static final long serialVersionUID = 0L;
     defaultModel_ = "";
     models_ =
         com.google.protobuf.LazyStringArrayList.emptyList();
+    engineName_ = "";
   }
 
   public static final com.google.protobuf.Descriptors.Descriptor
@@ -119,7 +120,7 @@ private static final long serialVersionUID = 0L;
   private volatile java.lang.Object defaultModel_ = "";
   /**
    * <pre>
-   * The model of calls that do not name one.
+   * The model of calls that do not name one, or that name this engine alone.
    * </pre>
    *
    * <code>string default_model = 3;</code>
@@ -140,7 +141,7 @@ private static final long serialVersionUID = 0L;
   }
   /**
    * <pre>
-   * The model of calls that do not name one.
+   * The model of calls that do not name one, or that name this engine alone.
    * </pre>
    *
    * <code>string default_model = 3;</code>
@@ -274,6 +275,55 @@ private static final long serialVersionUID = 0L;
     return slots_;
   }
 
+  public static final int ENGINE_NAME_FIELD_NUMBER = 7;
+  @SuppressWarnings("serial")
+  private volatile java.lang.Object engineName_ = "";
+  /**
+   * <pre>
+   * The name by which CompletionOptions.model chooses the engine, alone or followed by a slash and a
+   * model. Empty for the engine of calls that choose none, which is the first of the daemon's.
+   * </pre>
+   *
+   * <code>string engine_name = 7;</code>
+   * @return The engineName.
+   */
+  @java.lang.Override
+  public java.lang.String getEngineName() {
+    java.lang.Object ref = engineName_;
+    if (ref instanceof java.lang.String) {
+      return (java.lang.String) ref;
+    } else {
+      com.google.protobuf.ByteString bs = 
+          (com.google.protobuf.ByteString) ref;
+      java.lang.String s = bs.toStringUtf8();
+      engineName_ = s;
+      return s;
+    }
+  }
+  /**
+   * <pre>
+   * The name by which CompletionOptions.model chooses the engine, alone or followed by a slash and a
+   * model. Empty for the engine of calls that choose none, which is the first of the daemon's.
+   * </pre>
+   *
+   * <code>string engine_name = 7;</code>
+   * @return The bytes for engineName.
+   */
+  @java.lang.Override
+  public com.google.protobuf.ByteString
+      getEngineNameBytes() {
+    java.lang.Object ref = engineName_;
+    if (ref instanceof java.lang.String) {
+      com.google.protobuf.ByteString b = 
+          com.google.protobuf.ByteString.copyFromUtf8(
+              (java.lang.String) ref);
+      engineName_ = b;
+      return b;
+    } else {
+      return (com.google.protobuf.ByteString) ref;
+    }
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -305,6 +355,9 @@ private static final long serialVersionUID = 0L;
     }
     if (((bitField0_ & 0x00000002) != 0)) {
       output.writeInt64(6, slots_);
+    }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(engineName_)) {
+      com.google.protobuf.GeneratedMessage.writeString(output, 7, engineName_);
     }
     getUnknownFields().writeTo(output);
   }
@@ -341,6 +394,9 @@ private static final long serialVersionUID = 0L;
       size += com.google.protobuf.CodedOutputStream
         .computeInt64Size(6, slots_);
     }
+    if (!com.google.protobuf.GeneratedMessage.isStringEmpty(engineName_)) {
+      size += com.google.protobuf.GeneratedMessage.computeStringSize(7, engineName_);
+    }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
     return size;
@@ -374,6 +430,8 @@ private static final long serialVersionUID = 0L;
       if (getSlots()
           != other.getSlots()) return false;
     }
+    if (!getEngineName()
+        .equals(other.getEngineName())) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -406,6 +464,8 @@ private static final long serialVersionUID = 0L;
       hash = (53 * hash) + com.google.protobuf.Internal.hashLong(
           getSlots());
     }
+    hash = (37 * hash) + ENGINE_NAME_FIELD_NUMBER;
+    hash = (53 * hash) + getEngineName().hashCode();
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -548,6 +608,7 @@ private static final long serialVersionUID = 0L;
           com.google.protobuf.LazyStringArrayList.emptyList();
       windowTokens_ = 0L;
       slots_ = 0L;
+      engineName_ = "";
       return this;
     }
 
@@ -603,6 +664,9 @@ private static final long serialVersionUID = 0L;
         result.slots_ = slots_;
         to_bitField0_ |= 0x00000002;
       }
+      if (((from_bitField0_ & 0x00000040) != 0)) {
+        result.engineName_ = engineName_;
+      }
       result.bitField0_ |= to_bitField0_;
     }
 
@@ -646,6 +710,11 @@ private static final long serialVersionUID = 0L;
       }
       if (other.hasSlots()) {
         setSlots(other.getSlots());
+      }
+      if (!other.getEngineName().isEmpty()) {
+        engineName_ = other.engineName_;
+        bitField0_ |= 0x00000040;
+        onChanged();
       }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
@@ -704,6 +773,11 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00000020;
               break;
             } // case 48
+            case 58: {
+              engineName_ = input.readStringRequireUtf8();
+              bitField0_ |= 0x00000040;
+              break;
+            } // case 58
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -860,7 +934,7 @@ private static final long serialVersionUID = 0L;
     private java.lang.Object defaultModel_ = "";
     /**
      * <pre>
-     * The model of calls that do not name one.
+     * The model of calls that do not name one, or that name this engine alone.
      * </pre>
      *
      * <code>string default_model = 3;</code>
@@ -880,7 +954,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model of calls that do not name one.
+     * The model of calls that do not name one, or that name this engine alone.
      * </pre>
      *
      * <code>string default_model = 3;</code>
@@ -901,7 +975,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model of calls that do not name one.
+     * The model of calls that do not name one, or that name this engine alone.
      * </pre>
      *
      * <code>string default_model = 3;</code>
@@ -918,7 +992,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model of calls that do not name one.
+     * The model of calls that do not name one, or that name this engine alone.
      * </pre>
      *
      * <code>string default_model = 3;</code>
@@ -932,7 +1006,7 @@ private static final long serialVersionUID = 0L;
     }
     /**
      * <pre>
-     * The model of calls that do not name one.
+     * The model of calls that do not name one, or that name this engine alone.
      * </pre>
      *
      * <code>string default_model = 3;</code>
@@ -1217,6 +1291,103 @@ private static final long serialVersionUID = 0L;
     public Builder clearSlots() {
       bitField0_ = (bitField0_ & ~0x00000020);
       slots_ = 0L;
+      onChanged();
+      return this;
+    }
+
+    private java.lang.Object engineName_ = "";
+    /**
+     * <pre>
+     * The name by which CompletionOptions.model chooses the engine, alone or followed by a slash and a
+     * model. Empty for the engine of calls that choose none, which is the first of the daemon's.
+     * </pre>
+     *
+     * <code>string engine_name = 7;</code>
+     * @return The engineName.
+     */
+    public java.lang.String getEngineName() {
+      java.lang.Object ref = engineName_;
+      if (!(ref instanceof java.lang.String)) {
+        com.google.protobuf.ByteString bs =
+            (com.google.protobuf.ByteString) ref;
+        java.lang.String s = bs.toStringUtf8();
+        engineName_ = s;
+        return s;
+      } else {
+        return (java.lang.String) ref;
+      }
+    }
+    /**
+     * <pre>
+     * The name by which CompletionOptions.model chooses the engine, alone or followed by a slash and a
+     * model. Empty for the engine of calls that choose none, which is the first of the daemon's.
+     * </pre>
+     *
+     * <code>string engine_name = 7;</code>
+     * @return The bytes for engineName.
+     */
+    public com.google.protobuf.ByteString
+        getEngineNameBytes() {
+      java.lang.Object ref = engineName_;
+      if (ref instanceof String) {
+        com.google.protobuf.ByteString b = 
+            com.google.protobuf.ByteString.copyFromUtf8(
+                (java.lang.String) ref);
+        engineName_ = b;
+        return b;
+      } else {
+        return (com.google.protobuf.ByteString) ref;
+      }
+    }
+    /**
+     * <pre>
+     * The name by which CompletionOptions.model chooses the engine, alone or followed by a slash and a
+     * model. Empty for the engine of calls that choose none, which is the first of the daemon's.
+     * </pre>
+     *
+     * <code>string engine_name = 7;</code>
+     * @param value The engineName to set.
+     * @return This builder for chaining.
+     */
+    public Builder setEngineName(
+        java.lang.String value) {
+      if (value == null) { throw new NullPointerException(); }
+      engineName_ = value;
+      bitField0_ |= 0x00000040;
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The name by which CompletionOptions.model chooses the engine, alone or followed by a slash and a
+     * model. Empty for the engine of calls that choose none, which is the first of the daemon's.
+     * </pre>
+     *
+     * <code>string engine_name = 7;</code>
+     * @return This builder for chaining.
+     */
+    public Builder clearEngineName() {
+      engineName_ = getDefaultInstance().getEngineName();
+      bitField0_ = (bitField0_ & ~0x00000040);
+      onChanged();
+      return this;
+    }
+    /**
+     * <pre>
+     * The name by which CompletionOptions.model chooses the engine, alone or followed by a slash and a
+     * model. Empty for the engine of calls that choose none, which is the first of the daemon's.
+     * </pre>
+     *
+     * <code>string engine_name = 7;</code>
+     * @param value The bytes for engineName to set.
+     * @return This builder for chaining.
+     */
+    public Builder setEngineNameBytes(
+        com.google.protobuf.ByteString value) {
+      if (value == null) { throw new NullPointerException(); }
+      checkByteStringIsUtf8(value);
+      engineName_ = value;
+      bitField0_ |= 0x00000040;
       onChanged();
       return this;
     }

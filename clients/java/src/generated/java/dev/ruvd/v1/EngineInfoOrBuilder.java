@@ -42,7 +42,7 @@ public interface EngineInfoOrBuilder extends
 
   /**
    * <pre>
-   * The model of calls that do not name one.
+   * The model of calls that do not name one, or that name this engine alone.
    * </pre>
    *
    * <code>string default_model = 3;</code>
@@ -51,7 +51,7 @@ public interface EngineInfoOrBuilder extends
   java.lang.String getDefaultModel();
   /**
    * <pre>
-   * The model of calls that do not name one.
+   * The model of calls that do not name one, or that name this engine alone.
    * </pre>
    *
    * <code>string default_model = 3;</code>
@@ -144,4 +144,26 @@ public interface EngineInfoOrBuilder extends
    * @return The slots.
    */
   long getSlots();
+
+  /**
+   * <pre>
+   * The name by which CompletionOptions.model chooses the engine, alone or followed by a slash and a
+   * model. Empty for the engine of calls that choose none, which is the first of the daemon's.
+   * </pre>
+   *
+   * <code>string engine_name = 7;</code>
+   * @return The engineName.
+   */
+  java.lang.String getEngineName();
+  /**
+   * <pre>
+   * The name by which CompletionOptions.model chooses the engine, alone or followed by a slash and a
+   * model. Empty for the engine of calls that choose none, which is the first of the daemon's.
+   * </pre>
+   *
+   * <code>string engine_name = 7;</code>
+   * @return The bytes for engineName.
+   */
+  com.google.protobuf.ByteString
+      getEngineNameBytes();
 }

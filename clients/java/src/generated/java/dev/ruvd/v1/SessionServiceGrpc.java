@@ -658,7 +658,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListModels returns the models that the engine offers.
+     * ListModels returns the models that the engines offer. An engine that does not answer is left out;
+     * the errors are those of a daemon of which no engine answers.
      * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
      * </pre>
      */
@@ -908,7 +909,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListModels returns the models that the engine offers.
+     * ListModels returns the models that the engines offer. An engine that does not answer is left out;
+     * the errors are those of a daemon of which no engine answers.
      * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
      * </pre>
      */
@@ -1143,7 +1145,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListModels returns the models that the engine offers.
+     * ListModels returns the models that the engines offer. An engine that does not answer is left out;
+     * the errors are those of a daemon of which no engine answers.
      * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
      * </pre>
      */
@@ -1377,7 +1380,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListModels returns the models that the engine offers.
+     * ListModels returns the models that the engines offer. An engine that does not answer is left out;
+     * the errors are those of a daemon of which no engine answers.
      * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
      * </pre>
      */
@@ -1616,7 +1620,8 @@ public final class SessionServiceGrpc {
 
     /**
      * <pre>
-     * ListModels returns the models that the engine offers.
+     * ListModels returns the models that the engines offer. An engine that does not answer is left out;
+     * the errors are those of a daemon of which no engine answers.
      * Errors: ENGINE_UNAVAILABLE, ENGINE_REJECTED, ENGINE_RATE_LIMITED, ENGINE_TIMEOUT.
      * </pre>
      */

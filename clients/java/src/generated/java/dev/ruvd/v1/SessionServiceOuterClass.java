@@ -419,201 +419,201 @@ public final class SessionServiceOuterClass {
       "H\000\210\001\001\022/\n\014idle_timeout\030\n \001(\0132\031.google.pro" +
       "tobuf.Duration\0227\n\024completion_retention\030\013" +
       " \001(\0132\031.google.protobuf.DurationB\024\n\022_max_" +
-      "output_tokens\"\234\001\n\nEngineInfo\022\014\n\004name\030\001 \001" +
+      "output_tokens\"\261\001\n\nEngineInfo\022\014\n\004name\030\001 \001" +
       "(\t\022\r\n\005ready\030\002 \001(\010\022\025\n\rdefault_model\030\003 \001(\t" +
       "\022\016\n\006models\030\004 \003(\t\022\032\n\rwindow_tokens\030\005 \001(\003H" +
-      "\000\210\001\001\022\022\n\005slots\030\006 \001(\003H\001\210\001\001B\020\n\016_window_toke" +
-      "nsB\010\n\006_slots\"\304\003\n\024CreateSessionRequest\022\022\n" +
-      "\nsession_id\030\001 \001(\t\022\025\n\rsystem_prompt\030\002 \001(\t" +
-      "\022\"\n\010messages\030\003 \003(\0132\020.ruvd.v1.Message\0229\n\006" +
-      "labels\030\004 \003(\0132).ruvd.v1.CreateSessionRequ" +
-      "est.LabelsEntry\022.\n\016context_window\030\005 \001(\0132" +
-      "\026.ruvd.v1.ContextWindow\022/\n\014idle_timeout\030" +
-      "\006 \001(\0132\031.google.protobuf.Duration\022\r\n\005mode" +
-      "l\030\007 \001(\t\022\022\n\nrequest_id\030\010 \001(\t\022\036\n\026compactio" +
-      "n_instruction\030\t \001(\t\022\017\n\007summary\030\n \001(\t\022#\n\026" +
-      "summary_exchange_count\030\013 \001(\003H\000\210\001\001\032-\n\013Lab" +
-      "elsEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001" +
-      "B\031\n\027_summary_exchange_count\":\n\025CreateSes" +
-      "sionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd.v1." +
-      "Session\"\217\001\n\021GetSessionRequest\022\022\n\nsession" +
-      "_id\030\001 \001(\t\022\"\n\004view\030\002 \001(\0162\024.ruvd.v1.Sessio" +
-      "nView\022\021\n\tpage_size\030\003 \001(\005\022\022\n\npage_token\030\004" +
-      " \001(\t\022\033\n\023allow_message_parts\030\005 \001(\010\"|\n\022Get" +
-      "SessionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd." +
-      "v1.Session\022\027\n\017next_page_token\030\002 \001(\t\022*\n\014m" +
-      "essage_part\030\003 \001(\0132\024.ruvd.v1.MessagePart\"" +
-      "\265\001\n\023ListSessionsRequest\022\021\n\tpage_size\030\001 \001" +
-      "(\005\022\022\n\npage_token\030\002 \001(\t\022C\n\014label_filter\030\003" +
-      " \003(\0132-.ruvd.v1.ListSessionsRequest.Label" +
-      "FilterEntry\0322\n\020LabelFilterEntry\022\013\n\003key\030\001" +
-      " \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\"S\n\024ListSessionsR" +
-      "esponse\022\"\n\010sessions\030\001 \003(\0132\020.ruvd.v1.Sess" +
-      "ion\022\027\n\017next_page_token\030\002 \001(\t\"\306\002\n\024UpdateS" +
-      "essionRequest\022\022\n\nsession_id\030\001 \001(\t\0229\n\006lab" +
-      "els\030\002 \003(\0132).ruvd.v1.UpdateSessionRequest" +
-      ".LabelsEntry\022/\n\014idle_timeout\030\003 \001(\0132\031.goo" +
-      "gle.protobuf.Duration\022.\n\016context_window\030" +
-      "\004 \001(\0132\026.ruvd.v1.ContextWindow\022/\n\013update_" +
-      "mask\030\005 \001(\0132\032.google.protobuf.FieldMask\022\036" +
-      "\n\026compaction_instruction\030\006 \001(\t\032-\n\013Labels" +
-      "Entry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t:\0028\001\":\n" +
-      "\025UpdateSessionResponse\022!\n\007session\030\001 \001(\0132" +
-      "\020.ruvd.v1.Session\"\264\001\n\025AppendMessagesRequ" +
-      "est\022\022\n\nsession_id\030\001 \001(\t\022\"\n\010messages\030\002 \003(" +
-      "\0132\020.ruvd.v1.Message\022\022\n\nrequest_id\030\003 \001(\t\022" +
-      "\017\n\007summary\030\004 \001(\t\022#\n\026summary_exchange_cou" +
-      "nt\030\005 \001(\003H\000\210\001\001B\031\n\027_summary_exchange_count" +
-      "\";\n\026AppendMessagesResponse\022!\n\007session\030\001 " +
-      "\001(\0132\020.ruvd.v1.Session\"<\n\025CompactSessionR" +
-      "equest\022\022\n\nsession_id\030\001 \001(\t\022\017\n\007dry_run\030\002 " +
-      "\001(\010\"\320\001\n\026CompactSessionResponse\022!\n\007sessio" +
-      "n\030\001 \001(\0132\020.ruvd.v1.Session\022\034\n\024summarized_" +
-      "exchanges\030\002 \001(\003\022\026\n\016kept_exchanges\030\003 \001(\003\022" +
-      "\024\n\014bytes_before\030\004 \001(\003\022\030\n\013bytes_after\030\005 \001" +
-      "(\003H\000\210\001\001\022\035\n\005usage\030\006 \001(\0132\016.ruvd.v1.UsageB\016" +
-      "\n\014_bytes_after\"\204\001\n\022ForkSessionRequest\022\022\n" +
-      "\nsession_id\030\001 \001(\t\022\033\n\016exchange_count\030\002 \001(" +
-      "\003H\000\210\001\001\022\026\n\016new_session_id\030\003 \001(\t\022\022\n\nreques" +
-      "t_id\030\004 \001(\tB\021\n\017_exchange_count\"8\n\023ForkSes" +
-      "sionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd.v1." +
-      "Session\"p\n\027ResumeCompletionRequest\022\025\n\rco" +
-      "mpletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(\t\022\022\n" +
-      "\nrequest_id\030\003 \001(\t\022\026\n\016after_sequence\030\004 \001(" +
-      "\003\"C\n\030ResumeCompletionResponse\022\'\n\005event\030\001" +
-      " \001(\0132\030.ruvd.v1.CompletionEvent\"n\n\027Cancel" +
-      "CompletionRequest\022\025\n\rcompletion_id\030\001 \001(\t" +
-      "\022\022\n\nsession_id\030\002 \001(\t\022\022\n\nrequest_id\030\003 \001(\t" +
-      "\022\024\n\014keep_partial\030\004 \001(\010\"\032\n\030CancelCompleti" +
-      "onResponse\">\n\021EndSessionRequest\022\022\n\nsessi" +
-      "on_id\030\001 \001(\t\022\025\n\rallow_missing\030\002 \001(\010\"\024\n\022En" +
-      "dSessionResponse\"\032\n\030GetSessionMetricsReq" +
-      "uest\"E\n\031GetSessionMetricsResponse\022(\n\007met" +
-      "rics\030\001 \001(\0132\027.ruvd.v1.SessionMetrics\"\275\003\n\016" +
-      "SessionMetrics\022\026\n\016total_sessions\030\001 \001(\003\022\027" +
-      "\n\017active_sessions\030\002 \001(\003\022 \n\030avg_messages_" +
-      "per_session\030\003 \001(\001\022\033\n\016cache_hit_rate\030\004 \001(" +
-      "\001H\000\210\001\001\0226\n\023avg_session_latency\030\005 \001(\0132\031.go" +
-      "ogle.protobuf.Duration\0228\n\025avg_stateless_" +
-      "latency\030\006 \001(\0132\031.google.protobuf.Duration" +
-      "\022\033\n\023session_completions\030\007 \001(\003\022\035\n\025statele" +
-      "ss_completions\030\010 \001(\003\022\"\n\025avg_latency_redu" +
-      "ction\030\t \001(\001H\001\210\001\001\022\"\n\025avg_prefill_reductio" +
-      "n\030\n \001(\001H\002\210\001\001B\021\n\017_cache_hit_rateB\030\n\026_avg_" +
-      "latency_reductionB\030\n\026_avg_prefill_reduct" +
-      "ion\"\332\002\n\017CompleteRequest\022\022\n\nsession_id\030\001 " +
-      "\001(\t\022\"\n\010messages\030\002 \003(\0132\020.ruvd.v1.Message\022" +
-      "+\n\007options\030\003 \001(\0132\032.ruvd.v1.CompletionOpt" +
-      "ions\022\022\n\nrequest_id\030\004 \001(\t\022\030\n\020require_exis" +
-      "ting\030\005 \001(\010\022 \n\007if_busy\030\006 \001(\0162\017.ruvd.v1.If" +
-      "Busy\022,\n\ron_disconnect\030\007 \001(\0162\025.ruvd.v1.On" +
-      "Disconnect\0223\n\020disconnect_grace\030\010 \001(\0132\031.g" +
-      "oogle.protobuf.Duration\022\025\n\rsystem_prompt" +
-      "\030\t \001(\t\022\030\n\020recreate_if_gone\030\n \001(\010\";\n\020Comp" +
-      "leteResponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.Co" +
-      "mpletionEvent\"\307\001\n\017CompletionEvent\022\020\n\010seq" +
-      "uence\030\001 \001(\003\022#\n\007started\030\002 \001(\0132\020.ruvd.v1.S" +
-      "tartedH\000\022\037\n\005delta\030\003 \001(\0132\016.ruvd.v1.DeltaH" +
-      "\000\022%\n\010finished\030\004 \001(\0132\021.ruvd.v1.FinishedH\000" +
-      "\022,\n\014message_part\030\005 \001(\0132\024.ruvd.v1.Message" +
-      "PartH\000B\007\n\005event\"@\n\013MessagePart\022\014\n\004data\030\001" +
-      " \001(\014\022\016\n\006offset\030\002 \001(\003\022\023\n\013total_bytes\030\003 \001(" +
-      "\003\"\253\001\n\007Started\022\025\n\rcompletion_id\030\001 \001(\t\022\022\n\n" +
-      "session_id\030\002 \001(\t\022\027\n\017session_created\030\003 \001(" +
-      "\010\022\r\n\005model\030\004 \001(\t\022\030\n\020context_messages\030\005 \001" +
-      "(\005\022\027\n\017context_trimmed\030\006 \001(\010\022\032\n\022context_s" +
-      "ummarized\030\007 \001(\010\"a\n\005Delta\022\016\n\004text\030\001 \001(\tH\000" +
-      "\022+\n\ttool_call\030\002 \001(\0132\026.ruvd.v1.ToolCallDe" +
-      "ltaH\000\022\023\n\treasoning\030\003 \001(\tH\000B\006\n\004part\"K\n\rTo" +
-      "olCallDelta\022\r\n\005index\030\001 \001(\005\022\n\n\002id\030\002 \001(\t\022\014" +
-      "\n\004name\030\003 \001(\t\022\021\n\targuments\030\004 \001(\t\"\352\001\n\010Fini" +
-      "shed\022,\n\rfinish_reason\030\001 \001(\0162\025.ruvd.v1.Fi" +
-      "nishReason\022!\n\007message\030\002 \001(\0132\020.ruvd.v1.Me" +
-      "ssage\022\035\n\005usage\030\003 \001(\0132\016.ruvd.v1.Usage\022!\n\007" +
-      "timings\030\004 \001(\0132\020.ruvd.v1.Timings\022\026\n\016excha" +
-      "nge_count\030\005 \001(\003\022\031\n\021raw_finish_reason\030\006 \001" +
-      "(\t\022\030\n\020message_in_parts\030\007 \001(\010*_\n\004Role\022\024\n\020" +
-      "ROLE_UNSPECIFIED\020\000\022\017\n\013ROLE_SYSTEM\020\001\022\r\n\tR" +
-      "OLE_USER\020\002\022\022\n\016ROLE_ASSISTANT\020\003\022\r\n\tROLE_T" +
-      "OOL\020\004*Z\n\013SessionView\022\034\n\030SESSION_VIEW_UNS" +
-      "PECIFIED\020\000\022\026\n\022SESSION_VIEW_BASIC\020\001\022\025\n\021SE" +
-      "SSION_VIEW_FULL\020\002*_\n\006IfBusy\022\027\n\023IF_BUSY_U" +
-      "NSPECIFIED\020\000\022\021\n\rIF_BUSY_QUEUE\020\001\022\022\n\016IF_BU" +
-      "SY_REJECT\020\002\022\025\n\021IF_BUSY_INTERRUPT\020\003*c\n\014On" +
-      "Disconnect\022\035\n\031ON_DISCONNECT_UNSPECIFIED\020" +
-      "\000\022\030\n\024ON_DISCONNECT_CANCEL\020\001\022\032\n\026ON_DISCON" +
-      "NECT_CONTINUE\020\002*\232\001\n\014FinishReason\022\035\n\031FINI" +
-      "SH_REASON_UNSPECIFIED\020\000\022\026\n\022FINISH_REASON" +
-      "_STOP\020\001\022\030\n\024FINISH_REASON_LENGTH\020\002\022\034\n\030FIN" +
-      "ISH_REASON_TOOL_CALLS\020\003\022\033\n\027FINISH_REASON" +
-      "_CANCELLED\020\004*X\n\tRendering\022\031\n\025RENDERING_U" +
-      "NSPECIFIED\020\000\022\026\n\022RENDERING_MESSAGES\020\001\022\030\n\024" +
-      "RENDERING_TRANSCRIPT\020\002*U\n\nCompaction\022\032\n\026" +
-      "COMPACTION_UNSPECIFIED\020\000\022\023\n\017COMPACTION_N" +
-      "ONE\020\001\022\026\n\022COMPACTION_SUMMARY\020\002*\207\001\n\016ToolCh" +
-      "oiceMode\022 \n\034TOOL_CHOICE_MODE_UNSPECIFIED" +
-      "\020\000\022\031\n\025TOOL_CHOICE_MODE_AUTO\020\001\022\031\n\025TOOL_CH" +
-      "OICE_MODE_NONE\020\002\022\035\n\031TOOL_CHOICE_MODE_REQ" +
-      "UIRED\020\003*\334\010\n\013ErrorReason\022\034\n\030ERROR_REASON_" +
-      "UNSPECIFIED\020\000\022\"\n\036ERROR_REASON_SESSION_NO" +
-      "T_FOUND\020\001\022%\n!ERROR_REASON_COMPLETION_NOT" +
-      "_FOUND\020\002\022%\n!ERROR_REASON_COMPLETION_CANC" +
-      "ELLED\020\003\022\035\n\031ERROR_REASON_SESSION_BUSY\020\004\022\036" +
-      "\n\032ERROR_REASON_SESSION_ENDED\020\005\022\'\n#ERROR_" +
-      "REASON_COMPLETION_INTERRUPTED\020\006\022\036\n\032ERROR" +
-      "_REASON_SESSION_LIMIT\020\007\022\033\n\027ERROR_REASON_" +
-      "OVERLOADED\020\010\022$\n ERROR_REASON_ENGINE_RATE" +
-      "_LIMITED\020\t\022 \n\034ERROR_REASON_INVALID_REQUE" +
-      "ST\020\n\022 \n\034ERROR_REASON_ENGINE_REJECTED\020\013\022\"" +
-      "\n\036ERROR_REASON_REQUEST_ID_REUSED\020\014\022!\n\035ER" +
-      "ROR_REASON_CONTEXT_TOO_LONG\020\r\022\"\n\036ERROR_R" +
-      "EASON_SESSION_TOO_LARGE\020\016\022\"\n\036ERROR_REASO" +
-      "N_SESSIONS_DISABLED\020\017\022\037\n\033ERROR_REASON_SE" +
-      "SSION_EXISTS\020\020\022#\n\037ERROR_REASON_ENGINE_UN" +
-      "AVAILABLE\020\021\022\"\n\036ERROR_REASON_STORE_UNAVAI" +
-      "LABLE\020\022\022\036\n\032ERROR_REASON_SHUTTING_DOWN\020\023\022" +
-      "\037\n\033ERROR_REASON_ENGINE_TIMEOUT\020\024\022\031\n\025ERRO" +
-      "R_REASON_INTERNAL\020\025\022#\n\037ERROR_REASON_RESP" +
-      "ONSE_TOO_LARGE\020\026\022 \n\034ERROR_REASON_UNAUTHE" +
-      "NTICATED\020\027\022\"\n\036ERROR_REASON_PERMISSION_DE" +
-      "NIED\020\030\022%\n!ERROR_REASON_IDENTITY_UNAVAILA" +
-      "BLE\020\031\022 \n\034ERROR_REASON_SCHEMA_VIOLATED\020\032\022" +
-      "\037\n\033ERROR_REASON_DATA_CORRUPTED\020\033\022\037\n\033ERRO" +
-      "R_REASON_QUOTA_EXCEEDED\020\034\022 \n\034ERROR_REASO" +
-      "N_SESSION_EVICTED\020\035\022 \n\034ERROR_REASON_SESS" +
-      "ION_EXPIRED\020\036\022\037\n\033ERROR_REASON_OWNERSHIP_" +
-      "LOST\020\0372\267\t\n\016SessionService\022N\n\rCreateSessi" +
-      "on\022\035.ruvd.v1.CreateSessionRequest\032\036.ruvd" +
-      ".v1.CreateSessionResponse\022E\n\nGetSession\022" +
-      "\032.ruvd.v1.GetSessionRequest\032\033.ruvd.v1.Ge" +
-      "tSessionResponse\022K\n\014ListSessions\022\034.ruvd." +
-      "v1.ListSessionsRequest\032\035.ruvd.v1.ListSes" +
-      "sionsResponse\022N\n\rUpdateSession\022\035.ruvd.v1" +
-      ".UpdateSessionRequest\032\036.ruvd.v1.UpdateSe" +
-      "ssionResponse\022Q\n\016AppendMessages\022\036.ruvd.v" +
-      "1.AppendMessagesRequest\032\037.ruvd.v1.Append" +
-      "MessagesResponse\022H\n\013ForkSession\022\033.ruvd.v" +
-      "1.ForkSessionRequest\032\034.ruvd.v1.ForkSessi" +
-      "onResponse\022Q\n\016CompactSession\022\036.ruvd.v1.C" +
-      "ompactSessionRequest\032\037.ruvd.v1.CompactSe" +
-      "ssionResponse\022E\n\nEndSession\022\032.ruvd.v1.En" +
-      "dSessionRequest\032\033.ruvd.v1.EndSessionResp" +
-      "onse\022E\n\nListModels\022\032.ruvd.v1.ListModelsR" +
-      "equest\032\033.ruvd.v1.ListModelsResponse\022N\n\rG" +
-      "etServerInfo\022\035.ruvd.v1.GetServerInfoRequ" +
-      "est\032\036.ruvd.v1.GetServerInfoResponse\022Z\n\021G" +
-      "etSessionMetrics\022!.ruvd.v1.GetSessionMet" +
-      "ricsRequest\032\".ruvd.v1.GetSessionMetricsR" +
-      "esponse\022A\n\010Complete\022\030.ruvd.v1.CompleteRe" +
-      "quest\032\031.ruvd.v1.CompleteResponse0\001\022Y\n\020Re" +
-      "sumeCompletion\022 .ruvd.v1.ResumeCompletio" +
-      "nRequest\032!.ruvd.v1.ResumeCompletionRespo" +
-      "nse0\001\022P\n\rBatchComplete\022\035.ruvd.v1.BatchCo" +
-      "mpleteRequest\032\036.ruvd.v1.BatchCompleteRes" +
-      "ponse0\001\022W\n\020CancelCompletion\022 .ruvd.v1.Ca" +
-      "ncelCompletionRequest\032!.ruvd.v1.CancelCo" +
-      "mpletionResponseB\017\n\013dev.ruvd.v1P\001b\006proto" +
-      "3"
+      "\000\210\001\001\022\022\n\005slots\030\006 \001(\003H\001\210\001\001\022\023\n\013engine_name\030" +
+      "\007 \001(\tB\020\n\016_window_tokensB\010\n\006_slots\"\304\003\n\024Cr" +
+      "eateSessionRequest\022\022\n\nsession_id\030\001 \001(\t\022\025" +
+      "\n\rsystem_prompt\030\002 \001(\t\022\"\n\010messages\030\003 \003(\0132" +
+      "\020.ruvd.v1.Message\0229\n\006labels\030\004 \003(\0132).ruvd" +
+      ".v1.CreateSessionRequest.LabelsEntry\022.\n\016" +
+      "context_window\030\005 \001(\0132\026.ruvd.v1.ContextWi" +
+      "ndow\022/\n\014idle_timeout\030\006 \001(\0132\031.google.prot" +
+      "obuf.Duration\022\r\n\005model\030\007 \001(\t\022\022\n\nrequest_" +
+      "id\030\010 \001(\t\022\036\n\026compaction_instruction\030\t \001(\t" +
+      "\022\017\n\007summary\030\n \001(\t\022#\n\026summary_exchange_co" +
+      "unt\030\013 \001(\003H\000\210\001\001\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001" +
+      "(\t\022\r\n\005value\030\002 \001(\t:\0028\001B\031\n\027_summary_exchan" +
+      "ge_count\":\n\025CreateSessionResponse\022!\n\007ses" +
+      "sion\030\001 \001(\0132\020.ruvd.v1.Session\"\217\001\n\021GetSess" +
+      "ionRequest\022\022\n\nsession_id\030\001 \001(\t\022\"\n\004view\030\002" +
+      " \001(\0162\024.ruvd.v1.SessionView\022\021\n\tpage_size\030" +
+      "\003 \001(\005\022\022\n\npage_token\030\004 \001(\t\022\033\n\023allow_messa" +
+      "ge_parts\030\005 \001(\010\"|\n\022GetSessionResponse\022!\n\007" +
+      "session\030\001 \001(\0132\020.ruvd.v1.Session\022\027\n\017next_" +
+      "page_token\030\002 \001(\t\022*\n\014message_part\030\003 \001(\0132\024" +
+      ".ruvd.v1.MessagePart\"\265\001\n\023ListSessionsReq" +
+      "uest\022\021\n\tpage_size\030\001 \001(\005\022\022\n\npage_token\030\002 " +
+      "\001(\t\022C\n\014label_filter\030\003 \003(\0132-.ruvd.v1.List" +
+      "SessionsRequest.LabelFilterEntry\0322\n\020Labe" +
+      "lFilterEntry\022\013\n\003key\030\001 \001(\t\022\r\n\005value\030\002 \001(\t" +
+      ":\0028\001\"S\n\024ListSessionsResponse\022\"\n\010sessions" +
+      "\030\001 \003(\0132\020.ruvd.v1.Session\022\027\n\017next_page_to" +
+      "ken\030\002 \001(\t\"\306\002\n\024UpdateSessionRequest\022\022\n\nse" +
+      "ssion_id\030\001 \001(\t\0229\n\006labels\030\002 \003(\0132).ruvd.v1" +
+      ".UpdateSessionRequest.LabelsEntry\022/\n\014idl" +
+      "e_timeout\030\003 \001(\0132\031.google.protobuf.Durati" +
+      "on\022.\n\016context_window\030\004 \001(\0132\026.ruvd.v1.Con" +
+      "textWindow\022/\n\013update_mask\030\005 \001(\0132\032.google" +
+      ".protobuf.FieldMask\022\036\n\026compaction_instru" +
+      "ction\030\006 \001(\t\032-\n\013LabelsEntry\022\013\n\003key\030\001 \001(\t\022" +
+      "\r\n\005value\030\002 \001(\t:\0028\001\":\n\025UpdateSessionRespo" +
+      "nse\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Session\"\264" +
+      "\001\n\025AppendMessagesRequest\022\022\n\nsession_id\030\001" +
+      " \001(\t\022\"\n\010messages\030\002 \003(\0132\020.ruvd.v1.Message" +
+      "\022\022\n\nrequest_id\030\003 \001(\t\022\017\n\007summary\030\004 \001(\t\022#\n" +
+      "\026summary_exchange_count\030\005 \001(\003H\000\210\001\001B\031\n\027_s" +
+      "ummary_exchange_count\";\n\026AppendMessagesR" +
+      "esponse\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.Sessi" +
+      "on\"<\n\025CompactSessionRequest\022\022\n\nsession_i" +
+      "d\030\001 \001(\t\022\017\n\007dry_run\030\002 \001(\010\"\320\001\n\026CompactSess" +
+      "ionResponse\022!\n\007session\030\001 \001(\0132\020.ruvd.v1.S" +
+      "ession\022\034\n\024summarized_exchanges\030\002 \001(\003\022\026\n\016" +
+      "kept_exchanges\030\003 \001(\003\022\024\n\014bytes_before\030\004 \001" +
+      "(\003\022\030\n\013bytes_after\030\005 \001(\003H\000\210\001\001\022\035\n\005usage\030\006 " +
+      "\001(\0132\016.ruvd.v1.UsageB\016\n\014_bytes_after\"\204\001\n\022" +
+      "ForkSessionRequest\022\022\n\nsession_id\030\001 \001(\t\022\033" +
+      "\n\016exchange_count\030\002 \001(\003H\000\210\001\001\022\026\n\016new_sessi" +
+      "on_id\030\003 \001(\t\022\022\n\nrequest_id\030\004 \001(\tB\021\n\017_exch" +
+      "ange_count\"8\n\023ForkSessionResponse\022!\n\007ses" +
+      "sion\030\001 \001(\0132\020.ruvd.v1.Session\"p\n\027ResumeCo" +
+      "mpletionRequest\022\025\n\rcompletion_id\030\001 \001(\t\022\022" +
+      "\n\nsession_id\030\002 \001(\t\022\022\n\nrequest_id\030\003 \001(\t\022\026" +
+      "\n\016after_sequence\030\004 \001(\003\"C\n\030ResumeCompleti" +
+      "onResponse\022\'\n\005event\030\001 \001(\0132\030.ruvd.v1.Comp" +
+      "letionEvent\"n\n\027CancelCompletionRequest\022\025" +
+      "\n\rcompletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(" +
+      "\t\022\022\n\nrequest_id\030\003 \001(\t\022\024\n\014keep_partial\030\004 " +
+      "\001(\010\"\032\n\030CancelCompletionResponse\">\n\021EndSe" +
+      "ssionRequest\022\022\n\nsession_id\030\001 \001(\t\022\025\n\rallo" +
+      "w_missing\030\002 \001(\010\"\024\n\022EndSessionResponse\"\032\n" +
+      "\030GetSessionMetricsRequest\"E\n\031GetSessionM" +
+      "etricsResponse\022(\n\007metrics\030\001 \001(\0132\027.ruvd.v" +
+      "1.SessionMetrics\"\275\003\n\016SessionMetrics\022\026\n\016t" +
+      "otal_sessions\030\001 \001(\003\022\027\n\017active_sessions\030\002" +
+      " \001(\003\022 \n\030avg_messages_per_session\030\003 \001(\001\022\033" +
+      "\n\016cache_hit_rate\030\004 \001(\001H\000\210\001\001\0226\n\023avg_sessi" +
+      "on_latency\030\005 \001(\0132\031.google.protobuf.Durat" +
+      "ion\0228\n\025avg_stateless_latency\030\006 \001(\0132\031.goo" +
+      "gle.protobuf.Duration\022\033\n\023session_complet" +
+      "ions\030\007 \001(\003\022\035\n\025stateless_completions\030\010 \001(" +
+      "\003\022\"\n\025avg_latency_reduction\030\t \001(\001H\001\210\001\001\022\"\n" +
+      "\025avg_prefill_reduction\030\n \001(\001H\002\210\001\001B\021\n\017_ca" +
+      "che_hit_rateB\030\n\026_avg_latency_reductionB\030" +
+      "\n\026_avg_prefill_reduction\"\332\002\n\017CompleteReq" +
+      "uest\022\022\n\nsession_id\030\001 \001(\t\022\"\n\010messages\030\002 \003" +
+      "(\0132\020.ruvd.v1.Message\022+\n\007options\030\003 \001(\0132\032." +
+      "ruvd.v1.CompletionOptions\022\022\n\nrequest_id\030" +
+      "\004 \001(\t\022\030\n\020require_existing\030\005 \001(\010\022 \n\007if_bu" +
+      "sy\030\006 \001(\0162\017.ruvd.v1.IfBusy\022,\n\ron_disconne" +
+      "ct\030\007 \001(\0162\025.ruvd.v1.OnDisconnect\0223\n\020disco" +
+      "nnect_grace\030\010 \001(\0132\031.google.protobuf.Dura" +
+      "tion\022\025\n\rsystem_prompt\030\t \001(\t\022\030\n\020recreate_" +
+      "if_gone\030\n \001(\010\";\n\020CompleteResponse\022\'\n\005eve" +
+      "nt\030\001 \001(\0132\030.ruvd.v1.CompletionEvent\"\307\001\n\017C" +
+      "ompletionEvent\022\020\n\010sequence\030\001 \001(\003\022#\n\007star" +
+      "ted\030\002 \001(\0132\020.ruvd.v1.StartedH\000\022\037\n\005delta\030\003" +
+      " \001(\0132\016.ruvd.v1.DeltaH\000\022%\n\010finished\030\004 \001(\013" +
+      "2\021.ruvd.v1.FinishedH\000\022,\n\014message_part\030\005 " +
+      "\001(\0132\024.ruvd.v1.MessagePartH\000B\007\n\005event\"@\n\013" +
+      "MessagePart\022\014\n\004data\030\001 \001(\014\022\016\n\006offset\030\002 \001(" +
+      "\003\022\023\n\013total_bytes\030\003 \001(\003\"\253\001\n\007Started\022\025\n\rco" +
+      "mpletion_id\030\001 \001(\t\022\022\n\nsession_id\030\002 \001(\t\022\027\n" +
+      "\017session_created\030\003 \001(\010\022\r\n\005model\030\004 \001(\t\022\030\n" +
+      "\020context_messages\030\005 \001(\005\022\027\n\017context_trimm" +
+      "ed\030\006 \001(\010\022\032\n\022context_summarized\030\007 \001(\010\"a\n\005" +
+      "Delta\022\016\n\004text\030\001 \001(\tH\000\022+\n\ttool_call\030\002 \001(\013" +
+      "2\026.ruvd.v1.ToolCallDeltaH\000\022\023\n\treasoning\030" +
+      "\003 \001(\tH\000B\006\n\004part\"K\n\rToolCallDelta\022\r\n\005inde" +
+      "x\030\001 \001(\005\022\n\n\002id\030\002 \001(\t\022\014\n\004name\030\003 \001(\t\022\021\n\targ" +
+      "uments\030\004 \001(\t\"\352\001\n\010Finished\022,\n\rfinish_reas" +
+      "on\030\001 \001(\0162\025.ruvd.v1.FinishReason\022!\n\007messa" +
+      "ge\030\002 \001(\0132\020.ruvd.v1.Message\022\035\n\005usage\030\003 \001(" +
+      "\0132\016.ruvd.v1.Usage\022!\n\007timings\030\004 \001(\0132\020.ruv" +
+      "d.v1.Timings\022\026\n\016exchange_count\030\005 \001(\003\022\031\n\021" +
+      "raw_finish_reason\030\006 \001(\t\022\030\n\020message_in_pa" +
+      "rts\030\007 \001(\010*_\n\004Role\022\024\n\020ROLE_UNSPECIFIED\020\000\022" +
+      "\017\n\013ROLE_SYSTEM\020\001\022\r\n\tROLE_USER\020\002\022\022\n\016ROLE_" +
+      "ASSISTANT\020\003\022\r\n\tROLE_TOOL\020\004*Z\n\013SessionVie" +
+      "w\022\034\n\030SESSION_VIEW_UNSPECIFIED\020\000\022\026\n\022SESSI" +
+      "ON_VIEW_BASIC\020\001\022\025\n\021SESSION_VIEW_FULL\020\002*_" +
+      "\n\006IfBusy\022\027\n\023IF_BUSY_UNSPECIFIED\020\000\022\021\n\rIF_" +
+      "BUSY_QUEUE\020\001\022\022\n\016IF_BUSY_REJECT\020\002\022\025\n\021IF_B" +
+      "USY_INTERRUPT\020\003*c\n\014OnDisconnect\022\035\n\031ON_DI" +
+      "SCONNECT_UNSPECIFIED\020\000\022\030\n\024ON_DISCONNECT_" +
+      "CANCEL\020\001\022\032\n\026ON_DISCONNECT_CONTINUE\020\002*\232\001\n" +
+      "\014FinishReason\022\035\n\031FINISH_REASON_UNSPECIFI" +
+      "ED\020\000\022\026\n\022FINISH_REASON_STOP\020\001\022\030\n\024FINISH_R" +
+      "EASON_LENGTH\020\002\022\034\n\030FINISH_REASON_TOOL_CAL" +
+      "LS\020\003\022\033\n\027FINISH_REASON_CANCELLED\020\004*X\n\tRen" +
+      "dering\022\031\n\025RENDERING_UNSPECIFIED\020\000\022\026\n\022REN" +
+      "DERING_MESSAGES\020\001\022\030\n\024RENDERING_TRANSCRIP" +
+      "T\020\002*U\n\nCompaction\022\032\n\026COMPACTION_UNSPECIF" +
+      "IED\020\000\022\023\n\017COMPACTION_NONE\020\001\022\026\n\022COMPACTION" +
+      "_SUMMARY\020\002*\207\001\n\016ToolChoiceMode\022 \n\034TOOL_CH" +
+      "OICE_MODE_UNSPECIFIED\020\000\022\031\n\025TOOL_CHOICE_M" +
+      "ODE_AUTO\020\001\022\031\n\025TOOL_CHOICE_MODE_NONE\020\002\022\035\n" +
+      "\031TOOL_CHOICE_MODE_REQUIRED\020\003*\334\010\n\013ErrorRe" +
+      "ason\022\034\n\030ERROR_REASON_UNSPECIFIED\020\000\022\"\n\036ER" +
+      "ROR_REASON_SESSION_NOT_FOUND\020\001\022%\n!ERROR_" +
+      "REASON_COMPLETION_NOT_FOUND\020\002\022%\n!ERROR_R" +
+      "EASON_COMPLETION_CANCELLED\020\003\022\035\n\031ERROR_RE" +
+      "ASON_SESSION_BUSY\020\004\022\036\n\032ERROR_REASON_SESS" +
+      "ION_ENDED\020\005\022\'\n#ERROR_REASON_COMPLETION_I" +
+      "NTERRUPTED\020\006\022\036\n\032ERROR_REASON_SESSION_LIM" +
+      "IT\020\007\022\033\n\027ERROR_REASON_OVERLOADED\020\010\022$\n ERR" +
+      "OR_REASON_ENGINE_RATE_LIMITED\020\t\022 \n\034ERROR" +
+      "_REASON_INVALID_REQUEST\020\n\022 \n\034ERROR_REASO" +
+      "N_ENGINE_REJECTED\020\013\022\"\n\036ERROR_REASON_REQU" +
+      "EST_ID_REUSED\020\014\022!\n\035ERROR_REASON_CONTEXT_" +
+      "TOO_LONG\020\r\022\"\n\036ERROR_REASON_SESSION_TOO_L" +
+      "ARGE\020\016\022\"\n\036ERROR_REASON_SESSIONS_DISABLED" +
+      "\020\017\022\037\n\033ERROR_REASON_SESSION_EXISTS\020\020\022#\n\037E" +
+      "RROR_REASON_ENGINE_UNAVAILABLE\020\021\022\"\n\036ERRO" +
+      "R_REASON_STORE_UNAVAILABLE\020\022\022\036\n\032ERROR_RE" +
+      "ASON_SHUTTING_DOWN\020\023\022\037\n\033ERROR_REASON_ENG" +
+      "INE_TIMEOUT\020\024\022\031\n\025ERROR_REASON_INTERNAL\020\025" +
+      "\022#\n\037ERROR_REASON_RESPONSE_TOO_LARGE\020\026\022 \n" +
+      "\034ERROR_REASON_UNAUTHENTICATED\020\027\022\"\n\036ERROR" +
+      "_REASON_PERMISSION_DENIED\020\030\022%\n!ERROR_REA" +
+      "SON_IDENTITY_UNAVAILABLE\020\031\022 \n\034ERROR_REAS" +
+      "ON_SCHEMA_VIOLATED\020\032\022\037\n\033ERROR_REASON_DAT" +
+      "A_CORRUPTED\020\033\022\037\n\033ERROR_REASON_QUOTA_EXCE" +
+      "EDED\020\034\022 \n\034ERROR_REASON_SESSION_EVICTED\020\035" +
+      "\022 \n\034ERROR_REASON_SESSION_EXPIRED\020\036\022\037\n\033ER" +
+      "ROR_REASON_OWNERSHIP_LOST\020\0372\267\t\n\016SessionS" +
+      "ervice\022N\n\rCreateSession\022\035.ruvd.v1.Create" +
+      "SessionRequest\032\036.ruvd.v1.CreateSessionRe" +
+      "sponse\022E\n\nGetSession\022\032.ruvd.v1.GetSessio" +
+      "nRequest\032\033.ruvd.v1.GetSessionResponse\022K\n" +
+      "\014ListSessions\022\034.ruvd.v1.ListSessionsRequ" +
+      "est\032\035.ruvd.v1.ListSessionsResponse\022N\n\rUp" +
+      "dateSession\022\035.ruvd.v1.UpdateSessionReque" +
+      "st\032\036.ruvd.v1.UpdateSessionResponse\022Q\n\016Ap" +
+      "pendMessages\022\036.ruvd.v1.AppendMessagesReq" +
+      "uest\032\037.ruvd.v1.AppendMessagesResponse\022H\n" +
+      "\013ForkSession\022\033.ruvd.v1.ForkSessionReques" +
+      "t\032\034.ruvd.v1.ForkSessionResponse\022Q\n\016Compa" +
+      "ctSession\022\036.ruvd.v1.CompactSessionReques" +
+      "t\032\037.ruvd.v1.CompactSessionResponse\022E\n\nEn" +
+      "dSession\022\032.ruvd.v1.EndSessionRequest\032\033.r" +
+      "uvd.v1.EndSessionResponse\022E\n\nListModels\022" +
+      "\032.ruvd.v1.ListModelsRequest\032\033.ruvd.v1.Li" +
+      "stModelsResponse\022N\n\rGetServerInfo\022\035.ruvd" +
+      ".v1.GetServerInfoRequest\032\036.ruvd.v1.GetSe" +
+      "rverInfoResponse\022Z\n\021GetSessionMetrics\022!." +
+      "ruvd.v1.GetSessionMetricsRequest\032\".ruvd." +
+      "v1.GetSessionMetricsResponse\022A\n\010Complete" +
+      "\022\030.ruvd.v1.CompleteRequest\032\031.ruvd.v1.Com" +
+      "pleteResponse0\001\022Y\n\020ResumeCompletion\022 .ru" +
+      "vd.v1.ResumeCompletionRequest\032!.ruvd.v1." +
+      "ResumeCompletionResponse0\001\022P\n\rBatchCompl" +
+      "ete\022\035.ruvd.v1.BatchCompleteRequest\032\036.ruv" +
+      "d.v1.BatchCompleteResponse0\001\022W\n\020CancelCo" +
+      "mpletion\022 .ruvd.v1.CancelCompletionReque" +
+      "st\032!.ruvd.v1.CancelCompletionResponseB\017\n" +
+      "\013dev.ruvd.v1P\001b\006proto3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,
@@ -761,7 +761,7 @@ public final class SessionServiceOuterClass {
     internal_static_ruvd_v1_EngineInfo_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessage.FieldAccessorTable(
         internal_static_ruvd_v1_EngineInfo_descriptor,
-        new java.lang.String[] { "Name", "Ready", "DefaultModel", "Models", "WindowTokens", "Slots", });
+        new java.lang.String[] { "Name", "Ready", "DefaultModel", "Models", "WindowTokens", "Slots", "EngineName", });
     internal_static_ruvd_v1_CreateSessionRequest_descriptor =
       getDescriptor().getMessageTypes().get(21);
     internal_static_ruvd_v1_CreateSessionRequest_fieldAccessorTable = new

@@ -1,0 +1,1 @@
+"""Several engines behind one: the model of a request chooses the engine."""
