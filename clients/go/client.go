@@ -1,10 +1,10 @@
 // Package ruvd is the Go client of ruvd, a sidecar daemon that keeps the conversation between a
 // service and its LLM engine, so that the service sends only the new message.
 //
-// A [Client] connects at its first call and is safe for concurrent use. It has the
-// generated methods of ruvd.v1.SessionService, whose messages are in package ruvdv1. Its own methods
-// [Client.Complete], [Client.ResumeCompletion], [Client.Batch], [Client.GetSession],
-// [Client.ListSessions] and [Client.Health] may make several calls. The error of every call is an [*Error].
+// A [Client] connects at its first call and is safe for concurrent use. It has a method for each call
+// of ruvd.v1.SessionService, whose messages are in package ruvdv1. [Client.Complete],
+// [Client.ResumeCompletion], [Client.Batch], [Client.GetSession], [Client.ListSessions] and
+// [Client.Health] may make several calls. The error of every call is an [*Error].
 package ruvd
 
 import (
@@ -38,13 +38,9 @@ const (
 //go:embed service_config.json
 var serviceConfig string
 
-// generated has the methods of the service.
-type generated = ruvdv1.SessionServiceClient
-
-// Client is a connection to a daemon, or to one of several. It has the methods of [ruvdv1.SessionServiceClient], except
-// those that it replaces.
+// Client is a connection to a daemon, or to one of several.
 type Client struct {
-	generated
+	service     ruvdv1.SessionServiceClient
 	connections *connections
 	reconnect   time.Duration
 
@@ -107,7 +103,7 @@ func New(options ...ClientOption) (*Client, error) {
 		return nil, err
 	}
 	return &Client{
-		generated:   ruvdv1.NewSessionServiceClient(all),
+		service:     ruvdv1.NewSessionServiceClient(all),
 		connections: all, reconnect: chosen.reconnect,
 	}, nil
 }
@@ -129,7 +125,7 @@ func (c *Client) GetSession(
 	ctx context.Context, request *ruvdv1.GetSessionRequest, options ...grpc.CallOption,
 ) (*ruvdv1.GetSessionResponse, error) {
 	if request.GetView() != ruvdv1.SessionView_SESSION_VIEW_FULL || request.GetPageSize() != 0 {
-		return c.generated.GetSession(ctx, request, options...)
+		return c.service.GetSession(ctx, request, options...)
 	}
 	next := &ruvdv1.GetSessionRequest{
 		SessionId: request.GetSessionId(), View: request.GetView(), PageSize: pageSize,
@@ -138,7 +134,7 @@ func (c *Client) GetSession(
 	var messages []*ruvdv1.Message
 	var parts messageParts
 	for {
-		page, err := c.generated.GetSession(ctx, next, options...)
+		page, err := c.service.GetSession(ctx, next, options...)
 		if err != nil {
 			return nil, err
 		}
@@ -173,7 +169,7 @@ func (c *Client) ListSessions(
 	return func(yield func(*ruvdv1.Session, error) bool) {
 		request := &ruvdv1.ListSessionsRequest{LabelFilter: labels}
 		for more := true; more; more = request.PageToken != "" {
-			page, err := c.generated.ListSessions(ctx, request)
+			page, err := c.service.ListSessions(ctx, request)
 			if err != nil {
 				yield(nil, err)
 				return

@@ -169,7 +169,7 @@ func (c *Completion) readCall(
 
 // call starts the completion or resumes it after the last event. It returns a receive function.
 func (c *Completion) call(
-	ctx context.Context, daemon generated,
+	ctx context.Context, daemon ruvdv1.SessionServiceClient,
 ) (func() (*ruvdv1.CompletionEvent, error), error) {
 	if c.resume == nil {
 		stream, err := daemon.Complete(ctx, c.complete)
