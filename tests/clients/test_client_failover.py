@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,6 +18,7 @@ import grpc
 import pytest
 from fault_proxy import FaultProxy
 from name_server import NameServer
+from ports import free_port
 from postgres import Server, running
 from running import RunningDaemon, StartDaemon, clean_environment
 from wire import contents, turn
@@ -378,18 +378,3 @@ async def test_every_call_for_a_session_names_it_in_its_metadata(flavour: str) -
         *((method, "s") for method in methods),
         *((method, "-") for method in without),
     ]
-
-
-def free_port(hosts: Sequence[str]) -> int:
-    """Returns a port that is free at all hosts."""
-    while True:
-        with socket.socket() as first:
-            first.bind((hosts[0], 0))
-            port = int(first.getsockname()[1])
-            try:
-                for host in hosts[1:]:
-                    with socket.socket() as other:
-                        other.bind((host, port))
-            except OSError:
-                continue
-            return port

@@ -97,7 +97,7 @@ async def test_the_client_does_not_import_opentelemetry_by_itself(address: str) 
         sys.executable, "-c", program, env={"RUVD_ADDRESS": address},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert await process.communicate() == (b"hi\n", b"")
 
 

@@ -28,9 +28,9 @@ const answer = (content: string): LLMMessageParam => ({ role: "assistant", conte
 const convert = (...messages: LLMMessageParam[]): Message[] => fromCall({ messages }).messages;
 
 async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
-  const deadline = Date.now() + 5000;
+  const deadline = Date.now() + 60_000;
   while (!(await condition())) {
-    assert.ok(Date.now() < deadline, `not within 5 s: ${String(condition)}`);
+    assert.ok(Date.now() < deadline, `not within 60 s: ${String(condition)}`);
     await sleep(10);
   }
 }

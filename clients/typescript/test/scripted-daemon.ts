@@ -87,9 +87,9 @@ export class ScriptedDaemon {
     return this.received.map(({ method }) => method);
   }
 
-  /** Waits until a call or a cancellation makes the condition true. Fails after 30 s. */
+  /** Waits until a call or a cancellation makes the condition true. Fails after 60 s. */
   async until(condition: () => boolean): Promise<void> {
-    const signal = AbortSignal.timeout(30_000);
+    const signal = AbortSignal.timeout(60_000);
     while (!condition()) await once(this.#changes, "change", { signal });
   }
 
