@@ -4,8 +4,8 @@
 
     .venv/bin/python tests/conformance_run.py COMMAND...
 
-prints the transcript, compares it with clients/transcript.txt, and then runs the command with
-`restart` through both kinds of restart.
+prints both transcripts, compares them with clients/transcript.txt and clients/transcript-calls.txt,
+and then runs the command with `restart` through both kinds of restart.
 """
 
 from __future__ import annotations
@@ -15,20 +15,25 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fault_proxy import FaultProxy
+from ports import free_port
 from running import RunningDaemon
 
 ROOT = Path(__file__).parents[1]
 TRANSCRIPT = ROOT / "clients" / "transcript.txt"
+CALLS_TRANSCRIPT = ROOT / "clients" / "transcript-calls.txt"
 _SECONDS = 120.0
 _FLAGS = ("--engine", "echo", "--echo-faults", "--log-format", "json")
 _DELAY_SECONDS = 0.15
+# `calls` prints no single pieces of text, so that any number of them may arrive together.
+_CALLS_DELAY_SECONDS = 0.01
+_CALLS_FLAGS = ("--max-sessions", "1000")
 # The answer, a second without a daemon and the start of the next daemon have to fit into the ten
 # seconds for which a client tries to reconnect, also on a busy machine.
 _RESTART_DELAY_SECONDS = 0.04
@@ -36,7 +41,7 @@ _RESTART_DELAY_SECONDS = 0.04
 
 @asynccontextmanager
 async def started(
-    folder: Path, port: int = 0, *, delay_seconds: float = _DELAY_SECONDS
+    folder: Path, port: int = 0, *flags: str, delay_seconds: float = _DELAY_SECONDS
 ) -> AsyncIterator[RunningDaemon]:
     """Starts a daemon with the echo engine and a SQLite store in the folder."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RUVD_")}
@@ -44,7 +49,7 @@ async def started(
         sys.executable, "-m", "ruvd", "serve", *_FLAGS,
         "--echo-delay-seconds", str(delay_seconds),
         "--store", f"sqlite:{folder}/s.db", "--listen", f"127.0.0.1:{port}",
-        stderr=asyncio.subprocess.PIPE, env=environment, cwd=folder, limit=1 << 20,
+        *flags, stderr=asyncio.subprocess.PIPE, env=environment, cwd=folder, limit=1 << 20,
     )  # fmt: skip
     running = RunningDaemon(process, folder)
     try:
@@ -55,7 +60,7 @@ async def started(
 
 
 async def transcript(command: Sequence[str], cwd: Path) -> str:
-    """Returns the program's output of the scenario. Fails if its exit code is not 0."""
+    """Returns the program's output of `scenario`. Fails if its exit code is not 0."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ruvd-")))
         running = await stack.enter_async_context(started(folder))
@@ -67,16 +72,34 @@ async def transcript(command: Sequence[str], cwd: Path) -> str:
         }
         for proxy in cuts.values():
             await stack.enter_async_context(proxy.running())
-        nobody = stack.enter_context(socket.socket())
+        addresses = {name: proxy.address for name, proxy in cuts.items()}
+        output = await _output([*command, "scenario"], cwd, target, addresses)
+        unused = [name for name, proxy in cuts.items() if not proxy.cuts]
+        assert not unused, f"no connection was cut at {unused}"
+        return output
+
+
+async def calls_transcript(command: Sequence[str], cwd: Path) -> str:
+    """Returns the program's output of `calls`. Fails if its exit code is not 0."""
+    with tempfile.TemporaryDirectory(prefix="ruvd-") as folder:
+        daemon = started(Path(folder), 0, *_CALLS_FLAGS, delay_seconds=_CALLS_DELAY_SECONDS)
+        async with daemon as running:
+            return await _output([*command, "calls"], cwd, running.address, {})
+
+
+async def _output(
+    command: Sequence[str], cwd: Path, address: str, addresses: Mapping[str, str]
+) -> str:
+    with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         environment = {
             **os.environ,
-            "RUVD_ADDRESS": target,
+            "RUVD_ADDRESS": address,
             "RUVD_NOBODY": f"127.0.0.1:{nobody.getsockname()[1]}",
-            **{name: proxy.address for name, proxy in cuts.items()},
+            **addresses,
         }
         process = await asyncio.create_subprocess_exec(
-            *command, "scenario", cwd=cwd, env=environment,
+            *command, cwd=cwd, env=environment,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
@@ -87,8 +110,6 @@ async def transcript(command: Sequence[str], cwd: Path) -> str:
                 process.kill()
         if process.returncode != 0:
             raise AssertionError(f"{process.returncode}: {output.decode()}\n{errors.decode()}")
-        unused = [name for name, proxy in cuts.items() if not proxy.cuts]
-        assert not unused, f"no connection was cut at {unused}"
         return output.decode()
 
 
@@ -98,10 +119,10 @@ async def restarted(command: Sequence[str], cwd: Path, *, committed: bool) -> st
     answer is on disk."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ruvd-")))
+        port = free_port()
         running = await stack.enter_async_context(
-            started(folder, delay_seconds=_RESTART_DELAY_SECONDS)
+            started(folder, port, delay_seconds=_RESTART_DELAY_SECONDS)
         )
-        port = int(running.address.rpartition(":")[2])
         proxy = await stack.enter_async_context(FaultProxy(running.address).running())
         process = await asyncio.create_subprocess_exec(
             *command, "restart", cwd=cwd, env={**os.environ, "RUVD_ADDRESS": proxy.address},
@@ -129,14 +150,17 @@ async def restarted(command: Sequence[str], cwd: Path, *, committed: bool) -> st
 
 
 async def _by_hand(command: Sequence[str]) -> int:
-    output = await transcript(command, Path.cwd())
-    print(output, end="")
-    equal = TRANSCRIPT.exists() and TRANSCRIPT.read_text() == output
-    print(f"--- {'equal to' if equal else 'DIFFERS from'} {TRANSCRIPT}")
+    are_equal = True
+    for run, file in ((transcript, TRANSCRIPT), (calls_transcript, CALLS_TRANSCRIPT)):
+        output = await run(command, Path.cwd())
+        print(output, end="")
+        is_equal = file.exists() and file.read_text() == output
+        are_equal = are_equal and is_equal
+        print(f"--- {'equal to' if is_equal else 'DIFFERS from'} {file}")
     for committed in (False, True):
         print(f"--- restart, {'committed' if committed else 'not committed'}")
         print(await restarted(command, Path.cwd(), committed=committed), end="")
-    return 0 if equal else 1
+    return 0 if are_equal else 1
 
 
 if __name__ == "__main__":

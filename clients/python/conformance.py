@@ -1,7 +1,7 @@
 """The conformance program of clients/CONFORMANCE.md for the Python client.
 
-`conformance.py [--asyncio] scenario|restart|failover|identity WAY` uses the blocking client or,
-with `--asyncio`, the asyncio client, to which a wrapper gives the same interface.
+`conformance.py [--asyncio] scenario|calls|restart|failover|identity WAY` uses the blocking client
+or, with `--asyncio`, the asyncio client, to which a wrapper gives the same interface.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from conformance_calls import calls
+from conformance_output import attempt, batched, out, print_error, show, shown
 from ruvd_client import (
     AsyncClient,
     Client,
@@ -30,11 +32,6 @@ from ruvd_client.v1 import session_service_pb2 as pb
 
 WORDS = " ".join(f"w{number}" for number in range(1, 201))
 REASONS = [name.removeprefix("ERROR_REASON_") for name in pb.ErrorReason.keys()[1:]]
-
-
-def out(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 class Blocking:
@@ -86,6 +83,9 @@ class BlockingIterator:
     def text(self) -> str:
         return str(self._loop.run_until_complete(self._iterator.text()))
 
+    def message(self) -> Any:
+        return self._loop.run_until_complete(self._iterator.message())
+
     def events(self) -> Iterator[Any]:
         return BlockingIterator(self._loop, self._iterator.events())
 
@@ -99,27 +99,6 @@ async def _awaited(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
 
 
 Connect = Callable[..., Any]
-
-
-def print_error(failure: RuvdError, *, with_reason: bool = True) -> None:
-    line = f"error {failure.code.name}"
-    if with_reason:
-        line += f" {failure.reason or '-'}"
-        if failure.retry_after_seconds is not None:
-            line += f" retry={round(failure.retry_after_seconds * 1000)}ms"
-    out(line)
-    for violation in failure.violations:
-        out(f"violation {violation.field}: {violation.description}")
-
-
-def attempt(call: Callable[[], object]) -> bool:
-    """Makes the call and returns whether it succeeded; its error is printed."""
-    try:
-        call()
-    except RuvdError as failure:
-        print_error(failure)
-        return False
-    return True
 
 
 def complete(client: Any, text: str, **arguments: Any) -> None:
@@ -148,24 +127,13 @@ def show_events(events: Iterable[pb.CompletionEvent]) -> None:
         out(line)
 
 
-def shown(session: pb.Session) -> str:
-    messages, exchanges = session.message_count, session.exchange_count
-    return f"session {session.id} messages={messages} exchanges={exchanges}"
-
-
-def show(session: pb.Session) -> None:
-    out(shown(session))
-    for message in session.messages:
-        out(f"message {pb.Role.Name(message.role).removeprefix('ROLE_')} [{message.content}]")
-
-
 def get(client: Any, session_id: str) -> None:
     attempt(lambda: show(client.get_session(session_id)))
 
 
 def wait_until_idle(client: Any, session_id: str) -> bool:
-    """Waits up to five seconds and returns whether the session has no running completion."""
-    deadline = time.monotonic() + 5
+    """Waits up to a minute and returns whether the session has no running completion."""
+    deadline = time.monotonic() + 60
     while client.get_session(session_id).running_completion_id:
         if time.monotonic() > deadline:
             return False
@@ -404,15 +372,6 @@ def streamed(answer: Any) -> str:
     return f"finished {reason} exchanges={answer.finished.exchange_count}"
 
 
-def batched(batch: Any) -> str:
-    for outcome in sorted(batch, key=lambda outcome: int(outcome.index)):
-        if failure := outcome.error:
-            out(f"item {outcome.index} error {failure.code.name} {failure.reason}")
-        else:
-            out(f"item {outcome.index} [{outcome.text()}]")
-    return ""
-
-
 def appended(client: Any, session_id: str, text: str) -> int:
     return int(client.append_messages(session_id, text).message_count)
 
@@ -431,7 +390,12 @@ def main(arguments: list[str]) -> int:
         case ["identity", way]:
             identity(connect, way)
         case _:
-            programs = {"scenario": scenario, "restart": restart, "failover": failover}
+            programs = {
+                "scenario": scenario,
+                "calls": calls,
+                "restart": restart,
+                "failover": failover,
+            }
             programs[arguments[-1]](connect)
     return 0
 

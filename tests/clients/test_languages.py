@@ -10,21 +10,35 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from conformance_run import TRANSCRIPT, restarted, transcript
+from conformance_run import (
+    CALLS_TRANSCRIPT,
+    TRANSCRIPT,
+    calls_transcript,
+    restarted,
+    transcript,
+)
+from ports import free_port
 from running import RunningDaemon, StartDaemon
 
 CLIENTS = Path(__file__).parents[2] / "clients"
-NOT_PYTHON = [
-    pytest.param(name, marks=pytest.mark.languages) for name in ("typescript", "go", "java", "rust")
-]
-FLAVOURS = ["python", "python --asyncio", *NOT_PYTHON]
+
+
+def built(*languages: str) -> list[Any]:
+    """Returns the languages as parameters of tests that need their clients built."""
+    return [pytest.param(name, marks=pytest.mark.languages) for name in languages]
+
+
+PYTHON = ["python", "python --asyncio"]
+NOT_PYTHON = built("typescript", "go", "java", "rust")
+FLAVOURS = [*PYTHON, *NOT_PYTHON]
+CALLS = [*PYTHON, *built("typescript", "go")]  # those whose program has `calls`
 START_SECONDS = 60.0
 ANSWER = " ".join(f"w{number}" for number in range(1, 41))
 pytestmark = pytest.mark.timeout(300)
@@ -45,6 +59,11 @@ def command(flavour: str) -> list[str]:
 @pytest.mark.parametrize("flavour", FLAVOURS)
 async def test_every_client_prints_the_same_transcript(flavour: str) -> None:
     assert await transcript(command(flavour), CLIENTS) == TRANSCRIPT.read_text()
+
+
+@pytest.mark.parametrize("flavour", CALLS)
+async def test_every_client_makes_every_call_with_the_same_results(flavour: str) -> None:
+    assert await calls_transcript(command(flavour), CLIENTS) == CALLS_TRANSCRIPT.read_text()
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -68,10 +87,7 @@ async def test_a_committed_answer_is_delivered_completely_after_a_restart(
 @asynccontextmanager
 async def example(language: str, running: RunningDaemon) -> AsyncIterator[httpx.AsyncClient]:
     """Runs the language's example and yields an HTTP client for it."""
-    with socket.socket() as endpoint:
-        endpoint.bind(("127.0.0.1", 0))
-        port = endpoint.getsockname()[1]
-    log = running.folder / "example.txt"
+    port, log = free_port(), running.folder / "example.txt"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             program(language), "example",
@@ -98,7 +114,7 @@ async def example(language: str, running: RunningDaemon) -> AsyncIterator[httpx.
         if process.returncode is None:
             process.terminate()
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(START_SECONDS):
                     await process.wait()
             except TimeoutError:
                 process.kill()

@@ -221,10 +221,20 @@ class Client(_Client[Completion, Iterable[BatchItem], Batch]):
         idle_timeout_seconds: float | None = None,
         context_window: pb.ContextWindow | None = None,
         compaction_instruction: str | None = None,
+        update_mask: Iterable[str] | None = None,
     ) -> pb.Session:
-        """Changes the given settings after the turns before it; `labels` replaces all labels."""
+        """Changes the given settings after the turns before it; `labels` replaces all labels.
+
+        `update_mask` names the fields to change, by default those that are given. A field that it
+        names although it is not given gets the daemon's default.
+        """
         request = update_session_request(
-            session_id, labels, idle_timeout_seconds, context_window, compaction_instruction
+            session_id,
+            update_mask,
+            idle_timeout_seconds,
+            labels=labels,
+            context_window=context_window,
+            compaction_instruction=compaction_instruction,
         )
         return self._call(lambda stub: stub.UpdateSession, request).session
 
@@ -402,10 +412,20 @@ class AsyncClient(_Client[AsyncCompletion, AsyncItems, AsyncBatch]):
         idle_timeout_seconds: float | None = None,
         context_window: pb.ContextWindow | None = None,
         compaction_instruction: str | None = None,
+        update_mask: Iterable[str] | None = None,
     ) -> pb.Session:
-        """Changes the given settings after the turns before it; `labels` replaces all labels."""
+        """Changes the given settings after the turns before it; `labels` replaces all labels.
+
+        `update_mask` names the fields to change, by default those that are given. A field that it
+        names although it is not given gets the daemon's default.
+        """
         request = update_session_request(
-            session_id, labels, idle_timeout_seconds, context_window, compaction_instruction
+            session_id,
+            update_mask,
+            idle_timeout_seconds,
+            labels=labels,
+            context_window=context_window,
+            compaction_instruction=compaction_instruction,
         )
         return (await self._call(lambda stub: stub.UpdateSession, request)).session
 

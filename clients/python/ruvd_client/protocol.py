@@ -152,22 +152,21 @@ def get_session_request(session_id: str, view: pb.SessionView.ValueType) -> pb.G
 
 def update_session_request(
     session_id: str,
-    labels: Mapping[str, str] | None,
+    update_mask: Iterable[str] | None,
     idle_timeout_seconds: float | None,
-    context_window: pb.ContextWindow | None,
-    compaction_instruction: str | None = None,
+    **fields: Any,
 ) -> pb.UpdateSessionRequest:
-    """Returns the request of one UpdateSession, whose mask has only the given fields."""
-    fields: dict[str, Any] = {
-        "labels": labels,
-        "context_window": context_window,
-        "compaction_instruction": compaction_instruction,
-    }
+    """Returns the request of one UpdateSession.
+
+    By default its mask has the given fields, those that are not None. A field that the mask names
+    although it is not given gets the daemon's default.
+    """
     if idle_timeout_seconds is not None:
         fields["idle_timeout"] = to_duration(idle_timeout_seconds)
     changes = {name: value for name, value in fields.items() if value is not None}
+    paths = sorted(changes) if update_mask is None else list(update_mask)
     return pb.UpdateSessionRequest(
-        session_id=session_id, update_mask=FieldMask(paths=sorted(changes)), **changes
+        session_id=session_id, update_mask=FieldMask(paths=paths), **changes
     )
 
 

@@ -1,6 +1,6 @@
 /**
- * The program of clients/CONFORMANCE.md: `conformance scenario|restart|failover`, or `conformance
- * identity WAY`.
+ * The program of clients/CONFORMANCE.md: `conformance scenario|calls|restart|failover`, or
+ * `conformance identity WAY`.
  */
 
 import { setTimeout as sleep } from "node:timers/promises";
@@ -14,36 +14,12 @@ import {
   Role,
   RuvdError,
   SessionView,
-  status,
 } from "../src/client.js";
 import type { CompleteOptions, Completion, Session } from "../src/client.js";
+import { calls } from "./calls.js";
 import { failover } from "./failover.js";
 import { identity } from "./identity.js";
-
-const words = (count: number): string =>
-  Array.from({ length: count }, (_, index) => `w${String(index + 1)}`).join(" ");
-
-function print(line: string): void {
-  process.stdout.write(`${line}\n`);
-}
-
-function connect(variable: string): Client {
-  const address = process.env[variable];
-  if (!address) throw new Error(`${variable} is not set`);
-  return new Client(address);
-}
-
-function codeOf(error: RuvdError): string {
-  return status[error.code];
-}
-
-function printError(error: unknown): void {
-  if (!(error instanceof RuvdError)) throw error;
-  const { reason, retryAfterMs, violations } = error;
-  const retry = retryAfterMs === undefined ? "" : ` retry=${String(retryAfterMs)}ms`;
-  print(`error ${codeOf(error)} ${reason || "-"}${retry}`);
-  for (const { field, description } of violations) print(`violation ${field}: ${description}`);
-}
+import { codeOf, connect, describe, print, printError, words } from "./output.js";
 
 async function printFailure(call: Promise<unknown>): Promise<void> {
   await call.then(() => {
@@ -51,8 +27,8 @@ async function printFailure(call: Promise<unknown>): Promise<void> {
   }, printError);
 }
 
-function printSession({ id, messageCount, exchangeCount }: Session): void {
-  print(`session ${id} messages=${String(messageCount)} exchanges=${String(exchangeCount)}`);
+function printSession(session: Session): void {
+  print(describe(session));
 }
 
 async function printTexts(answer: Completion): Promise<void> {
@@ -85,7 +61,7 @@ async function complete(client: Client, message: string, options?: CompleteOptio
 }
 
 async function waitUntilIdle(client: Client, id: string): Promise<boolean> {
-  const deadline = Date.now() + 5000;
+  const deadline = Date.now() + 60_000;
   while ((await client.getSession(id)).runningCompletionId) {
     if (Date.now() > deadline) return false;
     await sleep(50);
@@ -304,8 +280,8 @@ const [name = "", way = ""] = process.argv.slice(2);
 if (name === "identity") await identity(way);
 else if (name === "failover") await failover();
 else {
-  const program = { scenario, restart }[name];
-  if (!program) throw new Error("usage: conformance scenario|restart, or conformance identity WAY");
+  const program = { scenario, calls, restart }[name];
+  if (!program) throw new Error("usage: conformance scenario|calls|restart|failover|identity WAY");
   const client = new Client();
   await program(client);
   client.close();

@@ -2,12 +2,9 @@
 
 import { createInterface } from "node:readline";
 
-import { Client, FinishReason, RuvdError, status } from "../src/client.js";
-import type { Completion, Session } from "../src/client.js";
-
-function print(line: string): void {
-  process.stdout.write(`${line}\n`);
-}
+import { Client, FinishReason, RuvdError } from "../src/client.js";
+import type { Completion } from "../src/client.js";
+import { codeOf, describe, print, printError } from "./output.js";
 
 /** Makes a call for each line of standard input. */
 export async function failover(): Promise<void> {
@@ -73,19 +70,8 @@ async function batched(client: Client, words: string[]): Promise<string> {
   const lines: string[] = [];
   for await (const { index, completion, error } of client.batch(words)) {
     const content = completion?.finished?.message?.content ?? "";
-    const failure = error && `error ${status[error.code]} ${error.reason}`;
+    const failure = error && `error ${codeOf(error)} ${error.reason}`;
     lines[index] = `item ${String(index)} ${failure ?? `[${content}]`}`;
   }
   return lines.join("\n");
-}
-
-function describe({ id, messageCount, exchangeCount }: Session): string {
-  return `session ${id} messages=${String(messageCount)} exchanges=${String(exchangeCount)}`;
-}
-
-function printError(error: unknown): void {
-  if (!(error instanceof RuvdError)) throw error;
-  const { code, reason, retryAfterMs } = error;
-  const retry = retryAfterMs === undefined ? "" : ` retry=${String(retryAfterMs)}ms`;
-  print(`error ${status[code]} ${reason || "-"}${retry}`);
 }

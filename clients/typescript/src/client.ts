@@ -19,6 +19,7 @@ import type { DeepPartial, Session } from "./v1/ruvd/v1/session_service.js";
 
 export { status } from "@grpc/grpc-js";
 export {
+  Compaction,
   FinishReason,
   IfBusy,
   OnDisconnect,
@@ -30,18 +31,20 @@ export {
 export type {
   BatchSummary,
   CompactSessionResponse,
-  Compaction,
   Completion as CompletionResult,
   CompletionEvent,
   CompletionOptions,
   ContextWindow,
   DeepPartial,
   Delta,
+  EngineInfo,
   Finished,
+  GetServerInfoResponse,
   ListModelsResponse,
   Message,
   MessagePart,
   ResponseFormat,
+  ServerLimits,
   Session,
   SessionMetrics,
   Started,
@@ -109,6 +112,16 @@ export interface SessionInit extends DeepPartial<
   idleTimeoutMs?: number;
 }
 
+/** Options of messages that are appended. */
+export interface AppendOptions {
+  /** An id that makes retries safe: messages with the same id are never appended twice. */
+  requestId?: string;
+  /** A summary that is sent in place of the first exchanges of the history. */
+  summary?: string;
+  /** The number of those exchanges. Unset: all but those that a trim of the context window keeps. */
+  summaryExchangeCount?: number;
+}
+
 /** Identifies a completion by its id, or by its session (unless stateless) and its request id. */
 export type CompletionRef = string | { sessionId?: string; requestId: string };
 
@@ -170,8 +183,11 @@ export class Client {
   }
 
   /** Yields all sessions that have these labels, in the order of their creation. */
-  async *listSessions(labelFilter: Record<string, string> = {}): AsyncGenerator<Session, void> {
-    const request = v1.ListSessionsRequest.fromPartial({ labelFilter });
+  async *listSessions(
+    labelFilter: Record<string, string> = {},
+    { pageSize = 0 } = {},
+  ): AsyncGenerator<Session, void> {
+    const request = v1.ListSessionsRequest.fromPartial({ labelFilter, pageSize });
     do {
       const { sessions, nextPageToken } = await this.#call(service.listSessions, request);
       yield* sessions;
@@ -179,7 +195,10 @@ export class Client {
     } while (request.pageToken);
   }
 
-  /** Changes the given fields, or those in `updateMask`, after the turns before it. */
+  /**
+   * Changes the given fields, or those in `updateMask`, after the turns before it. A field that the
+   * mask names although it is not given gets the daemon's default.
+   */
   async updateSession(
     id: string,
     changes: DeepPartial<Omit<v1.UpdateSessionRequest, "idleTimeout">> & { idleTimeoutMs?: number },
@@ -190,8 +209,12 @@ export class Client {
   }
 
   /** Commits messages without generating an answer, after the turns before it. */
-  async appendMessages(id: string, messages: Messages, { requestId = "" } = {}): Promise<Session> {
-    const fields = { sessionId: id, messages: toMessages(messages), requestId };
+  async appendMessages(
+    id: string,
+    messages: Messages,
+    options: AppendOptions = {},
+  ): Promise<Session> {
+    const fields = { ...options, sessionId: id, messages: toMessages(messages) };
     const request = v1.AppendMessagesRequest.fromPartial(fields);
     return this.#session(service.appendMessages, request);
   }
@@ -253,6 +276,11 @@ export class Client {
   /** Returns the models that the engine offers, and the default model. */
   async listModels(): Promise<v1.ListModelsResponse> {
     return this.#call(service.listModels, {});
+  }
+
+  /** Returns the daemon's version, features, limits and engine. */
+  async getServerInfo(): Promise<v1.GetServerInfoResponse> {
+    return this.#call(service.getServerInfo, {});
   }
 
   /** Returns the daemon's measurements since it started. */

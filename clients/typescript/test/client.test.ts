@@ -24,6 +24,9 @@ import type { Script } from "./scripted-daemon.js";
 const LOST = { end: { code: status.UNAVAILABLE } };
 const FORGOTTEN = { end: { code: status.NOT_FOUND, reason: "COMPLETION_NOT_FOUND" } };
 
+/** Longer than the runner lets a test take. */
+const FOREVER_MS = 3_600_000;
+
 function started(completionId = "c-1"): CompletionEvent {
   return { sequence: 1, started: Started.fromPartial({ completionId }) };
 }
@@ -301,21 +304,24 @@ describe("a caller that leaves", () => {
   });
 
   it("by the timeout, even without reading on, gets DEADLINE_EXCEEDED", async () => {
-    await against([open], async (client, daemon) => {
-      const answer = client.complete("hi", { timeoutMs: 2000 });
-      await answer[Symbol.asyncIterator]().next();
-      await daemon.until(() => daemon.cancelled === 1);
-      failsWith((await read(answer)).error, status.DEADLINE_EXCEEDED, "");
-      assert.deepEqual(daemon.calls, ["Complete"]); // The daemon itself ends it at its deadline.
-    });
+    // On a busy machine the first event may take longer than the timeout, which then is too short.
+    for (let [timeoutMs, isShort] = [500, true]; isShort; timeoutMs *= 4) {
+      await against([open], async (client, daemon) => {
+        const answer = client.complete("hi", { timeoutMs });
+        const first = answer[Symbol.asyncIterator]().next();
+        isShort = await first.then(() => false, () => timeoutMs < 30_000); // prettier-ignore
+        if (isShort) return;
+        await daemon.until(() => daemon.cancelled === 1);
+        failsWith((await read(answer)).error, status.DEADLINE_EXCEEDED, "");
+        assert.deepEqual(daemon.calls, ["Complete"]); // The daemon itself ends it at its deadline.
+      });
+    }
   });
 
   it("by the timeout, without a daemon, gets DEADLINE_EXCEEDED", async () => {
-    const client = new Client("127.0.0.1:1");
-    const start = performance.now();
+    const client = new Client("127.0.0.1:1", { reconnectMs: FOREVER_MS });
     const answer = client.complete("hi", { timeoutMs: 300 });
     failsWith((await read(answer)).error, status.DEADLINE_EXCEEDED, "");
-    assert.ok(performance.now() - start < 5000);
     client.close();
   });
 
@@ -353,11 +359,9 @@ describe("a caller that leaves", () => {
   });
 
   it("by a signal, without a daemon, does not wait for one", async () => {
-    const client = new Client("127.0.0.1:1");
-    const start = performance.now();
+    const client = new Client("127.0.0.1:1", { reconnectMs: FOREVER_MS });
     const answer = client.complete("hi", { signal: AbortSignal.timeout(100) });
     failsWith((await read(answer)).error, status.CANCELLED, "");
-    assert.ok(performance.now() - start < 5000);
     client.close();
   });
 
@@ -428,6 +432,7 @@ describe("the package", () => {
     assert.deepEqual(Object.keys(api).sort(), [
       "Batch",
       "Client",
+      "Compaction",
       "Completion",
       "DEFAULT_ADDRESS",
       "ErrorReason",
