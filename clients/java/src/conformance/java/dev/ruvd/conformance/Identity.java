@@ -59,21 +59,26 @@ final class Identity {
     builder.address(System.getenv("TEST_ADDRESS"));
     switch (way) {
       case "value" -> builder.token(System.getenv("TEST_TOKEN"));
-      case "file" -> builder.tokenFile(path("TEST_TOKEN_FILE"));
-      case "function" -> builder.token(() -> Files.readString(path("TEST_TOKEN_FILE")));
+      case "file" -> builder.tokenFile(tokenFile());
+      case "function" -> builder.token(() -> Files.readString(tokenFile()));
       default -> throw new IllegalStateException("unknown way " + way);
     }
-    if (path("TEST_TLS_CA_FILE") != null) {
-      builder.caFile(path("TEST_TLS_CA_FILE"));
-      builder.clientCertificate(
-          path("TEST_TLS_CLIENT_CERT_FILE"), path("TEST_TLS_CLIENT_KEY_FILE"));
-      builder.serverName(System.getenv("TEST_TLS_SERVER_NAME"));
+    variable("TEST_TLS_CA_FILE").ifPresent(file -> builder.caFile(Path.of(file)));
+    var certificate = variable("TEST_TLS_CLIENT_CERT_FILE");
+    var key = variable("TEST_TLS_CLIENT_KEY_FILE");
+    if (certificate.isPresent() || key.isPresent()) {
+      builder.clientCertificate(Path.of(certificate.orElse("")), Path.of(key.orElse("")));
     }
+    variable("TEST_TLS_SERVER_NAME").ifPresent(builder::serverName);
     return builder;
   }
 
-  private static Path path(String variable) {
-    return Optional.ofNullable(System.getenv(variable)).map(Path::of).orElse(null);
+  private static Optional<String> variable(String name) {
+    return Optional.ofNullable(System.getenv(name));
+  }
+
+  private static Path tokenFile() {
+    return Path.of(System.getenv("TEST_TOKEN_FILE"));
   }
 
   private static void calls(RuvdClient client, String line) {

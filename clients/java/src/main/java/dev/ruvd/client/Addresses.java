@@ -9,6 +9,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
+import org.jspecify.annotations.Nullable;
 
 /** The forms of the client's address: one entry, or a list of them with commas. */
 final class Addresses {
@@ -40,7 +41,7 @@ final class Addresses {
   }
 
   /** Returns what is wrong with an entry, or null. */
-  private static String problem(String entry) {
+  private static @Nullable String problem(String entry) {
     if (entry.isEmpty()) {
       return "is empty";
     }
@@ -102,7 +103,7 @@ final class Addresses {
   }
 
   /** Returns the entry's IP address, or null if it has a name. No name is looked up. */
-  private static InetAddress address(String entry) {
+  private static @Nullable InetAddress address(String entry) {
     String host = host(entry);
     if (!host.matches("\\d+(\\.\\d+){3}|\\[[0-9a-fA-F:.]+]")) {
       return null;

@@ -21,6 +21,7 @@ import java.util.Iterator;
 import java.util.List;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
+import org.jspecify.annotations.Nullable;
 
 /** The calls of one batch, which are made one after the other. */
 final class Batch {
@@ -32,24 +33,24 @@ final class Batch {
   private static final long LONGEST_PAUSE_MILLIS = 2_000;
 
   private final Connections connections;
-  private final ClientInterceptor tracing;
+  private final ClientInterceptor headers;
   private final BatchCompleteRequest request;
   private final Consumer<? super BatchResult> onResult;
   private final BatchSummary.Builder summary = BatchSummary.newBuilder();
   private final long startedAtNanos = System.nanoTime();
 
   private boolean isAnswered; // by any daemon
-  private Long brokenAtNanos; // null while results come
+  private @Nullable Long brokenAtNanos; // null while results come
   private int failed; // calls since then
   private long latencyNanos;
 
   Batch(
       Connections connections,
-      ClientInterceptor tracing,
+      ClientInterceptor headers,
       BatchCompleteRequest request,
       Consumer<? super BatchResult> onResult) {
     this.connections = connections;
-    this.tracing = tracing;
+    this.headers = headers;
     this.request = request;
     this.onResult = onResult;
   }
@@ -113,7 +114,7 @@ final class Batch {
       Context before = context.attach();
       try {
         Iterator<BatchCompleteResponse> responses =
-            SessionServiceGrpc.newBlockingStub(ClientInterceptors.intercept(at.channel(), tracing))
+            SessionServiceGrpc.newBlockingStub(ClientInterceptors.intercept(at.channel(), headers))
                 .batchComplete(items.build());
         while (hasNext(responses)) {
           BatchCompleteResponse response = responses.next();

@@ -15,16 +15,17 @@ import java.time.Duration;
 import java.util.EnumSet;
 import java.util.Iterator;
 import java.util.Set;
+import java.util.concurrent.ArrayBlockingQueue;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.CancellationException;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CompletionException;
-import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
 import java.util.function.Consumer;
 import java.util.function.Function;
 import java.util.stream.Stream;
+import org.jspecify.annotations.Nullable;
 
 /**
  * A running completion, which is an iterable over its text. Closing it early cancels it. A broken
@@ -37,22 +38,23 @@ import java.util.stream.Stream;
 public final class CompletionStream implements Iterable<String>, AutoCloseable {
   private static final Set<Code> CONNECTION_ERRORS =
       EnumSet.of(Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.CANCELLED);
-  private static final Step END = new Step(null, "");
+  private static final Step END = new Step(CompletionEvent.getDefaultInstance(), "");
   private static final int MAX_STEPS = 32; // to be read; beyond, the daemon has to wait
 
   /** Completing this in any way ends the completion; cancelling it also cancels the daemon's. */
   final CompletableFuture<Finished> end = new CompletableFuture<>();
 
   private final RuvdClient client;
-  private final ClientInterceptor tracing;
+  private final ClientInterceptor headers;
   private final Tries tries;
   private final Context.CancellableContext context = Context.current().withCancellation();
-  private final Deadline deadline; // null for no deadline
-  private final CompleteRequest request; // null for a resumed completion
-  private final BlockingQueue<Step> steps = new LinkedBlockingQueue<>();
+  private final @Nullable Deadline deadline; // null for no deadline
+  private final @Nullable CompleteRequest request; // null for a resumed completion
+  // Has room for END, and for the event in place of one that the reader takes as a call begins.
+  private final BlockingQueue<Step> steps = new ArrayBlockingQueue<>(MAX_STEPS + 2);
   private final Object requestLock = new Object();
-  private ClientCallStreamObserver<?> stream; // the newest; guarded by requestLock
-  private final Consumer<? super String> onText; // null if the caller iterates
+  private @Nullable ClientCallStreamObserver<?> stream; // the newest; guarded by requestLock
+  private final @Nullable Consumer<? super String> onText; // null if the caller iterates
   private long lastSequence;
 
   // Used by gRPC's callbacks, which run one after the other.
@@ -62,22 +64,22 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
   private int restarts;
   private boolean resumed;
   private long sequence;
-  private final StringBuilder text; // the text received; null if its beginning is unknown
+  private final @Nullable StringBuilder text; // received; null if its beginning is unknown
   private final MessageParts parts = new MessageParts();
-  private Finished finished;
+  private @Nullable Finished finished;
 
   /** An event and the text that it adds. */
   private record Step(CompletionEvent event, String text) {}
 
-  /** Either request or resume is null; timeout and onText may be null. */
+  /** Either request or resume is null. */
   CompletionStream(
       RuvdClient client,
-      CompleteRequest request,
-      ResumeCompletionRequest resume,
-      Duration timeout,
-      Consumer<? super String> onText) {
+      @Nullable CompleteRequest request,
+      @Nullable ResumeCompletionRequest resume,
+      @Nullable Duration timeout,
+      @Nullable Consumer<? super String> onText) {
     this.client = client;
-    this.tracing = client.tracing();
+    this.headers = client.headers();
     this.tries = new Tries(client.connections);
     this.request = request;
     target = resume == null ? identify(request) : resume;
@@ -95,23 +97,40 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
     context.run(this::openStream);
   }
 
-  /** Returns the pieces of text that have not been read yet. */
+  /**
+   * Returns the pieces of text that have not been read yet.
+   *
+   * @return an iterator, which waits for the next piece
+   */
   @Override
   public Iterator<String> iterator() {
     return steps().map(Step::text).filter(text -> !text.isEmpty()).iterator();
   }
 
-  /** Returns the numbered events that have not been read yet. */
+  /**
+   * Returns the numbered events that have not been read yet: text, reasoning, tool calls, and the
+   * first and the last event.
+   *
+   * @return an iterator, which waits for the next event
+   */
   public Iterator<CompletionEvent> events() {
     return steps().map(Step::event).iterator();
   }
 
-  /** Returns the sequence number of the last event read, after which to resume; 0 if none. */
+  /**
+   * Returns the sequence number of the last event read, after which to resume.
+   *
+   * @return the number; 0 if no event was read
+   */
   public long lastSequence() {
     return lastSequence;
   }
 
-  /** Reads to the end and returns the whole message, the usage and the timings. */
+  /**
+   * Reads to the end.
+   *
+   * @return the whole message, the usage and the timings
+   */
   public Finished finished() {
     if (lastSequence == 0) { // otherwise something was delivered
       collects = true;
@@ -120,7 +139,11 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
     return end.join();
   }
 
-  /** Reads to the end and returns the answer's whole text. */
+  /**
+   * Reads to the end.
+   *
+   * @return the answer's whole text
+   */
   public String text() {
     return finished().getMessage().getContent();
   }
@@ -176,7 +199,7 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
   /** Returns the channel of the newest call, with the headers of all calls. */
   private Channel channel() {
     return ClientInterceptors.interceptForward(
-        tries.at().channel(), tracing, RequestHeaders.ofSession(session));
+        tries.at().channel(), headers, RequestHeaders.ofSession(session));
   }
 
   /** The responses of one call, of which no more are requested than the reader has room for. */
@@ -332,7 +355,7 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
     }
   }
 
-  private void onEnd(Finished finished, Throwable error) {
+  private void onEnd(@Nullable Finished finished, @Nullable Throwable error) {
     context.cancel(null);
     client.running.remove(end);
     steps.add(END);

@@ -1,13 +1,15 @@
 package dev.ruvd.client;
 
-import dev.ruvd.client.Connections.Entry;
+import com.google.common.util.concurrent.ListenableFuture;
 import dev.ruvd.v1.SessionServiceGrpc;
 import dev.ruvd.v1.SessionServiceGrpc.SessionServiceBlockingStub;
+import dev.ruvd.v1.SessionServiceGrpc.SessionServiceFutureStub;
 import io.grpc.CallOptions;
 import io.grpc.Channel;
 import io.grpc.ClientCall;
 import io.grpc.ClientInterceptor;
 import io.grpc.ClientInterceptors;
+import io.grpc.Context;
 import io.grpc.Deadline;
 import io.grpc.MethodDescriptor;
 import io.grpc.Status;
@@ -15,84 +17,94 @@ import io.grpc.Status.Code;
 import io.grpc.StatusRuntimeException;
 import java.nio.channels.ClosedChannelException;
 import java.time.Duration;
+import java.util.concurrent.CancellationException;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.ExecutionException;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Function;
+import org.jspecify.annotations.Nullable;
 
 /** One call that is no stream. With several addresses it is repeated at the others. */
 final class RepeatedCall implements ClientInterceptor {
-  private final Connections connections;
+  private final Attempts attempts;
   private final ClientInterceptor[] interceptors;
-  private RetryPolicy policy; // of the method; null before the first attempt
-  private Deadline deadline; // of all attempts; null for none
-  private boolean wasLost;
+  private volatile @Nullable RetryPolicy policy; // of the method; null before the first attempt
+  private volatile @Nullable Deadline deadline; // of all attempts; null for none
 
-  RepeatedCall(Connections connections, ClientInterceptor tracing) {
-    this.connections = connections;
+  RepeatedCall(Connections connections, ClientInterceptor headers) {
+    attempts = new Attempts(connections);
     interceptors =
         connections.areSeveral
-            ? new ClientInterceptor[] {tracing, RequestHeaders.ofRepeatedCall(), this}
-            : new ClientInterceptor[] {tracing, RequestHeaders.ofRequest()};
+            ? new ClientInterceptor[] {headers, RequestHeaders.ofRepeatedCall(), this}
+            : new ClientInterceptor[] {headers, RequestHeaders.ofRequest()};
   }
 
   /** Makes the call. Throws RuvdException. */
   <T> T make(Function<SessionServiceBlockingStub, T> method) {
-    if (!connections.areSeveral) {
-      return makeAt(connections.now(), method);
+    while (true) {
+      try {
+        return method.apply(SessionServiceGrpc.newBlockingStub(channel()));
+      } catch (StatusRuntimeException failed) {
+        sleep(attempts.after(RuvdException.from(failed), isRead()));
+      }
     }
-    for (int round = 1; ; round++) {
-      RuvdException failure = null;
-      for (int attempt = 0; attempt < connections.roundLength(); attempt++) {
-        Entry at = connections.now();
-        try {
-          return makeAt(at, method);
-        } catch (RuvdException failed) {
-          if (failed.reason().equals("COMPLETION_NOT_FOUND")) {
-            return makeAtOthers(at, failed, method);
-          }
-          if (!failsOver(failed, isRead())) {
-            throw failed;
-          }
-          failure = failed;
-          wasLost |= failed.reason().isEmpty();
-          connections.leave(at);
-        }
+  }
+
+  /**
+   * Makes the call without blocking. The future fails with RuvdException, and cancelling it cancels
+   * the call.
+   */
+  <T> CompletableFuture<T> makeAsync(
+      Function<SessionServiceFutureStub, ListenableFuture<T>> method) {
+    CompletableFuture<T> result = new CompletableFuture<>();
+    Context.CancellableContext context = Context.current().withCancellation();
+    result.whenComplete((response, error) -> context.cancel(null));
+    context.run(() -> attempt(method, context, result));
+    return result;
+  }
+
+  private <T> void attempt(
+      Function<SessionServiceFutureStub, ListenableFuture<T>> method,
+      Context context,
+      CompletableFuture<T> result) {
+    if (result.isDone()) {
+      return;
+    }
+    try {
+      ListenableFuture<T> call = method.apply(SessionServiceGrpc.newFutureStub(channel()));
+      call.addListener(() -> handle(method, call, context, result), Runnable::run);
+    } catch (RuntimeException failed) { // of the caller's function
+      result.completeExceptionally(failed);
+    }
+  }
+
+  private <T> void handle(
+      Function<SessionServiceFutureStub, ListenableFuture<T>> method,
+      ListenableFuture<T> call,
+      Context context,
+      CompletableFuture<T> result) {
+    try {
+      result.complete(call.get()); // which has ended
+    } catch (ExecutionException failed) {
+      try {
+        Duration pause = attempts.after(RuvdException.from(failed.getCause()), isRead());
+        Runnable next = context.wrap(() -> attempt(method, context, result));
+        CompletableFuture.delayedExecutor(remaining(pause), TimeUnit.NANOSECONDS).execute(next);
+      } catch (RuvdException last) {
+        result.completeExceptionally(last);
       }
-      if (round == RetryPolicy.rounds()) {
-        throw failure;
-      }
-      sleep(RetryPolicy.pauseAfter(round));
+    } catch (InterruptedException | CancellationException cancelled) {
+      result.completeExceptionally(new RuvdException(Status.CANCELLED, "cancelled"));
     }
   }
 
   /** Tells whether the connection was lost during an attempt, which may have had its effect. */
   boolean wasLost() {
-    return wasLost;
+    return attempts.wasLost();
   }
 
-  /** Asks the other daemons for a completion that one does not have. */
-  private <T> T makeAtOthers(
-      Entry at, RuvdException missing, Function<SessionServiceBlockingStub, T> method) {
-    for (Entry other : connections.others(at)) {
-      try {
-        return makeAt(other, method);
-      } catch (RuvdException failed) {
-        if (!failed.reason().equals("COMPLETION_NOT_FOUND") && !failsOver(failed, false)) {
-          throw failed;
-        }
-      }
-    }
-    throw missing;
-  }
-
-  private <T> T makeAt(Entry at, Function<SessionServiceBlockingStub, T> method) {
-    Channel channel = ClientInterceptors.interceptForward(at.channel(), interceptors);
-    try {
-      return method.apply(SessionServiceGrpc.newBlockingStub(channel));
-    } catch (RuvdException known) {
-      throw known;
-    } catch (StatusRuntimeException failed) {
-      throw new RuvdException(failed);
-    }
+  private Channel channel() {
+    return ClientInterceptors.interceptForward(attempts.at().channel(), interceptors);
   }
 
   /**
@@ -121,16 +133,21 @@ final class RepeatedCall implements ClientInterceptor {
   }
 
   private boolean isRead() {
-    return policy != null && policy.isRead();
+    RetryPolicy found = policy;
+    return found != null && found.isRead();
+  }
+
+  /** Returns a pause, after whose end the deadline may have passed, in nanoseconds. */
+  private long remaining(Duration pause) {
+    Deadline end = deadline; // after which the next attempt fails with DEADLINE_EXCEEDED
+    return end == null
+        ? pause.toNanos()
+        : Math.min(pause.toNanos(), Math.max(0, end.timeRemaining(TimeUnit.NANOSECONDS)));
   }
 
   private void sleep(Duration pause) {
-    long nanos = pause.toNanos();
-    if (deadline != null) { // after which the next attempt fails with DEADLINE_EXCEEDED
-      nanos = Math.min(nanos, Math.max(0, deadline.timeRemaining(TimeUnit.NANOSECONDS)));
-    }
     try {
-      TimeUnit.NANOSECONDS.sleep(nanos);
+      TimeUnit.NANOSECONDS.sleep(remaining(pause));
     } catch (InterruptedException interrupted) {
       Thread.currentThread().interrupt();
       throw new RuvdException(Status.CANCELLED, "interrupted");
@@ -142,10 +159,11 @@ final class RepeatedCall implements ClientInterceptor {
   public <Q, R> ClientCall<Q, R> interceptCall(
       MethodDescriptor<Q, R> method, CallOptions options, Channel next) {
     if (policy == null) {
-      policy = RetryPolicy.of(method.getBareMethodName());
-      if (policy.timeout() != null && options.getDeadline() == null) {
-        deadline = Deadline.after(policy.timeout().toNanos(), TimeUnit.NANOSECONDS);
+      RetryPolicy found = RetryPolicy.of(method.getBareMethodName());
+      if (found.timeout() != null && options.getDeadline() == null) {
+        deadline = Deadline.after(found.timeout().toNanos(), TimeUnit.NANOSECONDS);
       }
+      policy = found;
     }
     return next.newCall(method, deadline == null ? options : options.withDeadline(deadline));
   }

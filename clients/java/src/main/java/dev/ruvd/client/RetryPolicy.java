@@ -5,6 +5,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import org.jspecify.annotations.Nullable;
 
 /**
  * What the service config sets for a method. It is applied here if the client has several
@@ -13,7 +14,7 @@ import java.util.Map;
  * @param isRead whether the method has a retry policy, as those have that only read
  * @param timeout of all attempts together; null for none
  */
-record RetryPolicy(boolean isRead, Duration timeout) {
+record RetryPolicy(boolean isRead, @Nullable Duration timeout) {
   private static final RetryPolicy NONE = new RetryPolicy(false, null);
   private static final Map<String, RetryPolicy> OF_METHODS = new HashMap<>();
 
@@ -55,7 +56,7 @@ record RetryPolicy(boolean isRead, Duration timeout) {
   }
 
   /** Parses a Duration in its JSON form, "0.1s". */
-  private static Duration duration(Object text) {
+  private static @Nullable Duration duration(@Nullable Object text) {
     return text == null ? null : Duration.parse("PT" + ((String) text).toUpperCase(Locale.ROOT));
   }
 }

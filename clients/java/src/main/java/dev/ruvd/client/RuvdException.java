@@ -32,7 +32,23 @@ public final class RuvdException extends StatusRuntimeException {
     super(status.withDescription(message), null);
   }
 
-  /** Converts the status of a batch item to the error of an equivalent single call. */
+  /** Returns a failure of gRPC's as this error. */
+  static RuvdException from(Throwable failed) {
+    if (failed instanceof RuvdException known) {
+      return known;
+    }
+    return new RuvdException(
+        failed instanceof StatusRuntimeException status
+            ? status
+            : Status.fromThrowable(failed).asRuntimeException());
+  }
+
+  /**
+   * Converts the status of a batch item to the error of an equivalent single call.
+   *
+   * @param error the error of a {@code BatchResult}
+   * @return the error
+   */
   public static RuvdException of(com.google.rpc.Status error) {
     return new RuvdException(StatusProto.toStatusRuntimeException(error));
   }
@@ -42,7 +58,11 @@ public final class RuvdException extends StatusRuntimeException {
     return StatusProto.fromThrowable(this);
   }
 
-  /** Returns the gRPC status code. */
+  /**
+   * Returns the gRPC status code.
+   *
+   * @return the code, also of an error that does not come from ruvd
+   */
   public Code code() {
     return getStatus().getCode();
   }
@@ -50,7 +70,10 @@ public final class RuvdException extends StatusRuntimeException {
   /**
    * Returns an {@code ErrorReason} without its prefix, such as {@code SESSION_NOT_FOUND}, or an
    * empty string if the error does not come from ruvd, for example without a daemon. The client
-   * itself adds {@link #REQUEST_TOO_LARGE}.
+   * itself adds {@link #REQUEST_TOO_LARGE}. A reason that only a later daemon knows is returned as
+   * it is.
+   *
+   * @return the reason, or an empty string
    */
   public String reason() {
     ErrorInfo info = detail(ErrorInfo.getDefaultInstance());
@@ -63,6 +86,8 @@ public final class RuvdException extends StatusRuntimeException {
   /**
    * Returns {@link #reason()} as an enum: {@code ERROR_REASON_UNSPECIFIED} for an error that does
    * not come from ruvd, and {@code UNRECOGNIZED} for a reason that this version does not know.
+   *
+   * @return the reason as an enum
    */
   public ErrorReason errorReason() {
     String reason = reason();
@@ -76,7 +101,11 @@ public final class RuvdException extends StatusRuntimeException {
     }
   }
 
-  /** Returns the error's description. */
+  /**
+   * Returns the error's description, for humans.
+   *
+   * @return the description, or an empty string
+   */
   public String message() {
     return description() + (isTooLarge() ? " (the daemon's max_request_bytes)" : "");
   }
@@ -89,12 +118,20 @@ public final class RuvdException extends StatusRuntimeException {
     return code() == Code.RESOURCE_EXHAUSTED && description().contains(TOO_LARGE_TEXT);
   }
 
-  /** Returns all invalid fields of the request, for INVALID_REQUEST. */
+  /**
+   * Returns all invalid fields of the request, for INVALID_REQUEST.
+   *
+   * @return the fields and what is wrong with each
+   */
   public List<BadRequest.FieldViolation> violations() {
     return detail(BadRequest.getDefaultInstance()).getFieldViolationsList();
   }
 
-  /** Returns the time to wait before a retry; empty if the call is not worth a retry. */
+  /**
+   * Returns the time to wait before a retry; empty if the call is not worth a retry.
+   *
+   * @return the time
+   */
   public Optional<Duration> retryAfter() {
     return Optional.of(detail(RetryInfo.getDefaultInstance()))
         .filter(RetryInfo::hasRetryDelay)

@@ -8,16 +8,17 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.cert.CertificateException;
 import java.security.cert.CertificateFactory;
+import org.jspecify.annotations.Nullable;
 
 /** The files (PEM) of a client for a daemon that listens with TLS; null for one that is not set. */
 final class TlsFiles {
-  Path ca;
-  Path certificate;
-  Path key;
-  String serverName;
+  @Nullable Path ca;
+  @Nullable Path certificate;
+  @Nullable Path key;
+  @Nullable String serverName;
 
   /** Returns the files that the environment names, or null if it names none. */
-  static TlsFiles fromEnvironment() {
+  static @Nullable TlsFiles fromEnvironment() {
     TlsFiles files = new TlsFiles();
     files.ca = path("RUVD_TLS_CA_FILE");
     files.certificate = path("RUVD_TLS_CLIENT_CERT_FILE");
@@ -60,7 +61,7 @@ final class TlsFiles {
     }
   }
 
-  private static Path path(String variable) {
+  private static @Nullable Path path(String variable) {
     return RuvdClientBuilder.variable(variable).map(Path::of).orElse(null);
   }
 }

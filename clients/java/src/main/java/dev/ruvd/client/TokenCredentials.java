@@ -5,18 +5,23 @@ import io.grpc.Metadata;
 import io.grpc.Status;
 import java.util.concurrent.Callable;
 import java.util.concurrent.Executor;
-import java.util.concurrent.Executors;
+import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.ThreadPoolExecutor;
+import java.util.concurrent.TimeUnit;
+import org.jspecify.annotations.Nullable;
 
 /** Adds a token to every call. A call whose token fails is not made; it fails UNAUTHENTICATED. */
 final class TokenCredentials extends CallCredentials {
   private static final Metadata.Key<String> AUTHORIZATION =
       Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
 
+  private static final int MAX_THREADS = 64; // of functions that block; other calls wait for one
+
   /**
    * Runs the callers' functions, which may block. The executor that gRPC offers is the caller's own
    * thread for a blocking call, which could not end at its deadline then.
    */
-  private static final Executor THREADS = Executors.newCachedThreadPool(TokenCredentials::thread);
+  private static final Executor THREADS = threads();
 
   private final Callable<String> token;
   private final Executor executor;
@@ -61,7 +66,7 @@ final class TokenCredentials extends CallCredentials {
         Status.UNAUTHENTICATED.withDescription("no token: " + description).withCause(cause));
   }
 
-  private static Metadata headers(String value) {
+  private static Metadata headers(@Nullable String value) {
     String token = value == null ? "" : value.strip();
     if (token.isEmpty()) {
       throw new IllegalArgumentException("the token is empty");
@@ -74,9 +79,21 @@ final class TokenCredentials extends CallCredentials {
     return headers;
   }
 
-  private static Thread thread(Runnable task) {
-    Thread thread = new Thread(task, "ruvd-token");
-    thread.setDaemon(true);
-    return thread;
+  /** Returns threads that end soon after the last call. */
+  private static Executor threads() {
+    var threads =
+        new ThreadPoolExecutor(
+            MAX_THREADS,
+            MAX_THREADS,
+            1,
+            TimeUnit.SECONDS,
+            new LinkedBlockingQueue<>(),
+            task -> {
+              Thread thread = new Thread(task, "ruvd-token");
+              thread.setDaemon(true);
+              return thread;
+            });
+    threads.allowCoreThreadTimeOut(true);
+    return threads;
   }
 }

@@ -4,6 +4,7 @@ import dev.ruvd.client.Connections.Entry;
 import java.time.Duration;
 import java.util.ArrayDeque;
 import java.util.Queue;
+import org.jspecify.annotations.Nullable;
 
 /** The state of a completion between its calls: where the next one is made, and when. */
 final class Tries {
@@ -20,8 +21,8 @@ final class Tries {
   private boolean isBroken;
   private long pauseNanos;
   private int failed; // calls without an event since brokenAtNanos
-  private RuvdException missing; // while the other addresses are asked for the completion
-  private Queue<Entry> others; // still to be asked
+  private @Nullable RuvdException missing; // while the other addresses are asked for the completion
+  private @Nullable Queue<Entry> others; // still to be asked
 
   /** What the end of a call means for the completion. */
   enum Failure {
