@@ -249,10 +249,21 @@ class Delta:
 
 
 @value(frozen=True, slots=True)
+class SentContext:
+    """The prompt of a turn: its number of messages, and if it was trimmed or had a summary."""
+
+    messages: int
+    trimmed: bool = False
+    summarized: bool = False
+
+
+@value(frozen=True, slots=True)
 class Finished:
     """The answer is complete and, in a session, durably committed; `usage` None is unknown.
 
     `raw_finish_reason` is the engine's own word for the finish reason, empty if it has none.
+    `sent` and `time`, at which a turn ended, are stored for people who look at a session. They are
+    None for turns of versions that did not store them.
     """
 
     finish_reason: FinishReason
@@ -261,6 +272,8 @@ class Finished:
     timings: Timings
     exchange_count: int
     raw_finish_reason: str = ""
+    sent: SentContext | None = None
+    time: float | None = None
 
 
 @value(frozen=True, slots=True)

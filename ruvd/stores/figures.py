@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ruvd.core.model import Finished, FinishReason, Message, Timings, Usage
+from ruvd.core.model import Finished, FinishReason, Message, SentContext, Timings, Usage
 
 
 def to_json(finished: Finished, message: Sequence[str | None] | None) -> str:
@@ -25,6 +25,10 @@ def to_json(finished: Finished, message: Sequence[str | None] | None) -> str:
         ],
         "exchange_count": finished.exchange_count,
     }
+    if sent := finished.sent:
+        figures["sent"] = [sent.messages, sent.trimmed, sent.summarized]
+    if finished.time is not None:
+        figures["time"] = finished.time
     if finished.raw_finish_reason:
         figures["raw_finish_reason"] = finished.raw_finish_reason
     if message:
@@ -45,4 +49,6 @@ def to_finished(text: str, to_message: Callable[[Sequence[Any] | None], Message]
         timings=Timings(*figures["timings"]),
         exchange_count=figures["exchange_count"],
         raw_finish_reason=figures.get("raw_finish_reason", ""),
+        sent=SentContext(*figures["sent"]) if "sent" in figures else None,
+        time=figures.get("time"),
     )

@@ -29,6 +29,7 @@ _MAX_MODELS = 50
 STORE_OPERATIONS = (
     "open", "get", "exchanges", "messages", "begin", "commit", "fork", "size_at", "touch", "end",
     "gone", "usage", "expire", "list", "receipt", "completion", "created_by", "counts", "tenants",
+    "turns",
 )  # fmt: skip
 _NO_SPAN = Context()
 

@@ -26,6 +26,7 @@ from ruvd.core.ports.store import (
     TenantCounts,
     TurnSnapshot,
 )
+from ruvd.core.ports.turns import StoredTurn
 from ruvd.telemetry.deferred import Deferred
 from ruvd.telemetry.instruments import STORE_OPERATIONS, Instruments
 from ruvd.telemetry.rpc_spans import end_span
@@ -167,6 +168,11 @@ class MeteredStore:
         """See `Store.created_by`."""
         with self._calls["created_by"]:
             return await self._store.created_by(request_id)
+
+    async def turns(self, session_id: str, first: int, end: int) -> Sequence[StoredTurn]:
+        """See `Store.turns`."""
+        with self._calls["turns"]:
+            return await self._store.turns(session_id, first, end)
 
     async def counts(
         self, now: float, active_or_in_turn: Collection[str] = (), tenant: str | None = None

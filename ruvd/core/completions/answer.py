@@ -8,6 +8,7 @@ from ruvd.core.model import (
     Finished,
     Message,
     Role,
+    SentContext,
     Timings,
     ToolCall,
     ToolCallDelta,
@@ -74,8 +75,11 @@ class Answer:
             prefill_seconds=self.done.prefill_seconds if self.done else None,
         )
 
-    def finished(self, done: EngineDone, now: float, *, exchange_count: int) -> Finished:
-        """Returns the event that ends the completion."""
+    def finished(
+        self, done: EngineDone, now: float, *, exchange_count: int, time: float | None = None
+    ) -> Finished:
+        """Returns the event that ends the completion. `time` is that of the core's clock."""
+        plan = self.plan
         return Finished(
             done.finish_reason,
             self.message,
@@ -83,6 +87,8 @@ class Answer:
             self.timings(now),
             exchange_count,
             done.raw_finish_reason,
+            SentContext(len(plan.messages), plan.trimmed, plan.summarized) if plan else None,
+            time,
         )
 
 

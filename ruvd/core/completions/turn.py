@@ -200,9 +200,9 @@ class TurnRunner:
             done = EngineDone(FinishReason.CANCELLED)
         completion.committing = True
         numbered = window.number(session.exchange_count, [*messages, answer.message])
-        after = _after(session, numbered, answer, done.usage, now=self._clock.now())
-        now = self._clock.monotonic()
-        finished = answer.finished(done, now, exchange_count=after.exchange_count)
+        time, now = self._clock.now(), self._clock.monotonic()
+        after = _after(session, numbered, answer, done.usage, now=time)
+        finished = answer.finished(done, now, exchange_count=after.exchange_count, time=time)
         record = IdempotencyRecord(
             request_id=request.request_id,
             digest=completion.digest,

@@ -5,10 +5,10 @@ from enum import Enum
 from typing import Protocol
 
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
+from ruvd.core.ports.turns import TurnReads
 from ruvd.core.values import value
 
-# A page of sessions with this many bytes of labels ends, whatever number of sessions is asked for.
-# With all other fields it usually fits into the 4 MiB that a gRPC client takes by default.
+# A page with so many bytes of labels ends, so that it usually fits a gRPC client's default 4 MiB.
 MAX_PAGE_BYTES = 3 << 20
 
 
@@ -128,7 +128,7 @@ class HistoryPart:
     messages: Sequence[Message]
 
 
-class Store(Protocol):
+class Store(TurnReads, Protocol):
     """A place where sessions are kept.
 
     Every method is atomic, may be called by many tasks of one event loop, and does not block it. A

@@ -19,7 +19,10 @@ _MAX_SURPLUS = 64
 
 @dataclass(slots=True)
 class Entry:
-    """A session with its data. The three lists have one item for each message."""
+    """A session with its data. The three lists have one item for each message.
+
+    `answers` are the positions of the messages of its turns, by the completion's id.
+    """
 
     key: int
     session: Session
@@ -27,7 +30,7 @@ class Entry:
     exchange_numbers: list[int] = field(default_factory=list)
     end_bytes: list[int] = field(default_factory=list)
     records: dict[str, IdempotencyRecord] = field(default_factory=dict)
-    completion_ids: set[str] = field(default_factory=set)
+    answers: dict[str, int] = field(default_factory=dict)
     created_by: str = ""
 
     def share(self, parent: "Entry", count: int) -> None:

@@ -25,8 +25,10 @@ from ruvd.core.ports.store import (
     TombstoneLimits,
     TurnSnapshot,
 )
+from ruvd.core.ports.turns import StoredTurn
 from ruvd.core.tenants import own, tenant_of
 from ruvd.stores.memory.counts import count, count_by_tenant
+from ruvd.stores.memory.records import Records
 from ruvd.stores.memory.sessions import Entry, SessionTable
 from ruvd.stores.memory.tombstones import Tombstones
 
@@ -40,8 +42,7 @@ class MemoryStore:
     def __init__(self, tombstones: TombstoneLimits = DEFAULT_TOMBSTONES) -> None:
         self._sessions = SessionTable()
         self._tombstones = Tombstones(tombstones)
-        self._completions: dict[str, tuple[str, IdempotencyRecord]] = {}
-        self._creations: dict[str, tuple[str, IdempotencyRecord]] = {}
+        self._records = Records()
 
     async def open(self) -> None:
         """Does nothing: there is nothing to open."""
@@ -205,11 +206,16 @@ class MemoryStore:
 
     async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.completion`."""
-        return self._completions.get(completion_id)
+        return self._records.completion(completion_id)
 
     async def created_by(self, request_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.created_by`."""
-        return self._creations.get(request_id)
+        return self._records.created_by(request_id)
+
+    async def turns(self, session_id: str, first: int, end: int) -> Sequence[StoredTurn]:
+        """See `Store.turns`."""
+        entry = self._sessions.get(session_id)
+        return self._records.turns(entry, first, end) if entry else ()
 
     async def counts(
         self, now: float, active_or_in_turn: Collection[str] = (), tenant: str | None = None
@@ -261,31 +267,11 @@ class MemoryStore:
             entry.end_bytes.append(end + message.size_bytes)
         self._sessions.put(entry, commit.session)
         if commit.idempotency_record is not None:
-            self._store_record(entry, commit.idempotency_record, create=commit.create)
-
-    def _store_record(self, entry: Entry, record: IdempotencyRecord, *, create: bool) -> None:
-        session_id = entry.session.id
-        if record.request_id:
-            replaced = entry.records.get(record.request_id)
-            if replaced is not None and replaced.completion_id:
-                self._completions.pop(replaced.completion_id, None)
-                entry.completion_ids.discard(replaced.completion_id)
-            entry.records[record.request_id] = record
-        if record.completion_id:
-            self._completions[record.completion_id] = (session_id, record)
-            entry.completion_ids.add(record.completion_id)
-        elif create and record.request_id:
-            self._creations[record.request_id] = (session_id, record)
-            entry.created_by = record.request_id
+            self._records.put(entry, commit.idempotency_record, create=commit.create)
 
     def _delete(self, entry: Entry, gone: Gone | None = None, now: float = 0.0) -> None:
         self._sessions.remove(entry)
-        for completion_id in entry.completion_ids:
-            self._completions.pop(completion_id, None)
-        if entry.created_by:
-            created = self._creations.get(entry.created_by)
-            if created is not None and created[0] == entry.session.id:
-                del self._creations[entry.created_by]
+        self._records.forget(entry)
         if gone is not None:
             self._tombstones.put(entry.session.id, gone, now)
 

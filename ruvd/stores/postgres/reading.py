@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from ruvd.core.model import Exchange, IdempotencyRecord, Session
 from ruvd.core.ports.store import HistoryPart, StoreCounts, TenantCounts
+from ruvd.core.ports.turns import StoredTurn
 from ruvd.stores.postgres import reads
 from ruvd.stores.postgres.reads import Connection
 from ruvd.stores.postgres.replication import confirmed
@@ -66,6 +67,10 @@ class ReadingStore(ABC):
     async def created_by(self, request_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.created_by`."""
         return await self._read(lambda db: confirmed(db, reads.created_by(db, request_id)))
+
+    async def turns(self, session_id: str, first: int, end: int) -> Sequence[StoredTurn]:
+        """See `Store.turns`."""
+        return await self._read(lambda db: reads.turns(db, session_id, first, end))
 
     async def counts(
         self, now: float, active_or_in_turn: Collection[str] = (), tenant: str | None = None

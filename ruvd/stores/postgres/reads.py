@@ -14,6 +14,7 @@ from ruvd.core import tenants
 from ruvd.core.errors import DataCorrupted
 from ruvd.core.model import Exchange, IdempotencyRecord, Message, Session
 from ruvd.core.ports.store import MAX_PAGE_BYTES, HistoryPart, StoreCounts, TenantCounts
+from ruvd.core.ports.turns import StoredTurn
 from ruvd.stores.postgres.rows import (
     LISTED_FIELDS,
     RECORD_FIELDS,
@@ -23,6 +24,7 @@ from ruvd.stores.postgres.rows import (
     to_message,
     to_record,
     to_session,
+    to_turn,
 )
 
 Connection: TypeAlias = AsyncConnection[Any]
@@ -195,6 +197,18 @@ async def created_by(db: Connection, request_id: str) -> tuple[str, IdempotencyR
         (request_id.encode(),),
     )
     return (row[0], to_record(row[1:])) if row else None
+
+
+async def turns(db: Connection, session_id: str, first: int, end: int) -> list[StoredTurn]:
+    """See `Store.turns`."""
+    rows = await every(
+        db,
+        "SELECT r.message_position, r.completion_id, r.figures FROM sessions s"
+        " JOIN receipts r ON r.session = s.pk WHERE s.id = %s AND r.completion_id <> ''"
+        " AND r.message_position >= %s AND r.message_position < %s ORDER BY r.message_position",
+        (session_id, first, end),
+    )
+    return [to_turn(row) for row in rows]
 
 
 async def counts(

@@ -16,10 +16,12 @@ from ruvd.core.model import (
     ToolCall,
     Usage,
 )
+from ruvd.core.ports.turns import StoredTurn
 from ruvd.stores import compaction_fields
 from ruvd.stores import figures as figures_json
 
 Row: TypeAlias = tuple[Any, ...]
+_NO_MESSAGE = Message(Role.ASSISTANT)
 
 _COLUMNS = (
     "id",
@@ -163,3 +165,10 @@ def to_record(row: Row) -> IdempotencyRecord:
 
     finished = None if figures is None else figures_json.to_finished(figures, answer)
     return IdempotencyRecord(request_id.decode(), digest, completion_id, last_sequence, finished)
+
+
+def to_turn(row: Row) -> StoredTurn:
+    """Takes (message_position, completion_id, figures)."""
+    position, completion_id, figures = row
+    finished = figures_json.to_finished(figures, lambda _: _NO_MESSAGE)
+    return StoredTurn(position, completion_id, finished)

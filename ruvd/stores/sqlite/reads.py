@@ -16,7 +16,8 @@ from ruvd.core import tenants
 from ruvd.core.errors import DataCorrupted
 from ruvd.core.model import IdempotencyRecord, Session
 from ruvd.core.ports.store import MAX_PAGE_BYTES, StoreCounts
-from ruvd.stores.sqlite.rows import damaged, to_record, to_session
+from ruvd.core.ports.turns import StoredTurn
+from ruvd.stores.sqlite.rows import damaged, to_record, to_session, to_turn
 from ruvd.stores.sqlite.sealing import opener_of, possible_label_rows
 
 _T = TypeVar("_T")
@@ -136,6 +137,18 @@ def created_by(db: sqlite3.Connection, request_id: str) -> tuple[str, Idempotenc
     """See `Store.created_by`."""
     newest = "r.request_id = ? AND r.creates ORDER BY r.session DESC LIMIT 1"
     return _record(db, newest, request_id)
+
+
+def turns(db: sqlite3.Connection, session_id: str, first: int, end: int) -> list[StoredTurn]:
+    """See `Store.turns`."""
+    rows = db.execute(
+        "SELECT m.position, r.* FROM sessions s JOIN receipts r ON r.session = s.pk"
+        " JOIN messages m ON m.pk = r.message WHERE s.id = ? AND r.completion_id <> ''"
+        " AND m.position BETWEEN ? AND ? ORDER BY m.position",
+        (session_id, first, end - 1),
+    ).fetchall()
+    opener = opener_of(db)
+    return [to_turn(session_id, row[0], row[2:], opener) for row in rows]
 
 
 def counts(

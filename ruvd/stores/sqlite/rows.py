@@ -8,7 +8,7 @@ What is read is checked: a row with a wrong checksum, or one that has no meaning
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ruvd.core.errors import DataCorrupted
@@ -23,6 +23,7 @@ from ruvd.core.model import (
     ToolCall,
     Usage,
 )
+from ruvd.core.ports.turns import StoredTurn
 from ruvd.core.tenants import own
 from ruvd.stores import compaction_fields
 from ruvd.stores import figures as figures_json
@@ -32,6 +33,7 @@ from ruvd.stores.sqlite.sealing import Opener, Sealer
 
 # What the conversion of a damaged row raises. One of damaged text is a ValueError.
 _NO_MEANING = (ValueError, TypeError, LookupError, AttributeError)
+_NO_MESSAGE = Message(Role.ASSISTANT)
 
 
 def session_columns(session: Session, end_bytes: int, sealer: Sealer | None = None) -> Row:
@@ -224,6 +226,28 @@ def to_record(session_id: str, row: Row, answer: Row, opener: Opener | None) -> 
 
     Raises DataCorrupted.
     """
+    return _record(
+        session_id,
+        row,
+        lambda kept: _message(*kept) if kept else to_message(session_id, answer, opener),
+        opener,
+    )
+
+
+def to_turn(session_id: str, position: int, row: Row, opener: Opener | None) -> StoredTurn:
+    """Takes the answer's position, and a row of `receipts` after `pk`. Raises DataCorrupted."""
+    record = _record(session_id, row, lambda _: _NO_MESSAGE, opener)
+    if record.finished is None:
+        raise damaged(session_id, f"its record of the completion {record.completion_id!a}")
+    return StoredTurn(position, record.completion_id, record.finished)
+
+
+def _record(
+    session_id: str,
+    row: Row,
+    to_answer: Callable[[Sequence[Any] | None], Message],
+    opener: Opener | None,
+) -> IdempotencyRecord:
     columns, checksum = row[:-1], row[-1]
     _, request_id, _, digest, completion_id, last_sequence, _, figures = columns
     try:
@@ -233,10 +257,7 @@ def to_record(session_id: str, row: Row, answer: Row, opener: Opener | None) -> 
             digest, figures = opener.record(columns)
         if figures is None:
             return IdempotencyRecord(request_id, digest, completion_id, last_sequence, None)
-        finished = figures_json.to_finished(
-            figures,
-            lambda kept: _message(*kept) if kept else to_message(session_id, answer, opener),
-        )
+        finished = figures_json.to_finished(figures, to_answer)
     except _NO_MEANING as error:
         raise damaged(session_id, f"its record of the request {request_id!a}") from error
     return IdempotencyRecord(request_id, digest, completion_id, last_sequence, finished)

@@ -31,6 +31,7 @@ from ruvd.core.ports.store import (
     TombstoneLimits,
     TurnSnapshot,
 )
+from ruvd.core.ports.turns import StoredTurn
 from ruvd.stores.sqlite import history, places, reads, removals, writes
 from ruvd.stores.sqlite.availability import Availability
 from ruvd.stores.sqlite.clock import store_reading, store_step
@@ -229,6 +230,12 @@ class SqliteStore:
     async def created_by(self, request_id: str) -> tuple[str, IdempotencyRecord] | None:
         """See `Store.created_by`."""
         return await self._workers.read(lambda db: reads.created_by(db, request_id))
+
+    async def turns(self, session_id: str, first: int, end: int) -> Sequence[StoredTurn]:
+        """See `Store.turns`."""
+        return await self._workers.read(
+            lambda db: reads.turns(db, session_id, first, end), session_id
+        )
 
     async def counts(
         self, now: float, active_or_in_turn: Collection[str] = (), tenant: str | None = None
