@@ -10,7 +10,9 @@ window     20 turns in a context that has room for 15: the daemon (at most 10 ex
            design (the last three messages inside the system prompt), and in a few of the turns the
            full history without a cache. Each approach has a slot of its own and idles while the
            others run. Then the daemon runs alone, with 3 s between turns.
-sessions   12 alternating conversations on 4 slots: the daemon, llama.cpp's server, `hearth-llm`.
+sessions   12 alternating conversations on 4 slots: the daemon, llama.cpp's server without a prompt
+           cache in memory, as the daemon runs it (`direct`), the same with its default of 8 GiB
+           (`direct-8-GiB`), and `hearth-llm`.
 restart    A history of 2,500 tokens. The processes are stopped by SIGTERM and started again between
            turns: the daemon, a cold server, `hearth-llm`, and a server whose slot the client saves
            and restores. Times are measured from when each is ready.

@@ -109,7 +109,11 @@ async def sessions(plan: Plan, folder: Path) -> Case:
         numbers = range(plan.sessions)
         blocks = [numbers[at : at + plan.session_slots] for at in numbers[:: plan.session_slots]]
         ruvd_chats = [RuvdChat("ruvd", tokens, client, session=number) for number in numbers]
-        http_servers = {"direct": server}
+        cached = direct(folder / "cached", shape, module="bench.llama_default_cache")
+        http_servers = {
+            "direct": server,
+            "direct-8-GiB": await stack.enter_async_context(cached),
+        }
         if plan.hearth:
             http_servers["hearth-llm"] = await stack.enter_async_context(
                 hearth(folder / "hearth", shape, plan.hearth)

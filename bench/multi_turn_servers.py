@@ -76,10 +76,18 @@ async def daemon(folder: Path, shape: Shape, *flags: str) -> AsyncIterator[Async
 
 @asynccontextmanager
 async def direct(
-    folder: Path, shape: Shape, *, slots_path: Path | None = None
+    folder: Path,
+    shape: Shape,
+    *,
+    slots_path: Path | None = None,
+    module: str = "ruvd.engines.llama.child",
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """Runs llama.cpp's server as the daemon starts it and yields a client when it is ready."""
-    command = (sys.executable, "-P", "-m", "ruvd.engines.llama.child", str(os.getpid()))
+    """Runs llama.cpp's server as the daemon starts it and yields a client when it is ready.
+
+    `module` is the one that serves, with `bench.llama_default_cache` with a prompt cache in memory.
+    """
+    isolated = () if module.startswith("bench.") else ("-P",)
+    command = (sys.executable, *isolated, "-m", module, str(os.getpid()))
     settings = _settings(folder, shape, slots_path or folder)
     transport = httpx.AsyncHTTPTransport(uds=settings["socket_path"], limits=_NO_KEEP_ALIVE)
     headers = {"Authorization": f"Bearer {settings['api_key']}"}
@@ -147,6 +155,7 @@ def _settings(folder: Path, shape: Shape, slots_path: Path) -> dict[str, Any]:
         "batch_tokens": _BATCH_TOKENS,
         "server_path": "",
         "server_args": (),
+        "max_file_bytes": None,
     }
 
 
