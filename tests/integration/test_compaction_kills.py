@@ -16,20 +16,17 @@ def test_a_kill_at_every_step_leaves_the_old_window_or_the_new_one(tmp_path: Pat
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert not run.returncode, run.stderr
     kills = [json.loads(line) for line in run.stdout.splitlines()]
-    names = [kill["step"] for kill in kills]
-    found = [(kill["exchanges"], kill["compactions"]) for kill in kills]
-    # Each state comes once the one before it has ended, and none comes back.
-    assert found == sorted(found)
-    assert set(found) == {(3, 0), (4, 0), (4, 1)}
-    # A kill came before and after each of these.
-    for name in (
-        "CompletionCommitted",
-        "request: Summarise",
-        "part of an answer: EngineDone",
-        "SummaryRequested",
-        "evaluation",
-        "SQL: COMMIT",
-        "SessionCompacted",
-        "s+compacted becomes s",
-    ):
-        assert name in names, names
+    found = {(kill["exchanges"], kill["compactions"]) for kill in kills}
+    assert found == {(3, 0), (4, 0), (4, 1)}
+    # The order of the other steps differs from run to run, as the store has threads.
+    for name, state in {
+        "CompletionBegan": (3, 0),
+        "CompletionCommitted": (4, 0),
+        "request: Summarise": (4, 0),
+        "SummaryRequested": (4, 0),
+        "evaluation": (4, 0),
+        "SessionCompacted": (4, 1),
+        "s+compacted becomes s": (4, 1),
+    }.items():
+        after = {(each["exchanges"], each["compactions"]) for each in kills if each["step"] == name}
+        assert after == {state}, name
