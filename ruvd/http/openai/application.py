@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ruvd.http.openai.calls import Call
+from ruvd.http.openai.chat import ChatCompletions
 from ruvd.http.openai.endpoint import Endpoint, Gate
 from ruvd.http.openai.errors import respond_to
 from ruvd.http.openai.models import Models
@@ -27,8 +28,9 @@ _TEXTS = {
 
 def build(parts: Parts, gate: Gate) -> ASGIApp:
     """Returns the application."""
-    models = Models(parts)
+    chat, models = ChatCompletions(parts), Models(parts)
     table: list[tuple[str, str, str, Handle]] = [
+        ("POST", "/v1/chat/completions", "Complete", chat.create),
         ("GET", "/v1/models", "ListModels", models.list),
         ("GET", "/v1/models/{model:path}", "ListModels", models.retrieve),
     ]

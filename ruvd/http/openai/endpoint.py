@@ -5,7 +5,6 @@ memory for requests, the same refusals beyond a quota, and a record in the same 
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -69,11 +68,12 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one call. A client that has gone gets no response."""
         call = Call(scope, receive, send)
-        with contextlib.suppress(ClientGone):
-            try:
-                await self._audited(call)
-            except Exception as error:  # noqa: BLE001  # the one place where errors leave
-                await self._refuse(call, error)
+        try:
+            await self._audited(call)
+        except ClientGone:
+            return
+        except Exception as error:  # noqa: BLE001  # the one place where errors leave
+            await self._refuse(call, error)
 
     async def _audited(self, call: Call) -> None:
         audit, watched = self._gate.audit, _WatchedCall(call)
