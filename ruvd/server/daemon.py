@@ -153,16 +153,9 @@ class Daemon:
             admin = build_admin_service(settings, core, administration, log_level)
 
             factory = GrpcServers(
-                settings,
-                monitoring,
-                memory,
-                security,
-                core,
-                admin,
-                health_service,
-                audit,
+                settings, monitoring, memory, security, core, admin, health_service, audit,
                 peers.router,
-            )
+            )  # fmt: skip
             servers = await self._listen(factory, security.tls, stack)
             servers += await admin_socket.listen(factory, settings, stack)
             await asyncio.to_thread(report_loose_directories, settings)
