@@ -29,7 +29,9 @@ from ruvd.core.options import CompletionOptions, Tool
 from ruvd.core.ports.engine import EngineDone, EngineReasoning, EngineRequest, EngineText
 from ruvd.core.sessions import window
 from ruvd.core.sessions.tool_results import check_results
+from ruvd.engines.chat.client import ChatCompletionsClient
 from ruvd.engines.chat.messages import SendBack
+from ruvd.engines.http.factory import transport_factory
 from ruvd.engines.openai.engine import OpenAIEngine
 from ruvd.engines.openai.send_back import SendBackPreset, send_back
 from ruvd.rpc import convert
@@ -556,6 +558,34 @@ async def test_what_one_server_gave_is_not_sent_to_another() -> None:
         assert asking.keys() == {"role", "content", "tool_calls"}
         assert asking["tool_calls"][0].keys() == {"id", "type", "function"}
         assert asking["tool_calls"][0]["id"] == message.tool_calls[0].id
+
+
+async def test_what_the_embedded_engine_gave_is_not_sent_to_a_server() -> None:
+    """A session may change its model, and its engine with it."""
+    answer = calls(call("a b", "f", "{}", index=0, extra_content=SIGNATURE))
+    async with serving() as embedded, serving() as second:
+        client = ChatCompletionsClient(
+            transport=transport_factory(None, None, None)(embedded.url), base_url=embedded.url
+        )
+        embedded.scripts.append(answer)
+        request = EngineRequest([ASKED])
+        chunks = [each async for each in client.complete(request, model="m")]
+        assert isinstance(chunks[-1], EngineDone)
+        data = chunks[-1].call_data[0]
+        call_id = next(each.id for each in chunks if isinstance(each, ToolCallDelta))
+        asking = Message(Role.ASSISTANT, "", (ToolCall(call_id, "f", "{}", data),))
+        messages = prompt(ASKED, asking, Message(Role.TOOL, "x", tool_call_id=call_id))
+        (back,) = json.loads(client.encode(EngineRequest(messages), model="m"))["messages"][1][
+            "tool_calls"
+        ]
+        await client.close()
+        assert (back["id"], back["extra_content"]) == ("a b", SIGNATURE)
+        async with aclosing_engine(engine(second.url)) as it:
+            second.answer = lambda _: text("Warm.")
+            await answered(it, messages)
+        (asking_sent,) = [each for each in sent(second) if each["role"] == "assistant"]
+        assert asking_sent["tool_calls"][0].keys() == {"id", "type", "function"}
+        assert asking_sent["tool_calls"][0]["id"] == call_id
 
 
 async def test_an_answer_without_calls_leaves_nothing_to_send_back() -> None:

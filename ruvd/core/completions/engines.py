@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 from ruvd.core.completions.scheduler import SlotScheduler
 from ruvd.core.ports.engine import Engine
@@ -29,17 +28,18 @@ class Engines:
         self._limits_of = limits_of
         scheduler = self._scheduler(engine.slots)
         self.default = ChosenEngine(engine.for_model(""), scheduler, is_default=True)
-        # An engine that the settings no longer have is dropped with its last request.
-        self._others: WeakKeyDictionary[Engine, SlotScheduler] = WeakKeyDictionary()
+        self._named: dict[Engine, SlotScheduler] = {}
 
     def of(self, model: str) -> ChosenEngine:
         """Returns the engine of a model, that of the default model for an empty name."""
         engine = self._engine.for_model(model)
         if engine is self.default.engine:
             return self.default
-        scheduler = self._others.get(engine)
+        scheduler = self._named.get(engine)
         if scheduler is None:
-            scheduler = self._others[engine] = self._scheduler(engine.slots)
+            scheduler = self._scheduler(engine.slots)
+            if engine.name:  # and not one that only rejects a model that no engine has
+                self._named[engine] = scheduler
         return ChosenEngine(engine, scheduler, is_default=False)
 
     @property
@@ -51,13 +51,14 @@ class Engines:
     def waiting(self) -> Mapping[bool, int]:
         """The numbers of completions that wait for an engine, by whether they are of batches."""
         counts = [self.default.scheduler.waiting]
-        counts += [each.waiting for each in list(self._others.values())]
+        counts += [each.waiting for each in list(self._named.values())]
         return {False: sum(each[0] for each in counts), True: sum(each[1] for each in counts)}
 
     async def wait_unused(self, engine: Engine) -> None:
         """Returns when nothing holds a slot of an engine that gets no more requests."""
-        if scheduler := self._others.get(engine):
+        if scheduler := self._named.get(engine):
             await scheduler.wait_unused()
+            self._named.pop(engine, None)
 
     def _scheduler(self, slots: int | None) -> SlotScheduler:
         limits_of = self._limits_of

@@ -37,6 +37,8 @@ _TAIL_SECONDS = 5.0
 # The response's end may follow [DONE] for this long. Only a response that was read to its end
 # leaves its connection for another request.
 _END_SECONDS = 0.1
+# The origin of what the embedded engine's server gave.
+_EMBEDDED = "embedded"
 _NO_HEADERS: Mapping[str, str] = {}
 _NO_FIELDS: Mapping[str, Any] = {}
 
@@ -50,8 +52,8 @@ class ChatCompletionsClient:
     None is no limit. Without `keep_alive` every request has a connection of its own: llama.cpp
     announces keep-alive and yet closes after a streamed answer, so a pooled connection may be
     closed before it is used. `rewrite` changes the messages that are sent. `send_back` says what of
-    its answers the server gets back, and no other server; None is the default, for a client with
-    only one server. Every method raises the errors of the table in `errors`.
+    its answers the server gets back, and no other server; None is the default, for the embedded
+    engine's server, whose address means nothing. Every method raises the errors of the table in `errors`.
     """
 
     def __init__(
@@ -224,9 +226,8 @@ class ChatCompletionsClient:
         return BodyDecoder(kind, self._origin(model), marks_reasoning=marks)
 
     def _origin(self, model: str) -> str:
-        """Returns the name under which the server gets back what it gave; empty if the client has
-        only this one server."""
-        return "" if self._send_back is None else origin(self._base_url, model)
+        """Returns the name under which the server gets back what it gave, and no other server."""
+        return _EMBEDDED if self._send_back is None else origin(self._base_url, model)
 
     def _timeout(self, deadline: float | None) -> ReadTimeout:
         return ReadTimeout(deadline, self._read_seconds)
