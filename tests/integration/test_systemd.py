@@ -145,7 +145,7 @@ def test_denied_system_calls_fail() -> None:
 
 
 async def test_the_daemon_works_under_the_confinement_of_its_unit(folder: Path) -> None:
-    """Start, ExecStartPost, a turn of the embedded model and SIGTERM, all under the filter."""
+    """Start, ExecStartPost, a turn of the embedded model, ExecReload and SIGTERM, under the filter."""
     unit = settings("ruvd.service")
     (command,) = unit["ExecStart"]
     (waiting,) = unit["ExecStartPost"]
@@ -169,6 +169,12 @@ async def test_the_daemon_works_under_the_confinement_of_its_unit(folder: Path) 
         async with AsyncClient(variables["RUVD_ADDRESS"]) as client:
             assert await client.complete("Hello", session_id="a", max_tokens=5).text()
         assert "engine up" in {line["event"] for line in daemon.log}
+        (reloading,) = unit["ExecReload"]
+        reload = await asyncio.create_subprocess_exec(
+            *confined, *shlex.split(here(reloading, folder)), env=variables
+        )
+        assert await reload.wait() == 0
+        await daemon.logged("the settings were read again")
         assert daemon.process.returncode is None
     finally:
         code = await daemon.stop()
