@@ -145,7 +145,7 @@ def test_denied_system_calls_fail() -> None:
 
 
 async def test_the_daemon_works_under_the_confinement_of_its_unit(folder: Path) -> None:
-    """Start, ExecStartPost, a turn of the embedded model, ExecReload and SIGTERM, under the filter."""
+    """Start, ExecStartPost, a turn of the embedded model, ExecReload and SIGTERM, all filtered."""
     unit = settings("ruvd.service")
     (command,) = unit["ExecStart"]
     (waiting,) = unit["ExecStartPost"]

@@ -53,7 +53,8 @@ class ChatCompletionsClient:
     announces keep-alive and yet closes after a streamed answer, so a pooled connection may be
     closed before it is used. `rewrite` changes the messages that are sent. `send_back` says what of
     its answers the server gets back, and no other server; None is the default, for the embedded
-    engine's server, whose address means nothing. Every method raises the errors of the table in `errors`.
+    engine's server, whose address means nothing. Every method raises the errors of the table in
+    `errors`.
     """
 
     def __init__(
