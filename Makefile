@@ -134,12 +134,13 @@ check-proto: setup ## fail if the committed stubs differ from those that proto/ 
 	  && echo "the stubs are up to date with proto/"
 	@PYTHON=$(CURDIR)/$(BIN)/python proto/check-breaking.sh
 
-docs: setup ## regenerate the pages made of the settings, the protos and the commands' help
+docs: setup ## regenerate what is made of the settings, the protos and the commands' help
 	$(BIN)/python docs/settings_page.py > docs/settings.md.new
 	@mv docs/settings.md.new docs/settings.md
 	$(BIN)/python docs/api_page.py > docs/api.md.new
 	@mv docs/api.md.new docs/api.md
 	$(BIN)/python docs/man_pages.py man
+	$(BIN)/python docs/helm_values.py
 
 # Wheels are built from the source distributions, so these are complete. The model is copied from the
 # package that requirements-model.txt pins; it has no source distribution.
