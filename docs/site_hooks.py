@@ -28,6 +28,7 @@ OUTSIDE = (
     "clients/*.md",
     "clients/*/*.md",
     "deploy/*.md",
+    "deploy/helm/*/*.md",
     "deploy/systemd/*.md",
 )
 _TYPES = {".md", ".svg", ".png"}

@@ -61,6 +61,7 @@ REASONS = {
     "database": "needs a database server",
     "foreign": "belongs to a program that is not a package of the tests, such as vLLM",
     "images": "builds, signs or pulls images of containers",
+    "registry": "needs a registry of charts",
     "long": "takes minutes; CI runs the targets of the Makefile by themselves",
     "system": "changes the machine: users, units, files of root",
 }
@@ -72,6 +73,11 @@ NOT_RUN = {
     ("docs/benchmarks.md", "make bench"): "long",
     ("docs/contributing.md", "make setup"): "long",
     ("docs/contributing.md", ".venv/bin/pytest"): "long",
+    ("deploy/helm/ruvd/README.md", "helm upgrade"): "cluster",
+    ("docs/helm.md", "apiVersion: apps/v1"): "tests/integration/test_helm_charts.py",
+    ("docs/helm.md", "helm package"): "registry",
+    ("docs/helm.md", "helm upgrade"): "cluster",
+    ("docs/helm.md", "{{- include"): "tests/integration/test_helm_charts.py",
     ("docs/how-to/llama-server.md", "cmake -B build"): "foreign",
     ("docs/how-to/llama-server.md", "llama-server --model"): "foreign",
     ("docs/how-to/ollama.md", "OLLAMA_CONTEXT_LENGTH="): "foreign",
@@ -86,6 +92,7 @@ NOT_RUN = {
     ("docs/how-to/vllm.md", "vllm serve"): "foreign",
     ("docs/kubernetes.md", "deploy/build-image.sh"): "images",
     ("docs/kubernetes.md", "cosign verify"): "images",
+    ("docs/kubernetes.md", "kubectl apply -f"): "cluster",
     ("docs/operations.md", "ruvd run"): "tests/integration/test_run_command.py",
     ("docs/replicas.md", "ruvd migrate"): "database",
     ("docs/session-manager.md", "import { RuvllmProvider }"): (

@@ -24,6 +24,7 @@ from manifests import (
     one,
     pod_of,
 )
+from snippets import blocks
 
 from ruvd.config.loader import load
 
@@ -144,6 +145,7 @@ def test_a_variable_is_set_before_it_is_used(example: Path) -> None:
         ("identity.serviceAccounts=false", 'settings.tokens_file="/etc/ruvd/tokens"'),
         ('engineSecret={"name":"key","apiKey":"k","cacheSalt":"s"}',),
         ("networkPolicy.enabled=false", "podDisruptionBudget.enabled=false"),
+        ("http.enabled=true", "metrics.enabled=true", "service.port=443"),
         ("serviceAccount.create=false", "topologySpreadConstraints=[]", "service.headless=false"),
         ('networkPolicy.callers=[{"podSelector":{}}]', 'nodeSelector={"a":"b"}'),
         ('tolerations=[{"operator":"Exists"}]', 'affinity={"podAntiAffinity":{}}'),
@@ -341,6 +343,9 @@ WRONG: dict[str, list[str]] = {
     'engineSecret.cacheSalt="salt"': ["engineSecret.name"],
     "metrics.serviceMonitor.enabled=true": ["metrics.enabled"],
     'metrics={"enabled":true,"port":50052}': ["metrics.port"],
+    'http={"enabled":true,"port":50053}': ["http.port"],
+    'http={"enabled":true,"port":50051}': ["http.port", "service.port"],
+    'settings.http_listen="0.0.0.0:80"': ["settings.http_listen", "http.enabled"],
 }
 
 
@@ -378,13 +383,14 @@ WRONG_FOR_SIDECAR: dict[str, list[str]] = {
     'settings.jwt_audience="a"': ["settings.jwt_audience", "identity.enabled"],
     'settings.engine="openai"': ["settings.base_url", "settings.model"],
     'state.existingClaim="kept"': ["state.persistent"],
+    'metrics.enabled=true|settings.http_listen="0.0.0.0:80"': ["settings.http_listen", "loopback"],
     'engineSecret.cacheSalt="salt"': ["engineSecret.name"],
 }
 
 
 @pytest.mark.parametrize("pair", WRONG_FOR_SIDECAR)
 def test_a_wrong_value_of_the_sidecar_is_named(pair: str, example: Path) -> None:
-    said = refusal(example, sets=for_sidecar((pair,)))
+    said = refusal(example, sets=for_sidecar(tuple(pair.split("|"))))
     for part in WRONG_FOR_SIDECAR[pair]:
         assert part in said
 
@@ -456,3 +462,39 @@ def test_the_notes_say_what_is_still_missing_and_how_to_call(case: str) -> None:
         assert part in notes
     assert not re.search(r"\n\n\n", notes)
     assert "<no value>" not in notes
+
+
+def test_the_chart_of_the_manual_has_the_sidecar(tmp_path: Path) -> None:
+    """docs/helm.md: its dependency, values and templates make a chart."""
+    data = {block.text.partition(":")[0]: block.text for block in blocks("docs/helm.md")
+            if block.language == "yaml"}  # fmt: skip
+    deployment, objects = (
+        block.text for block in blocks("docs/helm.md") if block.language == "helm"
+    )
+    (tmp_path / "templates").mkdir()
+    shutil.copytree(LIBRARY, tmp_path / "charts" / LIBRARY.name)
+    (tmp_path / "Chart.yaml").write_text(
+        f"apiVersion: v2\nname: app\nversion: 1.0.0\n{data['dependencies']}"
+    )
+    (tmp_path / "values.yaml").write_text(data["ruvd-sidecar"])
+    (tmp_path / "templates" / "app.yaml").write_text(deployment)
+    (tmp_path / "templates" / "ruvd.yaml").write_text(objects)
+    rendered = template(tmp_path)
+    validate(rendered)
+    pod = pod_of(rendered)
+    assert [each["name"] for each in pod["initContainers"]] == ["ruvd"]
+    assert one(rendered, "ConfigMap")["data"]["RUVD_LLAMA_THREADS"] == "2"
+
+
+def test_the_values_of_the_manual_make_replicas(tmp_path: Path) -> None:
+    values, metrics = (
+        block.text
+        for block in blocks("docs/helm.md")
+        if block.language == "yaml" and block.text.startswith(("image:", "metrics:"))
+    )
+    (tmp_path / "values.yaml").write_text(values)
+    (tmp_path / "metrics.yaml").write_text(metrics)
+    validate(template(APP, tmp_path / "values.yaml"))
+    monitored = template(APP, tmp_path / "values.yaml", tmp_path / "metrics.yaml")
+    validate(monitored)
+    assert one(monitored, "ServiceMonitor")

@@ -48,6 +48,13 @@ Values of a wrong type or an unknown name are refused by values.schema.json befo
 {{- if and $values.state.existingClaim (not $values.state.persistent) -}}
 {{- $problems = append $problems "state.persistent: must be true for state.existingClaim" -}}
 {{- end -}}
+{{- if $values.metrics.enabled -}}
+{{- range $name, $address := $settings -}}
+{{- if and (hasSuffix "_listen" $name) (not (hasKey $own $name)) (not (regexMatch "^(127\\.|localhost:|\\[::1\\]:|unix:|$)" (toString $address))) -}}
+{{- $problems = append $problems (printf "settings.%s: must be an address on loopback, as metrics.enabled switches the daemon's own check off" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and $values.metrics.enabled $values.grpcProbes (eq (int $values.metrics.port) 50052) -}}
 {{- $problems = append $problems "metrics.port: 50052 is the port of grpcProbes" -}}
 {{- end -}}

@@ -25,6 +25,7 @@ unknown name are refused by values.schema.json before.
 {{- $own := dict
   "listen" "it is the port of the Service"
   "admin_listen" "it is a socket in the container"
+  "http_listen" "set http.enabled"
   "health_listen" "it is the port of the probes"
   "metrics_listen" "set metrics.enabled"
   "allow_remote_insecure" "the port has TLS and identities"
@@ -112,8 +113,27 @@ unknown name are refused by values.schema.json before.
 {{- if and .Values.metrics.serviceMonitor.enabled (not .Values.metrics.enabled) -}}
 {{- $problems = append $problems "metrics.enabled: must be true for metrics.serviceMonitor.enabled" -}}
 {{- end -}}
-{{- if and .Values.metrics.enabled (has (int .Values.metrics.port) (list 50051 50052 50053)) -}}
-{{- $problems = append $problems "metrics.port: 50051, 50052 and 50053 are ports of the daemon" -}}
+{{- range $name := list "metrics" "http" -}}
+{{- $part := index $.Values $name -}}
+{{- if and $part.enabled (has (int $part.port) (list 50051 50052 50053)) -}}
+{{- $problems = append $problems (printf "%s.port: 50051, 50052 and 50053 are ports of the daemon" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.metrics.enabled .Values.http.enabled (eq (int .Values.metrics.port) (int .Values.http.port)) -}}
+{{- $problems = append $problems "metrics.port: is also http.port" -}}
+{{- end -}}
+{{- if and .Values.http.enabled (eq (int .Values.service.port) (int .Values.http.port)) -}}
+{{- $problems = append $problems "service.port: is also http.port" -}}
+{{- end -}}
+{{- if and .Values.metrics.enabled (eq (int .Values.service.port) (int .Values.metrics.port)) -}}
+{{- $problems = append $problems "service.port: is also metrics.port" -}}
+{{- end -}}
+{{- if .Values.metrics.enabled -}}
+{{- range $name, $address := $settings -}}
+{{- if and (hasSuffix "_listen" $name) (not (hasKey $own $name)) (not (regexMatch "^(127\\.|localhost:|\\[::1\\]:|unix:|$)" (toString $address))) -}}
+{{- $problems = append $problems (printf "settings.%s: must be an address on loopback, as metrics.enabled switches the daemon's own check off" $name) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "ruvd.fullname" .)) -}}
 {{- $problems = append $problems (printf "fullnameOverride: %s cannot be the name of a Service, which has lower-case letters, digits and dashes, and begins with a letter; set another one" (include "ruvd.fullname" .)) -}}

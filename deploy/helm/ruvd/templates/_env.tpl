@@ -77,6 +77,10 @@ The variables of the container that depend on the shape of the pod, beside the C
 - name: RUVD_JWT_JWKS_TOKEN_FILE
   value: /var/run/secrets/ruvd-issuer/token
 {{- end }}
+{{- if .Values.http.enabled }}
+- name: RUVD_HTTP_LISTEN
+  value: 0.0.0.0:{{ .Values.http.port }}
+{{- end }}
 {{- if .Values.metrics.enabled }}
 - name: RUVD_METRICS_LISTEN
   value: 0.0.0.0:{{ .Values.metrics.port }}
