@@ -98,6 +98,7 @@ NOT_RUN = {
     ("docs/session-manager.md", "import { RuvllmProvider }"): (
         "tests/clients/test_ruvllm_provider.py"
     ),
+    ("docs/start.md", "apt-get install"): "system",
     ("docs/start.md", "make setup"): "long",
 }
 # Variables of the clients and the commands, beside those of the settings.

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[2]
 MKDOCS = ROOT / "build/docs/bin/mkdocs"
@@ -47,9 +48,30 @@ def test_the_site_is_built_strictly_and_loads_nothing_from_other_hosts(tmp_path:
             tag for tag in LINKED.findall(text) if re.search(r"href=[\"']?(https?:)?//", tag)
         ]
         assert (LOADED.search(text), foreign) == (None, []), page
+    markdown = MarkdownIt("gfm-like", {"linkify": False})
+    for source in sorted((ROOT / "docs").rglob("*.md")):
+        name = source.relative_to(ROOT / "docs")
+        folder = name.parent if name.name == "README.md" else name.with_suffix("")
+        shown = elements(article(tmp_path / folder / "index.html"))
+        assert shown == elements(markdown.render(source.read_text())), name
     # The search has the text of all pages, also of those outside docs/.
     found = {entry["location"].partition("#")[0] for entry in search_index(tmp_path)}
     assert {"concepts/", "clients/python/", "deploy/systemd/"} <= found
+
+
+# Some of what a code host shows, and the site only if it is written as python-markdown wants it:
+# a list after an empty line, and what belongs to an item indented by four spaces.
+ELEMENTS = ("h2", "h3", "img", "li", "ol", "pre", "table", "tr")
+
+
+def elements(html: str) -> dict[str, int]:
+    """Returns the numbers of elements in a part of a page."""
+    return {name: len(re.findall(rf"<{name}[ >]", html)) for name in ELEMENTS}
+
+
+def article(page: Path) -> str:
+    """Returns the part of a page that is made of its Markdown."""
+    return page.read_text().partition("<article")[2].partition("</article>")[0]
 
 
 def search_index(site: Path) -> list[dict[str, str]]:
