@@ -4,10 +4,12 @@
 `ruvd.v1.SessionService` and return its messages, which this package exports, too.
 """
 
+from ruvd_client.async_client import AsyncClient
+from ruvd_client.async_completion import AsyncCompletion
 from ruvd_client.batch_calls import BatchItem, BatchOutcome, BatchSummary
 from ruvd_client.batches import AsyncBatch, Batch
-from ruvd_client.clients import AsyncClient, Client
-from ruvd_client.completions import AsyncCompletion, Completion
+from ruvd_client.client import Client
+from ruvd_client.completion import Completion
 from ruvd_client.protocol import (
     DEFAULT_ADDRESS,
     CompleteArguments,

@@ -21,8 +21,9 @@ from typing import Any, Self
 
 import grpc
 
+from ruvd_client.async_connection import AsyncConnection
 from ruvd_client.batch_calls import BatchCalls, BatchItem, BatchOutcome
-from ruvd_client.connections import AsyncConnection, Connection
+from ruvd_client.connection import Connection
 from ruvd_client.protocol import RuvdError, error_from
 
 _CANCELLED = (grpc.StatusCode.CANCELLED, "", "cancelled by this client")
