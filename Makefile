@@ -7,8 +7,8 @@ READY := $(ENVIRONMENT)/.ready
 SOURCES := ruvd clients/python tests bench docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup openai advisories demo test test-clients bench bench-quick profile soak lint proto check-proto docs docs-site \
-  packages release-check test-python pins clean
+.PHONY: help setup openai advisories demo test test-clients bench bench-quick profile soak lint proto check-proto docs \
+  docs-site packages release-check test-python try-python pins clean
 
 # The clients in other languages than Python. Each has the targets build, lint, generate,
 # check-generated and test.
@@ -174,6 +174,21 @@ test-python: ## run the unit tests and a conversation with the Python that PYTHO
 	@test -n "$(PYTHON_NAME)" || { echo "there is no $(PYTHON)"; exit 1; }
 	@$(MAKE) --no-print-directory setup ENVIRONMENT=build/$(PYTHON_NAME)
 	build/$(PYTHON_NAME)/bin/pytest -q -n 2 $(TESTS)
+
+TRY := build/try-python
+
+try-python: setup ## install the wheels and pinned dependencies with the Python that PYTHON names, and hold a conversation
+	@rm -rf $(TRY) && mkdir -p $(TRY)
+	@for each in . clients/python; do \
+	  $(BIN)/python -m build --no-isolation --wheel --outdir $(TRY)/dist $$each >$(TRY)/build.log 2>&1 \
+	    || { cat $(TRY)/build.log; exit 1; }; \
+	done
+	@sed -e '/^ *--hash=/d' -e 's/ *\\$$//' requirements.txt >$(TRY)/pins.txt
+	$(PYTHON) -m venv $(TRY)/environment
+	$(TRY)/environment/bin/pip install --quiet --disable-pip-version-check --only-binary :all: \
+	  --constraint $(TRY)/pins.txt $(TRY)/dist/*.whl
+	$(TRY)/environment/bin/ruvd run --engine echo --store memory -- \
+	  sh -c 'echo "Hello from Python" | $(TRY)/environment/bin/ruvd chat' | tee /dev/stderr | grep -q "Hello from"
 
 pins: setup ## update requirements*.txt from pyproject.toml (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
