@@ -69,21 +69,24 @@ class Administrator:
 @contextmanager
 def administered(given: AdminAddress) -> Iterator[tuple[Administrator, AdminAddress]]:
     """Yields the connection and its address. A RuvdError that leaves the block ends the command."""
-    address = given if given.address else replace(given, address=_default())
     try:
-        channel = _channel(address)
+        address = given if given.address else replace(given, address=socket_of_settings())
+        channel = channel_to(address)
         # The socket of the settings needs no token, so it gets none.
         administrator = Administrator(channel, address.token if given.address else None)
     except OSError as error:
         fail(f"cannot read {error.filename}: {error.strerror}")
+    except ValueError as error:
+        fail(str(error))
     with channel:
         try:
             yield administrator, address
         except RuvdError as error:
-            fail(_explain(error, address))
+            fail(explain_refusal(error, address))
 
 
-def _channel(address: AdminAddress) -> grpc.Channel:
+def channel_to(address: Address) -> grpc.Channel:
+    """Returns a channel to an address. Raises OSError if a file for TLS cannot be read."""
     tls = address.tls
     if tls is None:
         return grpc.insecure_channel(str(address), options=CHANNEL_OPTIONS)
@@ -91,18 +94,23 @@ def _channel(address: AdminAddress) -> grpc.Channel:
     return grpc.secure_channel(str(address), tls.credentials(), options=options)
 
 
-def _default() -> str:
-    """Returns the admin socket of the settings, or ends the command."""
+def socket_of_settings() -> str:
+    """Returns the address of the admin socket. Raises ValueError if the settings name none."""
     try:
         socket = load({})[0].admin_socket
     except SettingsInvalid as error:
-        fail(f"the settings do not tell the admin socket: {error}; use --admin-address")
+        raise ValueError(
+            f"the settings do not tell the admin socket: {error}; use --admin-address"
+        ) from None
     if socket is None:
-        fail("the settings say that there is no admin socket (admin_listen): use --admin-address")
+        raise ValueError(
+            "the settings say that there is no admin socket (admin_listen): use --admin-address"
+        )
     return f"unix:{socket}"
 
 
-def _explain(error: RuvdError, address: AdminAddress) -> str:
+def explain_refusal(error: RuvdError, address: Address) -> str:
+    """Returns the error of a call of the service as one line, which says what to do."""
     if error.reason or error.code is not grpc.StatusCode.UNAVAILABLE or address.tls:
         return explain(error, address)
     path = Path(str(address).removeprefix("unix:"))

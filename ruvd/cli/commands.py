@@ -106,6 +106,17 @@ _INFO = """Show what the daemon is and what it can do.
 Prints its version, its features, its engines with the models that you may name, and the limits of
 your requests and sessions. It also answers while an engine is down."""
 
+_TOP = """Show what the daemon does now, until Ctrl-C: a live table.
+
+It shows the daemon's health and memory, the completions that run or wait, and the sessions that
+were used last. The completions, the store's health and the memory come from the admin socket: run
+it with the daemon's variables, or name it with --admin-address. A daemon that goes away is shown as
+such until it is back.
+
+For scripts, --once prints one reading and --json prints readings as JSON, one a line.
+
+Exit codes: 0, or with --once 1 if there is no daemon."""
+
 _DEMO = """Measure on this machine what a session saves.
 
 Starts daemons of its own and holds one conversation three times: in a session, resent in full
@@ -250,6 +261,7 @@ app.command(
     name="metrics",
     help="Show what the daemon measured since its start.",
 )
+app.command("ruvd.cli.top:top", name="top", help=_TOP)
 app.command("ruvd.cli.backup:backup", name="backup", help=_BACKUP)
 app.command("ruvd.cli.doctor:doctor", name="doctor", help=_DOCTOR)
 app.command("ruvd.cli.migrate:migrate", name="migrate", help=_MIGRATE)

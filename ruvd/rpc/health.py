@@ -115,6 +115,11 @@ class Readiness:
         up = self._engine and self.store_up
         return up and not (self.draining or self.stopping or self._overloaded)
 
+    @property
+    def engine_up(self) -> bool:
+        """Whether the engine is up."""
+        return self._engine
+
     def set_overloaded(self, overloaded: bool) -> None:  # noqa: FBT001  # it is an observer's
         """Turns readiness off while the daemon has no memory for more calls."""
         self._overloaded = overloaded

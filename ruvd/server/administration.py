@@ -7,7 +7,7 @@ from ruvd.config.loader import Settings
 from ruvd.core.completions.tenant_list import TenantList
 from ruvd.core.errors import ShuttingDown
 from ruvd.core.ports.secrets import ReloadedSecret, SecretSource
-from ruvd.rpc.admin.ports import LogLevel, ReloadedSettings
+from ruvd.rpc.admin.ports import LogLevel, MemoryUse, ReloadedSettings
 from ruvd.rpc.admin.service import AdminService
 from ruvd.rpc.health import Readiness
 from ruvd.rpc.validation import RequestLimits
@@ -21,14 +21,15 @@ _log = logging.getLogger("ruvd.daemon")
 class Administration:
     """Drains the daemon and reads its secrets again: the `Process` of AdminService.
 
-    `on_drain` is called at each drain, and `secrets` are all files that can be read again.
-    `settings` reads the settings again.
+    `on_drain` is called at each drain, `memory_use` reads the memory, and `secrets` are all files
+    that can be read again. `settings` reads the settings again.
     """
 
     def __init__(self, version: str, readiness: Readiness) -> None:
         self.version = version
         self._readiness = readiness
         self.on_drain: Callable[[], object] = lambda: None
+        self.memory_use: Callable[[], MemoryUse] = lambda: MemoryUse(0, 0)
         self.secrets: list[SecretSource] = []
         self.settings: NamedEngines | None = None
 
@@ -46,6 +47,21 @@ class Administration:
     def stopping(self) -> bool:
         """See `Process.stopping`."""
         return self._readiness.stopping
+
+    @property
+    def memory(self) -> MemoryUse:
+        """See `Process.memory`."""
+        return self.memory_use()
+
+    @property
+    def engine_up(self) -> bool:
+        """See `Process.engine_up`."""
+        return self._readiness.engine_up
+
+    @property
+    def store_up(self) -> bool:
+        """See `Process.store_up`."""
+        return self._readiness.store_up
 
     def drain(self) -> None:
         """Turns readiness off, and saves KV states now, as the shutdown may leave no time."""
@@ -87,6 +103,7 @@ def build_admin_service(
     return AdminService(
         administration,
         core.completions,
+        core.activity,
         TenantList(core.sessions, core.completions),
         log_level,
         _build_backups(settings),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ruvd.config.loader import Settings
 from ruvd.config.tenant_limits import limits_by_tenant
 from ruvd.core import ids
+from ruvd.core.completions.activity import Activity
 from ruvd.core.completions.ahead_compaction import AheadCompaction
 from ruvd.core.completions.batch import Batches
 from ruvd.core.completions.compaction_budget import CompactionBudget
@@ -76,6 +77,7 @@ class Core:
     engine: Engine
     limits: RequestLimits
     policy: SessionPolicy
+    activity: Activity
 
 
 def build_core(
@@ -207,6 +209,7 @@ def build_core(
         engine,
         limits,
         policy,
+        Activity(sessions, completions, clock),
     )
 
 

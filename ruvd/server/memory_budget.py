@@ -80,6 +80,11 @@ class MemoryBudget:
         self._next_return = 0.0
         self._reserved = 0
 
+    @property
+    def resident_bytes(self) -> int:
+        """The resident memory now."""
+        return self._resident()
+
     async def receive(self, tenant: str = "") -> "Receiving":
         """Waits until the next request may be received, which is before gRPC allocates it.
 

@@ -100,6 +100,13 @@ class Status(google.protobuf.message.Message):
     RUNNING_COMPLETIONS_FIELD_NUMBER: builtins.int
     LOG_LEVEL_FIELD_NUMBER: builtins.int
     LOG_LEVEL_EXPIRE_TIME_FIELD_NUMBER: builtins.int
+    ENGINE_UP_FIELD_NUMBER: builtins.int
+    STORE_UP_FIELD_NUMBER: builtins.int
+    WAITING_FOR_SESSION_FIELD_NUMBER: builtins.int
+    WAITING_FOR_ENGINE_FIELD_NUMBER: builtins.int
+    WAITING_BATCH_ITEMS_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: builtins.int
     version: builtins.str
     """The version of the daemon."""
     ready: builtins.bool
@@ -114,6 +121,20 @@ class Status(google.protobuf.message.Message):
     """The number of completions that run or wait."""
     log_level: Global___LogLevel.ValueType
     """The lowest level that is logged now."""
+    engine_up: builtins.bool
+    """Whether the engine is up."""
+    store_up: builtins.bool
+    """Whether the store can be read and written."""
+    waiting_for_session: builtins.int
+    """The number of calls that wait for another turn in their session."""
+    waiting_for_engine: builtins.int
+    """The number of completions that wait for the engine, without those of batches."""
+    waiting_batch_items: builtins.int
+    """The number of completions of batches that wait for the engine."""
+    memory_bytes: builtins.int
+    """The resident memory of the daemon's process, in bytes, without that of the embedded engine."""
+    memory_limit_bytes: builtins.int
+    """The limit of that memory, in bytes. From 90 % of it on, new calls are refused with OVERLOADED."""
     @property
     def log_level_expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """The time at which log_level returns to the setting; unset if it stays."""
@@ -128,9 +149,16 @@ class Status(google.protobuf.message.Message):
         running_completions: builtins.int = ...,
         log_level: Global___LogLevel.ValueType = ...,
         log_level_expire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        engine_up: builtins.bool = ...,
+        store_up: builtins.bool = ...,
+        waiting_for_session: builtins.int = ...,
+        waiting_for_engine: builtins.int = ...,
+        waiting_batch_items: builtins.int = ...,
+        memory_bytes: builtins.int = ...,
+        memory_limit_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["log_level_expire_time", b"log_level_expire_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["draining", b"draining", "log_level", b"log_level", "log_level_expire_time", b"log_level_expire_time", "ready", b"ready", "running_completions", b"running_completions", "stopping", b"stopping", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["draining", b"draining", "engine_up", b"engine_up", "log_level", b"log_level", "log_level_expire_time", b"log_level_expire_time", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "ready", b"ready", "running_completions", b"running_completions", "stopping", b"stopping", "store_up", b"store_up", "version", b"version", "waiting_batch_items", b"waiting_batch_items", "waiting_for_engine", b"waiting_for_engine", "waiting_for_session", b"waiting_for_session"]) -> None: ...
 
 Global___Status: typing_extensions.TypeAlias = Status
 
@@ -470,6 +498,150 @@ class Tenant(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["active_session_count", b"active_session_count", "history_bytes", b"history_bytes", "message_count", b"message_count", "name", b"name", "running_completions", b"running_completions", "session_count", b"session_count"]) -> None: ...
 
 Global___Tenant: typing_extensions.TypeAlias = Tenant
+
+@typing.final
+class ListCompletionsRequest(google.protobuf.message.Message):
+    """The request of ListCompletions."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    """The most completions to return, at most 1000. 0: 100."""
+    def __init__(
+        self,
+        *,
+        page_size: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size"]) -> None: ...
+
+Global___ListCompletionsRequest: typing_extensions.TypeAlias = ListCompletionsRequest
+
+@typing.final
+class ListCompletionsResponse(google.protobuf.message.Message):
+    """The response of ListCompletions."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMPLETIONS_FIELD_NUMBER: builtins.int
+    TOTAL_COUNT_FIELD_NUMBER: builtins.int
+    total_count: builtins.int
+    """The number of all completions that run or wait."""
+    @property
+    def completions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RunningCompletion]:
+        """The completions, those that began first, at the front."""
+
+    def __init__(
+        self,
+        *,
+        completions: collections.abc.Iterable[Global___RunningCompletion] | None = ...,
+        total_count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["completions", b"completions", "total_count", b"total_count"]) -> None: ...
+
+Global___ListCompletionsResponse: typing_extensions.TypeAlias = ListCompletionsResponse
+
+@typing.final
+class RunningCompletion(google.protobuf.message.Message):
+    """A completion that runs or waits."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _Phase:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _PhaseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[RunningCompletion._Phase.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        PHASE_UNSPECIFIED: RunningCompletion._Phase.ValueType  # 0
+        """Not set."""
+        PHASE_WAITING: RunningCompletion._Phase.ValueType  # 1
+        """It waits for the turn in its session, for the store or for the engine."""
+        PHASE_PROMPT: RunningCompletion._Phase.ValueType  # 2
+        """The engine has its prompt and has not sent any of the answer."""
+        PHASE_ANSWER: RunningCompletion._Phase.ValueType  # 3
+        """The engine sends the answer."""
+        PHASE_COMMIT: RunningCompletion._Phase.ValueType  # 4
+        """The answer is complete and is being stored."""
+
+    class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
+        """The steps of a completion."""
+
+    PHASE_UNSPECIFIED: RunningCompletion.Phase.ValueType  # 0
+    """Not set."""
+    PHASE_WAITING: RunningCompletion.Phase.ValueType  # 1
+    """It waits for the turn in its session, for the store or for the engine."""
+    PHASE_PROMPT: RunningCompletion.Phase.ValueType  # 2
+    """The engine has its prompt and has not sent any of the answer."""
+    PHASE_ANSWER: RunningCompletion.Phase.ValueType  # 3
+    """The engine sends the answer."""
+    PHASE_COMMIT: RunningCompletion.Phase.ValueType  # 4
+    """The answer is complete and is being stored."""
+
+    COMPLETION_ID_FIELD_NUMBER: builtins.int
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    BATCH_ITEM_FIELD_NUMBER: builtins.int
+    PHASE_FIELD_NUMBER: builtins.int
+    ELAPSED_FIELD_NUMBER: builtins.int
+    QUEUE_FIELD_NUMBER: builtins.int
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: builtins.int
+    SENT_MESSAGES_FIELD_NUMBER: builtins.int
+    OUTPUT_PIECES_FIELD_NUMBER: builtins.int
+    READER_COUNT_FIELD_NUMBER: builtins.int
+    completion_id: builtins.str
+    """The id of the completion, as its caller knows it."""
+    session_id: builtins.str
+    """The id of the session, as its caller knows it; empty for a stateless completion."""
+    tenant: builtins.str
+    """The tenant. Without identities it is "default"."""
+    model: builtins.str
+    """The model; empty before the engine is available to the completion."""
+    batch_item: builtins.bool
+    """Whether it is an item of a batch."""
+    phase: Global___RunningCompletion.Phase.ValueType
+    """The step."""
+    sent_messages: builtins.int
+    """The number of messages that were sent to the engine; 0 before."""
+    output_pieces: builtins.int
+    """The number of pieces of the answer that the engine has sent, which are tokens for most engines.
+    The engine reports the number of tokens at the end.
+    """
+    reader_count: builtins.int
+    """The number of callers that read its events now."""
+    @property
+    def elapsed(self) -> google.protobuf.duration_pb2.Duration:
+        """The time since the call arrived."""
+
+    @property
+    def queue(self) -> google.protobuf.duration_pb2.Duration:
+        """The time from then until the engine was available; unset before."""
+
+    @property
+    def time_to_first_token(self) -> google.protobuf.duration_pb2.Duration:
+        """The time from the call until the first output; unset before."""
+
+    def __init__(
+        self,
+        *,
+        completion_id: builtins.str = ...,
+        session_id: builtins.str = ...,
+        tenant: builtins.str = ...,
+        model: builtins.str = ...,
+        batch_item: builtins.bool = ...,
+        phase: Global___RunningCompletion.Phase.ValueType = ...,
+        elapsed: google.protobuf.duration_pb2.Duration | None = ...,
+        queue: google.protobuf.duration_pb2.Duration | None = ...,
+        time_to_first_token: google.protobuf.duration_pb2.Duration | None = ...,
+        sent_messages: builtins.int = ...,
+        output_pieces: builtins.int = ...,
+        reader_count: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["elapsed", b"elapsed", "queue", b"queue", "time_to_first_token", b"time_to_first_token"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["batch_item", b"batch_item", "completion_id", b"completion_id", "elapsed", b"elapsed", "model", b"model", "output_pieces", b"output_pieces", "phase", b"phase", "queue", b"queue", "reader_count", b"reader_count", "sent_messages", b"sent_messages", "session_id", b"session_id", "tenant", b"tenant", "time_to_first_token", b"time_to_first_token"]) -> None: ...
+
+Global___RunningCompletion: typing_extensions.TypeAlias = RunningCompletion
 
 @typing.final
 class ReloadSecretsRequest(google.protobuf.message.Message):

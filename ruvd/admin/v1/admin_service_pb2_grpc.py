@@ -65,6 +65,11 @@ class AdminServiceStub(object):
                 request_serializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ListTenantsRequest.SerializeToString,
                 response_deserializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ListTenantsResponse.FromString,
                 _registered_method=True)
+        self.ListCompletions = channel.unary_unary(
+                '/ruvd.admin.v1.AdminService/ListCompletions',
+                request_serializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ListCompletionsRequest.SerializeToString,
+                response_deserializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ListCompletionsResponse.FromString,
+                _registered_method=True)
         self.ReloadSecrets = channel.unary_unary(
                 '/ruvd.admin.v1.AdminService/ReloadSecrets',
                 request_serializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ReloadSecretsRequest.SerializeToString,
@@ -136,6 +141,15 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCompletions(self, request, context):
+        """ListCompletions returns the completions that run or wait, those that began first, at the front.
+        It returns no messages and no answers, and it waits for nothing.
+        Errors: INVALID_REQUEST.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReloadSecrets(self, request, context):
         """ReloadSecrets reads all files with secrets, certificates and keys of issuers again at once, and
         returns for each whether its contents are in use. The daemon takes a changed file by itself
@@ -190,6 +204,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListTenants,
                     request_deserializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ListTenantsRequest.FromString,
                     response_serializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ListTenantsResponse.SerializeToString,
+            ),
+            'ListCompletions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCompletions,
+                    request_deserializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ListCompletionsRequest.FromString,
+                    response_serializer=ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ListCompletionsResponse.SerializeToString,
             ),
             'ReloadSecrets': grpc.unary_unary_rpc_method_handler(
                     servicer.ReloadSecrets,
@@ -365,6 +384,33 @@ class AdminService(object):
             '/ruvd.admin.v1.AdminService/ListTenants',
             ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ListTenantsRequest.SerializeToString,
             ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ListTenantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCompletions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ruvd.admin.v1.AdminService/ListCompletions',
+            ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ListCompletionsRequest.SerializeToString,
+            ruvd_dot_admin_dot_v1_dot_admin__service__pb2.ListCompletionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

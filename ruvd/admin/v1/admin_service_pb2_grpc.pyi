@@ -131,6 +131,22 @@ _AdminServiceListTenantsType = typing_extensions.TypeVar(
     ],
 )
 
+_AdminServiceListCompletionsType = typing_extensions.TypeVar(
+    '_AdminServiceListCompletionsType',
+    grpc.UnaryUnaryMultiCallable[
+        ruvd.admin.v1.admin_service_pb2.ListCompletionsRequest,
+        ruvd.admin.v1.admin_service_pb2.ListCompletionsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.admin.v1.admin_service_pb2.ListCompletionsRequest,
+        ruvd.admin.v1.admin_service_pb2.ListCompletionsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        ruvd.admin.v1.admin_service_pb2.ListCompletionsRequest,
+        ruvd.admin.v1.admin_service_pb2.ListCompletionsResponse,
+    ],
+)
+
 _AdminServiceReloadSecretsType = typing_extensions.TypeVar(
     '_AdminServiceReloadSecretsType',
     grpc.UnaryUnaryMultiCallable[
@@ -163,7 +179,7 @@ _AdminServiceReloadSettingsType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminServiceStub(typing.Generic[_AdminServiceGetStatusType, _AdminServiceDrainType, _AdminServiceUndrainType, _AdminServiceSetLogLevelType, _AdminServiceBackupType, _AdminServiceListTenantsType, _AdminServiceReloadSecretsType, _AdminServiceReloadSettingsType]):
+class AdminServiceStub(typing.Generic[_AdminServiceGetStatusType, _AdminServiceDrainType, _AdminServiceUndrainType, _AdminServiceSetLogLevelType, _AdminServiceBackupType, _AdminServiceListTenantsType, _AdminServiceListCompletionsType, _AdminServiceReloadSecretsType, _AdminServiceReloadSettingsType]):
     """Administers a running daemon."""
 
     @typing.overload
@@ -191,6 +207,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceGetStatusType, _AdminServiceD
         grpc.UnaryUnaryMultiCallable[
             ruvd.admin.v1.admin_service_pb2.ListTenantsRequest,
             ruvd.admin.v1.admin_service_pb2.ListTenantsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            ruvd.admin.v1.admin_service_pb2.ListCompletionsRequest,
+            ruvd.admin.v1.admin_service_pb2.ListCompletionsResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             ruvd.admin.v1.admin_service_pb2.ReloadSecretsRequest,
@@ -227,6 +247,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceGetStatusType, _AdminServiceD
         grpc.aio.UnaryUnaryMultiCallable[
             ruvd.admin.v1.admin_service_pb2.ListTenantsRequest,
             ruvd.admin.v1.admin_service_pb2.ListTenantsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            ruvd.admin.v1.admin_service_pb2.ListCompletionsRequest,
+            ruvd.admin.v1.admin_service_pb2.ListCompletionsResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             ruvd.admin.v1.admin_service_pb2.ReloadSecretsRequest,
@@ -275,6 +299,12 @@ class AdminServiceStub(typing.Generic[_AdminServiceGetStatusType, _AdminServiceD
     Errors: INVALID_REQUEST, STORE_UNAVAILABLE.
     """
 
+    ListCompletions: _AdminServiceListCompletionsType
+    """ListCompletions returns the completions that run or wait, those that began first, at the front.
+    It returns no messages and no answers, and it waits for nothing.
+    Errors: INVALID_REQUEST.
+    """
+
     ReloadSecrets: _AdminServiceReloadSecretsType
     """ReloadSecrets reads all files with secrets, certificates and keys of issuers again at once, and
     returns for each whether its contents are in use. The daemon takes a changed file by itself
@@ -315,6 +345,10 @@ AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         ruvd.admin.v1.admin_service_pb2.ListTenantsRequest,
         ruvd.admin.v1.admin_service_pb2.ListTenantsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        ruvd.admin.v1.admin_service_pb2.ListCompletionsRequest,
+        ruvd.admin.v1.admin_service_pb2.ListCompletionsResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         ruvd.admin.v1.admin_service_pb2.ReloadSecretsRequest,
@@ -394,6 +428,17 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         """ListTenants returns the tenants that have sessions or completions, page by page, in the order of
         their names. It reads a row of every session, so it is not meant to be called every second.
         Errors: INVALID_REQUEST, STORE_UNAVAILABLE.
+        """
+
+    @abc.abstractmethod
+    def ListCompletions(
+        self,
+        request: ruvd.admin.v1.admin_service_pb2.ListCompletionsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[ruvd.admin.v1.admin_service_pb2.ListCompletionsResponse, collections.abc.Awaitable[ruvd.admin.v1.admin_service_pb2.ListCompletionsResponse]]:
+        """ListCompletions returns the completions that run or wait, those that began first, at the front.
+        It returns no messages and no answers, and it waits for nothing.
+        Errors: INVALID_REQUEST.
         """
 
     @abc.abstractmethod

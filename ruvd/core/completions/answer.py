@@ -50,6 +50,12 @@ class Answer:
             engine_data=self.done.message_data if self.done else "",
         )
 
+    @property
+    def pieces(self) -> int:
+        """The number of pieces that the engine has sent."""
+        calls = sum(len(deltas) for deltas in self.tool_calls.values())
+        return self.text.pieces + self.reasoning.pieces + calls
+
     def tokens(self, *, cancelled: bool) -> int:
         """Returns the tokens that count against a quota: those evaluated and generated.
 

@@ -86,7 +86,7 @@ class Completion:
         self.id = tenants.scoped(request.tenant, ids.of_completion(replica))
         self.session_id = request.session_id
         self.request_id = request.request_id
-        self._batch = request.batch
+        self.batch = request.batch
         self.digest = request.digest() if request.request_id else b""
         self.log = EventLog(max_log_bytes)
         self.answer = Answer(clock.monotonic())
@@ -193,7 +193,7 @@ class Completion:
         return CompletionEnded(
             completion_id=self.id,
             session_id=self.session_id,
-            batch=self._batch,
+            batch=self.batch,
             model=answer.model or model,
             reason=reason,
             failed=error is not None,

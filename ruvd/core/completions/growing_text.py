@@ -1,5 +1,7 @@
 """The text of an answer while it grows, in little more memory than its size."""
 
+from itertools import chain
+
 # Short pieces of text take many times their size, so they are joined when there are so many.
 _MAX_PIECES = 1024
 
@@ -22,6 +24,21 @@ class GrowingText:
 
     def __bool__(self) -> bool:
         return bool(self._pieces or self._joined)
+
+    @property
+    def pieces(self) -> int:
+        """The number of pieces that were added."""
+        return len(self._joined) * _MAX_PIECES + len(self._pieces)
+
+    def tail(self, characters: int) -> str:
+        """Returns the end of the text, without joining all of it."""
+        found, missing = [], characters
+        for part in chain(reversed(self._pieces), reversed(self._joined)):
+            if missing <= 0:
+                break
+            found.append(part[-missing:])
+            missing -= len(part)
+        return "".join(reversed(found))
 
     def joined(self) -> str:
         """Returns the whole text."""

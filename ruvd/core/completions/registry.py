@@ -38,7 +38,7 @@ from ruvd.core.ports.replicas import SessionElsewhere
 from ruvd.core.sessions import idempotency
 from ruvd.core.sessions.registry import SessionRegistry
 from ruvd.core.tenant_limits import LimitsOf, unlimited
-from ruvd.core.tenants import own, tenant_of
+from ruvd.core.tenants import own
 
 # An allowance for an ended completion beside its events; bench/streams.py shows the sum.
 _COMPLETION_BYTES = 3000
@@ -84,9 +84,9 @@ class CompletionRegistry:
         """The number of completions that run or wait."""
         return len(self._running)
 
-    def running_tenants(self) -> list[str]:
-        """Returns the tenant of every completion that runs or waits."""
-        return [tenant_of(completion_id) for completion_id in self._running]
+    def all_running(self) -> list[Completion]:
+        """Returns the completions that run or wait, in the order in which they began."""
+        return list(self._running.values())
 
     async def wait_idle(self) -> None:
         """Returns when no completion runs or waits. New ones may begin meanwhile."""

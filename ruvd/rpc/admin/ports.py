@@ -27,6 +27,18 @@ class Process(Protocol):
     def stopping(self) -> bool:
         """Whether new turns are refused."""
 
+    @property
+    def engine_up(self) -> bool:
+        """Whether the engine is up."""
+
+    @property
+    def store_up(self) -> bool:
+        """Whether the store can be read and written."""
+
+    @property
+    def memory(self) -> "MemoryUse":
+        """The memory of the process."""
+
     def drain(self) -> None:
         """Turns readiness off."""
 
@@ -38,6 +50,14 @@ class Process(Protocol):
 
     async def reload_settings(self) -> "ReloadedSettings":
         """Reads the settings again, and takes those of named engines. Raises ShuttingDown."""
+
+
+@value(frozen=True, slots=True)
+class MemoryUse:
+    """The resident memory of the process, and its limit."""
+
+    resident_bytes: int
+    limit_bytes: int
 
 
 class LogLevel(Protocol):

@@ -95,6 +95,15 @@ def list_tenants(request: pb.ListTenantsRequest, limits: RequestLimits) -> Page:
     return Page(after or "", size or _DEFAULT_PAGE)
 
 
+def list_completions(request: pb.ListCompletionsRequest, limits: RequestLimits) -> int:
+    """Returns the most completions to return."""
+    check = Checker(request, limits)
+    size = request.page_size
+    check.check(0 <= size <= _MAX_PAGE, "page_size", f"must be 0 to {_MAX_PAGE}")
+    check.raise_if_wrong()
+    return size or _DEFAULT_PAGE
+
+
 def _seconds(check: Checker, request: Any, field: str) -> float | None:
     """Returns the seconds of a duration, None if it is unset."""
     if not request.HasField(field):

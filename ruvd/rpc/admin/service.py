@@ -13,11 +13,13 @@ from grpc.aio import ServicerContext
 
 from ruvd.admin.v1 import admin_service_pb2 as pb
 from ruvd.admin.v1 import admin_service_pb2_grpc as pb_grpc
+from ruvd.core.completions.activity import Activity, Phase, RunningCompletion
 from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.completions.tenant_list import TenantList, TenantState
 from ruvd.core.errors import PermissionDenied
 from ruvd.core.ports.secrets import SecretOutcome
-from ruvd.rpc import pages
+from ruvd.core.tenants import own, tenant_of
+from ruvd.rpc import convert, pages
 from ruvd.rpc.admin import requests
 from ruvd.rpc.admin.ports import BackupFile, Backups, EngineChange, LogLevel, Process
 from ruvd.rpc.validation import RequestLimits
@@ -35,6 +37,12 @@ _CHANGES = {
     EngineChange.CHANGED: pb.ReloadedEngine.OUTCOME_CHANGED,
     EngineChange.REMOVED: pb.ReloadedEngine.OUTCOME_REMOVED,
 }
+_PHASES = {
+    Phase.WAITING: pb.RunningCompletion.PHASE_WAITING,
+    Phase.PROMPT: pb.RunningCompletion.PHASE_PROMPT,
+    Phase.ANSWER: pb.RunningCompletion.PHASE_ANSWER,
+    Phase.COMMIT: pb.RunningCompletion.PHASE_COMMIT,
+}
 _Context = ServicerContext[Any, Any]
 
 
@@ -45,6 +53,7 @@ class AdminService(pb_grpc.AdminServiceServicer):
         self,
         process: Process,
         completions: CompletionRegistry,
+        activity: Activity,
         tenants: TenantList,
         log_level: LogLevel,
         backups: Backups,
@@ -53,6 +62,7 @@ class AdminService(pb_grpc.AdminServiceServicer):
         self._limits = limits
         self._process = process
         self._completions = completions
+        self._activity = activity
         self._tenants = tenants
         self._log_level = log_level
         self._backups = backups
@@ -113,6 +123,15 @@ class AdminService(pb_grpc.AdminServiceServicer):
             next_page_token=pages.token(tenants[-1].counts.tenant) if has_more else "",
         )
 
+    async def ListCompletions(  # noqa: D102, N802
+        self, request: pb.ListCompletionsRequest, context: _Context
+    ) -> pb.ListCompletionsResponse:
+        limit = requests.list_completions(request, self._limits)
+        return pb.ListCompletionsResponse(
+            completions=[_completion(each) for each in self._activity.running(limit)],
+            total_count=self._activity.total,
+        )
+
     async def ReloadSecrets(  # noqa: D102, N802
         self, request: pb.ReloadSecretsRequest, context: _Context
     ) -> pb.ReloadSecretsResponse:
@@ -141,6 +160,7 @@ class AdminService(pb_grpc.AdminServiceServicer):
 
     def _status(self) -> pb.Status:
         process, log_level = self._process, self._log_level
+        waiting, memory = self._activity.waiting, process.memory
         status = pb.Status(
             version=process.version,
             ready=process.ready,
@@ -148,6 +168,13 @@ class AdminService(pb_grpc.AdminServiceServicer):
             stopping=process.stopping,
             running_completions=self._completions.running,
             log_level=_LEVELS[log_level.current],
+            engine_up=process.engine_up,
+            store_up=process.store_up,
+            waiting_for_session=waiting.session,
+            waiting_for_engine=waiting.engine,
+            waiting_batch_items=waiting.batch,
+            memory_bytes=memory.resident_bytes,
+            memory_limit_bytes=memory.limit_bytes,
         )
         if log_level.expires is not None:
             status.log_level_expire_time.FromDatetime(log_level.expires)
@@ -163,6 +190,23 @@ def _tenant(state: TenantState) -> pb.Tenant:
         message_count=counts.messages,
         history_bytes=counts.history_bytes,
         running_completions=state.running,
+    )
+
+
+def _completion(each: RunningCompletion) -> pb.RunningCompletion:
+    return pb.RunningCompletion(
+        completion_id=own(each.completion_id),
+        session_id=own(each.session_id),
+        tenant=tenant_of(each.completion_id),
+        model=each.model,
+        batch_item=each.batch,
+        phase=_PHASES[each.phase],
+        elapsed=convert.duration(each.seconds),
+        queue=convert.duration(each.queue_seconds),
+        time_to_first_token=convert.duration(each.first_output_seconds),
+        sent_messages=each.sent_messages,
+        output_pieces=each.pieces,
+        reader_count=each.readers,
     )
 
 

@@ -36,6 +36,7 @@ ROLES: dict[str, frozenset[Role]] = {
     f"{_ADMIN_SERVICE}SetLogLevel": _ADMINS,
     f"{_ADMIN_SERVICE}Backup": _ADMINS,
     f"{_ADMIN_SERVICE}ListTenants": _ADMINS,
+    f"{_ADMIN_SERVICE}ListCompletions": _ADMINS,
     f"{_ADMIN_SERVICE}ReloadSecrets": _ADMINS,
     f"{_ADMIN_SERVICE}ReloadSettings": _ADMINS,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _ALL,
