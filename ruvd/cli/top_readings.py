@@ -123,7 +123,7 @@ class TopReader:
 
     def _read_sessions(self, problems: "_Problems") -> Sequence[Session]:
         began = self._monotonic()
-        if began < self._sessions.next_time:
+        if began < self._sessions.next_time or not self._session_count:
             return self._sessions.listed
         found = problems.unless(self._list_sessions)
         ended = self._monotonic()

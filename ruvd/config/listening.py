@@ -112,6 +112,12 @@ class ListeningSettings(BaseSettings):
     metrics_listen: str = _listening(
         "", "Address of the Prometheus endpoint, host:port on loopback. Unset: none."
     )
+    console_listen: str = _listening(
+        "",
+        "Address of the console, pages for a browser that show sessions, streams and health: "
+        "host:port. Read-only; with TLS and identity as at the TCP addresses in listen. Unset: "
+        "none.",
+    )
     health_listen: str = _listening(
         "", "Address for health probes only, host:port; it may be remote. Unset: none."
     )
@@ -125,7 +131,7 @@ class ListeningSettings(BaseSettings):
             raise ValueError("at least one address is needed")
         return value
 
-    @field_validator("metrics_listen", "health_listen")
+    @field_validator("metrics_listen", "health_listen", "console_listen")
     @classmethod
     def _port_address(cls, value: str) -> str:
         if value.startswith("unix:"):
@@ -210,6 +216,16 @@ class ListeningSettings(BaseSettings):
         if remote and not (self.tls_cert_file and self.has_identity):
             raise ValueError(
                 f"listen, http_listen: {', '.join(remote)} is not loopback and needs TLS "
+                "(tls_cert_file) and an identity of callers (client_ca_file, tokens_file or "
+                "jwt_issuer); set allow_remote_insecure to listen there without"
+            )
+        if (
+            self.console_listen
+            and not is_loopback(self.console_listen)
+            and not (self.tls_cert_file and self.has_identity)
+        ):
+            raise ValueError(
+                f"console_listen: {self.console_listen} is not loopback and needs TLS "
                 "(tls_cert_file) and an identity of callers (client_ca_file, tokens_file or "
                 "jwt_issuer); set allow_remote_insecure to listen there without"
             )

@@ -9,6 +9,7 @@ Each response has the daemon's version (`ruvd-version`) and the number of comple
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ruvd.core.errors import ShuttingDown
 from ruvd.core.ports.events import EngineStateChanged, Event, StoreStateChanged
+from ruvd.rpc.component_state import ComponentState
 from ruvd.v1 import session_service_pb2
 
 SERVICE = session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
@@ -76,8 +78,8 @@ class Readiness:
 
     def __init__(self, health: Health) -> None:
         self._health = health
-        self._engine = False
-        self.store_up = False
+        self.engine = ComponentState()
+        self.store = ComponentState()
         self.draining = False
         self.stopping = False
         self._overloaded = False
@@ -86,10 +88,10 @@ class Readiness:
     def __call__(self, event: Event) -> None:
         """Follows the state of the engine and the store."""
         match event:
-            case EngineStateChanged(up, engine=""):  # a named engine fails only its own turns
-                self._engine = bool(up)
-            case StoreStateChanged(up):
-                self.store_up = up
+            case EngineStateChanged(up, detail, engine=""):  # a named one fails only its own turns
+                self.engine = self.engine.after(up=bool(up), detail=detail, time=time.time())
+            case StoreStateChanged(up, detail):
+                self.store = self.store.after(up=up, detail=detail, time=time.time())
             case _:
                 return
         self._publish()
@@ -112,13 +114,8 @@ class Readiness:
     @property
     def ready(self) -> bool:
         """Whether calls should come to this daemon."""
-        up = self._engine and self.store_up
+        up = self.engine.up and self.store.up
         return up and not (self.draining or self.stopping or self._overloaded)
-
-    @property
-    def engine_up(self) -> bool:
-        """Whether the engine is up."""
-        return self._engine
 
     def set_overloaded(self, overloaded: bool) -> None:  # noqa: FBT001  # it is an observer's
         """Turns readiness off while the daemon has no memory for more calls."""

@@ -9,6 +9,7 @@ from ruvd.core.errors import ShuttingDown
 from ruvd.core.ports.secrets import ReloadedSecret, SecretSource
 from ruvd.rpc.admin.ports import LogLevel, MemoryUse, ReloadedSettings
 from ruvd.rpc.admin.service import AdminService
+from ruvd.rpc.component_state import ComponentState
 from ruvd.rpc.health import Readiness
 from ruvd.rpc.validation import RequestLimits
 from ruvd.server.backups import Backups
@@ -54,14 +55,14 @@ class Administration:
         return self.memory_use()
 
     @property
-    def engine_up(self) -> bool:
-        """See `Process.engine_up`."""
-        return self._readiness.engine_up
+    def engine(self) -> ComponentState:
+        """See `Process.engine`."""
+        return self._readiness.engine
 
     @property
-    def store_up(self) -> bool:
-        """See `Process.store_up`."""
-        return self._readiness.store_up
+    def store(self) -> ComponentState:
+        """See `Process.store`."""
+        return self._readiness.store
 
     def drain(self) -> None:
         """Turns readiness off, and saves KV states now, as the shutdown may leave no time."""

@@ -35,6 +35,7 @@ from ruvd.core.ports.store import Store
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import SessionPolicy
 from ruvd.core.sessions.registry import SessionRegistry
+from ruvd.core.sessions.turn_pages import TurnPages
 from ruvd.core.statistics import Statistics
 from ruvd.core.tenant_statistics import TenantStatistics
 from ruvd.engines.routing.engine import RoutingEngine
@@ -78,6 +79,9 @@ class Core:
     limits: RequestLimits
     policy: SessionPolicy
     activity: Activity
+    turn_pages: TurnPages
+    statistics: TenantStatistics
+    clock: Clock
 
 
 def build_core(
@@ -210,6 +214,9 @@ def build_core(
         limits,
         policy,
         Activity(sessions, completions, clock),
+        TurnPages(sessions, store),
+        statistics,
+        clock,
     )
 
 

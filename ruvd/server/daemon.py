@@ -164,7 +164,7 @@ class Daemon:
             report_unlimited_tenants(settings)
             servers += self._listen_for_health(factory)
             servers += peers.listen(factory)
-            doors = await open_doors(factory, stack)
+            doors = await open_doors(factory, administration, stack)
             if monitoring:
                 monitoring.watch(core.sessions, core.completions)
                 await self._listen_for_metrics(monitoring)

@@ -14,7 +14,9 @@ from ruvd.config.addresses import is_loopback
 from ruvd.config.identities import NamedIdentity
 from ruvd.config.loader import Settings
 from ruvd.rpc.watched_files import FilesInvalid
+from ruvd.server.administration import Administration
 from ruvd.server.background import BackgroundTasks
+from ruvd.server.console_composition import build_console
 from ruvd.server.grpc_servers import GrpcServers
 from ruvd.server.security import Security
 from ruvd.server.unix_socket import AddressUnavailable, SocketClaim, socket_mode
@@ -57,15 +59,25 @@ class HttpDoors:
         await asyncio.gather(*(each.close(grace_seconds) for each in self._listeners.values()))
 
 
-async def open_doors(servers: GrpcServers, stack: AsyncExitStack) -> HttpDoors:
+async def open_doors(
+    servers: GrpcServers, process: Administration, stack: AsyncExitStack
+) -> HttpDoors:
     """Binds the addresses that the settings name.
 
-    `servers` has the parts of the daemon. Raises AddressUnavailable and FilesInvalid.
+    `servers` has the parts of the daemon, whose `process` the console shows. Raises
+    AddressUnavailable and FilesInvalid.
     """
     doors, settings = HttpDoors(), servers.settings
     for address in settings.http_listeners:
         app = await asyncio.to_thread(_build_openai_api, servers, address)
         doors.add("HTTP", await listen(app, address, settings, servers.security, stack))
+    if settings.console_listen:
+        address = NamedIdentity(settings.console_listen, "", "")
+        app = await asyncio.to_thread(build_console, servers, process, address)
+        listener = await listen(
+            app, address, settings, servers.security, stack, serves="serving the console"
+        )
+        doors.add("console", listener)
     return doors
 
 
@@ -100,11 +112,13 @@ async def listen(
     settings: Settings,
     security: Security,
     stack: AsyncExitStack,
+    *,
+    serves: str = "serving HTTP",
 ) -> "HttpListener":
     """Returns the listener of an application at an address, which is bound but not served yet.
 
-    TCP addresses have the daemon's TLS. Requests of foreign web pages are refused. Raises
-    AddressUnavailable and FilesInvalid.
+    TCP addresses have the daemon's TLS. Requests of foreign web pages are refused. `serves` is
+    what the log says. Raises AddressUnavailable and FilesInvalid.
     """
     from ruvd.http.browser_guard import BrowserGuard
     from ruvd.http.listener import HttpListener
@@ -118,6 +132,7 @@ async def listen(
             claim = await asyncio.to_thread(SocketClaim, Path(address.name.removeprefix("unix:")))
             stack.push_async_callback(asyncio.to_thread, claim.release)
             bound = _bind_unix(claim.path)
+        bound.listen()  # connections wait until the listener runs
     except OSError as error:
         raise AddressUnavailable(f"cannot listen at {address.name}: {error}") from None
     stack.callback(bound.close)
@@ -125,7 +140,7 @@ async def listen(
     shown = address.name
     if by_tcp:
         shown = f"{address.name.rpartition(':')[0]}:{bound.getsockname()[1]}"
-    _log.info("serving HTTP", extra={"address": shown, "tls": tls is not None})
+    _log.info(serves, extra={"address": shown, "tls": tls is not None})
     return HttpListener(BrowserGuard(app, loopback_only=is_open), bound, tls)
 
 

@@ -80,7 +80,7 @@ async def _retry_store(sessions: SessionRegistry, readiness: Readiness) -> None:
     """
     while True:
         await asyncio.sleep(_RETRY_SECONDS)
-        if not readiness.store_up:
+        if not readiness.store.up:
             with contextlib.suppress(StoreUnavailable):  # observed
                 await sessions.counts()
 

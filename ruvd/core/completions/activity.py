@@ -98,7 +98,7 @@ class Activity:
         """Returns up to `limit` completions of a tenant and a session, those that began first."""
         now = self._clock.monotonic()
         found: list[RunningCompletion] = []
-        for each in self._completions.all_running():
+        for each in self._completions.all_running().values():
             if len(found) == limit:
                 break
             is_of_tenant = tenant is None or tenant_of(each.id) == tenant
@@ -108,11 +108,11 @@ class Activity:
 
     def tail(self, completion_id: str, characters: int) -> AnswerTail:
         """Returns the ends of the answer and of the reasoning of a completion, empty if unknown."""
-        for each in self._completions.all_running():
-            if each.id == completion_id:
-                answer = each.answer
-                return AnswerTail(answer.text.tail(characters), answer.reasoning.tail(characters))
-        return AnswerTail("", "")
+        completion = self._completions.all_running().get(completion_id)
+        if completion is None:
+            return AnswerTail("", "")
+        answer = completion.answer
+        return AnswerTail(answer.text.tail(characters), answer.reasoning.tail(characters))
 
 
 def _running(completion: Completion, now: float) -> RunningCompletion:

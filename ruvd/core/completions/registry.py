@@ -6,7 +6,7 @@ resumed. After that, and after a restart, the store has the `Finished` of every 
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import aclosing, contextmanager
 
 from ruvd.core import ids
@@ -84,9 +84,9 @@ class CompletionRegistry:
         """The number of completions that run or wait."""
         return len(self._running)
 
-    def all_running(self) -> list[Completion]:
-        """Returns the completions that run or wait, in the order in which they began."""
-        return list(self._running.values())
+    def all_running(self) -> Mapping[str, Completion]:
+        """Returns the completions that run or wait by their ids, in the order of their begin."""
+        return self._running
 
     async def wait_idle(self) -> None:
         """Returns when no completion runs or waits. New ones may begin meanwhile."""

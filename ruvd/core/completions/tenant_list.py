@@ -26,7 +26,7 @@ class TenantList:
 
     async def page(self, after: str, limit: int) -> tuple[list[TenantState], bool]:
         """Returns up to `limit` tenants whose names follow `after`, and whether there are more."""
-        running = Counter(tenant_of(each.id) for each in self._completions.all_running())
+        running = Counter(tenant_of(each) for each in self._completions.all_running())
         stored = {each.tenant: each for each in await self._sessions.tenants(after, limit + 1)}
         # A tenant whose completions are all stateless has nothing in the store.
         others = {tenant for tenant in running if tenant > after}

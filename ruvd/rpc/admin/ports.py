@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ruvd.core.ports.secrets import ReloadedSecret
 from ruvd.core.values import value
+from ruvd.rpc.component_state import ComponentState
 
 
 class Process(Protocol):
@@ -28,12 +29,12 @@ class Process(Protocol):
         """Whether new turns are refused."""
 
     @property
-    def engine_up(self) -> bool:
-        """Whether the engine is up."""
+    def engine(self) -> ComponentState:
+        """The state of the engine."""
 
     @property
-    def store_up(self) -> bool:
-        """Whether the store can be read and written."""
+    def store(self) -> ComponentState:
+        """The state of the store: whether it can be read and written."""
 
     @property
     def memory(self) -> "MemoryUse":
