@@ -87,6 +87,7 @@ class TopReader:
         self._sessions = _Sessions()
         self._info: pb.GetServerInfoResponse | None = None
         self._info_time = 0.0
+        self._was_ready = False
 
     def read(self) -> Reading:
         """Returns a reading. Never raises RuvdError."""
@@ -96,6 +97,9 @@ class TopReader:
             self._info, self._sessions = None, _Sessions()
             return Reading(str(self._address), is_away=True, problems=problems.found)
         is_ready = self._client.health()
+        if is_ready != self._was_ready:
+            self._info = None  # perhaps an engine has come or gone
+        self._was_ready = is_ready
         info, sessions = self._read_info(problems), self._read_sessions(problems)
         status, listed = None, None
         if self._administrator is not None and self._admin_address is not None:

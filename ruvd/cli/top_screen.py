@@ -86,7 +86,8 @@ def _state(reading: Reading) -> str:
 
 def _engine(engine: pb.EngineInfo) -> str:
     state = "up" if engine.ready else "down"
-    return ", ".join(each for each in (engine.name, state, engine.default_model) if each)
+    name = f"{engine.engine_name} ({engine.name})" if engine.engine_name else engine.name
+    return ", ".join(each for each in (name, state, engine.default_model) if each)
 
 
 def _memory(status: admin_pb.Status) -> str:

@@ -14,6 +14,7 @@ from ruvd.rpc.health import Readiness
 from ruvd.rpc.validation import RequestLimits
 from ruvd.server.backups import Backups
 from ruvd.server.composition import Core
+from ruvd.server.memory_budget import MemoryBudget
 from ruvd.server.named_engines import NamedEngines
 
 _log = logging.getLogger("ruvd.daemon")
@@ -98,9 +99,14 @@ class Administration:
 
 
 def build_admin_service(
-    settings: Settings, core: Core, administration: Administration, log_level: LogLevel
+    settings: Settings,
+    core: Core,
+    administration: Administration,
+    log_level: LogLevel,
+    memory: MemoryBudget,
 ) -> AdminService:
     """Builds the gRPC service of administration."""
+    administration.memory_use = lambda: MemoryUse(memory.resident_bytes, memory.limit_bytes)
     return AdminService(
         administration,
         core.completions,

@@ -24,7 +24,6 @@ from ruvd.core.errors import StoreUnavailable
 from ruvd.core.ports.events import StoreStateChanged
 from ruvd.core.ports.store import Store, StoreLocked
 from ruvd.core.statistics import Statistics
-from ruvd.rpc.admin.ports import MemoryUse
 from ruvd.rpc.health import Health, Readiness
 from ruvd.server import (
     admin_socket,
@@ -137,7 +136,6 @@ class Daemon:
             administration.settings = named_engines
             background.start("reading of settings", named_engines.run)
             memory.shed = core.completions.shed
-            administration.memory_use = lambda: MemoryUse(memory.resident_bytes, memory.limit_bytes)
             core.quota_gate.limit_memory(memory.limit_bytes)
             if prefix_cache := engine.prefix_cache:
                 save = partial(background.start, "saving of KV states", prefix_cache.save)
@@ -152,7 +150,7 @@ class Daemon:
             security.watched += peers.watched
             stack.push_async_callback(peers.close)
             secrets += security.secrets
-            admin = build_admin_service(settings, core, administration, log_level)
+            admin = build_admin_service(settings, core, administration, log_level, memory)
 
             factory = GrpcServers(
                 settings, monitoring, memory, security, core, admin, health_service, audit,

@@ -249,6 +249,8 @@ async def test_health_is_that_of_the_store_and_the_engine() -> None:
     text = text_of(await page(console, "/health"))
     for part in ("1.2.3, ready", "store up for 0 s", "1 active", "75.0 %", "100 of 512 MiB"):
         assert part in text
+    core.observe(EngineStateChanged(up=False, detail="no answer", engine="lab"))
+    assert "lab: down" in text_of(await page(console, "/health"))
     core.observe(EngineStateChanged(up=False, detail="exit code 7"))
     text = text_of(await page(console, "/health/facts"))
     assert "not ready" in text

@@ -18,7 +18,7 @@ from ruvd.core.errors import EngineRateLimited, EngineRejected, EngineUnavailabl
 from ruvd.core.model import Compaction, ContextWindow, Started
 from ruvd.core.options import CompletionOptions
 from ruvd.core.ports.engine import EngineText
-from ruvd.core.ports.events import CompletionEnded, EngineStateChanged
+from ruvd.core.ports.events import CompletionEnded, EngineStateChanged, StoreStateChanged
 from ruvd.core.sessions.model import NewSession, SessionPolicy
 from ruvd.core.statistics import Statistics
 from ruvd.engines.routing.engine import RoutingEngine
@@ -296,7 +296,7 @@ async def test_the_events_of_a_named_engine_have_its_name_and_leave_readiness_al
     (ended,) = [each for each in engines.core.events if isinstance(each, CompletionEnded)]
     assert ended.engine == "cloud"
     statistics, readiness = Statistics(), Readiness(Health("1"))
-    readiness.store_up = True
+    readiness(StoreStateChanged(up=True, detail=""))
     for event in (
         EngineStateChanged(up=True, detail=""),
         EngineStateChanged(up=True, detail="", engine="cloud"),
