@@ -30,7 +30,7 @@ _DECLARATIONS = {
     "CHANGELOG.md": r"^## \[(\d[^\]]*)\]",
 }
 # A chart's own version may differ: it changes with the chart's files.
-_CHARTS = ("deploy/helm/**/Chart.yaml", r'^appVersion: ["\']?([^"\'\s]+)')
+_CHARTS = ("deploy/helm/ruvd*/Chart.yaml", r'^appVersion: ["\']?([^"\'\s]+)')
 
 # Every match in these files has to be the version.
 _MENTIONS_IN = ("*.md", "docs/**/*.md", "clients/*/*.md", "deploy/**/*")

@@ -16,7 +16,7 @@ from audit_files import (
     write_file,
     writer,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ruvd.cli.audit import verify as verify_command
@@ -142,6 +142,7 @@ def test_the_chain_goes_on_after_a_crash_and_keeps_what_it_left(file: Path) -> N
 
 def test_a_last_record_without_its_line_break_is_complete(file: Path) -> None:
     file.write_bytes(file.read_bytes().removesuffix(b"\n"))
+    assert is_clean(verify(file))
     restarted = writer(file)
     assert restarted.position.sequence == COUNT
     restarted.write([event(100)])
@@ -151,6 +152,7 @@ def test_a_last_record_without_its_line_break_is_complete(file: Path) -> None:
     assert (report.records, report.discarded) == (COUNT + 1, 0)
 
 
+@example(budgets=[131], sizes=[1], crashes=set())  # all but the line break
 @given(
     budgets=st.lists(st.integers(0, 700), max_size=12),
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6),
