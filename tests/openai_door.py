@@ -32,7 +32,7 @@ class Door:
         batches = Batches(core.completions, core.clock, 4)
         parts = Parts(
             core.sessions, core.commands, core.completions, batches, core.engine, limits,
-            core.policy,
+            core.policy, core.memory,
         )  # fmt: skip
         memory = MemoryBudget(1 << 32, MAX_REQUEST_BYTES, on_change=lambda _: None)
         self.app = build(parts, Gate(None, memory, None, None, MAX_REQUEST_BYTES))

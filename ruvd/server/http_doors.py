@@ -95,6 +95,7 @@ def _build_openai_api(servers: GrpcServers, address: NamedIdentity) -> "ASGIApp"
         core.engine,
         core.limits,
         core.policy,
+        servers.memory,
     )
     gate = Gate(
         servers.security.callers(address),

@@ -220,8 +220,13 @@ class SessionRegistry:
 
     async def completion(self, completion_id: str) -> IdempotencyRecord | None:
         """Returns the record that a completion committed, or None as `idempotency_record` does."""
+        found = await self.completed_in(completion_id)
+        return found[1] if found else None
+
+    async def completed_in(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
+        """Returns a committed completion's session and record, or None as `completion` does."""
         found = await self._store.completion(completion_id)
-        return await self._if_active_or_in_turn(*found) if found else None
+        return found if found and await self._if_active_or_in_turn(*found) else None
 
     async def _if_active_or_in_turn(
         self, session_id: str, record: IdempotencyRecord | None

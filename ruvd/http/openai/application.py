@@ -11,10 +11,12 @@ from starlette.routing import Route
 
 from ruvd.http.openai.calls import Call
 from ruvd.http.openai.chat import ChatCompletions
+from ruvd.http.openai.conversations import Conversations
 from ruvd.http.openai.endpoint import Endpoint, Gate
 from ruvd.http.openai.errors import respond_to
 from ruvd.http.openai.models import Models
 from ruvd.http.openai.parts import Parts
+from ruvd.http.openai.responses import Responses
 from ruvd.http.refusals import Refused
 from ruvd.http.scopes import ASGIApp
 
@@ -29,10 +31,25 @@ _TEXTS = {
 def build(parts: Parts, gate: Gate) -> ASGIApp:
     """Returns the application."""
     chat, models = ChatCompletions(parts), Models(parts)
+    responses, conversations = Responses(parts), Conversations(parts)
+    one, items = "/v1/conversations/{conversation}", "/v1/conversations/{conversation}/items"
+    response = "/v1/responses/{response_id}"
     table: list[tuple[str, str, str, Handle]] = [
         ("POST", "/v1/chat/completions", "Complete", chat.create),
         ("GET", "/v1/models", "ListModels", models.list),
         ("GET", "/v1/models/{model:path}", "ListModels", models.retrieve),
+        ("POST", "/v1/responses", "Complete", responses.create),
+        ("GET", response, "ResumeCompletion", responses.retrieve),
+        ("DELETE", response, "ResumeCompletion", responses.delete),
+        ("POST", f"{response}/cancel", "CancelCompletion", responses.cancel),
+        ("POST", "/v1/conversations", "CreateSession", conversations.create),
+        ("GET", one, "GetSession", conversations.retrieve),
+        ("POST", one, "UpdateSession", conversations.update),
+        ("DELETE", one, "EndSession", conversations.delete),
+        ("GET", items, "GetSession", conversations.list_items),
+        ("POST", items, "AppendMessages", conversations.create_items),
+        ("GET", f"{items}/{{item_id}}", "GetSession", conversations.retrieve_item),
+        ("DELETE", f"{items}/{{item_id}}", "UpdateSession", conversations.delete_item),
     ]
     routes = [
         Route(path, Endpoint(gate, rpc, handle, takes=_takes(method, path)), methods=[method])

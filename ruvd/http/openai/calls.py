@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import parse_qs
 
 from ruvd.http import scopes
 from ruvd.http.scopes import Message, Receive, Scope, Send
-from ruvd.v1 import session_service_pb2 as pb
 
-Rename = Callable[[str], str]
+Rename: TypeAlias = Callable[[str], str]
+_PIECE_BYTES = 64 << 10
 
 
 class Call:
@@ -27,7 +27,7 @@ class Call:
         self.has_begun = False
         self.has_ended = False
         self.rename: Rename = lambda path: path
-        self.request: Any = pb.CompleteRequest()  # with the ids that the audit log records
+        self._callbacks: list[Callable[[Any], None]] = []
 
     @property
     def path(self) -> Mapping[str, str]:
@@ -54,6 +54,16 @@ class Call:
         """Returns None, as HTTP has no deadline. The audit log asks for it."""
         return None
 
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Calls back when the call has ended."""
+        self._callbacks.append(callback)
+
+    def end(self) -> None:
+        """Makes the calls that wait for the end of this one."""
+        for callback in self._callbacks:
+            callback(self)
+        self._callbacks.clear()
+
     async def respond(
         self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
@@ -71,8 +81,13 @@ class Call:
         """Sends the whole response."""
         more = {"content-type": kind, "content-length": str(len(body)), **(headers or {})}
         await self._begin(status, more)
+        # Each piece waits until the client has read most of those before it.
+        for start in range(0, len(body) - _PIECE_BYTES, _PIECE_BYTES):
+            piece = body[start : start + _PIECE_BYTES]
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
         self.has_ended = True
-        await self._send({"type": "http.response.body", "body": body})
+        rest = body[(len(body) - 1) // _PIECE_BYTES * _PIECE_BYTES :] if body else b""
+        await self._send({"type": "http.response.body", "body": rest})
 
     async def begin_stream(self, headers: Mapping[str, str] | None = None) -> None:
         """Begins a response of server-sent events."""

@@ -74,6 +74,8 @@ class Endpoint:
             return
         except Exception as error:  # noqa: BLE001  # the one place where errors leave
             await self._refuse(call, error)
+        finally:
+            call.end()
 
     async def _audited(self, call: Call) -> None:
         audit, watched = self._gate.audit, _WatchedCall(call)

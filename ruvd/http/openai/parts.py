@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ruvd.core.completions.batch import Batches
 from ruvd.core.completions.registry import CompletionRegistry
 from ruvd.core.ports.engine import Engine
+from ruvd.core.ports.memory import Memory
 from ruvd.core.sessions.commands import SessionCommands
 from ruvd.core.sessions.model import SessionPolicy
 from ruvd.core.sessions.registry import SessionRegistry
@@ -22,3 +23,4 @@ class Parts:
     engine: Engine
     limits: RequestLimits
     policy: SessionPolicy
+    memory: Memory
