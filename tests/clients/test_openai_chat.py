@@ -128,6 +128,8 @@ async def test_errors_are_those_of_openais_client(daemon: StartDaemon) -> None:
             await patient.chat.completions.create(
                 model="echo", messages=question("!fault INTERNAL")
             )
+        await patient.chat.completions.create(model="echo", messages=question("the last"))
+        await running.logged("completion", reason="STOP")
         internal = [line for line in running.log if line.get("reason") == "INTERNAL"]
         assert len(internal) == 2
 
