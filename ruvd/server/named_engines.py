@@ -195,8 +195,10 @@ class NamedEngines:
         former = self._router.for_model(model).name
         try:
             if table.find(model) is None and former:
-                text = f"{model!r} is a model of the engine {former}, which no longer has it"
-                errors.append(f"compaction_model: {text}")
+                errors.append(
+                    f"compaction_model: {model!r} is a model of the engine {former}, which no longer "
+                    "has it; another compaction_model needs a restart"
+                )
         except EngineRejected as refusal:
             errors.append(f"compaction_model: {refusal}")
         return errors
