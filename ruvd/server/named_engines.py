@@ -195,10 +195,8 @@ class NamedEngines:
         former = self._router.for_model(model).name
         try:
             if table.find(model) is None and former:
-                errors.append(
-                    f"compaction_model: {model!r} is a model of the engine {former}, which no longer "
-                    "has it; another compaction_model needs a restart"
-                )
+                text = f"{model!r} is a model of the engine {former}, which no longer has it"
+                errors.append(f"compaction_model: {text}; to change it, restart the daemon")
         except EngineRejected as refusal:
             errors.append(f"compaction_model: {refusal}")
         return errors
