@@ -39,6 +39,7 @@ _MENTIONS = (
     r"^\s*newTag: [\"']?(\d[^\"'\s]*)",  # an image in a kustomization
     r"\bruvd(?:-client)?(?:\[[^\]]*\])?==(\d[\w.+-]*)",  # pip
     r"\bruvd(?:_client)?-(\d+\.\d+\.\d+[\w.]*?)(?:-py3|\.tar)",  # files that pip installs
+    r"\bruvd(?:-sidecar)?-(\d+\.\d+\.\d+[\w.]*?)\.tgz",  # packages of charts
     r"@ruvd/client@v?(\d[\w.+-]*)",  # npm
     r"clients/go@v(\d[\w.+-]*)",  # go get
     r"\bruvd-client = \"=?(\d[^\"]*)\"",  # Cargo

@@ -37,6 +37,14 @@ def test_the_example_includes_the_library_of_this_version() -> None:
     about = yaml.safe_load((CHARTS / "example" / "Chart.yaml").read_text())
     (dependency,) = about["dependencies"]
     assert (dependency["name"], dependency["version"]) == ("ruvd-sidecar", VERSION)
+    manual = (ROOT / "docs" / "helm.md").read_text()
+    assert f"  - name: ruvd-sidecar\n    version: {VERSION}\n" in manual
+
+
+def test_both_charts_write_settings_in_the_same_way() -> None:
+    library = (CHARTS / "ruvd-sidecar" / "templates" / "_settings.tpl").read_text()
+    chart = (CHARTS / "ruvd" / "templates" / "_settings.tpl").read_text()
+    assert library.replace("ruvd-sidecar.", "ruvd.") == chart
 
 
 @pytest.mark.parametrize("chart", ["ruvd", "ruvd-sidecar"])

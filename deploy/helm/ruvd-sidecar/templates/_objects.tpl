@@ -23,6 +23,9 @@ metadata:
   name: {{ include "ruvd-sidecar.claim" . }}
   labels:
     {{- include "ruvd-sidecar.labels" . | nindent 4 }}
+  annotations:
+    # The sessions outlive the release.
+    helm.sh/resource-policy: keep
 spec:
   # One daemon at a time has the store open; a second one exits with code 4. Use a local disk or a block
   # device, not NFS: SQLite's write-ahead log needs shared memory and reliable locks.
