@@ -11,12 +11,14 @@ from pathlib import Path, PurePath
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path.relative_to(ROOT)
-    for pattern in ("README.md", "docs/**/*.md", "deploy/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md", "bench/*.md", "clients/**/*.md")
     for path in ROOT.glob(pattern)
+    if "node_modules" not in path.parts
 )
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`(ruvd [^`\n]+)`")
 _OPERATORS = re.compile(r"[|&;()<>]+")
+_HERE_DOCUMENT = re.compile(r"<<'?(\w+)'?([^\n]*)\n.*?^\1$", re.DOTALL | re.MULTILINE)
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 
 
@@ -65,8 +67,12 @@ def inline_commands(page: str) -> list[list[str]]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Yields the words of each command of a shell script, without comments and redirections."""
-    for line in text.replace("\\\n", " ").splitlines():
+    """Yields the words of each command of a shell script.
+
+    Comments, redirections and here-documents are left out.
+    """
+    without_documents = _HERE_DOCUMENT.sub(r"\2", text)
+    for line in without_documents.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;()<>")
         lexer.whitespace_split = True
         words: list[str] = []

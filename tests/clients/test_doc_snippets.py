@@ -4,9 +4,10 @@
 |---|---|
 | `sh` | is run by bash, in a folder for its page, beside a daemon with echo engine and SQLite |
 | `python` | is run by `test_readme_examples.py` |
-| `ts`, `go`, `java`, `rust` | is one of README.md's, which `test_readme_examples.py` runs |
+| `ts`, `go`, `java`, `rust` | is one of README.md's, which `test_readme_examples.py` runs, or one |
+| | of a client's README, which `test_client_readmes.py` compiles |
 | `toml` | is loaded as a settings file, if needed with the blocks before it on its page |
-| `yaml`, `json`, `ini` | is parsed; `yaml` with a kind is compared with Kubernetes' schema |
+| `yaml`, `json`, `ini`, `xml` | is parsed; `yaml` with a kind is compared with Kubernetes' schema |
 | `text` | is a drawing, or the output of a program |
 
 A block that cannot be run has a row in `NOT_RUN`. All the same, the `ruvd` commands in it are
@@ -28,6 +29,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cyclopts
 import kubernetes_validate  # type: ignore[import-untyped]
@@ -57,6 +59,7 @@ _KUBERNETES = "1.34"
 
 # Why a block is not run here. A row of NOT_RUN names one of them, or the test that runs the block.
 REASONS = {
+    "client": "makes a project in another language, whose tools `make test-clients` uses",
     "cluster": "needs a Kubernetes cluster",
     "database": "needs a database server",
     "foreign": "belongs to a program that is not a package of the tests, such as vLLM",
@@ -68,6 +71,10 @@ REASONS = {
 # The page and the beginning of the block, without its first comment lines.
 NOT_RUN = {
     ("README.md", "make demo"): "long",
+    ("bench/README.md", "make bench"): "long",
+    ("clients/typescript/PROVIDER.md", "import { RuvllmProvider }"): (
+        "tests/clients/test_ruvllm_provider.py"
+    ),
     ("README.md", ".venv/bin/ruvd serve"): "tests/integration/test_run_command.py",
     ("deploy/systemd/README.md", "sudo sh deploy/install.sh"): "system",
     ("docs/benchmarks.md", "make bench"): "long",
@@ -115,6 +122,7 @@ VARIABLES = {
 } | {ENV_PREFIX + name.upper() for name in Settings.model_fields}
 README_LANGUAGES = {"ts", "go", "java", "rust"}
 DRAWN = {"text"}
+HISTORY = {"CHANGELOG.md"}  # it names what was
 SYSTEM_FOLDERS = ("/etc/ruvd", "/run/ruvd", "/var/lib/ruvd")
 # The daemon of the test runs already, so `ruvd serve` does nothing; its flags are checked here.
 SHIM = """#!/bin/sh
@@ -136,7 +144,8 @@ def not_run(block: Block) -> str | None:
     for (page, text), reason in NOT_RUN.items():
         if page == block.page and beginning(block).startswith(text):
             return reason
-    return None
+    # They install a client, or run its example with a browser's view of it.
+    return "client" if block.language == "sh" and block.page.startswith("clients/") else None
 
 
 def ids(block: Block) -> str:
@@ -223,9 +232,21 @@ def check_names(text: str) -> None:
     assert named <= VARIABLES, f"no such setting: {sorted(named - VARIABLES)}"
 
 
-def check_make(words: list[str]) -> None:
-    """Checks that the Makefile has the targets of a `make` command."""
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+def check_make(words: list[str], page: str) -> None:
+    """Checks that the Makefile has the targets of a `make` command.
+
+    It is the repository's, that of `-C`, or in a page of a client that client's.
+    """
+    folders = [ROOT, (ROOT / page).parent]
+    if words[1:2] == ["-C"]:
+        folders, words = [ROOT / words[2]], words[2:]
+    targets = {
+        target
+        for folder in folders
+        if (folder / "Makefile").exists()
+        for names in re.findall(r"^([a-z -]+):", (folder / "Makefile").read_text(), re.MULTILINE)
+        for target in names.split()
+    }
     given = {word for word in words[1:] if "=" not in word and not word.startswith("-")}
     assert given <= targets, f"no such target: {given - targets}"
 
@@ -236,7 +257,7 @@ def test_the_commands_of_a_block_are_those_of_the_command_line(
 ) -> None:
     for words in commands(block.text):
         if words[0] == "make":
-            check_make(words)
+            check_make(words, block.page)
         elif (ruvd := ruvd_words(words)) is not None:
             check_command(ruvd, tmp_path, monkeypatch)
         for word in words:
@@ -343,10 +364,17 @@ def check_ini(block: Block, _: Path, __: pytest.MonkeyPatch) -> None:
     assert parser.sections()
 
 
+def check_xml(block: Block, _: Path, __: pytest.MonkeyPatch) -> None:
+    """Parses the block."""
+    ElementTree.fromstring(block.text)  # noqa: S314  # our own text
+
+
 def check_readme_language(block: Block, _: Path, __: pytest.MonkeyPatch) -> None:
-    """Finds the block in README.md, whose blocks are compiled and run."""
+    """Finds the block in README.md, whose blocks are compiled and run, or in a client's README."""
+    if re.fullmatch(r"clients/(typescript|go|java|rust)/README\.md", block.page):
+        return
     assert block.text in [each.text for each in blocks("README.md")], (
-        f"{block}: only the examples of README.md are compiled and run"
+        f"{block}: only the examples of README.md and of the clients' READMEs are compiled"
     )
 
 
@@ -355,6 +383,7 @@ CHECKS: dict[str, Callable[[Block, Path, pytest.MonkeyPatch], None]] = {
     "yaml": check_yaml,
     "json": check_json,
     "ini": check_ini,
+    "xml": check_xml,
     **dict.fromkeys(README_LANGUAGES, check_readme_language),
 }
 
@@ -414,11 +443,12 @@ def test_every_exception_has_a_reason_and_a_block() -> None:
         assert reason in REASONS or (ROOT / reason).is_file(), reason
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
+@pytest.mark.parametrize("page", [p for p in PAGES if str(p) not in HISTORY], ids=str)
 def test_the_commands_and_variables_in_sentences_exist(page: Path) -> None:
-    check_names((ROOT / page).read_text())
+    if page != Path("clients/CONFORMANCE.md"):  # it has variables of the tests' programs
+        check_names((ROOT / page).read_text())
     for words in inline_commands(str(page)):
-        chain, apps, rest = app.parse_commands(words)
+        chain, apps, rest = app.parse_commands([word for word in words if word != "--help"])
         assert chain, f"`ruvd {' '.join(words)}`: no such command"
         if apps[-1].default_command is None:
             continue  # a group of commands
@@ -427,6 +457,6 @@ def test_the_commands_and_variables_in_sentences_exist(page: Path) -> None:
         }
         before = rest[: rest.index("--")] if "--" in rest else rest
         flags = {word.partition("=")[0] for word in before if word.startswith("--")}
-        assert flags <= known | {"--help"}, f"`ruvd {' '.join(words)}`: {flags - known}"
+        assert flags <= known, f"`ruvd {' '.join(words)}`: {flags - known}"
     for target in re.findall(r"`make ([a-z-]+)`", prose(str(page))):
-        check_make(["make", target])
+        check_make(["make", target], str(page))
