@@ -109,9 +109,8 @@ your requests and sessions. It also answers while an engine is down."""
 _TOP = """Show what the daemon does now, until Ctrl-C: a live table.
 
 It shows the daemon's health and memory, the completions that run or wait, and the sessions that
-were used last. The completions, the store's health and the memory come from the admin socket: run
-it with the daemon's variables, or name it with --admin-address. A daemon that goes away is shown as
-such until it is back.
+were used last. Run it with the daemon's variables, or name its admin socket with --admin-address:
+the completions, the store's health and the memory come from there.
 
 For scripts, --once prints one reading and --json prints readings as JSON, one a line.
 
