@@ -4,7 +4,6 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 import { BatchCalls } from "./batch-calls.js";
 import type { BatchOutcome } from "./batch-calls.js";
-import { traceMetadata } from "./connection.js";
 import type { CallLimits, Connection } from "./connection.js";
 import { RuvdError } from "./errors.js";
 import { SessionServiceService as service } from "./v1/ruvd/v1/session_service.js";
@@ -44,6 +43,7 @@ export class Batch implements AsyncIterable<BatchOutcome> {
     this.#outcomes = this.#read(items);
   }
 
+  /** Returns the outcomes that have not been read yet. */
   [Symbol.asyncIterator](): AsyncIterator<BatchOutcome> {
     return this.#outcomes;
   }
@@ -72,7 +72,7 @@ export class Batch implements AsyncIterable<BatchOutcome> {
     const { connection } = this;
     const { maxConcurrency = 0, timeoutMs = Infinity } = this.options;
     const deadline = Date.now() + timeoutMs;
-    const metadata = traceMetadata();
+    const metadata = connection.metadata();
     let channel = connection.channels.current;
     return async function* () {
       for (let call = calls.next(); call; call = calls.next()) {

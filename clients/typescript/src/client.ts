@@ -1,7 +1,5 @@
 /** The client, with the methods of `ruvd.v1.SessionService`. They return its generated messages. */
 
-import { randomUUID } from "node:crypto";
-
 import { parseAddresses } from "./addresses.js";
 import { Batch } from "./batch.js";
 import type { BatchOptions } from "./batch.js";
@@ -10,12 +8,29 @@ import { Connection } from "./connection.js";
 import type { CallLimits, Method } from "./connection.js";
 import { ErrorReason, REQUEST_TOO_LARGE, RuvdError } from "./errors.js";
 import { MessageParts } from "./parts.js";
+import {
+  GRACE_MS,
+  identify,
+  toDuration,
+  toMessages,
+  toMetadata,
+  toRequest,
+  toRequests,
+  toolResult,
+} from "./requests.js";
+import type {
+  AppendOptions,
+  BatchItems,
+  CompleteOptions,
+  CompletionRef,
+  Messages,
+  SessionInit,
+} from "./requests.js";
 import { securityOf } from "./security.js";
 import type { SecurityOptions } from "./security.js";
-import type { Duration } from "./v1/google/protobuf/duration.js";
 import * as v1 from "./v1/ruvd/v1/session_service.js";
-import { Message, Role, SessionServiceService as service } from "./v1/ruvd/v1/session_service.js";
-import type { DeepPartial, Session } from "./v1/ruvd/v1/session_service.js";
+import { SessionServiceService as service } from "./v1/ruvd/v1/session_service.js";
+import type { DeepPartial, Message, Session } from "./v1/ruvd/v1/session_service.js";
 
 export { status } from "@grpc/grpc-js";
 export {
@@ -56,17 +71,24 @@ export type {
   Usage,
 } from "./v1/ruvd/v1/session_service.js";
 export type { Duration } from "./v1/google/protobuf/duration.js";
-export { Batch, Completion, ErrorReason, REQUEST_TOO_LARGE, RuvdError };
+export { Batch, Completion, ErrorReason, REQUEST_TOO_LARGE, RuvdError, toolResult };
 export type { BatchOptions, CallLimits };
+export type {
+  AppendOptions,
+  BatchItems,
+  CompleteOptions,
+  CompleteRequestInit,
+  CompletionRef,
+  Messages,
+  RequestOptions,
+  SessionInit,
+} from "./requests.js";
 export type { BatchOutcome } from "./batch-calls.js";
 export type { FieldViolation } from "./errors.js";
 export type { SecurityOptions, Tls, Token } from "./security.js";
 
 /** The default address of the daemon. */
 export const DEFAULT_ADDRESS = "127.0.0.1:50051";
-
-/** How long the daemon waits for a reader to return, and how long the client tries to reconnect. */
-const GRACE_MS = 10_000;
 
 /** The most messages of a history that the daemon returns at once. */
 const PAGE_SIZE = 1000;
@@ -77,60 +99,9 @@ export interface ClientOptions extends SecurityOptions {
   timeoutMs?: number | undefined;
   /** How long the client tries to resume a broken stream, in milliseconds: 10,000 by default. */
   reconnectMs?: number | undefined;
+  /** Metadata that is sent with every call. A key that ends with `-bin` has a Buffer. */
+  metadata?: Readonly<Record<string, string | Buffer>> | undefined;
 }
-
-/** The text of one user message, or messages: each has a role and usually a content. */
-export type Messages = string | DeepPartial<Message>[];
-
-type RequestFields = Omit<v1.CompleteRequest, "messages" | "options" | "disconnectGrace">;
-
-/** The fields of a request other than its messages, as in the proto, but with milliseconds. */
-export interface RequestOptions
-  extends DeepPartial<RequestFields>, DeepPartial<v1.CompletionOptions> {
-  /** How long the daemon waits for a reader to return: 10 s by default, and 0 in a batch. */
-  disconnectGraceMs?: number | undefined;
-}
-
-export type CompleteOptions = RequestOptions & CallLimits;
-
-/** An item of a batch. */
-export interface CompleteRequestInit extends RequestOptions {
-  messages: Messages;
-}
-
-/** The items of a batch: each has messages, or is the text of one user message. */
-export type BatchItems =
-  Iterable<string | CompleteRequestInit> | AsyncIterable<string | CompleteRequestInit>;
-
-/** The fields of a new session, as in the proto, but with milliseconds. */
-export interface SessionInit extends DeepPartial<
-  Omit<v1.CreateSessionRequest, "messages" | "idleTimeout">
-> {
-  /** The history that the session starts with. */
-  messages?: Messages;
-  /** The time without use after which the session expires. Unset: the daemon's default. */
-  idleTimeoutMs?: number;
-}
-
-/** Options of messages that are appended. */
-export interface AppendOptions {
-  /** An id that makes retries safe: messages with the same id are never appended twice. */
-  requestId?: string;
-  /** A summary that is sent in place of the first exchanges of the history. */
-  summary?: string;
-  /** The number of those exchanges. Unset: all but those that a trim of the context window keeps. */
-  summaryExchangeCount?: number;
-}
-
-/** Identifies a completion by its id, or by its session (unless stateless) and its request id. */
-export type CompletionRef = string | { sessionId?: string; requestId: string };
-
-/** The health check, encoded by hand because it is so small: whether the named service serves. */
-const HEALTH_CHECK: Method<string, boolean> = {
-  path: "/grpc.health.v1.Health/Check",
-  requestSerialize: (name) => Buffer.from(`\x0a${String.fromCharCode(name.length)}${name}`),
-  responseDeserialize: (bytes) => bytes.equals(Buffer.of(8, 1)),
-};
 
 /**
  * A client of ruvd, which connects at its first call. One is enough for a service.
@@ -140,6 +111,7 @@ const HEALTH_CHECK: Method<string, boolean> = {
  * RuvdError, and so does creating a client whose addresses, token or TLS files cannot be used.
  */
 export class Client {
+  /** The address, or the list of addresses, that the client was created with. */
   readonly address: string;
   readonly #connection: Connection;
   readonly #timeoutMs: number | undefined;
@@ -148,7 +120,8 @@ export class Client {
   constructor(address?: string, options: ClientOptions = {}) {
     this.address = address ?? (process.env.RUVD_ADDRESS || DEFAULT_ADDRESS);
     const addresses = parseAddresses(this.address);
-    this.#connection = new Connection(addresses, securityOf(addresses, options));
+    const security = securityOf(addresses, options);
+    this.#connection = new Connection(addresses, security, toMetadata(options.metadata ?? {}));
     this.#timeoutMs = options.timeoutMs;
     this.#reconnectMs = options.reconnectMs ?? GRACE_MS;
   }
@@ -291,7 +264,7 @@ export class Client {
 
   /** Returns whether the daemon accepts turns, or one of several; false if none answers. */
   async health(): Promise<boolean> {
-    return this.#connection.isReady(HEALTH_CHECK, this.#timeoutMs);
+    return this.#connection.isReady(this.#timeoutMs);
   }
 
   /** Cancels the running completions, then closes the connection. */
@@ -322,40 +295,4 @@ export class Client {
     const limits = { signal, deadline: Date.now() + timeoutMs, reconnectMs: this.#reconnectMs };
     return new Completion(this.#connection, request, limits);
   }
-}
-
-/** Returns the message that answers a tool call in the next turn. */
-export function toolResult(call: v1.ToolCall, content: string): Message {
-  return Message.fromPartial({ role: Role.ROLE_TOOL, content, toolCallId: call.id });
-}
-
-/** Returns a request with an id, so that it can be repeated. */
-function toRequest(item: string | CompleteRequestInit): v1.CompleteRequest {
-  const init = typeof item === "string" ? { messages: item } : item;
-  return v1.CompleteRequest.fromPartial({
-    ...init,
-    messages: toMessages(init.messages),
-    options: init, // fromPartial ignores the fields that are not of this message.
-    requestId: init.requestId ?? randomUUID(),
-    disconnectGrace: toDuration(init.disconnectGraceMs),
-  });
-}
-
-async function* toRequests(items: BatchItems): AsyncGenerator<v1.CompleteRequest, void> {
-  for await (const item of items) yield toRequest(item);
-}
-
-function toMessages(messages: Messages): Message[] {
-  if (typeof messages !== "string") return messages.map((message) => Message.fromPartial(message));
-  return [Message.fromPartial({ role: Role.ROLE_USER, content: messages })];
-}
-
-function toDuration(milliseconds: number | undefined): Duration | undefined {
-  if (milliseconds === undefined) return undefined;
-  const seconds = Math.trunc(milliseconds / 1000);
-  return { seconds, nanos: Math.round((milliseconds - seconds * 1000) * 1e6) };
-}
-
-function identify(ref: CompletionRef): DeepPartial<v1.ResumeCompletionRequest> {
-  return typeof ref === "string" ? { completionId: ref } : ref;
 }

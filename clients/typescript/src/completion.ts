@@ -11,7 +11,7 @@ import { status } from "@grpc/grpc-js";
 import type { Metadata } from "@grpc/grpc-js";
 
 import type { Channel } from "./channels.js";
-import { traceMetadata, withSession } from "./connection.js";
+import { withSession } from "./connection.js";
 import type { Connection } from "./connection.js";
 import { ErrorReason, RuvdError, cancelled } from "./errors.js";
 import { Round, leaves } from "./failover.js";
@@ -59,7 +59,7 @@ export class Completion implements AsyncIterable<string> {
   readonly #received = this.#read();
   readonly #events = this.#deliver();
   readonly #controller = new AbortController();
-  readonly #metadata = traceMetadata();
+  readonly #metadata: Metadata;
   #failure: RuvdError | undefined;
   /** Whether text, reasoning or a tool call was handed to the caller. */
   #delivered = false;
@@ -80,6 +80,7 @@ export class Completion implements AsyncIterable<string> {
     this.lastSequence = "afterSequence" in request ? request.afterSequence : 0;
     this.#text = this.lastSequence === 0 ? "" : undefined;
     this.#channel = connection.channels.current;
+    this.#metadata = connection.metadata();
   }
 
   /** Returns the numbered events that have not been read yet. */
@@ -87,6 +88,7 @@ export class Completion implements AsyncIterable<string> {
     return this.#events;
   }
 
+  /** Returns the pieces of the text that have not been read yet. */
   async *[Symbol.asyncIterator](): AsyncGenerator<string, void, undefined> {
     for await (const { delta, finished } of this.#events) {
       const text = finished ? this.#missingText : delta?.text;

@@ -17,6 +17,7 @@ import { CancelCompletionRequest, SessionServiceService } from "./v1/ruvd/v1/ses
 
 const CANCEL_TIMEOUT_MS = 5000;
 const HEALTH_TIMEOUT_MS = 10_000;
+const SESSION_HEADER = "x-ruvd-session-id";
 
 /** A method of a service, as described by generated code. */
 export interface Method<Request, Response> {
@@ -24,6 +25,13 @@ export interface Method<Request, Response> {
   requestSerialize: (request: Request) => Buffer;
   responseDeserialize: (bytes: Buffer) => Response;
 }
+
+/** The health check, encoded by hand because it is so small: whether the named service serves. */
+const HEALTH_CHECK: Method<string, boolean> = {
+  path: "/grpc.health.v1.Health/Check",
+  requestSerialize: (name) => Buffer.from(`\x0a${String.fromCharCode(name.length)}${name}`),
+  responseDeserialize: (bytes) => bytes.equals(Buffer.of(8, 1)),
+};
 
 /** The cancellation and timeout of a completion or a batch. */
 export interface CallLimits {
@@ -41,9 +49,18 @@ export class Connection {
   readonly #pendingCancels = new Set<Promise<unknown>>();
   #closed = false;
 
-  constructor(addresses: readonly Address[], security: Security) {
+  constructor(
+    addresses: readonly Address[],
+    security: Security,
+    private readonly ownMetadata: Metadata,
+  ) {
     this.channels = new Channels(addresses, security);
     this.#credentials = security.calls;
+  }
+
+  /** Returns the metadata of a call made now: the caller's own, and the trace context if there is one. */
+  metadata(): Metadata {
+    return withTrace(this.ownMetadata.clone());
   }
 
   /** Makes a unary call. */
@@ -52,7 +69,7 @@ export class Connection {
     request: Request,
     { timeoutMs = Infinity } = {},
   ): Promise<Response> {
-    const metadata = withSession(traceMetadata(), sessionOf(request));
+    const metadata = withSession(this.metadata(), sessionOf(request));
     let channel = this.channels.current;
     if (!this.channels.hasOthers) {
       return this.#callOnce(channel, method, request, metadata, Date.now() + timeoutMs);
@@ -74,12 +91,13 @@ export class Connection {
   }
 
   /** Tells whether one of the daemons accepts turns; each is asked at most once. */
-  async isReady(check: Method<string, boolean>, timeoutMs = HEALTH_TIMEOUT_MS): Promise<boolean> {
+  async isReady(timeoutMs = HEALTH_TIMEOUT_MS): Promise<boolean> {
     for (const channel of this.channels.fromCurrent) {
       const deadline = Date.now() + timeoutMs;
       try {
-        const metadata = traceMetadata();
-        if (await this.#callOnce(channel, check, "readiness", metadata, deadline)) return true;
+        const metadata = this.metadata();
+        if (await this.#callOnce(channel, HEALTH_CHECK, "readiness", metadata, deadline))
+          return true;
       } catch (error) {
         const { code, reason } = RuvdError.of(error);
         if (code !== status.UNAVAILABLE || reason) throw error;
@@ -200,9 +218,8 @@ try {
   openTelemetry = undefined;
 }
 
-/** Returns the metadata of a call made now: `traceparent`, if OpenTelemetry is installed. */
-export function traceMetadata(): Metadata {
-  const metadata = new Metadata();
+/** Adds `traceparent`, if OpenTelemetry is installed. */
+function withTrace(metadata: Metadata): Metadata {
   openTelemetry?.propagation.inject(openTelemetry.context.active(), metadata, {
     set: (carrier, key, value) => {
       carrier.set(key, value);
@@ -211,9 +228,10 @@ export function traceMetadata(): Metadata {
   return metadata;
 }
 
-/** Returns the metadata of a call for a session, by which proxies choose a daemon. */
+/** Adds the session's header, by which proxies choose a daemon, unless the caller has set it. */
 export function withSession(metadata: Metadata, sessionId: string): Metadata {
-  if (/^[A-Za-z0-9._:-]{1,128}$/.test(sessionId)) metadata.set("x-ruvd-session-id", sessionId);
+  const isValid = /^[A-Za-z0-9._:-]{1,128}$/.test(sessionId);
+  if (isValid && !metadata.get(SESSION_HEADER).length) metadata.set(SESSION_HEADER, sessionId);
   return metadata;
 }
 

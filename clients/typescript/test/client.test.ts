@@ -474,6 +474,30 @@ describe("a connection", () => {
   });
 });
 
+describe("the caller's own metadata", () => {
+  const scripts = [{ events: [started()], ...LOST }, { events: [delta(2, "a")] }];
+  const sent = async (metadata: Record<string, string>): Promise<[string, string][]> => {
+    let headers: [string, string][] = [];
+    const body = async (client: Client, daemon: ScriptedDaemon) => {
+      for await (const text of client.complete("hi", { sessionId: "s" })) if (text) break;
+      await daemon.until(() => daemon.calls.length === 3);
+      headers = daemon.received.map(({ tenant, session }) => [tenant, session]);
+    };
+    await against([...scripts], body, { metadata });
+    return headers;
+  };
+
+  it("is sent with every call, also those that resume and cancel", async () => {
+    const headers = await sent({ "x-tenant": "blue" });
+    assert.deepEqual(headers, Array(3).fill(["blue", "s"]));
+  });
+
+  it("is not replaced by the session's header", async () => {
+    const headers = await sent({ "x-ruvd-session-id": "own" });
+    assert.deepEqual(headers, Array(3).fill(["", "own"]));
+  });
+});
+
 describe("the caller's trace", () => {
   before(() => {
     context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable());

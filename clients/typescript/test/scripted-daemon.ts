@@ -23,12 +23,21 @@ export interface Script {
   end?: "ok" | { code: status; reason?: string; domain?: string };
 }
 
-/** A received call: its method, its request and two headers. */
-export type Received = { traceparent: string; authorization: string } & (
-  | { method: "Complete"; request: CompleteRequest }
-  | { method: "ResumeCompletion"; request: ResumeCompletionRequest }
-  | { method: "CancelCompletion"; request: CancelCompletionRequest }
-);
+/** The headers of a call that the tests look at. */
+interface Headers {
+  traceparent: string;
+  authorization: string;
+  session: string;
+  tenant: string;
+}
+
+/** A received call: its method, its request and its headers. */
+export type Received = Headers &
+  (
+    | { method: "Complete"; request: CompleteRequest }
+    | { method: "ResumeCompletion"; request: ResumeCompletionRequest }
+    | { method: "CancelCompletion"; request: CancelCompletionRequest }
+  );
 
 /** A daemon that answers each streaming call with the next script. */
 export class ScriptedDaemon {
@@ -130,9 +139,12 @@ function errorOf({ code, reason, domain = "ruvd" }: Exclude<Script["end"], "ok" 
   return Object.assign(new Error("as scripted"), { code, details: "as scripted", metadata });
 }
 
-function headers(metadata: Metadata): { traceparent: string; authorization: string } {
-  const [traceparent = "", authorization = ""] = ["traceparent", "authorization"].map((name) =>
-    metadata.get(name).map(String).join(),
-  );
-  return { traceparent, authorization };
+function headers(metadata: Metadata): Headers {
+  const header = (name: string) => metadata.get(name).map(String).join();
+  return {
+    traceparent: header("traceparent"),
+    authorization: header("authorization"),
+    session: header("x-ruvd-session-id"),
+    tenant: header("x-tenant"),
+  };
 }
