@@ -4,8 +4,7 @@ use std::net::IpAddr;
 
 use tonic::codegen::http::Uri;
 
-use crate::Error;
-use crate::security::{invalid, is_loopback};
+use crate::error::Error;
 
 /// Returns the entries of a list. The error names the entry that is wrong.
 ///
@@ -20,7 +19,8 @@ pub(crate) fn split(list: &str) -> Result<Vec<&str>, Error> {
             None => Ok(entry),
             Some(problem) => {
                 let number = index + 1;
-                Err(invalid(format!("entry {number} of the addresses, {entry:?}, {problem}")))
+                let text = format!("entry {number} of the addresses, {entry:?}, {problem}");
+                Err(Error::invalid(text))
             }
         })
         .collect()
@@ -69,7 +69,13 @@ fn host(entry: &str) -> Option<String> {
     uri.host().map(str::to_owned)
 }
 
+/// Whether nothing that is sent to the host of a URI leaves this machine.
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || ip(host).is_some_and(|ip| ip.to_canonical().is_loopback())
+}
+
 /// Returns the IP address that a URI's host is, if it is one.
-pub(crate) fn ip(host: &str) -> Option<IpAddr> {
+fn ip(host: &str) -> Option<IpAddr> {
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }

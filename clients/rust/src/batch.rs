@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll};
+use std::{fmt, pin::Pin, time::Duration};
 
+use futures_util::stream::{BoxStream, Stream, StreamExt, unfold};
 use prost::Message as _;
 use tokio::time::{Instant, sleep};
 use tonic::metadata::MetadataMap;
@@ -11,12 +13,15 @@ use tonic::{Code, Streaming};
 
 use crate::calls::fails_over;
 use crate::connections::Connections;
-use crate::error::{Error, is_left};
+use crate::error::{Error, REQUEST_TOO_LARGE, is_left};
 use crate::parts::MessageParts;
-use crate::requests::build_request;
+use crate::requests::{build_request, trace};
 use crate::v1::batch_complete_response::Event;
 use crate::v1::batch_result::Outcome;
-use crate::v1::*;
+use crate::v1::{
+    BatchCompleteRequest, BatchCompleteResponse, BatchResult, BatchSummary, CompleteRequest,
+    ErrorReason,
+};
 
 const MAX_CALL_BYTES: usize = 3 << 20; // Below the daemon's default max_request_bytes of 4 MiB.
 const MAX_CALL_ITEMS: usize = 10_000;
@@ -25,7 +30,35 @@ const RECONNECT: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-pub(crate) struct Batch {
+/// A running batch, which is a stream of its results, then of its summary. It is made by
+/// [`Client::batch`](crate::Client::batch).
+///
+/// The first call is made at the first poll. Dropping it early cancels the unfinished items.
+#[must_use = "the calls are made when it is polled"]
+pub struct Batch(BoxStream<'static, Result<Event, Error>>);
+
+impl Batch {
+    pub(crate) fn new(connections: Arc<Connections>, request: BatchCompleteRequest) -> Self {
+        let calls = BatchCalls::new(connections, request);
+        Self(unfold(calls, async |mut calls| calls.next().await.map(|it| (it, calls))).boxed())
+    }
+}
+
+impl Stream for Batch {
+    type Item = Result<Event, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_next_unpin(context)
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_struct("Batch").finish_non_exhaustive()
+    }
+}
+
+struct BatchCalls {
     connections: Arc<Connections>,
     trace: MetadataMap,
     items: Vec<CompleteRequest>,
@@ -55,15 +88,11 @@ struct Call {
     parts: MessageParts,
 }
 
-impl Batch {
-    pub(crate) fn new(
-        connections: Arc<Connections>,
-        trace: MetadataMap,
-        request: BatchCompleteRequest,
-    ) -> Self {
+impl BatchCalls {
+    fn new(connections: Arc<Connections>, request: BatchCompleteRequest) -> Self {
         Self {
             connections,
-            trace,
+            trace: trace(),
             pending: split(&request.items),
             items: request.items,
             max_concurrency: request.max_concurrency,
@@ -79,7 +108,7 @@ impl Batch {
     }
 
     /// Returns the next result, then the summary, then None. An error ends the batch.
-    pub(crate) async fn next(&mut self) -> Option<Result<Event, Error>> {
+    async fn next(&mut self) -> Option<Result<Event, Error>> {
         if self.has_ended {
             return None;
         }
@@ -254,7 +283,7 @@ fn split(items: &[CompleteRequest]) -> VecDeque<Vec<usize>> {
 fn is_about_items(error: &Error) -> bool {
     let is_about_call = error.violations.iter().any(|it| it.field == "max_concurrency");
     error.kind() == Some(ErrorReason::InvalidRequest) && !is_about_call
-        || error.reason == crate::REQUEST_TOO_LARGE
+        || error.reason == REQUEST_TOO_LARGE
 }
 
 fn shut_down() -> Error {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::{future::Future, time::Duration};
 
 use tonic::codegen::StdError;
+use tonic::metadata::MetadataMap;
 use tonic::transport::Endpoint;
 
 use crate::addresses::{is_local, is_name, is_socket, split};
+use crate::client::Client;
 use crate::connections::Connections;
-use crate::security::{Tls, Token, invalid, variable};
-use crate::{Client, Error};
+use crate::error::Error;
+use crate::security::{Tls, Token, variable};
 
 /// The default address of the daemon.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
@@ -29,6 +31,31 @@ pub struct ClientBuilder {
     reconnect: Option<Duration>,
     token: Option<Token>,
     tls: Option<Tls>,
+    metadata: MetadataMap,
+}
+
+/// How a client is created.
+#[allow(clippy::missing_errors_doc)] // Documented at `ClientBuilder::build`.
+impl Client {
+    /// Returns the settings for a new client.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::default()
+    }
+
+    /// Creates a client of the daemon at `host:port` or `unix:PATH`, or of several (see
+    /// [`ClientBuilder::address`]), with all other settings from the environment.
+    ///
+    /// It does not connect, and needs no tokio runtime: both are needed at the first call. Fails with
+    /// `INVALID_ARGUMENT` as [`ClientBuilder::build`] does.
+    pub fn new(address: &str) -> Result<Self, Error> {
+        Self::builder().address(address).build()
+    }
+
+    /// Creates a client with all settings from the environment. The daemon is at `RUVD_ADDRESS` or
+    /// [`DEFAULT_ADDRESS`].
+    pub fn from_env() -> Result<Self, Error> {
+        Self::builder().build()
+    }
 }
 
 impl ClientBuilder {
@@ -75,10 +102,17 @@ impl ClientBuilder {
         Self { token: Some(Token::Source(Arc::new(source))), ..self }
     }
 
+    /// Sends metadata of your own with every call, such as a header for a proxy. It takes the place
+    /// of the client's own of the same name. None by default.
+    pub fn metadata(self, metadata: MetadataMap) -> Self {
+        Self { metadata, ..self }
+    }
+
     /// Encrypts the connection, unless the address is a Unix socket. By default this depends on
     /// `RUVD_TLS_CA_FILE`, `RUVD_TLS_CLIENT_CERT_FILE`, `RUVD_TLS_CLIENT_KEY_FILE` and
     /// `RUVD_TLS_SERVER_NAME`; if they name no file, the connection is not encrypted.
-    #[cfg(feature = "tls")]
+    ///
+    /// Without the crate's feature `tls`, which is on by default, `build` then fails.
     pub fn tls(self, tls: Tls) -> Self {
         Self { tls: Some(tls), ..self }
     }
@@ -87,7 +121,7 @@ impl ClientBuilder {
     ///
     /// # Errors
     ///
-    /// INVALID_ARGUMENT if an address is malformed, if the token or a file for TLS cannot be used,
+    /// `INVALID_ARGUMENT` if an address is malformed, if the token or a file for TLS cannot be used,
     /// or if a token would be sent to another machine without TLS.
     pub fn build(self) -> Result<Client, Error> {
         let address = self.address.or_else(|| variable("RUVD_ADDRESS"));
@@ -98,13 +132,13 @@ impl ClientBuilder {
         for entry in entries {
             endpoints.push((endpoint(entry, tls.as_ref())?, is_name(entry)));
             if token.is_some() && tls.is_none() && !is_local(entry) {
-                return Err(invalid(format!("a token is not sent to {entry} without TLS")));
+                return Err(Error::invalid(format!("a token is not sent to {entry} without TLS")));
             }
         }
         if let Some(token) = &token {
             token.check()?;
         }
-        let connections = Arc::new(Connections::new(endpoints, token.as_ref()));
+        let connections = Arc::new(Connections::new(endpoints, token.as_ref(), &self.metadata));
         Ok(Client { connections, reconnect: self.reconnect.unwrap_or(RECONNECT) })
     }
 }
@@ -117,7 +151,7 @@ fn endpoint(entry: &str, tls: Option<&Tls>) -> Result<Endpoint, Error> {
         (false, Some(_)) => format!("https://{entry}"),
     };
     let endpoint = Endpoint::from_shared(uri)
-        .map_err(|_| invalid(format!("{entry:?} is neither host:port nor unix:PATH")))?
+        .map_err(|_| Error::invalid(format!("{entry:?} is neither host:port nor unix:PATH")))?
         .http2_max_header_list_size(MAX_HEADER_BYTES);
     match tls {
         Some(tls) => tls.configure(endpoint),

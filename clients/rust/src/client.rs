@@ -2,7 +2,7 @@
 
 use std::{iter, sync::Arc, time::Duration};
 
-use futures_util::stream::{Stream, StreamExt, unfold};
+use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -10,12 +10,20 @@ use uuid::Uuid;
 
 use crate::batch::Batch;
 use crate::calls::{Method, call};
+use crate::completion::{Completion, identify};
 use crate::connections::{Connections, Stub};
+use crate::error::Error;
 use crate::parts::MessageParts;
 use crate::requests::{build_request, trace};
-use crate::v1::*;
-use crate::{ClientBuilder, Completion, Error, completion::identify};
+use crate::v1::{
+    AppendMessagesRequest, BatchCompleteRequest, CancelCompletionRequest, CompactSessionRequest,
+    CompactSessionResponse, CompleteRequest, CreateSessionRequest, EndSessionRequest,
+    ForkSessionRequest, GetServerInfoRequest, GetServerInfoResponse, GetSessionMetricsRequest,
+    GetSessionRequest, ListModelsRequest, ListModelsResponse, ListSessionsRequest,
+    ResumeCompletionRequest, Session, SessionMetrics, SessionView, UpdateSessionRequest,
+};
 
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(10);
 const GRACE: prost_types::Duration = prost_types::Duration { seconds: 10, nanos: 0 };
 // The most messages of a history that the daemon returns at once.
 const PAGE_SIZE: i32 = 1000;
@@ -34,26 +42,6 @@ pub struct Client {
 
 #[allow(clippy::missing_errors_doc)] // Documented at the type.
 impl Client {
-    /// Returns the settings for a new client.
-    pub fn builder() -> ClientBuilder {
-        ClientBuilder::default()
-    }
-
-    /// Creates a client of the daemon at `host:port` or `unix:PATH`, or of several (see
-    /// [`ClientBuilder::address`]), with all other settings from the environment. It needs a tokio runtime only at its first call.
-    ///
-    /// Fails with INVALID_ARGUMENT as [`ClientBuilder::build`] does. It does not connect: whether
-    /// the daemon is there shows at the first call.
-    pub fn new(address: &str) -> Result<Self, Error> {
-        Self::builder().address(address).build()
-    }
-
-    /// Creates a client with all settings from the environment. The daemon is at `RUVD_ADDRESS` or
-    /// [`DEFAULT_ADDRESS`](crate::DEFAULT_ADDRESS).
-    pub fn from_env() -> Result<Self, Error> {
-        Self::builder().build()
-    }
-
     /// Sets how long the client tries to resume a broken stream. The default of 10 s is also how
     /// long the daemon keeps the completion running.
     #[must_use]
@@ -174,6 +162,14 @@ impl Client {
         self.call("ListModels", "", ListModelsRequest {}, send).await
     }
 
+    /// Returns the daemon's version, features, limits and engines.
+    ///
+    /// A daemon from before this call fails with [`Code::Unimplemented`].
+    pub async fn server_info(&self) -> Result<GetServerInfoResponse, Error> {
+        let send = async |mut stub: Stub, request| stub.get_server_info(request).await;
+        self.call("GetServerInfo", "", GetServerInfoRequest {}, send).await
+    }
+
     /// Returns the daemon's measurements since it started.
     pub async fn metrics(&self) -> Result<SessionMetrics, Error> {
         let send = async |mut stub: Stub, request| stub.get_session_metrics(request).await;
@@ -213,25 +209,21 @@ impl Client {
     /// of items: they are split into calls of a size that the daemon accepts. When the connection
     /// breaks, the unfinished items are sent again, for up to a minute without a result. A request id
     /// is added to each item that has none. Dropping the stream cancels the unfinished items.
-    pub fn batch(
-        &self,
-        mut request: BatchCompleteRequest,
-    ) -> impl Stream<Item = Result<batch_complete_response::Event, Error>> + Send + Unpin + use<>
-    {
+    pub fn batch(&self, mut request: BatchCompleteRequest) -> Batch {
         request.items = request.items.into_iter().map(with_request_id).collect();
-        let batch = Batch::new(self.connections.clone(), trace(), request);
-        unfold(batch, async |mut batch| batch.next().await.map(|event| (event, batch))).boxed()
+        Batch::new(self.connections.clone(), request)
     }
 
     /// Returns whether a daemon is ready for turns: one of those at the client's addresses. A daemon
-    /// that cannot be reached is not.
+    /// that cannot be reached is not. One that does not answer within 10 s is an error.
     pub async fn health(&self) -> Result<bool, Error> {
         let now = self.connections.now();
         for at in iter::once(now).chain(self.connections.others(now)) {
             let request = HealthCheckRequest { service: "readiness".into() };
             let mut stub = HealthClient::new(self.connections.connection(at));
             let request = build_request(request, &trace(), "", None);
-            match stub.check(request).await.map_err(Error::from) {
+            let answer = timeout(HEALTH_TIMEOUT, stub.check(request)).await;
+            match answer.map_err(|_| Error::timed_out())?.map_err(Error::from) {
                 Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => {
                     return Ok(true);
                 }

@@ -2,25 +2,28 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{fmt, future::Future, pin::Pin, time::Duration};
 
 use futures_util::stream::{BoxStream, Stream, StreamExt, TryStreamExt, once, poll_fn};
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::{Code, Response, Status, Streaming, metadata::MetadataMap};
 
-use crate::Error;
 use crate::connections::Connections;
-use crate::error::is_left;
+use crate::error::{Error, is_left};
 use crate::parts::MessageParts;
 use crate::requests::{build_request, trace};
 use crate::tries::{Failure, MAX_RESTARTS, Tries};
 use crate::v1::completion_event::Event;
 use crate::v1::delta::Part;
-use crate::v1::*;
+use crate::v1::{
+    CancelCompletionRequest, CompleteRequest, CompletionEvent, Delta, ErrorReason, Finished,
+    OnDisconnect, ResumeCompletionRequest, Started,
+};
 
 const CONNECTION_ERRORS: [Code; 4] =
     [Code::Unavailable, Code::Internal, Code::Unknown, Code::Cancelled];
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 const CONTRADICTION: &str = "the answer contradicts the text received before";
 
 type Events = BoxStream<'static, Result<CompletionEvent, Error>>;
@@ -49,7 +52,7 @@ pub struct Completion {
     collects: bool,
     /// None after the end.
     events: Option<Events>,
-    /// Whether the events come from ResumeCompletion.
+    /// Whether the events come from `ResumeCompletion`.
     resumed: bool,
     /// Whether there is a completion to cancel.
     running: bool,
@@ -59,6 +62,7 @@ pub struct Completion {
     text: Option<String>,
     /// The text of the whole answer beyond it.
     missing_text: String,
+    started: Option<Started>,
     finished: Option<Finished>,
     /// The parts of the whole message, if it is large.
     parts: MessageParts,
@@ -86,6 +90,7 @@ impl Completion {
             running: false,
             runtime: None,
             missing_text: String::new(),
+            started: None,
             finished: None,
             parts: MessageParts::default(),
         };
@@ -120,12 +125,21 @@ impl Completion {
         text.ok_or_else(|| Error::local(Code::Unknown, "there is no answer"))
     }
 
+    /// The first event, with the completion's id; None until it has been read, and for an answer of
+    /// which only the end is left.
+    #[must_use]
+    pub fn started(&self) -> Option<&Started> {
+        self.started.as_ref()
+    }
+
     /// The whole answer with its usage and timings; None until it has been read to its end.
+    #[must_use]
     pub fn finished(&self) -> Option<&Finished> {
         self.finished.as_ref()
     }
 
     /// The sequence number of the last event read; 0 before the first.
+    #[must_use]
     pub fn last_sequence(&self) -> i64 {
         self.target.after_sequence
     }
@@ -195,11 +209,12 @@ impl Completion {
         let after_sequence = event.sequence;
         self.target.after_sequence = after_sequence;
         match &event.event {
-            Some(Event::Started(Started { completion_id, session_id, .. })) => {
-                if !session_id.is_empty() {
-                    self.session.clone_from(session_id);
+            Some(Event::Started(started)) => {
+                if !started.session_id.is_empty() {
+                    self.session.clone_from(&started.session_id);
                 }
-                let completion_id = completion_id.clone();
+                self.started = Some(started.clone());
+                let completion_id = started.completion_id.clone();
                 self.target =
                     ResumeCompletionRequest { completion_id, after_sequence, ..Default::default() };
             }
@@ -237,6 +252,7 @@ impl Completion {
             // None of the events was delivered, so the same request can be made again.
             self.tries.restarts += u32::from(self.target.after_sequence > 0);
             self.target = identify(request);
+            self.started = None;
             self.text = Some(String::new());
         }
         self.open_stream(Some(pause.min(remaining)));
@@ -303,6 +319,16 @@ impl Stream for Completion {
     }
 }
 
+impl fmt::Debug for Completion {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_struct("Completion")
+            .field("completion_id", &self.target.completion_id)
+            .field("last_sequence", &self.last_sequence())
+            .field("is_finished", &self.finished.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
 /// Cancels the completion, which the daemon would otherwise keep running for its grace.
 impl Drop for Completion {
     fn drop(&mut self) {
@@ -318,6 +344,9 @@ impl Drop for Completion {
             CancelCompletionRequest { completion_id, session_id, request_id, keep_partial: false };
         let request = build_request(cancel, &self.trace, &self.session, None);
         let mut stub = self.tries.connections.stub(self.tries.at);
-        runtime.spawn(async move { stub.cancel_completion(request).await });
+        runtime.spawn(async move {
+            // Without an answer the daemon ends the completion after its grace.
+            let _ = timeout(CANCEL_TIMEOUT, stub.cancel_completion(request)).await;
+        });
     }
 }

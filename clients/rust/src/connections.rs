@@ -13,6 +13,7 @@ use tokio::net::lookup_host;
 use tonic::body::Body;
 use tonic::codegen::http::header::AUTHORIZATION;
 use tonic::codegen::{BoxFuture, StdError, http};
+use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
 use uuid::Uuid;
@@ -42,12 +43,18 @@ struct Entry {
     endpoint: Endpoint,
     is_name: bool,
     token: Option<Token>,
+    /// The caller's own metadata.
+    metadata: MetadataMap,
     channel: Mutex<Option<Channel>>,
 }
 
 impl Connections {
     /// Takes endpoints, and of each whether its address is a name that may stand for several daemons.
-    pub(crate) fn new(endpoints: Vec<(Endpoint, bool)>, token: Option<&Token>) -> Self {
+    pub(crate) fn new(
+        endpoints: Vec<(Endpoint, bool)>,
+        token: Option<&Token>,
+        metadata: &MetadataMap,
+    ) -> Self {
         let are_several = endpoints.len() > 1 || endpoints.iter().any(|(_, is_name)| *is_name);
         let entries: Vec<_> = endpoints
             .into_iter()
@@ -64,6 +71,7 @@ impl Connections {
                     endpoint,
                     is_name,
                     token: token.cloned(),
+                    metadata: metadata.clone(),
                     channel: Mutex::default(),
                 })
             })
@@ -150,6 +158,7 @@ impl Service<http::Request<Body>> for Connection {
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let entry = self.0.clone();
         Box::pin(async move {
+            request.headers_mut().extend(entry.metadata.clone().into_headers()); // or replaces
             if let Some(token) = &entry.token {
                 request.headers_mut().insert(AUTHORIZATION, token.authorization().await?);
             }

@@ -1,6 +1,7 @@
 //! The error of this crate: a gRPC status with ruvd's google.rpc details.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::{error, fmt, time::Duration};
 
 use prost::Message as _;
@@ -16,6 +17,9 @@ pub const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
 const TOO_LARGE_TEXT: &str = "message larger than max";
 
 /// The error of a failed call.
+///
+/// Its [source](std::error::Error::source) is that of a connection which could not be made or broke;
+/// an error that the daemon has sent has none.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Error {
@@ -31,6 +35,7 @@ pub struct Error {
     pub violations: Vec<FieldViolation>,
     /// The time to wait before a retry; `None` if the call is not worth a retry.
     pub retry_after: Option<Duration>,
+    source: Option<Arc<Status>>,
 }
 
 impl Error {
@@ -40,9 +45,14 @@ impl Error {
         ErrorReason::from_str_name(&format!("ERROR_REASON_{}", self.reason))
     }
 
+    /// Creates the error of settings that cannot be used.
+    pub(crate) fn invalid(message: impl AsRef<str>) -> Self {
+        Self::local(Code::InvalidArgument, message.as_ref())
+    }
+
     /// Creates an error of the client itself.
     pub(crate) fn local(code: Code, message: &str) -> Self {
-        Self::new(code, message, ErrorDetails::default())
+        Self::new(code, message, &ErrorDetails::default())
     }
 
     /// Returns the error as the status of a batch item, without its details beyond the reason.
@@ -63,7 +73,7 @@ impl Error {
         Self::local(Code::DeadlineExceeded, "the deadline has passed")
     }
 
-    fn new(code: Code, message: &str, details: ErrorDetails) -> Self {
+    fn new(code: Code, message: &str, details: &ErrorDetails) -> Self {
         let info = details.error_info().filter(|info| info.domain == "ruvd");
         let bad_request = details.bad_request();
         let mut reason = info.map(|info| info.reason.clone()).unwrap_or_default();
@@ -79,6 +89,7 @@ impl Error {
             message,
             violations: bad_request.map(|it| it.field_violations.clone()).unwrap_or_default(),
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
+            source: None,
         }
     }
 }
@@ -94,14 +105,15 @@ impl From<Status> for Error {
         // tonic made, not the daemon, has a source.
         let is_connection_error = error::Error::source(&status).is_some();
         let code = if is_connection_error { Code::Unavailable } else { status.code() };
-        Self::new(code, status.message(), status.get_error_details())
+        let error = Self::new(code, status.message(), &status.get_error_details());
+        Self { source: is_connection_error.then(|| Arc::new(status)), ..error }
     }
 }
 
 /// Converts the status of a batch item to the error of an equivalent single call.
 impl From<tonic_types::Status> for Error {
     fn from(status: tonic_types::Status) -> Self {
-        Self::new(status.code.into(), &status.message, status.get_error_details())
+        Self::new(status.code.into(), &status.message, &status.get_error_details())
     }
 }
 
@@ -114,4 +126,9 @@ impl fmt::Display for Error {
     }
 }
 
-impl error::Error for Error {}
+impl error::Error for Error {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        // The status itself says the same as this error.
+        self.source.as_deref().and_then(error::Error::source)
+    }
+}

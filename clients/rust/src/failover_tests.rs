@@ -58,7 +58,7 @@ fn a_token_is_for_each_entry() {
     assert!(client("127.0.0.1:1,unix:/r.sock,localhost:1").build().is_ok());
     let remote = "127.0.0.1:1,unix:/r.sock,192.0.2.1:1";
     assert!(client(remote).build().unwrap_err().message.contains("192.0.2.1:1"));
-    assert!(client(remote).tls(Tls::default()).build().is_ok());
+    assert!(client(remote).tls(Tls::new()).build().is_ok());
 }
 
 const NO_PAUSE: Duration = Duration::ZERO;
@@ -126,7 +126,11 @@ fn an_address_is_left_once() {
 
 #[test]
 fn a_daemon_is_left_for_two_reasons() {
-    let left = |reason: &str| is_left(&Error { reason: reason.into(), ..error("no") });
+    let left = |reason: &str| {
+        let mut error = error("no");
+        error.reason = reason.into();
+        is_left(&error)
+    };
     assert!(left("SHUTTING_DOWN") && left("OWNERSHIP_LOST"));
     assert!(!left("SESSION_BUSY") && !left(""));
 }

@@ -18,7 +18,6 @@
 //!
 //! [`Client`] has the methods of `ruvd.v1.SessionService`, [`Completion`] is a running completion,
 //! and [`v1`] has the generated messages for requests and responses.
-#![warn(missing_docs)]
 
 mod addresses;
 mod batch;
@@ -27,11 +26,15 @@ mod calls;
 mod client;
 mod completion;
 mod connections;
+#[cfg(test)]
+mod daemon_tests;
 mod error;
 #[cfg(test)]
 mod failover_tests;
 mod parts;
 mod requests;
+#[cfg(test)]
+mod scripted_daemon;
 mod security;
 #[cfg(test)]
 mod tests;
@@ -42,18 +45,18 @@ mod tries;
 #[doc = include_str!("../README.md")]
 mod readme {}
 
+pub use batch::Batch;
 pub use builder::{ClientBuilder, DEFAULT_ADDRESS};
 pub use client::Client;
 pub use completion::Completion;
 pub use error::{Error, REQUEST_TOO_LARGE};
-#[cfg(feature = "tls")]
 pub use security::Tls;
-pub use tonic::Code;
+pub use tonic::{Code, metadata::MetadataMap};
 pub use tonic_types::FieldViolation;
 pub use v1::{CompleteRequest, CreateSessionRequest, ErrorReason, Message, Session, Tool};
 
 /// The messages generated from `session_service.proto`.
-#[allow(missing_docs, clippy::all)]
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod v1 {
     include!("v1/ruvd.v1.rs");
 }

@@ -16,7 +16,7 @@ pub(crate) struct MessageParts {
 }
 
 impl MessageParts {
-    /// Adds the next part. The error is DATA_LOSS if one before it is missing.
+    /// Adds the next part. The error is `DATA_LOSS` if one before it is missing.
     pub(crate) fn add(&mut self, part: &MessagePart) -> Result<(), Error> {
         if part.offset == 0 {
             self.data.clear();

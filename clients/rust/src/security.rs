@@ -8,23 +8,46 @@ use tokio::task::spawn_blocking;
 use tonic::codegen::{BoxFuture, StdError, http::HeaderValue};
 use tonic::{Status, transport::Endpoint};
 
-use crate::Error;
-use crate::addresses::ip;
+use crate::error::Error;
 
 /// The files, all PEM, for a daemon that listens with TLS. They are read when the client is built.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// The certificates to trust. By default these are the system's.
-    pub ca_file: Option<PathBuf>,
-    /// The client's own certificate, if the daemon asks for one.
-    pub cert_file: Option<PathBuf>,
-    /// The key of the client's own certificate.
-    pub key_file: Option<PathBuf>,
-    /// The name in the daemon's certificate, if it is not the host of the address.
-    pub server_name: Option<String>,
+    ca_file: Option<PathBuf>,
+    cert_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+    server_name: Option<String>,
 }
 
 impl Tls {
+    /// Trusts the system's certificates, and has no certificate of the client's.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the certificates to trust instead of the system's.
+    #[must_use]
+    pub fn ca_file(self, path: impl Into<PathBuf>) -> Self {
+        Self { ca_file: Some(path.into()), ..self }
+    }
+
+    /// Sets the client's own certificate and its key, if the daemon asks for one.
+    #[must_use]
+    pub fn client_certificate(
+        self,
+        cert_file: impl Into<PathBuf>,
+        key_file: impl Into<PathBuf>,
+    ) -> Self {
+        Self { cert_file: Some(cert_file.into()), key_file: Some(key_file.into()), ..self }
+    }
+
+    /// Sets the name in the daemon's certificate, if it is not the host of the address.
+    #[must_use]
+    pub fn server_name(self, name: impl Into<String>) -> Self {
+        Self { server_name: Some(name.into()), ..self }
+    }
+
     /// Returns the settings in the environment, or None if it names no file.
     pub(crate) fn from_env() -> Option<Self> {
         let tls = Self {
@@ -47,7 +70,8 @@ impl Tls {
             Some(path) => {
                 let pem = read(path)?;
                 if !pem.contains("-----BEGIN CERTIFICATE-----") {
-                    return Err(invalid(format!("{} has no certificate (PEM)", path.display())));
+                    let text = format!("{} has no certificate (PEM)", path.display());
+                    return Err(Error::invalid(text));
                 }
                 config.ca_certificate(Certificate::from_pem(pem))
             }
@@ -55,26 +79,28 @@ impl Tls {
         config = match (&self.cert_file, &self.key_file) {
             (None, None) => config,
             (Some(cert), Some(key)) => config.identity(Identity::from_pem(read(cert)?, read(key)?)),
-            _ => return Err(invalid("a client certificate and its key belong together")),
+            _ => return Err(Error::invalid("a client certificate and its key belong together")),
         };
         if let Some(name) = &self.server_name {
             config = config.domain_name(name);
         }
         endpoint.tls_config(config).map_err(|error| {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
-            invalid(format!("the files for TLS cannot be used: {}", cause.unwrap_or_default()))
+            let cause = cause.unwrap_or_default();
+            Error::invalid(format!("the files for TLS cannot be used: {cause}"))
         })
     }
 
     #[cfg(not(feature = "tls"))]
+    #[allow(clippy::unused_self)] // The same signature as with the feature.
     pub(crate) fn configure(&self, _: Endpoint) -> Result<Endpoint, Error> {
-        Err(invalid("the crate is built without its feature tls"))
+        Err(Error::invalid("the crate is built without its feature tls"))
     }
 }
 
 #[cfg(feature = "tls")]
 fn read(path: &std::path::Path) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(|error| invalid(format!("{}: {error}", path.display())))
+    fs::read_to_string(path).map_err(|error| Error::invalid(format!("{}: {error}", path.display())))
 }
 
 type Source = dyn Fn() -> BoxFuture<String, StdError> + Send + Sync;
@@ -105,7 +131,7 @@ impl Token {
     pub(crate) fn check(&self) -> Result<(), Error> {
         match self {
             Self::Value(token) => {
-                bearer(token).map(drop).map_err(|error| invalid(error.to_string()))
+                bearer(token).map(drop).map_err(|error| Error::invalid(error.to_string()))
             }
             _ => Ok(()),
         }
@@ -150,17 +176,7 @@ fn bearer(token: &str) -> Result<HeaderValue, StdError> {
     Ok(value)
 }
 
-/// Whether nothing that is sent to the host of a URI leaves this machine.
-pub(crate) fn is_loopback(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost")
-        || ip(host).is_some_and(|ip| ip.to_canonical().is_loopback())
-}
-
 /// Returns a variable of the environment, or None if it is empty.
 pub(crate) fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-pub(crate) fn invalid(message: impl AsRef<str>) -> Error {
-    Error::local(tonic::Code::InvalidArgument, message.as_ref())
 }

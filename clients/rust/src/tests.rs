@@ -1,64 +1,98 @@
 //! Tests beyond the conformance program: retries, addresses, foreign errors and tracing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::error::Error as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::{env, time::Duration};
+use std::{env, fs, io, time::Duration};
 
-use tokio::net::{TcpListener, UnixListener};
-use tokio::time::Instant;
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::time::{Instant, timeout};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{Client, CompleteRequest, Error, ErrorReason};
 
-/// Starts a server that closes every connection at once, and counts the connections.
-async fn closing_server() -> (Client, Arc<AtomicU32>) {
-    let (address, count) = closing_address().await;
-    (Client::new(&address).unwrap(), count)
+/// A server that closes every connection at once, and a client of it that counts its attempts.
+///
+/// Every attempt asks for a token, while a broken connection may be made again within an attempt.
+struct ClosingServer {
+    client: Client,
+    attempts: Arc<AtomicU32>,
 }
 
-async fn closing_address() -> (String, Arc<AtomicU32>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let count = Arc::new(AtomicU32::new(0));
-    let counter = count.clone();
-    tokio::spawn(async move {
-        while listener.accept().await.is_ok() {
+impl ClosingServer {
+    async fn start(reconnect: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+        let attempts = Arc::new(AtomicU32::new(0));
+        let counter = attempts.clone();
+        let source = move || {
             counter.fetch_add(1, Ordering::SeqCst);
-        }
-    });
-    (address, count)
+            async { Ok::<_, Error>(" secret\n".into()) }
+        };
+        let client = Client::builder().address(address).token_source(source);
+        Self { client: client.reconnect(reconnect).build().unwrap(), attempts }
+    }
+
+    fn attempts(&self) -> u32 {
+        self.attempts.load(Ordering::SeqCst)
+    }
 }
+
+const RECONNECT: Duration = Duration::from_millis(300);
 
 /// A read is attempted as often as the service config says, and a lost connection is UNAVAILABLE.
 #[tokio::test]
 async fn reads_are_tried_four_times() {
-    let (client, count) = closing_server().await;
-    let error = client.models().await.unwrap_err();
+    let server = ClosingServer::start(RECONNECT).await;
+    let error = server.client.models().await.unwrap_err();
     assert_eq!((error.code, error.reason.as_str()), (Code::Unavailable, ""));
-    assert_eq!(count.load(Ordering::SeqCst), 4);
+    assert_eq!(server.attempts(), 4);
 }
 
 /// A write is not retried, because the client cannot know whether it was done.
 #[tokio::test]
 async fn writes_are_tried_once() {
-    let (client, count) = closing_server().await;
-    assert_eq!(client.end("ada").await.unwrap_err().code, Code::Unavailable);
-    assert_eq!(count.load(Ordering::SeqCst), 1);
+    let server = ClosingServer::start(RECONNECT).await;
+    assert_eq!(server.client.end("ada").await.unwrap_err().code, Code::Unavailable);
+    assert_eq!(server.attempts(), 1);
 }
 
-/// A completion is attempted until the reconnect time is over, and ends with the last error.
+/// A completion is attempted until the reconnect time is over, and ends with the last error. Every
+/// attempt has a token of its own.
 #[tokio::test]
 async fn completions_are_tried_for_a_while() {
-    let (client, count) = closing_server().await;
-    let client = client.with_reconnect(Duration::from_millis(300));
+    let server = ClosingServer::start(RECONNECT).await;
     let start = Instant::now();
-    let error = client.complete("hello").text().await.unwrap_err();
+    let error = server.client.complete("hello").text().await.unwrap_err();
     assert_eq!((error.code, error.reason.as_str()), (Code::Unavailable, ""));
-    assert!(start.elapsed() >= Duration::from_millis(300));
+    assert!(start.elapsed() >= RECONNECT);
     // At 0, 50, 150 and 300 ms. On a slow machine the last attempts may be omitted.
-    assert!((2..=4).contains(&count.load(Ordering::SeqCst)));
+    assert!((2..=4).contains(&server.attempts()), "{}", server.attempts());
+}
+
+/// The error of a connection that cannot be made has the operating system's as its source.
+#[tokio::test]
+async fn the_cause_of_a_lost_connection_is_a_source() {
+    let nobody = TcpSocket::new_v4().unwrap(); // Bound, but it does not listen.
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = nobody.local_addr().unwrap().to_string();
+    let error = Client::new(&address).unwrap().end("ada").await.unwrap_err();
+    let mut cause = error.source();
+    while let Some(other) = cause.filter(|it| !it.is::<io::Error>()) {
+        cause = other.source();
+    }
+    let cause = cause.and_then(|it| it.downcast_ref::<io::Error>()).map(io::Error::kind);
+    assert_eq!(cause, Some(io::ErrorKind::ConnectionRefused));
+}
+
+/// An error that the daemon has sent has no source.
+#[test]
+fn the_daemons_error_has_no_source() {
+    assert!(Error::from(Status::not_found("no")).source().is_none());
 }
 
 /// The pauses between immediate failures double, from 50 ms to 1 s.
@@ -76,13 +110,13 @@ fn pauses_double_up_to_a_second() {
 /// `unix:PATH` connects to the socket at that path.
 #[tokio::test]
 async fn unix_sockets_are_addresses() {
-    let path = env::temp_dir().join(format!("ruvd-client-{}.sock", std::process::id()));
+    let path = env::temp_dir().join(format!("ruvd-client-{}.sock", uuid::Uuid::new_v4()));
     let listener = UnixListener::bind(&path).unwrap();
     let client = Client::new(&format!("unix:{}", path.display())).unwrap();
     let call = tokio::spawn(async move { client.end("ada").await });
-    let accepted = tokio::time::timeout(Duration::from_secs(10), listener.accept()).await;
+    let accepted = timeout(Duration::from_secs(60), listener.accept()).await;
     call.abort();
-    std::fs::remove_file(&path).unwrap();
+    fs::remove_file(&path).unwrap();
     accepted.unwrap().unwrap();
 }
 
@@ -109,28 +143,11 @@ fn a_client_from_before_the_runtime_makes_calls() {
     assert_eq!(error.code, Code::Unavailable);
 }
 
-/// Every attempt of a completion has a token of its own.
-#[tokio::test]
-async fn every_attempt_asks_for_a_token() {
-    let (address, connections) = closing_address().await;
-    let asked = Arc::new(AtomicU32::new(0));
-    let counter = asked.clone();
-    let source = move || {
-        counter.fetch_add(1, Ordering::SeqCst);
-        async { Ok::<_, Error>(" secret\n".into()) }
-    };
-    let client = Client::builder().address(address).token_source(source);
-    let client = client.reconnect(Duration::from_millis(300)).build().unwrap();
-    client.complete("hello").text().await.unwrap_err();
-    let asked = asked.load(Ordering::SeqCst);
-    assert!(asked >= 2);
-    assert_eq!(asked, connections.load(Ordering::SeqCst));
-}
-
 /// Without a token the daemon is not called, and nothing is tried again.
 #[tokio::test]
 async fn the_error_of_a_token_source_fails_the_call() {
-    let (address, connections) = closing_address().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
     let source = async || Err::<String, _>("the vault is sealed");
     let client = Client::builder().address(address).token_source(source).build().unwrap();
     for error in [
@@ -141,7 +158,8 @@ async fn the_error_of_a_token_source_fails_the_call() {
         assert_eq!((error.code, error.reason.as_str()), (Code::Unauthenticated, ""));
         assert!(error.message.contains("the vault is sealed"));
     }
-    assert_eq!(connections.load(Ordering::SeqCst), 0);
+    let connected = timeout(Duration::from_millis(10), listener.accept()).await;
+    assert!(connected.is_err(), "no connection was made");
 }
 
 /// Neither settings nor clients nor errors print a token.
@@ -199,6 +217,32 @@ fn foreign_details_are_no_reason() {
     assert_eq!(Error::from(garbage).reason, "");
 }
 
+/// A reason that only a later daemon knows is kept as it is.
+#[test]
+fn reasons_of_a_later_daemon_are_kept() {
+    let details = ErrorDetails::with_error_info("MOON_IS_FULL", "ruvd", HashMap::new());
+    let error: Error = Status::with_error_details(Code::Aborted, "no", details).into();
+    assert_eq!((error.kind(), error.reason.as_str()), (None, "MOON_IS_FULL"));
+}
+
+/// The reasons of the enum are those that docs/errors.md lists for the sessions' service.
+#[test]
+fn all_reasons_are_known() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors.md");
+    let page = fs::read_to_string(page).unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let is_of_sessions = |name: &&str| !name.starts_with("BACKUP_"); // These are administrators'.
+    let listed: BTreeSet<_> = rows.map(|(name, _)| name).filter(is_of_sessions).collect();
+    let reasons = (1..).map_while(|number| ErrorReason::try_from(number).ok());
+    let known = reasons.map(|it| it.as_str_name().trim_start_matches("ERROR_REASON_"));
+    assert_eq!(known.collect::<BTreeSet<_>>(), listed);
+    for name in listed {
+        let details = ErrorDetails::with_error_info(name, "ruvd", HashMap::new());
+        let error: Error = Status::with_error_details(Code::Aborted, "no", details).into();
+        assert!(error.kind().is_some(), "{name}");
+    }
+}
+
 #[cfg(feature = "opentelemetry")]
 mod trace {
     use opentelemetry::propagation::text_map_propagator::FieldIter;
@@ -235,7 +279,7 @@ mod trace {
             SpanId::from(7),
             TraceFlags::SAMPLED,
             true,
-            Default::default(),
+            opentelemetry::trace::TraceState::default(),
         );
         let _current = Context::new().with_remote_span_context(span).attach();
         assert_eq!(

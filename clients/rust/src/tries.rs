@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::Error;
 use crate::connections::Connections;
+use crate::error::Error;
 
 /// The most times that a completion begins again, as its request may be what ends the daemons.
 pub(crate) const MAX_RESTARTS: u32 = 3;

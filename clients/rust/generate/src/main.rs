@@ -17,6 +17,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_server(false)
         .extern_path(".google.rpc", "::tonic_types::pb")
+        // A later version may have more values and events.
+        .enum_attribute(".", "#[non_exhaustive]")
         .out_dir(folder)
         .compile_fds(descriptors)?;
     Ok(())

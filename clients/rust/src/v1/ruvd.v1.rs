@@ -74,6 +74,7 @@ pub struct ToolChoice {
 /// Nested message and enum types in `ToolChoice`.
 pub mod tool_choice {
     /// The rule. Unset: the engine's default (AUTO if there are tools).
+    #[non_exhaustive]
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Choice {
         /// A rule that applies to all tools.
@@ -309,6 +310,7 @@ pub struct BatchCompleteResponse {
 /// Nested message and enum types in `BatchCompleteResponse`.
 pub mod batch_complete_response {
     /// The event.
+    #[non_exhaustive]
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Event {
         /// The result of one item. Results are sent in the order in which the items end.
@@ -335,6 +337,7 @@ pub struct BatchResult {
 /// Nested message and enum types in `BatchResult`.
 pub mod batch_result {
     /// The answer or the error.
+    #[non_exhaustive]
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Outcome {
         /// The item's answer.
@@ -885,6 +888,7 @@ pub struct CompletionEvent {
 /// Nested message and enum types in `CompletionEvent`.
 pub mod completion_event {
     /// The event.
+    #[non_exhaustive]
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Event {
         /// The first event: the engine is available to the turn.
@@ -953,6 +957,7 @@ pub struct Delta {
 /// Nested message and enum types in `Delta`.
 pub mod delta {
     /// The part of the message that the delta extends.
+    #[non_exhaustive]
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Part {
         /// Text to append to the content.
@@ -1013,6 +1018,7 @@ pub struct Finished {
     pub message_in_parts: bool,
 }
 /// The author of a message.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Role {
@@ -1055,6 +1061,7 @@ impl Role {
     }
 }
 /// The parts of a session that are returned.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum SessionView {
@@ -1088,6 +1095,7 @@ impl SessionView {
     }
 }
 /// The behaviour of Complete when the session already has a running completion.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum IfBusy {
@@ -1125,6 +1133,7 @@ impl IfBusy {
     }
 }
 /// The behaviour of a completion when its last reader has disconnected.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum OnDisconnect {
@@ -1158,6 +1167,7 @@ impl OnDisconnect {
     }
 }
 /// The reason why a completion ended.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum FinishReason {
@@ -1199,6 +1209,7 @@ impl FinishReason {
     }
 }
 /// The form in which a context window is written into the prompt.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Rendering {
@@ -1233,6 +1244,7 @@ impl Rendering {
     }
 }
 /// A rule for the exchanges that leave the context window.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Compaction {
@@ -1268,6 +1280,7 @@ impl Compaction {
     }
 }
 /// A rule that applies to all tools.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum ToolChoiceMode {
@@ -1306,6 +1319,7 @@ impl ToolChoiceMode {
 }
 /// The values of google.rpc.ErrorInfo.reason, which omits the prefix (SESSION_NOT_FOUND). Each
 /// comment names the gRPC status code in parentheses.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum ErrorReason {

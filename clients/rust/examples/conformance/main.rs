@@ -1,6 +1,10 @@
-//! The program of `clients/CONFORMANCE.md`: `conformance scenario|restart|failover|identity WAY`.
+//! The program of `clients/CONFORMANCE.md`: `conformance scenario|calls|restart|failover|identity WAY`.
 //!
 //! Its output is the same in every language. It uses only the crate's public API.
+#![allow(clippy::wildcard_imports)] // The generated messages.
+
+mod calls;
+mod output;
 
 use std::collections::{BTreeMap, HashMap};
 use std::env;
@@ -11,8 +15,10 @@ use futures_util::{StreamExt, TryStreamExt};
 use ruvd_client::v1::completion_event::Event;
 use ruvd_client::v1::delta::Part;
 use ruvd_client::v1::*;
-use ruvd_client::{Client, ClientBuilder, Code, Completion, Error, Tls};
+use ruvd_client::{Client, ClientBuilder, Completion, Error, Tls};
 use tokio::time::sleep;
+
+use crate::output::{name, print_error, print_item, print_session, reason, words};
 
 type Outcome = Result<(), Error>;
 
@@ -21,10 +27,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<_> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["scenario"] => Ok(scenario().await?),
+        ["calls"] => Ok(calls::run(&Client::from_env()?).await?),
         ["restart"] => Ok(restart().await?),
         ["failover"] => failover().await,
         ["identity", way] => identity(way).await,
-        _ => Err("usage: conformance scenario|restart|failover|identity WAY".into()),
+        _ => Err("usage: conformance scenario|calls|restart|failover|identity WAY".into()),
     }
 }
 
@@ -223,17 +230,7 @@ async fn batch(client: &Client) -> Outcome {
         }
     }
     for (index, outcome) in results {
-        match outcome {
-            Some(batch_result::Outcome::Completion(completion)) => {
-                let message = completion.finished.and_then(|end| end.message);
-                println!("item {index} [{}]", message.unwrap_or_default().content);
-            }
-            Some(batch_result::Outcome::Error(status)) => {
-                print!("item {index} ");
-                print_error(&status.into());
-            }
-            None => println!("item {index} without an outcome"),
-        }
+        print_item(index, outcome.as_ref());
     }
     if let Some(summary) = summary {
         println!("summary succeeded={} failed={}", summary.succeeded, summary.failed);
@@ -397,17 +394,7 @@ async fn failover_batch(client: &Client, words: impl Iterator<Item = &str>) -> O
         }
     }
     for (index, outcome) in results {
-        match outcome {
-            Some(batch_result::Outcome::Completion(completion)) => {
-                let message = completion.finished.and_then(|end| end.message);
-                println!("item {index} [{}]", message.unwrap_or_default().content);
-            }
-            Some(batch_result::Outcome::Error(status)) => {
-                print!("item {index} ");
-                print_error(&status.into());
-            }
-            None => println!("item {index} without an outcome"),
-        }
+        print_item(index, outcome.as_ref());
     }
     Ok(())
 }
@@ -438,16 +425,17 @@ fn identity_settings(way: &str) -> Result<ClientBuilder, Box<dyn std::error::Err
         _ => return Err("unknown way".into()),
     };
     let client = client.address(env::var("TEST_ADDRESS")?);
-    let ca_file = env::var("TEST_TLS_CA_FILE").ok().map(Into::into);
-    if ca_file.is_none() {
-        return Ok(client);
+    let Ok(ca_file) = env::var("TEST_TLS_CA_FILE") else { return Ok(client) };
+    let mut tls = Tls::new().ca_file(ca_file);
+    let variables = ["TEST_TLS_CLIENT_CERT_FILE", "TEST_TLS_CLIENT_KEY_FILE"];
+    let [cert, key] = variables.map(|name| env::var(name).unwrap_or_default());
+    if !cert.is_empty() || !key.is_empty() {
+        tls = tls.client_certificate(cert, key);
     }
-    Ok(client.tls(Tls {
-        ca_file,
-        cert_file: env::var("TEST_TLS_CLIENT_CERT_FILE").ok().map(Into::into),
-        key_file: env::var("TEST_TLS_CLIENT_KEY_FILE").ok().map(Into::into),
-        server_name: env::var("TEST_TLS_SERVER_NAME").ok(),
-    }))
+    if let Ok(name) = env::var("TEST_TLS_SERVER_NAME") {
+        tls = tls.server_name(name);
+    }
+    Ok(client.tls(tls))
 }
 
 async fn identity_calls(client: &Client, name: &str) {
@@ -501,20 +489,15 @@ fn session_request(content: impl Into<String>, session_id: &str) -> CompleteRequ
     CompleteRequest::from(content.into()).in_session(session_id)
 }
 
-fn words(count: usize) -> String {
-    let words: Vec<_> = (1..=count).map(|number| format!("w{number}")).collect();
-    words.join(" ")
-}
-
 async fn create(client: &Client, session_id: &str) -> Outcome {
     let request = CreateSessionRequest { session_id: session_id.into(), ..Default::default() };
     client.create(request).await.map(drop)
 }
 
-/// Waits up to 5 s and returns whether the session has no running completion.
+/// Waits up to a minute and returns whether the session has no running completion.
 async fn wait_until_idle(client: &Client, session_id: &str) -> Result<bool, Error> {
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(5) {
+    while start.elapsed() < Duration::from_secs(60) {
         if client.get(session_id, SessionView::Basic).await?.running_completion_id.is_empty() {
             return Ok(true);
         }
@@ -565,34 +548,4 @@ async fn print_codes(mut answer: Completion, suffix: &str) {
         Ok(text) => println!("text [{text}]"),
         Err(error) => println!("error {}{suffix}", name(error.code)),
     }
-}
-
-fn print_session(session: &Session) {
-    let (messages, exchanges) = (session.message_count, session.exchange_count);
-    println!("session {} messages={messages} exchanges={exchanges}", session.id);
-}
-
-fn print_error(error: &Error) {
-    let reason = if error.reason.is_empty() { "-" } else { &error.reason };
-    let retry = error.retry_after.map(|delay| format!(" retry={}ms", delay.as_millis()));
-    println!("error {} {reason}{}", name(error.code), retry.unwrap_or_default());
-    for violation in &error.violations {
-        println!("violation {}: {}", violation.field, violation.description);
-    }
-}
-
-fn reason(finished: &Finished) -> &'static str {
-    finished.finish_reason().as_str_name().trim_start_matches("FINISH_REASON_")
-}
-
-/// Returns gRPC's name of a code: `NOT_FOUND` for `NotFound`.
-fn name(code: Code) -> String {
-    let mut name = String::new();
-    for letter in format!("{code:?}").chars() {
-        if letter.is_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(letter.to_ascii_uppercase());
-    }
-    name
 }
