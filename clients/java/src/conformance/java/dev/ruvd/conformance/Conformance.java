@@ -1,7 +1,11 @@
 package dev.ruvd.conformance;
 
 import static dev.ruvd.client.RuvdClient.request;
-import static java.util.stream.Collectors.joining;
+import static dev.ruvd.conformance.Output.attempt;
+import static dev.ruvd.conformance.Output.line;
+import static dev.ruvd.conformance.Output.step;
+import static dev.ruvd.conformance.Output.withoutPrefix;
+import static dev.ruvd.conformance.Output.words;
 
 import dev.ruvd.client.CompletionStream;
 import dev.ruvd.client.RuvdClient;
@@ -21,25 +25,18 @@ import dev.ruvd.v1.OnDisconnect;
 import dev.ruvd.v1.Role;
 import dev.ruvd.v1.Session;
 import dev.ruvd.v1.SessionView;
-import java.io.FileDescriptor;
-import java.io.FileOutputStream;
 import java.io.IOException;
-import java.io.PrintStream;
-import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.Iterator;
 import java.util.List;
-import java.util.stream.IntStream;
 
 /** The program of {@code clients/CONFORMANCE.md}, whose output is the same in every language. */
 public final class Conformance {
   private static final Duration POLL = Duration.ofMillis(50);
-  private static final Duration POLL_TIMEOUT = Duration.ofSeconds(5);
+  private static final Duration POLL_TIMEOUT = Duration.ofSeconds(60);
 
-  private final PrintStream out =
-      new PrintStream(new FileOutputStream(FileDescriptor.out), true, StandardCharsets.UTF_8);
   private final RuvdClient client = new RuvdClient();
 
   private Conformance() {}
@@ -47,8 +44,8 @@ public final class Conformance {
   /**
    * Runs one of the programs.
    *
-   * @param arguments {@code scenario}, {@code restart}, {@code failover}, or {@code identity} and
-   *     its WAY
+   * @param arguments {@code scenario}, {@code calls}, {@code restart}, {@code failover}, or {@code
+   *     identity} and its WAY
    */
   public static void main(String[] arguments) throws IOException, InterruptedException {
     if (arguments.length == 2 && arguments[0].equals("identity")) {
@@ -63,9 +60,11 @@ public final class Conformance {
     try (conformance.client) {
       switch (arguments.length == 1 ? arguments[0] : "") {
         case "scenario" -> conformance.scenario();
+        case "calls" -> new Calls(conformance.client).run();
         case "restart" -> conformance.restart();
         default ->
-            throw new IllegalArgumentException("usage: scenario|restart|failover|identity WAY");
+            throw new IllegalArgumentException(
+                "usage: scenario|calls|restart|failover|identity WAY");
       }
     }
   }
@@ -90,7 +89,7 @@ public final class Conformance {
 
   private void sessions() {
     step("sessions");
-    print(
+    Output.print(
         client.createSession(
             CreateSessionRequest.newBuilder()
                 .setSessionId("alpha")
@@ -100,7 +99,7 @@ public final class Conformance {
     complete(request("one two three").setSessionId("alpha"));
     complete(request("four").setSessionId("alpha"));
     Session alpha = client.getSession("alpha", SessionView.SESSION_VIEW_FULL);
-    print(alpha);
+    Output.print(alpha);
     for (Message message : alpha.getMessagesList()) {
       line("message %s [%s]", withoutPrefix(message.getRole(), "ROLE_"), message.getContent());
     }
@@ -209,7 +208,7 @@ public final class Conformance {
     client.createSession(history.build());
     complete(request("end").setSessionId("mu"));
     Session session = client.getSession("mu", SessionView.SESSION_VIEW_FULL);
-    print(session);
+    Output.print(session);
     int count = session.getMessagesCount();
     String first = session.getMessages(0).getContent();
     line("history %d [%s] [%s]", count, first, session.getMessages(count - 1).getContent());
@@ -219,7 +218,7 @@ public final class Conformance {
     step("fork");
     complete(request("first").setSessionId("iota"));
     complete(request("second").setSessionId("iota"));
-    print(
+    Output.print(
         client.forkSession(
             ForkSessionRequest.newBuilder()
                 .setSessionId("iota")
@@ -242,14 +241,7 @@ public final class Conformance {
     List<BatchResult> results = new ArrayList<>();
     var summary = client.batch(items, results::add);
     results.sort(Comparator.comparing(BatchResult::getIndex));
-    for (BatchResult result : results) {
-      line(
-          "item %d %s",
-          result.getIndex(),
-          result.hasError()
-              ? "error " + codeAndReason(RuvdException.of(result.getError()))
-              : "[" + result.getCompletion().getFinished().getMessage().getContent() + "]");
-    }
+    results.forEach(Output::print);
     line("summary succeeded=%d failed=%d", summary.getSucceeded(), summary.getFailed());
     get("kappa");
   }
@@ -334,7 +326,7 @@ public final class Conformance {
   }
 
   private void get(RuvdClient client, String id) {
-    attempt(() -> print(client.getSession(id)));
+    attempt(() -> Output.print(client.getSession(id)));
   }
 
   private boolean waitUntilIdle(String id) throws InterruptedException {
@@ -346,18 +338,6 @@ public final class Conformance {
       Thread.sleep(POLL.toMillis());
     }
     return true;
-  }
-
-  private void attempt(Runnable call) {
-    try {
-      call.run();
-    } catch (RuvdException error) {
-      String retry = error.retryAfter().map(it -> " retry=" + it.toMillis() + "ms").orElse("");
-      line("error %s%s", codeAndReason(error), retry);
-      for (var violation : error.violations()) {
-        line("violation %s: %s", violation.getField(), violation.getDescription());
-      }
-    }
   }
 
   private void print(CompletionEvent event) {
@@ -374,36 +354,6 @@ public final class Conformance {
           default -> throw new IllegalArgumentException("an unknown event");
         };
     line("event %d %s", event.getSequence(), details);
-  }
-
-  private void print(Session session) {
-    line(
-        "session %s messages=%d exchanges=%d",
-        session.getId(), session.getMessageCount(), session.getExchangeCount());
-  }
-
-  private void step(String name) {
-    line("# %s", name);
-  }
-
-  private void line(String format, Object... values) {
-    out.print(String.format(format, values) + "\n");
-  }
-
-  private static String codeAndReason(RuvdException error) {
-    ErrorReason reason = error.errorReason();
-    if (reason != ErrorReason.ERROR_REASON_UNSPECIFIED) {
-      return error.code() + " " + withoutPrefix(reason, "ERROR_REASON_");
-    }
-    return error.code() + " " + (error.reason().isEmpty() ? "-" : error.reason());
-  }
-
-  private static String withoutPrefix(Enum<?> value, String prefix) {
-    return value.name().substring(prefix.length());
-  }
-
-  private static String words(int count) {
-    return IntStream.rangeClosed(1, count).mapToObj(i -> "w" + i).collect(joining(" "));
   }
 
   private static RuvdClient at(String variable) {

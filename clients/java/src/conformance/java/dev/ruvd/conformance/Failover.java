@@ -1,6 +1,6 @@
 package dev.ruvd.conformance;
 
-import static java.util.stream.Collectors.joining;
+import static dev.ruvd.conformance.Output.line;
 
 import com.google.protobuf.FieldMask;
 import dev.ruvd.client.RuvdClient;
@@ -15,11 +15,8 @@ import dev.ruvd.v1.Finished;
 import dev.ruvd.v1.ForkSessionRequest;
 import dev.ruvd.v1.UpdateSessionRequest;
 import java.io.BufferedReader;
-import java.io.FileDescriptor;
-import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.InputStreamReader;
-import java.io.PrintStream;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Comparator;
@@ -29,8 +26,6 @@ import java.util.List;
  * The program {@code failover} of {@code clients/CONFORMANCE.md}: one call for each line of input.
  */
 final class Failover {
-  private final PrintStream out =
-      new PrintStream(new FileOutputStream(FileDescriptor.out), true, StandardCharsets.UTF_8);
   private final RuvdClient client;
 
   private Failover(RuvdClient client) {
@@ -61,25 +56,24 @@ final class Failover {
       String session = words.length > 1 && !words[1].equals("-") ? words[1] : "";
       call(words[0], session, words.length > 2 ? words[2] : "");
     } catch (RuvdException failed) {
-      String retry = failed.retryAfter().map(it -> " retry=" + it.toMillis() + "ms").orElse("");
-      line("error " + codeAndReason(failed) + retry);
+      line("error %s", Output.details(failed));
     }
   }
 
   private void call(String name, String session, String text) {
     switch (name) {
       case "complete" -> complete(turn(session, text));
-      case "collect" -> line("collected [" + client.complete(turn(session, text)).text() + "]");
+      case "collect" -> line("collected [%s]", client.complete(turn(session, text)).text());
       case "batch" -> batch((session + " " + text).strip().split(" "));
       case "create" -> {
         var request = CreateSessionRequest.newBuilder().setSessionId(session).build();
-        line("created " + client.createSession(request).getId());
+        line("created %s", client.createSession(request).getId());
       }
       case "append" -> {
         var message = RuvdClient.request(text).getMessages(0);
         var request =
             AppendMessagesRequest.newBuilder().setSessionId(session).addMessages(message).build();
-        line("appended messages=" + client.appendMessages(request).getMessageCount());
+        line("appended messages=%d", client.appendMessages(request).getMessageCount());
       }
       case "update" -> {
         client.updateSession(
@@ -93,18 +87,9 @@ final class Failover {
       case "fork" -> {
         var request =
             ForkSessionRequest.newBuilder().setSessionId(session).setNewSessionId(text).build();
-        line("forked exchanges=" + client.forkSession(request).getExchangeCount());
+        line("forked exchanges=%d", client.forkSession(request).getExchangeCount());
       }
-      case "get" -> {
-        var found = client.getSession(session);
-        line(
-            "session "
-                + found.getId()
-                + " messages="
-                + found.getMessageCount()
-                + " exchanges="
-                + found.getExchangeCount());
-      }
+      case "get" -> Output.print(client.getSession(session));
       case "end" -> {
         client.endSession(session);
         line("ended");
@@ -118,7 +103,7 @@ final class Failover {
             CancelCompletionRequest.newBuilder().setSessionId(session).setRequestId(text).build());
         line("cancelled");
       }
-      default -> line("unknown call " + name);
+      default -> line("unknown call %s", name);
     }
   }
 
@@ -130,10 +115,10 @@ final class Failover {
 
   private void complete(CompleteRequest.Builder request) {
     try (var answer = client.complete(request)) {
-      answer.forEach(text -> line("text [" + text + "]"));
+      answer.forEach(text -> line("text [%s]", text));
       Finished end = answer.finished();
       String reason = end.getFinishReason().name().substring("FINISH_REASON_".length());
-      line("finished " + reason + " exchanges=" + end.getExchangeCount());
+      line("finished %s exchanges=%d", reason, end.getExchangeCount());
     }
   }
 
@@ -145,22 +130,6 @@ final class Failover {
     List<BatchResult> results = new ArrayList<>();
     client.batch(items, results::add);
     results.sort(Comparator.comparing(BatchResult::getIndex));
-    out.print(results.stream().map(Failover::item).collect(joining()));
-  }
-
-  private static String item(BatchResult result) {
-    String outcome =
-        result.hasError()
-            ? "error " + codeAndReason(RuvdException.of(result.getError()))
-            : "[" + result.getCompletion().getFinished().getMessage().getContent() + "]";
-    return "item " + result.getIndex() + " " + outcome + "\n";
-  }
-
-  private static String codeAndReason(RuvdException failed) {
-    return failed.code() + " " + (failed.reason().isEmpty() ? "-" : failed.reason());
-  }
-
-  private void line(String text) {
-    out.print(text + "\n");
+    results.forEach(Output::print);
   }
 }

@@ -14,6 +14,7 @@ import io.grpc.stub.ClientResponseObserver;
 import java.time.Duration;
 import java.util.EnumSet;
 import java.util.Iterator;
+import java.util.Optional;
 import java.util.Set;
 import java.util.concurrent.ArrayBlockingQueue;
 import java.util.concurrent.BlockingQueue;
@@ -66,6 +67,7 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
   private long sequence;
   private final @Nullable StringBuilder text; // received; null if its beginning is unknown
   private final MessageParts parts = new MessageParts();
+  private volatile @Nullable Started started;
   private @Nullable Finished finished;
 
   /** An event and the text that it adds. */
@@ -124,6 +126,15 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
    */
   public long lastSequence() {
     return lastSequence;
+  }
+
+  /**
+   * Returns the first event, with the completion's id.
+   *
+   * @return the event; empty until it has come, and for an answer of which only the end is left
+   */
+  public Optional<Started> started() {
+    return Optional.ofNullable(started);
   }
 
   /**
@@ -252,6 +263,7 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
     sequence = event.getSequence();
     String addition = event.getDelta().getText();
     if (event.hasStarted()) {
+      started = event.getStarted();
       String id = event.getStarted().getCompletionId();
       target = ResumeCompletionRequest.newBuilder().setCompletionId(id).build();
       session = orElse(event.getStarted().getSessionId(), session);
@@ -344,6 +356,7 @@ public final class CompletionStream implements Iterable<String>, AutoCloseable {
       restarts++;
     }
     target = identify(request);
+    started = null;
     sequence = 0;
     text.setLength(0);
   }
