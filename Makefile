@@ -78,6 +78,7 @@ test-clients: setup ## build, lint and test the clients in other languages
 	  $(MAKE) --no-print-directory -C clients/$$each build lint check-generated test; \
 	done
 	$(MAKE) --no-print-directory -C clients/python docs
+	$(MAKE) --no-print-directory -C clients/frameworks lint test
 	cd bench/go && go vet ./...
 	$(BIN)/pytest -n 2 -m languages --no-cov tests/clients
 
