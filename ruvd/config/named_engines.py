@@ -4,8 +4,8 @@ They are no fields of `Settings`, because they have neither flags nor variables.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, product
 from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, ValidationError, field_validator
@@ -17,7 +17,9 @@ from ruvd.core.text import star_pattern, star_patterns_overlap
 TABLE = "engines"
 UNKNOWN = "is not a setting"
 _MAX_ENGINES = 32
-_MAX_MODELS = 1000
+_MAX_MODELS = 200
+_MAX_PATTERNS = 100  # of all engines, as each is compared with every other
+_MAX_STARS = 4
 _MAX_NAME = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _NAME_RULE = (
@@ -66,6 +68,8 @@ class NamedEngineSettings(OpenAISettings):
         for name in value:
             if not name or len(name) > _MAX_NAME or not name.isprintable() or name != name.strip():
                 raise ValueError(f"{name!r} is no name or pattern of a model")
+            if name.count("*") > _MAX_STARS:
+                raise ValueError(f"{name!r} has more than {_MAX_STARS} stars")
         return value
 
 
@@ -123,13 +127,23 @@ def _ambiguities(engines: Mapping[str, NamedEngineSettings]) -> Iterator[Problem
             star_pattern(m).fullmatch(engine.model) for m in engine.models
         ):
             yield Problem(f"{TABLE}.{name}.model", f"{engine.model!r} is not among its models")
+    if sum("*" in model for engine in engines.values() for model in engine.models) > _MAX_PATTERNS:
+        yield Problem(TABLE, f"there may be at most {_MAX_PATTERNS} patterns in models")
+        return
     for (name, engine), (other, another) in combinations(engines.items(), 2):
-        for model in engine.models:
-            for claimed in another.models:
-                # The whole name goes before a pattern, so these two are told apart.
-                if ("*" in model) == ("*" in claimed) and star_patterns_overlap(model, claimed):
-                    yield Problem(
-                        f"{TABLE}.{other}.models",
-                        f"{claimed!r} is ambiguous: {model!r} of {TABLE}.{name}.models also "
-                        "names such a model",
-                    )
+        for model, claimed in _overlaps(engine.models, another.models):
+            text = f"{claimed!r} is ambiguous: {model!r} of {TABLE}.{name}.models names the same"
+            yield Problem(f"{TABLE}.{other}.models", text)
+
+
+def _overlaps(models: Sequence[str], others: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields the pairs that name the same model.
+
+    A whole name and a pattern do not, because the whole name goes before the pattern.
+    """
+    names = set(others)
+    yield from ((each, each) for each in models if each in names and "*" not in each)
+    patterns = [each for each in models if "*" in each]
+    for one, other in product(patterns, (each for each in others if "*" in each)):
+        if star_patterns_overlap(one, other):
+            yield one, other

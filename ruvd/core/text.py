@@ -22,8 +22,13 @@ def name_pattern(text: str) -> re.Pattern[str]:
 
 @lru_cache(10_000)
 def star_pattern(text: str) -> re.Pattern[str]:
-    """Returns a pattern in which `*` is any text."""
-    return re.compile(".*".join(map(re.escape, text.split("*"))), re.DOTALL)
+    """Returns a pattern in which `*` is any text. It matches in linear time for each star."""
+    first, *others = map(re.escape, text.split("*"))
+    if not others:
+        return re.compile(first)
+    # The first place of a part is as good as any later one, so there is no way back from it.
+    between = "".join(f"(?>.*?{part})" for part in others[:-1] if part)
+    return re.compile(f"{first}{between}.*{others[-1]}", re.DOTALL)
 
 
 def star_patterns_overlap(one: str, other: str) -> bool:
@@ -31,8 +36,10 @@ def star_patterns_overlap(one: str, other: str) -> bool:
     # `reached` are the lengths of the beginnings of `other` that go with those of `one` so far.
     reached = _after_stars({0}, other)
     for character in one:
+        if not reached:
+            return False
         if character == "*":
-            reached = set(range(min(reached), len(other) + 1)) if reached else reached
+            reached = set(range(min(reached), len(other) + 1))
             continue
         reached = {
             at + (other[at] != "*")

@@ -140,6 +140,26 @@ def test_a_model_that_two_engines_claim_is_refused(
     assert [error.partition(" ")[0] for error in found] == wrong
 
 
+def test_the_models_of_an_engine_are_bounded() -> None:
+    names = [f"m{number}" for number in range(199)]
+    assert errors(f"{CLOUD}models = {['big', *names]}\n") == []
+    (error,) = errors(f"{CLOUD}models = {['big', 'x', *names]}\n")
+    assert error.startswith("engines.cloud.models (from ruvd.toml): List should have at most 200")
+    patterns = [f"{number}-*" for number in range(100)]
+    assert errors(f"{CLOUD}models = {['big', *patterns]}\n{LAB}models = ['m']\n") == []
+    (error,) = errors(f"{CLOUD}models = {['big', *patterns]}\n{LAB}models = ['m', 'x*']\n")
+    assert error == "engines (from ruvd.toml): there may be at most 100 patterns in models"
+    (error,) = errors(f"{CLOUD}models = ['big', 'a*b*c*d*e*']\n")
+    assert error == "engines.cloud.models (from ruvd.toml): 'a*b*c*d*e*' has more than 4 stars"
+
+
+def test_a_pattern_of_many_stars_is_matched_at_once() -> None:
+    pattern = star_pattern("*a" * 40 + "*b")
+    assert not pattern.fullmatch("a" * 256)
+    assert pattern.fullmatch("a" * 255 + "b")
+    assert not star_patterns_overlap("*a" * 100, "*b" * 100)
+
+
 def test_patterns_overlap_if_a_text_matches_both() -> None:
     patterns = ["".join(each) for size in range(4) for each in product("ab*", repeat=size)]
     texts = ["".join(each) for size in range(7) for each in product("ab", repeat=size)]
