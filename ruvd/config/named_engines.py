@@ -18,8 +18,7 @@ TABLE = "engines"
 UNKNOWN = "is not a setting"
 _MAX_ENGINES = 32
 _MAX_MODELS = 200
-_MAX_PATTERNS = 100  # of all engines, as each is compared with every other
-_MAX_STARS = 4
+_MAX_PATTERNS = 100  # of all engines, as a model may be compared with each
 _MAX_NAME = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _NAME_RULE = (
@@ -68,8 +67,6 @@ class NamedEngineSettings(OpenAISettings):
         for name in value:
             if not name or len(name) > _MAX_NAME or not name.isprintable() or name != name.strip():
                 raise ValueError(f"{name!r} is no name or pattern of a model")
-            if name.count("*") > _MAX_STARS:
-                raise ValueError(f"{name!r} has more than {_MAX_STARS} stars")
         return value
 
 

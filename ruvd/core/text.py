@@ -33,27 +33,12 @@ def star_pattern(text: str) -> re.Pattern[str]:
 
 def star_patterns_overlap(one: str, other: str) -> bool:
     """Returns whether some text matches both patterns, in which `*` is any text."""
-    # `reached` are the lengths of the beginnings of `other` that go with those of `one` so far.
-    reached = _after_stars({0}, other)
-    for character in one:
-        if not reached:
-            return False
-        if character == "*":
-            reached = set(range(min(reached), len(other) + 1))
-            continue
-        reached = {
-            at + (other[at] != "*")
-            for at in reached
-            if at < len(other) and other[at] in ("*", character)
-        }
-        reached = _after_stars(reached, other)
-    return len(other) in reached
-
-
-def _after_stars(reached: set[int], pattern: str) -> set[int]:
-    """Adds the places behind stars, which may stand for nothing."""
-    found = set(reached)
-    for at in reached:
-        stars = len(pattern[at:]) - len(pattern[at:].lstrip("*"))
-        found.update(range(at, at + stars + 1))
-    return found
+    if "*" not in one:
+        return star_pattern(other).fullmatch(one) is not None
+    if "*" not in other:
+        return star_pattern(one).fullmatch(other) is not None
+    # Between the first and the last star of both, a text may have the parts of one after the other.
+    start, other_start = one.partition("*")[0], other.partition("*")[0]
+    end, other_end = one.rpartition("*")[2], other.rpartition("*")[2]
+    begin_alike = start.startswith(other_start) or other_start.startswith(start)
+    return begin_alike and (end.endswith(other_end) or other_end.endswith(end))

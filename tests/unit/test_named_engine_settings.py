@@ -149,15 +149,12 @@ def test_the_models_of_an_engine_are_bounded() -> None:
     assert errors(f"{CLOUD}models = {['big', *patterns]}\n{LAB}models = ['m']\n") == []
     (error,) = errors(f"{CLOUD}models = {['big', *patterns]}\n{LAB}models = ['m', 'x*']\n")
     assert error == "engines (from ruvd.toml): there may be at most 100 patterns in models"
-    (error,) = errors(f"{CLOUD}models = ['big', 'a*b*c*d*e*']\n")
-    assert error == "engines.cloud.models (from ruvd.toml): 'a*b*c*d*e*' has more than 4 stars"
 
 
 def test_a_pattern_of_many_stars_is_matched_at_once() -> None:
     pattern = star_pattern("*a" * 40 + "*b")
     assert not pattern.fullmatch("a" * 256)
     assert pattern.fullmatch("a" * 255 + "b")
-    assert not star_patterns_overlap("*a" * 100, "*b" * 100)
 
 
 def test_patterns_overlap_if_a_text_matches_both() -> None:
