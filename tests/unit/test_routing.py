@@ -9,6 +9,7 @@ import pytest
 from core import Core, collect, failed, settle
 from fakes import ScriptedEngine, Step, done
 
+from ruvd.core.completions.activity import Activity, Waiting
 from ruvd.core.completions.ahead_compaction import AheadCompaction
 from ruvd.core.completions.compaction_budget import CompactionBudget
 from ruvd.core.completions.compaction_calls import CompactionCalls
@@ -160,6 +161,8 @@ async def test_each_engine_has_slots_of_its_own() -> None:
     await engines.core.say(session_id="")
     await engines.core.say(session_id="", options=model("lab"))
     assert engines.core.completions.engines.waiting == {False: 1, True: 0}
+    activity = Activity(engines.core.sessions, engines.core.completions, engines.core.clock)
+    assert activity.waiting == Waiting(session=0, engine=1, batch=0)
     assert engines.cloud.most_running == 1
     hold.set()
     await collect(busy)

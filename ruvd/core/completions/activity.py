@@ -89,8 +89,8 @@ class Activity:
     @property
     def waiting(self) -> Waiting:
         """The numbers of those that wait."""
-        engine, batch = self._completions.scheduler.waiting
-        return Waiting(self._sessions.turn_queue.waiting, engine, batch)
+        waiting = self._completions.engines.waiting
+        return Waiting(self._sessions.turn_queue.waiting, waiting[False], waiting[True])
 
     def running(
         self, limit: int, tenant: str | None = None, session_id: str = ""
