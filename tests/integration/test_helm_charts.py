@@ -6,17 +6,23 @@ Without `helm`, or `helm-offline` of .ci/helm, these tests are skipped.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
+import httpx
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml  # type: ignore[import-untyped]
 from charts import CHARTS, comparable, helm, needs_helm, refusal, template
+from cluster import Cluster
 from kubernetes_validate.utils import all_versions  # type: ignore[import-untyped]
 from manifests import (
+    API_SERVER,
     MANIFESTS,
+    RUVD,
     Resource,
     build,
     environment_of,
@@ -24,6 +30,9 @@ from manifests import (
     one,
     pod_of,
 )
+from running import RunningDaemon
+from ruvd_client import AsyncClient, RuvdError
+from ruvd_client.security import Tls
 from snippets import blocks
 
 from ruvd.config.loader import load
@@ -239,6 +248,56 @@ def test_a_monitored_replica_keeps_its_sessions_and_is_scraped(
     assert opened.keys() == declared.keys()
     (scraper,) = opened["metrics"]
     assert scraper["namespaceSelector"]
+
+
+async def test_a_monitored_replica_serves_metrics_to_all_and_calls_only_with_a_token() -> None:
+    """A daemon with the arguments and the environment of the rendered container."""
+    rendered = template(APP, MONITORED, sets=('settings={"engine":"echo"}', "http.enabled=true"))
+    (container,) = pod_of(rendered)["containers"]
+    cluster = Cluster()
+    with tempfile.TemporaryDirectory(prefix="ruvd-") as path:  # short, as a socket's path must be
+        folder = Path(path)
+        replaced = dict.fromkeys(("0.0.0.0:50051", "0.0.0.0:8080", "0.0.0.0:9464"), "0.0.0.0:0")
+        replaced["0.0.0.0:50052"] = "127.0.0.1:0"
+        for mount in container["volumeMounts"]:
+            (folder / mount["name"]).mkdir()
+            replaced[mount["mountPath"]] = str(folder / mount["name"])
+        authority = folder / "ca.crt"
+        authority.write_bytes(cluster.authority.pem)
+        for name, content in zip(
+            ("tls.crt", "tls.key"), cluster.authority.issue("ruvd.prod.svc"), strict=True
+        ):
+            (folder / "ruvd-tls" / name).write_bytes(content)
+        cluster.project(folder, folder / "ruvd-issuer")
+        async with cluster.running():
+            replaced[API_SERVER] = cluster.url
+            places = re.compile("|".join(map(re.escape, replaced)))  # at once, as "/tmp" is one too
+            environment = {
+                name: places.sub(lambda found: replaced[found[0]], value)
+                for name, value in environment_of(container, rendered).items()
+            }
+            process = await asyncio.create_subprocess_exec(
+                RUVD, *container["args"],
+                stderr=asyncio.subprocess.PIPE, env=environment, cwd=folder, limit=1 << 20,
+            )  # fmt: skip
+            daemon = RunningDaemon(process, folder)
+            try:
+                port = (await daemon.logged("listening"))["address"].rpartition(":")[2]
+                tls = Tls(ca_file=authority, server_name="ruvd.prod.svc")
+                for token, reason in ((cluster.token(), ""), ("", "UNAUTHENTICATED")):
+                    async with AsyncClient(f"127.0.0.1:{port}", token=token, tls=tls) as client:
+                        if not reason:
+                            assert await client.complete("Hello", session_id="a").text() == "Hello"
+                            continue
+                        with pytest.raises(RuvdError) as refused:
+                            await client.get_session("a")
+                        assert refused.value.reason == reason
+                port = (await daemon.logged("serving metrics"))["address"].rpartition(":")[2]
+                async with httpx.AsyncClient() as prometheus:
+                    scraped = await prometheus.get(f"http://127.0.0.1:{port}/metrics")
+                assert "ruvd_sessions" in scraped.text
+            finally:
+                assert await daemon.stop() == 0
 
 
 def test_names_fit_into_63_characters() -> None:
