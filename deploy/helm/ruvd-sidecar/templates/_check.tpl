@@ -58,6 +58,14 @@ Values of a wrong type or an unknown name are refused by values.schema.json befo
 {{- if and $values.metrics.enabled $values.grpcProbes (eq (int $values.metrics.port) 50052) -}}
 {{- $problems = append $problems "metrics.port: 50052 is the port of grpcProbes" -}}
 {{- end -}}
+{{- range include "ruvd-sidecar.env" . | fromYamlArray -}}
+{{- $taken := .name -}}
+{{- range $values.extraEnv -}}
+{{- if eq (toString .name) $taken -}}
+{{- $problems = append $problems (printf "extraEnv: %s is set by this chart" $taken) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if $problems -}}
 {{- fail (printf "\n\nValues under `ruvd-sidecar` are wrong:\n- %s\n" (join "\n- " $problems)) -}}
 {{- end -}}

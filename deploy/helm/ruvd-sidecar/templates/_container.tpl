@@ -19,6 +19,9 @@ ends after it. Put it first, so that other init containers may use ruvd.
         optional: true
   env:
     {{- include "ruvd-sidecar.env" . | nindent 4 }}
+    {{- with $values.extraEnv }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   {{- if or $values.grpcProbes $values.metrics.enabled }}
   ports:
     {{- if $values.grpcProbes }}
@@ -206,8 +209,5 @@ The sidecar's own variables, beside the ConfigMap.
       name: {{ .name }}
       key: {{ .cacheSalt }}
 {{- end }}
-{{- end }}
-{{- with $values.extraEnv }}
-{{ toYaml . }}
 {{- end }}
 {{- end -}}

@@ -135,6 +135,21 @@ unknown name are refused by values.schema.json before.
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- range $name, $own := dict "extraEnv" "ruvd.env" "extraVolumes" "ruvd.volumes" -}}
+{{- range include $own $ | fromYamlArray -}}
+{{- $taken := .name -}}
+{{- range index $.Values $name -}}
+{{- if eq (toString .name) $taken -}}
+{{- $problems = append $problems (printf "%s: %s is set by this chart" $name $taken) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $_ := include "ruvd.selectorLabels" . | fromYaml -}}
+{{- if hasKey ($.Values.podLabels | default dict) $name -}}
+{{- $problems = append $problems (printf "podLabels: %s is set by this chart" $name) -}}
+{{- end -}}
+{{- end -}}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "ruvd.fullname" .)) -}}
 {{- $problems = append $problems (printf "fullnameOverride: %s cannot be the name of a Service, which has lower-case letters, digits and dashes, and begins with a letter; set another one" (include "ruvd.fullname" .)) -}}
 {{- end -}}

@@ -103,7 +103,4 @@ The variables of the container that depend on the shape of the pod, beside the C
       key: {{ .cacheSalt }}
 {{- end }}
 {{- end }}
-{{- with .Values.extraEnv }}
-{{ toYaml . }}
-{{- end }}
 {{- end -}}

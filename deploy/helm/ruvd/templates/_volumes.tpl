@@ -59,7 +59,4 @@
       - key: {{ .Values.engineSecret.apiKey }}
         path: api-key
 {{- end }}
-{{- with .Values.extraVolumes }}
-{{ toYaml . }}
-{{- end }}
 {{- end -}}
