@@ -29,13 +29,14 @@ _DECLARATIONS = {
     "man/ruvd.1": r'^\.TH .*"ruvd ([^"]+)"',
     "CHANGELOG.md": r"^## \[(\d[^\]]*)\]",
 }
-# A chart's own version may differ: it changes with the chart's files.
-_CHARTS = ("deploy/helm/ruvd*/Chart.yaml", r'^appVersion: ["\']?([^"\'\s]+)')
 
 # Every match in these files has to be the version.
 _MENTIONS_IN = ("*.md", "docs/**/*.md", "clients/*/*.md", "deploy/**/*")
 _MENTIONS = (
     r"(?<![\w.-])ruvd:v?(\d+\.\d+\.\d+[\w.+-]*)",  # an image
+    r"^(?:appVersion|version): [\"']?(\d[^\"'\s]*)",  # a chart, whose schema has the settings
+    r"\bname: ruvd(?:-sidecar)?\n\s+version: [\"']?(\d[^\"'\s]*)",  # a chart that another one needs
+    r"\bruvd(?:-sidecar)?-(\d+\.\d+\.\d+[\w.+-]*)\.tgz",  # its file
     r"^\s*newTag: [\"']?(\d[^\"'\s]*)",  # an image in a kustomization
     r"\bruvd(?:-client)?(?:\[[^\]]*\])?==(\d[\w.+-]*)",  # pip
     r"\bruvd(?:_client)?-(\d+\.\d+\.\d+[\w.]*?)(?:-py3|\.tar)",  # files that pip installs
@@ -68,9 +69,6 @@ def named(root: Path = ROOT) -> Iterator[Named]:
     """Yields all places that name a version. A declaration that is missing has an empty one."""
     for path, pattern in _DECLARATIONS.items():
         yield next(_matches(root / path, pattern, path), Named(path, 0, ""))
-    for chart in sorted(root.glob(_CHARTS[0])):
-        path = chart.relative_to(root).as_posix()
-        yield next(_matches(chart, _CHARTS[1], path), Named(path, 0, ""))
     files = {path for pattern in _MENTIONS_IN for path in root.glob(pattern) if path.is_file()}
     for file in sorted(files):
         path = file.relative_to(root).as_posix()

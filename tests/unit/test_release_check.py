@@ -74,6 +74,18 @@ def test_what_is_not_committed_is_named(release: ModuleType, tmp_path: Path) -> 
         release.check_clean()
 
 
+def test_generated_pages_that_are_out_of_date_are_named(
+    release: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "Makefile").write_text("docs:\n\t@echo new > page\n")
+    (tmp_path / "page").write_text("old\n")
+    (tmp_path / "mine").write_text("not committed\n")
+    with pytest.raises(release.Failed) as failed:
+        release.check_pages()
+    assert str(failed.value) == "generated pages were out of date: page"
+    assert release.check_pages() == "as `make docs` makes them"
+
+
 def test_all_checks_run_after_one_that_failed_and_each_says_what_to_do(
     release: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,11 +79,22 @@ def test_a_file_without_a_version_is_named(check: Check, copy: Path) -> None:
 def test_a_chart_names_the_same_version(check: Check, copy: Path) -> None:
     chart = copy / "deploy/helm/ruvd/Chart.yaml"
     chart.parent.mkdir(parents=True)
-    chart.write_text(f'name: ruvd\nversion: 3.2.1\nappVersion: "{VERSION}"\n')
+    chart.write_text(f'name: ruvd\nversion: {VERSION}\nappVersion: "{VERSION}"\n')
     assert check(copy) == []
-    chart.write_text('name: ruvd\nversion: 3.2.1\nappVersion: "9.8.7"\n')
+    chart.write_text(f'name: ruvd\nversion: {VERSION}\nappVersion: "9.8.7"\n')
     (line,) = check(copy)
     assert line.startswith("deploy/helm/ruvd/Chart.yaml:3: 9.8.7, not ")
+    chart.write_text(f'name: ruvd\nversion: 9.8.7\nappVersion: "{VERSION}"\n')
+    (line,) = check(copy)
+    assert line.startswith("deploy/helm/ruvd/Chart.yaml:2: 9.8.7, not ")
+
+
+def test_a_chart_that_needs_another_version_of_ours_is_named(check: Check, copy: Path) -> None:
+    chart = copy / "deploy/helm/app/Chart.yaml"
+    chart.parent.mkdir(parents=True)
+    chart.write_text("name: app\ndependencies:\n  - name: ruvd-sidecar\n    version: 9.8.7\n")
+    (line,) = check(copy)
+    assert line.startswith("deploy/helm/app/Chart.yaml:4: 9.8.7, not ")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +108,7 @@ def test_a_chart_names_the_same_version(check: Check, copy: Path) -> None:
         'ruvd-client = "9.8.7"',
         "implementation 'dev.ruvd:ruvd-client:9.8.7'",
         "docker run registry.example/ruvd:9.8.7",
+        "helm push ruvd-sidecar-9.8.7.tgz oci://registry.example/charts",
     ],
 )
 def test_a_line_of_the_documentation_with_another_version_is_named(
