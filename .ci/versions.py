@@ -36,7 +36,6 @@ _MENTIONS = (
     r"(?<![\w.-])ruvd:v?(\d+\.\d+\.\d+[\w.+-]*)",  # an image
     r"^(?:appVersion|version): [\"']?(\d[^\"'\s]*)",  # a chart, whose schema has the settings
     r"\bname: ruvd(?:-sidecar)?\n\s+version: [\"']?(\d[^\"'\s]*)",  # a chart that another one needs
-    r"\bruvd(?:-sidecar)?-(\d+\.\d+\.\d+[\w.+-]*)\.tgz",  # its file
     r"^\s*newTag: [\"']?(\d[^\"'\s]*)",  # an image in a kustomization
     r"\bruvd(?:-client)?(?:\[[^\]]*\])?==(\d[\w.+-]*)",  # pip
     r"\bruvd(?:_client)?-(\d+\.\d+\.\d+[\w.]*?)(?:-py3|\.tar)",  # files that pip installs
