@@ -186,9 +186,9 @@ try-python: setup ## install the wheels and pinned dependencies with the Python 
 	    || { cat $(TRY)/build.log; exit 1; }; \
 	done
 	@sed -e '/^ *--hash=/d' -e 's/ *\\$$//' requirements.txt >$(TRY)/pins.txt
-	$(PYTHON) -m venv $(TRY)/environment
-	$(TRY)/environment/bin/pip install --quiet --disable-pip-version-check --only-binary :all: \
-	  --constraint $(TRY)/pins.txt $(TRY)/dist/*.whl
+	$(PYTHON) -m venv --without-pip $(TRY)/environment
+	$(BIN)/python -m pip --python $(TRY)/environment/bin/python install --quiet --no-compile \
+	  --disable-pip-version-check --only-binary :all: --constraint $(TRY)/pins.txt $(TRY)/dist/*.whl
 	$(TRY)/environment/bin/ruvd run --engine echo --store memory -- \
 	  sh -c 'echo "Hello from Python" | $(TRY)/environment/bin/ruvd chat' | tee /dev/stderr | grep -q "Hello from"
 
