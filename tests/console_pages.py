@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from html import unescape
@@ -33,6 +33,7 @@ class ConsoleOfCore:
     """A console over a core. Its observers follow what the core tells."""
 
     core: Core = field(default_factory=Core)
+    check_memory: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.readiness = Readiness(Health("1.2.3"))
@@ -60,7 +61,7 @@ class ConsoleOfCore:
         """Yields a client whose requests are those of the identity, or are checked by `callers`."""
         if identity:
             callers = Authenticator(socket=identity)
-        gate = Gate(callers, None, lambda: None)
+        gate = Gate(callers, None, self.check_memory)
         application = await asyncio.to_thread(build, self.sources(), gate)
         transport = httpx.ASGITransport(application)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:

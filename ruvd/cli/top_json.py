@@ -21,7 +21,7 @@ def to_json(reading: Reading) -> dict[str, Any]:
         "metrics": _or_null(reading.metrics),
         "status": _or_null(reading.status),
         "running": [_as_dict(each) for each in reading.completions],
-        "running_total": None if reading.status is None else reading.total_completions,
+        "running_total": reading.total_completions,
         "sessions": sessions,
         "problems": list(reading.problems),
     }

@@ -46,7 +46,7 @@ class Reading:
     sessions: Sequence[Session] = ()
     status: admin_pb.Status | None = None
     completions: Sequence[admin_pb.RunningCompletion] = ()
-    total_completions: int = 0
+    total_completions: int | None = None
     problems: Sequence[str] = ()
 
 
@@ -114,7 +114,7 @@ class TopReader:
             sessions=sessions[: self._session_count],
             status=status,
             completions=listed.completions if listed else (),
-            total_completions=listed.total_count if listed else 0,
+            total_completions=listed.total_count if listed else None,
             problems=problems.found,
         )
 
@@ -144,12 +144,13 @@ class TopReader:
         self, administrator: Administrator, address: Address, problems: "_Problems"
     ) -> tuple[admin_pb.Status | None, admin_pb.ListCompletionsResponse | None]:
         request = admin_pb.ListCompletionsRequest(page_size=self._completion_count)
+        status = None
         try:
             status = administrator.call("GetStatus", admin_pb.GetStatusRequest()).status
             return status, administrator.call("ListCompletions", request)
-        except RuvdError as error:
+        except RuvdError as error:  # an older daemon has no ListCompletions
             problems.found.append(f"administration: {explain_refusal(error, address)}")
-            return None, None
+            return status, None
 
 
 @dataclass(slots=True)

@@ -43,9 +43,9 @@ def _parts(reading: Reading, style: str = "") -> Iterator[RenderableType]:
     yield facts
     for problem in reading.problems:
         yield Text(printable(problem), style="yellow")
-    if reading.status is not None:
+    if reading.total_completions is not None:
         yield Text("")
-        yield _completions(reading, style)
+        yield _completions(reading, reading.total_completions, style)
     yield Text("")
     yield _sessions(reading.sessions, style)
 
@@ -103,7 +103,7 @@ def _mebibytes(size_bytes: int) -> str:
     return f"{size_bytes / (1 << 20):,.0f}"
 
 
-def _completions(reading: Reading, style: str) -> Table:
+def _completions(reading: Reading, total: int, style: str) -> Table:
     table = _table(
         ("running", "session", "tenant", "model", "phase"),
         ("for", "to first", "sent", "tokens", "tokens/s"),
@@ -125,7 +125,7 @@ def _completions(reading: Reading, style: str) -> Table:
             f"{each.output_pieces:,}",
             _rate(each),
         )
-    hidden = reading.total_completions - len(reading.completions)
+    hidden = total - len(reading.completions)
     if hidden > 0:
         table.add_row(f"and {hidden} more")
     elif not reading.completions:

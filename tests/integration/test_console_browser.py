@@ -71,12 +71,13 @@ def see_the_pages(browser: Chrome, url: str, token: str) -> None:
     until(browser, lambda: "There are new exchanges" in text(browser))
     browser.find_element(By.LINK_TEXT, "reload").click()
     until(browser, lambda: "word99" in text(browser))
-    widths = [
-        float(each.get_attribute("width") or 0)
-        for each in browser.find_elements(By.CSS_SELECTOR, "#exchange-2 svg.bar rect")
+    bars = [
+        [float(part.get_attribute("width") or 0) for part in bar.find_elements(By.TAG_NAME, "rect")]
+        for bar in browser.find_elements(By.CSS_SELECTOR, "section.exchange svg.bar")
     ]
-    assert len(widths) == 3
-    assert max(widths) > 50  # the bar of the longest turn fills the line
+    assert bars
+    assert all(len(parts) == 3 for parts in bars)
+    assert max(sum(parts) for parts in bars) == pytest.approx(100, abs=0.1)  # the longest turn
     browser.get(f"{url}/health")
     assert "store" in text(browser)
     log = browser.get_log("browser")  # type: ignore[no-untyped-call]  # it has no types

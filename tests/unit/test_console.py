@@ -11,7 +11,7 @@ from console_pages import ConsoleOfCore, text_of
 from core import Core, settle
 from fakes import ScriptedEngine, done
 
-from ruvd.core.errors import StoreUnavailable
+from ruvd.core.errors import Overloaded, StoreUnavailable
 from ruvd.core.model import (
     FinishReason,
     Message,
@@ -278,6 +278,32 @@ async def test_while_the_store_is_down_its_pages_say_so_and_health_is_shown() ->
         assert response.status_code == 503
         assert "the disk is gone" in text_of(response.text)
     assert "the store is down" in text_of(await page(console, "/health"))
+
+
+async def test_a_session_that_its_first_turn_creates_is_shown_while_that_runs() -> None:
+    console = ConsoleOfCore()
+    gate = asyncio.Event()
+    console.core.engine.scripts.append([EngineText("just begun"), gate, done()])
+    console.core.start()
+    await settle()
+    text = text_of(await page(console, "/sessions/s"))
+    assert "just begun" in text
+    assert "There are no exchanges" in text
+    gate.set()
+    await console.core.completions.wait_idle()
+    assert "new exchanges" in await page(console, "/sessions/s/live?exchanges=0")
+
+
+async def test_while_memory_is_nearly_used_up_large_pages_are_refused_and_health_is_shown() -> None:
+    def check_memory() -> None:
+        raise Overloaded("the memory is nearly used up")
+
+    console = ConsoleOfCore(check_memory=check_memory)
+    await console.core.say()
+    for path in ("/", "/sessions/s"):
+        assert await status(console, path) == 503
+    for path in ("/live", "/health", "/static/console.js"):
+        assert await status(console, path) == 200
 
 
 # --- a browser ------------------------------------------------------------------------------

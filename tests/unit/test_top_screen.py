@@ -93,6 +93,14 @@ def test_what_is_not_known_is_a_dash_and_has_its_reason() -> None:
     assert "running" not in shown
 
 
+def test_completions_that_could_not_be_read_are_not_shown_as_none() -> None:
+    problems = ["administration: UNIMPLEMENTED"]
+    shown = screen(replace(READING, completions=(), total_completions=None, problems=problems))
+    assert "store up" in shown
+    assert "UNIMPLEMENTED" in shown
+    assert "nothing" not in shown
+
+
 def test_a_tight_or_draining_daemon_says_so() -> None:
     assert READING.status is not None
     status = admin_pb.Status()
