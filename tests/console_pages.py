@@ -63,7 +63,7 @@ class ConsoleOfCore:
             callers = Authenticator(socket=identity)
         gate = Gate(callers, None, self.check_memory)
         application = await asyncio.to_thread(build, self.sources(), gate)
-        transport = httpx.ASGITransport(application)
+        transport = httpx.ASGITransport(application, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             yield client
 

@@ -7,6 +7,7 @@ import base64
 import time
 from pathlib import Path
 
+import pytest
 from console_pages import ConsoleOfCore, text_of
 from core import Core, settle
 from fakes import ScriptedEngine, done
@@ -304,6 +305,26 @@ async def test_while_memory_is_nearly_used_up_large_pages_are_refused_and_health
         assert await status(console, path) == 503
     for path in ("/live", "/health", "/static/console.js"):
         assert await status(console, path) == 200
+
+
+class BuggyStore(MemoryStore):
+    """A store with a fault in its code."""
+
+    async def get(self, session_id: str) -> Session | None:
+        raise ZeroDivisionError("a detail of the code")
+
+
+async def test_a_fault_is_logged_and_its_page_tells_no_detail(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    console = ConsoleOfCore(Core(store=BuggyStore()))
+    async with console.browser() as browser:
+        response = await browser.get("/sessions/s")
+    assert response.status_code == 500
+    assert "log has the details" in text_of(response.text)
+    assert "a detail of the code" not in response.text
+    assert "content-security-policy" in response.headers
+    assert "a detail of the code" in caplog.text
 
 
 # --- a browser ------------------------------------------------------------------------------

@@ -38,12 +38,12 @@ class Pages:
             count=count,
             evaluated=evaluated,
             labels=views.labels,
+            lasting=lasting,
             mebibytes=mebibytes,
             own=own,
             rate=rate,
             seconds=seconds,
             segments=views.segments,
-            since=lambda text: text.replace(" ago", "") and f"for {text.replace(' ago', '')}",
             texts=views.texts,
             time=time,
             until=until,
@@ -81,15 +81,19 @@ def ago(moment: float, now: float) -> str:
     return f"{_span(max(0.0, now - moment))} ago"
 
 
+def lasting(since: float, now: float) -> str:
+    """Writes how long something has held."""
+    return f"for {_span(max(0.0, now - since))}"
+
+
 def until(moment: float, now: float) -> str:
     """Writes how long a time is ahead."""
     return f"in {_span(moment - now)}" if moment > now else "expired"
 
 
-def cached(figures: Usage | Finished) -> str:
+def cached(usage: Usage) -> str:
     """Writes the cached tokens and their share; a dash if the engine does not report them."""
-    usage = figures.usage if isinstance(figures, Finished) else figures
-    if usage is None or usage.cached_tokens is None:
+    if usage.cached_tokens is None:
         return _UNKNOWN
     if not usage.prompt_tokens:
         return count(usage.cached_tokens)
@@ -105,10 +109,8 @@ def evaluated(usage: Usage) -> str:
 
 def rate(finished: Finished) -> str:
     """Writes the tokens a second after the first one, if there are any."""
-    first, total = (
-        finished.timings.time_to_first_token_seconds,
-        finished.timings.total_seconds,
-    )
+    timings = finished.timings
+    first, total = timings.time_to_first_token_seconds, timings.total_seconds
     if finished.usage is None or first is None or total <= first:
         return ""
     after_first = finished.usage.completion_tokens - 1
