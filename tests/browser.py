@@ -10,11 +10,13 @@ from pathlib import Path
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
-# It reaches no other machine, and draws without a graphics card.
+# It reaches no other machine, draws without a graphics card, and needs no large /dev/shm, which
+# containers lack.
 _FLAGS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-dev-shm-usage",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
