@@ -11,6 +11,7 @@ from core import Core
 from fakes import Step
 
 from ruvd.core.completions.batch import Batches
+from ruvd.core.ports.background import start_unsupervised
 from ruvd.http.openai.application import build
 from ruvd.http.openai.endpoint import Gate
 from ruvd.http.openai.parts import Parts
@@ -35,7 +36,9 @@ class Door:
             core.policy, core.memory,
         )  # fmt: skip
         memory = MemoryBudget(1 << 32, MAX_REQUEST_BYTES, on_change=lambda _: None)
-        self.app = build(parts, Gate(None, memory, None, None, MAX_REQUEST_BYTES))
+        self.app = build(
+            parts, Gate(None, memory, None, None, MAX_REQUEST_BYTES), start_unsupervised
+        )
         transport = httpx.ASGITransport(app=self.app)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://localhost/v1")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ruvd.config.addresses import is_loopback
 from ruvd.config.identities import NamedIdentity
 from ruvd.config.loader import Settings
+from ruvd.core.ports.background import Run, StartTask
 from ruvd.rpc.watched_files import FilesInvalid
 from ruvd.server.administration import Administration
 from ruvd.server.background import BackgroundTasks
@@ -44,6 +45,7 @@ class HttpDoors:
 
     def __init__(self) -> None:
         self._listeners: dict[str, HttpListener] = {}
+        self._background: BackgroundTasks | None = None
 
     def add(self, name: str, listener: "HttpListener") -> None:
         """Adds a listener, whose task has this name."""
@@ -51,8 +53,15 @@ class HttpDoors:
 
     def start(self, background: BackgroundTasks) -> None:
         """Accepts connections from now on."""
+        self._background = background
         for name, listener in self._listeners.items():
             background.start(name, listener.run)
+
+    def start_task(self, name: str, run: Run) -> asyncio.Task[None]:
+        """Starts a supervised task for a call that is being handled: a StartTask."""
+        if self._background is None:
+            raise RuntimeError("no call is handled before the doors are open")
+        return self._background.start(name, run)
 
     async def close(self, grace_seconds: float) -> None:
         """Ends all requests, the last ones after the grace period."""
@@ -69,7 +78,7 @@ async def open_doors(
     """
     doors, settings = HttpDoors(), servers.settings
     for address in settings.http_listeners:
-        app = await asyncio.to_thread(_build_openai_api, servers, address)
+        app = await asyncio.to_thread(_build_openai_api, servers, address, doors.start_task)
         doors.add("HTTP", await listen(app, address, settings, servers.security, stack))
     if settings.console_listen:
         address = NamedIdentity(settings.console_listen, "", "")
@@ -81,7 +90,9 @@ async def open_doors(
     return doors
 
 
-def _build_openai_api(servers: GrpcServers, address: NamedIdentity) -> "ASGIApp":
+def _build_openai_api(
+    servers: GrpcServers, address: NamedIdentity, start_task: StartTask
+) -> "ASGIApp":
     from ruvd.http.openai.application import build
     from ruvd.http.openai.endpoint import Gate
     from ruvd.http.openai.parts import Parts
@@ -104,7 +115,7 @@ def _build_openai_api(servers: GrpcServers, address: NamedIdentity) -> "ASGIApp"
         servers.audit.calls,
         servers.settings.max_request_bytes,
     )
-    return build(parts, gate)
+    return build(parts, gate, start_task)
 
 
 async def listen(

@@ -9,11 +9,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ruvd.core.ports.background import StartTask
+from ruvd.http.openai.batches import FileBatches
 from ruvd.http.openai.calls import Call
 from ruvd.http.openai.chat import ChatCompletions
 from ruvd.http.openai.conversations import Conversations
 from ruvd.http.openai.endpoint import Endpoint, Gate
 from ruvd.http.openai.errors import respond_to
+from ruvd.http.openai.file_calls import Files
+from ruvd.http.openai.files import FileStore
 from ruvd.http.openai.models import Models
 from ruvd.http.openai.parts import Parts
 from ruvd.http.openai.responses import Responses
@@ -28,12 +32,16 @@ _TEXTS = {
 }
 
 
-def build(parts: Parts, gate: Gate) -> ASGIApp:
-    """Returns the application."""
+def build(parts: Parts, gate: Gate, start_task: StartTask) -> ASGIApp:
+    """Returns the application, which starts the tasks of its batches with `start_task`."""
     chat, models = ChatCompletions(parts), Models(parts)
     responses, conversations = Responses(parts), Conversations(parts)
     one, items = "/v1/conversations/{conversation}", "/v1/conversations/{conversation}/items"
-    response = "/v1/responses/{response_id}"
+    store = FileStore()
+    files, batches = Files(store), FileBatches(parts, store, start_task)
+    response, file, batch = (
+        "/v1/responses/{response_id}", "/v1/files/{file_id}", "/v1/batches/{batch_id}",
+    )  # fmt: skip
     table: list[tuple[str, str, str, Handle]] = [
         ("POST", "/v1/chat/completions", "Complete", chat.create),
         ("GET", "/v1/models", "ListModels", models.list),
@@ -50,6 +58,15 @@ def build(parts: Parts, gate: Gate) -> ASGIApp:
         ("POST", items, "AppendMessages", conversations.create_items),
         ("GET", f"{items}/{{item_id}}", "GetSession", conversations.retrieve_item),
         ("DELETE", f"{items}/{{item_id}}", "UpdateSession", conversations.delete_item),
+        ("POST", "/v1/files", "BatchComplete", files.create),
+        ("GET", "/v1/files", "BatchComplete", files.list),
+        ("GET", file, "BatchComplete", files.retrieve),
+        ("DELETE", file, "BatchComplete", files.delete),
+        ("GET", f"{file}/content", "BatchComplete", files.content),
+        ("POST", "/v1/batches", "BatchComplete", batches.create),
+        ("GET", "/v1/batches", "BatchComplete", batches.list),
+        ("GET", batch, "BatchComplete", batches.retrieve),
+        ("POST", f"{batch}/cancel", "BatchComplete", batches.cancel),
     ]
     routes = [
         Route(path, Endpoint(gate, rpc, handle, takes=_takes(method, path)), methods=[method])
@@ -60,6 +77,8 @@ def build(parts: Parts, gate: Gate) -> ASGIApp:
 
 
 def _takes(method: str, path: str) -> str:
+    if path == "/v1/files" and method == "POST":
+        return "multipart/form-data"
     return _JSON if method == "POST" and not path.endswith("/cancel") else ""
 
 

@@ -1,13 +1,12 @@
 """`/v1/chat/completions`: stateless, or a turn of the session in the header X-Ruvd-Session-Id."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from ruvd.core.completions.completion import CompletionRequest
 from ruvd.core.model import Finished, Usage
 from ruvd.http.openai import session_history
-from ruvd.http.openai.calls import Call
+from ruvd.http.openai.calls import Call, Rename
 from ruvd.http.openai.chat_stream import ChatAnswer
 from ruvd.http.openai.completion_call import SESSION_HEADER, answered, convert, read_headers
 from ruvd.http.openai.fields import Fields
@@ -53,7 +52,8 @@ class ChatCompletions:
         fields, body = Fields(), call.body
         stream = fields.optional(body, "stream", "", fields.flag) or False
         wants_usage = _read_stream_options(fields, body.pop("stream_options", None), stream=stream)
-        request, history, rename = _read(fields, call)
+        request, history, rename = read_chat(fields, body, call.header(SESSION_HEADER))
+        read_headers(fields, call, request)
         asked = convert(fields, call, request, self._parts.limits, rename)
         if request.session_id:
             await session_history.agree(self._parts, request, history)
@@ -101,15 +101,12 @@ def _read_stream_options(fields: Fields, value: Any, *, stream: bool) -> bool:
     return wants
 
 
-def _read(
-    fields: Fields, call: Call
-) -> tuple[pb.CompleteRequest, Conversation, Callable[[str], str]]:
+def read_chat(
+    fields: Fields, body: dict[str, Any], session_id: str = ""
+) -> tuple[pb.CompleteRequest, Conversation, Rename]:
     """Returns the request, the conversation as it was sent, and the names of its fields."""
-    body = call.body
     conversation = read_conversation(fields, body.pop("messages", None), "messages")
-    request = pb.CompleteRequest(system_prompt=conversation.system_prompt)
-    read_headers(fields, call, request)
-    request.session_id = call.header(SESSION_HEADER)
+    request = pb.CompleteRequest(session_id=session_id, system_prompt=conversation.system_prompt)
     first = conversation.new if request.session_id else 0
     request.messages.extend(conversation.messages[first:])
     limit = _read_options(fields, body, request.options)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ruvd.core import tenants
 from ruvd.core.completions.completion import Completion, CompletionRequest
 from ruvd.core.completions.registry import CompletionRegistry
-from ruvd.core.errors import FieldViolation, InvalidRequest
+from ruvd.core.errors import FieldViolation, InvalidRequest, PermissionDenied
 from ruvd.core.model import CompletionEvent, Finished, Started
 from ruvd.http.openai.calls import Call, Rename
 from ruvd.http.openai.fields import Fields
@@ -43,15 +43,25 @@ def convert(
     Raises InvalidRequest with every wrong field, and PermissionDenied.
     """
     auditing.note_request(request)
+    converted = checked(fields, request, limits, rename)
+    call.rename = rename  # for the errors that come later
+    return converted
+
+
+def checked(
+    fields: Fields, request: pb.CompleteRequest, limits: RequestLimits, rename: Rename
+) -> CompletionRequest:
+    """Returns the completion. Raises errors whose fields are named as in the request."""
     try:
         converted = requests.complete(request, limits)
     except InvalidRequest as error:
         fields.merge(FieldViolation(rename(v.field), v.description) for v in error.violations)
         fields.raise_if_wrong()
         raise
-    finally:
-        if not fields.violations:
-            call.rename = rename  # for the errors that come later
+    except PermissionDenied as error:
+        fields.raise_if_wrong()
+        denied = [FieldViolation(rename(v.field), v.description) for v in error.violations]
+        raise PermissionDenied(denied or str(error)) from None
     fields.raise_if_wrong()
     return converted
 

@@ -11,6 +11,7 @@ from ruvd.core.sessions.model import HistoryPage, SessionState
 from ruvd.http.openai.calls import Call
 from ruvd.http.openai.fields import Fields
 from ruvd.http.openai.items import ItemReader, message_item, written
+from ruvd.http.openai.lists import read_limit
 from ruvd.http.openai.parts import Parts
 from ruvd.http.openai.response_places import new_conversation_id
 from ruvd.http.openai.response_requests import read_metadata
@@ -21,7 +22,6 @@ from ruvd.rpc.identity.caller import scoped_id
 from ruvd.rpc.large_responses import SMALL_BYTES, LargeResponses
 from ruvd.v1 import session_service_pb2 as pb
 
-_DEFAULT_LIMIT = 20
 _MAX_LIMIT = 100
 _MAX_PAGE_BYTES = 3 << 20
 # The end of an item's id: the message's position, and a call's number after a point.
@@ -200,12 +200,10 @@ class _Page:
 
 def _read_page(call: Call) -> _Page:
     query = call.query
-    limit, order = query.get("limit", str(_DEFAULT_LIMIT)), query.get("order", "desc")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= _MAX_LIMIT):
-        raise Refused(400, "invalid_request", f"must be 1 to {_MAX_LIMIT}", "limit")
+    limit, order = read_limit(call, _MAX_LIMIT), query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise Refused(400, "invalid_request", "must be asc or desc", "order")
-    return _Page(order == "asc", int(limit), query.get("after", ""))
+    return _Page(order == "asc", limit, query.get("after", ""))
 
 
 def _position(item_id: str, param: str) -> tuple[int, str]:

@@ -20,7 +20,7 @@ from ruvd.core.errors import (
     forget_frames,
 )
 from ruvd.http import bodies, identity
-from ruvd.http.openai.calls import Call
+from ruvd.http.openai.calls import Call, Rename
 from ruvd.http.openai.errors import respond_to
 from ruvd.http.refusals import ClientGone, Refused
 from ruvd.http.scopes import Receive, Scope, Send
@@ -154,13 +154,16 @@ class Endpoint:
 
 def renamed(error: Exception, call: Call) -> Exception:
     """Returns the error with the fields by their paths in the call's own request."""
+    return with_names(error, call.rename)
+
+
+def with_names(error: Exception, rename: Rename) -> Exception:
+    """Returns the error with the fields by other paths."""
     if isinstance(error, Refused) or not isinstance(error, InvalidRequest | PermissionDenied):
         return error
     if not error.violations:
         return error
-    violations = [
-        FieldViolation(call.rename(each.field), each.description) for each in error.violations
-    ]
+    violations = [FieldViolation(rename(each.field), each.description) for each in error.violations]
     return type(error)(violations)
 
 
