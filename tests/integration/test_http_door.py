@@ -118,3 +118,44 @@ def test_a_remote_http_address_needs_tls_and_identity(address: str) -> None:
 def test_an_http_address_that_cannot_be_is_refused(address: str) -> None:
     with pytest.raises(SettingsInvalid, match="http_listen"):
         load({"http_listen": address})
+
+
+async def test_a_stream_ends_within_the_drain_and_new_completions_are_refused(
+    daemon: StartDaemon,
+) -> None:
+    async with daemon(*ECHO, *HTTP, "--echo-delay-seconds", "0.05") as running:
+        url = await base_url(running)
+        body = {"model": "echo", "messages": [{"role": "user", "content": "word " * 60}]}
+        async with (
+            httpx.AsyncClient(base_url=url, timeout=60) as client,
+            client.stream("POST", "/chat/completions", json={**body, "stream": True}) as stream,
+        ):
+            lines = stream.aiter_lines()
+            await anext(lines)
+            running.process.terminate()
+            await running.logged("draining")
+            refused = await client.post("/chat/completions", json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+            assert "retry-after" in refused.headers
+            rest = [line async for line in lines if line]
+            assert rest[-1] == "data: [DONE]"
+        assert await running.ended() == 0
+
+
+async def test_a_pipelined_request_does_not_have_the_identity_of_another(
+    daemon: StartDaemon, tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens"
+    token, line = tokens.create("acme", Role.USER)
+    file.write_text(f"{line}\n")
+    async with daemon(*ECHO, *HTTP, "--tokens-file", str(file)) as running:
+        address = (await base_url(running)).removeprefix("http://").partition("/")[0]
+        host, _, port = address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        get = "GET /v1/models HTTP/1.1\r\nhost: localhost\r\n"
+        close = "connection: close\r\n"
+        writer.write(f"{get}authorization: Bearer {token}\r\n\r\n{get}{close}\r\n".encode())
+        answers = await asyncio.wait_for(reader.read(), 60)
+        writer.close()
+        assert answers.count(b"HTTP/1.1 200 OK") == 1
+        assert answers.count(b"HTTP/1.1 401 Unauthorized") == 1

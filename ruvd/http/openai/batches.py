@@ -89,7 +89,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class _BatchItems:
-    """What the audit log records of a batch, so that each item has a record of its own."""
+    """The items of a batch for the audit log, which then records each of them by itself."""
 
     items: range
 
