@@ -34,8 +34,6 @@ _DELAY_SECONDS = 0.15
 # `calls` prints no single pieces of text, so that any number of them may arrive together.
 _CALLS_DELAY_SECONDS = 0.01
 _CALLS_FLAGS = ("--max-sessions", "1000")
-# The answer, a second without a daemon and the start of the next daemon have to fit into the ten
-# seconds for which a client tries to reconnect, also on a busy machine.
 _RESTART_DELAY_SECONDS = 0.04
 
 

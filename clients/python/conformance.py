@@ -6,25 +6,23 @@ or, with `--asyncio`, the asyncio client, to which a wrapper gives the same inte
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from conformance_blocking import Blocking
 from conformance_calls import calls
+from conformance_identity import identity
 from conformance_output import attempt, batched, out, print_error, show, shown
 from ruvd_client import (
-    AsyncClient,
     Client,
     Completion,
     IfBusy,
     OnDisconnect,
     RuvdError,
-    Tls,
     request,
 )
 from ruvd_client.protocol import DEFAULT_ADDRESS
@@ -32,70 +30,6 @@ from ruvd_client.v1 import session_service_pb2 as pb
 
 WORDS = " ".join(f"w{number}" for number in range(1, 201))
 REASONS = [name.removeprefix("ERROR_REASON_") for name in pb.ErrorReason.keys()[1:]]
-
-
-class Blocking:
-    """A wrapper that gives an AsyncClient the interface of a Client, with its own event loop."""
-
-    loop = asyncio.new_event_loop()
-
-    def __init__(self, address: str | None = None, **settings: Any) -> None:
-        self._client = self._run(self._connect(address, settings))
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            result = self._run(_awaited(method, *args, **kwargs))
-            return BlockingIterator(self.loop, result) if hasattr(result, "__aiter__") else result
-
-        return call
-
-    async def _connect(self, address: str | None, settings: dict[str, Any]) -> AsyncClient:
-        return AsyncClient(address, **settings)
-
-    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self.loop.run_until_complete(work)
-
-
-class BlockingIterator:
-    """A wrapper that makes an asynchronous iterator an ordinary one and keeps its attributes."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, iterator: Any) -> None:
-        self._loop = loop
-        self._iterator = iterator
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        try:
-            return self._loop.run_until_complete(anext(self._iterator))
-        except StopAsyncIteration:
-            raise StopIteration from None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._loop.run_until_complete(self._iterator.__aexit__(*error))
-
-    def text(self) -> str:
-        return str(self._loop.run_until_complete(self._iterator.text()))
-
-    def message(self) -> Any:
-        return self._loop.run_until_complete(self._iterator.message())
-
-    def events(self) -> Iterator[Any]:
-        return BlockingIterator(self._loop, self._iterator.events())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._iterator, name)
-
-
-async def _awaited(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    result = method(*args, **kwargs)
-    return await result if asyncio.iscoroutine(result) else result
 
 
 Connect = Callable[..., Any]
@@ -270,7 +204,7 @@ def drain(answer: Completion) -> None:
 
 
 def restart(connect: Connect) -> None:
-    client = connect(os.environ.get("RUVD_ADDRESS", DEFAULT_ADDRESS))
+    client = connect(os.environ.get("RUVD_ADDRESS", DEFAULT_ADDRESS), reconnect_seconds=60.0)
     text = " ".join(f"w{number}" for number in range(1, 41))
     answer = client.complete(
         text, session_id="omega", on_disconnect=OnDisconnect.ON_DISCONNECT_CONTINUE
@@ -286,50 +220,6 @@ def restart(connect: Connect) -> None:
     if attempt(read):
         out(f"text [{''.join(pieces)}]")
     get(client, "omega")
-
-
-def identity(connect: Connect, way: str) -> None:
-    try:
-        client = connect(**identity_settings(way, is_async=connect is Blocking))
-    except (OSError, ValueError):
-        out("refused")
-        return
-    for line in sys.stdin:
-        identity_calls(client, line.strip())
-
-
-def identity_settings(way: str, *, is_async: bool) -> dict[str, Any]:
-    variables = os.environ
-    file = Path(variables.get("TEST_TOKEN_FILE", ""))
-
-    async def read() -> str:
-        return await asyncio.to_thread(file.read_text)
-
-    function = read if is_async else file.read_text
-    if way == "environment":
-        return {}
-    token = {"value": variables.get("TEST_TOKEN", ""), "file": file, "function": function}[way]
-    settings = {"address": variables["TEST_ADDRESS"], "token": token}
-    if ca := variables.get("TEST_TLS_CA_FILE"):
-        names = ("TEST_TLS_CLIENT_CERT_FILE", "TEST_TLS_CLIENT_KEY_FILE")
-        cert, key = (variables.get(name) for name in names)
-        settings["tls"] = Tls(ca, cert, key, variables.get("TEST_TLS_SERVER_NAME", ""))
-    return settings
-
-
-def identity_calls(client: Any, name: str) -> None:
-    calls: dict[str, Callable[[], str]] = {
-        "models": lambda: "ok" if client.list_models() else "",
-        "complete": lambda: joined(client.complete("one two", session_id=name, request_id=name)),
-        "resume": lambda: joined(client.resume_completion(session_id=name, request_id=name)),
-        "cancel": lambda: client.cancel_completion(session_id=name, request_id=name) or "ok",
-        "batch": lambda: "".join(f"[{outcome.text()}]" for outcome in client.batch(["three"])),
-    }
-    for call, run in calls.items():
-        try:
-            out(f"{call} {run()}")
-        except RuvdError as failure:
-            out(f"{call} error {failure.code.name} {failure.reason or '-'}")
 
 
 def failover(connect: Connect) -> None:
@@ -378,10 +268,6 @@ def appended(client: Any, session_id: str, text: str) -> int:
 
 def forked(client: Any, session_id: str, new_session_id: str) -> int:
     return int(client.fork_session(session_id, new_session_id=new_session_id).exchange_count)
-
-
-def joined(answer: Iterable[str]) -> str:
-    return f"[{''.join(answer)}]"
 
 
 def main(arguments: list[str]) -> int:

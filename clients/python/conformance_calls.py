@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
-from conformance_output import attempt, batched, out, shown
+from conformance_output import (
+    attempt,
+    batched,
+    describe,
+    optional,
+    out,
+    print_answer,
+    print_summary,
+    reason_of,
+    show_messages,
+    shown,
+    word,
+)
+from conformance_sessions import append, compact, create, fork, get, list_pages, update
 from ruvd_client import (
-    Compaction,
-    ContextWindow,
-    Message,
-    Rendering,
     ResponseFormat,
-    Role,
-    Session,
     SessionView,
     Tool,
     ToolChoiceMode,
-    Usage,
     request,
     tool_result,
 )
-from ruvd_client.v1 import session_service_pb2 as pb
 
 LONG = " ".join(f"w{number}" for number in range(1, 2001))
 OPTIONS: dict[str, Any] = {
@@ -51,108 +55,6 @@ def calls(connect: Callable[..., Any]) -> None:
     ):  # fmt: skip
         step(client)
     out(f"health {word(connect(os.environ['RUVD_NOBODY']).health())}")
-
-
-def create(client: Any) -> None:
-    out("# create")
-    new = {
-        "session_id": "alpha",
-        "system_prompt": "Be brief.",
-        "messages": [
-            Message(role=Role.ROLE_USER, content="one", pinned=True),
-            Message(role=Role.ROLE_ASSISTANT, content="uno"),
-            Message(role=Role.ROLE_USER, content="two"),
-            Message(role=Role.ROLE_ASSISTANT, content="dos"),
-        ],
-        "labels": {"user": "ada", "team": "a"},
-        "context_window": window(1, 4),
-        "idle_timeout_seconds": 600,
-        "model": "echo",
-        "request_id": "create-1",
-        "compaction_instruction": "Keep numbers.",
-        "summary": "uno came first",
-        "summary_exchange_count": 1,
-    }
-    describe(client.create_session(**new))
-    out(shown(client.create_session(**new)))
-    attempt(lambda: client.create_session(**{**new, "labels": {}}))
-    attempt(lambda: client.create_session(session_id="alpha"))
-    made = client.create_session()
-    out(f"made {word(bool(made.id))}")
-    client.end_session(made.id)
-
-
-def get(client: Any) -> None:
-    out("# get")
-    show_messages(client.get_session("alpha", SessionView.SESSION_VIEW_FULL))
-    out(f"messages {len(client.get_session('alpha').messages)}")
-    attempt(lambda: client.get_session("nobody"))
-
-
-def list_pages(client: Any) -> None:
-    out("# list")
-    for number in range(1, 106):
-        client.create_session(session_id=f"p{number}", labels={"page": "yes"})
-    for labels in ({"page": "yes"}, {"team": "a", "user": "ada"}, {"team": "none"}):
-        found = [session.id for session in client.list_sessions(labels)]
-        out(f"listed {len(found)} {' '.join([*found[:1], *found[-1:]])}".rstrip())
-
-
-def update(client: Any) -> None:
-    out("# update")
-    describe(
-        client.update_session(
-            "alpha",
-            labels={"team": "b"},
-            idle_timeout_seconds=300,
-            context_window=window(2, 6),
-            compaction_instruction="Keep names.",
-        )
-    )
-    fields = ["idle_timeout", "compaction_instruction"]
-    describe(client.update_session("alpha", update_mask=fields))
-    attempt(lambda: client.update_session("nobody", labels={"a": "b"}))
-
-
-def append(client: Any) -> None:
-    out("# append")
-    for text in ("three", "three", "other"):
-        attempt(lambda: out(shown(client.append_messages("alpha", text, request_id="append-1"))))  # noqa: B023
-    message = Message(role=Role.ROLE_ASSISTANT, content="tres")
-    summary = {"summary": "uno, then dos", "summary_exchange_count": 2}
-    describe(client.append_messages("alpha", [message], **summary))
-    attempt(lambda: client.append_messages("nobody", "hi"))
-
-
-def fork(client: Any) -> None:
-    out("# fork")
-    new = {"exchange_count": 1, "new_session_id": "alpha-fork", "request_id": "fork-1"}
-    describe(client.fork_session("alpha", **new))
-    out(shown(client.fork_session("alpha", **new)))
-    attempt(lambda: client.fork_session("alpha", new_session_id="alpha"))
-    attempt(lambda: client.fork_session("alpha", exchange_count=99))
-    attempt(lambda: client.fork_session("nobody"))
-
-
-def compact(client: Any) -> None:
-    out("# compact")
-    history = [
-        Message(role=role, content=f"{word} {number}")
-        for number in (1, 2, 3)
-        for role, word in ((Role.ROLE_USER, "question"), (Role.ROLE_ASSISTANT, "answer"))
-    ]
-    small = ContextWindow(keep_exchanges=1, max_exchanges=10)
-    client.create_session(session_id="beta", messages=history, context_window=small)
-    for dry_run in (True, False):
-        done = client.compact_session("beta", dry_run=dry_run)
-        count, kept, before = done.summarized_exchanges, done.kept_exchanges, done.bytes_before
-        after = word(done.HasField("bytes_after"))
-        out(f"compaction exchanges={count} kept={kept} before={before} after={after}")
-        summary = word(bool(done.session.summary))
-        out(f"summary {summary} of={done.session.summary_exchange_count}")
-        out(f"compactions {done.session.compactions} usage={word(done.HasField('usage'))}")
-    out(f"again exchanges={client.compact_session('beta').summarized_exchanges}")
-    attempt(lambda: client.compact_session("nobody"))
 
 
 def complete(client: Any) -> None:
@@ -294,88 +196,3 @@ def metrics(client: Any) -> None:
         "avg_prefill_reduction",
     ):  # fmt: skip
         out(f"measured {field} {word(found.HasField(field))}")
-
-
-def window(keep: int, maximum: int) -> ContextWindow:
-    return ContextWindow(
-        keep_exchanges=keep,
-        max_exchanges=maximum,
-        max_tokens=100,
-        rendering=Rendering.RENDERING_MESSAGES,
-        compaction=Compaction.COMPACTION_NONE,
-        keep_first=1,
-        compact_at=0.5,
-    )
-
-
-def print_answer(answer: Any) -> None:
-    """Waits for the whole answer and prints it, or its error."""
-    attempt(partial(_print_answer, answer))
-
-
-def _print_answer(answer: Any) -> None:
-    message = answer.message()
-    finished = answer.finished
-    out(f"answer {reason_of(finished)} [{message.content}] exchanges={finished.exchange_count}")
-    print_calls(message.tool_calls)
-    out(usage_line(finished.usage))
-
-
-def print_calls(calls: Iterable[pb.ToolCall]) -> None:
-    for call in calls:
-        out(f"call {call.id} {call.name} {call.arguments}")
-
-
-def show_messages(session: Session) -> None:
-    for message in session.messages:
-        role = Role.Name(message.role).removeprefix("ROLE_")
-        notes = " pinned" if message.pinned else ""
-        notes += f" of={message.tool_call_id}" if message.tool_call_id else ""
-        out(f"message {role} [{message.content}]{notes}")
-        print_calls(message.tool_calls)
-
-
-def describe(session: Session) -> None:
-    """Prints all fields of a session but its messages."""
-    out(shown(session))
-    out(f"prompt [{session.system_prompt}]")
-    out(f"labels {' '.join(f'{key}={session.labels[key]}' for key in sorted(session.labels))}")
-    sent = session.context_window
-    counts = (optional(sent, f"{name}_exchanges") for name in ("keep", "max"))
-    out("window keep={} max={} ".format(*counts) + f"tokens={optional(sent, 'max_tokens')}")
-    rendering = Rendering.Name(sent.rendering).removeprefix("RENDERING_")
-    out(f"rendering {rendering} first={optional(sent, 'keep_first')}")
-    compaction = Compaction.Name(sent.compaction).removeprefix("COMPACTION_")
-    out(f"compaction {compaction} at={optional(sent, 'compact_at')}")
-    out(f"instruction [{session.compaction_instruction}]")
-    out(f"summary [{session.summary}] of={session.summary_exchange_count}")
-    out(f"compactions {session.compactions}")
-    parent = session.parent_id or "-"
-    out(f"settings idle={session.idle_timeout.seconds}s model={session.model} parent={parent}")
-    out(usage_line(session.usage))
-    for field in ("create_time", "last_used_time", "expire_time"):
-        out(f"{field} {word(session.HasField(field))}")
-
-
-def usage_line(usage: Usage) -> str:
-    cached = optional(usage, "cached_tokens")
-    return f"usage prompt={usage.prompt_tokens} cached={cached} answer={usage.completion_tokens}"
-
-
-def print_summary(summary: Any) -> None:
-    usage = summary.usage
-    counts = f"succeeded={summary.succeeded} failed={summary.failed}"
-    out(f"summary {counts} prompt={usage.prompt_tokens} answer={usage.completion_tokens}")
-
-
-def optional(message: Any, field: str) -> object:
-    """Returns the field's value, `-` if it is not set."""
-    return getattr(message, field) if message.HasField(field) else "-"
-
-
-def reason_of(finished: pb.Finished) -> str:
-    return pb.FinishReason.Name(finished.finish_reason).removeprefix("FINISH_REASON_")
-
-
-def word(value: bool) -> str:  # noqa: FBT001 -- the value to print
-    return "yes" if value else "no"

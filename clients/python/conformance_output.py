@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-from ruvd_client import RuvdError
+from ruvd_client import Compaction, Rendering, Role, RuvdError, Session, Usage
 from ruvd_client.v1 import session_service_pb2 as pb
 
 
@@ -54,3 +55,76 @@ def batched(batch: Any) -> str:
         else:
             out(f"item {outcome.index} [{outcome.text()}]")
     return ""
+
+
+def print_answer(answer: Any) -> None:
+    """Waits for the whole answer and prints it, or its error."""
+    attempt(partial(_print_answer, answer))
+
+
+def _print_answer(answer: Any) -> None:
+    message = answer.message()
+    finished = answer.finished
+    out(f"answer {reason_of(finished)} [{message.content}] exchanges={finished.exchange_count}")
+    print_calls(message.tool_calls)
+    out(usage_line(finished.usage))
+
+
+def print_calls(calls: Iterable[pb.ToolCall]) -> None:
+    for call in calls:
+        out(f"call {call.id} {call.name} {call.arguments}")
+
+
+def show_messages(session: Session) -> None:
+    for message in session.messages:
+        role = Role.Name(message.role).removeprefix("ROLE_")
+        notes = " pinned" if message.pinned else ""
+        notes += f" of={message.tool_call_id}" if message.tool_call_id else ""
+        out(f"message {role} [{message.content}]{notes}")
+        print_calls(message.tool_calls)
+
+
+def describe(session: Session) -> None:
+    """Prints all fields of a session but its messages."""
+    out(shown(session))
+    out(f"prompt [{session.system_prompt}]")
+    out(f"labels {' '.join(f'{key}={session.labels[key]}' for key in sorted(session.labels))}")
+    sent = session.context_window
+    counts = (optional(sent, f"{name}_exchanges") for name in ("keep", "max"))
+    out("window keep={} max={} ".format(*counts) + f"tokens={optional(sent, 'max_tokens')}")
+    rendering = Rendering.Name(sent.rendering).removeprefix("RENDERING_")
+    out(f"rendering {rendering} first={optional(sent, 'keep_first')}")
+    compaction = Compaction.Name(sent.compaction).removeprefix("COMPACTION_")
+    out(f"compaction {compaction} at={optional(sent, 'compact_at')}")
+    out(f"instruction [{session.compaction_instruction}]")
+    out(f"summary [{session.summary}] of={session.summary_exchange_count}")
+    out(f"compactions {session.compactions}")
+    parent = session.parent_id or "-"
+    out(f"settings idle={session.idle_timeout.seconds}s model={session.model} parent={parent}")
+    out(usage_line(session.usage))
+    for field in ("create_time", "last_used_time", "expire_time"):
+        out(f"{field} {word(session.HasField(field))}")
+
+
+def usage_line(usage: Usage) -> str:
+    cached = optional(usage, "cached_tokens")
+    return f"usage prompt={usage.prompt_tokens} cached={cached} answer={usage.completion_tokens}"
+
+
+def print_summary(summary: Any) -> None:
+    usage = summary.usage
+    counts = f"succeeded={summary.succeeded} failed={summary.failed}"
+    out(f"summary {counts} prompt={usage.prompt_tokens} answer={usage.completion_tokens}")
+
+
+def optional(message: Any, field: str) -> object:
+    """Returns the field's value, `-` if it is not set."""
+    return getattr(message, field) if message.HasField(field) else "-"
+
+
+def reason_of(finished: pb.Finished) -> str:
+    return pb.FinishReason.Name(finished.finish_reason).removeprefix("FINISH_REASON_")
+
+
+def word(value: bool) -> str:  # noqa: FBT001 -- the value to print
+    return "yes" if value else "no"

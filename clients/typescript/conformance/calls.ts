@@ -1,36 +1,19 @@
 /** `PROGRAM calls` of clients/CONFORMANCE.md: every call of the service with all of its fields. */
 
+import { Client, SessionView, ToolChoiceMode, toolResult } from "../src/client.js";
+import type { BatchOutcome, CompleteRequestInit } from "../src/client.js";
 import {
-  Client,
-  Compaction,
-  FinishReason,
-  Rendering,
-  Role,
-  SessionView,
-  ToolChoiceMode,
-  toolResult,
-} from "../src/client.js";
-import type {
-  BatchOutcome,
-  CompleteRequestInit,
-  Completion,
-  ContextWindow,
-  DeepPartial,
-  Finished,
-  Session,
-  SessionInit,
-  ToolCall,
-  Usage,
-} from "../src/client.js";
-import { codeOf, connect, describe as sessionLine, print, printError, words } from "./output.js";
+  attempt,
+  describe,
+  optional,
+  printAnswer,
+  printMessages,
+  reasonOf,
+  word,
+} from "./calls-output.js";
+import { append, compact, create, fork, get, list, update } from "./calls-sessions.js";
+import { codeOf, connect, describe as sessionLine, print, words } from "./output.js";
 
-const WINDOW: DeepPartial<ContextWindow> = {
-  maxTokens: 100,
-  rendering: Rendering.RENDERING_MESSAGES,
-  compaction: Compaction.COMPACTION_NONE,
-  keepFirst: 1,
-  compactAt: 0.5,
-};
 const FEATURES = ["batch", "compaction", "resume", "sessions", "structured_output", "tools"];
 
 /** Makes the calls one after the other. */
@@ -54,122 +37,6 @@ export async function calls(client: Client): Promise<void> {
   const nobody = connect("RUVD_NOBODY");
   print(`health ${word(await nobody.health())}`);
   nobody.close();
-}
-
-async function create(client: Client): Promise<void> {
-  print("# create");
-  const init: SessionInit = {
-    sessionId: "alpha",
-    systemPrompt: "Be brief.",
-    messages: [
-      { role: Role.ROLE_USER, content: "one", pinned: true },
-      { role: Role.ROLE_ASSISTANT, content: "uno" },
-      { role: Role.ROLE_USER, content: "two" },
-      { role: Role.ROLE_ASSISTANT, content: "dos" },
-    ],
-    labels: { user: "ada", team: "a" },
-    contextWindow: { keepExchanges: 1, maxExchanges: 4, ...WINDOW },
-    idleTimeoutMs: 600_000,
-    model: "echo",
-    requestId: "create-1",
-    compactionInstruction: "Keep numbers.",
-    summary: "uno came first",
-    summaryExchangeCount: 1,
-  };
-  describe(await client.createSession(init));
-  print(sessionLine(await client.createSession(init)));
-  await attempt(client.createSession({ ...init, labels: {} }));
-  await attempt(client.createSession({ sessionId: "alpha" }));
-  const { id } = await client.createSession();
-  print(`made ${word(id !== "")}`);
-  await client.endSession(id);
-}
-
-async function get(client: Client): Promise<void> {
-  print("# get");
-  printMessages(await client.getSession("alpha", SessionView.SESSION_VIEW_FULL));
-  const { messages } = await client.getSession("alpha");
-  print(`messages ${String(messages.length)}`);
-  await attempt(client.getSession("nobody"));
-}
-
-async function list(client: Client): Promise<void> {
-  print("# list");
-  for (let number = 1; number <= 105; number++) {
-    await client.createSession({ sessionId: `p${String(number)}`, labels: { page: "yes" } });
-  }
-  const filters: Record<string, string>[] = [
-    { page: "yes" },
-    { team: "a", user: "ada" },
-    { team: "none" },
-  ];
-  for (const labels of filters) {
-    const found: string[] = [];
-    for await (const { id } of client.listSessions(labels)) found.push(id);
-    const ends = [...found.slice(0, 1), ...found.slice(-1)];
-    print(["listed", found.length, ...ends].join(" "));
-  }
-}
-
-async function update(client: Client): Promise<void> {
-  print("# update");
-  const changes = {
-    labels: { team: "b" },
-    idleTimeoutMs: 300_000,
-    contextWindow: { keepExchanges: 2, maxExchanges: 6, ...WINDOW },
-    compactionInstruction: "Keep names.",
-  };
-  describe(await client.updateSession("alpha", changes));
-  const updateMask = ["idle_timeout", "compaction_instruction"];
-  describe(await client.updateSession("alpha", { updateMask }));
-  await attempt(client.updateSession("nobody", { labels: { a: "b" } }));
-}
-
-async function append(client: Client): Promise<void> {
-  print("# append");
-  for (const text of ["three", "three", "other"]) {
-    const call = client.appendMessages("alpha", text, { requestId: "append-1" });
-    await call.then((session) => {
-      print(sessionLine(session));
-    }, printError);
-  }
-  const messages = [{ role: Role.ROLE_ASSISTANT, content: "tres" }];
-  const options = { summary: "uno, then dos", summaryExchangeCount: 2 };
-  describe(await client.appendMessages("alpha", messages, options));
-  await attempt(client.appendMessages("nobody", "hi"));
-}
-
-async function fork(client: Client): Promise<void> {
-  print("# fork");
-  const options = { exchangeCount: 1, newSessionId: "alpha-fork", requestId: "fork-1" };
-  describe(await client.forkSession("alpha", options));
-  print(sessionLine(await client.forkSession("alpha", options)));
-  await attempt(client.forkSession("alpha", { newSessionId: "alpha" }));
-  await attempt(client.forkSession("alpha", { exchangeCount: 99 }));
-  await attempt(client.forkSession("nobody"));
-}
-
-async function compact(client: Client): Promise<void> {
-  print("# compact");
-  const messages = [1, 2, 3].flatMap((number) => [
-    { role: Role.ROLE_USER, content: `question ${String(number)}` },
-    { role: Role.ROLE_ASSISTANT, content: `answer ${String(number)}` },
-  ]);
-  const contextWindow = { keepExchanges: 1, maxExchanges: 10 };
-  await client.createSession({ sessionId: "beta", messages, contextWindow });
-  for (const dryRun of [true, false]) {
-    const done = await client.compactSession("beta", { dryRun });
-    const { summarizedExchanges, keptExchanges, bytesBefore, bytesAfter, session, usage } = done;
-    const counts = `exchanges=${String(summarizedExchanges)} kept=${String(keptExchanges)}`;
-    const after = word(bytesAfter !== undefined);
-    print(`compaction ${counts} before=${String(bytesBefore)} after=${after}`);
-    const { summary = "", summaryExchangeCount = 0, compactions = 0 } = session ?? {};
-    print(`summary ${word(summary !== "")} of=${String(summaryExchangeCount)}`);
-    print(`compactions ${String(compactions)} usage=${word(usage !== undefined)}`);
-  }
-  const { summarizedExchanges } = await client.compactSession("beta");
-  print(`again exchanges=${String(summarizedExchanges)}`);
-  await attempt(client.compactSession("nobody"));
 }
 
 async function complete(client: Client): Promise<void> {
@@ -370,83 +237,4 @@ async function metrics(client: Client): Promise<void> {
   for (const [name, value] of Object.entries(measured)) {
     print(`measured ${name} ${word(value !== undefined)}`);
   }
-}
-
-/** Prints the error of a call that has to fail. */
-async function attempt(call: Promise<unknown>): Promise<void> {
-  await call.then(() => {
-    throw new Error("the call should have failed");
-  }, printError);
-}
-
-/** Waits for the whole answer and prints it, or its error. */
-async function printAnswer(answer: Completion): Promise<void> {
-  try {
-    const { content, toolCalls } = await answer.message();
-    const { finished } = answer;
-    if (!finished) throw new Error("the stream ended without Finished");
-    const exchanges = String(finished.exchangeCount);
-    print(`answer ${reasonOf(finished)} [${content}] exchanges=${exchanges}`);
-    printCalls(toolCalls);
-    print(usageLine(finished.usage));
-  } catch (error) {
-    printError(error);
-  }
-}
-
-function printCalls(toolCalls: ToolCall[]): void {
-  for (const { id, name, arguments: text } of toolCalls) print(`call ${id} ${name} ${text}`);
-}
-
-function printMessages({ messages }: Session): void {
-  for (const { role, content, toolCalls, toolCallId, pinned } of messages) {
-    const notes = `${pinned ? " pinned" : ""}${toolCallId && ` of=${toolCallId}`}`;
-    print(`message ${Role[role].replace("ROLE_", "")} [${content}]${notes}`);
-    printCalls(toolCalls);
-  }
-}
-
-/** Prints all fields of a session but its messages. */
-function describe(session: Session): void {
-  print(sessionLine(session));
-  print(`prompt [${session.systemPrompt}]`);
-  const labels = Object.entries(session.labels).map((pair) => pair.join("="));
-  print(["labels", ...labels.sort()].join(" "));
-  const { contextWindow: window } = session;
-  const counts = `keep=${optional(window?.keepExchanges)} max=${optional(window?.maxExchanges)}`;
-  print(`window ${counts} tokens=${optional(window?.maxTokens)}`);
-  const { rendering: style = Rendering.RENDERING_UNSPECIFIED } = window ?? {};
-  const rendering = Rendering[style].replace("RENDERING_", "");
-  print(`rendering ${rendering} first=${optional(window?.keepFirst)}`);
-  const { compaction: rule = Compaction.COMPACTION_UNSPECIFIED } = window ?? {};
-  const compaction = Compaction[rule].replace("COMPACTION_", "");
-  print(`compaction ${compaction} at=${optional(window?.compactAt)}`);
-  print(`instruction [${session.compactionInstruction}]`);
-  print(`summary [${session.summary}] of=${String(session.summaryExchangeCount)}`);
-  print(`compactions ${String(session.compactions)}`);
-  const parent = session.parentId || "-";
-  const idle = optional(session.idleTimeout?.seconds);
-  print(`settings idle=${idle}s model=${session.model} parent=${parent}`);
-  print(usageLine(session.usage));
-  print(`create_time ${word(session.createTime !== undefined)}`);
-  print(`last_used_time ${word(session.lastUsedTime !== undefined)}`);
-  print(`expire_time ${word(session.expireTime !== undefined)}`);
-}
-
-function usageLine(usage: Usage | undefined): string {
-  const { promptTokens = 0, cachedTokens, completionTokens = 0 } = usage ?? {};
-  const prompt = String(promptTokens);
-  return `usage prompt=${prompt} cached=${optional(cachedTokens)} answer=${String(completionTokens)}`;
-}
-
-function reasonOf({ finishReason }: Finished): string {
-  return FinishReason[finishReason].replace("FINISH_REASON_", "");
-}
-
-function optional(value: number | undefined): string {
-  return value === undefined ? "-" : String(value);
-}
-
-function word(value: boolean): string {
-  return value ? "yes" : "no";
 }

@@ -282,7 +282,7 @@ else if (name === "failover") await failover();
 else {
   const program = { scenario, calls, restart }[name];
   if (!program) throw new Error("usage: conformance scenario|calls|restart|failover|identity WAY");
-  const client = new Client();
+  const client = new Client(undefined, program === restart ? { reconnectMs: 60_000 } : {});
   await program(client);
   client.close();
 }
