@@ -161,15 +161,18 @@ func (c *Client) GetSession(
 	}
 }
 
-// ListSessions yields all sessions that have these labels (nil for all), in the order of their
-// creation. It ends after an error.
+// ListSessions yields all sessions that have the request's labels (nil for all), in the order of their
+// creation, from its page token on. It follows the pages, and ends after an error.
 func (c *Client) ListSessions(
-	ctx context.Context, labels map[string]string,
+	ctx context.Context, request *ruvdv1.ListSessionsRequest, options ...grpc.CallOption,
 ) iter.Seq2[*ruvdv1.Session, error] {
 	return func(yield func(*ruvdv1.Session, error) bool) {
-		request := &ruvdv1.ListSessionsRequest{LabelFilter: labels}
-		for more := true; more; more = request.PageToken != "" {
-			page, err := c.service.ListSessions(ctx, request)
+		next := &ruvdv1.ListSessionsRequest{
+			PageSize: request.GetPageSize(), PageToken: request.GetPageToken(),
+			LabelFilter: request.GetLabelFilter(),
+		}
+		for more := true; more; more = next.PageToken != "" {
+			page, err := c.service.ListSessions(ctx, next, options...)
 			if err != nil {
 				yield(nil, err)
 				return
@@ -179,7 +182,7 @@ func (c *Client) ListSessions(
 					return
 				}
 			}
-			request.PageToken = page.GetNextPageToken()
+			next.PageToken = page.GetNextPageToken()
 		}
 	}
 }

@@ -66,7 +66,8 @@ func callList(client *ruvd.Client) {
 		{"page": "yes"}, {"team": "a", "user": "ada"}, {"team": "none"},
 	} {
 		var found []string
-		for session, err := range client.ListSessions(ctx, labels) {
+		request := &ruvdv1.ListSessionsRequest{LabelFilter: labels}
+		for session, err := range client.ListSessions(ctx, request) {
 			must(err)
 			found = append(found, session.GetId())
 		}
