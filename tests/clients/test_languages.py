@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from conformance_run import (
     CALLS_TRANSCRIPT,
     TRANSCRIPT,
     calls_transcript,
+    joined,
     restarted,
     transcript,
 )
@@ -57,7 +59,24 @@ def command(flavour: str) -> list[str]:
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 async def test_every_client_prints_the_same_transcript(flavour: str) -> None:
-    assert await transcript(command(flavour), CLIENTS) == TRANSCRIPT.read_text()
+    output = await transcript(command(flavour), CLIENTS)
+    assert joined(output) == joined(TRANSCRIPT.read_text())
+    _, _, cut = output.partition("# cut after the third event")
+    numbers = re.findall(r"^event (\d+) ", cut, re.MULTILINE)
+    assert [*map(int, numbers)] == [*range(1, len(numbers) + 1)]
+
+
+def test_only_the_pieces_of_cut_streams_are_joined() -> None:
+    whole = "text [a]\ntext [ b]\nfinished STOP sequence=4 exchanges=1\n"
+    assert joined(f"# stream\n{whole}") == f"# stream\n{whole}".rstrip()
+    cut = "text [a b]\nfinished STOP exchanges=1"
+    assert joined(f"# cut always\n{whole}# cancel\n{whole}") == (
+        f"# cut always\n{cut}\n# cancel\n{whole}".rstrip()
+    )
+    events = "event 1 started\nevent 2 delta [a]\nevent 3 delta [ b]\nevent 4 finished STOP [a b]"
+    assert joined(f"# cut after\n{events}") == (
+        "# cut after\nstarted\ndelta [a b]\nfinished STOP [a b]"
+    )
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
