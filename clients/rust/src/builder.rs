@@ -12,6 +12,7 @@ use crate::addresses::{is_local, is_name, is_socket, split};
 use crate::client::Client;
 use crate::connections::Connections;
 use crate::error::Error;
+use crate::requests::OwnMetadata;
 use crate::security::{Tls, Token, variable};
 
 /// The default address of the daemon.
@@ -31,7 +32,7 @@ pub struct ClientBuilder {
     reconnect: Option<Duration>,
     token: Option<Token>,
     tls: Option<Tls>,
-    metadata: MetadataMap,
+    metadata: OwnMetadata,
 }
 
 /// How a client is created.
@@ -105,7 +106,7 @@ impl ClientBuilder {
     /// Sends metadata of your own with every call, such as a header for a proxy. It takes the place
     /// of the client's own of the same name. None by default.
     pub fn metadata(self, metadata: MetadataMap) -> Self {
-        Self { metadata, ..self }
+        Self { metadata: OwnMetadata(metadata), ..self }
     }
 
     /// Encrypts the connection, unless the address is a Unix socket. By default this depends on

@@ -13,11 +13,11 @@ use tokio::net::lookup_host;
 use tonic::body::Body;
 use tonic::codegen::http::header::AUTHORIZATION;
 use tonic::codegen::{BoxFuture, StdError, http};
-use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
 use uuid::Uuid;
 
+use crate::requests::OwnMetadata;
 use crate::security::Token;
 use crate::v1::session_service_client::SessionServiceClient;
 
@@ -43,8 +43,7 @@ struct Entry {
     endpoint: Endpoint,
     is_name: bool,
     token: Option<Token>,
-    /// The caller's own metadata.
-    metadata: MetadataMap,
+    metadata: OwnMetadata,
     channel: Mutex<Option<Channel>>,
 }
 
@@ -53,7 +52,7 @@ impl Connections {
     pub(crate) fn new(
         endpoints: Vec<(Endpoint, bool)>,
         token: Option<&Token>,
-        metadata: &MetadataMap,
+        metadata: &OwnMetadata,
     ) -> Self {
         let are_several = endpoints.len() > 1 || endpoints.iter().any(|(_, is_name)| *is_name);
         let entries: Vec<_> = endpoints
@@ -158,7 +157,7 @@ impl Service<http::Request<Body>> for Connection {
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let entry = self.0.clone();
         Box::pin(async move {
-            request.headers_mut().extend(entry.metadata.clone().into_headers()); // or replaces
+            request.headers_mut().extend(entry.metadata.0.clone().into_headers()); // or replaces
             if let Some(token) = &entry.token {
                 request.headers_mut().insert(AUTHORIZATION, token.authorization().await?);
             }

@@ -1,11 +1,23 @@
 //! What all requests have in common: the trace context, the session's header and the deadline.
 
+use std::fmt;
+
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Request};
 
 const SESSION: &str = "x-ruvd-session-id";
 const LONGEST_ID: usize = 128;
+
+/// Metadata that the caller adds to every call. It may be secret, so only its keys are printed.
+#[derive(Clone, Default)]
+pub(crate) struct OwnMetadata(pub(crate) MetadataMap);
+
+impl fmt::Debug for OwnMetadata {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_list().entries(self.0.as_ref().keys()).finish()
+    }
+}
 
 /// Returns a request with the trace context, the session's header and the deadline.
 ///

@@ -162,10 +162,13 @@ async fn the_error_of_a_token_source_fails_the_call() {
     assert!(connected.is_err(), "no connection was made");
 }
 
-/// Neither settings nor clients nor errors print a token.
+/// Neither settings nor clients nor errors print a token or the caller's metadata.
 #[tokio::test]
-async fn tokens_are_not_printed() {
-    let settings = Client::builder().address("127.0.0.1:1").token("geheim");
+async fn secrets_are_not_printed() {
+    let mut metadata = crate::MetadataMap::new();
+    metadata.insert("x-key", "geheim".parse().unwrap());
+    let settings = Client::builder().address("127.0.0.1:1").token("geheim").metadata(metadata);
+    assert!(format!("{settings:?}").contains("x-key"));
     assert!(!format!("{settings:?} {:?}", settings.clone().build().unwrap()).contains("geheim"));
     let settings = settings.token_source(async || Ok::<_, Error>("geheimer schlüssel".to_owned()));
     let error = settings.build().unwrap().end("ada").await.unwrap_err();
