@@ -13,12 +13,14 @@ import io.grpc.ClientInterceptor;
 import io.grpc.ClientInterceptors;
 import io.grpc.Context;
 import io.grpc.Status;
-import io.grpc.StatusRuntimeException;
+import io.grpc.stub.StreamObserver;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
-import java.util.Iterator;
 import java.util.List;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.Executor;
+import java.util.concurrent.ForkJoinPool;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
 import org.jspecify.annotations.Nullable;
@@ -32,13 +34,20 @@ final class Batch {
   private static final long FIRST_PAUSE_MILLIS = 50;
   private static final long LONGEST_PAUSE_MILLIS = 2_000;
 
+  /** Completing this in any way ends the batch. */
+  final CompletableFuture<BatchSummary> end = new CompletableFuture<>();
+
   private final Connections connections;
   private final ClientInterceptor headers;
   private final BatchCompleteRequest request;
   private final Consumer<? super BatchResult> onResult;
+  private final @Nullable Executor executor; // of the callbacks; null for gRPC's
+  private final Context.CancellableContext context = Context.current().withCancellation();
   private final BatchSummary.Builder summary = BatchSummary.newBuilder();
   private final long startedAtNanos = System.nanoTime();
 
+  // Used by the callbacks of the calls, which run one after the other.
+  private final Deque<List<Integer>> pending;
   private boolean isAnswered; // by any daemon
   private @Nullable Long brokenAtNanos; // null while results come
   private int failed; // calls since then
@@ -48,29 +57,112 @@ final class Batch {
       Connections connections,
       ClientInterceptor headers,
       BatchCompleteRequest request,
-      Consumer<? super BatchResult> onResult) {
+      Consumer<? super BatchResult> onResult,
+      @Nullable Executor executor) {
     this.connections = connections;
     this.headers = headers;
     this.request = request;
     this.onResult = onResult;
+    this.executor = executor;
+    pending = split();
+    end.whenComplete((summary, error) -> context.cancel(null));
   }
 
-  /** Makes the calls and returns the totals. Throws RuvdException. */
-  BatchSummary run() {
-    Deque<List<Integer>> pending = split();
-    while (!pending.isEmpty()) {
-      List<Integer> unfinished = new ArrayList<>(pending.removeFirst());
-      Entry at = connections.now();
-      RuvdException failure = call(at, unfinished);
-      if (unfinished.isEmpty()) {
-        continue;
+  /** Makes the first call. */
+  void start() {
+    context.run(this::nextCall);
+  }
+
+  private void nextCall() {
+    if (end.isDone()) {
+      return;
+    }
+    List<Integer> numbers = pending.pollFirst();
+    if (numbers == null) {
+      end.complete(summary.setWallTime(duration(System.nanoTime() - startedAtNanos)).build());
+      return;
+    }
+    Call call = new Call(connections.now(), numbers);
+    var items = BatchCompleteRequest.newBuilder().setMaxConcurrency(request.getMaxConcurrency());
+    numbers.forEach(number -> items.addItems(request.getItems(number)));
+    var stub = SessionServiceGrpc.newStub(ClientInterceptors.intercept(call.at.channel(), headers));
+    (executor == null ? stub : stub.withExecutor(executor)).batchComplete(items.build(), call);
+  }
+
+  /** One call. The next response is requested when onResult has returned. */
+  private final class Call implements StreamObserver<BatchCompleteResponse> {
+    private final Entry at;
+    private final List<Integer> numbers;
+    private final List<Integer> unfinished;
+    private final MessageParts parts = new MessageParts();
+
+    Call(Entry at, List<Integer> numbers) {
+      this.at = at;
+      this.numbers = List.copyOf(numbers);
+      unfinished = new ArrayList<>(numbers);
+    }
+
+    @Override
+    public void onNext(BatchCompleteResponse response) {
+      if (end.isDone()) {
+        return;
       }
+      isAnswered = true;
+      try {
+        if (response.hasMessagePart()) {
+          parts.add(response.getMessagePart());
+        } else if (response.hasResult() && !isRepeated(response.getResult())) {
+          Integer number = numbers.get(response.getResult().getIndex());
+          unfinished.remove(number);
+          brokenAtNanos = null;
+          failed = 0;
+          deliver(joined(response.getResult(), parts).setIndex(number).build());
+        }
+      } catch (Throwable error) { // also of onResult
+        end.completeExceptionally(error);
+      }
+    }
+
+    @Override
+    public void onError(Throwable error) {
+      handleEnd(RuvdException.from(error));
+    }
+
+    @Override
+    public void onCompleted() {
+      handleEnd(
+          new RuvdException(
+              Status.UNAVAILABLE, "the daemon shut down before every item had a result"));
+    }
+
+    private void handleEnd(RuvdException failure) {
+      if (end.isDone()) {
+        return;
+      }
+      try {
+        long pause = unfinished.isEmpty() ? 0 : after(failure);
+        Runnable next = context.wrap(Batch.this::nextCall);
+        if (pause == 0) {
+          next.run();
+        } else {
+          CompletableFuture.delayedExecutor(pause, TimeUnit.MILLISECONDS, executorOfPauses())
+              .execute(next);
+        }
+      } catch (Throwable error) { // the failure, or an error of onResult
+        end.completeExceptionally(error);
+      }
+    }
+
+    /** Prepares the calls for the unfinished items, and returns the pause before them. */
+    private long after(RuvdException failure) {
       if (isLost(failure)) {
-        handleLoss(at, failure);
         pending.addFirst(unfinished);
-      } else if (!isAboutItems(failure)) {
+        return pauseAfterLoss(at, failure);
+      }
+      if (!isAboutItems(failure)) {
         throw failure;
-      } else if (unfinished.size() > 1) { // until the item that the daemon rejects is alone
+      }
+      if (unfinished.size() > 1) { // until the item that the daemon rejects is alone
         int half = unfinished.size() / 2;
         pending.addFirst(unfinished.subList(half, unfinished.size()));
         pending.addFirst(unfinished.subList(0, half));
@@ -81,8 +173,12 @@ final class Batch {
                 .setError(failure.status())
                 .build());
       }
+      return 0;
     }
-    return summary.setWallTime(duration(System.nanoTime() - startedAtNanos)).build();
+  }
+
+  private Executor executorOfPauses() {
+    return executor == null ? ForkJoinPool.commonPool() : executor;
   }
 
   /** Returns the numbers of the items of each call. */
@@ -104,59 +200,6 @@ final class Batch {
     return calls;
   }
 
-  /** Makes one call, removes the items that have a result, and returns the error of the rest. */
-  private RuvdException call(Entry at, List<Integer> unfinished) {
-    List<Integer> numbers = List.copyOf(unfinished);
-    var items = BatchCompleteRequest.newBuilder().setMaxConcurrency(request.getMaxConcurrency());
-    numbers.forEach(number -> items.addItems(request.getItems(number)));
-    MessageParts parts = new MessageParts();
-    try (var context = Context.current().withCancellation()) { // when onResult throws
-      Context before = context.attach();
-      try {
-        Iterator<BatchCompleteResponse> responses =
-            SessionServiceGrpc.newBlockingStub(ClientInterceptors.intercept(at.channel(), headers))
-                .batchComplete(items.build());
-        while (hasNext(responses)) {
-          BatchCompleteResponse response = responses.next();
-          isAnswered = true;
-          if (response.hasMessagePart()) {
-            parts.add(response.getMessagePart());
-          } else if (response.hasResult() && !isRepeated(response.getResult())) {
-            Integer number = numbers.get(response.getResult().getIndex());
-            unfinished.remove(number);
-            brokenAtNanos = null;
-            failed = 0;
-            deliver(joined(response.getResult(), parts).setIndex(number).build());
-          }
-        }
-      } catch (CallFailed failure) {
-        return failure.error;
-      } finally {
-        context.detach(before);
-      }
-    }
-    return shutDown();
-  }
-
-  /** The error of the call, which is to be told from one of the caller's function. */
-  private static final class CallFailed extends Exception {
-    private static final long serialVersionUID = 1L;
-    private final transient RuvdException error;
-
-    CallFailed(RuvdException error) {
-      super(error);
-      this.error = error;
-    }
-  }
-
-  private static boolean hasNext(Iterator<?> responses) throws CallFailed {
-    try {
-      return responses.hasNext();
-    } catch (StatusRuntimeException failed) {
-      throw new CallFailed(new RuvdException(failed));
-    }
-  }
-
   private static BatchResult.Builder joined(BatchResult result, MessageParts parts) {
     BatchResult.Builder joined = result.toBuilder();
     if (result.hasCompletion()) {
@@ -176,22 +219,18 @@ final class Batch {
         || connections.areSeveral && RepeatedCall.isLeft(error);
   }
 
-  private static RuvdException shutDown() {
-    return new RuvdException(
-        Status.UNAVAILABLE, "the daemon shut down before every item had a result");
-  }
-
   /** Tells whether the unfinished items of a call are sent again. */
   private boolean isLost(RuvdException failure) {
     return connections.areSeveral && RepeatedCall.failsOver(failure, false)
         || RepeatedCall.isUnavailable(failure) && isAnswered;
   }
 
-  private void handleLoss(Entry at, RuvdException failure) {
+  /** Returns the pause in milliseconds. Throws the failure if the batch ends with it. */
+  private long pauseAfterLoss(Entry at, RuvdException failure) {
     if (brokenAtNanos == null) {
       brokenAtNanos = System.nanoTime();
     }
-    if (System.nanoTime() - brokenAtNanos >= RECONNECT_NANOS) {
+    if (System.nanoTime() - brokenAtNanos >= RECONNECT_NANOS || connections.areClosed()) {
       throw failure;
     }
     failed++;
@@ -201,18 +240,12 @@ final class Batch {
         throw failure;
       }
       if (failed % connections.roundLength() != 0) {
-        return;
+        return 0;
       }
     } else {
       at.channel().resetConnectBackoff();
     }
-    try {
-      TimeUnit.MILLISECONDS.sleep(
-          Math.min(LONGEST_PAUSE_MILLIS, FIRST_PAUSE_MILLIS << Math.min(failed, 10)));
-    } catch (InterruptedException interrupted) {
-      Thread.currentThread().interrupt();
-      throw new RuvdException(Status.CANCELLED, "interrupted");
-    }
+    return Math.min(LONGEST_PAUSE_MILLIS, FIRST_PAUSE_MILLIS << Math.min(failed, 10));
   }
 
   /** Tells whether a call was rejected for one of its items, or for its size. */

@@ -20,6 +20,7 @@ import java.util.Set;
 import java.util.UUID;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
 import java.util.function.Function;
@@ -41,7 +42,7 @@ public final class RuvdClient implements AutoCloseable {
   final Connections connections;
   final Duration reconnect;
   private final Metadata metadata = new Metadata(); // the caller's own
-  final Set<CompletableFuture<Finished>> running = ConcurrentHashMap.newKeySet();
+  final Set<CompletableFuture<?>> running = ConcurrentHashMap.newKeySet();
 
   /** Creates a client with the settings of the environment: see {@link RuvdClientBuilder}. */
   public RuvdClient() {
@@ -388,9 +389,35 @@ public final class RuvdClient implements AutoCloseable {
    */
   public BatchSummary batch(
       BatchCompleteRequest.Builder request, Consumer<? super BatchResult> onResult) {
+    CallerThread thread = new CallerThread();
+    return thread.waitFor(startBatch(request, onResult, thread));
+  }
+
+  /**
+   * Like {@link #batch}, without blocking.
+   *
+   * @param request the items
+   * @param onResult is called with each result, one after the other, on a gRPC thread. The daemon
+   *     waits while it runs
+   * @return the totals. It fails with {@link RuvdException}, or with what {@code onResult} has
+   *     thrown; cancelling it cancels the unfinished items
+   */
+  public CompletableFuture<BatchSummary> batchAsync(
+      BatchCompleteRequest.Builder request, Consumer<? super BatchResult> onResult) {
+    return startBatch(request, onResult, null);
+  }
+
+  private CompletableFuture<BatchSummary> startBatch(
+      BatchCompleteRequest.Builder request,
+      Consumer<? super BatchResult> onResult,
+      @Nullable Executor executor) {
     BatchCompleteRequest.Builder items = request.clone();
     items.getItemsBuilderList().forEach(RuvdClient::withRequestId);
-    return new Batch(connections, headers(), items.build(), onResult).run();
+    var batch = new Batch(connections, headers(), items.build(), onResult, executor);
+    running.add(batch.end);
+    batch.end.whenComplete((summary, error) -> running.remove(batch.end));
+    batch.start();
+    return batch.end;
   }
 
   /**
@@ -422,7 +449,8 @@ public final class RuvdClient implements AutoCloseable {
   }
 
   /**
-   * Cancels the running completions, waits up to 2 s for other calls, and closes the connection.
+   * Cancels the running completions and batches, waits up to 2 s for other calls, and closes the
+   * connection.
    */
   @Override
   public void close() {

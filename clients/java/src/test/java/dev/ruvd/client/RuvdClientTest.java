@@ -16,6 +16,8 @@ import io.grpc.Status.Code;
 import io.grpc.stub.StreamObserver;
 import java.time.Duration;
 import java.util.List;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.TimeUnit;
@@ -231,6 +233,95 @@ class RuvdClientTest {
       }
       assertEquals(count, read);
       assertEquals(count + 2, answer.lastSequence());
+    }
+  }
+
+  /** A daemon that answers each item of a batch, but the second call never ends. */
+  private static final class Batches extends Script {
+    private int calls;
+
+    @Override
+    public void batchComplete(
+        BatchCompleteRequest request, StreamObserver<BatchCompleteResponse> to) {
+      for (int index = 0; index < request.getItemsCount(); index++) {
+        var finished = finished(request.getItems(index).getMessages(0).getContent()).getFinished();
+        var result =
+            BatchResult.newBuilder()
+                .setIndex(index)
+                .setCompletion(Completion.newBuilder().setFinished(finished));
+        to.onNext(BatchCompleteResponse.newBuilder().setResult(result).build());
+      }
+      if (++calls == 1) {
+        to.onCompleted();
+      }
+    }
+  }
+
+  private static BatchCompleteRequest.Builder items(String... texts) {
+    var items = BatchCompleteRequest.newBuilder();
+    Stream.of(texts).forEach(text -> items.addItems(RuvdClient.request(text)));
+    return items;
+  }
+
+  @Test
+  void theResultsOfABatchComeOnTheCallingThread() {
+    try (var daemon = new ScriptedDaemon(new Batches());
+        var client = new RuvdClient(daemon.address())) {
+      var threads = new CopyOnWriteArrayList<Thread>();
+      var summary = client.batch(items("a", "b"), result -> threads.add(Thread.currentThread()));
+      assertEquals(2, summary.getSucceeded());
+      assertEquals(List.of(Thread.currentThread(), Thread.currentThread()), threads);
+    }
+  }
+
+  @Test
+  void anAsynchronousBatchDoesNotWaitForTheDaemon() throws Exception {
+    try (var daemon = new ScriptedDaemon(new Batches());
+        var client = new RuvdClient(daemon.address())) {
+      var held = new CountDownLatch(1);
+      var summary = client.batchAsync(items("a", "b"), result -> await(held));
+      assertFalse(summary.isDone());
+      held.countDown();
+      assertEquals(2, summary.get(60, TimeUnit.SECONDS).getSucceeded());
+    }
+  }
+
+  @Test
+  void whatTheCallersFunctionThrowsEndsTheBatch() {
+    try (var daemon = new ScriptedDaemon(new Batches());
+        var client = new RuvdClient(daemon.address())) {
+      var error =
+          assertThrows(
+              IllegalStateException.class,
+              () ->
+                  client.batch(
+                      items("a", "b"),
+                      result -> {
+                        throw new IllegalStateException("mine");
+                      }));
+      assertEquals("mine", error.getMessage());
+    }
+  }
+
+  @Test
+  void closingTheClientEndsItsBatches() throws Exception {
+    try (var daemon = new ScriptedDaemon(new Batches())) {
+      var client = new RuvdClient(daemon.address());
+      client.batch(items("a"), result -> {});
+      var asynchronous = client.batchAsync(items("b"), result -> {}); // which never ends
+      var begun = new CountDownLatch(1);
+      var waiting = new CompletableFuture<RuvdException>();
+      new Thread(
+              () ->
+                  waiting.complete(
+                      assertThrows(
+                          RuvdException.class,
+                          () -> client.batch(items("c"), result -> begun.countDown()))))
+          .start();
+      await(begun);
+      client.close();
+      assertTrue(asynchronous.isCancelled());
+      assertEquals(Code.CANCELLED, waiting.get(60, TimeUnit.SECONDS).code());
     }
   }
 

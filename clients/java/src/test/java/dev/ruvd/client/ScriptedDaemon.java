@@ -14,6 +14,7 @@ import java.util.List;
 import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
+import java.util.concurrent.TimeUnit;
 
 /** A server on a free port of loopback, which answers by a test's script and records the calls. */
 final class ScriptedDaemon implements AutoCloseable {
@@ -64,8 +65,12 @@ final class ScriptedDaemon implements AutoCloseable {
 
   @Override
   public void close() {
-    server.shutdownNow();
-    threads.shutdownNow();
+    try {
+      server.shutdownNow().awaitTermination(60, TimeUnit.SECONDS);
+    } catch (InterruptedException interrupted) {
+      Thread.currentThread().interrupt();
+    }
+    threads.shutdown(); // not before the callbacks of the last calls
   }
 
   static CompleteResponse event(long sequence, CompletionEvent.Builder event) {
