@@ -4,197 +4,28 @@ use std::collections::HashMap;
 
 use futures_util::TryStreamExt;
 use prost_types::value::Kind;
-use prost_types::{Duration, FieldMask, Struct, Value};
+use prost_types::{Struct, Value};
 use ruvd_client::v1::batch_complete_response::Event;
 use ruvd_client::v1::tool_choice::Choice;
 use ruvd_client::{Client, Completion};
 
-use super::*;
+use crate::calls_output::{message, optional, print_answer, print_messages, seconds, word};
+use crate::*;
 
 const SCHEMA: &str = r#"{"type": "object", "properties": {"name": {"type": "string"}}}"#;
 
 pub(crate) async fn run(client: &Client) -> Outcome {
-    create(client).await?;
-    get(client).await?;
-    list(client).await?;
-    update(client).await;
-    append(client).await;
-    fork(client).await;
-    compact(client).await?;
+    calls_sessions::run(client).await?;
     complete(client).await;
     tools(client).await?;
     formats(client).await;
     resume(client).await;
     cancel(client).await?;
     batch(client).await?;
-    end(client).await?;
+    calls_sessions::end(client).await?;
     server(client).await?;
     metrics(client).await?;
     println!("health {}", word(connect("RUVD_NOBODY")?.health().await?));
-    Ok(())
-}
-
-async fn create(client: &Client) -> Outcome {
-    println!("# create");
-    let request = CreateSessionRequest {
-        session_id: "alpha".into(),
-        system_prompt: "Be brief.".into(),
-        messages: vec![
-            Message { pinned: true, ..message(Role::User, "one") },
-            message(Role::Assistant, "uno"),
-            message(Role::User, "two"),
-            message(Role::Assistant, "dos"),
-        ],
-        labels: labels(&[("user", "ada"), ("team", "a")]),
-        context_window: Some(window(1, 4)),
-        idle_timeout: Some(seconds(600)),
-        model: "echo".into(),
-        request_id: "create-1".into(),
-        compaction_instruction: "Keep numbers.".into(),
-        summary: "uno came first".into(),
-        summary_exchange_count: Some(1),
-    };
-    describe(&client.create(request.clone()).await?);
-    print_outcome(client.create(request.clone()).await);
-    print_outcome(client.create(CreateSessionRequest { labels: labels(&[]), ..request }).await);
-    let taken = CreateSessionRequest { session_id: "alpha".into(), ..Default::default() };
-    print_outcome(client.create(taken).await);
-    let made = client.create(CreateSessionRequest::default()).await?;
-    println!("made {}", word(!made.id.is_empty()));
-    client.end(made.id).await
-}
-
-async fn get(client: &Client) -> Outcome {
-    println!("# get");
-    print_messages(client, "alpha").await?;
-    let basic = client.get("alpha", SessionView::Basic).await?;
-    println!("messages {}", basic.messages.len());
-    print_outcome(client.get("nobody", SessionView::Basic).await);
-    Ok(())
-}
-
-async fn list(client: &Client) -> Outcome {
-    println!("# list");
-    for number in 1..=105 {
-        let session_id = format!("p{number}");
-        let labels = labels(&[("page", "yes")]);
-        client.create(CreateSessionRequest { session_id, labels, ..Default::default() }).await?;
-    }
-    for filter in [&[("page", "yes")][..], &[("team", "a"), ("user", "ada")], &[("team", "none")]] {
-        let label_filter = labels(filter);
-        let request = ListSessionsRequest { label_filter, ..Default::default() };
-        let found = client.list(request).await?;
-        match (found.first(), found.last()) {
-            (Some(first), Some(last)) => {
-                println!("listed {} {} {}", found.len(), first.id, last.id);
-            }
-            _ => println!("listed 0"),
-        }
-    }
-    Ok(())
-}
-
-async fn update(client: &Client) {
-    println!("# update");
-    let settings = UpdateSessionRequest {
-        session_id: "alpha".into(),
-        labels: labels(&[("team", "b")]),
-        idle_timeout: Some(seconds(300)),
-        context_window: Some(window(2, 6)),
-        compaction_instruction: "Keep names.".into(),
-        update_mask: None,
-    };
-    let paths = vec!["idle_timeout".into(), "compaction_instruction".into()];
-    let defaults = UpdateSessionRequest {
-        session_id: "alpha".into(),
-        update_mask: Some(FieldMask { paths }),
-        ..Default::default()
-    };
-    let nobody = UpdateSessionRequest {
-        session_id: "nobody".into(),
-        labels: labels(&[("a", "b")]),
-        ..Default::default()
-    };
-    for request in [settings, defaults, nobody] {
-        describe_outcome(client.update(request).await);
-    }
-}
-
-async fn append(client: &Client) {
-    println!("# append");
-    let append = |session_id: &str, role, content| AppendMessagesRequest {
-        session_id: session_id.into(),
-        messages: vec![message(role, content)],
-        ..Default::default()
-    };
-    for content in ["three", "three", "other"] {
-        let request_id = "append-1".into();
-        let request = AppendMessagesRequest { request_id, ..append("alpha", Role::User, content) };
-        print_outcome(client.append(request).await);
-    }
-    let request = AppendMessagesRequest {
-        summary: "uno, then dos".into(),
-        summary_exchange_count: Some(2),
-        ..append("alpha", Role::Assistant, "tres")
-    };
-    describe_outcome(client.append(request).await);
-    print_outcome(client.append(append("nobody", Role::User, "hi")).await);
-}
-
-async fn fork(client: &Client) {
-    println!("# fork");
-    let of = |session_id: &str| ForkSessionRequest {
-        session_id: session_id.into(),
-        ..Default::default()
-    };
-    let fork = ForkSessionRequest {
-        exchange_count: Some(1),
-        new_session_id: "alpha-fork".into(),
-        request_id: "fork-1".into(),
-        ..of("alpha")
-    };
-    describe_outcome(client.fork(fork.clone()).await);
-    let taken = ForkSessionRequest { new_session_id: "alpha".into(), ..of("alpha") };
-    let too_many = ForkSessionRequest { exchange_count: Some(99), ..of("alpha") };
-    for request in [fork, taken, too_many, of("nobody")] {
-        print_outcome(client.fork(request).await);
-    }
-}
-
-async fn compact(client: &Client) -> Outcome {
-    println!("# compact");
-    let turn = |number| {
-        let question = message(Role::User, &format!("question {number}"));
-        [question, message(Role::Assistant, &format!("answer {number}"))]
-    };
-    let window =
-        ContextWindow { keep_exchanges: Some(1), max_exchanges: Some(10), ..Default::default() };
-    let request = CreateSessionRequest {
-        session_id: "beta".into(),
-        messages: (1..=3).flat_map(turn).collect(),
-        context_window: Some(window),
-        ..Default::default()
-    };
-    client.create(request).await?;
-    for dry_run in [true, false] {
-        let request = CompactSessionRequest { session_id: "beta".into(), dry_run };
-        let done = client.compact(request).await?;
-        println!(
-            "compaction exchanges={} kept={} before={} after={}",
-            done.summarized_exchanges,
-            done.kept_exchanges,
-            done.bytes_before,
-            word(done.bytes_after.is_some()),
-        );
-        let session = done.session.unwrap_or_default();
-        let has_summary = word(!session.summary.is_empty());
-        println!("summary {has_summary} of={}", session.summary_exchange_count);
-        println!("compactions {} usage={}", session.compactions, word(done.usage.is_some()));
-    }
-    let again = CompactSessionRequest { session_id: "beta".into(), dry_run: false };
-    println!("again exchanges={}", client.compact(again).await?.summarized_exchanges);
-    let nobody = CompactSessionRequest { session_id: "nobody".into(), dry_run: false };
-    print_error(&client.compact(nobody).await.unwrap_err());
     Ok(())
 }
 
@@ -406,20 +237,6 @@ fn print_summary(summary: &BatchSummary) {
     );
 }
 
-async fn end(client: &Client) -> Outcome {
-    println!("# end");
-    let messages = vec![message(Role::User, "bye")];
-    let session_id = "alpha".to_owned();
-    client.append(AppendMessagesRequest { session_id, messages, ..Default::default() }).await?;
-    describe(&client.get("alpha", SessionView::Basic).await?);
-    client.end("alpha").await?;
-    println!("ended");
-    print_error(&client.end("alpha").await.unwrap_err());
-    client.end_if_exists("alpha").await?;
-    println!("ended");
-    Ok(())
-}
-
 async fn server(client: &Client) -> Outcome {
     println!("# server");
     let models = client.models().await?;
@@ -475,125 +292,6 @@ async fn metrics(client: &Client) -> Outcome {
     Ok(())
 }
 
-fn message(role: Role, content: &str) -> Message {
-    Message { role: role.into(), content: content.into(), ..Default::default() }
-}
-
-fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-    pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
-}
-
-fn window(keep: i32, max: i32) -> ContextWindow {
-    ContextWindow {
-        keep_exchanges: Some(keep),
-        max_exchanges: Some(max),
-        max_tokens: Some(100),
-        rendering: Rendering::Messages.into(),
-        compaction: Compaction::None.into(),
-        keep_first: Some(1),
-        compact_at: Some(0.5),
-    }
-}
-
-fn seconds(seconds: i64) -> Duration {
-    Duration { seconds, nanos: 0 }
-}
-
 fn id_of(answer: &Completion) -> String {
     answer.started().map(|started| started.completion_id.clone()).unwrap_or_default()
-}
-
-/// Waits for the whole answer and prints it, or its error.
-async fn print_answer(answer: &mut Completion) {
-    if let Err(error) = answer.text().await {
-        return print_error(&error);
-    }
-    let finished = answer.finished().cloned().unwrap_or_default();
-    let message = finished.message.clone().unwrap_or_default();
-    let (reason, exchanges) = (reason(&finished), finished.exchange_count);
-    println!("answer {reason} [{}] exchanges={exchanges}", message.content);
-    print_calls(&message);
-    print_usage(finished.usage);
-}
-
-fn print_calls(message: &Message) {
-    for call in &message.tool_calls {
-        println!("call {} {} {}", call.id, call.name, call.arguments);
-    }
-}
-
-async fn print_messages(client: &Client, id: &str) -> Outcome {
-    for message in client.get(id, SessionView::Full).await?.messages {
-        let role = message.role().as_str_name().trim_start_matches("ROLE_");
-        let pinned = if message.pinned { " pinned" } else { "" };
-        let of = match message.tool_call_id.as_str() {
-            "" => String::new(),
-            id => format!(" of={id}"),
-        };
-        println!("message {role} [{}]{pinned}{of}", message.content);
-        print_calls(&message);
-    }
-    Ok(())
-}
-
-fn print_outcome(outcome: Result<Session, Error>) {
-    match outcome {
-        Ok(session) => print_session(&session),
-        Err(error) => print_error(&error),
-    }
-}
-
-fn describe_outcome(outcome: Result<Session, Error>) {
-    match outcome {
-        Ok(session) => describe(&session),
-        Err(error) => print_error(&error),
-    }
-}
-
-/// Prints all fields of a session but its messages.
-fn describe(session: &Session) {
-    print_session(session);
-    println!("prompt [{}]", session.system_prompt);
-    let sorted: BTreeMap<_, _> = session.labels.iter().collect();
-    print!("labels");
-    for (key, value) in sorted {
-        print!(" {key}={value}");
-    }
-    println!();
-    let window = session.context_window.unwrap_or_default();
-    println!(
-        "window keep={} max={} tokens={}",
-        optional(window.keep_exchanges),
-        optional(window.max_exchanges),
-        optional(window.max_tokens),
-    );
-    let rendering = window.rendering().as_str_name().trim_start_matches("RENDERING_");
-    println!("rendering {rendering} first={}", optional(window.keep_first));
-    let compaction = window.compaction().as_str_name().trim_start_matches("COMPACTION_");
-    println!("compaction {compaction} at={}", optional(window.compact_at));
-    println!("instruction [{}]", session.compaction_instruction);
-    println!("summary [{}] of={}", session.summary, session.summary_exchange_count);
-    println!("compactions {}", session.compactions);
-    let idle = session.idle_timeout.unwrap_or_default().seconds;
-    let parent = if session.parent_id.is_empty() { "-" } else { &session.parent_id };
-    println!("settings idle={idle}s model={} parent={parent}", session.model);
-    print_usage(session.usage);
-    println!("create_time {}", word(session.create_time.is_some()));
-    println!("last_used_time {}", word(session.last_used_time.is_some()));
-    println!("expire_time {}", word(session.expire_time.is_some()));
-}
-
-fn print_usage(usage: Option<Usage>) {
-    let usage = usage.unwrap_or_default();
-    let (prompt, answer) = (usage.prompt_tokens, usage.completion_tokens);
-    println!("usage prompt={prompt} cached={} answer={answer}", optional(usage.cached_tokens));
-}
-
-/// Returns a value, or - if it is not set.
-fn optional(value: Option<impl ToString>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
-}
-
-fn word(value: bool) -> &'static str {
-    if value { "yes" } else { "no" }
 }

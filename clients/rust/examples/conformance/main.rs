@@ -4,6 +4,10 @@
 #![allow(clippy::wildcard_imports)] // The generated messages.
 
 mod calls;
+mod calls_output;
+mod calls_sessions;
+mod failover;
+mod identity;
 mod output;
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,7 +19,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use ruvd_client::v1::completion_event::Event;
 use ruvd_client::v1::delta::Part;
 use ruvd_client::v1::*;
-use ruvd_client::{Client, ClientBuilder, Completion, Error, Tls};
+use ruvd_client::{Client, Completion, Error};
 use tokio::time::sleep;
 
 use crate::output::{name, print_error, print_item, print_session, reason, words};
@@ -29,8 +33,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["scenario"] => Ok(scenario().await?),
         ["calls"] => Ok(calls::run(&Client::from_env()?).await?),
         ["restart"] => Ok(restart().await?),
-        ["failover"] => failover().await,
-        ["identity", way] => identity(way).await,
+        ["failover"] => failover::run().await,
+        ["identity", way] => identity::run(way).await,
         _ => Err("usage: conformance scenario|calls|restart|failover|identity WAY".into()),
     }
 }
@@ -269,7 +273,8 @@ async fn nobody() -> Outcome {
 }
 
 async fn restart() -> Outcome {
-    let client = Client::from_env()?;
+    // A daemon may take long to start on a busy machine.
+    let client = Client::from_env()?.with_reconnect(Duration::from_secs(60));
     let mut answer = client.complete(CompleteRequest {
         on_disconnect: OnDisconnect::Continue.into(),
         ..session_request(words(40), "omega")
@@ -293,192 +298,6 @@ async fn restart() -> Outcome {
         Err(error) => print_error(&error),
     }
     Ok(())
-}
-
-/// Makes one call for each line of standard input.
-async fn failover() -> Result<(), Box<dyn std::error::Error>> {
-    let client = match Client::from_env() {
-        Ok(client) => client,
-        Err(refused) => {
-            println!("refused {}", refused.message.replace('\n', " "));
-            return Ok(());
-        }
-    };
-    for line in io::stdin().lines() {
-        let line = line?;
-        let mut words = line.splitn(3, ' ');
-        let mut word = || words.next().unwrap_or_default();
-        let (name, session) = (word(), word().trim_start_matches('-'));
-        if let Err(error) = failover_call(&client, name, session, word()).await {
-            print_error(&error);
-        }
-        io::stdout().flush()?;
-    }
-    Ok(())
-}
-
-async fn failover_call(client: &Client, name: &str, session: &str, text: &str) -> Outcome {
-    let session_id = session.to_owned();
-    match name {
-        "complete" => failover_stream(client.complete(turn(session, text))).await?,
-        "collect" => {
-            println!("collected [{}]", client.complete(turn(session, text)).text().await?);
-        }
-        "batch" => failover_batch(client, format!("{session} {text}").split_whitespace()).await?,
-        "create" => {
-            let request = CreateSessionRequest { session_id, ..Default::default() };
-            println!("created {}", client.create(request).await?.id);
-        }
-        "append" => {
-            let messages = CompleteRequest::from(text).messages;
-            let request = AppendMessagesRequest { session_id, messages, ..Default::default() };
-            println!("appended messages={}", client.append(request).await?.message_count);
-        }
-        "update" => {
-            let labels = HashMap::from([("value".into(), text.into())]);
-            let update_mask = Some(prost_types::FieldMask { paths: vec!["labels".into()] });
-            let request =
-                UpdateSessionRequest { session_id, labels, update_mask, ..Default::default() };
-            client.update(request).await?;
-            println!("updated");
-        }
-        "fork" => {
-            let new_session_id = text.to_owned();
-            let request = ForkSessionRequest { session_id, new_session_id, ..Default::default() };
-            println!("forked exchanges={}", client.fork(request).await?.exchange_count);
-        }
-        "get" => print_session(&client.get(session, SessionView::Basic).await?),
-        "end" => {
-            client.end(session).await?;
-            println!("ended");
-        }
-        "models" => {
-            client.models().await?;
-            println!("models ok");
-        }
-        "cancel" => {
-            let request_id = text.to_owned();
-            let request = CancelCompletionRequest { session_id, request_id, ..Default::default() };
-            client.cancel(request).await?;
-            println!("cancelled");
-        }
-        _ => println!("unknown call {name}"),
-    }
-    Ok(())
-}
-
-/// Returns the request of a turn, from its session and from its request id and text.
-fn turn(session: &str, rest: &str) -> CompleteRequest {
-    let (request_id, text) = rest.split_once(' ').unwrap_or_default();
-    CompleteRequest { request_id: request_id.into(), ..session_request(text, session) }
-}
-
-async fn failover_stream(mut answer: Completion) -> Outcome {
-    while let Some(text) = answer.try_next().await? {
-        println!("text [{text}]");
-        io::stdout().flush().expect("stdout is open");
-    }
-    if let Some(finished) = answer.finished() {
-        println!("finished {} exchanges={}", reason(finished), finished.exchange_count);
-    }
-    Ok(())
-}
-
-async fn failover_batch(client: &Client, words: impl Iterator<Item = &str>) -> Outcome {
-    let items = words.map(CompleteRequest::from).collect();
-    let mut batch = client.batch(BatchCompleteRequest { items, ..Default::default() });
-    let mut results = BTreeMap::new();
-    while let Some(event) = batch.try_next().await? {
-        if let batch_complete_response::Event::Result(result) = event {
-            results.insert(result.index, result.outcome);
-        }
-    }
-    for (index, outcome) in results {
-        print_item(index, outcome.as_ref());
-    }
-    Ok(())
-}
-
-/// Makes the calls of `identity WAY` for each line of standard input.
-async fn identity(way: &str) -> Result<(), Box<dyn std::error::Error>> {
-    let Ok(client) = identity_settings(way)?.build() else {
-        println!("refused");
-        return Ok(());
-    };
-    for line in io::stdin().lines() {
-        identity_calls(&client, &line?).await;
-    }
-    Ok(())
-}
-
-fn identity_settings(way: &str) -> Result<ClientBuilder, Box<dyn std::error::Error>> {
-    let path = env::var("TEST_TOKEN_FILE").unwrap_or_default();
-    let client = Client::builder();
-    let client = match way {
-        "environment" => return Ok(client),
-        "value" => client.token(env::var("TEST_TOKEN")?),
-        "file" => client.token_file(path),
-        "function" => client.token_source(move || {
-            let path = path.clone();
-            async move { std::fs::read_to_string(path) }
-        }),
-        _ => return Err("unknown way".into()),
-    };
-    let client = client.address(env::var("TEST_ADDRESS")?);
-    let Ok(ca_file) = env::var("TEST_TLS_CA_FILE") else { return Ok(client) };
-    let mut tls = Tls::new().ca_file(ca_file);
-    let variables = ["TEST_TLS_CLIENT_CERT_FILE", "TEST_TLS_CLIENT_KEY_FILE"];
-    let [cert, key] = variables.map(|name| env::var(name).unwrap_or_default());
-    if !cert.is_empty() || !key.is_empty() {
-        tls = tls.client_certificate(cert, key);
-    }
-    if let Ok(name) = env::var("TEST_TLS_SERVER_NAME") {
-        tls = tls.server_name(name);
-    }
-    Ok(client.tls(tls))
-}
-
-async fn identity_calls(client: &Client, name: &str) {
-    print_result("models", client.models().await.map(|_| "ok".into()));
-
-    let request = CompleteRequest { request_id: name.into(), ..session_request("one two", name) };
-    let text = client.complete(request).text().await;
-    print_result("complete", text.map(|text| format!("[{text}]")));
-
-    let (session_id, request_id) = (name.to_owned(), name.to_owned());
-    let request = ResumeCompletionRequest { session_id, request_id, ..Default::default() };
-    let text = client.resume(request).text().await;
-    print_result("resume", text.map(|text| format!("[{text}]")));
-
-    let (session_id, request_id) = (name.to_owned(), name.to_owned());
-    let request = CancelCompletionRequest { session_id, request_id, ..Default::default() };
-    print_result("cancel", client.cancel(request).await.map(|()| "ok".into()));
-
-    let items = vec!["three".into()];
-    let mut events = client.batch(BatchCompleteRequest { items, ..Default::default() });
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(batch_complete_response::Event::Result(result)) => {
-                let Some(batch_result::Outcome::Completion(answer)) = result.outcome else {
-                    continue;
-                };
-                let message = answer.finished.and_then(|end| end.message).unwrap_or_default();
-                print_result("batch", Ok(format!("[{}]", message.content)));
-            }
-            Ok(_) => {}
-            Err(error) => print_result("batch", Err(error)),
-        }
-    }
-}
-
-fn print_result(call: &str, result: Result<String, Error>) {
-    match result {
-        Ok(text) => println!("{call} {text}"),
-        Err(error) => {
-            let reason = if error.reason.is_empty() { "-" } else { &error.reason };
-            println!("{call} error {} {reason}", name(error.code));
-        }
-    }
 }
 
 fn connect(variable: &str) -> Result<Client, Error> {

@@ -1,14 +1,15 @@
 package dev.ruvd.conformance;
 
 import static dev.ruvd.client.RuvdClient.request;
+import static dev.ruvd.conformance.CallOutput.optional;
+import static dev.ruvd.conformance.CallOutput.seconds;
+import static dev.ruvd.conformance.CallOutput.word;
 import static dev.ruvd.conformance.Output.attempt;
 import static dev.ruvd.conformance.Output.line;
 import static dev.ruvd.conformance.Output.step;
 import static dev.ruvd.conformance.Output.withoutPrefix;
 import static dev.ruvd.conformance.Output.words;
 
-import com.google.protobuf.Duration;
-import com.google.protobuf.FieldMask;
 import com.google.protobuf.Struct;
 import com.google.protobuf.Value;
 import dev.ruvd.client.CompletionStream;
@@ -17,8 +18,6 @@ import dev.ruvd.v1.*;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
-import java.util.Map;
-import java.util.TreeMap;
 import java.util.function.Consumer;
 import java.util.function.Function;
 
@@ -37,20 +36,15 @@ final class Calls {
   }
 
   void run() {
-    create();
-    get();
-    list();
-    update();
-    append();
-    fork();
-    compact();
+    SessionCalls sessions = new SessionCalls(client);
+    sessions.run();
     complete();
     tools();
     formats();
     resume();
     cancel();
     batch();
-    end();
+    sessions.end();
     server();
     metrics();
     try (RuvdClient nobody = new RuvdClient(System.getenv("RUVD_NOBODY"))) {
@@ -58,144 +52,10 @@ final class Calls {
     }
   }
 
-  private void create() {
-    step("create");
-    var request =
-        CreateSessionRequest.newBuilder()
-            .setSessionId("alpha")
-            .setSystemPrompt("Be brief.")
-            .addMessages(message(Role.ROLE_USER, "one").toBuilder().setPinned(true))
-            .addMessages(message(Role.ROLE_ASSISTANT, "uno"))
-            .addMessages(message(Role.ROLE_USER, "two"))
-            .addMessages(message(Role.ROLE_ASSISTANT, "dos"))
-            .putLabels("user", "ada")
-            .putLabels("team", "a")
-            .setContextWindow(window(1, 4))
-            .setIdleTimeout(seconds(600))
-            .setModel("echo")
-            .setRequestId("create-1")
-            .setCompactionInstruction("Keep numbers.")
-            .setSummary("uno came first")
-            .setSummaryExchangeCount(1);
-    describe(client.createSession(request.build()));
-    attempt(() -> Output.print(client.createSession(request.build())));
-    attempt(() -> Output.print(client.createSession(request.clone().clearLabels().build())));
-    var taken = CreateSessionRequest.newBuilder().setSessionId("alpha").build();
-    attempt(() -> Output.print(client.createSession(taken)));
-    Session made = client.createSession(CreateSessionRequest.getDefaultInstance());
-    line("made %s", word(!made.getId().isEmpty()));
-    client.endSession(made.getId());
-  }
-
-  private void get() {
-    step("get");
-    messages("alpha");
-    line("messages %d", client.getSession("alpha").getMessagesCount());
-    attempt(() -> Output.print(client.getSession("nobody")));
-  }
-
-  private void list() {
-    step("list");
-    for (int number = 1; number <= 105; number++) {
-      var request = CreateSessionRequest.newBuilder().setSessionId("p" + number);
-      client.createSession(request.putLabels("page", "yes").build());
-    }
-    for (Map<String, String> labels :
-        List.of(
-            Map.of("page", "yes"), Map.of("team", "a", "user", "ada"), Map.of("team", "none"))) {
-      var request = ListSessionsRequest.newBuilder().putAllLabelFilter(labels).build();
-      List<Session> found = client.listSessions(request);
-      if (found.isEmpty()) {
-        line("listed 0");
-      } else {
-        Session last = found.get(found.size() - 1);
-        line("listed %d %s %s", found.size(), found.get(0).getId(), last.getId());
-      }
-    }
-  }
-
-  private void update() {
-    step("update");
-    var settings =
-        UpdateSessionRequest.newBuilder()
-            .setSessionId("alpha")
-            .putLabels("team", "b")
-            .setIdleTimeout(seconds(300))
-            .setContextWindow(window(2, 6))
-            .setCompactionInstruction("Keep names.");
-    var mask =
-        FieldMask.newBuilder().addPaths("idle_timeout").addPaths("compaction_instruction").build();
-    var defaults = UpdateSessionRequest.newBuilder().setSessionId("alpha").setUpdateMask(mask);
-    var nobody = UpdateSessionRequest.newBuilder().setSessionId("nobody").putLabels("a", "b");
-    for (var request : List.of(settings, defaults, nobody)) {
-      attempt(() -> describe(client.updateSession(request.build())));
-    }
-  }
-
-  private void append() {
-    step("append");
-    for (String text : List.of("three", "three", "other")) {
-      var request = appended("alpha", Role.ROLE_USER, text).setRequestId("append-1").build();
-      attempt(() -> Output.print(client.appendMessages(request)));
-    }
-    var summary = appended("alpha", Role.ROLE_ASSISTANT, "tres").setSummary("uno, then dos");
-    attempt(() -> describe(client.appendMessages(summary.setSummaryExchangeCount(2).build())));
-    var nobody = appended("nobody", Role.ROLE_USER, "hi").build();
-    attempt(() -> Output.print(client.appendMessages(nobody)));
-  }
-
-  private void fork() {
-    step("fork");
-    var fork =
-        ForkSessionRequest.newBuilder()
-            .setSessionId("alpha")
-            .setExchangeCount(1)
-            .setNewSessionId("alpha-fork")
-            .setRequestId("fork-1");
-    attempt(() -> describe(client.forkSession(fork.build())));
-    var alpha = ForkSessionRequest.newBuilder().setSessionId("alpha");
-    for (var request :
-        List.of(
-            fork,
-            alpha.clone().setNewSessionId("alpha"),
-            alpha.clone().setExchangeCount(99),
-            ForkSessionRequest.newBuilder().setSessionId("nobody"))) {
-      attempt(() -> Output.print(client.forkSession(request.build())));
-    }
-  }
-
-  private void compact() {
-    step("compact");
-    var window = ContextWindow.newBuilder().setKeepExchanges(1).setMaxExchanges(10);
-    var beta = CreateSessionRequest.newBuilder().setSessionId("beta").setContextWindow(window);
-    for (int number = 1; number <= 3; number++) {
-      beta.addMessages(message(Role.ROLE_USER, "question " + number));
-      beta.addMessages(message(Role.ROLE_ASSISTANT, "answer " + number));
-    }
-    client.createSession(beta.build());
-    var request = CompactSessionRequest.newBuilder().setSessionId("beta");
-    for (boolean isDryRun : List.of(true, false)) {
-      var done = client.compactSession(request.setDryRun(isDryRun).build());
-      line(
-          "compaction exchanges=%d kept=%d before=%d after=%s",
-          done.getSummarizedExchanges(),
-          done.getKeptExchanges(),
-          done.getBytesBefore(),
-          word(done.hasBytesAfter()));
-      Session session = done.getSession();
-      boolean hasSummary = !session.getSummary().isEmpty();
-      line("summary %s of=%d", word(hasSummary), session.getSummaryExchangeCount());
-      line("compactions %d usage=%s", session.getCompactions(), word(done.hasUsage()));
-    }
-    var again = client.compactSession(request.build());
-    line("again exchanges=%d", again.getSummarizedExchanges());
-    attempt(() -> client.compactSession(request.setSessionId("nobody").build()));
-  }
-
   private void complete() {
     step("complete");
     CompletionStream answer = client.complete(request("four five six").setSessionId("alpha"));
-    print(answer);
+    CallOutput.print(answer);
     Started started = answer.started().orElseThrow();
     line(
         "started created=%s trimmed=%s summarized=%s",
@@ -246,7 +106,7 @@ final class Calls {
             request("in Oslo")
                 .setSessionId("delta")
                 .setOptions(options.clone().setToolChoice(function)));
-    print(answer);
+    CallOutput.print(answer);
     var results = CompleteRequest.newBuilder().setSessionId("delta").setOptions(options);
     for (ToolCall call : answer.finished().getMessage().getToolCallsList()) {
       results.addMessages(RuvdClient.toolResult(call, "12 degrees"));
@@ -255,7 +115,7 @@ final class Calls {
     var none = ToolChoice.newBuilder().setMode(ToolChoiceMode.TOOL_CHOICE_MODE_NONE);
     complete(
         request("weather").setSessionId("delta").setOptions(options.clone().setToolChoice(none)));
-    messages("delta");
+    CallOutput.messages(client, "delta");
   }
 
   private void formats() {
@@ -272,7 +132,7 @@ final class Calls {
     step("resume");
     CompletionStream answer =
         client.complete(request("one two three").setSessionId("epsilon").setRequestId("resume-1"));
-    print(answer);
+    CallOutput.print(answer);
     String id = answer.started().orElseThrow().getCompletionId();
     var byId = ResumeCompletionRequest.newBuilder().setCompletionId(id);
     for (var request :
@@ -281,7 +141,7 @@ final class Calls {
             ResumeCompletionRequest.newBuilder().setSessionId("epsilon").setRequestId("resume-1"),
             byId.clone().setAfterSequence(answer.lastSequence() - 1),
             ResumeCompletionRequest.newBuilder().setCompletionId("nobody"))) {
-      attempt(() -> print(client.resumeCompletion(request.build())));
+      attempt(() -> CallOutput.print(client.resumeCompletion(request.build())));
     }
   }
 
@@ -364,20 +224,6 @@ final class Calls {
         summary.getUsage().getCompletionTokens());
   }
 
-  private void end() {
-    step("end");
-    client.appendMessages(appended("alpha", Role.ROLE_USER, "bye").build());
-    describe(client.getSession("alpha"));
-    var request = EndSessionRequest.newBuilder().setSessionId("alpha");
-    for (boolean allowMissing : List.of(false, false, true)) {
-      attempt(
-          () -> {
-            client.endSession(request.setAllowMissing(allowMissing).build());
-            line("ended");
-          });
-    }
-  }
-
   private void server() {
     step("server");
     var models = client.listModels();
@@ -433,118 +279,8 @@ final class Calls {
     line("measured avg_prefill_reduction %s", word(metrics.hasAvgPrefillReduction()));
   }
 
-  private static Message message(Role role, String content) {
-    return Message.newBuilder().setRole(role).setContent(content).build();
-  }
-
-  private static AppendMessagesRequest.Builder appended(String session, Role role, String text) {
-    return AppendMessagesRequest.newBuilder()
-        .setSessionId(session)
-        .addMessages(message(role, text));
-  }
-
-  private static ContextWindow window(int keep, int max) {
-    return ContextWindow.newBuilder()
-        .setKeepExchanges(keep)
-        .setMaxExchanges(max)
-        .setMaxTokens(100)
-        .setRendering(Rendering.RENDERING_MESSAGES)
-        .setCompaction(Compaction.COMPACTION_NONE)
-        .setKeepFirst(1)
-        .setCompactAt(0.5)
-        .build();
-  }
-
-  private static Duration seconds(long seconds) {
-    return Duration.newBuilder().setSeconds(seconds).build();
-  }
-
   /** Completes, and prints the whole answer or its error. */
   private void complete(CompleteRequest.Builder request) {
-    attempt(() -> print(client.complete(request)));
-  }
-
-  /** Waits for the whole answer and prints it. */
-  private static void print(CompletionStream answer) {
-    Finished finished = answer.finished();
-    line(
-        "answer %s [%s] exchanges=%d",
-        withoutPrefix(finished.getFinishReason(), "FINISH_REASON_"),
-        finished.getMessage().getContent(),
-        finished.getExchangeCount());
-    printCalls(finished.getMessage());
-    print(finished.getUsage());
-  }
-
-  private static void printCalls(Message message) {
-    for (ToolCall call : message.getToolCallsList()) {
-      line("call %s %s %s", call.getId(), call.getName(), call.getArguments());
-    }
-  }
-
-  private void messages(String session) {
-    for (Message message :
-        client.getSession(session, SessionView.SESSION_VIEW_FULL).getMessagesList()) {
-      String of = message.getToolCallId();
-      line(
-          "message %s [%s]%s%s",
-          withoutPrefix(message.getRole(), "ROLE_"),
-          message.getContent(),
-          message.getPinned() ? " pinned" : "",
-          of.isEmpty() ? "" : " of=" + of);
-      printCalls(message);
-    }
-  }
-
-  /** Prints all fields of a session but its messages. */
-  private static void describe(Session session) {
-    Output.print(session);
-    line("prompt [%s]", session.getSystemPrompt());
-    StringBuilder labels = new StringBuilder();
-    new TreeMap<>(session.getLabelsMap())
-        .forEach((key, value) -> labels.append(" ").append(key).append("=").append(value));
-    line("labels%s", labels);
-    ContextWindow window = session.getContextWindow();
-    line(
-        "window keep=%s max=%s tokens=%s",
-        optional(window.hasKeepExchanges(), window.getKeepExchanges()),
-        optional(window.hasMaxExchanges(), window.getMaxExchanges()),
-        optional(window.hasMaxTokens(), window.getMaxTokens()));
-    line(
-        "rendering %s first=%s",
-        withoutPrefix(window.getRendering(), "RENDERING_"),
-        optional(window.hasKeepFirst(), window.getKeepFirst()));
-    line(
-        "compaction %s at=%s",
-        withoutPrefix(window.getCompaction(), "COMPACTION_"),
-        optional(window.hasCompactAt(), window.getCompactAt()));
-    line("instruction [%s]", session.getCompactionInstruction());
-    line("summary [%s] of=%d", session.getSummary(), session.getSummaryExchangeCount());
-    line("compactions %d", session.getCompactions());
-    String parent = session.getParentId();
-    line(
-        "settings idle=%ds model=%s parent=%s",
-        session.getIdleTimeout().getSeconds(), session.getModel(), parent.isEmpty() ? "-" : parent);
-    print(session.getUsage());
-    line("create_time %s", word(session.hasCreateTime()));
-    line("last_used_time %s", word(session.hasLastUsedTime()));
-    line("expire_time %s", word(session.hasExpireTime()));
-  }
-
-  private static void print(Usage usage) {
-    line(
-        "usage prompt=%d cached=%s answer=%d",
-        usage.getPromptTokens(),
-        optional(usage.hasCachedTokens(), usage.getCachedTokens()),
-        usage.getCompletionTokens());
-  }
-
-  /** Returns a value, or - if it is not set. */
-  private static String optional(boolean isSet, Object value) {
-    return isSet ? value.toString() : "-";
-  }
-
-  private static String word(boolean value) {
-    return value ? "yes" : "no";
+    attempt(() -> CallOutput.print(client.complete(request)));
   }
 }

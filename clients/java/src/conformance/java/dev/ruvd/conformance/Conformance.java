@@ -37,9 +37,14 @@ public final class Conformance {
   private static final Duration POLL = Duration.ofMillis(50);
   private static final Duration POLL_TIMEOUT = Duration.ofSeconds(60);
 
-  private final RuvdClient client = new RuvdClient();
+  // A daemon may take long to start on a busy machine.
+  private static final Duration RECONNECT_AFTER_RESTART = Duration.ofSeconds(60);
 
-  private Conformance() {}
+  private final RuvdClient client;
+
+  private Conformance(RuvdClient client) {
+    this.client = client;
+  }
 
   /**
    * Runs one of the programs.
@@ -56,11 +61,16 @@ public final class Conformance {
       Failover.run();
       return;
     }
-    Conformance conformance = new Conformance();
-    try (conformance.client) {
-      switch (arguments.length == 1 ? arguments[0] : "") {
+    String program = arguments.length == 1 ? arguments[0] : "";
+    var settings = RuvdClient.builder();
+    if (program.equals("restart")) {
+      settings.reconnect(RECONNECT_AFTER_RESTART);
+    }
+    try (RuvdClient client = settings.build()) {
+      Conformance conformance = new Conformance(client);
+      switch (program) {
         case "scenario" -> conformance.scenario();
-        case "calls" -> new Calls(conformance.client).run();
+        case "calls" -> new Calls(client).run();
         case "restart" -> conformance.restart();
         default ->
             throw new IllegalArgumentException(
